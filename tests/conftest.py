@@ -1,0 +1,55 @@
+"""Settings for every test: no network, few threads, and marks that skip what this machine cannot run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Before any library reads them; child processes of tests inherit them, and find the checkout under test.
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true"
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every core
+_PATHS = [str(ROOT), str(ROOT / "launchers"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def my_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example extension package installed into it, to be put on PYTHONPATH."""
+    source = tmp_path_factory.mktemp("source") / "my_lab"
+    shutil.copytree(ROOT / "tests" / "examples" / "my_lab", source)
+    target = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--target", str(target), str(source)], check=True)
+    return target
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests without CUDA and `slurm` tests without SLURM, and say so."""
+    wanted = {mark for mark in ("gpu", "slurm") if any(item.get_closest_marker(mark) for item in items)}
+    missing = {}
+    if "gpu" in wanted:
+        import torch
+
+        if not torch.cuda.is_available():
+            missing["gpu"] = "no CUDA device"
+    if "slurm" in wanted and not all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged")):
+        missing["slurm"] = "slurmctld, slurmd or munged is not installed"
+    for item in items:
+        for mark, reason in missing.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
