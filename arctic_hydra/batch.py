@@ -1,0 +1,73 @@
+"""The batch contract between data, trainer and model.
+
+Shapes: B rows, T tokens per row, K supervised positions of the whole micro-batch, D documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE_INDEX = -100
+"""Label of a token that is not trained on."""
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank.
+
+    Packed: B is 1, documents stand one after another, `position_ids_BT` restarts at each and `cu_seqlens` marks
+    their bounds. Padded: one document a row, right-padded, `cu_seqlens` is None. Either way no attention mask is
+    needed: attention is causal and padding only follows real tokens.
+    """
+
+    input_ids_BT: torch.Tensor
+    """int64 token ids."""
+    position_ids_BT: torch.Tensor
+    """int64, from 0 within each document."""
+    rows_K: torch.Tensor
+    """int64 indices into the flattened B*T positions whose next token is trained on."""
+    targets_K: torch.Tensor
+    """int64 token ids to predict at `rows_K`."""
+    source_K: torch.Tensor
+    """int64 index of the data source of each supervised position."""
+    cu_seqlens: torch.Tensor | None = None
+    """int32 [D+1] document bounds along T, for packed rows."""
+    max_seqlen: int = 0
+    """Length of the longest document, in tokens."""
+    num_tokens: int = 0
+    """Real tokens, padding excluded."""
+    num_padding: int = 0
+    """Padding tokens."""
+    example_ids: list[int] = field(default_factory=list)
+    """Indices of the prepared examples in this micro-batch, in order."""
+    document_lengths: list[int] = field(default_factory=list)
+    """Tokens of each document, in order."""
+
+    @property
+    def num_supervised(self) -> int:
+        """Positions that the loss is computed on (known on the host: no device synchronisation)."""
+        return int(self.targets_K.shape[0])
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on `device` (asynchronous copies where memory is pinned)."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in values.items()}
+        return Batch(**moved)
+
+
+@dataclass
+class Window:
+    """The micro-batches of one optimizer step on one rank; every rank has the same number of them."""
+
+    micro_batches: list[Batch]
+    step_in_epoch: int
+    """Index of this optimizer step within its epoch, from 0."""
+
+    @property
+    def num_supervised(self) -> int:
+        """Supervised positions of this rank in this step."""
+        return sum(batch.num_supervised for batch in self.micro_batches)

@@ -1,0 +1,292 @@
+"""Components: one dataclass is schema, factory and documentation; and the one place where configs become objects.
+
+Nothing named in a config is imported unless it is a registered component, or lives below a package that an
+installed extension declares through the entry point group `arctic_hydra`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from arctic_hydra.errors import ConfigError, FieldError, TargetError
+from arctic_hydra.human_numbers import NumberRule
+
+if TYPE_CHECKING:
+    import torch
+
+    from arctic_hydra.trainer.base import Trainer
+
+ENTRY_POINT_GROUP = "arctic_hydra"
+
+_REGISTRY: dict[tuple[str, str], type] = {}
+_ALLOWED_TARGETS: set[str] = set()
+_EXTENSION_PACKAGES: set[str] = set()
+
+# What Hydra itself instantiates from its own node: its launchers and sweepers, and stock logging classes.
+_HYDRA_PREFIXES = ("hydra._internal.core_plugins.", "hydra_plugins.arctic_hydra.")
+_LOGGING_NAMES = {
+    "logging.StreamHandler",
+    "logging.FileHandler",
+    "logging.NullHandler",
+    "logging.Formatter",
+    "logging.Filter",
+    "ext://sys.stdout",
+    "ext://sys.stderr",
+}
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(kw_only=True)
+class Component(ABC):
+    """Base of everything that a config builds: numeric fields converted once, the trainer known before any work.
+
+    Subclasses are keyword-only dataclasses whose fields ARE the config. `validate()` holds the checks of one field
+    or of fields of this component among themselves; checks across components stand in `Run.check()`.
+    """
+
+    def __post_init__(self) -> None:
+        problems: list[tuple[str, str]] = []
+        for name, enum in _enum_fields(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value in enum.__members__:
+                setattr(self, name, enum[value])  # a config read back from JSON holds names
+            elif not isinstance(value, enum):
+                problems.append((name, f"got {value!r}, expected one of {', '.join(enum.__members__)}"))
+        for item in fields(self):
+            rule = item.metadata.get("number")
+            value = getattr(self, item.name)
+            if isinstance(rule, NumberRule) and value is not None and value != "???":
+                try:
+                    setattr(self, item.name, rule.convert(value))
+                except ValueError as error:
+                    problems.append((item.name, str(error)))
+        if problems:
+            raise FieldError(problems)
+        self.validate()
+
+    def validate(self) -> None:
+        """Check fields; pure (no disk, no network). Raise ValueError, or FieldError to name several fields."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem for each thing that this machine lacks (a path, a device), as `<field>: <text>`.
+
+        Read-only, and before torch loads.
+        """
+        return iter(())
+
+    @contextmanager
+    def event(self, name: str, **facts: Any) -> Iterator[None]:
+        """Tell the run's callbacks that `name` starts and ends here; without a trainer, nobody listens."""
+        trainer: Trainer | None = getattr(self, "_trainer", None)
+        if trainer is None:
+            yield
+            return
+        trainer.notify(f"{name}_start", self, facts)
+        yield
+        trainer.notify(f"{name}_end", self, facts)
+
+    def attach(self, trainer: Trainer) -> None:
+        """Make the trainer known to this component and to the components it holds; called before any work."""
+        self._trainer = trainer
+        for item in fields(self):
+            value = getattr(self, item.name)
+            for child in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(child, Component):
+                    child.attach(trainer)
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of this run."""
+        trainer: Trainer | None = getattr(self, "_trainer", None)
+        assert trainer is not None, f"{type(self).__name__}.trainer was read before the trainer attached itself"
+        return trainer
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.trainer.device
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.trainer.world.size
+
+    @property
+    def global_rank(self) -> int:
+        """Index of this process among all ranks."""
+        return self.trainer.world.rank
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(field,))
+def component(*, group: str, name: str) -> Callable[[C], C]:
+    """Register a class as option `name` of config group `group`.
+
+    The class becomes a keyword-only dataclass with a `_target_` field, its schema is stored as
+    `schema/<group>/<name>`, and its target joins the allow-list. Raises ValueError when the option exists.
+    """
+
+    def register(cls: C) -> C:
+        target = f"{cls.__module__}.{cls.__qualname__}"
+        if (group, name) in _REGISTRY:
+            taken = _REGISTRY[group, name]
+            raise ValueError(
+                f"{group}={name} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name"
+            )
+        cls.__annotations__ = {"_target_": "str", **cls.__dict__.get("__annotations__", {})}
+        cls._target_ = target  # type: ignore[attr-defined]
+        cls.option_name = name  # type: ignore[attr-defined]
+        decorated: Any = dataclass(kw_only=True)(cls)
+        _REGISTRY[group, name] = decorated
+        _ALLOWED_TARGETS.add(target)
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=decorated, provider="arctic_hydra")
+        return decorated  # type: ignore[no-any-return]
+
+    return register
+
+
+def registered(group: str | None = None) -> dict[tuple[str, str], type]:
+    """Return the registered components by (group, name), of one group or of all."""
+    return {key: cls for key, cls in _REGISTRY.items() if group in (None, key[0])}
+
+
+def store_root(cls: type) -> None:
+    """Store the typed root and allow its target."""
+    _ALLOWED_TARGETS.add(f"{cls.__module__}.{cls.__qualname__}")
+    ConfigStore.instance().store(group="schema", name="run", node=cls, provider="arctic_hydra")
+
+
+def extensions() -> list[EntryPoint]:
+    """Return the entry points of installed extension packages, in name order."""
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+
+
+def load_extensions() -> None:
+    """Import each installed extension (its import registers its components) and trust its package as a target.
+
+    Raises ConfigError, naming the distribution, when an extension cannot be imported.
+    """
+    for point in extensions():
+        _EXTENSION_PACKAGES.add(point.module.partition(".")[0])
+        try:
+            importlib.import_module(point.module)
+        except Exception as error:
+            owner = point.dist.name if point.dist else point.name
+            raise ConfigError(
+                f"extension {point.name!r} of package {owner!r} cannot be imported: {type(error).__name__}: {error}; "
+                f"fix it, or `pip uninstall {owner}`"
+            ) from error
+
+
+def check_targets(tree: Any, where: str = "") -> None:
+    """Refuse every `_target_`, and every class that a logging config names, that is not on the allow-list.
+
+    Works on plain containers before anything is imported. Raises TargetError with one line for each refusal.
+    """
+    refused = [
+        f"{key}: got {name!r}, which is not allowed to be imported from a config (nothing was imported); expected a "
+        f"registered component of arctic_hydra or of an installed extension; choose one with {_remedy(key)}, or declare "
+        f"your own package with the entry point group {ENTRY_POINT_GROUP!r} (CONTRIBUTING.md)"
+        for key, name in _named_code(tree, where)
+        if not _is_allowed(name, in_hydra=key.startswith("hydra."))
+    ]
+    if refused:
+        raise TargetError(refused)
+
+
+def _remedy(key: str) -> str:
+    group = key.split(".")[0]
+    options = ", ".join(sorted(name for known, name in _REGISTRY if known == group))
+    return f"{group}=<one of {options}>" if options else "its config group"
+
+
+def _named_code(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        in_logging = key.startswith(("hydra.job_logging", "hydra.hydra_logging"))
+        for name, value in node.items():
+            child = f"{key}.{name}" if key else str(name)
+            if name == "_target_" or (in_logging and name in ("()", "class", "factory")):
+                if value not in (None, "???"):
+                    yield child, value
+            else:
+                yield from _named_code(value, child)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _named_code(value, f"{key}[{index}]")
+    elif isinstance(node, str) and node.startswith(("ext://", "cfg://")) and key.startswith("hydra."):
+        yield key, node
+
+
+def _is_allowed(name: Any, in_hydra: bool) -> bool:
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.removeprefix("ext://").split(".")):
+        return False
+    if in_hydra and (name in _LOGGING_NAMES or name.startswith(_HYDRA_PREFIXES)):
+        return True
+    if name in _ALLOWED_TARGETS:
+        return True
+    parts = name.split(".")
+    return parts[0] in _EXTENSION_PACKAGES and not any(part.startswith("_") for part in parts)
+
+
+def create(cfg: DictConfig) -> Any:
+    """Turn a composed config into objects: the only call of Hydra's `instantiate`.
+
+    Checks every target first. Raises ConfigError with the full config key of each refused field.
+    """
+    check_targets(OmegaConf.to_container(cfg, resolve=False))
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
+    try:
+        return instantiate(cfg, _convert_="object")
+    except InstantiationException as error:
+        raise _located(error) from error.__cause__
+    except MissingMandatoryValue as error:
+        raise ConfigError(str(error)) from error
+
+
+def _located(error: InstantiationException) -> Exception:
+    cause = error.__cause__
+    key = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+    prefix = f"{key}." if key else ""
+    if isinstance(cause, FieldError):
+        return ConfigError([f"{prefix}{name}: {text}" for name, text in cause.fields])
+    if isinstance(cause, ConfigError):
+        return cause
+    if isinstance(cause, ValueError):  # `validate` starts with the field's name, which continues the key
+        return ConfigError(f"{prefix}{cause}")
+    if isinstance(cause, TypeError):  # a target that does not take these fields, or not only these
+        return ConfigError(f"{key}: {cause}; choose the option in its config group instead of changing _target_")
+    return error
+
+
+def to_plain(cfg: Any) -> Any:
+    """Return a config as plain, resolved dicts and lists that JSON and YAML can hold (enums become their names)."""
+    return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
+
+
+def from_plain(tree: dict[str, Any]) -> DictConfig:
+    """Return a config from plain dicts, as `run.json` holds them."""
+    return OmegaConf.create(tree)
+
+
+@cache
+def _enum_fields(cls: type) -> dict[str, type[Enum]]:
+    hints = get_type_hints(cls)
+    return {
+        item.name: hint for item in fields(cls) if isinstance(hint := hints[item.name], type) and issubclass(hint, Enum)
+    }

@@ -1,0 +1,89 @@
+"""What a person sees while a run goes: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from arctic_hydra.human_numbers import format_count, format_seconds
+
+
+class Display:
+    """Progress of one run on standard output; says nothing on ranks that do not print."""
+
+    def __init__(self, horizon: int, done: int, enabled: bool) -> None:
+        self.horizon = horizon
+        self.enabled = enabled
+        self._start_step = done
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+        self._last_line = 0.0
+        if enabled and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            self._bar, self._task = _rich_bar(horizon, done)
+
+    def step(self, values: dict[str, Any]) -> None:
+        """Show one logged step."""
+        if not self.enabled:
+            return
+        step = values["step"]
+        text = _figures(values)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=text)
+        elif time.monotonic() - self._last_line > 1.0 or step in (self._start_step + 1, self.horizon):
+            # Plain output is for log files: about one line a second, the first and the last always.
+            self._last_line = time.monotonic()
+            print(f"step {step}/{self.horizon}  {text}  left {self._left(step)}", flush=True)
+
+    def evaluation(self, values: dict[str, Any]) -> None:
+        """Show one evaluation."""
+        self.say(
+            f"evaluation at step {values['step']}: loss {values['eval/loss']:.4f}, "
+            f"perplexity {values['eval/perplexity']:.4g}, accuracy {values['eval/accuracy']:.1%}"
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _left(self, step: int) -> str:
+        done = step - self._start_step
+        elapsed = time.monotonic() - self._start
+        return format_seconds(elapsed / done * (self.horizon - step)) if done else "?"
+
+
+def _figures(values: dict[str, Any]) -> str:
+    loss = values["loss"]
+    shown = "n/a" if loss is None else f"{loss:.4f}"
+    return f"loss {shown}  lr {values['lr']:.3g}  {format_count(values['tokens_per_second'])} tokens/s"
+
+
+def _rich_bar(horizon: int, done: int) -> tuple[Any, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[figures]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+        refresh_per_second=5,
+        expand=True,
+    )
+    task = bar.add_task("train", total=horizon, completed=done, figures="")
+    bar.start()
+    return bar, task

@@ -1,0 +1,141 @@
+"""The world of ranks: where this process stands in it, and the few collectives that the rest of the package uses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all ranks, read from the environment that torch's launchers set."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_env(cls) -> World:
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; one rank where they are unset."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, size, local_rank, local_size = (
+            int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)
+        )
+        return cls(rank, size, local_rank, local_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is global rank 0, the one that writes shared files."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The CUDA device of this local rank, else the CPU."""
+        import torch
+
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+_CPU_GROUP: Any = None
+
+
+def start(world: World, timeout_seconds: float) -> None:
+    """Start the process group: nccl with CUDA, else gloo; and a gloo group for small host-side agreements.
+
+    `timeout_seconds` bounds each collective, so a rank whose peer is gone fails instead of hanging.
+    """
+    global _CPU_GROUP
+    import torch
+    import torch.distributed as dist
+
+    timeout = timedelta(seconds=timeout_seconds)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(world.local_rank)
+    backend = "nccl" if cuda else "gloo"
+    if world.size == 1:
+        # A store of its own: a lone rank needs no port, so runs side by side never collide.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            os.environ.setdefault(name, value)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    _CPU_GROUP = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
+
+
+def stop() -> None:
+    """Leave the process group; safe to call when it never started."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: list[int]) -> list[int]:
+    """Return the element-wise sum of host integers over all ranks: one small CPU collective."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor, group=_CPU_GROUP)
+    return tensor.tolist()  # type: ignore[no-any-return]
+
+
+def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return `tensor` summed over all ranks, in place."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_object(value: Any) -> Any:
+    """Return rank 0's `value` on every rank."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_CPU_GROUP)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return every rank's `value`, in rank order, on every rank."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_CPU_GROUP)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier(group=_CPU_GROUP)
+
+
+def count_gpus() -> int:
+    """Return the number of NVIDIA GPUs that this process may use, without importing torch.
+
+    CUDA_VISIBLE_DEVICES decides where it is set; else the driver's own list, so a wrong driver still counts.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if visible is None:
+        return present
+    return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))

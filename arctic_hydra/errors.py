@@ -1,0 +1,61 @@
+"""Errors a person can act on, and the exit codes they map to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+EXIT_STOPPED_EARLY = 75  # EX_TEMPFAIL: stopped with a resumable checkpoint
+
+
+class ArcticHydraError(Exception):
+    """Base of every error whose text is meant for the person at the terminal (no traceback shown)."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(ArcticHydraError, ValueError):
+    """The configuration asks for something impossible; holds every problem found, not only the first.
+
+    Each problem is one string: where (full config key), what it got, what it expected, what to do.
+    """
+
+    exit_code = EXIT_BAD_CONFIG
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        assert self.problems, "a ConfigError needs at least one problem"
+        super().__init__("\n".join(self.problems))
+
+
+class FieldError(ConfigError):
+    """One or more fields of one component hold a refused value; keys are relative to the component.
+
+    `config.build` turns `lr` into `optimizer.lr` before a person sees it.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.fields = list(problems)
+        super().__init__([f"{name}: {text}" for name, text in problems])
+
+
+class TargetError(ConfigError):
+    """A `_target_` (or a class named in a `hydra.*` node) is not on the allow-list; nothing was imported."""
+
+
+class DataError(ArcticHydraError, ValueError):
+    """The data cannot be trained on: a file is missing or damaged, a row is malformed, nothing is left."""
+
+
+class ModelError(ArcticHydraError, ValueError):
+    """The model or tokenizer cannot be loaded or does not fit the rest of the run."""
+
+
+class CheckpointError(ArcticHydraError, RuntimeError):
+    """A checkpoint could not be written or none of those present can be loaded."""
+
+
+class RunLockedError(ArcticHydraError, RuntimeError):
+    """Another live process holds the run directory."""

@@ -1,0 +1,87 @@
+"""Logging: one file per rank in the run directory, and the terminal for the ranks that print."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from arctic_hydra.distributed import World
+
+FORMAT = "%(asctime)s %(levelname)s [rank %(rank)s] %(name)s: %(message)s"
+CHATTY_LIBRARIES = (
+    "deepspeed",
+    "DeepSpeed",
+    "alembic",
+    "mlflow",
+    "datasets",
+    "httpx",
+    "filelock",
+    "urllib3",
+    "torch",
+    "fsspec",
+)
+
+
+def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal: bool) -> None:
+    """Send this package's records to `logs/rank<n>.log` below `run_dir` and to standard error.
+
+    Other libraries are heard from WARNING on in the file, from ERROR on at the terminal.
+    """
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.WARNING)
+    context = _RankFilter(world.rank)
+    if to_file:
+        folder = run_dir / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        file_handler = logging.FileHandler(folder / f"rank{world.rank}.log")
+        file_handler.setFormatter(logging.Formatter(FORMAT))
+        file_handler.addFilter(context)
+        root.addHandler(file_handler)
+    if to_terminal:
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.setFormatter(logging.Formatter("%(message)s" if world.size == 1 else "[rank %(rank)s] %(message)s"))
+        terminal.addFilter(context)
+        terminal.addFilter(_only_ours)
+        root.addHandler(terminal)
+    logging.getLogger("arctic_hydra").setLevel(level)
+    for name in CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+
+
+class _RankFilter(logging.Filter):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.rank = self.rank
+        return True
+
+
+def _only_ours(record: logging.LogRecord) -> bool:
+    return record.name.startswith("arctic_hydra") or record.levelno >= logging.ERROR
+
+
+def quiet_libraries() -> None:
+    """Set what other libraries read from the environment when they are imported; user settings win."""
+    for name, value in {
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DS_LOG_LEVEL": "error",
+        "DEEPSPEED_LOG_LEVEL": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def quiet_progress_bars() -> None:
+    """Switch off the bars that other libraries draw over ours."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()

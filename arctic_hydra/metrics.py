@@ -1,0 +1,92 @@
+"""Metrics: accumulated on the device, reduced once per log line, written to `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# Dense bf16 peak in TFLOP/s, from the vendors' data sheets.
+_PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100": 989.0,
+    "H800": 989.0,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+}
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per line, valid JSON throughout (non-finite numbers become null and say so)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append one line in one write, so that a kill tears at most the last line."""
+        bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        clean = {name: None if name in bad else value for name, value in values.items()}
+        if bad:
+            clean["non_finite"] = bad
+        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`; a torn last line (a kill in mid-write) is left out."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").split("\n")
+        for line in lines[:-1]:
+            rows.append(json.loads(line))
+    return rows
+
+
+def model_flops(num_matmul_parameters: int, num_layers: int, attention_width: int, lengths: list[int]) -> float:
+    """Return the FLOPs of one forward and backward over documents of `lengths` tokens.
+
+    6 per parameter and token (2 forward, 4 backward), plus causal attention: 12 * layers * width * length^2 / 2
+    (PaLM, appendix B, halved for the causal mask). Recomputation is not counted, so the rate gives MFU, not HFU.
+    """
+    tokens = sum(lengths)
+    squares = sum(n * n for n in lengths)
+    return 6.0 * num_matmul_parameters * tokens + 6.0 * num_layers * attention_width * squares
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """Return the device's dense bf16 peak in TFLOP/s, or None where it is not known (any CPU)."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_TFLOPS.items() if part in name), None)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the peak memory in GiB: allocated on the device with CUDA, else resident of this process."""
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
