@@ -1,0 +1,102 @@
+"""Data factories and sources: the contract between rows on disk and the windows that a trainer steps through."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from arctic_hydra.batch import Window
+from arctic_hydra.component import Component
+from arctic_hydra.distributed import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class BatchGeometry:
+    """How one optimizer step is cut into micro-batches."""
+
+    micro_batch_size: int
+    """Packs (or, unpacked, examples) per micro-batch and rank."""
+    accumulation: int
+    """Micro-batches per optimizer step and rank."""
+    world: World
+    seed: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Packs (or examples) per optimizer step over all ranks."""
+        return self.micro_batch_size * self.accumulation * self.world.size
+
+
+class Loader(Protocol):
+    """Windows of one optimizer step each, addressable by position: resuming costs nothing."""
+
+    fingerprint: str
+    """Hash of everything that decides the content and order of the windows, ranks aside."""
+    source_names: list[str]
+    """Names that `Batch.source_K` indexes."""
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps in `epoch` (from 0), the ragged last one included."""
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """Yield this rank's windows of `epoch` from step `start` on, in an order drawn from the seed and the epoch."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain figures about the data for the record: rows, tokens, supervised share, fill, per source."""
+
+
+@dataclass(kw_only=True)
+class DataSource(Component):
+    """Base of the data sources: where rows come from."""
+
+    process: bool = True
+    """Whether rows are conversations or texts; false: they hold `input_ids` (and `labels`) already."""
+
+    @abstractmethod
+    def load(self, split: str) -> Any:
+        """Return the rows: a `Rows`, a `datasets.Dataset` or a list of dicts.
+
+        `split` is `train` or `eval`; the source maps it to a name of its own. Raises DataError naming file, line and
+        reason when rows cannot be read.
+        """
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """Return plain values that change whenever the rows change: part of the cache key.
+
+        Here a hash of every row; sources that can tell without reading the rows override it.
+        """
+        from arctic_hydra.data.source.rows import as_rows, hash_rows
+
+        return {"rows": hash_rows(as_rows(self.load(split)))}
+
+
+@dataclass(kw_only=True)
+class DataFactory(Component):
+    """Base of the data factories."""
+
+    sources: dict[str, DataSource] = field(default_factory=dict)
+    """Training sources by name."""
+    eval_sources: dict[str, DataSource] = field(default_factory=dict)
+    """Evaluation sources by name."""
+
+    @property
+    def has_evaluation(self) -> bool:
+        """Whether there will be an evaluation loader."""
+        return bool(self.eval_sources)
+
+    def identities(self, split: str) -> dict[str, Any]:
+        """Return what the rows of each source of `split` (train or eval) depend on, such as content hashes."""
+        sources = self.sources if split == "train" else self.eval_sources
+        return {name: source.identity(split) for name, source in sources.items()}
+
+    @abstractmethod
+    def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:
+        """Return the training loader, and the evaluation loader where there is evaluation data.
+
+        Every rank calls it and gets the same plan; the evaluation loader holds each example exactly once, unshuffled.
+        """

@@ -1,0 +1,242 @@
+"""From prepared examples and a plan to the micro-batches of each optimizer step.
+
+Window s of an epoch takes packs [s*G, (s+1)*G) of the epoch's order, G being the global batch size. Slot i of a window
+goes to micro-batch i // (micro_batch_size * ranks) of rank (i // micro_batch_size) % ranks, so that micro-batch size,
+accumulation and ranks only cut the same sequence of global batches in other pieces.
+
+Shapes: B rows, T tokens per row, K supervised positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from arctic_hydra.batch import Batch, Window
+from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
+from arctic_hydra.data.store import Array, TokenStore
+
+PERCENTILES = (50, 90, 99, 100)
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How examples become batches."""
+
+    max_length: int
+    packing: bool
+    shuffle: bool
+    pad_token_id: int
+    prefetch_steps: int
+
+
+class PackedLoader:
+    """Windows over prepared examples, addressable by (epoch, step); fulfils `data.base.Loader`."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        examples: Ints,
+        source_names: list[str],
+        geometry: BatchGeometry,
+        options: LoaderOptions,
+    ) -> None:
+        """Serve the given examples of `store`: packed, or one a row where packing is off."""
+        self.source_names = source_names
+        self._store, self._examples = store, examples
+        self._geometry, self._options = geometry, options
+        lengths = store.lengths[examples]
+        self.plan: Plan = (plan_packs if options.packing else plan_singles)(lengths, options.max_length)
+        self.fingerprint = self._hash()
+
+    def _hash(self) -> str:
+        options = self._options
+        parts = {
+            "examples": self._store.key,
+            "chosen": hashlib.sha256(self._examples.astype("<i8").tobytes()).hexdigest(),
+            "plan": hashlib.sha256(
+                self.plan.examples.astype("<i8").tobytes() + self.plan.bounds.astype("<i8").tobytes()
+            ).hexdigest(),
+            "shuffle": self._geometry.seed if options.shuffle else None,
+            "global_batch_size": self._geometry.global_batch_size,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps in `epoch`, the ragged last one included."""
+        return -(-len(self.plan) // self._geometry.global_batch_size)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """Yield this rank's windows of `epoch` from step `start` on, made ahead by a thread of this process."""
+        order = (
+            epoch_order(len(self.plan), self._geometry.seed, epoch)
+            if self._options.shuffle
+            else np.arange(len(self.plan))
+        )
+        steps = range(start, self.steps(epoch))
+        if not self._options.prefetch_steps:
+            for step in steps:
+                yield self._window(order, step)
+            return
+        waiting: deque[Future[Window]] = deque()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="arctic_hydra-loader")
+        try:
+            for step in steps:
+                waiting.append(pool.submit(self._window, order, step))
+                if len(waiting) > self._options.prefetch_steps:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also when the trainer stops in the middle of an epoch
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Return figures for the record: rows, tokens, supervised share, lengths, packs and their fill, per source."""
+        lengths = self._store.lengths[self._examples]
+        supervised = self._store.supervised[self._examples]
+        sources = self._store.sources[self._examples]
+        per_source: dict[str, Any] = {}
+        for index, name in enumerate(self.source_names):
+            mine = sources == index
+            figures = _figures(lengths[mine], supervised[mine])
+            per_source[name] = {"prepared": self._store.report[name], **figures}
+        return {
+            **_figures(lengths, supervised),
+            "packing": self._options.packing,
+            "packs": len(self.plan),
+            "fill": round(self.plan.fill, 6),
+            "max_length": self._options.max_length,
+            "max_token_id": max((report["max_token_id"] for report in self._store.report.values()), default=-1),
+            "steps_per_epoch": self.steps(0),
+            "sources": per_source,
+            "fingerprint": self.fingerprint,
+        }
+
+    def example(self, index: int) -> dict[str, Any]:
+        """Return one prepared example for a person to look at: `ids`, `mask`, `source` name and `row` number."""
+        store = self._store
+        source = self.source_names[int(store.sources[index])]
+        return {
+            "ids": store.ids(index).tolist(),
+            "mask": store.mask(index).tolist(),
+            "source": source,
+            "row": int(store.rows[index]),
+        }
+
+    def _window(self, order: Ints, step: int) -> Window:
+        geometry = self._geometry
+        packs = order[step * geometry.global_batch_size : (step + 1) * geometry.global_batch_size]
+        per_micro = geometry.micro_batch_size * geometry.world.size
+        batches = []
+        for first in range(0, len(packs), per_micro):
+            mine = first + geometry.world.rank * geometry.micro_batch_size
+            stop = min(mine + geometry.micro_batch_size, first + per_micro)
+            batches.append(self._batch(packs[mine:stop]))
+        return Window(batches, step_in_epoch=step)
+
+    def _batch(self, packs: Ints) -> Batch:
+        chosen = [self._examples[example] for pack in packs for example in self.plan.pack(int(pack))]
+        documents = [int(example) for example in chosen]
+        if not documents:
+            batch = _dummy(self._options.pad_token_id, self._options.packing)
+        elif self._options.packing:
+            batch = _packed(self._store, documents)
+        else:
+            batch = _padded(self._store, documents, self._options.pad_token_id)
+        return _pin(batch) if torch.cuda.is_available() else batch
+
+
+def _packed(store: TokenStore, documents: list[int]) -> Batch:
+    """Return the documents one after another in one row of T tokens."""
+    lengths = store.lengths[documents].astype(np.int64)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    ids_T = np.concatenate([store.ids(document) for document in documents]).astype(np.int64)
+    mask_T = np.concatenate([store.mask(document) for document in documents]).astype(bool)
+    positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+    mask_T[bounds[:-1]] = False  # the last token of the document before must not predict the first of this one
+    places_K = np.flatnonzero(mask_T)
+    source_T = np.repeat(store.sources[documents], lengths)
+    return Batch(
+        input_ids_BT=torch.from_numpy(ids_T)[None],
+        position_ids_BT=torch.from_numpy(positions_T)[None],
+        rows_K=torch.from_numpy(places_K - 1),
+        targets_K=torch.from_numpy(ids_T[places_K]),
+        source_K=torch.from_numpy(source_T[places_K].astype(np.int64)),
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        num_tokens=int(bounds[-1]),
+        num_padding=0,
+        example_ids=documents,
+        document_lengths=lengths.tolist(),
+    )
+
+
+def _padded(store: TokenStore, documents: list[int], pad_token_id: int) -> Batch:
+    """Return one document a row, right-padded to the longest."""
+    lengths = store.lengths[documents].astype(np.int64)
+    shape = (len(documents), int(lengths.max()))
+    ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
+    mask_BT = np.zeros(shape, dtype=bool)
+    for row, document in enumerate(documents):
+        ids_BT[row, : lengths[row]] = store.ids(document)
+        mask_BT[row, : lengths[row]] = store.mask(document)
+    mask_BT[:, 0] = False
+    places_K = np.flatnonzero(mask_BT)
+    return Batch(
+        input_ids_BT=torch.from_numpy(ids_BT),
+        position_ids_BT=torch.from_numpy(np.tile(np.arange(shape[1]), (shape[0], 1))),
+        rows_K=torch.from_numpy(places_K - 1),
+        targets_K=torch.from_numpy(ids_BT.reshape(-1)[places_K]),
+        source_K=torch.from_numpy(store.sources[documents][places_K // shape[1]].astype(np.int64)),
+        max_seqlen=shape[1],
+        num_tokens=int(lengths.sum()),
+        num_padding=int(shape[0] * shape[1] - lengths.sum()),
+        example_ids=documents,
+        document_lengths=lengths.tolist(),
+    )
+
+
+def _dummy(pad_token_id: int, packing: bool) -> Batch:
+    """Return one token that nothing is learned from: each rank has to take part in every forward of the others."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        input_ids_BT=torch.full((1, 1), pad_token_id, dtype=torch.int64),
+        position_ids_BT=torch.zeros((1, 1), dtype=torch.int64),
+        rows_K=nothing,
+        targets_K=nothing.clone(),
+        source_K=nothing.clone(),
+        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32) if packing else None,
+        max_seqlen=1,
+        num_tokens=0,
+        num_padding=1,
+        example_ids=[],
+        document_lengths=[1],
+    )
+
+
+def _pin(batch: Batch) -> Batch:
+    values = dict(vars(batch))
+    return Batch(
+        **{name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    )
+
+
+def _figures(lengths: Array, supervised: Array) -> dict[str, Any]:
+    tokens, trained = int(lengths.sum()), int(supervised.sum())
+    shares = np.percentile(lengths, PERCENTILES, method="higher").tolist() if len(lengths) else [0] * len(PERCENTILES)
+    return {
+        "examples": len(lengths),
+        "tokens": tokens,
+        "supervised_tokens": trained,
+        "supervised_share": round(trained / tokens, 6) if tokens else 0.0,
+        "length_tokens": {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, shares, strict=True)},
+    }

@@ -1,0 +1,323 @@
+"""Chats to token ids with a mask of what the model is trained to write: each answer and its stop token, verified.
+
+Where the template marks answers with `{% generation %}`, those spans are taken, else the difference to the rendered
+prefix of the chat. Either way the tokens of each span, decoded, must give back its text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from arctic_hydra.data.messages import Message, RowProblem
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE: list[Message] = [{"role": "user", "content": "x"}]
+# Llama 3.1 writes today's date unless it is given one; a training set must not change at midnight.
+_FIXED_DATE = "26 Jul 2024"
+_TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
+
+
+@dataclass
+class Chat:
+    """One checked conversation."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+
+@dataclass
+class Encoded:
+    """Token ids of one conversation, and the token spans that are trained on."""
+
+    ids: list[int]
+    spans: list[Span]
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the chat template; raises DataError when the tokenizer has none."""
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise DataError(
+            f"tokenizer.chat_template: the tokenizer {tokenizer.name_or_path!r} has no chat template, which "
+            f"conversations need; pass tokenizer.chat_template=<file with a Jinja template>"
+        ) from error
+
+
+class ChatEncoder:
+    """Renders, tokenises and masks conversations in batches."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._template = template_of(tokenizer)
+        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._tagged = bool(_GENERATION_TAG.search(self._template))
+        self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        if "date_string" in self._template:
+            self._variables["date_string"] = _FIXED_DATE
+        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        specials |= {token for token in tokenizer.all_special_tokens if token}
+        ordered = sorted(specials, key=lambda token: (-len(token), token))
+        self._special = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+        self._unknown = tokenizer.unk_token_id
+        self._bos = tokenizer.bos_token_id
+        start = self._backend.encode("a", add_special_tokens=True).ids[:1]
+        self._adds_bos = self._bos is not None and start == [self._bos]
+        self._header = self._generation_header()
+
+    def encode(self, chats: Sequence[Chat]) -> list[Encoded | RowProblem]:
+        """Return ids and spans of each chat, or what is wrong with it."""
+        rendered = self._render_all(chats)
+        good = [(index, item) for index, item in enumerate(rendered) if not isinstance(item, RowProblem)]
+        encodings = self._backend.encode_batch([text for _, (text, _) in good], add_special_tokens=False)
+        results: list[Encoded | RowProblem] = [
+            item if isinstance(item, RowProblem) else Encoded([], []) for item in rendered
+        ]
+        pieces: list[list[int]] = []
+        for (index, (text, spans)), encoding in zip(good, encodings, strict=True):
+            ids = encoding.ids
+            places = [_token_span(encoding, text, span, len(ids)) for span in spans]
+            results[index] = Encoded(ids, places)
+            pieces += [ids[first:last] for first, last in places]
+        decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
+        for index, (text, spans) in good:
+            result = results[index]
+            assert isinstance(result, Encoded), "rendered rows were encoded"
+            wanted = [text[first:last] for first, last in spans]
+            if [next(decoded) for _ in spans] != wanted:
+                results[index] = self._realign(result, text, spans)
+        return [item if isinstance(item, RowProblem) else self._with_one_bos(item) for item in results]
+
+    def _generation_header(self) -> str:
+        """Return what the template writes to open an answer; empty where it does not say."""
+        try:
+            plain, prompt = (self._render([_PROBE], None, generate)[0][0] for generate in (False, True))
+        except Exception:  # a template may refuse a lone user message; then answers are located without it
+            return ""
+        return prompt[len(plain) :] if prompt.startswith(plain) else ""
+
+    def _render(
+        self, conversations: list[list[Message]], tools: list[Any] | None, generate: bool = False
+    ) -> list[tuple[str, list[Span]]]:
+        tagged = self._tagged and not generate
+        texts, spans = render_jinja_template(  # type: ignore[misc]
+            conversations=conversations,
+            tools=tools,
+            chat_template=self._template,
+            return_assistant_tokens_mask=tagged,
+            add_generation_prompt=generate,
+            **self._variables,
+        )
+        return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
+
+    def _render_all(self, chats: Sequence[Chat]) -> list[tuple[str, list[Span]] | RowProblem]:
+        # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
+        plain = [index for index, chat in enumerate(chats) if chat.tools is None]
+        try:
+            rendered = dict(zip(plain, self._render([chats[index].messages for index in plain], None), strict=True))
+        except Exception:  # some chat of the batch fails: rendered one by one below, to name it
+            rendered = {}
+        results: list[tuple[str, list[Span]] | RowProblem] = []
+        for index, chat in enumerate(chats):
+            try:
+                text, marked = rendered.get(index) or self._render([chat.messages], chat.tools)[0]
+                results.append((text, self._answer_spans(chat, text, marked)))
+            except RowProblem as problem:
+                results.append(problem)
+            except Exception as error:  # templates raise anything
+                text = f"the chat template fails: {type(error).__name__}: {error}"
+                results.append(RowProblem("template", text))
+        return results
+
+    def _answer_spans(self, chat: Chat, text: str, marked: list[Span]) -> list[Span]:
+        answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        if not self._tagged:
+            return [self._prefix_span(chat, text, index) for index in answers]
+        joined: list[Span] = []
+        for first, last in marked:  # a turn may be written in several blocks, one right after the other
+            if joined and joined[-1][1] == first and len(marked) > len(answers):
+                joined[-1] = (joined[-1][0], last)
+            else:
+                joined.append((first, last))
+        if len(joined) != len(answers):
+            raise RowProblem(
+                "template",
+                f"the chat template marks {len(joined)} generation blocks for {len(answers)} assistant messages; "
+                f"expected one for each; {_TAGGED_ADVICE}",
+            )
+        return [self._fit(text, span, chat.messages[index], index) for span, index in zip(joined, answers, strict=True)]
+
+    def _prefix_span(self, chat: Chat, text: str, index: int) -> Span:
+        prompt = self._render([chat.messages[:index]], chat.tools, generate=True)[0][0] if index else ""
+        if not text.startswith(prompt):
+            raise self._not_a_prefix(index)
+        start = len(prompt)
+        content = chat.messages[index].get("content") or ""
+        for answer in dict.fromkeys((content, content.strip())) if not chat.messages[index].get("tool_calls") else ():
+            begin = start if text.startswith(answer, start) else _skip_space(text, start)
+            if text.startswith(answer, begin):
+                stop = self._special.match(text, _skip_space(text, begin + len(answer)))
+                if stop:
+                    return (start, stop.end())
+        until = text
+        if index + 1 < len(chat.messages):
+            until = self._render([chat.messages[: index + 1]], chat.tools)[0][0]
+            if not text.startswith(until):
+                raise self._not_a_prefix(index)
+        return self._fit(text, (start, len(until)), chat.messages[index], index)
+
+    def _not_a_prefix(self, index: int) -> RowProblem:
+        return RowProblem(
+            "template",
+            f"message {index}: the chat template writes the beginning of this conversation differently once more "
+            f"messages follow, so the answer cannot be located; {_TAGGED_ADVICE}",
+        )
+
+    def _fit(self, text: str, span: Span, message: Message, index: int) -> Span:
+        """Return `span` narrowed or widened to exactly what the model writes: the answer and its stop token."""
+        start, end = span
+        if self._header and text.startswith(self._header, start) and len(self._header) <= end - start:
+            start += len(self._header)
+        content = message.get("content") or ""
+        body_end, stop_end = self._stop(text, start, end, content)
+        if stop_end is None:
+            raise RowProblem(
+                "template",
+                f"message {index}: the chat template writes no stop token after the answer, so the model would never "
+                f"learn to end it; expected one such as the eos token; pass tokenizer.chat_template=<file>",
+            )
+        body = text[start:body_end]
+        place = _answer_place(body, content, bool(message.get("tool_calls")))
+        if place is None:
+            raise RowProblem(
+                "template",
+                f"message {index}: the chat template changes the answer; expected {_short(content)}, rendered "
+                f"{_short(body)}; pass tokenizer.chat_template=<file> with a template that writes answers unchanged",
+            )
+        prefix = body[:place]
+        if prefix.strip() and not self._is_generated(prefix, message):
+            start += place
+        return (start, stop_end)
+
+    def _stop(self, text: str, start: int, end: int, content: str) -> tuple[int, int | None]:
+        """Return where the answer ends and where its stop token ends."""
+        stripped = start + len(text[start:end].rstrip())
+        last = None
+        for match in self._special.finditer(text, start, stripped):
+            last = match
+        if last is not None and last.end() == stripped:
+            return last.start(), stripped
+        following = self._special.match(text, _skip_space(text, end))
+        # A template that closes its generation block before the stop token: the stop token is trained on all the same.
+        if following and text[start:stripped].endswith(content.rstrip()):
+            return end, following.end()
+        found = text.rfind(content.strip(), start, stripped)  # the stop is ordinary text, such as "\n###"
+        written = found + len(content.strip())
+        return (written, stripped) if found >= 0 and text[written:stripped].strip() else (end, None)
+
+    def _is_generated(self, prefix: str, message: Message) -> bool:
+        """Whether text before the answer is the model's own: thoughts, channels, calls; else it is a header."""
+        thoughts = any(message.get(key) for key in ("reasoning_content", "reasoning", "thinking", "tool_calls"))
+        return thoughts or "think>" in prefix or (bool(self._header) and self._special.search(prefix) is not None)
+
+    def _realign(self, encoded: Encoded, text: str, spans: list[Span]) -> Encoded | RowProblem:
+        """Return ids whose tokens fit the spans, or the problem that none do."""
+        if self._fits(encoded, text, spans):
+            return encoded
+        # A token crosses the border of an answer (a newline merged with the header's): tokenise the parts by
+        # themselves, as generation does, where the prompt is tokenised before the answer exists.
+        bounds = sorted({0, len(text), *(place for span in spans for place in span)})
+        ids: list[int] = []
+        starts: dict[int, int] = {}
+        for first, last in pairwise(bounds):
+            starts[first] = len(ids)
+            ids += self._backend.encode(text[first:last], add_special_tokens=False).ids
+        starts[len(text)] = len(ids)
+        parts = Encoded(ids, [(starts[first], starts[last]) for first, last in spans])
+        if self._fits(parts, text, spans):
+            return parts
+        return RowProblem(
+            "tokenizer",
+            f"the tokens of an answer do not decode to its text: expected {_short(text[slice(*spans[0])])}, got "
+            f"{_short(self._decode(parts.ids[slice(*parts.spans[0])]))}; the "
+            f"tokenizer loses text; use one that does not",
+        )
+
+    def _fits(self, encoded: Encoded, text: str, spans: list[Span]) -> bool:
+        return all(
+            self._span_fits(encoded.ids, place, text[slice(*span)])
+            for place, span in zip(encoded.spans, spans, strict=True)
+        )
+
+    def _span_fits(self, ids: list[int], place: Span, wanted: str) -> bool:
+        first, last = place
+        if self._decode(ids[first:last]) == wanted:
+            return True
+        # Some decoders drop the space at the start of a text, some tokenizers normalise Unicode.
+        before, upto = self._decode(ids[:first]), self._decode(ids[:last])
+        got = upto[len(before) :] if upto.startswith(before) else ""
+        if unicodedata.normalize("NFC", got) == unicodedata.normalize("NFC", wanted):
+            return True
+        return self._unknown is not None and self._unknown in ids[first:last]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._backend.decode(ids, skip_special_tokens=False))
+
+    def _with_one_bos(self, encoded: Encoded) -> Encoded:
+        """Return the example with exactly one BOS at its start, if tokenizer or template write one."""
+        bos, ids = self._bos, encoded.ids
+        shift = 0
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids, shift = ids[1:], shift - 1
+        if self._adds_bos and ids[:1] != [bos]:
+            ids, shift = [bos, *ids], 1
+        return Encoded(ids, [(first + shift, last + shift) for first, last in encoded.spans]) if shift else encoded
+
+
+def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
+    """Return the tokens that cover a span of characters; empty at the end where none does."""
+    first_char, last_char = span
+    first = encoding.char_to_token(first_char)
+    while first is None and first_char + 1 < last_char:  # tokenizers that trim offsets leave spaces uncovered
+        first_char += 1
+        first = encoding.char_to_token(first_char)
+    last = encoding.char_to_token(last_char) if last_char < len(text) else count
+    if last is None:
+        final = encoding.char_to_token(last_char - 1)
+        last = count if final is None else final + 1
+    return (count if first is None else first, last)
+
+
+def _answer_place(body: str, content: str, has_calls: bool) -> int | None:
+    """Return where `content` begins in what was rendered, spaces around it aside; None if it is not there."""
+    for answer, rendered in ((content, body), (content.strip(), body.rstrip()), (content.lstrip(), body)):
+        if rendered.endswith(answer):
+            return len(rendered) - len(answer)
+    if has_calls:  # calls follow the text
+        place = body.find(content.strip())
+        return place if place >= 0 else None
+    return None
+
+
+def _skip_space(text: str, place: int) -> int:
+    while place < len(text) and text[place].isspace():
+        place += 1
+    return place
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}")

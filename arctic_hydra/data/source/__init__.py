@@ -1,0 +1,5 @@
+"""Data sources: one module per option of the config group `source`."""
+
+from arctic_hydra.data.source import bundled as bundled
+from arctic_hydra.data.source import hf as hf
+from arctic_hydra.data.source import json as json

@@ -1,0 +1,39 @@
+"""The chat set that comes with the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.assets import ASSETS
+from arctic_hydra.component import component
+from arctic_hydra.data.source.base import SampledSource
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from arctic_hydra.data.source.rows import Rows
+
+
+@component(group="source", name="bundled")
+class BundledSource(SampledSource):
+    """957 training and 100 evaluation conversations of GSM8K in UltraChat's layout: needs no network."""
+
+    def read(self, split: str) -> Rows:
+        """Return the rows of `train_sft` (train) or `test_sft` (eval)."""
+        from arctic_hydra.data.source.files import read_file
+
+        return read_file(self._file(split))
+
+    def content(self, split: str) -> Any:
+        """Return name and content hash of the file."""
+        from arctic_hydra.data.source.files import hash_files
+
+        return hash_files([self._file(split)])
+
+    def _file(self, split: str) -> Path:
+        names = {"train": "train_sft", "eval": "test_sft"}
+        path = ASSETS / "chat" / f"{names.get(split, split)}.jsonl"
+        if not path.is_file():
+            raise DataError(f"the bundled data has no split {split!r}; expected train (train_sft) or eval (test_sft)")
+        return path

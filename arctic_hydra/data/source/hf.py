@@ -1,0 +1,120 @@
+"""Data sets in the Hugging Face layout: a hub id, a local directory or one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.component import component
+from arctic_hydra.data.source.base import SampledSource
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.source.rows import Rows
+
+
+@component(group="source", name="hf")
+class HFSource(SampledSource):
+    """A data set by hub id, by local directory in the hub's layout, or by file."""
+
+    path: str = "???"
+    """Hub id, local directory (`train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, ...) or file."""
+    revision: str | None = None
+    """Hub revision: branch, tag or commit."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `datasets.load_dataset`."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem for a local path that is missing."""
+        if self._is_local and not self._local.exists():
+            yield f"path: {self._missing()}"
+
+    def read(self, split: str) -> Rows:
+        """Return the rows of `split`; raises DataError when they cannot be found or read."""
+        from arctic_hydra.data.source.files import read_files
+
+        files = self._files(split)
+        return read_files(files) if files else self._load_dataset(split)
+
+    def content(self, split: str) -> Any:
+        """Return hashes of local files; for a hub set its id, revision and the fingerprint of what was loaded."""
+        from arctic_hydra.data.source.files import hash_files
+
+        files = self._files(split)
+        if files:
+            return hash_files(files)
+        return [self.path, self.revision, sorted(self.kwargs.items()), self._fingerprint(split)]
+
+    @property
+    def _local(self) -> Path:
+        return Path(self.path).expanduser()
+
+    @property
+    def _is_local(self) -> bool:
+        return self.path.startswith(("/", ".", "~")) or self._local.exists()
+
+    def _missing(self) -> str:
+        return (
+            f"{self.path!r}: no such file or directory ({self._local.absolute()}); expected a data set in "
+            f"the hub's layout, a file or a hub id; check the path"
+        )
+
+    def _files(self, split: str) -> list[Path]:
+        """Return the local files of `split`; none means that `datasets` has to load it."""
+        from arctic_hydra.data.source.files import find_split, splits_in
+
+        if not self._is_local:
+            return []
+        if not self._local.exists():
+            raise DataError(self._missing())
+        if self._local.is_file():
+            return [self._local]
+        if self.kwargs or "[" in split or self._is_saved(self._local):
+            return []
+        found = find_split(self._local, split)
+        if not found:
+            known = splits_in(self._local)
+            raise DataError(
+                f"{self._local}: no file of split {split!r}; expected {split}.jsonl, {split}.json, "
+                f"{split}-00000.parquet or the same below data/; found splits: {', '.join(known) or 'none'}; "
+                f"set the source's split= or split_mapping={{train: ..., eval: ...}}"
+            )
+        return found
+
+    @staticmethod
+    def _is_saved(path: Path) -> bool:
+        return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+    def _load_dataset(self, split: str) -> Rows:
+        from arctic_hydra.data.source.rows import DatasetRows
+
+        return DatasetRows(self._dataset(split), f"{self.path}:{split}")
+
+    def _dataset(self, split: str) -> Any:
+        import datasets
+
+        from arctic_hydra.hub import cache_only_when_unreachable
+
+        try:
+            if self._is_local and self._is_saved(self._local):
+                saved = datasets.load_from_disk(str(self._local))
+                return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            with nullcontext() if self._is_local else cache_only_when_unreachable():
+                return datasets.load_dataset(self.path, split=split, revision=self.revision, **self.kwargs)
+        except Exception as error:  # datasets raises many kinds for one cause: the split could not be loaded
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+            raise DataError(
+                f"{self.path!r}, split {split!r}: cannot be loaded ({type(error).__name__}: {reason}); "
+                f"expected a hub id that is reachable or cached, or a local directory; offline, set the source's "
+                f"path=<directory in its layout>"
+            ) from error
+
+    def _fingerprint(self, split: str) -> str:
+        if self._is_local and not self._is_saved(self._local):
+            from arctic_hydra.data.source.rows import hash_rows
+
+            return hash_rows(self._load_dataset(split))
+        return str(self._dataset(split)._fingerprint)

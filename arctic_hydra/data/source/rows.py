@@ -1,0 +1,251 @@
+"""Rows of a source, read lazily in chunks and picklable, so that worker processes parse their own part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from arctic_hydra.errors import DataError
+
+Row = dict[str, Any]
+
+
+class Rows(ABC):
+    """A sequence of rows that can say where each one came from."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """Return the rows at `indices`; raises DataError naming file and line for one that cannot be read."""
+
+    def where(self, index: int) -> str:
+        """Name the place of row `index` for a person."""
+        return f"row {index}"
+
+    def columns(self) -> list[str]:
+        """Return the column names of the first row."""
+        return sorted(self.take([0])[0]) if len(self) else []
+
+
+class ListRows(Rows):
+    """Rows in memory; `origin` is the file they came from."""
+
+    def __init__(self, rows: Sequence[Row], origin: str = "") -> None:
+        self._rows = rows
+        self._origin = origin
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        return [self._rows[index] for index in indices]
+
+    def where(self, index: int) -> str:
+        return f"{self._origin}, row {index}" if self._origin else f"row {index}"
+
+
+class JsonLines(Rows):
+    """One JSON object per line; only the line bounds are held, each line is parsed when it is taken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map: mmap.mmap | None = None
+        data = self._bytes()
+        ends = _line_ends(data)
+        starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+        filled = np.fromiter((bool(data[a:b].strip()) for a, b in zip(starts, ends, strict=True)), bool, len(starts))
+        self._starts, self._ends, self._lines = starts[filled], ends[filled], np.flatnonzero(filled) + 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def _bytes(self) -> mmap.mmap:
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        data = self._bytes()
+        return [self._parse(index, data[self._starts[index] : self._ends[index]]) for index in indices]
+
+    def _parse(self, index: int, line: bytes) -> Row:
+        try:
+            row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.where(index)}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8; "
+                f"expected UTF-8 text; convert the file, e.g. `iconv -f latin1 -t utf-8`"
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"{self.where(index)}: not JSON ({error}); got {_excerpt(line)}; expected one JSON object per line; "
+                f"{'the file may be cut off: ' if index == len(self) - 1 else ''}correct or remove the line"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{self.where(index)}: got a JSON {type(row).__name__}, expected an object {{...}}")
+        return row
+
+    def where(self, index: int) -> str:
+        return f"{self.path}:{self._lines[index]}"
+
+
+class ParquetRows(Rows):
+    """Rows of a Parquet file, one row group in memory at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+        self._group: tuple[int, list[Row]] = (-1, [])
+        metadata = self._open().metadata
+        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_group": (-1, [])}
+
+    def _open(self) -> Any:
+        if self._file is None:
+            import pyarrow.parquet as pq
+
+            self._file = pq.ParquetFile(self.path, memory_map=True)
+        return self._file
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        rows: list[Row] = []
+        for index in indices:
+            group = bisect_right(self._starts, index) - 1
+            if group != self._group[0]:
+                self._group = (group, self._open().read_row_group(group).to_pylist())
+            rows.append(self._group[1][index - self._starts[group]])
+        return rows
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, row {index}"
+
+
+class DatasetRows(Rows):
+    """Rows of a `datasets.Dataset`."""
+
+    def __init__(self, dataset: Any, origin: str = "") -> None:
+        self._dataset = dataset
+        self._origin = origin
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        columns = self._dataset[list(indices)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def where(self, index: int) -> str:
+        return f"{self._origin}, row {index}" if self._origin else f"row {index}"
+
+
+class JoinedRows(Rows):
+    """The rows of several files, one after another."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts = list(parts)
+        self._starts = np.cumsum([0] + [len(part) for part in parts]).tolist()
+
+    def __len__(self) -> int:
+        return cast(int, self._starts[-1])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        part = bisect_right(self._starts, index) - 1
+        return part, index - self._starts[part]
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        rows: list[Row] = []
+        places = [self._locate(index) for index in indices]
+        start = 0
+        for stop in range(1, len(places) + 1):  # one call per run of rows that share a file
+            if stop == len(places) or places[stop][0] != places[start][0]:
+                rows += self._parts[places[start][0]].take([inner for _, inner in places[start:stop]])
+                start = stop
+        return rows
+
+    def where(self, index: int) -> str:
+        part, inner = self._locate(index)
+        return self._parts[part].where(inner)
+
+
+class SelectedRows(Rows):
+    """Some rows of another sequence, in the order of `indices`."""
+
+    def __init__(self, rows: Rows, indices: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        self._rows = rows
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        return self._rows.take([int(self._indices[index]) for index in indices])
+
+    def where(self, index: int) -> str:
+        return self._rows.where(int(self._indices[index]))
+
+
+def _line_ends(data: mmap.mmap) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the offset of each newline, and of the end of the data where the last line has none."""
+    found = []
+    step = 1 << 26  # bounds the memory of the comparison
+    for start in range(0, len(data), step):
+        block = np.frombuffer(data[start : start + step], dtype=np.uint8)
+        found.append(np.flatnonzero(block == ord("\n")).astype(np.int64) + start)
+    if data[len(data) - 1] != ord("\n"):
+        found.append(np.array([len(data)], dtype=np.int64))
+    return np.concatenate(found)
+
+
+def as_rows(value: Any, origin: str = "") -> Rows:
+    """Wrap what a source's `load` returned."""
+    if isinstance(value, Rows):
+        return value
+    if hasattr(value, "column_names"):
+        return DatasetRows(value, origin)
+    return ListRows(value, origin)
+
+
+def hash_rows(rows: Rows) -> str:
+    """Return a hash over the content and order of all rows."""
+    digest = hashlib.sha256()
+    for start in range(0, len(rows), 1000):
+        for row in rows.take(range(start, min(start + 1000, len(rows)))):
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def sample_rows(rows: Rows, ratio: float | None, count: int | None, seed: int) -> Rows:
+    """Return a random subset in its original order: a share, or a number of rows (all where there are fewer)."""
+    if ratio is None and count is None:
+        return rows
+    wanted = count if count is not None else round(len(rows) * cast(float, ratio))
+    if wanted >= len(rows):
+        return rows
+    # Raw bit generator output is stable over NumPy versions; Generator methods are not promised to be.
+    order = np.argsort(np.random.PCG64(seed).random_raw(len(rows)), kind="stable")
+    return SelectedRows(rows, np.sort(order[:wanted]).astype(np.int64))
+
+
+def _excerpt(line: bytes) -> str:
+    text = line[:77].decode("utf-8", errors="replace")
+    return repr(text + "..." if len(line) > 77 else text)

@@ -1,0 +1,250 @@
+"""Prepared examples on disk: Arrow files, memory-mapped and read without copying, and the cache that holds them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from arctic_hydra.errors import DataError
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = "examples.arrow"
+MANIFEST = "manifest.json"
+LAYOUT_VERSION = 1
+
+_SCHEMA = pa.schema(
+    [
+        ("ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.uint8())),
+        ("length", pa.int32()),
+        ("supervised", pa.int32()),
+        ("source", pa.int32()),
+        ("row", pa.int64()),
+    ]
+)
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Chunk:
+    """Examples of one source as flat arrays, in row order."""
+
+    source: int
+    ids: Array
+    """int32, the tokens of all examples one after another."""
+    mask: Array
+    """uint8, 1 where a token is trained on."""
+    lengths: Array
+    rows: Array
+    """Row number of each example within its source."""
+
+
+class DamagedEntryError(Exception):
+    """A cache entry that does not hold what its manifest says."""
+
+
+class TokenStore:
+    """Prepared examples by index; `ids` and `mask` are views of the mapped file."""
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self.key = key
+        manifest = _read_manifest(directory)
+        self.report: dict[str, Any] = manifest["report"]
+        try:
+            # The mapping stays valid when the file is unlinked, so a private store needs no later clean-up.
+            reader = pa.ipc.open_file(pa.memory_map(str(directory / EXAMPLES)))
+            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DamagedEntryError(str(error)) from error
+        self.lengths = _column(batches, "length")
+        self.supervised = _column(batches, "supervised")
+        self.sources = _column(batches, "source")
+        self.rows = _column(batches, "row")
+        if len(self.lengths) != manifest["examples"]:
+            raise DamagedEntryError(f"holds {len(self.lengths)} examples, the manifest says {manifest['examples']}")
+        self._ids = [batch.column("ids").values.to_numpy(zero_copy_only=True) for batch in batches]
+        self._masks = [batch.column("mask").values.to_numpy(zero_copy_only=True) for batch in batches]
+        offsets = [batch.column("ids").offsets.to_numpy(zero_copy_only=True) for batch in batches]
+        self._batch_of = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
+        self._start_of = np.concatenate([part[:-1] for part in offsets]) if offsets else np.empty(0, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def ids(self, index: int) -> Array:
+        """Return the int32 token ids of one example."""
+        start = self._start_of[index]
+        part: Array = self._ids[self._batch_of[index]][start : start + self.lengths[index]]
+        return part
+
+    def mask(self, index: int) -> Array:
+        """Return the uint8 mask of one example."""
+        start = self._start_of[index]
+        part: Array = self._masks[self._batch_of[index]][start : start + self.lengths[index]]
+        return part
+
+
+def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]]) -> None:
+    """Write chunks as they come, then the manifest with `report()`; everything is on disk when this returns."""
+    examples = 0
+    with (directory / EXAMPLES).open("xb") as file:
+        with pa.ipc.new_file(file, _SCHEMA) as writer:
+            for chunk in chunks:
+                if len(chunk.lengths):
+                    writer.write_batch(_record_batch(chunk))
+                    examples += len(chunk.lengths)
+        file.flush()
+        os.fsync(file.fileno())
+    size = (directory / EXAMPLES).stat().st_size
+    manifest = {"layout": LAYOUT_VERSION, "examples": examples, "files": {EXAMPLES: size}, "report": report()}
+    with (directory / MANIFEST).open("x", encoding="utf-8") as text:
+        json.dump(manifest, text, indent=1)
+        text.flush()
+        os.fsync(text.fileno())
+
+
+def _record_batch(chunk: Chunk) -> pa.RecordBatch:
+    offsets = np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32)
+    supervised = np.add.reduceat(chunk.mask, offsets[:-1], dtype=np.int32)
+    columns = [
+        pa.ListArray.from_arrays(pa.array(offsets), pa.array(chunk.ids)),
+        pa.ListArray.from_arrays(pa.array(offsets), pa.array(chunk.mask)),
+        pa.array(chunk.lengths.astype(np.int32)),
+        pa.array(supervised),
+        pa.array(np.full(len(chunk.lengths), chunk.source, dtype=np.int32)),
+        pa.array(chunk.rows.astype(np.int64)),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+
+
+def _column(batches: list[pa.RecordBatch], name: str) -> Array:
+    parts = [batch.column(name).to_numpy(zero_copy_only=True) for batch in batches]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["layout"] != LAYOUT_VERSION:
+            raise DamagedEntryError(f"has layout {manifest['layout']}, expected {LAYOUT_VERSION}")
+        for name, size in manifest["files"].items():
+            found = (directory / name).stat().st_size
+            if found != size:
+                raise DamagedEntryError(f"{name} has {found} bytes, the manifest says {size}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
+    return manifest
+
+
+def default_cache_dir() -> Path:
+    """Return the user's cache directory for this package, by the XDG rules."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "arctic_hydra"
+
+
+def build_private(key: str, build: Callable[[Path], None]) -> TokenStore:
+    """Build in a private temporary directory that is gone again when this returns; the store stays readable."""
+    directory = Path(tempfile.mkdtemp(prefix="arctic_hydra-"))
+    try:
+        build(directory)
+        return TokenStore(directory, key)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> TokenStore:
+    """Return entry `key` of the cache, built by exactly one process; the others wait for its lock.
+
+    The lock belongs to the operating system: it ends with its holder, so a killed builder blocks nobody.
+    """
+    root = cache_dir / "prepared"
+    entry = root / key
+    try:
+        return TokenStore(entry, key)
+    except DamagedEntryError:
+        pass  # missing or damaged: looked at again under the lock
+    _make_private(root)
+    with _locked(root / f"{key}.lock"):
+        if entry.exists():
+            try:
+                return TokenStore(entry, key)  # another process built it meanwhile
+            except DamagedEntryError as damage:
+                log.warning("prepared data in %s is damaged (%s): building it again", entry, damage)
+                _remove(entry)
+        for leftover in root.glob(f"{key}.part-*"):  # of a builder that was killed: the lock is ours now
+            _remove(leftover)
+        part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
+        try:
+            build(part)
+            part.rename(entry)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _unwritable(root, error) from error
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # nothing is there any more once it was renamed
+        _sync_directory(root)
+    return TokenStore(entry, key)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path, mode=0o600)
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        log.info("waiting for another process that prepares the same data (lock %s)", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make_private(directory: Path) -> None:
+    try:
+        for path in reversed([directory, *directory.parents]):
+            if not path.exists():
+                path.mkdir(mode=0o700, exist_ok=True)
+        if directory.stat().st_uid == os.getuid():
+            directory.chmod(0o700)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> DataError:
+    return DataError(
+        f"data.cache_dir: cannot write to {directory} ({error.strerror}); expected a directory of yours with room; "
+        f"pass data.cache_dir=<directory>, or data.cache=off"
+    )
+
+
+def _remove(directory: Path) -> None:
+    doomed = directory.with_name(f"{directory.name}.removed-{os.getpid()}")
+    directory.rename(doomed)  # gone at once for readers, whatever happens to the deletion
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

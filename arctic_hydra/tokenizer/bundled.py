@@ -1,0 +1,33 @@
+"""The tokenizer that comes with the package: byte-level BPE, 4096 entries, made from the bundled chat slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from arctic_hydra.assets import ASSETS
+from arctic_hydra.component import component
+from arctic_hydra.tokenizer.base import TokenizerFactory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@component(group="tokenizer", name="bundled")
+class BundledTokenizerFactory(TokenizerFactory):
+    """The bundled tokenizer: needs no network and no model."""
+
+    chat_template: str | None = None
+    """Path of a Jinja chat template, or the template itself; the bundled ChatML-like one when unset."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem for a template file that is missing."""
+        from arctic_hydra.tokenizer.loading import environment_problems
+
+        yield from environment_problems(None, self.chat_template)
+
+    def create_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the bundled tokenizer; its pad, end and start tokens are distinct."""
+        from arctic_hydra.tokenizer.loading import load_tokenizer
+
+        return load_tokenizer(str(ASSETS / "tokenizer"), self.chat_template)

@@ -1,0 +1,113 @@
+"""Loading a tokenizer and making it fit for training; imports transformers, so only methods import this module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.errors import ModelError
+from arctic_hydra.hub import hub_reachable, looks_like_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+def local_problem(name: str, key: str) -> str | None:
+    """Return what is wrong with a local tokenizer directory, or None (also for a hub id)."""
+    if not looks_like_path(name):
+        return None
+    path = Path(name).expanduser()
+    if not path.exists():
+        return (
+            f"{key}: got {name!r}, expected a directory with a tokenizer, but there is no such path ({path.absolute()})"
+        )
+    if not path.is_dir():
+        return f"{key}: got {name!r}, which is a file; expected the directory that holds tokenizer.json"
+    if not any((path / file).is_file() for file in TOKENIZER_FILES):
+        return (
+            f"{key}: got {name!r}, a directory without tokenizer files; expected one of {', '.join(TOKENIZER_FILES)} "
+            f"in it; set tokenizer.name_or_path to a directory that has them"
+        )
+    return None
+
+
+def is_template_text(value: str) -> bool:
+    """Whether `value` is a Jinja template itself rather than the path of one."""
+    return "{%" in value or "{{" in value
+
+
+def template_problem(value: str | None) -> str | None:
+    """Return what is wrong with a `chat_template` value, or None."""
+    if value is None or is_template_text(value) or Path(value).expanduser().is_file():
+        return None
+    return (
+        f"chat_template: got {value!r}, expected a Jinja template or the path of a file with one; there is no such file"
+    )
+
+
+def environment_problems(name: str | None, chat_template: str | None) -> Iterator[str]:
+    """Yield what this machine lacks for these settings."""
+    for problem in (local_problem(name, "name_or_path") if name else None, template_problem(chat_template)):
+        if problem:
+            yield problem
+
+
+def load_tokenizer(name: str, chat_template: str | None, **options: Any) -> PreTrainedTokenizerBase:
+    """Return a fast tokenizer with a pad token from a local directory or a hub id.
+
+    Never reaches the network for something that looks like a path. Raises ModelError when it cannot be loaded.
+    """
+    for problem in (local_problem(name, "tokenizer.name_or_path"), template_problem(chat_template)):
+        if problem:
+            raise ModelError(problem)
+    from transformers import AutoTokenizer
+
+    local = looks_like_path(name)
+    # The hub's client retries a dead connection for a minute: then its cache alone decides, at once.
+    cache_only = local or not hub_reachable()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(Path(name).expanduser()) if local else name, local_files_only=cache_only, **options
+        )
+    except Exception as error:  # transformers raises many kinds for one cause: it could not be loaded
+        raise ModelError(_load_failure(name, local, error)) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"tokenizer.name_or_path: got {name!r}, which loads as {type(tokenizer).__name__} without a fast backend; "
+            f"expected one with a tokenizer.json; convert it with `AutoTokenizer.from_pretrained(..., use_fast=True)`"
+        )
+    if chat_template is not None:
+        literal = is_template_text(chat_template)
+        tokenizer.chat_template = chat_template if literal else Path(chat_template).expanduser().read_text("utf-8")
+    _ensure_pad_token(tokenizer, name)
+    return tokenizer
+
+
+def _load_failure(name: str, local: bool, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    if local:
+        return f"tokenizer.name_or_path: the tokenizer in {name!r} cannot be loaded ({reason}); check its files"
+    return (
+        f"tokenizer.name_or_path: {name!r} is no local path and cannot be loaded from the Hugging Face hub or its "
+        f"cache ({reason}); expected a hub id that is reachable or cached, or a local directory (write ./{name} to "
+        f"mean one); offline, download it first and set tokenizer.name_or_path=<directory>"
+    )
+
+
+def _ensure_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"tokenizer.name_or_path: {name!r} has neither a pad token nor an eos token; expected one of them; add "
+            f'"pad_token" to its tokenizer_config.json'
+        )
+    # Safe: what is trained on comes from explicit masks, never from comparing with the pad id.
+    tokenizer.pad_token = tokenizer.eos_token
+    log.info("tokenizer %s has no pad token: padding uses the eos token %r", name, tokenizer.eos_token)

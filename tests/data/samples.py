@@ -1,0 +1,110 @@
+"""Templates, tokenizers and small files for the data tests; nothing here needs a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from arctic_hydra.assets import ASSETS
+from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.distributed import World
+
+LLAMA_3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+CHATML_UNTAGGED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_TAGS_WITHOUT_STOP = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_TAGS_WITH_HEADER = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ '<|im_start|>assistant\n' + m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As Qwen3's: only the last answer opens with a (here empty) thought, so rendered turns are no prefix of the whole chat.
+QWEN_THINK = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Numbers the messages from the end: every prefix of a chat is rendered differently.
+NOT_A_PREFIX = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' ~ (messages | length - loop.index) ~ m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+)
+NO_STOP = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+SPECIALS = ("<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+def make_tokenizer(template: str | None, adds_bos: bool = False, **special: str) -> PreTrainedTokenizerBase:
+    """Return the bundled vocabulary with the special tokens of other families, and the given template."""
+    backend = Tokenizer.from_file(str(ASSETS / "tokenizer" / "tokenizer.json"))
+    backend.add_special_tokens(list(SPECIALS))
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+        )
+    names = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>", **special}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **names)
+
+
+def make_llama_2_tokenizer(template: str) -> PreTrainedTokenizerBase:
+    """Return a small tokenizer of SentencePiece's kind: spaces are written as a mark, one is put before every text."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    names = ["<unk>", *SPECIALS, "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    special = [AddedToken(name, special=True, normalized=False) for name in names]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=special + [AddedToken(f"<0x{byte:02X}>", special=False) for byte in range(256)],
+        show_progress=False,
+    )
+    backend.train_from_iterator(["It is 2. I did. What is the world? Starts and ends, fine."], trainer)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|pad|>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **named)
+
+
+def chat(*contents: str) -> dict[str, Any]:
+    """Return a row of user and assistant messages in turn."""
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[index % 2], "content": text} for index, text in enumerate(contents)]}
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def geometry(micro: int = 1, accumulation: int = 1, rank: int = 0, size: int = 1, seed: int = 7) -> BatchGeometry:
+    return BatchGeometry(
+        micro_batch_size=micro, accumulation=accumulation, world=World(rank, size, rank, size), seed=seed
+    )
+
+
+def factory(path: Path, **fields: Any) -> SFTDataFactory:
+    return SFTDataFactory(**{"sources": {"mine": JsonSource(path=str(path))}, "num_proc": 1, **fields})

@@ -1,0 +1,142 @@
+"""Data sets in the hub's layout, by directory, file or id."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from arctic_hydra.data.source.bundled import BundledSource
+from arctic_hydra.data.source.hf import HFSource
+from arctic_hydra.data.source.rows import Rows, as_rows
+from arctic_hydra.errors import DataError, FieldError
+from tests.data.samples import chat, write_lines
+
+MAPPING = {"train": "train_sft", "eval": "test_sft"}
+
+
+def contents(rows: Rows) -> list[str]:
+    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
+
+
+@pytest.fixture
+def hub_directory(tmp_path: Path) -> Path:
+    write_lines(tmp_path / "train_sft.jsonl", [chat(f"train {n}", "a") for n in range(4)])
+    write_lines(tmp_path / "test_sft.jsonl", [chat("test", "a")])
+    write_lines(tmp_path / "train_sft_gen.jsonl", [chat("other split", "a")])
+    return tmp_path
+
+
+def test_split_files_are_found_by_name(hub_directory: Path) -> None:
+    source = HFSource(path=str(hub_directory), split_mapping=MAPPING)
+    assert contents(source.load("train")) == [f"train {n}" for n in range(4)]
+    assert contents(source.load("eval")) == ["test"]
+    named = HFSource(path=str(hub_directory), split="train_sft_gen", split_mapping=MAPPING)
+    assert contents(named.load("train")) == ["other split"]
+    assert source.load("train").where(2).endswith("train_sft.jsonl:3")
+
+
+def test_parquet_shards_below_data_are_joined_in_order(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for shard in (1, 0):
+        rows = [chat(f"shard {shard} row {n}", "a") for n in range(5)]
+        name = f"train_sft-{shard:05}-of-00002-a1b2.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / name, row_group_size=2)
+    rows_read = HFSource(path=str(tmp_path), split_mapping=MAPPING).load("train")
+    assert contents(rows_read) == [f"shard {shard} row {n}" for shard in (0, 1) for n in range(5)]
+    assert rows_read.where(6).endswith("train_sft-00001-of-00002-a1b2.parquet, row 1")
+
+
+def test_a_file_and_a_split_folder_work_too(tmp_path: Path) -> None:
+    write_lines(tmp_path / "any.jsonl", [chat("one", "a")])
+    assert contents(HFSource(path=str(tmp_path / "any.jsonl")).load("train")) == ["one"]
+    (tmp_path / "train").mkdir()
+    write_lines(tmp_path / "train" / "b.json", [chat("two", "a")])
+    assert contents(HFSource(path=str(tmp_path)).load("train")) == ["two"]
+
+
+def test_a_missing_split_names_those_that_are_there(hub_directory: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no file of split 'train'; .*found splits: test_sft, train_sft, train_sft_gen; set the"
+    ):
+        HFSource(path=str(hub_directory)).load("train")
+
+
+def test_a_missing_path_never_tries_the_network() -> None:
+    source = HFSource(path="/no/such/place")
+    (problem,) = source.check_environment()
+    assert problem.startswith("path: '/no/such/place': no such file or directory")
+    for call in (source.load, source.identity):
+        with pytest.raises(DataError, match=r"'/no/such/place': no such file or directory .*check the path"):
+            call("train")
+
+
+def test_an_unreachable_hub_id_fails_quickly_and_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    with pytest.raises(
+        DataError, match=r"'nobody/nothing', split 'train': cannot be loaded .*offline, set the source's path="
+    ):
+        HFSource(path="nobody/nothing").load("train")
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("fields", [{"sample_count": 2}, {"sample_ratio": "50%"}])
+def test_samples_are_drawn_by_seed_in_row_order(hub_directory: Path, fields: dict[str, Any]) -> None:
+    def draw(**more: Any) -> list[str]:
+        return contents(HFSource(path=str(hub_directory), split="train_sft", **fields, **more).load("train"))
+
+    assert len(draw()) == 2 and draw() == sorted(draw()) == draw()
+    assert len({tuple(draw(sample_seed=seed)) for seed in range(8)}) > 1
+
+
+def test_samples_and_splits_are_part_of_the_identity(hub_directory: Path) -> None:
+    variants: list[dict[str, Any]] = [
+        {},
+        {"sample_count": 2},
+        {"sample_count": 2, "sample_seed": 1},
+        {"split": "test_sft"},
+    ]
+    base = {"path": str(hub_directory), "split_mapping": MAPPING}
+    assert len({str(HFSource(**{**base, **fields}).identity("train")) for fields in variants}) == 4
+
+
+def test_saved_datasets_load_and_have_an_identity(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list([chat("saved", "a")]).save_to_disk(str(tmp_path / "saved"))
+    source = HFSource(path=str(tmp_path / "saved"))
+    assert contents(source.load("train")) == ["saved"]
+    assert source.identity("train") == source.identity("train")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sample_ratio": 0.5, "sample_count": 3}, "sample_ratio: got 0.5 beside sample_count=3; expected one of them"),
+        ({"sample_ratio": 0}, "sample_ratio: got 0, which leaves no row"),
+        ({"sample_ratio": 1.5}, "sample_ratio: got 1.5, expected 1 or less"),
+        ({"sample_count": 0}, "sample_count: got 0, expected 1 or more"),
+    ],
+)
+def test_refused_fields(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        HFSource(path="x", **fields)
+
+
+def test_bundled_splits() -> None:
+    assert len(BundledSource().load("train")) == 957
+    assert len(BundledSource(split="test_sft").load("train")) == 100
+    with pytest.raises(DataError, match="the bundled data has no split 'x'; expected train"):
+        BundledSource(split="x").load("train")
+
+
+def test_lists_and_datasets_of_other_sources_are_wrapped() -> None:
+    import datasets
+
+    rows = [chat("one", "a"), chat("two", "b")]
+    assert contents(as_rows(rows)) == contents(as_rows(datasets.Dataset.from_list(rows))) == ["one", "two"]

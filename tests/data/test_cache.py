@@ -1,0 +1,192 @@
+"""Prepared data: the right key, one builder at a time, nothing half-built or damaged ever read."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arctic_hydra.data import prepare as prepare_module
+from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.data.store import EXAMPLES, MANIFEST, Chunk, TokenStore, open_or_build, write_store
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import DataError
+from tests.data.samples import CHATML_UNTAGGED, chat, factory, make_tokenizer, write_lines
+
+
+def key(path: Path, tokenizer: Any, **fields: Any) -> str:
+    return factory(path, **fields).process("train", tokenizer, World()).key
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(path for path in (cache / "prepared").iterdir() if path.is_dir())
+
+
+def test_pitfall_27_the_key_follows_content_and_options(small_chats: Path, tokenizer: Any, private_cache: Path) -> None:
+    first = key(small_chats, tokenizer)
+    os.utime(small_chats, (1, 1))
+    assert key(small_chats, tokenizer) == first, "touching the file changes nothing"
+    elsewhere = small_chats.parent / "moved" / small_chats.name
+    elsewhere.parent.mkdir()
+    shutil.copy(small_chats, elsewhere)
+    assert key(elsewhere, tokenizer) == first, "the place of the file changes nothing"
+    assert key(small_chats, tokenizer, packing=False, num_proc=2) == first, "packing works on prepared data"
+    others = [
+        key(small_chats, tokenizer, max_length=100),
+        key(small_chats, tokenizer, mask_inputs=False),
+        key(small_chats, make_tokenizer(tokenizer.chat_template)),
+        key(small_chats, make_tokenizer(CHATML_UNTAGGED)),
+    ]
+    stat = small_chats.stat()
+    small_chats.write_bytes(small_chats.read_bytes().replace(b"Answer 3", b"Answer 4"))
+    os.utime(small_chats, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    others.append(key(small_chats, tokenizer))
+    assert len({first, *others}) == 6
+    assert len(entries(private_cache)) == 6
+
+
+def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = key(small_chats, tokenizer)
+    monkeypatch.setattr(prepare_module, "CODE_VERSION", prepare_module.CODE_VERSION + 1)
+    assert key(small_chats, tokenizer) != first
+
+
+def test_second_run_reads_what_the_first_wrote(
+    small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = factory(small_chats).process("train", tokenizer, World())
+    monkeypatch.setattr(SFTDataFactory, "load", lambda *_: pytest.fail("the cache was not used"))
+    again = factory(small_chats).process("train", tokenizer, World())
+    assert again.report == first.report
+    for index in range(len(first)):
+        assert (again.ids(index) == first.ids(index)).all() and (again.mask(index) == first.mask(index)).all()
+
+
+def test_directories_are_private(small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path) -> None:
+    key(small_chats, tokenizer)
+    for path in (private_cache, private_cache / "prepared", *entries(private_cache)):
+        assert path.stat().st_mode & 0o777 == 0o700, path
+    key(small_chats, tokenizer, cache_dir=str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "prepared").stat().st_mode & 0o777 == 0o700
+
+
+def test_cache_off_leaves_nothing_behind(
+    small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    store = factory(small_chats, cache=False).process("train", tokenizer, World())
+    assert not private_cache.exists() and not any((tmp_path / "scratch").iterdir())
+    cached = factory(small_chats).process("train", tokenizer, World())
+    assert store.key == cached.key
+    assert [store.ids(index).tolist() for index in range(37)] == [cached.ids(index).tolist() for index in range(37)]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "no manifest", "garbage manifest", "wrong count", "not arrow"])
+def test_a_damaged_entry_is_built_again(small_chats: Path, tokenizer: Any, private_cache: Path, damage: str) -> None:
+    first = factory(small_chats).process("train", tokenizer, World())
+    expected = [first.ids(index).tolist() for index in range(len(first))]
+    (entry,) = entries(private_cache)
+    examples, manifest = entry / EXAMPLES, entry / MANIFEST
+    if damage == "truncate":
+        os.truncate(examples, examples.stat().st_size // 2)
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "garbage manifest":
+        manifest.write_text("{")
+    elif damage == "wrong count":
+        manifest.write_text(manifest.read_text().replace('"examples": 37', '"examples": 36'))
+    else:
+        examples.unlink()
+        examples.write_bytes(b"x" * TokenStoreSize.of(manifest))
+    again = factory(small_chats).process("train", tokenizer, World())
+    assert [again.ids(index).tolist() for index in range(len(again))] == expected
+    assert entries(private_cache) == [entry]
+
+
+class TokenStoreSize:
+    """Reads what size a manifest promises."""
+
+    @staticmethod
+    def of(manifest: Path) -> int:
+        import json
+
+        return int(json.loads(manifest.read_text())["files"][EXAMPLES])
+
+
+def chunks() -> list[Chunk]:
+    return [Chunk(0, np.arange(5, dtype=np.int32), np.ones(5, np.uint8), np.array([2, 3], np.int32), np.array([0, 1]))]
+
+
+def build_slowly(part: Path, log: Path, seconds: float) -> None:
+    with log.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(seconds)
+    write_store(part, chunks(), dict)
+
+
+def open_in_child(cache: Path, log: Path, seconds: float, queue: Any) -> None:
+    store = open_or_build(cache, "k", lambda part: build_slowly(part, log, seconds))
+    queue.put((os.getpid(), store.ids(1).tolist()))
+
+
+def test_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    queue, log = context.Queue(), tmp_path / "builders"
+    children = [context.Process(target=open_in_child, args=(tmp_path / "c", log, 0.5, queue)) for _ in range(3)]
+    for child in children:
+        child.start()
+    results = [queue.get(timeout=30) for _ in children]
+    for child in children:
+        child.join(30)
+    assert [ids for _, ids in results] == [[2, 3, 4]] * 3
+    assert len(log.read_text().splitlines()) == 1
+
+
+@pytest.mark.faults
+def test_pitfall_26_a_killed_builder_blocks_nobody(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    log = tmp_path / "builders"
+    child = context.Process(target=open_in_child, args=(tmp_path / "c", log, 60.0, context.Queue()))
+    child.start()
+    deadline = time.monotonic() + 20
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join(10)
+    store = open_or_build(tmp_path / "c", "k", lambda part: build_slowly(part, log, 0))
+    assert isinstance(store, TokenStore) and store.mask(0).tolist() == [1, 1]
+    assert sorted(path.name for path in (tmp_path / "c" / "prepared").iterdir() if path.is_dir()) == ["k"]
+
+
+def test_a_failing_build_publishes_nothing(tmp_path: Path, tokenizer: Any, private_cache: Path) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", [chat("a", "b"), {"messages": "x"}])
+    for _ in range(2):
+        with pytest.raises(DataError, match="messages is a str"):
+            key(path, tokenizer)
+    assert entries(private_cache) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    def fill(part: Path) -> None:
+        (part / EXAMPLES).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .* \(No space left on device\)"):
+        open_or_build(tmp_path / "c", "k", fill)
+    assert entries(tmp_path / "c") == []
+
+
+def test_an_unwritable_cache_directory_is_named(small_chats: Path, tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .*file.*; pass data\.cache_dir="):
+        key(small_chats, tokenizer, cache_dir=str(tmp_path / "file"))
