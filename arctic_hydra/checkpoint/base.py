@@ -1,0 +1,136 @@
+"""Checkpoint engines: when to save, and the contract that each engine fills."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arctic_hydra.component import Component
+from arctic_hydra.distributed import World
+from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.progress import Progress
+
+if TYPE_CHECKING:
+    import deepspeed
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint engine reads and writes; one object, shared with the trainer that moves it on."""
+
+    engine: deepspeed.DeepSpeedEngine
+    """The DeepSpeed engine; its `.module` is the model (or its PEFT wrapper)."""
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    tokenizer: PreTrainedTokenizerBase
+    progress: Progress
+    world: World
+    run_dir: Path
+    identity: dict[str, Any]
+    """What the run is, JSON-able: at least `config_hash`, `data_fingerprint`, `versions`, `zero_stage`."""
+    logs: list[Path] = field(default_factory=list)
+    """Append-only files whose length is recorded at save and cut back at load, so that each step stands once."""
+    epoch_finished: bool = False
+    """Whether the last completed step ended an epoch."""
+    training_finished: bool = False
+    """Whether the last step of the run is done."""
+    stopping: bool = False
+    """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a resumable state."""
+
+
+@dataclass(kw_only=True)
+class CheckpointEngine(Component):
+    """Base of the checkpoint engines; several may run side by side, keyed by name under `checkpoint`.
+
+    `save()` and `load()` are collective: every rank calls them, at the same step.
+    """
+
+    enabled: bool = True
+    """Whether this engine saves at all."""
+    auto_resume: bool = False
+    """Whether a run that finds checkpoints of this engine in its directory resumes from them; at most one may."""
+
+    can_resume: ClassVar[bool] = False
+    """Whether `load()` restores a run exactly."""
+
+    def bind(self, state: TrainingState) -> None:
+        """Take the state to save from and load into; called once, before `load` and `save`."""
+        self.state = state
+
+    @property
+    def epoch_finished(self) -> bool:
+        """Whether the last completed step ended an epoch."""
+        return self.state.epoch_finished
+
+    @property
+    def training_finished(self) -> bool:
+        """Whether the last step of the run is done."""
+        return self.state.training_finished
+
+    @property
+    @abstractmethod
+    def do_checkpoint(self) -> bool:
+        """Whether to save now; asked at every step boundary, after the counters moved."""
+
+    @property
+    @abstractmethod
+    def checkpoint_dir(self) -> Path:
+        """The directory that the next `save()` publishes."""
+
+    @property
+    @abstractmethod
+    def latest_checkpoint_exists(self) -> bool:
+        """Whether there is any checkpoint of this engine to consider."""
+
+    @abstractmethod
+    def save(self) -> Path:
+        """Write the state under `checkpoint_dir` and return that path; nothing incomplete is ever visible there."""
+
+    @abstractmethod
+    def load(self) -> Path | None:
+        """Restore the newest good checkpoint and return its path, or None when there is none at all."""
+
+
+@dataclass(kw_only=True)
+class TriggeredCheckpoint(CheckpointEngine):
+    """The triggers that the built-in engines share: any of them saves, 0 is off."""
+
+    save_every_n_steps: HumanInt = integer(0, minimum=0)
+    """Optimizer steps between saves."""
+    save_every_n_epochs: HumanInt = integer(0, minimum=0)
+    """Epochs between saves: after epochs n, 2n, ..."""
+    save_end_of_training: bool = False
+    """Save once the last step is done."""
+    output_dir: str | None = None
+    """Directory to write below; the run directory when unset."""
+
+    def bind(self, state: TrainingState) -> None:
+        """Take the state to save from and load into; called once, before `load` and `save`."""
+        super().bind(state)
+        self._saved: tuple[int, Path] | None = None
+
+    def mark_saved(self) -> None:
+        """Remember that the current step is on disk, by a save or because it was loaded: no trigger saves it again."""
+        self._saved = (self.state.progress.global_step, self.checkpoint_dir)
+
+    @property
+    def do_checkpoint(self) -> bool:
+        """Whether any trigger holds for the step just completed; never twice for one step and directory.
+
+        An engine that can resume also saves when the run stops early, whatever its triggers say.
+        """
+        progress = self.state.progress
+        if not self.enabled or progress.global_step == 0:
+            return False
+        if self._saved == (progress.global_step, self.checkpoint_dir):
+            return False
+        steps, epochs = self.save_every_n_steps, self.save_every_n_epochs
+        return (
+            bool(steps and progress.global_step % steps == 0)
+            or bool(epochs and self.epoch_finished and progress.epoch % epochs == 0)
+            or (self.save_end_of_training and self.training_finished)
+            or (self.can_resume and self.state.stopping)
+        )

@@ -1,0 +1,232 @@
+"""The `deepspeed` checkpoint engine: everything needed to go on exactly where the run stood."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
+
+from arctic_hydra import distributed
+from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
+from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, Stage, step_name
+from arctic_hydra.component import component
+from arctic_hydra.errors import CheckpointError
+from arctic_hydra.human_numbers import HumanInt, integer
+
+if TYPE_CHECKING:
+    from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
+
+logger = logging.getLogger("arctic_hydra.checkpoint")
+
+MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage", "world_size")
+
+
+@component(group="checkpoint", name="deepspeed")
+class DeepSpeedCheckpoint(TriggeredCheckpoint):
+    """Resumable checkpoints in `checkpoints/step-00000100`, verified on load; resume is bit-exact on the same world.
+
+    Each holds DeepSpeed's files (weights, optimizer, loss scaler), one `rank-00000.pt` per rank (random states,
+    learning-rate schedule) and `manifest.json` (counters, identity of the run, lengths of the log files, sha256 of
+    every file). A run that stops early saves one as well, whatever the triggers say.
+    """
+
+    auto_resume: bool = True
+    """Whether a run that finds checkpoints of this engine in its directory resumes from them."""
+    keep_last: HumanInt | None = integer(2, minimum=1)
+    """Good checkpoints to keep, the newest; null keeps all. With 1, damage to the only one loses the run."""
+
+    can_resume: ClassVar[bool] = True
+
+    def bind(self, state: TrainingState) -> None:
+        """Take the state to save from and load into; called once, before `load` and `save`."""
+        super().bind(state)
+        root = (Path(self.output_dir) if self.output_dir else state.run_dir) / "checkpoints"
+        self._store = CheckpointStore(root, state.world.rank, self.keep_last)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """The directory that the next `save()` publishes."""
+        return self._store.root / step_name(self.state.progress.global_step)
+
+    @property
+    def latest_checkpoint_exists(self) -> bool:
+        """Whether there is any checkpoint to consider, good or not."""
+        return bool(self._store.steps())
+
+    # ---- save ----------------------------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Publish a checkpoint of the step just completed and return its directory; collective.
+
+        Raises CheckpointError, the same on every rank, when any rank could not write; nothing is published then.
+        Call it at an optimizer-step boundary: gradients of a half accumulated window are in no file.
+        """
+        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
+
+        state = self.state
+        stage = self._store.begin(state.progress.global_step)
+        self._write_rank_state(stage)
+        safe = SafeCheckpointEngine(self._store, stage)
+        self._write_engine(safe, stage)
+        path = self._store.publish(stage, self._facts)
+        self.mark_saved()
+        if state.world.is_main:
+            logger.info("saved %s", path)
+        return path
+
+    def _write_rank_state(self, stage: Stage) -> None:
+        import torch
+
+        from arctic_hydra.checkpoint import rank_state
+
+        with stage.keep_error():
+            contents = {
+                "random": rank_state.random_state(),
+                "schedule": rank_state.schedule_state(self.state.scheduler),
+                "micro_steps": int(self.state.engine.micro_steps),
+            }
+            stage.write(self._rank_file(), lambda file: torch.save(contents, cast("IO[bytes]", file)))
+
+    def _write_engine(self, safe: SafeCheckpointEngine, stage: Stage) -> None:
+        from arctic_hydra.checkpoint.writer import going_through
+
+        engine = self.state.engine
+        try:
+            with going_through(engine, safe):
+                # save_latest=False: DeepSpeed writes `latest` before the other ranks' files exist.
+                engine.save_checkpoint(str(stage.path.parent), tag=stage.path.name, save_latest=False)
+        except Exception as error:
+            if safe.agreed:
+                raise
+            # This rank failed before the commit that its peers now wait in: meet them there.
+            stage.error = stage.error or f"{type(error).__name__}: {error}"
+            self._store.agree(stage)
+
+    def _facts(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "world_size": state.world.size,
+            "identity": state.identity,
+            "progress": state.progress.state_dict(),
+            "log_offsets": {self._log_key(path): _synced_size(path) for path in state.logs},
+        }
+
+    def _log_key(self, path: Path) -> str:
+        run_dir = self.state.run_dir
+        return str(path.relative_to(run_dir) if path.is_relative_to(run_dir) else path)
+
+    def _rank_file(self) -> str:
+        return f"rank-{self.state.world.rank:05d}.pt"
+
+    # ---- load ----------------------------------------------------------------------------------------------------
+
+    def load(self) -> Path | None:
+        """Restore the newest good checkpoint and return its directory, or None when there is none; collective.
+
+        Weights, optimizer, schedule, counters and this rank's random states are set; `state.logs` are cut back to
+        their recorded lengths. Raises CheckpointError, the same on every rank, when checkpoints are there but none is
+        usable, when the newest good one is of another run, or when a rank cannot load it.
+        """
+        found = self._store.newest()
+        if found is None:
+            return None
+        self._check_identity(found)
+        self._agree(self._try(self._check_readable, found), found)
+        self._agree(self._try(self._restore, found), found)
+        self.state.progress.load_state_dict(found.manifest["progress"])
+        self._agree(self._try(self._cut_logs, found), found)
+        self.mark_saved()
+        if self.state.world.is_main:
+            logger.info("resumed from %s", found.path)
+        return found.path
+
+    def _check_identity(self, found: Checkpoint) -> None:
+        """Compare what the checkpoint is of with what this run is; the same on every rank, no communication."""
+        then = {**found.manifest["identity"], "world_size": found.manifest["world_size"]}
+        now = {**json.loads(json.dumps(self.state.identity)), "world_size": self.state.world.size}
+        differing = [key for key in MUST_MATCH if then.get(key) != now.get(key)]
+        if differing:
+            values = "; ".join(f"{key}: checkpoint {then.get(key)!r}, this run {now.get(key)!r}" for key in differing)
+            raise CheckpointError(
+                f"{found.path} belongs to a different run: {values}. "
+                "Start with the config, data and number of ranks it was saved with, or pass fresh=true to start over"
+            )
+        if self.state.world.is_main and then.get("versions") != now.get("versions"):
+            logger.warning(
+                "%s was saved with versions %s, this run has %s: resuming may not be bit-exact",
+                found.path,
+                then.get("versions"),
+                now.get("versions"),
+            )
+
+    def _check_readable(self, found: Checkpoint) -> None:
+        """Parse each file once, spread over the ranks, so that a refused one stops all ranks before any collective."""
+        from arctic_hydra.checkpoint.writer import load_tensors
+
+        names = [name for name in sorted(found.manifest["files"]) if name.endswith(".pt")]
+        for name in names[self.state.world.rank :: self.state.world.size]:
+            try:
+                load_tensors(found.path / name, mmap=True)
+            except Exception as error:
+                raise RuntimeError(f"{name} cannot be loaded without running code from it ({error})") from error
+
+    def _restore(self, found: Checkpoint) -> None:
+        from arctic_hydra.checkpoint import rank_state
+        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, going_through, load_tensors
+
+        engine = self.state.engine
+        with going_through(engine, SafeCheckpointEngine()):
+            loaded, _ = engine.load_checkpoint(
+                str(found.path.parent), tag=found.path.name, load_lr_scheduler_states=False
+            )
+        if loaded is None:
+            raise RuntimeError("DeepSpeed found nothing to load")
+        mine = load_tensors(found.path / self._rank_file())
+        engine.micro_steps = mine["micro_steps"]
+        rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
+        rank_state.set_random_state(mine["random"])
+
+    def _cut_logs(self, found: Checkpoint) -> None:
+        if not self.state.world.is_main:
+            return
+        offsets: dict[str, int] = found.manifest["log_offsets"]
+        for path in self.state.logs:
+            size, there = offsets.get(self._log_key(path)), path.stat().st_size if path.exists() else 0
+            if size is None or there == size:
+                continue
+            if there < size:
+                logger.warning("%s has %d bytes, %d at the save: lines are missing", path, there, size)
+            else:
+                os.truncate(path, size)
+
+    def _try(self, action: Callable[[Checkpoint], None], found: Checkpoint) -> str | None:
+        try:
+            action(found)
+        except Exception as error:
+            logger.debug("loading %s failed", found.path, exc_info=True)
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _agree(self, error: str | None, found: Checkpoint) -> None:
+        failed = [f"rank {rank}: {text}" for rank, text in enumerate(distributed.gather_objects(error)) if text]
+        if failed:
+            raise CheckpointError(
+                f"{found.path} passed its checks but could not be loaded: {'; '.join(failed)}. "
+                "Move that directory away to resume from the one before, or pass fresh=true to start over"
+            )
+
+
+def _synced_size(path: Path) -> int:
+    """Return the length of a log in bytes, durable on disk; 0 when it does not exist yet."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return 0
+    try:
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+"""The `hf` checkpoint engine: an export that transformers loads."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from arctic_hydra import distributed
+from arctic_hydra.checkpoint.base import TriggeredCheckpoint
+from arctic_hydra.checkpoint.store import step_name
+from arctic_hydra.component import component
+from arctic_hydra.errors import CheckpointError, FieldError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("arctic_hydra.checkpoint")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SIZE = re.compile(r"\d+[KMGT]i?B")
+
+
+@component(group="checkpoint", name="hf")
+class HuggingFaceCheckpoint(TriggeredCheckpoint):
+    """Exports for AutoModelForCausalLM and AutoTokenizer: safetensors, configs, tokenizer with its chat template.
+
+    The end of training goes to `export`, a save on the way to `export-step-00000100` beside it; each appears complete
+    or not at all. Weights keep the dtype the model trains in. Of a PEFT model the adapter is saved. Nothing resumes
+    from an export.
+    """
+
+    save_end_of_training: bool = True
+    """Save once the last step is done."""
+    save_name: str = "export"
+    """Directory name of the export at the end of training, and prefix of those on the way."""
+    max_shard_size: str | None = None
+    """Largest safetensors file, such as 5GB; transformers' default when unset."""
+
+    can_resume: ClassVar[bool] = False
+
+    def validate(self) -> None:
+        problems = []
+        if not _NAME.fullmatch(self.save_name):
+            problems.append(("save_name", f"got {self.save_name!r}, expected a plain directory name"))
+        if self.max_shard_size is not None and not _SIZE.fullmatch(self.max_shard_size):
+            problems.append(("max_shard_size", f"got {self.max_shard_size!r}, expected a size such as 500MB or 5GB"))
+        if problems:
+            raise FieldError(problems)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """The directory that the next `save()` publishes."""
+        suffix = "" if self.training_finished else f"-{step_name(self.state.progress.global_step)}"
+        return self._root / f"{self.save_name}{suffix}"
+
+    @property
+    def latest_checkpoint_exists(self) -> bool:
+        """Whether any export is there."""
+        names = [path.name for path in self._root.iterdir()] if self._root.is_dir() else []
+        return any(name == self.save_name or name.startswith(f"{self.save_name}-step-") for name in names)
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.output_dir) if self.output_dir else self.state.run_dir
+
+    def save(self) -> Path:
+        """Export the model and tokenizer and return the directory; collective.
+
+        An existing export of that name is replaced in one step. Raises CheckpointError, the same on every rank, when
+        it cannot be written; what was there before then stays.
+        """
+        from arctic_hydra.checkpoint.weights import gather_weights
+
+        target = self.checkpoint_dir
+        weights = gather_weights(self.state.engine.module, keep=self.state.world.is_main)
+        error: str | None = None
+        if self.state.world.is_main:
+            try:
+                self._write(target, weights)
+            except Exception as problem:
+                logger.debug("export to %s failed", target, exc_info=True)
+                error = f"{type(problem).__name__}: {problem}"
+        error = distributed.broadcast_object(error)
+        if error is not None:
+            raise CheckpointError(
+                f"the export to {target} failed and nothing was published there: {error}. "
+                "A resumable checkpoint of this step, if one is configured, can be exported again with task=export"
+            )
+        self.mark_saved()
+        if self.state.world.is_main:
+            logger.info("exported %s", target)
+        return target
+
+    def _write(self, target: Path, weights: dict[str, torch.Tensor]) -> None:
+        from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
+
+        model = self.state.engine.module
+        if not hasattr(model, "save_pretrained"):
+            raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
+        stage = target.with_name(f".tmp-{target.name}")
+        remove_folder(stage)
+        stage.mkdir(parents=True)
+        try:
+            sharding = {} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}
+            model.save_pretrained(stage, state_dict=weights, **sharding)
+            self.state.tokenizer.save_pretrained(stage)
+            sync_tree(stage)
+        except BaseException:
+            remove_folder(stage)
+            raise
+        publish_folder(stage, target)
+
+    def load(self) -> Path | None:
+        """Raise CheckpointError: an export holds weights only."""
+        raise CheckpointError(
+            "checkpoint.hf: an export holds weights only and no run resumes from it; "
+            "resume with checkpoint=[deepspeed,hf], or start a new run from these weights with init_from=<export>"
+        )

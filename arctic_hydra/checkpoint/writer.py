@@ -1,0 +1,113 @@
+"""What DeepSpeed writes and reads through while we save and load: our store, and no code from a checkpoint.
+
+DeepSpeed's own writer publishes files without fsync or hash, loads with `weights_only=False`, and leaves executable
+recovery scripts behind.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from arctic_hydra.checkpoint.store import CheckpointStore, Stage
+
+# The only classes, beside torch's own list, that DeepSpeed's ZeRO and loss-scaler states hold.
+_DEEPSPEED_CLASSES = {
+    "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
+    "deepspeed.utils.tensor_fragment": ("fragment_address",),
+    "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
+}
+
+
+def load_tensors(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
+    """Return what a checkpoint file holds; code in it is refused (pickle.UnpicklingError) and never runs."""
+    with torch.serialization.safe_globals(_allowed_classes()):
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+def _allowed_classes() -> list[Any]:
+    # Only the engine module may import DeepSpeed. Whoever holds an engine has loaded these modules already.
+    modules = {name: sys.modules.get(name) for name in _DEEPSPEED_CLASSES}
+    return [getattr(module, cls) for name, module in modules.items() if module for cls in _DEEPSPEED_CLASSES[name]]
+
+
+class SafeCheckpointEngine:
+    """Stands in for DeepSpeed's checkpoint engine: writes into a stage, reads with `weights_only=True`.
+
+    A failing write is kept in the stage, so that this rank still reaches the collective calls its peers wait in;
+    `commit`, which DeepSpeed calls on every rank once all files are written, is where all ranks learn of it.
+    """
+
+    name = "arctic_hydra"
+
+    def __init__(self, store: CheckpointStore | None = None, stage: Stage | None = None) -> None:
+        self._store = store
+        self._stage = stage
+        self.agreed = False
+        """Whether the ranks have compared their errors, successfully or not."""
+
+    def create(self, info: Any) -> None:
+        """Nothing to prepare: the stage exists."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Create a directory below the stage."""
+        assert self._stage is not None, "this engine was opened for reading"
+        with self._stage.keep_error():
+            os.makedirs(path, mode=0o700, exist_ok=exist_ok)
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write one file of this rank."""
+        assert self._stage is not None, "this engine was opened for reading"
+        name = os.path.relpath(path, self._stage.path)
+        self._stage.write(name, lambda file: torch.save(state_dict, cast("IO[bytes]", file)))
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read one file."""
+        return load_tensors(path, map_location)
+
+    def commit(self, info: Any) -> bool:
+        """Compare notes with the other ranks. Raises the same CheckpointError on all of them if one failed."""
+        assert self._stage is not None and self._store is not None, "this engine was opened for reading"
+        self.agreed = True
+        self._store.agree(self._stage)
+        return True
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        """Whether this data-parallel rank writes the files that all ranks share."""
+        return dp_rank == 0
+
+    def is_decoupled(self) -> bool:
+        """Whether writing goes on in another process: no."""
+        return False
+
+    def preserves_storage_sharing(self) -> bool:
+        """Whether a view is written with its whole storage, as torch.save does."""
+        return True
+
+    def set_commit_info(self, info: Any) -> None:
+        """Only decoupled engines use it."""
+
+    def get_commit_info(self) -> None:
+        """Only decoupled engines use it."""
+
+    def cleanup(self) -> None:
+        """Nothing to release."""
+
+
+@contextmanager
+def going_through(engine: Any, safe: SafeCheckpointEngine) -> Iterator[None]:
+    """Let the DeepSpeed engine save and load through `safe`, and copy no recovery scripts, inside the `with`."""
+    original = engine.checkpoint_engine
+    engine.checkpoint_engine = safe
+    engine._copy_recovery_script = lambda save_path: None
+    try:
+        yield
+    finally:
+        engine.checkpoint_engine = original
+        del engine._copy_recovery_script

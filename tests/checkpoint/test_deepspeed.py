@@ -1,0 +1,376 @@
+"""The `deepspeed` checkpoint engine, on real engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.errors import CheckpointError
+
+ROOT = "checkpoints"
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def message(action: Any) -> str:
+    """Return the text of the CheckpointError that `action` must raise."""
+    with pytest.raises(CheckpointError) as caught:
+        action()
+    return str(caught.value)
+
+
+CASES = [
+    pytest.param(1, dict(zero=0), id="zero0"),
+    pytest.param(1, dict(zero=1), id="zero1"),
+    pytest.param(1, dict(zero=2), id="zero2"),
+    pytest.param(1, dict(zero=3), id="zero3"),
+    pytest.param(1, dict(zero=2, bf16=True, gas=2), id="zero2-bf16-accumulated"),
+    pytest.param(2, dict(zero=2, gas=2), id="zero2-two-ranks-accumulated"),
+    pytest.param(2, dict(zero=3, bf16=True), id="zero3-two-ranks-bf16"),
+    pytest.param(2, dict(zero=3), id="zero3-two-ranks"),
+]
+
+
+@pytest.mark.parametrize(("world_size", "options"), CASES)
+def test_pitfall_17_25_resume_in_new_processes_is_bit_exact(world_size, options, in_ranks, lab, tmp_path) -> None:
+    """Weights, optimizer, learning rates, counters and the next draws of every rank, dropout on."""
+    options = {"world_size": world_size, **options}
+
+    def straight(rank: int) -> Any:
+        state = lab.start(tmp_path, rank, **options)
+        lab.train(state, 2)
+        path = lab.checkpoint(state).save()
+        saved = lab.digest(state)
+        lab.train(state, 3)
+        return path, saved, lab.digest(state)
+
+    def resumed(rank: int) -> Any:
+        state = lab.start(tmp_path, rank, **options, seed=9)
+        path = lab.checkpoint(state).load()
+        loaded = lab.digest(state)
+        lab.train(state, 3)
+        return path, loaded, lab.digest(state)
+
+    expected = in_ranks(world_size, straight)
+    assert in_ranks(world_size, resumed) == expected
+    assert expected[0][0] == tmp_path / ROOT / "step-00000002"
+    draws = [digest["draws"] for _, digest, _ in expected]
+    assert len({tuple(d) for d in draws}) == world_size, "the ranks must draw differently, else the test shows nothing"
+
+
+def test_what_a_checkpoint_holds(in_ranks, lab, tmp_path) -> None:
+    """No scripts, no pickles readable by others, a manifest that says what the run is."""
+
+    def run(rank: int) -> None:
+        state = lab.start(tmp_path, rank, zero=2)
+        lab.train(state, 1)
+        lab.checkpoint(state).save()
+
+    in_ranks(1, run)
+    root = tmp_path / ROOT
+    assert names(root) == ["latest", "step-00000001"]
+    assert (root / "latest").read_text() == "step-00000001\n"
+    expected = ["mp_rank_00_model_states.pt", "rank-00000.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]
+    assert names(root / "step-00000001") == ["manifest.json", *expected]
+    assert {root.stat().st_mode & 0o777, (root / "step-00000001").stat().st_mode & 0o777} == {0o700}
+    manifest = json.loads((root / "step-00000001" / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == expected
+    assert manifest["progress"]["tokens"] == 16
+    assert (manifest["step"], manifest["world_size"], manifest["identity"]["zero_stage"]) == (1, 1, 2)
+
+
+def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(in_ranks, lab, tmp_path) -> None:
+    """SIGKILL at every write, fsync, rename and directory operation of one save."""
+    root, baseline = tmp_path / ROOT, tmp_path / "baseline"
+
+    def sweep(rank: int) -> Any:
+        import torch.distributed
+
+        state = lab.start(tmp_path, rank, zero=2)
+        lab.train(state, 1)
+        lab.checkpoint(state).save()
+        for leftover in (".tmp-step-00000009", ".del-step-00000000"):
+            (root / leftover).mkdir()
+            (root / leftover / "file").touch()
+        root.rename(baseline)
+        digests = {1: lab.digest(state)}
+        lab.train(state, 1)
+        digests[2] = lab.digest(state)
+        complete = lab.checkpoint(state, output_dir=str(tmp_path / "complete"))
+        complete.save()
+
+        def save_killed_at(point: int | None) -> int:
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.copytree(baseline, root)
+            generator = random.getstate()
+            child = os.fork()
+            if child == 0:
+                random.setstate(generator)  # python reseeds it in a forked child
+                # gloo's threads do not survive a fork; alone in the world there is nobody to wait for.
+                torch.distributed.barrier = lambda *args, **kwargs: None
+                calls = _count_calls(kill_at=point)
+                lab.checkpoint(state, keep_last=1).save()
+                (tmp_path / "calls").write_text(" ".join(calls))
+                os._exit(0)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        assert save_killed_at(None) == 0
+        assert names(root) == ["latest", "step-00000002"]
+        calls = (tmp_path / "calls").read_text().split()
+        steps = []
+        for point in range(len(calls)):
+            assert save_killed_at(point) == -signal.SIGKILL
+            loaded = lab.checkpoint(state).load()
+            step = state.progress.global_step
+            assert lab.digest(state) == digests[step], f"{calls[point]}, call {point}"
+            assert loaded == root / f"step-{step:08d}"
+            steps.append(step)
+            complete.load()
+        return steps, calls
+
+    [(steps, calls)] = in_ranks(1, sweep)
+    assert steps == sorted(steps), "published once, at one moment"
+    assert set(steps) == {1, 2}
+    assert {"fsync", "replace", "rename", "write", "unlink", "rmdir", "mkdir"} == set(calls)
+    assert len(steps) == len(calls) > 100
+
+
+def _count_calls(kill_at: int | None) -> list[str]:
+    """Record each operation on files from here on; die just before (a write: in the midst of) operation `kill_at`."""
+    from arctic_hydra.checkpoint import files
+
+    calls: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            if len(calls) - 1 == kill_at:
+                if name == "write":
+                    original(args[0], memoryview(args[1]).cast("B")[: len(args[1]) // 2])
+                    args[0].flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, watched)
+
+    for name in ("fsync", "replace", "rename", "mkdir", "rmdir", "unlink"):
+        watch(os, name)
+    watch(files.HashingWriter, "write")
+    return calls
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(zero, in_ranks, lab, tmp_path) -> None:
+    def killed(rank: int) -> None:
+        from arctic_hydra.checkpoint import files
+
+        state = lab.start(tmp_path, rank, zero=zero, world_size=2)
+        lab.train(state, 1)
+        lab.checkpoint(state).save()
+        lab.train(state, 1)
+        if rank == 1:
+            files.HashingWriter.write = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        lab.checkpoint(state).save()
+
+    def resumed(rank: int) -> str:
+        state = lab.start(tmp_path, rank, zero=zero, world_size=2)
+        return lab.checkpoint(state).load().name
+
+    with pytest.raises(AssertionError, match="rank 1 ended with -9"):
+        in_ranks(2, killed)
+    assert not (tmp_path / ROOT / "step-00000002").exists()
+    assert in_ranks(2, resumed) == ["step-00000001"] * 2
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+@pytest.mark.parametrize("zero", [2, 3])
+def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(zero, broken, in_ranks, lab, tmp_path) -> None:
+    """Nothing is published, the previous checkpoint loads, and once there is room the next save works."""
+
+    def run(rank: int) -> Any:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        state = lab.start(tmp_path, rank, zero=zero, world_size=2)
+        checkpoint = lab.checkpoint(state)
+        lab.train(state, 1)
+        checkpoint.save()
+        lab.train(state, 1)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if rank == broken:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        text = message(checkpoint.save)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        found = lab.checkpoint(state)._store.newest().path.name
+        left = names(tmp_path / ROOT)
+        return text, found, left, checkpoint.save().name
+
+    first, second = in_ranks(2, run)
+    assert first[0] == second[0]
+    assert f"rank {broken}: OSError: [Errno 27] File too large" in first[0]
+    assert "step 2" in first[0] and "nothing was published" in first[0]
+    assert first[1] == second[1] == "step-00000001"
+    assert first[2] == ["latest", "step-00000001"]
+    assert first[3] == "step-00000002"
+
+
+def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
+    """Peers already wait in DeepSpeed's commit when this rank fails before it."""
+
+    def run(rank: int) -> str:
+        state = lab.start(tmp_path, rank, zero=2, world_size=2)
+        lab.train(state, 1)
+        if rank == 1:
+            state.engine.optimizer.state_dict = lambda: 1 / 0
+        return message(lab.checkpoint(state).save)
+
+    first, second = in_ranks(2, run)
+    assert first == second
+    assert "rank 1: ZeroDivisionError" in first
+    assert names(tmp_path / ROOT) == []
+
+
+def test_unwritable_place_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
+    (tmp_path / ROOT).write_text("a file where the directory should be")
+
+    def run(rank: int) -> str:
+        state = lab.start(tmp_path, rank, zero=2, world_size=2)
+        lab.train(state, 1)
+        return message(lab.checkpoint(state).save)
+
+    first, second = in_ranks(2, run)
+    assert first == second
+    assert "rank 0: FileExistsError" in first and str(tmp_path / ROOT) in first
+
+
+def test_another_run_is_refused_with_what_differs(in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> list[str]:
+        state = lab.start(tmp_path, rank, zero=2)
+        lab.train(state, 1)
+        lab.checkpoint(state).save()
+        texts = []
+        for key in ("config_hash", "data_fingerprint", "zero_stage"):
+            good, state.identity[key] = state.identity[key], "other"
+            texts.append(message(lab.checkpoint(state).load))
+            state.identity[key] = good
+        state.world = type(state.world)(0, 2)
+        texts.append(message(lab.checkpoint(state).load))
+        return texts
+
+    [(config, data, zero, world)] = in_ranks(1, run)
+    assert "config_hash: checkpoint 'c0', this run 'other'" in config
+    assert "data_fingerprint" not in config and "fresh=true" in config
+    assert "data_fingerprint: checkpoint 'd0', this run 'other'" in data
+    assert "zero_stage: checkpoint 2, this run 'other'" in zero
+    assert "world_size: checkpoint 1, this run 2" in world
+
+
+class Malicious:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("pattern", ["rank-00001.pt", "*model_states.pt", "*optim_states.pt"])
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(pattern, in_ranks, lab, tmp_path) -> None:
+    """The manifest fits the file: who can write one can write both, so hashes are no defence here."""
+    evidence = tmp_path / "ran"
+
+    def run(rank: int) -> str:
+        import torch
+
+        from arctic_hydra import distributed
+        from arctic_hydra.checkpoint import store
+
+        state = lab.start(tmp_path, rank, zero=2, world_size=2)
+        lab.train(state, 1)
+        path = lab.checkpoint(state).save()
+        if rank == 0:
+            [victim, *_] = path.glob(pattern)
+            torch.save({"x": Malicious(evidence)}, victim)
+            manifest = store._read_manifest(path)
+            stage = store.Stage(1, path, {name: store.hash_file(path / name) for name in manifest.pop("files")})
+            store._write_manifest(stage, manifest)
+        distributed.barrier()
+        return message(lab.checkpoint(state).load)
+
+    first, second = in_ranks(2, run)
+    assert first == second
+    assert "cannot be loaded without running code from it" in first
+    assert not evidence.exists()
+
+
+def test_logs_are_cut_back_to_the_checkpoint_so_that_each_step_stands_once(in_ranks, lab, tmp_path, caplog) -> None:
+    log, other, young = tmp_path / "metrics.jsonl", tmp_path.parent / f"{tmp_path.name}-x.log", tmp_path / "young.log"
+
+    def run(rank: int) -> None:
+        state = lab.start(tmp_path, rank, zero=2, logs=[log, other, young])
+        log.write_text("step 1\n")
+        other.write_text("a\nb\n")
+        lab.train(state, 1)
+        lab.checkpoint(state).save()
+        with log.open("a") as file:
+            file.write("step 2\nstep 3, torn")
+        other.write_text("a\n")
+        young.write_text("not there at the save\n")
+        lab.checkpoint(state).load()
+
+    in_ranks(1, run)
+    assert log.read_text() == "step 1\n"
+    assert other.read_text() == "a\n", "shorter than recorded: left as it is"
+    assert young.read_text() == ""
+
+
+def test_triggers_save_each_step_once(in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> list[Any]:
+        state = lab.start(tmp_path, rank, zero=0)
+        checkpoint = lab.checkpoint(state, save_every_n_steps="2", keep_last=None)
+        asked = [checkpoint.do_checkpoint]
+        for _ in range(3):
+            lab.train(state, 1)
+            asked.append(checkpoint.do_checkpoint)
+            if asked[-1]:
+                checkpoint.save()
+                asked.append(checkpoint.do_checkpoint)
+        state.stopping = True
+        asked.append(checkpoint.do_checkpoint)
+        checkpoint.enabled = False
+        asked.append(checkpoint.do_checkpoint)
+        again = lab.checkpoint(state, save_every_n_steps=2)
+        again.load()
+        asked.append(again.do_checkpoint)
+        return asked
+
+    assert in_ranks(1, run) == [[False, False, True, False, False, True, False, False]]
+
+
+def test_nothing_there_is_none_and_nothing_usable_is_an_error(in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> Any:
+        state = lab.start(tmp_path, rank, zero=2, world_size=2)
+        checkpoint = lab.checkpoint(state)
+        before = (checkpoint.latest_checkpoint_exists, checkpoint.load())
+        lab.train(state, 1)
+        path = checkpoint.save()
+        if rank == 0:
+            (path / "rank-00001.pt").unlink()
+        return before, checkpoint.latest_checkpoint_exists, message(checkpoint.load)
+
+    first, second = in_ranks(2, run)
+    assert first == second
+    assert first[:2] == ((False, None), True)
+    assert "refuses to start from step 0" in first[2] and "rank-00001.pt is missing" in first[2]
+    assert "fresh=true" in first[2]

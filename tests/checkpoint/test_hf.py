@@ -1,0 +1,213 @@
+"""The `hf` export, loaded back with transformers in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.errors import CheckpointError
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+CASES = [
+    pytest.param(1, dict(zero=0), id="zero0"),
+    pytest.param(1, dict(zero=0, tied=True), id="zero0-tied"),
+    pytest.param(1, dict(zero=2, bf16=True), id="zero2-bf16"),
+    pytest.param(1, dict(zero=3, tied=True), id="zero3-tied"),
+    pytest.param(2, dict(zero=0, tied=True), id="zero0-tied-two-ranks"),
+    pytest.param(2, dict(zero=3), id="zero3-two-ranks"),
+    pytest.param(2, dict(zero=3, tied=True), id="zero3-tied-two-ranks"),
+    pytest.param(2, dict(zero=3, bf16=True), id="zero3-bf16-two-ranks"),
+]
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "one": 1, "two": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def export(state: Any, **fields: Any) -> Any:
+    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+
+    engine = HuggingFaceCheckpoint(**fields)
+    engine.bind(state)
+    return engine
+
+
+def logits_of(model: Any) -> list[float]:
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=torch.arange(12)[None]).logits.float().flatten().tolist()
+
+
+def load_back(rank: int, path: Path) -> Any:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "two one"}], tokenize=False)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    return logits_of(model), str(model.dtype), tied, text, tokenizer("two one")["input_ids"]
+
+
+@pytest.mark.parametrize(("world_size", "options"), CASES)
+def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in_ranks, lab, tmp_path) -> None:
+    """Whole weights of every ZeRO stage, in the training dtype, tied or not, with tokenizer and chat template."""
+
+    def run(rank: int) -> Any:
+        state = lab.start(tmp_path, rank, world_size=world_size, tokenizer=make_tokenizer(), **options)
+        lab.train(state, 2)
+        state.training_finished = True
+        path = export(state).save()
+        state.engine.eval()
+        return path, logits_of(state.engine)
+
+    results = in_ranks(world_size, run)
+    path, expected = results[0]
+    assert path == tmp_path / "export"
+    assert [other.name for other in tmp_path.iterdir()] == ["export"]
+    assert set(FILES) <= set(os.listdir(path))
+    [(logits, dtype, tied, text, ids)] = in_ranks(1, load_back, path)
+    assert logits == expected
+    assert dtype == ("torch.bfloat16" if options.get("bf16") else "torch.float32")
+    assert tied == options.get("tied", False)
+    assert (text, ids) == ("two one ", [2, 1])
+
+
+@pytest.mark.parametrize(("world_size", "zero"), [(1, 0), (2, 3)])
+def test_pitfall_22_a_peft_model_is_saved_as_its_adapter(world_size, zero, in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> Any:
+        state = lab.start(tmp_path, rank, world_size=world_size, zero=zero, lora=True, tokenizer=make_tokenizer())
+        lab.train(state, 2)
+        state.training_finished = True
+        export(state).save()
+        state.engine.eval()
+        return logits_of(state.engine)
+
+    def load(rank: int) -> list[float]:
+        import peft
+        import torch
+
+        torch.manual_seed(1)
+        config = lab.libraries.LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=128,
+            max_position_embeddings=64,
+        )  # fmt: skip
+        model = peft.PeftModel.from_pretrained(lab.libraries.Llama(config), tmp_path / "export")
+        trained = [value for name, value in model.named_parameters() if "lora_B" in name]
+        assert trained and all(bool(value.any()) for value in trained)
+        return logits_of(model)
+
+    expected = in_ranks(world_size, run)[0]
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(tmp_path / "export"))
+    assert not (tmp_path / "export" / "model.safetensors").exists()
+    assert in_ranks(1, load)[0] == expected
+
+
+def test_saves_on_the_way_stand_beside_the_final_export_which_is_replaced(in_ranks, lab, tmp_path) -> None:
+    """The final one is there at every moment of its replacement, sharded as asked."""
+
+    def run(rank: int) -> Any:
+        from arctic_hydra.checkpoint import files
+
+        state = lab.start(tmp_path, rank, zero=0, tokenizer=make_tokenizer())
+        checkpoint = export(state, save_every_n_steps=1, max_shard_size="20KB")
+        asked = [checkpoint.latest_checkpoint_exists]
+        lab.train(state, 1)
+        asked.append(checkpoint.do_checkpoint)
+        on_the_way = checkpoint.save().name
+        asked += [checkpoint.do_checkpoint, checkpoint.latest_checkpoint_exists]
+        lab.train(state, 1)
+        state.training_finished = True
+        final = tmp_path / "export"
+        final.mkdir()
+        (final / "old").touch()
+        seen, exchange = [], files._exchange
+        files._exchange = lambda *names: (seen.append(sorted(os.listdir(final))), exchange(*names))[1]
+        checkpoint.save()
+        return asked, on_the_way, seen
+
+    [(asked, on_the_way, seen)] = in_ranks(1, run)
+    assert asked == [False, True, False, True]
+    assert on_the_way == "export-step-00000001"
+    assert seen == [["old"]]
+    assert sorted(os.listdir(tmp_path)) == ["export", "export-step-00000001"]
+    index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert not (tmp_path / "export" / "old").exists()
+
+
+def test_a_run_that_ends_on_a_step_already_exported_still_gets_its_final_export(in_ranks, lab, tmp_path) -> None:
+    """Early stopping decides after the triggers of that step were asked."""
+
+    def run(rank: int) -> list[bool]:
+        state = lab.start(tmp_path, rank, zero=0, tokenizer=make_tokenizer())
+        checkpoint = export(state, save_every_n_steps=1)
+        lab.train(state, 1)
+        checkpoint.save()
+        asked = [checkpoint.do_checkpoint]
+        state.training_finished = True
+        asked.append(checkpoint.do_checkpoint)
+        checkpoint.save()
+        return [*asked, checkpoint.do_checkpoint]
+
+    assert in_ranks(1, run) == [[False, True, False]]
+    assert sorted(os.listdir(tmp_path)) == ["export", "export-step-00000001"]
+
+
+def test_a_failed_export_fails_all_ranks_alike_and_keeps_the_old_one(in_ranks, lab, tmp_path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "old").touch()
+
+    class Broken:
+        def save_pretrained(self, path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    def run(rank: int) -> str:
+        state = lab.start(tmp_path, rank, zero=3, world_size=2, tokenizer=Broken())
+        lab.train(state, 1)
+        state.training_finished = True
+        with pytest.raises(CheckpointError) as caught:
+            export(state).save()
+        return str(caught.value)
+
+    first, second = in_ranks(2, run)
+    assert first == second
+    assert "No space left on device" in first and "nothing was published" in first
+    assert os.listdir(tmp_path) == ["export"] and os.listdir(tmp_path / "export") == ["old"]
+
+
+@pytest.mark.parametrize("persistence_threshold", [0, 100_000])
+def test_saving_and_exporting_do_not_disturb_training(persistence_threshold, in_ranks, lab, tmp_path) -> None:
+    """ZeRO-3 keeps small parameters gathered; gathering them again for an export must not change the run."""
+
+    def run(rank: int, save: bool) -> Any:
+        options = dict(zero=3, world_size=2, persistence_threshold=persistence_threshold)
+        state = lab.start(tmp_path, rank, tokenizer=make_tokenizer(), **options)
+        lab.train(state, 1)
+        if save:
+            lab.checkpoint(state).save()
+            export(state).save()
+        lab.train(state, 2)
+        return lab.digest(state)
+
+    assert in_ranks(2, run, True) == in_ranks(2, run, False)
+
+
+def test_an_export_does_not_resume() -> None:
+    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+
+    with pytest.raises(CheckpointError, match=r"weights only.*checkpoint=\[deepspeed,hf\].*init_from="):
+        HuggingFaceCheckpoint().load()

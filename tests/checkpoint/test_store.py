@@ -1,0 +1,213 @@
+"""The save protocol, without any engine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from arctic_hydra.checkpoint import files
+from arctic_hydra.checkpoint.store import MANIFEST, CheckpointStore
+from arctic_hydra.errors import CheckpointError
+
+FILES = {"model.pt": b"m" * 5000, "optimizer.pt": os.urandom(3000), "rank-00000.pt": b"r"}
+
+
+def save(store: CheckpointStore, step: int) -> Path:
+    stage = store.begin(step)
+    for name, content in FILES.items():
+        stage.write(name, lambda file, content=content: file.write(content))
+    store.agree(stage)
+    return store.publish(stage, lambda: {"identity": {"config_hash": "c0"}})
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", rank=0, keep_last=2)
+
+
+def truncate_to_nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lose_the_last_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def test_what_was_saved_is_found(store: CheckpointStore) -> None:
+    assert store.newest() is None
+    path = save(store, 100)
+    found = store.newest()
+    assert found is not None
+    assert (found.path, found.step, path.name) == (path, 100, "step-00000100")
+    assert found.manifest["files"]["model.pt"]["bytes"] == 5000
+    assert names(path) == sorted([*FILES, MANIFEST])
+    assert path.stat().st_mode & 0o777 == store.root.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("damage", [truncate_to_nothing, lose_the_last_byte, flip_one_bit, remove])
+@pytest.mark.parametrize("victim", [*FILES, MANIFEST])
+def test_pitfall_26_damage_to_any_file_falls_back_and_says_why(store, damage, victim, caplog) -> None:
+    save(store, 1)
+    newest = save(store, 2)
+    damage(newest / victim)
+    with caplog.at_level(logging.WARNING, logger="arctic_hydra.checkpoint"):
+        found = store.newest()
+    assert found is not None and found.step == 1
+    [record] = caplog.records
+    assert "step-00000002 is rejected" in record.getMessage()
+    assert victim in record.getMessage()
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(store: CheckpointStore) -> None:
+    save(store, 1)
+    manifest = save(store, 2) / MANIFEST
+    good = manifest.read_bytes()
+    for position in range(0, len(good), 7):
+        damaged = bytearray(good)
+        damaged[position] ^= 1 << (position % 7)
+        manifest.write_bytes(damaged)
+        found = store.newest()
+        assert found is not None
+        # JSON that means the same (other white space, an escape) is no damage.
+        assert found.step == 1 or json.loads(damaged) == json.loads(good), position
+
+
+def test_pitfall_26_none_usable_refuses_to_start_from_step_0(store: CheckpointStore) -> None:
+    remove(save(store, 1) / "model.pt")
+    flip_one_bit(save(store, 2) / "model.pt")
+    expected = r"none usable.*refuses to start from step 0.*02: model.pt is damaged.*01: model.pt is missing"
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        store.newest()
+    assert "fresh=true" in str(caught.value)
+
+
+def test_a_newer_format_is_named(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arctic_hydra.checkpoint.store.FORMAT", 2)
+    save(store, 1)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 2, this version reads 1"):
+        store.newest()
+
+
+def test_the_newest_is_by_number_not_by_name_or_latest(store: CheckpointStore) -> None:
+    save(store, 99_999_999)
+    save(store, 100_000_000)
+    (store.root / "latest").write_text("../../elsewhere")
+    (store.root / "step-notes").mkdir()
+    found = store.newest()
+    assert found is not None and found.step == 100_000_000
+
+
+@pytest.mark.parametrize(("keep_last", "left"), [(None, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (3, [2, 3, 4])])
+def test_prune_keeps_the_newest(tmp_path, keep_last, left) -> None:
+    store = CheckpointStore(tmp_path, rank=0, keep_last=keep_last)
+    for step in range(1, 5):
+        save(store, step)
+    assert names(tmp_path) == ["latest", *(f"step-{step:08d}" for step in left)]
+
+
+def test_prune_does_not_count_damaged_ones(store: CheckpointStore) -> None:
+    save(store, 1)
+    flip_one_bit(save(store, 2) / "model.pt")
+    found = store.newest()
+    assert found is not None and found.step == 1
+    save(store, 3)
+    assert names(store.root)[1:] == ["step-00000001", "step-00000002", "step-00000003"]
+    save(store, 4)
+    assert names(store.root)[1:] == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(store: CheckpointStore) -> None:
+    save(store, 1)
+    flip_one_bit(save(store, 2) / "model.pt")
+    assert store.newest().step == 1  # type: ignore[union-attr]
+    save(store, 2)
+    assert store.newest().step == 2  # type: ignore[union-attr]
+    assert names(store.root) == ["latest", "step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_replacing_works_with_and_without_the_exchange_call(tmp_path, monkeypatch, can_exchange) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(files, "_renameat2", lambda: None)
+    stage, target = tmp_path / "stage", tmp_path / "target"
+    for path in (stage, target):
+        path.mkdir()
+        (path / "name").write_text(path.name)
+    files.publish_folder(stage, target)
+    assert names(tmp_path) == ["target"]
+    assert (target / "name").read_text() == "stage"
+
+
+def test_leftovers_of_a_killed_save_are_removed(store: CheckpointStore) -> None:
+    store.root.mkdir()
+    for leftover in (".tmp-step-00000007", ".del-step-00000003"):
+        (store.root / leftover).mkdir()
+        (store.root / leftover / "x").touch()
+    assert store.newest() is None
+    save(store, 8)
+    assert names(store.root) == ["latest", "step-00000008"]
+
+
+def test_a_failed_write_publishes_nothing_and_keeps_the_cause(store: CheckpointStore) -> None:
+    save(store, 1)
+    stage = store.begin(2)
+    stage.write("good.pt", lambda file: file.write(b"x"))
+
+    def fail(file: files.HashingWriter) -> None:
+        try:
+            file._raw.close()
+            file.write(b"x")
+        except ValueError:
+            file.error = OSError(28, "No space left on device")
+            raise RuntimeError("unexpected pos 64 vs 0") from None  # what torch makes of it
+
+    stage.write("bad.pt", fail)
+    stage.write("never.pt", lambda file: file.write(b"x"))
+    expected = r"step 2 .*nothing was published.*rank 0: OSError: \[Errno 28\] No space left on device.*same command"
+    with pytest.raises(CheckpointError, match=expected):
+        store.agree(stage)
+    assert names(store.root) == ["latest", "step-00000001"]
+
+
+def test_too_little_space_is_said_before_the_first_byte(store: CheckpointStore, monkeypatch) -> None:
+    save(store, 1)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100))
+    with pytest.raises(CheckpointError, match=r"rank 0: OSError: .* GiB free below .*checkpoints, .* GiB needed"):
+        store.begin(2)
+    assert names(store.root) == ["latest", "step-00000001"]
+
+
+def test_a_file_that_bypassed_the_store_is_refused(store: CheckpointStore) -> None:
+    stage = store.begin(1)
+    (stage.path / "zero_to_fp32.py").touch()
+    store.agree(stage)
+    with pytest.raises(CheckpointError, match=r"did not pass through the store: zero_to_fp32\.py"):
+        store.publish(stage, dict)
+
+
+def test_failing_to_tidy_only_warns(store: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+    (store.root / "latest").mkdir(parents=True)
+    assert save(store, 1).is_dir()
+    assert "step-00000001 is complete, but tidying" in caplog.text
