@@ -1,0 +1,268 @@
+"""MLflow: by default a SQLite file beside the runs, which needs no server; `mlflow ui` shows it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from arctic_hydra.component import component
+from arctic_hydra.tracking.base import Tracker
+from arctic_hydra.tracking.sender import Point, Sender
+
+STATE_FILE = "tracking-mlflow.json"
+"""File in the run directory that names the MLflow run, so that a later start continues it."""
+
+_PARAM_CHARACTERS = 6000
+_PARAMS_PER_REQUEST = 100
+_METRICS_PER_REQUEST = 900  # the server's limit is 1000
+_KEY_CHARACTERS = 250
+_LOCK_SECONDS = 120.0
+_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_CREDENTIALS = re.compile(r"://[^/@\s]+@")
+
+# MLflow reads these when it is imported and at each request. Its own defaults wait minutes for a dead server and report
+# usage to its makers; what the user set wins.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+
+
+@component(group="tracking", name="mlflow")
+class MLflowTracker(Tracker):
+    """Parameters, metrics and the resolved config as one MLflow run, which a resumed run continues."""
+
+    uri: str | None = None
+    """Tracking store (sqlite:///<file>, http://<host>:<port>, ...); `<output_root>/mlflow.db` when unset."""
+    experiment: str = "arctic_hydra"
+    """MLflow experiment that holds the run; created where it does not exist."""
+
+    def validate(self) -> None:
+        if self.uri is not None and not re.match(r"[a-z0-9+-]+://|databricks$", self.uri):
+            raise ValueError(
+                f"uri: got {without_credentials(self.uri)!r}, expected a URL such as sqlite:///runs/mlflow.db or "
+                f"http://127.0.0.1:5000 (MLflow has given up its file store)"
+            )
+        if not self.experiment.strip():
+            raise ValueError(f"experiment: got {self.experiment!r}, expected a name")
+
+    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        """Open the run in the background, and first send what `metrics.jsonl` holds and the store lacks."""
+        run_dir = run_dir.resolve()
+        uri = self.uri or f"sqlite:///{run_dir.parents[1] / 'mlflow.db'}"
+        connection = MLflowRun(uri, self.experiment, run_dir, name, config)
+        self._sender = Sender(connection, run_dir / "metrics.jsonl", f"tracking.mlflow ({without_credentials(uri)})")
+        self._sender.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Queue the metrics of one step; returns at once."""
+        self._sender.put(step, metrics)
+
+    def finish(self, status: str) -> None:
+        """Send what is left and end the MLflow run: FINISHED, KILLED (stopped early) or FAILED."""
+        self._sender.finish(status)
+
+
+class MLflowRun:
+    """One run directory's run in an MLflow store; every method may block and may raise."""
+
+    def __init__(self, uri: str, experiment: str, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        self._uri = _absolute(uri)
+        self._experiment = experiment
+        self._run_dir = run_dir
+        self._name = name
+        self._config = config
+        self._state_path = run_dir / STATE_FILE
+        self._client: Any = None
+        self._run_id = ""
+        self._described = False
+        self._last_step = -1
+        self._last_steps: dict[str, int] = {}
+
+    def open(self) -> None:
+        """Create the run, or open again the one that the run directory names, and learn what the store holds."""
+        client_class = _import_client()
+        with self._creation_lock():
+            self._create_database(client_class)
+            self._client = client_class(tracking_uri=self._uri)
+            experiment_id = self._experiment_id()
+        run = self._known_run()
+        if run is None:
+            tags = {"arctic_hydra.run_dir": str(self._run_dir)}
+            run = self._client.create_run(experiment_id, run_name=self._name, tags=tags)
+            self._described = False
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self._run_id = run.info.run_id
+        # The store is the authority: a kill between sending and noting it down must not send a step twice.
+        self._last_steps = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+        self._last_step = max(self._last_steps.values(), default=-1)
+        self._write_state()
+        if not self._described:
+            self._describe()
+
+    def send(self, points: list[Point]) -> None:
+        """Store the metrics that are newer than what the run holds of each."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, value, int(point.seconds * 1000), point.step)
+            for point in points
+            for name, value in point.metrics.items()
+            if point.step > self._last_steps.get(key := metric_key(name), -1)
+        ]
+        for chunk in _chunks(metrics, _METRICS_PER_REQUEST):
+            self._client.log_batch(self._run_id, metrics=chunk)
+            for metric in chunk:
+                self._last_steps[metric.key] = max(metric.step, self._last_steps.get(metric.key, -1))
+        if metrics:
+            self._last_step = max(self._last_steps.values())
+            self._write_state()
+
+    def close(self, status: str) -> None:
+        """End the run."""
+        self._client.set_terminated(self._run_id, _STATUS[status])
+
+    def _creation_lock(self) -> AbstractContextManager[Any]:
+        """Let one process at a time create a SQLite store: its migrations fail where two of them meet."""
+        path = _sqlite_path(self._uri)
+        if path is None:
+            return nullcontext()
+        from filelock import FileLock
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock: AbstractContextManager[Any] = FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
+        return lock
+
+    def _create_database(self, client_class: Any) -> None:
+        """Create a SQLite store under a temporary name: a kill within its migrations would leave it broken for good."""
+        path = _sqlite_path(self._uri)
+        if path is None or path.exists():
+            return
+        part = path.with_name(f"{path.name}.part")
+        part.unlink(missing_ok=True)
+        client_class(tracking_uri=f"sqlite:///{part}")
+        part.replace(path)
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        from mlflow.exceptions import MlflowException
+
+        database = _sqlite_path(self._uri)
+        artifacts = (database.parent / "mlartifacts").as_uri() if database else None
+        try:
+            return str(self._client.create_experiment(self._experiment, artifact_location=artifacts))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self._client.get_experiment_by_name(self._experiment).experiment_id)  # another run was faster
+
+    def _known_run(self) -> Any:
+        """Return the run that an earlier start of this run directory opened in this store, if it is still there."""
+        from mlflow.exceptions import MlflowException
+
+        if not self._state_path.exists():
+            return None
+        state = json.loads(self._state_path.read_text(encoding="utf-8"))
+        if state["uri"] != without_credentials(self._uri):
+            return None
+        try:
+            run = self._client.get_run(state["run_id"])
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        self._described = state["described"]
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _describe(self) -> None:
+        """Store the config: as flat parameters, which MLflow never lets change, and whole as `config.yaml`."""
+        import yaml
+        from mlflow.entities import Param
+
+        params = [Param(key, value) for key, value in flat_params(self._config).items()]
+        for chunk in _chunks(params, _PARAMS_PER_REQUEST):
+            self._client.log_batch(self._run_id, params=chunk)
+        text = without_credentials(yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
+        self._client.log_text(self._run_id, text, "config.yaml")
+        self._described = True
+        self._write_state()
+
+    def _write_state(self) -> None:
+        state = {
+            "uri": without_credentials(self._uri),
+            "run_id": self._run_id,
+            "last_step": self._last_step,
+            "described": self._described,
+        }
+        part = self._state_path.with_name(f"{STATE_FILE}.part")
+        part.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        part.replace(self._state_path)
+
+
+def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the leaves of a config by dotted key, as text of at most 6000 characters."""
+    params: dict[str, str] = {}
+    for key, value in _leaves(config, ""):
+        text = without_credentials(str(value))
+        params[metric_key(key)] = text if len(text) <= _PARAM_CHARACTERS else f"{text[: _PARAM_CHARACTERS - 3]}..."
+    return params
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def metric_key(name: str) -> str:
+    """Return `name` with what MLflow refuses in a key replaced: odd characters, and forms that are no plain path."""
+    return posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)).lstrip("./")[:_KEY_CHARACTERS] or "_"
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` without the `user:password@` of any URL in it."""
+    return _CREDENTIALS.sub("://", text)
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    url = urlsplit(uri)
+    return Path(url.path[1:]) if url.scheme.split("+")[0] == "sqlite" else None
+
+
+def _absolute(uri: str) -> str:
+    path = _sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path.resolve()}"
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _import_client() -> Any:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # After the import, which sets levels of its own; urllib3 would announce each retry.
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient

@@ -1,0 +1,281 @@
+"""MLflow: what arrives in a real SQLite store, and what a run notices of a store that is away (nothing)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.tracking import sender
+from arctic_hydra.tracking.mlflow import STATE_FILE, MLflowTracker, flat_params, metric_key
+
+CONFIG = {
+    "seed": 42,
+    "optimizer": {"lr": 1e-5, "betas": [0.9, 0.95]},
+    "data": {"sources": {"a b": {"path": "x" * 7000}}},
+}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "outputs" / "default" / "0123abcd"
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write_steps(run_dir: Path, steps: range) -> None:
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        for step in steps:
+            file.write(json.dumps({"step": step, "loss": 1 / step, "mfu": None, "eval/a@b": 0.5}) + "\n")
+
+
+def log_steps(tracker: MLflowTracker, run_dir: Path, steps: range) -> float:
+    """Write and log each step as the trainer does; return the longest `log` in seconds."""
+    longest = 0.0
+    for step in steps:
+        write_steps(run_dir, range(step, step + 1))
+        start = time.perf_counter()
+        tracker.log(step, {"loss": 1 / step, "eval/a@b": 0.5})
+        longest = max(longest, time.perf_counter() - start)
+    return longest
+
+
+def store(run_dir: Path) -> tuple[Any, Any]:
+    """Return a client of the run's SQLite store, and the only run in it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{run_dir.parents[1] / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("arctic_hydra")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return client, run
+
+
+def steps_of(client: Any, run: Any, key: str = "loss") -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_params_metrics_and_config_arrive(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (run_dir.parents[1] / "mlflow.db.part").write_bytes(b"left by a process that was killed while it created the store")
+    tracker = MLflowTracker()
+    tracker.start(run_dir, "default/0123abcd", CONFIG)
+    log_steps(tracker, run_dir, range(1, 6))
+    wait_for_state(run_dir)
+    tracker.finish("finished")
+    client, run = store(run_dir)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "default/0123abcd"
+    assert run.data.params["optimizer.lr"] == "1e-05"
+    assert run.data.params["optimizer.betas"] == "[0.9, 0.95]"
+    assert len(run.data.params["data.sources.a b.path"]) == 6000
+    assert run.data.tags["arctic_hydra.run_dir"] == str(run_dir)
+    assert steps_of(client, run) == [1, 2, 3, 4, 5]
+    assert steps_of(client, run, "eval/a_b") == [1, 2, 3, 4, 5]
+    assert "mfu" not in run.data.metrics
+    (artifact,) = (run_dir.parents[1] / "mlartifacts").glob("*/artifacts/config.yaml")
+    assert "lr: 1.0e-05" in artifact.read_text()
+    assert json.loads((run_dir / STATE_FILE).read_text())["last_step"] == 5
+    assert capfd.readouterr() == ("", "")
+
+
+def wait_for_state(run_dir: Path) -> None:
+    """Wait until the store is created: a slow machine may take longer for that than `finish` waits."""
+    deadline = time.monotonic() + 60
+    while not (run_dir / STATE_FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None:
+    first = MLflowTracker()
+    first.start(run_dir, "r", CONFIG)
+    log_steps(first, run_dir, range(1, 8))
+    wait_for_state(run_dir)
+    first.finish("stopped")
+    assert store(run_dir)[1].info.status == "KILLED"
+    # A kill right after step 7: the checkpoint of step 5 cuts the file back, and what was noted down is older still.
+    (run_dir / "metrics.jsonl").unlink()
+    write_steps(run_dir, range(1, 6))
+    state = json.loads((run_dir / STATE_FILE).read_text())
+    (run_dir / STATE_FILE).write_text(json.dumps(state | {"last_step": 2}))
+    second = MLflowTracker()
+    second.start(run_dir, "r", CONFIG | {"seed": 43})
+    log_steps(second, run_dir, range(6, 11))
+    second.log(10, {"eval/loss": 1.5})  # an evaluation after the line of its step
+    second.finish("finished")
+    client, run = store(run_dir)
+    assert run.info.run_id == state["run_id"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["seed"] == "42"
+    assert steps_of(client, run) == list(range(1, 11))
+    assert steps_of(client, run, "eval/loss") == [10]
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("server", ["refuses", "silent"])
+def test_a_dead_server_costs_no_step_and_is_replayed_later(
+    server: str, silent_server: str, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = "http://127.0.0.1:9" if server == "refuses" else silent_server.replace("://", "://user:hunter2@")
+    tracker = MLflowTracker(uri=uri)
+    with caplog.at_level(logging.WARNING, logger="arctic_hydra.tracking"):
+        start = time.perf_counter()
+        tracker.start(run_dir, "r", CONFIG)
+        assert log_steps(tracker, run_dir, range(1, 2001)) < 0.1  # more than the queue holds
+        tracker.finish("finished")
+        seconds = time.perf_counter() - start
+    assert seconds < 10
+    (record,) = caplog.records
+    assert record.name == "arctic_hydra.tracking"
+    assert "tracking.mlflow (http://127.0.0.1:" in record.getMessage()
+    assert "metrics.jsonl keeps every step" in record.getMessage()
+    assert "hunter2" not in record.getMessage()
+
+    later = MLflowTracker()
+    later.start(run_dir, "r", CONFIG)
+    wait_for_state(run_dir)
+    later.finish("finished")
+    client, run = store(run_dir)
+    assert steps_of(client, run) == list(range(1, 2001))
+    assert json.loads((run_dir / STATE_FILE).read_text())["last_step"] == 2000
+
+
+COLD_START = """
+import sys, time
+from pathlib import Path
+from arctic_hydra.tracking.mlflow import MLflowRun
+from arctic_hydra.tracking.sender import Point
+run = MLflowRun(sys.argv[1], "arctic_hydra", Path(sys.argv[2]), "r", {"seed": 1})
+run.open()
+run.send([Point(1, {"loss": 2.0}, time.time())])
+run.close("finished")
+"""
+
+
+@pytest.mark.slow
+def test_six_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folders = [tmp_path / "name" / str(index) for index in range(6)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", COLD_START, uri, str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for folder in folders
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    assert outputs == [""] * 6
+    assert not (tmp_path / "mlflow.db.part").exists()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("arctic_hydra").experiment_id])
+    assert [run.data.metrics for run in runs] == [{"loss": 2.0}] * 6
+
+
+def test_importing_the_option_imports_no_mlflow() -> None:
+    code = (
+        "import sys, arctic_hydra.tracking; sys.exit(any(m in sys.modules for m in ('mlflow', 'torch', 'sqlalchemy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "", "/tmp/mlruns"])
+def test_a_uri_that_is_no_url_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"uri: got '.*', expected a URL such as sqlite:///"):
+        MLflowTracker(uri=uri)
+
+
+def test_keys_and_params_are_made_acceptable() -> None:
+    assert metric_key("eval/ultra|chat@2/../loss") == "eval/loss"
+    assert metric_key("/a//b\u00e9") == "a/b_"
+    assert flat_params({"a": {}, "b": {"c": None, "uri": "http://me:pw@host/x"}}) == {
+        "a": "{}",
+        "b.c": "None",
+        "b.uri": "http://host/x",
+    }
+
+
+class FlakyStore:
+    """A connection that holds points, and fails on request."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.fail = False
+        self.closed = ""
+
+    def open(self) -> None:
+        if self.fail:
+            raise ConnectionError("away")
+
+    def send(self, points: list[sender.Point]) -> None:
+        if self.fail:
+            raise ConnectionError("away")
+        self.steps += [point.step for point in points if point.step > max(self.steps, default=0)]
+
+    def close(self, status: str) -> None:
+        self.closed = status
+
+
+@pytest.mark.faults
+def test_a_store_that_goes_away_and_comes_back_gets_every_step(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "LONGEST_RETRY_SECONDS", 0.05)
+    flaky = FlakyStore()
+    thread = sender.Sender(flaky, run_dir / "metrics.jsonl", "tracking.flaky")
+    thread.start()
+
+    def steps(numbers: range) -> None:
+        for step in numbers:
+            write_steps(run_dir, range(step, step + 1))
+            thread.put(step, {"loss": 1.0})
+        time.sleep(0.2)
+
+    steps(range(1, 4))
+    assert flaky.steps == [1, 2, 3]
+    flaky.fail = True
+    steps(range(4, 2000))
+    flaky.fail = False
+    steps(range(2000, 2003))
+    thread.finish("stopped")
+    assert flaky.steps == list(range(1, 2003))
+    assert flaky.closed == "stopped"
+    assert [record.getMessage().split(".")[0] for record in caplog.records] == ["tracking"]
+
+
+def test_a_store_slower_than_the_run_gets_every_step(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "QUEUE_POINTS", 4)
+    thread = sender.Sender(flaky := FlakyStore(), run_dir / "metrics.jsonl", "tracking.slow")
+    thread.start()
+    time.sleep(0.1)
+    for step in range(1, 50):
+        write_steps(run_dir, range(step, step + 1))
+        thread.put(step, {"loss": 1.0})
+    thread.finish("finished")
+    assert flaky.steps == list(range(1, 50))
