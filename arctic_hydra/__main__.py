@@ -1,0 +1,272 @@
+"""The command: composes a config once, checks it, writes it into the run directory, and starts the ranks.
+
+Imports neither torch nor deepspeed: `--help`, `--cfg job` and a typo's error take a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+
+from arctic_hydra import __version__, component, compose, config, launch, record, usage
+from arctic_hydra.errors import (
+    EXIT_BAD_CONFIG,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED_EARLY,
+    ArcticHydraError,
+    ConfigError,
+)
+
+PROGRAM = "python -m arctic_hydra"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0 done, 75 stopped early and resumable, 1 failed, 2 bad config."""
+    arguments = [compose.prepare(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    try:
+        component.load_extensions()
+        return _dispatch(arguments)
+    except ArcticHydraError as error:
+        print_error(error)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if "--version" in arguments:
+        print(f"arctic_hydra {__version__}")
+        return EXIT_DONE
+    options, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: there is no such option; see {PROGRAM} --help")
+    name = options.config_name or "config"
+    if options.hydra_help or options.info or options.shell_completion:
+        return _hydra(arguments, name, _not_run)
+    if options.multirun:
+        return _sweep(arguments, options, name)
+    if options.help:
+        usage.print_page(PROGRAM, options.overrides)
+        return EXIT_DONE
+    cfg = compose.compose_config(options.overrides, name, options.config_dir)
+    job = compose.without_hydra(cfg)
+    if options.cfg:
+        config.build(_resolved(job))
+        return _show(options, cfg, job)
+    return run_one(job, options.overrides)
+
+
+def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
+    tree = {"job": job, "hydra": OmegaConf.create({"hydra": cfg.hydra}), "all": cfg}[options.cfg]
+    node = OmegaConf.select(tree, options.package) if options.package and options.package != "_global_" else tree
+    print(OmegaConf.to_yaml(node, resolve=options.resolve), end="")
+    return EXIT_DONE
+
+
+def _resolved(job: DictConfig) -> dict[str, Any]:
+    """Return the config as a plain tree with paths absolute; a value that is required and missing stays `???`."""
+    missing = sorted(OmegaConf.missing_keys(job))
+    if missing:
+        raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
+    tree = component.to_plain(job)
+    component.check_targets(tree)
+    return config.absolute_paths(tree, Path.cwd())  # type: ignore[no-any-return]
+
+
+def run_one(job: DictConfig, overrides: list[str]) -> int:
+    """Check one composed run, prepare its directory, start its ranks and report; return the exit code."""
+    tree = _resolved(job)
+    run = config.build(tree)
+    directory = record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
+    if problems := run.environment_problems():
+        raise ConfigError(problems)
+    if run.task is config.Task.check:
+        print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
+        return EXIT_DONE
+    data = _data_digest(run)
+    directory.create()
+    lock = directory.lock()
+    before = directory.record()
+    if run.fresh:
+        directory.clear()
+    elif before.get("status") == record.FINISHED:
+        if before["data"] != data:
+            raise ArcticHydraError(
+                f"{directory.path} is finished, but its data has changed since; pass fresh=true to train on the data as it "
+                f"is now, or name=<another> to keep this run"
+            )
+        print(
+            f"finished already: {directory.path} (step {before['result']['step']}, objective {before['result']['objective']:.4f})"
+        )
+        print("pass fresh=true to train it again from the start")
+        return EXIT_DONE
+    _write_run(run, directory, tree, overrides, data)
+    code = launch.start_ranks(directory, run.world_size_wanted, lock, _secrets(tree))
+    return _conclude(directory, code)
+
+
+def _write_run(
+    run: config.Run, directory: record.RunDirectory, tree: dict[str, Any], overrides: list[str], data: str
+) -> None:
+    directory.forget_outcome()
+    (directory.path / ".hydra").mkdir(exist_ok=True)
+    clean = config.redact(tree)
+    (directory.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(clean)), encoding="utf-8")
+    (directory.path / ".hydra" / "overrides.yaml").write_text(
+        OmegaConf.to_yaml(OmegaConf.create(overrides)), encoding="utf-8"
+    )
+    record.write_json(directory.run_file, {"config": clean}, mode=0o600)
+    who = config.redact(config.identity(run))
+    surroundings = record.surroundings()
+    directory.update_record(
+        status=record.RUNNING,
+        name=run.name,
+        data=data,
+        config_hash=config.run_id(run),
+        overrides=overrides,
+        identity=who,
+        ranks=run.world_size_wanted,
+        **surroundings,
+    )
+    difference = record.neighbour_difference(directory.path, who)
+    if difference:
+        print(difference)
+
+
+def _data_digest(run: config.Run) -> str:
+    """Return a hash of the content of the run's data, as its sources see it."""
+    identities = [run.data.identities(split) for split in ("train", "eval")]
+    return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _secrets(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return what redaction hid from `run.json`, by dotted key; the ranks get it through their environment."""
+    hidden = record.flatten(config.redact(tree))
+    return {key: value for key, value in record.flatten(tree).items() if hidden[key] != value}
+
+
+def _conclude(directory: record.RunDirectory, code: int) -> int:
+    """Write the end of the run into its record, tell the person, and return the exit code."""
+    result, errors = directory.result(), directory.errors()
+    if code == 0 and result:
+        directory.update_record(status=result["status"], result=result)
+        print_result(directory, result)
+        return EXIT_DONE if result["status"] == record.FINISHED else EXIT_STOPPED_EARLY
+    signalled = -code if code < 0 else 0
+    if signalled in (2, 15, 12) and not errors:
+        directory.update_record(status=record.STOPPED)
+        print("stopped before the first step; the same command starts again")
+        return EXIT_STOPPED_EARLY
+    if not errors:
+        how = f"was killed by signal {signalled}" if signalled else f"ended with exit code {code}"
+        hint = " (a kill by signal 9 is most often the kernel's, out of memory)" if signalled == 9 else ""
+        directory.update_record(status=record.FAILED, error=f"a rank {how}")
+        raise ArcticHydraError(f"a rank {how} without a word{hint}; see {directory.path / 'logs'}")
+    first = errors[0]
+    directory.update_record(status=record.FAILED, error=first["message"])
+    if first["expected"]:
+        for problem in first["problems"]:
+            print(f"error: {problem}", file=sys.stderr)
+    else:
+        print(f"rank {first['rank']} failed first:\n{first['traceback']}", file=sys.stderr, end="")
+    print(f"logs: {directory.path / 'logs'}", file=sys.stderr)
+    return int(first["exit_code"])
+
+
+def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None:
+    """Say how the run ended, where things are, and what to type next."""
+    path = _relative(directory.path)
+    if result["status"] == record.STOPPED:
+        print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
+        print("the same command resumes")
+        return
+    print(f"finished {result['step']} steps; loss {_number(result['first_loss'])} -> {_number(result['last_loss'])}")
+    first, last = result["first_evaluation"], result["last_evaluation"]
+    if first and last:
+        print(
+            f"evaluation loss {_number(first['eval/loss'])} -> {_number(last['eval/loss'])}, accuracy {last['eval/accuracy']:.1%}"
+        )
+    print(f"run          {path}")
+    for label, name in (("export", "export"), ("checkpoints", "checkpoints"), ("metrics", "metrics.jsonl")):
+        if (directory.path / name).exists():
+            print(f"{label:<12} {path / name}")
+    if (directory.path / "export").exists():
+        print("next: load it with transformers:")
+        print(f"  AutoModelForCausalLM.from_pretrained({str(path / 'export')!r})")
+    print("next: train longer, or on your own data:")
+    print(f"  {PROGRAM} trainer.epochs=3")
+    print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
+
+
+def print_error(error: ArcticHydraError) -> None:
+    """Print each problem on a line of its own, to standard error."""
+    for problem in getattr(error, "problems", [str(error)]):
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def _sweep(arguments: list[str], options: Any, name: str) -> int:
+    """Check every job of a grid before the first starts; then let Hydra's sweeper and launcher run them."""
+    for overrides in compose.sweep_jobs(options.overrides):
+        job = compose.without_hydra(compose.compose_config(overrides, name, options.config_dir))
+        config.build(_resolved(job))
+    results: list[tuple[list[str], int]] = []
+
+    def run_job(cfg: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        overrides = list(HydraConfig.get().overrides.task)
+        job = compose.without_hydra(cfg)
+        print(f"job {len(results) + 1}: {' '.join(overrides)}", flush=True)
+        try:
+            code = run_one(job, overrides)
+        except ArcticHydraError as error:
+            print_error(error)
+            code = error.exit_code
+        results.append((overrides, code))
+        run = config.build(_resolved(job))
+        directory = record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
+        return directory.record().get("result", {}).get("objective")  # type: ignore[no-any-return]
+
+    code = _hydra(arguments, name, run_job)
+    words = {EXIT_DONE: "done", EXIT_STOPPED_EARLY: "stopped", EXIT_FAILED: "failed", EXIT_BAD_CONFIG: "bad config"}
+    for number, (overrides, job_code) in enumerate(results, start=1):
+        print(f"job {number}  {words.get(job_code, str(job_code)):<10}  {' '.join(overrides)}")
+    return code or next((job_code for _, job_code in results if job_code), EXIT_DONE)
+
+
+def _hydra(arguments: list[str], name: str, task: Any) -> int:
+    """Hand the command line to Hydra itself, which exits where something fails."""
+    import hydra
+
+    sys.argv = [PROGRAM, *arguments]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    hydra.main(config_path=compose.conf_dir(), config_name=name, version_base="1.3")(task)()
+    return EXIT_DONE
+
+
+def _not_run(cfg: DictConfig) -> None:
+    raise AssertionError("this mode of Hydra runs no job")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Callbacks: one module per option of the config group `callback`."""

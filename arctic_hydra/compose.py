@@ -1,0 +1,192 @@
+"""From the command line to a composed, checked config; and errors of composition in words that help.
+
+Part of `__main__`, split off by size: the command line's grammar, and what composition can fail with.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from arctic_hydra.component import check_targets, registered
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.record import flatten
+
+_POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
+
+
+def conf_dir() -> str:
+    """Return the absolute folder of the config groups: inside an installed package, beside it in a source tree."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return str(inside if (inside / "config.yaml").is_file() else package.parent / "conf")
+
+
+def prepare(argument: str) -> str:
+    """Return a command-line argument in a form that Hydra's grammar takes.
+
+    `x=2^20` gets quotes (in lists, dicts and sweeps too), and a value in a free-form dictionary such as
+    `deepspeed.config={...}` is a forced addition, since Hydra neither replaces nor extends a typed dictionary otherwise.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-"):
+        return argument
+    value = _POWER.sub(r"'\1'", value)
+    if not key.startswith(("+", "~")) and _free_form() & set(key.split(".")[1:]):
+        key = f"++{key}"
+    return f"{key}={value}"
+
+
+@cache
+def _free_form() -> set[str]:
+    """Return the names of the fields that hold a dictionary of the user's own."""
+    return {
+        item.name for cls in registered().values() for item in fields(cls) if str(item.type).startswith("dict[str, Any")
+    }
+
+
+def compose_config(overrides: list[str], config_name: str, config_dir: str | None = None) -> DictConfig:
+    """Compose without running anything, and check every target of the result, Hydra's own node included.
+
+    Raises ConfigError in place of everything that Hydra and OmegaConf raise.
+    """
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+        try:
+            cfg = compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, overrides, lambda kept: compose(config_name, overrides=[*extra, *kept])) from error
+    check_targets(OmegaConf.to_container(cfg, resolve=False))
+    return cfg
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return the composed config less Hydra's own node."""
+    job = cfg.copy()
+    OmegaConf.set_struct(job, False)
+    job.pop("hydra", None)
+    OmegaConf.set_struct(job, True)
+    return job
+
+
+def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
+    """Return the ConfigError that says where, what was got, what was expected and what to do."""
+    text = str(error)
+    chain = list(_causes(error))
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{text.splitlines()[0]}: not a valid override; expected key=value, with quotes around special characters"
+        )
+    if isinstance(error, MissingConfigException) and "Available options in" in text:
+        return _unknown_option(text)
+    for cause in chain:
+        if match := re.search(r"Could not override '([^']+)'", str(cause)):
+            return _unknown_key(match[1], overrides, recompose)
+    for cause in chain:
+        first = str(cause).splitlines()[0] if str(cause) else ""
+        if match := re.search(r"Key '([^']+)' (?:is )?not in '?([^']+)'?", first):
+            return _unknown_key(_full_key(cause) or match[1], overrides, recompose)
+        if isinstance(cause, OmegaConfBaseException) and first:
+            return ConfigError(f"{_override_of(chain, cause)}: {first}")
+    return ConfigError(text.splitlines()[0] if text else type(error).__name__)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _full_key(error: BaseException) -> str:
+    key = getattr(error, "full_key", None)
+    return str(key) if key else ""
+
+
+def _override_of(chain: list[BaseException], cause: BaseException) -> str:
+    for error in chain:
+        if match := re.search(r"Error merging override \+*([^=\s]+)", str(error)):
+            return match[1]
+    return _full_key(cause) or "config"
+
+
+def _unknown_option(text: str) -> ConfigError:
+    wanted = re.search(r"Could not find '([^']+)'", text)
+    group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
+    listing = text.partition("Available options in")[2].partition("Config search path")[0]
+    options = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
+    hint = _did_you_mean(option, options)
+    return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
+
+
+def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
+    """Compose again from the group choices alone, and look for the key's nearest neighbours there."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [
+        item.input_line or ""
+        for item in parsed
+        if "." not in item.key_or_group and isinstance(item.value(), str | list)
+    ]
+    choices = [line for line in choices if line.partition("=")[0].lstrip("+~") != key]
+    try:
+        known = flatten(OmegaConf.to_container(recompose(choices), resolve=False))
+    except (HydraException, OmegaConfBaseException):
+        known = flatten(OmegaConf.to_container(recompose([]), resolve=False))
+    keys = sorted(known)
+    parts = key.split(".")
+    if parts[0] in ("checkpoint", "tracking", "callback", "converter") and len(parts) > 1:
+        chosen = sorted({name.split(".")[1] for name in keys if name.startswith(f"{parts[0]}.")} - {""})
+        if parts[1] not in chosen:
+            return ConfigError(
+                f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}); "
+                f"choose it with {parts[0]}=[{','.join([*chosen, parts[1]])}]"
+            )
+    parent = ".".join(parts[:-1])
+    siblings = [name for name in keys if name.rpartition(".")[0] == parent]
+    hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))
+    if not hint:
+        names = sorted(
+            {
+                name.removeprefix(f"{parent}.").split(".")[0]
+                for name in keys
+                if not parent or name.startswith(f"{parent}.")
+            }
+        )
+        names = [name for name in names if name != "_target_"]
+        hint = f"; {parent or 'the root'} has {', '.join(names)}" if names else ""
+    return ConfigError(f"{key}: there is no such key{hint}")
+
+
+def _prefixes(keys: list[str]) -> list[str]:
+    return sorted({".".join(parts[: n + 1]) for parts in (key.split(".") for key in keys) for n in range(len(parts))})
+
+
+def _did_you_mean(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, [name for name in words if not name.endswith("_target_")], n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of each job of a grid sweep, in Hydra's order."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}: not a valid override") from error
+    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+__all__ = ["ConfigCompositionException", "compose_config", "conf_dir", "prepare", "sweep_jobs", "without_hydra"]

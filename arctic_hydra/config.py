@@ -1,0 +1,273 @@
+"""The typed root of a run, the checks across its components, and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+
+from omegaconf import MISSING
+
+# Importing a family's base runs the family's __init__, which registers its options.
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.checkpoint.base import CheckpointEngine
+from arctic_hydra.component import Component, component, create, from_plain, store_root
+from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.data.base import DataFactory
+from arctic_hydra.distributed import World, count_gpus
+from arctic_hydra.engine import EngineFactory
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import integer
+from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.optimizer.base import OptimizerFactory
+from arctic_hydra.scheduler.base import SchedulerFactory
+from arctic_hydra.tokenizer.base import TokenizerFactory
+from arctic_hydra.tracking.base import Tracker
+from arctic_hydra.trainer.base import Trainer
+
+if TYPE_CHECKING:
+    TrainerSlot = Trainer
+else:
+    from arctic_hydra.trainer.base import TrainerSlot
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+CREDENTIALS = re.compile(r"://[^/@\s]+@")
+SECRET = re.compile(r"(^|_)(token|key|password|secret|credential)s?$", re.IGNORECASE)
+
+
+class Task(Enum):
+    """What to do with a run."""
+
+    train = "train"
+    check = "check"
+
+
+@component(group="log", name="default")
+class Log(Component):
+    """What is said, how often, and by which ranks."""
+
+    level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR, for this package; other libraries speak from WARNING on."""
+    interval: Any = integer(1, minimum=1)  # a slot's own type takes no union, see `component`
+    """Optimizer steps between lines of `metrics.jsonl` and of the terminal."""
+    print_ranks: Any = field(default_factory=lambda: [0])
+    """Ranks that print to the terminal: a list, or `*` for all."""
+    file_ranks: Any = "*"
+    """Ranks that write `logs/rank<n>.log`: a list, or `*` for all."""
+
+    def validate(self) -> None:
+        self.level = str(self.level).upper()
+        if self.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError(f"level: got {self.level!r}, expected DEBUG, INFO, WARNING or ERROR")
+        for name in ("print_ranks", "file_ranks"):
+            ranks = getattr(self, name)
+            if ranks != "*" and not (
+                isinstance(ranks, list) and all(type(rank) is int and rank >= 0 for rank in ranks)
+            ):
+                raise ValueError(f"{name}: got {ranks!r}, expected a list of ranks such as [0,1], or '*'")
+
+    def prints(self, world: World) -> bool:
+        """Whether this rank writes to the terminal."""
+        return self.print_ranks == "*" or world.rank in self.print_ranks
+
+    def writes(self, world: World) -> bool:
+        """Whether this rank writes its log file."""
+        return self.file_ranks == "*" or world.rank in self.file_ranks
+
+
+@dataclass(kw_only=True)
+class Run(Component):
+    """Everything that one run is; each field below `ranks` is a config group."""
+
+    _target_: str = "arctic_hydra.config.Run"
+    task: Task = Task.train
+    """train, or check: compose, validate and look at this machine, without training."""
+    name: str = "default"
+    """Label of the run: the folder below `output_root`."""
+    output_root: str = "outputs"
+    """Folder of all runs, relative to the working directory."""
+    seed: int = 42
+    """Seed of weights, data order and dropout."""
+    fresh: bool = False
+    """Delete what an earlier run of this very config left, and start over."""
+    ranks: str = "auto"
+    """Processes on this machine: a number, or `auto` for one per GPU, else 1."""
+    model: ModelFactory = MISSING
+    tokenizer: TokenizerFactory = MISSING
+    data: DataFactory = MISSING
+    optimizer: OptimizerFactory = MISSING
+    scheduler: SchedulerFactory = MISSING
+    deepspeed: EngineFactory = MISSING
+    trainer: TrainerSlot = MISSING
+    checkpoint: dict[str, CheckpointEngine] = field(default_factory=dict)
+    converter: dict[str, ModelConverter] = field(default_factory=dict)
+    callback: dict[str, Callback] = field(default_factory=dict)
+    tracking: dict[str, Tracker] = field(default_factory=dict)
+    log: Log = MISSING
+
+    outside_identity: ClassVar[frozenset[str]] = frozenset(
+        ("task", "name", "output_root", "fresh", "ranks", "checkpoint", "tracking", "log")
+    )
+
+    def validate(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-', at most 100")
+        if self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+        if self.ranks != "auto" and not (self.ranks.isdigit() and int(self.ranks) > 0):
+            raise ValueError(f"ranks: got {self.ranks!r}, expected auto or a positive number")
+
+    @property
+    def world_size_wanted(self) -> int:
+        """Ranks to start on this machine."""
+        return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
+
+    def check(self) -> None:
+        """Check components against each other; pure. Raises ConfigError with every problem found."""
+        problems = [*_compatibility(self), *_cross_checks(self)]
+        if problems:
+            raise ConfigError(problems)
+
+    def environment_problems(self) -> list[str]:
+        """Return what this machine lacks for the run; read-only, and torch is not loaded for it."""
+        return list(_environment(self))
+
+
+store_root(Run)
+
+
+def build(cfg: Any) -> Run:
+    """Turn a composed config, or the plain dict of a `run.json`, into a checked Run: the last sight of a DictConfig."""
+    run = create(from_plain(cfg) if isinstance(cfg, dict) else cfg)
+    assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
+    _follow_model(run)
+    run.check()
+    return run
+
+
+def _follow_model(run: Run) -> None:
+    """A Hugging Face tokenizer without a name of its own is the model's."""
+    if getattr(run.tokenizer, "name_or_path", "") is None and hasattr(run.model, "name_or_path"):
+        run.tokenizer.name_or_path = run.model.name_or_path  # type: ignore[attr-defined]
+
+
+def _compatibility(run: Run) -> Iterator[str]:
+    """A trainer declares by type hints what it works with; subclasses of a member are welcome."""
+    hints = get_type_hints(type(run.trainer))
+    for slot in ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed"):
+        declared = get_args(hints.get(slot))
+        allowed = get_args(declared[0]) or declared if declared else ()
+        classes = tuple(cls for cls in allowed if isinstance(cls, type))
+        chosen = getattr(run, slot)
+        if classes and not isinstance(chosen, classes):
+            names = ", ".join(f"{slot}={option_name(cls)}" for cls in classes)
+            yield (
+                f"{slot}: got {option_name(type(chosen))} ({type(chosen).__name__}), but trainer={option_name(type(run.trainer))} "
+                f"({type(run.trainer).__name__}) works with {names}"
+            )
+
+
+def option_name(cls: type) -> str:
+    """Return the option name under which a component was registered."""
+    return str(getattr(cls, "option_name", cls.__name__))
+
+
+def _cross_checks(run: Run) -> Iterator[str]:
+    trainer = run.trainer
+    yield from run.deepspeed.problems(
+        trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
+    )
+    if trainer.eval_frequency and not run.data.has_evaluation:
+        yield (
+            f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "
+            f"set data.eval_sources or data.train_eval_split, or trainer.eval_frequency=0"
+        )
+    resuming = [name for name, engine in run.checkpoint.items() if engine.auto_resume]
+    if len(resuming) > 1:
+        yield f"checkpoint: {' and '.join(resuming)} both have auto_resume; only one engine may"
+    for name in resuming:
+        if not run.checkpoint[name].can_resume:
+            yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
+    positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
+    if positions and length and length > positions:
+        yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
+
+
+def _environment(run: Run) -> Iterator[str]:
+    for slot in fields(run):
+        value = getattr(run, slot.name)
+        held = (
+            {f"{slot.name}.{name}": item for name, item in value.items()}
+            if isinstance(value, dict)
+            else {slot.name: value}
+        )
+        for key, item in held.items():
+            if isinstance(item, Component):
+                yield from (f"{key}.{problem}" for problem in item.check_environment())
+    if run.model.dtype == "fp16" and count_gpus() == 0:
+        yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
+    if count_gpus() and run.world_size_wanted > count_gpus():
+        yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values."""
+    return _identity_of(run)  # type: ignore[no-any-return]
+
+
+def _identity_of(value: Any) -> Any:
+    if isinstance(value, Component) and is_dataclass(value):
+        outside: frozenset[str] = getattr(type(value), "outside_identity", frozenset())
+        return {
+            item.name: _identity_of(getattr(value, item.name)) for item in fields(value) if item.name not in outside
+        }
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not (isinstance(v, Callback) and v.watches_only)}
+        return {str(key): _identity_of(item) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_identity_of(item) for item in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def run_id(run: Run) -> str:
+    """Return the short hash of the run's identity: its directory below `output_root/name`."""
+    text = json.dumps(identity(run), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def absolute_paths(tree: Any, base: Path) -> Any:
+    """Return a plain config with each path made absolute: values of path-like keys that exist below `base`, or that
+    can only be paths (`./x`, `~/x`)."""
+    if isinstance(tree, dict):
+        return {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+    return tree
+
+
+def _holds_path(key: str) -> bool:
+    return key in ("path", "name_or_path", "chat_template", "output_root") or key.endswith(("_path", "_dir"))
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item, base) for item in value]
+    if not isinstance(value, str) or not value or "://" in value or "\n" in value or "{" in value:
+        return value
+    path = Path(value).expanduser()
+    if path.is_absolute() or value.startswith(("./", "../", "~")) or (base / path).exists():
+        return str((base / path).absolute())
+    return value
+
+
+def redact(tree: Any) -> Any:
+    """Return a plain config with `***` for the values of secret-looking keys (token, key, password, secret) and for the
+    credentials in URLs."""
+    if isinstance(tree, dict):
+        return {k: "***" if SECRET.search(str(k)) and isinstance(v, str) and v else redact(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [redact(item) for item in tree]
+    return CREDENTIALS.sub("://***@", tree) if isinstance(tree, str) else tree

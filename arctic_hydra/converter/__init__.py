@@ -1,0 +1,1 @@
+"""Model converters: one module per option of the config group `converter`."""

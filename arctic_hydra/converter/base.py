@@ -1,0 +1,24 @@
+"""Model converters: changes to a model after its creation and before the engine wraps it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from arctic_hydra.component import Component
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(kw_only=True)
+class ModelConverter(Component):
+    """Base of the converters; they run in the order in which they are chosen."""
+
+    @abstractmethod
+    def convert(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the converted model: the same object changed in place, or a wrapper."""
+
+    def post_optimizer_hook(self, model: torch.nn.Module) -> None:
+        """Act on the model after each real optimizer step; the loop calls it, once per step at every ZeRO stage."""

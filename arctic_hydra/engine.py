@@ -1,0 +1,243 @@
+"""The DeepSpeed engine: its configuration filled from the rest of the run, its start, and one exact optimizer step.
+
+The only module that imports deepspeed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.component import Component, component
+from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
+
+if TYPE_CHECKING:
+    import deepspeed
+    import torch
+
+# Top-level keys that DeepSpeed reads; it ignores any other without a word, so a typo would pass.
+KNOWN_KEYS = frozenset(
+    """activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comms_logger communication_data_type
+    compile compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
+    disable_allgather disable_python_gc dump_state eigenvalue elasticity flops_profiler fp16
+    gradient_accumulation_steps gradient_allreduce_op gradient_clipping gradient_predivide_factor hybrid_engine
+    load_universal_checkpoint log_level managed_gradient_accumulation memory_breakdown monitor_config nebula
+    optimizer pipeline pld prescale_gradients progressive_layer_drop quantize_training scheduler
+    seq_parallel_communication_data_type sequence_parallel_size sparse_attention sparse_gradients steps_per_print
+    tensor_parallel tensorboard torch_autocast train_batch_size train_micro_batch_size_per_gpu
+    use_data_before_expert_parallelism use_node_local_storage wall_clock_breakdown wandb weight_quantization
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization zenflow""".split()
+)
+_OURS = {"optimizer": "the config group optimizer", "scheduler": "the config group scheduler"}
+
+
+@dataclass(kw_only=True)
+class EngineFactory(Component):
+    """Base of the engine options."""
+
+    stage: int = 0
+    """ZeRO stage: 0 replicates all state, 1 shards optimizer state over the ranks, 2 also gradients, 3 also parameters."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Free-form DeepSpeed configuration; wins over what is filled in, and must not contradict the rest of the run."""
+
+    @abstractmethod
+    def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
+        """Yield each value of `config` that is unknown or contradicts the run."""
+
+    @abstractmethod
+    def fill(
+        self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str, hidden_size: int
+    ) -> dict[str, Any]:
+        """Return the complete DeepSpeed dictionary: defaults from the run, then the user's values on top."""
+
+
+@component(group="deepspeed", name="zero")
+class ZeROFactory(EngineFactory):
+    """A DeepSpeed engine at one ZeRO stage (Rajbhandari et al. 2020)."""
+
+    gradient_clipping: HumanFloat = number(1.0, minimum=0)
+    """Largest gradient norm of a step; 0 is off."""
+
+    def validate(self) -> None:
+        if self.stage not in (0, 1, 2, 3):
+            raise ValueError(f"stage: got {self.stage}, expected 0, 1, 2 or 3")
+        self.config = convert_leaves(self.config)
+
+    def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
+        """Yield each value of `config` that is unknown or contradicts the run."""
+        for key in self.config:
+            if key in _OURS:
+                yield f"deepspeed.config.{key}: is set by {_OURS[key]}; remove it here"
+            elif key not in KNOWN_KEYS:
+                near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                yield f"deepspeed.config.{key}: DeepSpeed has no such key{hint}"
+        total = micro_batch_size * accumulation * world_size
+        product = (
+            f"micro_batch_size {micro_batch_size} x gradient_accumulation_steps {accumulation} x ranks {world_size}"
+        )
+        expected: dict[str, tuple[Any, str]] = {
+            "train_batch_size": (total, f"{product} = {total}"),
+            "train_micro_batch_size_per_gpu": (micro_batch_size, f"trainer.micro_batch_size={micro_batch_size}"),
+            "gradient_accumulation_steps": (accumulation, f"trainer.gradient_accumulation_steps={accumulation}"),
+        }
+        for key, (value, source) in expected.items():
+            if key in self.config and self.config[key] != value:
+                yield f"deepspeed.config.{key}: got {self.config[key]!r}, but {source}; set it in one place only"
+        zero = self.config.get("zero_optimization", {})
+        if isinstance(zero, dict) and zero.get("stage", self.stage) != self.stage:
+            yield (
+                f"deepspeed.config.zero_optimization.stage: got {zero['stage']}, but the chosen option has stage {self.stage}; "
+                f"pass deepspeed=zero{zero['stage']}"
+            )
+        for key, owner in (("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16")):
+            section = self.config.get(key)
+            if isinstance(section, dict) and bool(section.get("enabled", True)) != (dtype == owner):
+                yield f"deepspeed.config.{key}.enabled: got {section.get('enabled', True)}, but model.dtype={dtype}; set model.dtype only"
+
+    def fill(
+        self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str, hidden_size: int
+    ) -> dict[str, Any]:
+        """Return the complete DeepSpeed dictionary: defaults from the run, then the user's values on top."""
+        zero: dict[str, Any] = {"stage": self.stage}
+        if self.stage:
+            zero["reduce_bucket_size"] = max(hidden_size * hidden_size, 1 << 20)
+        if self.stage == 3:
+            zero["stage3_prefetch_bucket_size"] = int(0.9 * hidden_size * hidden_size)
+            zero["stage3_param_persistence_threshold"] = 10 * hidden_size
+        filled: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "train_batch_size": micro_batch_size * accumulation * world_size,
+            "gradient_clipping": self.gradient_clipping,
+            "zero_optimization": zero,
+            "bf16": {"enabled": dtype == "bf16"},
+            "fp16": {"enabled": dtype == "fp16"},
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+            "prescale_gradients": False,
+        }
+        for key, value in self.config.items():
+            known = filled.get(key)
+            filled[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
+        return filled
+
+
+@contextmanager
+def model_init(config: dict[str, Any]) -> Iterator[None]:
+    """Within this context `from_pretrained` partitions parameters as it reads them, if `config` is ZeRO-3."""
+    if config["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    import_deepspeed()
+    keep_alive = HfDeepSpeedConfig(config)
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del keep_alive
+
+
+def import_deepspeed() -> Any:
+    """Import deepspeed with its habits curbed: no compiler at start-up, nothing on the terminal."""
+    with _silent_stderr():  # its import tries out a linker, which complains there
+        import deepspeed
+
+    # Its gloo backend would compile a shared-memory collective with g++ at every first start (30 s), which only
+    # inference uses; reported as not compatible, it is left out and gloo does the work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def initialize(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
+) -> deepspeed.DeepSpeedEngine:
+    """Return the engine around `model` and `optimizer`; the learning-rate schedule stays with the trainer.
+
+    Buffers that were fp32 (RoPE's frequencies) stay fp32: DeepSpeed would cast them with the weights, and positions
+    beyond 256 would fall together in bf16.
+    """
+    ds = import_deepspeed()
+    config = dict(config)
+    if is_plain(config):
+        config["gradient_clipping"] = 0.0  # `optimizer_step` clips, so that it can see the norm and skip
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
+    with _no_first_step(optimizer):
+        engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    for name, buffer in engine.module.named_buffers():
+        if name in buffers and buffer.dtype != buffers[name].dtype:
+            buffer.data = buffers[name].to(buffer.device)
+    return engine  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send the standard error of this process and of the compilers it starts nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextmanager
+def _no_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Undo the step on zero gradients by which DeepSpeed allocates optimizer state.
+
+    Left alone it decays the weights once and, at ZeRO-0 in bf16, leaves Adam's step count one ahead, so that the first
+    real update is a quarter too small.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    yield
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        for value in state.values():
+            if hasattr(value, "zero_"):
+                value.zero_()
+
+
+def is_plain(config: dict[str, Any]) -> bool:
+    """Whether DeepSpeed wraps the optimizer not at all: ZeRO-0 in fp32."""
+    half = any(config[key]["enabled"] for key in ("bf16", "fp16"))
+    return not half and config["zero_optimization"]["stage"] == 0
+
+
+def optimizer_step(engine: deepspeed.DeepSpeedEngine, config: dict[str, Any]) -> tuple[float, bool]:
+    """Apply the accumulated gradients; return their norm before clipping, and whether weights were changed.
+
+    A step with a non-finite norm changes neither weights nor optimizer state. DeepSpeed sees to that from ZeRO-1 on
+    and in half precision; at ZeRO-0 in fp32 it would write NaN into the weights, so this function skips there itself.
+    """
+    if not is_plain(config):
+        engine.step()
+        norm = engine.get_global_grad_norm()
+        applied = bool(engine.was_step_applied())
+        return (float(norm) if norm is not None and applied else math.nan), applied
+    import torch
+
+    limit = config["gradient_clipping"] or math.inf
+    norm = float(torch.nn.utils.clip_grad_norm_(engine.module.parameters(), limit))
+    if math.isfinite(norm):
+        engine.step()
+        return norm, True
+    engine.zero_grad()
+    engine.global_steps += 1
+    engine.skipped_steps += 1
+    return norm, False

@@ -1,0 +1,5 @@
+"""Models: one module per option of the config group `model`."""
+
+from arctic_hydra.model import hf as hf
+from arctic_hydra.model import liger as liger
+from arctic_hydra.model import tiny as tiny

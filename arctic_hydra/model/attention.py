@@ -1,0 +1,117 @@
+"""`arctic_varlen`: attention that never crosses a document bound, on CUDA and on the CPU.
+
+Shapes: B rows, H heads, T tokens, D head size, N documents.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from arctic_hydra.errors import ModelError
+from arctic_hydra.model.base import VARLEN_ATTENTION
+
+_UNSUPPORTED = {"softcap": "attention logit softcapping", "s_aux": "attention sinks"}
+
+
+def register() -> None:
+    """Make `arctic_varlen` known to transformers; it builds no mask for a name without a mask function."""
+    AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query_BHTD: torch.Tensor,
+    key_BHTD: torch.Tensor,
+    value_BHTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return causal attention within each document, [B, T, H, D], and no weights.
+
+    Packed rows come as B = 1 with `cu_seq_lens_q` (int32, [N+1]) and `max_length_q`; without them each row is one
+    document, right-padded, and causality alone keeps real tokens from seeing padding. Raises ModelError for a model
+    that needs a mask or a transform that this function does not have.
+    """
+    for name, meaning in _UNSUPPORTED.items():
+        if kwargs.get(name) is not None:
+            raise ModelError(
+                f"model.attn_implementation: {VARLEN_ATTENTION} has no {meaning}, which this model needs; use eager or sdpa"
+            )
+    if attention_mask is not None:
+        raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} takes no attention mask; use sdpa")
+    if not getattr(module, "is_causal", True):
+        raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} is causal, this model is not; use sdpa")
+    dropout = dropout if module.training else 0.0
+    if cu_seq_lens_q is None:
+        out = _attend(query_BHTD, key_BHTD, value_BHTD, scaling, dropout, sliding_window)
+        return out.transpose(1, 2).contiguous(), None
+    if query_BHTD.is_cuda and dropout == 0.0:
+        return _varlen_cuda(
+            query_BHTD, key_BHTD, value_BHTD, scaling, sliding_window, cu_seq_lens_q, max_length_q
+        ), None
+    bounds = cu_seq_lens_q.tolist()
+    parts = [
+        _attend(query_BHTD[:, :, a:b], key_BHTD[:, :, a:b], value_BHTD[:, :, a:b], scaling, dropout, sliding_window)
+        for a, b in itertools.pairwise(bounds)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    tokens = query.shape[2]
+    mask = None
+    if window is not None and tokens > window:
+        age = torch.arange(tokens, device=query.device)
+        age = age[:, None] - age[None, :]
+        mask = (age >= 0) & (age < window)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+    )
+
+
+def _varlen_cuda(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    cu_seqlens: torch.Tensor,
+    longest: int | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert longest is not None, "packed batches carry max_length_q"
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    window_size = (-1, 0) if window is None else (window - 1, 0)
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        longest,
+        longest,
+        window_size=window_size,
+        scale=scaling,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out[None]

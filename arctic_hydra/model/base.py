@@ -1,0 +1,75 @@
+"""Model factories: the base, and what all options for Hugging Face models share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from arctic_hydra.component import Component
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+DTYPE_ALIASES = {
+    "bf16": ("bf16", "bfloat16", "torch.bfloat16", "torch.bf16", "bfloat"),
+    "fp16": ("fp16", "float16", "half", "torch.float16", "torch.fp16", "torch.half"),
+    "fp32": ("fp32", "float32", "float", "torch.float32", "torch.fp32", "torch.float"),
+}
+
+VARLEN_ATTENTION = "arctic_varlen"
+ATTENTION = (VARLEN_ATTENTION, "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@dataclass(kw_only=True)
+class ModelFactory(Component):
+    """Base of the model factories: `create_config()` describes the model, `create_model(config)` makes it."""
+
+    dtype: str = "bf16"
+    """bf16, fp16 or fp32: the type of weights and activations; optimizer state is fp32 throughout."""
+    attn_implementation: str = VARLEN_ATTENTION
+    """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
+    disable_activation_checkpoint: bool = False
+    """Keep all activations instead of computing them again in the backward pass."""
+
+    fused_loss: ClassVar[bool] = False
+    """Whether the model's own forward returns the loss from selected rows (Liger), without logits."""
+
+    def validate(self) -> None:
+        found = [name for name, aliases in DTYPE_ALIASES.items() if str(self.dtype).lower() in aliases]
+        if not found:
+            raise ValueError(f"dtype: got {self.dtype!r}, expected one of {', '.join(DTYPE_ALIASES)}")
+        self.dtype = found[0]
+        if self.attn_implementation not in ATTENTION:
+            raise ValueError(
+                f"attn_implementation: got {self.attn_implementation!r}, expected one of {', '.join(ATTENTION)}"
+            )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch knows it."""
+        import torch
+
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.dtype]
+
+    @abstractmethod
+    def create_config(self) -> PretrainedConfig:
+        """Return the object from which `create_model` makes the model; raises ModelError."""
+
+    @abstractmethod
+    def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Return the model, on the CPU, in `dtype`; under ZeRO-3 its parameters may be partitioned already."""
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Apply what every option shares: no cache, activation checkpointing."""
+        model.config.use_cache = False
+        if not self.disable_activation_checkpoint:
+            if not model.supports_gradient_checkpointing:
+                raise ValueError(
+                    f"model.disable_activation_checkpoint: got false, but {type(model).__name__} cannot recompute "
+                    f"activations; pass model.disable_activation_checkpoint=true"
+                )
+            # Non-reentrant: the reentrant form loses gradients when the inputs do not require them (frozen base).
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model

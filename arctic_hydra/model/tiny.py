@@ -1,0 +1,76 @@
+"""The embedded default: a small Llama-shaped model with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.component import component
+from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
+
+
+@component(group="model", name="tiny")
+class TinyModelFactory(ModelFactory):
+    """A Llama of about 5 million parameters, random from the run's seed: trains on two CPU cores in minutes."""
+
+    dtype: str = "fp32"
+    """fp32 by default: fast on every CPU."""
+    disable_activation_checkpoint: bool = True
+    """Activations of so small a model are kept."""
+    vocab_size: HumanInt = integer(4096, minimum=1)
+    """Rows of the embedding; at least the tokenizer's length."""
+    hidden_size: HumanInt = integer(256, minimum=1)
+    """Width of the residual stream."""
+    intermediate_size: HumanInt = integer(1024, minimum=1)
+    """Width of the gated MLP."""
+    num_hidden_layers: HumanInt = integer(4, minimum=1)
+    """Transformer layers."""
+    num_attention_heads: HumanInt = integer(4, minimum=1)
+    """Query heads; divides hidden_size."""
+    num_key_value_heads: HumanInt = integer(4, minimum=1)
+    """Key and value heads; divides num_attention_heads."""
+    max_position_embeddings: HumanInt = integer(4096, minimum=1)
+    """Longest document, in tokens."""
+    tie_word_embeddings: bool = True
+    """Share the embedding with the head."""
+    hf_config_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further values of LlamaConfig, such as {attention_dropout: 0.1}."""
+
+    def validate(self) -> None:
+        super().validate()
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size: got {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads: got {self.num_key_value_heads}, expected a divisor of num_attention_heads={self.num_attention_heads}"
+            )
+
+    def create_config(self) -> LlamaConfig:
+        """Return the LlamaConfig of the fields above."""
+        from transformers import LlamaConfig
+
+        names = (
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+            "max_position_embeddings tie_word_embeddings"
+        )
+        return LlamaConfig(**{name: getattr(self, name) for name in names.split()}, **self.hf_config_kwargs)
+
+    def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Draw the weights in fp32 from torch's generator, so that ranks and ZeRO stages start equal; then cast."""
+        from transformers import LlamaForCausalLM
+
+        if self.attn_implementation == VARLEN_ATTENTION:
+            from arctic_hydra.model.attention import register
+
+            register()
+        config._attn_implementation = self.attn_implementation
+        model = LlamaForCausalLM(config)
+        for parameter in model.parameters():  # not .to(): RoPE's frequencies, a buffer, stay fp32
+            parameter.data = parameter.data.to(self.torch_dtype)
+        return self.finish(model)

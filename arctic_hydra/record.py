@@ -1,0 +1,187 @@
+"""The run directory: its lock, the files that say what the run is, and how it ended."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra.errors import ConfigError, RunLockedError
+
+PACKAGES = (
+    "arctic-hydra torch deepspeed transformers datasets tokenizers hydra-core omegaconf liger-kernel safetensors mlflow "
+    "mlflow-skinny submitit peft numpy pyarrow"
+).split()
+
+FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
+
+
+class RunDirectory:
+    """One run's directory; methods that write are for the composing process and for rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: Any = None
+
+    @property
+    def run_file(self) -> Path:
+        """What a rank reads: the composed config and the command."""
+        return self.path / "run.json"
+
+    @property
+    def record_file(self) -> Path:
+        """What the run is and how it ended."""
+        return self.path / "record.json"
+
+    @property
+    def result_file(self) -> Path:
+        """What rank 0 leaves for the composing process."""
+        return self.path / "result.json"
+
+    def create(self) -> None:
+        """Make the directory, private to the user; raises ConfigError where that cannot be done."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = self.path / f".probe-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"output_root: cannot write to {self.path} ({error.strerror}); pass output_root=<a folder that you can write to>"
+            ) from error
+
+    def lock(self) -> int:
+        """Hold the directory for this process and return the descriptor, which a child may inherit.
+
+        Raises RunLockedError that names the holder when another live process has it.
+        """
+        path = self.path / ".lock"
+        handle = path.open("a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise RunLockedError(f"{self.path} is in use by another run ({holder}); wait for it, or stop it") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        handle.flush()
+        self._lock = handle
+        return handle.fileno()
+
+    def clear(self) -> None:
+        """Delete everything in the directory but the lock."""
+        for item in self.path.iterdir():
+            if item.name != ".lock":
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+
+    def record(self) -> dict[str, Any]:
+        """Return the record, empty where there is none."""
+        return read_json(self.record_file)
+
+    def update_record(self, **values: Any) -> None:
+        """Set values of the record."""
+        write_json(self.record_file, {**self.record(), **values})
+
+    def result(self) -> dict[str, Any]:
+        """Return what rank 0 left, empty where it did not get that far."""
+        return read_json(self.result_file)
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Return the errors that ranks left, the earliest first."""
+        found = [read_json(path) for path in (self.path / "logs").glob("error-rank*.json")]
+        return sorted(found, key=lambda error: float(error["time"]))
+
+    def forget_outcome(self) -> None:
+        """Remove what an earlier start of this run left about its end."""
+        self.result_file.unlink(missing_ok=True)
+        for path in (self.path / "logs").glob("error-rank*.json"):
+            path.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a file, empty where it is absent."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # type: ignore[no-any-return]
+
+
+def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
+    """Replace a JSON file in one step, so that a reader never sees half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+        json.dump(value, handle, indent=2, default=str)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    beside.replace(path)
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what the result may depend on besides the config: host, versions, code revision."""
+    versions: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "versions": versions,
+        "git": git_state(Path.cwd()),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the revision and the uncommitted diff of the git checkout around `folder`; None outside of one."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD")
+    if revision is None:
+        return None
+    diff = git("diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    return {"revision": revision.strip(), "dirty": bool(diff), "diff": diff[:1_000_000]}
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts by dotted key."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
+    """Say in what a run differs from the latest finished run beside it, if in five values at most."""
+    others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
+    for other in sorted(others, key=lambda item: item.stat().st_mtime, reverse=True):
+        record = read_json(other)
+        if record.get("status") != FINISHED:
+            continue
+        theirs, ours = flatten(record.get("identity", {})), flatten(json.loads(json.dumps(identity, default=str)))
+        changed = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        if len(changed) <= 5:
+            words = ", ".join(f"{key} {theirs.get(key)} -> {ours.get(key)}" for key in changed)
+            return f"differs from the finished run {other.parent.name} in {words}"
+        return None
+    return None

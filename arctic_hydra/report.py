@@ -1,0 +1,116 @@
+"""What a run says about itself: the header at its start, the outcome at its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.config import Run, redact
+from arctic_hydra.data.base import Loader
+from arctic_hydra.distributed import World
+from arctic_hydra.human_numbers import format_count
+from arctic_hydra.metrics import read_metrics
+from arctic_hydra.record import FINISHED, STOPPED
+from arctic_hydra.trainer.base import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a model, taken before the engine shards it."""
+
+    name: str
+    parameters: int
+    trainable: int
+    flops_shape: tuple[int, int, int]
+    """Parameters that multiply (all but an untied embedding look-up), layers, attention width."""
+
+
+def model_facts(model: torch.nn.Module, model_config: Any) -> ModelFacts:
+    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`."""
+    text = model_config.get_text_config()
+    sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}
+    trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
+    total = sum(sizes.values())
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    tied = head is not None and head.weight is embedding
+    matmul = total if tied else total - sizes[id(embedding)]
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shape = (matmul, int(text.num_hidden_layers), int(head_size * text.num_attention_heads))
+    return ModelFacts(type(model).__name__, total, trainable, shape)
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Return the resolved, redacted config of a run."""
+    tree = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["config"]
+    return redact(tree)  # type: ignore[no-any-return]
+
+
+def print_header(
+    run: Run,
+    run_dir: Path,
+    world: World,
+    facts: ModelFacts,
+    loader: Loader,
+    eval_loader: Loader | None,
+    horizon: int,
+    resumed_from: Path | None,
+) -> None:
+    """Say what is about to happen, on the ranks that print."""
+    if not run.log.prints(world) or not world.is_main:
+        return
+    trainer = run.trainer
+    trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
+    ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
+    lines = [
+        f"run      {run_dir}",
+        f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
+        f"data     {summary_line(loader)}",
+        f"         evaluation: {summary_line(eval_loader) if eval_loader else 'none'}",
+        f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
+        f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
+        f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
+    ]
+    if resumed_from is not None:
+        lines.append(f"resumed  from {resumed_from.name}")
+    print("\n".join(lines), flush=True)
+
+
+def summary_line(loader: Loader) -> str:
+    """Return the data's figures in one line."""
+    figures = loader.summary()
+    parts = [f"{figures['examples']:,} examples", f"{format_count(figures['tokens'])} tokens"]
+    parts.append(f"{figures['supervised_share']:.0%} supervised")
+    if figures["packing"]:
+        parts.append(f"{figures['packs']:,} packs of {figures['max_length']}, {figures['fill']:.1%} full")
+    return ", ".join(parts)
+
+
+def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | None) -> dict[str, Any]:
+    """Return how the run ended, for `result.json`: status, counters, first and last loss, objective."""
+    lines = list(read_metrics(trainer.tools.run_dir / "metrics.jsonl"))
+    steps = [row for row in lines if "loss" in row]
+    evaluations = [row for row in lines if "eval/loss" in row]
+    last = trainer.last_metrics or (steps[-1] if steps else {})
+    return {
+        "status": STOPPED if trainer.stop_reason and not trainer.training_finished else FINISHED,
+        "stop_reason": trainer.stop_reason,
+        "step": trainer.global_step,
+        "horizon": trainer.training_horizon,
+        "progress": trainer.progress.state_dict(),
+        "first_loss": steps[0]["loss"] if steps else None,
+        "last_loss": last.get("loss"),
+        "first_evaluation": evaluations[0] if evaluations else None,
+        "last_evaluation": evaluations[-1] if evaluations else None,
+        "objective": evaluations[-1]["eval/loss"] if evaluations else last.get("loss"),
+        "resumed_from": str(resumed_from) if resumed_from else None,
+        "data": loader.summary(),
+        "data_fingerprint": loader.fingerprint,
+        "world_size": trainer.world.size,
+        "device": trainer.device.type,
+    }

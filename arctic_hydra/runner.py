@@ -1,0 +1,140 @@
+"""The straight line: from a checked `Run` to a trained model, one build per line."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra import config, distributed, engine, log, record, report
+from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.display import Display
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import ConfigError, ModelError
+from arctic_hydra.metrics import MetricsFile
+from arctic_hydra.progress import Progress
+from arctic_hydra.stopping import StopRequest
+from arctic_hydra.trainer.base import Toolbox
+
+logger = logging.getLogger(__name__)
+
+
+def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
+    """Train as `run` says in `run_dir`; return status, counters and objective. Every rank calls it."""
+    trainer, world = run.trainer, World.from_env()
+    log.start(run_dir, world, run.log.level, to_file=run.log.writes(world), to_terminal=run.log.prints(world))
+    if problems := run.environment_problems():
+        raise ConfigError(problems)
+    log.quiet_progress_bars()
+    trainer.listen(list(run.callback.values()), world)
+    run.attach(trainer)
+
+    with trainer.event("init"):
+        distributed.start(world, trainer.collective_timeout_seconds)
+        device = world.device
+        seed_everything(run.seed)
+        with trainer.event("create_tokenizer"):
+            tokenizer = run.tokenizer.create_tokenizer()
+        geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed)
+        with trainer.event("create_loader"):
+            loader, eval_loader = run.data.build(tokenizer, geometry)
+        horizon = trainer.plan(loader, run.scheduler.warmup)
+        with trainer.event("create_config"):
+            model_config = run.model.create_config()
+        check_vocabulary(model_config, tokenizer)
+        engine_config = run.deepspeed.fill(
+            trainer.micro_batch_size,
+            trainer.gradient_accumulation_steps,
+            world.size,
+            run.model.dtype,
+            hidden_size(model_config),
+        )
+        with trainer.event("create_model"), engine.model_init(engine_config):
+            model = run.model.create_model(model_config)
+            for converter in run.converter.values():
+                model = converter.convert(model)
+        facts = report.model_facts(model, model_config)
+        with trainer.event("create_optimizer"):
+            optimizer = run.optimizer.create_optimizer(model)
+        with trainer.event("create_scheduler"):
+            scheduler = run.scheduler.create_scheduler(optimizer, horizon)
+        deepspeed_engine = engine.initialize(model, optimizer, engine_config)
+        seed_everything(run.seed + world.rank)  # ranks draw different dropout
+
+        identity = {
+            "config_hash": config.run_id(run),
+            "data_fingerprint": loader.fingerprint,
+            "zero_stage": run.deepspeed.stage,
+        }
+        metrics_path = run_dir / "metrics.jsonl"
+        state = TrainingState(
+            deepspeed_engine, scheduler, tokenizer, Progress(), world, run_dir, identity, logs=[metrics_path]
+        )
+        resumed_from = resume(run, state)
+        metrics_file = MetricsFile(metrics_path) if world.is_main else None
+        trackers = list(run.tracking.values()) if world.is_main else []
+        for tracker in trackers:
+            tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
+        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from)
+        display = Display(horizon, state.progress.global_step, enabled=run.log.prints(world))
+        trainer.equip(
+            Toolbox(
+                world, device, run_dir, loader, eval_loader, run.model, list(run.converter.values()), deepspeed_engine,
+                engine_config, scheduler, state, list(run.checkpoint.values()), trackers, metrics_file, display, stop,
+                run.log.interval, facts.flops_shape,
+            )
+        )  # fmt: skip
+    try:
+        trainer.train()
+    except Exception as error:
+        trainer.notify("exception", trainer, {"error": error})
+        for tracker in trackers:
+            tracker.finish(record.FAILED)
+        raise
+    finally:
+        display.close()
+    outcome = report.outcome(run, trainer, loader, resumed_from)
+    for tracker in trackers:
+        tracker.finish(outcome["status"])
+    distributed.stop()
+    return outcome
+
+
+def resume(run: config.Run, state: TrainingState) -> Path | None:
+    """Bind the checkpoint engines to the state and restore it from the one that resumes, where it has something."""
+    for checkpoint in run.checkpoint.values():
+        checkpoint.bind(state)
+    loaded = [checkpoint.load() for checkpoint in run.checkpoint.values() if checkpoint.auto_resume]
+    if not any(loaded) and state.world.is_main:
+        for path in state.logs:
+            path.unlink(missing_ok=True)  # lines of a start that never reached a checkpoint
+    distributed.barrier()
+    return next((path for path in loaded if path), None)
+
+
+def check_vocabulary(model_config: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with more tokens than the model has embedding rows."""
+    rows = getattr(model_config.get_text_config(), "vocab_size", None)
+    if rows is not None and len(tokenizer) > rows:
+        raise ModelError(
+            f"model: has {rows} embedding rows, but the tokenizer has {len(tokenizer)} tokens; use the model's own "
+            f"tokenizer (tokenizer=hf), or a model with a larger vocabulary"
+        )
+
+
+def hidden_size(model_config: Any) -> int:
+    """Return the width of the model's residual stream."""
+    return int(model_config.get_text_config().hidden_size)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

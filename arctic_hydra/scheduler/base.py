@@ -1,0 +1,63 @@
+"""Scheduler factories: a learning-rate factor in closed form for each optimizer step, counted from 1."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from arctic_hydra.component import Component
+from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(kw_only=True)
+class SchedulerFactory(Component):
+    """Base of the scheduler factories."""
+
+    @abstractmethod
+    def warmup(self, horizon: int) -> int:
+        """Return the number of warm-up steps of a run of `horizon` optimizer steps."""
+
+    @abstractmethod
+    def create_scheduler(self, optimizer: torch.optim.Optimizer, horizon: int) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return a scheduler whose learning rate, once stepped n-1 times, is the one of optimizer step n."""
+
+
+@dataclass(kw_only=True)
+class WarmupScheduler(SchedulerFactory):
+    """Linear warm-up from above 0 to the peak, then the curve that a subclass gives.
+
+    Step n of `horizon` (n from 1) has the factor `n / warmup` while n <= warmup, else `curve((n - warmup) / (horizon -
+    warmup))`: the first step moves, step `warmup` has the peak, the last step has the curve's last value. These are
+    transformers' formulas, read at n instead of n - 1.
+    """
+
+    warmup_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
+    """Share of the horizon to warm up over; ignored where `warmup_steps` is set."""
+    warmup_steps: HumanInt | None = integer(None, minimum=0)
+    """Optimizer steps to warm up over."""
+
+    def warmup(self, horizon: int) -> int:
+        """Return the number of warm-up steps, at most the horizon."""
+        steps = int(self.warmup_ratio * horizon) if self.warmup_steps is None else self.warmup_steps
+        return min(steps, horizon)
+
+    @abstractmethod
+    def curve(self, progress: float) -> float:
+        """Return the factor of the peak learning rate at `progress` in [0, 1] of the steps after the warm-up."""
+
+    def factor(self, step: int, horizon: int) -> float:
+        """Return the factor of the peak learning rate at optimizer step `step`, from 1; constant after the horizon."""
+        warmup = self.warmup(horizon)
+        if step <= warmup:
+            return step / warmup
+        return self.curve(min(1.0, (step - warmup) / max(1, horizon - warmup)))
+
+    def create_scheduler(self, optimizer: torch.optim.Optimizer, horizon: int) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return a LambdaLR over `factor`."""
+        import torch
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.factor(done + 1, horizon))

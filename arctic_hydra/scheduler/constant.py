@@ -1,0 +1,15 @@
+"""The `constant` learning-rate schedule."""
+
+from __future__ import annotations
+
+from arctic_hydra.component import component
+from arctic_hydra.scheduler.base import WarmupScheduler
+
+
+@component(group="scheduler", name="constant")
+class ConstantScheduler(WarmupScheduler):
+    """The peak learning rate to the end, after the warm-up."""
+
+    def curve(self, progress: float) -> float:
+        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
+        return 1.0

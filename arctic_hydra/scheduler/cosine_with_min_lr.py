@@ -1,0 +1,21 @@
+"""The `cosine_with_min_lr` learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+from arctic_hydra.component import component
+from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.scheduler.base import WarmupScheduler
+
+
+@component(group="scheduler", name="cosine_with_min_lr")
+class CosineWithMinLRScheduler(WarmupScheduler):
+    """Half a cosine from the peak to a share of it."""
+
+    min_lr_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
+    """Last learning rate, as a share of the peak."""
+
+    def curve(self, progress: float) -> float:
+        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,23 @@
+"""The `polynomial` learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+from arctic_hydra.component import component
+from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.scheduler.base import WarmupScheduler
+
+
+@component(group="scheduler", name="polynomial")
+class PolynomialScheduler(WarmupScheduler):
+    """A power of the remaining share, from the peak to a share of it."""
+
+    power: HumanFloat = number(1.0, minimum=0)
+    """Exponent; 1 is a straight line."""
+    min_lr_ratio: HumanFloat = number(0.0, minimum=0, maximum=1)
+    """Last learning rate, as a share of the peak."""
+
+    def curve(self, progress: float) -> float:
+        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * math.pow(1.0 - progress, self.power)

@@ -1,0 +1,3 @@
+"""Trainers: one module per option of the config group `trainer`."""
+
+from arctic_hydra.trainer import sft as sft

@@ -1,0 +1,446 @@
+"""The trainer: what a run does, from the first step to the last.
+
+`Trainer` holds the loop in pieces that a subclass overrides one by one: `loss` (abstract), `step`, `epoch`, `train`,
+`evaluate`, `checkpoint`. A step is a completed optimizer step, counted from 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arctic_hydra import distributed
+from arctic_hydra.batch import Batch, Window
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.checkpoint.base import CheckpointEngine, TrainingState
+from arctic_hydra.component import Component
+from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.data.base import Loader
+from arctic_hydra.display import Display
+from arctic_hydra.engine import optimizer_step
+from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.metrics import MetricsFile, memory_gib, model_flops, peak_tflops
+from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.progress import Progress
+from arctic_hydra.stopping import StopRequest
+from arctic_hydra.tracking.base import Tracker
+
+if TYPE_CHECKING:
+    import deepspeed
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class TrainerSlot(Component):
+    """Type of the trainer's slot in `Run`; a slot's own type carries no human-friendly numbers (see `component`)."""
+
+
+@dataclass
+class Toolbox:
+    """What the runner builds and the trainer works with."""
+
+    world: distributed.World
+    device: torch.device
+    run_dir: Path
+    loader: Loader
+    eval_loader: Loader | None
+    model_factory: ModelFactory
+    converters: list[ModelConverter]
+    engine: deepspeed.DeepSpeedEngine
+    engine_config: dict[str, Any]
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    state: TrainingState
+    checkpoints: list[CheckpointEngine]
+    trackers: list[Tracker]
+    metrics_file: MetricsFile | None
+    display: Display
+    stop: StopRequest
+    log_interval: int
+    flops_shape: tuple[int, int, int]
+    """Matmul parameters, layers and attention width, for `model_flops`."""
+
+
+@dataclass
+class _Totals:
+    """Figures since the last log line; the loss stays on the device until then."""
+
+    loss_sum: Any = 0.0
+    steps: int = 0
+    supervised: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Trainer(TrainerSlot):
+    """Base of the trainers; a subclass defines `loss` and declares by type hints what it works with."""
+
+    epochs: HumanInt = integer(1, minimum=0)
+    """Passes over the data; 0 means as many as `train_iters` needs."""
+    train_iters: HumanInt = integer(0, minimum=0)
+    """Upper limit of optimizer steps; 0 is none."""
+    min_iterations: HumanInt = integer(0, minimum=0)
+    """Repeat the data until there are at least so many optimizer steps."""
+    exit_iteration: HumanInt = integer(0, minimum=0)
+    """Stop after this step with a resumable checkpoint, the schedule unchanged; 0 is off."""
+    micro_batch_size: HumanInt = integer(1, minimum=1)
+    """Packs (or, unpacked, examples) per forward pass and rank."""
+    gradient_accumulation_steps: HumanInt = integer(1, minimum=1)
+    """Micro-batches per optimizer step and rank."""
+    eval_frequency: HumanInt = integer(0, minimum=0)
+    """Optimizer steps between evaluations; 0 is off."""
+    eval_interval: HumanInt | None = integer(None, minimum=0)
+    """Another name of `eval_frequency`."""
+    eval_at_start: bool = True
+    """Evaluate before the first step, where there is evaluation data."""
+    eval_at_end: bool = True
+    """Evaluate after the last step, where there is evaluation data."""
+    max_consecutive_skipped_steps: HumanInt = integer(10, minimum=1)
+    """Stop, with a checkpoint, after so many steps in a row with non-finite gradients."""
+    overfit_first_batch: bool = False
+    """Train on the first step's batch again and again."""
+    kill_switch_path: str | None = None
+    """A file whose appearance stops the run with a checkpoint; `STOP` in the run directory when unset."""
+    collective_timeout_seconds: HumanInt = integer(1800, minimum=1)
+    """How long a rank waits for the others in one collective before it fails."""
+
+    model: ClassVar[Any] = ModelFactory
+    outside_identity: ClassVar[frozenset[str]] = frozenset(
+        ("exit_iteration", "kill_switch_path", "collective_timeout_seconds", "eval_interval")
+    )
+
+    def validate(self) -> None:
+        if self.eval_interval is not None:
+            if self.eval_frequency not in (0, self.eval_interval):
+                raise ValueError(
+                    f"eval_interval: got {self.eval_interval}, but eval_frequency={self.eval_frequency}; they are one setting"
+                )
+            self.eval_frequency = self.eval_interval
+        if self.epochs == 0 and self.train_iters == 0:
+            raise ValueError("epochs: got 0 while train_iters is 0, so nothing would be trained; set one of them")
+
+    # -- what a subclass defines -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the SUM of the losses of the micro-batch's supervised units, a scalar with a graph.
+
+        `step` divides by the number of units over all micro-batches and ranks of the optimizer step, so every unit
+        weighs the same wherever it stands. A batch without any unit returns 0, still with a graph.
+        """
+
+    @abstractmethod
+    def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
+        """Return float64 [num_sources, 3]: sum of losses, correct predictions and count, per data source."""
+
+    # -- the seeds' properties ---------------------------------------------------------------------------------------
+
+    @property
+    def epochs_left(self) -> Iterator[int]:
+        """Epoch numbers from the current one on, until the horizon is reached or the run stops."""
+        while not self.training_finished and not self.stop_reason:
+            yield self.progress.epoch
+
+    @property
+    def train_batches(self) -> Iterator[Window]:
+        """This rank's windows of the current epoch from the current position on."""
+        if self.overfit_first_batch:
+            first = next(iter(self.tools.loader.windows(0, 0)))
+            for _ in range(self.progress.epoch_step, self.tools.loader.steps(self.progress.epoch)):
+                yield first
+        else:
+            yield from self.tools.loader.windows(self.progress.epoch, self.progress.epoch_step)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.tools.device
+
+    @property
+    def world(self) -> distributed.World:
+        """This rank among all."""
+        return self._world
+
+    @property
+    def training_horizon(self) -> int:
+        """Optimizer steps of the whole run, ragged last windows included."""
+        return self._horizon
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of the schedule's warm-up."""
+        return self._warmup_steps
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps completed."""
+        return self.progress.global_step
+
+    @property
+    def progress(self) -> Progress:
+        """All counters."""
+        return self.tools.state.progress
+
+    @property
+    def training_finished(self) -> bool:
+        """Whether the horizon is reached: a normal end."""
+        return self.global_step >= self._horizon
+
+    # -- set-up by the runner ----------------------------------------------------------------------------------------
+
+    def listen(self, callbacks: list[Callback], world: distributed.World) -> None:
+        """Take the callbacks; called first, so that they hear every moment."""
+        self._callbacks = callbacks
+        self._world = world
+
+    def plan(self, loader: Loader, warmup: Any) -> int:
+        """Work out the training horizon from the loader, before model and scheduler exist; return it."""
+        steps = sum(loader.steps(epoch) for epoch in range(self.epochs))
+        if self.epochs == 0:
+            steps = self.train_iters
+        steps = max(steps, self.min_iterations)
+        self._horizon = min(steps, self.train_iters) if self.train_iters else steps
+        self._warmup_steps = int(warmup(self._horizon))
+        return self._horizon
+
+    def equip(self, tools: Toolbox) -> None:
+        """Take everything that was built; called once, before `train`."""
+        self.tools = tools
+        self.stop_reason = ""
+        self.last_metrics: dict[str, Any] = {}
+        self.last_evaluation: dict[str, Any] = {}
+        self._totals = _Totals()
+        self._evaluated_at = -1
+
+    def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
+        """Call `on_<event>` of every callback."""
+        for callback in self._callbacks:
+            handler = getattr(callback, f"on_{event}", None)
+            if handler is not None:
+                handler(self, {"component": component, **facts})
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run to the horizon, or until a stop is agreed on."""
+        with self.event("train"):
+            if self.eval_at_start and self.global_step == 0:
+                self.evaluate()
+            for epoch in self.epochs_left:
+                with self.event("epoch", epoch=epoch):
+                    self.epoch()
+            if self.training_finished:
+                self._finish()
+
+    def epoch(self) -> None:
+        """Run the steps of the current epoch, from the current position to its end, the horizon or a stop."""
+        for window in self.train_batches:
+            counts = self._agree(window)
+            if self.stop_reason:
+                break
+            with self.event("step", window=window):
+                self.step(window, counts)
+            self._advance(counts)
+            self._log_if_due()
+            if self.eval_frequency and self.global_step % self.eval_frequency == 0:
+                self.evaluate()
+            self._check_exit()
+            self.checkpoint()
+            if self.stop_reason or self.training_finished:
+                break
+        if self.stop_reason:
+            self.tools.state.stopping = True
+            self.checkpoint()
+
+    def step(self, window: Window, counts: dict[str, int]) -> None:
+        """One optimizer step over the window's micro-batches: the mean over all supervised units of all ranks."""
+        start = time.monotonic()
+        units = counts["supervised"]
+        self._applied, self._grad_norm = False, math.nan
+        self._learning_rate = float(self.tools.scheduler.get_last_lr()[0])
+        if units:
+            self.tools.engine.train()
+            last = len(window.micro_batches) - 1
+            for index, batch in enumerate(window.micro_batches):
+                with self.event("loss", batch=batch):
+                    loss_sum = self.loss(batch.to(self.device))
+                with self.event("backward", loss=loss_sum):
+                    self.tools.engine.set_gradient_accumulation_boundary(index == last)
+                    # DeepSpeed averages gradients over ranks; times their number makes it the sum over them.
+                    self.tools.engine.backward(loss_sum * (self.world.size / units), scale_wrt_gas=False)
+                self._totals.loss_sum = self._totals.loss_sum + loss_sum.detach()
+            self._grad_norm, self._applied = optimizer_step(self.tools.engine, self.tools.engine_config)
+            if self._applied:
+                for converter in self.tools.converters:
+                    converter.post_optimizer_hook(self.tools.engine.module)
+        self.tools.scheduler.step()
+        self._totals.seconds += time.monotonic() - start
+        self._totals.flops += sum(
+            model_flops(*self.tools.flops_shape, batch.document_lengths) for batch in window.micro_batches
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the token-weighted loss, perplexity and accuracy over every evaluation example, once each."""
+        loader = self.tools.eval_loader
+        if loader is None or self._evaluated_at == self.global_step:
+            return self.last_evaluation
+        import torch
+
+        names = loader.source_names
+        with self.event("evaluate"):
+            self.tools.engine.eval()
+            sums = torch.zeros(len(names), 3, dtype=torch.float64, device=self.device)
+            with torch.no_grad():
+                for window in loader.windows(0):
+                    for batch in window.micro_batches:
+                        sums += self.evaluation_sums(batch.to(self.device), len(names))
+            values = _evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
+        self._evaluated_at = self.global_step
+        self.last_evaluation = {"step": self.global_step, **values}
+        self._record({**self.last_evaluation, "epoch": self._epoch_position()})
+        self.tools.display.evaluation(self.last_evaluation)
+        return self.last_evaluation
+
+    def checkpoint(self) -> None:
+        """Let each checkpoint engine save that wants to at this step."""
+        if self.tools.metrics_file is not None:
+            self.tools.metrics_file.sync()
+        for engine in self.tools.checkpoints:
+            if engine.do_checkpoint:
+                with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
+                    path = engine.save()
+                log.debug("saved %s", path)
+
+    # -- pieces of the loop --------------------------------------------------------------------------------------------
+
+    def _agree(self, window: Window) -> dict[str, int]:
+        """Sum this step's counts over the ranks and decide together whether to stop before it: one collective."""
+        wants_stop = self.tools.stop.requested(look_for_file=self.world.is_main)
+        mine = [
+            window.num_supervised,
+            sum(batch.num_tokens for batch in window.micro_batches),
+            sum(batch.num_padding for batch in window.micro_batches),
+            int(wants_stop),
+        ]
+        supervised, tokens, padding, stop = distributed.sum_over_ranks(mine)
+        if stop:
+            self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
+            if self.world.is_main:
+                self.tools.stop.acknowledge()
+        return {"supervised": supervised, "tokens": tokens, "padding": padding}
+
+    def _advance(self, counts: dict[str, int]) -> None:
+        """Move every counter past the step just done; the state a checkpoint now holds is that after it."""
+        progress, state = self.progress, self.tools.state
+        progress.global_step += 1
+        progress.epoch_step += 1
+        progress.tokens += counts["tokens"]
+        progress.padding_tokens += counts["padding"]
+        self._totals.steps += 1
+        self._totals.tokens += counts["tokens"]
+        if self._applied:
+            progress.supervised_tokens += counts["supervised"]
+            progress.consecutive_skipped_steps = 0
+        else:
+            masked = counts["supervised"] == 0
+            progress.skipped_steps += 1
+            progress.consecutive_skipped_steps += int(not masked)
+            why = "it has no supervised token" if masked else "its gradients are not finite"
+            log.warning("step %d changed no weight: %s", progress.global_step, why)
+        self._totals.supervised += counts["supervised"]
+        state.epoch_finished = progress.epoch_step >= self.tools.loader.steps(progress.epoch)
+        if state.epoch_finished:
+            progress.epoch, progress.epoch_step = progress.epoch + 1, 0
+        state.training_finished = self.training_finished
+
+    def _check_exit(self) -> None:
+        if self.progress.consecutive_skipped_steps >= self.max_consecutive_skipped_steps:
+            self.tools.state.stopping = True
+            self.checkpoint()
+            raise ArcticHydraError(
+                f"{self.progress.consecutive_skipped_steps} steps in a row had non-finite gradients (last: step "
+                f"{self.global_step}), so no weight moved; lower optimizer.lr, or look at the data; the state is saved"
+            )
+        if self.exit_iteration and self.global_step >= self.exit_iteration and not self.training_finished:
+            self.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
+
+    def _log_if_due(self) -> None:
+        if self.global_step % self.tools.log_interval and not self.training_finished:
+            return
+        import torch
+
+        start = time.monotonic()
+        sums = torch.as_tensor(self._totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)
+        loss_sum = float(distributed.sum_tensor(sums.clone()))
+        totals, progress = self._totals, self.progress
+        seconds = totals.seconds + time.monotonic() - start
+        tflops = totals.flops / seconds / 1e12
+        peak = peak_tflops(self.device)
+        self.last_metrics = {
+            "step": self.global_step,
+            "epoch": self._epoch_position(),
+            "loss": loss_sum / totals.supervised if totals.supervised else None,
+            "lr": self._learning_rate,
+            "grad_norm": self._grad_norm,
+            "step_seconds": seconds / totals.steps,
+            "tokens": progress.tokens,
+            "supervised_tokens": progress.supervised_tokens,
+            "padding_tokens": progress.padding_tokens,
+            "tokens_per_second": totals.tokens / seconds,
+            "supervised_tokens_per_second": totals.supervised / seconds,
+            "tflops": tflops,
+            "mfu": tflops / peak if peak else None,
+            "memory_gib": memory_gib(self.device),
+            "skipped_steps": progress.skipped_steps,
+        }
+        self._totals = _Totals()
+        self._record(self.last_metrics)
+        self.tools.display.step(self.last_metrics)
+
+    def _record(self, values: dict[str, Any]) -> None:
+        """Write one line of metrics; files and trackers live on rank 0."""
+        if self.tools.metrics_file is not None:
+            self.tools.metrics_file.write(values)
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "step"}
+        for tracker in self.tools.trackers:
+            tracker.log(int(values["step"]), numbers)
+
+    def _epoch_position(self) -> float:
+        """Epochs done, with the share of the current one."""
+        progress = self.progress
+        return round(progress.epoch + progress.epoch_step / max(1, self.tools.loader.steps(progress.epoch)), 4)
+
+    def _finish(self) -> None:
+        self.tools.state.training_finished = True
+        if self.eval_at_end:
+            self.evaluate()
+        self.checkpoint()
+
+
+def _evaluation_metrics(sums: list[list[float]], names: Iterable[str]) -> dict[str, float]:
+    """Turn per-source sums into metrics: the total, and each source where there are several."""
+    names = list(names)
+    rows = [("eval", [sum(column) for column in zip(*sums, strict=True)])]
+    if len(names) > 1:
+        rows += [(f"eval/{name}", values) for name, values in zip(names, sums, strict=True)]
+    metrics: dict[str, float] = {}
+    for prefix, (loss_sum, correct, count) in rows:
+        if count:
+            mean = loss_sum / count
+            metrics[f"{prefix}/loss"] = mean
+            metrics[f"{prefix}/perplexity"] = math.exp(min(mean, 700.0))
+            metrics[f"{prefix}/accuracy"] = correct / count
+    return metrics
+
+
+__all__ = ["Toolbox", "Trainer", "TrainerSlot", "field"]

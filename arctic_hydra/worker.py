@@ -1,0 +1,106 @@
+"""One rank: reads `run.json`, builds the run from it and executes it. Never composes.
+
+Started as `python -m arctic_hydra.worker <run.json>`, once per rank.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from arctic_hydra.stopping import StopRequest, block_signals
+
+SECRETS_VARIABLE = "ARCTIC_HYDRA_SECRETS"
+
+
+def main() -> NoReturn:
+    """Run this rank to its end and leave with its exit code."""
+    block_signals()
+    die_with_parent()
+    run_file = Path(sys.argv[1])
+    try:
+        outcome = _run(run_file)
+    except BaseException as error:
+        code = leave_error(run_file.parent, error)
+        # No clean-up: a collective in it would wait for ranks that are gone.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A rank that stopped early still exits 0 (else the agent counts a failure); the file says what it was. Leaving at
+    # once skips library threads that would hold the exit.
+    os._exit(0 if outcome else 1)
+
+
+def _run(run_file: Path) -> dict[str, Any]:
+    from arctic_hydra import component, config, log, record
+    from arctic_hydra.distributed import World, count_gpus
+
+    log.quiet_libraries()
+    if count_gpus() == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    component.load_extensions()
+    tree = json.loads(run_file.read_text(encoding="utf-8"))["config"]
+    for key, value in json.loads(os.environ.pop(SECRETS_VARIABLE, "{}")).items():
+        _set(tree, key.split("."), value)
+    run = config.build(tree)
+    run_dir = run_file.parent
+    stop = StopRequest(Path(run.trainer.kill_switch_path or run_dir / "STOP"))
+    stop.watch_signals()
+
+    from arctic_hydra import runner
+
+    outcome = runner.execute(run, run_dir, stop)
+    if World.from_env().is_main:
+        record.write_json(record.RunDirectory(run_dir).result_file, outcome)
+    return outcome
+
+
+def _set(tree: Any, path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+    tree[path[-1]] = value
+
+
+def leave_error(run_dir: Path, error: BaseException) -> int:
+    """Write what ended this rank to `logs/error-rank<n>.json` and to its log; return its exit code."""
+    import logging
+
+    from arctic_hydra.errors import EXIT_FAILED, ArcticHydraError
+
+    rank = int(os.environ.get("RANK", 0))
+    code = error.exit_code if isinstance(error, ArcticHydraError) else EXIT_FAILED
+    text = "".join(traceback.format_exception(error))
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("arctic_hydra.worker").debug("rank %d ends: %s", rank, text)
+    report = {
+        "time": time.time(),
+        "rank": rank,
+        "kind": type(error).__name__,
+        "message": str(error),
+        "problems": getattr(error, "problems", [str(error)]),
+        "expected": isinstance(error, ArcticHydraError),
+        "traceback": text,
+        "exit_code": code,
+    }
+    (folder / f"error-rank{rank}.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return code
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it dies, so that no rank outlives its run."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Adds the `conf` package of each installed extension to the search path of arctic_hydra, and of no other program."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+ENTRY_POINT_GROUP = "arctic_hydra"
+
+
+class ExtensionSearchPath(SearchPathPlugin):
+    """Appends `pkg://<package>.conf`: an extension adds options, and cannot shadow ours by accident."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append each extension's folder of options, where the program that composes is arctic_hydra."""
+        main = next((item.path for item in search_path.get_path() if item.provider == "main"), "") or ""
+        from arctic_hydra.compose import conf_dir
+
+        if main.removeprefix("file://") != conf_dir():
+            return
+        for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+            package = point.module.partition(".")[0]
+            if find_spec(f"{package}.conf") is not None:
+                search_path.append(provider=point.name, path=f"pkg://{package}.conf")

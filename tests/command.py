@@ -1,0 +1,95 @@
+"""Runs the program as a person does: a subprocess, through a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = f"{shlex.quote(sys.executable)} -m arctic_hydra"
+
+SMALL = (
+    "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
+    "optimizer.lr=1e-3"
+)
+"""Overrides that make a run take seconds."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a person's shell: this checkout importable, nothing of the test run."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
+    path = os.pathsep.join(part for part in (more.pop("PYTHONPATH", ""), str(ROOT), str(ROOT / "launchers")) if part)
+    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
+
+
+def run(
+    arguments: str, folder: Path, *, code: int | None = 0, timeout: float = 300, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the program with `arguments` in `folder` and check its exit code; None takes any."""
+    done = subprocess.run(
+        f"{PROGRAM} {arguments}",
+        shell=True,
+        cwd=folder,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+    if code is not None:
+        assert done.returncode == code, (
+            f"exit {done.returncode} of: {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+    return done
+
+
+def start(arguments: str, folder: Path, **more: str) -> subprocess.Popen[str]:
+    """Start the program with `arguments` in `folder`; `exec` makes the shell's process the program's."""
+    return subprocess.Popen(
+        f"exec {PROGRAM} {arguments}",
+        shell=True,
+        cwd=folder,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def only_run(folder: Path, name: str = "default") -> Path:
+    """Return the one run directory of that name."""
+    found = [item for item in (folder / "outputs" / name).iterdir() if item.is_dir() and not item.name.startswith(".")]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """Return the lines of metrics.jsonl that stand complete so far."""
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def losses(run_dir: Path) -> list[float]:
+    """Return the training losses in order, and check that each step stands once."""
+    rows = [row for row in metrics(run_dir) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]
+
+
+def wait_for_step(
+    folder: Path, step: int, process: subprocess.Popen[str], name: str = "default", timeout: float = 120
+) -> None:
+    """Wait until `step` is logged, or the process ends."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and process.poll() is None:
+        for path in (folder / "outputs" / name).glob("*/metrics.jsonl"):
+            if any(row["step"] >= step and "loss" in row for row in metrics(path.parent)):
+                return
+        time.sleep(0.02)
+    assert process.poll() is not None, f"step {step} did not come within {timeout} s"

@@ -1,0 +1,85 @@
+"""Packed documents never see each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arctic_hydra.errors import ModelError
+from arctic_hydra.model.attention import varlen_attention
+from arctic_hydra.trainer.loss import model_inputs, supervised_logits
+from tests.trainer.loop import batch_of, documents, tiny_factory
+
+A, B = documents([17, 23], [16, 22], seed=5)
+
+
+def network(attention, **values):
+    torch.manual_seed(0)
+    factory = tiny_factory(attn_implementation=attention, **values)
+    return factory.create_model(factory.create_config()).eval()
+
+
+@pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager"])
+def test_pitfall_04_a_pack_equals_its_documents_alone(attention):
+    model = network(attention)
+    with torch.no_grad():
+        packed = supervised_logits(model, batch_of([A, B]))
+        alone = torch.cat([supervised_logits(model, batch_of([one])) for one in (A, B)])
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager"])
+def test_pitfall_04_a_changed_token_leaves_the_other_document_bit_equal(attention):
+    model = network(attention)
+    changed = ([(A[0][0] + 1) % 128, *A[0][1:]], A[1])
+    with torch.no_grad():
+        before = model(**model_inputs(batch_of([A, B]))).logits[0, len(A[0]) :]
+        after = model(**model_inputs(batch_of([changed, B]))).logits[0, len(A[0]) :]
+    assert torch.equal(before, after)
+
+
+def test_pitfall_11_padded_rows_equal_documents_alone():
+    model = network("arctic_varlen")
+    with torch.no_grad():
+        padded = supervised_logits(model, batch_of([A, B], packed=False))
+        alone = torch.cat([supervised_logits(model, batch_of([one])) for one in (A, B)])
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
+
+
+def test_gradients_equal_those_of_documents_alone():
+    ours, theirs = network("arctic_varlen"), network("sdpa")
+    supervised_logits(ours, batch_of([A, B])).square().sum().backward()
+    for one in (A, B):
+        supervised_logits(theirs, batch_of([one])).square().sum().backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_activation_checkpointing_changes_nothing():
+    ours, theirs = (
+        network("arctic_varlen", disable_activation_checkpoint=False).train(),
+        network("arctic_varlen").train(),
+    )
+    assert ours.is_gradient_checkpointing
+    for model in (ours, theirs):
+        supervised_logits(model, batch_of([A, B])).square().sum().backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+
+
+def test_sliding_window_within_a_document():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 12, 8) for _ in range(3))
+    module = torch.nn.Module().eval()
+    out, _ = varlen_attention(
+        module, q, k, v, None, sliding_window=4, cu_seq_lens_q=torch.tensor([0, 12], dtype=torch.int32)
+    )
+    tail, _ = varlen_attention(module, q[:, :, 8:], k[:, :, 8:], v[:, :, 8:], None, sliding_window=4)
+    torch.testing.assert_close(out[:, 11], tail[:, 3])
+
+
+@pytest.mark.parametrize(("extra", "text"), [({"softcap": 30.0}, "softcapping"), ({"s_aux": 1}, "sinks")])
+def test_a_transform_that_it_lacks_is_refused(extra, text):
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ModelError, match=text):
+        varlen_attention(torch.nn.Module(), x, x, x, None, **extra)

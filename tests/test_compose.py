@@ -1,0 +1,275 @@
+# ruff: noqa: E501 (tables of command lines and messages)
+"""Composition, its checks and its errors, through the real command line, in process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from arctic_hydra import compose, config
+from arctic_hydra.__main__ import main
+from arctic_hydra.component import registered, to_plain
+from arctic_hydra.record import flatten
+from arctic_hydra.usage import groups
+
+GOLDEN = Path(__file__).parent / "golden" / "config_keys.txt"
+SEVERAL = ("checkpoint", "tracking", "callback", "converter")
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def composed(*overrides):
+    prepared = [compose.prepare(item) for item in overrides]
+    return to_plain(compose.without_hydra(compose.compose_config(prepared, "config")))
+
+
+def built(*overrides):
+    return config.build(composed(*overrides))
+
+
+def test_golden_keys():
+    """Every key of the default composition; a new or lost key must be a visible change of this file."""
+    keys = sorted(flatten(composed()))
+    assert keys == GOLDEN.read_text().split(), f"if this change is meant, write the keys to {GOLDEN}"
+
+
+OPTIONS = [
+    (group, option)
+    for group, options in groups().items()
+    if group not in ("source", "experiment")
+    for option in options
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+def test_every_option_composes_and_builds(group, option):
+    """Every file in conf/ gives a run that builds; what a file requires from the user is given here."""
+    required = ["data.sources.json.path=data.jsonl"] if option == "json" else []
+    chosen = f"{group}=[{option}]" if group in SEVERAL else f"{group}={option}"
+    run = built(chosen, *required)
+    assert config.run_id(run) == config.run_id(built(chosen, *required))
+
+
+@pytest.mark.parametrize("option", [*groups()["source"]])
+def test_every_source_composes(option):
+    required = ["data.sources.mine.path=x.jsonl"] if option in ("hf", "json") else []
+    run = built(f"+source@data.sources.mine={option}", *required)
+    assert set(run.data.sources) == {"chat", "mine"}
+
+
+@pytest.mark.parametrize("recipe", groups().get("experiment", []))
+def test_every_experiment_composes(recipe):
+    built(f"experiment={recipe}")
+
+
+def test_every_registered_component_has_an_option():
+    """A class that no file in conf/ reaches is dead."""
+    reached = {schema for path in Path(compose.conf_dir()).rglob("*.yaml") for schema in _schemas(path)}
+    assert {f"/schema/{group}/{name}" for group, name in registered()} <= reached
+
+
+def _schemas(path):
+    defaults = OmegaConf.load(path).get("defaults", [])
+    return [entry.split("@")[0] for entry in defaults if isinstance(entry, str) and entry.startswith("/schema/")]
+
+
+def test_order_of_checkpoint_engines_is_kept():
+    assert list(built("checkpoint=[hf,deepspeed]").checkpoint) == ["hf", "deepspeed"]
+    assert built("checkpoint=[]").checkpoint == {}
+
+
+def test_a_hub_model_brings_its_tokenizer():
+    run = built("model=liger", "data=ultrachat")
+    assert run.tokenizer.name_or_path == run.model.name_or_path == "Qwen/Qwen3-0.6B"
+    assert run.data.sources["ultrachat"].path == "HuggingFaceH4/ultrachat_200k"
+    assert run.data.sources["ultrachat"].split_mapping == {"train": "train_sft", "eval": "test_sft"}
+    assert type(built("model=hf", "tokenizer=bundled").tokenizer).__name__ == "BundledTokenizerFactory"
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("optimizer.lr=2^-10", "optimizer.lr", 2**-10),
+        ("data.max_length=0.5Ki", "data.max_length", 512),
+        ("optimizer.weight_decay=1%", "optimizer.weight_decay", 0.01),
+        ("trainer.train_iters=1_000", "trainer.train_iters", 1000),
+        ("optimizer.betas=[0.9,0.95]", "optimizer.betas", [0.9, 0.95]),
+        ("deepspeed.config={zero_optimization:{reduce_bucket_size:2^20}}", "deepspeed.config.zero_optimization", {"reduce_bucket_size": 2**20}),
+        ("deepspeed.config.gradient_clipping=50%", "deepspeed.config", {"gradient_clipping": 0.5}),
+        ("trainer.eval_interval=7", "trainer.eval_frequency", 7),
+        ("data.cache=off", "data.cache", False),
+    ],
+)  # fmt: skip
+def test_human_values_on_the_command_line(argument, key, value):
+    node = built(argument)
+    for part in key.split("."):
+        node = node[part] if isinstance(node, dict) else getattr(node, part)
+    assert node == value
+
+
+BAD = [
+    ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
+    ("modle=hf", "modle: there is no such key; did you mean model?"),
+    ("model=ligr", "model: got 'ligr', expected one of hf, liger, tiny; did you mean liger?"),
+    ("trainer.epochs=two", "trainer.epochs: got 'two', expected a number such as"),
+    ("trainer.epochs=-1", "trainer.epochs: got -1, expected 0 or more"),
+    ("trainer.epochs=0", "trainer.epochs: got 0 while train_iters is 0"),
+    ("trainer.micro_batch_size=0", "trainer.micro_batch_size: got 0, expected 1 or more"),
+    ("trainer.gradient_accumulation_steps=1.5", "trainer.gradient_accumulation_steps: got 1.5, expected a whole number"),
+    ("data.max_length=0", "data.max_length: got 0, expected"),
+    ("optimizer.lr=-1e-4", "optimizer.lr: got -0.0001, expected 0 or more"),
+    ("optimizer.betas=[0.9,1.5]", "optimizer.betas: got [0.9, 1.5], expected two numbers in [0, 1)"),
+    ("scheduler.warmup_ratio=120%", "scheduler.warmup_ratio: got '120%', expected 1 or less"),
+    ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    ("seed=-1", "seed: got -1, expected 0 or more"),
+    ("task=trian", "task: Invalid value 'trian', expected one of [train, check]"),
+    ("ranks=0", "ranks: got '0', expected auto or a positive number"),
+    ("name=../x", "name: got '../x', expected letters"),
+    ("model.dtype=int8", "model.dtype: got 'int8', expected one of bf16, fp16, fp32"),
+    ("model.dtype=fp16", "model.dtype: got fp16, which DeepSpeed runs on CUDA only"),
+    ("model.attn_implementation=flash", "model.attn_implementation: got 'flash', expected one of arctic_varlen"),
+    ("model.num_attention_heads=7", "model.hidden_size: got 256, expected a multiple of num_attention_heads=7"),
+    ("data.max_length=8Ki", "data.max_length: got 8192, but model.max_position_embeddings=4096"),
+    ("deepspeed.config={gradient_cliping:1}", "deepspeed.config.gradient_cliping: DeepSpeed has no such key; did you mean 'gradient_clipping'?"),
+    ("deepspeed.config={train_batch_size:7}", "deepspeed.config.train_batch_size: got 7, but micro_batch_size"),
+    ("deepspeed.config={train_micro_batch_size_per_gpu:3}", "deepspeed.config.train_micro_batch_size_per_gpu: got 3, but trainer.micro_batch_size="),
+    ("deepspeed.config={gradient_accumulation_steps:3}", "deepspeed.config.gradient_accumulation_steps: got 3, but trainer.gradient"),
+    ("deepspeed.config={zero_optimization:{stage:3}}", "deepspeed.config.zero_optimization.stage: got 3, but the chosen option has stage 0; pass deepspeed=zero3"),
+    ("deepspeed.config={bf16:{enabled:true}}", "deepspeed.config.bf16.enabled: got True, but model.dtype=fp32"),
+    ("deepspeed.config={optimizer:{type:Adam}}", "deepspeed.config.optimizer: is set by the config group optimizer; remove it here"),
+    ("checkpoint.hff.x=2", "checkpoint.hff.x: checkpoint.hff is not among the chosen options (deepspeed, hf)"),
+    ("checkpoint.hf.auto_resume=true", "checkpoint: deepspeed and hf both have auto_resume; only one engine may"),
+    ("checkpoint.hf.save_every_n_steps=-1", "checkpoint.hf.save_every_n_steps: got -1, expected 0 or more"),
+    ("log.level=LOUD", "log.level: got 'LOUD', expected DEBUG, INFO, WARNING or ERROR"),
+    ("optimizer._target_=os.system", "optimizer._target_: got 'os.system', which is not allowed"),
+    ("optimizer._target_=torch.load", "optimizer._target_: got 'torch.load', which is not allowed"),
+    ("optimizer._target_=${name}", "optimizer._target_: got '${name}', which is not allowed"),
+    ("optimizer._target_=arctic_hydra.record.os.system", "optimizer._target_: got 'arctic_hydra.record.os.system', which is not allowed"),
+    ("+hydra.callbacks.a._target_=os.system", "hydra.callbacks.a._target_: got 'os.system', which is not allowed"),
+    ("hydra.launcher._target_=os.system", "hydra.launcher._target_: got 'os.system', which is not allowed"),
+    ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
+    ("optimizer=linear", "optimizer: got 'linear', expected one of adamw"),
+    ("optimizer.lr=", "optimizer.lr: got '', expected a number"),
+    ("optimizer", "Error parsing override 'optimizer': not a valid override; expected key=value"),
+    ("--modle=hf", "--modle=hf: there is no such option"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argument", "text"), BAD, ids=[argument for argument, _ in BAD])
+def test_bad_config_is_refused_in_words(argument, text, capsys, tmp_path):
+    assert main([argument]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {text}" in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_of_a_check_are_reported_together(capsys):
+    assert (
+        main(
+            [
+                "data.max_length=8Ki",
+                "deepspeed.config={gradient_cliping:1,train_batch_size:7}",
+                "checkpoint.hf.auto_resume=true",
+            ]
+        )
+        == 2
+    )
+    assert len(capsys.readouterr().err.splitlines()) == 5
+
+
+def test_nothing_is_imported_for_a_refused_target(tmp_path):
+    """The module would leave a file when it is imported; also from an option file, in Hydra's own node, and in lists."""
+    (tmp_path / "evil.py").write_text("open('imported', 'w').close()\n")
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "bad.yaml").write_text("_target_: evil.Optimizer\nlr: 1\n")
+    (tmp_path / "mine" / "logged.yaml").write_text(
+        "defaults: [config, _self_]\nhydra: {job_logging: {formatters: {x: {(): evil.f}}, handlers: {h: {class: evil.H}}}}\n"
+    )
+    for arguments in (
+        ["optimizer._target_=evil.f"],
+        ["--config-dir", "mine", "--config-name", "logged"],
+        ["+hydra.callbacks.a._target_=evil.f"],
+        ["--config-dir", "mine", "optimizer=bad"],
+        ["-m", "optimizer._target_=evil.f,evil.g"],
+        ["deepspeed.config={x:{_target_:evil.f}}"],
+    ):
+        done = subprocess.run([sys.executable, "-m", "arctic_hydra", *arguments], capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+        assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--help", "trainer"], ["--cfg", "job"], ["optimizer.lrr=1"], ["model=ligr"], ["task=check"]],
+)
+def test_composing_imports_neither_torch_nor_deepspeed(arguments):
+    code = (
+        "import sys; from arctic_hydra.__main__ import main; main(sys.argv[1:]); "
+        "print(sorted({'torch', 'deepspeed', 'transformers', 'numpy', 'mlflow'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
+def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
+    (tmp_path / "data.jsonl").write_text("")
+    base = ["data=json", "data.sources.json.path=data.jsonl"]
+    absolute = ["data=json", f"data.sources.json.path={tmp_path / 'data.jsonl'}"]
+
+    def identified(arguments):
+        tree = config.absolute_paths(composed(*arguments), Path.cwd())
+        return config.run_id(config.build(tree))
+
+    same = identified(base)
+    assert identified(absolute) == same
+    assert identified([*base, "optimizer.lr=5e-4", "data.max_length=0.5Ki"]) == identified(
+        [*base, "data.max_length=512"]
+    )
+    for outside in (
+        "log.interval=5", "tracking=[]", "checkpoint=[]", "trainer.exit_iteration=3", "ranks=2", "name=other",
+        "checkpoint.deepspeed.save_every_n_steps=3", "data.num_proc=1", "data.cache=off", "output_root=elsewhere",
+    ):  # fmt: skip
+        assert identified([*base, outside]) == same, outside
+    for inside in ("optimizer.lr=1e-3", "seed=1", "trainer.epochs=2", "data.max_length=256", "deepspeed=zero1"):
+        assert identified([*base, inside]) != same, inside
+
+
+def test_typed_slots_refuse_another_family(capsys):
+    assert main(["optimizer._target_=arctic_hydra.scheduler.cosine.CosineScheduler"]) == 2
+    assert "optimizer" in capsys.readouterr().err
+
+
+def test_cfg_job_is_valid_yaml_and_complete(capsys):
+    assert main(["--cfg", "job"]) == 0
+    tree = OmegaConf.create(capsys.readouterr().out)
+    assert sorted(flatten(OmegaConf.to_container(tree))) == GOLDEN.read_text().split()
+    assert json.dumps(to_plain(tree)) == json.dumps(composed())
+
+
+def test_help_names_every_group_and_documents_every_field(capsys):
+    assert main(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"  {group} " in page for group in groups())
+    for group in groups():
+        if group == "experiment":
+            continue
+        assert main(["--help", group]) == 0
+        page = capsys.readouterr().out
+        undocumented = [
+            line for line in page.splitlines() if line.startswith("  ") and "=" in line and line.rstrip().endswith("=")
+        ]
+        assert not undocumented
+
+
+def test_help_of_an_unknown_group(capsys):
+    assert main(["--help", "trainr"]) == 2
+    assert "there is no such group; did you mean trainer" in capsys.readouterr().err

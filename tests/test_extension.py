@@ -1,0 +1,49 @@
+"""A user's own package adds options without a fork: one entry point, a `conf` package, classes with `@component`."""
+
+from __future__ import annotations
+
+import json
+
+from tests.command import SMALL, only_run, run
+
+
+def test_its_options_compose_with_their_own_keys(my_lab, tmp_path):
+    done = run("optimizer=soap optimizer.precondition_every_steps=2Ki --cfg job", tmp_path, PYTHONPATH=str(my_lab))
+    assert "precondition_every_steps: 2Ki" in done.stdout
+    assert "lr: 0.0001" in done.stdout
+    wrong = run("optimizer=soap optimizer.precondition_steps=3 --cfg job", tmp_path, code=2, PYTHONPATH=str(my_lab))
+    assert "did you mean optimizer.precondition_every_steps?" in wrong.stderr
+    zero = run(
+        "optimizer=soap optimizer.precondition_every_steps=0 --cfg job", tmp_path, code=2, PYTHONPATH=str(my_lab)
+    )
+    assert "optimizer.precondition_every_steps: got 0, expected 1 or more" in zero.stderr
+
+
+def test_without_it_the_option_is_unknown(tmp_path):
+    done = run("optimizer=soap --cfg job", tmp_path, code=2)
+    assert "optimizer: got 'soap', expected one of adamw" in done.stderr
+
+
+def test_its_callback_hears_the_run(my_lab, tmp_path):
+    run(
+        f"{SMALL} optimizer=soap callback=[recorder] trainer.train_iters=2 tracking=[]",
+        tmp_path,
+        PYTHONPATH=str(my_lab),
+    )
+    run_dir = only_run(tmp_path)
+    assert json.loads((run_dir / "moments.jsonl.rank0").read_text()) == {"train_end": 2, "model": True}
+    assert len((run_dir / "examples.jsonl.rank0").read_text().splitlines()) == 2
+
+
+def test_a_broken_extension_is_named(my_lab, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "broken_lab.py").write_text("import nothing_of_that_name\n")
+    (tmp_path / "broken" / "broken_lab-1.0.dist-info").mkdir()
+    (tmp_path / "broken" / "broken_lab-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: broken-lab\nVersion: 1.0\n"
+    )
+    (tmp_path / "broken" / "broken_lab-1.0.dist-info" / "entry_points.txt").write_text(
+        "[arctic_hydra]\nb = broken_lab\n"
+    )
+    done = run("--cfg job", tmp_path, code=2, PYTHONPATH=str(tmp_path / "broken"))
+    assert "extension 'b' of package 'broken-lab' cannot be imported: ModuleNotFoundError" in done.stderr

@@ -1,0 +1,163 @@
+"""The import table of the design: every module has a layer and imports from lower ones only.
+
+Imports inside functions count; those under `if TYPE_CHECKING:` do not.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "arctic_hydra"
+
+LAYERS: dict[str, int] = {
+    **dict.fromkeys(("errors", "human_numbers", "progress", "batch", "hub", "assets"), 0),
+    **dict.fromkeys(("distributed", "log", "metrics", "display", "stopping"), 1),
+    "component": 2,
+    **dict.fromkeys(
+        ("model", "tokenizer", "data", "optimizer", "scheduler", "checkpoint", "converter", "callback", "tracking"), 3
+    ),
+    "engine": 4,
+    "trainer": 5,
+    "config": 6,
+    **dict.fromkeys(("record", "report", "runner"), 7),
+    **dict.fromkeys(("worker", "launch", "compose", "usage", "__main__"), 8),
+}
+# Rooms of one layer that never import each other; within the other layers, modules may.
+SIBLINGS_APART = 3
+
+# Third-party packages that only some modules may import.
+ONLY_IN = {
+    "deepspeed": {"engine"},
+    "hydra": {"component", "config", "compose", "__main__"},
+    "omegaconf": {"component", "config", "compose", "__main__"},
+    "hydra_plugins": set[str](),
+    "submitit": set[str](),
+}
+
+
+def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Yield line and absolute name of everything imported at run time; `from a import b` yields `a.b`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for branch in node.orelse:
+                yield from imports(ast.Module([branch], []), module, is_package)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                above = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*above, *([base] if base else [])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+        else:
+            yield from imports(node, module, is_package)
+
+
+def room(module: str) -> str:
+    """Return the part of a module's name that the table lists: `arctic_hydra.data.json` -> `data`."""
+    return module.split(".")[1]
+
+
+def violations(path: Path, source: str, module: str) -> Iterator[str]:
+    """Yield one line for each import in `source` that the table does not allow."""
+    own = room(module) if "." in module else ""
+    if own and own not in LAYERS:
+        yield f"{path}:1: {own} is in no layer; add it to LAYERS here and to the design"
+        return
+    for line, name in imports(ast.parse(source), module, path.name == "__init__.py"):
+        top, *rest = name.split(".")
+        if top != PACKAGE:
+            allowed = ONLY_IN.get(top)
+            if allowed is not None and own not in allowed:
+                only = ", ".join(sorted(allowed)) or "launchers/"
+                yield f"{path}:{line}: {own or PACKAGE} imports {top}, which belongs to {only} only"
+            continue
+        other = rest[0] if rest else ""
+        if other in ("", "__version__") or other == own:
+            continue
+        if other not in LAYERS:
+            yield f"{path}:{line}: imports {name}, which is in no layer"
+            continue
+        here, there = LAYERS.get(own, 0), LAYERS[other]
+        if there > here:
+            yield f"{path}:{line}: {own} (layer {here}) imports {other} (layer {there}), which is above it"
+        elif there == here == SIBLINGS_APART:
+            yield f"{path}:{line}: {own} (layer {here}) imports its sibling {other} (layer {there})"
+
+
+def modules() -> list[tuple[Path, str]]:
+    """Return path and dotted name of every module of the package."""
+    found = []
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found.append((path.relative_to(ROOT), ".".join(parts[:-1] if parts[-1] == "__init__" else parts)))
+    return found
+
+
+def test_every_import_follows_the_table() -> None:
+    problems = [line for path, module in modules() for line in violations(path, (ROOT / path).read_text(), module)]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_every_layer_entry_exists() -> None:
+    present = {room(module) for _, module in modules() if "." in module}
+    assert set(LAYERS) - present == set()
+
+
+def test_nothing_imports_the_launchers_but_they_import_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "deepspeed", "datasets"}
+    problems = [
+        f"{path.relative_to(ROOT)}:{line}: imports {name}"
+        for path in sorted((ROOT / "launchers").rglob("*.py"))
+        for line, name in imports(ast.parse(path.read_text()), "hydra_plugins.x", False)
+        if name.split(".")[0] in heavy
+    ]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "message"),
+    [
+        (
+            "arctic_hydra.data.json",
+            "from arctic_hydra.model.base import ModelFactory",
+            "data (layer 3) imports its sibling model",
+        ),
+        (
+            "arctic_hydra.metrics",
+            "def f():\n    from arctic_hydra import config",
+            "2: metrics (layer 1) imports config (layer 6)",
+        ),
+        (
+            "arctic_hydra.model.hf",
+            "try:\n    import deepspeed.zero\nexcept ImportError: pass",
+            "model imports deepspeed",
+        ),
+        (
+            "arctic_hydra.runner",
+            "from omegaconf import OmegaConf",
+            "runner imports omegaconf, which belongs to __main__, comp",
+        ),
+        ("arctic_hydra.trainer.sft", "from ..runner import run", "trainer (layer 5) imports runner (layer 7)"),
+        (
+            "arctic_hydra.launch",
+            "import hydra_plugins.arctic_hydra",
+            "launch imports hydra_plugins, which belongs to launchers/",
+        ),
+        ("arctic_hydra.nowhere", "", "nowhere is in no layer"),
+        ("arctic_hydra.model.hf", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import deepspeed", ""),
+        ("arctic_hydra.data.json", "from arctic_hydra.data.base import DataSource\nimport torch", ""),
+    ],
+)
+def test_what_the_table_refuses(module: str, source: str, message: str) -> None:
+    found = "\n".join(violations(Path("x.py"), source, module))
+    assert message in found
+    assert bool(found) == bool(message)

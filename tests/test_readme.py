@@ -1,0 +1,64 @@
+"""The README's commands, through a shell, in order, as printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.command import ROOT, environment
+from tests.test_compose import built
+
+README = (ROOT / "README.md").read_text()
+TOUR = [
+    line for block in re.findall(r"<!-- tour -->\n```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+]
+
+
+def test_the_tour_has_commands():
+    assert len(TOUR) > 8
+
+
+def test_tour(tmp_path):
+    for line in TOUR:
+        command = line.replace("python -m", f"{shlex.quote(sys.executable)} -m")
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert "Traceback" not in done.stdout + done.stderr, line
+        if "|| echo" in line:
+            assert "exit code 75" in done.stdout
+
+
+COMMANDS = sorted(
+    {line.partition("  #")[0].strip() for line in README.splitlines() if line.startswith("python -m arctic_hydra")}
+    - set(TOUR)
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_other_command_composes(line, tmp_path, monkeypatch):
+    """What needs a GPU or the hub is composed and checked, up to the machine."""
+    monkeypatch.chdir(tmp_path)
+    overrides = [word.partition(",")[0] for word in shlex.split(line)[3:] if word != "-m"]
+    built(*overrides)
+
+
+def test_the_table_of_groups_is_complete():
+    from arctic_hydra.usage import groups
+
+    for group, options in groups().items():
+        [row] = [
+            line for line in README.splitlines() if re.match(rf"\| .*`{group}`.* \|", line) and line.startswith("| `")
+        ][:1]
+        assert all(f"`{name}`" in row or f"[{name}]" in row or name in row for name in options), (group, row)

@@ -1,0 +1,172 @@
+"""A trainer over documents in memory: the real engine, loss and loop, without files."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arctic_hydra import engine
+from arctic_hydra.batch import Batch, Window
+from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.display import Display
+from arctic_hydra.distributed import World
+from arctic_hydra.model.tiny import TinyModelFactory
+from arctic_hydra.optimizer.adamw import AdamWFactory
+from arctic_hydra.progress import Progress
+from arctic_hydra.scheduler.base import SchedulerFactory
+from arctic_hydra.scheduler.constant import ConstantScheduler
+from arctic_hydra.stopping import StopRequest
+from arctic_hydra.trainer.base import Toolbox
+from arctic_hydra.trainer.sft import SFTTrainer
+
+Document = tuple[list[int], list[bool]]
+"""Token ids, and whether each is supervised."""
+
+
+def batch_of(documents: list[Document], packed: bool = True, source: int = 0) -> Batch:
+    """Return a micro-batch of `documents`: one packed row, or one padded row each."""
+    if not documents:
+        documents = [([0], [False])]
+    width = max(len(ids) for ids, _ in documents)
+    rows, targets, flat, positions, bounds = [], [], [], [], [0]
+    for index, (ids, mask) in enumerate(documents):
+        start = bounds[-1] if packed else index * width
+        for offset in range(1, len(ids)):
+            if mask[offset]:
+                rows.append(start + offset - 1)
+                targets.append(ids[offset])
+        padding = 0 if packed else width - len(ids)
+        flat += ids + [0] * padding
+        positions += list(range(len(ids) + padding))
+        bounds.append(start + len(ids))
+    shape = (1, -1) if packed else (len(documents), width)
+    return Batch(
+        input_ids_BT=torch.tensor(flat).reshape(shape),
+        position_ids_BT=torch.tensor(positions).reshape(shape),
+        rows_K=torch.tensor(rows, dtype=torch.int64),
+        targets_K=torch.tensor(targets, dtype=torch.int64),
+        source_K=torch.full((len(rows),), source, dtype=torch.int64),
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32) if packed else None,
+        max_seqlen=width,
+        num_tokens=sum(len(ids) for ids, _ in documents),
+        document_lengths=[len(ids) for ids, _ in documents],
+    )
+
+
+@dataclass
+class MemoryLoader:
+    """Each document is one pack; windows are cut as the loader contract says."""
+
+    documents: list[Document]
+    micro_batch_size: int
+    accumulation: int
+    world: World
+    packed: bool = True
+    source_names = ("memory",)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr(self.documents).encode()).hexdigest()
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch_size * self.accumulation * self.world.size
+
+    def steps(self, epoch: int) -> int:
+        return -(-len(self.documents) // self.global_batch)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        across = self.micro_batch_size * self.world.size
+        for step in range(start, self.steps(epoch)):
+            chosen = self.documents[step * self.global_batch :][: self.global_batch]
+            micros = []
+            for index in range(-(-len(chosen) // across)):
+                first = index * across + self.world.rank * self.micro_batch_size
+                last = min(first + self.micro_batch_size, (index + 1) * across)
+                micros.append(batch_of(chosen[first:last], self.packed))
+            yield Window(micros, step)
+
+    def summary(self) -> dict[str, Any]:
+        return {}
+
+
+def documents(lengths: list[int], supervised: list[int], vocabulary: int = 128, seed: int = 0) -> list[Document]:
+    """Return random documents; the last `supervised[i]` tokens of each are trained on."""
+    draw = random.Random(seed)
+    made = []
+    for length, trained in zip(lengths, supervised, strict=True):
+        ids = [draw.randrange(vocabulary) for _ in range(length)]
+        made.append((ids, [index >= length - trained for index in range(length)]))
+    return made
+
+
+def tiny_factory(**values: Any) -> TinyModelFactory:
+    """Return the test suite's model: hidden 32, 2 layers, vocabulary 128."""
+    sizes = {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    return TinyModelFactory(**{**sizes, "num_key_value_heads": 2, **values})
+
+
+def make_trainer(
+    data: list[Document],
+    run_dir: Path,
+    *,
+    stage: int = 0,
+    packed: bool = True,
+    lr: float = 1e-2,
+    model: TinyModelFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    eval_data: list[Document] | None = None,
+    clipping: float = 1.0,
+    seed: int = 0,
+    **fields: Any,
+) -> SFTTrainer:
+    """Return a trainer that is ready to train, built as `runner` builds it."""
+    world = World.from_env()
+    trainer = SFTTrainer(**fields)
+    trainer.listen([], world)
+    geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, packed)
+    loader = MemoryLoader(data, *geometry)
+    eval_loader = MemoryLoader(eval_data, *geometry) if eval_data else None
+    scheduler = scheduler or ConstantScheduler(warmup_ratio=0.0)
+    horizon = trainer.plan(loader, scheduler.warmup)
+    factory = model or tiny_factory()
+    torch.manual_seed(seed)
+    network = factory.create_model(factory.create_config())
+    config = engine.ZeROFactory(stage=stage, gradient_clipping=clipping).fill(
+        trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.size, factory.dtype, 32
+    )
+    optimizer = AdamWFactory(lr=lr, weight_decay=0.0).create_optimizer(network)
+    schedule = scheduler.create_scheduler(optimizer, horizon)
+    wrapped = engine.initialize(network, optimizer, config)
+    state = TrainingState(wrapped, schedule, None, Progress(), world, run_dir, {})  # type: ignore[arg-type]
+    trainer.equip(
+        Toolbox(
+            world, torch.device("cpu"), run_dir, loader, eval_loader, factory, [], wrapped, config, schedule, state, [], [],
+            None, Display(horizon, 0, enabled=False), StopRequest(run_dir / "STOP"), 1, (1, 1, 1),
+        )
+    )  # fmt: skip
+    return trainer
+
+
+def full_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
+    """Return all weights in fp32, gathered where ZeRO-3 shards them."""
+    module = trainer.tools.engine.module
+    if trainer.tools.engine_config["zero_optimization"]["stage"] == 3:
+        import deepspeed
+
+        trainer.tools.engine.empty_partition_cache()  # a last forward leaves prefetched parameters in flight
+        with deepspeed.zero.GatheredParameters(list(module.parameters())):
+            return {name: value.detach().float().clone() for name, value in module.named_parameters()}
+    return {name: value.detach().float().clone() for name, value in module.named_parameters()}
