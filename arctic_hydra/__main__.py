@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,8 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
         print("next: load it with transformers:")
         print(f"  AutoModelForCausalLM.from_pretrained({str(path / 'export')!r})")
     print("next: train longer, or on your own data:")
-    print(f"  {PROGRAM} trainer.epochs=3")
+    overrides = [item for item in directory.record()["overrides"] if not item.startswith("trainer.epochs=")]
+    print(f"  {shlex.join([*PROGRAM.split(), *overrides, 'trainer.epochs=3'])}")
     print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
 
 

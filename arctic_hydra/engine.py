@@ -139,7 +139,8 @@ def model_init(config: dict[str, Any]) -> Iterator[None]:
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    import_deepspeed()
+    ds = import_deepspeed()
+    ds.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)  # takes over torch's group
     keep_alive = HfDeepSpeedConfig(config)
     try:
         yield
