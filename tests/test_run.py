@@ -173,10 +173,10 @@ def test_pitfall_17_three_kills_two_ranks_accumulation_dropout_partial_window(tm
 
 
 def test_sweep_over_zero_stages_agrees_to_1e_5(tmp_path):
-    """Four jobs of one sweep, each in its own processes and directory; the first five losses agree."""
-    done = run(
-        f"-m {SMALL} deepspeed=zero0,zero1,zero2,zero3 trainer.train_iters=5 tracking=[] checkpoint=[]", tmp_path
-    )
+    """Four jobs of one sweep on the real chats, in processes and directories of their own: the first losses agree."""
+    data = f"data=ultrachat data.sources.ultrachat.path={CHAT}" if CHAT.is_dir() else "data=chat"
+    quick = "trainer.train_iters=5 trainer.eval_at_start=false trainer.eval_at_end=false tracking=[] checkpoint=[]"
+    done = run(f"-m {SMALL} {data} {quick} deepspeed=zero0,zero1,zero2,zero3", tmp_path)
     runs = sorted((tmp_path / "outputs" / "default").glob("*/metrics.jsonl"))
     table = [losses(path.parent) for path in runs]
     assert len(table) == 4
@@ -231,6 +231,22 @@ def test_a_liger_model_from_a_local_directory_on_data_in_ultrachat_layout(finish
     assert evaluations[0] == pytest.approx(evaluations[-1], rel=0.2)
     exported = load_file(only_run(tmp_path) / "export" / "model.safetensors")
     assert exported.keys() == load_file(export / "model.safetensors").keys()
+
+
+def test_a_local_model_partitioned_over_two_ranks_in_bf16(finished, tmp_path):
+    """ZeRO-3 reads the weights into shards; activations are recomputed; the export is whole and bf16."""
+    export = only_run(finished[0]) / "export"
+    run(
+        f"model=hf model.name_or_path={export} model.dtype=bf16 deepspeed=zero3 ranks=2 trainer.micro_batch_size=2 "
+        "data.max_length=256 trainer.train_iters=2 tracking=[]",
+        tmp_path,
+    )
+    before = [row["eval/loss"] for row in metrics(only_run(finished[0])) if "eval/loss" in row][-1]
+    evaluations = [row["eval/loss"] for row in metrics(only_run(tmp_path)) if "eval/loss" in row]
+    assert evaluations[0] == pytest.approx(before, abs=0.02)
+    theirs, ours = (load_file(path / "model.safetensors") for path in (export, only_run(tmp_path) / "export"))
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    assert {str(value.dtype) for value in ours.values()} == {"torch.bfloat16"}
 
 
 BAD_DATA = [
