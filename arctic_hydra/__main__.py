@@ -87,7 +87,7 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
     """Check one composed run, prepare its directory, start its ranks and report; return the exit code."""
     tree = _resolved(job)
     run = config.build(tree)
-    directory = record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
+    directory = _directory(run)
     if problems := run.environment_problems():
         raise ConfigError(problems)
     if run.task is config.Task.check:
@@ -113,6 +113,10 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
     _write_run(run, directory, tree, overrides, data)
     code = launch.start_ranks(directory, run.world_size_wanted, lock, _secrets(tree))
     return _conclude(directory, code)
+
+
+def _directory(run: config.Run) -> record.RunDirectory:
+    return record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
 
 
 def _write_run(
@@ -188,7 +192,8 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
     path = _relative(directory.path)
     if result["status"] == record.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
-        print("the same command resumes")
+        saved = any((directory.path / "checkpoints").glob("step-*"))
+        print("the same command resumes" if saved else "nothing was saved, so the same command starts over")
         return
     print(f"finished {result['step']} steps; loss {_number(result['first_loss'])} -> {_number(result['last_loss'])}")
     first, last = result["first_evaluation"], result["last_evaluation"]
@@ -231,29 +236,45 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
     for overrides in compose.sweep_jobs(options.overrides):
         job = compose.without_hydra(compose.compose_config(overrides, name, options.config_dir))
         config.build(_resolved(job))
-    results: list[tuple[list[str], int]] = []
+    rows: list[tuple[int, float | None, Path, list[str]]] = []
 
     def run_job(cfg: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
         overrides = list(HydraConfig.get().overrides.task)
         job = compose.without_hydra(cfg)
-        print(f"job {len(results) + 1}: {' '.join(overrides)}", flush=True)
+        print(f"job {len(rows) + 1}: {' '.join(overrides)}", flush=True)
         try:
             code = run_one(job, overrides)
         except ArcticHydraError as error:
             print_error(error)
             code = error.exit_code
-        results.append((overrides, code))
-        run = config.build(_resolved(job))
-        directory = record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
-        return directory.record().get("result", {}).get("objective")  # type: ignore[no-any-return]
+        directory = _directory(config.build(_resolved(job)))
+        result = directory.record().get("result", {}) if code in (EXIT_DONE, EXIT_STOPPED_EARLY) else {}
+        rows.append((code, result.get("objective"), directory.path, overrides))
+        if str(result.get("stop_reason", "")).startswith("received"):
+            raise KeyboardInterrupt  # whoever stopped this job meant the sweep
+        return result.get("objective")
 
-    code = _hydra(arguments, name, run_job)
+    try:
+        _hydra(arguments, name, run_job)
+    except KeyboardInterrupt:
+        print("the sweep was stopped; the same command resumes it")
+    print(_table(rows))
+    return next((code for code, *_ in rows if code), EXIT_DONE)
+
+
+def _table(rows: list[tuple[int, float | None, Path, list[str]]]) -> str:
+    """Return the jobs of a sweep as text: status, objective, directory, and what was asked for."""
     words = {EXIT_DONE: "done", EXIT_STOPPED_EARLY: "stopped", EXIT_FAILED: "failed", EXIT_BAD_CONFIG: "bad config"}
-    for number, (overrides, job_code) in enumerate(results, start=1):
-        print(f"job {number}  {words.get(job_code, str(job_code)):<10}  {' '.join(overrides)}")
-    return code or next((job_code for _, job_code in results if job_code), EXIT_DONE)
+    width = max([len("directory"), *(len(str(_relative(path))) for _, _, path, _ in rows)])
+    lines = [f"{'job':>3}  {'status':<10}  {'objective':>9}  {'directory':<{width}}  overrides"]
+    for number, (code, objective, path, overrides) in enumerate(rows, start=1):
+        status = words.get(code, str(code))
+        lines.append(
+            f"{number:>3}  {status:<10}  {_number(objective):>9}  {_relative(path)!s:<{width}}  {' '.join(overrides)}"
+        )
+    return "\n".join(lines)
 
 
 def _hydra(arguments: list[str], name: str, task: Any) -> int:
