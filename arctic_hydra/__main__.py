@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -256,10 +257,11 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
             raise KeyboardInterrupt  # whoever stopped this job meant the sweep
         return result.get("objective")
 
-    try:
-        _hydra(arguments, name, run_job)
-    except KeyboardInterrupt:
-        print("the sweep was stopped; the same command resumes it")
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a folder per job; ours are functions of the config
+        try:
+            _hydra([f"hydra.sweep.dir={scratch}", *arguments], name, run_job)
+        except KeyboardInterrupt:
+            print("the sweep was stopped; the same command resumes it")
     print(_table(rows))
     return next((code for code, *_ in rows if code), EXIT_DONE)
 

@@ -269,6 +269,9 @@ def _located(error: InstantiationException) -> Exception:
         return cause
     if isinstance(cause, ValueError):  # `validate` starts with the field's name, which continues the key
         return ConfigError(f"{prefix}{cause}")
+    if isinstance(cause, TypeError) and not key:
+        unknown = str(cause).rpartition("argument ")[2].strip("'")
+        return ConfigError(f"{unknown}: there is no such key")
     if isinstance(cause, TypeError):  # a target that does not take these fields, or not only these
         return ConfigError(f"{key}: {cause}; choose the option in its config group instead of changing _target_")
     return error

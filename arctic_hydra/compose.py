@@ -16,14 +16,16 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra.component import check_targets, registered
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
 
+LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 
 
@@ -37,13 +39,13 @@ def conf_dir() -> str:
 def prepare(argument: str) -> str:
     """Return a command-line argument in a form that Hydra's grammar takes.
 
-    `x=2^20` gets quotes (in lists, dicts and sweeps too), and a value in a free-form dictionary such as
+    Powers such as `2^20` become plain numbers (in lists, dicts and sweeps too), and a value in a free-form dictionary such as
     `deepspeed.config={...}` is a forced addition, since Hydra neither replaces nor extends a typed dictionary otherwise.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
-    value = _POWER.sub(r"'\1'", value)
+    value = _POWER.sub(lambda match: str(parse_human_number(match[1])), value)
     if not key.startswith(("+", "~")) and _free_form() & set(key.split(".")[1:]):
         key = f"++{key}"
     return f"{key}={value}"
@@ -67,7 +69,7 @@ def compose_config(overrides: list[str], config_name: str, config_dir: str | Non
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
         try:
             cfg = compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise explain(error, overrides, lambda kept: compose(config_name, overrides=[*extra, *kept])) from error
     check_targets(OmegaConf.to_container(cfg, resolve=False))
     return cfg
@@ -92,6 +94,16 @@ def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigErr
         )
     if isinstance(error, MissingConfigException) and "Available options in" in text:
         return _unknown_option(text)
+    if match := re.search(r"Could not load '([^']+)'", text):
+        return _no_such_option(*match[1].rpartition("/")[::2])
+    if "Ambiguous value" in text:
+        key = text.partition("'")[2].partition("=")[0]
+        value = text.partition("=")[2].partition("'")[0]
+        return ConfigError(
+            f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list"
+        )
+    if match := re.search(r"Config group override deletion|Config group override must be a string or a list", text):
+        return _not_a_choice(overrides)
     for cause in chain:
         if match := re.search(r"Could not override '([^']+)'", str(cause)):
             return _unknown_key(match[1], overrides, recompose)
@@ -99,6 +111,8 @@ def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigErr
         first = str(cause).splitlines()[0] if str(cause) else ""
         if match := re.search(r"Key '([^']+)' (?:is )?not in '?([^']+)'?", first):
             return _unknown_key(_full_key(cause) or match[1], overrides, recompose)
+        if match := re.search(r"Cannot (?:merge DictConfig with ListConfig|assign (\S+) to Dict\[str, (\w+)\])", first):
+            return _list_group(overrides)
         if isinstance(cause, OmegaConfBaseException) and first:
             return ConfigError(f"{_override_of(chain, cause)}: {first}")
     return ConfigError(text.splitlines()[0] if text else type(error).__name__)
@@ -131,6 +145,33 @@ def _unknown_option(text: str) -> ConfigError:
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
 
 
+def _no_such_option(group: str, option: str) -> ConfigError:
+    options = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
+    text = f"expected one of {', '.join(options)}" if options else "but this group has no options of its own yet"
+    return ConfigError(f"{group}: got {option!r}, {text}{_did_you_mean(option, options)}")
+
+
+def _list_group(overrides: list[str]) -> ConfigError:
+    """Name the override that gives a group without options a value."""
+    for item in OverridesParser.create().parse_overrides(overrides):
+        if item.key_or_group in LIST_GROUPS and item.value() != []:
+            names = item.value() if isinstance(item.value(), list) else [item.value()]
+            return _no_such_option(item.key_or_group, str(names[0]))
+    return ConfigError(f"{' '.join(overrides)}: a list stands where named entries are due")
+
+
+def _not_a_choice(overrides: list[str]) -> ConfigError:
+    """Name the override that gives a config group something that is no name of an option."""
+    folders = {path.name: path for path in Path(conf_dir()).iterdir() if path.is_dir()}
+    for item in OverridesParser.create().parse_overrides(overrides):
+        if item.key_or_group in folders and not isinstance(item.value(), str | list):
+            options = ", ".join(sorted(path.stem for path in folders[item.key_or_group].glob("*.yaml")))
+            return ConfigError(
+                f"{item.key_or_group}: got {item.value()}, expected one of {options}, or [] where it is a list"
+            )
+    return ConfigError(f"{' '.join(overrides)}: a config group takes the name of an option")
+
+
 def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
     """Compose again from the group choices alone, and look for the key's nearest neighbours there."""
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -146,12 +187,17 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         known = flatten(OmegaConf.to_container(recompose([]), resolve=False))
     keys = sorted(known)
     parts = key.split(".")
-    if parts[0] in ("checkpoint", "tracking", "callback", "converter") and len(parts) > 1:
+    if parts[0] in LIST_GROUPS and len(parts) > 1:
         chosen = sorted({name.split(".")[1] for name in keys if name.startswith(f"{parts[0]}.")} - {""})
         if parts[1] not in chosen:
+            exists = (Path(conf_dir()) / parts[0] / f"{parts[1]}.yaml").is_file()
+            remedy = (
+                f"; choose it with {parts[0]}=[{','.join([*chosen, parts[1]])}]"
+                if exists
+                else ", and there is no such option"
+            )
             return ConfigError(
-                f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}); "
-                f"choose it with {parts[0]}=[{','.join([*chosen, parts[1]])}]"
+                f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}){remedy}"
             )
     parent = ".".join(parts[:-1])
     siblings = [name for name in keys if name.rpartition(".")[0] == parent]
@@ -182,11 +228,12 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     """Return the overrides of each job of a grid sweep, in Hydra's order."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise ConfigError(f"{str(error).splitlines()[0]}: not a valid override") from error
-    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-
-
-__all__ = ["ConfigCompositionException", "compose_config", "conf_dir", "prepare", "sweep_jobs", "without_hydra"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+        try:
+            parsed = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(
+                overrides
+            )
+            return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        except (HydraException, ValueError) as error:
+            raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error

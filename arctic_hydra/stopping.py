@@ -5,24 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopRequest:
     """A flag that a signal or a file raises; the trainer reads it between steps and agrees on it over the ranks.
 
     Signals are taken by a thread in `sigwait`: Python's own handlers do not run while the main thread sits in a
-    collective. The same signal may arrive twice (from a launcher and from the terminal); a second interrupt more than
-    a second after the first ends the process at once.
+    collective. The same signal may arrive twice (from a launcher and along a process tree): the first one counts.
     """
 
     def __init__(self, kill_switch: Path) -> None:
         self.kill_switch = kill_switch
         self.reason = ""
-        self._first = 0.0
 
     def requested(self, *, look_for_file: bool) -> bool:
         """Whether somebody asked for a stop."""
@@ -40,12 +37,8 @@ class StopRequest:
 
     def _wait(self) -> None:
         while True:
-            name = signal.Signals(signal.sigwait(SIGNALS)).name
-            now = time.monotonic()
-            if not self.reason:
-                self.reason, self._first = f"received {name}", now
-            elif name == "SIGINT" and now - self._first > 1.0:
-                os._exit(1)
+            number = signal.sigwait(SIGNALS)
+            self.reason = self.reason or f"received {signal.Signals(number).name}"
 
 
 def block_signals() -> None:

@@ -27,7 +27,9 @@ class SFTTrainer(Trainer):
         """Return the cross-entropy summed over the supervised tokens of the micro-batch."""
         from arctic_hydra.trainer import loss
 
-        if self.tools.model_factory.fused_loss and batch.num_supervised:
+        # Liger's forward chooses the same positions of every row, which fits the one row of a packed batch only.
+        one_row = batch.input_ids_BT.shape[0] == 1
+        if self.tools.model_factory.fused_loss and batch.num_supervised and one_row:
             return loss.fused_token_loss_sum(self.tools.engine, batch)
         return loss.token_loss_sum(self.tools.engine, batch)
 
