@@ -259,7 +259,7 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
 
     with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a folder per job; ours are functions of the config
         try:
-            _hydra([f"hydra.sweep.dir={scratch}", *arguments], name, run_job)
+            _hydra([*arguments, f"hydra.sweep.dir={scratch}"], name, run_job)
         except KeyboardInterrupt:
             print("the sweep was stopped; the same command resumes it")
     print(_table(rows))

@@ -157,7 +157,7 @@ BAD = [
     ("hydra.launcher._target_=os.system", "hydra.launcher._target_: got 'os.system', which is not allowed"),
     ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
     ("+foo=1", "foo: there is no such key"),
-    ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat; did you mean sft_ultrachat?"),
+    ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),
     ("model=3", "model: got 3, expected one of hf, liger, tiny"),
     ("tracking=null", "tracking: got None, expected one of mlflow, none, or [] where it is a list"),
     ("checkpoint=[deepspeed,hff]", "checkpoint: got 'hff', expected one of deepspeed, hf; did you mean hf?"),
