@@ -7,21 +7,26 @@ agent.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from arctic_hydra.record import RunDirectory
 from arctic_hydra.stopping import SIGNALS
-from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent
+from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent, write_error
 
 SHUTDOWN_SECONDS = 600
 """How long the agent lets ranks save after it forwarded a signal, before it kills them."""
+GRACE_SECONDS = 10
+"""How long the other ranks of a failed one have to end by themselves: rank 0 tells the trackers."""
 
 
 def start_ranks(directory: RunDirectory, ranks: int, lock: int, secrets: dict[str, Any]) -> int:
@@ -59,6 +64,85 @@ def forwarded_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
             signal.signal(number, handler)
 
 
+class FailureWatch:
+    """Ends the ranks that do not end by themselves once one of them has failed, and says where they stood.
+
+    Torch's agent sends SIGTERM, which a rank holds back until its step is over, and waits half a minute.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.stalled: dict[int, str] = {}
+        """The Python stacks of each rank that had to be killed, by rank."""
+        self._directory = directory
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="failures", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._directory.errors():
+            if self._over.wait(0.2):
+                return
+        if self._over.wait(GRACE_SECONDS):
+            return
+        ranks = _living_ranks()
+        logs = {rank: self._directory.path / "logs" / f"rank{rank}.log" for rank in ranks}
+        lengths = {rank: log.stat().st_size if log.exists() else 0 for rank, log in logs.items()}
+        for process in ranks.values():
+            _send(process, signal.SIGUSR1)  # `log.start` has it write the stacks
+            _send(process, signal.SIGCONT)  # a frozen process would not
+        time.sleep(0.5)
+        for rank, process in ranks.items():
+            _send(process, signal.SIGKILL)
+            log = logs[rank]
+            self.stalled[rank] = log.read_bytes()[lengths[rank] :].decode(errors="replace") if log.exists() else ""
+
+
+def _send(process: Any, number: signal.Signals) -> None:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):  # once it goes on, it may end by itself
+        process.send_signal(number)
+
+
+def _living_ranks() -> dict[int, Any]:
+    """Return the ranks that this agent started and that still run, by rank."""
+    import psutil
+
+    found: dict[int, Any] = {}
+    for child in psutil.Process().children():
+        with suppress(psutil.Error, KeyError):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found[int(child.environ()["RANK"])] = child
+    return found
+
+
+def explain(directory: RunDirectory, failures: dict[int, int], stalled: dict[int, str]) -> None:
+    """Leave an error for ranks that ended without one: what their peers report is only that these were gone.
+
+    `failures` holds exit codes by rank, in the order in which the agent saw them.
+    """
+    told = {error["rank"] for error in directory.errors()}
+    died = [rank for rank, code in failures.items() if code and rank not in told and rank not in stalled]
+    for rank in died[:1]:  # the agent kills the rest itself
+        code = failures[rank]
+        how = (
+            f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} without a word"
+        )
+        hint = "; most often the kernel does that when memory runs out (see dmesg)" if code == -signal.SIGKILL else ""
+        write_error(directory.path, rank, "RankDied", f"rank {rank} {how}{hint}")
+    for rank, stacks in stalled.items():
+        message = (
+            f"rank {rank} stalled: the others waited trainer.collective_timeout_seconds for it, and it was killed. "
+            "Where it stood:\n" + (stacks.strip() or "(it wrote no stack)")
+        )
+        write_error(directory.path, rank, "RankStalled", message)
+
+
 def main() -> int:
     """Hold the elastic agent of one node; return its exit code."""
     die_with_parent()
@@ -67,6 +151,8 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch").setLevel(logging.CRITICAL)  # what failed is said by our own words, with the traceback
+    directory = RunDirectory(Path(run_file).parent)
     launch_config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -79,13 +165,16 @@ def main() -> int:
         signals_to_handle="SIGTERM,SIGINT,SIGUSR2",
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
+    watch = FailureWatch(directory)
     try:
         elastic_launch(launch_config, sys.executable)("-u", "-m", "arctic_hydra.worker", run_file)
     except SignalException:
         return 0  # the ranks have said in their files what they did about it
     except ChildFailedError as error:
-        failures = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in failures if code > 0), 1)
+        watch.close()
+        failures = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        explain(directory, failures, watch.stalled)
+        return next((code for code in failures.values() if code > 0), 1)
     return 0
 
 
