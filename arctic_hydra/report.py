@@ -60,6 +60,7 @@ def print_header(
     eval_loader: Loader | None,
     horizon: int,
     resumed_from: Path | None,
+    initialised_from: Path | None,
 ) -> None:
     """Say what is about to happen, on the ranks that print."""
     if not run.log.prints(world) or not world.is_main:
@@ -76,6 +77,8 @@ def print_header(
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
         f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
     ]
+    if initialised_from is not None and resumed_from is None:
+        lines.append(f"weights  from {initialised_from}")
     if resumed_from is not None:
         lines.append(f"resumed  from {resumed_from.name}")
     print("\n".join(lines), flush=True)

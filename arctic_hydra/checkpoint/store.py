@@ -227,6 +227,52 @@ class CheckpointStore:
             f"{'; '.join(rejected)}. Restore one of them, or pass fresh=true to give them up and start over"
         )
 
+    def at(self, step: int) -> Checkpoint:
+        """Return the checkpoint of `step`, verified. Raises CheckpointError on every rank if it is absent or damaged."""
+        return self.verified(self.root / step_name(step))
+
+    def best(self) -> Checkpoint:
+        """Return the checkpoint with the best metric, verified; only those saved with one take part."""
+        path, problem = None, None
+        if self._is_main:
+            ranked = self._ranked()
+            path = ranked[0] if ranked else None
+            if path is None:
+                problem = (
+                    f"{self.root} holds no checkpoint with a metric, so none is the best; set "
+                    "checkpoint.deepspeed.keep_best and evaluate while training, or choose a step"
+                )
+        path, problem = distributed.broadcast_object((path, problem))
+        if path is None:
+            raise CheckpointError(problem)
+        return self.verified(path)
+
+    def verified(self, path: Path) -> Checkpoint:
+        """Return the checkpoint in `path`, every file hashed. Raises CheckpointError on every rank if it is not good."""
+        complaint: str | None = None
+        if self._is_main:
+            complaint = _complaint(path, full=True) if path.is_dir() else "there is no such directory"
+        complaint = distributed.broadcast_object(complaint)
+        if complaint is not None:
+            steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in self.steps()) or "none"
+            raise CheckpointError(
+                f"checkpoint {path} cannot be used: {complaint}. Steps below {self.root}: {steps}; "
+                "pass from_checkpoint=<step>, or the path of another checkpoint"
+            )
+        return Checkpoint(path, _read_manifest(path))
+
+    def _ranked(self) -> list[Path]:
+        """Return the checkpoints with a metric, the best (then the newest) first."""
+        metrics: list[tuple[float, Path]] = []
+        for path in self.steps():
+            try:
+                value = _read_manifest(path).get("metric")
+            except (OSError, ValueError):
+                continue
+            if value is not None:
+                metrics.append((value["rank_by"], path))
+        return [path for _, path in sorted(metrics, key=lambda item: item[0])]
+
 
 def _check_all_recorded(stage: Stage) -> None:
     """A file that no rank reported was not hashed and cannot be verified: better no checkpoint than such a one."""
