@@ -206,6 +206,15 @@ def _cross_checks(run: Run) -> Iterator[str]:
     for name in resuming:
         if not run.checkpoint[name].can_resume:
             yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
+    for name, engine in run.checkpoint.items():
+        every, keeps = getattr(engine, "save_every_n_steps", 0), getattr(engine, "keep_best", 0)
+        if keeps and not run.data.has_evaluation:
+            yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to tell the best; set data.eval_sources"
+        elif keeps and every and (not trainer.eval_frequency or every % trainer.eval_frequency):
+            yield (
+                f"checkpoint.{name}.keep_best: got {keeps}, but saved steps (every {every}) are not evaluated steps "
+                f"(trainer.eval_frequency={trainer.eval_frequency}), so none could be the best; make the one a multiple of the other"
+            )
     positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
     if positions and length and length > positions:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"

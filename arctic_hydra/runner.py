@@ -102,6 +102,8 @@ def build(
             deepspeed_engine, scheduler, tokenizer, Progress(), world, run_dir, identity, logs=[metrics_path]
         )
         resumed_from = resume(run, state) if trains else None
+        if trains:
+            report.check_space(run, facts)
         metrics_file = MetricsFile(metrics_path) if trains and world.is_main else None
         trackers = list(run.tracking.values()) if trains and world.is_main else []
         for tracker in trackers:

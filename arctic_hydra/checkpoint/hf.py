@@ -53,17 +53,17 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     def checkpoint_dir(self) -> Path:
         """The directory that the next `save()` publishes."""
         suffix = "" if self.training_finished else f"-{step_name(self.state.progress.global_step)}"
-        return self._root / f"{self.save_name}{suffix}"
+        return self.root / f"{self.save_name}{suffix}"
 
     @property
     def latest_checkpoint_exists(self) -> bool:
         """Whether any export is there."""
-        names = [path.name for path in self._root.iterdir()] if self._root.is_dir() else []
+        names = [path.name for path in self.root.iterdir()] if self.root.is_dir() else []
         return any(name == self.save_name or name.startswith(f"{self.save_name}-step-") for name in names)
 
-    @property
-    def _root(self) -> Path:
-        return Path(self.output_dir) if self.output_dir else self.state.run_dir
+    def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
+        """Return the size of one export; each replaces nothing but itself, so those on the way are not counted."""
+        return trainable * bytes_per_parameter
 
     def save(self) -> Path:
         """Export the model and tokenizer and return the directory; collective.

@@ -97,9 +97,10 @@ class Checkpoint:
 class CheckpointStore:
     """The directory `root` that holds `step-*` checkpoints; every public method but `steps` is collective."""
 
-    def __init__(self, root: Path, rank: int, keep_last: int | None = None) -> None:
+    def __init__(self, root: Path, rank: int, keep_last: int | None = None, keep_best: int = 0) -> None:
         self.root = root
         self.keep_last = keep_last
+        self.keep_best = keep_best
         self._is_main = rank == 0
         self._rejected: set[str] = set()
 
@@ -170,13 +171,14 @@ class CheckpointStore:
             logger.warning("%s is complete, but tidying %s failed: %s", target.name, self.root, error)
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep_last` good checkpoints; damaged ones do not count as kept."""
+        """Remove what is older than the newest `keep_last` good checkpoints, but the best; damaged ones do not count."""
         if self.keep_last is None:
             return
-        kept = 0
+        kept, best = 0, self._ranked()[: self.keep_best]
         for path in self.steps():
             if kept >= self.keep_last:
-                retire_folder(path)
+                if path not in best:
+                    retire_folder(path)
             elif path.name not in self._rejected and _complaint(path, full=False) is None:
                 kept += 1
 
