@@ -94,6 +94,8 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
     if run.task is config.Task.check:
         print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
         return EXIT_DONE
+    if run.task is not config.Task.train:
+        return _look_at(run, directory, tree)
     data = _data_digest(run)
     directory.create()
     lock = directory.lock()
@@ -148,6 +150,23 @@ def _write_run(
         print(difference)
 
 
+def _look_at(run: config.Run, directory: record.RunDirectory, tree: dict[str, Any]) -> int:
+    """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
+    if run.from_checkpoint is None and not directory.path.is_dir():
+        raise ConfigError(
+            f"task: got {run.task.name}, but {directory.path} does not exist: this very configuration was never trained; "
+            "repeat the training's overrides, or pass from_checkpoint=<path of a checkpoint or of a run>"
+        )
+    directory.create()
+    lock = directory.lock()
+    place = directory.of_task(run.task.name)
+    place.create()
+    place.forget_outcome()
+    record.write_json(place.run_file, {"config": config.redact(tree)}, mode=0o600)
+    ranks = 1 if run.task is config.Task.export else run.world_size_wanted
+    return _conclude(place, launch.start_ranks(place, ranks, lock, _secrets(tree)))
+
+
 def _data_digest(run: config.Run) -> str:
     """Return a hash of the content of the run's data, as its sources see it."""
     identities = [run.data.identities(split) for split in ("train", "eval")]
@@ -195,6 +214,12 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
         saved = any((directory.path / "checkpoints").glob("step-*"))
         print("the same command resumes" if saved else "nothing was saved, so the same command starts over")
+        return
+    if "export" in result:
+        print(f"exported {_relative(Path(result['checkpoint']))} to {_relative(Path(result['export']))}")
+        return
+    if "checkpoint" in result:
+        print(f"evaluated {_relative(Path(result['checkpoint']))}; all figures: {path / 'result.json'}")
         return
     print(f"finished {result['step']} steps; loss {_number(result['first_loss'])} -> {_number(result['last_loss'])}")
     first, last = result["first_evaluation"], result["last_evaluation"]

@@ -45,6 +45,8 @@ class Task(Enum):
 
     train = "train"
     check = "check"
+    evaluate = "evaluate"
+    export = "export"
 
 
 @component(group="log", name="default")
@@ -86,7 +88,11 @@ class Run(Component):
 
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
-    """train, or check: compose, validate and look at this machine, without training."""
+    """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers."""
+    from_checkpoint: str | None = None
+    """What task=evaluate and task=export work on: a step, `best`, or a path; the run's newest good checkpoint when unset."""
+    init_from: str | None = None
+    """Start from the weights (only) of an export, a checkpoint, or another run's directory."""
     name: str = "default"
     """Label of the run: the folder below `output_root`."""
     output_root: str = "outputs"
@@ -111,7 +117,7 @@ class Run(Component):
     log: Log = MISSING
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        ("task", "name", "output_root", "fresh", "ranks", "checkpoint", "tracking", "log")
+        ("task", "from_checkpoint", "name", "output_root", "fresh", "ranks", "checkpoint", "tracking", "log")
     )
 
     def validate(self) -> None:
@@ -179,6 +185,13 @@ def option_name(cls: type) -> str:
 
 def _cross_checks(run: Run) -> Iterator[str]:
     trainer = run.trainer
+    if run.from_checkpoint is not None and run.task in (Task.train, Task.check):
+        yield (
+            f"from_checkpoint: got {run.from_checkpoint}, but task={run.task.name} starts from no chosen checkpoint; pass "
+            f"task=evaluate or task=export, or init_from=<path> to train from its weights"
+        )
+    if run.task is Task.evaluate and not run.data.has_evaluation:
+        yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
@@ -193,12 +206,26 @@ def _cross_checks(run: Run) -> Iterator[str]:
     for name in resuming:
         if not run.checkpoint[name].can_resume:
             yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
+    for name, engine in run.checkpoint.items():
+        every, keeps = getattr(engine, "save_every_n_steps", 0), getattr(engine, "keep_best", 0)
+        if keeps and not run.data.has_evaluation:
+            yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to tell the best; set data.eval_sources"
+        elif keeps and every and (not trainer.eval_frequency or every % trainer.eval_frequency):
+            yield (
+                f"checkpoint.{name}.keep_best: got {keeps}, but saved steps (every {every}) are not evaluated steps "
+                f"(trainer.eval_frequency={trainer.eval_frequency}), so none could be the best; make the one a multiple of the other"
+            )
     positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
     if positions and length and length > positions:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
 
 
 def _environment(run: Run) -> Iterator[str]:
+    chosen = {"init_from": run.init_from, "from_checkpoint": run.from_checkpoint}
+    for key, value in chosen.items():
+        is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdigit()))
+        if is_path and not Path(str(value)).is_dir():
+            yield f"{key}: got {value}, but there is no such directory; expected an export, a checkpoint or a run's directory"
     for slot in fields(run):
         value = getattr(run, slot.name)
         held = (
@@ -249,7 +276,8 @@ def absolute_paths(tree: Any, base: Path) -> Any:
 
 
 def _holds_path(key: str) -> bool:
-    return key in ("path", "name_or_path", "chat_template", "output_root") or key.endswith(("_path", "_dir"))
+    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint")
+    return key in names or key.endswith(("_path", "_dir"))
 
 
 def _absolute(value: Any, base: Path) -> Any:

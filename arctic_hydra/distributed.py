@@ -49,13 +49,19 @@ _CPU_GROUP: Any = None
 def start(world: World, timeout_seconds: float) -> None:
     """Start the process group: nccl with CUDA, else gloo; and a gloo group for small host-side agreements.
 
-    `timeout_seconds` bounds each collective, so a rank whose peer is gone fails instead of hanging.
+    `timeout_seconds` bounds each collective, so a rank whose peer is gone fails instead of hanging. A second call does
+    nothing.
     """
     global _CPU_GROUP
     import torch
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        return
     timeout = timedelta(seconds=timeout_seconds)
+    # Groups that libraries make later (DeepSpeed's) take these; half an hour, left alone.
+    c10d: Any = dist.distributed_c10d
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)

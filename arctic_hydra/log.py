@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -36,10 +38,13 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
     if to_file:
         folder = run_dir / "logs"
         folder.mkdir(parents=True, exist_ok=True)
-        file_handler = logging.FileHandler(folder / f"rank{world.rank}.log")
+        path = folder / f"rank{world.rank}.log"
+        file_handler = logging.FileHandler(path)
         file_handler.setFormatter(logging.Formatter(FORMAT))
         file_handler.addFilter(context)
         root.addHandler(file_handler)
+        # The launcher asks for it when another rank has failed and this one does not end.
+        faulthandler.register(signal.SIGUSR1, file=os.open(path, os.O_WRONLY | os.O_APPEND), all_threads=True)
     if to_terminal:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(logging.Formatter("%(message)s" if world.size == 1 else "[rank %(rank)s] %(message)s"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,3 +91,19 @@ def memory_gib(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def evaluation_metrics(sums: list[list[float]], names: Iterable[str]) -> dict[str, float]:
+    """Turn per-source sums into metrics: the total, and each source where there are several."""
+    names = list(names)
+    rows = [("eval", [sum(column) for column in zip(*sums, strict=True)])]
+    if len(names) > 1:
+        rows += [(f"eval/{name}", values) for name, values in zip(names, sums, strict=True)]
+    metrics: dict[str, float] = {}
+    for prefix, (loss_sum, correct, count) in rows:
+        if count:
+            mean = loss_sum / count
+            metrics[f"{prefix}/loss"] = mean
+            metrics[f"{prefix}/perplexity"] = math.exp(min(mean, 700.0))
+            metrics[f"{prefix}/accuracy"] = correct / count
+    return metrics

@@ -25,7 +25,9 @@ class Progress:
     skipped_steps: int = 0
     """Steps that changed no weight: non-finite gradients, or not one supervised token."""
     consecutive_skipped_steps: int = 0
-    """Length of the run of non-finite steps that ends here."""
+    """Length of the run of steps that ends here and was skipped for non-finite gradients or a loss spike."""
+    spiked_steps: int = 0
+    """Those of the skipped steps whose loss was a spike."""
 
     def state_dict(self) -> dict[str, int]:
         """Return the counters as plain ints."""

@@ -48,6 +48,10 @@ class RunDirectory:
         """What rank 0 leaves for the composing process."""
         return self.path / "result.json"
 
+    def of_task(self, task: str) -> RunDirectory:
+        """Return the folder of a task that works on this run, with logs and a result of its own."""
+        return RunDirectory(self.path / f"task-{task}")
+
     def create(self) -> None:
         """Make the directory, private to the user; raises ConfigError where that cannot be done."""
         try:

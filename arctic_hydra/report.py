@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.config import Run, redact
 from arctic_hydra.data.base import Loader
 from arctic_hydra.distributed import World
+from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import format_count
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.record import FINISHED, STOPPED
@@ -60,6 +62,7 @@ def print_header(
     eval_loader: Loader | None,
     horizon: int,
     resumed_from: Path | None,
+    initialised_from: Path | None,
 ) -> None:
     """Say what is about to happen, on the ranks that print."""
     if not run.log.prints(world) or not world.is_main:
@@ -76,9 +79,30 @@ def print_header(
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
         f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
     ]
+    if initialised_from is not None and resumed_from is None:
+        lines.append(f"weights  from {initialised_from}")
     if resumed_from is not None:
         lines.append(f"resumed  from {resumed_from.name}")
     print("\n".join(lines), flush=True)
+
+
+def check_space(run: Run, facts: ModelFacts) -> None:
+    """Refuse, before training, a disk that will not hold what the checkpoint engines are going to write."""
+    needed: dict[int, tuple[Path, int]] = {}
+    for engine in run.checkpoint.values():
+        if engine.enabled:
+            size = engine.needed_bytes(facts.parameters, facts.trainable, 4 if run.model.dtype == "fp32" else 2)
+            root = next(path for path in (engine.root, *engine.root.parents) if path.exists())
+            device = root.stat().st_dev
+            needed[device] = (root, needed.get(device, (root, 0))[1] + size)
+    for root, size in needed.values():
+        free = shutil.disk_usage(root).free
+        if free < size:
+            raise CheckpointError(
+                f"checkpoint: {free / 2**30:.3g} GiB are free at {root}, but about {size / 2**30:.3g} GiB are needed for "
+                f"{format_count(facts.parameters)} parameters; free space, lower checkpoint.deepspeed.keep_last, or pass "
+                "checkpoint.<engine>.output_dir=<a larger disk>"
+            )
 
 
 def summary_line(loader: Loader) -> str:

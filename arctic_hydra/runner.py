@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import config, distributed, engine, log, record, report
+from arctic_hydra.checkpoint import source
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.display import Display
@@ -15,14 +16,38 @@ from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
-from arctic_hydra.trainer.base import Toolbox
+from arctic_hydra.trainer.base import Toolbox, Trainer
 
 logger = logging.getLogger(__name__)
 
 
 def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Train as `run` says in `run_dir`; return status, counters and objective. Every rank calls it."""
-    trainer, world = run.trainer, World.from_env()
+    trainer, resumed_from = build(run, run_dir, stop)
+    try:
+        trainer.train()
+    except Exception as error:
+        trainer.notify("exception", trainer, {"error": error})
+        for tracker in trainer.tools.trackers:
+            tracker.finish(record.FAILED)
+        raise
+    finally:
+        trainer.tools.display.close()
+    outcome = report.outcome(run, trainer, trainer.tools.loader, resumed_from)
+    for tracker in trainer.tools.trackers:
+        tracker.finish(outcome["status"])
+    distributed.stop()
+    return outcome
+
+
+def build(
+    run: config.Run, run_dir: Path, stop: StopRequest, weights: source.Weights | None = None
+) -> tuple[Trainer, Path | None]:
+    """Build the run; return its trainer and the checkpoint that it resumed from.
+
+    With `weights` the model is for looking at only: nothing is resumed, and neither metrics nor trackers are opened.
+    """
+    trainer, world, trains = run.trainer, World.from_env(), weights is None
     log.start(run_dir, world, run.log.level, to_file=run.log.writes(world), to_terminal=run.log.prints(world))
     if problems := run.environment_problems():
         raise ConfigError(problems)
@@ -54,6 +79,11 @@ def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]
             model = run.model.create_model(model_config)
             for converter in run.converter.values():
                 model = converter.convert(model)
+        if run.init_from and trains:
+            weights = source.find_weights(Path(run.init_from))
+        if weights:
+            engine.import_deepspeed()  # checkpoints hold three of its classes
+            source.initialise(model, weights)
         facts = report.model_facts(model, model_config)
         with trainer.event("create_optimizer"):
             optimizer = run.optimizer.create_optimizer(model)
@@ -71,12 +101,15 @@ def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]
         state = TrainingState(
             deepspeed_engine, scheduler, tokenizer, Progress(), world, run_dir, identity, logs=[metrics_path]
         )
-        resumed_from = resume(run, state)
-        metrics_file = MetricsFile(metrics_path) if world.is_main else None
-        trackers = list(run.tracking.values()) if world.is_main else []
+        resumed_from = resume(run, state) if trains else None
+        if trains:
+            report.check_space(run, facts)
+        metrics_file = MetricsFile(metrics_path) if trains and world.is_main else None
+        trackers = list(run.tracking.values()) if trains and world.is_main else []
         for tracker in trackers:
             tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
-        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from)
+        start = weights.path if weights else None
+        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, start)
         display = Display(horizon, state.progress.global_step, enabled=run.log.prints(world))
         trainer.equip(
             Toolbox(
@@ -85,20 +118,7 @@ def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]
                 run.log.interval, facts.flops_shape,
             )
         )  # fmt: skip
-    try:
-        trainer.train()
-    except Exception as error:
-        trainer.notify("exception", trainer, {"error": error})
-        for tracker in trackers:
-            tracker.finish(record.FAILED)
-        raise
-    finally:
-        display.close()
-    outcome = report.outcome(run, trainer, loader, resumed_from)
-    for tracker in trackers:
-        tracker.finish(outcome["status"])
-    distributed.stop()
-    return outcome
+    return trainer, resumed_from
 
 
 def resume(run: config.Run, state: TrainingState) -> Path | None:

@@ -55,9 +55,9 @@ def _run(run_file: Path) -> dict[str, Any]:
     stop = StopRequest(Path(run.trainer.kill_switch_path or run_dir / "STOP"))
     stop.watch_signals()
 
-    from arctic_hydra import runner
+    from arctic_hydra import tasks
 
-    outcome = runner.execute(run, run_dir, stop)
+    outcome = tasks.perform(run, run_dir, stop)
     if World.from_env().is_main:
         record.write_json(record.RunDirectory(run_dir).result_file, outcome)
     return outcome
@@ -78,21 +78,31 @@ def leave_error(run_dir: Path, error: BaseException) -> int:
     rank = int(os.environ.get("RANK", 0))
     code = error.exit_code if isinstance(error, ArcticHydraError) else EXIT_FAILED
     text = "".join(traceback.format_exception(error))
+    logging.getLogger("arctic_hydra.worker").debug("rank %d ends: %s", rank, text)
+    write_error(
+        run_dir,
+        rank,
+        type(error).__name__,
+        str(error),
+        problems=getattr(error, "problems", [str(error)]),
+        expected=isinstance(error, ArcticHydraError),
+        traceback=text,
+        exit_code=code,
+    )
+    return code
+
+
+def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) -> None:
+    """Write `logs/error-rank<n>.json`; for a rank that could not do so itself, a `cause` before all other errors."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("arctic_hydra.worker").debug("rank %d ends: %s", rank, text)
-    report = {
-        "time": time.time(),
-        "rank": rank,
-        "kind": type(error).__name__,
-        "message": str(error),
-        "problems": getattr(error, "problems", [str(error)]),
-        "expected": isinstance(error, ArcticHydraError),
-        "traceback": text,
-        "exit_code": code,
-    }
-    (folder / f"error-rank{rank}.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
-    return code
+    cause = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}
+    report = {**cause, "rank": rank, "kind": kind, "message": message}
+    if more:
+        report |= {"time": time.time(), **more}
+    beside = folder / f".error-rank{rank}.json"
+    beside.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    beside.replace(folder / f"error-rank{rank}.json")
 
 
 def die_with_parent() -> None:

@@ -33,6 +33,10 @@ class TrainingState:
     """What the run is, JSON-able: at least `config_hash`, `data_fingerprint`, `versions`, `zero_stage`."""
     logs: list[Path] = field(default_factory=list)
     """Append-only files whose length is recorded at save and cut back at load, so that each step stands once."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """The last evaluation and its `step`; empty before the first."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the last steps, while a loss-spike guard is on."""
     epoch_finished: bool = False
     """Whether the last completed step ended an epoch."""
     training_finished: bool = False
@@ -86,8 +90,20 @@ class CheckpointEngine(Component):
         """Whether there is any checkpoint of this engine to consider."""
 
     @abstractmethod
-    def save(self) -> Path:
-        """Write the state under `checkpoint_dir` and return that path; nothing incomplete is ever visible there."""
+    def save(self) -> Path | None:
+        """Write the state under `checkpoint_dir` and return that path; nothing incomplete is ever visible there.
+
+        None where it could not be saved and the run is to go on without.
+        """
+
+    def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
+        """Return about how much free disk the saves of a run take at most, all together."""
+        return 0
+
+    @property
+    def root(self) -> Path:
+        """The directory below which this engine writes."""
+        return self.state.run_dir
 
     @abstractmethod
     def load(self) -> Path | None:
@@ -111,6 +127,11 @@ class TriggeredCheckpoint(CheckpointEngine):
         """Take the state to save from and load into; called once, before `load` and `save`."""
         super().bind(state)
         self._saved: tuple[int, Path] | None = None
+
+    @property
+    def root(self) -> Path:
+        """The directory below which this engine writes."""
+        return Path(self.output_dir) if self.output_dir else self.state.run_dir
 
     def mark_saved(self) -> None:
         """Remember that the current step is on disk, by a save or because it was loaded: no trigger saves it again."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
@@ -24,6 +25,20 @@ logger = logging.getLogger("arctic_hydra.checkpoint")
 MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage", "world_size")
 
 
+class OnError(Enum):
+    """What a failed save does."""
+
+    stop = "stop"
+    warn = "warn"
+
+
+class BestWhen(Enum):
+    """Which end of a metric is the better one."""
+
+    lowest = "lowest"
+    highest = "highest"
+
+
 @component(group="checkpoint", name="deepspeed")
 class DeepSpeedCheckpoint(TriggeredCheckpoint):
     """Resumable checkpoints in `checkpoints/step-00000100`, verified on load; resume is bit-exact on the same world.
@@ -37,14 +52,27 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     """Whether a run that finds checkpoints of this engine in its directory resumes from them."""
     keep_last: HumanInt | None = integer(2, minimum=1)
     """Good checkpoints to keep, the newest; null keeps all. With 1, damage to the only one loses the run."""
+    keep_best: HumanInt = integer(0, minimum=0)
+    """Checkpoints to keep besides those, the best by `best_metric`; only steps that are evaluated take part."""
+    best_metric: str = "eval/loss"
+    """The figure of an evaluation that `keep_best` and `from_checkpoint=best` go by."""
+    best_when: BestWhen = BestWhen.lowest
+    """Whether the lowest or the highest value of it is the best."""
+    on_error: OnError = OnError.stop
+    """A save that fails (a full disk) stops the run, or only warns; the checkpoint before it stays good either way."""
 
     can_resume: ClassVar[bool] = True
 
     def bind(self, state: TrainingState) -> None:
         """Take the state to save from and load into; called once, before `load` and `save`."""
         super().bind(state)
-        root = (Path(self.output_dir) if self.output_dir else state.run_dir) / "checkpoints"
-        self._store = CheckpointStore(root, state.world.rank, self.keep_last)
+        self._store = CheckpointStore(self.root / "checkpoints", state.world.rank, self.keep_last, self.keep_best)
+
+    def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
+        """Return the size of the checkpoints still to come: weights, fp32 masters and Adam's two moments each."""
+        each = parameters * bytes_per_parameter + trainable * 12
+        kept = (self.keep_last or 1) + self.keep_best + 1  # one more while it is written
+        return each * max(1, kept - len(self._store.steps()))
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -58,12 +86,25 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     # ---- save ----------------------------------------------------------------------------------------------------
 
-    def save(self) -> Path:
+    def save(self) -> Path | None:
         """Publish a checkpoint of the step just completed and return its directory; collective.
 
-        Raises CheckpointError, the same on every rank, when any rank could not write; nothing is published then.
+        Raises CheckpointError, the same on every rank, when any rank could not write; nothing is published then. With
+        `on_error=warn` it warns and returns None instead, unless the run is about to stop and needs this one.
         Call it at an optimizer-step boundary: gradients of a half accumulated window are in no file.
         """
+        try:
+            return self._save()
+        except CheckpointError as error:
+            if self.on_error is OnError.stop or self.state.stopping:
+                raise
+            if self.state.world.is_main:
+                logger.error(
+                    "TRAINING GOES ON WITHOUT A CHECKPOINT of step %d: %s", self.state.progress.global_step, error
+                )
+            return None
+
+    def _save(self) -> Path:
         from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
 
         state = self.state
@@ -111,8 +152,20 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "world_size": state.world.size,
             "identity": state.identity,
             "progress": state.progress.state_dict(),
+            "evaluation": state.evaluation,
+            "recent_losses": state.recent_losses,
+            "metric": self._metric(),
             "log_offsets": {self._log_key(path): _synced_size(path) for path in state.logs},
         }
+
+    def _metric(self) -> dict[str, Any] | None:
+        """Return the metric of this very step, where it was evaluated; `rank_by` is lower for better."""
+        evaluation = self.state.evaluation
+        value = evaluation.get(self.best_metric)
+        if value is None or evaluation["step"] != self.state.progress.global_step:
+            return None
+        sign = 1 if self.best_when is BestWhen.lowest else -1
+        return {"name": self.best_metric, "value": value, "rank_by": sign * value}
 
     def _log_key(self, path: Path) -> str:
         run_dir = self.state.run_dir
@@ -137,6 +190,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         self._agree(self._try(self._check_readable, found), found)
         self._agree(self._try(self._restore, found), found)
         self.state.progress.load_state_dict(found.manifest["progress"])
+        self.state.evaluation = dict(found.manifest["evaluation"])
+        self.state.recent_losses = list(found.manifest["recent_losses"])
         self._agree(self._try(self._cut_logs, found), found)
         self.mark_saved()
         if self.state.world.is_main:

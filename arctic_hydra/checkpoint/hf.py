@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TriggeredCheckpoint
@@ -53,17 +53,17 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     def checkpoint_dir(self) -> Path:
         """The directory that the next `save()` publishes."""
         suffix = "" if self.training_finished else f"-{step_name(self.state.progress.global_step)}"
-        return self._root / f"{self.save_name}{suffix}"
+        return self.root / f"{self.save_name}{suffix}"
 
     @property
     def latest_checkpoint_exists(self) -> bool:
         """Whether any export is there."""
-        names = [path.name for path in self._root.iterdir()] if self._root.is_dir() else []
+        names = [path.name for path in self.root.iterdir()] if self.root.is_dir() else []
         return any(name == self.save_name or name.startswith(f"{self.save_name}-step-") for name in names)
 
-    @property
-    def _root(self) -> Path:
-        return Path(self.output_dir) if self.output_dir else self.state.run_dir
+    def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
+        """Return the size of one export; each replaces nothing but itself, so those on the way are not counted."""
+        return trainable * bytes_per_parameter
 
     def save(self) -> Path:
         """Export the model and tokenizer and return the directory; collective.
@@ -78,7 +78,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         error: str | None = None
         if self.state.world.is_main:
             try:
-                self._write(target, weights)
+                write_export(self.state.engine.module, weights, self.state.tokenizer, target, self)
             except Exception as problem:
                 logger.debug("export to %s failed", target, exc_info=True)
                 error = f"{type(problem).__name__}: {problem}"
@@ -93,28 +93,31 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             logger.info("exported %s", target)
         return target
 
-    def _write(self, target: Path, weights: dict[str, torch.Tensor]) -> None:
-        from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
-
-        model = self.state.engine.module
-        if not hasattr(model, "save_pretrained"):
-            raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
-        stage = target.with_name(f".tmp-{target.name}")
-        remove_folder(stage)
-        stage.mkdir(parents=True)
-        try:
-            sharding = {} if self.max_shard_size is None else {"max_shard_size": self.max_shard_size}
-            model.save_pretrained(stage, state_dict=weights, **sharding)
-            self.state.tokenizer.save_pretrained(stage)
-            sync_tree(stage)
-        except BaseException:
-            remove_folder(stage)
-            raise
-        publish_folder(stage, target)
-
     def load(self) -> Path | None:
         """Raise CheckpointError: an export holds weights only."""
         raise CheckpointError(
             "checkpoint.hf: an export holds weights only and no run resumes from it; "
             "resume with checkpoint=[deepspeed,hf], or start a new run from these weights with init_from=<export>"
         )
+
+
+def write_export(
+    model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, target: Path, options: HuggingFaceCheckpoint
+) -> None:
+    """Publish model and tokenizer as `target`, complete or not at all. `weights` are whole and on the CPU."""
+    from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
+
+    if not hasattr(model, "save_pretrained"):
+        raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
+    stage = target.with_name(f".tmp-{target.name}")
+    remove_folder(stage)
+    stage.mkdir(parents=True)
+    try:
+        sharding = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
+        model.save_pretrained(stage, state_dict=weights, **sharding)
+        tokenizer.save_pretrained(stage)
+        sync_tree(stage)
+    except BaseException:
+        remove_folder(stage)
+        raise
+    publish_folder(stage, target)

@@ -97,9 +97,10 @@ class Checkpoint:
 class CheckpointStore:
     """The directory `root` that holds `step-*` checkpoints; every public method but `steps` is collective."""
 
-    def __init__(self, root: Path, rank: int, keep_last: int | None = None) -> None:
+    def __init__(self, root: Path, rank: int, keep_last: int | None = None, keep_best: int = 0) -> None:
         self.root = root
         self.keep_last = keep_last
+        self.keep_best = keep_best
         self._is_main = rank == 0
         self._rejected: set[str] = set()
 
@@ -170,13 +171,14 @@ class CheckpointStore:
             logger.warning("%s is complete, but tidying %s failed: %s", target.name, self.root, error)
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep_last` good checkpoints; damaged ones do not count as kept."""
+        """Remove what is older than the newest `keep_last` good checkpoints, but the best; damaged ones do not count."""
         if self.keep_last is None:
             return
-        kept = 0
+        kept, best = 0, self._ranked()[: self.keep_best]
         for path in self.steps():
             if kept >= self.keep_last:
-                retire_folder(path)
+                if path not in best:
+                    retire_folder(path)
             elif path.name not in self._rejected and _complaint(path, full=False) is None:
                 kept += 1
 
@@ -226,6 +228,52 @@ class CheckpointStore:
             f"{self.root} holds {len(rejected)} checkpoint(s), none usable: the run refuses to start from step 0. "
             f"{'; '.join(rejected)}. Restore one of them, or pass fresh=true to give them up and start over"
         )
+
+    def at(self, step: int) -> Checkpoint:
+        """Return the checkpoint of `step`, verified. Raises CheckpointError on every rank if it is absent or damaged."""
+        return self.verified(self.root / step_name(step))
+
+    def best(self) -> Checkpoint:
+        """Return the checkpoint with the best metric, verified; only those saved with one take part."""
+        path, problem = None, None
+        if self._is_main:
+            ranked = self._ranked()
+            path = ranked[0] if ranked else None
+            if path is None:
+                problem = (
+                    f"{self.root} holds no checkpoint with a metric, so none is the best; set "
+                    "checkpoint.deepspeed.keep_best and evaluate while training, or choose a step"
+                )
+        path, problem = distributed.broadcast_object((path, problem))
+        if path is None:
+            raise CheckpointError(problem)
+        return self.verified(path)
+
+    def verified(self, path: Path) -> Checkpoint:
+        """Return the checkpoint in `path`, every file hashed. Raises CheckpointError on every rank if it is not good."""
+        complaint: str | None = None
+        if self._is_main:
+            complaint = _complaint(path, full=True) if path.is_dir() else "there is no such directory"
+        complaint = distributed.broadcast_object(complaint)
+        if complaint is not None:
+            steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in self.steps()) or "none"
+            raise CheckpointError(
+                f"checkpoint {path} cannot be used: {complaint}. Steps below {self.root}: {steps}; "
+                "pass from_checkpoint=<step>, or the path of another checkpoint"
+            )
+        return Checkpoint(path, _read_manifest(path))
+
+    def _ranked(self) -> list[Path]:
+        """Return the checkpoints with a metric, the best (then the newest) first."""
+        metrics: list[tuple[float, Path]] = []
+        for path in self.steps():
+            try:
+                value = _read_manifest(path).get("metric")
+            except (OSError, ValueError):
+                continue
+            if value is not None:
+                metrics.append((value["rank_by"], path))
+        return [path for _, path in sorted(metrics, key=lambda item: item[0])]
 
 
 def _check_all_recorded(stage: Stage) -> None:

@@ -24,18 +24,20 @@ def gather_weights(model: torch.nn.Module, *, keep: bool) -> dict[str, torch.Ten
         if not isinstance(value, torch.Tensor) or (wanted is not None and id(value) not in wanted):
             continue
         if id(value) not in copies:
-            with _gathered(value):
+            with gathered(value):
                 # The copy is made inside: leaving the block gives the full parameter's memory back.
                 copies[id(value)] = value.detach().to("cpu", copy=True).contiguous() if keep else torch.empty(0)
         weights[name] = copies[id(value)]
     return weights if keep else {}
 
 
-def _gathered(value: torch.Tensor) -> AbstractContextManager[Any]:
+def gathered(value: torch.Tensor, *, writes: bool = False) -> AbstractContextManager[Any]:
+    """Return a context in which a partitioned parameter is whole; with `writes`, rank 0's changes reach all ranks."""
     if not hasattr(value, "ds_id"):
         return nullcontext()
     # Only the engine module may import DeepSpeed; a partitioned parameter exists only once it has been loaded.
-    context: AbstractContextManager[Any] = sys.modules["deepspeed"].zero.GatheredParameters([value])
+    zero = sys.modules["deepspeed"].zero
+    context: AbstractContextManager[Any] = zero.GatheredParameters([value], modifier_rank=0 if writes else None)
     return context
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,12 +25,13 @@ from arctic_hydra.data.base import Loader
 from arctic_hydra.display import Display
 from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError
-from arctic_hydra.human_numbers import HumanInt, integer
-from arctic_hydra.metrics import MetricsFile, memory_gib, model_flops, peak_tflops
+from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
+from arctic_hydra.metrics import MetricsFile, evaluation_metrics, memory_gib, model_flops, peak_tflops
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tracking.base import Tracker
+from arctic_hydra.trainer.spikes import describe_spike
 
 if TYPE_CHECKING:
     import deepspeed
@@ -97,6 +98,8 @@ class Trainer(TrainerSlot):
     """Packs (or, unpacked, examples) per forward pass and rank."""
     gradient_accumulation_steps: HumanInt = integer(1, minimum=1)
     """Micro-batches per optimizer step and rank."""
+    max_minutes: HumanFloat = number(0.0, minimum=0)
+    """Stop with a resumable checkpoint once training has taken so long since this start; 0 is off."""
     eval_frequency: HumanInt = integer(0, minimum=0)
     """Optimizer steps between evaluations; 0 is off."""
     eval_interval: HumanInt | None = integer(None, minimum=0)
@@ -107,6 +110,11 @@ class Trainer(TrainerSlot):
     """Evaluate after the last step, where there is evaluation data."""
     max_consecutive_skipped_steps: HumanInt = integer(10, minimum=1)
     """Stop, with a checkpoint, after so many steps in a row with non-finite gradients."""
+    spike_sigmas: HumanFloat = number(0.0, minimum=0)
+    """Skip a step whose loss lies more than so many standard deviations above the mean of the last ones; 0 is off.
+    When on, every step waits for its loss before its last backward pass."""
+    spike_window_steps: HumanInt = integer(128, minimum=8)
+    """Steps that the mean and the deviation are taken over; the guard waits until there are so many."""
     overfit_first_batch: bool = False
     """Train on the first step's batch again and again."""
     kill_switch_path: str | None = None
@@ -116,7 +124,7 @@ class Trainer(TrainerSlot):
 
     model: ClassVar[Any] = ModelFactory
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        ("exit_iteration", "kill_switch_path", "collective_timeout_seconds", "eval_interval")
+        ("exit_iteration", "max_minutes", "kill_switch_path", "collective_timeout_seconds", "eval_interval")
     )
 
     def validate(self) -> None:
@@ -218,9 +226,11 @@ class Trainer(TrainerSlot):
         self.tools = tools
         self.stop_reason = ""
         self.last_metrics: dict[str, Any] = {}
-        self.last_evaluation: dict[str, Any] = {}
+        self.last_evaluation: dict[str, Any] = tools.state.evaluation
         self._totals = _Totals()
-        self._evaluated_at = -1
+        self._evaluated_at = int(tools.state.evaluation.get("step", -1))
+        self._spike = ""
+        self._started, self._first_step = time.monotonic(), tools.state.progress.global_step
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback."""
@@ -255,7 +265,8 @@ class Trainer(TrainerSlot):
             if self.eval_frequency and self.global_step % self.eval_frequency == 0:
                 self.evaluate()
             self._check_exit()
-            self.checkpoint()
+            if not self.training_finished:  # `_finish` saves, once the last evaluation is known
+                self.checkpoint()
             if self.stop_reason or self.training_finished:
                 break
         if self.stop_reason:
@@ -266,19 +277,23 @@ class Trainer(TrainerSlot):
         """One optimizer step over the window's micro-batches: the mean over all supervised units of all ranks."""
         start = time.monotonic()
         units = counts["supervised"]
-        self._applied, self._grad_norm = False, math.nan
+        self._applied, self._grad_norm, self._spike = False, math.nan, ""
         self._learning_rate = float(self.tools.scheduler.get_last_lr()[0])
         if units:
             self.tools.engine.train()
-            last = len(window.micro_batches) - 1
+            last, window_loss = len(window.micro_batches) - 1, 0.0
             for index, batch in enumerate(window.micro_batches):
                 with self.event("loss", batch=batch):
                     loss_sum = self.loss(batch.to(self.device))
+                window_loss = window_loss + loss_sum.detach()
+                scale = self.world.size / units
+                if index == last and self.spike_sigmas and self._is_spike(window_loss, units):
+                    scale = math.nan  # the guard against non-finite gradients skips the step, at every ZeRO stage
                 with self.event("backward", loss=loss_sum):
                     self.tools.engine.set_gradient_accumulation_boundary(index == last)
                     # DeepSpeed averages gradients over ranks; times their number makes it the sum over them.
-                    self.tools.engine.backward(loss_sum * (self.world.size / units), scale_wrt_gas=False)
-                self._totals.loss_sum = self._totals.loss_sum + loss_sum.detach()
+                    self.tools.engine.backward(loss_sum * scale, scale_wrt_gas=False)
+            self._totals.loss_sum = self._totals.loss_sum + window_loss
             self._grad_norm, self._applied = optimizer_step(self.tools.engine, self.tools.engine_config)
             if self._applied:
                 for converter in self.tools.converters:
@@ -304,9 +319,9 @@ class Trainer(TrainerSlot):
                 for window in loader.windows(0):
                     for batch in window.micro_batches:
                         sums += self.evaluation_sums(batch.to(self.device), len(names))
-            values = _evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
+            values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
         self._evaluated_at = self.global_step
-        self.last_evaluation = {"step": self.global_step, **values}
+        self.last_evaluation = self.tools.state.evaluation = {"step": self.global_step, **values}
         self._record({**self.last_evaluation, "epoch": self._epoch_position()})
         self.tools.display.evaluation(self.last_evaluation)
         return self.last_evaluation
@@ -321,10 +336,23 @@ class Trainer(TrainerSlot):
                     path = engine.save()
                 log.debug("saved %s", path)
 
+    def _is_spike(self, window_loss: torch.Tensor, units: int) -> bool:
+        """Compare the step's loss with the recent ones; the same answer on every rank, which takes one reduction."""
+        loss = float(distributed.sum_tensor(window_loss.double().reshape(1))) / units
+        recent = self.tools.state.recent_losses
+        self._spike = describe_spike(loss, recent, self.spike_window_steps, self.spike_sigmas)
+        if not self._spike and math.isfinite(loss):
+            recent.append(loss)
+            del recent[: -self.spike_window_steps]
+        return bool(self._spike)
+
     # -- pieces of the loop --------------------------------------------------------------------------------------------
 
     def _agree(self, window: Window) -> dict[str, int]:
         """Sum this step's counts over the ranks and decide together whether to stop before it: one collective."""
+        over = self.max_minutes and time.monotonic() - self._started > 60 * self.max_minutes
+        if over and self.global_step > self._first_step:  # at least one step per start, so that every start gets on
+            self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} are over"
         wants_stop = self.tools.stop.requested(look_for_file=self.world.is_main)
         mine = [
             window.num_supervised,
@@ -355,7 +383,8 @@ class Trainer(TrainerSlot):
             masked = counts["supervised"] == 0
             progress.skipped_steps += 1
             progress.consecutive_skipped_steps += int(not masked)
-            why = "it has no supervised token" if masked else "its gradients are not finite"
+            progress.spiked_steps += int(bool(self._spike))
+            why = self._spike or ("it has no supervised token" if masked else "its gradients are not finite")
             log.warning("step %d changed no weight: %s", progress.global_step, why)
         self._totals.supervised += counts["supervised"]
         state.epoch_finished = progress.epoch_step >= self.tools.loader.steps(progress.epoch)
@@ -368,8 +397,8 @@ class Trainer(TrainerSlot):
             self.tools.state.stopping = True
             self.checkpoint()
             raise ArcticHydraError(
-                f"{self.progress.consecutive_skipped_steps} steps in a row had non-finite gradients (last: step "
-                f"{self.global_step}), so no weight moved; lower optimizer.lr, or look at the data; the state is saved"
+                f"{self.progress.consecutive_skipped_steps} steps in a row had non-finite gradients or a loss spike (last: "
+                f"step {self.global_step}), so no weight moved; lower optimizer.lr, or look at the data; the state is saved"
             )
         if self.exit_iteration and self.global_step >= self.exit_iteration and not self.training_finished:
             self.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
@@ -403,6 +432,8 @@ class Trainer(TrainerSlot):
             "memory_gib": memory_gib(self.device),
             "skipped_steps": progress.skipped_steps,
         }
+        if self.spike_sigmas:
+            self.last_metrics["spiked_steps"] = progress.spiked_steps
         self._totals = _Totals()
         self._record(self.last_metrics)
         self.tools.display.step(self.last_metrics)
@@ -425,22 +456,6 @@ class Trainer(TrainerSlot):
         if self.eval_at_end:
             self.evaluate()
         self.checkpoint()
-
-
-def _evaluation_metrics(sums: list[list[float]], names: Iterable[str]) -> dict[str, float]:
-    """Turn per-source sums into metrics: the total, and each source where there are several."""
-    names = list(names)
-    rows = [("eval", [sum(column) for column in zip(*sums, strict=True)])]
-    if len(names) > 1:
-        rows += [(f"eval/{name}", values) for name, values in zip(names, sums, strict=True)]
-    metrics: dict[str, float] = {}
-    for prefix, (loss_sum, correct, count) in rows:
-        if count:
-            mean = loss_sum / count
-            metrics[f"{prefix}/loss"] = mean
-            metrics[f"{prefix}/perplexity"] = math.exp(min(mean, 700.0))
-            metrics[f"{prefix}/accuracy"] = correct / count
-    return metrics
 
 
 __all__ = ["Toolbox", "Trainer", "TrainerSlot", "field"]

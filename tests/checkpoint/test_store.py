@@ -126,6 +126,22 @@ def test_prune_keeps_the_newest(tmp_path, keep_last, left) -> None:
     assert names(tmp_path) == ["latest", *(f"step-{step:08d}" for step in left)]
 
 
+def test_prune_keeps_the_best_and_finds_it(tmp_path) -> None:
+    store = CheckpointStore(tmp_path, rank=0, keep_last=1, keep_best=2)
+    for step, value in enumerate((3.0, 1.0, None, 2.0, 5.0), start=1):
+        stage = store.begin(step)
+        stage.write("model.pt", lambda file: file.write(b"m"))
+        store.agree(stage)
+        store.publish(stage, lambda value=value: {"metric": None if value is None else {"rank_by": value}})
+    assert [path.name[-1] for path in store.steps()] == ["5", "4", "2"]
+    assert store.best().step == 2
+    flip_one_bit(store.root / "step-00000002" / "model.pt")
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002 cannot be used: model.pt is damaged.*Steps below .*: 5, 4, 2"
+    ):
+        store.best()
+
+
 def test_prune_does_not_count_damaged_ones(store: CheckpointStore) -> None:
     save(store, 1)
     flip_one_bit(save(store, 2) / "model.pt")

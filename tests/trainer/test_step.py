@@ -223,3 +223,14 @@ def test_pitfall_16_evaluation_does_not_depend_on_the_cut(tmp_path, ranks, setti
         assert ours["eval/loss"] == pytest.approx(expected["eval/loss"], abs=1e-6)
         assert ours["eval/perplexity"] == pytest.approx(math.exp(expected["eval/loss"]), rel=1e-6)
         assert ours["eval/accuracy"] == expected["eval/accuracy"]
+
+
+def _hurried(folder):
+    trainer = make_trainer(DATA, folder, micro_batch_size=1, max_minutes=1e-9)
+    trainer.train()
+    return trainer.global_step, trainer.stop_reason, trainer.tools.state.stopping
+
+
+def test_a_time_budget_stops_all_ranks_after_one_step_at_least(tmp_path):
+    for outcome in run_ranks(2, _hurried, tmp_path):
+        assert outcome == (1, "trainer.max_minutes=1e-09 are over", True)

@@ -1,8 +1,10 @@
-"""An optimizer that extends one of arctic_hydra's, and a callback."""
+"""An optimizer that extends one of arctic_hydra's, and callbacks."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.callback.base import Callback
@@ -42,3 +44,37 @@ class Recorder(Callback):
     def _append(self, trainer: Trainer, name: str, value: Any) -> None:
         with (trainer.tools.run_dir / f"{name}.rank{trainer.world.rank}").open("a") as handle:
             handle.write(json.dumps(value) + "\n")
+
+
+@component(group="callback", name="saboteur")
+class Saboteur(Callback):
+    """Makes one rank fail at one moment, to see what the others do."""
+
+    how: str = "raise"
+    """raise, kill (SIGKILL), freeze (SIGSTOP) or exit (without a word)."""
+    moment: str = "step"
+    """Where: any moment of a run, at its start."""
+    rank: int = 1
+    step: int = 2
+    """Steps completed before it."""
+
+    def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._act(trainer, "step")
+
+    def on_backward_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._act(trainer, "backward")
+
+    def on_evaluate_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._act(trainer, "evaluate")
+
+    def on_save_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._act(trainer, "save")
+
+    def _act(self, trainer: Trainer, moment: str) -> None:
+        if (trainer.world.rank, trainer.global_step, moment) != (self.rank, self.step, self.moment):
+            return
+        if self.how == "raise":
+            raise ZeroDivisionError("sabotage")
+        if self.how == "exit":
+            os._exit(3)
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[self.how])

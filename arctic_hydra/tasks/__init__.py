@@ -1,0 +1,24 @@
+"""What the ranks do with a run: train it, or look at one of its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra.config import Run, Task
+from arctic_hydra.stopping import StopRequest
+
+
+def perform(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
+    """Do `run.task` in `run_dir`, the folder that holds `run.json`; return what goes into `result.json`."""
+    if run.task is Task.export:
+        from arctic_hydra.tasks import export
+
+        return export.execute(run, run_dir)
+    if run.task is Task.evaluate:
+        from arctic_hydra.tasks import evaluate
+
+        return evaluate.execute(run, run_dir, stop)
+    from arctic_hydra import runner
+
+    return runner.execute(run, run_dir, stop)

@@ -1,0 +1,37 @@
+"""`task=export`: any checkpoint as a Hugging Face directory, in one process on the CPU, whatever ranks wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra import engine, log
+from arctic_hydra.checkpoint import source
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, write_export
+from arctic_hydra.checkpoint.store import step_name
+from arctic_hydra.config import Run
+from arctic_hydra.distributed import World
+from arctic_hydra.record import FINISHED
+from arctic_hydra.tasks.evaluate import checkpoint_root
+
+
+def execute(run: Run, run_dir: Path) -> dict[str, Any]:
+    """Write `export-step-00000100` beside the checkpoints of the run; return its place."""
+    world = World.from_env()
+    log.start(run_dir, world, run.log.level, to_file=run.log.writes(world), to_terminal=run.log.prints(world))
+    log.quiet_progress_bars()
+    run.trainer.listen([], world)
+    run.attach(run.trainer)
+    weights = source.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+    tokenizer = run.tokenizer.create_tokenizer()
+    model = run.model.create_model(run.model.create_config())
+    for converter in run.converter.values():
+        model = converter.convert(model)
+    engine.import_deepspeed()  # checkpoints hold three of its classes
+    source.initialise(model, weights)
+    chosen = run.checkpoint.get("hf")
+    options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
+    name = f"{options.save_name}-{step_name(weights.step or 0)}"
+    target = Path(options.output_dir or run_dir.parent) / name
+    write_export(model, model.state_dict(), tokenizer, target, options)
+    return {"status": FINISHED, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}

@@ -1,0 +1,46 @@
+"""One rank raises, dies or stalls: the others end in time, the cause is shown, the record says failed."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.command import SMALL, only_run, run
+
+ARGUMENTS = (
+    f"{SMALL} ranks=2 trainer.train_iters=6 trainer.eval_at_start=false tracking=[] callback=[saboteur] "
+    "trainer.collective_timeout_seconds=5"
+)
+START_SECONDS = 60
+"""What a run takes on a busy machine until the sabotage."""
+DIED = "error: rank 1 was killed by SIGKILL; most often the kernel does that when memory runs out"
+STALLED = "error: rank 1 stalled: the others waited trainer.collective_timeout_seconds for it"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("how", "moment", "more", "text"),
+    [
+        ("raise", "step", "", "rank 1 failed first:"),
+        ("raise", "save", "checkpoint.deepspeed.save_every_n_steps=2", "ZeroDivisionError: sabotage"),
+        ("kill", "backward", "deepspeed=zero2", DIED),
+        ("kill", "save", "checkpoint.deepspeed.save_every_n_steps=2", DIED),
+        ("exit", "step", "", "error: rank 1 ended with exit code 3 without a word"),
+        ("freeze", "step", "", STALLED),
+        ("freeze", "backward", "deepspeed=zero3", STALLED),
+        ("freeze", "save", "checkpoint.deepspeed.save_every_n_steps=2", STALLED),
+    ],
+)
+def test_one_rank_fails_and_all_end(how, moment, more, text, my_lab, tmp_path):
+    start = time.monotonic()
+    sabotage = f"callback.saboteur.how={how} callback.saboteur.moment={moment}"
+    done = run(f"{ARGUMENTS} {more} {sabotage}", tmp_path, code=1, PYTHONPATH=str(my_lab))
+    assert text in done.stderr, done.stderr
+    if how == "freeze":
+        assert "components.py" in done.stderr, "the stack of the stalled rank"
+    run_dir = only_run(tmp_path)
+    assert json.loads((run_dir / "record.json").read_text())["status"] == "failed"
+    assert time.monotonic() - start < START_SECONDS
+    assert not list((run_dir / "checkpoints").glob("step-*"))
