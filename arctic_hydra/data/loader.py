@@ -23,7 +23,7 @@ import torch
 from arctic_hydra.batch import Batch, Window
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
-from arctic_hydra.data.store import Array, TokenStore
+from arctic_hydra.data.store import Array, JoinedStore
 
 PERCENTILES = (50, 90, 99, 100)
 
@@ -44,7 +44,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        store: TokenStore,
+        store: JoinedStore,
         examples: Ints,
         source_names: list[str],
         geometry: BatchGeometry,
@@ -155,7 +155,7 @@ class PackedLoader:
         return _pin(batch) if torch.cuda.is_available() else batch
 
 
-def _packed(store: TokenStore, documents: list[int]) -> Batch:
+def _packed(store: JoinedStore, documents: list[int]) -> Batch:
     """Return the documents one after another in one row of T tokens."""
     lengths = store.lengths[documents].astype(np.int64)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -180,7 +180,7 @@ def _packed(store: TokenStore, documents: list[int]) -> Batch:
     )
 
 
-def _padded(store: TokenStore, documents: list[int], pad_token_id: int) -> Batch:
+def _padded(store: JoinedStore, documents: list[int], pad_token_id: int) -> Batch:
     """Return one document a row, right-padded to the longest."""
     lengths = store.lengths[documents].astype(np.int64)
     shape = (len(documents), int(lengths.max()))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -104,6 +105,14 @@ def geometry(micro: int = 1, accumulation: int = 1, rank: int = 0, size: int = 1
     return BatchGeometry(
         micro_batch_size=micro, accumulation=accumulation, world=World(rank, size, rank, size), seed=seed
     )
+
+
+def shared(name: str) -> Path:
+    """Return a file of the real data beside the repository; skips the test where there is none."""
+    path = Path(__file__).parents[3] / "shared" / "data" / name
+    if not path.exists():
+        pytest.skip(f"no real data at ../shared/data/{name}")
+    return path
 
 
 def factory(path: Path, **fields: Any) -> SFTDataFactory:

@@ -123,7 +123,7 @@ class TokenStoreSize:
 
 
 def chunks() -> list[Chunk]:
-    return [Chunk(0, np.arange(5, dtype=np.int32), np.ones(5, np.uint8), np.array([2, 3], np.int32), np.array([0, 1]))]
+    return [Chunk(np.arange(5, dtype=np.int32), np.ones(5, np.uint8), np.array([2, 3], np.int32), np.array([0, 1]))]
 
 
 def build_slowly(part: Path, log: Path, seconds: float) -> None:

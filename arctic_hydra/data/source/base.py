@@ -31,6 +31,7 @@ class SampledSource(DataSource):
 
     def validate(self) -> None:
         """Refuse two sample sizes at once, and an empty sample."""
+        super().validate()
         if self.sample_ratio is not None and self.sample_count is not None:
             text = (
                 f"got {self.sample_ratio} beside sample_count={self.sample_count}; expected one of them; drop the other"

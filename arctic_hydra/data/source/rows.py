@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from arctic_hydra.data.formats import RowFormat, detect
+from arctic_hydra.data.messages import RowProblem, columns_of
 from arctic_hydra.errors import DataError
 
 Row = dict[str, Any]
@@ -223,6 +225,28 @@ def as_rows(value: Any, origin: str = "") -> Rows:
     if hasattr(value, "column_names"):
         return DatasetRows(value, origin)
     return ListRows(value, origin)
+
+
+def detect_format(rows: Rows) -> RowFormat:
+    """Return the form of the first row that has one, among the first 100.
+
+    Raises DataError naming the first row when none has, or when a row fits several.
+    """
+    head = rows.take(range(min(100, len(rows))))
+    for index, row in enumerate(head):
+        try:
+            found = detect(row)
+        except RowProblem as problem:
+            raise DataError(f"{rows.where(index)}: {problem}") from problem
+        if found is not None:
+            return found
+    if not head:
+        return RowFormat.messages  # nothing to read; the count of rows says so
+    raise DataError(
+        f"{rows.where(0)}: no known format; got the columns {columns_of(head[0])}; expected messages, conversations, "
+        f"instruction and output, prompt and completion, question and answer, or text; set the source's role_mapping="
+        f"{{user: <column>, assistant: <column>}} or format="
+    )
 
 
 def hash_rows(rows: Rows) -> str:
