@@ -60,7 +60,7 @@ def test_every_option_composes_and_builds(group, option):
 
 @pytest.mark.parametrize("option", [*groups()["source"]])
 def test_every_source_composes(option):
-    required = ["data.sources.mine.path=x.jsonl"] if option in ("hf", "json") else []
+    required = ["data.sources.mine.path=x.jsonl"] if option != "bundled" else []
     run = built(f"+source@data.sources.mine={option}", *required)
     assert set(run.data.sources) == {"chat", "mine"}
 

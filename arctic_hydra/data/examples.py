@@ -113,6 +113,8 @@ class Preparer:
             trained = [(row, ids, mask) for ids, mask in parts if mask.any()]
             if parts and not trained:
                 report.dropped["no_supervised_token"] += 1
+            elif len(parts) > len(trained):
+                report.tokens_lost += sum(len(ids) for ids, mask in parts if not mask.any())
             kept += trained
         return _assemble(kept, report), report
 

@@ -29,9 +29,9 @@ def pieces(
         return [(0, _last_end(turn_ends, 0, limit))]
     if policy is Overlong.keep_end:
         earliest = length - (limit - repeated)
-        place = bisect_left(turn_ends, earliest)
-        at_turn = place < len(turn_ends) and turn_ends[place] < length
-        return [(turn_ends[place] if at_turn else earliest, length)]
+        before_last = turn_ends[:-1]  # what follows the last answer is no turn
+        place = bisect_left(before_last, earliest)
+        return [(before_last[place] if place < len(before_last) else earliest, length)]
     assert policy is Overlong.split, f"{policy} keeps nothing"
     parts, start = [], 0
     while length - start > limit - (repeated if start else 0):

@@ -6,6 +6,7 @@ prefix of the chat. Either way the tokens of each span, decoded, must give back 
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -166,6 +167,7 @@ class ChatEncoder:
         return results
 
     def _answer_spans(self, chat: Chat, text: str, marked: list[Span]) -> list[Span]:
+        _check_complete(chat, text)
         wanted = self._turns.of(chat)
         tagged = self._tagged_spans(chat, text, marked) if self._tagged else {}
         spans = [tagged[index] if index in tagged else self._prefix_span(chat, text, index) for index in wanted]
@@ -323,6 +325,31 @@ class ChatEncoder:
             ids, shift = [bos, *ids], 1
         spans = [(first + shift, last + shift) for first, last in encoded.spans]
         return Encoded(ids, spans, [last for _, last in spans])
+
+
+def _check_complete(chat: Chat, text: str) -> None:
+    """Raise RowProblem when the template left a turn or the tools out, or wrote the user's turns in another order."""
+    place = 0
+    for index, message in enumerate(chat.messages):
+        content = (message.get("content") or "").strip()
+        names = [call.get("function", call).get("name", "") for call in message.get("tool_calls", [])]
+        found = text.find(content, place) if message["role"] == "user" else 0
+        if message["role"] != "assistant" and content not in text:  # some templates write a tool's answer as JSON
+            found = text.find(json.dumps(content, ensure_ascii=False)[1:-1]) if message["role"] == "tool" else -1
+        if found < 0 or not all(name in text for name in names):
+            raise RowProblem(
+                "template",
+                f"message {index}: the chat template leaves this {message['role']} turn out, or changes or moves it; got "
+                f"{_short(content)}, expected it in the rendered chat; pass tokenizer.chat_template=<file>",
+            )
+        if message["role"] == "user":
+            place = found + len(content)
+    if chat.tools and not all(str(tool.get("function", tool).get("name", "")) in text for tool in chat.tools):
+        raise RowProblem(
+            "template",
+            "the chat template leaves the tools out, so the model would be trained on calls that it cannot know of; "
+            "pass tokenizer.chat_template=<file> with a template that writes `tools`",
+        )
 
 
 def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:

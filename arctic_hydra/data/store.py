@@ -218,7 +218,7 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
             build(part)
             part.rename(entry)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise _unwritable(root, error) from error
             raise
         finally:

@@ -85,6 +85,11 @@ class JsonLines(Rows):
         return [self._parse(index, data[self._starts[index] : self._ends[index]]) for index in indices]
 
     def _parse(self, index: int, line: bytes) -> Row:
+        if b"\0" in line:
+            raise DataError(
+                f"{self.where(index)}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
+                f"object per line; get the file again"
+            )
         try:
             row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -256,6 +261,18 @@ def hash_rows(rows: Rows) -> str:
         for row in rows.take(range(start, min(start + 1000, len(rows)))):
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def slice_rows(rows: Rows, start: str, stop: str) -> Rows:
+    """Return rows [start, stop): numbers or percents as text, empty for an end, negative from the end."""
+
+    def place(text: str, default: int) -> int:
+        if not text:
+            return default
+        return round(len(rows) * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+
+    everything = np.arange(len(rows), dtype=np.int64)
+    return SelectedRows(rows, everything[slice(place(start, 0), place(stop, len(rows)))])
 
 
 def sample_rows(rows: Rows, ratio: float | None, count: int | None, seed: int) -> Rows:
