@@ -45,6 +45,7 @@ class Task(Enum):
 
     train = "train"
     check = "check"
+    preview = "preview"
 
 
 @component(group="log", name="default")
@@ -86,7 +87,9 @@ class Run(Component):
 
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
-    """train, or check: compose, validate and look at this machine, without training."""
+    """train; check: compose, validate and look at this machine; preview: show examples with their trained tokens."""
+    preview_examples: int = 3
+    """Examples of each source that `task=preview` shows."""
     name: str = "default"
     """Label of the run: the folder below `output_root`."""
     output_root: str = "outputs"
@@ -111,7 +114,7 @@ class Run(Component):
     log: Log = MISSING
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        ("task", "name", "output_root", "fresh", "ranks", "checkpoint", "tracking", "log")
+        ("task", "preview_examples", "name", "output_root", "fresh", "ranks", "checkpoint", "tracking", "log")
     )
 
     def validate(self) -> None:
@@ -119,6 +122,8 @@ class Run(Component):
             raise ValueError(f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-', at most 100")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+        if self.preview_examples < 1:
+            raise ValueError(f"preview_examples: got {self.preview_examples}, expected 1 or more")
         if self.ranks != "auto" and not (self.ranks.isdigit() and int(self.ranks) > 0):
             raise ValueError(f"ranks: got {self.ranks!r}, expected auto or a positive number")
 

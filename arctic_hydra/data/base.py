@@ -36,6 +36,18 @@ class BatchGeometry:
         return self.micro_batch_size * self.accumulation * self.world.size
 
 
+@dataclass(frozen=True)
+class Example:
+    """One prepared example, for a person to look at."""
+
+    source: str
+    row: int
+    """Row number within the source."""
+    ids: list[int]
+    mask: list[int]
+    """1 where a token is trained on."""
+
+
 class Loader(Protocol):
     """Windows of one optimizer step each, addressable by position: resuming costs nothing."""
 
@@ -49,6 +61,9 @@ class Loader(Protocol):
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield this rank's windows of `epoch` from step `start` on, in an order drawn from the seed and the epoch."""
+
+    def preview(self, count: int) -> list[Example]:
+        """Return up to `count` examples of each source to look at."""
 
     def summary(self) -> dict[str, Any]:
         """Return plain figures about the data for the record: rows, tokens, supervised share, fill, per source."""

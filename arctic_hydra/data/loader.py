@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from arctic_hydra.batch import Batch, Window
-from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
 from arctic_hydra.data.store import Array, JoinedStore
 
@@ -121,16 +121,16 @@ class PackedLoader:
             "fingerprint": self.fingerprint,
         }
 
-    def example(self, index: int) -> dict[str, Any]:
-        """Return one prepared example for a person to look at: `ids`, `mask`, `source` name and `row` number."""
-        store = self._store
-        source = self.source_names[int(store.sources[index])]
-        return {
-            "ids": store.ids(index).tolist(),
-            "mask": store.mask(index).tolist(),
-            "source": source,
-            "row": int(store.rows[index]),
-        }
+    def preview(self, count: int) -> list[Example]:
+        """Return up to `count` examples of each source, spread evenly over it."""
+        found: list[Example] = []
+        for index, name in enumerate(self.source_names):
+            mine = self._examples[self._store.sources[self._examples] == index]
+            for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
+                example = int(mine[place])
+                ids, mask = self._store.ids(example).tolist(), self._store.mask(example).tolist()
+                found.append(Example(name, int(self._store.rows[example]), ids, mask))
+        return found
 
     def _window(self, order: Ints, step: int) -> Window:
         geometry = self._geometry
