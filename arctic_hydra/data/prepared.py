@@ -33,6 +33,13 @@ class Malformed(Enum):
     drop = "drop"
 
 
+class MixBy(Enum):
+    """What the weights of sources are shares of."""
+
+    examples = "examples"
+    tokens = "tokens"
+
+
 @dataclass(kw_only=True)
 class PreparedDataFactory(DataFactory):
     """Base: rows are encoded once, kept in a cache, and served as packs or padded rows."""
@@ -41,6 +48,10 @@ class PreparedDataFactory(DataFactory):
     """Most tokens of one example, and of one pack."""
     packing: bool = True
     """Put several examples into one row without padding; they do not see each other."""
+    group_by_length: bool = False
+    """Without packing: put examples of like length into a batch, which saves padding."""
+    mix_by: MixBy = MixBy.examples
+    """What the sources' `weight` are shares of, where they have one."""
     overlong: Overlong = Overlong.drop
     """What becomes of an example longer than `max_length`; cuts fall between turns where they can, and are reported."""
     malformed: Malformed = Malformed.error
@@ -66,8 +77,23 @@ class PreparedDataFactory(DataFactory):
                 ("sources", "got none, expected at least one; add one with a `/source@data.sources.<name>: hf` entry")
             )
         problems += self._split_problems()
+        problems += self._order_problems()
         if problems:
             raise FieldError(problems)
+
+    def _order_problems(self) -> Iterator[tuple[str, str]]:
+        if self.group_by_length and self.packing:
+            yield "group_by_length", "has no effect beside packing=true, which leaves no padding; pass packing=false"
+        weights = {name: getattr(source, "weight", None) for name, source in self.sources.items()}
+        without = [name for name, weight in weights.items() if weight is None]
+        if 0 < len(without) < len(weights):
+            text = "got none, but another source has one; expected a weight for each source or for none"
+            yield from ((f"sources.{name}.weight", text) for name in without)
+        if self.mix_by is not MixBy.examples and len(without) == len(weights):
+            yield "mix_by", "has no effect without a weight on the sources; set data.sources.<name>.weight"
+        for name, source in self.eval_sources.items():
+            if getattr(source, "weight", None) is not None:
+                yield f"eval_sources.{name}.weight", "has no effect: evaluation takes each example once; drop it"
 
     def _split_problems(self) -> Iterator[tuple[str, str]]:
         got = self.train_eval_split
@@ -211,7 +237,17 @@ class PreparedDataFactory(DataFactory):
 
         pad = tokenizer.pad_token_id
         assert isinstance(pad, int), "tokenizer factories return tokenizers with a pad token"
-        options = LoaderOptions(self.max_length, self.packing, training, pad, self.prefetch_steps)
+        weights = [getattr(source, "weight", None) for source in self.sources.values()] if training else []
+        options = LoaderOptions(
+            self.max_length,
+            self.packing,
+            training,
+            pad,
+            self.prefetch_steps,
+            self.group_by_length,
+            tuple(weight for weight in weights if weight is not None),
+            self.mix_by is MixBy.tokens,
+        )
         return PackedLoader(store, examples, source_names, geometry, options)
 
     def _sources(self, split: str) -> dict[str, DataSource]:

@@ -29,6 +29,8 @@ class SampledSource(DataSource):
     """Share of the rows to use, chosen at random; excludes `sample_count`."""
     sample_count: HumanInt | None = integer(None, minimum=1)
     """Number of rows to use, chosen at random (all where there are fewer); excludes `sample_ratio`."""
+    weight: HumanFloat | None = number(None, minimum=1e-9)
+    """Share of an epoch beside the other sources' weights, drawn anew in each epoch; unset: every row once."""
     sample_seed: HumanInt = integer(42, minimum=0)
     """Seed of the choice of rows."""
 
