@@ -200,7 +200,9 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
     root = cache_dir / "prepared"
     entry = root / key
     try:
-        return TokenStore(entry, key)
+        store = TokenStore(entry, key)
+        _mark_used(entry)
+        return store
     except DamagedEntryError:
         pass  # missing or damaged: looked at again under the lock
     _make_private(root)
@@ -225,6 +227,13 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
             shutil.rmtree(part, ignore_errors=True)  # nothing is there any more once it was renamed
         _sync_directory(root)
     return TokenStore(entry, key)
+
+
+def _mark_used(entry: Path) -> None:
+    try:
+        os.utime(entry / MANIFEST)  # `data.cache prune --older-than` goes by it
+    except OSError:
+        pass  # a cache that this user may only read
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def test_ranks_get_alike_work() -> None:
         window = order[start : start + 64]
         before.append(spread(window, costs, 2, 8))
         after.append(spread(balanced(window, costs, 2, 8), costs, 2, 8))
-    assert np.mean(before) > 1.1 and np.mean(after) < 1.02, "the slowest rank beside the mean"
+    assert np.mean(before) > 1.3 and np.mean(after) < 1.06, "the slowest rank beside the mean"
 
 
 def test_grouping_saves_padding_and_stays_random() -> None:
