@@ -94,6 +94,12 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
     if run.task is config.Task.check:
         print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
         return EXIT_DONE
+    if run.task is config.Task.preview:
+        from arctic_hydra.tasks import preview
+
+        directory.create()
+        print(f"written to {_relative(preview.execute(run, directory.path))}")
+        return EXIT_DONE
     if run.task is not config.Task.train:
         return _look_at(run, directory, tree)
     data = _data_digest(run)

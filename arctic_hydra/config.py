@@ -47,6 +47,7 @@ class Task(Enum):
     check = "check"
     evaluate = "evaluate"
     export = "export"
+    preview = "preview"
 
 
 @component(group="log", name="default")
@@ -88,11 +89,14 @@ class Run(Component):
 
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
-    """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers."""
+    """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers; preview:
+    show examples with their trained tokens."""
     from_checkpoint: str | None = None
     """What task=evaluate and task=export work on: a step, `best`, or a path; the run's newest good checkpoint when unset."""
     init_from: str | None = None
     """Start from the weights (only) of an export, a checkpoint, or another run's directory."""
+    preview_examples: int = 3
+    """Examples of each source that `task=preview` shows."""
     name: str = "default"
     """Label of the run: the folder below `output_root`."""
     output_root: str = "outputs"
@@ -117,7 +121,18 @@ class Run(Component):
     log: Log = MISSING
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        ("task", "from_checkpoint", "name", "output_root", "fresh", "ranks", "checkpoint", "tracking", "log")
+        (
+            "task",
+            "from_checkpoint",
+            "preview_examples",
+            "name",
+            "output_root",
+            "fresh",
+            "ranks",
+            "checkpoint",
+            "tracking",
+            "log",
+        )  # fmt: skip
     )
 
     def validate(self) -> None:
@@ -125,6 +140,8 @@ class Run(Component):
             raise ValueError(f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-', at most 100")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+        if self.preview_examples < 1:
+            raise ValueError(f"preview_examples: got {self.preview_examples}, expected 1 or more")
         if self.ranks != "auto" and not (self.ranks.isdigit() and int(self.ranks) > 0):
             raise ValueError(f"ranks: got {self.ranks!r}, expected auto or a positive number")
 

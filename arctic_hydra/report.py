@@ -74,6 +74,7 @@ def print_header(
         f"run      {run_dir}",
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
         f"data     {summary_line(loader)}",
+        *(f"         {line}" for line in data_table(loader.summary())),
         f"         evaluation: {summary_line(eval_loader) if eval_loader else 'none'}",
         f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
@@ -113,6 +114,34 @@ def summary_line(loader: Loader) -> str:
     if figures["packing"]:
         parts.append(f"{figures['packs']:,} packs of {figures['max_length']}, {figures['fill']:.1%} full")
     return ", ".join(parts)
+
+
+def data_table(figures: dict[str, Any], always: bool = False) -> list[str]:
+    """Return a table of what became of each source's rows: where there are several sources, or rows that were left out
+    or cut."""
+    prepared = {name: source["prepared"] for name, source in figures["sources"].items()}
+    touched = any(part["dropped"] or part["truncated"] or part["split"] for part in prepared.values())
+    if not (always or touched or len(prepared) > 1):
+        return []
+    percentiles = list(figures["length_tokens"])
+    head = ["source", "rows", "examples", "tokens", "trained", *percentiles, "left out or cut"]
+    rows = [head]
+    for name, source in figures["sources"].items():
+        part, lengths = prepared[name], source["length_tokens"]
+        changes = [f"{count:,} {reason}" for reason, count in part["dropped"].items()]
+        changes += [f"{part[what]:,} {what}" for what in ("truncated", "split") if part[what]]
+        changes += [f"{format_count(part['tokens_lost'])} tokens lost"] if part["tokens_lost"] else []
+        sizes = [f"{part['rows']:,}", f"{source['examples']:,}", format_count(source["tokens"])]
+        shares = [f"{source['supervised_share']:.0%}", *(f"{lengths[name]:,}" for name in percentiles)]
+        rows.append([name, *sizes, *shares, ", ".join(changes) or "nothing"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | None) -> dict[str, Any]:

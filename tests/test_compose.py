@@ -49,10 +49,16 @@ OPTIONS = [
 ]
 
 
+REQUIRING = (("data", "json"), ("data", "text"))
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
 def test_every_option_composes_and_builds(group, option):
     """Every file in conf/ gives a run that builds; what a file requires from the user is given here."""
-    required = ["data.sources.json.path=data.jsonl"] if option == "json" else []
+    required = [f"data.sources.{option}.path=data.jsonl"] if (group, option) in REQUIRING else []
+    required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
+    required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
+    required += ["trainer=causal"] if (group, option) == ("data", "text") else []
     chosen = f"{group}=[{option}]" if group in SEVERAL else f"{group}={option}"
     run = built(chosen, *required)
     assert config.run_id(run) == config.run_id(built(chosen, *required))
@@ -60,7 +66,7 @@ def test_every_option_composes_and_builds(group, option):
 
 @pytest.mark.parametrize("option", [*groups()["source"]])
 def test_every_source_composes(option):
-    required = ["data.sources.mine.path=x.jsonl"] if option in ("hf", "json") else []
+    required = ["data.sources.mine.path=x.jsonl"] if option != "bundled" else []
     run = built(f"+source@data.sources.mine={option}", *required)
     assert set(run.data.sources) == {"chat", "mine"}
 

@@ -1,4 +1,5 @@
 """Data: one module per kind of the config group `data`, and the sources that it reads."""
 
+from arctic_hydra.data import causal as causal
 from arctic_hydra.data import sft as sft
 from arctic_hydra.data import source as source

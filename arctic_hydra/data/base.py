@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from arctic_hydra.batch import Window
 from arctic_hydra.component import Component
+from arctic_hydra.data.formats import RowFormat
+from arctic_hydra.data.mapping import mapping_problems, places
+from arctic_hydra.data.messages import ROLES
 from arctic_hydra.distributed import World
+from arctic_hydra.errors import FieldError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +36,18 @@ class BatchGeometry:
         return self.micro_batch_size * self.accumulation * self.world.size
 
 
+@dataclass(frozen=True)
+class Example:
+    """One prepared example, for a person to look at."""
+
+    source: str
+    row: int
+    """Row number within the source."""
+    ids: list[int]
+    mask: list[int]
+    """1 where a token is trained on."""
+
+
 class Loader(Protocol):
     """Windows of one optimizer step each, addressable by position: resuming costs nothing."""
 
@@ -46,6 +62,9 @@ class Loader(Protocol):
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield this rank's windows of `epoch` from step `start` on, in an order drawn from the seed and the epoch."""
 
+    def preview(self, count: int) -> list[Example]:
+        """Return up to `count` examples of each source to look at."""
+
     def summary(self) -> dict[str, Any]:
         """Return plain figures about the data for the record: rows, tokens, supervised share, fill, per source."""
 
@@ -56,6 +75,24 @@ class DataSource(Component):
 
     process: bool = True
     """Whether rows are conversations or texts; false: they hold `input_ids` (and `labels`) already."""
+    format: RowFormat = RowFormat.auto
+    """Form of the rows; auto: told by the columns, and a row in another form is an error."""
+    role_mapping: dict[str, Any] = field(default_factory=dict)
+    """From roles to columns or paths, as in `{user: question, assistant: messages.role.assistant}`."""
+    content_key: str | None = None
+    """Where items of a `role_mapping` path hold their text; the first of content, text, message, value when unset."""
+
+    def validate(self) -> None:
+        """Check the role mapping; subclasses that check more call it too."""
+        problems = mapping_problems(self.role_mapping, ROLES)
+        if self.role_mapping and self.format not in (RowFormat.auto, RowFormat.question_answer):
+            problems.append(f"got a mapping beside format={self.format.value}, expected format=question_answer")
+        if problems:
+            raise FieldError([("role_mapping", problem) for problem in problems])
+        if self.content_key and not any("." in place for _, place in places(self.role_mapping)):
+            raise FieldError(
+                [("content_key", "has no effect without a path (array.field.value) in role_mapping; drop it")]
+            )
 
     @abstractmethod
     def load(self, split: str) -> Any:

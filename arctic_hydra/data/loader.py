@@ -14,16 +14,17 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from arctic_hydra.batch import Batch, Window
-from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.base import BatchGeometry, Example
+from arctic_hydra.data.order import balanced, grouped_order, mix
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
-from arctic_hydra.data.store import Array, TokenStore
+from arctic_hydra.data.store import Array, JoinedStore
 
 PERCENTILES = (50, 90, 99, 100)
 
@@ -37,6 +38,10 @@ class LoaderOptions:
     shuffle: bool
     pad_token_id: int
     prefetch_steps: int
+    group_by_length: bool = False
+    weights: tuple[float, ...] = ()
+    """Share of each source in an epoch; empty: every example once."""
+    mix_by_tokens: bool = False
 
 
 class PackedLoader:
@@ -44,7 +49,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        store: TokenStore,
+        store: JoinedStore,
         examples: Ints,
         source_names: list[str],
         geometry: BatchGeometry,
@@ -54,8 +59,8 @@ class PackedLoader:
         self.source_names = source_names
         self._store, self._examples = store, examples
         self._geometry, self._options = geometry, options
-        lengths = store.lengths[examples]
-        self.plan: Plan = (plan_packs if options.packing else plan_singles)(lengths, options.max_length)
+        self._mixed: tuple[int, Plan] | None = None
+        self.plan = self._plan(0)
         self.fingerprint = self._hash()
 
     def _hash(self) -> str:
@@ -67,31 +72,59 @@ class PackedLoader:
                 self.plan.examples.astype("<i8").tobytes() + self.plan.bounds.astype("<i8").tobytes()
             ).hexdigest(),
             "shuffle": self._geometry.seed if options.shuffle else None,
+            "order": [options.group_by_length, options.weights, options.mix_by_tokens],
             "global_batch_size": self._geometry.global_batch_size,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def steps(self, epoch: int) -> int:
         """Optimizer steps in `epoch`, the ragged last one included."""
-        return -(-len(self.plan) // self._geometry.global_batch_size)
+        return -(-len(self._plan(epoch)) // self._geometry.global_batch_size)
+
+    def _plan(self, epoch: int) -> Plan:
+        """Return the packs of an epoch: one plan for all, or a new one for each where sources are mixed by weight."""
+        options = self._options
+        number = epoch if options.weights else 0
+        if self._mixed is not None and self._mixed[0] == number:
+            return self._mixed[1]
+        lengths = self._store.lengths[self._examples]
+        make = plan_packs if options.packing else plan_singles
+        if options.weights:
+            sizes = lengths if options.mix_by_tokens else np.ones(len(lengths), dtype=np.int64)
+            sources = self._store.sources[self._examples]
+            chosen = mix(sources, sizes, options.weights, self._geometry.seed, epoch)
+            plan = make(lengths[chosen], options.max_length)
+            plan = replace(plan, examples=chosen[plan.examples])
+        else:
+            plan = make(lengths, options.max_length)
+        self._mixed = (number, plan)
+        return plan
+
+    def _order(self, plan: Plan, epoch: int) -> Ints:
+        geometry = self._geometry
+        if not self._options.shuffle:
+            return np.arange(len(plan))
+        if self._options.group_by_length:
+            lengths = self._store.lengths[self._examples][plan.examples]
+            return grouped_order(lengths, geometry.global_batch_size, geometry.seed, epoch)
+        return epoch_order(len(plan), geometry.seed, epoch)
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield this rank's windows of `epoch` from step `start` on, made ahead by a thread of this process."""
-        order = (
-            epoch_order(len(self.plan), self._geometry.seed, epoch)
-            if self._options.shuffle
-            else np.arange(len(self.plan))
-        )
+        plan = self._plan(epoch)
+        order = self._order(plan, epoch)
+        squares = self._store.lengths[self._examples][plan.examples].astype(np.float64) ** 2
+        costs = np.add.reduceat(squares, plan.bounds[:-1]) if len(plan) else squares
         steps = range(start, self.steps(epoch))
         if not self._options.prefetch_steps:
             for step in steps:
-                yield self._window(order, step)
+                yield self._window(plan, order, costs, step)
             return
         waiting: deque[Future[Window]] = deque()
         pool = ThreadPoolExecutor(1, thread_name_prefix="arctic_hydra-loader")
         try:
             for step in steps:
-                waiting.append(pool.submit(self._window, order, step))
+                waiting.append(pool.submit(self._window, plan, order, costs, step))
                 if len(waiting) > self._options.prefetch_steps:
                     yield waiting.popleft().result()
             while waiting:
@@ -121,30 +154,32 @@ class PackedLoader:
             "fingerprint": self.fingerprint,
         }
 
-    def example(self, index: int) -> dict[str, Any]:
-        """Return one prepared example for a person to look at: `ids`, `mask`, `source` name and `row` number."""
-        store = self._store
-        source = self.source_names[int(store.sources[index])]
-        return {
-            "ids": store.ids(index).tolist(),
-            "mask": store.mask(index).tolist(),
-            "source": source,
-            "row": int(store.rows[index]),
-        }
+    def preview(self, count: int) -> list[Example]:
+        """Return up to `count` examples of each source, spread evenly over it."""
+        found: list[Example] = []
+        for index, name in enumerate(self.source_names):
+            mine = self._examples[self._store.sources[self._examples] == index]
+            for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
+                example = int(mine[place])
+                ids, mask = self._store.ids(example).tolist(), self._store.mask(example).tolist()
+                found.append(Example(name, int(self._store.rows[example]), ids, mask))
+        return found
 
-    def _window(self, order: Ints, step: int) -> Window:
+    def _window(self, plan: Plan, order: Ints, costs: Array, step: int) -> Window:
         geometry = self._geometry
         packs = order[step * geometry.global_batch_size : (step + 1) * geometry.global_batch_size]
+        if geometry.world.size > 1:
+            packs = balanced(packs, costs, geometry.micro_batch_size, geometry.world.size)
         per_micro = geometry.micro_batch_size * geometry.world.size
         batches = []
         for first in range(0, len(packs), per_micro):
             mine = first + geometry.world.rank * geometry.micro_batch_size
             stop = min(mine + geometry.micro_batch_size, first + per_micro)
-            batches.append(self._batch(packs[mine:stop]))
+            batches.append(self._batch(plan, packs[mine:stop]))
         return Window(batches, step_in_epoch=step)
 
-    def _batch(self, packs: Ints) -> Batch:
-        chosen = [self._examples[example] for pack in packs for example in self.plan.pack(int(pack))]
+    def _batch(self, plan: Plan, packs: Ints) -> Batch:
+        chosen = [self._examples[example] for pack in packs for example in plan.pack(int(pack))]
         documents = [int(example) for example in chosen]
         if not documents:
             batch = _dummy(self._options.pad_token_id, self._options.packing)
@@ -155,7 +190,7 @@ class PackedLoader:
         return _pin(batch) if torch.cuda.is_available() else batch
 
 
-def _packed(store: TokenStore, documents: list[int]) -> Batch:
+def _packed(store: JoinedStore, documents: list[int]) -> Batch:
     """Return the documents one after another in one row of T tokens."""
     lengths = store.lengths[documents].astype(np.int64)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -180,7 +215,7 @@ def _packed(store: TokenStore, documents: list[int]) -> Batch:
     )
 
 
-def _padded(store: TokenStore, documents: list[int], pad_token_id: int) -> Batch:
+def _padded(store: JoinedStore, documents: list[int], pad_token_id: int) -> Batch:
     """Return one document a row, right-padded to the longest."""
     lengths = store.lengths[documents].astype(np.int64)
     shape = (len(documents), int(lengths.max()))

@@ -6,16 +6,17 @@ prefix of the chat. Either way the tokens of each span, decoded, must give back 
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from arctic_hydra.data.messages import Message, RowProblem
+from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
+_EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE: list[Message] = [{"role": "user", "content": "x"}]
 # Llama 3.1 writes today's date unless it is given one; a training set must not change at midnight.
@@ -30,20 +32,31 @@ _FIXED_DATE = "26 Jul 2024"
 _TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
 
 
-@dataclass
-class Chat:
-    """One checked conversation."""
+@dataclass(frozen=True)
+class TurnChoice:
+    """Which turns of a conversation are trained on."""
 
-    messages: list[Message]
-    tools: list[Any] | None = None
+    roles: tuple[str, ...] = ("assistant",)
+    last_only: bool = False
+    """Only the last turn of these roles."""
+    ignore_empty_think: bool = False
+    """Leave empty thinking blocks at the start of an answer out of the loss."""
+
+    def of(self, chat: Chat) -> list[int]:
+        """Return the indices of the messages to train on."""
+        chosen = [index for index, message in enumerate(chat.messages) if message["role"] in self.roles]
+        chosen = chosen[-1:] if self.last_only else chosen
+        return [index for index in chosen if chat.weights is None or chat.weights[index]]
 
 
 @dataclass
 class Encoded:
-    """Token ids of one conversation, and the token spans that are trained on."""
+    """Token ids of one example, and the token spans that are trained on."""
 
     ids: list[int]
     spans: list[Span]
+    turn_ends: list[int] = field(default_factory=list)
+    """Where a trained turn is over: the places to cut at."""
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -60,8 +73,11 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 class ChatEncoder:
     """Renders, tokenises and masks conversations in batches."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None) -> None:
+        self._turns = turns or TurnChoice()
         self._template = template_of(tokenizer)
+        known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
+        self._reasoning_key = known[0] if len(known) == 1 else None
         self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -115,7 +131,7 @@ class ChatEncoder:
     ) -> list[tuple[str, list[Span]]]:
         tagged = self._tagged and not generate
         texts, spans = render_jinja_template(  # type: ignore[misc]
-            conversations=conversations,
+            conversations=[[self._named(message) for message in messages] for messages in conversations],
             tools=tools,
             chat_template=self._template,
             return_assistant_tokens_mask=tagged,
@@ -123,6 +139,13 @@ class ChatEncoder:
             **self._variables,
         )
         return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
+
+    def _named(self, message: Message) -> Message:
+        """Return the message with its thoughts under the one name that the template knows."""
+        other = next((key for key in REASONING_KEYS if key in message), None)
+        if self._reasoning_key is None or other in (None, self._reasoning_key):
+            return message
+        return {self._reasoning_key if key == other else key: value for key, value in message.items()}
 
     def _render_all(self, chats: Sequence[Chat]) -> list[tuple[str, list[Span]] | RowProblem]:
         # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
@@ -144,9 +167,18 @@ class ChatEncoder:
         return results
 
     def _answer_spans(self, chat: Chat, text: str, marked: list[Span]) -> list[Span]:
+        _check_complete(chat, text)
+        wanted = self._turns.of(chat)
+        tagged = self._tagged_spans(chat, text, marked) if self._tagged else {}
+        spans = [tagged[index] if index in tagged else self._prefix_span(chat, text, index) for index in wanted]
+        if not self._turns.ignore_empty_think:
+            return spans
+        thoughts = [_EMPTY_THINK.match(text, start, end) for start, end in spans]
+        return [(thought.end() if thought else span[0], span[1]) for span, thought in zip(spans, thoughts, strict=True)]
+
+    def _tagged_spans(self, chat: Chat, text: str, marked: list[Span]) -> dict[int, Span]:
+        """Return the span of each assistant message, by index."""
         answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
-        if not self._tagged:
-            return [self._prefix_span(chat, text, index) for index in answers]
         joined: list[Span] = []
         for first, last in marked:  # a turn may be written in several blocks, one right after the other
             if joined and joined[-1][1] == first and len(marked) > len(answers):
@@ -159,15 +191,20 @@ class ChatEncoder:
                 f"the chat template marks {len(joined)} generation blocks for {len(answers)} assistant messages; "
                 f"expected one for each; {_TAGGED_ADVICE}",
             )
-        return [self._fit(text, span, chat.messages[index], index) for span, index in zip(joined, answers, strict=True)]
+        return {
+            index: self._fit(text, span, chat.messages[index], index)
+            for span, index in zip(joined, answers, strict=True)
+        }
 
     def _prefix_span(self, chat: Chat, text: str, index: int) -> Span:
-        prompt = self._render([chat.messages[:index]], chat.tools, generate=True)[0][0] if index else ""
+        is_answer = chat.messages[index]["role"] == "assistant"
+        prompt = self._render([chat.messages[:index]], chat.tools, generate=is_answer)[0][0] if index else ""
         if not text.startswith(prompt):
             raise self._not_a_prefix(index)
         start = len(prompt)
         content = chat.messages[index].get("content") or ""
-        for answer in dict.fromkeys((content, content.strip())) if not chat.messages[index].get("tool_calls") else ():
+        plain = is_answer and not chat.messages[index].get("tool_calls")
+        for answer in dict.fromkeys((content, content.strip())) if plain else ():
             begin = start if text.startswith(answer, start) else _skip_space(text, start)
             if text.startswith(answer, begin):
                 stop = self._special.match(text, _skip_space(text, begin + len(answer)))
@@ -190,7 +227,8 @@ class ChatEncoder:
     def _fit(self, text: str, span: Span, message: Message, index: int) -> Span:
         """Return `span` narrowed or widened to exactly what the model writes: the answer and its stop token."""
         start, end = span
-        if self._header and text.startswith(self._header, start) and len(self._header) <= end - start:
+        is_answer = message["role"] == "assistant"
+        if is_answer and self._header and text.startswith(self._header, start) and len(self._header) <= end - start:
             start += len(self._header)
         content = message.get("content") or ""
         body_end, stop_end = self._stop(text, start, end, content)
@@ -209,7 +247,7 @@ class ChatEncoder:
                 f"{_short(body)}; pass tokenizer.chat_template=<file> with a template that writes answers unchanged",
             )
         prefix = body[:place]
-        if prefix.strip() and not self._is_generated(prefix, message):
+        if not is_answer or (prefix.strip() and not self._is_generated(prefix, message)):
             start += place
         return (start, stop_end)
 
@@ -231,7 +269,7 @@ class ChatEncoder:
 
     def _is_generated(self, prefix: str, message: Message) -> bool:
         """Whether text before the answer is the model's own: thoughts, channels, calls; else it is a header."""
-        thoughts = any(message.get(key) for key in ("reasoning_content", "reasoning", "thinking", "tool_calls"))
+        thoughts = any(message.get(key) for key in (*REASONING_KEYS, "tool_calls"))
         return thoughts or "think>" in prefix or (bool(self._header) and self._special.search(prefix) is not None)
 
     def _realign(self, encoded: Encoded, text: str, spans: list[Span]) -> Encoded | RowProblem:
@@ -285,7 +323,33 @@ class ChatEncoder:
             ids, shift = ids[1:], shift - 1
         if self._adds_bos and ids[:1] != [bos]:
             ids, shift = [bos, *ids], 1
-        return Encoded(ids, [(first + shift, last + shift) for first, last in encoded.spans]) if shift else encoded
+        spans = [(first + shift, last + shift) for first, last in encoded.spans]
+        return Encoded(ids, spans, [last for _, last in spans])
+
+
+def _check_complete(chat: Chat, text: str) -> None:
+    """Raise RowProblem when the template left a turn or the tools out, or wrote the user's turns in another order."""
+    place = 0
+    for index, message in enumerate(chat.messages):
+        content = (message.get("content") or "").strip()
+        names = [call.get("function", call).get("name", "") for call in message.get("tool_calls", [])]
+        found = text.find(content, place) if message["role"] == "user" else 0
+        if message["role"] != "assistant" and content not in text:  # some templates write a tool's answer as JSON
+            found = text.find(json.dumps(content, ensure_ascii=False)[1:-1]) if message["role"] == "tool" else -1
+        if found < 0 or not all(name in text for name in names):
+            raise RowProblem(
+                "template",
+                f"message {index}: the chat template leaves this {message['role']} turn out, or changes or moves it; got "
+                f"{_short(content)}, expected it in the rendered chat; pass tokenizer.chat_template=<file>",
+            )
+        if message["role"] == "user":
+            place = found + len(content)
+    if chat.tools and not all(str(tool.get("function", tool).get("name", "")) in text for tool in chat.tools):
+        raise RowProblem(
+            "template",
+            "the chat template leaves the tools out, so the model would be trained on calls that it cannot know of; "
+            "pass tokenizer.chat_template=<file> with a template that writes `tools`",
+        )
 
 
 def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:

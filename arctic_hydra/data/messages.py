@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 # Which roles may stand before each role; None is the start of the conversation.
 _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
@@ -27,62 +30,150 @@ class RowProblem(ValueError):
         super().__init__(text)
 
 
-def read_messages(row: Mapping[str, Any]) -> list[Message]:
-    """Return the checked messages of a row, without the keys that hold None.
+@dataclass
+class Chat:
+    """One checked conversation."""
 
-    Raises RowProblem: no `messages`, an unknown role, roles out of order, content that is no text, no answer.
+    messages: list[Message]
+    tools: list[Any] | None = None
+    weights: list[int] | None = None
+    """1 or 0 for each message: whether it may be trained on; None is 1 for all."""
+
+
+@dataclass
+class PlainText:
+    """A text that no chat template touches; trained on from character `start`."""
+
+    text: str
+    start: int = 0
+
+
+def malformed(text: str) -> RowProblem:
+    """Return the problem of a row that is no proper example."""
+    return RowProblem("malformed", text)
+
+
+def read_chat(row: Mapping[str, Any], column: str = "messages") -> Chat:
+    """Return the checked conversation in `column` of a row, with its tools.
+
+    Raises RowProblem: no such column, an unknown role, roles out of order, content that is no text, no answer.
     """
-    if "messages" not in row:
-        raise RowProblem(
-            "malformed",
-            f"no 'messages' column; got the columns {', '.join(sorted(row)) or '(none)'}; expected 'messages', a list "
-            f"of {{role, content}}",
+    if row.get(column) is None:
+        raise malformed(
+            f"no '{column}' column; got the columns {columns_of(row)}; expected '{column}', a list of {{role, content}}"
         )
-    messages = row["messages"]
+    return check_chat(row[column], read_tools(row), column)
+
+
+def columns_of(row: Mapping[str, Any]) -> str:
+    """Return the names of the columns that hold something, for a person."""
+    return ", ".join(sorted(name for name, value in row.items() if value is not None)) or "(none)"
+
+
+def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "messages") -> Chat:
+    """Return checked messages without the keys that hold None; raises RowProblem naming the message."""
+    check_turns(messages, column)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise malformed("no assistant message, so there is nothing to train on")
+    kept = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    weights = [_weight(message.pop("weight", 1), index) for index, message in enumerate(kept)]
+    for index, message in enumerate(kept):
+        if "tool_calls" in message:
+            message["tool_calls"] = _read_calls(message["tool_calls"], f"message {index}")
+    return Chat(kept, tools, weights if 0 in weights else None)
+
+
+def check_turns(messages: Any, column: str = "messages") -> None:
+    """Check roles, their order and contents; raises RowProblem naming the message."""
     if not isinstance(messages, list):
-        raise RowProblem("malformed", f"messages is a {type(messages).__name__}, expected a list of {{role, content}}")
+        raise malformed(f"{column} is a {type(messages).__name__}, expected a list of {{role, content}}")
     if not messages:
-        raise RowProblem("malformed", "messages is empty, expected at least one question and one answer")
+        raise malformed(f"{column} is empty, expected at least one question and one answer")
     previous: str | None = None
     for index, message in enumerate(messages):
         _check_message(message, f"message {index}")
         role = message["role"]
         if previous not in _MAY_FOLLOW[role]:
             where = f"after {previous!r}" if previous else "at the start"
-            raise RowProblem(
-                "malformed",
+            raise malformed(
                 f"message {index}: role {role!r} cannot stand {where}; expected an optional system message, then user "
-                f"and assistant in turn, tool messages only after an assistant's call",
+                f"and assistant in turn, tool messages only after an assistant's call"
             )
         previous = role
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowProblem("malformed", "no assistant message, so there is nothing to train on")
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
 def read_tools(row: Mapping[str, Any]) -> list[Any] | None:
-    """Return the row's tool schemas, None where it has none. Raises RowProblem when `tools` is no list."""
+    """Return the row's tool schemas, None where it has none; `tools` may be JSON text.
+
+    Raises RowProblem when it is neither a list of objects nor JSON text of one.
+    """
     tools = row.get("tools")
-    if tools is None or tools == []:
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise malformed(f"tools is str, expected a list of JSON schemas or JSON text of one ({error})") from error
+    if tools is None or tools == [] or tools == "":
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RowProblem("malformed", f"tools is {type(tools).__name__}, expected a list of JSON schemas")
-    return tools
+        raise malformed(f"tools is {type(tools).__name__}, expected a list of JSON schemas")
+    # Templates are written for the OpenAI form, {type: function, function: {...}}.
+    return [tool if "type" in tool or "name" not in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def _read_calls(calls: Any, where: str) -> list[Any]:
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise malformed(f"{where}: tool_calls is {type(calls).__name__}, expected a list of objects")
+    return [_read_call(call, where) for call in calls]
+
+
+def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a call with its arguments as an object: OpenAI sends JSON text, templates would write that as a string."""
+    inner = call.get("function", call)
+    arguments = inner.get("arguments") if isinstance(inner, dict) else None
+    if not isinstance(arguments, str):
+        return call
+    try:
+        inner = {**inner, "arguments": json.loads(arguments)}
+    except ValueError as error:
+        raise malformed(f"{where}: the arguments of a tool call are not JSON ({error})") from error
+    return {**call, "function": inner} if "function" in call else inner
+
+
+def _weight(value: Any, index: int) -> int:
+    if value not in (0, 1):
+        raise malformed(f"message {index}: weight is {value!r}, expected 0 (not trained on) or 1")
+    return int(value)
 
 
 def _check_message(message: Any, where: str) -> None:
     if not isinstance(message, dict):
-        raise RowProblem("malformed", f"{where} is a {type(message).__name__}, expected an object {{role, content}}")
+        raise malformed(f"{where} is a {type(message).__name__}, expected an object {{role, content}}")
     role = message.get("role")
     if role not in ROLES:
         hint = (
             "; ShareGPT rows (from, value) have another form" if "from" in message or role in ("human", "gpt") else ""
         )
-        raise RowProblem("malformed", f"{where}: role {role!r}, expected one of {', '.join(ROLES)}{hint}")
+        raise malformed(f"{where}: role {role!r}, expected one of {', '.join(ROLES)}{hint}")
     content = message.get("content")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return
-    if not isinstance(content, str):
-        got = "null" if content is None and "content" in message else type(content).__name__
-        got = got if "content" in message else f"missing (keys: {', '.join(sorted(message))})"
-        raise RowProblem("malformed", f"{where} ({role}): content is {got}, expected a text")
+    for key in REASONING_KEYS:
+        if message.get(key) is not None:
+            check_text(message[key], f"{where} ({role}): {key}")
+    if content is None and "content" not in message:
+        raise malformed(f"{where} ({role}): content is missing (keys: {', '.join(sorted(message))}), expected a text")
+    check_text(content, f"{where} ({role}): content")
+
+
+def check_text(value: Any, what: str) -> str:
+    """Return `value` where it is a text to train on; raises RowProblem saying what it is instead."""
+    if not isinstance(value, str):
+        got = "null" if value is None else type(value).__name__
+        kinds = {part.get("type") for part in value if isinstance(part, dict)} if isinstance(value, list) else set()
+        media = sorted(str(kind) for kind in kinds - {"text", None})
+        hint = f" (with {', '.join(media)} parts; this trains on text only)" if media else ""
+        raise malformed(f"{what} is {got}{hint}, expected a text")
+    if "\0" in value:
+        raise malformed(f"{what} holds a NUL character at place {value.index(chr(0))}, expected a text")
+    return value

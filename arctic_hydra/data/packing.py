@@ -16,6 +16,11 @@ import numpy as np
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
+GOOD_FILL = 0.999
+MOST_PATTERNS = 4000
+"""Bounds the time of filling bins exactly; what is left then is packed best-fit."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Packs of examples: pack p holds `examples[bounds[p]:bounds[p + 1]]`."""
@@ -51,12 +56,20 @@ def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
         raise ValueError(f"example {worst} has {int(lengths[worst])} tokens, more than a pack of {capacity} holds")
     if len(lengths) and int(lengths.min()) < 1:
         raise ValueError(f"example {int(lengths.argmin())} has no tokens")
+    plan = _pack(lengths, capacity, exact_first=False)
+    if plan.fill < GOOD_FILL:  # no short examples to fill the gaps that best-fit leaves: choose what leaves none
+        other = _pack(lengths, capacity, exact_first=True)
+        plan = other if len(other) < len(plan) else plan
+    return plan
+
+
+def _pack(lengths: Ints, capacity: int, exact_first: bool) -> Plan:
     longest_first = np.argsort(-lengths, kind="stable")
     sizes, starts, counts = _histogram(lengths[longest_first])
     bins = np.empty(len(lengths), dtype=np.int64)
     rooms = _Rooms()
-    for size, start, count in zip(sizes, starts, counts, strict=True):
-        placed = 0
+    done = _fill_exactly(rooms, capacity, sizes, starts, counts, bins) if exact_first else [0] * len(sizes)
+    for size, start, count, placed in zip(sizes, starts, counts, done, strict=True):
         while placed < count:
             room, ids = rooms.tightest(size) or (capacity, rooms.open(-(-(count - placed) // (capacity // size))))
             placed += _fill(rooms, room, ids, size, bins[start + placed : start + count])
@@ -138,3 +151,70 @@ def _histogram(descending: Ints) -> tuple[list[int], list[int], list[int]]:
     starts = np.concatenate([[0], np.flatnonzero(np.diff(descending)) + 1])
     counts = np.diff(np.concatenate([starts, [len(descending)]]))
     return descending[starts].tolist(), starts.tolist(), counts.tolist()
+
+
+def _fill_exactly(
+    rooms: _Rooms, capacity: int, sizes: list[int], starts: list[int], counts: list[int], bins: Ints
+) -> list[int]:
+    """Fill bins to the brim, alike ones at once, as long as that can be done; return how many of each size are placed.
+
+    A pattern takes the longest sizes first and ends in one or two sizes that fit exactly.
+    """
+    left = np.zeros(capacity + 1, dtype=np.int64)
+    left[sizes] = counts
+    start_of, count_of = dict(zip(sizes, starts, strict=True)), dict(zip(sizes, counts, strict=True))
+    waiting = list(sizes)  # longest first
+    for _ in range(MOST_PATTERNS):
+        while waiting and left[waiting[0]] == 0:
+            waiting.pop(0)
+        if not waiting:
+            break
+        pattern = _pattern(left, capacity, waiting)
+        if pattern is None:
+            waiting.pop(0)
+            continue
+        times = min(int(left[size]) // number for size, number in pattern.items())
+        ids = rooms.open(times)
+        for size, number in pattern.items():
+            first = start_of[size] + count_of[size] - int(left[size])
+            bins[first : first + times * number] = np.repeat(ids, number)
+            left[size] -= times * number
+    return [count - int(left[size]) for size, count in zip(sizes, counts, strict=True)]
+
+
+def _pattern(left: Ints, capacity: int, waiting: list[int]) -> dict[int, int] | None:
+    """Return sizes and how many of each, the first of `waiting` among them, that make up exactly `capacity`."""
+    pattern: dict[int, int] = {}
+    room = capacity
+    for size in waiting:
+        most = min(int(left[size]), room // size)
+        for number in range(most, max(most - 3, 0 if pattern else 1) - 1, -1):
+            rest = _exactly(left, room - number * size, {**pattern, size: number})
+            if rest is not None:
+                found = {**pattern, size: number}
+                for last in rest:
+                    found[last] = found.get(last, 0) + 1
+                return {key: value for key, value in found.items() if value}
+        if most:
+            pattern[size] = most
+            room -= most * size
+    return None
+
+
+def _exactly(left: Ints, room: int, taken: dict[int, int]) -> list[int] | None:
+    """Return none, one or two sizes that sum to `room` and are still there, the most plentiful ones; None if none do."""
+    if room == 0:
+        return []
+    if left[room] > taken.get(room, 0):
+        return [room]
+    there = left[:room].copy()
+    for size, number in taken.items():
+        if size < room:
+            there[size] -= number
+    pairs = np.minimum(there[1:], there[1:][::-1])  # counts of a and of room - a, for a = 1 .. room - 1
+    if room % 2 == 0 and len(pairs):
+        pairs[room // 2 - 1] //= 2
+    if not len(pairs) or pairs.max() <= 0:
+        return None
+    first = int(pairs.argmax()) + 1
+    return [first, room - first]

@@ -2,223 +2,71 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import field
 from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
-from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource, Loader
+from arctic_hydra.data.formats import Reading, RowFormat
+from arctic_hydra.data.lengths import Overlong as Overlong
+from arctic_hydra.data.messages import ROLES
+from arctic_hydra.data.prepared import Malformed as Malformed
+from arctic_hydra.data.prepared import PreparedDataFactory
 from arctic_hydra.errors import DataError, FieldError
-from arctic_hydra.human_numbers import HumanInt, integer, parse_human_number
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from arctic_hydra.data.packing import Ints
-    from arctic_hydra.data.prepare import Options, SourceRows
-    from arctic_hydra.data.store import TokenStore
-    from arctic_hydra.distributed import World
+    from arctic_hydra.data.examples import Options
+    from arctic_hydra.data.source.rows import Rows
 
 
-class Overlong(Enum):
-    """What becomes of an example longer than `max_length`."""
+class TrainOn(Enum):
+    """Which turns are trained on."""
 
-    drop = "drop"
-    keep_start = "keep_start"
-    error = "error"
-
-
-class Malformed(Enum):
-    """What becomes of a row that is no proper conversation."""
-
-    error = "error"
-    drop = "drop"
+    all = "all"
+    last = "last"
 
 
 @component(group="data", name="sft")
-class SFTDataFactory(DataFactory):
+class SFTDataFactory(PreparedDataFactory):
     """Conversations, rendered with the chat template and trained on each answer and its stop token."""
 
-    max_length: HumanInt = integer(2048, minimum=2)
-    """Most tokens of one example, and of one pack."""
-    packing: bool = True
-    """Put several examples into one row without padding; they do not see each other."""
     mask_inputs: bool = True
     """Train on answers only; false: on every token."""
-    overlong: Overlong = Overlong.drop
-    """What becomes of an example longer than `max_length`; reported either way."""
-    malformed: Malformed = Malformed.error
-    """What becomes of a row that is no proper conversation; `drop` counts it."""
-    train_eval_split: list[Any] = field(default_factory=lambda: [1.0, 0.0])
-    """Shares of the sources' examples to train on and to evaluate on; sums to 1."""
-    num_proc: HumanInt | None = integer(None, minimum=1)
-    """Processes that prepare data; all cores when unset."""
-    cache: bool = True
-    """Keep prepared data for the next run (`on`), or prepare it in every process of every run (`off`)."""
-    cache_dir: str | None = None
-    """Directory of prepared data; `$XDG_CACHE_HOME/arctic_hydra` when unset."""
-    prefetch_steps: HumanInt = integer(2, minimum=0)
-    """Optimizer steps whose batches are made ahead by a thread; 0 makes each when it is asked for."""
-
-    outside_identity: ClassVar[frozenset[str]] = frozenset(("num_proc", "cache", "cache_dir", "prefetch_steps"))
+    train_on: TrainOn = TrainOn.all
+    """Train on all turns of `train_roles`, or on the last one of each conversation."""
+    train_roles: list[str] = field(default_factory=lambda: ["assistant"])
+    """Roles whose turns are trained on; a message with `weight: 0` is left out."""
+    ignore_empty_think: bool = False
+    """Leave an empty `<think></think>` at the start of an answer out of the loss."""
 
     def validate(self) -> None:
-        """Check that there are sources, and that evaluation data comes from one place."""
-        problems: list[tuple[str, str]] = []
-        if not self.sources:
-            problems.append(
-                ("sources", "got none, expected at least one; add one with a `/source@data.sources.<name>: hf` entry")
+        """Check the roles, besides what every prepared data factory checks."""
+        super().validate()
+        unknown = [role for role in self.train_roles if role not in ROLES]
+        if unknown or not self.train_roles:
+            got = f"got {unknown[0]!r}" if unknown else "got none"
+            raise FieldError([("train_roles", f"{got}, expected one or more of {', '.join(ROLES)}")])
+        chosen = self.train_on is not TrainOn.all or self.train_roles != ["assistant"] or self.ignore_empty_think
+        if not self.mask_inputs and chosen:
+            text = (
+                "got false, which trains on every token, beside train_on, train_roles or ignore_empty_think; drop one"
             )
-        problems += self._split_problems()
-        if problems:
-            raise FieldError(problems)
+            raise FieldError([("mask_inputs", text)])
 
-    def _split_problems(self) -> Iterator[tuple[str, str]]:
-        got = self.train_eval_split
-        try:
-            self.train_eval_split = [float(parse_human_number(share)) for share in got]
-        except ValueError as error:
-            yield "train_eval_split", str(error)
-            return
-        shares = self.train_eval_split
-        if len(shares) != 2 or not all(0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-            yield "train_eval_split", f"got {got}, expected two shares from 0 to 1 that sum to 1, such as [0.9, 0.1]"
-        elif shares[0] == 0:
-            yield "train_eval_split", f"got {got}, which leaves nothing to train on; expected a first share above 0"
-        elif shares[1] > 0 and self.eval_sources:
-            names = ", ".join(self.eval_sources)
-            drop = " ".join(f"~data.eval_sources.{name}" for name in self.eval_sources)
-            text = f"got {got} beside eval_sources ({names}); expected one of them; pass [1.0, 0.0], or {drop}"
-            yield "train_eval_split", text
+    def options(self) -> Options:
+        """Return what turns rows into examples."""
+        from arctic_hydra.data.examples import Options
+        from arctic_hydra.data.masks import TurnChoice
 
-    def check_environment(self) -> Iterator[str]:
-        """Yield what the sources lack on this machine, their key within this factory first."""
-        for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
-            for name, source in sources.items():
-                for problem in source.check_environment():
-                    yield f"{group}.{name}.{problem}"
+        turns = TurnChoice(tuple(self.train_roles), self.train_on is TrainOn.last, self.ignore_empty_think)
+        return Options(self.max_length, self.mask_inputs, self.overlong.value, self.malformed.value, turns)
 
-    @property
-    def has_evaluation(self) -> bool:
-        """Whether there will be an evaluation loader."""
-        return bool(self.eval_sources) or self.train_eval_split[1] > 0
-
-    def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:
-        """Return the training loader, and the evaluation loader where there is evaluation data.
-
-        Needs no collective: ranks that share the cache wait for its lock, others prepare the same data themselves.
-        """
-        store = self.process("train", tokenizer, geometry.world)
-        with self.event("split"):
-            train, held_out = self.split(store, geometry.seed)
-        loader = self.create_loader(store, train, list(self.sources), tokenizer, geometry, training=True)
-        if self.eval_sources:
-            store = self.process("eval", tokenizer, geometry.world)
-            held_out = _all_of(store)
-        if not len(held_out):
-            return loader, None
-        names = list(self.eval_sources or self.sources)
-        return loader, self.create_loader(store, held_out, names, tokenizer, geometry, training=False)
-
-    def load(self, split: str) -> list[SourceRows]:
-        """Return the rows of the sources (`train`) or of the eval sources (`eval`)."""
-        from arctic_hydra.data.prepare import SourceRows
-        from arctic_hydra.data.source.rows import as_rows
-
-        loaded = []
-        for name, source in self._sources(split).items():
-            key = self._key(split, name)
-            try:
-                loaded.append(SourceRows(key, name, as_rows(source.load(split)), source.process))
-            except DataError as error:
-                raise DataError(f"{key}: {error}") from error
-        return loaded
-
-    def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> TokenStore:
-        """Return the prepared examples of `split`, from the cache where it has them."""
-        from arctic_hydra.data.prepare import prepare, prepared_key
-        from arctic_hydra.data.store import build_private, default_cache_dir, open_or_build
-
-        options = self._options()
-        chats = any(source.process for source in self._sources(split).values())
-        key = prepared_key(self.identities(split), tokenizer, options, chats)
-        builders = 1 if self.cache else max(1, world.local_size)
-        workers = self.num_proc or max(1, len(os.sched_getaffinity(0)) // builders)
-
-        def build(directory: Path) -> None:
-            with self.event("load", split=split):
-                rows = self.load(split)
-            with self.event("process", split=split):
-                prepare(directory, rows, tokenizer, options, workers)
-
-        if not self.cache:
-            return build_private(key, build)
-        directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-        return open_or_build(directory.absolute(), key, build)
-
-    def split(self, store: TokenStore, seed: int) -> tuple[Ints, Ints]:
-        """Return the examples to train on and those held out, drawn at random from `seed`."""
-        import numpy as np
-
-        everything = _all_of(store)
-        if self.train_eval_split[1] == 0:
-            return everything, everything[:0]
-        held_out = max(1, round(len(everything) * self.train_eval_split[1]))
-        if held_out >= len(everything):
-            raise FieldError(
-                [
-                    (
-                        "train_eval_split",
-                        f"holds out {held_out} of {len(everything)} examples; nothing is left to train on",
-                    )
-                ]
+    def resolve(self, rows: Rows, reading: Reading) -> Reading:
+        """Refuse preferences that are not declared as such: only their chosen side would be trained on."""
+        found = super().resolve(rows, reading)
+        if found.detected and found.format is RowFormat.preference:
+            raise DataError(
+                f"{rows.where(0)}: the rows are preferences (chosen, rejected), expected conversations; declare "
+                f"format=preference to train on the chosen answers alone"
             )
-        order = np.argsort(np.random.PCG64(seed).random_raw(len(everything)), kind="stable")
-        return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-    def create_loader(
-        self,
-        store: TokenStore,
-        examples: Ints,
-        source_names: list[str],
-        tokenizer: PreTrainedTokenizerBase,
-        geometry: BatchGeometry,
-        training: bool,
-    ) -> Loader:
-        """Return the loader of these examples, shuffled per epoch where they are for training."""
-        from arctic_hydra.data.loader import LoaderOptions, PackedLoader
-
-        pad = tokenizer.pad_token_id
-        assert isinstance(pad, int), "tokenizer factories return tokenizers with a pad token"
-        options = LoaderOptions(self.max_length, self.packing, training, pad, self.prefetch_steps)
-        return PackedLoader(store, examples, source_names, geometry, options)
-
-    def _options(self) -> Options:
-        from arctic_hydra.data.prepare import Options
-
-        return Options(self.max_length, self.mask_inputs, self.overlong.value, self.malformed.value)
-
-    def _sources(self, split: str) -> dict[str, DataSource]:
-        return self.sources if split == "train" else self.eval_sources
-
-    def _key(self, split: str, name: str) -> str:
-        return f"data.{'sources' if split == 'train' else 'eval_sources'}.{name}"
-
-    def identities(self, split: str) -> dict[str, Any]:
-        """Return what the rows of each source depend on (content hashes), without reading them or a tokenizer."""
-        identities = {}
-        for name, source in self._sources(split).items():
-            try:
-                identities[name] = source.identity(split)
-            except DataError as error:
-                raise DataError(f"{self._key(split, name)}: {error}") from error
-        return identities
-
-
-def _all_of(store: TokenStore) -> Ints:
-    import numpy as np
-
-    return np.arange(len(store), dtype=np.int64)
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = "examples.arrow"
 MANIFEST = "manifest.json"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 _SCHEMA = pa.schema(
     [
@@ -32,7 +33,6 @@ _SCHEMA = pa.schema(
         ("mask", pa.list_(pa.uint8())),
         ("length", pa.int32()),
         ("supervised", pa.int32()),
-        ("source", pa.int32()),
         ("row", pa.int64()),
     ]
 )
@@ -42,9 +42,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Chunk:
-    """Examples of one source as flat arrays, in row order."""
+    """Examples as flat arrays, in row order."""
 
-    source: int
     ids: Array
     """int32, the tokens of all examples one after another."""
     mask: Array
@@ -59,7 +58,7 @@ class DamagedEntryError(Exception):
 
 
 class TokenStore:
-    """Prepared examples by index; `ids` and `mask` are views of the mapped file."""
+    """The prepared examples of one source by index; `ids` and `mask` are views of the mapped file."""
 
     def __init__(self, directory: Path, key: str) -> None:
         self.key = key
@@ -73,7 +72,6 @@ class TokenStore:
             raise DamagedEntryError(str(error)) from error
         self.lengths = _column(batches, "length")
         self.supervised = _column(batches, "supervised")
-        self.sources = _column(batches, "source")
         self.rows = _column(batches, "row")
         if len(self.lengths) != manifest["examples"]:
             raise DamagedEntryError(f"holds {len(self.lengths)} examples, the manifest says {manifest['examples']}")
@@ -97,6 +95,34 @@ class TokenStore:
         start = self._start_of[index]
         part: Array = self._masks[self._batch_of[index]][start : start + self.lengths[index]]
         return part
+
+
+class JoinedStore:
+    """The prepared examples of several sources, one source after another."""
+
+    def __init__(self, stores: dict[str, TokenStore]) -> None:
+        parts = list(stores.values())
+        self.key = hashlib.sha256(json.dumps([part.key for part in parts]).encode()).hexdigest()[:32]
+        self.report: dict[str, Any] = {name: store.report for name, store in stores.items()}
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self.supervised = np.concatenate([part.supervised for part in parts])
+        self.rows = np.concatenate([part.rows for part in parts])
+        self.sources = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def ids(self, index: int) -> Array:
+        """Return the int32 token ids of one example."""
+        part = int(self.sources[index])
+        return self._parts[part].ids(index - int(self._starts[part]))
+
+    def mask(self, index: int) -> Array:
+        """Return the uint8 mask of one example."""
+        part = int(self.sources[index])
+        return self._parts[part].mask(index - int(self._starts[part]))
 
 
 def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]]) -> None:
@@ -126,7 +152,6 @@ def _record_batch(chunk: Chunk) -> pa.RecordBatch:
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(chunk.mask)),
         pa.array(chunk.lengths.astype(np.int32)),
         pa.array(supervised),
-        pa.array(np.full(len(chunk.lengths), chunk.source, dtype=np.int32)),
         pa.array(chunk.rows.astype(np.int64)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
@@ -175,7 +200,9 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
     root = cache_dir / "prepared"
     entry = root / key
     try:
-        return TokenStore(entry, key)
+        store = TokenStore(entry, key)
+        _mark_used(entry)
+        return store
     except DamagedEntryError:
         pass  # missing or damaged: looked at again under the lock
     _make_private(root)
@@ -193,13 +220,20 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
             build(part)
             part.rename(entry)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise _unwritable(root, error) from error
             raise
         finally:
             shutil.rmtree(part, ignore_errors=True)  # nothing is there any more once it was renamed
         _sync_directory(root)
     return TokenStore(entry, key)
+
+
+def _mark_used(entry: Path) -> None:
+    try:
+        os.utime(entry / MANIFEST)  # `data.cache prune --older-than` goes by it
+    except OSError:
+        pass  # a cache that this user may only read
 
 
 @contextmanager

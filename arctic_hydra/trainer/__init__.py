@@ -1,3 +1,4 @@
 """Trainers: one module per option of the config group `trainer`."""
 
+from arctic_hydra.trainer import causal as causal
 from arctic_hydra.trainer import sft as sft

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 from arctic_hydra.data import prepare as prepare_module
 from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.store import EXAMPLES, MANIFEST, Chunk, TokenStore, open_or_build, write_store
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
@@ -123,7 +126,7 @@ class TokenStoreSize:
 
 
 def chunks() -> list[Chunk]:
-    return [Chunk(0, np.arange(5, dtype=np.int32), np.ones(5, np.uint8), np.array([2, 3], np.int32), np.array([0, 1]))]
+    return [Chunk(np.arange(5, dtype=np.int32), np.ones(5, np.uint8), np.array([2, 3], np.int32), np.array([0, 1]))]
 
 
 def build_slowly(part: Path, log: Path, seconds: float) -> None:
@@ -184,6 +187,37 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .* \(No space left on device\)"):
         open_or_build(tmp_path / "c", "k", fill)
     assert entries(tmp_path / "c") == []
+
+
+@pytest.mark.faults
+def test_a_disk_that_fills_while_the_cache_is_built(small_chats: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from arctic_hydra.distributed import World;"
+        "from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory; from tests.data.samples import factory;"
+        "tokenizer = BundledTokenizerFactory().create_tokenizer(); resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900));"
+        "factory(Path(sys.argv[1]), cache_dir=sys.argv[2]).process('train', tokenizer, World())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(small_chats), str(tmp_path / "c")], capture_output=True, text=True
+    )
+    assert "DataError: data.cache_dir: cannot write to" in done.stderr and "(File too large)" in done.stderr, (
+        done.stderr
+    )
+    assert entries(tmp_path / "c") == []
+
+
+def test_one_changed_source_prepares_only_that_one(
+    small_chats: Path, tmp_path: Path, tokenizer: Any, private_cache: Path
+) -> None:
+    other = write_lines(tmp_path / "other.jsonl", [chat("q", "a")])
+    sources = {"one": JsonSource(path=str(small_chats)), "two": JsonSource(path=str(other))}
+    first = key(small_chats, tokenizer, sources=sources)
+    before = entries(private_cache)
+    times = {path: path.stat().st_mtime_ns for path in before}
+    write_lines(other, [chat("q", "b")])
+    assert key(small_chats, tokenizer, sources=sources) != first
+    assert len(before) == 2 and len(entries(private_cache)) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == times
 
 
 def test_an_unwritable_cache_directory_is_named(small_chats: Path, tokenizer: Any, tmp_path: Path) -> None:

@@ -144,9 +144,10 @@ def test_windows_start_anywhere_and_threads_end(small_chats: Path, tokenizer: An
 
 def test_an_example_can_be_looked_at(small_chats: Path, tokenizer: Any) -> None:
     loader, _ = factory(small_chats).build(tokenizer, geometry())
-    example = loader.example(5)  # type: ignore[attr-defined]
-    assert (example["source"], example["row"]) == ("mine", 5)
-    answer = [token for token, mask in zip(example["ids"], example["mask"], strict=True) if mask]
+    example = loader.preview(37)[5]
+    assert (example.source, example.row) == ("mine", 5)
+    assert [shown.row for shown in loader.preview(3)] == [0, 18, 36] and len(loader.preview(99)) == 37
+    answer = [token for token, mask in zip(example.ids, example.mask, strict=True) if mask]
     assert tokenizer.decode(answer) == "Answer 5. <|im_end|>"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.data.packing import epoch_order, plan_packs, plan_singles
+from arctic_hydra.data.packing import _pack, epoch_order, plan_packs, plan_singles
 
 
 @given(st.lists(st.integers(1, 97), max_size=300), st.integers(97, 400))
@@ -34,7 +34,17 @@ def test_the_histogram_form_opens_as_many_packs_as_best_fit_decreasing(lengths: 
             rooms.append(min(fitting) - length)
         else:
             rooms.append(capacity - length)
-    assert len(plan_packs(np.array(lengths, dtype=np.int64), capacity)) == len(rooms)
+    array = np.array(lengths, dtype=np.int64)
+    assert len(_pack(array, capacity, exact_first=False)) == len(rooms) >= len(plan_packs(array, capacity))
+
+
+@given(st.lists(st.integers(20, 60), min_size=1, max_size=400), st.integers(60, 150))
+@settings(deadline=None, max_examples=100)
+def test_filling_to_the_brim_first_loses_nothing(lengths: list[int], capacity: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    plan = _pack(array, capacity, exact_first=True)
+    assert sorted(plan.examples.tolist()) == list(range(len(lengths)))
+    assert all(0 < array[plan.pack(index)].sum() <= capacity for index in range(len(plan)))
 
 
 def test_fill_of_many_examples() -> None:
@@ -42,6 +52,12 @@ def test_fill_of_many_examples() -> None:
     plan = plan_packs(lengths, 4096)
     assert plan.fill > 0.999
     assert plan.tokens == lengths.sum()
+
+
+def test_fill_without_short_examples() -> None:
+    """Best-fit-decreasing alone leaves a gap in each pack that no example is short enough for."""
+    lengths = np.random.default_rng(0).normal(210, 60, 200_000).clip(78, 591).astype(int)
+    assert _pack(lengths, 4096, exact_first=False).fill < 0.999 < plan_packs(lengths, 4096).fill
 
 
 def test_too_long_and_empty_examples_are_refused() -> None:

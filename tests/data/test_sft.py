@@ -44,7 +44,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
 }
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "no messages": ({"text": "x", "id": 1}, "no 'messages' column; got the columns id, text; expected 'messages'"),
+    "no messages": ({"body": "x", "id": 1}, "no 'messages' column; got the columns body, id; expected 'messages'"),
     "messages a text": ({"messages": "hello"}, "messages is a str, expected a list"),
     "no message": ({"messages": []}, "messages is empty"),
     "message a text": ({"messages": ["hello"]}, "message 0 is a str, expected an object"),

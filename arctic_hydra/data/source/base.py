@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.data.base import DataSource
-from arctic_hydra.errors import FieldError
+from arctic_hydra.errors import DataError, FieldError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
+
+SLICE = re.compile(r"[^\[\]]*\[(?P<start>-?\d+%?|):(?P<stop>-?\d+%?|)\]")
 
 if TYPE_CHECKING:
     from arctic_hydra.data.source.rows import Rows
@@ -19,18 +22,21 @@ class SampledSource(DataSource):
     """A source that maps split names and may take only a sample; subclasses read rows and identify them."""
 
     split: str = ""
-    """Split to read; empty: `train` for sources, `eval` for eval_sources."""
+    """Split to read; empty: `train` for sources, `eval` for eval_sources. A slice may follow: `train[:10%]`, `[100:200]`."""
     split_mapping: dict[str, str] = field(default_factory=dict)
     """From a split name to what the data calls it, as in `{train: train_sft, eval: test_sft}`."""
     sample_ratio: HumanFloat | None = number(None, minimum=0, maximum=1)
     """Share of the rows to use, chosen at random; excludes `sample_count`."""
     sample_count: HumanInt | None = integer(None, minimum=1)
     """Number of rows to use, chosen at random (all where there are fewer); excludes `sample_ratio`."""
+    weight: HumanFloat | None = number(None, minimum=1e-9)
+    """Share of an epoch beside the other sources' weights, drawn anew in each epoch; unset: every row once."""
     sample_seed: HumanInt = integer(42, minimum=0)
     """Seed of the choice of rows."""
 
     def validate(self) -> None:
         """Refuse two sample sizes at once, and an empty sample."""
+        super().validate()
         if self.sample_ratio is not None and self.sample_count is not None:
             text = (
                 f"got {self.sample_ratio} beside sample_count={self.sample_count}; expected one of them; drop the other"
@@ -38,23 +44,36 @@ class SampledSource(DataSource):
             raise FieldError([("sample_ratio", text)])
         if self.sample_ratio == 0:
             raise FieldError([("sample_ratio", "got 0, which leaves no row; expected more than 0")])
+        if "[" in self.split and not SLICE.fullmatch(self.split):
+            text = f"got {self.split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]"
+            raise FieldError([("split", text)])
 
     def load(self, split: str) -> Rows:
-        """Return the rows of `split`, sampled."""
-        from arctic_hydra.data.source.rows import sample_rows
+        """Return the rows of `split`: the slice of them, then the sample of that."""
+        from arctic_hydra.data.source.rows import sample_rows, slice_rows
 
-        return sample_rows(self.read(self.split_name(split)), self.sample_ratio, self.sample_count, self.sample_seed)
+        rows = self.read(self.split_name(split))
+        if bounds := self._slice():
+            rows = slice_rows(rows, *bounds)
+            if not len(rows):
+                raise DataError(f"split={self.split} leaves no row; expected a slice that holds some")
+        return sample_rows(rows, self.sample_ratio, self.sample_count, self.sample_seed)
 
     def identity(self, split: str) -> dict[str, Any]:
-        """Return what the rows depend on: content, split and sample."""
+        """Return what the rows depend on: content, split, slice and sample."""
         name = self.split_name(split)
         sample = [self.sample_ratio, self.sample_count, self.sample_seed]
-        return {"split": name, "sample": sample, "process": self.process, "content": self.content(name)}
+        content = self.content(name)
+        return {"split": name, "slice": self._slice(), "sample": sample, "process": self.process, "content": content}
 
     def split_name(self, split: str) -> str:
-        """Return what the data calls this split."""
-        name = self.split or split
+        """Return what the data calls this split, its slice aside."""
+        name = self.split.partition("[")[0] or split
         return self.split_mapping.get(name, name)
+
+    def _slice(self) -> tuple[str, str] | None:
+        match = SLICE.fullmatch(self.split)
+        return (match["start"], match["stop"]) if match else None
 
     @abstractmethod
     def read(self, split: str) -> Rows:

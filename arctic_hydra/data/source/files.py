@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from arctic_hydra.data.source.rows import JoinedRows, JsonLines, ListRows, ParquetRows, Rows
+from arctic_hydra.data.source.tables import read_arrow, read_csv, read_text
 from arctic_hydra.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 
 _KNOWN_STARTS = {
     b"\x1f\x8b": "gzip-compressed; unpack it first (`gunzip`)",
@@ -34,29 +36,26 @@ def hash_files(paths: Sequence[Path]) -> list[list[str]]:
     return [[path.name, hash_file(path)] for path in paths]
 
 
-def read_files(paths: Sequence[Path]) -> Rows:
-    """Return the rows of the files, one after another."""
-    parts = [read_file(path) for path in paths]
+def read_files(paths: Sequence[Path], read: Callable[[Path], Rows] | None = None) -> Rows:
+    """Return the rows of the files, one after another; `read` reads one, `read_file` where none is given."""
+    parts = [(read or read_file)(path) for path in paths]
     return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
 
 def read_file(path: Path) -> Rows:
-    """Return the rows of a Parquet, JSON or JSON Lines file, told apart by content.
+    """Return the rows of a file: Parquet, Arrow, JSON or JSON Lines by content, CSV and text (a row a line) by suffix.
 
     Raises DataError naming the file and what it is instead.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a JSON, JSON Lines or Parquet file; check the path")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    for start, what in _KNOWN_STARTS.items():
-        if head.startswith(start):
-            raise DataError(f"{path}: is {what}; expected JSON or JSON Lines")
+    head = check_readable(path)
     if head.startswith(b"PAR1"):
         return _read_parquet(path)
+    if head.startswith(b"ARROW1") or path.suffix == ".arrow":
+        return read_arrow(path)
+    if path.suffix in (".csv", ".tsv"):
+        return read_csv(path)
+    if path.suffix == ".txt" and not head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"{", b"[")):
+        return read_text(path, "line")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         raise DataError(f"{path}: the file is empty; expected JSON or JSON Lines with one object per row")
@@ -64,6 +63,21 @@ def read_file(path: Path) -> Rows:
         start_text = text[:77].decode("utf-8", errors="replace")
         raise DataError(f"{path}: looks like an HTML page, not data; it starts with {start_text!r}; download it again")
     return _read_array(path) if text.startswith(b"[") else _read_lines(path)
+
+
+def check_readable(path: Path) -> bytes:
+    """Return the first bytes of a file; raises DataError when it is missing, unreadable or of a kind that needs a tool."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a file of rows; check the path")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    for start, what in _KNOWN_STARTS.items():
+        if head.startswith(start):
+            raise DataError(f"{path}: is {what}; expected JSON, JSON Lines, Parquet, Arrow, CSV or text")
+    return head
 
 
 def _read_lines(path: Path) -> Rows:
@@ -122,7 +136,8 @@ def find_split(directory: Path, split: str) -> list[Path]:
 
     `train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or files in a folder `train_sft/`. Empty if none.
     """
-    name = re.compile(rf"{re.escape(split)}(-\d[^/]*)?(\.jsonl|\.json|\.parquet)")
+    suffixes = "|".join(map(re.escape, SUFFIXES))
+    name = re.compile(rf"{re.escape(split)}(-\d[^/]*)?({suffixes})")
     for folder in (directory, directory / "data"):
         if folder.is_dir():
             found = sorted(path for path in folder.iterdir() if path.is_file() and name.fullmatch(path.name))
@@ -140,3 +155,35 @@ def splits_in(directory: Path) -> list[str]:
     folders = [folder for folder in (directory, directory / "data") if folder.is_dir()]
     files = [path for folder in folders for path in folder.iterdir() if path.suffix in SUFFIXES]
     return sorted({re.sub(r"-\d.*$", "", path.stem) for path in files})
+
+
+def find_files(paths: Iterable[str], suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files that each of `paths` names: a file, a directory (its files with these suffixes) or a glob pattern.
+
+    Raises DataError for one that names none, and for a file that is named twice.
+    """
+    found: list[Path] = []
+    for path in paths:
+        found += _files_of(Path(path).expanduser(), suffixes)
+    twice = {file for file in found if found.count(file) > 1}
+    if twice:
+        raise DataError(f"{min(twice)}: the path names it twice, expected each file once; drop one")
+    return found
+
+
+def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    kinds = " or ".join(suffixes)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+        if not found:
+            raise DataError(f"{path}: the directory holds no {kinds} file; expected at least one")
+        return found
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    if not matches:
+        raise DataError(
+            f"{path}: no such file ({path.absolute()}); expected a {kinds} file, a directory of them or a glob pattern; "
+            f"check the path"
+        )
+    return matches

@@ -72,7 +72,8 @@ class HFSource(SampledSource):
             raise DataError(self._missing())
         if self._local.is_file():
             return [self._local]
-        if self.kwargs or "[" in split or self._is_saved(self._local):
+        # The mode of verifying a download means nothing for local files; any other argument is for `datasets`.
+        if self.kwargs.keys() - {"verification_mode"} or self._is_saved(self._local):
             return []
         found = find_split(self._local, split)
         if not found:

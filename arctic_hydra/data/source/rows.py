@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from arctic_hydra.data.formats import RowFormat, detect
+from arctic_hydra.data.messages import RowProblem, columns_of
 from arctic_hydra.errors import DataError
 
 Row = dict[str, Any]
@@ -83,6 +85,11 @@ class JsonLines(Rows):
         return [self._parse(index, data[self._starts[index] : self._ends[index]]) for index in indices]
 
     def _parse(self, index: int, line: bytes) -> Row:
+        if b"\0" in line:
+            raise DataError(
+                f"{self.where(index)}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
+                f"object per line; get the file again"
+            )
         try:
             row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -225,6 +232,28 @@ def as_rows(value: Any, origin: str = "") -> Rows:
     return ListRows(value, origin)
 
 
+def detect_format(rows: Rows) -> RowFormat:
+    """Return the form of the first row that has one, among the first 100.
+
+    Raises DataError naming the first row when none has, or when a row fits several.
+    """
+    head = rows.take(range(min(100, len(rows))))
+    for index, row in enumerate(head):
+        try:
+            found = detect(row)
+        except RowProblem as problem:
+            raise DataError(f"{rows.where(index)}: {problem}") from problem
+        if found is not None:
+            return found
+    if not head:
+        return RowFormat.messages  # nothing to read; the count of rows says so
+    raise DataError(
+        f"{rows.where(0)}: no known format; got the columns {columns_of(head[0])}; expected messages, conversations, "
+        f"instruction and output, prompt and completion, question and answer, or text; set the source's role_mapping="
+        f"{{user: <column>, assistant: <column>}} or format="
+    )
+
+
 def hash_rows(rows: Rows) -> str:
     """Return a hash over the content and order of all rows."""
     digest = hashlib.sha256()
@@ -232,6 +261,18 @@ def hash_rows(rows: Rows) -> str:
         for row in rows.take(range(start, min(start + 1000, len(rows)))):
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def slice_rows(rows: Rows, start: str, stop: str) -> Rows:
+    """Return rows [start, stop): numbers or percents as text, empty for an end, negative from the end."""
+
+    def place(text: str, default: int) -> int:
+        if not text:
+            return default
+        return round(len(rows) * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+
+    everything = np.arange(len(rows), dtype=np.int64)
+    return SelectedRows(rows, everything[slice(place(start, 0), place(stop, len(rows)))])
 
 
 def sample_rows(rows: Rows, ratio: float | None, count: int | None, seed: int) -> Rows:

@@ -1,0 +1,77 @@
+"""Examples to token ids and the token spans that are trained on, in batches: conversations and plain texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.data.masks import ChatEncoder, Encoded, TurnChoice
+from arctic_hydra.data.messages import Chat, PlainText, RowProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ExampleEncoder:
+    """Encodes what the readers of `formats` return, keeping the order."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice) -> None:
+        self._tokenizer, self._turns = tokenizer, turns
+        self._texts = TextEncoder(tokenizer)
+        self._chats: ChatEncoder | None = None  # made when the first chat comes: texts need no template
+
+    def encode(self, examples: Sequence[Chat | PlainText | RowProblem]) -> list[Encoded | RowProblem]:
+        """Return ids and spans of each example, or what is wrong with it."""
+        chats = [item for item in examples if isinstance(item, Chat)]
+        if chats and self._chats is None:
+            self._chats = ChatEncoder(self._tokenizer, self._turns)
+        encoded_chats = iter(self._chats.encode(chats) if self._chats and chats else [])
+        encoded_texts = iter(self._texts.encode([item for item in examples if isinstance(item, PlainText)]))
+        results: list[Encoded | RowProblem] = []
+        for item in examples:
+            if isinstance(item, RowProblem):
+                results.append(item)
+            else:
+                results.append(next(encoded_chats if isinstance(item, Chat) else encoded_texts))
+        return results
+
+
+class TextEncoder:
+    """Tokenises plain texts: a BOS where the tokenizer writes one, the text, and its eos token where it has one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        bos = tokenizer.bos_token_id
+        adds_bos = bos is not None and self._backend.encode("a", add_special_tokens=True).ids[:1] == [bos]
+        self._head: list[int] = [bos] if adds_bos else []
+        self._tail: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def encode(self, texts: Sequence[PlainText]) -> list[Encoded | RowProblem]:
+        """Return ids of each text and the span from its `start` to its end, eos included."""
+        encodings = self._backend.encode_batch([item.text for item in texts], add_special_tokens=False)
+        return [self._finish(item, encoding) for item, encoding in zip(texts, encodings, strict=True)]
+
+    def _finish(self, item: PlainText, encoding: Any) -> Encoded | RowProblem:
+        ids: list[int] = encoding.ids
+        first = self._first_token(item, encoding)
+        if first is None:  # a token reaches over the border: tokenise the parts as they come when generating
+            parts = (item.text[: item.start], item.text[item.start :])
+            before, after = (self._backend.encode(part, add_special_tokens=False).ids for part in parts)
+            ids, first = before + after, len(before)
+        if self._head and ids[:1] == self._head:
+            ids, first = ids[1:], max(0, first - 1)
+        if self._tail and ids[-1:] == self._tail:
+            ids = ids[:-1]
+        whole = [*self._head, *ids, *self._tail]
+        return Encoded(whole, [(first + len(self._head), len(whole))], [])
+
+    @staticmethod
+    def _first_token(item: PlainText, encoding: Any) -> int | None:
+        if item.start == 0:
+            return 0
+        if item.start >= len(item.text):
+            return len(encoding.ids)
+        token = encoding.char_to_token(item.start)
+        return token if token is not None and encoding.offsets[token][0] == item.start else None

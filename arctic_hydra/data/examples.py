@@ -1,0 +1,212 @@
+"""Rows to examples: read, encoded, masked, fitted to the longest length, and every row that is left out counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arctic_hydra.batch import IGNORE_INDEX
+from arctic_hydra.data.encode import ExampleEncoder
+from arctic_hydra.data.formats import Reading
+from arctic_hydra.data.lengths import Overlong, pieces
+from arctic_hydra.data.masks import Encoded, TurnChoice
+from arctic_hydra.data.messages import RowProblem, malformed
+from arctic_hydra.data.source.rows import Row, Rows
+from arctic_hydra.data.store import Array, Chunk
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Options:
+    """What turns rows into examples, besides the tokenizer."""
+
+    max_length: int
+    mask_inputs: bool
+    overlong: str
+    """Name of an `Overlong`."""
+    malformed: str
+    """`error` or `drop`."""
+    turns: TurnChoice = field(default_factory=TurnChoice)
+
+
+@dataclass
+class SourceRows:
+    """The rows of one source, and how to read and to speak about them."""
+
+    key: str
+    """Full config key, such as `data.sources.chat`."""
+    name: str
+    rows: Rows
+    process: bool = True
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass
+class Report:
+    """What became of the rows of one source (or of a part of them)."""
+
+    rows: int = 0
+    kept: int = 0
+    """Examples; with `overlong=split` a row may give several."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    """Rows that lost tokens at an end."""
+    split: int = 0
+    """Rows that were split."""
+    tokens: int = 0
+    tokens_lost: int = 0
+    """Tokens of overlong rows that were dropped or cut off."""
+    supervised_tokens: int = 0
+    max_token_id: int = -1
+    stops: Counter[int] = field(default_factory=Counter)
+    """Ids of the tokens that trained turns end in."""
+
+    def add(self, other: Report) -> None:
+        """Add the counts of another part."""
+        self.dropped.update(other.dropped)
+        self.stops.update(other.stops)
+        for name in ("rows", "kept", "truncated", "split", "tokens", "tokens_lost", "supervised_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.max_token_id = max(self.max_token_id, other.max_token_id)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        stops = {str(token): count for token, count in sorted(self.stops.items())}
+        return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), "stops": stops}
+
+
+@dataclass
+class _Example:
+    ids: list[int]
+    mask: Array
+    turn_ends: list[int]
+    stops: list[int]
+
+
+class Preparer:
+    """Holds what every chunk needs; one in each process."""
+
+    def __init__(self, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+        self._source = source
+        self._options = options
+        self._policy = Overlong[options.overlong]
+        self._encoder = ExampleEncoder(tokenizer, options.turns) if source.process else None
+        self._bos = tokenizer.bos_token_id
+
+    def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
+        """Prepare rows [start, stop)."""
+        start, stop = task
+        report = Report(rows=stop - start)
+        kept: list[tuple[int, list[int], Array]] = []
+        for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
+            if isinstance(item, RowProblem):
+                self._refuse(row, item, report)
+                continue
+            report.stops.update(item.stops)
+            parts = self._fit(row, item, report)
+            trained = [(row, ids, mask) for ids, mask in parts if mask.any()]
+            if parts and not trained:
+                report.dropped["no_supervised_token"] += 1
+            elif len(parts) > len(trained):
+                report.tokens_lost += sum(len(ids) for ids, mask in parts if not mask.any())
+            kept += trained
+        return _assemble(kept, report), report
+
+    def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
+        rows = self._source.rows.take(range(start, stop))
+        if self._encoder is None:
+            return [_guard(_read_tokens, row) for row in rows]
+        read = [_guard(self._source.reading.read, row) for row in rows]
+        return [item if isinstance(item, RowProblem) else self._masked(item) for item in self._encoder.encode(read)]
+
+    def _masked(self, encoded: Encoded) -> _Example:
+        mask = np.full(len(encoded.ids), not self._options.mask_inputs, dtype=np.uint8)
+        for first, last in encoded.spans:
+            mask[first:last] = 1
+        return _Example(encoded.ids, mask, encoded.turn_ends, [encoded.ids[end - 1] for end in encoded.turn_ends])
+
+    def _fit(self, row: int, item: _Example, report: Report) -> list[tuple[list[int], Array]]:
+        """Return ids and mask of the parts of an example that are kept; none where it is dropped."""
+        ids, limit = item.ids, self._options.max_length
+        if len(ids) <= limit:
+            parts, head = [(0, len(ids))], 0
+        elif self._policy is Overlong.error:
+            raise DataError(
+                f"{self._source.key}: {self._source.rows.where(row)}: {len(ids)} tokens, more than data.max_length={limit}; "
+                f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
+            )
+        elif self._policy is Overlong.drop:
+            report.dropped["overlong"] += 1
+            report.tokens_lost += len(ids)
+            return []
+        else:
+            head = int(self._bos is not None and ids[0] == self._bos)
+            parts = pieces(len(ids), limit, self._policy, item.turn_ends, head)
+            lost = len(ids) - sum(stop - start for start, stop in parts)
+            report.truncated += lost > 0
+            report.split += len(parts) > 1
+            report.tokens_lost += lost
+        fitted: list[tuple[list[int], Array]] = []
+        for start, stop in parts:
+            part, mask = ids[start:stop], item.mask[start:stop].copy()
+            if start and head:
+                part, mask = [*ids[:1], *part], np.concatenate([[0], mask]).astype(np.uint8)
+            mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
+            fitted.append((part, mask))
+        return fitted
+
+    def _refuse(self, row: int, problem: RowProblem, report: Report) -> None:
+        # A template or a tokenizer that does not fit, and a mix of formats, are no matter of single rows.
+        if problem.reason == "malformed" and self._options.malformed == "drop":
+            report.dropped["malformed"] += 1
+            return
+        drop = (
+            "; correct the row, or pass data.malformed=drop to leave such rows out"
+            if problem.reason == "malformed"
+            else ""
+        )
+        raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
+
+
+def _assemble(kept: list[tuple[int, list[int], Array]], report: Report) -> Chunk:
+    lengths = np.array([len(ids) for _, ids, _ in kept], dtype=np.int32)
+    flat = [np.array(ids, dtype=np.int32) for _, ids, _ in kept]
+    ids = np.concatenate(flat) if flat else np.empty(0, np.int32)
+    mask = np.concatenate([mask for _, _, mask in kept]) if kept else np.empty(0, np.uint8)
+    report.kept = len(kept)
+    report.tokens, report.supervised_tokens = len(ids), int(mask.sum())
+    report.max_token_id = int(ids.max()) if len(ids) else -1
+    return Chunk(ids, mask, lengths, np.array([row for row, _, _ in kept], dtype=np.int64))
+
+
+def _guard(read: Any, row: Row) -> Any:
+    try:
+        return read(row)
+    except RowProblem as problem:
+        return problem
+
+
+def _read_tokens(row: Row) -> _Example:
+    """Return the example of a row that is tokenised already; labels are aligned with the ids, not shifted."""
+    ids, labels = row.get("input_ids"), row.get("labels")
+    if not isinstance(ids, list) or not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+        columns = ", ".join(sorted(row))
+        raise malformed(f"process=false needs 'input_ids', a list of token ids; got the columns {columns}")
+    if labels is None:
+        return _Example(list(ids), np.ones(len(ids), dtype=np.uint8), [], [])
+    if not isinstance(labels, list) or len(labels) != len(ids):
+        raise malformed(f"labels must be a list as long as input_ids ({len(ids)})")
+    mask = np.array([label != IGNORE_INDEX for label in labels], dtype=np.uint8)
+    for place in np.flatnonzero(mask):
+        if labels[place] != ids[place]:
+            raise malformed(
+                f"labels[{place}] is {labels[place]}, but input_ids[{place}] is {ids[place]}; expected {IGNORE_INDEX} "
+                f"or the same id (labels are not shifted)"
+            )
+    return _Example(list(ids), mask, [], [])

@@ -1,0 +1,47 @@
+"""What becomes of examples that are too long: dropped, cut at an end, or split; between turns where that is possible."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from enum import Enum
+
+
+class Overlong(Enum):
+    """What becomes of an example longer than `max_length`."""
+
+    drop = "drop"
+    keep_start = "keep_start"
+    keep_end = "keep_end"
+    split = "split"
+    error = "error"
+
+
+def pieces(
+    length: int, limit: int, policy: Overlong, turn_ends: Sequence[int], repeated: int = 0
+) -> list[tuple[int, int]]:
+    """Return the parts [start, stop) of an example of `length` > `limit` tokens that are kept, each at most `limit` long.
+
+    Cuts fall on `turn_ends` (ascending, where an answer is over) wherever one leaves something to keep, else anywhere.
+    Parts that do not begin at 0 leave room for `repeated` tokens, the BOS that will be put before them.
+    """
+    if policy is Overlong.keep_start:
+        return [(0, _last_end(turn_ends, 0, limit))]
+    if policy is Overlong.keep_end:
+        earliest = length - (limit - repeated)
+        before_last = turn_ends[:-1]  # what follows the last answer is no turn
+        place = bisect_left(before_last, earliest)
+        return [(before_last[place] if place < len(before_last) else earliest, length)]
+    assert policy is Overlong.split, f"{policy} keeps nothing"
+    parts, start = [], 0
+    while length - start > limit - (repeated if start else 0):
+        stop = _last_end(turn_ends, start, start + limit - (repeated if start else 0))
+        parts.append((start, stop))
+        start = stop
+    return [*parts, (start, length)]
+
+
+def _last_end(turn_ends: Sequence[int], start: int, latest: int) -> int:
+    """Return the last turn end after `start` and up to `latest`; `latest` where there is none."""
+    place = bisect_right(turn_ends, latest) - 1
+    return turn_ends[place] if place >= 0 and turn_ends[place] > start else latest

@@ -1,0 +1,56 @@
+"""What the sources share that read files of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arctic_hydra.data.source.base import SampledSource
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from arctic_hydra.data.source.rows import Rows
+
+
+@dataclass(kw_only=True)
+class LocalSource(SampledSource):
+    """Files by name, directory or pattern; all of their rows are used whatever the split, but for its slice."""
+
+    path: Any = "???"
+    """File, directory, glob pattern, or a list of these."""
+
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem when the path matches no file."""
+        try:
+            self.files()
+        except DataError as error:
+            yield f"path: {error}"
+
+    def read(self, split: str) -> Rows:
+        """Return the rows of every file, in the order of the list, within a directory or pattern by name."""
+        from arctic_hydra.data.source.files import read_files
+
+        return read_files(self.files(), self.read_one)
+
+    def read_one(self, path: Path) -> Rows:
+        """Return the rows of one file."""
+        from arctic_hydra.data.source.files import read_file
+
+        return read_file(path)
+
+    def content(self, split: str) -> Any:
+        """Return name and content hash of each file."""
+        from arctic_hydra.data.source.files import hash_files
+
+        return hash_files(self.files())
+
+    def files(self) -> list[Path]:
+        """Return the files; raises DataError when there is none."""
+        from arctic_hydra.data.source.files import find_files
+
+        return find_files(self.path if isinstance(self.path, list) else [str(self.path)], self.suffixes)

@@ -1,0 +1,46 @@
+"""Plain text files."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arctic_hydra.component import component
+from arctic_hydra.data.source.local import LocalSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from arctic_hydra.data.source.rows import Rows
+
+ROW_FILES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv")
+
+
+class SampleBy(Enum):
+    """What one row of a text file is."""
+
+    line = "line"
+    paragraph = "paragraph"
+    document = "document"
+
+
+@component(group="source", name="text")
+class TextSource(LocalSource):
+    """One or more text files; files of rows (.jsonl, .parquet, ...) give their texts by column."""
+
+    sample_by: SampleBy = SampleBy.line
+    """Whether a line, a paragraph (ended by a blank line) or a whole file is one text."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", *ROW_FILES)
+
+    def read_one(self, path: Path) -> Rows:
+        """Return the rows of one file."""
+        from arctic_hydra.data.source.files import check_readable, read_file
+        from arctic_hydra.data.source.tables import read_text
+
+        check_readable(path)
+        return read_file(path) if path.suffix in ROW_FILES else read_text(path, self.sample_by.value)
+
+    def content(self, split: str) -> Any:
+        """Return name and content hash of each file, and how texts are cut."""
+        return [super().content(split), self.sample_by.value]

@@ -1,0 +1,99 @@
+"""A look at the data: examples with the tokens that are trained on in colour, on the terminal and as a page."""
+
+from __future__ import annotations
+
+import html
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import log
+from arctic_hydra.config import Run
+from arctic_hydra.data.base import BatchGeometry, Example, Loader
+from arctic_hydra.distributed import World
+from arctic_hydra.report import data_table, summary_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAGE = "preview.html"
+Pieces = list[tuple[str, bool]]
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
+    "pre,.chat{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,monospace;background:#f6f6f4;"
+    "padding:1em;border-radius:4px}pre{white-space:pre;overflow-x:auto}.chat{color:#666}"
+    "mark{background:#cdebd0;color:#0a3d16}h2{font-size:1em;margin:2em 0 .5em}"
+)
+
+
+def execute(run: Run, run_dir: Path) -> Path:
+    """Print examples of the run's data and return the page that shows the same; prepares data, loads no model."""
+    log.quiet_libraries()
+    log.quiet_progress_bars()
+    tokenizer = run.tokenizer.create_tokenizer()
+    trainer = run.trainer
+    geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, World(), run.seed)
+    loaders = [loader for loader in run.data.build(tokenizer, geometry) if loader is not None]
+    parts = [
+        _part(name, loader, run.preview_examples, tokenizer)
+        for name, loader in zip(("training", "evaluation"), loaders, strict=False)
+    ]
+    for part in parts:
+        _print(*part)
+    page = run_dir / PAGE
+    page.write_text(_page(f"{run.name}: data", parts), encoding="utf-8")
+    return page
+
+
+Part = tuple[str, list[str], list[tuple[str, Pieces]]]
+
+
+def _part(name: str, loader: Loader, count: int, tokenizer: PreTrainedTokenizerBase) -> Part:
+    figures = loader.summary()
+    title = f"{name}: {summary_line(loader)}"
+    shown = [(_heading(example), pieces(example, tokenizer)) for example in loader.preview(count)]
+    return title, data_table(figures, always=True), shown
+
+
+def _heading(example: Example) -> str:
+    return f"{example.source}, row {example.row}: {len(example.ids):,} tokens, {sum(example.mask):,} trained"
+
+
+def pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> Pieces:
+    """Return the decoded text of an example in runs of trained and untrained tokens."""
+    runs = groupby(zip(example.ids, example.mask, strict=True), key=lambda pair: pair[1])
+    return [(str(tokenizer.decode([token for token, _ in run])), bool(trained)) for trained, run in runs]
+
+
+def _print(title: str, table: list[str], shown: list[tuple[str, Pieces]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text("\n".join([title, *table])))
+    for heading, parts in shown:
+        console.print(Text(f"\n--- {heading}", style="bold"))
+        text = Text()
+        for part, trained in parts:
+            # Data may hold the escape codes of terminals; without colours, brackets mark what is trained.
+            plain = part.replace("\x1b", "␛")
+            shown_text = plain if console.is_terminal or not trained else f"[[{plain}]]"
+            text.append(shown_text, style="black on green" if trained else "dim")
+        console.print(text)
+
+
+def _page(title: str, parts: list[Part]) -> str:
+    body: list[str] = []
+    for name, table, shown in parts:
+        body.append(f"<h1>{html.escape(name)}</h1><pre>{html.escape(chr(10).join(table))}</pre>")
+        for heading, runs in shown:
+            body.append(f"<h2>{html.escape(heading)}</h2><div class=chat>{''.join(map(_span, runs))}</div>")
+    key = "<p><mark>Marked</mark> tokens are trained on; the others are context.</p>"
+    head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{key}{''.join(body)}</body></html>\n"
+
+
+def _span(run: tuple[str, bool]) -> Any:
+    text = html.escape(run[0])
+    return f"<mark>{text}</mark>" if run[1] else text

@@ -1,0 +1,121 @@
+"""Benchmark of the data room: preparation, packing, and how soon a cached run has its first batch.
+
+`nox -s bench`, or `python tests/bench/bench_data.py [--rows N] [--chats FILE]`. Prints one line for each figure, with
+the machine's load beside it, since a loaded machine says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+CHATS = ROOT.parent / "shared" / "data" / "chat" / "train_sft.jsonl"
+BUNDLED = ROOT / "arctic_hydra" / "assets" / "chat" / "train_sft.jsonl"
+
+PREPARE = """
+import json, sys, time
+from pathlib import Path
+from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.distributed import World
+from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+path, cache, processes, length = sys.argv[1:]
+tokenizer = BundledTokenizerFactory().create_tokenizer()
+data = SFTDataFactory(
+    sources={"chat": JsonSource(path=path)}, num_proc=processes, cache_dir=cache, max_length=length, overlong="keep_start"
+)
+start = time.perf_counter()
+loader, _ = data.build(tokenizer, BatchGeometry(1, 8, World(), 42))
+built = time.perf_counter() - start
+next(loader.windows(0))
+print(json.dumps({"build": built, "first": time.perf_counter() - start, **loader.summary()}))
+"""
+
+
+def say(what: str, **figures: object) -> None:
+    """Print one result."""
+    shown = "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
+    )
+    print(f"{what:<44} {shown}  (load {os.getloadavg()[0]:.1f})", flush=True)
+
+
+def repeat_rows(source: Path, target: Path, rows: int) -> None:
+    """Write the conversations of `source` again and again, `rows` in all."""
+    lines = source.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    with target.open("w", encoding="utf-8") as file:
+        for index in range(rows):
+            file.write(lines[index % len(lines)] + "\n")
+
+
+def prepare(path: Path, cache: Path, processes: int) -> dict[str, float]:
+    """Prepare in a process of its own and return its figures."""
+    command = [sys.executable, "-c", PREPARE, str(path), str(cache), str(processes), "2048"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def bench_preparation(source: Path, rows: int) -> None:
+    """Time preparation with one and two processes, and the cache hit that follows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chats.jsonl"
+        repeat_rows(source, path, rows)
+        for processes in (1, 2):
+            cache = Path(folder) / f"cache{processes}"
+            cold, warm = prepare(path, cache, processes), prepare(path, cache, processes)
+            rate = cold["tokens"] / cold["build"]
+            say(f"prepare {rows:,} chats, {processes} process(es)", seconds=cold["build"], tokens_per_second=rate)
+            say("  cache hit to the first batch", seconds=warm["first"], fill=warm["fill"])
+
+
+def real_lengths(source: Path) -> np.ndarray:
+    """Return the lengths of the conversations in tokens."""
+    from arctic_hydra.data.sft import SFTDataFactory
+    from arctic_hydra.data.source.json import JsonSource
+    from arctic_hydra.distributed import World
+    from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+
+    data = SFTDataFactory(sources={"chat": JsonSource(path=str(source))}, cache=False)
+    return data.process("train", BundledTokenizerFactory().create_tokenizer(), World()).lengths
+
+
+def bench_packing(source: Path, count: int = 1_000_000) -> None:
+    """Time the packing plan on lognormal lengths, and on the real ones repeated."""
+    from arctic_hydra.data.packing import plan_packs
+
+    lognormal = np.random.default_rng(0).lognormal(5.9, 0.9, count)
+    real = np.resize(real_lengths(source), count)
+    for name, lengths in (("lognormal", lognormal), ("real", real)):
+        for capacity in (4096, 16384):
+            clipped = np.clip(lengths.astype(np.int64), 1, capacity)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            start = time.perf_counter()
+            plan = plan_packs(clipped, capacity)
+            seconds = time.perf_counter() - start
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            say(f"pack {count:,} {name} lengths at {capacity}", seconds=seconds, fill=plan.fill, peak_grew_mib=grown)
+
+
+def main() -> None:
+    """Run every benchmark of this file."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--chats", type=Path, default=CHATS if CHATS.exists() else BUNDLED)
+    options = parser.parse_args()
+    bench_packing(options.chats)
+    bench_preparation(options.chats, options.rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`python -m arctic_hydra.data.cache`: what is there, and making room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from arctic_hydra.data.cache import entries, main
+from arctic_hydra.distributed import World
+from tests.data.samples import factory
+
+
+@pytest.fixture
+def filled(small_chats: Path, tokenizer: Any, private_cache: Path) -> Path:
+    for limit in (128, 256):
+        factory(small_chats, max_length=limit).process("train", tokenizer, World())
+    return private_cache
+
+
+def test_list_shows_entries(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3 and shown[-1].startswith("2 entries, 0.0 MiB in ")
+    assert all("37 examples" in line and "used 0" in line for line in shown[:2])
+
+
+def test_prune_by_key_age_and_all(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newer, older = entries(filled)
+    os.utime(older.path / "manifest.json", (0, time.time() - 3 * 86_400))
+    assert main(["prune", "--older-than", "4"]) == 0 and len(entries(filled)) == 2
+    assert main(["prune", "--older-than", "2"]) == 0 and entries(filled) == [newer]
+    assert main(["--cache-dir", str(filled), "prune", newer.key[:8]]) == 0 and entries(filled) == []
+    assert main(["prune", "--all"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("deleted 1 of 2 entries")
+    assert [path.name for path in (filled / "prepared").iterdir() if path.is_dir()] == []
+
+
+def test_using_an_entry_keeps_it(filled: Path, small_chats: Path, tokenizer: Any) -> None:
+    for entry in entries(filled):
+        os.utime(entry.path / "manifest.json", (0, 0))
+    factory(small_chats, max_length=128).process("train", tokenizer, World())
+    assert main(["prune", "--older-than", "1"]) == 0
+    assert len(entries(filled)) == 1
+
+
+def test_an_entry_that_is_being_built_stays(filled: Path) -> None:
+    first, _ = entries(filled)
+    with FileLock(first.path.with_name(f"{first.key}.lock")):
+        assert main(["prune", "--all"]) == 0
+        assert entries(filled) == [first]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["prune"], "got nothing to delete, expected keys"), (["prune", "zzz"], "zzz: there is no such entry in")],
+)
+def test_bad_requests(filled: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_it_is_a_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "arctic_hydra.data.cache", "--cache-dir", str(tmp_path), "list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("0 entries")

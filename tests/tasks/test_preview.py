@@ -1,0 +1,54 @@
+"""task=preview: what is trained on stands out, on the terminal and on the page; the run is left as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from arctic_hydra.data.base import Example
+from arctic_hydra.report import data_table
+from arctic_hydra.tasks.preview import pieces
+from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+from tests.command import only_run, run
+from tests.data.samples import chat, write_lines
+
+
+@pytest.mark.slow
+def test_preview_marks_the_answers(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [chat("<b>q</b>", "\x1b[31manswer"), chat("word " * 300, "a")])
+    done = run("task=preview data=json data.sources.json.path=a.jsonl data.max_length=64 data.num_proc=1", tmp_path)
+    assert "[[␛[31manswer<|im_end|>]]" in done.stdout and "\x1b" not in done.stdout
+    assert re.search(r"json +2 +1 .* 1 overlong, \d+ tokens lost", done.stdout)
+    folder = only_run(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["preview.html"], "no record: the run has not begun"
+    page = (folder / "preview.html").read_text()
+    assert "&lt;b&gt;q&lt;/b&gt;" in page and "<mark>\x1b[31manswer&lt;|im_end|&gt;</mark>" in page
+    assert "preview.html" in done.stdout.splitlines()[-1]
+
+
+def test_pieces_join_to_the_whole() -> None:
+    tokenizer = BundledTokenizerFactory().create_tokenizer()
+    ids = tokenizer("Wie? So, am Ende gut")["input_ids"]
+    mask = [0, 0] + [1] * (len(ids) - 4) + [0, 1]
+    found = pieces(Example("s", 0, ids, mask), tokenizer)
+    assert "".join(text for text, _ in found) == tokenizer.decode(ids)
+    assert [trained for _, trained in found] == [False, True, False, True]
+
+
+def figures(**changes: object) -> dict[str, object]:
+    prepared = {"rows": 5, "dropped": {}, "truncated": 0, "split": 0, "tokens_lost": 0, **changes}
+    lengths = {"p50": 10, "p90": 20, "p99": 20, "p100": 20}
+    source = {"prepared": prepared, "examples": 4, "tokens": 50, "supervised_share": 0.5, "length_tokens": lengths}
+    return {"length_tokens": lengths, "sources": {"one": source}}
+
+
+def test_the_table_stands_where_there_is_something_to_say() -> None:
+    assert data_table(figures()) == []
+    table = data_table(figures(dropped={"malformed": 1}, split=1200, tokens_lost=3))
+    assert re.fullmatch(r"source +rows +examples +tokens +trained +p50 +p90 +p99 +p100 +left out or cut", table[0])
+    assert re.fullmatch(r"one +5 +4 +50 +50% +10 +20 +20 +20 +1 malformed, 1,200 split, 3 tokens lost", table[1])
+    both = figures()
+    both["sources"] = {"one": both["sources"]["one"], "two": both["sources"]["one"]}  # type: ignore[index]
+    assert len(data_table(both)) == 3
