@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -39,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except ArcticHydraError as error:
         print_error(error)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted before anything was started", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
@@ -52,6 +56,11 @@ def _dispatch(arguments: list[str]) -> int:
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such option; see {PROGRAM} --help")
     name = options.config_name or "config"
+    if options.config_dir and not Path(options.config_dir).is_dir():
+        raise ConfigError(f"--config-dir: got {options.config_dir!r}, which is no directory")
+    for flag, value in (("--config-path", options.config_path), ("--experimental-rerun", options.experimental_rerun)):
+        if value:
+            raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(arguments, name, _not_run)
     if options.multirun:
@@ -64,13 +73,22 @@ def _dispatch(arguments: list[str]) -> int:
     if options.cfg:
         config.build(_resolved(job))
         return _show(options, cfg, job)
+    for override in options.overrides:
+        if override.lstrip("+").startswith(("hydra.", "hydra/")) and not override.lstrip("+").startswith(
+            "hydra.searchpath"
+        ):
+            raise ConfigError(
+                f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
+            )
     return run_one(job, options.overrides)
 
 
 def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
     tree = {"job": job, "hydra": OmegaConf.create({"hydra": cfg.hydra}), "all": cfg}[options.cfg]
     node = OmegaConf.select(tree, options.package) if options.package and options.package != "_global_" else tree
-    print(OmegaConf.to_yaml(node, resolve=options.resolve), end="")
+    if node is None:
+        raise ConfigError(f"--package {options.package}: there is no such node in the composed config")
+    print(OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n", end="")
     return EXIT_DONE
 
 
@@ -87,6 +105,7 @@ def _resolved(job: DictConfig) -> dict[str, Any]:
 def run_one(job: DictConfig, overrides: list[str]) -> int:
     """Check one composed run, prepare its directory, start its ranks and report; return the exit code."""
     tree = _resolved(job)
+    overrides = [config.redact_override(item) for item in overrides]
     run = config.build(tree)
     directory = _directory(run)
     if problems := run.environment_problems():
@@ -108,6 +127,9 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
     before = directory.record()
     if run.fresh:
         directory.clear()
+        for engine in run.checkpoint.values():
+            if (place := engine.place(directory.path)) != directory.path:
+                shutil.rmtree(place, ignore_errors=True)
     elif before.get("status") == record.FINISHED:
         if before["data"] != data:
             raise ArcticHydraError(
@@ -174,8 +196,14 @@ def _look_at(run: config.Run, directory: record.RunDirectory, tree: dict[str, An
 
 
 def _data_digest(run: config.Run) -> str:
-    """Return a hash of the content of the run's data, as its sources see it."""
-    identities = [run.data.identities(split) for split in ("train", "eval")]
+    """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
+    groups = {"train": run.data.sources, "eval": run.data.eval_sources}
+    identities = {
+        f"{split} {name}": source.identity(split)
+        for split, sources in groups.items()
+        for name, source in sources.items()
+        if source.is_local
+    }
     return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -193,9 +221,10 @@ def _conclude(directory: record.RunDirectory, code: int) -> int:
         print_result(directory, result)
         return EXIT_DONE if result["status"] == record.FINISHED else EXIT_STOPPED_EARLY
     signalled = -code if code < 0 else 0
-    if signalled in (2, 15, 12) and not errors:
+    resumable = any((directory.path / "checkpoints").glob("step-*"))
+    if signalled in (1, 2, 12, 15) and not errors:
         directory.update_record(status=record.STOPPED)
-        print("stopped before the first step; the same command starts again")
+        print(f"ended at once; the same command {'resumes from the last checkpoint' if resumable else 'starts again'}")
         return EXIT_STOPPED_EARLY
     if not errors:
         how = f"was killed by signal {signalled}" if signalled else f"ended with exit code {code}"
@@ -241,8 +270,10 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
         print("next: load it with transformers:")
         print(f"  AutoModelForCausalLM.from_pretrained({str(path / 'export')!r})")
     print("next: train longer, or on your own data:")
-    overrides = [item for item in directory.record()["overrides"] if not item.startswith("trainer.epochs=")]
-    print(f"  {shlex.join([*PROGRAM.split(), *overrides, 'trainer.epochs=3'])}")
+    limits = ("fresh=", "trainer.epochs=", "trainer.train_iters=", "trainer.min_iterations=", "trainer.exit_iteration=")
+    overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]
+    epochs = 3 * max(1, round(result["progress"]["epoch"]))
+    print(f"  {shlex.join([*PROGRAM.split(), *overrides, f'trainer.epochs={epochs}'])}")
     print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
 
 
@@ -273,7 +304,7 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
     def run_job(cfg: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = [config.redact_override(item) for item in HydraConfig.get().overrides.task]
         job = compose.without_hydra(cfg)
         print(f"job {len(rows) + 1}: {' '.join(overrides)}", flush=True)
         try:

@@ -155,8 +155,8 @@ def _list_group(overrides: list[str]) -> ConfigError:
     """Name the override that gives a group without options a value."""
     for item in OverridesParser.create().parse_overrides(overrides):
         if item.key_or_group in LIST_GROUPS and item.value() != []:
-            names = item.value() if isinstance(item.value(), list) else [item.value()]
-            return _no_such_option(item.key_or_group, str(names[0]))
+            value = item.value()
+            return _no_such_option(item.key_or_group, str(value[0] if isinstance(value, list) else value))
     return ConfigError(f"{' '.join(overrides)}: a list stands where named entries are due")
 
 

@@ -37,6 +37,9 @@ else:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CREDENTIALS = re.compile(r"://[^/@\s]+@")
+SECRET_ITEM = re.compile(
+    r"""(\b(?:\w*_)?(?:token|key|password|secret|credential)s?['"]?\s*:\s*)[^,}\]]+""", re.IGNORECASE
+)
 SECRET = re.compile(r"(^|_)(token|key|password|secret|credential)s?$", re.IGNORECASE)
 
 
@@ -121,18 +124,7 @@ class Run(Component):
     log: Log = MISSING
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        (
-            "task",
-            "from_checkpoint",
-            "preview_examples",
-            "name",
-            "output_root",
-            "fresh",
-            "ranks",
-            "checkpoint",
-            "tracking",
-            "log",
-        )  # fmt: skip
+        "task from_checkpoint preview_examples name output_root fresh ranks checkpoint tracking log".split()
     )
 
     def validate(self) -> None:
@@ -303,9 +295,18 @@ def _absolute(value: Any, base: Path) -> Any:
     if not isinstance(value, str) or not value or "://" in value or "\n" in value or "{" in value:
         return value
     path = Path(value).expanduser()
-    if path.is_absolute() or value.startswith(("./", "../", "~")) or (base / path).exists():
+    glob = any(letter in value for letter in "*?[")
+    if path.is_absolute() or glob or value.startswith(("./", "../", "~")) or (base / path).exists():
         return str((base / path).absolute())
     return value
+
+
+def redact_override(text: str) -> str:
+    """Return an override of the command line without the secrets in it, in nested values too."""
+    key, equals, value = text.partition("=")
+    if SECRET.search(key.rpartition(".")[2]) and value:
+        return f"{key}{equals}***"
+    return key + equals + CREDENTIALS.sub("://***@", SECRET_ITEM.sub(r"\1***", value))
 
 
 def redact(tree: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from typing import Any
 
+from arctic_hydra import log
 from arctic_hydra.human_numbers import format_count, format_seconds
 
 
@@ -23,6 +25,7 @@ class Display:
         self._last_line = 0.0
         if enabled and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             self._bar, self._task = _rich_bar(horizon, done)
+            log.set_terminal(self.say)
 
     def step(self, values: dict[str, Any]) -> None:
         """Show one logged step."""
@@ -35,7 +38,7 @@ class Display:
         elif time.monotonic() - self._last_line > 1.0 or step in (self._start_step + 1, self.horizon):
             # Plain output is for log files: about one line a second, the first and the last always.
             self._last_line = time.monotonic()
-            print(f"step {step}/{self.horizon}  {text}  left {self._left(step)}", flush=True)
+            self.say(f"step {step}/{self.horizon}  {text}  left {self._left(step)}")
 
     def evaluation(self, values: dict[str, Any]) -> None:
         """Show one evaluation."""
@@ -51,18 +54,22 @@ class Display:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:  # whoever read our output has gone; the run goes on
+                self.enabled = False
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+            log.set_terminal(None)
 
     def _left(self, step: int) -> str:
         done = step - self._start_step
         elapsed = time.monotonic() - self._start
-        return format_seconds(elapsed / done * (self.horizon - step)) if done else "?"
+        return format_seconds(elapsed / done * (self.horizon - step)) if done >= 3 else "?"
 
 
 def _figures(values: dict[str, Any]) -> str:
@@ -73,17 +80,14 @@ def _figures(values: dict[str, Any]) -> str:
 
 def _rich_bar(horizon: int, done: int) -> tuple[Any, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    bar = Progress(
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[figures]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=False),
-        refresh_per_second=5,
-        expand=True,
-    )
+    wide = shutil.get_terminal_size().columns >= 80
+    columns = [TextColumn("step"), MofNCompleteColumn()]
+    columns += [BarColumn(bar_width=None)] if wide else []
+    columns += [TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="crop"))]
+    columns += [TextColumn("left"), TimeRemainingColumn(compact=True, elapsed_when_finished=False)]
+    bar = Progress(*columns, refresh_per_second=5, expand=wide, redirect_stdout=False, redirect_stderr=False)
     task = bar.add_task("train", total=horizon, completed=done, figures="")
     bar.start()
     return bar, task

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from arctic_hydra.distributed import World
@@ -46,7 +47,7 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
         # The launcher asks for it when another rank has failed and this one does not end.
         faulthandler.register(signal.SIGUSR1, file=os.open(path, os.O_WRONLY | os.O_APPEND), all_threads=True)
     if to_terminal:
-        terminal = logging.StreamHandler(sys.stderr)
+        terminal = _TerminalHandler()
         terminal.setFormatter(logging.Formatter("%(message)s" if world.size == 1 else "[rank %(rank)s] %(message)s"))
         terminal.addFilter(context)
         terminal.addFilter(_only_ours)
@@ -55,6 +56,24 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes to standard error, or above the bar while there is one."""
+
+    say: Callable[[str], None] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if _TerminalHandler.say is not None:
+            _TerminalHandler.say(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def set_terminal(say: Callable[[str], None] | None) -> None:
+    """Send records for the terminal through `say`, which knows how to print above a bar; None ends that."""
+    _TerminalHandler.say = staticmethod(say) if say else None
 
 
 class _RankFilter(logging.Filter):

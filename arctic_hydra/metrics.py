@@ -61,15 +61,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def model_flops(num_matmul_parameters: int, num_layers: int, attention_width: int, lengths: list[int]) -> float:
-    """Return the FLOPs of one forward and backward over documents of `lengths` tokens.
+def model_flops(
+    body_parameters: int,
+    head_parameters: int,
+    num_layers: int,
+    attention_width: int,
+    lengths: list[int],
+    supervised: int,
+) -> float:
+    """Return the FLOPs of one forward and backward over documents of `lengths` tokens, `supervised` of them trained on.
 
     6 per parameter and token (2 forward, 4 backward), plus causal attention: 12 * layers * width * length^2 / 2
-    (PaLM, appendix B, halved for the causal mask). Recomputation is not counted, so the rate gives MFU, not HFU.
+    (PaLM, appendix B, halved for the causal mask); the head sees supervised positions only. Recomputation is not
+    counted, so the rate gives MFU, not HFU.
     """
-    tokens = sum(lengths)
     squares = sum(n * n for n in lengths)
-    return 6.0 * num_matmul_parameters * tokens + 6.0 * num_layers * attention_width * squares
+    matmul = body_parameters * sum(lengths) + head_parameters * supervised
+    return 6.0 * matmul + 6.0 * num_layers * attention_width * squares
 
 
 def peak_tflops(device: torch.device) -> float | None:

@@ -28,8 +28,8 @@ class ModelFacts:
     name: str
     parameters: int
     trainable: int
-    flops_shape: tuple[int, int, int]
-    """Parameters that multiply (all but an untied embedding look-up), layers, attention width."""
+    flops_shape: tuple[int, int, int, int]
+    """Parameters of the body, of the head (as large as the embedding), layers, attention width."""
 
 
 def model_facts(model: torch.nn.Module, model_config: Any) -> ModelFacts:
@@ -41,9 +41,10 @@ def model_facts(model: torch.nn.Module, model_config: Any) -> ModelFacts:
     embedding = model.get_input_embeddings().weight  # type: ignore[operator,union-attr]
     head = model.get_output_embeddings()  # type: ignore[operator]
     tied = head is not None and head.weight is embedding
-    matmul = total if tied else total - sizes[id(embedding)]
+    looked_up = sizes[id(embedding)]
+    body, projected = total - looked_up - (0 if tied or head is None else sizes[id(head.weight)]), looked_up
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shape = (matmul, int(text.num_hidden_layers), int(head_size * text.num_attention_heads))
+    shape = (body, projected, int(text.num_hidden_layers), int(head_size * text.num_attention_heads))
     return ModelFacts(type(model).__name__, total, trainable, shape)
 
 

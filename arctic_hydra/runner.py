@@ -16,7 +16,8 @@ from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
-from arctic_hydra.trainer.base import Toolbox, Trainer
+from arctic_hydra.trainer.base import Trainer
+from arctic_hydra.trainer.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
 

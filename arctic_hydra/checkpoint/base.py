@@ -64,6 +64,10 @@ class CheckpointEngine(Component):
         """Take the state to save from and load into; called once, before `load` and `save`."""
         self.state = state
 
+    def place(self, run_dir: Path) -> Path:
+        """Return the directory that this engine writes to for the run in `run_dir`."""
+        return run_dir
+
     @property
     def epoch_finished(self) -> bool:
         """Whether the last completed step ended an epoch."""
@@ -121,7 +125,7 @@ class TriggeredCheckpoint(CheckpointEngine):
     save_end_of_training: bool = False
     """Save once the last step is done."""
     output_dir: str | None = None
-    """Directory to write below; the run directory when unset."""
+    """Directory to write below, as `<output_dir>/<name>/<id>`; the run directory when unset."""
 
     def bind(self, state: TrainingState) -> None:
         """Take the state to save from and load into; called once, before `load` and `save`."""
@@ -131,7 +135,11 @@ class TriggeredCheckpoint(CheckpointEngine):
     @property
     def root(self) -> Path:
         """The directory below which this engine writes."""
-        return Path(self.output_dir) if self.output_dir else self.state.run_dir
+        return self.place(self.state.run_dir)
+
+    def place(self, run_dir: Path) -> Path:
+        """Return the directory that this engine writes to: runs that share an `output_dir` stay apart."""
+        return Path(self.output_dir) / run_dir.parent.name / run_dir.name if self.output_dir else run_dir
 
     def mark_saved(self) -> None:
         """Remember that the current step is on disk, by a save or because it was loaded: no trigger saves it again."""

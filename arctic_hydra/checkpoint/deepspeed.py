@@ -115,7 +115,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         path = self._store.publish(stage, self._facts)
         self.mark_saved()
         if state.world.is_main:
-            logger.info("saved %s", path)
+            logger.info("saved %s", path.name)
         return path
 
     def _write_rank_state(self, stage: Stage) -> None:

@@ -94,6 +94,11 @@ class DataSource(Component):
                 [("content_key", "has no effect without a path (array.field.value) in role_mapping; drop it")]
             )
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the rows lie on this machine, so that their content can be told without the network."""
+        return True
+
     @abstractmethod
     def load(self, split: str) -> Any:
         """Return the rows: a `Rows`, a `datasets.Dataset` or a list of dicts.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import Component
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 
 if TYPE_CHECKING:
@@ -41,9 +42,13 @@ class WarmupScheduler(SchedulerFactory):
     """Optimizer steps to warm up over."""
 
     def warmup(self, horizon: int) -> int:
-        """Return the number of warm-up steps, at most the horizon."""
+        """Return the number of warm-up steps; raises ConfigError for more of them than the run has."""
         steps = int(self.warmup_ratio * horizon) if self.warmup_steps is None else self.warmup_steps
-        return min(steps, horizon)
+        if steps > horizon:
+            raise ConfigError(
+                f"scheduler.warmup_steps: got {steps}, but the run has {horizon} optimizer steps; lower it, or train longer"
+            )
+        return steps
 
     @abstractmethod
     def curve(self, progress: float) -> float:

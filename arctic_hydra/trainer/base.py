@@ -11,30 +11,24 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.batch import Batch, Window
 from arctic_hydra.callback.base import Callback
-from arctic_hydra.checkpoint.base import CheckpointEngine, TrainingState
 from arctic_hydra.component import Component
-from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.data.base import Loader
-from arctic_hydra.display import Display
 from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
-from arctic_hydra.metrics import MetricsFile, evaluation_metrics, memory_gib, model_flops, peak_tflops
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.metrics import evaluation_metrics, memory_gib, model_flops, peak_tflops
 from arctic_hydra.progress import Progress
-from arctic_hydra.stopping import StopRequest
-from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.trainer.spikes import describe_spike
+from arctic_hydra.trainer.toolbox import Toolbox, Totals
 
 if TYPE_CHECKING:
-    import deepspeed
     import torch
 
 log = logging.getLogger(__name__)
@@ -43,43 +37,6 @@ log = logging.getLogger(__name__)
 @dataclass(kw_only=True)
 class TrainerSlot(Component):
     """Type of the trainer's slot in `Run`; a slot's own type carries no human-friendly numbers (see `component`)."""
-
-
-@dataclass
-class Toolbox:
-    """What the runner builds and the trainer works with."""
-
-    world: distributed.World
-    device: torch.device
-    run_dir: Path
-    loader: Loader
-    eval_loader: Loader | None
-    model_factory: ModelFactory
-    converters: list[ModelConverter]
-    engine: deepspeed.DeepSpeedEngine
-    engine_config: dict[str, Any]
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    state: TrainingState
-    checkpoints: list[CheckpointEngine]
-    trackers: list[Tracker]
-    metrics_file: MetricsFile | None
-    display: Display
-    stop: StopRequest
-    log_interval: int
-    flops_shape: tuple[int, int, int]
-    """Matmul parameters, layers and attention width, for `model_flops`."""
-
-
-@dataclass
-class _Totals:
-    """Figures since the last log line; the loss stays on the device until then."""
-
-    loss_sum: Any = 0.0
-    steps: int = 0
-    supervised: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    flops: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -122,7 +79,6 @@ class Trainer(TrainerSlot):
     collective_timeout_seconds: HumanInt = integer(1800, minimum=1)
     """How long a rank waits for the others in one collective before it fails."""
 
-    model: ClassVar[Any] = ModelFactory
     outside_identity: ClassVar[frozenset[str]] = frozenset(
         ("exit_iteration", "max_minutes", "kill_switch_path", "collective_timeout_seconds", "eval_interval")
     )
@@ -227,7 +183,7 @@ class Trainer(TrainerSlot):
         self.stop_reason = ""
         self.last_metrics: dict[str, Any] = {}
         self.last_evaluation: dict[str, Any] = tools.state.evaluation
-        self._totals = _Totals()
+        self._totals = Totals()
         self._evaluated_at = int(tools.state.evaluation.get("step", -1))
         self._spike = ""
         self._started, self._first_step = time.monotonic(), tools.state.progress.global_step
@@ -244,8 +200,10 @@ class Trainer(TrainerSlot):
     def train(self) -> None:
         """Run to the horizon, or until a stop is agreed on."""
         with self.event("train"):
-            if self.eval_at_start and self.global_step == 0:
+            self._check_exit()
+            if self.eval_at_start and self.global_step == 0 and not self._stop_wanted():
                 self.evaluate()
+            self._totals = Totals()
             for epoch in self.epochs_left:
                 with self.event("epoch", epoch=epoch):
                     self.epoch()
@@ -275,7 +233,6 @@ class Trainer(TrainerSlot):
 
     def step(self, window: Window, counts: dict[str, int]) -> None:
         """One optimizer step over the window's micro-batches: the mean over all supervised units of all ranks."""
-        start = time.monotonic()
         units = counts["supervised"]
         self._applied, self._grad_norm, self._spike = False, math.nan, ""
         self._learning_rate = float(self.tools.scheduler.get_last_lr()[0])
@@ -299,9 +256,9 @@ class Trainer(TrainerSlot):
                 for converter in self.tools.converters:
                     converter.post_optimizer_hook(self.tools.engine.module)
         self.tools.scheduler.step()
-        self._totals.seconds += time.monotonic() - start
         self._totals.flops += sum(
-            model_flops(*self.tools.flops_shape, batch.document_lengths) for batch in window.micro_batches
+            model_flops(*self.tools.flops_shape, batch.document_lengths, batch.num_supervised)
+            for batch in window.micro_batches
         )
 
     def evaluate(self) -> dict[str, Any]:
@@ -312,7 +269,7 @@ class Trainer(TrainerSlot):
         import torch
 
         names = loader.source_names
-        with self.event("evaluate"):
+        with self.event("evaluate"), self._off_the_clock():
             self.tools.engine.eval()
             sums = torch.zeros(len(names), 3, dtype=torch.float64, device=self.device)
             with torch.no_grad():
@@ -328,13 +285,13 @@ class Trainer(TrainerSlot):
 
     def checkpoint(self) -> None:
         """Let each checkpoint engine save that wants to at this step."""
-        if self.tools.metrics_file is not None:
-            self.tools.metrics_file.sync()
-        for engine in self.tools.checkpoints:
-            if engine.do_checkpoint:
-                with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
-                    path = engine.save()
-                log.debug("saved %s", path)
+        with self._off_the_clock():
+            if self.tools.metrics_file is not None:
+                self.tools.metrics_file.sync()
+            for engine in self.tools.checkpoints:
+                if engine.do_checkpoint:
+                    with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
+                        engine.save()
 
     def _is_spike(self, window_loss: torch.Tensor, units: int) -> bool:
         """Compare the step's loss with the recent ones; the same answer on every rank, which takes one reduction."""
@@ -346,26 +303,40 @@ class Trainer(TrainerSlot):
             del recent[: -self.spike_window_steps]
         return bool(self._spike)
 
+    @contextmanager
+    def _off_the_clock(self) -> Iterator[None]:
+        """Keep what happens here out of the figures per second."""
+        start = time.monotonic()
+        yield
+        self._totals.paused += time.monotonic() - start
+
     # -- pieces of the loop --------------------------------------------------------------------------------------------
 
     def _agree(self, window: Window) -> dict[str, int]:
         """Sum this step's counts over the ranks and decide together whether to stop before it: one collective."""
-        over = self.max_minutes and time.monotonic() - self._started > 60 * self.max_minutes
-        if over and self.global_step > self._first_step:  # at least one step per start, so that every start gets on
-            self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} are over"
-        wants_stop = self.tools.stop.requested(look_for_file=self.world.is_main)
-        mine = [
-            window.num_supervised,
-            sum(batch.num_tokens for batch in window.micro_batches),
-            sum(batch.num_padding for batch in window.micro_batches),
-            int(wants_stop),
-        ]
-        supervised, tokens, padding, stop = distributed.sum_over_ranks(mine)
+        supervised, tokens, padding, stop = distributed.sum_over_ranks(
+            [
+                window.num_supervised,
+                sum(batch.num_tokens for batch in window.micro_batches),
+                sum(batch.num_padding for batch in window.micro_batches),
+                self._asked_to_stop(),
+            ]
+        )
         if stop:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:
                 self.tools.stop.acknowledge()
         return {"supervised": supervised, "tokens": tokens, "padding": padding}
+
+    def _stop_wanted(self) -> bool:
+        """Whether any rank was asked to stop: one collective, outside of the steps."""
+        return bool(distributed.sum_over_ranks([self._asked_to_stop()])[0])
+
+    def _asked_to_stop(self) -> int:
+        over = self.max_minutes and time.monotonic() - self._started > 60 * self.max_minutes
+        if over and self.global_step > self._first_step:  # at least one step per start, so that every start gets on
+            self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} are over"
+        return int(self.tools.stop.requested(look_for_file=self.world.is_main))
 
     def _advance(self, counts: dict[str, int]) -> None:
         """Move every counter past the step just done; the state a checkpoint now holds is that after it."""
@@ -408,11 +379,10 @@ class Trainer(TrainerSlot):
             return
         import torch
 
-        start = time.monotonic()
         sums = torch.as_tensor(self._totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)
         loss_sum = float(distributed.sum_tensor(sums.clone()))
         totals, progress = self._totals, self.progress
-        seconds = totals.seconds + time.monotonic() - start
+        seconds = totals.seconds
         tflops = totals.flops / seconds / 1e12
         peak = peak_tflops(self.device)
         self.last_metrics = {
@@ -434,7 +404,7 @@ class Trainer(TrainerSlot):
         }
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = progress.spiked_steps
-        self._totals = _Totals()
+        self._totals = Totals()
         self._record(self.last_metrics)
         self.tools.display.step(self.last_metrics)
 
@@ -456,6 +426,3 @@ class Trainer(TrainerSlot):
         if self.eval_at_end:
             self.evaluate()
         self.checkpoint()
-
-
-__all__ = ["Toolbox", "Trainer", "TrainerSlot", "field"]

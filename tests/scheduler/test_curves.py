@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from arctic_hydra.component import registered
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.scheduler.constant import ConstantScheduler
 from arctic_hydra.scheduler.cosine import CosineScheduler
 from arctic_hydra.scheduler.cosine_with_min_lr import CosineWithMinLRScheduler
@@ -78,7 +79,8 @@ def test_pitfall_12_last_step_has_the_last_value(factory, horizon):
     assert used_rates(factory(warmup_ratio=0), horizon)[-1] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_warmup_steps_win_over_the_ratio_and_never_pass_the_horizon():
+def test_warmup_steps_win_over_the_ratio_and_may_not_pass_the_horizon():
     assert LinearScheduler(warmup_ratio=0.5, warmup_steps=3).warmup(10) == 3
-    assert LinearScheduler(warmup_steps=30).warmup(10) == 10
+    with pytest.raises(ConfigError, match="got 30, but the run has 10 optimizer steps"):
+        LinearScheduler(warmup_steps=30).warmup(10)
     assert LinearScheduler(warmup_ratio="25%").warmup(10) == 2

@@ -22,8 +22,8 @@ from arctic_hydra.progress import Progress
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.scheduler.constant import ConstantScheduler
 from arctic_hydra.stopping import StopRequest
-from arctic_hydra.trainer.base import Toolbox
 from arctic_hydra.trainer.sft import SFTTrainer
+from arctic_hydra.trainer.toolbox import Toolbox
 
 Document = tuple[list[int], list[bool]]
 """Token ids, and whether each is supervised."""
@@ -154,7 +154,7 @@ def make_trainer(
     trainer.equip(
         Toolbox(
             world, torch.device("cpu"), run_dir, loader, eval_loader, factory, [], wrapped, config, schedule, state, [], [],
-            None, Display(horizon, 0, enabled=False), StopRequest(run_dir / "STOP"), 1, (1, 1, 1),
+            None, Display(horizon, 0, enabled=False), StopRequest(run_dir / "STOP"), 1, (1, 1, 1, 1),
         )
     )  # fmt: skip
     return trainer

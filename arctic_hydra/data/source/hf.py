@@ -29,7 +29,7 @@ class HFSource(SampledSource):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem for a local path that is missing."""
-        if self._is_local and not self._local.exists():
+        if self.is_local and not self._local.exists():
             yield f"path: {self._missing()}"
 
     def read(self, split: str) -> Rows:
@@ -53,7 +53,7 @@ class HFSource(SampledSource):
         return Path(self.path).expanduser()
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
         return self.path.startswith(("/", ".", "~")) or self._local.exists()
 
     def _missing(self) -> str:
@@ -66,7 +66,7 @@ class HFSource(SampledSource):
         """Return the local files of `split`; none means that `datasets` has to load it."""
         from arctic_hydra.data.source.files import find_split, splits_in
 
-        if not self._is_local:
+        if not self.is_local:
             return []
         if not self._local.exists():
             raise DataError(self._missing())
@@ -100,10 +100,10 @@ class HFSource(SampledSource):
         from arctic_hydra.hub import cache_only_when_unreachable
 
         try:
-            if self._is_local and self._is_saved(self._local):
+            if self.is_local and self._is_saved(self._local):
                 saved = datasets.load_from_disk(str(self._local))
                 return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-            with nullcontext() if self._is_local else cache_only_when_unreachable():
+            with nullcontext() if self.is_local else cache_only_when_unreachable():
                 return datasets.load_dataset(self.path, split=split, revision=self.revision, **self.kwargs)
         except Exception as error:  # datasets raises many kinds for one cause: the split could not be loaded
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
@@ -114,7 +114,7 @@ class HFSource(SampledSource):
             ) from error
 
     def _fingerprint(self, split: str) -> str:
-        if self._is_local and not self._is_saved(self._local):
+        if self.is_local and not self._is_saved(self._local):
             from arctic_hydra.data.source.rows import hash_rows
 
             return hash_rows(self._load_dataset(split))

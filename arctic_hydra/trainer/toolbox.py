@@ -1,0 +1,66 @@
+"""What a trainer works with, and what it adds up between two log lines."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import distributed
+from arctic_hydra.checkpoint.base import CheckpointEngine, TrainingState
+from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.data.base import Loader
+from arctic_hydra.display import Display
+from arctic_hydra.metrics import MetricsFile
+from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.stopping import StopRequest
+from arctic_hydra.tracking.base import Tracker
+
+if TYPE_CHECKING:
+    import deepspeed
+    import torch
+
+
+@dataclass
+class Toolbox:
+    """What the runner builds and the trainer works with."""
+
+    world: distributed.World
+    device: torch.device
+    run_dir: Path
+    loader: Loader
+    eval_loader: Loader | None
+    model_factory: ModelFactory
+    converters: list[ModelConverter]
+    engine: deepspeed.DeepSpeedEngine
+    engine_config: dict[str, Any]
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    state: TrainingState
+    checkpoints: list[CheckpointEngine]
+    trackers: list[Tracker]
+    metrics_file: MetricsFile | None
+    display: Display
+    stop: StopRequest
+    log_interval: int
+    flops_shape: tuple[int, int, int, int]
+    """Parameters of the body and of the head, layers, attention width: for `model_flops`."""
+
+
+@dataclass
+class Totals:
+    """Figures since the last log line; the loss stays on the device until then."""
+
+    loss_sum: Any = 0.0
+    steps: int = 0
+    supervised: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    start: float = field(default_factory=time.monotonic)
+    paused: float = 0.0
+    """Seconds spent on evaluation and saving, which are no part of a step."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training since the last log line: steps, waiting for data and for other ranks."""
+        return time.monotonic() - self.start - self.paused
