@@ -124,7 +124,8 @@ class Trainer(TrainerSlot):
 
     model: ClassVar[Any] = ModelFactory
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        ("exit_iteration", "max_minutes", "kill_switch_path", "collective_timeout_seconds", "eval_interval")
+        # Accumulation counts by the global batch, which is in the identity: fewer ranks that accumulate more go on.
+        "exit_iteration max_minutes kill_switch_path collective_timeout_seconds eval_interval gradient_accumulation_steps".split()
     )
 
     def validate(self) -> None:
