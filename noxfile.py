@@ -1,6 +1,6 @@
 """Every check of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. `nox -s bench` and `nox -s gpu` are run by hand.
+`nox` runs lint, types and tests. `nox -s faults`, `nox -s bench` and `nox -s gpu` are run by hand.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests on two processes; `nox -s tests -- tests/tracking -k resume` runs some of them."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-n", "2", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kill, freeze and starve runs at length; `nox -s faults -- --kills 200 --results kills.json` sets the kill loop."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run("pytest", "-m", "faults", f"--timeout={TEST_TIMEOUT_SECONDS}")
+    session.run("python", "-m", "tests.faults.kill_loop", *session.posargs)
 
 
 @nox.session

@@ -253,7 +253,9 @@ def _environment(run: Run) -> Iterator[str]:
 
 def identity(run: Run) -> dict[str, Any]:
     """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values."""
-    return _identity_of(run)  # type: ignore[no-any-return]
+    trainer = run.trainer
+    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * run.world_size_wanted
+    return {**_identity_of(run), "global_batch_size": batch}
 
 
 def _identity_of(value: Any) -> Any:

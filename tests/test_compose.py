@@ -251,12 +251,15 @@ def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
         [*base, "data.max_length=512"]
     )
     for outside in (
-        "log.interval=5", "tracking=[]", "checkpoint=[]", "trainer.exit_iteration=3", "ranks=2", "name=other",
+        "log.interval=5", "tracking=[]", "checkpoint=[]", "trainer.exit_iteration=3", "name=other",
         "checkpoint.deepspeed.save_every_n_steps=3", "data.num_proc=1", "data.cache=off", "output_root=elsewhere",
     ):  # fmt: skip
         assert identified([*base, outside]) == same, outside
     for inside in ("optimizer.lr=1e-3", "seed=1", "trainer.epochs=2", "data.max_length=256", "deepspeed=zero1"):
         assert identified([*base, inside]) != same, inside
+    spread = identified([*base, "ranks=2"])
+    assert spread != same, "twice the global batch"
+    assert identified([*base, "trainer.gradient_accumulation_steps=2"]) == spread
 
 
 def test_typed_slots_refuse_another_family(capsys):

@@ -20,24 +20,28 @@ def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
 
     Tensors are mapped from the files where these hold them whole, so they take memory only as they are read.
     """
-    [*shards] = sorted(path.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"), key=_rank)
+    [*shards] = sorted(path.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"), key=rank_of)
     if not shards:
         state = load_tensors(path / "mp_rank_00_model_states.pt", mmap=True)
         return _without_tied(state["module"], state["shared_params"])
     states = [load_tensors(shard, mmap=True) for shard in shards]
     optimizers = [
-        load_tensors(found, mmap=True) for found in sorted(path.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank)
+        load_tensors(found, mmap=True) for found in sorted(path.glob("*zero_pp_rank_*_optim_states.pt"), key=rank_of)
     ]
     first = states[0]
     weights = {name: first["module"][name] for name in first["buffer_names"]}
     weights |= dict(_frozen(states))
     groups = [optimizer["optimizer_state_dict"]["fp32_flat_groups"] for optimizer in optimizers]
+    if len(groups[0]) != len(first["param_shapes"]):  # very large groups are cut into sub-groups, in the same order
+        shapes = {name: shape for group in first["param_shapes"] for name, shape in group.items()}
+        return weights | dict(_gathered(shapes, [torch.cat(flat) for flat in groups]))
     for index, shapes in enumerate(first["param_shapes"]):
         weights |= dict(_gathered(shapes, [flat[index] for flat in groups]))
     return weights
 
 
-def _rank(path: Path) -> int:
+def rank_of(path: Path) -> int:
+    """Return which rank wrote one of DeepSpeed's per-rank files."""
     return int(path.name.split("zero_pp_rank_")[1].split("_")[0])
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("arctic_hydra.checkpoint")
 
-MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage", "world_size")
+MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage")
 
 
 class OnError(Enum):
@@ -188,7 +188,10 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             return None
         self._check_identity(found)
         self._agree(self._try(self._check_readable, found), found)
-        self._agree(self._try(self._restore, found), found)
+        if found.manifest["world_size"] == self.state.world.size:
+            self._agree(self._try(self._restore, found), found)
+        else:
+            self._restore_reshaped(found)
         self.state.progress.load_state_dict(found.manifest["progress"])
         self.state.evaluation = dict(found.manifest["evaluation"])
         self.state.recent_losses = list(found.manifest["recent_losses"])
@@ -200,14 +203,13 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def _check_identity(self, found: Checkpoint) -> None:
         """Compare what the checkpoint is of with what this run is; the same on every rank, no communication."""
-        then = {**found.manifest["identity"], "world_size": found.manifest["world_size"]}
-        now = {**json.loads(json.dumps(self.state.identity)), "world_size": self.state.world.size}
+        then, now = found.manifest["identity"], json.loads(json.dumps(self.state.identity))
         differing = [key for key in MUST_MATCH if then.get(key) != now.get(key)]
         if differing:
             values = "; ".join(f"{key}: checkpoint {then.get(key)!r}, this run {now.get(key)!r}" for key in differing)
             raise CheckpointError(
                 f"{found.path} belongs to a different run: {values}. "
-                "Start with the config, data and number of ranks it was saved with, or pass fresh=true to start over"
+                "Start with the config, data and global batch it was saved with, or pass fresh=true to start over"
             )
         if self.state.world.is_main and then.get("versions") != now.get("versions"):
             logger.warning(
@@ -228,7 +230,33 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             except Exception as error:
                 raise RuntimeError(f"{name} cannot be loaded without running code from it ({error})") from error
 
-    def _restore(self, found: Checkpoint) -> None:
+    def _restore_reshaped(self, found: Checkpoint) -> None:
+        """Restore a checkpoint of another number of ranks: its data are the same, so its global batch is as well."""
+        place = self._store.root / f".tmp-reshaped-{found.path.name}"
+        ranks, error = self.state.world.size, None
+        if self.state.world.is_main:
+            from arctic_hydra.checkpoint.files import remove_folder
+            from arctic_hydra.checkpoint.reshape import reshape
+
+            remove_folder(place)
+            error = self._try(lambda known: reshape(known.path, place, ranks), found)
+            logger.warning(
+                "%s was saved by %d ranks and is cut anew for %d: weights, optimizer, schedule and data position go on; "
+                "random states start anew, so dropout differs, and sums over ranks are rounded in another order",
+                found.path.name, found.manifest["world_size"], ranks,
+            )  # fmt: skip
+        self._agree(error, found)
+        try:
+            self._agree(
+                self._try(lambda known: self._restore(Checkpoint(place, known.manifest), known.path), found), found
+            )
+        finally:
+            distributed.barrier()
+            if self.state.world.is_main:
+                remove_folder(place)
+
+    def _restore(self, found: Checkpoint, original: Path | None = None) -> None:
+        """Load a checkpoint's files; with `original`, they were cut anew from it, and this rank has no state in it."""
         from arctic_hydra.checkpoint import rank_state
         from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, going_through, load_tensors
 
@@ -239,6 +267,12 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             )
         if loaded is None:
             raise RuntimeError("DeepSpeed found nothing to load")
+        if original is not None:
+            schedule = load_tensors(original / "rank-00000.pt")["schedule"]
+            rank_state.set_schedule_state(self.state.scheduler, schedule)
+            engine.micro_steps = found.step * engine.gradient_accumulation_steps()
+            rank_state.seed_from(found.step)
+            return
         mine = load_tensors(found.path / self._rank_file())
         engine.micro_steps = mine["micro_steps"]
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])

@@ -37,6 +37,14 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+def seed_from(step: int) -> None:
+    """Seed every generator from the rank's own seed and `step`, so that a part of a run never repeats the draws before."""
+    seed = (torch.initial_seed() + 1_000_003 * (step + 1)) % 2**32
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
     """Return the scheduler's state and the learning rates in force: loading a scheduler alone sets no rate."""
     return {

@@ -80,7 +80,8 @@ class Trainer(TrainerSlot):
     """How long a rank waits for the others in one collective before it fails."""
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        ("exit_iteration", "max_minutes", "kill_switch_path", "collective_timeout_seconds", "eval_interval")
+        # Accumulation counts by the global batch, which is in the identity: fewer ranks that accumulate more go on.
+        "exit_iteration max_minutes kill_switch_path collective_timeout_seconds eval_interval gradient_accumulation_steps".split()
     )
 
     def validate(self) -> None:
