@@ -254,9 +254,28 @@ def create(cfg: DictConfig) -> Any:
     try:
         return instantiate(cfg, _convert_="object")
     except InstantiationException as error:
-        raise _located(error) from error.__cause__
+        refused = list(_refused(cfg, ""))  # Hydra stops at the first; a person wants all
+        raise (ConfigError(refused) if len(refused) > 1 else _located(error)) from error.__cause__
     except MissingMandatoryValue as error:
         raise ConfigError(str(error)) from error
+
+
+def _refused(node: DictConfig, key: str) -> Iterator[str]:
+    """Yield every problem of the components below `node`, each built by itself."""
+    for name, child in node.items():
+        if not isinstance(child, DictConfig):
+            continue
+        full_key = f"{key}.{name!s}" if key else str(name)
+        if "_target_" not in child:
+            yield from _refused(child, full_key)
+            continue
+        try:
+            instantiate(child, _convert_="object")
+        except InstantiationException as error:
+            located = _located(error)
+            if isinstance(located, ConfigError):
+                # The key in the error is relative to what was built here, or absolute: both end in the same words.
+                yield from (p if p.startswith(f"{full_key}.") else f"{full_key}.{p}" for p in located.problems)
 
 
 def _located(error: InstantiationException) -> Exception:

@@ -188,6 +188,27 @@ def test_bad_config_is_refused_in_words(argument, text, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_refused_fields_of_several_components_are_reported_together(capsys):
+    assert (
+        main(["trainer.epochs=-1", "data.max_length=0", "checkpoint.hf.save_every_n_steps=-1", "optimizer.lr=-1"]) == 2
+    )
+    keys = {line.removeprefix("error: ").partition(":")[0] for line in capsys.readouterr().err.splitlines()}
+    assert keys == {"trainer.epochs", "data.max_length", "checkpoint.hf.save_every_n_steps", "optimizer.lr"}
+
+
+def test_secrets_do_not_reach_files(tmp_path):
+    from arctic_hydra.config import redact, redact_override
+
+    assert redact_override("a.hf_token=hf_x") == "a.hf_token=***"
+    assert redact_override("data.x={token: hf_SECRET, b: 1}") == "data.x={token: ***, b: 1}"
+    assert redact_override("tracking.mlflow.uri=http://a:b@host/") == "tracking.mlflow.uri=http://***@host/"
+    assert redact_override("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
+    assert redact({"x": {"api_key": "k", "n": 1}, "u": ["s3://u:p@b"]}) == {
+        "x": {"api_key": "***", "n": 1},
+        "u": ["s3://***@b"],
+    }
+
+
 def test_all_problems_of_a_check_are_reported_together(capsys):
     assert (
         main(
