@@ -291,3 +291,41 @@ def test_what_this_machine_lacks_is_said_before_anything_is_written(arguments, t
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_exit_iteration_again_does_nothing_more(tmp_path):
+    arguments = f"{SMALL} trainer.train_iters=6 trainer.exit_iteration=2 tracking=[]"
+    for _ in range(2):
+        run(arguments, tmp_path, code=75)
+        assert len(losses(only_run(tmp_path))) == 2
+
+
+def test_fresh_clears_an_output_dir_elsewhere_and_runs_that_share_it_stay_apart(tmp_path):
+    arguments = f"{SMALL} trainer.train_iters=6 tracking=[] checkpoint.deepspeed.output_dir=shared"
+    run(f"{arguments} trainer.exit_iteration=2", tmp_path, code=75)
+    run(f"{arguments} trainer.exit_iteration=1 fresh=true", tmp_path, code=75)
+    assert [path.name for path in (tmp_path / "shared").glob("default/*/checkpoints/step-*")] == ["step-00000001"]
+    run(f"{arguments} seed=1 trainer.exit_iteration=1", tmp_path, code=75)
+    assert len(list((tmp_path / "shared").glob("default/*"))) == 2
+
+
+def test_one_interrupt_of_two_ranks_saves_and_says_so(tmp_path):
+    process = start(f"{SMALL} trainer.train_iters=5000 ranks=2 tracking=[] trainer.eval_at_start=false", tmp_path)
+    wait_for_step(tmp_path, 2, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "SIGINT: stopping at the next step; interrupt again to end at once" in output
+    assert "the same command resumes" in output
+    assert list((only_run(tmp_path) / "checkpoints").glob("step-*"))
+
+
+def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):
+    process = start(f"{SMALL} trainer.train_iters=5000 tracking=[]", tmp_path)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert "the same command" in output

@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 def test_export_of_any_checkpoint_equals_the_one_of_the_run(trained):
     """In one process, from shards that two ranks wrote at ZeRO-3."""
     folder, run_dir = trained
-    arguments = f"{TRAINED} trainer.eval_frequency=4 task=export"
+    arguments = f"{TRAINED} ranks=2 trainer.eval_frequency=4 task=export"
     done = run(arguments, folder)
     assert "checkpoints/step-00000006 to" in done.stdout
     during, after = (load_file(run_dir / name / "model.safetensors") for name in ("export", "export-step-00000006"))
@@ -40,7 +40,8 @@ def test_export_of_any_checkpoint_equals_the_one_of_the_run(trained):
 def test_evaluation_of_a_checkpoint_is_that_of_the_training(trained):
     folder, run_dir = trained
     expected = {row["step"]: row["eval/loss"] for row in metrics(run_dir) if "eval/loss" in row}
-    done = run(f"{TRAINED} trainer.eval_frequency=4 task=evaluate from_checkpoint=4", folder)
+    same_batch = "ranks=1 trainer.gradient_accumulation_steps=2"  # one rank looks at what two have written
+    done = run(f"{TRAINED} {same_batch} trainer.eval_frequency=4 task=evaluate from_checkpoint=4", folder)
     assert "evaluation at step 4: loss" in done.stdout
     result = json.loads((run_dir / "task-evaluate" / "result.json").read_text())
     assert result["eval/loss"] == pytest.approx(expected[4], abs=1e-6)

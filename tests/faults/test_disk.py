@@ -32,8 +32,13 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", place], capture_output=True)
 
 
+def store(folder):
+    [checkpoints] = (folder / "disk").glob("default/*/checkpoints")
+    return CheckpointStore(checkpoints, 0)
+
+
 def steps(folder):
-    return sorted(int(path.name[5:]) for path in CheckpointStore(folder / "disk" / "checkpoints", 0).steps())
+    return sorted(int(path.name[5:]) for path in store(folder).steps())
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_the_same_command_goes_on(disk, tmp_path):
@@ -55,7 +60,7 @@ def test_on_error_warn_trains_on_and_leaves_the_good_ones(disk, tmp_path):
     done = run(f"{ARGUMENTS} checkpoint.deepspeed.on_error=warn", tmp_path)
     assert "TRAINING GOES ON WITHOUT A CHECKPOINT of step 9" in done.stderr
     assert "finished 9 steps" in done.stdout
-    found = CheckpointStore(tmp_path / "disk" / "checkpoints", 0).newest()
+    found = store(tmp_path).newest()
     assert found is not None and 2 < found.step < 9
 
 
