@@ -106,11 +106,22 @@ class FailureWatch:
         for process in ranks.values():
             _send(process, signal.SIGUSR1)  # `log.start` has it write the stacks
             _send(process, signal.SIGCONT)  # a frozen process would not
-        time.sleep(0.5)
+        _wait_for_stacks(logs, lengths)
         for rank, process in ranks.items():
             _send(process, signal.SIGKILL)
             log = logs[rank]
             self.stalled[rank] = log.read_bytes()[lengths[rank] :].decode(errors="replace") if log.exists() else ""
+
+
+def _wait_for_stacks(logs: dict[int, Path], lengths: dict[int, int], patience_seconds: float = 5.0) -> None:
+    """Wait until each rank's log holds stacks beyond its former length; a process that was frozen needs a moment."""
+    end = time.monotonic() + patience_seconds
+    while time.monotonic() < end:
+        added = [log.read_bytes()[lengths[rank] :] if log.exists() else b"" for rank, log in logs.items()]
+        if all(b"most recent call first" in text for text in added):
+            time.sleep(0.2)  # the first thread's stack is there; let the others follow
+            return
+        time.sleep(0.1)
 
 
 def _send(process: Any, number: signal.Signals) -> None:

@@ -23,7 +23,7 @@ def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
     [*shards] = sorted(path.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"), key=rank_of)
     if not shards:
         state = load_tensors(path / "mp_rank_00_model_states.pt", mmap=True)
-        return _without_tied(state["module"], state["shared_params"])
+        return _without_tied(state["module"], state["shared_params"] or {})  # None at ZeRO-0
     states = [load_tensors(shard, mmap=True) for shard in shards]
     optimizers = [
         load_tensors(found, mmap=True) for found in sorted(path.glob("*zero_pp_rank_*_optim_states.pt"), key=rank_of)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from arctic_hydra.metrics import read_metrics
+
+CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 log = logging.getLogger("arctic_hydra.tracking")
 
@@ -137,7 +140,7 @@ class Sender:
                 "%s: %s. The run goes on and metrics.jsonl keeps every step; what is missing is sent once the store "
                 "answers, at the latest when this run is started again.",
                 self._what,
-                " ".join(problem.split())[:300],
+                CREDENTIALS.sub("://***@", " ".join(problem.split()))[:300],
             )
 
 
