@@ -27,6 +27,7 @@ from arctic_hydra.errors import (
     ArcticHydraError,
     ConfigError,
 )
+from arctic_hydra.redaction import redact, redact_override
 
 PROGRAM = "python -m arctic_hydra"
 
@@ -105,7 +106,7 @@ def _resolved(job: DictConfig) -> dict[str, Any]:
 def run_one(job: DictConfig, overrides: list[str]) -> int:
     """Check one composed run, prepare its directory, start its ranks and report; return the exit code."""
     tree = _resolved(job)
-    overrides = [config.redact_override(item) for item in overrides]
+    overrides = [redact_override(item) for item in overrides]
     run = config.build(tree)
     directory = _directory(run)
     if problems := run.environment_problems():
@@ -155,13 +156,13 @@ def _write_run(
 ) -> None:
     directory.forget_outcome()
     (directory.path / ".hydra").mkdir(exist_ok=True)
-    clean = config.redact(tree)
+    clean = redact(tree)
     (directory.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(clean)), encoding="utf-8")
     (directory.path / ".hydra" / "overrides.yaml").write_text(
         OmegaConf.to_yaml(OmegaConf.create(overrides)), encoding="utf-8"
     )
     record.write_json(directory.run_file, {"config": clean}, mode=0o600)
-    who = config.redact(config.identity(run))
+    who = redact(config.identity(run))
     surroundings = record.surroundings()
     directory.update_record(
         status=record.RUNNING,
@@ -190,7 +191,7 @@ def _look_at(run: config.Run, directory: record.RunDirectory, tree: dict[str, An
     place = directory.of_task(run.task.name)
     place.create()
     place.forget_outcome()
-    record.write_json(place.run_file, {"config": config.redact(tree)}, mode=0o600)
+    record.write_json(place.run_file, {"config": redact(tree)}, mode=0o600)
     ranks = 1 if run.task is config.Task.export else run.world_size_wanted
     return _conclude(place, launch.start_ranks(place, ranks, lock, _secrets(tree)))
 
@@ -209,7 +210,7 @@ def _data_digest(run: config.Run) -> str:
 
 def _secrets(tree: dict[str, Any]) -> dict[str, Any]:
     """Return what redaction hid from `run.json`, by dotted key; the ranks get it through their environment."""
-    hidden = record.flatten(config.redact(tree))
+    hidden = record.flatten(redact(tree))
     return {key: value for key, value in record.flatten(tree).items() if hidden[key] != value}
 
 
@@ -304,7 +305,7 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
     def run_job(cfg: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
-        overrides = [config.redact_override(item) for item in HydraConfig.get().overrides.task]
+        overrides = [redact_override(item) for item in HydraConfig.get().overrides.task]
         job = compose.without_hydra(cfg)
         print(f"job {len(rows) + 1}: {' '.join(overrides)}", flush=True)
         try:

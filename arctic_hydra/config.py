@@ -36,11 +36,6 @@ else:
     from arctic_hydra.trainer.base import TrainerSlot
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-CREDENTIALS = re.compile(r"://[^/@\s]+@")
-SECRET_ITEM = re.compile(
-    r"""(\b(?:\w*_)?(?:token|key|password|secret|credential)s?['"]?\s*:\s*)[^,}\]]+""", re.IGNORECASE
-)
-SECRET = re.compile(r"(^|_)(token|key|password|secret|credential)s?$", re.IGNORECASE)
 
 
 class Task(Enum):
@@ -301,21 +296,3 @@ def _absolute(value: Any, base: Path) -> Any:
     if path.is_absolute() or glob or value.startswith(("./", "../", "~")) or (base / path).exists():
         return str((base / path).absolute())
     return value
-
-
-def redact_override(text: str) -> str:
-    """Return an override of the command line without the secrets in it, in nested values too."""
-    key, equals, value = text.partition("=")
-    if SECRET.search(key.rpartition(".")[2]) and value:
-        return f"{key}{equals}***"
-    return key + equals + CREDENTIALS.sub("://***@", SECRET_ITEM.sub(r"\1***", value))
-
-
-def redact(tree: Any) -> Any:
-    """Return a plain config with `***` for the values of secret-looking keys (token, key, password, secret) and for the
-    credentials in URLs."""
-    if isinstance(tree, dict):
-        return {k: "***" if SECRET.search(str(k)) and isinstance(v, str) and v else redact(v) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [redact(item) for item in tree]
-    return CREDENTIALS.sub("://***@", tree) if isinstance(tree, str) else tree

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.config import Run, redact
+from arctic_hydra.config import Run
 from arctic_hydra.data.base import Loader
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import format_count
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.record import FINISHED, STOPPED
+from arctic_hydra.redaction import redact
 from arctic_hydra.trainer.base import Trainer
 
 if TYPE_CHECKING:

@@ -197,7 +197,7 @@ def test_refused_fields_of_several_components_are_reported_together(capsys):
 
 
 def test_secrets_do_not_reach_files(tmp_path):
-    from arctic_hydra.config import redact, redact_override
+    from arctic_hydra.redaction import redact, redact_override
 
     assert redact_override("a.hf_token=hf_x") == "a.hf_token=***"
     assert redact_override("data.x={token: hf_SECRET, b: 1}") == "data.x={token: ***, b: 1}"

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from arctic_hydra.component import component
+from arctic_hydra.redaction import without_credentials
 from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.tracking.sender import Point, Sender
 
@@ -27,7 +28,6 @@ _METRICS_PER_REQUEST = 900  # the server's limit is 1000
 _KEY_CHARACTERS = 250
 _LOCK_SECONDS = 120.0
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-_CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 # MLflow reads these when it is imported and at each request. Its own defaults wait minutes for a dead server and report
 # usage to its makers; what the user set wins.
@@ -52,7 +52,7 @@ class MLflowTracker(Tracker):
     def validate(self) -> None:
         if self.uri is not None and not re.match(r"[a-z0-9+-]+://|databricks$", self.uri):
             raise ValueError(
-                f"uri: got {without_credentials(self.uri)!r}, expected a URL such as sqlite:///runs/mlflow.db or "
+                f"uri: got {without_credentials(self.uri, mark='')!r}, expected a URL such as sqlite:///runs/mlflow.db or "
                 f"http://127.0.0.1:5000 (MLflow has given up its file store)"
             )
         if not self.experiment.strip():
@@ -63,7 +63,9 @@ class MLflowTracker(Tracker):
         run_dir = run_dir.resolve()
         uri = self.uri or f"sqlite:///{run_dir.parents[1] / 'mlflow.db'}"
         connection = MLflowRun(uri, self.experiment, run_dir, name, config)
-        self._sender = Sender(connection, run_dir / "metrics.jsonl", f"tracking.mlflow ({without_credentials(uri)})")
+        self._sender = Sender(
+            connection, run_dir / "metrics.jsonl", f"tracking.mlflow ({without_credentials(uri, mark='')})"
+        )
         self._sender.start()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -178,7 +180,7 @@ class MLflowRun:
         if not self._state_path.exists():
             return None
         state = json.loads(self._state_path.read_text(encoding="utf-8"))
-        if state["uri"] != without_credentials(self._uri):
+        if state["uri"] != without_credentials(self._uri, mark=""):
             return None
         try:
             run = self._client.get_run(state["run_id"])
@@ -197,14 +199,14 @@ class MLflowRun:
         params = [Param(key, value) for key, value in flat_params(self._config).items()]
         for chunk in _chunks(params, _PARAMS_PER_REQUEST):
             self._client.log_batch(self._run_id, params=chunk)
-        text = without_credentials(yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
+        text = without_credentials(yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True), mark="")
         self._client.log_text(self._run_id, text, "config.yaml")
         self._described = True
         self._write_state()
 
     def _write_state(self) -> None:
         state = {
-            "uri": without_credentials(self._uri),
+            "uri": without_credentials(self._uri, mark=""),
             "run_id": self._run_id,
             "last_step": self._last_step,
             "described": self._described,
@@ -218,7 +220,7 @@ def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the leaves of a config by dotted key, as text of at most 6000 characters."""
     params: dict[str, str] = {}
     for key, value in _leaves(config, ""):
-        text = without_credentials(str(value))
+        text = without_credentials(str(value), mark="")
         params[metric_key(key)] = text if len(text) <= _PARAM_CHARACTERS else f"{text[: _PARAM_CHARACTERS - 3]}..."
     return params
 
@@ -234,11 +236,6 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 def metric_key(name: str) -> str:
     """Return `name` with what MLflow refuses in a key replaced: odd characters, and forms that are no plain path."""
     return posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)).lstrip("./")[:_KEY_CHARACTERS] or "_"
-
-
-def without_credentials(text: str) -> str:
-    """Return `text` without the `user:password@` of any URL in it."""
-    return _CREDENTIALS.sub("://", text)
 
 
 def _sqlite_path(uri: str) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from arctic_hydra.metrics import read_metrics
-
-CREDENTIALS = re.compile(r"://[^/@\s]+@")
+from arctic_hydra.redaction import without_credentials
 
 log = logging.getLogger("arctic_hydra.tracking")
 
@@ -140,7 +138,7 @@ class Sender:
                 "%s: %s. The run goes on and metrics.jsonl keeps every step; what is missing is sent once the store "
                 "answers, at the latest when this run is started again.",
                 self._what,
-                CREDENTIALS.sub("://***@", " ".join(problem.split()))[:300],
+                without_credentials(" ".join(problem.split()))[:300],
             )
 
 

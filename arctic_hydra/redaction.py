@@ -1,0 +1,35 @@
+"""Secrets kept out of files, terminals and trackers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+CREDENTIALS = re.compile(r"://[^/@\s]+@")
+SECRET_ITEM = re.compile(
+    r"""(\b(?:\w*_)?(?:token|key|password|secret|credential)s?['"]?\s*:\s*)[^,}\]]+""", re.IGNORECASE
+)
+SECRET = re.compile(r"(^|_)(token|key|password|secret|credential)s?$", re.IGNORECASE)
+
+
+def without_credentials(text: str, mark: str = "***@") -> str:
+    """Return `text` with `mark` in place of the `user:password@` of any URL in it."""
+    return CREDENTIALS.sub(f"://{mark}", text)
+
+
+def redact_override(text: str) -> str:
+    """Return an override of the command line without the secrets in it, in nested values too."""
+    key, equals, value = text.partition("=")
+    if SECRET.search(key.rpartition(".")[2]) and value:
+        return f"{key}{equals}***"
+    return key + equals + without_credentials(SECRET_ITEM.sub(r"\1***", value))
+
+
+def redact(tree: Any) -> Any:
+    """Return a plain config with `***` for the values of secret-looking keys (token, key, password, secret) and for the
+    credentials in URLs."""
+    if isinstance(tree, dict):
+        return {k: "***" if SECRET.search(str(k)) and isinstance(v, str) and v else redact(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [redact(item) for item in tree]
+    return without_credentials(tree) if isinstance(tree, str) else tree
