@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from arctic_hydra import log
+from arctic_hydra import log, page
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import BatchGeometry, Example, Loader
 from arctic_hydra.distributed import World
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
 
 PAGE = "preview.html"
 Pieces = list[tuple[str, bool]]
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
-    "pre,.chat{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,monospace;background:#f6f6f4;"
-    "padding:1em;border-radius:4px}pre{white-space:pre;overflow-x:auto}.chat{color:#666}"
-    "mark{background:#cdebd0;color:#0a3d16}h2{font-size:1em;margin:2em 0 .5em}"
-)
 
 
 def execute(run: Run, run_dir: Path) -> Path:
@@ -41,9 +33,9 @@ def execute(run: Run, run_dir: Path) -> Path:
     ]
     for part in parts:
         _print(*part)
-    page = run_dir / PAGE
-    page.write_text(_page(f"{run.name}: data", parts), encoding="utf-8")
-    return page
+    path = run_dir / PAGE
+    path.write_text(_page(f"{run.name}: data", parts), encoding="utf-8")
+    return path
 
 
 Part = tuple[str, list[str], list[tuple[str, Pieces]]]
@@ -84,16 +76,14 @@ def _print(title: str, table: list[str], shown: list[tuple[str, Pieces]]) -> Non
 
 
 def _page(title: str, parts: list[Part]) -> str:
-    body: list[str] = []
+    body = ["<p><mark>Marked</mark> tokens are trained on; the others are context.</p>"]
     for name, table, shown in parts:
-        body.append(f"<h1>{html.escape(name)}</h1><pre>{html.escape(chr(10).join(table))}</pre>")
+        body.append(f"<h1>{page.escape(name)}</h1><pre>{page.escape(chr(10).join(table))}</pre>")
         for heading, runs in shown:
-            body.append(f"<h2>{html.escape(heading)}</h2><div class=chat>{''.join(map(_span, runs))}</div>")
-    key = "<p><mark>Marked</mark> tokens are trained on; the others are context.</p>"
-    head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{key}{''.join(body)}</body></html>\n"
+            body.append(f"<h3>{page.escape(heading)}</h3><div class=chat>{''.join(map(_span, runs))}</div>")
+    return page.page(title, body)
 
 
-def _span(run: tuple[str, bool]) -> Any:
-    text = html.escape(run[0])
+def _span(run: tuple[str, bool]) -> str:
+    text = page.escape(run[0])
     return f"<mark>{text}</mark>" if run[1] else text
