@@ -156,6 +156,8 @@ def build(cfg: Any) -> Run:
     run = create(from_plain(cfg) if isinstance(cfg, dict) else cfg)
     assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
     _follow_model(run)
+    if hasattr(run.optimizer, "zero_stage"):
+        run.optimizer.zero_stage = run.deepspeed.stage
     run.check()
     return run
 
@@ -199,6 +201,8 @@ def _cross_checks(run: Run) -> Iterator[str]:
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    clipping = run.deepspeed.config.get("gradient_clipping", getattr(run.deepspeed, "gradient_clipping", 0.0))
+    yield from run.optimizer.engine_problems(run.deepspeed.stage, run.model.dtype, clipping)
     if trainer.eval_frequency and not run.data.has_evaluation:
         yield (
             f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "

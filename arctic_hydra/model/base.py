@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from arctic_hydra.component import Component
+from arctic_hydra.distributed import count_gpus
+from arctic_hydra.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +23,11 @@ DTYPE_ALIASES = {
 }
 
 VARLEN_ATTENTION = "arctic_varlen"
+FLASH_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "kernels"),
+    "flash_attention_3": ("flash_attn_interface", "kernels"),
+}
+"""Packages of which one must be installed (transformers fetches a kernel from the hub with `kernels`)."""
 ATTENTION = (VARLEN_ATTENTION, "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -32,9 +41,6 @@ class ModelFactory(Component):
     """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
     disable_activation_checkpoint: bool = False
     """Keep all activations instead of computing them again in the backward pass."""
-
-    fused_loss: ClassVar[bool] = False
-    """Whether the model's own forward returns the loss from selected rows (Liger), without logits."""
 
     def validate(self) -> None:
         found = [name for name, aliases in DTYPE_ALIASES.items() if str(self.dtype).lower() in aliases]
@@ -60,6 +66,33 @@ class ModelFactory(Component):
     @abstractmethod
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model, on the CPU, in `dtype`; under ZeRO-3 its parameters may be partitioned already."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem where the chosen attention needs a device or a package that is not here."""
+        packages = FLASH_PACKAGES.get(self.attn_implementation, ())
+        if packages and count_gpus() == 0:
+            yield (
+                f"attn_implementation: got {self.attn_implementation}, which runs on CUDA only, and this machine has no GPU; "
+                f"pass model.attn_implementation={VARLEN_ATTENTION}"
+            )
+        elif packages and not any(importlib.util.find_spec(name) for name in packages):
+            yield (
+                f"attn_implementation: got {self.attn_implementation}, but {' and '.join(packages)} are not installed; install "
+                f"one, or pass model.attn_implementation={VARLEN_ATTENTION} (the flash attention inside torch)"
+            )
+
+    def prepare(self) -> None:
+        """Do what comes before making a model: raise ModelError for a dtype that the device lacks, register attention."""
+        import torch
+
+        if self.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+            raise ModelError(
+                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not have; pass model.dtype=fp16 or fp32"
+            )
+        if self.attn_implementation == VARLEN_ATTENTION:
+            from arctic_hydra.model.attention import register
+
+            register()
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
         """Apply what every option shares: no cache, activation checkpointing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ class OptimizerFactory(Component):
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Return an optimizer over the trainable parameters of `model`; raises ConfigError when there are none."""
+
+    def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
+        """Yield, with full keys, why this optimizer cannot work at a ZeRO stage, in a dtype, or with clipped gradients."""
+        return iter(())
 
 
 @dataclass(kw_only=True)

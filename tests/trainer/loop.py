@@ -18,6 +18,7 @@ from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.optimizer.adamw import AdamWFactory
+from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.progress import Progress
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.scheduler.constant import ConstantScheduler
@@ -130,6 +131,7 @@ def make_trainer(
     eval_data: list[Document] | None = None,
     clipping: float = 1.0,
     seed: int = 0,
+    optimizer: OptimizerFactory | None = None,
     **fields: Any,
 ) -> SFTTrainer:
     """Return a trainer that is ready to train, built as `runner` builds it."""
@@ -147,9 +149,10 @@ def make_trainer(
     config = engine.ZeROFactory(stage=stage, gradient_clipping=clipping).fill(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.size, factory.dtype, 32
     )
-    optimizer = AdamWFactory(lr=lr, weight_decay=0.0).create_optimizer(network)
-    schedule = scheduler.create_scheduler(optimizer, horizon)
-    wrapped = engine.initialize(network, optimizer, config)
+    optimizer = optimizer or AdamWFactory(lr=lr, weight_decay=0.0)
+    stepper = optimizer.create_optimizer(network)
+    schedule = scheduler.create_scheduler(stepper, horizon)
+    wrapped = engine.initialize(network, stepper, config)
     state = TrainingState(wrapped, schedule, None, Progress(), world, run_dir, {})  # type: ignore[arg-type]
     trainer.equip(
         Toolbox(

@@ -1,0 +1,27 @@
+"""DeepSpeed's AdamW for parameters that live on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from arctic_hydra.component import component
+from arctic_hydra.optimizer.base import AdamFactory, parameter_groups
+from arctic_hydra.optimizer.deepspeed_ops import compiler_problems, optimizer_class
+
+if TYPE_CHECKING:
+    import torch
+
+
+@component(group="optimizer", name="cpu_adam")
+class CPUAdamFactory(AdamFactory):
+    """AdamW vectorised for the CPU, for optimizer offload; DeepSpeed compiles it at the first use."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem where the extension cannot be compiled."""
+        yield from compiler_problems("cpu_adam", needs_cuda=False)
+
+    def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Return DeepSpeed's `DeepSpeedCPUAdam` over the decayed and undecayed groups of `model`."""
+        groups = parameter_groups(model, self.weight_decay)
+        return optimizer_class("DeepSpeedCPUAdam")(groups, **self.arguments())
