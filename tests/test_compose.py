@@ -58,6 +58,7 @@ def test_every_option_composes_and_builds(group, option):
     required = [f"data.sources.{option}.path=data.jsonl"] if (group, option) in REQUIRING else []
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
+    required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
     chosen = f"{group}=[{option}]" if group in SEVERAL else f"{group}={option}"
     run = built(chosen, *required)
@@ -92,6 +93,13 @@ def test_order_of_checkpoint_engines_is_kept():
     assert built("checkpoint=[]").checkpoint == {}
 
 
+def test_a_model_names_its_exports(capsys):
+    assert built("model.save_name=mine").checkpoint["hf"].save_name == "mine"
+    assert config.run_id(built("model.save_name=mine")) == config.run_id(built())
+    assert main(["model.save_name=a/b"]) == 2
+    assert "save_name: got 'a/b', expected a plain directory name" in capsys.readouterr().err
+
+
 def test_a_hub_model_brings_its_tokenizer():
     run = built("model=liger", "data=ultrachat")
     assert run.tokenizer.name_or_path == run.model.name_or_path == "Qwen/Qwen3-0.6B"
@@ -124,7 +132,7 @@ def test_human_values_on_the_command_line(argument, key, value):
 BAD = [
     ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("modle=hf", "modle: there is no such key; did you mean model?"),
-    ("model=ligr", "model: got 'ligr', expected one of hf, liger, tiny; did you mean liger?"),
+    ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, tiny; did you mean liger?"),
     ("trainer.epochs=two", "trainer.epochs: got 'two', expected a number such as"),
     ("trainer.epochs=-1", "trainer.epochs: got -1, expected 0 or more"),
     ("trainer.epochs=0", "trainer.epochs: got 0 while train_iters is 0"),
@@ -166,13 +174,22 @@ BAD = [
     ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
     ("+foo=1", "foo: there is no such key"),
     ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),
-    ("model=3", "model: got 3, expected one of hf, liger, tiny"),
+    ("model=3", "model: got 3, expected one of hf, liger, random, tiny"),
     ("tracking=null", "tracking: got None, expected one of mlflow, none, or [] where it is a list"),
     ("checkpoint=[deepspeed,hff]", "checkpoint: got 'hff', expected one of deepspeed, hf; did you mean hf?"),
     ("callback=[early_stopping]", "callback: got 'early_stopping', but this group has no options of its own yet"),
     ("optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values, or optimizer.lr=[1,2] for a list"),
     ("tracking.wandb.x=1", "tracking.wandb.x: tracking.wandb is not among the chosen options (mlflow), and there is no such option"),
-    ("optimizer=linear", "optimizer: got 'linear', expected one of adamw"),
+    ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon"),
+    ("optimizer=muon model.dtype=bf16", "optimizer: got muon, but with model.dtype=bf16 DeepSpeed flattens the matrices at ZeRO-0"),
+    ("optimizer=muon deepspeed=zero1", "optimizer: got muon, but deepspeed.gradient_clipping=1 would clip the orthogonalised updates"),
+    ("optimizer=muon deepspeed=zero1 deepspeed.gradient_clipping=0 optimizer.nesterov=false", "optimizer.nesterov: got false, but DeepSpeed's Muon"),
+    ("optimizer=muon deepspeed=zero2 deepspeed.gradient_clipping=0 optimizer.ns_steps=4", "optimizer.ns_steps: got 4, but DeepSpeed's Muon"),
+    ("trainer.label_smoothing=2", "trainer.label_smoothing: got 2, expected 1 or less"),
+    ("trainer.head_loss=fused", "trainer.head_loss: Invalid value 'fused', expected one of [auto, liger, chunked, full]"),
+    ("trainer.head_loss=liger", "trainer.head_loss: got liger, but its kernel needs a CUDA GPU and this machine has none"),
+    ("model.attn_implementation=flash_attention_2", "model.attn_implementation: got flash_attention_2, which runs on CUDA only"),
+    ("model=random", "model.architecture: got neither of name_or_path and architecture; pass model.name_or_path="),
     ("optimizer.lr=", "optimizer.lr: got '', expected a number"),
     ("optimizer", "Error parsing override 'optimizer': not a valid override; expected key=value"),
     ("--modle=hf", "--modle=hf: there is no such option"),
@@ -181,7 +198,7 @@ BAD = [
 
 @pytest.mark.parametrize(("argument", "text"), BAD, ids=[argument for argument, _ in BAD])
 def test_bad_config_is_refused_in_words(argument, text, capsys, tmp_path):
-    assert main([argument]) == 2
+    assert main(argument.split(" ")) == 2
     error = capsys.readouterr().err
     assert f"error: {text}" in error
     assert "Traceback" not in error

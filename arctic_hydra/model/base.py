@@ -6,7 +6,7 @@ import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import Component
 from arctic_hydra.distributed import count_gpus
@@ -41,6 +41,10 @@ class ModelFactory(Component):
     """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
     disable_activation_checkpoint: bool = False
     """Keep all activations instead of computing them again in the backward pass."""
+    save_name: str | None = None
+    """Directory name of this model's exports, instead of `checkpoint.hf.save_name`."""
+
+    outside_identity: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
     def validate(self) -> None:
         found = [name for name, aliases in DTYPE_ALIASES.items() if str(self.dtype).lower() in aliases]
