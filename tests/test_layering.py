@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "arctic_hydra"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "human_numbers", "progress", "batch", "hub", "redaction", "assets", "page"), 0),
+    **dict.fromkeys(
+        ("errors", "human_numbers", "progress", "batch", "hub", "redaction", "assets", "page", "patterns"), 0
+    ),
     **dict.fromkeys(("distributed", "log", "metrics", "display", "stopping"), 1),
     "component": 2,
     **dict.fromkeys(
