@@ -121,7 +121,9 @@ class Cluster:
         for node in NODES:
             (self.folder / f"spool.{node}").mkdir()
             self._spawn("slurmd", "-D", "-N", node)
-        self._wait("both nodes idle", lambda: self.command("sinfo -h -o %t -N", check=False).split() == ["idle", "idle"])
+        self._wait(
+            "both nodes idle", lambda: self.command("sinfo -h -o %t -N", check=False).split() == ["idle", "idle"]
+        )
 
     def stop(self) -> None:
         """Cancel what still runs and end every process that `start` started, the last one first."""
