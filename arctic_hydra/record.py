@@ -83,6 +83,18 @@ class RunDirectory:
         self._lock = handle
         return handle.fileno()
 
+    def holder(self) -> str | None:
+        """Return who holds the directory now (`process <pid> on <host>, since <when>`), None where nobody does."""
+        path = self.path / ".lock"
+        if not path.exists():
+            return None
+        with path.open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return handle.read().strip() or "unknown"
+        return None
+
     def clear(self) -> None:
         """Delete everything in the directory but the lock."""
         for item in self.path.iterdir():
