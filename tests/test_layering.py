@@ -27,7 +27,7 @@ LAYERS: dict[str, int] = {
     "trainer": 5,
     "config": 6,
     **dict.fromkeys(("record", "report", "runner", "tasks"), 7),
-    **dict.fromkeys(("worker", "launch", "compose", "usage", "__main__"), 8),
+    **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "usage", "__main__"), 8),
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.
 SIBLINGS_APART = 3
