@@ -239,10 +239,10 @@ class PreparedDataFactory(DataFactory):
         assert isinstance(pad, int), "tokenizer factories return tokenizers with a pad token"
         weights = [getattr(source, "weight", None) for source in self.sources.values()] if training else []
         options = LoaderOptions(
-            self.max_length,
             self.packing,
-            training,
             pad,
+            self.max_length,
+            training,
             self.prefetch_steps,
             self.group_by_length,
             tuple(weight for weight in weights if weight is not None),

@@ -157,6 +157,11 @@ class Trainer(TrainerSlot):
         return self.tools.state.progress
 
     @property
+    def reads_head_weight(self) -> bool:
+        """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
+        return False
+
+    @property
     def training_finished(self) -> bool:
         """Whether the horizon is reached: a normal end."""
         return self.global_step >= self._horizon
