@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
 from arctic_hydra.errors import ConfigError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class OptimizerFactory(Component):
     """Base of the optimizer factories."""
+
+    state_bytes_per_parameter: ClassVar[int] = 8
+    """Bytes of optimizer state per trained parameter, the master copy of the weights left out (Adam: two fp32 moments)."""
 
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
