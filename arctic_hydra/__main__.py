@@ -200,7 +200,7 @@ def _data_digest(run: config.Run) -> str:
     """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
     groups = {"train": run.data.sources, "eval": run.data.eval_sources}
     identities = {
-        f"{split} {name}": source.identity(split)
+        f"{split} {name}": run.data.identity_of(source, split)
         for split, sources in groups.items()
         for name, source in sources.items()
         if source.is_local
