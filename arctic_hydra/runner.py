@@ -8,7 +8,7 @@ from typing import Any
 
 from arctic_hydra import config, distributed, engine, log, record, report
 from arctic_hydra.checkpoint import source
-from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
@@ -63,7 +63,9 @@ def build(
         seed_everything(run.seed)
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
-        geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed)
+        geometry = BatchGeometry(
+            trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed, trainer.train_iters
+        )
         with trainer.event("create_loader"):
             loader, eval_loader = run.data.build(tokenizer, geometry)
         horizon = trainer.plan(loader, run.scheduler.warmup)
@@ -103,7 +105,15 @@ def build(
         }
         metrics_path = run_dir / "metrics.jsonl"
         state = TrainingState(
-            deepspeed_engine, scheduler, tokenizer, Progress(), world, run_dir, identity, logs=[metrics_path]
+            deepspeed_engine,
+            scheduler,
+            tokenizer,
+            Progress(),
+            world,
+            run_dir,
+            identity,
+            logs=[metrics_path],
+            stream=loader if isinstance(loader, Stream) else None,
         )
         resumed_from = resume(run, state) if trains else None
         if trains:
