@@ -104,7 +104,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
             f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)",
             flush=True,
         )
-        check.print_estimate(tree)
+        check.print_estimate(job.tree)
         return EXIT_DONE
     if run.task is config.Task.preview:
         from arctic_hydra.tasks import preview
