@@ -93,6 +93,23 @@ class ModelFactory(Component):
             raise ModelError(
                 f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not have; pass model.dtype=fp16 or fp32"
             )
+        self.register_attention()
+
+    def create_skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Return the model as `create_model` does, but without reading weights: for the memory estimate's fake tensors."""
+        from transformers import AutoModelForCausalLM
+
+        self.register_attention()
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=self.torch_dtype,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=getattr(self, "trust_remote_code", False),
+        )
+        return self.finish(model)
+
+    def register_attention(self) -> None:
+        """Make our attention known to transformers where this model asks for it."""
         if self.attn_implementation == VARLEN_ATTENTION:
             from arctic_hydra.model.attention import register
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
-from arctic_hydra.optimizer.base import AdamFactory, parameter_groups
+from arctic_hydra.optimizer.base import AdamFactory
 from arctic_hydra.optimizer.deepspeed_ops import compiler_problems, optimizer_class
 
 if TYPE_CHECKING:
@@ -22,6 +22,6 @@ class CPUAdamFactory(AdamFactory):
         yield from compiler_problems("cpu_adam", needs_cuda=False)
 
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Return DeepSpeed's `DeepSpeedCPUAdam` over the decayed and undecayed groups of `model`."""
-        groups = parameter_groups(model, self.weight_decay)
+        """Return DeepSpeed's `DeepSpeedCPUAdam` over the trainable parameters of `model`."""
+        groups = self.parameter_groups(model, self.lr, self.weight_decay)
         return optimizer_class("DeepSpeedCPUAdam")(groups, **self.arguments())

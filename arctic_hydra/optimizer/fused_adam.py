@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
 from arctic_hydra.distributed import count_gpus
-from arctic_hydra.optimizer.base import AdamFactory, parameter_groups
+from arctic_hydra.optimizer.base import AdamFactory
 from arctic_hydra.optimizer.deepspeed_ops import compiler_problems, optimizer_class
 
 if TYPE_CHECKING:
@@ -23,6 +23,6 @@ class FusedAdamFactory(AdamFactory):
         yield from compiler_problems("fused_adam", needs_cuda=count_gpus() > 0)
 
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Return DeepSpeed's `FusedAdam` over the decayed and undecayed groups of `model`."""
-        groups = parameter_groups(model, self.weight_decay)
+        """Return DeepSpeed's `FusedAdam` over the trainable parameters of `model`."""
+        groups = self.parameter_groups(model, self.lr, self.weight_decay)
         return optimizer_class("FusedAdam")(groups, **self.arguments())

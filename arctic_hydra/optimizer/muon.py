@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
-from arctic_hydra.optimizer.base import AdamFactory, parameter_groups
+from arctic_hydra.optimizer.base import AdamFactory
 from arctic_hydra.optimizer.deepspeed_ops import optimizer_class
 
 if TYPE_CHECKING:
@@ -75,15 +75,15 @@ class MuonFactory(AdamFactory):
             for module in (model.get_input_embeddings(), model.get_output_embeddings())
             if module is not None
         }
-        for group in parameter_groups(model, self.weight_decay):
+        for group in self.parameter_groups(model, 1.0, self.weight_decay):
             muon: list[Any] = []
             adam: list[Any] = []
             for parameter in group["params"]:
                 matrix = len(getattr(parameter, "ds_shape", parameter.shape)) == 2 and id(parameter) not in ends
                 (muon if matrix else adam).append(parameter)
             if muon:
-                settings = {"lr": self.lr, "momentum": self.momentum}
+                settings = {"lr": self.lr * group["lr"], "momentum": self.momentum}
                 settings |= {"nesterov": self.nesterov, "ns_steps": self.ns_steps} if self.zero_stage == 0 else {}
                 yield {**group, "params": muon, "use_muon": True, **settings}
             if adam:
-                yield {**group, "params": adam, "use_muon": False, **self.arguments(), "lr": self.adam_lr}
+                yield {**group, "params": adam, "use_muon": False, **self.arguments(), "lr": self.adam_lr * group["lr"]}

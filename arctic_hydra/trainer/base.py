@@ -193,6 +193,10 @@ class Trainer(TrainerSlot):
         self._evaluated_at = int(tools.state.evaluation.get("step", -1))
         self._spike = ""
         self._started, self._first_step = time.monotonic(), tools.state.progress.global_step
+        self.prepare_loss(tools.engine, tools.device)
+
+    def prepare_loss(self, engine: Any, device: torch.device, rehearsal: bool = False) -> None:
+        """Make `loss` ready for the engine's model; collective. A `rehearsal` is on fake tensors, which have no content."""
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback."""
@@ -295,6 +299,8 @@ class Trainer(TrainerSlot):
             if self.tools.metrics_file is not None:
                 self.tools.metrics_file.sync()
             for engine in self.tools.checkpoints:
+                if self.tools.state.stopping or self.training_finished:
+                    engine.settle()
                 if engine.do_checkpoint:
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
                         engine.save()
@@ -319,15 +325,20 @@ class Trainer(TrainerSlot):
     # -- pieces of the loop --------------------------------------------------------------------------------------------
 
     def _agree(self, window: Window) -> dict[str, int]:
-        """Sum this step's counts over the ranks and decide together whether to stop before it: one collective."""
-        supervised, tokens, padding, stop = distributed.sum_over_ranks(
+        """Sum this step's counts over the ranks and decide together what to do before it: one collective."""
+        supervised, tokens, padding, stop, *written = distributed.sum_over_ranks(
             [
                 window.num_supervised,
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
+                *(int(engine.written) for engine in self.tools.checkpoints),
             ]
         )
+        for engine, ranks in zip(self.tools.checkpoints, written, strict=True):
+            if ranks == self.world.size:
+                with self._off_the_clock():
+                    engine.settle()
         if stop:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:

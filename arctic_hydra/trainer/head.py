@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from arctic_hydra.batch import Batch
-from arctic_hydra.trainer.chunked import LogitTransform
+from arctic_hydra.trainer.chunked import AS_IS, LogitTransform
 
 Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """From hidden states [B, T, H], weight [V, H] and bias [V] of the head to a result."""
@@ -88,16 +88,21 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-def tap_head(engine: Any, device: torch.device) -> Head | str:
+def tap_head(engine: Any, device: torch.device, proven: bool = True) -> Head | str:
     """Return the tapped head of the engine's model, or why the loss needs its logits; collective.
 
-    Two forward passes over eight tokens: one finds out what the model does to its logits, by giving it known ones; the
-    other proves that the head with that transform gives the model's logits.
+    Unless `proven` is false, two forward passes over eight tokens: one finds out what the model does to its logits, by
+    giving it known ones; the other proves that the head with that transform gives the model's logits.
     """
     model = getattr(engine, "module", engine)
     linear = _linear_head(model)
     if isinstance(linear, str):
         return linear
+    transform = _proven_transform(engine, model, linear, device) if proven else AS_IS
+    return transform if isinstance(transform, str) else Head(model, linear, transform)
+
+
+def _proven_transform(engine: Any, model: Any, linear: nn.Linear, device: torch.device) -> LogitTransform | str:
     batch = _probe_batch(model, device)
     grid, seen = torch.tensor(_GRID, dtype=torch.float64, device=device), []
 
@@ -117,7 +122,7 @@ def tap_head(engine: Any, device: torch.device) -> Head | str:
     tolerance = 1e-4 if of_logits.dtype == torch.float32 else 4e-2
     if ours.shape != theirs.shape or not bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max()):
         return f"the logits of {type(model).__name__} are not what its head alone gives"
-    return Head(model, linear, transform)
+    return transform
 
 
 def _linear_head(model: Any) -> nn.Linear | str:
@@ -141,7 +146,6 @@ def _probe_batch(model: Any, device: torch.device) -> Batch:
         rows_K=positions,
         targets_K=positions,
         source_K=torch.zeros_like(positions),
-        cu_seqlens=torch.tensor([0, tokens], dtype=torch.int32, device=device),
         max_seqlen=tokens,
     )
 

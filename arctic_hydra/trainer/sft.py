@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.batch import Batch
 from arctic_hydra.component import component
@@ -21,9 +21,6 @@ from arctic_hydra.trainer.base import Trainer
 
 if TYPE_CHECKING:
     import torch
-
-    from arctic_hydra.trainer.loss import LossComputer
-    from arctic_hydra.trainer.toolbox import Toolbox
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +64,6 @@ class SFTTrainer(Trainer):
         """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
         return self.head_loss is not HeadLoss.full
 
-    def equip(self, tools: Toolbox) -> None:
-        """Take everything that was built, and find the model's head; collective."""
-        super().equip(tools)
-        self._losses = self._loss_computer(tools)
-
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the token losses summed over the supervised tokens of the micro-batch."""
         return self._losses.loss_sum(batch)
@@ -80,20 +72,24 @@ class SFTTrainer(Trainer):
         """Return plain cross-entropy, correct tokens and count per source, float64 [num_sources, 3]."""
         return self._losses.evaluation_sums(batch, num_sources)
 
-    def _loss_computer(self, tools: Toolbox) -> LossComputer:
+    def prepare_loss(self, engine: Any, device: torch.device, rehearsal: bool = False) -> None:
+        """Find the model's head; raises ConfigError where `head_loss` needs one that the model does not have."""
         from arctic_hydra.trainer.chunked import TokenLoss
-        from arctic_hydra.trainer.head import Head, tap_head
+        from arctic_hydra.trainer.head import tap_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
-        if isinstance(head, str):
-            if self.head_loss is not HeadLoss.auto:
+        head = None
+        if self.head_loss is not HeadLoss.full:
+            found = tap_head(engine, device, proven=not rehearsal)
+            if not isinstance(found, str):
+                head = found
+            elif self.head_loss is not HeadLoss.auto:
                 raise ConfigError(
-                    f"trainer.head_loss: got {self.head_loss.name}, but {head}; pass trainer.head_loss=full"
+                    f"trainer.head_loss: got {self.head_loss.name}, but {found}; pass trainer.head_loss=full"
                 )
-            log.warning("the loss takes the logits of all supervised tokens at once: %s", head)
-            head = None
-        liger = self.head_loss is HeadLoss.liger or (self.head_loss is HeadLoss.auto and tools.device.type == "cuda")
-        losses = TokenLoss(self.label_smoothing, self.z_loss)
-        assert head is None or isinstance(head, Head)
-        return LossComputer(tools.engine, head, losses, liger, self.head_chunk_rows)
+            else:
+                log.warning("the loss takes the logits of all supervised tokens at once: %s", found)
+        fused = self.head_loss is HeadLoss.liger or (self.head_loss is HeadLoss.auto and device.type == "cuda")
+        terms = TokenLoss(self.label_smoothing, self.z_loss)
+        # Liger's kernel cannot run on fake tensors; chunks hold about as much.
+        self._losses = LossComputer(engine, head, terms, fused and not rehearsal, self.head_chunk_rows)
