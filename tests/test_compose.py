@@ -188,7 +188,7 @@ BAD = [
     ("trainer.label_smoothing=2", "trainer.label_smoothing: got 2, expected 1 or less"),
     ("trainer.head_loss=fused", "trainer.head_loss: Invalid value 'fused', expected one of [auto, liger, chunked, full]"),
     ("trainer.head_loss=liger", "trainer.head_loss: got liger, but its kernel needs a CUDA GPU and this machine has none"),
-    ("model.attn_implementation=flash_attention_2", "model.attn_implementation: got flash_attention_2, which runs on CUDA only"),
+    ("model.attn_implementation=flash_attention_2", "model.attn_implementation: got flash_attention_2, which trains on CUDA only"),
     ("model=random", "model.architecture: got neither of name_or_path and architecture; pass model.name_or_path="),
     ("optimizer.lr=", "optimizer.lr: got '', expected a number"),
     ("optimizer", "Error parsing override 'optimizer': not a valid override; expected key=value"),

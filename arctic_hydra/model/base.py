@@ -23,6 +23,8 @@ DTYPE_ALIASES = {
 }
 
 VARLEN_ATTENTION = "arctic_varlen"
+NEEDS_CUDA = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention that trains on CUDA only (torch's flex_attention has no backward pass on the CPU)."""
 FLASH_PACKAGES = {
     "flash_attention_2": ("flash_attn", "kernels"),
     "flash_attention_3": ("flash_attn_interface", "kernels"),
@@ -74,9 +76,9 @@ class ModelFactory(Component):
     def check_environment(self) -> Iterator[str]:
         """Yield a problem where the chosen attention needs a device or a package that is not here."""
         packages = FLASH_PACKAGES.get(self.attn_implementation, ())
-        if packages and count_gpus() == 0:
+        if self.attn_implementation in NEEDS_CUDA and count_gpus() == 0:
             yield (
-                f"attn_implementation: got {self.attn_implementation}, which runs on CUDA only, and this machine has no GPU; "
+                f"attn_implementation: got {self.attn_implementation}, which trains on CUDA only, and this machine has no GPU; "
                 f"pass model.attn_implementation={VARLEN_ATTENTION}"
             )
         elif packages and not any(importlib.util.find_spec(name) for name in packages):

@@ -104,6 +104,7 @@ class RandomModelFactory(ModelFactory):
                 )
         except (ImportError, ValueError) as error:
             raise ModelError(f"model: {str(error).splitlines()[0]}") from error
+        model.tie_weights()
         _draw(model, torch.initial_seed())
         return self.finish(model)
 

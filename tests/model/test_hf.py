@@ -53,10 +53,17 @@ def test_code_beside_the_weights_does_not_run(tmp_path):
         HFModelFactory(name_or_path=name).create_config()
 
 
+def test_flex_attention_without_gpu():
+    [problem] = tiny_factory(attn_implementation="flex_attention").check_environment()
+    assert "got flex_attention, which trains on CUDA only" in problem
+
+
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
 def test_flash_attention_without_gpu_or_package(name, monkeypatch):
     [problem] = tiny_factory(attn_implementation=name).check_environment()
-    assert problem.startswith(f"attn_implementation: got {name}, which runs on CUDA only, and this machine has no GPU")
+    assert problem.startswith(
+        f"attn_implementation: got {name}, which trains on CUDA only, and this machine has no GPU"
+    )
     monkeypatch.setattr(base, "count_gpus", lambda: 1)
     monkeypatch.setattr(base, "FLASH_PACKAGES", {name: ("flash_absent", "kernels_absent")})
     [problem] = tiny_factory(attn_implementation=name).check_environment()
