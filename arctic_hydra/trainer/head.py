@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ class Head:
         self._result: torch.Tensor | None = None
 
         @torch.compiler.disable
-        def forward(hidden: torch.Tensor) -> torch.Tensor:
+        def forward(module: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
             if self._compute is None:
-                return nn.functional.linear(hidden, linear.weight, linear.bias)
-            return self._compute(hidden, linear.weight, linear.bias)
+                return nn.functional.linear(hidden, module.weight, module.bias)
+            return self._compute(hidden, module.weight, module.bias)
 
         @torch.compiler.disable
         def take(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
@@ -56,7 +57,7 @@ class Head:
                 assert self._result is not None, "the model did not call its output head"
                 output["logits"], self._result = self._result, None
 
-        linear.forward = forward  # type: ignore[method-assign]
+        linear.forward = MethodType(forward, linear)  # type: ignore[method-assign]  # a copy of the model gets its own
         linear.register_forward_hook(take)
         model.register_forward_hook(put)
 

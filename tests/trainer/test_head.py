@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from copy import deepcopy
+
 import pytest
 import torch
 import transformers
@@ -98,6 +101,15 @@ def test_a_plain_forward_is_as_before():
     head, *_ = sums(model)
     assert isinstance(head, Head)
     assert torch.equal(model(**model_inputs(batch)).logits, before)
+
+
+def test_a_copy_of_the_model_has_a_head_of_its_own():
+    model, batch = llama(), some_batch()
+    head = tap_head(model, CPU)
+    copy = deepcopy(model)
+    copy.lm_head.weight.data.zero_()
+    assert not copy(**model_inputs(batch)).logits.any()
+    assert LossComputer(model, head).evaluation_sums(batch, 1)[0, 0] != 9 * math.log(96)
 
 
 def test_evaluation_is_plain_cross_entropy_whatever_training_adds():
