@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
@@ -17,7 +15,6 @@ from tests.ranks import run_ranks
 from tests.trainer.loop import documents, full_weights, make_trainer, tiny_factory
 
 DATA = documents([20, 60, 10, 25, 12, 9, 31, 8] * 3, [1, 50, 7, 0, 7, 8, 20, 2] * 3)
-compiled = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 
 
 def trained(folder, optimizer, stage, **settings):
@@ -51,8 +48,7 @@ def adamw(tmp_path_factory):
     return run_ranks(1, trained, tmp_path_factory.mktemp("adamw"), AdamWFactory(**ADAM), 0)[0]
 
 
-@compiled
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("factory", [FusedAdamFactory, CPUAdamFactory])
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
 def test_deepspeeds_adams_equal_torchs(adamw, tmp_path, factory, ranks, stage):
