@@ -23,7 +23,7 @@ from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import integer
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.tokenizer.base import TokenizerFactory
@@ -199,6 +199,7 @@ def _cross_checks(run: Run) -> Iterator[str]:
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    yield from _sequence_parallel_problems(run)
     if trainer.eval_frequency and not run.data.has_evaluation:
         yield (
             f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "
@@ -222,6 +223,19 @@ def _cross_checks(run: Run) -> Iterator[str]:
     positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
     if positions and length and length > positions:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
+
+
+def _sequence_parallel_problems(run: Run) -> Iterator[str]:
+    size, ranks = run.trainer.sequence_parallel_size, run.world_size_wanted
+    if size == 1:
+        return
+    if ranks % size:
+        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}, or set ranks"
+    if run.model.attn_implementation != VARLEN_ATTENTION:
+        yield (
+            f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
+            f"attends to one rank's tokens only; pass model.attn_implementation={VARLEN_ATTENTION}"
+        )
 
 
 def _environment(run: Run) -> Iterator[str]:
@@ -249,7 +263,8 @@ def _environment(run: Run) -> Iterator[str]:
 def identity(run: Run) -> dict[str, Any]:
     """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values."""
     trainer = run.trainer
-    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * run.world_size_wanted
+    groups = run.world_size_wanted // trainer.sequence_parallel_size
+    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * groups
     return {**_identity_of(run), "global_batch_size": batch}
 
 

@@ -129,6 +129,9 @@ def estimate(run: Run, load: Load | None = None) -> Estimate:
     device = "cuda" if count_gpus() else "cpu"
     ranks = run.world_size_wanted
     config = run.model.create_config()
+    from arctic_hydra.model.ulysses import check_heads
+
+    check_heads(config, run.trainer.sequence_parallel_size)
     settings = run.deepspeed.fill(
         run.trainer.micro_batch_size,
         run.trainer.gradient_accumulation_steps,
@@ -145,6 +148,7 @@ def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
     length, micro = int(getattr(run.data, "max_length", 2048)), run.trainer.micro_batch_size
     packed = bool(getattr(run.data, "packing", False))
     rows, tokens = (1, micro * length) if packed else (micro, length)
+    tokens = math.ceil(tokens / run.trainer.sequence_parallel_size)
     return Load(rows, tokens, max(1, round(rows * tokens * supervised_share)))
 
 

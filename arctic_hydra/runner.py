@@ -10,10 +10,12 @@ from arctic_hydra import config, distributed, engine, log, record, report
 from arctic_hydra.checkpoint import source
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.sequence import shared
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.metrics import MetricsFile
+from arctic_hydra.model.ulysses import check_heads
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tasks import check
@@ -59,17 +61,21 @@ def build(
 
     with trainer.event("init"):
         distributed.start(world, trainer.collective_timeout_seconds)
+        distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
         device = world.device
         seed_everything(run.seed)
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
-        geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed)
+        dealt_to = world.data_parallel(trainer.sequence_parallel_size)
+        geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed)
         with trainer.event("create_loader"):
             loader, eval_loader = run.data.build(tokenizer, geometry)
+            loader, eval_loader = shared(loader), eval_loader and shared(eval_loader)
         horizon = trainer.plan(loader, run.scheduler.warmup)
         with trainer.event("create_config"):
             model_config = run.model.create_config()
         check_vocabulary(model_config, tokenizer)
+        check_heads(model_config, trainer.sequence_parallel_size)
         engine_config = run.deepspeed.fill(
             trainer.micro_batch_size,
             trainer.gradient_accumulation_steps,

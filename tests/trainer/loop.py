@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from arctic_hydra import engine
+from arctic_hydra import distributed, engine
 from arctic_hydra.batch import Batch, Window
 from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.data.sequence import shared
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.model.tiny import TinyModelFactory
@@ -92,6 +93,9 @@ class MemoryLoader:
                 micros.append(batch_of(chosen[first:last], self.packed))
             yield Window(micros, step)
 
+    def preview(self, count: int) -> list[Any]:
+        return []
+
     def summary(self) -> dict[str, Any]:
         return {}
 
@@ -136,9 +140,11 @@ def make_trainer(
     world = World.from_env()
     trainer = SFTTrainer(**fields)
     trainer.listen([], world)
-    geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, packed)
-    loader = MemoryLoader(data, *geometry)
-    eval_loader = MemoryLoader(eval_data, *geometry) if eval_data else None
+    shares = trainer.sequence_parallel_size
+    distributed.start_sequence_groups(world, shares, 60)
+    geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.data_parallel(shares), packed)
+    loader = shared(MemoryLoader(data, *geometry))
+    eval_loader = shared(MemoryLoader(eval_data, *geometry)) if eval_data else None
     scheduler = scheduler or ConstantScheduler(warmup_ratio=0.0)
     horizon = trainer.plan(loader, scheduler.warmup)
     factory = model or tiny_factory()
