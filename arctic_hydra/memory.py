@@ -100,6 +100,11 @@ class Estimate:
         """Peak of the whole run."""
         return max(self.backward, self.step)
 
+    @property
+    def host(self) -> int:
+        """What offloading keeps in the host's memory, for all ranks of a machine."""
+        return self.engine.host * self.ranks
+
     def lines(self, memory: int | None = None) -> list[str]:
         """Return the estimate for a person; `memory` is what the device has, in bytes."""
         engine, trace = self.engine, self.trace
@@ -112,7 +117,7 @@ class Estimate:
             "head": trace.head,
         }
         figures = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
-        host = f"; {engine.host / GIB:.3g} GiB of host memory" if engine.host else ""
+        host = f"; {self.host / GIB:.3g} GiB of host memory for all ranks" if self.host else ""
         lines = [
             f"{self.total / GIB:.3g} GiB per rank at its peak, in the {phase}{host}",
             f"{figures}; in the optimizer step {engine.step / GIB:.3g}",
@@ -175,7 +180,19 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: Trace, ranks: int) -
         bucket = min(bucket, weight * trained)
     step = FP32 * part + (weight * part if stage in (1, 2) else 0)
     states = run.optimizer.state_bytes_per_parameter * part
-    return EngineBytes(parameters, master + states, gradients, bucket, step)
+    optimizer, host = master + states, 0
+    if _on_host(zero, "offload_optimizer"):  # its fp32 gradients as well
+        optimizer, step, host = 0, 0, master + states + FP32 * part
+    if _on_host(zero, "offload_param"):
+        parameters, host = (
+            parameters - weight * math.ceil(everything / ranks),
+            host + weight * math.ceil(everything / ranks),
+        )
+    return EngineBytes(parameters, optimizer, gradients, bucket, step, host)
+
+
+def _on_host(zero: dict[str, Any], section: str) -> bool:
+    return bool((zero.get(section) or {}).get("device", "none") != "none")
 
 
 def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
@@ -185,7 +202,7 @@ def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), distributed.alone():
         model: torch.nn.Module = run.model.create_skeleton(config)
-        for converter in run.converter.values():
+        for converter in run.converters:
             model = converter.convert(model)
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]

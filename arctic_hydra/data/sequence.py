@@ -1,4 +1,4 @@
-"""Sequence parallelism, the data's side: the ranks of a group get the same windows, each its part of every sequence.
+"""Windows fitted to the model: rows of constant length, and for ranks that share sequences, each its part of them.
 
 Targets are chosen from whole sequences before these are cut, so the token after a cut is predicted like any other.
 
@@ -19,18 +19,20 @@ from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.distributed import sequence_group
 
 
-def shared(loader: Loader) -> Loader:
-    """Return `loader` as this rank's sequence group shares it; unchanged where each rank has its own sequences."""
+def fitted(loader: Loader, row_tokens: int | None = None) -> Loader:
+    """Return `loader` with rows padded to `row_tokens` where given, and cut among the ranks of a sequence group."""
     group = sequence_group()
-    return loader if group is None else SequenceLoader(loader, group.rank, group.size)
+    if group is None:
+        return loader if row_tokens is None else FittedLoader(loader, 0, 1, row_tokens)
+    return FittedLoader(loader, group.rank, group.size, row_tokens)
 
 
-class SequenceLoader:
+class FittedLoader:
     """Another loader's windows, of each sequence the part of one rank among `size`; fulfils `data.base.Loader`."""
 
-    def __init__(self, loader: Loader, rank: int, size: int) -> None:
+    def __init__(self, loader: Loader, rank: int, size: int, row_tokens: int | None = None) -> None:
         """Cut the windows of `loader`, which deals to groups of `size` ranks, for member `rank` of this group."""
-        self._loader, self._rank, self._size = loader, rank, size
+        self._loader, self._arguments = loader, (rank, size, row_tokens)
         self.fingerprint, self.source_names = loader.fingerprint, loader.source_names
 
     def steps(self, epoch: int) -> int:
@@ -40,7 +42,7 @@ class SequenceLoader:
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield the windows of `epoch` from step `start` on."""
         for window in self._loader.windows(epoch, start):
-            yield Window([part(batch, self._rank, self._size) for batch in window.micro_batches], window.step_in_epoch)
+            yield Window([part(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch)
 
     def preview(self, count: int) -> list[Example]:
         """Return up to `count` whole examples of each source."""
@@ -51,14 +53,14 @@ class SequenceLoader:
         return self._loader.summary()
 
 
-def part(batch: Batch, rank: int, size: int) -> Batch:
-    """Return rank's part of the tokens of `batch`, padded to a multiple of `size`.
+def part(batch: Batch, rank: int, size: int, row_tokens: int | None = None) -> Batch:
+    """Return rank's part of the tokens of `batch`, padded to `row_tokens` and to a multiple of `size`.
 
     The padding of a packed row is a document of its own. `cu_seqlens`, `max_seqlen` and `document_lengths` stay those of
     the whole sequence, which attention sees.
     """
     rows, length = batch.input_ids_BT.shape
-    width = -(-length // size)
+    width = -(-max(length, row_tokens or 0) // size)
     missing, start = width * size - length, rank * width
     bounds, longest = batch.cu_seqlens, batch.max_seqlen
     if missing and bounds is not None:

@@ -57,6 +57,10 @@ class Trainer(TrainerSlot):
     """Micro-batches per optimizer step and rank."""
     sequence_parallel_size: HumanInt = integer(1, minimum=1)
     """Ranks that share each sequence (Ulysses): each holds that part of its tokens' activations; divides ranks and heads."""
+    activation_checkpoint_cpu_offload: bool = False
+    """Keep what recomputed layers start from in the host's memory; worth it from about 64Ki tokens per rank on."""
+    tiled_mlp_compute: bool = False
+    """Send the tokens of a row through each gated MLP in parts (`converter=[tiled_mlp]` with a setting for how many)."""
     max_minutes: HumanFloat = number(0.0, minimum=0)
     """Stop with a resumable checkpoint once training has taken so long since this start; 0 is off."""
     eval_frequency: HumanInt = integer(0, minimum=0)
