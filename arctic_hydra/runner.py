@@ -8,7 +8,7 @@ from typing import Any
 
 from arctic_hydra import config, distributed, engine, log, record, report
 from arctic_hydra.checkpoint import source
-from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.sequence import fitted
 from arctic_hydra.display import Display
@@ -68,10 +68,12 @@ def build(
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
         dealt_to = world.data_parallel(trainer.sequence_parallel_size)
-        geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed)
+        geometry = BatchGeometry(
+            trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed, trainer.train_iters
+        )
         with trainer.event("create_loader"):
-            loader, eval_loader = run.data.build(tokenizer, geometry)
-            loader, eval_loader = fitted(loader, run.pack_tokens), eval_loader and fitted(eval_loader, run.pack_tokens)
+            dealt, eval_dealt = run.data.build(tokenizer, geometry)
+        loader, eval_loader = fitted(dealt, run.pack_tokens), eval_dealt and fitted(eval_dealt, run.pack_tokens)
         horizon = trainer.plan(loader, run.scheduler.warmup)
         with trainer.event("create_config"):
             model_config = run.model.create_config()
@@ -112,7 +114,15 @@ def build(
         }
         metrics_path = run_dir / "metrics.jsonl"
         state = TrainingState(
-            deepspeed_engine, scheduler, tokenizer, Progress(), world, run_dir, identity, logs=[metrics_path]
+            deepspeed_engine,
+            scheduler,
+            tokenizer,
+            Progress(),
+            world,
+            run_dir,
+            identity,
+            logs=[metrics_path],
+            stream=dealt if isinstance(dealt, Stream) else None,
         )
         resumed_from = resume(run, state) if trains else None
         if trains:

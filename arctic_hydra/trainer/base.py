@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
@@ -164,6 +165,11 @@ class Trainer(TrainerSlot):
         return self.tools.state.progress
 
     @property
+    def reads_head_weight(self) -> bool:
+        """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
+        return False
+
+    @property
     def training_finished(self) -> bool:
         """Whether the horizon is reached: a normal end."""
         return self.global_step >= self._horizon
@@ -195,6 +201,13 @@ class Trainer(TrainerSlot):
         self._evaluated_at = int(tools.state.evaluation.get("step", -1))
         self._spike = ""
         self._started, self._first_step = time.monotonic(), tools.state.progress.global_step
+
+    @contextmanager
+    def on_skeleton(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` work on a model without content and without an engine, as the memory estimate does before `equip`."""
+        self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
+        yield
+        del self.tools
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback."""
@@ -297,6 +310,8 @@ class Trainer(TrainerSlot):
             if self.tools.metrics_file is not None:
                 self.tools.metrics_file.sync()
             for engine in self.tools.checkpoints:
+                if self.tools.state.stopping or self.training_finished:
+                    engine.settle()
                 if engine.do_checkpoint:
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
                         engine.save()
@@ -321,15 +336,20 @@ class Trainer(TrainerSlot):
     # -- pieces of the loop --------------------------------------------------------------------------------------------
 
     def _agree(self, window: Window) -> dict[str, int]:
-        """Sum this step's counts over the ranks and decide together whether to stop before it: one collective."""
-        supervised, tokens, padding, stop = distributed.sum_over_ranks(
+        """Sum this step's counts over the ranks and decide together what to do before it: one collective."""
+        supervised, tokens, padding, stop, *written = distributed.sum_over_ranks(
             [
                 window.num_supervised,
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
+                *(int(engine.written) for engine in self.tools.checkpoints),
             ]
         )
+        for engine, ranks in zip(self.tools.checkpoints, written, strict=True):
+            if ranks == self.world.size:
+                with self._off_the_clock():
+                    engine.settle()
         if stop:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:

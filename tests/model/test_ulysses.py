@@ -80,7 +80,7 @@ def isolated(_):
     for first in (a, other_a):
         batch = part(batch_of([first, b]), world.rank, 2)
         with torch.no_grad():
-            logits = supervised_logits(model, batch)
+            logits = supervised_logits(model, batch)[0]
         positions = batch.rows_K + world.rank * batch.input_ids_BT.shape[1]
         seen.append((logits[positions < 30], logits[positions >= 30]))
     return seen

@@ -32,7 +32,10 @@ def trained(run_dir, names, stage):
     for name in names:
         settings = dict(CASES[name])
         passed = {key: settings.pop(key) for key in ("converters", "row_tokens", "offload") if key in settings}
-        geometry = {"micro_batch_size": 2, "gradient_accumulation_steps": 1 if torch.distributed.get_world_size() == 2 else 2}
+        geometry = {
+            "micro_batch_size": 2,
+            "gradient_accumulation_steps": 1 if torch.distributed.get_world_size() == 2 else 2,
+        }
         trainer = make_trainer(DATA, run_dir, stage=stage, model=tiny_factory(**settings), **passed, **geometry)
         rows = []
         trainer._record = rows.append
@@ -64,7 +67,7 @@ def test_every_option_equals_the_plain_run(reference, tmp_path, ranks, stage, wi
 
 def backward_bytes(_, settings, converters):
     """Return the peak of host tensor bytes of one forward and backward over 2,048 tokens, weights left out."""
-    from arctic_hydra.trainer.loss import token_loss_sum
+    from arctic_hydra.trainer.loss import LossComputer
 
     factory = tiny_factory(hidden_size=64, intermediate_size=512, num_hidden_layers=6, **settings)
     batch = batch_of(documents([2048], [4]))
@@ -72,7 +75,7 @@ def backward_bytes(_, settings, converters):
         model = factory.create_model(factory.create_config()).train()
         for converter in converters:
             model = converter.convert(model)
-        token_loss_sum(model, batch).backward()
+        LossComputer(model, None).loss_sum(batch).backward()
     return peak.bytes
 
 
