@@ -28,6 +28,7 @@ from arctic_hydra.errors import (
     ConfigError,
 )
 from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.tasks import report
 
 PROGRAM = "python -m arctic_hydra"
 
@@ -120,6 +121,10 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
         directory.create()
         print(f"written to {_relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
+    if run.task is config.Task.report:
+        _must_exist(run, directory)
+        print(f"written to {_relative(report.write(directory))}")
+        return EXIT_DONE
     if run.task is not config.Task.train:
         return _look_at(run, directory, tree)
     data = _data_digest(run)
@@ -144,7 +149,7 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
         return EXIT_DONE
     _write_run(run, directory, tree, overrides, data)
     code = launch.start_ranks(directory, run.world_size_wanted, lock, _secrets(tree))
-    return _conclude(directory, code)
+    return _conclude(directory, code, with_report=True)
 
 
 def _directory(run: config.Run) -> record.RunDirectory:
@@ -179,13 +184,19 @@ def _write_run(
         print(difference)
 
 
-def _look_at(run: config.Run, directory: record.RunDirectory, tree: dict[str, Any]) -> int:
-    """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
-    if run.from_checkpoint is None and not directory.path.is_dir():
+def _must_exist(run: config.Run, directory: record.RunDirectory) -> None:
+    if not directory.path.is_dir():
+        other = "" if run.task is config.Task.report else ", or pass from_checkpoint=<path of a checkpoint or of a run>"
         raise ConfigError(
             f"task: got {run.task.name}, but {directory.path} does not exist: this very configuration was never trained; "
-            "repeat the training's overrides, or pass from_checkpoint=<path of a checkpoint or of a run>"
+            f"repeat the training's overrides{other}"
         )
+
+
+def _look_at(run: config.Run, directory: record.RunDirectory, tree: dict[str, Any]) -> int:
+    """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
+    if run.from_checkpoint is None:
+        _must_exist(run, directory)
     directory.create()
     lock = directory.lock()
     place = directory.of_task(run.task.name)
@@ -214,26 +225,32 @@ def _secrets(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.flatten(tree).items() if hidden[key] != value}
 
 
-def _conclude(directory: record.RunDirectory, code: int) -> int:
-    """Write the end of the run into its record, tell the person, and return the exit code."""
+def _conclude(directory: record.RunDirectory, code: int, with_report: bool = False) -> int:
+    """Write the end of the run into its record and its report, tell the person, and return the exit code."""
+
+    def settle(**values: Any) -> None:
+        directory.update_record(**values)
+        if with_report:
+            report.write_quietly(directory)
+
     result, errors = directory.result(), directory.errors()
     if code == 0 and result:
-        directory.update_record(status=result["status"], result=result)
+        settle(status=result["status"], result=result)
         print_result(directory, result)
         return EXIT_DONE if result["status"] == record.FINISHED else EXIT_STOPPED_EARLY
     signalled = -code if code < 0 else 0
     resumable = any((directory.path / "checkpoints").glob("step-*"))
     if signalled in (1, 2, 12, 15) and not errors:
-        directory.update_record(status=record.STOPPED)
+        settle(status=record.STOPPED)
         print(f"ended at once; the same command {'resumes from the last checkpoint' if resumable else 'starts again'}")
         return EXIT_STOPPED_EARLY
     if not errors:
         how = f"was killed by signal {signalled}" if signalled else f"ended with exit code {code}"
         hint = " (a kill by signal 9 is most often the kernel's, out of memory)" if signalled == 9 else ""
-        directory.update_record(status=record.FAILED, error=f"a rank {how}")
+        settle(status=record.FAILED, error=f"a rank {how}")
         raise ArcticHydraError(f"a rank {how} without a word{hint}; see {directory.path / 'logs'}")
     first = errors[0]
-    directory.update_record(status=record.FAILED, error=first["message"])
+    settle(status=record.FAILED, error=first["message"])
     if first["expected"]:
         for problem in first["problems"]:
             print(f"error: {problem}", file=sys.stderr)
@@ -264,7 +281,12 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
             f"evaluation loss {_number(first['eval/loss'])} -> {_number(last['eval/loss'])}, accuracy {last['eval/accuracy']:.1%}"
         )
     print(f"run          {path}")
-    for label, name in (("export", "export"), ("checkpoints", "checkpoints"), ("metrics", "metrics.jsonl")):
+    for label, name in (
+        ("export", "export"),
+        ("checkpoints", "checkpoints"),
+        ("metrics", "metrics.jsonl"),
+        ("report", report.PAGE),
+    ):
         if (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
     if (directory.path / "export").exists():
