@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import page
@@ -136,6 +137,8 @@ def _curve(
     positive = [value for value in values if value > 0]
     if logarithmic and positive and max(positive) > 3 * min(positive):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     elif from_zero:
         axes.set_ylim(bottom=0)
     if not logarithmic:
@@ -144,12 +147,12 @@ def _curve(
 
 
 def _draw(axes: Axes, places: list[float], values: list[float], smooth: bool, label: str | None = None) -> None:
-    """Draw a curve; a restless one of many points as a shade, and its running mean over it."""
+    """Draw a curve; a restless one of many points as a shade, and its running median over it."""
     if not smooth or len(values) < 30:
         axes.plot(places, values, color=page.COLORS[0], linewidth=1.6, label=label)
         return
     axes.plot(places, values, color=page.COLORS[0], linewidth=0.8, alpha=0.3)
-    axes.plot(places, _running_mean(values, len(values) // 25), color=page.COLORS[0], linewidth=1.8, label=label)
+    axes.plot(places, _running_median(values, len(values) // 25), color=page.COLORS[0], linewidth=1.8, label=label)
 
 
 def _series(lines: Lines, key: str) -> tuple[list[float], list[float]]:
@@ -163,18 +166,14 @@ def _series(lines: Lines, key: str) -> tuple[list[float], list[float]]:
     )
 
 
-def _running_mean(values: Sequence[float], reach: int) -> list[float]:
-    """Return the mean of each value and those up to `reach` places before and after it."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    bounds = [(max(0, place - reach), min(len(values), place + reach + 1)) for place in range(len(values))]
-    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in bounds]
+def _running_median(values: Sequence[float], reach: int) -> list[float]:
+    """Return the median of each value and those up to `reach` places before and after it: a single spike does not show."""
+    return [median(values[max(0, place - reach) : place + reach + 1]) for place in range(len(values))]
 
 
 def _length_plot(data: dict[str, Any]) -> str:
     """Draw how long the examples of each source are as they come, before the length policy."""
-    figure, axes = page.plot("lengths of the examples, in tokens", "")
+    figure, axes = page.plot("rows by length", "tokens of a row, before the length policy")
     for index, (name, source) in enumerate(data["sources"].items()):
         bins = {int(number): count for number, count in source["prepared"].get("length_bins", {}).items()}
         if bins:
@@ -184,12 +183,22 @@ def _length_plot(data: dict[str, Any]) -> str:
             axes.stairs([bins.get(n, 0) for n in numbers], edges, fill=True, alpha=0.25, color=color)
             axes.stairs([bins.get(n, 0) for n in numbers], edges, color=color, linewidth=1.4, label=name)
     limit = data["max_length"]
-    axes.axvline(limit, color="#444", linewidth=1.2, linestyle=(0, (4, 3)), label=f"max_length {limit:,}")
+    axes.axvline(limit, color="#444", linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+    side = "right" if limit * 2 > axes.get_xlim()[1] else "left"
+    axes.annotate(
+        f"  max_length {limit:,}  ",
+        (limit, 0.98),
+        xycoords=("data", "axes fraction"),
+        ha=side,
+        va="top",
+        fontsize=9,
+        color="#444",
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
     return page.svg(figure)
 
 
