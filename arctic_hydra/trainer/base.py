@@ -315,14 +315,18 @@ class Trainer(TrainerSlot):
 
     def _agree(self, window: Window) -> dict[str, int]:
         """Sum this step's counts over the ranks and decide together whether to stop before it: one collective."""
-        supervised, tokens, padding, stop = distributed.sum_over_ranks(
+        names = self.tools.loader.source_names
+        supervised, tokens, padding, stop, *by_source = distributed.sum_over_ranks(
             [
                 window.num_supervised,
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
+                *(window.supervised_by_source(len(names)) if len(names) > 1 else ()),
             ]
         )
+        for name, count in zip(names, by_source, strict=False):
+            self._totals.by_source[name] += count
         if stop:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:
@@ -403,6 +407,8 @@ class Trainer(TrainerSlot):
             "memory_gib": memory_gib(self.device),
             "skipped_steps": progress.skipped_steps,
         }
+        for name, count in totals.by_source.items():
+            self.last_metrics[f"source_share/{name}"] = count / max(1, totals.supervised)
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = progress.spiked_steps
         self._totals = Totals()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ from arctic_hydra.data.source.base import SampledSource
 from arctic_hydra.data.source.csv import CsvSource
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.source.rows import Row
 from arctic_hydra.data.source.shards import START, file_shard
 from arctic_hydra.data.source.text import TextSource
 from arctic_hydra.errors import DataError
@@ -110,6 +110,10 @@ def test_outlines_need_no_reading(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_named(name: str, content: bytes, error: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
+
+    def read() -> list[Row]:
+        part = file_shard(tmp_path / name).read(START, 10)[0]
+        return part.take(range(len(part)))
+
     with pytest.raises(DataError, match=error):
-        part: Any = file_shard(tmp_path / name).read(START, 10)[0]
-        part.take(range(len(part)))
+        read()
