@@ -78,9 +78,9 @@ def _print(title: str, table: list[list[str]], shown: list[tuple[str, Pieces]]) 
 
 
 def _page(title: str, parts: list[Part]) -> str:
-    body = ["<p><mark>Marked</mark> tokens are trained on; the others are context.</p>"]
+    body = [f"<h1>{page.escape(title)}</h1><p><mark>Marked</mark> tokens are trained on; the others are context.</p>"]
     for name, table, shown in parts:
-        body.append(f"<h1>{page.escape(name)}</h1>{page.table(table[0], table[1:])}")
+        body.append(f"<h2>{page.escape(name)}</h2>{page.table(table[0], table[1:])}")
         for heading, runs in shown:
             body.append(f"<h3>{page.escape(heading)}</h3><div class=chat>{''.join(map(_span, runs))}</div>")
     return page.page(title, body)
