@@ -16,6 +16,7 @@ from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
+from arctic_hydra.tasks import check
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -93,6 +94,8 @@ def build(
         with trainer.event("create_scheduler"):
             scheduler = run.scheduler.create_scheduler(optimizer, horizon)
         deepspeed_engine = engine.initialize(model, optimizer, engine_config)
+        shown = trains and world.is_main and run.log.prints(world)
+        memory = check.describe(run, loader.summary()["supervised_share"]) if shown else []
         seed_everything(run.seed + world.rank)  # ranks draw different dropout
 
         identity = {
@@ -123,7 +126,7 @@ def build(
         for tracker in trackers:
             tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
         start = weights.path if weights else None
-        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, start)
+        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, start, memory)
         display = Display(horizon, state.progress.global_step, enabled=run.log.prints(world))
         trainer.equip(
             Toolbox(

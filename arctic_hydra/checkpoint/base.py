@@ -113,6 +113,17 @@ class CheckpointEngine(Component):
         None where it could not be saved and the run is to go on without.
         """
 
+    @property
+    def written(self) -> bool:
+        """Whether a save in the background waits on this rank for `settle`; asked before every step."""
+        return False
+
+    def settle(self) -> None:
+        """Complete a save in the background, waiting for it; collective.
+
+        The trainer calls it once `written` is true on all ranks, and before the run ends or stops.
+        """
+
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
         """Return about how much free disk the saves of a run take at most, all together."""
         return 0
