@@ -89,17 +89,17 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-def tap_head(engine: Any, device: torch.device, proven: bool = True) -> Head | str:
+def tap_head(engine: Any, device: torch.device) -> Head | str:
     """Return the tapped head of the engine's model, or why the loss needs its logits; collective.
 
-    Unless `proven` is false, two forward passes over eight tokens: one finds out what the model does to its logits, by
-    giving it known ones; the other proves that the head with that transform gives the model's logits.
+    Two forward passes over eight tokens: one finds out what the model does to its logits, by giving it known ones; the
+    other proves that the head with that transform gives the model's logits.
     """
     model = getattr(engine, "module", engine)
     linear = _linear_head(model)
     if isinstance(linear, str):
         return linear
-    transform = _proven_transform(engine, model, linear, device) if proven else AS_IS
+    transform = _proven_transform(engine, model, linear, device)
     return transform if isinstance(transform, str) else Head(model, linear, transform)
 
 
@@ -124,6 +124,12 @@ def _proven_transform(engine: Any, model: Any, linear: nn.Linear, device: torch.
     if ours.shape != theirs.shape or not bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max()):
         return f"the logits of {type(model).__name__} are not what its head alone gives"
     return transform
+
+
+def untried_head(model: nn.Module) -> Head | None:
+    """Return the tapped head of a model without content, taken to be a plain one; None where it has no linear head."""
+    linear = _linear_head(model)
+    return None if isinstance(linear, str) else Head(model, linear, AS_IS)
 
 
 def _linear_head(model: Any) -> nn.Linear | str:

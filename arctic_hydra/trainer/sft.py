@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from arctic_hydra import distributed
 from arctic_hydra.batch import Batch
 from arctic_hydra.component import component
 from arctic_hydra.data.sft import SFTDataFactory
@@ -21,6 +23,9 @@ from arctic_hydra.trainer.base import Trainer
 
 if TYPE_CHECKING:
     import torch
+
+    from arctic_hydra.trainer.loss import LossComputer
+    from arctic_hydra.trainer.toolbox import Toolbox
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,25 @@ class SFTTrainer(Trainer):
         """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
         return self.head_loss is not HeadLoss.full
 
+    def equip(self, tools: Toolbox) -> None:
+        """Take everything that was built, and find the model's head; collective."""
+        super().equip(tools)
+        self._losses = self._loss_computer(tools)
+
+    @contextmanager
+    def on_skeleton(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` work on a model without content: a head that cannot be tried out is taken to be a plain one."""
+        from arctic_hydra.trainer.chunked import TokenLoss
+        from arctic_hydra.trainer.head import untried_head
+        from arctic_hydra.trainer.loss import LossComputer
+
+        head = untried_head(model) if self.head_loss is not HeadLoss.full else None
+        with super().on_skeleton(model):
+            self._losses = LossComputer(
+                model, head, TokenLoss(self.label_smoothing, self.z_loss), False, self.head_chunk_rows
+            )
+            yield
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the token losses summed over the supervised tokens of the micro-batch."""
         return self._losses.loss_sum(batch)
@@ -72,24 +96,21 @@ class SFTTrainer(Trainer):
         """Return plain cross-entropy, correct tokens and count per source, float64 [num_sources, 3]."""
         return self._losses.evaluation_sums(batch, num_sources)
 
-    def prepare_loss(self, engine: Any, device: torch.device, rehearsal: bool = False) -> None:
-        """Find the model's head; raises ConfigError where `head_loss` needs one that the model does not have."""
+    def _loss_computer(self, tools: Toolbox) -> LossComputer:
         from arctic_hydra.trainer.chunked import TokenLoss
-        from arctic_hydra.trainer.head import tap_head
+        from arctic_hydra.trainer.head import Head, tap_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        head = None
-        if self.head_loss is not HeadLoss.full:
-            found = tap_head(engine, device, proven=not rehearsal)
-            if not isinstance(found, str):
-                head = found
-            elif self.head_loss is not HeadLoss.auto:
+        with distributed.alone():  # the tokens that try it out are no part of a shared sequence
+            head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
+        if isinstance(head, str):
+            if self.head_loss is not HeadLoss.auto:
                 raise ConfigError(
-                    f"trainer.head_loss: got {self.head_loss.name}, but {found}; pass trainer.head_loss=full"
+                    f"trainer.head_loss: got {self.head_loss.name}, but {head}; pass trainer.head_loss=full"
                 )
-            else:
-                log.warning("the loss takes the logits of all supervised tokens at once: %s", found)
-        fused = self.head_loss is HeadLoss.liger or (self.head_loss is HeadLoss.auto and device.type == "cuda")
-        terms = TokenLoss(self.label_smoothing, self.z_loss)
-        # Liger's kernel cannot run on fake tensors; chunks hold about as much.
-        self._losses = LossComputer(engine, head, terms, fused and not rehearsal, self.head_chunk_rows)
+            log.warning("the loss takes the logits of all supervised tokens at once: %s", head)
+            head = None
+        liger = self.head_loss is HeadLoss.liger or (self.head_loss is HeadLoss.auto and tools.device.type == "cuda")
+        losses = TokenLoss(self.label_smoothing, self.z_loss)
+        assert head is None or isinstance(head, Head)
+        return LossComputer(tools.engine, head, losses, liger, self.head_chunk_rows)
