@@ -335,6 +335,11 @@ def _environment(run: Run) -> Iterator[str]:
                 yield from (f"{key}.{problem}" for problem in item.check_environment())
     if run.model.dtype == "fp16" and count_gpus() == 0:
         yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
+    if count_gpus() and run.optimizer.needs_offload and not run.deepspeed.offloads:
+        yield (
+            f"optimizer: got {option_name(type(run.optimizer))}, which steps on the CPU, but the parameters are on the GPU; "
+            f"pass deepspeed=zero2_offload or zero3_offload, or optimizer=adamw"
+        )
     if count_gpus() and run.ranks_per_node > count_gpus():
         yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
 

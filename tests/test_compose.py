@@ -117,6 +117,16 @@ def test_a_model_names_its_exports(capsys):
     assert "save_name: got 'a/b', expected a plain directory name" in capsys.readouterr().err
 
 
+def test_cpu_adam_on_a_gpu_wants_offloading(monkeypatch):
+    monkeypatch.setattr(config, "count_gpus", lambda: 1)
+    problems = built("optimizer=cpu_adam").environment_problems()
+    assert any(
+        line.startswith("optimizer: got cpu_adam, which steps on the CPU, but the parameters") for line in problems
+    )
+    offloaded = built("optimizer=cpu_adam", "deepspeed=zero2_offload").environment_problems()
+    assert not any("cpu_adam, which steps" in line for line in offloaded)
+
+
 def test_a_hub_model_brings_its_tokenizer():
     run = built("model=liger", "data=ultrachat")
     assert run.tokenizer.name_or_path == run.model.name_or_path == "Qwen/Qwen3-0.6B"

@@ -63,6 +63,8 @@ class OptimizerFactory(Component):
 
     runs_on_cpu: ClassVar[bool] = False
     """Whether it can step on the CPU while the model is on a GPU, as offloading needs."""
+    needs_offload: ClassVar[bool] = False
+    """Whether it steps parameters on the CPU only: on a machine with GPUs, those that offloading brings there."""
 
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import component
 from arctic_hydra.optimizer.base import AdamFactory
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 @component(group="optimizer", name="cpu_adam")
 class CPUAdamFactory(AdamFactory):
     """AdamW vectorised for the CPU, for optimizer offload; DeepSpeed compiles it at the first use."""
+
+    runs_on_cpu: ClassVar[bool] = True
+    needs_offload: ClassVar[bool] = True
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem where the extension cannot be compiled."""
