@@ -40,7 +40,9 @@ class HFModelFactory(ModelFactory):
     def create_config(self) -> PretrainedConfig:
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
-        set_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+        for name, value in self.hf_config_kwargs.items():
+            setattr(config, name, value)
         return config
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
@@ -93,12 +95,11 @@ def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool
         raise unreadable(name_or_path, error) from error
 
 
-def set_values(config: PretrainedConfig, values: dict[str, Any], key: str) -> None:
-    """Replace values of a config; raises ModelError for one that it does not have."""
-    for name, value in values.items():
+def check_values(config: PretrainedConfig, values: dict[str, Any], key: str) -> None:
+    """Raise ModelError for a value that the config does not have."""
+    for name in values:
         if not hasattr(config, name):
             raise ModelError(f"{key}.{name}: {type(config).__name__} has no such value; see its documentation")
-        setattr(config, name, value)
 
 
 def where(name_or_path: str, revision: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.base import ModelFactory
-from arctic_hydra.model.hf import check_model_directory, read_config, set_values
+from arctic_hydra.model.hf import check_model_directory, check_values, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,14 +75,18 @@ class RandomModelFactory(ModelFactory):
 
     def create_config(self) -> PretrainedConfig:
         """Return the named config, or the architecture's, with the given values; raises ModelError."""
-        if self.name_or_path is not None:
-            config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
-        else:
-            config = _config_of(str(self.architecture))
         sizes = {name: getattr(self, name) for name in _SIZES if getattr(self, name) is not None}
-        set_values(config, sizes, "model")
-        set_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
-        return config
+        if self.name_or_path is None:
+            from transformers import AutoConfig
+
+            config = _config_of(str(self.architecture))
+            check_values(config, sizes, "model")
+            check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+            return AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs})
+        config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
+        check_values(config, sizes, "model")
+        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+        return _resized(config, {**sizes, **self.hf_config_kwargs})
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Draw the weights, each module's from a seed of its own: the same at every ZeRO stage and on every rank.
@@ -121,6 +125,21 @@ def _config_of(architecture: str) -> PretrainedConfig:
             f"llama, qwen3 or gemma2{hint}"
         )
     return AutoConfig.for_model(architecture)
+
+
+def _resized(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:
+    """Return the config made anew with `values`; what it had derived from replaced ones is derived again."""
+    old, text = config.to_dict(), config.get_text_config()
+    derived = set(values)
+    if "num_hidden_layers" in values:  # lists with an entry per layer
+        derived |= {
+            name for name, value in old.items() if isinstance(value, list) and len(value) == text.num_hidden_layers
+        }
+    default_head = old.get("head_dim") == text.hidden_size // text.num_attention_heads
+    if default_head and values.keys() & {"hidden_size", "num_attention_heads"}:
+        derived.add("head_dim")
+    kept = {name: value for name, value in old.items() if name not in derived}
+    return type(config).from_dict({**kept, **values})
 
 
 def _draw(model: PreTrainedModel, seed: int) -> None:

@@ -60,6 +60,13 @@ def test_a_named_config_gives_the_shape(tmp_path):
     factory().create_config().save_pretrained(tmp_path)
     config = RandomModelFactory(name_or_path=str(tmp_path), num_hidden_layers=3).create_config()
     assert (config.model_type, config.hidden_size, config.num_hidden_layers) == ("qwen3", 32, 3)
+    assert len(config.layer_types) == 3
+
+
+def test_what_a_named_config_derives_follows_the_given_sizes(tmp_path):
+    factory(architecture="llama", head_dim=None).create_config().save_pretrained(tmp_path)
+    config = RandomModelFactory(name_or_path=str(tmp_path), hidden_size=64).create_config()
+    assert (config.hidden_size, config.head_dim, config.vocab_size) == (64, 16, 96)
 
 
 @pytest.mark.parametrize(
