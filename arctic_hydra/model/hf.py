@@ -110,7 +110,7 @@ def where(name_or_path: str, revision: str | None) -> dict[str, Any]:
 def unreadable(name_or_path: str, error: Exception) -> ModelError:
     """Return an error that says in one line why a model cannot be loaded."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ModelError(
-        f"model.name_or_path: {name_or_path!r} cannot be loaded: {first.strip()} "
-        f"(check the name, your access and the network, or pass a local directory)"
-    )
+    hint = "check the name, your access and the network, or pass a local directory"
+    if "trust_remote_code" in str(error):
+        hint = "pass model.trust_remote_code=true if you trust that code"
+    return ModelError(f"model.name_or_path: {name_or_path!r} cannot be loaded: {first.strip()} ({hint})")

@@ -49,7 +49,7 @@ def test_a_missing_hub_id_is_said_at_once_offline():
 def test_code_beside_the_weights_does_not_run(tmp_path):
     name = saved(tmp_path, auto_map={"AutoConfig": "code.Config"}, model_type="quux")
     (tmp_path / "code.py").write_text("raise SystemError('it ran')\n")
-    with pytest.raises(ModelError, match="trust_remote_code"):
+    with pytest.raises(ModelError, match="custom code .*pass model.trust_remote_code=true if you trust that code"):
         HFModelFactory(name_or_path=name).create_config()
 
 
