@@ -62,8 +62,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(arguments, name, _not_run)
-    if options.multirun:
-        return _sweep(arguments, options, name)
+    if options.multirun or _has_launcher(options.overrides):
+        return _sweep(arguments if options.multirun else ["-m", *arguments], options, name)
     if options.help:
         usage.print_page(PROGRAM, options.overrides)
         return EXIT_DONE
@@ -80,6 +80,11 @@ def _dispatch(arguments: list[str]) -> int:
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )
     return run_one(job, options.overrides)
+
+
+def _has_launcher(overrides: list[str]) -> bool:
+    """Whether a launcher is chosen: Hydra itself would ignore it on a single run."""
+    return any(item.lstrip("+").startswith("hydra/launcher=") and not item.endswith("=basic") for item in overrides)
 
 
 def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
@@ -244,6 +249,26 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
             raise KeyboardInterrupt  # whoever stopped this job meant the sweep
         return result.get("objective")
 
+    if _has_launcher(options.overrides):
+        stub = _Stub(
+            lambda overrides: Job.of(
+                compose.without_hydra(
+                    compose.compose_config(
+                        [*(o for o in options.overrides if o.startswith("hydra")), *overrides], name, options.config_dir
+                    )
+                ),
+                overrides,
+            )
+        )
+        _hydra([*arguments, f"hydra.sweep.dir={tempfile.mkdtemp()}"], name, stub)
+        if stub.detached:
+            return EXIT_DONE
+        rows = [
+            (0 if e.directory.record()["status"] == "finished" else 1, stub.value(e), e.directory.path, e.overrides)
+            for e in stub.entries
+        ]
+        print(_table(rows))
+        return next((code for code, *_ in rows if code), EXIT_DONE)
     with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a folder per job; ours are functions of the config
         try:
             _hydra([*arguments, f"hydra.sweep.dir={scratch}"], name, run_job)
@@ -251,6 +276,34 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
             print("the sweep was stopped; the same command resumes it")
     print(_table(rows))
     return next((code for code, *_ in rows if code), EXIT_DONE)
+
+
+class _Stub:
+    def __init__(self, compose_job):
+        from types import SimpleNamespace
+
+        self.compose_job, self.entries, self.detached = compose_job, [], False
+        self.sweep = SimpleNamespace(
+            path=Path("outputs/default/sweeps/stub"), name="stub", save=lambda: None, kind="grid"
+        )
+
+    def enter(self, batch, first):
+        from arctic_hydra.sweep.directory import SweepJob
+
+        jobs = [self.compose_job(list(overrides)) for overrides in batch]
+        pairs = []
+        for number, job in enumerate(jobs, start=first):
+            entry = SweepJob(number, job.overrides, str(job.directory.path), str(job.directory.run_file))
+            entry.submission = job.directory.record().get("submission")
+            pairs.append((entry, job))
+        self.entries += [entry for entry, _ in pairs]
+        return pairs
+
+    def value(self, entry):
+        return entry.directory.record().get("result", {}).get("objective")
+
+    def __call__(self, cfg):
+        raise AssertionError
 
 
 def _table(rows: list[tuple[int, float | None, Path, list[str]]]) -> str:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import config
 from arctic_hydra.component import check_targets, registered, to_plain
+from arctic_hydra.distributed import speak_for_machines_with
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
@@ -77,10 +78,23 @@ def compose_config(overrides: list[str], config_name: str, config_dir: str | Non
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return the composed config less Hydra's own node."""
+    """Return the composed config less Hydra's own node, with the ranks that its launcher's machines have.
+
+    A launcher that asks a cluster for machines has `nodes` and `gpus_per_node`: those count, not what this machine has.
+    """
     job = cfg.copy()
+    launcher = cfg.hydra.launcher
+    elsewhere = "gpus_per_node" in launcher
     OmegaConf.set_struct(job, False)
     job.pop("hydra", None)
+    if elsewhere:
+        if job.nnodes != 1 or job.hostfile is not None:
+            raise ConfigError(
+                "nnodes, hostfile: have no effect with this launcher; pass hydra.launcher.nodes=<machines>"
+            )
+        job.nnodes = launcher.nodes
+        job.ranks = str(launcher.gpus_per_node or 1) if job.ranks == "auto" else job.ranks
+    speak_for_machines_with((launcher.gpus_per_node or 0) if elsewhere else None)
     OmegaConf.set_struct(job, True)
     return job
 

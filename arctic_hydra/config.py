@@ -302,7 +302,9 @@ def absolute_paths(tree: Any, base: Path) -> Any:
     """Return a plain config with each path made absolute: values of path-like keys that exist below `base`, or that
     can only be paths (`./x`, `~/x`)."""
     if isinstance(tree, dict):
-        return {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        tree = {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        if isinstance(tree.get("output_root"), str):  # need not exist yet
+            tree["output_root"] = str((base / Path(tree["output_root"]).expanduser()).absolute())
     return tree
 
 

@@ -83,6 +83,11 @@ class RunDirectory:
         self._lock = handle
         return handle.fileno()
 
+    def release(self) -> None:
+        """Let go of the directory."""
+        self._lock.close()
+        self._lock = None
+
     def holder(self) -> str | None:
         """Return who holds the directory now (`process <pid> on <host>, since <when>`), None where nobody does."""
         path = self.path / ".lock"
