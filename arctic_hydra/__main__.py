@@ -8,24 +8,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from arctic_hydra import __version__, component, compose, config, launch, record, usage
+from arctic_hydra import __version__, component, compose, config, launch, multirun, record, usage
 from arctic_hydra.errors import (
-    EXIT_BAD_CONFIG,
     EXIT_DONE,
     EXIT_FAILED,
-    EXIT_STOPPED_EARLY,
     ArcticHydraError,
     ConfigError,
 )
 from arctic_hydra.job import Job, conclude
-from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.redaction import redact
 
 PROGRAM = "python -m arctic_hydra"
 
@@ -62,8 +59,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(arguments, name, _not_run)
-    if options.multirun:
-        return _sweep(arguments, options, name)
+    if options.multirun and not (options.help or options.cfg):
+        return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
         usage.print_page(PROGRAM, options.overrides)
         return EXIT_DONE
@@ -72,6 +69,8 @@ def _dispatch(arguments: list[str]) -> int:
     if options.cfg:
         Job.of(job, options.overrides)
         return _show(options, cfg, job)
+    if any(item.startswith("hydra/launcher=") and item != "hydra/launcher=basic" for item in options.overrides):
+        return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
         if override.lstrip("+").startswith(("hydra.", "hydra/")) and not override.lstrip("+").startswith(
             "hydra.searchpath"
@@ -198,53 +197,6 @@ def print_error(error: ArcticHydraError) -> None:
     """Print each problem on a line of its own, to standard error."""
     for problem in getattr(error, "problems", [str(error)]):
         print(f"error: {problem}", file=sys.stderr)
-
-
-def _sweep(arguments: list[str], options: Any, name: str) -> int:
-    """Check every job of a grid before the first starts; then let Hydra's sweeper and launcher run them."""
-    for overrides in compose.sweep_jobs(options.overrides):
-        job = compose.without_hydra(compose.compose_config(overrides, name, options.config_dir))
-        Job.of(job, overrides)
-    rows: list[tuple[int, float | None, Path, list[str]]] = []
-
-    def run_job(cfg: DictConfig) -> float | None:
-        from hydra.core.hydra_config import HydraConfig
-
-        overrides = [redact_override(item) for item in HydraConfig.get().overrides.task]
-        job = compose.without_hydra(cfg)
-        print(f"job {len(rows) + 1}: {' '.join(overrides)}", flush=True)
-        try:
-            code = run_one(job, overrides)
-        except ArcticHydraError as error:
-            print_error(error)
-            code = error.exit_code
-        directory = Job.of(job, overrides).directory
-        result = directory.record().get("result", {}) if code in (EXIT_DONE, EXIT_STOPPED_EARLY) else {}
-        rows.append((code, result.get("objective"), directory.path, overrides))
-        if str(result.get("stop_reason", "")).startswith("received"):
-            raise KeyboardInterrupt  # whoever stopped this job meant the sweep
-        return result.get("objective")
-
-    with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a folder per job; ours are functions of the config
-        try:
-            _hydra([*arguments, f"hydra.sweep.dir={scratch}"], name, run_job)
-        except KeyboardInterrupt:
-            print("the sweep was stopped; the same command resumes it")
-    print(_table(rows))
-    return next((code for code, *_ in rows if code), EXIT_DONE)
-
-
-def _table(rows: list[tuple[int, float | None, Path, list[str]]]) -> str:
-    """Return the jobs of a sweep as text: status, objective, directory, and what was asked for."""
-    words = {EXIT_DONE: "done", EXIT_STOPPED_EARLY: "stopped", EXIT_FAILED: "failed", EXIT_BAD_CONFIG: "bad config"}
-    width = max([len("directory"), *(len(str(_relative(path))) for _, _, path, _ in rows)])
-    lines = [f"{'job':>3}  {'status':<10}  {'objective':>9}  {'directory':<{width}}  overrides"]
-    for number, (code, objective, path, overrides) in enumerate(rows, start=1):
-        status = words.get(code, str(code))
-        lines.append(
-            f"{number:>3}  {status:<10}  {_number(objective):>9}  {_relative(path)!s:<{width}}  {' '.join(overrides)}"
-        )
-    return "\n".join(lines)
 
 
 def _hydra(arguments: list[str], name: str, task: Any) -> int:

@@ -16,8 +16,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from arctic_hydra.record import RunDirectory
 from arctic_hydra.stopping import SIGNALS
@@ -31,24 +32,52 @@ GRACE_SECONDS = 10
 
 def start_ranks(directory: RunDirectory, ranks: int, lock: int, secrets: dict[str, Any]) -> int:
     """Run the ranks to their end and return the child's exit code; signals that arrive meanwhile are forwarded."""
+    child = open_ranks(directory, ranks, lock, secrets, Place())
+    with forwarded_signals(child) as given_up:
+        code = child.wait()
+    return -signal.SIGINT if given_up else code
+
+
+@dataclass(frozen=True)
+class Place:
+    """What of this machine a run may use; all of it by default."""
+
+    gpus: tuple[str, ...] = ()
+    """Devices as CUDA_VISIBLE_DEVICES names them; all that are visible when empty."""
+    cores: int | None = None
+    """Cores to share among the ranks; those that this process may use when None."""
+    output: IO[bytes] | None = None
+    """Where the ranks print; the terminal when None."""
+
+
+def open_ranks(
+    directory: RunDirectory, ranks: int, lock: int, secrets: dict[str, Any], place: Place
+) -> subprocess.Popen[bytes]:
+    """Start the ranks and return the child that holds them."""
     module = ["arctic_hydra.worker"] if ranks == 1 else ["arctic_hydra.launch"]
     command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks)]
     environment = dict(os.environ)
+    if place.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
     if secrets:
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # leftovers of a launcher around this process would be taken for ours
     # Spinning at OpenMP's barriers makes a step on the CPU up to 15 times slower as soon as another process wants a core.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (len(os.sched_getaffinity(0))) // ranks)))
+    cores = place.cores or len(os.sched_getaffinity(0))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
     # from this process only, so that a signal arrives once.
-    child = subprocess.Popen(
-        command, env=environment, pass_fds=(lock,), stdin=subprocess.DEVNULL, start_new_session=True
+    return subprocess.Popen(
+        command,
+        env=environment,
+        pass_fds=(lock,),
+        stdin=subprocess.DEVNULL,
+        stdout=place.output,
+        stderr=subprocess.STDOUT if place.output else None,
+        start_new_session=True,
     )
-    with forwarded_signals(child) as given_up:
-        code = child.wait()
-    return -signal.SIGINT if given_up else code
 
 
 @contextmanager
