@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from arctic_hydra import __version__, component, compose, config, launch, nodes, record, usage
+from arctic_hydra import __version__, component, compose, config, launch, multirun, nodes, record, usage
 from arctic_hydra.errors import (
-    EXIT_BAD_CONFIG,
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_STOPPED_EARLY,
@@ -25,7 +23,7 @@ from arctic_hydra.errors import (
     ConfigError,
 )
 from arctic_hydra.job import Job, conclude
-from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.redaction import redact
 
 PROGRAM = "python -m arctic_hydra"
 
@@ -62,8 +60,9 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(arguments, name, _not_run)
-    if options.multirun or _has_launcher(options.overrides):
-        return _sweep(arguments if options.multirun else ["-m", *arguments], options, name)
+    in_sweep = options.multirun or _has_launcher(options.overrides)
+    if in_sweep and not (options.help or options.cfg):
+        return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
         usage.print_page(PROGRAM, options.overrides)
         return EXIT_DONE
@@ -72,6 +71,8 @@ def _dispatch(arguments: list[str]) -> int:
     if options.cfg:
         Job.of(job, options.overrides)
         return _show(options, cfg, job)
+    if any(item.startswith("hydra/launcher=") and item != "hydra/launcher=basic" for item in options.overrides):
+        return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
         if override.lstrip("+").startswith(("hydra.", "hydra/")) and not override.lstrip("+").startswith(
             "hydra.searchpath"
@@ -135,7 +136,9 @@ def _join(job: Job) -> int:
     if run.task is config.Task.train and not run.fresh and directory.record().get("status") == record.FINISHED:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
-    code = launch.start_ranks(directory, run.ranks_per_node, -1, job.secrets(), nodes.of(run, job.directory.path.name))
+    code = launch.start_ranks(
+        directory, run.ranks_per_node, None, job.secrets(), nodes.of(run, job.directory.path.name)
+    )
     print(f"node {run.node_rank} of {run.nnodes} is done; the command of node 0 tells how the run ended")
     if code:
         return EXIT_FAILED
@@ -222,101 +225,6 @@ def print_error(error: ArcticHydraError) -> None:
     """Print each problem on a line of its own, to standard error."""
     for problem in getattr(error, "problems", [str(error)]):
         print(f"error: {problem}", file=sys.stderr)
-
-
-def _sweep(arguments: list[str], options: Any, name: str) -> int:
-    """Check every job of a grid before the first starts; then let Hydra's sweeper and launcher run them."""
-    for overrides in compose.sweep_jobs(options.overrides):
-        job = compose.without_hydra(compose.compose_config(overrides, name, options.config_dir))
-        Job.of(job, overrides)
-    rows: list[tuple[int, float | None, Path, list[str]]] = []
-
-    def run_job(cfg: DictConfig) -> float | None:
-        from hydra.core.hydra_config import HydraConfig
-
-        overrides = [redact_override(item) for item in HydraConfig.get().overrides.task]
-        job = compose.without_hydra(cfg)
-        print(f"job {len(rows) + 1}: {' '.join(overrides)}", flush=True)
-        try:
-            code = run_one(job, overrides)
-        except ArcticHydraError as error:
-            print_error(error)
-            code = error.exit_code
-        directory = Job.of(job, overrides).directory
-        result = directory.record().get("result", {}) if code in (EXIT_DONE, EXIT_STOPPED_EARLY) else {}
-        rows.append((code, result.get("objective"), directory.path, overrides))
-        if str(result.get("stop_reason", "")).startswith("received"):
-            raise KeyboardInterrupt  # whoever stopped this job meant the sweep
-        return result.get("objective")
-
-    if _has_launcher(options.overrides):
-        stub = _Stub(
-            lambda overrides: Job.of(
-                compose.without_hydra(
-                    compose.compose_config(
-                        [*(o for o in options.overrides if o.startswith("hydra")), *overrides], name, options.config_dir
-                    )
-                ),
-                overrides,
-            )
-        )
-        _hydra([*arguments, f"hydra.sweep.dir={tempfile.mkdtemp()}"], name, stub)
-        if stub.detached:
-            return EXIT_DONE
-        rows = [
-            (0 if e.directory.record()["status"] == "finished" else 1, stub.value(e), e.directory.path, e.overrides)
-            for e in stub.entries
-        ]
-        print(_table(rows))
-        return next((code for code, *_ in rows if code), EXIT_DONE)
-    with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a folder per job; ours are functions of the config
-        try:
-            _hydra([*arguments, f"hydra.sweep.dir={scratch}"], name, run_job)
-        except KeyboardInterrupt:
-            print("the sweep was stopped; the same command resumes it")
-    print(_table(rows))
-    return next((code for code, *_ in rows if code), EXIT_DONE)
-
-
-class _Stub:
-    def __init__(self, compose_job):
-        from types import SimpleNamespace
-
-        self.compose_job, self.entries, self.detached = compose_job, [], False
-        self.sweep = SimpleNamespace(
-            path=Path("outputs/default/sweeps/stub"), name="stub", save=lambda: None, kind="grid"
-        )
-
-    def enter(self, batch, first):
-        from arctic_hydra.sweep.directory import SweepJob
-
-        jobs = [self.compose_job(list(overrides)) for overrides in batch]
-        pairs = []
-        for number, job in enumerate(jobs, start=first):
-            entry = SweepJob(number, job.overrides, str(job.directory.path), str(job.directory.run_file))
-            entry.submission = job.directory.record().get("submission")
-            pairs.append((entry, job))
-        self.entries += [entry for entry, _ in pairs]
-        return pairs
-
-    def value(self, entry):
-        return entry.directory.record().get("result", {}).get("objective")
-
-    def __call__(self, cfg):
-        raise AssertionError
-
-
-def _table(rows: list[tuple[int, float | None, Path, list[str]]]) -> str:
-    """Return the jobs of a sweep as text: status, objective, directory, and what was asked for."""
-    words = {EXIT_DONE: "done", EXIT_STOPPED_EARLY: "stopped", EXIT_FAILED: "failed", EXIT_BAD_CONFIG: "bad config"}
-    width = max([len("directory"), *(len(str(_relative(path))) for _, _, path, _ in rows)])
-    lines = [f"{'job':>3}  {'status':<10}  {'objective':>9}  {'directory':<{width}}  overrides"]
-    for number, (code, objective, path, overrides) in enumerate(rows, start=1):
-        status = words.get(code, str(code))
-        lines.append(
-            f"{number:>3}  {status:<10}  {_number(objective):>9}  {_relative(path)!s:<{width}}  {' '.join(overrides)}"
-        )
-    return "\n".join(lines)
 
 
 def _hydra(arguments: list[str], name: str, task: Any) -> int:

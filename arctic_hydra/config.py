@@ -38,6 +38,19 @@ else:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")
 
+HIGHER_IS_BETTER = (
+    "accuracy",
+    "accuracies",
+    "tokens_per_second",
+    "tflops",
+    "mfu",
+    "reward",
+    "rewards",
+    "margin",
+    "margins",
+)
+"""Last words of the metrics that `objective_direction=auto` maximizes."""
+
 
 class Task(Enum):
     """What to do with a run."""
@@ -47,6 +60,14 @@ class Task(Enum):
     evaluate = "evaluate"
     export = "export"
     preview = "preview"
+
+
+class Direction(Enum):
+    """Which of two objectives is the better one."""
+
+    auto = "auto"
+    minimize = "minimize"
+    maximize = "maximize"
 
 
 @component(group="log", name="default")
@@ -104,6 +125,10 @@ class Run(Component):
     """Seed of weights, data order and dropout."""
     fresh: bool = False
     """Delete what an earlier run of this very config left, and start over."""
+    objective: str = "auto"
+    """Metric of `metrics.jsonl` whose last value sums the run up, such as eval/accuracy; auto: eval/loss, else loss."""
+    objective_direction: Direction = Direction.auto
+    """minimize or maximize; auto: higher is better for accuracies, rates and rewards."""
     ranks: str = "auto"
     """Processes on each machine: a number, or `auto` for one per GPU, else 1."""
     nnodes: int = 1
@@ -129,8 +154,8 @@ class Run(Component):
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
         (
-            "task from_checkpoint preview_examples name output_root fresh ranks nnodes node_rank rendezvous hostfile "
-            "checkpoint tracking log"
+            "task from_checkpoint preview_examples name output_root fresh objective objective_direction ranks nnodes "
+            "node_rank rendezvous hostfile checkpoint tracking log"
         ).split()
     )
 
@@ -161,6 +186,13 @@ class Run(Component):
     def world_size_wanted(self) -> int:
         """Ranks of the run, over all machines."""
         return self.nnodes * self.ranks_per_node
+
+    @property
+    def maximizes(self) -> bool:
+        """Whether a higher objective is better."""
+        if self.objective_direction is Direction.auto:
+            return self.objective.endswith(HIGHER_IS_BETTER)
+        return self.objective_direction is Direction.maximize
 
     def check(self) -> None:
         """Check components against each other; pure. Raises ConfigError with every problem found."""
@@ -224,6 +256,11 @@ def _cross_checks(run: Run) -> Iterator[str]:
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    if run.objective.startswith("eval/") and not run.data.has_evaluation:
+        yield (
+            f"objective: got {run.objective}, but there is no evaluation data, so the run never logs it; set "
+            f"data.eval_sources or data.train_eval_split, or objective=loss"
+        )
     if trainer.eval_frequency and not run.data.has_evaluation:
         yield (
             f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "

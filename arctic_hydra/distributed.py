@@ -138,8 +138,8 @@ def barrier() -> None:
 _GPUS_ELSEWHERE: int | None = None
 
 
-def speak_for_machines_with(gpus: int | None) -> None:
-    """Have `count_gpus` answer for the machines that a cluster's jobs get; None: for this one again."""
+def speak_for_machines_with(gpus: int) -> None:
+    """Have `count_gpus` answer for the machines that a cluster's jobs get, in a process that only composes them."""
     global _GPUS_ELSEWHERE
     _GPUS_ELSEWHERE = gpus
 

@@ -17,8 +17,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from arctic_hydra.nodes import Hosts, Nodes
 from arctic_hydra.record import RunDirectory
@@ -34,7 +35,7 @@ RENDEZVOUS_SECONDS = 900
 def start_ranks(
     directory: RunDirectory,
     ranks: int,
-    lock: int,
+    lock: int | None,
     secrets: dict[str, Any],
     nodes: Nodes | Hosts | None = None,
     signals: list[int] | None = None,
@@ -48,7 +49,7 @@ def start_ranks(
     if isinstance(nodes, Hosts):
         children = nodes.start(directory.run_file, ranks, {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {})
     else:
-        children = [_start_here(directory, ranks, lock, secrets, nodes)]
+        children = [open_ranks(directory, ranks, lock, secrets, nodes=nodes)]
     with forwarded_signals(children, [] if signals is None else signals) as given_up:
         codes = [child.wait() for child in children]
     code = next((code for code in codes if code), 0)
@@ -57,24 +58,53 @@ def start_ranks(
     return -signal.SIGINT if given_up else code
 
 
-def _start_here(
-    directory: RunDirectory, ranks: int, lock: int, secrets: dict[str, Any], nodes: Nodes
+@dataclass(frozen=True)
+class Place:
+    """What of this machine a run may use; all of it by default."""
+
+    gpus: tuple[str, ...] = ()
+    """Devices as CUDA_VISIBLE_DEVICES names them; all that are visible when empty."""
+    cores: int | None = None
+    """Cores to share among the ranks; those that this process may use when None."""
+    output: IO[bytes] | None = None
+    """Where the ranks print; the terminal when None."""
+
+
+def open_ranks(
+    directory: RunDirectory,
+    ranks: int,
+    lock: int | None,
+    secrets: dict[str, Any],
+    place: Place | None = None,
+    nodes: Nodes | None = None,
 ) -> subprocess.Popen[bytes]:
+    """Start the ranks of this machine and return the child that holds them."""
+    place, nodes = place or Place(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
     module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
     command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks), *nodes.arguments()]
     environment = dict(os.environ)
+    if place.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
     if secrets:
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # leftovers of a launcher around this process would be taken for ours
     # Spinning at OpenMP's barriers makes a step on the CPU up to 15 times slower as soon as another process wants a core.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (len(os.sched_getaffinity(0))) // ranks)))
+    cores = place.cores or len(os.sched_getaffinity(0))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
     # from this process only, so that a signal arrives once.
-    held = (lock,) if lock >= 0 else ()
-    return subprocess.Popen(command, env=environment, pass_fds=held, stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        pass_fds=() if lock is None else (lock,),
+        stdin=subprocess.DEVNULL,
+        stdout=place.output,
+        stderr=subprocess.STDOUT if place.output else None,
+        start_new_session=True,
+    )
 
 
 @contextmanager

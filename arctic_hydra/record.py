@@ -84,9 +84,10 @@ class RunDirectory:
         return handle.fileno()
 
     def release(self) -> None:
-        """Let go of the directory."""
-        self._lock.close()
-        self._lock = None
+        """Give up this process's hold; the directory stays locked until the children that inherited it are gone too."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def holder(self) -> str | None:
         """Return who holds the directory now (`process <pid> on <host>, since <when>`), None where nobody does."""

@@ -13,7 +13,7 @@ from arctic_hydra.data.base import Loader
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import format_count
-from arctic_hydra.metrics import read_metrics
+from arctic_hydra.metrics import objective, read_metrics
 from arctic_hydra.record import FINISHED, STOPPED
 from arctic_hydra.redaction import redact
 from arctic_hydra.trainer.base import Trainer
@@ -162,7 +162,7 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
         "last_loss": last.get("loss"),
         "first_evaluation": evaluations[0] if evaluations else None,
         "last_evaluation": evaluations[-1] if evaluations else None,
-        "objective": evaluations[-1]["eval/loss"] if evaluations else last.get("loss"),
+        "objective": objective([*steps, last, *evaluations] if last else evaluations, run.objective),
         "resumed_from": str(resumed_from) if resumed_from else None,
         "data": loader.summary(),
         "data_fingerprint": loader.fingerprint,

@@ -66,6 +66,8 @@ def build(
         with trainer.event("create_loader"):
             loader, eval_loader = run.data.build(tokenizer, geometry)
         horizon = trainer.plan(loader, run.scheduler.warmup)
+        if trains and world.is_main:
+            record.RunDirectory(run_dir).update_record(horizon=horizon)  # for whoever watches
         with trainer.event("create_config"):
             model_config = run.model.create_config()
         check_vocabulary(model_config, tokenizer)

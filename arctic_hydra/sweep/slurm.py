@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra import record
 from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.sweep.directory import Standing, Sweep, SweepJob
 
@@ -93,9 +94,11 @@ def command(*words: str) -> str:
 
 
 def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
-    """Return how each job stands."""
-    states = query([_submission(job)["job_id"] for job in jobs])
-    return [_standing(states[_submission(job)["job_id"]]) for job in jobs]
+    """Return how each job stands; SLURM is not asked for runs whose own record says how they ended."""
+    ended = (record.FINISHED, record.FAILED)
+    asked = [_submission(job)["job_id"] for job in jobs if job.directory.record().get("status") not in ended]
+    states = query(asked) if asked else {}
+    return [_standing(states.get(_submission(job)["job_id"], JobState("COMPLETED"))) for job in jobs]
 
 
 def _standing(state: JobState) -> Standing:

@@ -50,9 +50,9 @@ class RunJob:
         if index > 0:
             # Ends well whatever happened: the first machine's task says how the run ended, and srun would end that task
             # for a failed one of its own accord on some clusters.
-            launch.start_ranks(directory, self.ranks_per_node, -1, secrets, nodes)
+            launch.start_ranks(directory, self.ranks_per_node, None, secrets, nodes)
             return
-        raise SystemExit(self._lead(directory, nodes, secrets, environment.job_id))
+        raise SystemExit(self._lead(directory, nodes, secrets))
 
     def checkpoint(self) -> Any:
         """Return what runs when the job has been put back into the queue: submitit asks for it."""
@@ -60,11 +60,11 @@ class RunJob:
 
         return DelayedSubmission(replace(self, requeues=self.requeues + 1))
 
-    def _lead(self, directory: Any, nodes: Any, secrets: dict[str, Any], job_id: str) -> int:
+    def _lead(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
         from arctic_hydra import job, launch, record
-        from arctic_hydra.sweep.directory import lock_patiently
+        from arctic_hydra.sweep.directory import patiently
 
-        lock = lock_patiently(directory, f"job {job_id}", LOCK_SECONDS)
+        lock = patiently(directory.lock, LOCK_SECONDS)
         if directory.record().get("status") == record.FINISHED:
             print(f"finished already: {directory.path}", flush=True)
             return 0
@@ -75,7 +75,8 @@ class RunJob:
         signals: list[int] = []
         code = launch.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
         ending = job.conclude(directory, code)
-        print(ending.details or f"{ending.status}: {json.dumps(ending.result, default=str)}", flush=True)
+        result = ending.result or {}
+        print(ending.details or f"{ending.status} at step {result['step']} {result['stop_reason']}", flush=True)
         if ending.status == record.STOPPED and signal.SIGUSR2 in signals:
             self._requeue()
         return ending.exit_code

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
 
@@ -22,6 +22,7 @@ from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.record import RunDirectory, git_state
 from arctic_hydra.sweep import slurm
 
+T = TypeVar("T")
 # The launcher's own keys; all others are submitit's.
 _OWN = {"folder", "python", "dry_run", "detach", "snapshot", "max_requeues", "poll_seconds", "max_array_size"}
 
@@ -118,14 +119,16 @@ def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
     return executor
 
 
-def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield `items` in order, `size` at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def array_limit() -> int:
-    """Return the largest array that the cluster takes, SLURM's default of 1001 where it does not say."""
+    """Return the largest array that the cluster takes; SLURM's default of 1001 where there is no cluster to ask."""
+    if shutil.which("scontrol") is None:
+        return 1001
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", slurm.command("scontrol", "show", "config"), re.MULTILINE)
     return int(match[1]) if match else 1001
 
