@@ -103,6 +103,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     run, directory = job.run, job.directory
     if problems := run.environment_problems():
         raise ConfigError(problems)
+    machines = nodes.of(run, directory.path.name)
     if run.task is config.Task.check:
         print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
         return EXIT_DONE
@@ -113,9 +114,9 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         print(f"written to {_relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
     if run.node_rank > 0:
-        return _join(job)
+        return _join(job, machines)
     if run.task is not config.Task.train:
-        return _look_at(job)
+        return _look_at(job, machines)
     data = job.data_digest()
     lock = job.open()
     if job.finished(data):
@@ -125,11 +126,10 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         return EXIT_DONE
     if difference := job.write(data):
         print(difference)
-    code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), nodes.of(run, directory.path.name))
-    return _conclude(directory, code)
+    return _conclude(directory, launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines))
 
 
-def _join(job: Job) -> int:
+def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
     run = job.run
     directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
@@ -145,7 +145,7 @@ def _join(job: Job) -> int:
     return EXIT_STOPPED_EARLY if directory.result().get("status") == record.STOPPED else EXIT_DONE
 
 
-def _look_at(job: Job) -> int:
+def _look_at(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
     run, directory = job.run, job.directory
     if run.from_checkpoint is None and not directory.path.is_dir():
@@ -161,7 +161,6 @@ def _look_at(job: Job) -> int:
     record.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
     if run.task is config.Task.export:
         return _conclude(place, launch.start_ranks(place, 1, lock, job.secrets()))
-    machines = nodes.of(run, directory.path.name)
     return _conclude(place, launch.start_ranks(place, run.ranks_per_node, lock, job.secrets(), machines))
 
 

@@ -57,7 +57,7 @@ def prepare(argument: str) -> str:
 @cache
 def _free_form() -> set[str]:
     """Return the names of the fields that hold a dictionary of the user's own."""
-    return {
+    return {"additional_parameters"} | {  # the one of hydra/launcher=slurm, which is no component
         item.name for cls in registered().values() for item in fields(cls) if str(item.type).startswith("dict[str, Any")
     }
 
@@ -92,9 +92,14 @@ def place(job: DictConfig, launcher: DictConfig) -> None:
 
     A launcher does so where it has `nodes` and `gpus_per_node`: those count then, not what this machine has.
     """
+    several = job.nnodes != 1 or job.hostfile is not None
     if "gpus_per_node" not in launcher:
+        if several:
+            raise ConfigError(
+                "nnodes, hostfile: a sweep's jobs run on this machine; pass hydra/launcher=slurm for more"
+            )
         return
-    if job.nnodes != 1 or job.hostfile is not None:
+    if several:
         raise ConfigError("nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>")
     job.nnodes = launcher.nodes
     job.ranks = str(launcher.gpus_per_node or 1) if job.ranks == "auto" else job.ranks

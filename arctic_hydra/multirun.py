@@ -50,6 +50,11 @@ class Multirun:
         self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *self._own]
         """The command line less Hydra's own part, with the sweeper's `params` before it."""
 
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the launcher asks a cluster for machines."""
+        return "gpus_per_node" in self.master.hydra.launcher
+
     def _compose_master(self, overrides: list[str]) -> DictConfig:
         extra = [f"hydra.searchpath=[file://{Path(self._dir).absolute()}]"] if self._dir else []
         GlobalHydra.instance().clear()
@@ -76,8 +81,8 @@ class Multirun:
 
     def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
         """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
-        on_cluster = "gpus_per_node" in self.master.hydra.launcher  # where a job runs decides how many ranks it has
-        said = [*self._flags(), *(self._hydras if on_cluster else self._search_path), *overrides]
+        # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
+        said = [*self._flags(), *(self._hydras if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
             cfg.ranks = str(slots.ranks)
             said.append(f"ranks={slots.ranks}")
@@ -104,6 +109,11 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     )
     jobs = {tuple(sample): multirun.job(cfg, sample, slots) for sample, cfg in samples}
     if any(job.run.task is not config.Task.train for job in jobs.values()):
+        if multirun.on_cluster:
+            [task, *_] = [job.run.task.name for job in jobs.values() if job.run.task is not config.Task.train]
+            raise ConfigError(
+                f"task: got {task}, which runs on this machine; remove hydra/launcher={multirun.launcher}"
+            )
         return _each([(multirun.composed(sample), list(sample)) for sample in jobs], run_one)
     refuse_mixed(list(jobs.values()))
     is_grid = multirun.sweeper == "basic"

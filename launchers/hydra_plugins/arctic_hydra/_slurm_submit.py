@@ -127,9 +127,11 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def array_limit() -> int:
     """Return the largest array that the cluster takes; SLURM's default of 1001 where there is no cluster to ask."""
-    if shutil.which("scontrol") is None:
+    try:
+        settings = slurm.command("scontrol", "show", "config")
+    except slurm.SlurmError:
         return 1001
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", slurm.command("scontrol", "show", "config"), re.MULTILINE)
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
     return int(match[1]) if match else 1001
 
 

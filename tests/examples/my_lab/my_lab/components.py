@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
@@ -50,15 +51,19 @@ class Recorder(Callback):
 class Saboteur(Callback):
     """Makes one rank fail at one moment, to see what the others do."""
 
+    watches_only: ClassVar[bool] = False
     how: str = "raise"
-    """raise, kill (SIGKILL), freeze (SIGSTOP) or exit (without a word)."""
+    """raise, kill (SIGKILL), freeze (SIGSTOP), exit (without a word), sys_exit or none."""
     moment: str = "step"
     """Where: any moment of a run, at its start."""
     rank: int = 1
     step: int = 2
     """Steps completed before it."""
+    pause_seconds: float = 0.0
+    """How long every rank rests before each step."""
 
     def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        time.sleep(self.pause_seconds)
         self._act(trainer, "step")
 
     def on_backward_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
@@ -77,4 +82,8 @@ class Saboteur(Callback):
             raise ZeroDivisionError("sabotage")
         if self.how == "exit":
             os._exit(3)
+        if self.how == "sys_exit":
+            raise SystemExit(4)
+        if self.how == "none":
+            return
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[self.how])
