@@ -118,7 +118,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         lambda: list(HydraConfig.get().overrides.task),
     )
     if is_grid:
-        conductor.enter([list(item) for item in jobs], 0)
+        conductor.enter(list(enumerate(jobs)))
     print(f"sweep {results.relative(sweep.path)}", flush=True)
     try:
         _hand_over(multirun, conductor, [list(item) for item in jobs] if is_grid else None)

@@ -49,16 +49,15 @@ class Conductor:
             self._jobs[key] = self._compose(list(key))
         return self._jobs[key]
 
-    def enter(self, batch: Sequence[Sequence[str]], first: int) -> list[tuple[SweepJob, Job]]:
-        """Write the jobs numbered from `first` into `sweep.json`, keeping what it knows of those that it has."""
+    def enter(self, wanted: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[SweepJob, Job]]:
+        """Write numbered jobs into `sweep.json`, keeping what it knows of those that it has."""
         known = {entry.number: entry for entry in self.sweep.jobs}
         pairs = []
-        for number, overrides in enumerate(batch, start=first):
+        for number, overrides in wanted:
             job = self.job(overrides)
             entry = known.get(number)
             if entry is None or entry.run_dir != str(job.directory.path):
-                path = job.directory
-                entry = SweepJob(number, job.overrides, str(path.path), str(path.run_file))
+                entry = SweepJob(number, job.overrides, str(job.directory.path), str(job.directory.run_file))
                 known[number] = entry
             pairs.append((entry, job))
         self.sweep.jobs = [known[number] for number in sorted(known)]
@@ -78,7 +77,7 @@ class Conductor:
             return None
         overrides = self._current_overrides()
         number = next(entry.number for entry in self.sweep.jobs if self._is(entry, overrides))
-        [pair] = self.enter([overrides], number)
+        [pair] = self.enter([(number, overrides)])
         self.run([pair], pool.Slots(1, self.slots.gpus[:1]), to_terminal=True)
         return self.value(pair[0])
 
