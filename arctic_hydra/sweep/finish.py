@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
-from arctic_hydra.sweep import results
+from arctic_hydra.sweep import page, results
 from arctic_hydra.sweep.conductor import Conductor
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row, relative
@@ -30,7 +30,7 @@ def summarize(sweep: Sweep) -> list[Row]:
     """Write the results of a sweep as it stands, print the table, and return its rows."""
     table = results.rows(sweep)
     show(sweep, table)
-    written = [results.write_csv(sweep, table)]
+    written = [results.write_csv(sweep, table), page.write(sweep, table)]
     print("results: " + ", ".join(str(relative(path)) for path in written))
     return table
 
