@@ -113,7 +113,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     conductor = Conductor(
         sweep,
         lambda wanted: multirun.job(multirun.composed(wanted), wanted, slots),
-        jobs if is_grid else {},
+        jobs,
         slots,
         lambda: list(HydraConfig.get().overrides.task),
     )
