@@ -99,13 +99,14 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     slots = (
         Slots.plan(slots_wanted, [str(cfg.ranks) for _, cfg in samples]) if multirun.launcher == "local" else Slots(1)
     )
-    jobs = {tuple(sample): multirun.job(cfg, sample, slots) for sample, cfg in samples}
+    listed = [(sample, multirun.job(cfg, sample, slots)) for sample, cfg in samples]
+    jobs = {tuple(sample): job for sample, job in listed}
     if any(job.run.task is not config.Task.train for job in jobs.values()):
         return _each([(multirun.composed(sample), list(sample)) for sample in jobs], run_one)
     refuse_mixed(list(jobs.values()))
     is_grid = multirun.sweeper == "basic"
     if is_grid:
-        refuse_twins(jobs)
+        refuse_twins(listed)
     sweep = _sweep(multirun, list(jobs.values()), is_grid)
     sweep.conduct()
     if sweep.file.exists():

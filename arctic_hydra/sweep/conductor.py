@@ -69,7 +69,20 @@ class Conductor:
         for entry, _ in pairs:
             entry.problem, entry.mark = "", entry.mark if entry.mark == PRUNED else ""
         work = [(entry, pool.starter(job)) for entry, job in pairs if entry.mark != PRUNED]
-        self.stop_reason = pool.Pool(self.sweep, slots, self.observer, to_terminal=to_terminal).run(work)
+        self.stop_reason = pool.Pool(self.sweep, slots, self.look_at, to_terminal=to_terminal).run(work)
+
+    def look_at(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
+        """See what a running job has logged; return whether to prune it.
+
+        Raises ConfigError as soon as it shows that the objective is none of the metrics that are logged.
+        """
+        name = self.sweep.objective
+        kind = "eval/loss" if name.startswith("eval/") else "loss"
+        for row in rows:
+            if name != "auto" and kind in row and name not in row:
+                near = ", ".join(sorted(key for key, value in row.items() if isinstance(value, float)))
+                raise ConfigError(f"objective: got {name}, but the run logs no such metric; it logs {near}")
+        return self.observer is not None and not entry.mark and self.observer(entry, rows)
 
     def __call__(self, cfg: Any) -> float | None:
         """Run the job at hand with its output on the terminal: what Hydra's basic launcher asks for."""
@@ -112,21 +125,22 @@ def unlogged(entry: SweepJob, name: str) -> str:
     return f"objective: got {name}, but the run logged no such metric; it logged {', '.join(names) or 'nothing'}"
 
 
-def refuse_twins(jobs: dict[tuple[str, ...], Job]) -> None:
+def refuse_twins(jobs: Sequence[tuple[Sequence[str], Job]]) -> None:
     """Raise ConfigError where two jobs of a grid are one and the same run."""
-    seen: dict[str, tuple[int, tuple[str, ...]]] = {}
+    seen: dict[str, tuple[int, Sequence[str]]] = {}
     problems = []
-    for number, (overrides, job) in enumerate(jobs.items()):
+    for number, (overrides, job) in enumerate(jobs):
         path = str(job.directory.path)
-        if path in seen:
-            other, theirs = seen[path]
-            mine = [item for item in overrides if item not in theirs]
-            before = [item for item in theirs if item not in overrides]
-            problems.append(
-                f"-m: job {number} ({' '.join(mine) or 'the same'}) and job {other} ({' '.join(before) or 'the same'}) are "
-                f"the same run, {path}: these values do not change what is trained; leave one out, or give each a name "
-                f"of its own with name=<a>,<b>"
-            )
-        seen.setdefault(path, (number, overrides))
+        other, theirs = seen.setdefault(path, (number, overrides))
+        if other == number:
+            continue
+        mine = " ".join(item for item in overrides if item not in theirs)
+        before = " ".join(item for item in theirs if item not in overrides)
+        which = f"job {number} ({mine}) and job {other} ({before})" if mine else f"job {number} and job {other}"
+        what = mine or "the same value twice"
+        problems.append(
+            f"-m: {which} are the same run, {path}: {what} changes nothing in what is trained; leave one out, or give each a "
+            "name of its own with name=<a>,<b>"
+        )
     if problems:
         raise ConfigError(problems)

@@ -92,6 +92,19 @@ def _check_mlflow(folder, rows):
     assert parent.data.metrics["objective"] == pytest.approx(float(rows[0]["objective"]))
 
 
+def test_an_objective_that_no_run_logs_ends_the_sweep_early(tmp_path):
+    done = run(
+        f"{POOL} {QUICK} objective=eval/los trainer.train_iters=200 trainer.eval_at_start=true seed=1,2,3",
+        tmp_path,
+        code=2,
+    )
+    assert (
+        "objective: got eval/los, but the run logs no such metric; it logs eval/accuracy, eval/loss, eval/perplexity"
+        in done.stderr
+    )
+    assert "job 2" not in done.stdout
+
+
 def wait_for(condition, process, timeout=120):
     end = time.monotonic() + timeout
     while not condition():
