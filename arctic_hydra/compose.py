@@ -29,6 +29,8 @@ from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
 
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
+FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
+"""Fields of our launchers and sweepers that hold a dictionary of the user's own."""
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 
 
@@ -57,9 +59,16 @@ def prepare(argument: str) -> str:
 @cache
 def _free_form() -> set[str]:
     """Return the names of the fields that hold a dictionary of the user's own."""
-    return {"additional_parameters"} | {  # the one of hydra/launcher=slurm, which is no component
-        item.name for cls in registered().values() for item in fields(cls) if str(item.type).startswith("dict[str, Any")
-    }
+    return (
+        {"additional_parameters"}
+        | {  # the one of hydra/launcher=slurm, which is no component
+            item.name
+            for cls in registered().values()
+            for item in fields(cls)
+            if str(item.type).startswith("dict[str, Any")
+        }
+        | FREE_FORM_OF_PLUGINS
+    )
 
 
 def compose_config(overrides: list[str], config_name: str, config_dir: str | None = None) -> DictConfig:

@@ -107,7 +107,8 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     slots = (
         Slots.plan(slots_wanted, [str(cfg.ranks) for _, cfg in samples]) if multirun.launcher == "local" else Slots(1)
     )
-    jobs = {tuple(sample): multirun.job(cfg, sample, slots) for sample, cfg in samples}
+    listed = [(sample, multirun.job(cfg, sample, slots)) for sample, cfg in samples]
+    jobs = {tuple(sample): job for sample, job in listed}
     if any(job.run.task is not config.Task.train for job in jobs.values()):
         if multirun.on_cluster:
             [task, *_] = [job.run.task.name for job in jobs.values() if job.run.task is not config.Task.train]
@@ -118,12 +119,12 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     refuse_mixed(list(jobs.values()))
     is_grid = multirun.sweeper == "basic"
     if is_grid:
-        refuse_twins(jobs)
+        refuse_twins(listed)
     sweep = _sweep(multirun, list(jobs.values()), is_grid)
     conductor = Conductor(
         sweep,
         lambda wanted: multirun.job(multirun.composed(wanted), wanted, slots),
-        jobs if is_grid else {},
+        jobs,
         slots,
         lambda: list(HydraConfig.get().overrides.task),
     )
@@ -135,7 +136,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     if sweep.file.exists():
         sweep.jobs = Sweep.load(sweep.path).jobs
     if grid is not None:
-        conductor.enter(grid, 0)
+        conductor.enter(list(enumerate(jobs)))
     print(f"sweep {results.relative(sweep.path)}", flush=True)
     try:
         _hand_over(multirun, conductor, grid)

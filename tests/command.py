@@ -28,11 +28,17 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(
-    arguments: str, folder: Path, *, code: int | None = 0, timeout: float = 300, **more: str
+    arguments: str,
+    folder: Path,
+    *,
+    code: int | None = 0,
+    timeout: float = 300,
+    module: str = "arctic_hydra",
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the program with `arguments` in `folder` and check its exit code; None takes any."""
     done = subprocess.run(
-        f"{PROGRAM} {arguments}",
+        f"{shlex.quote(sys.executable)} -m {module} {arguments}",
         shell=True,
         cwd=folder,
         env=environment(**more),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from arctic_hydra import metrics
+from arctic_hydra import config, metrics
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.job import Job
 from arctic_hydra.sweep import pool
@@ -49,16 +49,15 @@ class Conductor:
             self._jobs[key] = self._compose(list(key))
         return self._jobs[key]
 
-    def enter(self, batch: Sequence[Sequence[str]], first: int) -> list[tuple[SweepJob, Job]]:
-        """Write the jobs numbered from `first` into `sweep.json`, keeping what it knows of those that it has."""
+    def enter(self, wanted: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[SweepJob, Job]]:
+        """Write numbered jobs into `sweep.json`, keeping what it knows of those that it has."""
         known = {entry.number: entry for entry in self.sweep.jobs}
         pairs = []
-        for number, overrides in enumerate(batch, start=first):
+        for number, overrides in wanted:
             job = self.job(overrides)
             entry = known.get(number)
             if entry is None or entry.run_dir != str(job.directory.path):
-                path = job.directory
-                entry = SweepJob(number, job.overrides, str(path.path), str(path.run_file))
+                entry = SweepJob(number, job.overrides, str(job.directory.path), str(job.directory.run_file))
                 known[number] = entry
             pairs.append((entry, job))
         self.sweep.jobs = [known[number] for number in sorted(known)]
@@ -70,7 +69,20 @@ class Conductor:
         for entry, _ in pairs:
             entry.problem, entry.mark = "", entry.mark if entry.mark == PRUNED else ""
         work = [(entry, pool.starter(job)) for entry, job in pairs if entry.mark != PRUNED]
-        self.stop_reason = pool.Pool(self.sweep, slots, self.observer, to_terminal=to_terminal).run(work)
+        self.stop_reason = pool.Pool(self.sweep, slots, self.look_at, to_terminal=to_terminal).run(work)
+
+    def look_at(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
+        """See what a running job has logged; return whether to prune it.
+
+        Raises ConfigError as soon as it shows that the objective is none of the metrics that are logged.
+        """
+        name = self.sweep.objective
+        kind = "eval/loss" if name.startswith("eval/") else "loss"
+        for row in rows:
+            if name != "auto" and kind in row and name not in row:
+                near = ", ".join(sorted(key for key, value in row.items() if isinstance(value, float)))
+                raise ConfigError(f"objective: got {name}, but the run logs no such metric; it logs {near}")
+        return self.observer is not None and not entry.mark and self.observer(entry, rows)
 
     def __call__(self, cfg: Any) -> float | None:
         """Run the job at hand with its output on the terminal: what Hydra's basic launcher asks for."""
@@ -78,12 +90,16 @@ class Conductor:
             return None
         overrides = self._current_overrides()
         number = next(entry.number for entry in self.sweep.jobs if self._is(entry, overrides))
-        [pair] = self.enter([overrides], number)
+        [pair] = self.enter([(number, overrides)])
         self.run([pair], pool.Slots(1, self.slots.gpus[:1]), to_terminal=True)
         return self.value(pair[0])
 
     def _is(self, entry: SweepJob, overrides: Sequence[str]) -> bool:
         return entry.run_dir == str(self.job(overrides).directory.path)
+
+    def a_run(self) -> config.Run | None:
+        """Return the run of one of the jobs; None where no job was composed."""
+        return next((job.run for job in self._jobs.values()), None)
 
     def value(self, entry: SweepJob) -> float | None:
         """Return the objective of a finished job, None of any other; notes it where the run never logged one."""
@@ -109,21 +125,22 @@ def unlogged(entry: SweepJob, name: str) -> str:
     return f"objective: got {name}, but the run logged no such metric; it logged {', '.join(names) or 'nothing'}"
 
 
-def refuse_twins(jobs: dict[tuple[str, ...], Job]) -> None:
+def refuse_twins(jobs: Sequence[tuple[Sequence[str], Job]]) -> None:
     """Raise ConfigError where two jobs of a grid are one and the same run."""
-    seen: dict[str, tuple[int, tuple[str, ...]]] = {}
+    seen: dict[str, tuple[int, Sequence[str]]] = {}
     problems = []
-    for number, (overrides, job) in enumerate(jobs.items()):
+    for number, (overrides, job) in enumerate(jobs):
         path = str(job.directory.path)
-        if path in seen:
-            other, theirs = seen[path]
-            mine = [item for item in overrides if item not in theirs]
-            before = [item for item in theirs if item not in overrides]
-            problems.append(
-                f"-m: job {number} ({' '.join(mine) or 'the same'}) and job {other} ({' '.join(before) or 'the same'}) are "
-                f"the same run, {path}: these values do not change what is trained; leave one out, or give each a name "
-                f"of its own with name=<a>,<b>"
-            )
-        seen.setdefault(path, (number, overrides))
+        other, theirs = seen.setdefault(path, (number, overrides))
+        if other == number:
+            continue
+        mine = " ".join(item for item in overrides if item not in theirs)
+        before = " ".join(item for item in theirs if item not in overrides)
+        which = f"job {number} ({mine}) and job {other} ({before})" if mine else f"job {number} and job {other}"
+        what = mine or "the same value twice"
+        problems.append(
+            f"-m: {which} are the same run, {path}: {what} changes nothing in what is trained; leave one out, or give each a "
+            "name of its own with name=<a>,<b>"
+        )
     if problems:
         raise ConfigError(problems)

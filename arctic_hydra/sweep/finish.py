@@ -5,34 +5,66 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from arctic_hydra import config, record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
-from arctic_hydra.sweep import results
+from arctic_hydra.redaction import without_credentials
+from arctic_hydra.sweep import page, results
 from arctic_hydra.sweep.conductor import Conductor
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row, relative
+from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
+
+_WORDS = {EXIT_DONE: record.FINISHED, EXIT_STOPPED_EARLY: record.STOPPED, EXIT_FAILED: record.FAILED}
 
 
 def conclude(conductor: Conductor) -> int:
-    """Write and print the results of a sweep; return its exit code."""
+    """Write and print the results of a sweep that this process conducted; return its exit code."""
     sweep = conductor.sweep
     if conductor.detached:
         return EXIT_DONE
     for entry in sweep.jobs:
         conductor.value(entry)
-    table = summarize(sweep)
+    table = summarize(sweep, conductor.a_run())
     if conductor.stop_reason:
         print(f"the sweep was stopped ({conductor.stop_reason}); the same command resumes it")
     return exit_code(table)
 
 
-def summarize(sweep: Sweep) -> list[Row]:
-    """Write the results of a sweep as it stands, print the table, and return its rows."""
+def summarize(sweep: Sweep, run: config.Run | None) -> list[Row]:
+    """Write the results of a sweep as it stands, print the table, and return its rows; `run` is one of its jobs."""
     table = results.rows(sweep)
     show(sweep, table)
-    written = [results.write_csv(sweep, table)]
+    written = [results.write_csv(sweep, table), page.write(sweep, table)]
     print("results: " + ", ".join(str(relative(path)) for path in written))
+    for tracker in run.tracking.values() if run else ():
+        if isinstance(tracker, MLflowTracker):
+            _group(sweep, table, tracker)
     return table
+
+
+def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker) -> None:
+    """Make one MLflow run the parent of the jobs' runs; a store that cannot be reached costs a warning."""
+    winner = results.best(sweep, table)
+    tags = {"arctic_hydra.sweep": str(sweep.path.resolve())}
+    if winner:
+        tags |= {"arctic_hydra.best_job": str(winner.number), "arctic_hydra.best_run_dir": str(winner.run_dir)}
+    ending = Ending(_WORDS[exit_code(table)], winner.objective if winner else None, tags)
+    facts = {"command": " ".join(sweep.command), "objective": sweep.objective, "maximize": sweep.maximize}
+    children = [Path(job.run_dir) for job in sweep.jobs]
+    try:
+        tracker.group(sweep.path, f"{sweep.name}/sweep-{sweep.id}", facts, children, ending)
+    except Exception as error:  # whatever a client or a server comes up with: the files are the truth
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        where = without_credentials(tracker.uri or "")
+        print(f"warning: tracking.mlflow ({where}): the sweep's runs have no parent: {first}", file=sys.stderr)
+
+
+def a_run(sweep: Sweep) -> config.Run | None:
+    """Return one of a sweep's runs as its `run.json` holds it; None where none was written."""
+    trees = (record.read_json(Path(job.run_file)) for job in sweep.jobs)
+    return next((config.build(tree["config"]) for tree in trees if tree), None)
 
 
 def show(sweep: Sweep, table: Sequence[Row]) -> None:

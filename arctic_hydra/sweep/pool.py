@@ -140,10 +140,14 @@ class Pool:
         self._to_terminal = to_terminal
         self._running: list[_Running] = []
         self._stop_reason = ""
+        self._error: ConfigError | None = None
         self._board = Board(sweep, live=not to_terminal)
 
     def run(self, work: Sequence[tuple[SweepJob, Starter]]) -> str:
-        """Run the jobs; return why the rest was not started, empty where all were."""
+        """Run the jobs; return why the rest was not started, empty where all were.
+
+        Raises the observer's ConfigError once the jobs under way have saved and stopped.
+        """
         waiting = list(work)
         with self._signals_forwarded(), self._board:
             while (waiting and not self._stop_reason) or self._running:
@@ -153,6 +157,8 @@ class Pool:
                     self._look_at(job)
                 self._board.refresh()
                 time.sleep(POLL_SECONDS)
+        if self._error:
+            raise self._error
         return self._stop_reason
 
     def _start(self, entry: SweepJob, start: Starter) -> None:
@@ -181,10 +187,15 @@ class Pool:
         code = child.poll()
         rows = job.tail.new_rows()
         self._board.moved(job.entry, rows)
-        if rows and self._observer and code is None and not job.entry.mark and self._observer(job.entry, rows):
-            job.entry.mark = PRUNED
-            self._sweep.save()
-            child.send_signal(signal.SIGTERM)
+        try:
+            if rows and self._observer and code is None and not self._error and self._observer(job.entry, rows):
+                job.entry.mark = PRUNED
+                self._sweep.save()
+                child.send_signal(signal.SIGTERM)
+        except ConfigError as error:
+            self._error, self._stop_reason = error, str(error)
+            for running in self._running:
+                running.started.child.send_signal(signal.SIGTERM)
         if code is None:
             return
         self._running.remove(job)

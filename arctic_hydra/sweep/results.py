@@ -69,7 +69,7 @@ def add_metrics(row: Row, logged: list[dict[str, object]]) -> None:
 def varied_values(sweep: Sweep) -> list[dict[str, str]]:
     """Return, for each job, the overrides that tell it from the others."""
     sets = [set(job.overrides) for job in sweep.jobs]
-    common = set.intersection(*sets) if len(sets) > 1 else set()
+    common = set.intersection(*sets) if len(sets) > 1 and sweep.kind == "grid" else set()
     same = common | set(sweep.command)
     return [
         {
@@ -116,7 +116,15 @@ def cells(row: Row, keys: Sequence[str]) -> list[str]:
     objective = "" if row.objective is None else f"{row.objective:.4f}"
     step = "" if row.step is None else f"{row.step}/{row.horizon}" if row.horizon else str(row.step)
     minutes = "" if row.seconds is None else f"{row.seconds / 60:.1f}"
-    return [str(row.number), row.state, objective, step, minutes, *(row.values.get(key, "") for key in keys)]
+    return [str(row.number), row.state, objective, step, minutes, *(short(row.values.get(key, "")) for key in keys)]
+
+
+def short(value: str) -> str:
+    """Return a value of the command line for a table: a long number with five significant digits."""
+    try:
+        return f"{float(value):.5g}" if len(value) > 8 else value
+    except ValueError:
+        return value
 
 
 HEADINGS = ("job", "status", "objective", "step", "minutes")

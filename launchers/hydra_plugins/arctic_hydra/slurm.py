@@ -123,7 +123,12 @@ class Watch:
         self._unanswered = False
 
     def wait(self, entries: Sequence[SweepJob]) -> bool:
-        """Return True once all jobs are over, False where the person would rather not wait."""
+        """Return True once all jobs are over, False where the person would rather not wait.
+
+        Raises the conductor's ConfigError, and asks the jobs to stop.
+        """
+        from arctic_hydra.errors import ConfigError
+        from arctic_hydra.sweep import slurm
         from arctic_hydra.sweep.tail import Tail
 
         tails = {entry.number: Tail(entry.directory.path / "metrics.jsonl") for entry in entries}
@@ -131,12 +136,15 @@ class Watch:
         try:
             while waiting:
                 waiting = self._look(waiting)
-                if observer := self._conductor.observer:
-                    for entry in waiting:
-                        if (rows := tails[entry.number].new_rows()) and not entry.mark and observer(entry, rows):
-                            self._prune(entry)
+                for entry in waiting:
+                    rows = tails[entry.number].new_rows()
+                    if rows and self._conductor.look_at(entry, rows):
+                        self._prune(entry)
                 if waiting:
                     time.sleep(self._poll_seconds)
+        except ConfigError:
+            slurm.cancel(self._conductor.sweep, waiting)
+            raise
         except KeyboardInterrupt:
             print("\nno longer waiting; the jobs go on, and the same command waits for them again. They end with")
             print(f"  python -m arctic_hydra.sweep cancel {self._conductor.sweep.path}")
