@@ -105,7 +105,13 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         raise ConfigError(problems)
     machines = nodes.of(run, directory.path.name)
     if run.task is config.Task.check:
-        print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
+        from arctic_hydra.tasks import check
+
+        print(
+            f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)",
+            flush=True,
+        )
+        check.print_estimate(job.tree)
         return EXIT_DONE
     if run.task is config.Task.preview:
         from arctic_hydra.tasks import preview

@@ -253,6 +253,13 @@ def _cross_checks(run: Run) -> Iterator[str]:
         )
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+    if run.data.needs_limit and not trainer.train_iters:
+        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
+    if run.data.needs_limit and trainer.epochs > 1:
+        yield (
+            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
+            f"is, over as many passes as that takes; drop trainer.epochs"
+        )
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )

@@ -68,7 +68,7 @@ class Job:
         """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
         groups = {"train": self.run.data.sources, "eval": self.run.data.eval_sources}
         identities = {
-            f"{split} {name}": source.identity(split)
+            f"{split} {name}": self.run.data.identity_of(source, split)
             for split, sources in groups.items()
             for name, source in sources.items()
             if source.is_local
