@@ -250,19 +250,26 @@ class SignalRelay:
     would kill a rank. Several arrivals (from a launcher, and along a process tree) do no harm.
     """
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, nodes: Nodes) -> None:
         self._directory = directory
+        self._nodes = nodes
         block_signals()
         threading.Thread(target=self._take, name="signals", daemon=True).start()
 
     def relay(self, number: int) -> None:
-        """Send a signal to every living rank; before the first is there, this process ends by it."""
-        ranks = _living_ranks()
+        """Send a signal to every rank; this process ends by it where the ranks have not been started.
+
+        With several machines their ranks may be there already, waiting for these: these get a moment to appear.
+        """
+        end = time.monotonic() + (GRACE_SECONDS if self._nodes.count > 1 else 0)
+        while not (ranks := _living_ranks()) and not self._directory.result_file.exists():
+            if time.monotonic() >= end:
+                self._directory.leave_node(self._nodes.index, -number)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+                os.kill(os.getpid(), number)
+            time.sleep(0.1)
         for process in ranks.values():
             _send(process, signal.Signals(number))
-        if not ranks and not self._directory.result_file.exists():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-            os.kill(os.getpid(), number)
 
     def read(self, commands: Any) -> None:
         """Take the names of signals from `commands`, a line each; its end means that whoever started this is gone."""
@@ -288,15 +295,14 @@ def main() -> int:
     parser.add_argument("--remote", action="store_true", help="take the environment and signals from standard input")
     options = parser.parse_args()
     directory = RunDirectory(options.run_file.parent)
-    relay = SignalRelay(directory)
+    relay = SignalRelay(directory, Nodes(options.nnodes, options.node_rank, options.rendezvous))
     if options.remote:
         os.environ.update(json.loads(sys.stdin.readline()))
         threading.Thread(target=relay.read, args=(sys.stdin,), name="commands", daemon=True).start()
     else:
         die_with_parent()
     code = _hold_agent(options, directory)
-    if options.node_rank:
-        directory.node_file(options.node_rank).write_text(f"{code}\n")
+    directory.leave_node(options.node_rank, code)
     return code
 
 

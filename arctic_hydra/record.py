@@ -129,8 +129,13 @@ class RunDirectory:
         return {(path.name, path.stat().st_mtime_ns) for path in (self.path / "logs").glob("error-rank*.json")}
 
     def node_file(self, index: int) -> Path:
-        """What the agent of machine `index` leaves when it ends: its exit code."""
+        """What the agent of machine `index` leaves when it ends."""
         return self.path / "logs" / f"node{index}.ended"
+
+    def leave_node(self, index: int, code: int) -> None:
+        """Write that the agent of machine `index` ended with an exit code, negative for a signal."""
+        self.node_file(index).parent.mkdir(exist_ok=True)
+        self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
 
     def forget_outcome(self) -> None:
         """Remove what an earlier start of this run left about its end."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import SMALL, losses, only_run, run, start, wait_for_step
+from tests.command import SMALL, losses, metrics, only_run, run, start, wait_for_step
+from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -53,34 +54,55 @@ def test_a_grid_is_one_array_composed_at_submission(cluster, tmp_path):
     assert again.stdout.count("is finished already") == 4 and "submitted" not in again.stdout
 
 
+def limit(cluster: Cluster, job_id: str) -> None:
+    """Set a running job's time limit to a minute or less from now: SLURM warns it at once, `signal_delay_s` being 60."""
+    clock = cluster.command(f"squeue -h -j {job_id} -o %M").strip().replace("-", ":").split(":")
+    elapsed = sum(int(part) * 60**place for place, part in enumerate(reversed(clock)))
+    cluster.command(f"scontrol update JobId={job_id} TimeLimit={(elapsed + 20) // 60 + 1}")
+
+
+def wait_for_state(cluster: Cluster, job_id: str, state: str) -> None:
+    """Wait until the job is in a state."""
+    end = time.monotonic() + 120
+    while cluster.command(f"squeue -h -j {job_id} -o %T").strip() != state:
+        assert time.monotonic() < end, f"job {job_id} is not {state}"
+        time.sleep(0.2)
+
+
 def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(cluster, my_lab, tmp_path):
-    """ZeRO-2 over two nodes; SIGUSR2 as a preemption sends it, then SLURM's own at the time limit, to the whole tree."""
-    arguments = f"{SMALL} trainer.train_iters=60 trainer.eval_at_start=false checkpoint=[deepspeed] deepspeed=zero2"
-    for name in ("straight", "cluster"):
-        (tmp_path / name).mkdir()
-    run(f"{arguments} ranks=2 tracking=[]", tmp_path / "straight")
-    folder = tmp_path / "cluster"
-    slow = "callback=[saboteur] callback.saboteur.how=none callback.saboteur.pause_seconds=0.6"
-    limits = "hydra.launcher.nodes=2 hydra.launcher.timeout_min=1 hydra.launcher.signal_delay_s=45"
-    process = start(f"{arguments} {slow} {SLURM} {limits}", folder, **cluster.variables, PYTHONPATH=str(my_lab))
-    wait_for_step(folder, 4, process)
+    """ZeRO-2 over two nodes; SLURM preempts the job, later warns it of its time limit, each time signalling the whole tree."""
+    arguments = f"{SMALL} trainer.train_iters=40 trainer.eval_at_start=false checkpoint=[deepspeed] deepspeed=zero2"
+    run(f"{arguments} name=straight ranks=2", tmp_path)
+    slow = "callback=[saboteur] callback.saboteur.how=none callback.saboteur.pause_seconds=0.4"
+    asked = "hydra.launcher.nodes=2 hydra.launcher.timeout_min=30 hydra.launcher.signal_delay_s=60"
+    process = start(f"{arguments} {slow} {SLURM} {asked}", tmp_path, **cluster.variables, PYTHONPATH=str(my_lab))
+    wait_for_step(tmp_path, 3, process)
     [job_id] = cluster.command("squeue -h -o %A").split()
-    cluster.command(f"scancel --signal=USR2 {job_id}")
+    cluster.command("sbatch -p urgent --exclusive -N 2 -o /dev/null --wrap 'sleep 1'")
+    wait_for_state(cluster, job_id, "PENDING")
+    reached = len(metrics(only_run(tmp_path)))
+    wait_for_step(tmp_path, reached + 3, process)
+    limit(cluster, job_id)
+    wait_for_state(cluster, job_id, "PENDING")
+    cluster.command(f"scontrol update JobId={job_id} TimeLimit=30")
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
 
-    [record] = records(folder)
-    log = Path(record["submission"]["logs"][-1].replace("%j", job_id)).read_text()
-    assert record["status"] == "finished" and record["requeues"] >= 2, log
-    assert record["result"]["world_size"] == 2 and "n[1-2]" in output
-    assert log.count("received SIGUSR2") == record["requeues"] == log.count("resumed  from step-")
-    assert losses(only_run(folder)) == losses(only_run(tmp_path / "straight"))
+    [record] = records(tmp_path)
+    log = Path(record["submission"]["logs"][-1]).read_text()
+    assert record["status"] == "finished" and record["requeues"] == 2, log
+    assert record["result"]["world_size"] == 2 and "RUNNING on n[1-2]" in output
+    assert log.count("received SIGUSR2") == log.count("resumed  from step-") == 2
+    assert losses(only_run(tmp_path)) == losses(only_run(tmp_path, "straight"))
 
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
-    [tracked] = client.search_runs([item.experiment_id for item in client.search_experiments()])
-    assert tracked.info.status == "FINISHED"
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    tracked = [found for found in client.search_runs(experiments) if found.info.run_name.startswith("default/")]
+    assert [found.info.status for found in tracked] == ["FINISHED"], "one run for all three starts"
+    logged = client.get_metric_history(tracked[0].info.run_id, "loss")
+    assert sorted(item.step for item in logged) == list(range(1, 41))
 
 
 @pytest.mark.parametrize("accounting", [True, False])
