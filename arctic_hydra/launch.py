@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent, write_error
 
 GRACE_SECONDS = 10
 """How long the other ranks of a failed one have to end by themselves: rank 0 tells the trackers."""
+_TIMED_OUT = re.compile(r"time(d )?-?out", re.IGNORECASE)
+"""What a collective says to a rank that has waited in vain."""
 RENDEZVOUS_SECONDS = 900
 """How long an agent waits for those of the other machines."""
 
@@ -235,6 +238,9 @@ def explain(directory: RunDirectory, failures: dict[int, int], stalled: dict[int
         )
         hint = "; most often the kernel does that when memory runs out (see dmesg)" if code == -signal.SIGKILL else ""
         write_error(directory.path, rank, "RankDied", f"rank {rank} {how}{hint}")
+    first = next(iter(directory.errors()), None)
+    if first and not _TIMED_OUT.search(first["message"]):
+        return  # what went wrong has been said: those that had to be killed were waiting for the rank that said it
     for rank, stacks in stalled.items():
         message = (
             f"rank {rank} stalled: the others waited trainer.collective_timeout_seconds for it, and it was killed. "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import record
-from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.sweep.directory import Standing, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
@@ -115,11 +115,20 @@ def logs(job: SweepJob) -> list[Path]:
 
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills what is left after its KillWait."""
-    command("scancel", *(_submission(job)["job_id"] for job in jobs))
+    job_ids = [_submission(job)["job_id"] for job in jobs if job.submission and job.submission["kind"] == "slurm"]
+    states = query(job_ids)
+    if alive := [job_id for job_id in job_ids if not states[job_id].over]:
+        command("scancel", *alive)
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Submit the jobs again as they were, from their `run.json`; writes their new submissions into the sweep."""
+    for job in jobs:
+        if "***" in job.directory.run_file.read_text(encoding="utf-8"):
+            raise ConfigError(
+                f"job {job.number}: its configuration holds secrets, which {job.directory.run_file} does not; give the "
+                "sweep's command again: it submits what is not finished"
+            )
     asked = [{"run_dir": job.run_dir, "submission": _submission(job)} for job in jobs]
     done = subprocess.run(
         [sys.executable, "-m", "hydra_plugins.arctic_hydra._slurm_submit"],
@@ -131,6 +140,9 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         raise SlurmError("the jobs were not submitted again; see above")
     for job, submission in zip(jobs, json.loads(done.stdout), strict=True):
         job.submission = submission
+        job.directory.forget_outcome()
+        job.directory.update_record(status=record.RUNNING, submission=submission)
+        print(f"job {job.number} submitted as {submission['job_id']}")
     sweep.save()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.command import SMALL, losses, metrics, only_run, run, start, wait_for_step
+from tests.command import SMALL, environment, losses, metrics, only_run, run, start, wait_for_step
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -52,6 +54,12 @@ def test_a_grid_is_one_array_composed_at_submission(cluster, tmp_path):
 
     again = run(f"{grid} {SLURM}", tmp_path, **cluster.variables)
     assert again.stdout.count("is finished already") == 4 and "submitted" not in again.stdout
+
+
+def raised_in(folder: Path) -> Path:
+    """Return the directory of the run that raised."""
+    [found] = [path.parent for path in folder.glob("outputs/*/*/config.yaml") if "how: raise" in path.read_text()]
+    return found
 
 
 def limit(cluster: Cluster, job_id: str) -> None:
@@ -109,10 +117,11 @@ def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(clust
 def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request, my_lab, tmp_path):
     """Raised, sys.exit, killed by SIGKILL, cancelled: each is said, the good one's result stands, nothing hangs."""
     cluster = request.getfixturevalue("cluster" if accounting else "bare_cluster")
-    ways = "none,raise,sys_exit,kill,freeze" if accounting else "none,kill,freeze"
+    ways = "none,raise,sys_exit,kill,freeze" if accounting else "none,raise,freeze"
+    snapshot = "" if accounting else "hydra.launcher.snapshot=true"
     sabotage = f"callback=[saboteur] callback.saboteur.rank=0 callback.saboteur.how={ways}"
     variables = {**cluster.variables, "PYTHONPATH": str(my_lab)}
-    process = start(f"-m {TINY} tracking=[] {sabotage} {SLURM}", tmp_path, **variables)
+    process = start(f"-m {TINY} tracking=[] {sabotage} {SLURM} {snapshot}", tmp_path, **variables)
     frozen = len(ways.split(",")) - 1
     job_id, end = "", time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end:
@@ -137,8 +146,41 @@ def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request,
         assert (record["status"], words in record.get("error", "")) == (status, True), (way, record.get("error"))
         assert re.search(rf"^ +{number}  {status}", output, re.MULTILINE), output
     assert "best: job 0" in output
+    raised = json.loads((raised_in(tmp_path) / "logs" / "error-rank0.json").read_text())["traceback"]
+    assert ("/slurm/snapshot-" in raised) is not accounting, "where the failing job's code was"
     table = next(tmp_path.glob("outputs/default/sweeps/*/sweep.csv")).read_text().splitlines()
     assert len(table) == 1 + len(ways.split(","))
+
+
+def test_a_detached_sweep_is_looked_after_by_the_sweep_command(bare_cluster, tmp_path):
+    variables = bare_cluster.variables
+    later = "hydra.launcher.detach=true 'hydra.launcher.additional_parameters={begin: now+1hour}'"
+    done = run(f"-m {TINY} {SLURM} {later} seed=1,2", tmp_path, **variables)
+    assert "job 1 submitted as" in done.stdout and "python -m arctic_hydra.sweep status" in done.stdout
+    [sweep] = (tmp_path / "outputs" / "default" / "sweeps").iterdir()
+
+    def look_after(command: str) -> str:
+        line = f"{sys.executable} -m arctic_hydra.sweep {command.replace('SWEEP', str(sweep))}"
+        found = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True
+        )
+        assert "Traceback" not in found.stderr, found.stderr
+        return found.stdout
+
+    def table(output: str) -> list[str]:
+        return re.findall(r"^ +\d  (\w+)", output, re.MULTILINE)
+
+    assert table(look_after("status SWEEP")) == ["queued", "queued"]
+    again = run(f"-m {TINY} {SLURM} {later} seed=1,2", tmp_path, **variables)
+    assert again.stdout.count("is in the queue already, as") == 2
+    look_after("cancel SWEEP --job 0")
+    output = look_after("status SWEEP")
+    assert table(output) == ["died", "queued"] and "CANCELLED" in output
+    assert "job 0 submitted as" in look_after("retry SWEEP --job 0")
+    assert table(look_after("status SWEEP")) == ["queued", "queued"]
+    look_after("cancel SWEEP")
+    assert not bare_cluster.command("squeue -h")
+    assert table(look_after("status SWEEP")) == ["died", "died"]
 
 
 def test_an_unknown_partition_is_said_in_sbatch_s_words(cluster, tmp_path):
