@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,12 @@ def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
         word, _, more = state.partition(" ")  # CANCELLED by 1000
         found[job_id] = JobState(word, more or ("" if exit_code == "0:0" else f"exit code {exit_code}"), nodes)
     return found
+
+
+def preempted(job_id: str) -> bool:
+    """Whether a running job has to make room and has its grace time now; scancel leaves no job in that state."""
+    shown = command("scontrol", "show", "job", "-o", job_id)
+    return bool(re.search(r"\bJobState=RUNNING\b", shown) and re.search(r"\bPreemptTime=\d", shown))
 
 
 def command(*words: str) -> str:
