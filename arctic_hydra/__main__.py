@@ -111,7 +111,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     lock = job.open()
     if job.finished(data):
         result = directory.record()["result"]
-        print(f"finished already: {directory.path} (step {result['step']}, objective {_number(result['objective'])})")
+        print(f"finished already: {_relative(directory.path)} (step {result['step']}, objective {_number(result['objective'])})")
         print("pass fresh=true to train it again from the start")
         return EXIT_DONE
     if difference := job.write(data):

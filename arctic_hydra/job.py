@@ -38,7 +38,7 @@ class Job:
         """Resolve and check a composed config (less Hydra's node); raises ConfigError with every problem found."""
         tree = compose.resolved(cfg)
         run = config.build(tree)
-        directory = record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
+        directory = record.RunDirectory(Path(run.output_root).absolute() / run.name / config.run_id(run))
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
 
     def open(self) -> int:
