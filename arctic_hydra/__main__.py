@@ -14,10 +14,11 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from arctic_hydra import __version__, component, compose, config, launch, multirun, record, usage
+from arctic_hydra import __version__, component, compose, config, launch, multirun, nodes, record, usage
 from arctic_hydra.errors import (
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_STOPPED_EARLY,
     ArcticHydraError,
     ConfigError,
 )
@@ -59,7 +60,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(arguments, name, _not_run)
-    if options.multirun and not (options.help or options.cfg):
+    in_sweep = options.multirun or _has_launcher(options.overrides)
+    if in_sweep and not (options.help or options.cfg):
         return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
         usage.print_page(PROGRAM, options.overrides)
@@ -81,6 +83,11 @@ def _dispatch(arguments: list[str]) -> int:
     return run_one(job, options.overrides)
 
 
+def _has_launcher(overrides: list[str]) -> bool:
+    """Whether a launcher is chosen: Hydra itself would ignore it on a single run."""
+    return any(item.lstrip("+").startswith("hydra/launcher=") and not item.endswith("=basic") for item in overrides)
+
+
 def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
     tree = {"job": job, "hydra": OmegaConf.create({"hydra": cfg.hydra}), "all": cfg}[options.cfg]
     node = OmegaConf.select(tree, options.package) if options.package and options.package != "_global_" else tree
@@ -96,8 +103,15 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     run, directory = job.run, job.directory
     if problems := run.environment_problems():
         raise ConfigError(problems)
+    machines = nodes.of(run, directory.path.name)
     if run.task is config.Task.check:
-        print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
+        from arctic_hydra.tasks import check
+
+        print(
+            f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)",
+            flush=True,
+        )
+        check.print_estimate(job.tree)
         return EXIT_DONE
     if run.task is config.Task.preview:
         from arctic_hydra.tasks import preview
@@ -105,21 +119,41 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         directory.create()
         print(f"written to {_relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
+    if run.node_rank > 0:
+        return _join(job, machines)
     if run.task is not config.Task.train:
-        return _look_at(job)
+        return _look_at(job, machines)
     data = job.data_digest()
     lock = job.open()
     if job.finished(data):
         result = directory.record()["result"]
-        print(f"finished already: {_relative(directory.path)} (step {result['step']}, objective {_number(result['objective'])})")
+        print(
+            f"finished already: {_relative(directory.path)} (step {result['step']}, objective {_number(result['objective'])})"
+        )
         print("pass fresh=true to train it again from the start")
         return EXIT_DONE
     if difference := job.write(data):
         print(difference)
-    return _conclude(directory, launch.start_ranks(directory, run.world_size_wanted, lock, job.secrets()))
+    return _conclude(directory, launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines))
 
 
-def _look_at(job: Job) -> int:
+def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
+    """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
+    run = job.run
+    directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
+    if run.task is config.Task.train and not run.fresh and directory.record().get("status") == record.FINISHED:
+        print(f"finished already: {directory.path}")
+        return EXIT_DONE
+    code = launch.start_ranks(
+        directory, run.ranks_per_node, None, job.secrets(), nodes.of(run, job.directory.path.name)
+    )
+    print(f"node {run.node_rank} of {run.nnodes} is done; the command of node 0 tells how the run ended")
+    if code:
+        return EXIT_FAILED
+    return EXIT_STOPPED_EARLY if directory.result().get("status") == record.STOPPED else EXIT_DONE
+
+
+def _look_at(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
     run, directory = job.run, job.directory
     if run.from_checkpoint is None and not directory.path.is_dir():
@@ -133,8 +167,9 @@ def _look_at(job: Job) -> int:
     place.create()
     place.forget_outcome()
     record.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
-    ranks = 1 if run.task is config.Task.export else run.world_size_wanted
-    return _conclude(place, launch.start_ranks(place, ranks, lock, job.secrets()))
+    if run.task is config.Task.export:
+        return _conclude(place, launch.start_ranks(place, 1, lock, job.secrets()))
+    return _conclude(place, launch.start_ranks(place, run.ranks_per_node, lock, job.secrets(), machines))
 
 
 def _conclude(directory: record.RunDirectory, code: int) -> int:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import config
 from arctic_hydra.component import check_targets, registered, to_plain
+from arctic_hydra.distributed import speak_for_machines_with
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
@@ -58,9 +59,16 @@ def prepare(argument: str) -> str:
 @cache
 def _free_form() -> set[str]:
     """Return the names of the fields that hold a dictionary of the user's own."""
-    return {
-        item.name for cls in registered().values() for item in fields(cls) if str(item.type).startswith("dict[str, Any")
-    } | FREE_FORM_OF_PLUGINS
+    return (
+        {"additional_parameters"}
+        | {  # the one of hydra/launcher=slurm, which is no component
+            item.name
+            for cls in registered().values()
+            for item in fields(cls)
+            if str(item.type).startswith("dict[str, Any")
+        }
+        | FREE_FORM_OF_PLUGINS
+    )
 
 
 def compose_config(overrides: list[str], config_name: str, config_dir: str | None = None) -> DictConfig:
@@ -86,6 +94,25 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     job.pop("hydra", None)
     OmegaConf.set_struct(job, True)
     return job
+
+
+def place(job: DictConfig, launcher: DictConfig) -> None:
+    """Give a config (less Hydra's node) the ranks of the machines that its launcher asks a cluster for.
+
+    A launcher does so where it has `nodes` and `gpus_per_node`: those count then, not what this machine has.
+    """
+    several = job.nnodes != 1 or job.hostfile is not None
+    if "gpus_per_node" not in launcher:
+        if several:
+            raise ConfigError(
+                "nnodes, hostfile: a sweep's jobs run on this machine; pass hydra/launcher=slurm for more"
+            )
+        return
+    if several:
+        raise ConfigError("nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>")
+    job.nnodes = launcher.nodes
+    job.ranks = str(launcher.gpus_per_node or 1) if job.ranks == "auto" else job.ranks
+    speak_for_machines_with(launcher.gpus_per_node or 0)
 
 
 def resolved(job: DictConfig) -> dict[str, Any]:

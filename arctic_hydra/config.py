@@ -36,6 +36,7 @@ else:
     from arctic_hydra.trainer.base import TrainerSlot
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")
 
 HIGHER_IS_BETTER = (
     "accuracy",
@@ -129,7 +130,15 @@ class Run(Component):
     objective_direction: Direction = Direction.auto
     """minimize or maximize; auto: higher is better for accuracies, rates and rewards."""
     ranks: str = "auto"
-    """Processes on this machine: a number, or `auto` for one per GPU, else 1."""
+    """Processes on each machine: a number, or `auto` for one per GPU, else 1."""
+    nnodes: int = 1
+    """Machines; the same command is given on each, with its own `node_rank`. SLURM and a hostfile set it themselves."""
+    node_rank: int = 0
+    """Which of the machines this is, from 0."""
+    rendezvous: str | None = None
+    """`host:port` of the first machine, where the others meet it; the port must be free there."""
+    hostfile: str | None = None
+    """A file with lines such as `node1 slots=8`: ranks are started on every host through ssh."""
     model: ModelFactory = MISSING
     tokenizer: TokenizerFactory = MISSING
     data: DataFactory = MISSING
@@ -145,8 +154,8 @@ class Run(Component):
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
         (
-            "task from_checkpoint preview_examples name output_root fresh objective objective_direction ranks checkpoint "
-            "tracking log"
+            "task from_checkpoint preview_examples name output_root fresh objective objective_direction ranks nnodes "
+            "node_rank rendezvous hostfile checkpoint tracking log"
         ).split()
     )
 
@@ -159,11 +168,24 @@ class Run(Component):
             raise ValueError(f"preview_examples: got {self.preview_examples}, expected 1 or more")
         if self.ranks != "auto" and not (self.ranks.isdigit() and int(self.ranks) > 0):
             raise ValueError(f"ranks: got {self.ranks!r}, expected auto or a positive number")
+        if self.nnodes < 1:
+            raise ValueError(f"nnodes: got {self.nnodes}, expected 1 or more")
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ValueError(
+                f"node_rank: got {self.node_rank}, expected 0 to {self.nnodes - 1} with nnodes={self.nnodes}"
+            )
+        if self.rendezvous is not None and not RENDEZVOUS.fullmatch(self.rendezvous):
+            raise ValueError(f"rendezvous: got {self.rendezvous!r}, expected <host>:<port>, such as node1:29500")
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks to start on each machine."""
+        return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
 
     @property
     def world_size_wanted(self) -> int:
-        """Ranks to start on this machine."""
-        return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
+        """Ranks of the run, over all machines."""
+        return self.nnodes * self.ranks_per_node
 
     @property
     def maximizes(self) -> bool:
@@ -231,6 +253,13 @@ def _cross_checks(run: Run) -> Iterator[str]:
         )
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+    if run.data.needs_limit and not trainer.train_iters:
+        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
+    if run.data.needs_limit and trainer.epochs > 1:
+        yield (
+            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
+            f"is, over as many passes as that takes; drop trainer.epochs"
+        )
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
@@ -282,7 +311,7 @@ def _environment(run: Run) -> Iterator[str]:
                 yield from (f"{key}.{problem}" for problem in item.check_environment())
     if run.model.dtype == "fp16" and count_gpus() == 0:
         yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
-    if count_gpus() and run.world_size_wanted > count_gpus():
+    if count_gpus() and run.ranks_per_node > count_gpus():
         yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
 
 
@@ -317,12 +346,14 @@ def absolute_paths(tree: Any, base: Path) -> Any:
     """Return a plain config with each path made absolute: values of path-like keys that exist below `base`, or that
     can only be paths (`./x`, `~/x`)."""
     if isinstance(tree, dict):
-        return {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        tree = {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        if isinstance(tree.get("output_root"), str):  # need not exist yet
+            tree["output_root"] = str((base / Path(tree["output_root"]).expanduser()).absolute())
     return tree
 
 
 def _holds_path(key: str) -> bool:
-    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint")
+    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint", "hostfile")
     return key in names or key.endswith(("_path", "_dir"))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +46,7 @@ class World:
 
 
 _CPU_GROUP: Any = None
+_SEQUENCE: Any = None
 
 
 def start(world: World, timeout_seconds: float) -> None:
@@ -135,11 +138,33 @@ def barrier() -> None:
         dist.barrier(group=_CPU_GROUP)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this context this rank computes by itself: nothing is exchanged within its sequence group."""
+    global _SEQUENCE
+    kept, _SEQUENCE = _SEQUENCE, None
+    try:
+        yield
+    finally:
+        _SEQUENCE = kept
+
+
+_GPUS_ELSEWHERE: int | None = None
+
+
+def speak_for_machines_with(gpus: int) -> None:
+    """Have `count_gpus` answer for the machines that a cluster's jobs get, in a process that only composes them."""
+    global _GPUS_ELSEWHERE
+    _GPUS_ELSEWHERE = gpus
+
+
 def count_gpus() -> int:
     """Return the number of NVIDIA GPUs that this process may use, without importing torch.
 
     CUDA_VISIBLE_DEVICES decides where it is set; else the driver's own list, so a wrong driver still counts.
     """
+    if _GPUS_ELSEWHERE is not None:
+        return _GPUS_ELSEWHERE
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     if visible is None:

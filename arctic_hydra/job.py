@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import compose, config, record
+from arctic_hydra import compose, config, nodes, record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError
 from arctic_hydra.redaction import redact, redact_override
 
@@ -36,7 +36,7 @@ class Job:
     @classmethod
     def of(cls, cfg: DictConfig, overrides: list[str]) -> Job:
         """Resolve and check a composed config (less Hydra's node); raises ConfigError with every problem found."""
-        tree = compose.resolved(cfg)
+        tree = nodes.spread(compose.resolved(cfg))
         run = config.build(tree)
         directory = record.RunDirectory(Path(run.output_root).absolute() / run.name / config.run_id(run))
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
@@ -68,7 +68,7 @@ class Job:
         """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
         groups = {"train": self.run.data.sources, "eval": self.run.data.eval_sources}
         identities = {
-            f"{split} {name}": source.identity(split)
+            f"{split} {name}": self.run.data.identity_of(source, split)
             for split, sources in groups.items()
             for name, source in sources.items()
             if source.is_local

@@ -37,7 +37,7 @@ class Multirun:
 
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
-        hydras = [item for item in overrides if _is_hydras(item)]
+        self._hydras = hydras = [item for item in overrides if _is_hydras(item)]
         own = [item for item in overrides if not _is_hydras(item)]
         self._search_path = [item for item in hydras if item.lstrip("+~").startswith("hydra.searchpath=")]
         # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
@@ -51,14 +51,21 @@ class Multirun:
         self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *own]
         """The command line less Hydra's own part, with the sweeper's `params` before it."""
 
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the launcher asks a cluster for machines."""
+        return "gpus_per_node" in self.master.hydra.launcher
+
     def composed(self, overrides: Sequence[str]) -> DictConfig:
         """Return one job's config, less Hydra's node."""
-        cfg = compose.compose_config([*self._search_path, *overrides], self._name, self._dir)
-        return compose.without_hydra(cfg)
+        cfg = compose.without_hydra(compose.compose_config([*self._search_path, *overrides], self._name, self._dir))
+        compose.place(cfg, self.master.hydra.launcher)
+        return cfg
 
     def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
         """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
-        said = [*self._flags(), *self._search_path, *overrides]
+        # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
+        said = [*self._flags(), *(self._hydras if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
             cfg.ranks = str(slots.ranks)
             said.append(f"ranks={slots.ranks}")
@@ -86,15 +93,17 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     listed = [(sample, multirun.job(cfg, sample, slots)) for sample, cfg in samples]
     jobs = {tuple(sample): job for sample, job in listed}
     if any(job.run.task is not config.Task.train for job in jobs.values()):
+        if multirun.on_cluster:
+            [task, *_] = [job.run.task.name for job in jobs.values() if job.run.task is not config.Task.train]
+            raise ConfigError(
+                f"task: got {task}, which runs on this machine; remove hydra/launcher={multirun.launcher}"
+            )
         return _each([(multirun.composed(sample), list(sample)) for sample in jobs], run_one)
     refuse_mixed(list(jobs.values()))
     is_grid = multirun.sweeper == "basic"
     if is_grid:
         refuse_twins(listed)
     sweep = _sweep(multirun, list(jobs.values()), is_grid)
-    sweep.conduct()
-    if sweep.file.exists():
-        sweep.jobs = Sweep.load(sweep.path).jobs
     conductor = Conductor(
         sweep,
         lambda wanted: multirun.job(multirun.composed(wanted), wanted, slots),
@@ -102,11 +111,18 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         slots,
         lambda: list(HydraConfig.get().overrides.task),
     )
-    if is_grid:
+    grid = [list(item) for item in jobs] if is_grid else None
+    if multirun.master.hydra.launcher.get("dry_run"):
+        _hand_over(multirun, conductor, grid)
+        return EXIT_DONE
+    sweep.conduct()
+    if sweep.file.exists():
+        sweep.jobs = Sweep.load(sweep.path).jobs
+    if grid is not None:
         conductor.enter(list(enumerate(jobs)))
     print(f"sweep {results.relative(sweep.path)}", flush=True)
     try:
-        _hand_over(multirun, conductor, [list(item) for item in jobs] if is_grid else None)
+        _hand_over(multirun, conductor, grid)
     except KeyboardInterrupt:
         conductor.stop_reason = "interrupted"
     return finish.conclude(conductor)

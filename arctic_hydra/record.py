@@ -124,11 +124,25 @@ class RunDirectory:
         found = [read_json(path) for path in (self.path / "logs").glob("error-rank*.json")]
         return sorted(found, key=lambda error: float(error["time"]))
 
+    def error_files(self) -> set[tuple[str, int]]:
+        """Return name and time of change of the errors that ranks left: what tells a new one from an old one."""
+        return {(path.name, path.stat().st_mtime_ns) for path in (self.path / "logs").glob("error-rank*.json")}
+
+    def node_file(self, index: int) -> Path:
+        """What the agent of machine `index` leaves when it ends."""
+        return self.path / "logs" / f"node{index}.ended"
+
+    def leave_node(self, index: int, code: int) -> None:
+        """Write that the agent of machine `index` ended with an exit code, negative for a signal."""
+        self.node_file(index).parent.mkdir(exist_ok=True)
+        self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
+
     def forget_outcome(self) -> None:
         """Remove what an earlier start of this run left about its end."""
         self.result_file.unlink(missing_ok=True)
-        for path in (self.path / "logs").glob("error-rank*.json"):
-            path.unlink()
+        for pattern in ("error-rank*.json", "node*.ended"):
+            for path in (self.path / "logs").glob(pattern):
+                path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -47,8 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
         if not torch.cuda.is_available():
             missing["gpu"] = "no CUDA device"
-    if "slurm" in wanted and not all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged")):
-        missing["slurm"] = "slurmctld, slurmd or munged is not installed"
+    if "slurm" in wanted:
+        from tests.slurm import cluster
+
+        if reason := cluster.missing():
+            missing["slurm"] = reason
     for item in items:
         for mark, reason in missing.items():
             if item.get_closest_marker(mark):

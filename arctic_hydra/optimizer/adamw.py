@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
-from arctic_hydra.optimizer.base import AdamFactory, parameter_groups
+from arctic_hydra.optimizer.base import AdamFactory
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,9 @@ class AdamWFactory(AdamFactory):
     """AdamW (Loshchilov and Hutter 2019) in torch's fused form, on CPU and CUDA."""
 
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Return `torch.optim.AdamW` over the decayed and undecayed groups of `model`."""
+        """Return `torch.optim.AdamW` over the parameter groups of `model`."""
         import torch
 
-        return torch.optim.AdamW(parameter_groups(model, self.weight_decay), fused=True, **self.arguments())
+        return torch.optim.AdamW(
+            self.parameter_groups(model, self.lr, self.weight_decay), fused=True, **self.arguments()
+        )

@@ -17,6 +17,7 @@ from arctic_hydra.sweep.directory import (
     DIED,
     FAILED,
     OVER,
+    QUEUED,
     RUNNING,
     STOPPED,
     Sweep,
@@ -111,7 +112,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
                     print(f"job {row.number} {row.state}{f': {row.last_line}' if row.last_line else ''}", flush=True)
                 before[row.number] = row.state
             if all(row.state in OVER for row in table) or not (
-                sweep.conductor() or any(row.state == RUNNING for row in table)
+                sweep.conductor() or any(row.state in (QUEUED, RUNNING) for row in table)
             ):
                 return
             time.sleep(WATCH_SECONDS)

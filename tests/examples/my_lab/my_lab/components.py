@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
@@ -46,19 +47,61 @@ class Recorder(Callback):
             handle.write(json.dumps(value) + "\n")
 
 
+@component(group="callback", name="witness")
+class Witness(Callback):
+    """Appends a line per rank and moment to `events.rank<n>` in the working directory: what happens, where and when."""
+
+    def on_init_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "start", 0)
+
+    def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "train", trainer.global_step)
+
+    def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        examples = [batch.example_ids for batch in facts["window"].micro_batches]
+        self._note(trainer, "step", trainer.global_step + 1, examples=examples)
+
+    def on_step_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "between steps", trainer.global_step + 1)
+
+    def on_evaluate_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "evaluation", trainer.global_step)
+
+    def on_evaluate_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "between steps", trainer.global_step)
+
+    def on_save_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "save", trainer.global_step)
+
+    def on_save_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "between steps", trainer.global_step)
+
+    def on_epoch_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "epoch end", trainer.global_step)
+
+    def _note(self, trainer: Trainer, event: str, step: int, **more: Any) -> None:
+        line = json.dumps({"event": event, "step": step, "time": time.time(), **more}) + "\n"
+        with open(f"events.rank{trainer.world.rank}", "ab", buffering=0) as file:
+            file.write(line.encode())  # one write, so that a kill does not tear it
+
+
 @component(group="callback", name="saboteur")
 class Saboteur(Callback):
     """Makes one rank fail at one moment, to see what the others do."""
 
+    watches_only: ClassVar[bool] = False
     how: str = "raise"
-    """raise, kill (SIGKILL), freeze (SIGSTOP) or exit (without a word)."""
+    """raise, kill (SIGKILL), freeze (SIGSTOP), exit (without a word), sys_exit or none."""
     moment: str = "step"
     """Where: any moment of a run, at its start."""
     rank: int = 1
     step: int = 2
     """Steps completed before it."""
+    pause_seconds: float = 0.0
+    """How long every rank rests before each step."""
 
     def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        time.sleep(self.pause_seconds)
         self._act(trainer, "step")
 
     def on_backward_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
@@ -77,4 +120,8 @@ class Saboteur(Callback):
             raise ZeroDivisionError("sabotage")
         if self.how == "exit":
             os._exit(3)
+        if self.how == "sys_exit":
+            raise SystemExit(4)
+        if self.how == "none":
+            return
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[self.how])

@@ -1,0 +1,149 @@
+"""Runs on a real SLURM of two nodes: arrays, several machines, preemption and time limits, and every way to fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import SMALL, losses, metrics, only_run, run, start, wait_for_step
+from tests.slurm.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+TINY = f"{SMALL} trainer.train_iters=4 trainer.eval_at_start=false checkpoint=[deepspeed]"
+SLURM = "hydra/launcher=slurm hydra.launcher.poll_seconds=0.5"
+
+
+def records(folder: Path, name: str = "default") -> list[dict]:
+    """Return the records of a name's runs in the order of their jobs."""
+    found = [json.loads(path.read_text()) for path in (folder / "outputs" / name).glob("*/record.json")]
+    return sorted(found, key=lambda record: record["submission"]["job_id"])
+
+
+def test_a_grid_is_one_array_composed_at_submission(cluster, tmp_path):
+    """Editing an option's file while jobs wait changes nothing; the same command again has nothing to do."""
+    options = tmp_path / "mine" / "experiment"
+    options.mkdir(parents=True)
+    mine = options / "mine.yaml"
+    mine.write_text("# @package _global_\ntrainer: {max_minutes: 30}\n")
+    grid = f"-m --config-dir mine experiment=mine {TINY} tracking=[] optimizer.lr=1e-3,2e-3 seed=1,2"
+    process = start(
+        f"{grid} {SLURM} 'hydra.launcher.additional_parameters={{begin: now+5}}'", tmp_path, **cluster.variables
+    )
+    while not list(tmp_path.glob("outputs/default/sweeps/*/slurm/*_submission.sh")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    mine.write_text("# @package _global_\ntrainer: {max_minutes: 0.0001}\n")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    mine.write_text("# @package _global_\ntrainer: {max_minutes: 30}\n")
+
+    ids = [record["submission"]["job_id"] for record in records(tmp_path)]
+    array = ids[0].partition("_")[0]
+    assert ids == [f"{array}_{number}" for number in range(4)]
+    assert all(record["status"] == "finished" and record["git"]["revision"] for record in records(tmp_path))
+    listed = cluster.command(f"sacct -X -n -P -o JobID,State,ExitCode -j {array}").split()
+    assert sorted(listed) == [f"{name}|COMPLETED|0:0" for name in ids]
+    assert len(re.findall(r"\): RUNNING on n", output)) == 4 and "best: job" in output
+
+    again = run(f"{grid} {SLURM}", tmp_path, **cluster.variables)
+    assert again.stdout.count("is finished already") == 4 and "submitted" not in again.stdout
+
+
+def limit(cluster: Cluster, job_id: str) -> None:
+    """Set a running job's time limit to a minute or less from now: SLURM warns it at once, `signal_delay_s` being 60."""
+    clock = cluster.command(f"squeue -h -j {job_id} -o %M").strip().replace("-", ":").split(":")
+    elapsed = sum(int(part) * 60**place for place, part in enumerate(reversed(clock)))
+    cluster.command(f"scontrol update JobId={job_id} TimeLimit={(elapsed + 20) // 60 + 1}")
+
+
+def wait_for_state(cluster: Cluster, job_id: str, state: str) -> None:
+    """Wait until the job is in a state."""
+    end = time.monotonic() + 120
+    while cluster.command(f"squeue -h -j {job_id} -o %T").strip() != state:
+        assert time.monotonic() < end, f"job {job_id} is not {state}"
+        time.sleep(0.2)
+
+
+def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(cluster, my_lab, tmp_path):
+    """ZeRO-2 over two nodes; SLURM preempts the job, later warns it of its time limit, each time signalling the whole tree."""
+    arguments = f"{SMALL} trainer.train_iters=40 trainer.eval_at_start=false checkpoint=[deepspeed] deepspeed=zero2"
+    run(f"{arguments} name=straight ranks=2", tmp_path)
+    slow = "callback=[saboteur] callback.saboteur.how=none callback.saboteur.pause_seconds=0.4"
+    asked = "hydra.launcher.nodes=2 hydra.launcher.timeout_min=30 hydra.launcher.signal_delay_s=60"
+    process = start(f"{arguments} {slow} {SLURM} {asked}", tmp_path, **cluster.variables, PYTHONPATH=str(my_lab))
+    wait_for_step(tmp_path, 3, process)
+    [job_id] = cluster.command("squeue -h -o %A").split()
+    cluster.command("sbatch -p urgent --exclusive -N 2 -o /dev/null --wrap 'sleep 1'")
+    wait_for_state(cluster, job_id, "PENDING")
+    reached = len(metrics(only_run(tmp_path)))
+    wait_for_step(tmp_path, reached + 3, process)
+    limit(cluster, job_id)
+    wait_for_state(cluster, job_id, "PENDING")
+    cluster.command(f"scontrol update JobId={job_id} TimeLimit=30")
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+
+    [record] = records(tmp_path)
+    log = Path(record["submission"]["logs"][-1]).read_text()
+    assert record["status"] == "finished" and record["requeues"] == 2, log
+    assert record["result"]["world_size"] == 2 and "RUNNING on n[1-2]" in output
+    assert log.count("received SIGUSR2") == log.count("resumed  from step-") == 2
+    assert losses(only_run(tmp_path)) == losses(only_run(tmp_path, "straight"))
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    tracked = [found for found in client.search_runs(experiments) if found.info.run_name.startswith("default/")]
+    assert [found.info.status for found in tracked] == ["FINISHED"], "one run for all three starts"
+    logged = client.get_metric_history(tracked[0].info.run_id, "loss")
+    assert sorted(item.step for item in logged) == list(range(1, 41))
+
+
+@pytest.mark.parametrize("accounting", [True, False])
+def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request, my_lab, tmp_path):
+    """Raised, sys.exit, killed by SIGKILL, cancelled: each is said, the good one's result stands, nothing hangs."""
+    cluster = request.getfixturevalue("cluster" if accounting else "bare_cluster")
+    ways = "none,raise,sys_exit,kill,freeze" if accounting else "none,kill,freeze"
+    sabotage = f"callback=[saboteur] callback.saboteur.rank=0 callback.saboteur.how={ways}"
+    variables = {**cluster.variables, "PYTHONPATH": str(my_lab)}
+    process = start(f"-m {TINY} tracking=[] {sabotage} {SLURM}", tmp_path, **variables)
+    frozen = len(ways.split(",")) - 1
+    job_id, end = "", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(0.5)
+        running = cluster.command("squeue -h -r -o %i").split()
+        if len(running) == 1:  # the others have ended; SLURM kills the frozen one after it has asked in vain
+            [job_id] = running
+            cluster.command(f"scancel {job_id}")
+            break
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert job_id.endswith(f"_{frozen}"), output
+    expected = {
+        "none": ("finished", ""),
+        "raise": ("failed", "sabotage"),
+        "sys_exit": ("failed", "4"),
+        "kill": ("failed", "was killed by signal 9"),
+        "freeze": ("failed", "SLURM: CANCELLED"),
+    }
+    for number, (way, record) in enumerate(zip(ways.split(","), records(tmp_path), strict=True)):
+        status, words = expected[way]
+        assert (record["status"], words in record.get("error", "")) == (status, True), (way, record.get("error"))
+        assert re.search(rf"^ +{number}  {status}", output, re.MULTILINE), output
+    assert "best: job 0" in output
+    table = next(tmp_path.glob("outputs/default/sweeps/*/sweep.csv")).read_text().splitlines()
+    assert len(table) == 1 + len(ways.split(","))
+
+
+def test_an_unknown_partition_is_said_in_sbatch_s_words(cluster, tmp_path):
+    refused = run(f"{TINY} {SLURM} hydra.launcher.partition=nope", tmp_path, code=1, **cluster.variables)
+    assert "hydra.launcher: sbatch refused: invalid partition specified: nope" in refused.stderr
+    assert "Traceback" not in refused.stderr + refused.stdout
+    folder = run(f"{TINY} {SLURM} hydra.launcher.folder=/dev/null/here", tmp_path, code=2, **cluster.variables)
+    assert "hydra.launcher.folder: cannot write to /dev/null/here (Not a directory)" in folder.stderr
