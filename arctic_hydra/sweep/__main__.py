@@ -164,12 +164,12 @@ def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> in
         job.problem = ""
     for kind, group in groupby(sorted(again, key=_kind), key=_kind):
         backend(kind).resubmit(sweep, list(group))
-    return finish.exit_code(finish.summarize(sweep, finish.a_run(sweep)))
+    return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
 
 
 def summary(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
     """Write the results of the sweep as it stands."""
-    return finish.exit_code(finish.summarize(sweep, finish.a_run(sweep)))
+    return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
 
 
 def _kind(job: SweepJob) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -95,15 +95,23 @@ class MLflowTracker(Tracker):
         self._sender.finish(status)
 
     def group(
-        self, sweep_dir: Path, name: str, facts: dict[str, Any], children: Sequence[Path], ending: Ending
+        self,
+        sweep_dir: Path,
+        name: str,
+        facts: dict[str, Any],
+        children: Sequence[Path],
+        ending: Ending,
+        catch_up: Callable[[], None],
     ) -> None:
         """Make (or bring up to date) one MLflow run for a sweep, the parent of its jobs' runs; may block and may raise.
 
-        `facts` become the parent's parameters; `children` are the jobs' run directories.
+        `facts` become the parent's parameters; `children` are the jobs' run directories. `catch_up` is called once the store
+        has answered, and brings the jobs' runs up to date.
         """
         uri = _absolute(self.uri or f"sqlite:///{sweep_dir.resolve().parents[2] / 'mlflow.db'}")
         parent = MLflowRun(uri, self.experiment, sweep_dir.resolve(), name, facts)
         parent.open()
+        catch_up()
         for child in children:
             state_path = child / STATE_FILE
             state = json.loads(state_path.read_text(encoding="utf-8")) if state_path.exists() else {}
