@@ -106,7 +106,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
             sweep = Sweep.load(path)
             table = [row for row in results.rows(sweep) if row.number in wanted]
             if live:
-                live.update(rich_table(table))
+                live.update(rich_table(table, live.console.height - 4))
             for row in table:
                 if not live and before.get(row.number) != row.state:
                     print(f"job {row.number} {row.state}{f': {row.last_line}' if row.last_line else ''}", flush=True)
