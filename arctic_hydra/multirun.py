@@ -17,13 +17,10 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
-from hydra.types import HydraContext, RunMode
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import compose, config
-from arctic_hydra.component import check_targets
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.job import Job
 from arctic_hydra.redaction import redact_override
@@ -40,38 +37,24 @@ class Multirun:
 
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
-        self._own = [item for item in overrides if not _is_hydras(item)]
-        self._hydras = [item for item in overrides if _is_hydras(item)]
-        self._search_path = [item for item in overrides if item.lstrip("+~").startswith("hydra.searchpath=")]
-        self.master = self._compose_master(overrides)
+        self._hydras = hydras = [item for item in overrides if _is_hydras(item)]
+        own = [item for item in overrides if not _is_hydras(item)]
+        self._search_path = [item for item in hydras if item.lstrip("+~").startswith("hydra.searchpath=")]
+        # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
+        # since the default model has no such key.
+        first = compose.search_samples(own)[0]
+        self.master = compose.compose_config([*hydras, *first], config_name, config_dir)
+        """The first job's config with Hydra's node, which says how the sweep runs."""
         choices = self.master.hydra.runtime.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
         params = self.master.hydra.sweeper.get("params") or {}
-        self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *self._own]
+        self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *own]
         """The command line less Hydra's own part, with the sweeper's `params` before it."""
 
     @property
     def on_cluster(self) -> bool:
         """Whether the launcher asks a cluster for machines."""
         return "gpus_per_node" in self.master.hydra.launcher
-
-    def _compose_master(self, overrides: list[str]) -> DictConfig:
-        extra = [f"hydra.searchpath=[file://{Path(self._dir).absolute()}]"] if self._dir else []
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(compose.conf_dir(), version_base="1.3", job_name="arctic_hydra"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            try:
-                cfg = hydra.compose_config(
-                    self._name, [*extra, *overrides], run_mode=RunMode.MULTIRUN, with_log_configuration=False
-                )
-            except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-                raise compose.explain(error, overrides, lambda kept: self._recompose([*extra, *kept])) from error
-        check_targets(OmegaConf.to_container(cfg, resolve=False))
-        return cfg
-
-    def _recompose(self, overrides: list[str]) -> DictConfig:
-        return compose.compose_config(overrides, self._name)
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
         """Return one job's config, less Hydra's node."""
@@ -166,16 +149,16 @@ def _hand_over(multirun: Multirun, conductor: Conductor, grid: list[list[str]] |
 def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
     first = jobs[0].run
     if is_grid:
-        what: Any = [str(job.directory.path) for job in jobs]
+        what: Any = [_who(job) for job in jobs]
     else:
         sweeper = OmegaConf.to_container(multirun.master.hydra.sweeper, resolve=True)
         assert isinstance(sweeper, dict)
         settings = {key: value for key, value in sweeper.items() if key not in ("n_trials", "n_jobs", "params")}
         objective = [first.objective, first.maximizes]
-        what = [sorted(multirun.overrides), settings, objective, str(jobs[0].directory.path)]
+        what = [sorted(multirun.overrides), settings, objective, _who(jobs[0])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:10]
     chosen = multirun.master.hydra.sweep.dir
-    path = Path(chosen).absolute() if chosen else Path(first.output_root) / first.name / "sweeps" / digest
+    path = (Path(chosen) if chosen else Path(first.output_root) / first.name / "sweeps" / digest).absolute()
     return Sweep(
         path=path,
         id=digest,
@@ -187,6 +170,11 @@ def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
         launcher=multirun.launcher,
         working_directory=str(Path.cwd()),
     )
+
+
+def _who(job: Job) -> list[str]:
+    """Return what tells a job from others, wherever its runs land."""
+    return [job.run.name, job.directory.path.name]
 
 
 def refuse_mixed(jobs: list[Job]) -> None:

@@ -106,7 +106,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
             sweep = Sweep.load(path)
             table = [row for row in results.rows(sweep) if row.number in wanted]
             if live:
-                live.update(rich_table(table))
+                live.update(rich_table(table, live.console.height - 4))
             for row in table:
                 if not live and before.get(row.number) != row.state:
                     print(f"job {row.number} {row.state}{f': {row.last_line}' if row.last_line else ''}", flush=True)
@@ -164,12 +164,12 @@ def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> in
         job.problem = ""
     for kind, group in groupby(sorted(again, key=_kind), key=_kind):
         backend(kind).resubmit(sweep, list(group))
-    return finish.exit_code(finish.summarize(sweep, finish.a_run(sweep)))
+    return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
 
 
 def summary(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
     """Write the results of the sweep as it stands."""
-    return finish.exit_code(finish.summarize(sweep, finish.a_run(sweep)))
+    return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
 
 
 def _kind(job: SweepJob) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from arctic_hydra import config, metrics
+from arctic_hydra import metrics
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.job import Job
 from arctic_hydra.sweep import pool
@@ -97,9 +97,10 @@ class Conductor:
     def _is(self, entry: SweepJob, overrides: Sequence[str]) -> bool:
         return entry.run_dir == str(self.job(overrides).directory.path)
 
-    def a_run(self) -> config.Run | None:
-        """Return the run of one of the jobs; None where no job was composed."""
-        return next((job.run for job in self._jobs.values()), None)
+    @property
+    def composed(self) -> list[Job]:
+        """The jobs composed so far, of a search those that tried its bounds too."""
+        return list(self._jobs.values())
 
     def value(self, entry: SweepJob) -> float | None:
         """Return the objective of a finished job, None of any other; notes it where the run never logged one."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from arctic_hydra.human_numbers import format_seconds
 from arctic_hydra.sweep import results
-from arctic_hydra.sweep.directory import FINISHED, RUNNING, Sweep, SweepJob
+from arctic_hydra.sweep.directory import FINISHED, QUEUED, RUNNING, WAITING, Sweep, SweepJob
 from arctic_hydra.sweep.results import Row
 
 _STYLES = {
@@ -79,7 +80,7 @@ class Board:
                 row = self._rows[number]
                 row.seconds = time.monotonic() - began
                 row.horizon = row.horizon or self._sweep_job(number).directory.record().get("horizon")
-            self._live.update(rich_table(list(self._rows.values())))
+            self._live.update(rich_table(list(self._rows.values()), self._live.console.height - 4))
 
     def _sweep_job(self, number: int) -> SweepJob:
         return next(job for job in self._sweep.jobs if job.number == number)
@@ -89,21 +90,40 @@ class Board:
             print(text, flush=True)
 
 
-def rich_table(table: Sequence[Row]) -> Any:
-    """Return the jobs as a table in colour; of a long sweep, those that run, and the ends of the list."""
+def fitting(table: Sequence[Row], lines: int) -> list[Row]:
+    """Return at most `lines` rows in order: those that run before those that ended, before those that wait."""
+    rank = {RUNNING: 0, QUEUED: 2, WAITING: 3}
+    chosen = sorted(
+        table, key=lambda row: (rank.get(row.state, 1), -row.number if row.state not in rank else row.number)
+    )
+    return sorted(chosen[: max(1, lines)], key=lambda row: row.number)
+
+
+def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
+    """Return the jobs as a table in colour; with `lines`, those that matter most now, and how many each state has."""
     from rich.table import Table
     from rich.text import Text
 
+    shown = list(table) if lines is None else fitting(table, lines)
     keys = results.keys_of(table)
     names = results.short_names(keys)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (*results.HEADINGS, "loss", *(names[key] for key in keys)):
-        right = heading in ("job", "objective", "step", "minutes", "loss")
-        shown.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    for row in table:
-        cells = results.cells(row, keys)
-        cells.insert(len(results.HEADINGS), "" if row.loss is None else f"{row.loss:.4f}")
-        shown.add_row(
-            *(Text(cell, style=_STYLES.get(row.state, "")) if n == 1 else Text(cell) for n, cell in enumerate(cells))
-        )
-    return shown
+    headings = [*results.HEADINGS, "loss"]
+    body = [_with_loss(row, keys) for row in shown]
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    if len(shown) < len(table):
+        counts = Counter(row.state for row in table)
+        drawn.caption = ", ".join(f"{count} {state}" for state, count in counts.items())
+    for place, heading in enumerate([*headings, *(names[key] for key in keys)]):
+        # What a job is may be cut on a narrow terminal, how it stands may not.
+        width = max([len(heading), *(len(cells[place]) for cells in body)]) if place < len(headings) else None
+        right = heading in headings and heading != "status"
+        drawn.add_column(heading, justify="right" if right else "left", no_wrap=True, min_width=width)
+    for row, cells in zip(shown, body, strict=True):
+        drawn.add_row(*(Text(cell, style=_STYLES.get(row.state, "") if n == 1 else "") for n, cell in enumerate(cells)))
+    return drawn
+
+
+def _with_loss(row: Row, keys: Sequence[str]) -> list[str]:
+    cells = results.cells(row, keys)
+    cells.insert(len(results.HEADINGS), "" if row.loss is None else f"{row.loss:.4f}")
+    return cells

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from arctic_hydra import config, record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
+from arctic_hydra.job import Job
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
 from arctic_hydra.sweep.conductor import Conductor
@@ -26,25 +27,25 @@ def conclude(conductor: Conductor) -> int:
         return EXIT_DONE
     for entry in sweep.jobs:
         conductor.value(entry)
-    table = summarize(sweep, conductor.a_run())
+    table = summarize(sweep, conductor.composed)
     if conductor.stop_reason:
         print(f"the sweep was stopped ({conductor.stop_reason}); the same command resumes it")
     return exit_code(table)
 
 
-def summarize(sweep: Sweep, run: config.Run | None) -> list[Row]:
-    """Write the results of a sweep as it stands, print the table, and return its rows; `run` is one of its jobs."""
+def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
+    """Write the results of a sweep as it stands, print the table, and return its rows."""
     table = results.rows(sweep)
     show(sweep, table)
     written = [results.write_csv(sweep, table), page.write(sweep, table)]
     print("results: " + ", ".join(str(relative(path)) for path in written))
-    for tracker in run.tracking.values() if run else ():
+    for tracker in jobs[0].run.tracking.values() if jobs else ():
         if isinstance(tracker, MLflowTracker):
-            _group(sweep, table, tracker)
+            _group(sweep, table, tracker, jobs)
     return table
 
 
-def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker) -> None:
+def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Sequence[Job]) -> None:
     """Make one MLflow run the parent of the jobs' runs; a store that cannot be reached costs a warning."""
     winner = results.best(sweep, table)
     tags = {"arctic_hydra.sweep": str(sweep.path.resolve())}
@@ -53,18 +54,24 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker) -> None:
     ending = Ending(_WORDS[exit_code(table)], winner.objective if winner else None, tags)
     facts = {"command": " ".join(sweep.command), "objective": sweep.objective, "maximize": sweep.maximize}
     children = [Path(job.run_dir) for job in sweep.jobs]
+
+    def catch_up() -> None:
+        for job in jobs:
+            if (status := job.directory.record().get("status")) in (record.FINISHED, record.FAILED):
+                job.tell_trackers(status)
+
     try:
-        tracker.group(sweep.path, f"{sweep.name}/sweep-{sweep.id}", facts, children, ending)
+        tracker.group(sweep.path, f"{sweep.name}/sweep-{sweep.id}", facts, children, ending, catch_up)
     except Exception as error:  # whatever a client or a server comes up with: the files are the truth
         first = (str(error).splitlines() or [type(error).__name__])[0]
         where = without_credentials(tracker.uri or "")
         print(f"warning: tracking.mlflow ({where}): the sweep's runs have no parent: {first}", file=sys.stderr)
 
 
-def a_run(sweep: Sweep) -> config.Run | None:
-    """Return one of a sweep's runs as its `run.json` holds it; None where none was written."""
-    trees = (record.read_json(Path(job.run_file)) for job in sweep.jobs)
-    return next((config.build(tree["config"]) for tree in trees if tree), None)
+def jobs_of(sweep: Sweep) -> list[Job]:
+    """Return a sweep's jobs as their `run.json` holds them, those that have one."""
+    trees = [(entry, record.read_json(Path(entry.run_file)).get("config")) for entry in sweep.jobs]
+    return [Job(config.build(tree), tree, entry.overrides, entry.directory) for entry, tree in trees if tree]
 
 
 def show(sweep: Sweep, table: Sequence[Row]) -> None:

@@ -59,9 +59,9 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     yield "<h2>Jobs</h2>"
     names = results.short_names(keys)
     yield page.table(
-        [*results.HEADINGS, "loss", *(names[key] for key in keys), "directory"],
+        [*results.HEADINGS, *(names[key] for key in keys), "directory"],
         (
-            [*_with_loss(row, keys), results.relative(row.run_dir)]
+            [*results.cells(row, keys), results.relative(row.run_dir)]
             for row in sorted(table, key=lambda row: _order(row, sweep.maximize))
         ),
     )
@@ -83,12 +83,6 @@ def _order(row: Row, maximize: bool) -> tuple[bool, float]:
     if row.state != FINISHED or row.objective is None:
         return True, row.number
     return False, -row.objective if maximize else row.objective
-
-
-def _with_loss(row: Row, keys: Sequence[str]) -> list[str]:
-    shown = results.cells(row, keys)
-    shown.insert(len(results.HEADINGS), "" if row.loss is None else f"{row.loss:.4f}")
-    return shown
 
 
 def scale(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]] | None, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hydra_plugins.arctic_hydra.search import distribution, mend
@@ -13,6 +14,7 @@ from arctic_hydra.errors import ConfigError, RunLockedError
 from arctic_hydra.record import RunDirectory
 from arctic_hydra.sweep import pool, results
 from arctic_hydra.sweep.directory import Sweep, SweepJob, states
+from arctic_hydra.sweep.display import fitting, rich_table
 from arctic_hydra.sweep.page import scale
 from arctic_hydra.sweep.pool import Slots
 from arctic_hydra.sweep.tail import Tail
@@ -145,3 +147,13 @@ def test_a_journal_torn_by_a_kill_is_mended(tmp_path):
     mend(journal)
     assert journal.read_text() == '{"a": 1}\n'
     assert not (tmp_path / "study.log.lock").is_symlink()
+
+
+def test_a_table_too_long_for_the_terminal_shows_what_runs():
+    rows = [
+        results.Row(n, state, "", {}, Path())
+        for n, state in enumerate(["finished", "waiting", "running", "failed", "finished"])
+    ]
+    assert [row.number for row in fitting(rows, 3)] == [2, 3, 4]
+    assert rich_table(rows, 2).caption == "2 finished, 1 waiting, 1 running, 1 failed"
+    assert rich_table(rows, 9).caption is None

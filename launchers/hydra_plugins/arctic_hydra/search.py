@@ -80,8 +80,8 @@ class Search:
             problems.append(f"hydra.sweeper.n_jobs: got {self._n_jobs}, expected 1 or more")
         if self._sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
             problems.append("hydra.sweeper.sampler: got cmaes, which needs the package of that name; pip install cmaes")
-        run = self._conductor.a_run()
-        evaluated = run is None or run.trainer.eval_frequency or not run.objective.startswith(("auto", "eval/"))
+        run = self._conductor.composed[0].run
+        evaluated = run.trainer.eval_frequency or not run.objective.startswith(("auto", "eval/"))
         if self._pruner != "none" and not evaluated:
             problems.append(
                 f"hydra.sweeper.pruner: got {self._pruner}, but trainer.eval_frequency=0, so that there is nothing to judge a "
