@@ -63,7 +63,7 @@ def raised_in(folder: Path) -> Path:
 
 
 def limit(cluster: Cluster, job_id: str) -> None:
-    """Set a running job's time limit to a minute or less from now: SLURM warns it at once, `signal_delay_s` being 60."""
+    """Set a running job's time limit to a minute or less from now: SLURM, which looks every 30 s, warns it when it looks."""
     clock = cluster.command(f"squeue -h -j {job_id} -o %M").strip().replace("-", ":").split(":")
     elapsed = sum(int(part) * 60**place for place, part in enumerate(reversed(clock)))
     cluster.command(f"scontrol update JobId={job_id} TimeLimit={(elapsed + 20) // 60 + 1}")
@@ -79,7 +79,7 @@ def wait_for_state(cluster: Cluster, job_id: str, state: str) -> None:
 
 def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(cluster, my_lab, tmp_path):
     """ZeRO-2 over two nodes; SLURM preempts the job by SIGTERM, then warns it of its time limit by SIGUSR2, to the whole tree."""
-    arguments = f"{SMALL} trainer.train_iters=40 trainer.eval_at_start=false checkpoint=[deepspeed] deepspeed=zero2"
+    arguments = f"{SMALL} trainer.train_iters=100 trainer.eval_at_start=false checkpoint=[deepspeed] deepspeed=zero2"
     run(f"{arguments} name=straight ranks=2", tmp_path)
     slow = "callback=[saboteur] callback.saboteur.how=none callback.saboteur.pause_seconds=0.4"
     asked = "hydra.launcher.nodes=2 hydra.launcher.timeout_min=30 hydra.launcher.signal_delay_s=60"
@@ -110,7 +110,7 @@ def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(clust
     tracked = [found for found in client.search_runs(experiments) if found.info.run_name.startswith("default/")]
     assert [found.info.status for found in tracked] == ["FINISHED"], "one run for all three starts"
     logged = client.get_metric_history(tracked[0].info.run_id, "loss")
-    assert sorted(item.step for item in logged) == list(range(1, 41))
+    assert sorted(item.step for item in logged) == list(range(1, 101))
 
 
 @pytest.mark.parametrize("accounting", [True, False])
