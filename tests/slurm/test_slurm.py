@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.command import SMALL, environment, losses, metrics, only_run, run, start, wait_for_step
@@ -60,6 +62,16 @@ def raised_in(folder: Path) -> Path:
     """Return the directory of the run that raised."""
     [found] = [path.parent for path in folder.glob("outputs/*/*/config.yaml") if "how: raise" in path.read_text()]
     return found
+
+
+def kill_task(cluster: Cluster, number: int) -> None:
+    """Send SIGKILL to the task of an array's job, as the kernel does when memory runs out; its ranks die with it."""
+    own = {**cluster.variables, "SLURM_ARRAY_TASK_ID": str(number)}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            found = process.environ()
+            if "submitit.core._submit" in process.cmdline() and own.items() <= found.items():
+                process.kill()
 
 
 def limit(cluster: Cluster, job_id: str) -> None:
@@ -128,8 +140,10 @@ def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request,
         time.sleep(0.5)
         running = cluster.command("squeue -h -r -o %i").split()
         if len(running) == 1 and running[0].endswith(f"_{frozen}"):
-            [job_id] = running
-            cluster.command(f"scancel {'' if accounting else '--signal=KILL'} {job_id}")
+            if accounting:
+                cluster.command(f"scancel {running[0]}")
+            else:
+                kill_task(cluster, frozen)
             break
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
@@ -138,7 +152,7 @@ def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request,
         "raise": ("failed", "sabotage"),
         "sys_exit": ("failed", "4"),
         "kill": ("failed", "was killed by signal 9"),
-        # scancel wakes a frozen rank, which saves; SIGKILL to all of a job's processes leaves SLURM to say it.
+        # scancel wakes a frozen rank, which saves; where a job's task is killed, only SLURM can say so.
         "freeze": ("stopped", "") if accounting else ("failed", "SLURM: FAILED"),
     }
     for number, (way, record) in enumerate(zip(ways.split(","), records(tmp_path), strict=True)):
@@ -152,8 +166,8 @@ def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request,
     assert len(table) == 1 + len(ways.split(","))
 
 
-def test_a_detached_sweep_is_looked_after_by_the_sweep_command(bare_cluster, tmp_path):
-    variables = bare_cluster.variables
+def test_a_detached_sweep_is_looked_after_by_the_sweep_command(cluster, tmp_path):
+    variables = cluster.variables
     later = "hydra.launcher.detach=true 'hydra.launcher.additional_parameters={begin: now+1hour}'"
     done = run(f"-m {TINY} {SLURM} {later} seed=1,2", tmp_path, **variables)
     assert "job 1 submitted as" in done.stdout and "python -m arctic_hydra.sweep status" in done.stdout
@@ -179,7 +193,7 @@ def test_a_detached_sweep_is_looked_after_by_the_sweep_command(bare_cluster, tmp
     assert "job 0 submitted as" in look_after("retry SWEEP --job 0")
     assert table(look_after("status SWEEP")) == ["queued", "queued"]
     look_after("cancel SWEEP")
-    assert not bare_cluster.command("squeue -h")
+    assert not cluster.command("squeue -h")
     assert table(look_after("status SWEEP")) == ["died", "died"]
 
 
