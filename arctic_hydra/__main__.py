@@ -127,11 +127,15 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         result = directory.record()["result"]
         print(f"finished already: {directory.path} (step {result['step']}, objective {_number(result['objective'])})")
         print("pass fresh=true to train it again from the start")
+        job.tell_trackers(record.FINISHED)
         return EXIT_DONE
     if difference := job.write(data):
         print(difference)
     code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), nodes.of(run, directory.path.name))
-    return _conclude(directory, code)
+    code = _conclude(directory, code)
+    if directory.record()["status"] == record.FAILED:
+        job.tell_trackers(record.FAILED)
+    return code
 
 
 def _join(job: Job) -> int:

@@ -104,6 +104,12 @@ class Job:
         )
         return record.neighbour_difference(directory.path, who)
 
+    def tell_trackers(self, status: str) -> None:
+        """Let the trackers end the run with `status`, where the ranks could not: a store that was away, a dead rank."""
+        path = self.directory.path
+        for tracker in self.run.tracking.values():
+            tracker.catch_up(path, f"{self.run.name}/{path.name}", redact(self.tree), status)
+
 
 @dataclass(frozen=True)
 class Ending:

@@ -161,6 +161,8 @@ BAD = [
     ("model.attn_implementation=flash", "model.attn_implementation: got 'flash', expected one of arctic_varlen"),
     ("model.num_attention_heads=7", "model.hidden_size: got 256, expected a multiple of num_attention_heads=7"),
     ("data.max_length=8Ki", "data.max_length: got 8192, but model.max_position_embeddings=4096"),
+    ("ranks=3 trainer.sequence_parallel_size=2", "trainer.sequence_parallel_size: got 2, but there are 3 ranks; expected a divisor of 3, or set ranks"),
+    ("ranks=2 trainer.sequence_parallel_size=2 model.attn_implementation=sdpa", "trainer.sequence_parallel_size: got 2, but model.attn_implementation=sdpa attends to one rank's tokens only; pass model.attn_implementation=arctic_varlen"),
     ("deepspeed.config={gradient_cliping:1}", "deepspeed.config.gradient_cliping: DeepSpeed has no such key; did you mean 'gradient_clipping'?"),
     ("deepspeed.config={train_batch_size:7}", "deepspeed.config.train_batch_size: got 7, but micro_batch_size"),
     ("deepspeed.config={train_micro_batch_size_per_gpu:3}", "deepspeed.config.train_micro_batch_size_per_gpu: got 3, but trainer.micro_batch_size="),

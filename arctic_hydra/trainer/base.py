@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
@@ -55,6 +56,12 @@ class Trainer(TrainerSlot):
     """Packs (or, unpacked, examples) per forward pass and rank."""
     gradient_accumulation_steps: HumanInt = integer(1, minimum=1)
     """Micro-batches per optimizer step and rank."""
+    sequence_parallel_size: HumanInt = integer(1, minimum=1)
+    """Ranks that share each sequence (Ulysses): each holds that part of its tokens' activations; divides ranks and heads."""
+    activation_checkpoint_cpu_offload: bool = False
+    """Keep what recomputed layers start from in the host's memory; worth it from about 64Ki tokens per rank on."""
+    tiled_mlp_compute: bool = False
+    """Send the tokens of a row through each gated MLP in parts (`converter=[tiled_mlp]` with a setting for how many)."""
     max_minutes: HumanFloat = number(0.0, minimum=0)
     """Stop with a resumable checkpoint once training has taken so long since this start; 0 is off."""
     eval_frequency: HumanInt = integer(0, minimum=0)
@@ -81,7 +88,8 @@ class Trainer(TrainerSlot):
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
         # Accumulation counts by the global batch, which is in the identity: fewer ranks that accumulate more go on.
-        "exit_iteration max_minutes kill_switch_path collective_timeout_seconds eval_interval gradient_accumulation_steps".split()
+        "exit_iteration max_minutes kill_switch_path collective_timeout_seconds eval_interval gradient_accumulation_steps "
+        "sequence_parallel_size".split()
     )
 
     def validate(self) -> None:
@@ -194,6 +202,13 @@ class Trainer(TrainerSlot):
         self._spike = ""
         self._started, self._first_step = time.monotonic(), tools.state.progress.global_step
 
+    @contextmanager
+    def on_skeleton(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` work on a model without content and without an engine, as the memory estimate does before `equip`."""
+        self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
+        yield
+        del self.tools
+
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback."""
         for callback in self._callbacks:
@@ -262,10 +277,10 @@ class Trainer(TrainerSlot):
                 for converter in self.tools.converters:
                     converter.post_optimizer_hook(self.tools.engine.module)
         self.tools.scheduler.step()
-        self._totals.flops += sum(
-            model_flops(*self.tools.flops_shape, batch.document_lengths, batch.num_supervised)
-            for batch in window.micro_batches
-        )
+        for batch in window.micro_batches:  # of the body, each rank of a sequence group computes its share
+            body = model_flops(*self.tools.flops_shape, batch.document_lengths, 0)
+            head = model_flops(*self.tools.flops_shape, [], batch.num_supervised)
+            self._totals.flops += body / self.sequence_parallel_size + head
 
     def evaluate(self) -> dict[str, Any]:
         """Return the token-weighted loss, perplexity and accuracy over every evaluation example, once each."""
