@@ -84,6 +84,8 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
             line["step_seconds"] * (line["step"] - before) for line, before in zip(steps, _before(steps), strict=True)
         )
         cards.append(("training time", format_seconds(seconds)))
+        if "seconds" in record:
+            cards.append(("in all, with start and saves", format_seconds(record["seconds"])))
         cards.append(("peak memory", f"{max(line['memory_gib'] for line in steps):.2f} GiB"))
         if last.get("mfu") is not None:
             cards.append(("MFU", f"{last['mfu']:.1%}"))
