@@ -64,6 +64,8 @@ class Log(Component):
     """Ranks that print to the terminal: a list, or `*` for all."""
     file_ranks: Any = "*"
     """Ranks that write `logs/rank<n>.log`: a list, or `*` for all."""
+    report: bool = True
+    """Write `report.html` at the end of the run; `task=report` does it at any time."""
 
     def validate(self) -> None:
         self.level = str(self.level).upper()
