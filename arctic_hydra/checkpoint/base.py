@@ -37,6 +37,8 @@ class TrainingState:
     """The last evaluation and its `step`; empty before the first."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last steps, while a loss-spike guard is on."""
+    interval: dict[str, float] = field(default_factory=dict)
+    """This rank's figures since the last log line, as of the save; empty in a new run."""
     epoch_finished: bool = False
     """Whether the last completed step ended an epoch."""
     training_finished: bool = False

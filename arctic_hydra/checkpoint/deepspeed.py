@@ -179,6 +179,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "random": rank_state.random_state(),
             "schedule": rank_state.schedule_state(self.state.scheduler),
             "micro_steps": int(self.state.engine.micro_steps),
+            "interval": dict(self.state.interval),
         }
 
     def _hand_over(self, safe: SafeCheckpointEngine, stage: Stage) -> None:
@@ -319,13 +320,15 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         if loaded is None:
             raise RuntimeError("DeepSpeed found nothing to load")
         if original is not None:
-            schedule = load_tensors(original / "rank-00000.pt")["schedule"]
-            rank_state.set_schedule_state(self.state.scheduler, schedule)
+            states = [load_tensors(path) for path in sorted(original.glob("rank-*.pt"))]
+            rank_state.set_schedule_state(self.state.scheduler, states[0]["schedule"])
+            self.state.interval = rank_state.share([state["interval"] for state in states], self.state.world.size)
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
             rank_state.seed_from(found.step)
             return
         mine = load_tensors(found.path / self._rank_file())
         engine.micro_steps = mine["micro_steps"]
+        self.state.interval = mine["interval"]
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
         rank_state.set_random_state(mine["random"])
 

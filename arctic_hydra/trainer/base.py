@@ -209,7 +209,7 @@ class Trainer(TrainerSlot):
             self._check_exit()
             if self.eval_at_start and self.global_step == 0 and not self._stop_wanted():
                 self.evaluate()
-            self._totals = Totals()
+            self._totals = Totals.resumed(self.tools.state.interval)
             for epoch in self.epochs_left:
                 with self.event("epoch", epoch=epoch):
                     self.epoch()
@@ -298,6 +298,7 @@ class Trainer(TrainerSlot):
                 if self.tools.state.stopping or self.training_finished:
                     engine.settle()
                 if engine.do_checkpoint:
+                    self.tools.state.interval = self._totals.state_dict()
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
                         engine.save()
 

@@ -60,6 +60,18 @@ class Totals:
     paused: float = 0.0
     """Seconds spent on evaluation and saving, which are no part of a step."""
 
+    def state_dict(self) -> dict[str, float]:
+        """Return the figures as plain numbers, for a checkpoint between two lines; waits for the device."""
+        names = ("steps", "supervised", "tokens", "flops", "seconds")
+        return {"loss_sum": float(self.loss_sum), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def resumed(cls, state: dict[str, float]) -> Totals:
+        """Go on from what `state_dict` returned; from nothing where it is empty."""
+        seconds = state.get("seconds", 0.0)
+        figures: dict[str, Any] = {name: value for name, value in state.items() if name != "seconds"}
+        return cls(**figures, start=time.monotonic() - seconds)
+
     @property
     def seconds(self) -> float:
         """Seconds of training since the last log line: steps, waiting for data and for other ranks."""
