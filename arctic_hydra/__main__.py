@@ -26,6 +26,7 @@ from arctic_hydra.errors import (
 )
 from arctic_hydra.job import Job, conclude
 from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.tasks import report
 
 PROGRAM = "python -m arctic_hydra"
 
@@ -98,13 +99,23 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     if problems := run.environment_problems():
         raise ConfigError(problems)
     if run.task is config.Task.check:
-        print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
+        from arctic_hydra.tasks import check
+
+        print(
+            f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)",
+            flush=True,
+        )
+        check.print_estimate(job.tree)
         return EXIT_DONE
     if run.task is config.Task.preview:
         from arctic_hydra.tasks import preview
 
         directory.create()
         print(f"written to {_relative(preview.execute(run, directory.path))}")
+        return EXIT_DONE
+    if run.task is config.Task.report:
+        _must_exist(job)
+        print(f"written to {_relative(report.write(directory))}")
         return EXIT_DONE
     if run.node_rank > 0:
         return _join(job)
@@ -141,14 +152,21 @@ def _join(job: Job) -> int:
     return EXIT_STOPPED_EARLY if directory.result().get("status") == record.STOPPED else EXIT_DONE
 
 
+def _must_exist(job: Job) -> None:
+    if not job.directory.path.is_dir():
+        task = job.run.task
+        other = "" if task is config.Task.report else ", or pass from_checkpoint=<path of a checkpoint or of a run>"
+        raise ConfigError(
+            f"task: got {task.name}, but {job.directory.path} does not exist: this very configuration was never trained; "
+            f"repeat the training's overrides{other}"
+        )
+
+
 def _look_at(job: Job) -> int:
     """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
     run, directory = job.run, job.directory
-    if run.from_checkpoint is None and not directory.path.is_dir():
-        raise ConfigError(
-            f"task: got {run.task.name}, but {directory.path} does not exist: this very configuration was never trained; "
-            "repeat the training's overrides, or pass from_checkpoint=<path of a checkpoint or of a run>"
-        )
+    if run.from_checkpoint is None:
+        _must_exist(job)
     directory.create()
     lock = directory.lock()
     place = directory.of_task(run.task.name)
@@ -192,7 +210,12 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
             f"evaluation loss {_number(first['eval/loss'])} -> {_number(last['eval/loss'])}, accuracy {last['eval/accuracy']:.1%}"
         )
     print(f"run          {path}")
-    for label, name in (("export", "export"), ("checkpoints", "checkpoints"), ("metrics", "metrics.jsonl")):
+    for label, name in (
+        ("export", "export"),
+        ("checkpoints", "checkpoints"),
+        ("metrics", "metrics.jsonl"),
+        ("report", report.PAGE),
+    ):
         if (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
     if (directory.path / "export").exists():

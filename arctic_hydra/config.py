@@ -17,13 +17,15 @@ from omegaconf import MISSING
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.component import Component, component, create, from_plain, store_root
+from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import integer
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.tokenizer.base import TokenizerFactory
@@ -47,6 +49,7 @@ class Task(Enum):
     evaluate = "evaluate"
     export = "export"
     preview = "preview"
+    report = "report"
 
 
 @component(group="log", name="default")
@@ -89,7 +92,7 @@ class Run(Component):
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
     """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers; preview:
-    show examples with their trained tokens."""
+    show examples with their trained tokens; report: write the page of a run anew."""
     from_checkpoint: str | None = None
     """What task=evaluate and task=export work on: a step, `best`, or a path; the run's newest good checkpoint when unset."""
     init_from: str | None = None
@@ -162,6 +165,21 @@ class Run(Component):
         """Ranks of the run, over all machines."""
         return self.nnodes * self.ranks_per_node
 
+    @property
+    def converters(self) -> list[ModelConverter]:
+        """The converters in the order in which they work: the chosen ones, then those that trainer fields stand for."""
+        implied: list[ModelConverter] = []
+        if self.trainer.tiled_mlp_compute:
+            implied.append(TiledMLP())
+        if self.trainer.activation_checkpoint_cpu_offload:
+            implied.append(ActivationOffload())
+        return [*self.converter.values(), *implied]
+
+    @property
+    def pack_tokens(self) -> int | None:
+        """Tokens that every row of a compiled model is padded to; None leaves rows as long as they are."""
+        return self.trainer.micro_batch_size * int(getattr(self.data, "max_length", 0)) if self.model.compile else None
+
     def check(self) -> None:
         """Check components against each other; pure. Raises ConfigError with every problem found."""
         problems = [*_compatibility(self), *_cross_checks(self)]
@@ -221,9 +239,18 @@ def _cross_checks(run: Run) -> Iterator[str]:
         )
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+    if run.data.needs_limit and not trainer.train_iters:
+        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
+    if run.data.needs_limit and trainer.epochs > 1:
+        yield (
+            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
+            f"is, over as many passes as that takes; drop trainer.epochs"
+        )
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    yield from _sequence_parallel_problems(run)
+    yield from _memory_problems(run)
     if trainer.eval_frequency and not run.data.has_evaluation:
         yield (
             f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "
@@ -247,6 +274,39 @@ def _cross_checks(run: Run) -> Iterator[str]:
     positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
     if positions and length and length > positions:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
+
+
+def _sequence_parallel_problems(run: Run) -> Iterator[str]:
+    size, ranks = run.trainer.sequence_parallel_size, run.world_size_wanted
+    if size == 1:
+        return
+    if ranks % size:
+        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}, or set ranks"
+    if run.model.attn_implementation != VARLEN_ATTENTION:
+        yield (
+            f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
+            f"attends to one rank's tokens only; pass model.attn_implementation={VARLEN_ATTENTION}"
+        )
+
+
+def _memory_problems(run: Run) -> Iterator[str]:
+    trainer, model = run.trainer, run.model
+    if trainer.activation_checkpoint_cpu_offload and model.disable_activation_checkpoint:
+        yield (
+            "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no "
+            "checkpointed activations; pass model.disable_activation_checkpoint=false"
+        )
+    if trainer.tiled_mlp_compute and any(isinstance(item, TiledMLP) for item in run.converter.values()):
+        yield "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"
+    if model.compile and run.deepspeed.stage == 3:
+        yield "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"
+    if model.compile and not getattr(run.data, "packing", False):
+        yield "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"
+    if run.deepspeed.offloads and not run.optimizer.runs_on_cpu:
+        yield (
+            f"deepspeed: got an option that offloads to the CPU, but optimizer={option_name(type(run.optimizer))} cannot step "
+            f"there; pass optimizer=adamw, or an option of deepspeed without offload"
+        )
 
 
 def _environment(run: Run) -> Iterator[str]:
@@ -274,7 +334,8 @@ def _environment(run: Run) -> Iterator[str]:
 def identity(run: Run) -> dict[str, Any]:
     """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values."""
     trainer = run.trainer
-    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * run.world_size_wanted
+    groups = run.world_size_wanted // trainer.sequence_parallel_size
+    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * groups
     return {**_identity_of(run), "global_batch_size": batch}
 
 

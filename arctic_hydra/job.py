@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra import compose, config, nodes, record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError
 from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.tasks import report
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,7 +69,7 @@ class Job:
         """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
         groups = {"train": self.run.data.sources, "eval": self.run.data.eval_sources}
         identities = {
-            f"{split} {name}": source.identity(split)
+            f"{split} {name}": self.run.data.identity_of(source, split)
             for split, sources in groups.items()
             for name, source in sources.items()
             if source.is_local
@@ -125,7 +126,7 @@ class Ending:
 
 
 def conclude(directory: record.RunDirectory, code: int) -> Ending:
-    """Write the end of a run into its record and return it; `code` is the exit code of what `launch` started."""
+    """Write the end of a run into its record and its report, and return it; `code` is the exit code of what `launch` started."""
     ending = _ending(directory, code)
     before = directory.record()
     seconds = before.get("seconds", 0.0) + time.time() - before.get("started", time.time())
@@ -135,6 +136,8 @@ def conclude(directory: record.RunDirectory, code: int) -> Ending:
     elif ending.status == record.FAILED:
         values["error"] = ending.problem
     directory.update_record(**values)
+    if "identity" in before:  # a run, not a task on one
+        report.write_quietly(directory)
     return ending
 
 

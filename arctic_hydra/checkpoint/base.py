@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from arctic_hydra.component import Component
 from arctic_hydra.distributed import World
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     import deepspeed
     import torch
     from transformers import PreTrainedTokenizerBase
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Data whose place is more than a number of steps; the same on every rank."""
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """Return what another stream needs to go on after `step` steps of the epoch: tensors, numbers, lists and dicts."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called."""
 
 
 @dataclass
@@ -37,8 +48,10 @@ class TrainingState:
     """The last evaluation and its `step`; empty before the first."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last steps, while a loss-spike guard is on."""
-    interval: dict[str, float] = field(default_factory=dict)
+    interval: dict[str, Any] = field(default_factory=dict)
     """This rank's figures since the last log line, as of the save; empty in a new run."""
+    stream: Stream | None = None
+    """The training data, where it is streamed."""
     epoch_finished: bool = False
     """Whether the last completed step ended an epoch."""
     training_finished: bool = False

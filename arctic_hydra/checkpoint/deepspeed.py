@@ -175,12 +175,15 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     def _rank_state(self) -> dict[str, Any]:
         from arctic_hydra.checkpoint import rank_state
 
-        return {
+        contents: dict[str, Any] = {
             "random": rank_state.random_state(),
             "schedule": rank_state.schedule_state(self.state.scheduler),
             "micro_steps": int(self.state.engine.micro_steps),
             "interval": dict(self.state.interval),
         }
+        if self.state.stream is not None and self.state.world.is_main:
+            contents["stream"] = self.state.stream.state_dict(self.state.progress.epoch_step)
+        return contents
 
     def _hand_over(self, safe: SafeCheckpointEngine, stage: Stage) -> None:
         """Let DeepSpeed hand all its files to `safe`; returns when all ranks have agreed that this went well."""
@@ -319,9 +322,12 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             )
         if loaded is None:
             raise RuntimeError("DeepSpeed found nothing to load")
+        first = load_tensors((original or found.path) / "rank-00000.pt")
+        if self.state.stream is not None:
+            self.state.stream.load_state_dict(first["stream"])
         if original is not None:
             states = [load_tensors(path) for path in sorted(original.glob("rank-*.pt"))]
-            rank_state.set_schedule_state(self.state.scheduler, states[0]["schedule"])
+            rank_state.set_schedule_state(self.state.scheduler, first["schedule"])
             self.state.interval = rank_state.share([state["interval"] for state in states], self.state.world.size)
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
             rank_state.seed_from(found.step)

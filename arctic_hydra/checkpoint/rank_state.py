@@ -63,7 +63,7 @@ def set_schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler, state: d
             group["lr"] = rate
 
 
-def share(intervals: list[dict[str, float]], ranks: int) -> dict[str, float]:
+def share(intervals: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
     """Return what each of `ranks` ranks goes on with of the figures since the last log line that other ranks saved.
 
     The loss and the FLOPs are sums over a rank's own batches; everything else is the same on all ranks.

@@ -14,10 +14,9 @@ from arctic_hydra.batch import Window
 from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.order import grouped_order, mix
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
+from arctic_hydra.data.statistics import figures
 from arctic_hydra.data.store import Array, JoinedStore
 from arctic_hydra.data.windows import BatchOptions, Windows, ahead
-
-PERCENTILES = (50, 90, 99, 100)
 
 
 @dataclass(frozen=True)
@@ -140,12 +139,4 @@ class PackedLoader:
 
 
 def _figures(lengths: Array, supervised: Array) -> dict[str, Any]:
-    tokens, trained = int(lengths.sum()), int(supervised.sum())
-    shares = np.percentile(lengths, PERCENTILES, method="higher").tolist() if len(lengths) else [0] * len(PERCENTILES)
-    return {
-        "examples": len(lengths),
-        "tokens": tokens,
-        "supervised_tokens": trained,
-        "supervised_share": round(trained / tokens, 6) if tokens else 0.0,
-        "length_tokens": {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, shares, strict=True)},
-    }
+    return figures(np.bincount(lengths, minlength=1), int(supervised.sum()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,22 +56,26 @@ class Totals:
     steps: int = 0
     supervised: int = 0
     tokens: int = 0
+    by_source: Counter[str] = field(default_factory=Counter)
+    """Supervised tokens of each data source, where there are several."""
     flops: float = 0.0
     start: float = field(default_factory=time.monotonic)
     paused: float = 0.0
     """Seconds spent on evaluation and saving, which are no part of a step."""
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the figures as plain numbers, for a checkpoint between two lines; waits for the device."""
         names = ("steps", "supervised", "tokens", "flops", "seconds")
-        return {"loss_sum": float(self.loss_sum), **{name: getattr(self, name) for name in names}}
+        figures = {name: getattr(self, name) for name in names}
+        return {**figures, "loss_sum": float(self.loss_sum), "by_source": dict(self.by_source)}
 
     @classmethod
-    def resumed(cls, state: dict[str, float]) -> Totals:
+    def resumed(cls, state: dict[str, Any]) -> Totals:
         """Go on from what `state_dict` returned; from nothing where it is empty."""
-        seconds = state.get("seconds", 0.0)
-        figures: dict[str, Any] = {name: value for name, value in state.items() if name != "seconds"}
-        return cls(**figures, start=time.monotonic() - seconds)
+        if not state:
+            return cls()
+        figures = {name: value for name, value in state.items() if name not in ("seconds", "by_source")}
+        return cls(**figures, by_source=Counter(state["by_source"]), start=time.monotonic() - state["seconds"])
 
     @property
     def seconds(self) -> float:
