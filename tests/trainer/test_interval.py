@@ -42,3 +42,20 @@ def test_the_line_after_a_resume_is_that_of_the_uninterrupted_run(tmp_path):
         assert row["tflops"] / row["tokens_per_second"] == pytest.approx(wanted["tflops"] / wanted["tokens_per_second"])
         assert (changed["step"], changed["tokens"]) == (wanted["step"], wanted["tokens"])
         assert changed["loss"] == pytest.approx(wanted["loss"], abs=1e-6), "on another number of ranks"
+
+
+def _shares_at_a_stop(run_dir):
+    trainer = make_trainer(DATA, run_dir)
+    trainer.tools.loader.source_names = ("a", "b")
+    window = next(iter(trainer.train_batches))
+    window.supervised_by_source = lambda count: [3, 4]
+    trainer._agree(window)
+    before = dict(trainer._totals.by_source)
+    trainer.tools.stop.reason = "received SIGTERM"
+    trainer._agree(window)
+    return before, dict(trainer._totals.by_source)
+
+
+def test_a_step_that_a_stop_leaves_out_counts_for_no_source(tmp_path):
+    [(before, after)] = run_ranks(1, _shares_at_a_stop, tmp_path)
+    assert before == after == {"a": 3, "b": 4}
