@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.callback.base import Callback
@@ -41,10 +42,10 @@ class Recorder(Callback):
         self._append(trainer, "moments.jsonl", {"train_end": trainer.global_step, "model": self.model_was_made})
 
     def on_exception(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        self._append(trainer, "moments.jsonl", {"exception": str(facts["error"])})
+        self._append(trainer, "moments.jsonl", {"exception": str(facts["error"])}, facts["run_dir"])
 
-    def _append(self, trainer: Trainer, name: str, value: Any) -> None:
-        with (trainer.tools.run_dir / f"{name}.rank{trainer.world.rank}").open("a") as handle:
+    def _append(self, trainer: Trainer, name: str, value: Any, run_dir: Path | None = None) -> None:
+        with ((run_dir or trainer.tools.run_dir) / f"{name}.rank{trainer.world.rank}").open("a") as handle:
             handle.write(json.dumps(value) + "\n")
 
 
