@@ -49,6 +49,7 @@ class Task(Enum):
     evaluate = "evaluate"
     export = "export"
     preview = "preview"
+    report = "report"
 
 
 @component(group="log", name="default")
@@ -91,7 +92,7 @@ class Run(Component):
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
     """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers; preview:
-    show examples with their trained tokens."""
+    show examples with their trained tokens; report: write the page of a run anew."""
     from_checkpoint: str | None = None
     """What task=evaluate and task=export work on: a step, `best`, or a path; the run's newest good checkpoint when unset."""
     init_from: str | None = None

@@ -127,6 +127,9 @@ def build(
         resumed_from = resume(run, state) if trains else None
         if trains:
             report.check_space(run, facts)
+        if trains and world.is_main:
+            facts_known = report.statistics(loader, eval_loader, facts)
+            record.RunDirectory(run_dir).update_record(statistics=facts_known)
         metrics_file = MetricsFile(metrics_path) if trains and world.is_main else None
         trackers = list(run.tracking.values()) if trains and world.is_main else []
         for tracker in trackers:

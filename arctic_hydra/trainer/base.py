@@ -337,19 +337,23 @@ class Trainer(TrainerSlot):
 
     def _agree(self, window: Window) -> dict[str, int]:
         """Sum this step's counts over the ranks and decide together what to do before it: one collective."""
-        supervised, tokens, padding, stop, *written = distributed.sum_over_ranks(
+        checkpoints, names = self.tools.checkpoints, self.tools.loader.source_names
+        supervised, tokens, padding, stop, *more = distributed.sum_over_ranks(
             [
                 window.num_supervised,
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
-                *(int(engine.written) for engine in self.tools.checkpoints),
+                *(int(engine.written) for engine in checkpoints),
+                *(window.supervised_by_source(len(names)) if len(names) > 1 else ()),
             ]
         )
-        for engine, ranks in zip(self.tools.checkpoints, written, strict=True):
+        written, by_source = more[: len(checkpoints)], more[len(checkpoints) :]
+        for engine, ranks in zip(checkpoints, written, strict=True):
             if ranks == self.world.size:
                 with self._off_the_clock():
                     engine.settle()
+        self._totals.by_source.update(dict(zip(names, by_source, strict=False)))
         if stop:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:
@@ -430,6 +434,8 @@ class Trainer(TrainerSlot):
             "memory_gib": memory_gib(self.device),
             "skipped_steps": progress.skipped_steps,
         }
+        for name, count in totals.by_source.items():
+            self.last_metrics[f"source_share/{name}"] = count / max(1, totals.supervised)
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = progress.spiked_steps
         self._totals = Totals()
