@@ -107,10 +107,15 @@ def again(entry: SweepJob) -> Starter:
                 f"job {entry.number}: its configuration holds secrets, which {directory.run_file} does not; give the "
                 "sweep's command again: it runs what is not finished"
             )
-        lock = patiently(directory.lock)
+        job = Job.read(directory, entry.overrides)
+        assert job is not None, "a job that was started has its run.json"
+        if problems := job.run.environment_problems():
+            raise ConfigError(problems)
+        data, lock = job.data_digest(), patiently(directory.lock)
         directory.forget_outcome()
-        directory.update_record(status=RUNNING, started=time.time())
-        return Started(launch.open_ranks(directory, int(directory.record()["ranks"]), lock, {}, place), directory)
+        directory.update_record(status=RUNNING, started=time.time(), data=data)
+        ranks = job.run.ranks_per_node
+        return Started(launch.open_ranks(directory, ranks, lock, {}, place), directory)
 
     return start
 
