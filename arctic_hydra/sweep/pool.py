@@ -91,7 +91,7 @@ def starter(job: Job) -> Starter:
         if job.finished(data):
             return None
         job.write(data)
-        ranks = job.run.world_size_wanted
+        ranks = job.run.ranks_per_node
         return Started(launch.open_ranks(job.directory, ranks, lock, job.secrets(), place), job.directory)
 
     return start
