@@ -88,11 +88,17 @@ def starter(job: Job) -> Starter:
             raise ConfigError(problems)
         data = job.data_digest()
         lock = patiently(job.open)
-        if job.finished(data):
-            return None
-        job.write(data)
-        ranks = job.run.ranks_per_node
-        return Started(launch.open_ranks(job.directory, ranks, lock, job.secrets(), place), job.directory)
+        started = None
+        try:
+            if not job.finished(data):
+                job.write(data)
+                ranks = job.run.ranks_per_node
+                child = launch.open_ranks(job.directory, ranks, lock, job.secrets(), place)
+                started = Started(child, job.directory)
+        finally:
+            if started is None:
+                job.directory.release()  # else the job would count as running
+        return started
 
     return start
 
