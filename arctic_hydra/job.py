@@ -42,6 +42,12 @@ class Job:
         directory = record.RunDirectory(Path(run.output_root).absolute() / run.name / config.run_id(run))
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
 
+    @classmethod
+    def read(cls, directory: record.RunDirectory, overrides: list[str]) -> Job | None:
+        """Return the job that a `run.json` holds, its secrets hidden; None where there is none."""
+        tree = record.read_json(directory.run_file).get("config")
+        return cls(config.build(tree), tree, overrides, directory) if tree else None
+
     def open(self) -> int:
         """Make the run's directory, hold it for this process, and delete what was there if `fresh`; return the lock."""
         self.directory.create()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from arctic_hydra import config, record
+from arctic_hydra import record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
 from arctic_hydra.job import Job
 from arctic_hydra.redaction import without_credentials
@@ -70,8 +70,8 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Seq
 
 def jobs_of(sweep: Sweep) -> list[Job]:
     """Return a sweep's jobs as their `run.json` holds them, those that have one."""
-    trees = [(entry, record.read_json(Path(entry.run_file)).get("config")) for entry in sweep.jobs]
-    return [Job(config.build(tree), tree, entry.overrides, entry.directory) for entry, tree in trees if tree]
+    read = (Job.read(entry.directory, entry.overrides) for entry in sweep.jobs)
+    return [job for job in read if job is not None]
 
 
 def show(sweep: Sweep, table: Sequence[Row]) -> None:

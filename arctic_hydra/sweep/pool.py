@@ -88,11 +88,17 @@ def starter(job: Job) -> Starter:
             raise ConfigError(problems)
         data = job.data_digest()
         lock = patiently(job.open)
-        if job.finished(data):
-            return None
-        job.write(data)
-        ranks = job.run.world_size_wanted
-        return Started(launch.open_ranks(job.directory, ranks, lock, job.secrets(), place), job.directory)
+        started = None
+        try:
+            if not job.finished(data):
+                job.write(data)
+                ranks = job.run.ranks_per_node
+                child = launch.open_ranks(job.directory, ranks, lock, job.secrets(), place)
+                started = Started(child, job.directory)
+        finally:
+            if started is None:
+                job.directory.release()  # else the job would count as running
+        return started
 
     return start
 
@@ -107,10 +113,15 @@ def again(entry: SweepJob) -> Starter:
                 f"job {entry.number}: its configuration holds secrets, which {directory.run_file} does not; give the "
                 "sweep's command again: it runs what is not finished"
             )
-        lock = patiently(directory.lock)
+        job = Job.read(directory, entry.overrides)
+        assert job is not None, "a job that was started has its run.json"
+        if problems := job.run.environment_problems():
+            raise ConfigError(problems)
+        data, lock = job.data_digest(), patiently(directory.lock)
         directory.forget_outcome()
-        directory.update_record(status=RUNNING, started=time.time())
-        return Started(launch.open_ranks(directory, int(directory.record()["ranks"]), lock, {}, place), directory)
+        directory.update_record(status=RUNNING, started=time.time(), data=data)
+        ranks = job.run.ranks_per_node
+        return Started(launch.open_ranks(directory, ranks, lock, {}, place), directory)
 
     return start
 

@@ -27,10 +27,10 @@ def test_a_search_prunes_fails_and_goes_on(tmp_path):
     chats(tmp_path / "good.jsonl", 30)
     (tmp_path / "bad.jsonl").write_text("{\n")
     search = (
-        f"{POOL} hydra/sweeper=optuna hydra.sweeper.seed=1 hydra.sweeper.pruner=median hydra.sweeper.n_jobs=2 "
-        "'hydra.sweeper.pruner_kwargs={n_startup_trials:1}' 'optimizer.lr=tag(log,interval(1e-7,1e-2))' "
+        f"{POOL} hydra/sweeper=optuna hydra.sweeper.seed=2 hydra.sweeper.pruner=median hydra.sweeper.n_jobs=2 "
+        "'hydra.sweeper.pruner_kwargs={n_startup_trials:1}' "
         f"'data.sources.json.path=choice(good.jsonl,bad.jsonl)' {QUICK} data=json data.train_eval_split=[0.8,0.2] "
-        "trainer.train_iters=40 trainer.epochs=20 trainer.eval_frequency=1 checkpoint=[]"
+        "trainer.train_iters=40 trainer.epochs=20 trainer.eval_frequency=1 checkpoint=[] 'optimizer.lr=tag(log,interval(1e-7,1e-2))'"
     )
     run(f"{search} hydra.sweeper.n_trials=4", tmp_path, code=None)
     first = trials(tmp_path)

@@ -132,7 +132,7 @@ class Search:
         asked = len(self._study.trials) - waiting
         wanted = waiting if self._sampler == "grid" else (self._n_trials or 0) - asked
         # A new sampler for each batch: its draws then depend on the trials before, not on when this process started.
-        self._study.sampler = make_sampler(self._sampler, self._seed + asked, self._n_jobs)
+        self._study.sampler = make_sampler(self._sampler, [self._seed, asked], self._n_jobs)
         space = {key: distribution(key, item, as_text=self._sampler == "grid") for key, item in self._space.items()}
         return [self._study.ask(space) for _ in range(min(wanted, self._n_jobs))]
 
@@ -206,10 +206,12 @@ def distribution(key: str, item: Override, *, as_text: bool) -> Any:
         raise ConfigError(f"{key}: got {item.input_line}, which Optuna refuses: {error}") from error
 
 
-def make_sampler(name: str, seed: int, n_jobs: int) -> Any:
-    """Return a new sampler; grids are enqueued, so theirs only fills in."""
+def make_sampler(name: str, seeds: list[int], n_jobs: int) -> Any:
+    """Return a new sampler, seeded by several numbers; grids are enqueued, so theirs only fills in."""
+    import numpy
     from optuna import samplers
 
+    seed = int(numpy.random.SeedSequence(seeds).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant_liar is marked experimental since 2021
         if name == "tpe":
