@@ -1,6 +1,6 @@
 """Every check of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. `nox -s faults`, `nox -s compiled`, `nox -s bench` and `nox -s gpu` are run by hand.
+`nox` runs lint, types and tests. `nox -s slurm`, `nox -s faults`, `nox -s compiled`, `nox -s bench` and `nox -s gpu` are run by hand.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests on two processes; `nox -s tests -- tests/tracking -k resume` runs some of them."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-n", "2", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
+
+
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """Run the tests on a real SLURM, as root on a machine with slurm-wlm, slurmdbd, munge and mariadb-server."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run("pytest", "-m", "slurm", "--durations=0", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 
 @nox.session

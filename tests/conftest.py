@@ -47,8 +47,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         if not torch.cuda.is_available():
             missing["gpu"] = "no CUDA device"
-    if "slurm" in wanted and not all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged")):
-        missing["slurm"] = "slurmctld, slurmd or munged is not installed"
+    if "slurm" in wanted:
+        from tests.slurm import cluster
+
+        if reason := cluster.missing():
+            missing["slurm"] = reason
     if "compiles" not in config.option.markexpr:
         missing["compiles"] = "builds C++ extensions for minutes; run `nox -s compiled`"
     for item in items:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from arctic_hydra import compose, config
 from arctic_hydra.__main__ import main
 from arctic_hydra.component import registered, to_plain
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.record import flatten
 from arctic_hydra.usage import groups
 
@@ -179,8 +180,6 @@ BAD = [
     ("model.attn_implementation=flash", "model.attn_implementation: got 'flash', expected one of arctic_varlen"),
     ("model.num_attention_heads=7", "model.hidden_size: got 256, expected a multiple of num_attention_heads=7"),
     ("data.max_length=8Ki", "data.max_length: got 8192, but model.max_position_embeddings=4096"),
-    ("ranks=3 trainer.sequence_parallel_size=2", "trainer.sequence_parallel_size: got 2, but there are 3 ranks; expected a divisor of 3, or set ranks"),
-    ("ranks=2 trainer.sequence_parallel_size=2 model.attn_implementation=sdpa", "trainer.sequence_parallel_size: got 2, but model.attn_implementation=sdpa attends to one rank's tokens only; pass model.attn_implementation=arctic_varlen"),
     ("deepspeed.config={gradient_cliping:1}", "deepspeed.config.gradient_cliping: DeepSpeed has no such key; did you mean 'gradient_clipping'?"),
     ("deepspeed.config={train_batch_size:7}", "deepspeed.config.train_batch_size: got 7, but micro_batch_size"),
     ("deepspeed.config={train_micro_batch_size_per_gpu:3}", "deepspeed.config.train_micro_batch_size_per_gpu: got 3, but trainer.micro_batch_size="),
@@ -235,6 +234,38 @@ def test_bad_config_is_refused_in_words(argument, text, capsys, tmp_path):
     assert f"error: {text}" in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+TOGETHER = [
+    ("ranks=3 trainer.sequence_parallel_size=2", "trainer.sequence_parallel_size: got 2, but there are 3 ranks; expected a divisor of 3, or set ranks"),
+    ("ranks=2 trainer.sequence_parallel_size=2 model.attn_implementation=sdpa", "trainer.sequence_parallel_size: got 2, but model.attn_implementation=sdpa attends to one rank's tokens only; pass model.attn_implementation=arctic_varlen"),
+    ("model.activation_checkpoint_every_n_layers=2", "model.activation_checkpoint_every_n_layers: got 2, which has no effect beside disable_activation_checkpoint=true"),
+    ("model.activation_checkpoint_every_n_layers=0", "model.activation_checkpoint_every_n_layers: got 0, expected 1 or more"),
+    ("trainer.activation_checkpoint_cpu_offload=true", "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no checkpointed activations"),
+    ("trainer.tiled_mlp_compute=true converter=[tiled_mlp]", "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"),
+    ("converter=[tiled_mlp] converter.tiled_mlp.tiles=1", "converter.tiled_mlp.tiles: got 1, expected 2 or more"),
+    ("model.compile=true deepspeed=zero3", "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"),
+    ("model.compile=true data.packing=false", "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"),
+    ("deepspeed.offload_optimizer=true", "deepspeed.offload_optimizer: got true, but ZeRO-0 cannot offload; expected stage 1, 2 or 3"),
+    ("deepspeed=zero2_offload deepspeed.offload_parameters=true", "deepspeed.offload_parameters: got true at stage 2, but only ZeRO-3 can; expected stage 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "text"), TOGETHER, ids=[arguments for arguments, _ in TOGETHER])
+def test_what_does_not_go_together_is_refused_in_words(arguments, text, capsys):
+    assert main(arguments.split()) == 2
+    assert f"error: {text}" in capsys.readouterr().err
+
+
+def test_an_optimizer_that_cannot_step_on_the_cpu_is_not_offloaded(monkeypatch):
+    run = built("deepspeed=zero2_offload")
+    monkeypatch.setattr(type(run.optimizer), "runs_on_cpu", False)
+    with pytest.raises(ConfigError, match="optimizer=adamw cannot step there; pass optimizer=adamw, or an option"):
+        run.check()
+    free = built("deepspeed=zero2")
+    free.deepspeed.config = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    with pytest.raises(ConfigError, match="got an option that offloads to the CPU, but optimizer=adamw"):
+        free.check()
 
 
 def test_refused_fields_of_several_components_are_reported_together(capsys):
