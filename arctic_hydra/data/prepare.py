@@ -8,8 +8,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from datetime import date
@@ -29,8 +31,8 @@ CODE_VERSION = 2
 """Raise when the same rows and options would give other tokens or masks: it is part of the cache key."""
 
 CHUNK_ROWS = 1000
-ROWS_PER_WORKER = 10_000
-"""A worker process takes seconds to start: it has to have at least so many rows to do."""
+WORTH_SECONDS = 10.0
+"""A worker process takes seconds to start: it is started where this process alone would need so long for the rest."""
 
 
 def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Options) -> str:
@@ -114,16 +116,32 @@ def _results(
 ) -> Iterator[tuple[Chunk, Report]]:
     count = len(source.rows)
     tasks = [(start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
-    workers = min(num_proc, count // ROWS_PER_WORKER)
-    if workers < 2:
-        yield from map(Preparer(source, tokenizer, options).chunk, tasks)
-        return
+    preparer, begun = Preparer(source, tokenizer, options), time.perf_counter()
+    for done, task in enumerate(tasks):
+        left, each = len(tasks) - done, (time.perf_counter() - begun) / max(done, 1)
+        if num_proc > 1 and done and left > 1 and each * left >= WORTH_SECONDS:
+            yield from _shared(preparer, tasks[done:], min(num_proc - 1, left - 1), (source, tokenizer, options))
+            return
+        yield preparer.chunk(task)
+
+
+def _shared(
+    preparer: Preparer, tasks: list[tuple[int, int]], workers: int, arguments: tuple[Any, ...]
+) -> Iterator[tuple[Chunk, Report]]:
+    """Yield the results in order while this process, too, does what the workers have not begun."""
     # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
     context = multiprocessing.get_context("spawn")
-    arguments = (source, tokenizer, options)
+    results: deque[Future[tuple[Chunk, Report]]] = deque()
+    waiting = deque(tasks)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
         try:
-            yield from pool.map(_work, tasks)
+            while results or waiting:
+                while waiting and sum(not result.done() for result in results) < 2 * workers:
+                    results.append(pool.submit(_work, waiting.popleft()))
+                if waiting and not results[0].done():
+                    results.append(_done(preparer, waiting.popleft()))
+                else:
+                    yield results.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
                 f"data.num_proc: one of {workers} preparation processes died (out of memory?); pass a "
@@ -131,6 +149,16 @@ def _results(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done(preparer: Preparer, task: tuple[int, int]) -> Future[tuple[Chunk, Report]]:
+    """Return the result of a task done here; an error waits for its turn, so that the first bad row is the one told."""
+    future: Future[tuple[Chunk, Report]] = Future()
+    try:
+        future.set_result(preparer.chunk(task))
+    except DataError as error:
+        future.set_exception(error)
+    return future
 
 
 def _nothing_left(source: SourceRows, report: Report) -> str:
