@@ -13,7 +13,7 @@ import numpy as np
 
 from arctic_hydra.batch import IGNORE_INDEX
 from arctic_hydra.data.encode import ExampleEncoder
-from arctic_hydra.data.formats import Reading
+from arctic_hydra.data.formats import Reading, read_preference
 from arctic_hydra.data.lengths import Overlong, pieces
 from arctic_hydra.data.masks import Encoded, TurnChoice
 from arctic_hydra.data.messages import RowProblem, malformed
@@ -36,6 +36,8 @@ class Options:
     malformed: str
     """`error` or `drop`."""
     turns: TurnChoice = field(default_factory=TurnChoice)
+    pairs: bool = False
+    """Whether rows are preferences, each of which gives two examples: the chosen one, then the rejected one."""
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Preparer:
     def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
         """Prepare rows [start, stop)."""
         with _uncollected():
-            return self._chunk(*task)
+            return self._pairs(*task) if self._options.pairs else self._chunk(*task)
 
     def _chunk(self, start: int, stop: int) -> tuple[Chunk, Report]:
         report = Report(rows=stop - start)
@@ -123,6 +125,37 @@ class Preparer:
                 report.tokens_lost += sum(len(ids) for ids, mask in parts if not mask.any())
             kept += trained
         return _assemble(kept, report), report
+
+    def _pairs(self, start: int, stop: int) -> tuple[Chunk, Report]:
+        report = Report(rows=stop - start)
+        kept: list[tuple[int, Array, Array]] = []
+        assert self._encoder is not None, "preferences are encoded here"
+        read = [_guard(read_preference, row) for row in self._source.rows.take(range(start, stop))]
+        both = [side for pair in read for side in ([pair, pair] if isinstance(pair, RowProblem) else pair)]
+        encoded = self._encoder.encode(both)
+        for row, *sides in zip(range(start, stop), encoded[0::2], encoded[1::2], strict=True):
+            problem = next((side for side in sides if isinstance(side, RowProblem)), None)
+            if problem is not None:
+                self._refuse(row, problem, report)
+                continue
+            pair = [side for side in sides if isinstance(side, Encoded)]
+            lengths = [len(side.ids) for side in pair]
+            if self._policy is Overlong.drop and max(lengths) > self._options.max_length:
+                report.dropped["overlong"] += 1
+                report.tokens_lost += sum(lengths)
+                continue
+            parts = [part for side in pair for part in self._fit(row, self._masked(side), report)]
+            answers = [ids[mask.astype(bool)] for ids, mask in parts]
+            if not all(len(answer) for answer in answers):
+                report.dropped["no_supervised_token"] += 1
+            elif np.array_equal(*answers):  # also where the difference was cut off: there is nothing to prefer
+                report.dropped["no_difference"] += 1
+            else:
+                kept += [(row, *part) for part in parts]
+                report.stops.update(int(side.ids[end - 1]) for side in pair for end in side.turn_ends)
+        chunk = _assemble(kept, report)
+        report.kept //= 2
+        return chunk, report
 
     def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
         rows = self._source.rows.take(range(start, stop))

@@ -24,7 +24,7 @@ from arctic_hydra.batch import Batch, Window
 from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.order import balanced, grouped_order, mix
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
-from arctic_hydra.data.store import Array, JoinedStore
+from arctic_hydra.data.store import Array, JoinedStore, PairStore
 
 PERCENTILES = (50, 90, 99, 100)
 
@@ -49,7 +49,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        store: JoinedStore,
+        store: JoinedStore | PairStore,
         examples: Ints,
         source_names: list[str],
         geometry: BatchGeometry,
@@ -160,9 +160,10 @@ class PackedLoader:
         for index, name in enumerate(self.source_names):
             mine = self._examples[self._store.sources[self._examples] == index]
             for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
-                example = int(mine[place])
-                ids, mask = self._store.ids(example).tolist(), self._store.mask(example).tolist()
-                found.append(Example(name, int(self._store.rows[example]), ids, mask))
+                flat = self._store.flat
+                for document in self._store.documents(int(mine[place])):
+                    ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()
+                    found.append(Example(name, int(flat.rows[document]), ids, mask))
         return found
 
     def _window(self, plan: Plan, order: Ints, costs: Array, step: int) -> Window:
@@ -180,13 +181,13 @@ class PackedLoader:
 
     def _batch(self, plan: Plan, packs: Ints) -> Batch:
         chosen = [self._examples[example] for pack in packs for example in plan.pack(int(pack))]
-        documents = [int(example) for example in chosen]
+        documents = [document for example in chosen for document in self._store.documents(int(example))]
         if not documents:
             batch = _dummy(self._options.pad_token_id, self._options.packing)
         elif self._options.packing:
-            batch = _packed(self._store, documents)
+            batch = _packed(self._store.flat, documents)
         else:
-            batch = _padded(self._store, documents, self._options.pad_token_id)
+            batch = _padded(self._store.flat, documents, self._options.pad_token_id)
         return _pin(batch) if torch.cuda.is_available() else batch
 
 
@@ -212,6 +213,7 @@ def _packed(store: JoinedStore, documents: list[int]) -> Batch:
         num_padding=0,
         example_ids=documents,
         document_lengths=lengths.tolist(),
+        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[places_K]),
     )
 
 
@@ -237,6 +239,7 @@ def _padded(store: JoinedStore, documents: list[int], pad_token_id: int) -> Batc
         num_padding=int(shape[0] * shape[1] - lengths.sum()),
         example_ids=documents,
         document_lengths=lengths.tolist(),
+        document_K=torch.from_numpy(places_K // shape[1]),
     )
 
 
@@ -255,6 +258,7 @@ def _dummy(pad_token_id: int, packing: bool) -> Batch:
         num_padding=1,
         example_ids=[],
         document_lengths=[1],
+        document_K=nothing.clone(),
     )
 
 

@@ -124,6 +124,32 @@ class JoinedStore:
         part = int(self.sources[index])
         return self._parts[part].mask(index - int(self._starts[part]))
 
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: itself."""
+        return [index]
+
+    @property
+    def flat(self) -> JoinedStore:
+        """The store that `documents` counts in."""
+        return self
+
+
+class PairStore:
+    """Preferences: example i is documents 2i (chosen) and 2i + 1 (rejected) of `flat`; its length is that of both."""
+
+    def __init__(self, flat: JoinedStore) -> None:
+        self.flat, self.key, self.report = flat, flat.key, flat.report
+        self.lengths = flat.lengths[0::2] + flat.lengths[1::2]
+        self.supervised = flat.supervised[0::2] + flat.supervised[1::2]
+        self.rows, self.sources = flat.rows[0::2], flat.sources[0::2]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: the chosen one, then the rejected one."""
+        return [2 * index, 2 * index + 1]
+
 
 def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]]) -> None:
     """Write chunks as they come, then the manifest with `report()`; everything is on disk when this returns."""
