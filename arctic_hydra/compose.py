@@ -20,12 +20,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arctic_hydra.component import check_targets, registered
+from arctic_hydra import config
+from arctic_hydra.component import check_targets, registered, to_plain
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
 
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
+NAMED_SETS = ("data.sources", "data.eval_sources")
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 
 
@@ -82,6 +84,21 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     job.pop("hydra", None)
     OmegaConf.set_struct(job, True)
     return job
+
+
+def resolved(job: DictConfig) -> dict[str, Any]:
+    """Return a composed config as a plain tree with paths absolute; raises ConfigError for what is required and missing."""
+    missing = sorted(OmegaConf.missing_keys(job))
+    if missing:
+        raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
+    tree = to_plain(job)
+    check_targets(tree)
+    return config.absolute_paths(tree, Path.cwd())  # type: ignore[no-any-return]
+
+
+def to_yaml(content: Any) -> str:
+    """Return plain content as YAML that reads back as it was."""
+    return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
 def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
@@ -154,8 +171,13 @@ def _no_such_option(group: str, option: str) -> ConfigError:
 def _list_group(overrides: list[str]) -> ConfigError:
     """Name the override that gives a group without options a value."""
     for item in OverridesParser.create().parse_overrides(overrides):
-        if item.key_or_group in LIST_GROUPS and item.value() != []:
-            value = item.value()
+        value = item.value()
+        if item.key_or_group in NAMED_SETS and isinstance(value, list):
+            group, names = item.key_or_group.replace(".", "/"), ",".join(map(str, value))
+            return ConfigError(
+                f"{item.key_or_group}: got a list, expected named entries; choose sets with {group}=[{names}]"
+            )
+        if item.key_or_group in LIST_GROUPS and value != []:
             return _no_such_option(item.key_or_group, str(value[0] if isinstance(value, list) else value))
     return ConfigError(f"{' '.join(overrides)}: a list stands where named entries are due")
 

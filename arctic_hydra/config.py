@@ -17,13 +17,15 @@ from omegaconf import MISSING
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.component import Component, component, create, from_plain, store_root
+from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import integer
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.tokenizer.base import TokenizerFactory
@@ -36,6 +38,7 @@ else:
     from arctic_hydra.trainer.base import TrainerSlot
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")
 
 
 class Task(Enum):
@@ -46,6 +49,7 @@ class Task(Enum):
     evaluate = "evaluate"
     export = "export"
     preview = "preview"
+    report = "report"
 
 
 @component(group="log", name="default")
@@ -88,7 +92,7 @@ class Run(Component):
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
     """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers; preview:
-    show examples with their trained tokens."""
+    show examples with their trained tokens; report: write the page of a run anew."""
     from_checkpoint: str | None = None
     """What task=evaluate and task=export work on: a step, `best`, or a path; the run's newest good checkpoint when unset."""
     init_from: str | None = None
@@ -104,7 +108,15 @@ class Run(Component):
     fresh: bool = False
     """Delete what an earlier run of this very config left, and start over."""
     ranks: str = "auto"
-    """Processes on this machine: a number, or `auto` for one per GPU, else 1."""
+    """Processes on each machine: a number, or `auto` for one per GPU, else 1."""
+    nnodes: int = 1
+    """Machines; the same command is given on each, with its own `node_rank`. SLURM and a hostfile set it themselves."""
+    node_rank: int = 0
+    """Which of the machines this is, from 0."""
+    rendezvous: str | None = None
+    """`host:port` of the first machine, where the others meet it; the port must be free there."""
+    hostfile: str | None = None
+    """A file with lines such as `node1 slots=8`: ranks are started on every host through ssh."""
     model: ModelFactory = MISSING
     tokenizer: TokenizerFactory = MISSING
     data: DataFactory = MISSING
@@ -119,7 +131,10 @@ class Run(Component):
     log: Log = MISSING
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        "task from_checkpoint preview_examples name output_root fresh ranks checkpoint tracking log".split()
+        (
+            "task from_checkpoint preview_examples name output_root fresh ranks nnodes node_rank rendezvous hostfile "
+            "checkpoint tracking log"
+        ).split()
     )
 
     def validate(self) -> None:
@@ -131,11 +146,39 @@ class Run(Component):
             raise ValueError(f"preview_examples: got {self.preview_examples}, expected 1 or more")
         if self.ranks != "auto" and not (self.ranks.isdigit() and int(self.ranks) > 0):
             raise ValueError(f"ranks: got {self.ranks!r}, expected auto or a positive number")
+        if self.nnodes < 1:
+            raise ValueError(f"nnodes: got {self.nnodes}, expected 1 or more")
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ValueError(
+                f"node_rank: got {self.node_rank}, expected 0 to {self.nnodes - 1} with nnodes={self.nnodes}"
+            )
+        if self.rendezvous is not None and not RENDEZVOUS.fullmatch(self.rendezvous):
+            raise ValueError(f"rendezvous: got {self.rendezvous!r}, expected <host>:<port>, such as node1:29500")
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks to start on each machine."""
+        return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
 
     @property
     def world_size_wanted(self) -> int:
-        """Ranks to start on this machine."""
-        return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
+        """Ranks of the run, over all machines."""
+        return self.nnodes * self.ranks_per_node
+
+    @property
+    def converters(self) -> list[ModelConverter]:
+        """The converters in the order in which they work: the chosen ones, then those that trainer fields stand for."""
+        implied: list[ModelConverter] = []
+        if self.trainer.tiled_mlp_compute:
+            implied.append(TiledMLP())
+        if self.trainer.activation_checkpoint_cpu_offload:
+            implied.append(ActivationOffload())
+        return [*self.converter.values(), *implied]
+
+    @property
+    def pack_tokens(self) -> int | None:
+        """Tokens that every row of a compiled model is padded to; None leaves rows as long as they are."""
+        return self.trainer.micro_batch_size * int(getattr(self.data, "max_length", 0)) if self.model.compile else None
 
     def check(self) -> None:
         """Check components against each other; pure. Raises ConfigError with every problem found."""
@@ -196,9 +239,18 @@ def _cross_checks(run: Run) -> Iterator[str]:
         )
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+    if run.data.needs_limit and not trainer.train_iters:
+        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
+    if run.data.needs_limit and trainer.epochs > 1:
+        yield (
+            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
+            f"is, over as many passes as that takes; drop trainer.epochs"
+        )
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    yield from _sequence_parallel_problems(run)
+    yield from _memory_problems(run)
     if trainer.eval_frequency and not run.data.has_evaluation:
         yield (
             f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "
@@ -224,6 +276,39 @@ def _cross_checks(run: Run) -> Iterator[str]:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
 
 
+def _sequence_parallel_problems(run: Run) -> Iterator[str]:
+    size, ranks = run.trainer.sequence_parallel_size, run.world_size_wanted
+    if size == 1:
+        return
+    if ranks % size:
+        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}, or set ranks"
+    if run.model.attn_implementation != VARLEN_ATTENTION:
+        yield (
+            f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
+            f"attends to one rank's tokens only; pass model.attn_implementation={VARLEN_ATTENTION}"
+        )
+
+
+def _memory_problems(run: Run) -> Iterator[str]:
+    trainer, model = run.trainer, run.model
+    if trainer.activation_checkpoint_cpu_offload and model.disable_activation_checkpoint:
+        yield (
+            "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no "
+            "checkpointed activations; pass model.disable_activation_checkpoint=false"
+        )
+    if trainer.tiled_mlp_compute and any(isinstance(item, TiledMLP) for item in run.converter.values()):
+        yield "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"
+    if model.compile and run.deepspeed.stage == 3:
+        yield "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"
+    if model.compile and not getattr(run.data, "packing", False):
+        yield "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"
+    if run.deepspeed.offloads and not run.optimizer.runs_on_cpu:
+        yield (
+            f"deepspeed: got an option that offloads to the CPU, but optimizer={option_name(type(run.optimizer))} cannot step "
+            f"there; pass optimizer=adamw, or an option of deepspeed without offload"
+        )
+
+
 def _environment(run: Run) -> Iterator[str]:
     chosen = {"init_from": run.init_from, "from_checkpoint": run.from_checkpoint}
     for key, value in chosen.items():
@@ -242,14 +327,15 @@ def _environment(run: Run) -> Iterator[str]:
                 yield from (f"{key}.{problem}" for problem in item.check_environment())
     if run.model.dtype == "fp16" and count_gpus() == 0:
         yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
-    if count_gpus() and run.world_size_wanted > count_gpus():
+    if count_gpus() and run.ranks_per_node > count_gpus():
         yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
 
 
 def identity(run: Run) -> dict[str, Any]:
     """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values."""
     trainer = run.trainer
-    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * run.world_size_wanted
+    groups = run.world_size_wanted // trainer.sequence_parallel_size
+    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * groups
     return {**_identity_of(run), "global_batch_size": batch}
 
 
@@ -282,7 +368,7 @@ def absolute_paths(tree: Any, base: Path) -> Any:
 
 
 def _holds_path(key: str) -> bool:
-    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint")
+    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint", "hostfile")
     return key in names or key.endswith(("_path", "_dir"))
 
 

@@ -8,14 +8,18 @@ from typing import Any
 
 from arctic_hydra import config, distributed, engine, log, record, report
 from arctic_hydra.checkpoint import source
-from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.sequence import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.metrics import MetricsFile
+from arctic_hydra.model.base import compile_layers
+from arctic_hydra.model.ulysses import check_heads
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
+from arctic_hydra.tasks import check
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -58,17 +62,23 @@ def build(
 
     with trainer.event("init"):
         distributed.start(world, trainer.collective_timeout_seconds)
+        distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
         device = world.device
         seed_everything(run.seed)
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
-        geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed)
+        dealt_to = world.data_parallel(trainer.sequence_parallel_size)
+        geometry = BatchGeometry(
+            trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed, trainer.train_iters
+        )
         with trainer.event("create_loader"):
-            loader, eval_loader = run.data.build(tokenizer, geometry)
+            dealt, eval_dealt = run.data.build(tokenizer, geometry)
+        loader, eval_loader = fitted(dealt, run.pack_tokens), eval_dealt and fitted(eval_dealt, run.pack_tokens)
         horizon = trainer.plan(loader, run.scheduler.warmup)
         with trainer.event("create_config"):
             model_config = run.model.create_config()
         check_vocabulary(model_config, tokenizer)
+        check_heads(model_config, trainer.sequence_parallel_size)
         engine_config = run.deepspeed.fill(
             trainer.micro_batch_size,
             trainer.gradient_accumulation_steps,
@@ -78,7 +88,7 @@ def build(
         )
         with trainer.event("create_model"), engine.model_init(engine_config):
             model = run.model.create_model(model_config)
-            for converter in run.converter.values():
+            for converter in run.converters:
                 model = converter.convert(model)
         if run.init_from and trains:
             weights = source.find_weights(Path(run.init_from))
@@ -86,11 +96,15 @@ def build(
             engine.import_deepspeed()  # checkpoints hold three of its classes
             source.initialise(model, weights)
         facts = report.model_facts(model, model_config)
+        if run.model.compile:
+            compile_layers(model, run.model.compile_backend)
         with trainer.event("create_optimizer"):
             optimizer = run.optimizer.create_optimizer(model)
         with trainer.event("create_scheduler"):
             scheduler = run.scheduler.create_scheduler(optimizer, horizon)
         deepspeed_engine = engine.initialize(model, optimizer, engine_config)
+        shown = trains and world.is_main and run.log.prints(world)
+        memory = check.describe(run, loader.summary()["supervised_share"]) if shown else []
         seed_everything(run.seed + world.rank)  # ranks draw different dropout
 
         identity = {
@@ -100,21 +114,32 @@ def build(
         }
         metrics_path = run_dir / "metrics.jsonl"
         state = TrainingState(
-            deepspeed_engine, scheduler, tokenizer, Progress(), world, run_dir, identity, logs=[metrics_path]
+            deepspeed_engine,
+            scheduler,
+            tokenizer,
+            Progress(),
+            world,
+            run_dir,
+            identity,
+            logs=[metrics_path],
+            stream=dealt if isinstance(dealt, Stream) else None,
         )
         resumed_from = resume(run, state) if trains else None
         if trains:
             report.check_space(run, facts)
+        if trains and world.is_main:
+            facts_known = report.statistics(loader, eval_loader, facts)
+            record.RunDirectory(run_dir).update_record(statistics=facts_known)
         metrics_file = MetricsFile(metrics_path) if trains and world.is_main else None
         trackers = list(run.tracking.values()) if trains and world.is_main else []
         for tracker in trackers:
             tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
         start = weights.path if weights else None
-        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, start)
+        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, start, memory)
         display = Display(horizon, state.progress.global_step, enabled=run.log.prints(world))
         trainer.equip(
             Toolbox(
-                world, device, run_dir, loader, eval_loader, run.model, list(run.converter.values()), deepspeed_engine,
+                world, device, run_dir, loader, eval_loader, run.model, run.converters, deepspeed_engine,
                 engine_config, scheduler, state, list(run.checkpoint.values()), trackers, metrics_file, display, stop,
                 run.log.interval, facts.flops_shape,
             )

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "arctic_hydra"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "human_numbers", "progress", "batch", "hub", "redaction", "assets", "page"), 0),
+    **dict.fromkeys(
+        ("errors", "human_numbers", "progress", "batch", "hub", "redaction", "assets", "page", "patterns"), 0
+    ),
     **dict.fromkeys(("distributed", "log", "metrics", "display", "stopping"), 1),
     "component": 2,
     **dict.fromkeys(
@@ -24,8 +26,8 @@ LAYERS: dict[str, int] = {
     "engine": 4,
     "trainer": 5,
     "config": 6,
-    **dict.fromkeys(("record", "report", "runner", "tasks"), 7),
-    **dict.fromkeys(("worker", "launch", "compose", "usage", "__main__"), 8),
+    **dict.fromkeys(("memory", "record", "report", "runner", "tasks"), 7),
+    **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "usage", "__main__"), 8),
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.
 SIBLINGS_APART = 3

@@ -6,7 +6,8 @@ import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from arctic_hydra.batch import IGNORE_INDEX
 from arctic_hydra.data.encode import ExampleEncoder
 from arctic_hydra.data.formats import Reading, read_preference
-from arctic_hydra.data.lengths import Overlong, pieces
+from arctic_hydra.data.lengths import Overlong, length_bin, pieces
 from arctic_hydra.data.masks import Encoded, TurnChoice
 from arctic_hydra.data.messages import RowProblem, malformed
 from arctic_hydra.data.source.rows import Row, Rows
@@ -71,19 +72,34 @@ class Report:
     max_token_id: int = -1
     stops: Counter[int] = field(default_factory=Counter)
     """Ids of the tokens that trained turns end in."""
+    length_bins: Counter[int] = field(default_factory=Counter)
+    """Rows by `length_bin` of their tokens, before the length policy."""
 
     def add(self, other: Report) -> None:
         """Add the counts of another part."""
         self.dropped.update(other.dropped)
         self.stops.update(other.stops)
+        self.length_bins.update(other.length_bins)
         for name in ("rows", "kept", "truncated", "split", "tokens", "tokens_lost", "supervised_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_token_id = max(self.max_token_id, other.max_token_id)
 
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Report:
+        """Return the report that `plain()` made these values of."""
+        by_number = {
+            name: Counter({int(number): count for number, count in plain[name].items()})
+            for name in ("stops", "length_bins")
+        }
+        return cls(**{**plain, "dropped": Counter(plain["dropped"]), **by_number})
+
     def plain(self) -> dict[str, Any]:
         """Return the counts as plain values."""
-        stops = {str(token): count for token, count in sorted(self.stops.items())}
-        return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), "stops": stops}
+        by_number = {
+            name: {str(number): count for number, count in sorted(getattr(self, name).items())}
+            for name in ("stops", "length_bins")
+        }
+        return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
 
 
 @dataclass
@@ -103,6 +119,12 @@ class Preparer:
         self._policy = Overlong[options.overlong]
         self._encoder = ExampleEncoder(tokenizer, options.turns) if source.process else None
         self._bos = tokenizer.bos_token_id
+
+    def of(self, rows: Rows) -> Preparer:
+        """Return a preparer of other rows of the same source, such as the next ones of a stream."""
+        other = copy(self)
+        other._source = replace(self._source, rows=rows)
+        return other
 
     def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
         """Prepare rows [start, stop)."""
@@ -173,6 +195,7 @@ class Preparer:
     def _fit(self, row: int, item: _Example, report: Report) -> list[tuple[Array, Array]]:
         """Return ids and mask of the parts of an example that are kept; none where it is dropped."""
         ids, limit = item.ids, self._options.max_length
+        report.length_bins[length_bin(len(ids))] += 1
         if len(ids) <= limit:
             parts, head = [(0, len(ids))], 0
         elif self._policy is Overlong.error:

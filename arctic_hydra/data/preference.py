@@ -33,6 +33,8 @@ class PreferenceDataFactory(PreparedDataFactory):
         if self.overlong is Overlong.split:
             text = "got split, expected drop, keep_start, keep_end or error: the parts of a pair are no pairs"
             problems.append(("overlong", text))
+        if self.streaming:
+            problems.append(("streaming", "got true, expected false: pairs are prepared as a whole"))
         for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
             for name, source in sources.items():
                 if source.format not in (RowFormat.auto, RowFormat.preference) or source.role_mapping:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import component
-from arctic_hydra.optimizer.base import AdamFactory, parameter_groups
+from arctic_hydra.optimizer.base import AdamFactory
 
 if TYPE_CHECKING:
     import torch
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 class AdamWFactory(AdamFactory):
     """AdamW (Loshchilov and Hutter 2019) in torch's fused form, on CPU and CUDA."""
 
+    runs_on_cpu: ClassVar[bool] = True
+
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Return `torch.optim.AdamW` over the decayed and undecayed groups of `model`."""
+        """Return `torch.optim.AdamW` over the parameter groups of `model`."""
         import torch
 
-        return torch.optim.AdamW(parameter_groups(model, self.weight_decay), fused=True, **self.arguments())
+        return torch.optim.AdamW(
+            self.parameter_groups(model, self.lr, self.weight_decay), fused=True, **self.arguments()
+        )

@@ -2,25 +2,121 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
+from arctic_hydra.patterns import check_patterns, matching
 
 if TYPE_CHECKING:
     import torch
 
+_LAYER = re.compile(r"\.(?:layers|layer|blocks|block|h)\.(\d+)\.")
+_EMBEDDING = re.compile(r"embed|\.wte\.|\.wpe\.")
+_GROUP_KEYS = ("patterns", "lr_scale", "weight_decay")
+
 
 @dataclass(kw_only=True)
 class OptimizerFactory(Component):
-    """Base of the optimizer factories."""
+    """Base of the optimizer factories; patterns are regular expressions, searched for in parameter names."""
+
+    no_decay: list[str] = field(default_factory=list)
+    """Patterns of weights without weight decay, such as [embed_tokens]; biases and norms never have it."""
+    groups: dict[str, Any] = field(default_factory=dict)
+    """Groups by a name of yours: {head: {patterns: [lm_head], lr_scale: 0.1, weight_decay: 0}}; lr_scale multiplies the
+    learning rate all along its schedule. A parameter may be in one group only."""
+    layerwise_lr_decay: Any = number(1.0, minimum=0, maximum=1)
+    """Factor of the learning rate from each layer to the one below it; the embedding lies below the first layer, the
+    head and the last norm lie above the last. 1 is off."""
+
+    def validate(self) -> None:
+        if not self.layerwise_lr_decay:
+            raise ValueError(
+                "layerwise_lr_decay: got 0, expected more: lower layers would not train; use converter=[freeze]"
+            )
+        check_patterns("no_decay", self.no_decay)
+        self.groups = convert_leaves(self.groups)
+        for name, group in self.groups.items():
+            key = f"groups.{name}"
+            if not isinstance(group, dict) or not group.get("patterns") or len(group) < 2:
+                raise ValueError(
+                    f"{key}: got {group!r}, expected patterns with lr_scale or weight_decay, such as "
+                    "{patterns: [lm_head], lr_scale: 0.1}"
+                )
+            for unknown in group.keys() - set(_GROUP_KEYS):
+                raise ValueError(f"{key}.{unknown}: there is no such key; a group has {', '.join(_GROUP_KEYS)}")
+            if not isinstance(group["patterns"], list):
+                raise ValueError(f"{key}.patterns: got {group['patterns']!r}, expected a list of patterns")
+            check_patterns(f"{key}.patterns", group["patterns"])
+            for value in ("lr_scale", "weight_decay"):
+                given = group.get(value, 0.0)
+                if isinstance(given, bool) or not isinstance(given, int | float) or given < 0:
+                    raise ValueError(f"{key}.{value}: got {given!r}, expected a number of 0 or more")
+
+    state_bytes_per_parameter: ClassVar[int] = 8
+    """Bytes of optimizer state per trained parameter, the master copy of the weights left out (Adam: two fp32 moments)."""
+
+    runs_on_cpu: ClassVar[bool] = False
+    """Whether it can step on the CPU while the model is on a GPU, as offloading needs."""
 
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Return an optimizer over the trainable parameters of `model`; raises ConfigError when there are none."""
+
+    def parameter_groups(self, model: torch.nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return torch's parameter groups of the trainable parameters, each with its `lr` and `weight_decay`.
+
+        Those with the unscaled learning rate come first, so that the schedule's first value is `lr`'s. Raises
+        ConfigError where nothing trains, and for patterns that match nothing or one parameter twice.
+        """
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise ConfigError("optimizer: the model has no trainable parameter; unfreeze some")
+        scales = self._layer_scales(list(trainable))
+        decays = {name: weight_decay if is_matrix(p) else 0.0 for name, p in trainable.items()}
+        for name in matching("optimizer.no_decay", self.no_decay, trainable):
+            decays[name] = 0.0
+        for name, group in self._members(list(trainable)).items():
+            scales[name] *= self.groups[group].get("lr_scale", 1.0)
+            decays[name] = self.groups[group].get("weight_decay", decays[name])
+        found: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for name, parameter in trainable.items():
+            found.setdefault((scales[name], decays[name]), []).append(parameter)
+        # Sorted, so that the order does not hang on which parameter a model lists first.
+        order = sorted(found, key=lambda key: (key[0] != 1.0, -key[0], -key[1]))
+        return [{"params": found[key], "lr": lr * key[0], "weight_decay": key[1]} for key in order]
+
+    def _members(self, names: list[str]) -> dict[str, str]:
+        """Return the group of each parameter that is in one."""
+        members: dict[str, str] = {}
+        for group, values in self.groups.items():
+            for name in matching(f"optimizer.groups.{group}.patterns", values["patterns"], names):
+                if name in members:
+                    raise ConfigError(
+                        f"optimizer.groups.{group}.patterns: {name} is also in optimizer.groups.{members[name]}; "
+                        "make the patterns exclude each other"
+                    )
+                members[name] = group
+        return members
+
+    def _layer_scales(self, names: list[str]) -> dict[str, float]:
+        """Return layerwise_lr_decay to the power of each parameter's distance from the top (Clark et al. 2020)."""
+        decay = float(self.layerwise_lr_decay)
+        layers = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
+        if decay == 1.0:
+            return dict.fromkeys(names, 1.0)
+        if not layers:
+            raise ConfigError(
+                f"optimizer.layerwise_lr_decay: got {decay}, but no trainable parameter lies in a numbered layer "
+                f"(the names are such as {', '.join(names[:3])}); use optimizer.groups"
+            )
+        top = max(layers.values()) + 1
+        depths = {name: layers.get(name, -1 if _EMBEDDING.search(name) else top) for name in names}
+        return {name: decay ** (top - depth) for name, depth in depths.items()}
 
 
 @dataclass(kw_only=True)
@@ -37,6 +133,7 @@ class AdamFactory(OptimizerFactory):
     """Added to the denominator."""
 
     def validate(self) -> None:
+        super().validate()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: got {list(self.betas)!r}, expected two numbers in [0, 1)")
 
@@ -45,15 +142,6 @@ class AdamFactory(OptimizerFactory):
         return {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps}
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters by decay; empty groups are left out.
-
-    Under ZeRO-3 a parameter's own shape is that of its shard, so the full shape is read from `ds_shape`.
-    """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ConfigError("optimizer: the model has no trainable parameter; unfreeze some")
-    decayed = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) >= 2]
-    others = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def is_matrix(parameter: torch.nn.Parameter) -> bool:
+    """Whether a parameter has two dimensions or more; under ZeRO-3 its own shape is that of its shard."""
+    return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2

@@ -25,7 +25,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     weights = source.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
     tokenizer = run.tokenizer.create_tokenizer()
     model = run.model.create_model(run.model.create_config())
-    for converter in run.converter.values():
+    for converter in run.converters:
         model = converter.convert(model)
     engine.import_deepspeed()  # checkpoints hold three of its classes
     source.initialise(model, weights)

@@ -1,0 +1,47 @@
+"""Patterns over parameter names: regular expressions that are searched for anywhere in a name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from arctic_hydra.errors import ConfigError
+
+_SHOWN = 3
+
+
+def check_patterns(field: str, patterns: list[str]) -> None:
+    """Raise ValueError, starting with the field's name, for what is no regular expression."""
+    for pattern in patterns:
+        try:
+            if not pattern:
+                raise ValueError(
+                    f"{field}: got an empty pattern, which matches everything; expected such as 'layers.0.'"
+                )
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{field}: got {pattern!r}, which is no regular expression ({error})") from error
+
+
+def matching(key: str, patterns: list[str], names: Iterable[str]) -> set[str]:
+    """Return the names in which any of the patterns is found.
+
+    Raises ConfigError for each pattern that is found nowhere: a request without effect. `key` is the full config key.
+    """
+    names = list(names)
+    found = {pattern: {name for name in names if re.search(pattern, name)} for pattern in patterns}
+    if idle := [pattern for pattern in patterns if not found[pattern]]:
+        raise ConfigError([f"{key}: {pattern!r} matches no parameter{near_names(pattern, names)}" for pattern in idle])
+    return set().union(*found.values())
+
+
+def near_names(pattern: str, names: Iterable[str]) -> str:
+    """Return a hint for an error: names with a part like the pattern's last one, else the first few."""
+    names = list(names)
+    words = re.findall(r"[A-Za-z_]\w*", pattern)
+    parts = {part: name for name in reversed(names) for part in name.split(".")}
+    near = difflib.get_close_matches(words[-1], parts, n=_SHOWN, cutoff=0.5) if words else []
+    if near:
+        return f"; did you mean {' or '.join(f'{part!r} (as in {parts[part]})' for part in near)}?"
+    return f"; the names are such as {', '.join(names[:_SHOWN])}" if names else "; there are none"
