@@ -1,6 +1,6 @@
 """Every check of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. `nox -s faults`, `nox -s bench`, `nox -s peers` and `nox -s gpu` are run by hand.
+`nox` runs lint, types and tests. `nox -s slurm`, `nox -s faults`, `nox -s compiled`, `nox -s bench`, `nox -s peers` and `nox -s gpu` are run by hand.
 """
 
 from __future__ import annotations
@@ -42,11 +42,25 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def slurm(session: nox.Session) -> None:
+    """Run the tests on a real SLURM, as root on a machine with slurm-wlm, slurmdbd, munge and mariadb-server."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run("pytest", "-m", "slurm", "--durations=0", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
+
+
+@nox.session
 def faults(session: nox.Session) -> None:
     """Kill, freeze and starve runs at length; `nox -s faults -- --kills 200 --results kills.json` sets the kill loop."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-m", "faults", f"--timeout={TEST_TIMEOUT_SECONDS}")
     session.run("python", "-m", "tests.faults.kill_loop", *session.posargs)
+
+
+@nox.session
+def compiled(session: nox.Session) -> None:
+    """Run the tests marked `compiles`: DeepSpeed's own optimizers, which it builds with g++ and ninja."""
+    session.install(*PINNED, "-e", ".[test]", "ninja")
+    session.run("pytest", "-m", "compiles", f"--timeout={2 * TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 
 @nox.session

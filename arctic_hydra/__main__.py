@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from arctic_hydra import __version__, component, compose, config, launch, nodes, record, usage
+from arctic_hydra import __version__, component, compose, config, launch, multirun, nodes, record, usage
 from arctic_hydra.errors import (
-    EXIT_BAD_CONFIG,
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_STOPPED_EARLY,
@@ -25,7 +23,7 @@ from arctic_hydra.errors import (
     ConfigError,
 )
 from arctic_hydra.job import Job, conclude
-from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.redaction import redact
 from arctic_hydra.tasks import report
 
 PROGRAM = "python -m arctic_hydra"
@@ -63,8 +61,9 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(arguments, name, _not_run)
-    if options.multirun:
-        return _sweep(arguments, options, name)
+    in_sweep = options.multirun or _has_launcher(options.overrides)
+    if in_sweep and not (options.help or options.cfg):
+        return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
         usage.print_page(PROGRAM, options.overrides)
         return EXIT_DONE
@@ -73,6 +72,8 @@ def _dispatch(arguments: list[str]) -> int:
     if options.cfg:
         Job.of(job, options.overrides)
         return _show(options, cfg, job)
+    if any(item.startswith("hydra/launcher=") and item != "hydra/launcher=basic" for item in options.overrides):
+        return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
         if override.lstrip("+").startswith(("hydra.", "hydra/")) and not override.lstrip("+").startswith(
             "hydra.searchpath"
@@ -81,6 +82,11 @@ def _dispatch(arguments: list[str]) -> int:
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )
     return run_one(job, options.overrides)
+
+
+def _has_launcher(overrides: list[str]) -> bool:
+    """Whether a launcher is chosen: Hydra itself would ignore it on a single run."""
+    return any(item.lstrip("+").startswith("hydra/launcher=") and not item.endswith("=basic") for item in overrides)
 
 
 def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
@@ -98,6 +104,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     run, directory = job.run, job.directory
     if problems := run.environment_problems():
         raise ConfigError(problems)
+    machines = nodes.of(run, directory.path.name)
     if run.task is config.Task.check:
         from arctic_hydra.tasks import check
 
@@ -118,34 +125,38 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         print(f"written to {_relative(report.write(directory))}")
         return EXIT_DONE
     if run.node_rank > 0:
-        return _join(job)
+        return _join(job, machines)
     if run.task is not config.Task.train:
-        return _look_at(job)
+        return _look_at(job, machines)
     data = job.data_digest()
     lock = job.open()
     if job.finished(data):
         result = directory.record()["result"]
-        print(f"finished already: {directory.path} (step {result['step']}, objective {_number(result['objective'])})")
+        print(
+            f"finished already: {_relative(directory.path)} (step {result['step']}, objective {_number(result['objective'])})"
+        )
         print("pass fresh=true to train it again from the start")
         job.tell_trackers(record.FINISHED)
         return EXIT_DONE
     if difference := job.write(data):
         print(difference)
-    code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), nodes.of(run, directory.path.name))
+    code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines)
     code = _conclude(directory, code)
     if directory.record()["status"] == record.FAILED:
         job.tell_trackers(record.FAILED)
     return code
 
 
-def _join(job: Job) -> int:
+def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
     run = job.run
     directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
     if run.task is config.Task.train and not run.fresh and directory.record().get("status") == record.FINISHED:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
-    code = launch.start_ranks(directory, run.ranks_per_node, -1, job.secrets(), nodes.of(run, job.directory.path.name))
+    code = launch.start_ranks(
+        directory, run.ranks_per_node, None, job.secrets(), nodes.of(run, job.directory.path.name)
+    )
     print(f"node {run.node_rank} of {run.nnodes} is done; the command of node 0 tells how the run ended")
     if code:
         return EXIT_FAILED
@@ -162,7 +173,7 @@ def _must_exist(job: Job) -> None:
         )
 
 
-def _look_at(job: Job) -> int:
+def _look_at(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
     run, directory = job.run, job.directory
     if run.from_checkpoint is None:
@@ -175,7 +186,6 @@ def _look_at(job: Job) -> int:
     record.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
     if run.task is config.Task.export:
         return _conclude(place, launch.start_ranks(place, 1, lock, job.secrets()))
-    machines = nodes.of(run, directory.path.name)
     return _conclude(place, launch.start_ranks(place, run.ranks_per_node, lock, job.secrets(), machines))
 
 
@@ -244,53 +254,6 @@ def print_error(error: ArcticHydraError) -> None:
     """Print each problem on a line of its own, to standard error."""
     for problem in getattr(error, "problems", [str(error)]):
         print(f"error: {problem}", file=sys.stderr)
-
-
-def _sweep(arguments: list[str], options: Any, name: str) -> int:
-    """Check every job of a grid before the first starts; then let Hydra's sweeper and launcher run them."""
-    for overrides in compose.sweep_jobs(options.overrides):
-        job = compose.without_hydra(compose.compose_config(overrides, name, options.config_dir))
-        Job.of(job, overrides)
-    rows: list[tuple[int, float | None, Path, list[str]]] = []
-
-    def run_job(cfg: DictConfig) -> float | None:
-        from hydra.core.hydra_config import HydraConfig
-
-        overrides = [redact_override(item) for item in HydraConfig.get().overrides.task]
-        job = compose.without_hydra(cfg)
-        print(f"job {len(rows) + 1}: {' '.join(overrides)}", flush=True)
-        try:
-            code = run_one(job, overrides)
-        except ArcticHydraError as error:
-            print_error(error)
-            code = error.exit_code
-        directory = Job.of(job, overrides).directory
-        result = directory.record().get("result", {}) if code in (EXIT_DONE, EXIT_STOPPED_EARLY) else {}
-        rows.append((code, result.get("objective"), directory.path, overrides))
-        if str(result.get("stop_reason", "")).startswith("received"):
-            raise KeyboardInterrupt  # whoever stopped this job meant the sweep
-        return result.get("objective")
-
-    with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a folder per job; ours are functions of the config
-        try:
-            _hydra([*arguments, f"hydra.sweep.dir={scratch}"], name, run_job)
-        except KeyboardInterrupt:
-            print("the sweep was stopped; the same command resumes it")
-    print(_table(rows))
-    return next((code for code, *_ in rows if code), EXIT_DONE)
-
-
-def _table(rows: list[tuple[int, float | None, Path, list[str]]]) -> str:
-    """Return the jobs of a sweep as text: status, objective, directory, and what was asked for."""
-    words = {EXIT_DONE: "done", EXIT_STOPPED_EARLY: "stopped", EXIT_FAILED: "failed", EXIT_BAD_CONFIG: "bad config"}
-    width = max([len("directory"), *(len(str(_relative(path))) for _, _, path, _ in rows)])
-    lines = [f"{'job':>3}  {'status':<10}  {'objective':>9}  {'directory':<{width}}  overrides"]
-    for number, (code, objective, path, overrides) in enumerate(rows, start=1):
-        status = words.get(code, str(code))
-        lines.append(
-            f"{number:>3}  {status:<10}  {_number(objective):>9}  {_relative(path)!s:<{width}}  {' '.join(overrides)}"
-        )
-    return "\n".join(lines)
 
 
 def _hydra(arguments: list[str], name: str, task: Any) -> int:

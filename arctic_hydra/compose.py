@@ -16,17 +16,21 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import config
 from arctic_hydra.component import check_targets, registered, to_plain
+from arctic_hydra.distributed import speak_for_machines_with
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
 
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
+FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
+"""Fields of our launchers and sweepers that hold a dictionary of the user's own."""
 NAMED_SETS = ("data.sources", "data.eval_sources")
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 
@@ -56,9 +60,16 @@ def prepare(argument: str) -> str:
 @cache
 def _free_form() -> set[str]:
     """Return the names of the fields that hold a dictionary of the user's own."""
-    return {
-        item.name for cls in registered().values() for item in fields(cls) if str(item.type).startswith("dict[str, Any")
-    }
+    return (
+        {"additional_parameters"}
+        | {  # the one of hydra/launcher=slurm, which is no component
+            item.name
+            for cls in registered().values()
+            for item in fields(cls)
+            if str(item.type).startswith("dict[str, Any")
+        }
+        | FREE_FORM_OF_PLUGINS
+    )
 
 
 def compose_config(overrides: list[str], config_name: str, config_dir: str | None = None) -> DictConfig:
@@ -72,7 +83,12 @@ def compose_config(overrides: list[str], config_name: str, config_dir: str | Non
         try:
             cfg = compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-            raise explain(error, overrides, lambda kept: compose(config_name, overrides=[*extra, *kept])) from error
+            in_hydra = any(item.startswith("hydra.") for item in overrides)  # its keys may be what was mistyped
+            raise explain(
+                error,
+                overrides,
+                lambda kept: compose(config_name, overrides=[*extra, *kept], return_hydra_config=in_hydra),
+            ) from error
     check_targets(OmegaConf.to_container(cfg, resolve=False))
     return cfg
 
@@ -84,6 +100,25 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     job.pop("hydra", None)
     OmegaConf.set_struct(job, True)
     return job
+
+
+def place(job: DictConfig, launcher: DictConfig) -> None:
+    """Give a config (less Hydra's node) the ranks of the machines that its launcher asks a cluster for.
+
+    A launcher does so where it has `nodes` and `gpus_per_node`: those count then, not what this machine has.
+    """
+    several = job.nnodes != 1 or job.hostfile is not None
+    if "gpus_per_node" not in launcher:
+        if several:
+            raise ConfigError(
+                "nnodes, hostfile: a sweep's jobs run on this machine; pass hydra/launcher=slurm for more"
+            )
+        return
+    if several:
+        raise ConfigError("nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>")
+    job.nnodes = launcher.nodes
+    job.ranks = str(launcher.gpus_per_node or 1) if job.ranks == "auto" else job.ranks
+    speak_for_machines_with(launcher.gpus_per_node or 0)
 
 
 def resolved(job: DictConfig) -> dict[str, Any]:
@@ -250,12 +285,51 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     """Return the overrides of each job of a grid sweep, in Hydra's order."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    try:
+        return [job for batch in BasicSweeper.split_arguments(parse(overrides), None) for job in batch]
+    except (HydraException, ValueError) as error:
+        raise ConfigError(f"{_not_a_grid(overrides) or str(error).splitlines()[0]}: not a valid sweep") from error
+
+
+def search_samples(overrides: list[str]) -> list[list[str]]:
+    """Return overrides that try every bound and every choice of a search once; the first are all the lowest and first."""
+    parsed = parse(overrides)
+    values = {item.get_key_element(): tried_values(item) for item in parsed}
+    base = {key: tried[0] for key, tried in values.items()}
+    variants = [{**base, key: value} for key, tried in values.items() for value in tried[1:]]
+    return [[f"{key}={value}" for key, value in sample.items()] for sample in (base, *variants)]
+
+
+def tried_values(item: Override) -> list[str]:
+    """Return an override's value as text, of a sweep its choices or its two bounds."""
+    if not item.is_sweep_override():
+        return [item.get_value_element_as_str()]
+    if item.is_discrete_sweep():
+        found = list(item.sweep_string_iterator())
+        return found if not item.is_range_sweep() else [found[0], found[-1]]
+    interval = item.value()
+    assert isinstance(interval, IntervalSweep), item.input_line
+    return [str(interval.start), str(interval.end)]
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Return the parsed overrides of a sweep; raises ConfigError where the grammar refuses one."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
         try:
-            parsed = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(
+            return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(
                 overrides
             )
-            return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
         except (HydraException, ValueError) as error:
             raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error
+
+
+def _not_a_grid(overrides: list[str]) -> str:
+    found = [
+        item.key_or_group for item in parse(overrides) if item.is_sweep_override() and not item.is_discrete_sweep()
+    ]
+    return (
+        f"{found[0]}: got an interval, which has no end of values; pass hydra/sweeper=optuna to search it"
+        if found
+        else ""
+    )

@@ -40,6 +40,19 @@ else:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")
 
+HIGHER_IS_BETTER = (
+    "accuracy",
+    "accuracies",
+    "tokens_per_second",
+    "tflops",
+    "mfu",
+    "reward",
+    "rewards",
+    "margin",
+    "margins",
+)
+"""Last words of the metrics that `objective_direction=auto` maximizes."""
+
 
 class Task(Enum):
     """What to do with a run."""
@@ -50,6 +63,14 @@ class Task(Enum):
     export = "export"
     preview = "preview"
     report = "report"
+
+
+class Direction(Enum):
+    """Which of two objectives is the better one."""
+
+    auto = "auto"
+    minimize = "minimize"
+    maximize = "maximize"
 
 
 @component(group="log", name="default")
@@ -64,6 +85,8 @@ class Log(Component):
     """Ranks that print to the terminal: a list, or `*` for all."""
     file_ranks: Any = "*"
     """Ranks that write `logs/rank<n>.log`: a list, or `*` for all."""
+    report: bool = True
+    """Write `report.html` at the end of the run; `task=report` does it at any time."""
 
     def validate(self) -> None:
         self.level = str(self.level).upper()
@@ -107,6 +130,10 @@ class Run(Component):
     """Seed of weights, data order and dropout."""
     fresh: bool = False
     """Delete what an earlier run of this very config left, and start over."""
+    objective: str = "auto"
+    """Metric of `metrics.jsonl` whose last value sums the run up, such as eval/accuracy; auto: eval/loss, else loss."""
+    objective_direction: Direction = Direction.auto
+    """minimize or maximize; auto: higher is better for accuracies, rates and rewards."""
     ranks: str = "auto"
     """Processes on each machine: a number, or `auto` for one per GPU, else 1."""
     nnodes: int = 1
@@ -132,8 +159,8 @@ class Run(Component):
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
         (
-            "task from_checkpoint preview_examples name output_root fresh ranks nnodes node_rank rendezvous hostfile "
-            "checkpoint tracking log"
+            "task from_checkpoint preview_examples name output_root fresh objective objective_direction ranks nnodes "
+            "node_rank rendezvous hostfile checkpoint tracking log"
         ).split()
     )
 
@@ -164,6 +191,13 @@ class Run(Component):
     def world_size_wanted(self) -> int:
         """Ranks of the run, over all machines."""
         return self.nnodes * self.ranks_per_node
+
+    @property
+    def maximizes(self) -> bool:
+        """Whether a higher objective is better."""
+        if self.objective_direction is Direction.auto:
+            return self.objective.endswith(HIGHER_IS_BETTER)
+        return self.objective_direction is Direction.maximize
 
     @property
     def converters(self) -> list[ModelConverter]:
@@ -199,14 +233,20 @@ def build(cfg: Any) -> Run:
     run = create(from_plain(cfg) if isinstance(cfg, dict) else cfg)
     assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
     _follow_model(run)
+    if hasattr(run.optimizer, "zero_stage"):
+        run.optimizer.zero_stage = run.deepspeed.stage
     run.check()
     return run
 
 
 def _follow_model(run: Run) -> None:
-    """A Hugging Face tokenizer without a name of its own is the model's."""
+    """A Hugging Face tokenizer without a name of its own is the model's; exports bear the name that the model gives."""
     if getattr(run.tokenizer, "name_or_path", "") is None and hasattr(run.model, "name_or_path"):
         run.tokenizer.name_or_path = run.model.name_or_path  # type: ignore[attr-defined]
+    for engine in run.checkpoint.values():
+        if run.model.save_name is not None and hasattr(engine, "save_name"):
+            engine.save_name = run.model.save_name
+            engine.validate()
 
 
 def _compatibility(run: Run) -> Iterator[str]:
@@ -249,6 +289,13 @@ def _cross_checks(run: Run) -> Iterator[str]:
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    if run.objective.startswith("eval/") and not run.data.has_evaluation:
+        yield (
+            f"objective: got {run.objective}, but there is no evaluation data, so the run never logs it; set "
+            f"data.eval_sources or data.train_eval_split, or objective=loss"
+        )
+    clipping = run.deepspeed.config.get("gradient_clipping", getattr(run.deepspeed, "gradient_clipping", 0.0))
+    yield from run.optimizer.engine_problems(run.deepspeed.stage, run.model.dtype, clipping)
     yield from _sequence_parallel_problems(run)
     yield from _memory_problems(run)
     if trainer.eval_frequency and not run.data.has_evaluation:
@@ -327,6 +374,11 @@ def _environment(run: Run) -> Iterator[str]:
                 yield from (f"{key}.{problem}" for problem in item.check_environment())
     if run.model.dtype == "fp16" and count_gpus() == 0:
         yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
+    if count_gpus() and run.optimizer.needs_offload and not run.deepspeed.offloads:
+        yield (
+            f"optimizer: got {option_name(type(run.optimizer))}, which steps on the CPU, but the parameters are on the GPU; "
+            f"pass deepspeed=zero2_offload or zero3_offload, or optimizer=adamw"
+        )
     if count_gpus() and run.ranks_per_node > count_gpus():
         yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
 
@@ -363,7 +415,9 @@ def absolute_paths(tree: Any, base: Path) -> Any:
     """Return a plain config with each path made absolute: values of path-like keys that exist below `base`, or that
     can only be paths (`./x`, `~/x`)."""
     if isinstance(tree, dict):
-        return {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        tree = {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        if isinstance(tree.get("output_root"), str):  # need not exist yet
+            tree["output_root"] = str((base / Path(tree["output_root"]).expanduser()).absolute())
     return tree
 
 

@@ -185,11 +185,22 @@ def alone() -> Iterator[None]:
         _SEQUENCE = kept
 
 
+_GPUS_ELSEWHERE: int | None = None
+
+
+def speak_for_machines_with(gpus: int) -> None:
+    """Have `count_gpus` answer for the machines that a cluster's jobs get, in a process that only composes them."""
+    global _GPUS_ELSEWHERE
+    _GPUS_ELSEWHERE = gpus
+
+
 def count_gpus() -> int:
     """Return the number of NVIDIA GPUs that this process may use, without importing torch.
 
     CUDA_VISIBLE_DEVICES decides where it is set; else the driver's own list, so a wrong driver still counts.
     """
+    if _GPUS_ELSEWHERE is not None:
+        return _GPUS_ELSEWHERE
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     if visible is None:

@@ -39,8 +39,14 @@ class Job:
         """Resolve and check a composed config (less Hydra's node); raises ConfigError with every problem found."""
         tree = nodes.spread(compose.resolved(cfg))
         run = config.build(tree)
-        directory = record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
+        directory = record.RunDirectory(Path(run.output_root).absolute() / run.name / config.run_id(run))
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
+
+    @classmethod
+    def read(cls, directory: record.RunDirectory, overrides: list[str]) -> Job | None:
+        """Return the job that a `run.json` holds, its secrets hidden; None where there is none."""
+        tree = record.read_json(directory.run_file).get("config")
+        return cls(config.build(tree), tree, overrides, directory) if tree else None
 
     def open(self) -> int:
         """Make the run's directory, hold it for this process, and delete what was there if `fresh`; return the lock."""
@@ -137,7 +143,7 @@ def conclude(directory: record.RunDirectory, code: int) -> Ending:
         values["error"] = ending.problem
     directory.update_record(**values)
     if "identity" in before:  # a run, not a task on one
-        report.write_quietly(directory)
+        report.write_if_wanted(directory)
     return ending
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from arctic_hydra.nodes import Hosts, Nodes
 from arctic_hydra.record import RunDirectory
@@ -27,6 +29,10 @@ from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent, write_error
 
 GRACE_SECONDS = 10
 """How long the other ranks of a failed one have to end by themselves: rank 0 tells the trackers."""
+_TIMED_OUT = re.compile(r"time(d )?-?out", re.IGNORECASE)
+"""What a collective says to a rank that has waited in vain."""
+_LOST_PEER = re.compile(r"time(d )?-?out|connection|closed by peer|reset by peer", re.IGNORECASE)
+"""What a rank says whose peers are gone."""
 RENDEZVOUS_SECONDS = 900
 """How long an agent waits for those of the other machines."""
 
@@ -34,7 +40,7 @@ RENDEZVOUS_SECONDS = 900
 def start_ranks(
     directory: RunDirectory,
     ranks: int,
-    lock: int,
+    lock: int | None,
     secrets: dict[str, Any],
     nodes: Nodes | Hosts | None = None,
     signals: list[int] | None = None,
@@ -48,33 +54,62 @@ def start_ranks(
     if isinstance(nodes, Hosts):
         children = nodes.start(directory.run_file, ranks, {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {})
     else:
-        children = [_start_here(directory, ranks, lock, secrets, nodes)]
+        children = [open_ranks(directory, ranks, lock, secrets, nodes=nodes)]
     with forwarded_signals(children, [] if signals is None else signals) as given_up:
         codes = [child.wait() for child in children]
     code = next((code for code in codes if code), 0)
-    if code and nodes.count > 1 and nodes.index == 0:
+    if code and nodes.count > 1 and nodes.index == 0 and not given_up:
         _hear_from_other_nodes(directory, nodes.count)
     return -signal.SIGINT if given_up else code
 
 
-def _start_here(
-    directory: RunDirectory, ranks: int, lock: int, secrets: dict[str, Any], nodes: Nodes
+@dataclass(frozen=True)
+class Place:
+    """What of this machine a run may use; all of it by default."""
+
+    gpus: tuple[str, ...] = ()
+    """Devices as CUDA_VISIBLE_DEVICES names them; all that are visible when empty."""
+    cores: int | None = None
+    """Cores to share among the ranks; those that this process may use when None."""
+    output: IO[bytes] | None = None
+    """Where the ranks print; the terminal when None."""
+
+
+def open_ranks(
+    directory: RunDirectory,
+    ranks: int,
+    lock: int | None,
+    secrets: dict[str, Any],
+    place: Place | None = None,
+    nodes: Nodes | None = None,
 ) -> subprocess.Popen[bytes]:
+    """Start the ranks of this machine and return the child that holds them."""
+    place, nodes = place or Place(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
     module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
     command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks), *nodes.arguments()]
     environment = dict(os.environ)
+    if place.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
     if secrets:
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # leftovers of a launcher around this process would be taken for ours
     # Spinning at OpenMP's barriers makes a step on the CPU up to 15 times slower as soon as another process wants a core.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (len(os.sched_getaffinity(0))) // ranks)))
+    cores = place.cores or len(os.sched_getaffinity(0))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
     # from this process only, so that a signal arrives once.
-    held = (lock,) if lock >= 0 else ()
-    return subprocess.Popen(command, env=environment, pass_fds=held, stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        pass_fds=() if lock is None else (lock,),
+        stdin=subprocess.DEVNULL,
+        stdout=place.output,
+        stderr=subprocess.STDOUT if place.output else None,
+        start_new_session=True,
+    )
 
 
 @contextmanager
@@ -114,6 +149,9 @@ def _hear_from_other_nodes(directory: RunDirectory, count: int) -> None:
     while silent and time.monotonic() < end:
         time.sleep(0.1)
         silent = [index for index in silent if not directory.node_file(index).exists()]
+    first = next(iter(directory.errors()), None)
+    if first and not _LOST_PEER.search(first["message"]):
+        return  # a cause of its own
     for index in silent:
         message = (
             f"node {index}: its agent is gone without a word; most often the machine failed, or something killed all of "
@@ -205,6 +243,9 @@ def explain(directory: RunDirectory, failures: dict[int, int], stalled: dict[int
         )
         hint = "; most often the kernel does that when memory runs out (see dmesg)" if code == -signal.SIGKILL else ""
         write_error(directory.path, rank, "RankDied", f"rank {rank} {how}{hint}")
+    first = next(iter(directory.errors()), None)
+    if first and not _TIMED_OUT.search(first["message"]):
+        return  # what went wrong has been said: those that had to be killed were waiting for the rank that said it
     for rank, stacks in stalled.items():
         message = (
             f"rank {rank} stalled: the others waited trainer.collective_timeout_seconds for it, and it was killed. "
@@ -220,19 +261,26 @@ class SignalRelay:
     would kill a rank. Several arrivals (from a launcher, and along a process tree) do no harm.
     """
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, nodes: Nodes) -> None:
         self._directory = directory
+        self._nodes = nodes
         block_signals()
         threading.Thread(target=self._take, name="signals", daemon=True).start()
 
     def relay(self, number: int) -> None:
-        """Send a signal to every living rank; before the first is there, this process ends by it."""
-        ranks = _living_ranks()
+        """Send a signal to every rank; this process ends by it where the ranks have not been started.
+
+        With several machines their ranks may be there already, waiting for these: these get a moment to appear.
+        """
+        end = time.monotonic() + (GRACE_SECONDS if self._nodes.count > 1 else 0)
+        while not (ranks := _living_ranks()) and not self._directory.result_file.exists():
+            if time.monotonic() >= end:
+                self._directory.leave_node(self._nodes.index, -number)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+                os.kill(os.getpid(), number)
+            time.sleep(0.1)
         for process in ranks.values():
             _send(process, signal.Signals(number))
-        if not ranks and not self._directory.result_file.exists():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-            os.kill(os.getpid(), number)
 
     def read(self, commands: Any) -> None:
         """Take the names of signals from `commands`, a line each; its end means that whoever started this is gone."""
@@ -258,15 +306,14 @@ def main() -> int:
     parser.add_argument("--remote", action="store_true", help="take the environment and signals from standard input")
     options = parser.parse_args()
     directory = RunDirectory(options.run_file.parent)
-    relay = SignalRelay(directory)
+    relay = SignalRelay(directory, Nodes(options.nnodes, options.node_rank, options.rendezvous))
     if options.remote:
         os.environ.update(json.loads(sys.stdin.readline()))
         threading.Thread(target=relay.read, args=(sys.stdin,), name="commands", daemon=True).start()
     else:
         die_with_parent()
     code = _hold_agent(options, directory)
-    if options.node_rank:
-        directory.node_file(options.node_rank).write_text(f"{code}\n")
+    directory.leave_node(options.node_rank, code)
     return code
 
 

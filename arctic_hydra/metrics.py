@@ -61,6 +61,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def objective(rows: list[dict[str, Any]], name: str) -> float | None:
+    """Return the last value of a metric; `auto` is the evaluation loss after training, else the training loss."""
+    if name == "auto":
+        trained = [row for row in rows if row["step"] > 0]
+        value = objective(trained, "eval/loss")
+        return objective(trained, "loss") if value is None else value
+    return next((float(row[name]) for row in reversed(rows) if row.get(name) is not None), None)
+
+
 def model_flops(
     body_parameters: int,
     head_parameters: int,

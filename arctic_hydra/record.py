@@ -83,6 +83,12 @@ class RunDirectory:
         self._lock = handle
         return handle.fileno()
 
+    def release(self) -> None:
+        """Give up this process's hold; the directory stays locked until the children that inherited it are gone too."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def holder(self) -> str | None:
         """Return who holds the directory now (`process <pid> on <host>, since <when>`), None where nobody does."""
         path = self.path / ".lock"
@@ -123,8 +129,13 @@ class RunDirectory:
         return {(path.name, path.stat().st_mtime_ns) for path in (self.path / "logs").glob("error-rank*.json")}
 
     def node_file(self, index: int) -> Path:
-        """What the agent of machine `index` leaves when it ends: its exit code."""
+        """What the agent of machine `index` leaves when it ends."""
         return self.path / "logs" / f"node{index}.ended"
+
+    def leave_node(self, index: int, code: int) -> None:
+        """Write that the agent of machine `index` ended with an exit code, negative for a signal."""
+        self.node_file(index).parent.mkdir(exist_ok=True)
+        self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
 
     def forget_outcome(self) -> None:
         """Remove what an earlier start of this run left about its end."""
@@ -165,7 +176,7 @@ def surroundings() -> dict[str, Any]:
         "platform": platform.platform(),
         "executable": sys.executable,
         "versions": versions,
-        "git": git_state(Path.cwd()),
+        "git": git_state(Path.cwd()) or git_state(Path(__file__).parent),
     }
 
 

@@ -13,7 +13,7 @@ from arctic_hydra.data.base import Loader
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import format_count
-from arctic_hydra.metrics import read_metrics
+from arctic_hydra.metrics import objective, read_metrics
 from arctic_hydra.record import FINISHED, STOPPED
 from arctic_hydra.redaction import redact
 from arctic_hydra.trainer.base import Trainer
@@ -73,6 +73,8 @@ def print_header(
     trainer = run.trainer
     trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
+    size = trainer.sequence_parallel_size
+    dealt_to = ranks if size == 1 else f"{world.size // size} group(s) of {size} ranks that share each sequence"
     lines = [
         f"run      {run_dir}",
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
@@ -80,7 +82,7 @@ def print_header(
         *(f"         {line}" for line in aligned(data_table(loader.summary()))),
         f"         evaluation: {summary_line(eval_loader) if eval_loader else 'none'}",
         f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
-        f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
+        f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
         f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
     ]
@@ -171,7 +173,7 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
         "last_loss": last.get("loss"),
         "first_evaluation": evaluations[0] if evaluations else None,
         "last_evaluation": evaluations[-1] if evaluations else None,
-        "objective": evaluations[-1]["eval/loss"] if evaluations else last.get("loss"),
+        "objective": objective([*steps, last, *evaluations] if last else evaluations, run.objective),
         "resumed_from": str(resumed_from) if resumed_from else None,
         "data": loader.summary(),
         "data_fingerprint": loader.fingerprint,

@@ -35,7 +35,12 @@ keys of the run itself:
 
   --help GROUP     the options of a group and their keys, such as --help trainer
   --cfg job        the whole composed configuration, checked; nothing runs
-  -m               sweep: every combination of comma-separated values
+  -m               sweep: every combination of comma-separated values, one job after another;
+                   hydra/launcher=local hydra.launcher.slots=N: N at a time, each on GPUs of its own;
+                   hydra/sweeper=optuna hydra.sweeper.n_trials=N key=interval(a,b): a search
+                   python -m arctic_hydra.sweep --help: look after sweeps
+  hydra/launcher=slurm hydra.launcher.partition=P hydra.launcher.gpus_per_node=N
+                   one run, or with -m a sweep, on a cluster; launchers/README.md lists the keys
   --config-dir DIR more options and experiments of your own
   --version        the version
   --hydra-help     what else the command line can do

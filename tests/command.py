@@ -15,7 +15,7 @@ PROGRAM = f"{shlex.quote(sys.executable)} -m arctic_hydra"
 
 SMALL = (
     "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
-    "optimizer.lr=1e-3"
+    "optimizer.lr=1e-3 log.report=false"
 )
 """Overrides that make a run take seconds."""
 
@@ -28,11 +28,17 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(
-    arguments: str, folder: Path, *, code: int | None = 0, timeout: float = 300, **more: str
+    arguments: str,
+    folder: Path,
+    *,
+    code: int | None = 0,
+    timeout: float = 300,
+    module: str = "arctic_hydra",
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the program with `arguments` in `folder` and check its exit code; None takes any."""
     done = subprocess.run(
-        f"{PROGRAM} {arguments}",
+        f"{shlex.quote(sys.executable)} -m {module} {arguments}",
         shell=True,
         cwd=folder,
         env=environment(**more),
@@ -64,7 +70,7 @@ def start(arguments: str, folder: Path, **more: str) -> subprocess.Popen[str]:
 
 def only_run(folder: Path, name: str = "default") -> Path:
     """Return the one run directory of that name."""
-    found = [item for item in (folder / "outputs" / name).iterdir() if item.is_dir() and not item.name.startswith(".")]
+    found = [item for item in (folder / "outputs" / name).iterdir() if (item / "run.json").exists()]
     assert len(found) == 1, found
     return found[0]
 

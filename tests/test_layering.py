@@ -27,7 +27,7 @@ LAYERS: dict[str, int] = {
     "trainer": 5,
     "config": 6,
     **dict.fromkeys(("memory", "record", "report", "runner", "tasks"), 7),
-    **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "usage", "__main__"), 8),
+    **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "multirun", "usage", "__main__"), 8),
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.
 SIBLINGS_APART = 3
@@ -35,8 +35,8 @@ SIBLINGS_APART = 3
 # Third-party packages that only some modules may import.
 ONLY_IN = {
     "deepspeed": {"engine"},
-    "hydra": {"component", "config", "compose", "__main__"},
-    "omegaconf": {"component", "config", "compose", "__main__"},
+    "hydra": {"component", "config", "compose", "multirun", "__main__"},
+    "omegaconf": {"component", "config", "compose", "multirun", "__main__"},
     "hydra_plugins": set[str](),
     "submitit": set[str](),
 }

@@ -4,14 +4,14 @@
  "objective": "eval/loss", "maximize": false, "launcher": "local", "working_directory": "...",
  "jobs": [{"number": 0, "overrides": [...], "run_dir": "...", "run_file": "...",
            "submission": null | {"kind": "local", ...} | {"kind": "slurm", "job_id": "12_0", ...},
-           "mark": "" | "pruned" | "cancelled", "problem": ""}, ...]}
+           "mark": "" | "pruned", "problem": ""}, ...]}
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -40,7 +40,7 @@ class SweepJob:
     submission: dict[str, Any] | None = None
     """Where it was handed to: `kind` names the backend, the rest is the backend's own. None: not yet."""
     mark: str = ""
-    """`pruned` or `cancelled` where the sweep ended the job on purpose; its run is stopped."""
+    """`pruned` where the search ended the job on purpose; its run is stopped."""
     problem: str = ""
     """Why the job could not be started, or has no objective; what ended a started run stands in its record."""
 
@@ -131,7 +131,7 @@ class Sweep:
         """
         room = RunDirectory(self.path)
         room.create()
-        lock_patiently(room, "the sweep is under way")
+        patiently(room.lock)
         self._room = room  # keeps the lock's file open
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
             raise ConfigError(
@@ -171,13 +171,13 @@ def _state(job: SweepJob, standing: Standing) -> tuple[str, str]:
     return status, str(entry.get("error", standing.reason))
 
 
-def lock_patiently(room: RunDirectory, what: str, patience_seconds: float = 5.0) -> int:
+def patiently(lock: Callable[[], int], patience_seconds: float = 5.0) -> int:
     """Hold a directory, waiting a little: processes of a sweep that was just killed need a moment to go."""
     end = time.monotonic() + patience_seconds
     while True:
         try:
-            return room.lock()
-        except RunLockedError as error:
+            return lock()
+        except RunLockedError:
             if time.monotonic() > end:
-                raise RunLockedError(f"{what}: {error}") from error
+                raise
             time.sleep(0.1)

@@ -7,8 +7,9 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,43 @@ class MLflowTracker(Tracker):
         """Send what is left and end the MLflow run: FINISHED, KILLED (stopped early) or FAILED."""
         self._sender.finish(status)
 
+    def group(
+        self,
+        sweep_dir: Path,
+        name: str,
+        facts: dict[str, Any],
+        children: Sequence[Path],
+        ending: Ending,
+        catch_up: Callable[[], None],
+    ) -> None:
+        """Make (or bring up to date) one MLflow run for a sweep, the parent of its jobs' runs; may block and may raise.
+
+        `facts` become the parent's parameters; `children` are the jobs' run directories. `catch_up` is called once the store
+        has answered, and brings the jobs' runs up to date.
+        """
+        uri = _absolute(self.uri or f"sqlite:///{sweep_dir.resolve().parents[2] / 'mlflow.db'}")
+        parent = MLflowRun(uri, self.experiment, sweep_dir.resolve(), name, facts)
+        parent.open()
+        catch_up()
+        for child in children:
+            state_path = child / STATE_FILE
+            state = json.loads(state_path.read_text(encoding="utf-8")) if state_path.exists() else {}
+            if state.get("uri") == without_credentials(uri, mark=""):
+                parent.adopt(state["run_id"])
+        parent.summarize(ending.objective, ending.tags)
+        parent.close(ending.status)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a sweep's MLflow run says about its end."""
+
+    status: str
+    """finished, stopped or failed."""
+    objective: float | None
+    """The best job's; None where none has finished."""
+    tags: dict[str, str]
+
 
 class MLflowRun:
     """One run directory's run in an MLflow store; every method may block and may raise."""
@@ -162,6 +200,17 @@ class MLflowRun:
         if metrics:
             self._last_step = max(self._last_steps.values())
             self._write_state()
+
+    def adopt(self, run_id: str) -> None:
+        """Make another run of the store a child of this one."""
+        self._client.set_tag(run_id, "mlflow.parentRunId", self._run_id)
+
+    def summarize(self, objective: float | None, tags: dict[str, str]) -> None:
+        """Store one number and tags for the whole run."""
+        if objective is not None:
+            self._client.log_metric(self._run_id, "objective", objective)
+        for key, value in tags.items():
+            self._client.set_tag(self._run_id, key, value)
 
     def close(self, status: str) -> None:
         """End the run."""

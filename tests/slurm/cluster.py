@@ -4,7 +4,7 @@ Neither systemd nor cgroups are needed, but root is: slurmd starts jobs as other
 
     munged                    authentication; its default socket, unless one answers there already
     mariadbd, slurmdbd        accounting (sacct), left out with `accounting=False`
-    slurmctld, slurmd x 2     the cluster: partition `main` with the nodes n1 and n2, 4 CPUs each
+    slurmctld, slurmd x 2     the cluster: nodes n1 and n2 of 4 CPUs each, in the partitions `main` and `urgent`
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 from tests.ranks import free_port
 
 NODES = ("n1", "n2")
+PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])
+"""Where daemons are, whether this user's PATH holds them or not."""
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 
@@ -31,8 +33,8 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A credential is good for 10 s: a job that is put back into the queue waits that long before it starts again.
-AuthInfo=cred_expire=10
+# A credential is good for 6 s: a job that is put back into the queue waits that long before it starts again.
+AuthInfo=cred_expire=6
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -54,7 +56,11 @@ KillWait=5
 MaxArraySize={max_array_size}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemory=20000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=4 RealMemory=20000
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE
+# A job of `urgent` preempts those of `main`: they get SIGTERM, and have the grace time to act on it.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
 SLURMDBD_CONF = """\
 AuthType=auth/munge
@@ -75,7 +81,7 @@ PidFile={folder}/slurmdbd.pid
 def missing(accounting: bool = True) -> str:
     """Return why no cluster can be started on this machine; empty when one can."""
     wanted = [*DAEMONS, *(ACCOUNTING_DAEMONS if accounting else ())]
-    absent = [name for name in wanted if shutil.which(name) is None]
+    absent = [name for name in wanted if shutil.which(name, path=PATH) is None]
     if absent:
         return f"{', '.join(absent)} not installed (Debian: slurm-wlm slurmdbd munge mariadb-server)"
     return "" if os.geteuid() == 0 else "slurmd has to be started by root"
@@ -121,9 +127,7 @@ class Cluster:
         for node in NODES:
             (self.folder / f"spool.{node}").mkdir()
             self._spawn("slurmd", "-D", "-N", node)
-        self._wait(
-            "both nodes idle", lambda: self.command("sinfo -h -o %t -N", check=False).split() == ["idle", "idle"]
-        )
+        self._wait("both nodes idle", lambda: set(self.command("sinfo -h -o %t -N", check=False).split()) == {"idle"})
 
     def stop(self) -> None:
         """Cancel what still runs and end every process that `start` started, the last one first."""
@@ -150,7 +154,7 @@ class Cluster:
 
     def _spawn(self, *command: str, user: str | None = None) -> None:
         log = (self.folder / f"{command[0]}.{len(self._processes)}.out").open("wb")
-        environment = {**os.environ, **self.variables}
+        environment = {**os.environ, **self.variables, "PATH": PATH}
         self._processes.append(
             subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user,

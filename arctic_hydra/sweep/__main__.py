@@ -1,0 +1,180 @@
+"""Looking after sweeps: `python -m arctic_hydra.sweep status|logs|cancel|retry|summary <outputs/<name>/sweeps/<id>>`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from arctic_hydra import component
+from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
+from arctic_hydra.sweep import finish, results
+from arctic_hydra.sweep.directory import (
+    DIED,
+    FAILED,
+    OVER,
+    QUEUED,
+    RUNNING,
+    STOPPED,
+    Sweep,
+    SweepJob,
+    backend,
+    states,
+)
+
+WATCH_SECONDS = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the commands; return its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        component.load_extensions()
+        sweep = Sweep.load(options.directory.resolve())
+        jobs = _chosen(sweep, options.job)
+        return int(options.function(sweep, jobs, options))
+    except ArcticHydraError as error:
+        for problem in getattr(error, "problems", [str(error)]):
+            print(f"error: {problem}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m arctic_hydra.sweep", description="Look after a sweep, here or on a cluster."
+    )
+    commands = parser.add_subparsers(required=True, metavar="status|logs|cancel|retry|summary")
+    for function, text in (
+        (status, "how each job stands; --watch follows until all are over; exits as the sweep would"),
+        (logs, "the last lines of the logs of failed jobs, or of --job"),
+        (cancel, "ask the jobs to save and stop"),
+        (retry, "run jobs that failed, died or stopped again, from the configurations they were composed to"),
+        (summary, "write sweep.csv and sweep.html and group the MLflow runs, as at the end of the sweep"),
+    ):
+        command = commands.add_parser(function.__name__, help=text, description=text)
+        command.add_argument("directory", type=Path, help="outputs/<name>/sweeps/<id>")
+        command.add_argument("--job", type=int, action="append", metavar="N", help="only this job; may be repeated")
+        command.set_defaults(function=function)
+        if function is status:
+            command.add_argument("--watch", action="store_true", help="follow until all jobs are over")
+        if function is logs:
+            command.add_argument("--lines", type=int, default=20, help="lines of each log (default 20)")
+    return parser
+
+
+def _chosen(sweep: Sweep, numbers: list[int] | None) -> list[SweepJob]:
+    known = {job.number: job for job in sweep.jobs}
+    if unknown := sorted(set(numbers or ()) - known.keys()):
+        raise ConfigError(f"--job: got {unknown[0]}, but the sweep has the jobs {min(known)} to {max(known)}")
+    return sweep.jobs if numbers is None else [known[number] for number in numbers]
+
+
+def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
+    """Print the table of the jobs; with `--watch` until all are over."""
+    path, conductor = sweep.path, sweep.conductor()
+    print(f"sweep {results.relative(path)}: {f'conducted by {conductor}' if conductor else 'nobody conducts it now'}")
+    wanted = [job.number for job in jobs]
+    if options.watch:
+        _watch(path, wanted)
+    sweep = Sweep.load(path)
+    table = [row for row in results.rows(sweep) if row.number in wanted]
+    finish.show(sweep, table)
+    return finish.exit_code(table)
+
+
+def _watch(path: Path, wanted: list[int]) -> None:
+    """Follow the jobs until none waits or runs: a live table on a terminal, a line for each change elsewhere."""
+    from rich.live import Live
+
+    from arctic_hydra.sweep.display import rich_table
+
+    live = Live(refresh_per_second=2) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+    before: dict[int, str] = {}
+    if live:
+        live.start()
+    try:
+        while True:
+            sweep = Sweep.load(path)
+            table = [row for row in results.rows(sweep) if row.number in wanted]
+            if live:
+                live.update(rich_table(table, live.console.height - 4))
+            for row in table:
+                if not live and before.get(row.number) != row.state:
+                    print(f"job {row.number} {row.state}{f': {row.last_line}' if row.last_line else ''}", flush=True)
+                before[row.number] = row.state
+            if all(row.state in OVER for row in table) or not (
+                sweep.conductor() or any(row.state in (QUEUED, RUNNING) for row in table)
+            ):
+                return
+            time.sleep(WATCH_SECONDS)
+    finally:
+        if live:
+            live.stop()
+
+
+def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
+    """Print the ends of the logs."""
+    shown = jobs
+    if options.job is None:
+        shown = [job for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True) if state in (FAILED, DIED)]
+        if not shown:
+            print("no job failed; choose one with --job N")
+    for job in shown:
+        for path in backend(job.submission["kind"]).logs(job)[-1:] if job.submission else []:
+            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            print(f"job {job.number}: {path}")
+            print("\n".join(f"  {line}" for line in text[-options.lines :]))
+        if not job.submission:
+            print(f"job {job.number} was never started{f': {job.problem}' if job.problem else ''}")
+    return EXIT_DONE
+
+
+def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
+    """Ask the jobs to stop."""
+    found = states(sweep, jobs)
+    alive = [job for job, (state, _) in zip(jobs, found, strict=True) if state not in OVER]
+    whole = options.job is None
+    for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
+        if kind:
+            backend(kind).cancel(sweep, sweep.jobs if whole else list(group))
+    print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job waits or runs")
+    return EXIT_DONE
+
+
+def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
+    """Run jobs again that did not finish."""
+    sweep.conduct()
+    again = [
+        job
+        for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True)
+        if state in (FAILED, DIED, STOPPED) and job.submission
+    ]
+    if not again:
+        print("no job failed, died or stopped; the sweep's own command starts those that never started")
+    for job in again:
+        job.problem = ""
+    for kind, group in groupby(sorted(again, key=_kind), key=_kind):
+        backend(kind).resubmit(sweep, list(group))
+    return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
+
+
+def summary(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
+    """Write the results of the sweep as it stands."""
+    return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
+
+
+def _kind(job: SweepJob) -> str:
+    return str(job.submission["kind"]) if job.submission else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""The end of a sweep: the table, `sweep.csv`, `sweep.html`, the MLflow runs, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from arctic_hydra import record
+from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
+from arctic_hydra.job import Job
+from arctic_hydra.redaction import without_credentials
+from arctic_hydra.sweep import page, results
+from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
+from arctic_hydra.sweep.results import Row, relative
+from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
+
+_WORDS = {EXIT_DONE: record.FINISHED, EXIT_STOPPED_EARLY: record.STOPPED, EXIT_FAILED: record.FAILED}
+
+
+def conclude(conductor: Conductor) -> int:
+    """Write and print the results of a sweep that this process conducted; return its exit code."""
+    sweep = conductor.sweep
+    if conductor.detached:
+        return EXIT_DONE
+    for entry in sweep.jobs:
+        conductor.value(entry)
+    table = summarize(sweep, conductor.composed)
+    if conductor.stop_reason:
+        print(f"the sweep was stopped ({conductor.stop_reason}); the same command resumes it")
+    return exit_code(table)
+
+
+def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
+    """Write the results of a sweep as it stands, print the table, and return its rows."""
+    table = results.rows(sweep)
+    show(sweep, table)
+    written = [results.write_csv(sweep, table), page.write(sweep, table)]
+    print("results: " + ", ".join(str(relative(path)) for path in written))
+    for tracker in jobs[0].run.tracking.values() if jobs else ():
+        if isinstance(tracker, MLflowTracker):
+            _group(sweep, table, tracker, jobs)
+    return table
+
+
+def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Sequence[Job]) -> None:
+    """Make one MLflow run the parent of the jobs' runs; a store that cannot be reached costs a warning."""
+    winner = results.best(sweep, table)
+    tags = {"arctic_hydra.sweep": str(sweep.path.resolve())}
+    if winner:
+        tags |= {"arctic_hydra.best_job": str(winner.number), "arctic_hydra.best_run_dir": str(winner.run_dir)}
+    ending = Ending(_WORDS[exit_code(table)], winner.objective if winner else None, tags)
+    facts = {"command": " ".join(sweep.command), "objective": sweep.objective, "maximize": sweep.maximize}
+    children = [Path(job.run_dir) for job in sweep.jobs]
+
+    def catch_up() -> None:
+        for job in jobs:
+            if (status := job.directory.record().get("status")) in (record.FINISHED, record.FAILED):
+                job.tell_trackers(status)
+
+    try:
+        tracker.group(sweep.path, f"{sweep.name}/sweep-{sweep.id}", facts, children, ending, catch_up)
+    except Exception as error:  # whatever a client or a server comes up with: the files are the truth
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        where = without_credentials(tracker.uri or "")
+        print(f"warning: tracking.mlflow ({where}): the sweep's runs have no parent: {first}", file=sys.stderr)
+
+
+def jobs_of(sweep: Sweep) -> list[Job]:
+    """Return a sweep's jobs as their `run.json` holds them, those that have one."""
+    read = (Job.read(entry.directory, entry.overrides) for entry in sweep.jobs)
+    return [job for job in read if job is not None]
+
+
+def show(sweep: Sweep, table: Sequence[Row]) -> None:
+    """Print the table: in colour on a terminal, as plain text elsewhere."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        from rich.console import Console
+
+        from arctic_hydra.sweep.display import rich_table
+
+        Console().print(rich_table(table))
+        print("\n".join(results.epilogue(sweep, table)))
+    else:
+        print(results.text(sweep, table))
+
+
+def exit_code(table: Sequence[Row]) -> int:
+    """Return 1 where any job failed, 75 where any is not done, else 0."""
+    found = {row.state for row in table}
+    if found & {FAILED, DIED}:
+        return EXIT_FAILED
+    return EXIT_DONE if found <= {FINISHED, PRUNED} else EXIT_STOPPED_EARLY

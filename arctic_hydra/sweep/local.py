@@ -1,0 +1,54 @@
+"""Jobs of this machine: processes that the sweep's own process started."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.sweep import pool
+from arctic_hydra.sweep.directory import RUNNING, Standing, Sweep, SweepJob
+
+
+def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
+    """A job runs while somebody holds its directory: the lock goes with the last of its processes."""
+    return [Standing(RUNNING if job.directory.holder() else None) for job in jobs]
+
+
+def logs(job: SweepJob) -> list[Path]:
+    """Return the ranks' own logs, and last what they printed."""
+    folder = Path(job.run_dir) / "logs"
+    ranks, terminal = sorted(folder.glob("rank*.log")), folder / pool.TERMINAL_LOG
+    return [*ranks, terminal] if terminal.exists() else ranks
+
+
+def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
+    """Ask the jobs to stop; where they are the whole sweep, by its own process, which then starts no others."""
+    conductor = sweep.conductor()
+    if conductor and len(jobs) == len(sweep.jobs):
+        processes = [_process(conductor)]
+    else:
+        running = [(job.directory.holder(), job.submission) for job in jobs]
+        processes = [submission["pid"] for holder, submission in running if holder and submission and _process(holder)]
+    for number in processes:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGTERM)
+
+
+def _process(holder: str) -> int:
+    """Return the process id in a lock's text; raises ConfigError where it is one of another machine."""
+    match = re.match(r"process (\d+) on (.+), since", holder)
+    if match is None or match[2] != socket.gethostname():
+        raise ConfigError(f"the sweep runs on another machine ({holder}); cancel it there")
+    return int(match[1])
+
+
+def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
+    """Run the jobs again here, and wait for them."""
+    ranks = [str(job.directory.record().get("ranks", 1)) for job in jobs]
+    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run([(job, pool.again(job)) for job in jobs])

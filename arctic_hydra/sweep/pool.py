@@ -1,0 +1,250 @@
+"""Runs jobs on this machine, as many at a time as there are slots, each in processes and on GPUs of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import IO, Any
+
+from arctic_hydra import launch
+from arctic_hydra.distributed import count_gpus
+from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.job import Job, conclude
+from arctic_hydra.record import RunDirectory
+from arctic_hydra.stopping import SIGNALS
+from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob, patiently
+from arctic_hydra.sweep.display import Board
+from arctic_hydra.sweep.tail import Tail
+
+POLL_SECONDS = 0.1
+TERMINAL_LOG = "terminal.log"
+"""File in a job's `logs/` with what its ranks print, where they do not print to the terminal."""
+
+Starter = Callable[[launch.Place], "Started | None"]
+"""Starts a job in a part of this machine; None where the run is finished already."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many jobs run at a time, and on which GPUs."""
+
+    count: int
+    gpus: list[list[str]] = field(default_factory=list)
+    """The devices of each slot, as CUDA_VISIBLE_DEVICES names them; empty where there are none."""
+
+    @property
+    def ranks(self) -> int | None:
+        """What `ranks=auto` means in a slot: one per GPU of it; None where there are no GPUs."""
+        return len(self.gpus[0]) if self.gpus else None
+
+    @classmethod
+    def plan(cls, count: int | None, ranks: Sequence[str]) -> Slots:
+        """Return the slots for jobs that ask for `ranks` (numbers or `auto`); raises ConfigError where they do not fit.
+
+        By default as many as the GPUs allow, one GPU each unless `ranks` says more; without GPUs one for two cores.
+        """
+        wanted = max((int(item) for item in ranks if item != "auto"), default=1)
+        gpus = _visible_gpus()
+        if count is not None and count < 1:
+            raise ConfigError(f"hydra.launcher.slots: got {count}, expected 1 or more")
+        if not gpus:
+            return cls(count or max(1, len(os.sched_getaffinity(0)) // 2 // wanted))
+        count = count or max(1, len(gpus) // wanted)
+        size = len(gpus) // count if "auto" in ranks else wanted
+        if size < wanted or count * size > len(gpus):
+            raise ConfigError(
+                f"hydra.launcher.slots: got {count} with {wanted} GPUs each, but this machine has {len(gpus)}; "
+                f"pass hydra.launcher.slots={len(gpus) // wanted} or fewer, or lower ranks"
+            )
+        return cls(count, [gpus[slot * size : (slot + 1) * size] for slot in range(count)])
+
+
+def _visible_gpus() -> list[str]:
+    count = count_gpus()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(index) for index in range(count)] if visible is None else visible.split(",")[:count]
+
+
+@dataclass
+class Started:
+    """A job's ranks under way, and the directory that this process holds for them."""
+
+    child: Popen[bytes]
+    directory: RunDirectory
+
+
+def starter(job: Job) -> Starter:
+    """Return what starts a composed job: the same steps as those of a single run."""
+
+    def start(place: launch.Place) -> Started | None:
+        if problems := job.run.environment_problems():
+            raise ConfigError(problems)
+        data = job.data_digest()
+        lock = patiently(job.open)
+        started = None
+        try:
+            if not job.finished(data):
+                job.write(data)
+                ranks = job.run.ranks_per_node
+                child = launch.open_ranks(job.directory, ranks, lock, job.secrets(), place)
+                started = Started(child, job.directory)
+        finally:
+            if started is None:
+                job.directory.release()  # else the job would count as running
+        return started
+
+    return start
+
+
+def again(entry: SweepJob) -> Starter:
+    """Return what starts a job again from its `run.json`, without composing it."""
+
+    def start(place: launch.Place) -> Started:
+        directory = entry.directory
+        if "***" in directory.run_file.read_text(encoding="utf-8"):
+            raise ConfigError(
+                f"job {entry.number}: its configuration holds secrets, which {directory.run_file} does not; give the "
+                "sweep's command again: it runs what is not finished"
+            )
+        job = Job.read(directory, entry.overrides)
+        assert job is not None, "a job that was started has its run.json"
+        if problems := job.run.environment_problems():
+            raise ConfigError(problems)
+        data, lock = job.data_digest(), patiently(directory.lock)
+        directory.forget_outcome()
+        directory.update_record(status=RUNNING, started=time.time(), data=data)
+        ranks = job.run.ranks_per_node
+        return Started(launch.open_ranks(directory, ranks, lock, {}, place), directory)
+
+    return start
+
+
+@dataclass
+class _Running:
+    entry: SweepJob
+    started: Started
+    slot: int
+    tail: Tail
+
+
+class Pool:
+    """Runs jobs to their ends; what became of them stands in their records and in the sweep."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        slots: Slots,
+        observer: Callable[[SweepJob, list[dict[str, Any]]], bool] | None = None,
+        *,
+        to_terminal: bool = False,
+    ) -> None:
+        self._sweep = sweep
+        self._slots = slots
+        self._observer = observer
+        self._to_terminal = to_terminal
+        self._running: list[_Running] = []
+        self._stop_reason = ""
+        self._error: ConfigError | None = None
+        self._board = Board(sweep, live=not to_terminal)
+
+    def run(self, work: Sequence[tuple[SweepJob, Starter]]) -> str:
+        """Run the jobs; return why the rest was not started, empty where all were.
+
+        Raises the observer's ConfigError once the jobs under way have saved and stopped.
+        """
+        waiting = list(work)
+        with self._signals_forwarded(), self._board:
+            while (waiting and not self._stop_reason) or self._running:
+                while waiting and not self._stop_reason and len(self._running) < self._slots.count:
+                    self._start(*waiting.pop(0))
+                for job in list(self._running):
+                    self._look_at(job)
+                self._board.refresh()
+                time.sleep(POLL_SECONDS)
+        if self._error:
+            raise self._error
+        return self._stop_reason
+
+    def _start(self, entry: SweepJob, start: Starter) -> None:
+        taken = {job.slot for job in self._running}
+        slot = next(number for number in range(self._slots.count) if number not in taken)
+        gpus = tuple(self._slots.gpus[slot]) if self._slots.gpus else ()
+        cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
+        try:
+            with _output(entry.directory.path, self._to_terminal) as output:
+                started = start(launch.Place(gpus, cores, output))
+        except (ArcticHydraError, OSError) as error:
+            entry.problem = str(error)
+            started = None
+        if started is None:
+            self._sweep.save()
+            self._board.ends(entry)
+            return
+        self._board.starts(entry)
+        entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus}
+        self._sweep.save()
+        tail = Tail(entry.directory.path / "metrics.jsonl")
+        self._running.append(_Running(entry, started, slot, tail))
+
+    def _look_at(self, job: _Running) -> None:
+        child = job.started.child
+        code = child.poll()
+        rows = job.tail.new_rows()
+        self._board.moved(job.entry, rows)
+        try:
+            if rows and self._observer and code is None and not self._error and self._observer(job.entry, rows):
+                job.entry.mark = PRUNED
+                self._sweep.save()
+                child.send_signal(signal.SIGTERM)
+        except ConfigError as error:
+            self._error, self._stop_reason = error, str(error)
+            for running in self._running:
+                running.started.child.send_signal(signal.SIGTERM)
+        if code is None:
+            return
+        self._running.remove(job)
+        conclude(job.started.directory, code)
+        job.started.directory.release()
+        self._board.ends(job.entry)
+
+    @contextmanager
+    def _signals_forwarded(self) -> Iterator[None]:
+        """Pass the first stop signal on to every job, and end them at once at a second interrupt."""
+        first: list[float] = []
+
+        def forward(number: int, frame: object) -> None:
+            if not first:
+                first.append(time.monotonic())
+                self._stop_reason = f"received {signal.Signals(number).name}"
+                name = signal.Signals(number).name
+                print(f"{name}: stopping the jobs at their next step; interrupt again to end at once", file=sys.stderr)
+                for job in self._running:
+                    job.started.child.send_signal(number)
+            elif number == signal.SIGINT and time.monotonic() - first[0] > 1.0:
+                for job in self._running:
+                    job.started.child.kill()
+
+        before = {number: signal.signal(number, forward) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _output(run_dir: Path, to_terminal: bool) -> Iterator[IO[bytes] | None]:
+    if to_terminal:
+        yield None
+        return
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / TERMINAL_LOG).open("ab") as handle:
+        yield handle

@@ -1,0 +1,195 @@
+"""What the jobs of a sweep came to: one row each, as a table, as `sweep.csv`, and the best of them."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from arctic_hydra import metrics
+from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
+from arctic_hydra.sweep.tail import Tail
+
+PROGRAM = "python -m arctic_hydra"
+
+
+@dataclass
+class Row:
+    """One job as tables show it."""
+
+    number: int
+    state: str
+    reason: str
+    """What ended it, where it did not finish; may have several lines."""
+    values: dict[str, str]
+    """What this job has and others have not, by key of the command line."""
+    run_dir: Path
+    objective: float | None = None
+    step: int | None = None
+    horizon: int | None = None
+    loss: float | None = None
+    seconds: float | None = None
+
+    @property
+    def last_line(self) -> str:
+        """The last line of what ended the job."""
+        return self.reason.strip().splitlines()[-1] if self.reason.strip() else ""
+
+
+def rows(sweep: Sweep) -> list[Row]:
+    """Return a row for each job, from the files of their runs."""
+    varied = varied_values(sweep)
+    return [
+        _row(sweep, job, state, reason, values)
+        for job, (state, reason), values in zip(sweep.jobs, states(sweep), varied, strict=True)
+    ]
+
+
+def _row(sweep: Sweep, job: SweepJob, state: str, reason: str, values: dict[str, str]) -> Row:
+    entry = job.directory.record()
+    row = Row(job.number, state, reason, values, Path(job.run_dir))
+    row.horizon, row.seconds = entry.get("horizon"), entry.get("seconds")
+    if entry:
+        logged = metrics.read_metrics(row.run_dir / "metrics.jsonl")
+        add_metrics(row, logged)
+        if state in (FINISHED, PRUNED):
+            row.objective = metrics.objective(logged, sweep.objective)
+    return row
+
+
+def add_metrics(row: Row, logged: list[dict[str, object]]) -> None:
+    """Bring a row up to the last lines that its job has logged."""
+    for line in logged:
+        if "loss" in line:
+            row.step, row.loss = int(str(line["step"])), None if line["loss"] is None else float(str(line["loss"]))
+
+
+def varied_values(sweep: Sweep) -> list[dict[str, str]]:
+    """Return, for each job, the overrides that tell it from the others."""
+    sets = [set(job.overrides) for job in sweep.jobs]
+    common = set.intersection(*sets) if len(sets) > 1 and sweep.kind == "grid" else set()
+    same = common | set(sweep.command)
+    return [
+        {
+            key.lstrip("+"): value
+            for key, _, value in (item.partition("=") for item in job.overrides if item not in same)
+        }
+        for job in sweep.jobs
+    ]
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return the last word of each key, or more words where two keys end alike."""
+    names: dict[str, str] = {}
+    for key in keys:
+        parts = key.split(".")
+        for count in range(1, len(parts) + 1):
+            name = ".".join(parts[-count:])
+            if sum(other in (key, name) or other.endswith(f".{name}") for other in keys) == 1:
+                break
+        names[key] = name
+    return names
+
+
+def keys_of(table: Sequence[Row]) -> list[str]:
+    """Return the keys that any row has, in order of appearance."""
+    return list(dict.fromkeys(key for row in table for key in row.values))
+
+
+def best(sweep: Sweep, table: Sequence[Row]) -> Row | None:
+    """Return the finished row with the best objective; the first of equals."""
+    done = [row for row in table if row.state == FINISHED and row.objective is not None]
+    sign = -1.0 if sweep.maximize else 1.0
+    return min(done, key=lambda row: sign * float(row.objective or 0.0), default=None)
+
+
+def command(sweep: Sweep, number: int) -> str:
+    """Return the command that repeats one job by itself."""
+    job = next(job for job in sweep.jobs if job.number == number)
+    return shlex.join([*PROGRAM.split(), *job.overrides])
+
+
+def cells(row: Row, keys: Sequence[str]) -> list[str]:
+    """Return a row's cells: job, status, objective, step, minutes, each varied value."""
+    objective = "" if row.objective is None else f"{row.objective:.4f}"
+    step = "" if row.step is None else f"{row.step}/{row.horizon}" if row.horizon else str(row.step)
+    minutes = "" if row.seconds is None else f"{row.seconds / 60:.1f}"
+    return [str(row.number), row.state, objective, step, minutes, *(short(row.values.get(key, "")) for key in keys)]
+
+
+def short(value: str) -> str:
+    """Return a value of the command line for a table: a long number with five significant digits."""
+    try:
+        return f"{float(value):.5g}" if len(value) > 8 else value
+    except ValueError:
+        return value
+
+
+HEADINGS = ("job", "status", "objective", "step", "minutes")
+
+
+def text(sweep: Sweep, table: Sequence[Row]) -> str:
+    """Return the table as plain text, with the last line of each failure and the best run's command below."""
+    keys = keys_of(table)
+    names = short_names(keys)
+    lines = [[*HEADINGS, *(names[key] for key in keys), "directory"]]
+    lines += [[*cells(row, keys), str(relative(row.run_dir))] for row in table]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    right = {0, 2, 3, 4}
+    shown = [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*shown, *epilogue(sweep, table)])
+
+
+def epilogue(sweep: Sweep, table: Sequence[Row]) -> list[str]:
+    """Return the lines below the table: why jobs failed, and which is the best."""
+    lines = [
+        f"job {row.number} {row.state}: {row.last_line}"
+        for row in table
+        if row.last_line and row.state not in (FINISHED, PRUNED)
+    ]
+    if winner := best(sweep, table):
+        better = "higher" if sweep.maximize else "lower"
+        name = "objective" if sweep.objective == "auto" else sweep.objective
+        lines += [
+            f"best: job {winner.number}, {name} {winner.objective:.4f} ({better} is better); repeat it with",
+            f"  {command(sweep, winner.number)}",
+        ]
+    return lines
+
+
+def relative(path: Path) -> Path:
+    """Return a path below the working directory without that part."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def write_csv(sweep: Sweep, table: Sequence[Row]) -> Path:
+    """Write `sweep.csv` in the sweep's directory: one line for each job, its varied values under their full keys."""
+    keys = keys_of(table)
+    path = sweep.path / "sweep.csv"
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        heading = ["job", "status", "objective", "step", "horizon", "last_loss", "seconds", *keys]
+        writer.writerow([*heading, "directory", "failure"])
+        for row in table:
+            figures = [row.objective, row.step, row.horizon, row.loss, row.seconds]
+            values = [row.values.get(key, "") for key in keys]
+            writer.writerow([row.number, row.state, *figures, *values, row.run_dir, row.last_line])
+    return path
+
+
+def curve(row: Row) -> tuple[list[int], list[float]]:
+    """Return steps and training losses of a job."""
+    points = [
+        (line["step"], line["loss"])
+        for line in Tail(row.run_dir / "metrics.jsonl").new_rows()
+        if line.get("loss") is not None
+    ]
+    return [step for step, _ in points], [loss for _, loss in points]

@@ -1,0 +1,29 @@
+"""The lines that a running job adds to its `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Tail:
+    """Reads a growing file of JSON lines; a file that was cut (a resumed run drops lines after its checkpoint) is read anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """Return the complete lines since the last call."""
+        try:
+            with self._path.open("rb") as handle:
+                if handle.seek(0, 2) < self._offset:
+                    self._offset = 0
+                handle.seek(self._offset)
+                text = handle.read()
+        except FileNotFoundError:
+            return []
+        complete = text.rpartition(b"\n")[0] + b"\n" if b"\n" in text else b""
+        self._offset += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]

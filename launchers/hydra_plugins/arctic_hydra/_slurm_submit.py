@@ -1,0 +1,203 @@
+"""Submitting runs to SLURM through submitit: one job for one run, an array for several.
+
+`python -m hydra_plugins.arctic_hydra._slurm_submit` submits runs again, for `python -m arctic_hydra.sweep retry`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
+
+from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.record import RunDirectory, git_state
+from arctic_hydra.sweep import slurm
+
+T = TypeVar("T")
+# The launcher's own keys; all others are submitit's.
+_OWN = {"folder", "python", "dry_run", "detach", "snapshot", "max_requeues", "poll_seconds", "max_array_size"}
+
+
+def check_sbatch() -> None:
+    """Raise ConfigError where nothing can be submitted from this machine."""
+    missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
+    if missing:
+        raise ConfigError(
+            f"hydra/launcher: got slurm, but there is no {' and no '.join(missing)} on this machine; submit from a login node "
+            f"of the cluster, or look at the script with hydra.launcher.dry_run=true"
+        )
+
+
+def submit(options: dict[str, Any], run_dirs: Sequence[str], secrets: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Submit runs whose `run.json` is written; yield each run's submission, in order, as soon as it has its job.
+
+    Raises ArcticHydraError with sbatch's own words where it refuses; earlier arrays are then in the queue.
+    """
+    folder = Path(options["folder"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); pass a folder that all machines share"
+        ) from error
+    snapshot = take_snapshot(folder) if options["snapshot"] else None
+    for chunk in chunks(run_dirs, options["max_array_size"] or array_limit()):
+        executor = make_executor(options, snapshot)
+        hidden = {run_dir: secrets[run_dir] for run_dir in chunk if secrets.get(run_dir)}
+        with submission_environment(hidden, snapshot):
+            yield from _submit_array(executor, options, chunk, snapshot)
+
+
+def _submit_array(
+    executor: Any, options: dict[str, Any], run_dirs: Sequence[str], snapshot: Path | None
+) -> list[dict[str, Any]]:
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        with executor.batch():
+            jobs = [executor.submit(run_job(options, run_dir)) for run_dir in run_dirs]
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        words = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if "sbatch" in line)
+        raise ArcticHydraError(f"hydra.launcher: sbatch refused: {words or error}") from error
+    return [
+        {
+            "kind": "slurm",
+            "job_id": job.job_id,
+            "logs": sorted({str(job.paths.stdout), *([] if options["stderr_to_stdout"] else [str(job.paths.stderr)])}),
+            "script": str(job.paths.submission_file),
+            "snapshot": snapshot and str(snapshot),
+            "launcher": options,
+        }
+        for job in jobs
+    ]
+
+
+def run_job(options: dict[str, Any], run_dir: str) -> RunJob:
+    """Return the job of a run whose `run.json` is written."""
+    tree = json.loads(RunDirectory(Path(run_dir)).run_file.read_text(encoding="utf-8"))["config"]
+    return RunJob(run_dir, int(tree["ranks"]), options["max_requeues"])
+
+
+def script(options: dict[str, Any], count: int) -> str:
+    """Return the sbatch script of an array of `count` runs, or of one; writes nothing."""
+    executor = make_executor(options, Path(options["folder"]) / "snapshot" if options["snapshot"] else None)
+    if count > 1:
+        executor.parameters["map_count"] = count
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
+    """Return submitit's executor with the options of the config; needs no SLURM on this machine."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Executor(SlurmExecutor):  # type: ignore[misc]
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # `check_sbatch` says in our words what is missing
+
+    executor = Executor(folder=options["folder"], max_num_timeout=options["max_requeues"], python=options["python"])
+    given = {key: value for key, value in options.items() if key not in _OWN and value not in (None, [], {}, False)}
+    srun_args = list(given.pop("srun_args", []))
+    if options["cpus_per_task"]:
+        # Since 22.05 a step does not inherit the allocation's number, and its ranks would share one core.
+        srun_args.insert(0, f"--cpus-per-task={options['cpus_per_task']}")
+    more = {"requeue": True, **given.pop("additional_parameters", {})}
+    if snapshot:
+        more["chdir"] = str(snapshot)  # `python -m` looks there first
+    given |= {"tasks_per_node": 1, "wckey": options["wckey"], "additional_parameters": more}
+    given["srun_args"] = srun_args or None
+    executor.update_parameters(**executor._convert_parameters(given))
+    return executor
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield `items` in order, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def array_limit() -> int:
+    """Return the largest array that the cluster takes; SLURM's default of 1001 where there is no cluster to ask."""
+    try:
+        settings = slurm.command("scontrol", "show", "config")
+    except slurm.SlurmError:
+        return 1001
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
+    return int(match[1]) if match else 1001
+
+
+@contextmanager
+def submission_environment(secrets: dict[str, Any], snapshot: Path | None) -> Iterator[None]:
+    """Set what a job inherits: nothing of an allocation around this process, the secrets, the snapshot's code."""
+    from submitit.helpers import clean_env
+
+    before = dict(os.environ)
+    added = {name: value for name, value in before.items() if name in ("SLURM_CONF", "SLURM_CLUSTERS")}
+    if secrets:
+        added[SECRETS_VARIABLE] = json.dumps(secrets)
+    if snapshot:
+        code = [str(snapshot), str(snapshot / "launchers"), *filter(None, [before.get("PYTHONPATH")])]
+        added["PYTHONPATH"] = os.pathsep.join(code)
+    try:
+        with clean_env() if "SLURM_JOB_ID" in before else nullcontext():
+            os.environ.update(added)
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def take_snapshot(folder: Path) -> Path:
+    """Copy the checkout that holds this package, less what git ignores; return the copy, which jobs import from.
+
+    An installed package is copied by itself. The name holds the revision; a changed file gives another copy.
+    """
+    package = Path(sys.modules["arctic_hydra"].__file__ or "").resolve().parent
+    root = package.parent
+    state = git_state(root)
+    name = f"snapshot-{state['revision'][:12] if state else 'installed'}-{os.getpid()}"
+    target = folder / name
+    if state is None:
+        shutil.copytree(package, target / "arctic_hydra", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(Path(__file__).parent, target / "hydra_plugins" / "arctic_hydra")
+        return target
+    listing = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0")
+    for file in filter(None, files):
+        if (root / file).is_file():
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / file, target / file)
+    return target
+
+
+def main() -> None:
+    """Submit runs again: read `[{"run_dir", "submission"}, ...]` from standard input, print their new submissions."""
+    asked = json.load(sys.stdin)
+    try:
+        check_sbatch()
+        done: list[tuple[str, dict[str, Any]]] = []
+        for options in {json.dumps(item["submission"]["launcher"], sort_keys=True): None for item in asked}:
+            mine = [
+                item["run_dir"]
+                for item in asked
+                if json.dumps(item["submission"]["launcher"], sort_keys=True) == options
+            ]
+            done += zip(mine, submit(json.loads(options), mine, {}), strict=True)
+    except ArcticHydraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    found = dict(done)
+    json.dump([found[item["run_dir"]] for item in asked], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

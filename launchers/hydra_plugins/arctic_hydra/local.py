@@ -1,0 +1,38 @@
+"""`hydra/launcher=local`: several jobs at a time on this machine, each on GPUs of its own."""
+
+# No `from __future__ import annotations`: Hydra executes a plugin's module before Python knows it, where a dataclass with
+# annotations as text cannot be made.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hydra.core.config_store import ConfigStore
+from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
+
+if TYPE_CHECKING:
+    from arctic_hydra.job import Job
+    from arctic_hydra.sweep.directory import SweepJob
+
+
+@dataclass
+class LocalLauncherConf:
+    """Options of `hydra/launcher=local`."""
+
+    _target_: str = "hydra_plugins.arctic_hydra.local.LocalLauncher"
+    slots: int | None = None
+    """Jobs at a time; as many as the GPUs allow (one each, or `ranks` each) when null, else one for two cores."""
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="arctic_hydra")
+
+
+class LocalLauncher(SweepLauncher):
+    """Runs the jobs in a pool of slots."""
+
+    def __init__(self, slots: int | None) -> None:
+        self.slots = slots
+
+    def run(self, pairs: "Sequence[tuple[SweepJob, Job]]") -> None:
+        """Run the jobs and wait for them."""
+        self.conductor.run(pairs, self.conductor.slots, to_terminal=False)

@@ -1,0 +1,240 @@
+"""The search behind `hydra/sweeper=optuna`: an Optuna study in the sweep's directory, asked and told.
+
+A batch of values is a function of the seed and of what the trials before it came to, so that a search that was killed goes
+on as it would have gone on. Values of `choice()` and of lists are asked for as the text that the command line takes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.plugins.launcher import Launcher
+from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
+
+from arctic_hydra import compose
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.job import Job
+from arctic_hydra.metrics import objective
+from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.directory import FINISHED, PRUNED, SweepJob, states
+
+SAMPLERS = ("tpe", "random", "grid", "cmaes")
+PRUNERS = {
+    "none": "NopPruner",
+    "median": "MedianPruner",
+    "percentile": "PercentilePruner",
+    "hyperband": "HyperbandPruner",
+    "successive_halving": "SuccessiveHalvingPruner",
+}
+
+
+class Search:
+    """One study and the jobs that it asks for."""
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        launcher: Launcher,
+        arguments: Sequence[str],
+        *,
+        n_trials: int | None,
+        n_jobs: int | None,
+        sampler: str,
+        seed: int,
+        pruner: str,
+        pruner_kwargs: Mapping[str, Any],
+        params: Mapping[str, str] | None,
+    ) -> None:
+        parsed = {item.get_key_element(): item for item in compose.parse(list(arguments))}
+        self._space = {key: item for key, item in parsed.items() if item.is_sweep_override()}
+        self._fixed = [
+            f"{key}={item.get_value_element_as_str()}" for key, item in parsed.items() if key not in self._space
+        ]
+        self._conductor, self._launcher = conductor, launcher
+        self._n_trials, self._n_jobs = n_trials, conductor.slots.count if n_jobs is None else n_jobs
+        self._sampler, self._seed, self._pruner, self._pruner_kwargs = sampler, seed, pruner, dict(pruner_kwargs)
+        self._trials: dict[int, Any] = {}
+        self._check()
+
+    def _check(self) -> None:
+        problems = []
+        for name, value, known in (("sampler", self._sampler, SAMPLERS), ("pruner", self._pruner, PRUNERS)):
+            if value not in known:
+                problems.append(f"hydra.sweeper.{name}: got {value!r}, expected one of {', '.join(known)}")
+        if not self._space:
+            problems.append("-m: got nothing to search; give a key choice(a,b), range(a,b), interval(a,b) or a,b")
+        if self._sampler == "grid":
+            intervals = [key for key, item in self._space.items() if item.is_interval_sweep()]
+            problems += [
+                f"{key}: got an interval, but hydra.sweeper.sampler=grid needs choice() or range()" for key in intervals
+            ]
+        elif self._n_trials is None or self._n_trials < 1:
+            problems.append(f"hydra.sweeper.n_trials: got {self._n_trials}, expected 1 or more")
+        if self._n_jobs < 1:
+            problems.append(f"hydra.sweeper.n_jobs: got {self._n_jobs}, expected 1 or more")
+        if self._sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
+            problems.append("hydra.sweeper.sampler: got cmaes, which needs the package of that name; pip install cmaes")
+        run = self._conductor.composed[0].run
+        evaluated = run.trainer.eval_frequency or not run.objective.startswith(("auto", "eval/"))
+        if self._pruner != "none" and not evaluated:
+            problems.append(
+                f"hydra.sweeper.pruner: got {self._pruner}, but trainer.eval_frequency=0, so that there is nothing to judge a "
+                "job by before its end; set trainer.eval_frequency, or hydra.sweeper.pruner=none"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    def run(self) -> None:
+        """Ask for jobs and have them run until there are `n_trials`, or somebody stops the sweep."""
+        self._study = self._open()
+        if self._pruner != "none":
+            self._conductor.observer = self._observe
+        while not self._conductor.stop_reason and (batch := self._next_batch()):
+            self._run_batch(batch)
+
+    def _open(self) -> Any:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sweep = self._conductor.sweep
+        path = sweep.path / "study.log"
+        mend(path)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            study_name=sweep.id,
+            direction="maximize" if sweep.maximize else "minimize",
+            pruner=make_pruner(self._pruner, self._pruner_kwargs),
+            load_if_exists=True,
+        )
+        if self._sampler == "grid":
+            choices = [[(key, text) for text in item.sweep_string_iterator()] for key, item in self._space.items()]
+            for combination in itertools.product(*choices):
+                study.enqueue_trial(dict(combination), skip_if_exists=True)
+        return study
+
+    def _next_batch(self) -> list[Any]:
+        """Return trials to run: first those that a stopped start left over, then new ones."""
+        import optuna
+        from optuna.trial import TrialState
+
+        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if left:
+            return [optuna.trial.Trial(self._study, trial._trial_id) for trial in left[: self._n_jobs]]
+        waiting = len(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        asked = len(self._study.trials) - waiting
+        wanted = waiting if self._sampler == "grid" else (self._n_trials or 0) - asked
+        # A new sampler for each batch: its draws then depend on the trials before, not on when this process started.
+        self._study.sampler = make_sampler(self._sampler, [self._seed, asked], self._n_jobs)
+        space = {key: distribution(key, item, as_text=self._sampler == "grid") for key, item in self._space.items()}
+        return [self._study.ask(space) for _ in range(min(wanted, self._n_jobs))]
+
+    def _run_batch(self, batch: list[Any]) -> None:
+        self._trials = {trial.number: trial for trial in batch}
+        wanted = [
+            (trial.number, [*self._fixed, *(f"{key}={trial.params[key]}" for key in self._space)]) for trial in batch
+        ]
+        pairs = self._conductor.enter(wanted)
+        # Two trials may ask for one and the same run: it runs once, and both get its value.
+        once = {entry.run_dir: number for number, (entry, _) in reversed(list(enumerate(pairs)))}
+        self._launch(
+            [pairs[number] for number in sorted(once.values())], [wanted[number][1] for number in sorted(once.values())]
+        )
+        for entry, _ in pairs:
+            self._tell(entry)
+
+    def _launch(self, pairs: list[tuple[SweepJob, Job]], overrides: list[list[str]]) -> None:
+        if isinstance(self._launcher, SweepLauncher):
+            self._launcher.run(pairs)
+        else:
+            self._launcher.launch(overrides, initial_job_idx=pairs[0][0].number)
+
+    def _tell(self, entry: SweepJob) -> None:
+        from optuna.trial import TrialState
+
+        trial, value = self._trials[entry.number], self._conductor.value(entry)
+        [(state, _)] = states(self._conductor.sweep, [entry])
+        if value is not None:
+            self._study.tell(trial, value)
+        elif entry.mark == PRUNED:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif state == FINISHED or not self._conductor.stop_reason:
+            self._study.tell(trial, state=TrialState.FAIL)
+        # else it was stopped along with the sweep, or never started: the next start runs it.
+
+    def _observe(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
+        """Report a running job's evaluations to the study; return whether its pruner gives the job up."""
+        trial = self._trials[entry.number]
+        reported = self._study._storage.get_trial(trial._trial_id).intermediate_values
+        name = self._conductor.sweep.objective
+        for row in rows:
+            value = objective([row], "eval/loss" if name == "auto" else name)
+            if value is not None and row["step"] > 0 and row["step"] not in reported:
+                trial.report(value, row["step"])
+                if trial.should_prune():
+                    return True
+        return False
+
+
+def distribution(key: str, item: Override, *, as_text: bool) -> Any:
+    """Return Optuna's distribution for a sweep in Hydra's syntax; raises ConfigError for a logarithm that makes no sense."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sweep: Any = item.value()
+    log = "log" in sweep.tags
+    try:
+        if isinstance(sweep, IntervalSweep):
+            kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
+            return kind(sweep.start, sweep.end, log=log)
+        if item.is_range_sweep() and not as_text:
+            values = [float(value) if not isinstance(value, int) else value for value in sweep.range()]
+            whole = all(isinstance(value, int) for value in values)
+            kind = IntDistribution if whole else FloatDistribution
+            step = sweep.step if not log else (1 if whole else None)
+            return kind(min(values), max(values), step=abs(step) if step else step, log=log)
+        if log:
+            raise ValueError("a list of choices has no logarithm")
+        return CategoricalDistribution(list(item.sweep_string_iterator()))
+    except ValueError as error:
+        raise ConfigError(f"{key}: got {item.input_line}, which Optuna refuses: {error}") from error
+
+
+def make_sampler(name: str, seeds: list[int], n_jobs: int) -> Any:
+    """Return a new sampler, seeded by several numbers; grids are enqueued, so theirs only fills in."""
+    import numpy
+    from optuna import samplers
+
+    seed = int(numpy.random.SeedSequence(seeds).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant_liar is marked experimental since 2021
+        if name == "tpe":
+            return samplers.TPESampler(seed=seed, constant_liar=n_jobs > 1)
+        return samplers.CmaEsSampler(seed=seed) if name == "cmaes" else samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(name: str, arguments: dict[str, Any]) -> Any:
+    """Return the pruner; raises ConfigError where Optuna's takes no such arguments."""
+    from optuna import pruners
+
+    given = {"percentile": 25.0, **arguments} if name == "percentile" else arguments
+    try:
+        return getattr(pruners, PRUNERS[name])(**given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"hydra.sweeper.pruner_kwargs: got {arguments} for {name}: {error}") from error
+
+
+def mend(path: Path) -> None:
+    """Undo what a kill in the middle of a write leaves: half a line, and Optuna's own lock; the sweep's lock is ours."""
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rpartition(b"\n")[0]
+        if not content.endswith(b"\n"):
+            path.write_bytes(whole + b"\n" if whole else b"")

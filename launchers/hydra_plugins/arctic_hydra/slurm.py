@@ -1,0 +1,231 @@
+"""`hydra/launcher=slurm`: every job of a sweep, or a single run, as a job of a SLURM cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.arctic_hydra import _slurm_conf as _slurm_conf  # stores the options
+from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
+
+if TYPE_CHECKING:
+    from arctic_hydra.job import Job
+    from arctic_hydra.sweep.conductor import Conductor
+    from arctic_hydra.sweep.directory import SweepJob
+    from arctic_hydra.sweep.slurm import JobState
+
+SETTLE_SECONDS = 5
+"""How long a run's own record may lag behind SLURM's word that the job is over: shared file systems cache."""
+
+
+PROGRESS_SECONDS, PROGRESS_JOBS = 30.0, 8
+"""How often a job's step and loss are told, where no more jobs than this are waited for."""
+
+
+class SlurmLauncher(SweepLauncher):
+    """Submits jobs as one array, waits for them while saying what becomes of them, and returns their objectives."""
+
+    def __init__(self, **options: Any) -> None:
+        from arctic_hydra.component import to_plain
+
+        self._options: dict[str, Any] = {key: to_plain(value) for key, value in options.items()}
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Enter the jobs, submit them, wait for them, and return their objectives in order."""
+        sweep = self.conductor.sweep
+        folder = self._options["folder"] or sweep.path / "slurm"
+        self._options |= {"folder": str(Path(folder).absolute()), "name": self._options["name"] or sweep.name}
+        if not self._options["dry_run"]:
+            return super().launch(job_overrides, initial_job_idx)
+        self._print_scripts(len(job_overrides))
+        return [JobReturn(overrides=list(item), status=JobStatus.COMPLETED) for item in job_overrides]
+
+    def _print_scripts(self, count: int) -> None:
+        from hydra_plugins.arctic_hydra import _slurm_submit
+
+        limit = self._options["max_array_size"] or _slurm_submit.array_limit()
+        for chunk in _slurm_submit.chunks(range(count), limit):
+            print(_slurm_submit.script(self._options, len(chunk)))
+
+    def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
+        """Submit what is neither finished nor under way, and wait unless detached."""
+        from hydra_plugins.arctic_hydra import _slurm_submit
+
+        from arctic_hydra.errors import ConfigError
+
+        _slurm_submit.check_sbatch()
+        if self._options["detach"] and self.conductor.sweep.kind == "search":
+            raise ConfigError("hydra.launcher.detach: a search waits for results to choose the next values; remove it")
+        self._submit(pairs)
+        waiting = [entry for entry, _ in pairs if entry.submission and not entry.problem]
+        if self._options["detach"]:
+            print("detached; look after the jobs with")
+            print(f"  python -m arctic_hydra.sweep status {self.conductor.sweep.path}")
+        self.conductor.detached = self._options["detach"] or not Watch(self.conductor, self._options).wait(waiting)
+
+    def _submit(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
+        from hydra_plugins.arctic_hydra import _slurm_submit
+
+        from arctic_hydra import record
+        from arctic_hydra.errors import ArcticHydraError
+        from arctic_hydra.sweep.directory import PRUNED
+
+        under_way = self._under_way([entry for entry, _ in pairs])
+        for entry in under_way:
+            print(f"job {entry.number} is in the queue already, as {_job_id(entry)}")
+        wanted = [(entry, job) for entry, job in pairs if entry not in under_way and entry.mark != PRUNED]
+        new = [(entry, job) for entry, job in wanted if self._prepare(entry, job)]
+        secrets = {entry.run_dir: hidden for entry, job in new if (hidden := job.secrets())}
+        waiting = iter([entry for entry, _ in new])
+        try:
+            for submission in _slurm_submit.submit(self._options, [entry.run_dir for entry, _ in new], secrets):
+                entry = next(waiting)
+                entry.submission = submission
+                entry.directory.update_record(submission=submission)
+                print(f"job {entry.number} submitted as {submission['job_id']}", flush=True)
+        except ArcticHydraError as error:
+            for entry in waiting:
+                entry.problem = str(error)
+                entry.directory.update_record(status=record.FAILED, error=str(error))
+            raise
+        finally:
+            self.conductor.sweep.save()
+
+    def _under_way(self, entries: Sequence[SweepJob]) -> list[SweepJob]:
+        """Return the jobs that an earlier start of this sweep submitted and that SLURM still has."""
+        from arctic_hydra.sweep import slurm
+
+        asked = [entry for entry in entries if entry.submission and entry.submission["kind"] == "slurm"]
+        states = slurm.query([_job_id(entry) for entry in asked]) if asked else {}
+        return [entry for entry in asked if not states[_job_id(entry)].over]
+
+    def _prepare(self, entry: SweepJob, job: Job) -> bool:
+        """Write what the job's ranks will read; return whether there is anything to do."""
+        from arctic_hydra.errors import ConfigError
+        from arctic_hydra.sweep.directory import patiently
+
+        entry.problem, entry.mark, entry.submission = "", "", None
+        if problems := job.run.environment_problems():
+            raise ConfigError(problems)
+        data = job.data_digest()
+        patiently(job.open)
+        finished = job.finished(data)
+        if not finished:
+            job.write(data)
+        job.directory.release()
+        if finished:
+            print(f"job {entry.number} is finished already")
+        return not finished
+
+
+class Watch:
+    """Waits for submitted jobs, and says how they get on."""
+
+    def __init__(self, conductor: Conductor, options: dict[str, Any]) -> None:
+        self._conductor = conductor
+        self._poll_seconds: float = options["poll_seconds"]
+        self._told: dict[int, str] = {}
+        self._tells_again: dict[int, float] = {}
+        self._unanswered = False
+
+    def wait(self, entries: Sequence[SweepJob]) -> bool:
+        """Return True once all jobs are over, False where the person would rather not wait.
+
+        Raises the conductor's ConfigError, and asks the jobs to stop.
+        """
+        from arctic_hydra.errors import ConfigError
+        from arctic_hydra.sweep import slurm
+        from arctic_hydra.sweep.tail import Tail
+
+        tails = {entry.number: Tail(entry.directory.path / "metrics.jsonl") for entry in entries}
+        waiting = list(entries)
+        try:
+            while waiting:
+                waiting = self._look(waiting)
+                for entry in waiting:
+                    rows = tails[entry.number].new_rows()
+                    if len(waiting) <= PROGRESS_JOBS:
+                        self._tell_progress(entry, rows)
+                    if rows and self._conductor.look_at(entry, rows):
+                        self._prune(entry)
+                if waiting:
+                    time.sleep(self._poll_seconds)
+        except ConfigError:
+            slurm.cancel(self._conductor.sweep, waiting)
+            raise
+        except KeyboardInterrupt:
+            print("\nno longer waiting; the jobs go on, and the same command waits for them again. They end with")
+            print(f"  python -m arctic_hydra.sweep cancel {self._conductor.sweep.path}")
+            return False
+        return True
+
+    def _tell_progress(self, entry: SweepJob, rows: Sequence[dict[str, Any]]) -> None:
+        steps = [row for row in rows if row.get("loss") is not None]
+        if steps and time.monotonic() >= self._tells_again.get(entry.number, 0.0):
+            self._tells_again[entry.number] = time.monotonic() + PROGRESS_SECONDS
+            print(f"job {entry.number}: step {steps[-1]['step']}, loss {steps[-1]['loss']:.4f}", flush=True)
+
+    def _look(self, waiting: list[SweepJob]) -> list[SweepJob]:
+        """Say what has changed; return the jobs that are not over."""
+        from arctic_hydra.sweep import slurm
+
+        try:
+            states = slurm.query([_job_id(entry) for entry in waiting])
+        except slurm.SlurmError as error:
+            if not self._unanswered:
+                print(f"SLURM does not answer; asking again: {error}", flush=True)
+            self._unanswered = True
+            return waiting
+        self._unanswered = False
+        settle(waiting, states)
+        for entry in waiting:
+            state = states[_job_id(entry)]
+            text = ending(entry) if state.over else str(state)
+            if self._told.get(entry.number) != text:
+                self._told[entry.number] = text
+                print(f"job {entry.number} ({_job_id(entry)}): {text}", flush=True)
+        return [entry for entry in waiting if not states[_job_id(entry)].over]
+
+    def _prune(self, entry: SweepJob) -> None:
+        from arctic_hydra.sweep import slurm
+        from arctic_hydra.sweep.directory import PRUNED
+
+        entry.mark = PRUNED
+        self._conductor.sweep.save()
+        slurm.cancel(self._conductor.sweep, [entry])
+
+
+def settle(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
+    """Write down the end of runs whose jobs are over and that could not do so themselves: killed, or never started."""
+    from arctic_hydra import record
+
+    def unsettled() -> list[SweepJob]:
+        over = [entry for entry in entries if states[_job_id(entry)].over]
+        return [entry for entry in over if entry.directory.record()["status"] == record.RUNNING]
+
+    end = time.monotonic() + SETTLE_SECONDS
+    while (rest := unsettled()) and time.monotonic() < end:
+        time.sleep(0.2)
+    for entry in rest:
+        entry.directory.update_record(status=record.FAILED, error=f"SLURM: {states[_job_id(entry)]}")
+
+
+def ending(entry: SweepJob) -> str:
+    """Return how a job ended, with the last lines of its log where it failed."""
+    from arctic_hydra import record
+
+    found = entry.directory.record()
+    if found["status"] != record.FAILED:
+        return str(found["status"])
+    assert entry.submission is not None, "only submitted jobs are waited for"
+    log = Path(entry.submission["logs"][-1])
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:] if log.exists() else ["(no log)"]
+    return "\n    ".join([f"failed: {found['error']}", f"{log}:", *lines])
+
+
+def _job_id(entry: SweepJob) -> str:
+    assert entry.submission is not None, "only submitted jobs are asked for"
+    return str(entry.submission["job_id"])

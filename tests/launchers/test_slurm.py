@@ -1,0 +1,85 @@
+"""`hydra/launcher=slurm` without a cluster: scripts as printed, and what is refused at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra_plugins.arctic_hydra._slurm_conf import SlurmConf
+
+from arctic_hydra import distributed
+from arctic_hydra.__main__ import main
+from arctic_hydra.usage import field_docs
+from tests.command import ROOT
+
+PAGE = (ROOT / "launchers" / "README.md").read_text()
+SCRIPTS = re.findall(
+    r"```bash\n(python -m arctic_hydra [^\n]*dry_run=true[^\n]*)\n```\n\n```bash\n(.*?)```", PAGE, re.DOTALL
+)
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "_GPUS_ELSEWHERE", None)
+
+
+@pytest.mark.parametrize(("command", "script"), SCRIPTS, ids=["1x8", "16x8", "array"])
+def test_the_page_shows_what_dry_run_prints(command, script, capsys):
+    assert main(command.split()[3:]) == 0
+    assert capsys.readouterr().out == script + "\n"
+    assert not list(Path.cwd().iterdir()), "a dry run writes nothing"
+
+
+def test_a_long_sweep_takes_several_arrays(capsys):
+    arguments = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true", "hydra.launcher.max_array_size=3"]
+    assert main(["-m", *arguments, "seed=range(8)"]) == 0
+    assert re.findall(r"--array=(\S+)", capsys.readouterr().out) == ["0-2%3", "0-2%3", "0-1%2"]
+
+
+def test_every_option_is_on_the_page():
+    docs = field_docs(SlurmConf)
+    for item in fields(SlurmConf):
+        if not item.name.startswith("_"):
+            assert f"`{item.name}`" in PAGE, item.name
+            if item.name in docs:
+                assert docs[item.name] in " ".join(PAGE.split()), f"{item.name}: the page says something else"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            "hydra.launcher.partitions=gpu",
+            "hydra.launcher.partitions: there is no such key; did you mean hydra.launcher.partition?",
+        ),
+        (
+            "hydra.launcher.nodes=two",
+            "hydra.launcher.nodes: Value 'two' of type 'str' could not be converted to Integer",
+        ),
+        ("nnodes=2", "nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>"),
+        ("hydra.launcher._target_=os.system", "hydra.launcher._target_: got 'os.system', which is not allowed"),
+        (
+            "hydra.launcher.nodes=3 hydra.launcher.gpus_per_node=8 deepspeed.config={train_batch_size:8}",
+            "deepspeed.config.train_batch_size: got 8, but micro_batch_size 1 x gradient_accumulation_steps 1 x ranks 24 = 24",
+        ),
+        ("task=evaluate", "task: got evaluate, which runs on this machine"),
+        ("", "hydra/launcher: got slurm, but there is no sbatch and no srun on this machine; submit from a login node"),
+    ],
+)
+def test_what_is_refused(arguments, text, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["hydra/launcher=slurm", *arguments.split()]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_search_does_not_detach(monkeypatch, tmp_path, capsys):
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.1,0.2)"]
+    assert main(["-m", "hydra/launcher=slurm", "hydra.launcher.detach=true", *search]) == 2
+    assert "hydra.launcher.detach: a search waits for results" in capsys.readouterr().err

@@ -1,0 +1,205 @@
+"""Runs on a real SLURM of two nodes: arrays, several machines, preemption and time limits, and every way to fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.command import SMALL, environment, losses, metrics, only_run, run, start, wait_for_step
+from tests.slurm.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+TINY = f"{SMALL} trainer.train_iters=4 trainer.eval_at_start=false checkpoint=[deepspeed]"
+SLURM = "hydra/launcher=slurm hydra.launcher.poll_seconds=0.5"
+
+
+def records(folder: Path, name: str = "default") -> list[dict]:
+    """Return the records of a name's runs in the order of their jobs."""
+    found = [json.loads(path.read_text()) for path in (folder / "outputs" / name).glob("*/record.json")]
+    return sorted(found, key=lambda record: record["submission"]["job_id"])
+
+
+def test_a_grid_is_one_array_composed_at_submission(cluster, tmp_path):
+    """Editing an option's file while jobs wait changes nothing; the same command again has nothing to do."""
+    options = tmp_path / "mine" / "experiment"
+    options.mkdir(parents=True)
+    mine = options / "mine.yaml"
+    mine.write_text("# @package _global_\ntrainer: {max_minutes: 30}\n")
+    grid = f"-m --config-dir mine experiment=mine {TINY} tracking=[] optimizer.lr=1e-3,2e-3 seed=1,2"
+    process = start(
+        f"{grid} {SLURM} 'hydra.launcher.additional_parameters={{begin: now+5}}'", tmp_path, **cluster.variables
+    )
+    while not list(tmp_path.glob("outputs/default/sweeps/*/slurm/*_submission.sh")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    mine.write_text("# @package _global_\ntrainer: {max_minutes: 0.0001}\n")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    mine.write_text("# @package _global_\ntrainer: {max_minutes: 30}\n")
+
+    ids = [record["submission"]["job_id"] for record in records(tmp_path)]
+    array = ids[0].partition("_")[0]
+    assert ids == [f"{array}_{number}" for number in range(4)]
+    assert all(record["status"] == "finished" and record["git"]["revision"] for record in records(tmp_path))
+    listed = cluster.command(f"sacct -X -n -P -o JobID,State,ExitCode -j {array}").split()
+    assert sorted(listed) == [f"{name}|COMPLETED|0:0" for name in ids]
+    assert len(re.findall(r"\): RUNNING on n", output)) == 4 and "best: job" in output
+
+    again = run(f"{grid} {SLURM}", tmp_path, **cluster.variables)
+    assert again.stdout.count("is finished already") == 4 and "submitted" not in again.stdout
+
+
+def raised_in(folder: Path) -> Path:
+    """Return the directory of the run that raised."""
+    [found] = [path.parent for path in folder.glob("outputs/*/*/config.yaml") if "how: raise" in path.read_text()]
+    return found
+
+
+def kill_task(cluster: Cluster, number: int) -> None:
+    """Send SIGKILL to the task of an array's job, as the kernel does when memory runs out; its ranks die with it."""
+    own = {**cluster.variables, "SLURM_ARRAY_TASK_ID": str(number)}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            found = process.environ()
+            if "submitit.core._submit" in process.cmdline() and own.items() <= found.items():
+                process.kill()
+
+
+def limit(cluster: Cluster, job_id: str) -> None:
+    """Set a running job's time limit to a minute or less from now: SLURM, which looks every 30 s, warns it when it looks."""
+    clock = cluster.command(f"squeue -h -j {job_id} -o %M").strip().replace("-", ":").split(":")
+    elapsed = sum(int(part) * 60**place for place, part in enumerate(reversed(clock)))
+    cluster.command(f"scontrol update JobId={job_id} TimeLimit={(elapsed + 20) // 60 + 1}")
+
+
+def wait_for_state(cluster: Cluster, job_id: str, state: str) -> None:
+    """Wait until the job is in a state."""
+    end = time.monotonic() + 120
+    while cluster.command(f"squeue -h -j {job_id} -o %T").strip() != state:
+        assert time.monotonic() < end, f"job {job_id} is not {state}"
+        time.sleep(0.2)
+
+
+def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(cluster, my_lab, tmp_path):
+    """ZeRO-2 over two nodes; SLURM preempts the job by SIGTERM, then warns it of its time limit by SIGUSR2, to the whole tree."""
+    arguments = f"{SMALL} trainer.train_iters=100 trainer.eval_at_start=false checkpoint=[deepspeed] deepspeed=zero2"
+    run(f"{arguments} name=straight ranks=2", tmp_path)
+    slow = "callback=[saboteur] callback.saboteur.how=none callback.saboteur.pause_seconds=0.4"
+    asked = "hydra.launcher.nodes=2 hydra.launcher.timeout_min=30 hydra.launcher.signal_delay_s=60"
+    process = start(f"{arguments} {slow} {SLURM} {asked}", tmp_path, **cluster.variables, PYTHONPATH=str(my_lab))
+    wait_for_step(tmp_path, 3, process)
+    [job_id] = cluster.command("squeue -h -o %A").split()
+    cluster.command("sbatch -p urgent --exclusive -N 2 -o /dev/null --wrap 'sleep 1'")
+    wait_for_state(cluster, job_id, "PENDING")
+    reached = len(metrics(only_run(tmp_path)))
+    wait_for_step(tmp_path, reached + 3, process)
+    limit(cluster, job_id)
+    wait_for_state(cluster, job_id, "PENDING")
+    cluster.command(f"scontrol update JobId={job_id} TimeLimit=30")
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+
+    [record] = records(tmp_path)
+    log = Path(record["submission"]["logs"][-1]).read_text()
+    assert record["status"] == "finished" and record["requeues"] == 2, log
+    assert record["result"]["world_size"] == 2 and "RUNNING on n[1-2]" in output
+    assert (log.count("received SIGTERM"), log.count("received SIGUSR2"), log.count("resumed  from step-")) == (1, 1, 2)
+    assert losses(only_run(tmp_path)) == losses(only_run(tmp_path, "straight"))
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    tracked = [found for found in client.search_runs(experiments) if found.info.run_name.startswith("default/")]
+    assert [found.info.status for found in tracked] == ["FINISHED"], "one run for all three starts"
+    logged = client.get_metric_history(tracked[0].info.run_id, "loss")
+    assert sorted(item.step for item in logged) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("accounting", [True, False])
+def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request, my_lab, tmp_path):
+    """Raised, sys.exit, cancelled, killed by SIGKILL: each is said, the good one's result stands, nothing hangs."""
+    cluster = request.getfixturevalue("cluster" if accounting else "bare_cluster")
+    ways = "none,raise,sys_exit,kill,freeze" if accounting else "none,raise,freeze"
+    snapshot = "" if accounting else "hydra.launcher.snapshot=true"
+    sabotage = f"callback=[saboteur] callback.saboteur.rank=0 callback.saboteur.how={ways}"
+    variables = {**cluster.variables, "PYTHONPATH": str(my_lab)}
+    process = start(f"-m {TINY} tracking=[] {sabotage} {SLURM} {snapshot}", tmp_path, **variables)
+    frozen = len(ways.split(",")) - 1
+    end = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(0.5)
+        running = cluster.command("squeue -h -r -o %i").split()
+        if len(running) == 1 and running[0].endswith(f"_{frozen}"):
+            if accounting:
+                cluster.command(f"scancel {running[0]}")
+            else:
+                kill_task(cluster, frozen)
+            break
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    expected = {
+        "none": ("finished", ""),
+        "raise": ("failed", "sabotage"),
+        "sys_exit": ("failed", "4"),
+        "kill": ("failed", "was killed by signal 9"),
+        # scancel wakes a frozen rank, which saves; where a job's task is killed, only SLURM can say so.
+        "freeze": ("stopped", "") if accounting else ("failed", "SLURM: FAILED"),
+    }
+    for number, (way, record) in enumerate(zip(ways.split(","), records(tmp_path), strict=True)):
+        status, words = expected[way]
+        assert (record["status"], words in record.get("error", "")) == (status, True), (way, record.get("error"))
+        assert re.search(rf"^ +{number}  {status}", output, re.MULTILINE), output
+    assert "best: job 0" in output
+    raised = json.loads((raised_in(tmp_path) / "logs" / "error-rank0.json").read_text())["traceback"]
+    assert ("/slurm/snapshot-" in raised) is not accounting, "where the failing job's code was"
+    table = next(tmp_path.glob("outputs/default/sweeps/*/sweep.csv")).read_text().splitlines()
+    assert len(table) == 1 + len(ways.split(","))
+
+
+def test_a_detached_sweep_is_looked_after_by_the_sweep_command(cluster, tmp_path):
+    variables = cluster.variables
+    later = "hydra.launcher.detach=true 'hydra.launcher.additional_parameters={begin: now+1hour}'"
+    done = run(f"-m {TINY} {SLURM} {later} seed=1,2", tmp_path, **variables)
+    assert "job 1 submitted as" in done.stdout and "python -m arctic_hydra.sweep status" in done.stdout
+    [sweep] = (tmp_path / "outputs" / "default" / "sweeps").iterdir()
+
+    def look_after(command: str) -> str:
+        line = f"{sys.executable} -m arctic_hydra.sweep {command.replace('SWEEP', str(sweep))}"
+        found = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True
+        )
+        assert "Traceback" not in found.stderr, found.stderr
+        return found.stdout
+
+    def table(output: str) -> list[str]:
+        return re.findall(r"^ +\d  (\w+)", output, re.MULTILINE)
+
+    assert table(look_after("status SWEEP")) == ["queued", "queued"]
+    again = run(f"-m {TINY} {SLURM} {later} seed=1,2", tmp_path, **variables)
+    assert again.stdout.count("is in the queue already, as") == 2
+    look_after("cancel SWEEP --job 0")
+    output = look_after("status SWEEP")
+    assert table(output) == ["died", "queued"] and "CANCELLED" in output
+    assert "job 0 submitted as" in look_after("retry SWEEP --job 0")
+    assert table(look_after("status SWEEP")) == ["queued", "queued"]
+    look_after("cancel SWEEP")
+    assert not cluster.command("squeue -h")
+    assert table(look_after("status SWEEP")) == ["died", "died"]
+
+
+def test_an_unknown_partition_is_said_in_sbatch_s_words(cluster, tmp_path):
+    refused = run(f"{TINY} {SLURM} hydra.launcher.partition=nope", tmp_path, code=1, **cluster.variables)
+    assert "hydra.launcher: sbatch refused: invalid partition specified: nope" in refused.stderr
+    assert "Traceback" not in refused.stderr + refused.stdout
+    folder = run(f"{TINY} {SLURM} hydra.launcher.folder=/dev/null/here", tmp_path, code=2, **cluster.variables)
+    assert "hydra.launcher.folder: cannot write to /dev/null/here (Not a directory)" in folder.stderr

@@ -1,0 +1,99 @@
+"""What a sweep refuses before anything starts, through the real command line, in process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from arctic_hydra.__main__ import main
+
+SEARCH = "-m hydra/sweeper=optuna"
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("-m optimizer.lrr=1,2", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
+        ("-m optimizer.lr=1,-2", "optimizer.lr: got -2"),
+        (
+            "-m optimizer.lr=1e-4,0.0001",
+            "-m: job 1 and job 0 are the same run",
+        ),
+        (
+            "-m log.interval=1,2",
+            "log.interval=2 changes nothing in what is trained; leave one out, or give each a name of its own",
+        ),
+        (
+            "-m optimizer.lr=interval(1e-5,1e-3)",
+            "optimizer.lr: got an interval, which has no end of values; pass hydra/sweeper=optuna",
+        ),
+        ("-m hydra/launcher=locall optimizer.lr=1,2", "hydra/launcher: got 'locall', expected one of basic, local"),
+        ("-m hydra/launcher=local hydra.launcher.slots=0", "hydra.launcher.slots: got 0, expected 1 or more"),
+        ("-m hydra.launcher.slots=2 optimizer.lr=1,2", "hydra.launcher.slots: there is no such key"),
+        (
+            "-m objective=eval/loss ~data.eval_sources.chat optimizer.lr=1,2",
+            "objective: got eval/loss, but there is no evaluation data",
+        ),
+        (
+            "-m objective=loss,eval/loss",
+            "objective: got eval/loss and loss, but the jobs of a sweep are compared by one",
+        ),
+        ("-m output_root=/proc/nowhere optimizer.lr=1,2", "output_root: cannot write to /proc/nowhere/default/sweeps"),
+        ("hydra/sweeper=optuna", "hydra/sweeper: has no effect on a single run; pass -m"),
+        ("hydra/launcher=local optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values"),
+        (f"{SEARCH} optimizer.lrr=interval(0,1)", "optimizer.lrr: there is no such key"),
+        (f"{SEARCH} optimizer.lr=interval(-1,1)", "optimizer.lr: got -1"),
+        (f"{SEARCH} scheduler=choice(cosine,cosin)", "scheduler: got 'cosin', expected one of"),
+        (f"{SEARCH} optimizer.lr=1", "-m: got nothing to search; give a key choice(a,b), range(a,b), interval(a,b)"),
+        (
+            f"{SEARCH} hydra.sweeper.sampler=tpee optimizer.lr=1,2",
+            "hydra.sweeper.sampler: got 'tpee', expected one of tpe, random, grid, cmaes",
+        ),
+        (
+            f"{SEARCH} hydra.sweeper.sampler=grid optimizer.lr=interval(1,2)",
+            "optimizer.lr: got an interval, but hydra.sweeper.sampler=grid needs",
+        ),
+        (f"{SEARCH} hydra.sweeper.n_trials=0 optimizer.lr=1,2", "hydra.sweeper.n_trials: got 0, expected 1 or more"),
+        (
+            f"{SEARCH} hydra.sweeper.pruner=median optimizer.lr=1,2",
+            "hydra.sweeper.pruner: got median, but trainer.eval_frequency=0",
+        ),
+        (
+            f"{SEARCH} hydra.sweeper.pruner=median hydra.sweeper.pruner_kwargs={{startup:1}} trainer.eval_frequency=1 optimizer.lr=1,2",
+            "hydra.sweeper.pruner_kwargs: got {'startup': 1} for median",
+        ),
+        (f"{SEARCH} seed=tag(log,int(interval(0,3)))", "seed: got tag(log,interval(0,3))"),
+    ],
+)
+def test_what_is_refused(arguments, text, capsys):
+    code = main([*arguments.split(), "trainer.train_iters=1"])
+    output = capsys.readouterr()
+    assert code == 2, output.out + output.err
+    assert text in output.err
+    assert "Traceback" not in output.err
+    assert not list(Path.cwd().glob("outputs/*/*/run.json"))
+
+
+def test_a_directory_of_another_sweep_is_refused(capsys):
+    """`task=train` never runs here: the other sweep's directory is met first."""
+    Path("mine").mkdir()
+    other = {"id": "abc", "name": "x", "kind": "grid", "command": ["seed=1,2"], "objective": "auto", "maximize": False}
+    more = {"launcher": "basic", "working_directory": "/", "jobs": [], "format": 1}
+    Path("mine/sweep.json").write_text(json.dumps(other | more))
+    assert main(["-m", "hydra.sweep.dir=mine", "optimizer.lr=1,2"]) == 2
+    assert "mine, which holds another sweep (seed=1,2); pass a folder of its own" in capsys.readouterr().err
+
+
+def test_the_watching_command_names_what_is_wrong(capsys):
+    from arctic_hydra.sweep.__main__ import main as look
+
+    Path("empty").mkdir()
+    assert look(["status", "empty"]) == 2
+    assert "holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""The parts of a sweep that need no run: slots, tables, what a page's axes show, the study's journal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra_plugins.arctic_hydra.search import distribution, mend
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from arctic_hydra import compose, metrics
+from arctic_hydra.errors import ConfigError, RunLockedError
+from arctic_hydra.record import RunDirectory
+from arctic_hydra.sweep import pool, results
+from arctic_hydra.sweep.directory import Sweep, SweepJob, states
+from arctic_hydra.sweep.display import fitting, rich_table
+from arctic_hydra.sweep.page import scale
+from arctic_hydra.sweep.pool import Slots
+from arctic_hydra.sweep.tail import Tail
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "ranks", "expected"),
+    [
+        (8, None, ["auto"], (8, [["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["6"], ["7"]])),
+        (8, 2, ["auto"], (2, [["0", "1", "2", "3"], ["4", "5", "6", "7"]])),
+        (8, None, ["4", "2"], (2, [["0", "1", "2", "3"], ["4", "5", "6", "7"]])),
+        (3, 2, ["1"], (2, [["0"], ["1"]])),
+        (0, 3, ["auto"], (3, [])),
+    ],
+)
+def test_slots_share_the_gpus(gpus, count, ranks, expected, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pool, "count_gpus", lambda: gpus)
+    slots = Slots.plan(count, ranks)
+    assert (slots.count, slots.gpus) == expected
+
+
+def test_slots_take_the_devices_that_are_visible_and_refuse_more(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    monkeypatch.setattr(pool, "count_gpus", lambda: 2)
+    assert Slots.plan(None, ["auto"]).gpus == [["GPU-a"], ["GPU-b"]]
+    with pytest.raises(ConfigError, match="hydra.launcher.slots: got 3 with 1 GPUs each, but this machine has 2"):
+        Slots.plan(3, ["auto"])
+
+
+def sweep_of(tmp_path, *jobs, kind="grid", command=()):
+    entries = [SweepJob(n, list(item), str(tmp_path / f"run{n}"), "") for n, item in enumerate(jobs)]
+    return Sweep(
+        path=tmp_path, id="abc", name="x", kind=kind, command=list(command), objective="auto", maximize=False,
+        launcher="local", working_directory="", jobs=entries,
+    )  # fmt: skip
+
+
+def test_tables_show_what_differs(tmp_path):
+    sweep = sweep_of(tmp_path, ["name=a", "optimizer.lr=1"], ["name=a", "optimizer.lr=2"], ["name=a", "+x.y=3"])
+    assert results.varied_values(sweep) == [{"optimizer.lr": "1"}, {"optimizer.lr": "2"}, {"x.y": "3"}]
+    assert results.short_names(["optimizer.lr", "x.lr", "a.b"]) == {
+        "optimizer.lr": "optimizer.lr",
+        "x.lr": "x.lr",
+        "a.b": "b",
+    }
+    search = sweep_of(tmp_path, ["name=a", "optimizer.lr=1"], kind="search", command=["name=a", "optimizer.lr=1,2"])
+    assert results.varied_values(search) == [{"optimizer.lr": "1"}]
+
+
+def test_states_come_from_records_locks_and_marks(tmp_path):
+    sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(6)])
+    running, stopped = {"status": "running"}, {"status": "stopped"}
+    records = [None, running, running, stopped, stopped, {"status": "failed", "error": "a\nb"}]
+    for job, entry in zip(sweep.jobs, records, strict=True):
+        if entry:
+            job.directory.create()
+            job.directory.record_file.write_text(json.dumps(entry))
+            job.submission = {"kind": "local", "pid": 0}
+    held = RunDirectory(tmp_path / "run1")
+    held.lock()
+    sweep.jobs[3].mark = "pruned"
+    found = states(sweep)
+    assert [state for state, _ in found] == ["waiting", "running", "died", "pruned", "stopped", "failed"]
+    assert "start the sweep again" in found[2][1]
+    assert results.rows(sweep)[5].last_line == "b"
+    held.release()
+    assert states(sweep)[1][0] == "died"
+
+
+def test_a_sweep_has_one_conductor_and_reads_back_as_it_was(tmp_path):
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    sweep.conduct()
+    sweep.save()
+    again = Sweep.load(tmp_path)
+    assert again.jobs == sweep.jobs and again.command == sweep.command
+    assert "process" in (again.conductor() or "")
+    with pytest.raises(RunLockedError, match="is in use by another run"):
+        again.conduct()
+
+
+def test_the_tail_of_a_file_that_grows_is_torn_and_is_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.new_rows() == []
+    path.write_text('{"step": 1}\n{"st')
+    assert tail.new_rows() == [{"step": 1}]
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert tail.new_rows() == [{"step": 2}]
+    path.write_text('{"step": 1}\n')
+    assert tail.new_rows() == [{"step": 1}]
+
+
+def test_the_objective_is_the_last_evaluation_after_training_else_the_loss():
+    start, step, end = {"step": 0, "eval/loss": 9.0}, {"step": 1, "loss": 2.0}, {"step": 1, "eval/loss": 3.0}
+    assert metrics.objective([start, step, end], "auto") == 3.0
+    assert metrics.objective([start, step], "auto") == 2.0
+    assert metrics.objective([start, step, end], "eval/accuracy") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("choice(cosine,constant)", CategoricalDistribution(["cosine", "constant"])),
+        ("1e-4,2", CategoricalDistribution(["0.0001", "2"])),
+        ("range(1,8,3)", IntDistribution(1, 7, step=3)),
+        ("range(0.5,2.0,0.5)", FloatDistribution(0.5, 1.5, step=0.5)),
+        ("interval(0.1,2)", FloatDistribution(0.1, 2.0)),
+        ("tag(log,interval(1e-5,1e-2))", FloatDistribution(1e-5, 1e-2, log=True)),
+        ("int(interval(1,9))", IntDistribution(1, 9)),
+        ("tag(log,int(interval(1,64)))", IntDistribution(1, 64, log=True)),
+    ],
+)
+def test_sweep_syntax_is_a_distribution(text, expected):
+    [item] = compose.parse([f"optimizer.lr={text}"])
+    assert distribution("optimizer.lr", item, as_text=False) == expected
+
+
+def test_axes_have_words_few_values_and_logarithms():
+    assert scale(["b", "a", "b"]) == ([0.0, 1.0, 0.0], [(0.0, "b"), (1.0, "a")], False)
+    assert scale(["4", "1"]) == ([1.0, 0.0], [(0.0, "1"), (1.0, "4")], False)
+    assert scale([str(10.0**-n) for n in range(7)])[1:] == (None, True)
+
+
+def test_a_journal_torn_by_a_kill_is_mended(tmp_path):
+    journal = tmp_path / "study.log"
+    mend(journal)
+    journal.write_text('{"a": 1}\n{"b"')
+    (tmp_path / "study.log.lock").symlink_to(journal)
+    mend(journal)
+    assert journal.read_text() == '{"a": 1}\n'
+    assert not (tmp_path / "study.log.lock").is_symlink()
+
+
+def test_a_table_too_long_for_the_terminal_shows_what_runs():
+    rows = [
+        results.Row(n, state, "", {}, Path())
+        for n, state in enumerate(["finished", "waiting", "running", "failed", "finished"])
+    ]
+    assert [row.number for row in fitting(rows, 3)] == [2, 3, 4]
+    assert rich_table(rows, 2).caption == "2 finished, 1 waiting, 1 running, 1 failed"
+    assert rich_table(rows, 9).caption is None
