@@ -1,6 +1,6 @@
 """Every check of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. `nox -s slurm`, `nox -s faults`, `nox -s compiled`, `nox -s bench`, `nox -s peers` and `nox -s gpu` are run by hand.
+`nox` runs lint, types and tests. The sessions slurm, faults, compiled, bench, peers and gpu are run by hand, by `nox -s NAME`.
 """
 
 from __future__ import annotations
