@@ -1,6 +1,6 @@
 """Every check of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. `nox -s slurm`, `nox -s faults`, `nox -s compiled`, `nox -s bench` and `nox -s gpu` are run by hand.
+`nox` runs lint, types and tests. The sessions slurm, faults, compiled, bench, peers and gpu are run by hand, by `nox -s NAME`.
 """
 
 from __future__ import annotations
@@ -72,6 +72,24 @@ def bench(session: nox.Session) -> None:
     session.install(*PINNED, "-e", ".[test]")
     for script in scripts:
         session.run("python", str(script), *session.posargs)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Prepare the same conversations as TRL and ArcticTraining do, each in an environment of its own, and compare."""
+    session.install(*PINNED, "-e", ".[test]")
+    pinned_torch = next(line for line in Path("constraints.txt").read_text().split() if line.startswith("torch=="))
+    # ArcticTraining needs transformers 4, so nothing but torch is taken from the tested set there.
+    needs = {"trl": [*PINNED, "trl"], "arctic": [pinned_torch, "setuptools", "arctic-training", "transformers<5"]}
+    pythons = []
+    for peer, packages in needs.items():
+        folder = Path(session.virtualenv.location).with_name(f"peers-{peer}")
+        if not folder.exists():
+            session.run("python", "-m", "venv", str(folder))
+        python = str(folder / "bin" / "python")
+        session.run(python, "-m", "pip", "install", "-q", *packages, external=True)
+        pythons += [f"--{peer}", python]
+    session.run("python", "-m", "tests.bench.peers.compare", *pythons, *session.posargs)
 
 
 @nox.session

@@ -45,7 +45,9 @@ class Batch:
     example_ids: list[int] = field(default_factory=list)
     """Indices of the prepared examples in this micro-batch, in order."""
     document_lengths: list[int] = field(default_factory=list)
-    """Tokens of each document, in order."""
+    """Tokens of each document, in order; of preferences, chosen and rejected stand in turn, both in one batch."""
+    document_K: torch.Tensor | None = None
+    """int64 index of the document of each supervised position: what sums per document, such as DPO's, are taken over."""
 
     @property
     def num_supervised(self) -> int:

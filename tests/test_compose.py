@@ -47,6 +47,7 @@ OPTIONS = [
     for group, options in groups().items()
     if group not in ("source", "experiment") and "/" not in group
     for option in options
+    if (group, option) != ("data", "preference")  # no trainer of this package works with it
 ]
 
 

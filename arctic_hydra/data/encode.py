@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from arctic_hydra.data.masks import ChatEncoder, Encoded, TurnChoice
 from arctic_hydra.data.messages import Chat, PlainText, RowProblem
 
@@ -65,7 +67,7 @@ class TextEncoder:
         if self._tail and ids[-1:] == self._tail:
             ids = ids[:-1]
         whole = [*self._head, *ids, *self._tail]
-        return Encoded(whole, [(first + len(self._head), len(whole))], [])
+        return Encoded(np.array(whole, dtype=np.int32), [(first + len(self._head), len(whole))], [])
 
     @staticmethod
     def _first_token(item: PlainText, encoding: Any) -> int | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +14,7 @@ import numpy as np
 
 from arctic_hydra.batch import IGNORE_INDEX
 from arctic_hydra.data.encode import ExampleEncoder
-from arctic_hydra.data.formats import Reading
+from arctic_hydra.data.formats import Reading, read_preference
 from arctic_hydra.data.lengths import Overlong, length_bin, pieces
 from arctic_hydra.data.masks import Encoded, TurnChoice
 from arctic_hydra.data.messages import RowProblem, malformed
@@ -34,6 +37,8 @@ class Options:
     malformed: str
     """`error` or `drop`."""
     turns: TurnChoice = field(default_factory=TurnChoice)
+    pairs: bool = False
+    """Whether rows are preferences, each of which gives two examples: the chosen one, then the rejected one."""
 
 
 @dataclass
@@ -99,7 +104,7 @@ class Report:
 
 @dataclass
 class _Example:
-    ids: list[int]
+    ids: Array
     mask: Array
     turn_ends: list[int]
     stops: list[int]
@@ -123,9 +128,12 @@ class Preparer:
 
     def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
         """Prepare rows [start, stop)."""
-        start, stop = task
+        with _uncollected():
+            return self._pairs(*task) if self._options.pairs else self._chunk(*task)
+
+    def _chunk(self, start: int, stop: int) -> tuple[Chunk, Report]:
         report = Report(rows=stop - start)
-        kept: list[tuple[int, list[int], Array]] = []
+        kept: list[tuple[int, Array, Array]] = []
         for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
             if isinstance(item, RowProblem):
                 self._refuse(row, item, report)
@@ -140,6 +148,37 @@ class Preparer:
             kept += trained
         return _assemble(kept, report), report
 
+    def _pairs(self, start: int, stop: int) -> tuple[Chunk, Report]:
+        report = Report(rows=stop - start)
+        kept: list[tuple[int, Array, Array]] = []
+        assert self._encoder is not None, "preferences are encoded here"
+        read = [_guard(read_preference, row) for row in self._source.rows.take(range(start, stop))]
+        both = [side for pair in read for side in ([pair, pair] if isinstance(pair, RowProblem) else pair)]
+        encoded = self._encoder.encode(both)
+        for row, *sides in zip(range(start, stop), encoded[0::2], encoded[1::2], strict=True):
+            problem = next((side for side in sides if isinstance(side, RowProblem)), None)
+            if problem is not None:
+                self._refuse(row, problem, report)
+                continue
+            pair = [side for side in sides if isinstance(side, Encoded)]
+            lengths = [len(side.ids) for side in pair]
+            if self._policy is Overlong.drop and max(lengths) > self._options.max_length:
+                report.dropped["overlong"] += 1
+                report.tokens_lost += sum(lengths)
+                continue
+            parts = [part for side in pair for part in self._fit(row, self._masked(side), report)]
+            answers = [ids[mask.astype(bool)] for ids, mask in parts]
+            if not all(len(answer) for answer in answers):
+                report.dropped["no_supervised_token"] += 1
+            elif np.array_equal(*answers):  # also where the difference was cut off: there is nothing to prefer
+                report.dropped["no_difference"] += 1
+            else:
+                kept += [(row, *part) for part in parts]
+                report.stops.update(int(side.ids[end - 1]) for side in pair for end in side.turn_ends)
+        chunk = _assemble(kept, report)
+        report.kept //= 2
+        return chunk, report
+
     def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
         rows = self._source.rows.take(range(start, stop))
         if self._encoder is None:
@@ -151,9 +190,9 @@ class Preparer:
         mask = np.full(len(encoded.ids), not self._options.mask_inputs, dtype=np.uint8)
         for first, last in encoded.spans:
             mask[first:last] = 1
-        return _Example(encoded.ids, mask, encoded.turn_ends, [encoded.ids[end - 1] for end in encoded.turn_ends])
+        return _Example(encoded.ids, mask, encoded.turn_ends, [int(encoded.ids[end - 1]) for end in encoded.turn_ends])
 
-    def _fit(self, row: int, item: _Example, report: Report) -> list[tuple[list[int], Array]]:
+    def _fit(self, row: int, item: _Example, report: Report) -> list[tuple[Array, Array]]:
         """Return ids and mask of the parts of an example that are kept; none where it is dropped."""
         ids, limit = item.ids, self._options.max_length
         report.length_bins[length_bin(len(ids))] += 1
@@ -175,11 +214,11 @@ class Preparer:
             report.truncated += lost > 0
             report.split += len(parts) > 1
             report.tokens_lost += lost
-        fitted: list[tuple[list[int], Array]] = []
+        fitted: list[tuple[Array, Array]] = []
         for start, stop in parts:
             part, mask = ids[start:stop], item.mask[start:stop].copy()
             if start and head:
-                part, mask = [*ids[:1], *part], np.concatenate([[0], mask]).astype(np.uint8)
+                part, mask = np.concatenate([ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
             mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
             fitted.append((part, mask))
         return fitted
@@ -197,15 +236,26 @@ class Preparer:
         raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
 
 
-def _assemble(kept: list[tuple[int, list[int], Array]], report: Report) -> Chunk:
+def _assemble(kept: list[tuple[int, Array, Array]], report: Report) -> Chunk:
     lengths = np.array([len(ids) for _, ids, _ in kept], dtype=np.int32)
-    flat = [np.array(ids, dtype=np.int32) for _, ids, _ in kept]
-    ids = np.concatenate(flat) if flat else np.empty(0, np.int32)
+    ids = np.concatenate([ids for _, ids, _ in kept]) if kept else np.empty(0, np.int32)
     mask = np.concatenate([mask for _, _, mask in kept]) if kept else np.empty(0, np.uint8)
     report.kept = len(kept)
     report.tokens, report.supervised_tokens = len(ids), int(mask.sum())
     report.max_token_id = int(ids.max()) if len(ids) else -1
     return Chunk(ids, mask, lengths, np.array([row for row, _, _ in kept], dtype=np.int64))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector out: it would search the many objects of a chunk again and again, and find no cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _guard(read: Any, row: Row) -> Any:
@@ -221,8 +271,9 @@ def _read_tokens(row: Row) -> _Example:
     if not isinstance(ids, list) or not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
         columns = ", ".join(sorted(row))
         raise malformed(f"process=false needs 'input_ids', a list of token ids; got the columns {columns}")
+    tokens = np.array(ids, dtype=np.int32)
     if labels is None:
-        return _Example(list(ids), np.ones(len(ids), dtype=np.uint8), [], [])
+        return _Example(tokens, np.ones(len(ids), dtype=np.uint8), [], [])
     if not isinstance(labels, list) or len(labels) != len(ids):
         raise malformed(f"labels must be a list as long as input_ids ({len(ids)})")
     mask = np.array([label != IGNORE_INDEX for label in labels], dtype=np.uint8)
@@ -232,4 +283,4 @@ def _read_tokens(row: Row) -> _Example:
                 f"labels[{place}] is {labels[place]}, but input_ids[{place}] is {ids[place]}; expected {IGNORE_INDEX} "
                 f"or the same id (labels are not shifted)"
             )
-    return _Example(list(ids), mask, [], [])
+    return _Example(tokens, mask, [], [])

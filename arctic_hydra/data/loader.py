@@ -15,7 +15,7 @@ from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.order import grouped_order, mix
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
 from arctic_hydra.data.statistics import figures
-from arctic_hydra.data.store import Array, JoinedStore
+from arctic_hydra.data.store import Array, JoinedStore, PairStore
 from arctic_hydra.data.windows import BatchOptions, Windows, ahead
 
 
@@ -37,7 +37,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        store: JoinedStore,
+        store: JoinedStore | PairStore,
         examples: Ints,
         source_names: list[str],
         geometry: BatchGeometry,
@@ -132,9 +132,10 @@ class PackedLoader:
         for index, name in enumerate(self.source_names):
             mine = self._examples[self._store.sources[self._examples] == index]
             for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
-                example = int(mine[place])
-                ids, mask = self._store.ids(example).tolist(), self._store.mask(example).tolist()
-                found.append(Example(name, int(self._store.rows[example]), ids, mask))
+                flat = self._store.flat
+                for document in self._store.documents(int(mine[place])):
+                    ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()
+                    found.append(Example(name, int(flat.rows[document]), ids, mask))
         return found
 
 

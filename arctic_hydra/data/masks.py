@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem
+from arctic_hydra.data.words import Array, WordTokenizer
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ class TurnChoice:
 class Encoded:
     """Token ids of one example, and the token spans that are trained on."""
 
-    ids: list[int]
+    ids: Array
+    """int32."""
     spans: list[Span]
     turn_ends: list[int] = field(default_factory=list)
     """Where a trained turn is over: the places to cut at."""
@@ -89,6 +92,7 @@ class ChatEncoder:
         specials |= {token for token in tokenizer.all_special_tokens if token}
         ordered = sorted(specials, key=lambda token: (-len(token), token))
         self._special = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+        self._words = WordTokenizer.of(self._backend)
         self._unknown = tokenizer.unk_token_id
         self._bos = tokenizer.bos_token_id
         start = self._backend.encode("a", add_special_tokens=True).ids[:1]
@@ -97,26 +101,40 @@ class ChatEncoder:
 
     def encode(self, chats: Sequence[Chat]) -> list[Encoded | RowProblem]:
         """Return ids and spans of each chat, or what is wrong with it."""
-        rendered = self._render_all(chats)
-        good = [(index, item) for index, item in enumerate(rendered) if not isinstance(item, RowProblem)]
-        encodings = self._backend.encode_batch([text for _, (text, _) in good], add_special_tokens=False)
-        results: list[Encoded | RowProblem] = [
-            item if isinstance(item, RowProblem) else Encoded([], []) for item in rendered
-        ]
+        results: list[Encoded | RowProblem] = []
+        whole: list[tuple[int, str, list[Span]]] = []
+        for index, item in enumerate(self._render_all(chats)):
+            if isinstance(item, RowProblem):
+                results.append(item)
+                continue
+            places = [place for span in item[1] for place in span]
+            found = self._words.encode(item[0], places) if self._words and places == sorted(places) else None
+            if found is None:
+                whole.append((index, *item))
+                results.append(RowProblem("tokenizer", "not encoded yet"))
+            else:
+                ids, bounds = found
+                results.append(self._with_one_bos(Encoded(ids, list(zip(bounds[::2], bounds[1::2], strict=True)))))
+        for (index, _, _), result in zip(whole, self._encode_whole(whole), strict=True):
+            results[index] = result if isinstance(result, RowProblem) else self._with_one_bos(result)
+        return results
+
+    def _encode_whole(self, rendered: Sequence[tuple[int, str, list[Span]]]) -> list[Encoded | RowProblem]:
+        """Return ids and spans of (index, text, spans) by the tokenizer itself; the tokens of a span give its text."""
+        encodings = self._backend.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
+        encoded: list[Encoded] = []
         pieces: list[list[int]] = []
-        for (index, (text, spans)), encoding in zip(good, encodings, strict=True):
+        for (_, text, spans), encoding in zip(rendered, encodings, strict=True):
             ids = encoding.ids
             places = [_token_span(encoding, text, span, len(ids)) for span in spans]
-            results[index] = Encoded(ids, places)
+            encoded.append(Encoded(np.array(ids, dtype=np.int32), places))
             pieces += [ids[first:last] for first, last in places]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
-        for index, (text, spans) in good:
-            result = results[index]
-            assert isinstance(result, Encoded), "rendered rows were encoded"
-            wanted = [text[first:last] for first, last in spans]
-            if [next(decoded) for _ in spans] != wanted:
-                results[index] = self._realign(result, text, spans)
-        return [item if isinstance(item, RowProblem) else self._with_one_bos(item) for item in results]
+        results: list[Encoded | RowProblem] = []
+        for item, (_, text, spans) in zip(encoded, rendered, strict=True):
+            as_wanted = [next(decoded) for _ in spans] == [text[first:last] for first, last in spans]
+            results.append(item if as_wanted else self._realign(item, text, spans))
+        return results
 
     def _generation_header(self) -> str:
         """Return what the template writes to open an answer; empty where it does not say."""
@@ -285,7 +303,7 @@ class ChatEncoder:
             starts[first] = len(ids)
             ids += self._backend.encode(text[first:last], add_special_tokens=False).ids
         starts[len(text)] = len(ids)
-        parts = Encoded(ids, [(starts[first], starts[last]) for first, last in spans])
+        parts = Encoded(np.array(ids, dtype=np.int32), [(starts[first], starts[last]) for first, last in spans])
         if self._fits(parts, text, spans):
             return parts
         return RowProblem(
@@ -301,7 +319,7 @@ class ChatEncoder:
             for place, span in zip(encoded.spans, spans, strict=True)
         )
 
-    def _span_fits(self, ids: list[int], place: Span, wanted: str) -> bool:
+    def _span_fits(self, ids: Array, place: Span, wanted: str) -> bool:
         first, last = place
         if self._decode(ids[first:last]) == wanted:
             return True
@@ -312,18 +330,18 @@ class ChatEncoder:
             return True
         return self._unknown is not None and self._unknown in ids[first:last]
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._backend.decode(ids, skip_special_tokens=False))
+    def _decode(self, ids: Array) -> str:
+        return str(self._backend.decode(ids.tolist(), skip_special_tokens=False))
 
     def _with_one_bos(self, encoded: Encoded) -> Encoded:
         """Return the example with exactly one BOS at its start, if tokenizer or template write one."""
         bos, ids = self._bos, encoded.ids
         shift = 0
-        while bos is not None and ids[:2] == [bos, bos]:
+        while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
             ids, shift = ids[1:], shift - 1
-        if self._adds_bos and ids[:1] != [bos]:
-            ids, shift = [bos, *ids], 1
-        spans = [(first + shift, last + shift) for first, last in encoded.spans]
+        if self._adds_bos and (not len(ids) or ids[0] != bos):
+            ids, shift = np.concatenate([np.array([bos], dtype=np.int32), ids]), 1
+        spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
         return Encoded(ids, spans, [last for _, last in spans])
 
 

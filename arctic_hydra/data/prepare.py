@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.data.examples import Options, Report, SourceRows
+from arctic_hydra.data.examples import Options, Preparer, Report, SourceRows
 from arctic_hydra.data.store import Chunk, write_store
-from arctic_hydra.data.workers import Prepared, Task, workers
+from arctic_hydra.data.workers import Prepared, Task, shared
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ CODE_VERSION = 3
 """Raise when the same rows and options would give other tokens, masks or reports: it is part of the cache key."""
 
 CHUNK_ROWS = 1000
-ROWS_PER_WORKER = 10_000
-"""A worker process takes seconds to start: it has to have at least so many rows to do."""
+WORTH_SECONDS = 10.0
+"""A worker process takes seconds to start: it is started where this process alone would need so long for the rest."""
 
 
 def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Options) -> str:
@@ -92,9 +93,15 @@ def _results(
     source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options, num_proc: int
 ) -> Iterator[Prepared]:
     count = len(source.rows)
-    tasks = (Task(0, start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS))
-    with workers([source], tokenizer, options, min(num_proc, count // ROWS_PER_WORKER)) as prepare_tasks:
-        yield from prepare_tasks(tasks)
+    tasks = [Task(0, start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
+    preparer, begun = Preparer(source, tokenizer, options), time.perf_counter()
+    for done, task in enumerate(tasks):
+        left, each = len(tasks) - done, (time.perf_counter() - begun) / max(done, 1)
+        if num_proc > 1 and done and left > 1 and each * left >= WORTH_SECONDS:
+            helpers = min(num_proc - 1, left - 1)
+            yield from shared(preparer, tasks[done:], helpers, source, tokenizer, options)
+            return
+        yield preparer.chunk((task.start, task.stop))
 
 
 def nothing_left(key: str, report: Report) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from arctic_hydra.data.examples import Options, SourceRows
     from arctic_hydra.data.packing import Ints
     from arctic_hydra.data.source.rows import Rows
-    from arctic_hydra.data.store import JoinedStore, TokenStore
+    from arctic_hydra.data.store import JoinedStore, PairStore, TokenStore
     from arctic_hydra.data.stream import SourceStream
     from arctic_hydra.distributed import World
 
@@ -207,7 +207,7 @@ class PreparedDataFactory(DataFactory):
         found = detect_format(rows) if reading.format is RowFormat.auto else reading.format
         return replace(reading, format=found, detected=reading.format is RowFormat.auto)
 
-    def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> JoinedStore:
+    def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> JoinedStore | PairStore:
         """Return the prepared examples of `split`, from the cache where it has them; each source has its own entry."""
         from arctic_hydra.data.store import JoinedStore
 
@@ -242,7 +242,7 @@ class PreparedDataFactory(DataFactory):
     def options(self) -> Options:
         """Return what turns rows into examples."""
 
-    def split(self, store: JoinedStore, seed: int) -> tuple[Ints, Ints]:
+    def split(self, store: JoinedStore | PairStore, seed: int) -> tuple[Ints, Ints]:
         """Return the examples to train on and those held out, drawn at random from `seed`."""
         import numpy as np
 
@@ -264,7 +264,7 @@ class PreparedDataFactory(DataFactory):
 
     def create_loader(
         self,
-        store: JoinedStore,
+        store: JoinedStore | PairStore,
         examples: Ints,
         source_names: list[str],
         tokenizer: PreTrainedTokenizerBase,
@@ -280,7 +280,7 @@ class PreparedDataFactory(DataFactory):
         options = LoaderOptions(
             self.packing,
             pad,
-            self.max_length,
+            self.pack_tokens,
             training,
             self.prefetch_steps,
             self.group_by_length,
@@ -288,6 +288,11 @@ class PreparedDataFactory(DataFactory):
             self.mix_by is MixBy.tokens,
         )
         return PackedLoader(store, examples, source_names, geometry, options)
+
+    @property
+    def pack_tokens(self) -> int:
+        """Most tokens of one pack."""
+        return self.max_length
 
     def create_stream(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> Loader:
         """Return the loader that reads the training sources while it is asked for windows."""
@@ -362,7 +367,7 @@ class PreparedDataFactory(DataFactory):
         return identities
 
 
-def _all_of(store: JoinedStore) -> Ints:
+def _all_of(store: JoinedStore | PairStore) -> Ints:
     import numpy as np
 
     return np.arange(len(store), dtype=np.int64)

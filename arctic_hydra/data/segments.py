@@ -21,7 +21,7 @@ from arctic_hydra.data.examples import Report
 from arctic_hydra.data.order import grouped_order
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
 from arctic_hydra.data.prepare import nothing_left
-from arctic_hydra.data.store import Array, Chunk
+from arctic_hydra.data.store import Array, Chunk, Singles
 from arctic_hydra.data.stream import Cursor, SourceStream, next_rows
 from arctic_hydra.data.windows import BatchOptions
 from arctic_hydra.data.workers import Prepared, Task
@@ -41,7 +41,7 @@ class StreamOptions(BatchOptions):
     buffer_rows: int
 
 
-class Pool:
+class Pool(Singles):
     """Examples in memory; fulfils `windows.Examples`."""
 
     def __init__(self, ids: Array, masks: Array, lengths: Array, sources: Array, numbers: Ints) -> None:

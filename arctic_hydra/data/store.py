@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +108,20 @@ class TokenStore:
         return part
 
 
-class JoinedStore:
+class Singles:
+    """Base of stores whose examples are one document each; fulfils a part of `windows.Examples`."""
+
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: itself."""
+        return [index]
+
+    @property
+    def flat(self) -> Self:
+        """The documents: the examples themselves."""
+        return self
+
+
+class JoinedStore(Singles):
     """The prepared examples of several sources, one source after another."""
 
     def __init__(self, stores: dict[str, TokenStore]) -> None:
@@ -134,6 +147,23 @@ class JoinedStore:
         """Return the uint8 mask of one example."""
         part = int(self.sources[index])
         return self._parts[part].mask(index - int(self._starts[part]))
+
+
+class PairStore:
+    """Preferences: example i is documents 2i (chosen) and 2i + 1 (rejected) of `flat`; its length is that of both."""
+
+    def __init__(self, flat: JoinedStore) -> None:
+        self.flat, self.key, self.report = flat, flat.key, flat.report
+        self.lengths = flat.lengths[0::2] + flat.lengths[1::2]
+        self.supervised = flat.supervised[0::2] + flat.supervised[1::2]
+        self.rows, self.sources = flat.rows[0::2], flat.sources[0::2]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: the chosen one, then the rejected one."""
+        return [2 * index, 2 * index + 1]
 
 
 def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]]) -> None:

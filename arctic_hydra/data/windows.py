@@ -34,11 +34,25 @@ class Examples(Protocol):
     sources: Array
     """Index of each example's source."""
 
+    @property
+    def flat(self) -> Documents:
+        """The documents that `documents` counts."""
+
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: one, or of a preference the chosen and the rejected one."""
+
+
+class Documents(Protocol):
+    """Token sequences by index."""
+
+    lengths: Array
+    sources: Array
+
     def ids(self, index: int) -> Array:
-        """Return the int32 token ids of one example."""
+        """Return the int32 token ids of one document."""
 
     def mask(self, index: int) -> Array:
-        """Return the uint8 mask of one example, 1 where a token is trained on."""
+        """Return the uint8 mask of one document, 1 where a token is trained on."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +92,14 @@ class Windows:
         return Window(batches, step_in_epoch=step)
 
     def _batch(self, packs: Ints) -> Batch:
-        documents = [int(example) for pack in packs for example in self._plan.pack(int(pack))]
+        examples = [int(example) for pack in packs for example in self._plan.pack(int(pack))]
+        documents = [document for example in examples for document in self._store.documents(example)]
         if not documents:
             batch = _dummy(self._options.pad_token_id, self._options.packing)
         elif self._options.packing:
-            batch = _packed(self._store, documents)
+            batch = _packed(self._store.flat, documents)
         else:
-            batch = _padded(self._store, documents, self._options.pad_token_id)
+            batch = _padded(self._store.flat, documents, self._options.pad_token_id)
         return _pin(batch) if torch.cuda.is_available() else batch
 
 
@@ -111,7 +126,7 @@ def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, Non
         items.close()
 
 
-def _packed(store: Examples, documents: list[int]) -> Batch:
+def _packed(store: Documents, documents: list[int]) -> Batch:
     """Return the documents one after another in one row of T tokens."""
     lengths = store.lengths[documents].astype(np.int64)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -133,10 +148,11 @@ def _packed(store: Examples, documents: list[int]) -> Batch:
         num_padding=0,
         example_ids=documents,
         document_lengths=lengths.tolist(),
+        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[places_K]),
     )
 
 
-def _padded(store: Examples, documents: list[int], pad_token_id: int) -> Batch:
+def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
     """Return one document a row, right-padded to the longest."""
     lengths = store.lengths[documents].astype(np.int64)
     shape = (len(documents), int(lengths.max()))
@@ -158,6 +174,7 @@ def _padded(store: Examples, documents: list[int], pad_token_id: int) -> Batch:
         num_padding=int(shape[0] * shape[1] - lengths.sum()),
         example_ids=documents,
         document_lengths=lengths.tolist(),
+        document_K=torch.from_numpy(places_K // shape[1]),
     )
 
 
@@ -176,6 +193,7 @@ def _dummy(pad_token_id: int, packing: bool) -> Batch:
         num_padding=1,
         example_ids=[],
         document_lengths=[1],
+        document_K=nothing.clone(),
     )
 
 

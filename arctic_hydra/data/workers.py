@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,27 +48,70 @@ def workers(
         preparers = [Preparer(source, tokenizer, options) for source in sources]
         yield lambda tasks: (_prepare(preparers, task) for task in tasks)
         return
-    # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
-    pool = ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(sources, tokenizer, options),
-    )
+    pool = _pool(processes, sources, tokenizer, options)
 
     def prepare(tasks: Iterable[Task]) -> Iterator[Prepared]:
         try:
             yield from pool.map(_work, tasks)
         except BrokenProcessPool as error:
-            raise DataError(
-                f"data.num_proc: one of {processes} preparation processes died (out of memory?); pass a "
-                f"lower data.num_proc"
-            ) from error
+            raise _died(processes) from error
 
     try:
         yield prepare
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def shared(
+    preparer: Preparer,
+    tasks: Sequence[Task],
+    helpers: int,
+    source: SourceRows,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Options,
+) -> Iterator[Prepared]:
+    """Yield the results of tasks of `source` in order; this process, too, does what its helpers have not begun."""
+    results: deque[Future[Prepared]] = deque()
+    waiting = deque(tasks)
+    pool = _pool(helpers, [source], tokenizer, options)
+    try:
+        while results or waiting:
+            while waiting and sum(not result.done() for result in results) < 2 * helpers:
+                results.append(pool.submit(_work, waiting.popleft()))
+            if waiting and not results[0].done():
+                results.append(_done_here(preparer, waiting.popleft()))
+            else:
+                yield results.popleft().result()
+    except BrokenProcessPool as error:
+        raise _died(helpers) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
+    """Return the result of a task; an error waits for its turn, so that the first bad row is the one told."""
+    future: Future[Prepared] = Future()
+    try:
+        future.set_result(_prepare([preparer], task))
+    except DataError as error:
+        future.set_exception(error)
+    return future
+
+
+def _pool(
+    processes: int, sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options
+) -> ProcessPoolExecutor:
+    # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_start, initargs=(sources, tokenizer, options)
+    )
+
+
+def _died(processes: int) -> DataError:
+    return DataError(
+        f"data.num_proc: one of {processes} preparation processes died (out of memory?); pass a lower data.num_proc"
+    )
 
 
 _PREPARERS: list[Preparer] = []

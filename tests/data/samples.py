@@ -92,6 +92,34 @@ LLAMA_3_TOOLS = (
     "{{ (m.content | tojson if m.role == 'tool' else m.content | trim) + '<|eot_id|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
+MISTRAL_TOOLS = (
+    "{{ bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% elif m.tool_calls %}"
+    "{{ '[TOOL_CALLS] ' + m.tool_calls[0].function | tojson + eos_token }}{% elif m.role == 'tool' %}"
+    "{{ '[TOOL_RESULTS] ' + m.content + '[/TOOL_RESULTS]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+DEEPSEEK_TOOLS = (
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ '<｜User｜>' + m.content }}{% elif m.role == 'tool' %}{{ '<tool_output>' + m.content + '</tool_output>' }}{% else %}"
+    "{{ '<｜Assistant｜>' + (m.content or '') }}{% for c in m.tool_calls or [] %}{{ '```json\n' + c.function | tojson + '\n```' }}"
+    "{% endfor %}{{ '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
+)
+PHI_TOOLS = (
+    "{% if tools %}{{ '<|system|>\n' + tools | tojson + '<|end|>\n' }}{% endif %}{% for m in messages %}"
+    "{{ '<|' + m.role + '|>\n' + (m.content or '') }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+    "{{ '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+GEMMA_TOOLS = (
+    "{{ bos_token }}{% if tools %}{{ '<start_of_turn>user\n' + tools | tojson + '<end_of_turn>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+    "{{ (m.content or '') | trim }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+PLAIN_TOOLS = (
+    "{% if tools %}{{ tools | tojson + '\n' }}{% endif %}{% for m in messages %}{{ '### ' + m.role + ':\n' + (m.content or '') }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{{ '</s>' if m.role == 'assistant' else '' }}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
+)
 NO_STOP = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 SPECIALS = (
     "<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|user|>",

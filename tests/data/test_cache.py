@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from arctic_hydra.data import prepare as prepare_module
-from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory, TrainOn
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.store import EXAMPLES, MANIFEST, Chunk, TokenStore, open_or_build, write_store
 from arctic_hydra.distributed import World
@@ -33,7 +33,9 @@ def entries(cache: Path) -> list[Path]:
     return sorted(path for path in (cache / "prepared").iterdir() if path.is_dir())
 
 
-def test_pitfall_27_the_key_follows_content_and_options(small_chats: Path, tokenizer: Any, private_cache: Path) -> None:
+def test_pitfall_27_b14_w6_the_key_follows_content_and_options(
+    small_chats: Path, tokenizer: Any, private_cache: Path
+) -> None:
     first = key(small_chats, tokenizer)
     os.utime(small_chats, (1, 1))
     assert key(small_chats, tokenizer) == first, "touching the file changes nothing"
@@ -45,6 +47,10 @@ def test_pitfall_27_the_key_follows_content_and_options(small_chats: Path, token
     others = [
         key(small_chats, tokenizer, max_length=100),
         key(small_chats, tokenizer, mask_inputs=False),
+        key(small_chats, tokenizer, overlong=Overlong.keep_end),
+        key(small_chats, tokenizer, malformed=Malformed.drop),
+        key(small_chats, tokenizer, train_on=TrainOn.last),
+        key(small_chats, make_tokenizer(tokenizer.chat_template, eos_token="</s>")),
         key(small_chats, make_tokenizer(tokenizer.chat_template)),
         key(small_chats, make_tokenizer(CHATML_UNTAGGED)),
     ]
@@ -52,8 +58,8 @@ def test_pitfall_27_the_key_follows_content_and_options(small_chats: Path, token
     small_chats.write_bytes(small_chats.read_bytes().replace(b"Answer 3", b"Answer 4"))
     os.utime(small_chats, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     others.append(key(small_chats, tokenizer))
-    assert len({first, *others}) == 6
-    assert len(entries(private_cache)) == 6
+    assert len({first, *others}) == 10
+    assert len(entries(private_cache)) == 10
 
 
 def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +79,7 @@ def test_second_run_reads_what_the_first_wrote(
         assert (again.ids(index) == first.ids(index)).all() and (again.mask(index) == first.mask(index)).all()
 
 
-def test_directories_are_private(small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path) -> None:
+def test_w31_directories_are_private(small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path) -> None:
     key(small_chats, tokenizer)
     for path in (private_cache, private_cache / "prepared", *entries(private_cache)):
         assert path.stat().st_mode & 0o777 == 0o700, path
@@ -187,6 +193,22 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .* \(No space left on device\)"):
         open_or_build(tmp_path / "c", "k", fill)
     assert entries(tmp_path / "c") == []
+
+
+@pytest.mark.faults
+def test_a_small_file_system_that_fills_while_the_cache_is_built(
+    small_chats: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .*disk.* \(No space left on device\)"):
+            key(small_chats, tokenizer, cache_dir=str(disk))
+        assert entries(disk) == []
+    finally:
+        subprocess.run(["umount", "-l", disk], capture_output=True)
 
 
 @pytest.mark.faults

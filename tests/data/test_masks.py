@@ -18,14 +18,19 @@ from tests.data.samples import (
     CHATML_TAGS_WITHOUT_STOP,
     CHATML_UNTAGGED,
     DEEPSEEK,
+    DEEPSEEK_TOOLS,
     GEMMA,
+    GEMMA_TOOLS,
     LLAMA_3,
     LLAMA_3_TOOLS,
     MISTRAL,
+    MISTRAL_TOOLS,
     NO_STOP,
     NOT_A_PREFIX,
     PHI,
+    PHI_TOOLS,
     PLAIN,
+    PLAIN_TOOLS,
     QWEN_THINK,
     QWEN_TOOLS,
     chat,
@@ -71,7 +76,8 @@ def encode(template: str, row: dict[str, Any], **options: Any) -> tuple[Any, Enc
 
 @pytest.mark.parametrize("chat_name", CHATS)
 @pytest.mark.parametrize("template_name", TEMPLATES)
-def test_pitfall_07_supervised_tokens_are_answer_and_stop(template_name: str, chat_name: str) -> None:
+def test_pitfall_07_b2_w4_supervised_tokens_are_answer_and_stop(template_name: str, chat_name: str) -> None:
+    """ArcticTraining looks for the answer's text from the start of the chat, so repeated or short ones are masked wrongly."""
     template, before, stop = TEMPLATES[template_name]
     row = chat(*CHATS[chat_name])
     tokenizer, encoded = encode(template, row)
@@ -105,7 +111,7 @@ def test_pitfall_10_exactly_one_bos(template_name: str) -> None:
         tokenizer, encoded = encode(template, chat("hello", "world"), adds_bos=adds_bos)
         assert isinstance(encoded, Encoded)
         expected = 1 if adds_bos or "bos_token" in template else 0
-        assert encoded.ids.count(tokenizer.bos_token_id) == expected
+        assert (encoded.ids == tokenizer.bos_token_id).sum() == expected
         assert tokenizer.decode(encoded.ids[slice(*encoded.spans[0])]).strip().startswith(("world", "<think>"))
 
 
@@ -197,19 +203,35 @@ TOOL_CHAT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("template", "call", "stop"),
-    [
-        (QWEN_TOOLS, '\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rom"}}\n</tool_call>', "<|im_end|>"),
-        (LLAMA_3_TOOLS, '{"name": "weather", "arguments": {"city": "Rom"}}', "<|eot_id|>"),
-    ],
-)
-def test_tool_calls_are_answers(template: str, call: str, stop: str) -> None:
-    tokenizer = make_tokenizer(template)
+CALLED = '{"name": "weather", "arguments": {"city": "Rom"}}'
+TOOL_TEMPLATES: dict[str, tuple[str, str, str, str]] = {
+    # template, the call as it is written, what stands before an answer and is generated too, stop token
+    "bundled": (CHAT_TEMPLATE, '<tool_call>{"function": ' + CALLED + "}</tool_call>", "", "<|im_end|>"),
+    "qwen": (QWEN_TOOLS, f"\n<tool_call>\n{CALLED}\n</tool_call>", "", "<|im_end|>"),
+    "llama 3": (LLAMA_3_TOOLS, CALLED, "", "<|eot_id|>"),
+    "mistral": (MISTRAL_TOOLS, "[TOOL_CALLS] " + CALLED, " ", "</s>"),
+    "deepseek": (DEEPSEEK_TOOLS, f"```json\n{CALLED}\n```", "", "<｜end▁of▁sentence｜>"),
+    "phi": (PHI_TOOLS, CALLED, "", "<|end|>"),
+    "gemma": (GEMMA_TOOLS, CALLED, "", "<end_of_turn>"),
+    "plain": (PLAIN_TOOLS, CALLED, "", "</s>"),
+}
+
+
+@pytest.mark.parametrize("name", TOOL_TEMPLATES)
+def test_pitfall_07_tool_calls_are_answers(name: str) -> None:
+    template, call, before, stop = TOOL_TEMPLATES[name]
+    tokenizer = make_tokenizer(template, eos_token="</s>")
     (encoded,) = ChatEncoder(tokenizer).encode([Chat(TOOL_CHAT, TOOLS)])
     assert isinstance(encoded, Encoded), encoded
     texts = [tokenizer.decode(encoded.ids[first:last]) for first, last in encoded.spans]
-    assert texts == [call + stop, "Sunny." + stop, "Sunny." + stop]
+    assert texts == [call + stop, before + "Sunny." + stop, before + "Sunny." + stop]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - {"bundled"}))
+def test_b1_templates_that_know_no_tools_refuse_calls_rather_than_lose_them(name: str) -> None:
+    _, problem = encode(TEMPLATES[name][0], {"messages": TOOL_CHAT})
+    assert isinstance(problem, RowProblem) and problem.reason == "template"
+    assert "message 1: the chat template leaves this assistant turn out" in str(problem)
 
 
 def trained(choice: TurnChoice, chat: Chat, template: str = CHATML_UNTAGGED) -> list[str]:

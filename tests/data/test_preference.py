@@ -1,0 +1,120 @@
+"""Preferences: both sides of a pair masked alike and never parted, whatever the batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.data.formats import RowFormat
+from arctic_hydra.data.lengths import Overlong
+from arctic_hydra.data.preference import PreferenceDataFactory
+from arctic_hydra.data.sft import Malformed
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import ConfigError, DataError, FieldError
+from tests.data.samples import chat, geometry, shared, write_lines
+from tests.data.test_loader import documents
+from tests.test_compose import built
+
+EXPLICIT = {"prompt": "Which?", "chosen": "this one", "rejected": "that"}
+IMPLICIT = {key: chat("Hm", "so", "Which?", answer)["messages"] for key, answer in (("chosen", "a"), ("rejected", "b"))}
+
+
+def pairs(path: Path, **fields: Any) -> PreferenceDataFactory:
+    return PreferenceDataFactory(**{"sources": {"mine": JsonSource(path=str(path))}, "num_proc": 1, **fields})
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    many = [{**EXPLICIT, "prompt": f"Which of {n}?", "rejected": "that " * (1 + n % 9)} for n in range(23)]
+    return write_lines(tmp_path / "pairs.jsonl", [*many, IMPLICIT])
+
+
+def answers(store: Any, tokenizer: Any, index: int) -> list[str]:
+    flat = store.flat
+    return [tokenizer.decode(flat.ids(d)[flat.mask(d).astype(bool)]) for d in store.documents(index)]
+
+
+def test_supervised_tokens_are_the_last_answers(rows: Path, tokenizer: Any) -> None:
+    store = pairs(rows).process("train", tokenizer, World())
+    assert len(store) == 24 == store.report["mine"]["kept"]
+    assert answers(store, tokenizer, 2) == ["this one<|im_end|>", "that that that <|im_end|>"]
+    assert answers(store, tokenizer, 23) == ["a<|im_end|>", "b<|im_end|>"], "an answer in the prompt is context"
+    again = pairs(rows).process("train", tokenizer, World())
+    assert again.key == store.key and [answers(again, tokenizer, i) for i in range(24)] == [
+        answers(store, tokenizer, i) for i in range(24)
+    ]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_pairs_stay_together_and_come_once(rows: Path, tokenizer: Any, packing: bool, ranks: int) -> None:
+    seen: Counter[int] = Counter()
+    for rank in range(ranks):
+        loader, _ = pairs(rows, packing=packing, max_length=64).build(tokenizer, geometry(2, 2, rank, ranks))
+        for window in loader.windows(0):
+            for batch in window.micro_batches:
+                seen.update(batch.example_ids)
+                assert batch.example_ids[1::2] == [document + 1 for document in batch.example_ids[0::2]]
+                assert all(document % 2 == 0 for document in batch.example_ids[0::2])
+                assert not packing or sum(batch.document_lengths) <= 2 * 128
+                assert batch.document_K is not None
+                trained = [len(places) for _, places in documents(batch)] if batch.example_ids else [0]
+                counted = Counter(batch.document_K.tolist())
+                assert [counted[document] for document in range(len(trained))] == trained
+    assert seen == Counter(range(48))
+
+
+def test_what_cannot_be_preferred_is_counted(tmp_path: Path, tokenizer: Any) -> None:
+    long, alike = {**EXPLICIT, "rejected": "word " * 99}, {**EXPLICIT, "rejected": "this one"}
+    path = write_lines(tmp_path / "odd.jsonl", [EXPLICIT, long, alike, {**EXPLICIT, "chosen": None}])
+    dropped = pairs(path, max_length=40, malformed=Malformed.drop).process("train", tokenizer, World())
+    assert dropped.report["mine"]["dropped"] == {"overlong": 1, "no_difference": 1, "malformed": 1}
+    assert dropped.rows.tolist() == [0] and dropped.report["mine"]["kept"] == 1
+    cut = pairs(path, max_length=40, malformed=Malformed.drop, overlong=Overlong.keep_start)
+    store = cut.process("train", tokenizer, World())
+    assert store.rows.tolist() == [0, 1] and store.flat.lengths.max() == 40
+    with pytest.raises(DataError, match=r"odd\.jsonl:2: \d+ tokens, more than data\.max_length=40"):
+        pairs(path, max_length=40, overlong=Overlong.error).build(tokenizer, geometry())
+    with pytest.raises(DataError, match=r"odd\.jsonl:4: chosen: expected a text, a message or a list"):
+        pairs(path).build(tokenizer, geometry())
+
+
+def test_rows_of_another_form_are_refused(small_chats: Path, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"small\.jsonl:1: chosen: expected a text, a message or a list of messages"):
+        pairs(small_chats).build(tokenizer, geometry())
+
+
+def test_a_preview_shows_both_sides(rows: Path, tokenizer: Any) -> None:
+    loader, _ = pairs(rows).build(tokenizer, geometry())
+    assert [example.row for example in loader.preview(2)] == [0, 0, 23, 23]
+    assert loader.summary()["examples"] == 24
+
+
+def test_real_pairs(tokenizer: Any) -> None:
+    store = pairs(shared("dpo/dpo_en_demo.json"), cache=False, max_length=4096).process("train", tokenizer, World())
+    report = store.report["mine"]
+    assert report["kept"] + sum(report["dropped"].values()) == report["rows"] == 300
+    assert all(text.endswith("<|im_end|>") for index in range(50) for text in answers(store, tokenizer, index))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"overlong": Overlong.split}, "overlong: got split, expected drop, keep_start, keep_end or error"),
+        ({"sources": {"a": JsonSource(path="x", format=RowFormat.text)}}, r"sources\.a\.format: got text, expected preference"),
+        ({"sources": {"a": JsonSource(path="x", process=False)}}, r"sources\.a\.process: got false, expected true"),
+    ],
+)  # fmt: skip
+def test_refused_fields(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        pairs(Path("x"), **fields)
+
+
+def test_a_trainer_of_answers_refuses_pairs() -> None:
+    message = r"data: got preference \(PreferenceDataFactory\), but trainer=sft \(SFTTrainer\) works with data=sft"
+    with pytest.raises(ConfigError, match=message):
+        built("data=preference", "data.sources.preference.path=x.jsonl")

@@ -1,0 +1,138 @@
+"""Looking words up gives the very tokens of the tokenizer, or says that it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from arctic_hydra.assets import ASSETS
+from arctic_hydra.data.words import WordTokenizer
+
+LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split(pattern: str) -> Any:
+    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def bundled(pre_tokenizer: Any = None, normalizer: Any = None) -> Tokenizer:
+    backend = Tokenizer.from_file(str(ASSETS / "tokenizer" / "tokenizer.json"))
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    return backend
+
+
+BACKENDS = {
+    "bundled": bundled(),
+    "gpt 2": bundled(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "llama 3": bundled(split(LLAMA_3)),
+    "qwen": bundled(split(LLAMA_3.replace("{1,3}", "")), normalizers.NFC()),
+    "o200k": bundled(split(O200K)),
+}
+WORDS = {name: WordTokenizer.of(backend) for name, backend in BACKENDS.items()}
+PIECES = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "assistant\n",
+    " ",
+    "  ",
+    "\n\n",
+    "'s",
+    "'LL",
+    "don't",
+    "1234",
+    "...",
+    "é",
+    "e\u0301",
+]
+PIECES += ["你好", "😀", "\u2028", "ſ", "½", "٣", "\u00a0", "\u200b", "Ⅷ", "\x1c", "A", "Über", "\U0001fadf"]
+TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=12).map("".join)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_pitfall_07_ids_and_places_are_those_of_the_tokenizer(name: str) -> None:
+    words, backend = WORDS[name], BACKENDS[name]
+    assert words is not None
+    taken = []
+
+    @settings(deadline=None, max_examples=300)
+    @given(TEXTS, st.lists(st.integers(0, 60), max_size=3).map(sorted))
+    @example("<|im_start|>assistant\nIt's 12 or 3.<|im_end|>\n", [22, 45])
+    def check(text: str, places: list[int]) -> None:
+        places = [place for place in places if place <= len(text)]
+        found = words.encode(text, places)
+        whole = words.encode(text, [])
+        if whole is not None:
+            assert whole[0].tolist() == backend.encode(text, add_special_tokens=False).ids
+            taken.append(text)
+        if found is not None:
+            ids, bounds = found
+            assert whole is not None and ids.tolist() == whole[0].tolist()
+            for place, bound in zip(places, bounds, strict=True):
+                assert backend.decode(ids[bound:].tolist(), skip_special_tokens=False) == text[place:]
+
+    check()
+    assert any(text.isascii() for text in taken) and any(not text.isascii() for text in taken)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_character_is_cut_as_the_tokenizer_cuts_it_or_left_to_it(name: str) -> None:
+    words, backend = WORDS[name], BACKENDS[name]
+    assert words is not None
+    lefts = 0
+    for first in range(0x80, 0x3100, 16):
+        text = " ".join(f"a{chr(code)}1{chr(code)} {chr(code)}'" for code in range(first, first + 16))
+        found = words.encode(text, [])
+        lefts += found is None
+        assert found is None or found[0].tolist() == backend.encode(text, add_special_tokens=False).ids
+    assert lefts < 300
+
+
+def test_a_place_within_a_word_is_left_to_the_tokenizer() -> None:
+    words = WORDS["bundled"]
+    assert words is not None
+    assert words.encode("hello world", [5]) is not None
+    assert words.encode("hello world", [6]) is None and words.encode("hello", [2]) is None
+
+
+def with_added(**options: Any) -> Tokenizer:
+    backend = bundled()
+    backend.add_tokens([AddedToken("<tool>", **options)])
+    return backend
+
+
+def with_model(model: Any) -> Tokenizer:
+    backend = bundled()
+    backend.model = model
+    return backend
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        with_added(lstrip=True, normalized=False),
+        with_added(single_word=True, normalized=False),
+        with_added(normalized=True),
+        with_model(models.BPE(dropout=0.1)),
+        with_model(models.Unigram([("a", 0.0)], 0)),
+        bundled(normalizer=normalizers.Lowercase()),
+        bundled(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        bundled(pre_tokenizers.Metaspace()),
+        bundled(pre_tokenizers.Whitespace()),
+        bundled(split(r"\p{L}+")),  # leaves gaps between its matches, which are words too
+    ],
+)
+def test_tokenizers_of_other_kinds_are_left_alone(backend: Tokenizer) -> None:
+    assert WordTokenizer.of(backend) is None
