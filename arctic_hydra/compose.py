@@ -83,7 +83,12 @@ def compose_config(overrides: list[str], config_name: str, config_dir: str | Non
         try:
             cfg = compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-            raise explain(error, overrides, lambda kept: compose(config_name, overrides=[*extra, *kept])) from error
+            in_hydra = any(item.startswith("hydra.") for item in overrides)  # its keys may be what was mistyped
+            raise explain(
+                error,
+                overrides,
+                lambda kept: compose(config_name, overrides=[*extra, *kept], return_hydra_config=in_hydra),
+            ) from error
     check_targets(OmegaConf.to_container(cfg, resolve=False))
     return cfg
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,10 @@ from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent, write_error
 
 GRACE_SECONDS = 10
 """How long the other ranks of a failed one have to end by themselves: rank 0 tells the trackers."""
+_TIMED_OUT = re.compile(r"time(d )?-?out", re.IGNORECASE)
+"""What a collective says to a rank that has waited in vain."""
+_LOST_PEER = re.compile(r"time(d )?-?out|connection|closed by peer|reset by peer", re.IGNORECASE)
+"""What a rank says whose peers are gone."""
 RENDEZVOUS_SECONDS = 900
 """How long an agent waits for those of the other machines."""
 
@@ -53,7 +58,7 @@ def start_ranks(
     with forwarded_signals(children, [] if signals is None else signals) as given_up:
         codes = [child.wait() for child in children]
     code = next((code for code in codes if code), 0)
-    if code and nodes.count > 1 and nodes.index == 0:
+    if code and nodes.count > 1 and nodes.index == 0 and not given_up:
         _hear_from_other_nodes(directory, nodes.count)
     return -signal.SIGINT if given_up else code
 
@@ -144,6 +149,9 @@ def _hear_from_other_nodes(directory: RunDirectory, count: int) -> None:
     while silent and time.monotonic() < end:
         time.sleep(0.1)
         silent = [index for index in silent if not directory.node_file(index).exists()]
+    first = next(iter(directory.errors()), None)
+    if first and not _LOST_PEER.search(first["message"]):
+        return  # a cause of its own
     for index in silent:
         message = (
             f"node {index}: its agent is gone without a word; most often the machine failed, or something killed all of "
@@ -235,6 +243,9 @@ def explain(directory: RunDirectory, failures: dict[int, int], stalled: dict[int
         )
         hint = "; most often the kernel does that when memory runs out (see dmesg)" if code == -signal.SIGKILL else ""
         write_error(directory.path, rank, "RankDied", f"rank {rank} {how}{hint}")
+    first = next(iter(directory.errors()), None)
+    if first and not _TIMED_OUT.search(first["message"]):
+        return  # what went wrong has been said: those that had to be killed were waiting for the rank that said it
     for rank, stacks in stalled.items():
         message = (
             f"rank {rank} stalled: the others waited trainer.collective_timeout_seconds for it, and it was killed. "

@@ -176,7 +176,7 @@ def surroundings() -> dict[str, Any]:
         "platform": platform.platform(),
         "executable": sys.executable,
         "versions": versions,
-        "git": git_state(Path.cwd()),
+        "git": git_state(Path.cwd()) or git_state(Path(__file__).parent),
     }
 
 

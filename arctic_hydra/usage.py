@@ -39,6 +39,8 @@ keys of the run itself:
                    hydra/launcher=local hydra.launcher.slots=N: N at a time, each on GPUs of its own;
                    hydra/sweeper=optuna hydra.sweeper.n_trials=N key=interval(a,b): a search
                    python -m arctic_hydra.sweep --help: look after sweeps
+  hydra/launcher=slurm hydra.launcher.partition=P hydra.launcher.gpus_per_node=N
+                   one run, or with -m a sweep, on a cluster; launchers/README.md lists the keys
   --config-dir DIR more options and experiments of your own
   --version        the version
   --hydra-help     what else the command line can do

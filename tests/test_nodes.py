@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from arctic_hydra import nodes
+from arctic_hydra import launch, nodes
 from arctic_hydra.__main__ import main
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.record import RunDirectory
+from arctic_hydra.worker import write_error
 from tests.command import SMALL, losses, only_run, run, start, wait_for_step
 from tests.ranks import free_port
 
@@ -61,6 +63,17 @@ def test_the_first_failing_rank_of_another_machine_is_shown(how, text, my_lab, s
     done = run(f"{ARGUMENTS} {sabotage} hostfile=hosts", tmp_path, code=1, **variables)
     assert text in done.stderr
     assert ("ZeroDivisionError: sabotage" in done.stderr) == (how == "raise")
+
+
+@pytest.mark.parametrize(
+    ("message", "first"),
+    [("shapes differ", "ValueError"), ("Timed out waiting 5000ms for recv operation to complete", "RankStalled")],
+)
+def test_a_rank_that_had_to_be_killed_is_the_cause_only_where_others_waited_for_it(message, first, tmp_path):
+    directory = RunDirectory(tmp_path)
+    write_error(tmp_path, 0, "ValueError", message, exit_code=1)
+    launch.explain(directory, {0: 1, 1: -9}, {1: "File x, line 1 in step"})
+    assert directory.errors()[0]["kind"] == first
 
 
 def test_a_hostfile_has_hosts_and_equal_slots(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -73,15 +74,19 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         """
         from arctic_hydra.checkpoint.weights import gather_weights
 
-        target = self.checkpoint_dir
-        weights = gather_weights(self.state.engine.module, keep=self.state.world.is_main)
+        target, is_main = self.checkpoint_dir, self.state.world.is_main
+        model, gathered = self.state.engine.module, target.with_name(f".tmp-weights-{target.name}")
         error: str | None = None
-        if self.state.world.is_main:
-            try:
-                write_export(self.state.engine.module, weights, self.state.tokenizer, target, self)
-            except Exception as problem:
-                logger.debug("export to %s failed", target, exc_info=True)
-                error = f"{type(problem).__name__}: {problem}"
+        try:
+            weights = gather_weights(model, keep=is_main, beside=gathered)
+            if is_main:
+                write_export(model, weights, self.state.tokenizer, target, self)
+        except Exception as problem:
+            logger.debug("export to %s failed", target, exc_info=True)
+            error = f"{type(problem).__name__}: {problem}"
+        finally:
+            if is_main:
+                shutil.rmtree(gathered, ignore_errors=True)
         error = distributed.broadcast_object(error)
         if error is not None:
             raise CheckpointError(

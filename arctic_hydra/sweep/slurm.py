@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import record
-from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.sweep.directory import Standing, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
@@ -80,6 +81,12 @@ def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
     return found
 
 
+def preempted(job_id: str) -> bool:
+    """Whether a running job has to make room and has its grace time now; scancel leaves no job in that state."""
+    shown = command("scontrol", "show", "job", "-o", job_id)
+    return bool(re.search(r"\bJobState=RUNNING\b", shown) and re.search(r"\bPreemptTime=\d", shown))
+
+
 def command(*words: str) -> str:
     """Run one of SLURM's commands and return what it printed; raises SlurmError with its own words."""
     try:
@@ -115,11 +122,20 @@ def logs(job: SweepJob) -> list[Path]:
 
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills what is left after its KillWait."""
-    command("scancel", *(_submission(job)["job_id"] for job in jobs))
+    job_ids = [_submission(job)["job_id"] for job in jobs if job.submission and job.submission["kind"] == "slurm"]
+    states = query(job_ids)
+    if alive := [job_id for job_id in job_ids if not states[job_id].over]:
+        command("scancel", *alive)
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Submit the jobs again as they were, from their `run.json`; writes their new submissions into the sweep."""
+    for job in jobs:
+        if "***" in job.directory.run_file.read_text(encoding="utf-8"):
+            raise ConfigError(
+                f"job {job.number}: its configuration holds secrets, which {job.directory.run_file} does not; give the "
+                "sweep's command again: it submits what is not finished"
+            )
     asked = [{"run_dir": job.run_dir, "submission": _submission(job)} for job in jobs]
     done = subprocess.run(
         [sys.executable, "-m", "hydra_plugins.arctic_hydra._slurm_submit"],
@@ -131,6 +147,9 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         raise SlurmError("the jobs were not submitted again; see above")
     for job, submission in zip(jobs, json.loads(done.stdout), strict=True):
         job.submission = submission
+        job.directory.forget_outcome()
+        job.directory.update_record(status=record.RUNNING, submission=submission)
+        print(f"job {job.number} submitted as {submission['job_id']}")
     sweep.save()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -73,3 +74,12 @@ def test_what_is_refused(arguments, text, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["hydra/launcher=slurm", *arguments.split()]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_search_does_not_detach(monkeypatch, tmp_path, capsys):
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.1,0.2)"]
+    assert main(["-m", "hydra/launcher=slurm", "hydra.launcher.detach=true", *search]) == 2
+    assert "hydra.launcher.detach: a search waits for results" in capsys.readouterr().err

@@ -77,16 +77,12 @@ class RunJob:
         ending = job.conclude(directory, code)
         result = ending.result or {}
         print(ending.details or f"{ending.status} at step {result['step']} {result['stop_reason']}", flush=True)
-        if ending.status == record.STOPPED and signal.SIGUSR2 in signals:
+        if ending.status == record.STOPPED and _ought_to_resume(signals):
             self._requeue()
         return ending.exit_code
 
     def _requeue(self) -> None:
-        """Put this job back into the queue and end; return where that may not or cannot be done.
-
-        SIGUSR2 is SLURM's word for a limit that is near, or for a preemption. SIGTERM is not answered so: it comes with
-        scancel too, and after a preemption SLURM puts the job back itself.
-        """
+        """Put this job back into the queue and end; return where that may not or cannot be done."""
         if self.requeues >= self.max_requeues:
             print(
                 f"not put back into the queue: that has been done {self.requeues} times (hydra.launcher.max_requeues)"
@@ -98,3 +94,20 @@ class RunJob:
             handler(signal.SIGUSR2, None)  # calls `checkpoint`, then `scontrol requeue`, and exits
         except (subprocess.SubprocessError, OSError) as error:
             print(f"could not be put back into the queue: {error}; the same command resumes", flush=True)
+
+
+def _ought_to_resume(signals: list[int]) -> bool:
+    """Whether SLURM stopped this job for reasons of its own.
+
+    SIGUSR2 announces the time limit, and a preemption on some clusters. SIGTERM comes with scancel, and with a preemption
+    on others: there SLURM puts back only jobs that it had to kill at the end of their grace time.
+    """
+    from arctic_hydra.sweep import slurm
+
+    if signal.SIGUSR2 in signals:
+        return True
+    try:
+        return signal.SIGTERM in signals and slurm.preempted(os.environ["SLURM_JOB_ID"])
+    except slurm.SlurmError as error:
+        print(f"cannot tell a preemption from scancel: {error}", flush=True)
+        return False

@@ -21,6 +21,10 @@ SETTLE_SECONDS = 5
 """How long a run's own record may lag behind SLURM's word that the job is over: shared file systems cache."""
 
 
+PROGRESS_SECONDS, PROGRESS_JOBS = 30.0, 8
+"""How often a job's step and loss are told, where no more jobs than this are waited for."""
+
+
 class SlurmLauncher(SweepLauncher):
     """Submits jobs as one array, waits for them while saying what becomes of them, and returns their objectives."""
 
@@ -50,7 +54,11 @@ class SlurmLauncher(SweepLauncher):
         """Submit what is neither finished nor under way, and wait unless detached."""
         from hydra_plugins.arctic_hydra import _slurm_submit
 
+        from arctic_hydra.errors import ConfigError
+
         _slurm_submit.check_sbatch()
+        if self._options["detach"] and self.conductor.sweep.kind == "search":
+            raise ConfigError("hydra.launcher.detach: a search waits for results to choose the next values; remove it")
         self._submit(pairs)
         waiting = [entry for entry, _ in pairs if entry.submission and not entry.problem]
         if self._options["detach"]:
@@ -120,6 +128,7 @@ class Watch:
         self._conductor = conductor
         self._poll_seconds: float = options["poll_seconds"]
         self._told: dict[int, str] = {}
+        self._tells_again: dict[int, float] = {}
         self._unanswered = False
 
     def wait(self, entries: Sequence[SweepJob]) -> bool:
@@ -138,6 +147,8 @@ class Watch:
                 waiting = self._look(waiting)
                 for entry in waiting:
                     rows = tails[entry.number].new_rows()
+                    if len(waiting) <= PROGRESS_JOBS:
+                        self._tell_progress(entry, rows)
                     if rows and self._conductor.look_at(entry, rows):
                         self._prune(entry)
                 if waiting:
@@ -150,6 +161,12 @@ class Watch:
             print(f"  python -m arctic_hydra.sweep cancel {self._conductor.sweep.path}")
             return False
         return True
+
+    def _tell_progress(self, entry: SweepJob, rows: Sequence[dict[str, Any]]) -> None:
+        steps = [row for row in rows if row.get("loss") is not None]
+        if steps and time.monotonic() >= self._tells_again.get(entry.number, 0.0):
+            self._tells_again[entry.number] = time.monotonic() + PROGRESS_SECONDS
+            print(f"job {entry.number}: step {steps[-1]['step']}, loss {steps[-1]['loss']:.4f}", flush=True)
 
     def _look(self, waiting: list[SweepJob]) -> list[SweepJob]:
         """Say what has changed; return the jobs that are not over."""
