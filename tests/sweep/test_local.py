@@ -65,7 +65,7 @@ def test_failures_are_shown_beside_results_and_retried(tmp_path):
     status = look("status", tmp_path, code=1)
     assert "nobody conducts it now" in status.stdout and "job 2 failed: " in status.stdout
     assert "job 0 " not in look("logs", tmp_path).stdout
-    assert "evaluation at step 2" in look("logs --job 0", tmp_path).stdout
+    assert "step 2/2" in look("logs --job 0 --lines 99", tmp_path).stdout
     assert "no job waits or runs" in look("cancel", tmp_path).stdout
     chats(tmp_path / "bad.jsonl", 20)
     chats(tmp_path / "worse.jsonl", 10)
