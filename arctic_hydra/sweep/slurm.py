@@ -64,7 +64,12 @@ def query(job_ids: Sequence[str]) -> dict[str, JobState]:
         found[job_id] = JobState(state, "" if reason == "None" else reason, nodes)
     forgotten = [job_id for job_id in job_ids if job_id not in found]
     found |= _accounted(forgotten) if forgotten else {}
-    return {job_id: found.get(job_id, JobState(GONE, "SLURM no longer knows this job")) for job_id in job_ids}
+    return {
+        job_id: found.get(
+            job_id, JobState(GONE, "SLURM does not know it: cancelled before it started, or over for long")
+        )
+        for job_id in job_ids
+    }
 
 
 def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
