@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
@@ -17,7 +18,9 @@ from omegaconf import MISSING
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.component import Component, component, create, from_plain, store_root
-from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.converter.base import ModelConverter, Phase
+from arctic_hydra.converter.peft.base import PeftSlot
+from arctic_hydra.converter.peft.qlora import QLoraFactory
 from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
@@ -114,6 +117,7 @@ class Run(Component):
     trainer: TrainerSlot = MISSING
     checkpoint: dict[str, CheckpointEngine] = field(default_factory=dict)
     converter: dict[str, ModelConverter] = field(default_factory=dict)
+    peft: PeftSlot = MISSING
     callback: dict[str, Callback] = field(default_factory=dict)
     tracking: dict[str, Tracker] = field(default_factory=dict)
     log: Log = MISSING
@@ -136,6 +140,11 @@ class Run(Component):
     def world_size_wanted(self) -> int:
         """Ranks to start on this machine."""
         return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
+
+    @property
+    def converters(self) -> list[ModelConverter]:
+        """What changes the model, in order: `converter` as chosen, then `peft`."""
+        return [*self.converter.values(), self.peft]
 
     def check(self) -> None:
         """Check components against each other; pure. Raises ConfigError with every problem found."""
@@ -196,6 +205,7 @@ def _cross_checks(run: Run) -> Iterator[str]:
         )
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+    yield from _converter_checks(run)
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
@@ -222,6 +232,38 @@ def _cross_checks(run: Run) -> Iterator[str]:
     positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
     if positions and length and length > positions:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
+
+
+def _converter_checks(run: Run) -> Iterator[str]:
+    names = list(run.converter)
+    for (first, before), (second, after) in pairwise(run.converter.items()):
+        if before.phase > after.phase:
+            swapped = ",".join(sorted(names, key=lambda name: run.converter[name].phase))
+            yield (
+                f"converter: got [{','.join(names)}], but {second} replaces modules, and {first} chooses among the parameters "
+                f"of those that train; pass converter=[{swapped}]"
+            )
+    adapter = option_name(type(run.peft))
+    for name, converter in run.converter.items():
+        if run.peft.adapts and converter.phase is Phase.trainable:
+            yield (
+                f"converter: got {name} with peft={adapter}, which freezes the whole model anyway; leave {name} out, and "
+                "name what is to train in full in peft.modules_to_save"
+            )
+    if isinstance(run.peft, QLoraFactory):
+        if not run.model.stored:
+            yield f"peft: got qlora, but model={option_name(type(run.model))} has no stored weights to load in few bits; pass model=hf"
+        if run.deepspeed.stage == 3:
+            yield "peft: got qlora, but ZeRO-3 cannot cut weights that are held in few bits; pass deepspeed=zero2, or peft=lora"
+    added = [*run.tokenizer.add_tokens, *run.tokenizer.add_special_tokens]
+    if added and run.peft.adapts and run.deepspeed.stage == 3 and not run.peft.trains_in_full:
+        yield (
+            f"tokenizer: got {len(added)} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
+            "peft.modules_to_save=[embed_tokens,lm_head] (all rows train; embed_tokens alone where they are tied), or deepspeed=zero2"
+        )
+    merge = getattr(run.checkpoint.get("hf"), "merge", None)
+    if merge is not None and not run.peft.adapts:
+        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
 
 
 def _environment(run: Run) -> Iterator[str]:

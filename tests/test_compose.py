@@ -59,6 +59,11 @@ def test_every_option_composes_and_builds(group, option):
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
+    required += {
+        ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
+        ("peft", "any"): ["peft.peft_type=IA3"],
+        ("peft", "qlora"): ["model=hf"],
+    }.get((group, option), [])
     chosen = f"{group}=[{option}]" if group in SEVERAL else f"{group}={option}"
     run = built(chosen, *required)
     assert config.run_id(run) == config.run_id(built(chosen, *required))

@@ -46,9 +46,12 @@ class SafeCheckpointEngine:
 
     name = "arctic_hydra"
 
-    def __init__(self, store: CheckpointStore | None = None, stage: Stage | None = None) -> None:
+    def __init__(
+        self, store: CheckpointStore | None = None, stage: Stage | None = None, leave_out: frozenset[str] = frozenset()
+    ) -> None:
         self._store = store
         self._stage = stage
+        self._leave_out = leave_out
         self.agreed = False
         """Whether the ranks have compared their errors, successfully or not."""
 
@@ -62,8 +65,11 @@ class SafeCheckpointEngine:
             os.makedirs(path, mode=0o700, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file of this rank."""
+        """Write one file of this rank, without the weights that are to be left out."""
         assert self._stage is not None, "this engine was opened for reading"
+        if self._leave_out and isinstance(state_dict.get("module"), dict):
+            kept = {name: value for name, value in state_dict["module"].items() if name not in self._leave_out}
+            state_dict = {**state_dict, "module": kept}
         name = os.path.relpath(path, self._stage.path)
         self._stage.write(name, lambda file: torch.save(state_dict, cast("IO[bytes]", file)))
 

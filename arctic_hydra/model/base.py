@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
 
@@ -33,6 +33,10 @@ class ModelFactory(Component):
     disable_activation_checkpoint: bool = False
     """Keep all activations instead of computing them again in the backward pass."""
 
+    stored: ClassVar[bool] = False
+    """Whether its weights come from files, so that transformers, and each start of the run, can read them again."""
+    quantization: ClassVar[Any] = None
+    """How transformers quantises the weights as it loads them; the assembly of the model sets it, for QLoRA."""
     fused_loss: ClassVar[bool] = False
     """Whether the model's own forward returns the loss from selected rows (Liger), without logits."""
 
