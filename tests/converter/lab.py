@@ -18,9 +18,10 @@ from tests.ranks import run_ranks
 
 SHORT = (
     "model=hf data.max_length=128 data.num_proc=1 data.sources.chat.sample_count=60 ~data.eval_sources.chat tracking=[] "
-    "optimizer.lr=1e-2 optimizer.eps=1e-3 scheduler=constant scheduler.warmup_ratio=0 trainer.train_iters=3 log.print_ranks=[] log.file_ranks=[]"
+    "optimizer.lr=1e-2 optimizer.eps=1e-3 scheduler=constant scheduler.warmup_ratio=0 trainer.train_iters=2 "
+    "log.print_ranks=[] log.file_ranks=[]"
 )
-"""Three optimizer steps on bundled chats; the large eps keeps Adam from dividing rounding by rounding."""
+"""Two optimizer steps on bundled chats; the large eps keeps Adam from dividing rounding by rounding."""
 
 
 def save_model(folder: Path, *, tied: bool = False, vocabulary: int = 4096, **values: Any) -> Path:
@@ -56,8 +57,8 @@ def perform(arguments: str, run_dir: Path, model: Path | None = None) -> dict[st
     return tasks.perform(run, run_dir, StopRequest(run_dir / "STOP"))
 
 
-def train(arguments: str, run_dir: Path, model: Path | None = None) -> dict[str, Any]:
-    """Train in this rank; return losses, gradient norms, and the trained weights, whole and in fp32."""
+def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[int] | None = None) -> dict[str, Any]:
+    """Train in this rank; return losses, gradient norms, the trained weights, whole and in fp32, and the logits of `ids`."""
     run, tree = compose_run(arguments, model)
     run_dir.mkdir(parents=True, exist_ok=True)
     if distributed.World.from_env().is_main:
@@ -81,7 +82,17 @@ def train(arguments: str, run_dir: Path, model: Path | None = None) -> dict[str,
         "weights": weights,
         "held": held,
         "resumed": resumed,
+        "logits": _logits(trainer, ids) if ids else None,
     }
+
+
+def _logits(trainer: Any, ids: list[int]) -> torch.Tensor:
+    trainer.tools.engine.eval()
+    with torch.no_grad():
+        document = {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids))[None], "use_cache": False}
+        bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
+        ends = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": len(ids), "max_length_k": len(ids)}
+        return trainer.tools.engine(**document, **ends).logits[0].float()
 
 
 def train_each(cases: dict[str, str], folder: Path, model: Path | None) -> dict[str, Any]:
