@@ -5,11 +5,8 @@ Imports neither torch nor deepspeed: `--help`, `--cfg job` and a typo's error ta
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from arctic_hydra import __version__, component, compose, config, launch, record, usage
+from arctic_hydra import __version__, component, compose, config, launch, nodes, record, usage
 from arctic_hydra.errors import (
     EXIT_BAD_CONFIG,
     EXIT_DONE,
@@ -27,6 +24,7 @@ from arctic_hydra.errors import (
     ArcticHydraError,
     ConfigError,
 )
+from arctic_hydra.job import Job, conclude
 from arctic_hydra.redaction import redact, redact_override
 
 PROGRAM = "python -m arctic_hydra"
@@ -72,7 +70,7 @@ def _dispatch(arguments: list[str]) -> int:
     cfg = compose.compose_config(options.overrides, name, options.config_dir)
     job = compose.without_hydra(cfg)
     if options.cfg:
-        config.build(_resolved(job))
+        Job.of(job, options.overrides)
         return _show(options, cfg, job)
     for override in options.overrides:
         if override.lstrip("+").startswith(("hydra.", "hydra/")) and not override.lstrip("+").startswith(
@@ -93,26 +91,20 @@ def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
     return EXIT_DONE
 
 
-def _resolved(job: DictConfig) -> dict[str, Any]:
-    """Return the config as a plain tree with paths absolute; a value that is required and missing stays `???`."""
-    missing = sorted(OmegaConf.missing_keys(job))
-    if missing:
-        raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
-    tree = component.to_plain(job)
-    component.check_targets(tree)
-    return config.absolute_paths(tree, Path.cwd())  # type: ignore[no-any-return]
-
-
-def run_one(job: DictConfig, overrides: list[str]) -> int:
+def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     """Check one composed run, prepare its directory, start its ranks and report; return the exit code."""
-    tree = _resolved(job)
-    overrides = [redact_override(item) for item in overrides]
-    run = config.build(tree)
-    directory = _directory(run)
+    job = Job.of(cfg, overrides)
+    run, directory = job.run, job.directory
     if problems := run.environment_problems():
         raise ConfigError(problems)
     if run.task is config.Task.check:
-        print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
+        from arctic_hydra.tasks import check
+
+        print(
+            f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)",
+            flush=True,
+        )
+        check.print_estimate(job.tree)
         return EXIT_DONE
     if run.task is config.Task.preview:
         from arctic_hydra.tasks import preview
@@ -120,67 +112,40 @@ def run_one(job: DictConfig, overrides: list[str]) -> int:
         directory.create()
         print(f"written to {_relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
+    if run.node_rank > 0:
+        return _join(job)
     if run.task is not config.Task.train:
-        return _look_at(run, directory, tree)
-    data = _data_digest(run)
-    directory.create()
-    lock = directory.lock()
-    before = directory.record()
-    if run.fresh:
-        directory.clear()
-        for engine in run.checkpoint.values():
-            if (place := engine.place(directory.path)) != directory.path:
-                shutil.rmtree(place, ignore_errors=True)
-    elif before.get("status") == record.FINISHED:
-        if before["data"] != data:
-            raise ArcticHydraError(
-                f"{directory.path} is finished, but its data has changed since; pass fresh=true to train on the data as it "
-                f"is now, or name=<another> to keep this run"
-            )
-        print(
-            f"finished already: {directory.path} (step {before['result']['step']}, objective {before['result']['objective']:.4f})"
-        )
+        return _look_at(job)
+    data = job.data_digest()
+    lock = job.open()
+    if job.finished(data):
+        result = directory.record()["result"]
+        print(f"finished already: {directory.path} (step {result['step']}, objective {_number(result['objective'])})")
         print("pass fresh=true to train it again from the start")
         return EXIT_DONE
-    _write_run(run, directory, tree, overrides, data)
-    code = launch.start_ranks(directory, run.world_size_wanted, lock, _secrets(tree))
+    if difference := job.write(data):
+        print(difference)
+    code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), nodes.of(run, directory.path.name))
     return _conclude(directory, code)
 
 
-def _directory(run: config.Run) -> record.RunDirectory:
-    return record.RunDirectory(Path(run.output_root) / run.name / config.run_id(run))
+def _join(job: Job) -> int:
+    """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
+    run = job.run
+    directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
+    if run.task is config.Task.train and not run.fresh and directory.record().get("status") == record.FINISHED:
+        print(f"finished already: {directory.path}")
+        return EXIT_DONE
+    code = launch.start_ranks(directory, run.ranks_per_node, -1, job.secrets(), nodes.of(run, job.directory.path.name))
+    print(f"node {run.node_rank} of {run.nnodes} is done; the command of node 0 tells how the run ended")
+    if code:
+        return EXIT_FAILED
+    return EXIT_STOPPED_EARLY if directory.result().get("status") == record.STOPPED else EXIT_DONE
 
 
-def _write_run(
-    run: config.Run, directory: record.RunDirectory, tree: dict[str, Any], overrides: list[str], data: str
-) -> None:
-    directory.forget_outcome()
-    (directory.path / ".hydra").mkdir(exist_ok=True)
-    clean = redact(tree)
-    (directory.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(clean)), encoding="utf-8")
-    (directory.path / ".hydra" / "overrides.yaml").write_text(
-        OmegaConf.to_yaml(OmegaConf.create(overrides)), encoding="utf-8"
-    )
-    record.write_json(directory.run_file, {"config": clean}, mode=0o600)
-    who = redact(config.identity(run))
-    surroundings = record.surroundings()
-    directory.update_record(
-        status=record.RUNNING,
-        name=run.name,
-        data=data,
-        config_hash=config.run_id(run),
-        overrides=overrides,
-        identity=who,
-        ranks=run.world_size_wanted,
-        **surroundings,
-    )
-    difference = record.neighbour_difference(directory.path, who)
-    if difference:
-        print(difference)
-
-
-def _look_at(run: config.Run, directory: record.RunDirectory, tree: dict[str, Any]) -> int:
+def _look_at(job: Job) -> int:
     """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
+    run, directory = job.run, job.directory
     if run.from_checkpoint is None and not directory.path.is_dir():
         raise ConfigError(
             f"task: got {run.task.name}, but {directory.path} does not exist: this very configuration was never trained; "
@@ -191,56 +156,21 @@ def _look_at(run: config.Run, directory: record.RunDirectory, tree: dict[str, An
     place = directory.of_task(run.task.name)
     place.create()
     place.forget_outcome()
-    record.write_json(place.run_file, {"config": redact(tree)}, mode=0o600)
-    ranks = 1 if run.task is config.Task.export else run.world_size_wanted
-    return _conclude(place, launch.start_ranks(place, ranks, lock, _secrets(tree)))
-
-
-def _data_digest(run: config.Run) -> str:
-    """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
-    groups = {"train": run.data.sources, "eval": run.data.eval_sources}
-    identities = {
-        f"{split} {name}": source.identity(split)
-        for split, sources in groups.items()
-        for name, source in sources.items()
-        if source.is_local
-    }
-    return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _secrets(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return what redaction hid from `run.json`, by dotted key; the ranks get it through their environment."""
-    hidden = record.flatten(redact(tree))
-    return {key: value for key, value in record.flatten(tree).items() if hidden[key] != value}
+    record.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
+    if run.task is config.Task.export:
+        return _conclude(place, launch.start_ranks(place, 1, lock, job.secrets()))
+    machines = nodes.of(run, directory.path.name)
+    return _conclude(place, launch.start_ranks(place, run.ranks_per_node, lock, job.secrets(), machines))
 
 
 def _conclude(directory: record.RunDirectory, code: int) -> int:
     """Write the end of the run into its record, tell the person, and return the exit code."""
-    result, errors = directory.result(), directory.errors()
-    if code == 0 and result:
-        directory.update_record(status=result["status"], result=result)
-        print_result(directory, result)
-        return EXIT_DONE if result["status"] == record.FINISHED else EXIT_STOPPED_EARLY
-    signalled = -code if code < 0 else 0
-    resumable = any((directory.path / "checkpoints").glob("step-*"))
-    if signalled in (1, 2, 12, 15) and not errors:
-        directory.update_record(status=record.STOPPED)
-        print(f"ended at once; the same command {'resumes from the last checkpoint' if resumable else 'starts again'}")
-        return EXIT_STOPPED_EARLY
-    if not errors:
-        how = f"was killed by signal {signalled}" if signalled else f"ended with exit code {code}"
-        hint = " (a kill by signal 9 is most often the kernel's, out of memory)" if signalled == 9 else ""
-        directory.update_record(status=record.FAILED, error=f"a rank {how}")
-        raise ArcticHydraError(f"a rank {how} without a word{hint}; see {directory.path / 'logs'}")
-    first = errors[0]
-    directory.update_record(status=record.FAILED, error=first["message"])
-    if first["expected"]:
-        for problem in first["problems"]:
-            print(f"error: {problem}", file=sys.stderr)
+    ending = conclude(directory, code)
+    if ending.result:
+        print_result(directory, ending.result)
     else:
-        print(f"rank {first['rank']} failed first:\n{first['traceback']}", file=sys.stderr, end="")
-    print(f"logs: {directory.path / 'logs'}", file=sys.stderr)
-    return int(first["exit_code"])
+        print(ending.details, file=sys.stderr if ending.status == record.FAILED else sys.stdout)
+    return ending.exit_code
 
 
 def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None:
@@ -299,7 +229,7 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
     """Check every job of a grid before the first starts; then let Hydra's sweeper and launcher run them."""
     for overrides in compose.sweep_jobs(options.overrides):
         job = compose.without_hydra(compose.compose_config(overrides, name, options.config_dir))
-        config.build(_resolved(job))
+        Job.of(job, overrides)
     rows: list[tuple[int, float | None, Path, list[str]]] = []
 
     def run_job(cfg: DictConfig) -> float | None:
@@ -313,7 +243,7 @@ def _sweep(arguments: list[str], options: Any, name: str) -> int:
         except ArcticHydraError as error:
             print_error(error)
             code = error.exit_code
-        directory = _directory(config.build(_resolved(job)))
+        directory = Job.of(job, overrides).directory
         result = directory.record().get("result", {}) if code in (EXIT_DONE, EXIT_STOPPED_EARLY) else {}
         rows.append((code, result.get("objective"), directory.path, overrides))
         if str(result.get("stop_reason", "")).startswith("received"):

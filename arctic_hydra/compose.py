@@ -20,7 +20,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arctic_hydra.component import check_targets, registered
+from arctic_hydra import config
+from arctic_hydra.component import check_targets, registered, to_plain
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
@@ -82,6 +83,21 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     job.pop("hydra", None)
     OmegaConf.set_struct(job, True)
     return job
+
+
+def resolved(job: DictConfig) -> dict[str, Any]:
+    """Return a composed config as a plain tree with paths absolute; raises ConfigError for what is required and missing."""
+    missing = sorted(OmegaConf.missing_keys(job))
+    if missing:
+        raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
+    tree = to_plain(job)
+    check_targets(tree)
+    return config.absolute_paths(tree, Path.cwd())  # type: ignore[no-any-return]
+
+
+def to_yaml(content: Any) -> str:
+    """Return plain content as YAML that reads back as it was."""
+    return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
 def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:

@@ -39,6 +39,7 @@ else:
     from arctic_hydra.trainer.base import TrainerSlot
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")
 
 
 class Task(Enum):
@@ -107,7 +108,15 @@ class Run(Component):
     fresh: bool = False
     """Delete what an earlier run of this very config left, and start over."""
     ranks: str = "auto"
-    """Processes on this machine: a number, or `auto` for one per GPU, else 1."""
+    """Processes on each machine: a number, or `auto` for one per GPU, else 1."""
+    nnodes: int = 1
+    """Machines; the same command is given on each, with its own `node_rank`. SLURM and a hostfile set it themselves."""
+    node_rank: int = 0
+    """Which of the machines this is, from 0."""
+    rendezvous: str | None = None
+    """`host:port` of the first machine, where the others meet it; the port must be free there."""
+    hostfile: str | None = None
+    """A file with lines such as `node1 slots=8`: ranks are started on every host through ssh."""
     model: ModelFactory = MISSING
     tokenizer: TokenizerFactory = MISSING
     data: DataFactory = MISSING
@@ -123,7 +132,10 @@ class Run(Component):
     log: Log = MISSING
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
-        "task from_checkpoint preview_examples name output_root fresh ranks checkpoint tracking log".split()
+        (
+            "task from_checkpoint preview_examples name output_root fresh ranks nnodes node_rank rendezvous hostfile "
+            "checkpoint tracking log"
+        ).split()
     )
 
     def validate(self) -> None:
@@ -135,11 +147,24 @@ class Run(Component):
             raise ValueError(f"preview_examples: got {self.preview_examples}, expected 1 or more")
         if self.ranks != "auto" and not (self.ranks.isdigit() and int(self.ranks) > 0):
             raise ValueError(f"ranks: got {self.ranks!r}, expected auto or a positive number")
+        if self.nnodes < 1:
+            raise ValueError(f"nnodes: got {self.nnodes}, expected 1 or more")
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ValueError(
+                f"node_rank: got {self.node_rank}, expected 0 to {self.nnodes - 1} with nnodes={self.nnodes}"
+            )
+        if self.rendezvous is not None and not RENDEZVOUS.fullmatch(self.rendezvous):
+            raise ValueError(f"rendezvous: got {self.rendezvous!r}, expected <host>:<port>, such as node1:29500")
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks to start on each machine."""
+        return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
 
     @property
     def world_size_wanted(self) -> int:
-        """Ranks to start on this machine."""
-        return max(1, count_gpus()) if self.ranks == "auto" else int(self.ranks)
+        """Ranks of the run, over all machines."""
+        return self.nnodes * self.ranks_per_node
 
     @property
     def converters(self) -> list[ModelConverter]:
@@ -206,6 +231,13 @@ def _cross_checks(run: Run) -> Iterator[str]:
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
     yield from _converter_checks(run)
+    if run.data.needs_limit and not trainer.train_iters:
+        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
+    if run.data.needs_limit and trainer.epochs > 1:
+        yield (
+            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
+            f"is, over as many passes as that takes; drop trainer.epochs"
+        )
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
@@ -284,7 +316,7 @@ def _environment(run: Run) -> Iterator[str]:
                 yield from (f"{key}.{problem}" for problem in item.check_environment())
     if run.model.dtype == "fp16" and count_gpus() == 0:
         yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
-    if count_gpus() and run.world_size_wanted > count_gpus():
+    if count_gpus() and run.ranks_per_node > count_gpus():
         yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
 
 
@@ -324,7 +356,7 @@ def absolute_paths(tree: Any, base: Path) -> Any:
 
 
 def _holds_path(key: str) -> bool:
-    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint")
+    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint", "hostfile")
     return key in names or key.endswith(("_path", "_dir"))
 
 

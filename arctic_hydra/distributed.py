@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +47,7 @@ class World:
 
 
 _CPU_GROUP: Any = None
+_SEQUENCE: Any = None
 
 
 def start(world: World, timeout_seconds: float) -> None:
@@ -135,6 +137,17 @@ def barrier() -> None:
 
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier(group=_CPU_GROUP)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this context this rank computes by itself: nothing is exchanged within its sequence group."""
+    global _SEQUENCE
+    kept, _SEQUENCE = _SEQUENCE, None
+    try:
+        yield
+    finally:
+        _SEQUENCE = kept
 
 
 def count_gpus() -> int:

@@ -1,11 +1,12 @@
-"""Starting ranks: a plain child for one, a child that holds torch's elastic agent for several.
+"""Starting ranks: a plain child for one, a child that holds torch's elastic agent for several, an agent per machine.
 
 The composing process calls `start_ranks` and stays light; `python -m arctic_hydra.launch <run.json> <ranks>` is the
-agent.
+agent. Agents of several machines meet at the first one's address and see each other's failures in the run's directory.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -14,25 +15,54 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra.nodes import Hosts, Nodes
 from arctic_hydra.record import RunDirectory
-from arctic_hydra.stopping import SIGNALS
+from arctic_hydra.stopping import SIGNALS, block_signals
 from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent, write_error
 
-SHUTDOWN_SECONDS = 600
-"""How long the agent lets ranks save after it forwarded a signal, before it kills them."""
 GRACE_SECONDS = 10
 """How long the other ranks of a failed one have to end by themselves: rank 0 tells the trackers."""
+RENDEZVOUS_SECONDS = 900
+"""How long an agent waits for those of the other machines."""
 
 
-def start_ranks(directory: RunDirectory, ranks: int, lock: int, secrets: dict[str, Any]) -> int:
-    """Run the ranks to their end and return the child's exit code; signals that arrive meanwhile are forwarded."""
-    module = ["arctic_hydra.worker"] if ranks == 1 else ["arctic_hydra.launch"]
-    command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks)]
+def start_ranks(
+    directory: RunDirectory,
+    ranks: int,
+    lock: int,
+    secrets: dict[str, Any],
+    nodes: Nodes | Hosts | None = None,
+    signals: list[int] | None = None,
+) -> int:
+    """Run `ranks` ranks on this machine, or on each of several hosts, to their end; return the child's exit code.
+
+    Signals that arrive meanwhile are forwarded, and appended to `signals`.
+    """
+    nodes = nodes or Nodes()
+    children: Sequence[Any]
+    if isinstance(nodes, Hosts):
+        children = nodes.start(directory.run_file, ranks, {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {})
+    else:
+        children = [_start_here(directory, ranks, lock, secrets, nodes)]
+    with forwarded_signals(children, [] if signals is None else signals) as given_up:
+        codes = [child.wait() for child in children]
+    code = next((code for code in codes if code), 0)
+    if code and nodes.count > 1 and nodes.index == 0:
+        _hear_from_other_nodes(directory, nodes.count)
+    return -signal.SIGINT if given_up else code
+
+
+def _start_here(
+    directory: RunDirectory, ranks: int, lock: int, secrets: dict[str, Any], nodes: Nodes
+) -> subprocess.Popen[bytes]:
+    alone = ranks == 1 and nodes.count == 1
+    module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
+    command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks), *nodes.arguments()]
     environment = dict(os.environ)
     if secrets:
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
@@ -43,29 +73,31 @@ def start_ranks(directory: RunDirectory, ranks: int, lock: int, secrets: dict[st
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (len(os.sched_getaffinity(0))) // ranks)))
     # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
     # from this process only, so that a signal arrives once.
-    child = subprocess.Popen(
-        command, env=environment, pass_fds=(lock,), stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    with forwarded_signals(child) as given_up:
-        code = child.wait()
-    return -signal.SIGINT if given_up else code
+    held = (lock,) if lock >= 0 else ()
+    return subprocess.Popen(command, env=environment, pass_fds=held, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 @contextmanager
-def forwarded_signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Forward `SIGNALS` to `child` while the context is open; a second interrupt kills it and enters the yielded list."""
-    seen: list[float] = []
+def forwarded_signals(children: Sequence[Any], seen: list[int]) -> Iterator[list[int]]:
+    """Forward `SIGNALS` to `children` while the context is open, and append them to `seen`.
+
+    A second interrupt kills the children and enters the yielded list.
+    """
+    arrivals: list[float] = []
     given_up: list[int] = []
 
     def forward(number: int, frame: object) -> None:
-        seen.append(time.monotonic())
-        if len(seen) == 1:
+        seen.append(number)
+        arrivals.append(time.monotonic())
+        if len(arrivals) == 1:
             name = signal.Signals(number).name
             print(f"{name}: stopping at the next step; interrupt again to end at once", file=sys.stderr, flush=True)
-            child.send_signal(number)
-        elif number == signal.SIGINT and seen[-1] - seen[0] > 1.0:
+            for child in children:
+                child.send_signal(number)
+        elif number == signal.SIGINT and arrivals[-1] - arrivals[0] > 1.0:
             given_up.append(number)
-            child.kill()  # ranks below an agent die with it
+            for child in children:
+                child.kill()  # ranks below an agent die with it
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
@@ -73,6 +105,21 @@ def forwarded_signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _hear_from_other_nodes(directory: RunDirectory, count: int) -> None:
+    """Wait until the agents of the other machines have said how they ended: the cause may be there."""
+    end = time.monotonic() + GRACE_SECONDS + 10
+    silent = list(range(1, count))
+    while silent and time.monotonic() < end:
+        time.sleep(0.1)
+        silent = [index for index in silent if not directory.node_file(index).exists()]
+    for index in silent:
+        message = (
+            f"node {index}: its agent is gone without a word; most often the machine failed, or something killed all of "
+            f"its processes"
+        )
+        write_error(directory.path, -index, "NodeDied", message)
 
 
 class FailureWatch:
@@ -85,6 +132,7 @@ class FailureWatch:
         self.stalled: dict[int, str] = {}
         """The Python stacks of each rank that had to be killed, by rank."""
         self._directory = directory
+        self._stale = directory.error_files()  # of an earlier start, where the first node has not yet removed them
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="failures", daemon=True)
         self._thread.start()
@@ -95,7 +143,7 @@ class FailureWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._directory.errors():
+        while self._directory.error_files() <= self._stale:
             if self._over.wait(0.2):
                 return
         if self._over.wait(GRACE_SECONDS):
@@ -165,33 +213,84 @@ def explain(directory: RunDirectory, failures: dict[int, int], stalled: dict[int
         write_error(directory.path, rank, "RankStalled", message)
 
 
+class SignalRelay:
+    """Passes signals on to the ranks of this machine, which agree with all others on when to stop.
+
+    The agent holds signals back from its own threads, and its children inherit that: no moment exists in which a signal
+    would kill a rank. Several arrivals (from a launcher, and along a process tree) do no harm.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        block_signals()
+        threading.Thread(target=self._take, name="signals", daemon=True).start()
+
+    def relay(self, number: int) -> None:
+        """Send a signal to every living rank; before the first is there, this process ends by it."""
+        ranks = _living_ranks()
+        for process in ranks.values():
+            _send(process, signal.Signals(number))
+        if not ranks and not self._directory.result_file.exists():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+            os.kill(os.getpid(), number)
+
+    def read(self, commands: Any) -> None:
+        """Take the names of signals from `commands`, a line each; its end means that whoever started this is gone."""
+        for line in commands:
+            self.relay(signal.Signals[line.strip()])
+        os.kill(os.getpid(), signal.SIGKILL)  # the ranks die with it
+
+    def _take(self) -> None:
+        while True:
+            self.relay(signal.sigwait(SIGNALS))
+
+
 def main() -> int:
     """Hold the elastic agent of one node; return its exit code."""
-    die_with_parent()
-    run_file, ranks = sys.argv[1], int(sys.argv[2])
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    parser = argparse.ArgumentParser(
+        prog="python -m arctic_hydra.launch", description="Start the ranks of one machine."
+    )
+    parser.add_argument("run_file", type=Path)
+    parser.add_argument("ranks", type=int)
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--rendezvous", default="localhost:0")
+    parser.add_argument("--remote", action="store_true", help="take the environment and signals from standard input")
+    options = parser.parse_args()
+    directory = RunDirectory(options.run_file.parent)
+    relay = SignalRelay(directory)
+    if options.remote:
+        os.environ.update(json.loads(sys.stdin.readline()))
+        threading.Thread(target=relay.read, args=(sys.stdin,), name="commands", daemon=True).start()
+    else:
+        die_with_parent()
+    code = _hold_agent(options, directory)
+    if options.node_rank:
+        directory.node_file(options.node_rank).write_text(f"{code}\n")
+    return code
+
+
+def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # what failed is said in our own words, with the traceback
-    directory = RunDirectory(Path(run_file).parent)
+    static = options.nnodes > 1
     launch_config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=Path(run_file).parent.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        min_nodes=options.nnodes,
+        max_nodes=options.nnodes,
+        nproc_per_node=options.ranks,
+        run_id=directory.path.name,
+        # With the static backend the first machine's agent holds the store, and ranks are numbered in the nodes' order.
+        rdzv_backend="static" if static else "c10d",
+        rdzv_endpoint=options.rendezvous,
+        rdzv_configs={"rank": options.node_rank, "timeout": RENDEZVOUS_SECONDS} if static else {},
         max_restarts=0,
         monitor_interval=0.1,
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR2,SIGHUP",
-        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     watch = FailureWatch(directory)
     try:
-        elastic_launch(launch_config, sys.executable)("-u", "-m", "arctic_hydra.worker", run_file)
-    except SignalException:
-        return 0  # the ranks have said in their files what they did about it
+        elastic_launch(launch_config, sys.executable)("-u", "-m", "arctic_hydra.worker", str(options.run_file))
     except ChildFailedError as error:
         watch.close()
         failures = {rank: failure.exitcode for rank, failure in error.failures.items()}

@@ -83,6 +83,18 @@ class RunDirectory:
         self._lock = handle
         return handle.fileno()
 
+    def holder(self) -> str | None:
+        """Return who holds the directory now (`process <pid> on <host>, since <when>`), None where nobody does."""
+        path = self.path / ".lock"
+        if not path.exists():
+            return None
+        with path.open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return handle.read().strip() or "unknown"
+        return None
+
     def clear(self) -> None:
         """Delete everything in the directory but the lock."""
         for item in self.path.iterdir():
@@ -106,11 +118,20 @@ class RunDirectory:
         found = [read_json(path) for path in (self.path / "logs").glob("error-rank*.json")]
         return sorted(found, key=lambda error: float(error["time"]))
 
+    def error_files(self) -> set[tuple[str, int]]:
+        """Return name and time of change of the errors that ranks left: what tells a new one from an old one."""
+        return {(path.name, path.stat().st_mtime_ns) for path in (self.path / "logs").glob("error-rank*.json")}
+
+    def node_file(self, index: int) -> Path:
+        """What the agent of machine `index` leaves when it ends: its exit code."""
+        return self.path / "logs" / f"node{index}.ended"
+
     def forget_outcome(self) -> None:
         """Remove what an earlier start of this run left about its end."""
         self.result_file.unlink(missing_ok=True)
-        for path in (self.path / "logs").glob("error-rank*.json"):
-            path.unlink()
+        for pattern in ("error-rank*.json", "node*.ended"):
+            for path in (self.path / "logs").glob(pattern):
+                path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

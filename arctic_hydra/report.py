@@ -67,6 +67,7 @@ def print_header(
     horizon: int,
     resumed_from: Path | None,
     initialised_from: Weights | None,
+    memory: list[str],
 ) -> None:
     """Say what is about to happen, on the ranks that print."""
     if not run.log.prints(world) or not world.is_main:
@@ -82,6 +83,7 @@ def print_header(
         f"         evaluation: {summary_line(eval_loader) if eval_loader else 'none'}",
         f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
+        *memory,
         f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
     ]
     if initialised_from is not None and resumed_from is None:

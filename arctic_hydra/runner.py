@@ -8,7 +8,7 @@ from typing import Any
 
 from arctic_hydra import assemble, config, distributed, engine, log, record, report
 from arctic_hydra.checkpoint import source
-from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
@@ -16,6 +16,7 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
+from arctic_hydra.tasks import check
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -62,7 +63,9 @@ def build(
         assemble.seed_everything(run.seed)
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
-        geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed)
+        geometry = BatchGeometry(
+            trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed, trainer.train_iters
+        )
         with trainer.event("create_loader"):
             loader, eval_loader = run.data.build(tokenizer, geometry)
         horizon = trainer.plan(loader, run.scheduler.warmup)
@@ -84,6 +87,8 @@ def build(
         with trainer.event("create_scheduler"):
             scheduler = run.scheduler.create_scheduler(optimizer, horizon)
         deepspeed_engine = engine.initialize(model, optimizer, engine_config)
+        shown = trains and world.is_main and run.log.prints(world)
+        memory = check.describe(run, loader.summary()["supervised_share"]) if shown else []
         assemble.seed_everything(run.seed + world.rank)  # ranks draw different dropout
 
         identity = {
@@ -94,10 +99,19 @@ def build(
         }
         metrics_path = run_dir / "metrics.jsonl"
         state = TrainingState(
-            deepspeed_engine, scheduler, tokenizer, Progress(), world, run_dir, identity, logs=[metrics_path],
-            base=assemble.base_of(run), frozen_elsewhere=identity["frozen_weights"] is not None,
+            deepspeed_engine,
+            scheduler,
+            tokenizer,
+            Progress(),
+            world,
+            run_dir,
+            identity,
+            logs=[metrics_path],
+            base=assemble.base_of(run),
+            frozen_elsewhere=identity["frozen_weights"] is not None,
             rebuild=lambda: assemble.create_model(run, run.model.create_config(), tokenizer, start, quantize=False),
-        )  # fmt: skip
+            stream=loader if isinstance(loader, Stream) else None,
+        )
         resumed_from = resume(run, state) if trains else None
         if trains:
             report.check_space(run, facts)
@@ -105,7 +119,9 @@ def build(
         trackers = list(run.tracking.values()) if trains and world.is_main else []
         for tracker in trackers:
             tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
-        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, weights or start)
+        report.print_header(
+            run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, weights or start, memory
+        )
         display = Display(horizon, state.progress.global_step, enabled=run.log.prints(world))
         trainer.equip(
             Toolbox(

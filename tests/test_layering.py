@@ -26,8 +26,8 @@ LAYERS: dict[str, int] = {
     "engine": 4,
     "trainer": 5,
     "config": 6,
-    **dict.fromkeys(("record", "report", "assemble", "runner", "tasks"), 7),
-    **dict.fromkeys(("worker", "launch", "compose", "usage", "__main__"), 8),
+    **dict.fromkeys(("memory", "record", "report", "assemble", "runner", "tasks"), 7),
+    **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "usage", "__main__"), 8),
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.
 SIBLINGS_APART = 3

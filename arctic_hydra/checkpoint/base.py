@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from arctic_hydra.component import Component
 from arctic_hydra.distributed import World
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     import deepspeed
     import torch
     from transformers import PreTrainedTokenizerBase
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Data whose place is more than a number of steps; the same on every rank."""
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """Return what another stream needs to go on after `step` steps of the epoch: tensors, numbers, lists and dicts."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called."""
 
 
 @dataclass
@@ -38,6 +49,8 @@ class TrainingState:
     """The last evaluation and its `step`; empty before the first."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last steps, while a loss-spike guard is on."""
+    stream: Stream | None = None
+    """The training data, where it is streamed."""
     epoch_finished: bool = False
     """Whether the last completed step ended an epoch."""
     training_finished: bool = False
@@ -105,6 +118,17 @@ class CheckpointEngine(Component):
         """Write the state under `checkpoint_dir` and return that path; nothing incomplete is ever visible there.
 
         None where it could not be saved and the run is to go on without.
+        """
+
+    @property
+    def written(self) -> bool:
+        """Whether a save in the background waits on this rank for `settle`; asked before every step."""
+        return False
+
+    def settle(self) -> None:
+        """Complete a save in the background, waiting for it; collective.
+
+        The trainer calls it once `written` is true on all ranks, and before the run ends or stops.
         """
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:

@@ -7,8 +7,9 @@ import logging
 import os
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
@@ -20,6 +21,7 @@ from arctic_hydra.human_numbers import HumanInt, integer
 if TYPE_CHECKING:
     import torch
 
+    from arctic_hydra.checkpoint.background import BackgroundSave
     from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
 
 logger = logging.getLogger("arctic_hydra.checkpoint")
@@ -63,13 +65,20 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     """Whether the lowest or the highest value of it is the best."""
     on_error: OnError = OnError.stop
     """A save that fails (a full disk) stops the run, or only warns; the checkpoint before it stays good either way."""
+    asynchronous: bool = False
+    """Save beside training: a step waits only until this rank's share is copied to host memory (as much as its files
+    take, kept between saves); the checkpoint appears at the first step boundary after all ranks have written theirs."""
 
     can_resume: ClassVar[bool] = True
 
     def bind(self, state: TrainingState) -> None:
         """Take the state to save from and load into; called once, before `load` and `save`."""
         super().bind(state)
+        from arctic_hydra.checkpoint.background import HostBuffers
+
         self._store = CheckpointStore(self.root / "checkpoints", state.world.rank, self.keep_last, self.keep_best)
+        self._buffers = HostBuffers()
+        self._pending: BackgroundSave | None = None
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
         """Return the size of the checkpoints still to come: weights, fp32 masters and Adam's two moments each."""
@@ -91,51 +100,96 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     # ---- save ----------------------------------------------------------------------------------------------------
 
     def save(self) -> Path | None:
-        """Publish a checkpoint of the step just completed and return its directory; collective.
+        """Save the step just completed and return the directory that holds it, once published; collective.
 
         Raises CheckpointError, the same on every rank, when any rank could not write; nothing is published then. With
-        `on_error=warn` it warns and returns None instead, unless the run is about to stop and needs this one.
+        `on_error=warn` it warns and returns None instead, unless the run is about to stop and needs this one. With
+        `asynchronous` it returns as soon as everything is copied, and `settle` publishes; an error comes up there.
         Call it at an optimizer-step boundary: gradients of a half accumulated window are in no file.
         """
+        self.settle()
         try:
             return self._save()
         except CheckpointError as error:
             if self.on_error is OnError.stop or self.state.stopping:
                 raise
-            if self.state.world.is_main:
-                logger.error(
-                    "TRAINING GOES ON WITHOUT A CHECKPOINT of step %d: %s", self.state.progress.global_step, error
-                )
+            self._go_on_without(self.state.progress.global_step, error)
             return None
 
+    @property
+    def written(self) -> bool:
+        """Whether a save in the background has written all files of this rank and waits for `settle`."""
+        return self._pending is not None and self._pending.written
+
+    def settle(self) -> None:
+        """Publish what is written in the background, waiting for its end; collective, and nothing where there is none.
+
+        Raises CheckpointError, the same on every rank, when any rank could not write; with `on_error=warn` it warns.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        pending.wait()
+        try:
+            self._store.agree(pending.stage)
+            self._publish(pending.stage, pending.facts)
+        except CheckpointError as error:
+            self._saved = None  # so that a run which stops at this very step saves it again
+            if self.on_error is OnError.stop:
+                raise
+            self._go_on_without(pending.stage.step, error)
+
+    def _go_on_without(self, step: int, error: CheckpointError) -> None:
+        if self.state.world.is_main:
+            logger.error("TRAINING GOES ON WITHOUT A CHECKPOINT of step %d: %s", step, error)
+
     def _save(self) -> Path:
-        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
+        from arctic_hydra.checkpoint.background import BackgroundSave
+        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, write_tensors
 
         state = self.state
         stage = self._store.begin(state.progress.global_step)
-        self._write_rank_state(stage)
-        safe = SafeCheckpointEngine(self._store, stage, self._left_out())
-        self._write_engine(safe, stage)
-        path = self._store.publish(stage, self._facts)
+        facts: dict[str, Any] = {}
+        with stage.keep_error():
+            facts = self._facts() if state.world.is_main else {}
+        pending = None
+        if self.asynchronous and not (state.stopping or state.training_finished):
+            pending = BackgroundSave(stage, self._buffers, facts)
+        put = pending.hold if pending else partial(write_tensors, stage)
+        with stage.keep_error():
+            put(self._rank_file(), self._rank_state())
+        try:
+            self._hand_over(SafeCheckpointEngine(self._store, stage, put, self._left_out()), stage)
+        except Exception:
+            self._buffers.release()
+            raise
+        if pending is None:
+            self._publish(stage, facts)
+        else:
+            pending.start()
+            self._pending = pending
         self.mark_saved()
-        if state.world.is_main:
+        return self.checkpoint_dir
+
+    def _publish(self, stage: Stage, facts: dict[str, Any]) -> None:
+        path = self._store.publish(stage, facts)
+        if self.state.world.is_main:
             logger.info("saved %s", path.name)
-        return path
 
-    def _write_rank_state(self, stage: Stage) -> None:
-        import torch
-
+    def _rank_state(self) -> dict[str, Any]:
         from arctic_hydra.checkpoint import rank_state
 
-        with stage.keep_error():
-            contents = {
-                "random": rank_state.random_state(),
-                "schedule": rank_state.schedule_state(self.state.scheduler),
-                "micro_steps": int(self.state.engine.micro_steps),
-            }
-            stage.write(self._rank_file(), lambda file: torch.save(contents, cast("IO[bytes]", file)))
+        contents: dict[str, Any] = {
+            "random": rank_state.random_state(),
+            "schedule": rank_state.schedule_state(self.state.scheduler),
+            "micro_steps": int(self.state.engine.micro_steps),
+        }
+        if self.state.stream is not None and self.state.world.is_main:
+            contents["stream"] = self.state.stream.state_dict(self.state.progress.epoch_step)
+        return contents
 
-    def _write_engine(self, safe: SafeCheckpointEngine, stage: Stage) -> None:
+    def _hand_over(self, safe: SafeCheckpointEngine, stage: Stage) -> None:
+        """Let DeepSpeed hand all its files to `safe`; returns when all ranks have agreed that this went well."""
         from arctic_hydra.checkpoint.writer import going_through
 
         engine = self.state.engine
@@ -177,8 +231,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "world_size": state.world.size,
             "identity": state.identity,
             "progress": state.progress.state_dict(),
-            "evaluation": state.evaluation,
-            "recent_losses": state.recent_losses,
+            "evaluation": dict(state.evaluation),
+            "recent_losses": list(state.recent_losses),
             "metric": self._metric(),
             "log_offsets": {self._log_key(path): _synced_size(path) for path in state.logs},
         }
@@ -295,9 +349,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             )
         if loaded is None:
             raise RuntimeError("DeepSpeed found nothing to load")
+        first = load_tensors((original or found.path) / "rank-00000.pt")
+        if self.state.stream is not None:
+            self.state.stream.load_state_dict(first["stream"])
         if original is not None:
-            schedule = load_tensors(original / "rank-00000.pt")["schedule"]
-            rank_state.set_schedule_state(self.state.scheduler, schedule)
+            rank_state.set_schedule_state(self.state.scheduler, first["schedule"])
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
             rank_state.seed_from(found.step)
             return

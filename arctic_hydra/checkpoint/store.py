@@ -3,6 +3,7 @@
     begin     rank 0 removes leftovers and creates `.tmp-step-00000100`
     write     every rank: each file as `.part`, hashed while writing, fsynced, renamed; an error is kept, not raised
     agree     errors of all ranks are gathered: all ranks raise the same CheckpointError, or none does
+              (a save in the background agrees twice: that all contents are copied, and that all files are written)
     publish   rank 0: manifest, rename to `step-00000100`, `latest`, prune
 
 `latest` is for people and other tools: loading never trusts it. Nothing here knows what the files hold.
@@ -135,17 +136,17 @@ class CheckpointStore:
         self._raise_alike(stage, [error for error, _ in gathered])
         stage.files = {name: record for _, files in gathered for name, record in files.items()}
 
-    def publish(self, stage: Stage, facts: Callable[[], dict[str, Any]]) -> Path:
-        """Write the manifest (`facts()` and the files), rename the stage, and prune; return the published directory.
+    def publish(self, stage: Stage, facts: dict[str, Any]) -> Path:
+        """Write the manifest (`facts` and the files), rename the stage, and prune; return the published directory.
 
-        Rank 0 works (and asks for the facts), all ranks return together. Raises CheckpointError on every rank if it
-        could not be published.
+        Rank 0 works, with its facts; all ranks return together. Raises CheckpointError on every rank if it could not
+        be published.
         """
         target = self.root / step_name(stage.step)
         if self._is_main:
             with stage.keep_error():
                 _check_all_recorded(stage)
-                _write_manifest(stage, facts())
+                _write_manifest(stage, facts)
                 publish_folder(stage.path, target)
                 self._rejected.discard(target.name)
                 self._tidy(target)

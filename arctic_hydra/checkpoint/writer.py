@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -37,20 +37,31 @@ def _allowed_classes() -> list[Any]:
     return [getattr(module, cls) for name, module in modules.items() if module for cls in _DEEPSPEED_CLASSES[name]]
 
 
-class SafeCheckpointEngine:
-    """Stands in for DeepSpeed's checkpoint engine: writes into a stage, reads with `weights_only=True`.
+def write_tensors(stage: Stage, name: str, contents: Any) -> None:
+    """Write one file of this rank that `load_tensors` reads; an error is kept in the stage."""
+    stage.write(name, lambda file: torch.save(contents, cast("IO[bytes]", file)))
 
-    A failing write is kept in the stage, so that this rank still reaches the collective calls its peers wait in;
-    `commit`, which DeepSpeed calls on every rank once all files are written, is where all ranks learn of it.
+
+class SafeCheckpointEngine:
+    """Stands in for DeepSpeed's checkpoint engine: saves into a stage, reads with `weights_only=True`.
+
+    `put(name, contents)` takes each file. A failure is kept in the stage, so that this rank still reaches the collective
+    calls its peers wait in; `commit`, which DeepSpeed calls on every rank once it has handed over all files, is where
+    all ranks learn of it.
     """
 
     name = "arctic_hydra"
 
     def __init__(
-        self, store: CheckpointStore | None = None, stage: Stage | None = None, leave_out: frozenset[str] = frozenset()
+        self,
+        store: CheckpointStore | None = None,
+        stage: Stage | None = None,
+        put: Callable[[str, Any], None] | None = None,
+        leave_out: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
         self._stage = stage
+        self._put = put
         self._leave_out = leave_out
         self.agreed = False
         """Whether the ranks have compared their errors, successfully or not."""
@@ -65,13 +76,12 @@ class SafeCheckpointEngine:
             os.makedirs(path, mode=0o700, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file of this rank, without the weights that are to be left out."""
-        assert self._stage is not None, "this engine was opened for reading"
+        """Hand over one file of this rank, without the weights that are to be left out."""
+        assert self._stage is not None and self._put is not None, "this engine was opened for reading"
         if self._leave_out and isinstance(state_dict.get("module"), dict):
             kept = {name: value for name, value in state_dict["module"].items() if name not in self._leave_out}
             state_dict = {**state_dict, "module": kept}
-        name = os.path.relpath(path, self._stage.path)
-        self._stage.write(name, lambda file: torch.save(state_dict, cast("IO[bytes]", file)))
+        self._put(os.path.relpath(path, self._stage.path), state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file."""

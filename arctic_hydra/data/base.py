@@ -29,6 +29,8 @@ class BatchGeometry:
     """Micro-batches per optimizer step and rank."""
     world: World
     seed: int
+    most_steps: int = 0
+    """Optimizer steps of the run, where they are limited; 0: the data decides."""
 
     @property
     def global_batch_size(self) -> int:
@@ -107,6 +109,20 @@ class DataSource(Component):
         reason when rows cannot be read.
         """
 
+    def shards(self, split: str) -> list[Any]:
+        """Return the pieces that streaming reads one after another, `data.source.shards.Shard`.
+
+        Here one, of rows that `load` returned; sources whose rows may not fit into memory override it.
+        """
+        from arctic_hydra.data.source.rows import as_rows
+        from arctic_hydra.data.source.shards import IndexedShard, OpenedWhenRead
+
+        return [OpenedWhenRead(lambda: IndexedShard(as_rows(self.load(split))))]
+
+    def outline(self, split: str) -> dict[str, Any]:
+        """Return plain values that tell the rows without reading them all, such as names and sizes of files."""
+        return self.identity(split)
+
     def identity(self, split: str) -> dict[str, Any]:
         """Return plain values that change whenever the rows change: part of the cache key.
 
@@ -131,10 +147,19 @@ class DataFactory(Component):
         """Whether there will be an evaluation loader."""
         return bool(self.eval_sources)
 
+    @property
+    def needs_limit(self) -> bool:
+        """Whether the data has no known end, so that `trainer.train_iters` has to say how long a run is."""
+        return False
+
     def identities(self, split: str) -> dict[str, Any]:
         """Return what the rows of each source of `split` (train or eval) depend on, such as content hashes."""
         sources = self.sources if split == "train" else self.eval_sources
-        return {name: source.identity(split) for name, source in sources.items()}
+        return {name: self.identity_of(source, split) for name, source in sources.items()}
+
+    def identity_of(self, source: DataSource, split: str) -> dict[str, Any]:
+        """Return plain values that change whenever the rows of a source change."""
+        return source.identity(split)
 
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:

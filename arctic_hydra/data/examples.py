@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +76,12 @@ class Report:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_token_id = max(self.max_token_id, other.max_token_id)
 
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Report:
+        """Return the report that `plain()` made these values of."""
+        stops = Counter({int(token): count for token, count in plain["stops"].items()})
+        return cls(**{**plain, "dropped": Counter(plain["dropped"]), "stops": stops})
+
     def plain(self) -> dict[str, Any]:
         """Return the counts as plain values."""
         stops = {str(token): count for token, count in sorted(self.stops.items())}
@@ -98,6 +105,12 @@ class Preparer:
         self._policy = Overlong[options.overlong]
         self._encoder = ExampleEncoder(tokenizer, options.turns) if source.process else None
         self._bos = tokenizer.bos_token_id
+
+    def of(self, rows: Rows) -> Preparer:
+        """Return a preparer of other rows of the same source, such as the next ones of a stream."""
+        other = copy(self)
+        other._source = replace(self._source, rows=rows)
+        return other
 
     def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
         """Prepare rows [start, stop)."""

@@ -1,42 +1,30 @@
-"""From prepared examples and a plan to the micro-batches of each optimizer step.
-
-Window s of an epoch takes packs [s*G, (s+1)*G) of the epoch's order, G being the global batch size. Slot i of a window
-goes to micro-batch i // (micro_batch_size * ranks) of rank (i // micro_batch_size) % ranks, so that micro-batch size,
-accumulation and ranks only cut the same sequence of global batches in other pieces.
-
-Shapes: B rows, T tokens per row, K supervised positions.
-"""
+"""Windows over a set that is prepared as a whole: a plan for each epoch, addressable by (epoch, step)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Window
 from arctic_hydra.data.base import BatchGeometry, Example
-from arctic_hydra.data.order import balanced, grouped_order, mix
+from arctic_hydra.data.order import grouped_order, mix
 from arctic_hydra.data.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
+from arctic_hydra.data.statistics import figures
 from arctic_hydra.data.store import Array, JoinedStore
-
-PERCENTILES = (50, 90, 99, 100)
+from arctic_hydra.data.windows import BatchOptions, Windows, ahead
 
 
 @dataclass(frozen=True)
-class LoaderOptions:
-    """How examples become batches."""
+class LoaderOptions(BatchOptions):
+    """How examples become batches, and in which order."""
 
     max_length: int
-    packing: bool
     shuffle: bool
-    pad_token_id: int
     prefetch_steps: int
     group_by_length: bool = False
     weights: tuple[float, ...] = ()
@@ -59,7 +47,7 @@ class PackedLoader:
         self.source_names = source_names
         self._store, self._examples = store, examples
         self._geometry, self._options = geometry, options
-        self._mixed: tuple[int, Plan] | None = None
+        self._planned: tuple[int, Plan] | None = None
         self.plan = self._plan(0)
         self.fingerprint = self._hash()
 
@@ -79,25 +67,26 @@ class PackedLoader:
 
     def steps(self, epoch: int) -> int:
         """Optimizer steps in `epoch`, the ragged last one included."""
-        return -(-len(self._plan(epoch)) // self._geometry.global_batch_size)
+        # Without weights every epoch has as many packs: their number follows from the lengths alone.
+        packs = len(self._plan(epoch) if self._options.weights else self.plan)
+        return -(-packs // self._geometry.global_batch_size)
 
     def _plan(self, epoch: int) -> Plan:
-        """Return the packs of an epoch: one plan for all, or a new one for each where sources are mixed by weight."""
-        options = self._options
-        number = epoch if options.weights else 0
-        if self._mixed is not None and self._mixed[0] == number:
-            return self._mixed[1]
-        lengths = self._store.lengths[self._examples]
-        make = plan_packs if options.packing else plan_singles
+        """Return the packs of an epoch, drawn anew for each where the order is random."""
+        if self._planned is not None and self._planned[0] == epoch:
+            return self._planned[1]
+        options, geometry, chosen = self._options, self._geometry, self._examples
         if options.weights:
+            lengths = self._store.lengths[chosen]
             sizes = lengths if options.mix_by_tokens else np.ones(len(lengths), dtype=np.int64)
-            sources = self._store.sources[self._examples]
-            chosen = mix(sources, sizes, options.weights, self._geometry.seed, epoch)
-            plan = make(lengths[chosen], options.max_length)
-            plan = replace(plan, examples=chosen[plan.examples])
-        else:
-            plan = make(lengths, options.max_length)
-        self._mixed = (number, plan)
+            chosen = chosen[mix(self._store.sources[chosen], sizes, options.weights, geometry.seed, epoch)]
+        if options.packing and options.shuffle:
+            # Packing goes by length; which of the examples of one length goes where is drawn here.
+            chosen = chosen[epoch_order(len(chosen), geometry.seed + 1, epoch)]
+        make = plan_packs if options.packing else plan_singles
+        plan = make(self._store.lengths[chosen], options.max_length)
+        plan = replace(plan, examples=chosen[plan.examples])
+        self._planned = (epoch, plan)
         return plan
 
     def _order(self, plan: Plan, epoch: int) -> Ints:
@@ -105,32 +94,15 @@ class PackedLoader:
         if not self._options.shuffle:
             return np.arange(len(plan))
         if self._options.group_by_length:
-            lengths = self._store.lengths[self._examples][plan.examples]
+            lengths = self._store.lengths[plan.examples]
             return grouped_order(lengths, geometry.global_batch_size, geometry.seed, epoch)
         return epoch_order(len(plan), geometry.seed, epoch)
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield this rank's windows of `epoch` from step `start` on, made ahead by a thread of this process."""
         plan = self._plan(epoch)
-        order = self._order(plan, epoch)
-        squares = self._store.lengths[self._examples][plan.examples].astype(np.float64) ** 2
-        costs = np.add.reduceat(squares, plan.bounds[:-1]) if len(plan) else squares
-        steps = range(start, self.steps(epoch))
-        if not self._options.prefetch_steps:
-            for step in steps:
-                yield self._window(plan, order, costs, step)
-            return
-        waiting: deque[Future[Window]] = deque()
-        pool = ThreadPoolExecutor(1, thread_name_prefix="arctic_hydra-loader")
-        try:
-            for step in steps:
-                waiting.append(pool.submit(self._window, plan, order, costs, step))
-                if len(waiting) > self._options.prefetch_steps:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # also when the trainer stops in the middle of an epoch
-            pool.shutdown(wait=True, cancel_futures=True)
+        cut = Windows(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
+        return ahead((cut.window(step) for step in range(start, len(cut))), self._options.prefetch_steps)
 
     def summary(self) -> dict[str, Any]:
         """Return figures for the record: rows, tokens, supervised share, lengths, packs and their fill, per source."""
@@ -165,113 +137,6 @@ class PackedLoader:
                 found.append(Example(name, int(self._store.rows[example]), ids, mask))
         return found
 
-    def _window(self, plan: Plan, order: Ints, costs: Array, step: int) -> Window:
-        geometry = self._geometry
-        packs = order[step * geometry.global_batch_size : (step + 1) * geometry.global_batch_size]
-        if geometry.world.size > 1:
-            packs = balanced(packs, costs, geometry.micro_batch_size, geometry.world.size)
-        per_micro = geometry.micro_batch_size * geometry.world.size
-        batches = []
-        for first in range(0, len(packs), per_micro):
-            mine = first + geometry.world.rank * geometry.micro_batch_size
-            stop = min(mine + geometry.micro_batch_size, first + per_micro)
-            batches.append(self._batch(plan, packs[mine:stop]))
-        return Window(batches, step_in_epoch=step)
-
-    def _batch(self, plan: Plan, packs: Ints) -> Batch:
-        chosen = [self._examples[example] for pack in packs for example in plan.pack(int(pack))]
-        documents = [int(example) for example in chosen]
-        if not documents:
-            batch = _dummy(self._options.pad_token_id, self._options.packing)
-        elif self._options.packing:
-            batch = _packed(self._store, documents)
-        else:
-            batch = _padded(self._store, documents, self._options.pad_token_id)
-        return _pin(batch) if torch.cuda.is_available() else batch
-
-
-def _packed(store: JoinedStore, documents: list[int]) -> Batch:
-    """Return the documents one after another in one row of T tokens."""
-    lengths = store.lengths[documents].astype(np.int64)
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    ids_T = np.concatenate([store.ids(document) for document in documents]).astype(np.int64)
-    mask_T = np.concatenate([store.mask(document) for document in documents]).astype(bool)
-    positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
-    mask_T[bounds[:-1]] = False  # the last token of the document before must not predict the first of this one
-    places_K = np.flatnonzero(mask_T)
-    source_T = np.repeat(store.sources[documents], lengths)
-    return Batch(
-        input_ids_BT=torch.from_numpy(ids_T)[None],
-        position_ids_BT=torch.from_numpy(positions_T)[None],
-        rows_K=torch.from_numpy(places_K - 1),
-        targets_K=torch.from_numpy(ids_T[places_K]),
-        source_K=torch.from_numpy(source_T[places_K].astype(np.int64)),
-        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-        max_seqlen=int(lengths.max()),
-        num_tokens=int(bounds[-1]),
-        num_padding=0,
-        example_ids=documents,
-        document_lengths=lengths.tolist(),
-    )
-
-
-def _padded(store: JoinedStore, documents: list[int], pad_token_id: int) -> Batch:
-    """Return one document a row, right-padded to the longest."""
-    lengths = store.lengths[documents].astype(np.int64)
-    shape = (len(documents), int(lengths.max()))
-    ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
-    mask_BT = np.zeros(shape, dtype=bool)
-    for row, document in enumerate(documents):
-        ids_BT[row, : lengths[row]] = store.ids(document)
-        mask_BT[row, : lengths[row]] = store.mask(document)
-    mask_BT[:, 0] = False
-    places_K = np.flatnonzero(mask_BT)
-    return Batch(
-        input_ids_BT=torch.from_numpy(ids_BT),
-        position_ids_BT=torch.from_numpy(np.tile(np.arange(shape[1]), (shape[0], 1))),
-        rows_K=torch.from_numpy(places_K - 1),
-        targets_K=torch.from_numpy(ids_BT.reshape(-1)[places_K]),
-        source_K=torch.from_numpy(store.sources[documents][places_K // shape[1]].astype(np.int64)),
-        max_seqlen=shape[1],
-        num_tokens=int(lengths.sum()),
-        num_padding=int(shape[0] * shape[1] - lengths.sum()),
-        example_ids=documents,
-        document_lengths=lengths.tolist(),
-    )
-
-
-def _dummy(pad_token_id: int, packing: bool) -> Batch:
-    """Return one token that nothing is learned from: each rank has to take part in every forward of the others."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return Batch(
-        input_ids_BT=torch.full((1, 1), pad_token_id, dtype=torch.int64),
-        position_ids_BT=torch.zeros((1, 1), dtype=torch.int64),
-        rows_K=nothing,
-        targets_K=nothing.clone(),
-        source_K=nothing.clone(),
-        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32) if packing else None,
-        max_seqlen=1,
-        num_tokens=0,
-        num_padding=1,
-        example_ids=[],
-        document_lengths=[1],
-    )
-
-
-def _pin(batch: Batch) -> Batch:
-    values = dict(vars(batch))
-    return Batch(
-        **{name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-    )
-
 
 def _figures(lengths: Array, supervised: Array) -> dict[str, Any]:
-    tokens, trained = int(lengths.sum()), int(supervised.sum())
-    shares = np.percentile(lengths, PERCENTILES, method="higher").tolist() if len(lengths) else [0] * len(PERCENTILES)
-    return {
-        "examples": len(lengths),
-        "tokens": tokens,
-        "supervised_tokens": trained,
-        "supervised_share": round(trained / tokens, 6) if tokens else 0.0,
-        "length_tokens": {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, shares, strict=True)},
-    }
+    return figures(np.bincount(lengths, minlength=1), int(supervised.sum()))

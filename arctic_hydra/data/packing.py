@@ -57,7 +57,10 @@ def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
     if len(lengths) and int(lengths.min()) < 1:
         raise ValueError(f"example {int(lengths.argmin())} has no tokens")
     plan = _pack(lengths, capacity, exact_first=False)
-    if plan.fill < GOOD_FILL:  # no short examples to fill the gaps that best-fit leaves: choose what leaves none
+    fewest = -(-plan.tokens // capacity)
+    if (
+        plan.fill < GOOD_FILL and len(plan) > fewest
+    ):  # no short examples to fill the gaps that best-fit leaves: choose what leaves none
         other = _pack(lengths, capacity, exact_first=True)
         plan = other if len(other) < len(plan) else plan
     return plan

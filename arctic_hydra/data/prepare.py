@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.data.examples import Options, Preparer, Report, SourceRows
+from arctic_hydra.data.examples import Options, Report, SourceRows
 from arctic_hydra.data.store import Chunk, write_store
+from arctic_hydra.data.workers import Prepared, Task, workers
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,15 +65,16 @@ def prepare(
             total.add(report)
             yield chunk
         if total.kept == 0:
-            raise DataError(_nothing_left(source, total))
+            raise DataError(nothing_left(source.key, total))
 
     write_store(directory, chunks(), total.plain)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"
     log.info("%s: %d examples from %d rows, left out: %s", source.key, total.kept, total.rows, left_out)
-    _check_stop(source, total, tokenizer)
+    check_stop(source.key, total, tokenizer)
 
 
-def _check_stop(source: SourceRows, report: Report, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_stop(key: str, report: Report, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn where answers end in another token than the one that generation stops at."""
     if not report.stops:
         return
     ((stop, _),) = report.stops.most_common(1)
@@ -85,58 +82,26 @@ def _check_stop(source: SourceRows, report: Report, tokenizer: PreTrainedTokeniz
         log.warning(
             "%s: answers are trained to end in %r, but tokenizer.eos_token is %r: generation that stops at the eos token "
             "alone will run on; expected one token for both; set the template's stop token as eos_token of the tokenizer",
-            source.key,
+            key,
             tokenizer.decode([stop]),
             tokenizer.eos_token,
         )
 
 
-_WORKER: Preparer | None = None
-
-
-def _start_worker(source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
-    global _WORKER
-    # The parent may block signals and decides alone when to stop; a worker dies of SIGTERM and leaves Ctrl-C to it.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
-    _WORKER = Preparer(source, tokenizer, options)
-
-
-def _work(task: tuple[int, int]) -> tuple[Chunk, Report]:
-    assert _WORKER is not None, "workers are initialised before their first task"
-    return _WORKER.chunk(task)
-
-
 def _results(
     source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options, num_proc: int
-) -> Iterator[tuple[Chunk, Report]]:
+) -> Iterator[Prepared]:
     count = len(source.rows)
-    tasks = [(start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
-    workers = min(num_proc, count // ROWS_PER_WORKER)
-    if workers < 2:
-        yield from map(Preparer(source, tokenizer, options).chunk, tasks)
-        return
-    # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
-    context = multiprocessing.get_context("spawn")
-    arguments = (source, tokenizer, options)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
-        try:
-            yield from pool.map(_work, tasks)
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"data.num_proc: one of {workers} preparation processes died (out of memory?); pass a "
-                f"lower data.num_proc"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    tasks = (Task(0, start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS))
+    with workers([source], tokenizer, options, min(num_proc, count // ROWS_PER_WORKER)) as prepare_tasks:
+        yield from prepare_tasks(tasks)
 
 
-def _nothing_left(source: SourceRows, report: Report) -> str:
+def nothing_left(key: str, report: Report) -> str:
+    """Return the error text of a source that has no example: its counts, and what to do about them."""
     reasons = sorted(report.dropped)
     counts = [report.rows, report.kept, *(report.dropped[reason] for reason in reasons)]
-    lines = [" | ".join(["source", "rows", "kept", *reasons]), " | ".join([source.key, *map(str, counts)])]
+    lines = [" | ".join(["source", "rows", "kept", *reasons]), " | ".join([key, *map(str, counts)])]
     advice = {
         "overlong": "raise data.max_length or pass data.overlong=keep_start, keep_end or split",
         "no_supervised_token": "check that answers are not empty and not cut off by data.max_length",
@@ -144,4 +109,4 @@ def _nothing_left(source: SourceRows, report: Report) -> str:
     }
     hints = [advice[reason] for reason in reasons if reason in advice] or ["check the source's path and split"]
     table = "\n  ".join(lines)
-    return f"{source.key}: no example is left to train on; expected at least one\n  {table}\n{'; '.join(hints)}"
+    return f"{key}: no example is left to train on; expected at least one\n  {table}\n{'; '.join(hints)}"

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from arctic_hydra.data.packing import Ints
     from arctic_hydra.data.source.rows import Rows
     from arctic_hydra.data.store import JoinedStore, TokenStore
+    from arctic_hydra.data.stream import SourceStream
     from arctic_hydra.distributed import World
+
+
+STREAM_PROCESSES = 4
+"""Most processes that tokenise a stream where `num_proc` is unset: they work beside the training."""
 
 
 class Malformed(Enum):
@@ -67,6 +72,11 @@ class PreparedDataFactory(DataFactory):
     prefetch_steps: HumanInt = integer(2, minimum=0)
     """Optimizer steps whose batches are made ahead by a thread; 0 makes each when it is asked for."""
 
+    streaming: bool = False
+    """Read, tokenise and pack while training, without a copy on disk; needs `trainer.train_iters`."""
+    buffer_rows: HumanInt = integer(10_000, minimum=1)
+    """Streaming: rows that are shuffled and packed together."""
+
     outside_identity: ClassVar[frozenset[str]] = frozenset(("num_proc", "cache", "cache_dir", "prefetch_steps"))
 
     def validate(self) -> None:
@@ -78,6 +88,7 @@ class PreparedDataFactory(DataFactory):
             )
         problems += self._split_problems()
         problems += self._order_problems()
+        problems += self._streaming_problems() if self.streaming else ()
         if problems:
             raise FieldError(problems)
 
@@ -94,6 +105,21 @@ class PreparedDataFactory(DataFactory):
         for name, source in self.eval_sources.items():
             if getattr(source, "weight", None) is not None:
                 yield f"eval_sources.{name}.weight", "has no effect: evaluation takes each example once; drop it"
+
+    def _streaming_problems(self) -> Iterator[tuple[str, str]]:
+        unknown = "has no effect beside data.streaming=true, which does not know the number of rows; drop it"
+        for name, source in self.sources.items():
+            for key in ("sample_ratio", "sample_count"):
+                if getattr(source, key, None) is not None:
+                    yield f"sources.{name}.{key}", unknown
+            if "[" in getattr(source, "split", ""):
+                yield f"sources.{name}.split", f"got a slice, which {unknown.replace('drop it', 'drop the slice')}"
+            if len(self.sources) > 1 and getattr(source, "weight", 0) is None:
+                text = "got none, but sources that are streamed together are mixed by weight; expected a number above 0"
+                yield f"sources.{name}.weight", text
+        if self.train_eval_split != [1.0, 0.0]:
+            text = "beside data.streaming=true, which holds nothing out; set data.eval_sources"
+            yield "train_eval_split", f"got {self.train_eval_split} {text}"
 
     def _split_problems(self) -> Iterator[tuple[str, str]]:
         got = self.train_eval_split
@@ -130,14 +156,17 @@ class PreparedDataFactory(DataFactory):
 
         Needs no collective: ranks that share the cache wait for its lock, others prepare the same data themselves.
         """
-        store = self.process("train", tokenizer, geometry.world)
-        with self.event("split"):
-            train, held_out = self.split(store, geometry.seed)
-        loader = self.create_loader(store, train, list(self.sources), tokenizer, geometry, training=True)
+        if self.streaming:
+            loader: Loader = self.create_stream(tokenizer, geometry)
+        else:
+            store = self.process("train", tokenizer, geometry.world)
+            with self.event("split"):
+                train, held_out = self.split(store, geometry.seed)
+            loader = self.create_loader(store, train, list(self.sources), tokenizer, geometry, training=True)
         if self.eval_sources:
             store = self.process("eval", tokenizer, geometry.world)
             held_out = _all_of(store)
-        if not len(held_out):
+        if not self.has_evaluation:
             return loader, None
         names = list(self.eval_sources or self.sources)
         return loader, self.create_loader(store, held_out, names, tokenizer, geometry, training=False)
@@ -239,16 +268,72 @@ class PreparedDataFactory(DataFactory):
         assert isinstance(pad, int), "tokenizer factories return tokenizers with a pad token"
         weights = [getattr(source, "weight", None) for source in self.sources.values()] if training else []
         options = LoaderOptions(
-            self.max_length,
             self.packing,
-            training,
             pad,
+            self.max_length,
+            training,
             self.prefetch_steps,
             self.group_by_length,
             tuple(weight for weight in weights if weight is not None),
             self.mix_by is MixBy.tokens,
         )
         return PackedLoader(store, examples, source_names, geometry, options)
+
+    def create_stream(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> Loader:
+        """Return the loader that reads the training sources while it is asked for windows."""
+        from arctic_hydra.data.prepare import prepared_key
+        from arctic_hydra.data.segments import StreamOptions
+        from arctic_hydra.data.streaming import StreamingLoader
+
+        identities, options = self.identities("train"), self.options()
+        streams, sources = [], []
+        for index, name in enumerate(self.sources):
+            stream, source = self._open_stream(name, geometry.seed + index)
+            streams.append(stream)
+            sources.append(source)
+        pad = tokenizer.pad_token_id
+        assert isinstance(pad, int), "tokenizer factories return tokenizers with a pad token"
+        batching = StreamOptions(
+            self.packing,
+            pad,
+            self.max_length,
+            self.prefetch_steps,
+            self.group_by_length,
+            tuple(getattr(source, "weight", None) or 1.0 for source in self.sources.values()),
+            self.mix_by is MixBy.tokens,
+            self.buffer_rows,
+        )
+        content = [identities, geometry.seed, geometry.global_batch_size, asdict(replace(batching, prefetch_steps=0))]
+        cores = max(1, len(os.sched_getaffinity(0)) // max(1, geometry.world.local_size))
+        processes = self.num_proc or min(STREAM_PROCESSES, cores)
+        fingerprint = prepared_key(content, tokenizer, options)
+        return StreamingLoader(streams, sources, tokenizer, options, fingerprint, geometry, batching, processes)
+
+    def _open_stream(self, name: str, seed: int) -> tuple[SourceStream, SourceRows]:
+        """Return the stream of a training source, and how its rows are read, told by the first of them."""
+        from arctic_hydra.data.examples import SourceRows
+        from arctic_hydra.data.source.rows import JoinedRows
+        from arctic_hydra.data.stream import Cursor, SourceStream
+        from arctic_hydra.data.streaming import LOOKED_AT_ROWS
+
+        source, key = self.sources[name], self._key("train", name)
+        try:
+            with self.event("load", split="train", source=name):
+                stream = SourceStream(key, source.shards("train"), seed)
+                rows = JoinedRows(stream.read(Cursor(), LOOKED_AT_ROWS)[0])
+            reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
+        except DataError as error:
+            raise DataError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
+        return stream, SourceRows(key, name, rows, source.process, reading)
+
+    @property
+    def needs_limit(self) -> bool:
+        """Whether the data has no known end, so that `trainer.train_iters` has to say how long a run is."""
+        return self.streaming
+
+    def identity_of(self, source: DataSource, split: str) -> dict[str, Any]:
+        """Return plain values that change whenever the rows change; of streamed rows, what is known without reading them."""
+        return source.outline(split) if self.streaming and split == "train" else source.identity(split)
 
     def _sources(self, split: str) -> dict[str, DataSource]:
         return self.sources if split == "train" else self.eval_sources
@@ -261,7 +346,7 @@ class PreparedDataFactory(DataFactory):
         identities = {}
         for name, source in self._sources(split).items():
             try:
-                identities[name] = {"rows": source.identity(split), "reading": asdict(self.reading(source))}
+                identities[name] = {"rows": self.identity_of(source, split), "reading": asdict(self.reading(source))}
             except DataError as error:
                 raise DataError(f"{self._key(split, name)}: {error}") from error
         return identities

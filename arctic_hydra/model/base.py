@@ -65,6 +65,26 @@ class ModelFactory(Component):
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model, on the CPU, in `dtype`; under ZeRO-3 its parameters may be partitioned already."""
 
+    def create_skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Return the model as `create_model` does, but without reading weights: for the memory estimate's fake tensors."""
+        from transformers import AutoModelForCausalLM
+
+        self.register_attention()
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=self.torch_dtype,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=getattr(self, "trust_remote_code", False),
+        )
+        return self.finish(model)
+
+    def register_attention(self) -> None:
+        """Make our attention known to transformers where this model asks for it."""
+        if self.attn_implementation == VARLEN_ATTENTION:
+            from arctic_hydra.model.attention import register
+
+            register()
+
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
         """Apply what every option shares: no cache, activation checkpointing."""
         model.config.use_cache = False

@@ -12,7 +12,7 @@ from arctic_hydra.component import component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
-from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
+from arctic_hydra.model.base import ModelFactory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -89,13 +89,6 @@ class HFModelFactory(ModelFactory):
                 f"{', '.join(missing[:3])}; fix the checkpoint, or pass model.allow_missing_weights=true to start them random"
             )
         return self.finish(model)
-
-    def register_attention(self) -> None:
-        """Make our attention known to transformers where this model asks for it."""
-        if self.attn_implementation == VARLEN_ATTENTION:
-            from arctic_hydra.model.attention import register
-
-            register()
 
     def _quantized(self) -> dict[str, Any]:
         """Return the arguments for weights in few bits, which are made on the device of this rank."""

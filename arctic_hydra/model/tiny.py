@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
 from arctic_hydra.human_numbers import HumanInt, integer
-from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
+from arctic_hydra.model.base import ModelFactory
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
@@ -65,10 +65,7 @@ class TinyModelFactory(ModelFactory):
         """Draw the weights in fp32 from torch's generator, so that ranks and ZeRO stages start equal; then cast."""
         from transformers import LlamaForCausalLM
 
-        if self.attn_implementation == VARLEN_ATTENTION:
-            from arctic_hydra.model.attention import register
-
-            register()
+        self.register_attention()
         config._attn_implementation = self.attn_implementation
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():  # not .to(): RoPE's frequencies, a buffer, stay fp32

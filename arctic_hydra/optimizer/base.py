@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
 from arctic_hydra.errors import ConfigError
@@ -56,6 +56,9 @@ class OptimizerFactory(Component):
                 given = group.get(value, 0.0)
                 if isinstance(given, bool) or not isinstance(given, int | float) or given < 0:
                     raise ValueError(f"{key}.{value}: got {given!r}, expected a number of 0 or more")
+
+    state_bytes_per_parameter: ClassVar[int] = 8
+    """Bytes of optimizer state per trained parameter, the master copy of the weights left out (Adam: two fp32 moments)."""
 
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:

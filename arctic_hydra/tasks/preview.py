@@ -25,7 +25,9 @@ def execute(run: Run, run_dir: Path) -> Path:
     log.quiet_progress_bars()
     tokenizer = run.tokenizer.create_tokenizer()
     trainer = run.trainer
-    geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, World(), run.seed)
+    geometry = BatchGeometry(
+        trainer.micro_batch_size, trainer.gradient_accumulation_steps, World(), run.seed, trainer.train_iters
+    )
     loaders = [loader for loader in run.data.build(tokenizer, geometry) if loader is not None]
     parts = [
         _part(name, loader, run.preview_examples, tokenizer)

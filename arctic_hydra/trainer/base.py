@@ -157,6 +157,11 @@ class Trainer(TrainerSlot):
         return self.tools.state.progress
 
     @property
+    def reads_head_weight(self) -> bool:
+        """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
+        return False
+
+    @property
     def training_finished(self) -> bool:
         """Whether the horizon is reached: a normal end."""
         return self.global_step >= self._horizon
@@ -290,6 +295,8 @@ class Trainer(TrainerSlot):
             if self.tools.metrics_file is not None:
                 self.tools.metrics_file.sync()
             for engine in self.tools.checkpoints:
+                if self.tools.state.stopping or self.training_finished:
+                    engine.settle()
                 if engine.do_checkpoint:
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
                         engine.save()
@@ -314,15 +321,20 @@ class Trainer(TrainerSlot):
     # -- pieces of the loop --------------------------------------------------------------------------------------------
 
     def _agree(self, window: Window) -> dict[str, int]:
-        """Sum this step's counts over the ranks and decide together whether to stop before it: one collective."""
-        supervised, tokens, padding, stop = distributed.sum_over_ranks(
+        """Sum this step's counts over the ranks and decide together what to do before it: one collective."""
+        supervised, tokens, padding, stop, *written = distributed.sum_over_ranks(
             [
                 window.num_supervised,
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
+                *(int(engine.written) for engine in self.tools.checkpoints),
             ]
         )
+        for engine, ranks in zip(self.tools.checkpoints, written, strict=True):
+            if ranks == self.world.size:
+                with self._off_the_clock():
+                    engine.settle()
         if stop:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:

@@ -1,73 +1,115 @@
 """Losses over supervised positions only: rows are chosen before the head projects them.
 
-Shapes: B rows, T tokens, K supervised positions, V vocabulary.
+Shapes: B rows, T tokens, K supervised positions, H hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from arctic_hydra.batch import Batch
+from arctic_hydra.trainer.chunked import PLAIN, TokenLoss, chunked_evaluation, chunked_losses
+from arctic_hydra.trainer.head import Head, model_inputs
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Return what the model's forward takes; no attention mask and no cache, so that packed documents stay apart."""
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids_BT,
-        "position_ids": batch.position_ids_BT,
-        "attention_mask": None,
-        "use_cache": False,
-    }
-    if batch.cu_seqlens is not None:
-        inputs |= {
-            "cu_seq_lens_q": batch.cu_seqlens,
-            "cu_seq_lens_k": batch.cu_seqlens,
-            "max_length_q": batch.max_seqlen,
-            "max_length_k": batch.max_seqlen,
-        }
-    return inputs
+@dataclass(frozen=True)
+class LossComputer:
+    """Sums of token losses from an engine and, where it could be tapped, its head."""
+
+    engine: Any
+    head: Head | None
+    """None: the model's own forward gives the logits of all supervised positions at once."""
+    token_loss: TokenLoss = PLAIN
+    liger: bool = False
+    """Liger's fused kernel instead of chunks."""
+    chunk_rows: int = 0
+    """Rows of logits at a time; 0 chooses by the vocabulary."""
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        """Return the token losses summed over the supervised positions, in fp32.
+
+        The load-balancing loss of a mixture of experts, where the model's config asks for it, counts once per supervised
+        position: divided by their number it stands beside the mean token loss as in transformers.
+        """
+        if self.head is None:
+            logits_KV, output = supervised_logits(self.engine, batch)
+            loss = plain_losses(logits_KV, batch.targets_K, self.token_loss).sum()
+        else:
+            result, output = self.head.run(self.engine, batch, lambda *head: self._head_loss(batch, *head))
+            loss = result.sum()
+        router_loss = getattr(output, "aux_loss", None)
+        if router_loss is None:
+            return loss
+        coefficient = getattr(self.engine, "module", self.engine).config.get_text_config().router_aux_loss_coef
+        return loss + coefficient * batch.num_supervised * router_loss
+
+    def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
+        """Return float64 [num_sources, 3]: plain cross-entropy, correct predictions and count, per data source."""
+        if self.head is None:
+            logits_KV = supervised_logits(self.engine, batch)[0].float()
+            correct_K = logits_KV.argmax(-1) == batch.targets_K
+            found_2K = torch.stack([plain_losses(logits_KV, batch.targets_K), correct_K.float()])
+        else:
+            found_2K = self.head.run(self.engine, batch, lambda *head: self._head_evaluation(batch, *head))[0]
+        columns_K3 = torch.cat([found_2K, torch.ones_like(found_2K[:1])]).double().T
+        sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=columns_K3.device)
+        return sums.index_add_(0, batch.source_K, columns_K3)
+
+    def _head_loss(
+        self, batch: Batch, hidden_BTH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert self.head is not None
+        hidden_KH, transform = hidden_BTH.flatten(0, 1)[batch.rows_K], self.head.transform
+        if not self.liger or not batch.num_supervised:
+            return chunked_losses(
+                hidden_KH, weight_VH, bias_V, batch.targets_K, transform, self.token_loss, self.chunk_rows
+            )
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        scale = transform.scale  # of the logits, which without a bias is one of the hidden states
+        return liger_fused_linear_cross_entropy(  # type: ignore[no-any-return]
+            hidden_KH if scale == 1.0 else hidden_KH * scale,
+            weight_VH,
+            batch.targets_K,
+            bias_V if bias_V is None or scale == 1.0 else bias_V * scale,
+            lse_square_scale=self.token_loss.z_loss,
+            label_smoothing=self.token_loss.label_smoothing,
+            reduction="sum",
+            softcap=transform.softcap,
+            accum_dtype=torch.float32,  # else weight gradients add up in bf16
+        )
+
+    def _head_evaluation(
+        self, batch: Batch, hidden_BTH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert self.head is not None
+        hidden_KH = hidden_BTH.flatten(0, 1)[batch.rows_K]
+        return chunked_evaluation(hidden_KH, weight_VH, bias_V, batch.targets_K, self.head.transform, self.chunk_rows)
 
 
-def supervised_logits(engine: Any, batch: Batch) -> torch.Tensor:
-    """Return the logits [K, V] at the supervised positions, with everything the architecture does around its head.
+def supervised_logits(engine: Any, batch: Batch) -> tuple[torch.Tensor, Any]:
+    """Return the logits [K, V] at the supervised positions as the model's own forward gives them, and its output.
 
     With one row, transformers projects just those positions; with several (padded) rows or a model without
     `logits_to_keep`, all are projected and then chosen from.
     """
     model = getattr(engine, "module", engine)
     if batch.input_ids_BT.shape[0] == 1 and "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return engine(**model_inputs(batch), logits_to_keep=batch.rows_K).logits[0]  # type: ignore[no-any-return]
-    logits_BTV = engine(**model_inputs(batch)).logits
-    return logits_BTV.flatten(0, 1)[batch.rows_K]  # type: ignore[no-any-return]
+        output = engine(**model_inputs(batch), logits_to_keep=batch.rows_K)
+        return output.logits[0], output
+    output = engine(**model_inputs(batch))
+    return output.logits.flatten(0, 1)[batch.rows_K], output
 
 
-def token_loss_sum(engine: Any, batch: Batch) -> torch.Tensor:
-    """Return the cross-entropy summed over the supervised positions, in fp32."""
-    return cross_entropy(supervised_logits(engine, batch).float(), batch.targets_K, reduction="sum")
-
-
-def fused_token_loss_sum(engine: Any, batch: Batch) -> torch.Tensor:
-    """Return the same sum from a model whose forward Liger patched: no logits, fp32 accumulation of the gradient."""
-    targets_1K = batch.targets_K[None].contiguous()
-    output = engine(
-        **model_inputs(batch),
-        logits_to_keep=batch.rows_K,
-        labels=targets_1K,
-        shift_labels=targets_1K,
-        num_items_in_batch=1,
-        accum_dtype=torch.float32,
-    )
-    return output.loss  # type: ignore[no-any-return]
-
-
-def token_sums(engine: Any, batch: Batch, num_sources: int) -> torch.Tensor:
-    """Return float64 [num_sources, 3]: loss, correct predictions and count, summed per data source."""
-    logits_KV = supervised_logits(engine, batch).float()
-    losses_K = cross_entropy(logits_KV, batch.targets_K, reduction="none").double()
-    correct_K = (logits_KV.argmax(-1) == batch.targets_K).double()
-    sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=logits_KV.device)
-    return sums.index_add_(0, batch.source_K, torch.stack([losses_K, correct_K, torch.ones_like(losses_K)], dim=1))
+def plain_losses(logits_KV: torch.Tensor, targets_K: torch.Tensor, loss: TokenLoss = PLAIN) -> torch.Tensor:
+    """Return the loss of each position, fp32 [K], from all logits at once."""
+    logits_KV = logits_KV.float()
+    losses_K = cross_entropy(logits_KV, targets_K, reduction="none", label_smoothing=loss.label_smoothing)
+    if loss.z_loss:
+        losses_K = losses_K + loss.z_loss * logits_KV.logsumexp(-1).square()
+    return losses_K

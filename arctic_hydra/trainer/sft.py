@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.batch import Batch
 from arctic_hydra.component import component
 from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.distributed import count_gpus
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
 from arctic_hydra.model.tiny import TinyModelFactory
@@ -15,26 +21,78 @@ from arctic_hydra.trainer.base import Trainer
 if TYPE_CHECKING:
     import torch
 
+    from arctic_hydra.trainer.loss import LossComputer
+    from arctic_hydra.trainer.toolbox import Toolbox
+
+log = logging.getLogger(__name__)
+
+
+class HeadLoss(Enum):
+    """How the loss gets from hidden states to token losses."""
+
+    auto = "auto"
+    liger = "liger"
+    chunked = "chunked"
+    full = "full"
+
 
 @component(group="trainer", name="sft")
 class SFTTrainer(Trainer):
     """Trains on the assistant's answers."""
 
+    label_smoothing: HumanFloat = number(0.0, minimum=0, maximum=1)
+    """Share of the target's probability that is spread over the whole vocabulary; training only."""
+    z_loss: HumanFloat = number(0.0, minimum=0)
+    """Weight of the squared logsumexp of each token's logits (PaLM: 1e-4); training only."""
+    head_loss: HeadLoss = HeadLoss.auto
+    """liger (fused, CUDA) and chunked never hold the logits of all supervised tokens; full does. auto: liger on CUDA, else
+    chunked, and full for an architecture whose head is not understood."""
+    head_chunk_rows: HumanInt = integer(0, minimum=0)
+    """Tokens whose logits exist at once with head_loss=chunked, and in evaluation; 0: 64 MiB of them."""
+
     model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory]
     data: ClassVar[SFTDataFactory]
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Return the cross-entropy summed over the supervised tokens of the micro-batch."""
-        from arctic_hydra.trainer import loss
+    outside_identity: ClassVar[frozenset[str]] = Trainer.outside_identity | {"head_loss", "head_chunk_rows"}
 
-        # Liger's forward chooses the same positions of every row, which fits the one row of a packed batch only.
-        one_row = batch.input_ids_BT.shape[0] == 1
-        if self.tools.model_factory.fused_loss and batch.num_supervised and one_row:
-            return loss.fused_token_loss_sum(self.tools.engine, batch)
-        return loss.token_loss_sum(self.tools.engine, batch)
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem where Liger's kernel is asked for and there is no CUDA device."""
+        if self.head_loss is HeadLoss.liger and count_gpus() == 0:
+            yield "head_loss: got liger, but its kernel needs a CUDA GPU and this machine has none; pass trainer.head_loss=auto"
+        yield from super().check_environment()
+
+    @property
+    def reads_head_weight(self) -> bool:
+        """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
+        return self.head_loss is not HeadLoss.full
+
+    def equip(self, tools: Toolbox) -> None:
+        """Take everything that was built, and find the model's head; collective."""
+        super().equip(tools)
+        self._losses = self._loss_computer(tools)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the token losses summed over the supervised tokens of the micro-batch."""
+        return self._losses.loss_sum(batch)
 
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
-        """Return loss, correct tokens and count per source, float64 [num_sources, 3]."""
-        from arctic_hydra.trainer import loss
+        """Return plain cross-entropy, correct tokens and count per source, float64 [num_sources, 3]."""
+        return self._losses.evaluation_sums(batch, num_sources)
 
-        return loss.token_sums(self.tools.engine, batch, num_sources)
+    def _loss_computer(self, tools: Toolbox) -> LossComputer:
+        from arctic_hydra.trainer.chunked import TokenLoss
+        from arctic_hydra.trainer.head import Head, tap_head
+        from arctic_hydra.trainer.loss import LossComputer
+
+        head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
+        if isinstance(head, str):
+            if self.head_loss is not HeadLoss.auto:
+                raise ConfigError(
+                    f"trainer.head_loss: got {self.head_loss.name}, but {head}; pass trainer.head_loss=full"
+                )
+            log.warning("the loss takes the logits of all supervised tokens at once: %s", head)
+            head = None
+        liger = self.head_loss is HeadLoss.liger or (self.head_loss is HeadLoss.auto and tools.device.type == "cuda")
+        losses = TokenLoss(self.label_smoothing, self.z_loss)
+        assert head is None or isinstance(head, Head)
+        return LossComputer(tools.engine, head, losses, liger, self.head_chunk_rows)

@@ -218,6 +218,10 @@ class Lab:
         self._set_generator_states(generators[1])
         return result
 
+    def hash(self, value: Any) -> str:
+        """Return one hash of nested containers: keys, values, dtypes and shapes."""
+        return _hash(value)
+
     def _generator_states(self) -> Any:
         import numpy
 

@@ -8,6 +8,9 @@ import random
 import resource
 import shutil
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,24 @@ import pytest
 from arctic_hydra.errors import CheckpointError
 
 ROOT = "checkpoints"
+
+
+@contextmanager
+def held_back_writes() -> Iterator[Callable[[], None]]:
+    """Let no byte of a checkpoint be written before the yielded function is called."""
+    from arctic_hydra.checkpoint import files
+
+    gate, write = threading.Event(), files.HashingWriter.write
+
+    def held_back(self: Any, data: Any) -> int:
+        gate.wait()
+        return write(self, data)
+
+    files.HashingWriter.write = held_back
+    try:
+        yield gate.set
+    finally:
+        files.HashingWriter.write = write
 
 
 def names(root: Path) -> list[str]:
@@ -38,20 +59,33 @@ CASES = [
     pytest.param(2, dict(zero=2, gas=2), id="zero2-two-ranks-accumulated"),
     pytest.param(2, dict(zero=3, bf16=True), id="zero3-two-ranks-bf16"),
     pytest.param(2, dict(zero=3), id="zero3-two-ranks"),
+    pytest.param(1, dict(zero=0, bf16=True), id="zero0-bf16"),
 ]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize(("world_size", "options"), CASES)
-def test_pitfall_17_25_resume_in_new_processes_is_bit_exact(world_size, options, in_ranks, lab, tmp_path) -> None:
-    """Weights, optimizer, learning rates, counters and the next draws of every rank, dropout on."""
+def test_pitfall_17_25_resume_in_new_processes_is_bit_exact(
+    world_size, options, asynchronous, in_ranks, lab, tmp_path
+) -> None:
+    """Weights, optimizer, learning rates, counters and the next draws of every rank, dropout on.
+
+    An asynchronous save writes its first byte only when the run is three steps on: what it saves must be a copy.
+    """
     options = {"world_size": world_size, **options}
 
     def straight(rank: int) -> Any:
         state = lab.start(tmp_path, rank, **options)
         lab.train(state, 2)
-        path = lab.checkpoint(state).save()
-        saved = lab.digest(state)
-        lab.train(state, 3)
+        with held_back_writes() if asynchronous else nullcontext() as go_on:
+            checkpoint = lab.checkpoint(state, asynchronous=asynchronous)
+            path = checkpoint.save()
+            saved = lab.digest(state)
+            lab.train(state, 3)
+            if asynchronous:
+                assert not path.exists() and not checkpoint.written
+                go_on()
+                checkpoint.settle()
         return path, saved, lab.digest(state)
 
     def resumed(rank: int) -> Any:
@@ -89,7 +123,10 @@ def test_what_a_checkpoint_holds(in_ranks, lab, tmp_path) -> None:
     assert (manifest["step"], manifest["world_size"], manifest["identity"]["zero_stage"]) == (1, 1, 2)
 
 
-def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(in_ranks, lab, tmp_path) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(
+    asynchronous, in_ranks, lab, tmp_path
+) -> None:
     """SIGKILL at every write, fsync, rename and directory operation of one save."""
     root, baseline = tmp_path / ROOT, tmp_path / "baseline"
 
@@ -118,8 +155,10 @@ def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(in
                 random.setstate(generator)  # python reseeds it in a forked child
                 # gloo's threads do not survive a fork; alone in the world there is nobody to wait for.
                 torch.distributed.barrier = lambda *args, **kwargs: None
-                calls = _count_calls(kill_at=point)
-                lab.checkpoint(state, keep_last=1).save()
+                calls = record_calls(kill_at=point)
+                checkpoint = lab.checkpoint(state, keep_last=1, asynchronous=asynchronous)
+                checkpoint.save()
+                checkpoint.settle()
                 (tmp_path / "calls").write_text(" ".join(calls))
                 os._exit(0)
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -145,7 +184,7 @@ def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(in
     assert len(steps) == len(calls) > 100
 
 
-def _count_calls(kill_at: int | None) -> list[str]:
+def record_calls(kill_at: int | None) -> list[str]:
     """Record each operation on files from here on; die just before (a write: in the midst of) operation `kill_at`."""
     from arctic_hydra.checkpoint import files
 
@@ -171,8 +210,10 @@ def _count_calls(kill_at: int | None) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(zero, in_ranks, lab, tmp_path) -> None:
+@pytest.mark.parametrize(("zero", "asynchronous"), [(2, False), (3, False), (3, True)])
+def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(
+    zero, asynchronous, in_ranks, lab, tmp_path
+) -> None:
     def killed(rank: int) -> None:
         from arctic_hydra.checkpoint import files
 
@@ -182,7 +223,9 @@ def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(zero, in_ran
         lab.train(state, 1)
         if rank == 1:
             files.HashingWriter.write = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-        lab.checkpoint(state).save()
+        checkpoint = lab.checkpoint(state, asynchronous=asynchronous)
+        checkpoint.save()
+        checkpoint.settle()
 
     def resumed(rank: int) -> str:
         state = lab.start(tmp_path, rank, zero=zero, world_size=2)
@@ -194,26 +237,34 @@ def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(zero, in_ran
     assert in_ranks(2, resumed) == ["step-00000001"] * 2
 
 
-@pytest.mark.parametrize("broken", [0, 1])
-@pytest.mark.parametrize("zero", [2, 3])
-def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(zero, broken, in_ranks, lab, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("zero", "broken", "asynchronous"), [(2, 0, False), (2, 1, False), (3, 0, False), (3, 1, False), (2, 1, True)]
+)
+def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(
+    zero, broken, asynchronous, in_ranks, lab, tmp_path
+) -> None:
     """Nothing is published, the previous checkpoint loads, and once there is room the next save works."""
 
     def run(rank: int) -> Any:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         state = lab.start(tmp_path, rank, zero=zero, world_size=2)
-        checkpoint = lab.checkpoint(state)
+        checkpoint = lab.checkpoint(state, asynchronous=asynchronous)
         lab.train(state, 1)
         checkpoint.save()
+        checkpoint.settle()
         lab.train(state, 1)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if rank == broken:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        text = message(checkpoint.save)
+        if asynchronous:
+            checkpoint.save()
+        text = message(checkpoint.settle if asynchronous else checkpoint.save)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         found = lab.checkpoint(state)._store.newest().path.name
         left = names(tmp_path / ROOT)
-        return text, found, left, checkpoint.save().name
+        again = checkpoint.save().name
+        checkpoint.settle()
+        return text, found, left, again, lab.checkpoint(state)._store.newest().path.name
 
     first, second = in_ranks(2, run)
     assert first[0] == second[0]
@@ -221,10 +272,11 @@ def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(zero, broken, 
     assert "step 2" in first[0] and "nothing was published" in first[0]
     assert first[1] == second[1] == "step-00000001"
     assert first[2] == ["latest", "step-00000001"]
-    assert first[3] == "step-00000002"
+    assert first[3:] == ("step-00000002",) * 2
 
 
-def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(asynchronous, in_ranks, lab, tmp_path) -> None:
     """Peers already wait in DeepSpeed's commit when this rank fails before it."""
 
     def run(rank: int) -> str:
@@ -232,7 +284,7 @@ def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(in_ranks, l
         lab.train(state, 1)
         if rank == 1:
             state.engine.optimizer.state_dict = lambda: 1 / 0
-        return message(lab.checkpoint(state).save)
+        return message(lab.checkpoint(state, asynchronous=asynchronous).save)
 
     first, second = in_ranks(2, run)
     assert first == second

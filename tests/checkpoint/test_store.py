@@ -23,7 +23,7 @@ def save(store: CheckpointStore, step: int) -> Path:
     for name, content in FILES.items():
         stage.write(name, lambda file, content=content: file.write(content))
     store.agree(stage)
-    return store.publish(stage, lambda: {"identity": {"config_hash": "c0"}})
+    return store.publish(stage, {"identity": {"config_hash": "c0"}})
 
 
 def names(root: Path) -> list[str]:
@@ -132,7 +132,7 @@ def test_prune_keeps_the_best_and_finds_it(tmp_path) -> None:
         stage = store.begin(step)
         stage.write("model.pt", lambda file: file.write(b"m"))
         store.agree(stage)
-        store.publish(stage, lambda value=value: {"metric": None if value is None else {"rank_by": value}})
+        store.publish(stage, {"metric": None if value is None else {"rank_by": value}})
     assert [path.name[-1] for path in store.steps()] == ["5", "4", "2"]
     assert store.best().step == 2
     flip_one_bit(store.root / "step-00000002" / "model.pt")
@@ -220,7 +220,7 @@ def test_a_file_that_bypassed_the_store_is_refused(store: CheckpointStore) -> No
     (stage.path / "zero_to_fp32.py").touch()
     store.agree(stage)
     with pytest.raises(CheckpointError, match=r"did not pass through the store: zero_to_fp32\.py"):
-        store.publish(stage, dict)
+        store.publish(stage, {})
 
 
 def test_failing_to_tidy_only_warns(store: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:

@@ -140,10 +140,10 @@ def write_lines(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
-def geometry(micro: int = 1, accumulation: int = 1, rank: int = 0, size: int = 1, seed: int = 7) -> BatchGeometry:
-    return BatchGeometry(
-        micro_batch_size=micro, accumulation=accumulation, world=World(rank, size, rank, size), seed=seed
-    )
+def geometry(
+    micro: int = 1, accumulation: int = 1, rank: int = 0, size: int = 1, seed: int = 7, steps: int = 0
+) -> BatchGeometry:
+    return BatchGeometry(micro, accumulation, World(rank, size, rank, size), seed, steps)
 
 
 def shared(name: str) -> Path:

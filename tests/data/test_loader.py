@@ -142,6 +142,20 @@ def test_windows_start_anywhere_and_threads_end(small_chats: Path, tokenizer: An
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 
 
+def test_packs_are_drawn_anew_each_epoch(small_chats: Path, tokenizer: Any) -> None:
+    made = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1))[0]
+    again = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1))[0]
+
+    def packs(loader: Any, epoch: int) -> set[frozenset[int]]:
+        return {frozenset(batch.example_ids) for window in loader.windows(epoch) for batch in window.micro_batches}
+
+    first, second = packs(made, 0), packs(made, 1)
+    assert len(first) == len(second) == made.steps(0) == made.steps(1) == made.steps(7)
+    assert sorted(example for pack in second for example in pack) == list(range(37))
+    assert first != second, "examples of one length change places"
+    assert packs(again, 1) == second, "the same without the epoch before"
+
+
 def test_an_example_can_be_looked_at(small_chats: Path, tokenizer: Any) -> None:
     loader, _ = factory(small_chats).build(tokenizer, geometry())
     example = loader.preview(37)[5]

@@ -23,8 +23,8 @@ def network(attention, **values):
 def test_pitfall_04_a_pack_equals_its_documents_alone(attention):
     model = network(attention)
     with torch.no_grad():
-        packed = supervised_logits(model, batch_of([A, B]))
-        alone = torch.cat([supervised_logits(model, batch_of([one])) for one in (A, B)])
+        packed = supervised_logits(model, batch_of([A, B]))[0]
+        alone = torch.cat([supervised_logits(model, batch_of([one]))[0] for one in (A, B)])
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
 
 
@@ -41,16 +41,16 @@ def test_pitfall_04_a_changed_token_leaves_the_other_document_bit_equal(attentio
 def test_pitfall_11_padded_rows_equal_documents_alone():
     model = network("arctic_varlen")
     with torch.no_grad():
-        padded = supervised_logits(model, batch_of([A, B], packed=False))
-        alone = torch.cat([supervised_logits(model, batch_of([one])) for one in (A, B)])
+        padded = supervised_logits(model, batch_of([A, B], packed=False))[0]
+        alone = torch.cat([supervised_logits(model, batch_of([one]))[0] for one in (A, B)])
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
 
 
 def test_gradients_equal_those_of_documents_alone():
     ours, theirs = network("arctic_varlen"), network("sdpa")
-    supervised_logits(ours, batch_of([A, B])).square().sum().backward()
+    supervised_logits(ours, batch_of([A, B]))[0].square().sum().backward()
     for one in (A, B):
-        supervised_logits(theirs, batch_of([one])).square().sum().backward()
+        supervised_logits(theirs, batch_of([one]))[0].square().sum().backward()
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4, msg=name)
 
@@ -62,7 +62,7 @@ def test_activation_checkpointing_changes_nothing():
     )
     assert ours.is_gradient_checkpointing
     for model in (ours, theirs):
-        supervised_logits(model, batch_of([A, B])).square().sum().backward()
+        supervised_logits(model, batch_of([A, B]))[0].square().sum().backward()
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad), name
 

@@ -66,6 +66,15 @@ class SampledSource(DataSource):
         content = self.content(name)
         return {"split": name, "slice": self._slice(), "sample": sample, "process": self.process, "content": content}
 
+    def outline(self, split: str) -> dict[str, Any]:
+        """Return the split and what is known of its rows without reading them."""
+        name = self.split_name(split)
+        return {"split": name, "process": self.process, "content": self.content_outline(name)}
+
+    def content_outline(self, split: str) -> Any:
+        """Return plain values that tell the rows of `split` without reading them all."""
+        return self.content(split)
+
     def split_name(self, split: str) -> str:
         """Return what the data calls this split, its slice aside."""
         name = self.split.partition("[")[0] or split

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arctic_hydra.data.source.rows import Rows
+    from arctic_hydra.data.source.shards import Shard
 
 
 @component(group="source", name="bundled")
@@ -24,6 +25,12 @@ class BundledSource(SampledSource):
         from arctic_hydra.data.source.files import read_file
 
         return read_file(self._file(split))
+
+    def shards(self, split: str) -> list[Shard]:
+        """Return the file of the split as the only shard."""
+        from arctic_hydra.data.source.shards import file_shards
+
+        return file_shards([self._file(self.split_name(split))])
 
     def content(self, split: str) -> Any:
         """Return name and content hash of the file."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arctic_hydra.data.source.rows import Rows
+    from arctic_hydra.data.source.shards import Shard
 
 
 @component(group="source", name="csv")
@@ -35,6 +36,18 @@ class CsvSource(LocalSource):
 
         check_readable(path)
         return read_csv(path, self.delimiter)
+
+    def shard_of(self, path: Path) -> Shard:
+        """Return one file as a shard."""
+        from arctic_hydra.data.source.files import check_readable
+        from arctic_hydra.data.source.shards import CsvShard
+
+        check_readable(path)
+        return CsvShard(path, self.delimiter)
+
+    def content_outline(self, split: str) -> Any:
+        """Return name and size of each file, and the delimiter."""
+        return [super().content_outline(split), self.delimiter]
 
     def content(self, split: str) -> Any:
         """Return name and content hash of each file, and the delimiter."""

@@ -36,6 +36,11 @@ def hash_files(paths: Sequence[Path]) -> list[list[str]]:
     return [[path.name, hash_file(path)] for path in paths]
 
 
+def measure_files(paths: Sequence[Path]) -> list[list[str | int]]:
+    """Return name and size of each file: what can be told of files that are too large to be hashed."""
+    return [[path.name, path.stat().st_size] for path in paths]
+
+
 def read_files(paths: Sequence[Path], read: Callable[[Path], Rows] | None = None) -> Rows:
     """Return the rows of the files, one after another; `read` reads one, `read_file` where none is given."""
     parts = [(read or read_file)(path) for path in paths]

@@ -14,6 +14,7 @@ from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
     from arctic_hydra.data.source.rows import Rows
+    from arctic_hydra.data.source.shards import Shard
 
 
 @component(group="source", name="hf")
@@ -38,6 +39,30 @@ class HFSource(SampledSource):
 
         files = self._files(split)
         return read_files(files) if files else self._load_dataset(split)
+
+    def shards(self, split: str) -> list[Shard]:
+        """Return a shard for each local file, or for each file of a hub set, which `datasets` streams."""
+        from arctic_hydra.data.source.rows import DatasetRows
+        from arctic_hydra.data.source.shards import IndexedShard, IterableShard, file_shards
+
+        name = self.split_name(split)
+        files = self._files(name)
+        if files:
+            return file_shards(files)
+        origin = f"{self.path}:{name}"
+        if self.is_local and self._is_saved(self._local):
+            return [IndexedShard(DatasetRows(self._dataset(name), origin))]
+        dataset = self._dataset(name, streaming=True)
+        count = dataset.num_shards
+        parts = [dataset.shard(num_shards=count, index=index) for index in range(count)]
+        return [IterableShard(part, f"{origin}, shard {index}") for index, part in enumerate(parts)]
+
+    def content_outline(self, split: str) -> Any:
+        """Return name and size of local files; for a hub set its id and revision."""
+        from arctic_hydra.data.source.files import measure_files
+
+        files = self._files(split)
+        return measure_files(files) if files else [self.path, self.revision, sorted(self.kwargs.items())]
 
     def content(self, split: str) -> Any:
         """Return hashes of local files; for a hub set its id, revision and the fingerprint of what was loaded."""
@@ -94,7 +119,7 @@ class HFSource(SampledSource):
 
         return DatasetRows(self._dataset(split), f"{self.path}:{split}")
 
-    def _dataset(self, split: str) -> Any:
+    def _dataset(self, split: str, streaming: bool = False) -> Any:
         import datasets
 
         from arctic_hydra.hub import cache_only_when_unreachable
@@ -104,7 +129,8 @@ class HFSource(SampledSource):
                 saved = datasets.load_from_disk(str(self._local))
                 return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
             with nullcontext() if self.is_local else cache_only_when_unreachable():
-                return datasets.load_dataset(self.path, split=split, revision=self.revision, **self.kwargs)
+                arguments = {**self.kwargs, "streaming": True} if streaming else self.kwargs
+                return datasets.load_dataset(self.path, split=split, revision=self.revision, **arguments)
         except Exception as error:  # datasets raises many kinds for one cause: the split could not be loaded
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
             raise DataError(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arctic_hydra.data.source.rows import Rows
+    from arctic_hydra.data.source.shards import Shard
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,24 @@ class LocalSource(SampledSource):
         from arctic_hydra.data.source.files import read_file
 
         return read_file(path)
+
+    def shards(self, split: str) -> list[Shard]:
+        """Return one shard for each file."""
+        from arctic_hydra.data.source.shards import file_shards
+
+        return file_shards(self.files(), self.shard_of)
+
+    def shard_of(self, path: Path) -> Shard:
+        """Return one file as a shard."""
+        from arctic_hydra.data.source.shards import file_shard
+
+        return file_shard(path)
+
+    def content_outline(self, split: str) -> Any:
+        """Return name and size of each file."""
+        from arctic_hydra.data.source.files import measure_files
+
+        return measure_files(self.files())
 
     def content(self, split: str) -> Any:
         """Return name and content hash of each file."""

@@ -82,47 +82,50 @@ class JsonLines(Rows):
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         data = self._bytes()
-        return [self._parse(index, data[self._starts[index] : self._ends[index]]) for index in indices]
-
-    def _parse(self, index: int, line: bytes) -> Row:
-        if b"\0" in line:
-            raise DataError(
-                f"{self.where(index)}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
-                f"object per line; get the file again"
-            )
-        try:
-            row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.where(index)}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8; "
-                f"expected UTF-8 text; convert the file, e.g. `iconv -f latin1 -t utf-8`"
-            ) from error
-        except ValueError as error:
-            raise DataError(
-                f"{self.where(index)}: not JSON ({error}); got {_excerpt(line)}; expected one JSON object per line; "
-                f"{'the file may be cut off: ' if index == len(self) - 1 else ''}correct or remove the line"
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(f"{self.where(index)}: got a JSON {type(row).__name__}, expected an object {{...}}")
-        return row
+        lines = ((index, data[self._starts[index] : self._ends[index]]) for index in indices)
+        return [parse_json_line(line, self.where(index), index == len(self) - 1) for index, line in lines]
 
     def where(self, index: int) -> str:
         return f"{self.path}:{self._lines[index]}"
 
 
+def parse_json_line(line: bytes, where: str, is_last: bool = False) -> Row:
+    """Return the object on a line; raises DataError that names `where` when there is none."""
+    if b"\0" in line:
+        raise DataError(
+            f"{where}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
+            f"object per line; get the file again"
+        )
+    try:
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8; "
+            f"expected UTF-8 text; convert the file, e.g. `iconv -f latin1 -t utf-8`"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{where}: not JSON ({error}); got {_excerpt(line)}; expected one JSON object per line; "
+            f"{'the file may be cut off: ' if is_last else ''}correct or remove the line"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: got a JSON {type(row).__name__}, expected an object {{...}}")
+    return row
+
+
 class ParquetRows(Rows):
-    """Rows of a Parquet file, one row group in memory at a time."""
+    """Rows of a Parquet file, one row group in memory at a time (as Arrow; Python objects are made of what is taken)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: Any = None
-        self._group: tuple[int, list[Row]] = (-1, [])
+        self._group: tuple[int, Any] = (-1, None)
         metadata = self._open().metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_group": (-1, [])}
+        return {**self.__dict__, "_file": None, "_group": (-1, None)}
 
     def _open(self) -> Any:
         if self._file is None:
@@ -136,11 +139,16 @@ class ParquetRows(Rows):
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         rows: list[Row] = []
-        for index in indices:
-            group = bisect_right(self._starts, index) - 1
+        start = 0
+        for stop in range(1, len(indices) + 1):  # one conversion per run of rows that follow each other in a group
+            first, last = indices[start], indices[stop - 1]
+            group = bisect_right(self._starts, first) - 1
+            if stop < len(indices) and indices[stop] == last + 1 < self._starts[group + 1]:
+                continue
             if group != self._group[0]:
-                self._group = (group, self._open().read_row_group(group).to_pylist())
-            rows.append(self._group[1][index - self._starts[group]])
+                self._group = (group, self._open().read_row_group(group))
+            rows += self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
+            start = stop
         return rows
 
     def where(self, index: int) -> str:

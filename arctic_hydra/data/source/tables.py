@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,28 @@ def read_csv(path: Path, delimiter: str = "") -> Rows:
 
     Raises DataError naming the line of a row with too many or too few fields.
     """
-    reader = csv.reader(
-        _text(path).splitlines(keepends=True), delimiter=delimiter or ("\t" if path.suffix == ".tsv" else ",")
-    )
-    rows: list[Row] = []
-    lines: list[int] = []
-    header: list[str] = []
-    line = 1
+    lines = (f"{line}\n" for line in _text(path).split("\n"))
+    found = list(csv_rows(lines, path, delimiter_of(path, delimiter)))
+    if not found:
+        raise DataError(f"{path}: holds no row below its header; expected at least one")
+    return LinedRows([row for _, row in found], path, [line for line, _ in found])
+
+
+def delimiter_of(path: Path, delimiter: str) -> str:
+    """Return what stands between the values of a CSV file, where it is not given."""
+    return delimiter or ("\t" if path.suffix == ".tsv" else ",")
+
+
+def csv_rows(
+    lines: Iterable[str], path: Path, delimiter: str, header: list[str] | None = None, before: int = 0
+) -> Iterator[tuple[int, Row]]:
+    """Yield line number and row; the first line is the header unless one is given. `before` lines came earlier."""
     csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(lines, delimiter=delimiter)
+    line = before + 1
     try:
         for values in reader:
-            start, line = line, reader.line_num + 1
+            start, line = line, before + reader.line_num + 1
             if not values:
                 continue
             if not header:
@@ -101,13 +112,9 @@ def read_csv(path: Path, delimiter: str = "") -> Rows:
                     f"{path}:{start}: has {len(values)} fields, but the header has {len(header)} ({', '.join(header)}); "
                     f"expected as many; quote texts that hold the delimiter"
                 )
-            rows.append(dict(zip(header, values, strict=True)))
-            lines.append(start)
+            yield start, dict(zip(header, values, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({error}); correct the line") from error
-    if not rows:
-        raise DataError(f"{path}: holds no row below its header; expected at least one")
-    return LinedRows(rows, path, lines)
+        raise DataError(f"{path}:{before + reader.line_num}: not CSV ({error}); correct the line") from error
 
 
 def read_text(path: Path, sample_by: str) -> Rows:
@@ -137,18 +144,22 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    return decode(path.read_bytes(), path, 1).replace("\r\n", "\n")
+
+
+def decode(data: bytes, path: Path, first_line: int) -> str:
+    """Return the text of a file, or of its lines from `first_line` on; raises DataError naming the line."""
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = first_line + data.count(b"\n", 0, error.start)
         raise DataError(
             f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; expected UTF-8 text; convert it, e.g. "
             f"`iconv -f latin1 -t utf-8`"
         ) from error
     if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
+        line = first_line + text.count("\n", 0, text.index("\0"))
         raise DataError(
             f"{path}:{line}: holds NUL bytes, which a crash or a full disk leaves in files; get the file again"
         )
-    return text.replace("\r\n", "\n")
+    return text

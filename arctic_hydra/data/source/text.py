@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arctic_hydra.data.source.rows import Rows
+    from arctic_hydra.data.source.shards import Shard
 
 ROW_FILES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 
@@ -40,6 +41,20 @@ class TextSource(LocalSource):
 
         check_readable(path)
         return read_file(path) if path.suffix in ROW_FILES else read_text(path, self.sample_by.value)
+
+    def shard_of(self, path: Path) -> Shard:
+        """Return one file as a shard; of texts that are no lines, a whole file is in memory at a time."""
+        from arctic_hydra.data.source.files import check_readable
+        from arctic_hydra.data.source.shards import IndexedShard, TextLinesShard, file_shard
+
+        check_readable(path)
+        if path.suffix in ROW_FILES:
+            return file_shard(path)
+        return TextLinesShard(path) if self.sample_by is SampleBy.line else IndexedShard(self.read_one(path))
+
+    def content_outline(self, split: str) -> Any:
+        """Return name and size of each file, and how texts are cut."""
+        return [super().content_outline(split), self.sample_by.value]
 
     def content(self, split: str) -> Any:
         """Return name and content hash of each file, and how texts are cut."""

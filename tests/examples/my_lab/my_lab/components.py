@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.callback.base import Callback
@@ -44,6 +45,44 @@ class Recorder(Callback):
     def _append(self, trainer: Trainer, name: str, value: Any) -> None:
         with (trainer.tools.run_dir / f"{name}.rank{trainer.world.rank}").open("a") as handle:
             handle.write(json.dumps(value) + "\n")
+
+
+@component(group="callback", name="witness")
+class Witness(Callback):
+    """Appends a line per rank and moment to `events.rank<n>` in the working directory: what happens, where and when."""
+
+    def on_init_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "start", 0)
+
+    def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "train", trainer.global_step)
+
+    def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        examples = [batch.example_ids for batch in facts["window"].micro_batches]
+        self._note(trainer, "step", trainer.global_step + 1, examples=examples)
+
+    def on_step_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "between steps", trainer.global_step + 1)
+
+    def on_evaluate_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "evaluation", trainer.global_step)
+
+    def on_evaluate_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "between steps", trainer.global_step)
+
+    def on_save_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "save", trainer.global_step)
+
+    def on_save_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "between steps", trainer.global_step)
+
+    def on_epoch_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        self._note(trainer, "epoch end", trainer.global_step)
+
+    def _note(self, trainer: Trainer, event: str, step: int, **more: Any) -> None:
+        line = json.dumps({"event": event, "step": step, "time": time.time(), **more}) + "\n"
+        with open(f"events.rank{trainer.world.rank}", "ab", buffering=0) as file:
+            file.write(line.encode())  # one write, so that a kill does not tear it
 
 
 @component(group="callback", name="saboteur")

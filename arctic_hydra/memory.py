@@ -1,0 +1,278 @@
+"""What a run needs of each rank's memory, before it starts: formulas for the engine, a dry run for the model.
+
+The model's forward and backward run once on fake tensors, which have shapes but no content: every architecture,
+converter and checkpointing option is counted by its own code, in about a second and without the weights. What DeepSpeed
+holds besides (Rajbhandari et al. 2020, section 3, plus its buckets) is written down in `EngineBytes`.
+
+Units: bytes. P parameters, T trainable ones, N ranks, w bytes of a weight.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import distributed
+from arctic_hydra.batch import Batch
+from arctic_hydra.config import Run
+from arctic_hydra.distributed import count_gpus
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
+FP32 = 4
+ZERO3_REUSE_DISTANCE = 10**9
+"""DeepSpeed's default of `stage3_max_reuse_distance`, in parameters."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one micro-batch of one rank holds."""
+
+    rows: int
+    tokens: int
+    """Tokens per row, of this rank's share of the sequence."""
+    supervised: int
+    """Positions that reach the head."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Peaks of a forward and backward pass over weights that are there already, in bytes."""
+
+    parameters: int
+    trainable: int
+    other: int
+    """Buffers, and parameters that no option shards."""
+    activations: int
+    """Peak of everything but weights and the gradients that stay at them, with one supervised position."""
+    head: int
+    """What the supervised positions add to that peak."""
+
+
+@dataclass(frozen=True)
+class EngineBytes:
+    """What DeepSpeed holds on one rank, in bytes."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    buckets: int
+    step: int
+    """What the optimizer step adds when activations are gone."""
+    host: int = 0
+    """Kept in the host's memory by offloading, besides all this."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of one rank, in bytes."""
+
+    trace: Trace
+    engine: EngineBytes
+    ranks: int
+    device: str
+
+    @property
+    def held(self) -> int:
+        """What is there in the backward pass and in the optimizer step."""
+        engine = self.engine
+        return engine.parameters + engine.optimizer + engine.gradients + engine.buckets + self.trace.other
+
+    @property
+    def backward(self) -> int:
+        """Peak of the forward and backward passes."""
+        return self.held + self.trace.activations + self.trace.head
+
+    @property
+    def step(self) -> int:
+        """Peak of the optimizer step."""
+        return self.held + self.engine.step
+
+    @property
+    def total(self) -> int:
+        """Peak of the whole run."""
+        return max(self.backward, self.step)
+
+    def lines(self, memory: int | None = None) -> list[str]:
+        """Return the estimate for a person; `memory` is what the device has, in bytes."""
+        engine, trace = self.engine, self.trace
+        phase = "backward pass" if self.backward >= self.step else "optimizer step"
+        parts = {
+            "parameters": engine.parameters + trace.other,
+            "optimizer": engine.optimizer,
+            "gradients and buckets": engine.gradients + engine.buckets,
+            "activations": trace.activations,
+            "head": trace.head,
+        }
+        figures = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
+        host = f"; {engine.host / GIB:.3g} GiB of host memory" if engine.host else ""
+        lines = [
+            f"{self.total / GIB:.3g} GiB per rank at its peak, in the {phase}{host}",
+            f"{figures}; in the optimizer step {engine.step / GIB:.3g}",
+        ]
+        if memory is not None:
+            share = self.total / memory
+            verdict = "fits" if share < 0.95 else "DOES NOT FIT"
+            lines.append(f"{verdict}: {share:.0%} of the {memory / GIB:.4g} GiB of this machine's {self.device}")
+        return lines
+
+
+def estimate(run: Run, load: Load | None = None) -> Estimate:
+    """Return what `run` needs per rank; raises ModelError when the model cannot be described on this machine."""
+    device = "cuda" if count_gpus() else "cpu"
+    ranks = run.world_size_wanted
+    config = run.model.create_config()
+    settings = run.deepspeed.fill(
+        run.trainer.micro_batch_size,
+        run.trainer.gradient_accumulation_steps,
+        ranks,
+        run.model.dtype,
+        int(config.get_text_config().hidden_size),
+    )
+    trace = trace_model(run, config, load or largest_load(run), device)
+    return Estimate(trace, engine_bytes(run, settings, trace, ranks), ranks, device)
+
+
+def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
+    """Return the heaviest micro-batch that the data may bring: rows of `data.max_length` tokens."""
+    length, micro = int(getattr(run.data, "max_length", 2048)), run.trainer.micro_batch_size
+    packed = bool(getattr(run.data, "packing", False))
+    rows, tokens = (1, micro * length) if packed else (micro, length)
+    return Load(rows, tokens, max(1, round(rows * tokens * supervised_share)))
+
+
+def engine_bytes(run: Run, settings: dict[str, Any], trace: Trace, ranks: int) -> EngineBytes:
+    """Return what DeepSpeed holds on each of `ranks` ranks under its configuration `settings`.
+
+    Measured at DeepSpeed 0.19: optimizer state is fp32 beside a master copy of the weights, which only ZeRO-0 in fp32
+    lacks; ZeRO-0 and 1 leave whole gradients at the parameters, ZeRO-2 and 3 keep the rank's part (ZeRO-2 twice while
+    accumulating); the step turns the rank's gradients into fp32 in one piece, or into one flat buffer to be reduced.
+    """
+    zero = settings["zero_optimization"]
+    stage, weight = int(zero["stage"]), run.model.torch_dtype.itemsize
+    everything, trained = trace.parameters, trace.trainable
+    part = math.ceil(trained / ranks) if stage else trained
+    master = 0 if stage == 0 and weight == FP32 else FP32 * part
+    parameters = weight * everything
+    if stage == 3:  # gathered parameters stay until they are used again, up to a number of them
+        gathered = int(zero.get("stage3_max_reuse_distance", ZERO3_REUSE_DISTANCE))
+        parameters = weight * (math.ceil(everything / ranks) + min(everything, gathered))
+    accumulating = run.trainer.gradient_accumulation_steps > 1
+    gradients = {2: 1 + accumulating, 3: 1}.get(stage, 1) * weight * (part if stage >= 2 else trained)
+    bucket = weight * int(zero["reduce_bucket_size"]) if stage else 0
+    if stage < 3:  # ZeRO-3 allocates it whole
+        bucket = min(bucket, weight * trained)
+    step = FP32 * part + (weight * part if stage in (1, 2) else 0)
+    states = run.optimizer.state_bytes_per_parameter * part
+    return EngineBytes(parameters, master + states, gradients, bucket, step)
+
+
+def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
+    """Return the peaks of the model's own forward and backward on fake tensors of `device`."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), distributed.alone():
+        model: torch.nn.Module = run.model.create_skeleton(config)
+        for converter in run.converters:
+            model = converter.convert(model)
+        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        staying = 0
+        for parameter in trained:
+            if run.deepspeed.stage >= 2:  # gradients leave the parameters as soon as they are there
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+            else:
+                staying += parameter.numel() * parameter.itemsize
+        weights = sum(p.numel() * p.itemsize for p in model.parameters())
+        passes = min(2, run.trainer.gradient_accumulation_steps)
+        with _as_tools(run, model):
+            peaks = []
+            for supervised in (1, load.supervised):
+                model.zero_grad()
+                peaks.append(_peak(run, model, load, supervised, passes) - staying)
+    everything = sum(p.numel() for p in model.parameters())
+    buffers = sum(b.numel() * b.itemsize for b in model.buffers())
+    other = buffers + weights - everything * run.model.torch_dtype.itemsize
+    return Trace(everything, sum(p.numel() for p in trained), other, peaks[0], max(0, peaks[1] - peaks[0]))
+
+
+def _peak(run: Run, model: torch.nn.Module, load: Load, supervised: int, passes: int) -> int:
+    """Return the most bytes alive at once during `passes` forward and backward passes, weights and buffers left out."""
+    live = _live_bytes()
+    for tensor in (*model.parameters(), *model.buffers()):
+        live.add(tensor)
+    base = live.now
+    with live:
+        for _ in range(passes):
+            run.trainer.loss(_batch(load, supervised)).backward()
+    return int(live.peak - base)
+
+
+def _batch(load: Load, supervised: int) -> Batch:
+    import torch
+
+    ids = torch.zeros(load.rows, load.tokens, dtype=torch.int64)
+    rows = torch.zeros(supervised, dtype=torch.int64)
+    return Batch(ids, ids.clone(), rows, rows.clone(), rows.clone(), max_seqlen=load.tokens, num_tokens=ids.numel())
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+@contextmanager
+def _as_tools(run: Run, model: torch.nn.Module) -> Iterator[None]:
+    """Let the trainer's loss work on `model`, as if it had been equipped."""
+    run.trainer.tools = SimpleNamespace(engine=model, model_factory=run.model)  # type: ignore[assignment]
+    yield
+    del run.trainer.tools
+
+
+def _live_bytes() -> Any:
+    """Return a mode that counts the bytes of all tensors alive that were added or made under it."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    class LiveBytes(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = self.peak = 0
+            self._known: dict[int, Any] = {}
+
+        def add(self, tensor: torch.Tensor) -> None:
+            storage = tensor.untyped_storage()
+            key, size = id(storage), storage.nbytes()
+            if key in self._known:
+                return
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size))
+
+        def _gone(self, key: int, size: int) -> None:
+            del self._known[key]
+            self.now -= size
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for tensor in tree_iter(result):
+                if isinstance(tensor, torch.Tensor):
+                    self.add(tensor)
+            return result
+
+    return LiveBytes()
+
+
+def device_memory() -> int | None:
+    """Return the bytes of this machine's GPU, or None without one."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

@@ -1,0 +1,161 @@
+"""The machines of a run: where each stands among them, and starting them all from one place through ssh.
+
+Several machines run one agent each (`arctic_hydra.launch`). SLURM starts them as tasks; a person starts them with one
+command per machine (`nnodes`, `node_rank`, `rendezvous`), or with one command and a hostfile in DeepSpeed's format.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.errors import ConfigError
+
+if TYPE_CHECKING:
+    from arctic_hydra.config import Run
+
+REMOTE_SHELL = "ARCTIC_HYDRA_SSH"
+"""Environment variable with the command that runs a command on a host, `ssh` when unset."""
+_CARRIED = (
+    "HF_",
+    "NCCL_",
+    "OMP_",
+    "PYTHON",
+    "TORCH_",
+    "UCX_",
+    "CUDA_HOME",
+    "LD_LIBRARY_PATH",
+    "ARCTIC_HYDRA_",
+    "TOKENIZERS_",
+)
+_HOST = re.compile(r"(?P<name>[^\s#]+)\s+slots\s*=\s*(?P<slots>\d+)\s*(?:#.*)?")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """How many machines a run has, which one this is, and the `host:port` where their agents meet."""
+
+    count: int = 1
+    index: int = 0
+    rendezvous: str = "localhost:0"
+
+    def arguments(self) -> list[str]:
+        """Return what the agent of this machine has to be told, nothing where it is alone."""
+        if self.count == 1:
+            return []
+        return ["--nnodes", str(self.count), "--node-rank", str(self.index), "--rendezvous", self.rendezvous]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The machines of a hostfile; this process starts an agent on each, whether it runs on one of them or not."""
+
+    names: list[str]
+    rendezvous: str
+    index: int = field(default=0, init=False)
+
+    @property
+    def count(self) -> int:
+        """Number of machines."""
+        return len(self.names)
+
+    def start(self, run_file: Path, ranks: int, secrets: dict[str, str]) -> list[RemoteAgent]:
+        """Start the agent of every host, with `ranks` ranks each; this folder must be theirs too."""
+        shell = shlex.split(os.environ.get(REMOTE_SHELL, "ssh"))
+        environment = {key: value for key, value in os.environ.items() if key.startswith(_CARRIED)} | secrets
+        agents = []
+        for index, name in enumerate(self.names):
+            nodes = Nodes(len(self.names), index, self.rendezvous)
+            agent = [sys.executable, "-u", "-m", "arctic_hydra.launch", str(run_file), str(ranks), *nodes.arguments()]
+            python_path = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
+            command = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([python_path, *agent, '--remote'])}"
+            agents.append(RemoteAgent([*shell, name, command], environment))
+        return agents
+
+
+def of(run: Run, run_id: str) -> Nodes | Hosts:
+    """Return the machines that a run's own keys name; raises ConfigError where several have no place to meet."""
+    if run.hostfile is not None:
+        names, _ = read_hostfile(Path(run.hostfile))
+        # A port between 10,000 and 29,999 that follows from the run's id: two runs on the same hosts do not collide.
+        return Hosts(names, run.rendezvous or f"{names[0]}:{10_000 + int(run_id, 16) % 20_000}")
+    if run.nnodes > 1 and run.rendezvous is None:
+        raise ConfigError(
+            f"rendezvous: required with nnodes={run.nnodes}; pass rendezvous=<first machine>:<free port> on each machine, "
+            "or start all of them with hostfile=<path> or hydra/launcher=slurm"
+        )
+    return Nodes(run.nnodes, run.node_rank, run.rendezvous or "localhost:0")
+
+
+def spread(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved config with what a hostfile says filled in: the number of machines, and of ranks on each."""
+    if not tree.get("hostfile"):
+        return tree
+    if tree["nnodes"] != 1 or tree["node_rank"] != 0:
+        raise ConfigError("hostfile: starts every machine itself, so nnodes and node_rank have no effect; remove them")
+    names, slots = read_hostfile(Path(tree["hostfile"]))
+    return {**tree, "nnodes": len(names), "ranks": str(slots) if tree["ranks"] == "auto" else tree["ranks"]}
+
+
+class RemoteAgent:
+    """An agent on another host, held by its standard input: the environment, then names of signals, line by line.
+
+    A remote shell forwards no signals, and the end of the input tells the agent that this process is gone.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        self._say(json.dumps(environment))
+
+    def wait(self) -> int:
+        """Return the agent's exit code once it has ended."""
+        return self._process.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Have the agent pass a signal on to its ranks."""
+        self._say(signal.Signals(number).name)
+
+    def kill(self) -> None:
+        """Let go of the agent, which ends it and its ranks."""
+        self._process.kill()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; `wait` tells how
+
+
+def read_hostfile(path: Path) -> tuple[list[str], int]:
+    """Return the hosts of a file in DeepSpeed's format (`name slots=8`, one per line) and the slots of each.
+
+    Raises ConfigError for a missing file, a malformed line, a host that comes twice, and unequal slots.
+    """
+    if not path.is_file():
+        raise ConfigError(f"hostfile: got {path}, but there is no such file; expected lines such as `node1 slots=8`")
+    slots: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.strip().startswith("#"):
+            continue
+        match = _HOST.fullmatch(line.strip())
+        if match is None or int(match["slots"]) == 0:
+            raise ConfigError(
+                f"hostfile: line {number} of {path} is {line.strip()!r}, expected `<host> slots=<number>`"
+            )
+        if match["name"] in slots:
+            raise ConfigError(f"hostfile: {match['name']} stands in {path} twice")
+        slots[match["name"]] = int(match["slots"])
+    if len(set(slots.values())) != 1:
+        listed = ", ".join(f"{name} {count}" for name, count in slots.items()) or "no host"
+        raise ConfigError(f"hostfile: {path} lists {listed}; expected hosts with the same number of slots")
+    return list(slots), next(iter(slots.values()))

@@ -1,0 +1,183 @@
+"""The sweep's directory: `sweep.json`, its jobs, and how each of them stands.
+
+{"format": 1, "id": "<hash>", "name": "<name>", "kind": "grid" | "search", "command": ["<override>", ...],
+ "objective": "eval/loss", "maximize": false, "launcher": "local", "working_directory": "...",
+ "jobs": [{"number": 0, "overrides": [...], "run_dir": "...", "run_file": "...",
+           "submission": null | {"kind": "local", ...} | {"kind": "slurm", "job_id": "12_0", ...},
+           "mark": "" | "pruned" | "cancelled", "problem": ""}, ...]}
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from arctic_hydra import record
+from arctic_hydra.errors import ConfigError, RunLockedError
+from arctic_hydra.record import RunDirectory
+
+FORMAT = 1
+WAITING, QUEUED, RUNNING, FINISHED = "waiting", "queued", record.RUNNING, record.FINISHED
+STOPPED, PRUNED, FAILED, DIED = record.STOPPED, "pruned", record.FAILED, "died"
+OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)
+"""States in which nothing of the job runs or is about to."""
+
+
+@dataclass
+class SweepJob:
+    """One job of a sweep as `sweep.json` holds it."""
+
+    number: int
+    """Place in the sweep from 0; of a search, the trial's number."""
+    overrides: list[str]
+    """The job's whole command line, secrets hidden."""
+    run_dir: str
+    run_file: str
+    submission: dict[str, Any] | None = None
+    """Where it was handed to: `kind` names the backend, the rest is the backend's own. None: not yet."""
+    mark: str = ""
+    """`pruned` or `cancelled` where the sweep ended the job on purpose; its run is stopped."""
+    problem: str = ""
+    """Why the job could not be started, or has no objective; what ended a started run stands in its record."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run's directory."""
+        return RunDirectory(Path(self.run_dir))
+
+
+@dataclass
+class Standing:
+    """What a backend knows of a job: whether it waits or runs, else why it is gone."""
+
+    state: str | None
+    """`queued`, `running`, or None where the backend has nothing (left) of it."""
+    reason: str = ""
+    """The backend's words for an end that the run itself could not write down, such as OUT_OF_MEMORY."""
+
+
+class Backend(Protocol):
+    """What the module `arctic_hydra.sweep.<kind>` offers for jobs whose submission has that kind."""
+
+    def standings(self, jobs: Sequence[SweepJob]) -> list[Standing]:
+        """Return how each job stands; one call for all, since a cluster is asked over the network."""
+
+    def logs(self, job: SweepJob) -> list[Path]:
+        """Return the job's log files, the most telling last."""
+
+    def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
+        """Ask the jobs to stop, as SIGTERM does; returns before they have."""
+
+    def resubmit(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
+        """Run the jobs again from their `run.json`; writes their new submissions into the sweep."""
+
+
+def backend(kind: str) -> Backend:
+    """Return the backend of a submission's kind; raises ConfigError where this version has none."""
+    try:
+        return cast(Backend, importlib.import_module(f"arctic_hydra.sweep.{kind}"))
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"sweep.json: got submission kind {kind!r}, which this version does not know") from error
+
+
+@dataclass
+class Sweep:
+    """A sweep's directory and what `sweep.json` says; `save` after changing a job."""
+
+    path: Path
+    id: str
+    name: str
+    kind: str
+    """`grid` or `search`."""
+    command: list[str]
+    """The overrides of the command line, secrets hidden."""
+    objective: str
+    maximize: bool
+    launcher: str
+    working_directory: str
+    jobs: list[SweepJob] = field(default_factory=list)
+    format: int = FORMAT
+
+    @property
+    def file(self) -> Path:
+        """What the sweep is."""
+        return self.path / "sweep.json"
+
+    @classmethod
+    def load(cls, path: Path) -> Sweep:
+        """Read a sweep from its directory; raises ConfigError where there is none."""
+        values = record.read_json(path / "sweep.json")
+        if not values:
+            raise ConfigError(f"{path}: holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>")
+        if values["format"] != FORMAT:
+            raise ConfigError(f"{path}: has format {values['format']}, but this version reads {FORMAT}")
+        jobs = [SweepJob(**job) for job in values.pop("jobs")]
+        return cls(path=path, jobs=jobs, **values)
+
+    def save(self) -> None:
+        """Write `sweep.json` in one step."""
+        values = asdict(self)
+        del values["path"]
+        record.write_json(self.file, values)
+
+    def conduct(self) -> None:
+        """Make the directory and hold it for this process.
+
+        Raises ConfigError where it cannot be written or holds another sweep, RunLockedError where the sweep is under way.
+        """
+        room = RunDirectory(self.path)
+        room.create()
+        lock_patiently(room, "the sweep is under way")
+        self._room = room  # keeps the lock's file open
+        if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
+            raise ConfigError(
+                f"hydra.sweep.dir: got {self.path}, which holds another sweep ({' '.join(other.command)}); pass a folder of "
+                "its own, or leave hydra.sweep.dir out: each sweep has one below outputs/<name>/sweeps"
+            )
+
+    def conductor(self) -> str | None:
+        """Return who conducts the sweep now (`process <pid> on <host>, since ...`), None where nobody does."""
+        return RunDirectory(self.path).holder()
+
+
+def states(sweep: Sweep, jobs: Sequence[SweepJob] | None = None) -> list[tuple[str, str]]:
+    """Return state and reason of each job, from the runs' own records and from the backends."""
+    jobs = sweep.jobs if jobs is None else jobs
+    found: dict[int, Standing] = {}
+    for kind in {job.submission["kind"] for job in jobs if job.submission}:
+        mine = [job for job in jobs if job.submission and job.submission["kind"] == kind]
+        found |= {job.number: item for job, item in zip(mine, backend(kind).standings(mine), strict=True)}
+    return [_state(job, found.get(job.number, Standing(None))) for job in jobs]
+
+
+def _state(job: SweepJob, standing: Standing) -> tuple[str, str]:
+    entry = job.directory.record()
+    status = entry.get("status", WAITING)
+    if standing.state is not None:
+        return standing.state, standing.reason
+    if job.problem and status != FINISHED:
+        return FAILED, job.problem
+    if status == RUNNING:
+        died = "died without a word (killed, or the machine went down); start the sweep again"
+        return DIED, standing.reason or died
+    if status == STOPPED and job.mark == PRUNED:
+        return PRUNED, ""
+    if status == FINISHED and job.problem:
+        return FAILED, job.problem
+    return status, str(entry.get("error", standing.reason))
+
+
+def lock_patiently(room: RunDirectory, what: str, patience_seconds: float = 5.0) -> int:
+    """Hold a directory, waiting a little: processes of a sweep that was just killed need a moment to go."""
+    end = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return room.lock()
+        except RunLockedError as error:
+            if time.monotonic() > end:
+                raise RunLockedError(f"{what}: {error}") from error
+            time.sleep(0.1)

@@ -1,0 +1,180 @@
+"""The model's head: found, tried out once, and then fed with supervised rows only.
+
+The loss is computed inside the head's own forward, which the model calls as ever: DeepSpeed's hooks around it gather
+the weight under ZeRO-3, in both passes, and the gradients take their usual way. What stands between hidden states and
+head, and the router losses of a mixture of experts, are the model's own code.
+
+Shapes: B rows, T tokens, K supervised positions, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from arctic_hydra.batch import Batch
+from arctic_hydra.trainer.chunked import LogitTransform
+
+Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""From hidden states [B, T, H], weight [V, H] and bias [V] of the head to a result."""
+
+
+class Head:
+    """A linear output head whose input can be tapped: what `compute` makes of it replaces the logits.
+
+    The tap consists of a forward that computes, and of hooks that run after DeepSpeed's own (registered before): one
+    hands the model a placeholder for the logits, one puts the result into the model's output, where the engine hooks
+    it for the backward pass. All three do nothing outside of `run`.
+    """
+
+    def __init__(self, model: nn.Module, linear: nn.Linear, transform: LogitTransform) -> None:
+        self.transform = transform
+        self._compute: Compute | None = None
+        self._result: torch.Tensor | None = None
+
+        @torch.compiler.disable
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            if self._compute is None:
+                return nn.functional.linear(hidden, linear.weight, linear.bias)
+            return self._compute(hidden, linear.weight, linear.bias)
+
+        @torch.compiler.disable
+        def take(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+            if self._compute is None:
+                return None
+            self._result = output
+            return torch.zeros(1, 1, 1, dtype=inputs[0].dtype, device=inputs[0].device)
+
+        @torch.compiler.disable
+        def put(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._compute is not None:
+                assert self._result is not None, "the model did not call its output head"
+                output["logits"], self._result = self._result, None
+
+        linear.forward = forward  # type: ignore[method-assign]
+        linear.register_forward_hook(take)
+        model.register_forward_hook(put)
+
+    def run(self, engine: Any, batch: Batch, compute: Compute) -> tuple[torch.Tensor, Any]:
+        """Run the model over `batch`; return what `compute` made of the head's input, and the model's output."""
+        self._compute = compute
+        try:
+            output = engine(**model_inputs(batch))
+        finally:
+            self._compute = None
+        return output.logits, output
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """Return what the model's forward takes; no attention mask and no cache, so that packed documents stay apart."""
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids_BT,
+        "position_ids": batch.position_ids_BT,
+        "attention_mask": None,
+        "use_cache": False,
+    }
+    if batch.cu_seqlens is not None:
+        inputs |= {
+            "cu_seq_lens_q": batch.cu_seqlens,
+            "cu_seq_lens_k": batch.cu_seqlens,
+            "max_length_q": batch.max_seqlen,
+            "max_length_k": batch.max_seqlen,
+        }
+    return inputs
+
+
+def tap_head(engine: Any, device: torch.device) -> Head | str:
+    """Return the tapped head of the engine's model, or why the loss needs its logits; collective.
+
+    Two forward passes over eight tokens: one finds out what the model does to its logits, by giving it known ones; the
+    other proves that the head with that transform gives the model's logits.
+    """
+    model = getattr(engine, "module", engine)
+    linear = _linear_head(model)
+    if isinstance(linear, str):
+        return linear
+    batch = _probe_batch(model, device)
+    grid, seen = torch.tensor(_GRID, dtype=torch.float64, device=device), []
+
+    def stand_in(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output)
+        return grid[None, None] if len(seen) == 1 else output
+
+    with _quietly(engine):
+        handle = linear.register_forward_hook(stand_in)
+        of_grid, of_logits = (engine(**model_inputs(batch)).logits for _ in range(2))
+        handle.remove()
+    called_once = len(seen) == 2 and of_grid.numel() == len(_GRID)
+    transform = _fit_transform(grid, of_grid.flatten()) if called_once else None
+    if transform is None:
+        return f"{type(model).__name__} does something unknown to its logits"
+    ours, theirs = transform(seen[-1].float().clone()), of_logits.float()
+    tolerance = 1e-4 if of_logits.dtype == torch.float32 else 4e-2
+    if ours.shape != theirs.shape or not bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max()):
+        return f"the logits of {type(model).__name__} are not what its head alone gives"
+    return Head(model, linear, transform)
+
+
+def _linear_head(model: Any) -> nn.Linear | str:
+    """Return the linear layer that projects to the vocabulary, or why there is none to be tapped."""
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if hasattr(head, "modules_to_save"):  # PEFT trains a copy of it
+        head = head.modules_to_save[head.active_adapters[0]]
+    if head is None:
+        return f"{type(model).__name__} names no output head"
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return f"its output head is a {type(head).__name__}, no plain linear layer"
+    return head
+
+
+def _probe_batch(model: Any, device: torch.device) -> Batch:
+    tokens, vocabulary = 8, int(model.config.get_text_config().vocab_size)
+    positions = torch.arange(tokens, device=device)
+    return Batch(
+        input_ids_BT=(positions * 7 % vocabulary)[None],
+        position_ids_BT=positions[None],
+        rows_K=positions,
+        targets_K=positions,
+        source_K=torch.zeros_like(positions),
+        cu_seqlens=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+        max_seqlen=tokens,
+    )
+
+
+@contextmanager
+def _quietly(engine: Any) -> Iterator[None]:
+    """Neither gradients nor dropout: the probe leaves no trace, in the random state either."""
+    training = engine.training
+    engine.eval()
+    with torch.no_grad():
+        yield
+    engine.train(training)
+
+
+# From where a softcap is linear to where it has long saturated.
+_GRID = [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1e6, -0.1, -3.0, -30.0, -1e6]
+
+
+def _fit_transform(given: torch.Tensor, seen: torch.Tensor) -> LogitTransform | None:
+    """Return the transform that took `given` to `seen`, or None where it is no scale and no softcap."""
+    x, y = given.double().tolist(), seen.double().tolist()
+    if not all(math.isfinite(value) for value in y):
+        return None
+    scale, cap = y[2] / x[2], y[7]
+    if all(math.isclose(b, scale * a, rel_tol=1e-5) for a, b in zip(x, y, strict=True)):
+        return LogitTransform(scale)
+    if cap <= 0 or not -1 < y[0] / cap < 1:
+        return None
+    scale = cap * math.atanh(y[0] / cap) / x[0]
+    fits = all(math.isclose(b, cap * math.tanh(scale * a / cap), rel_tol=1e-4) for a, b in zip(x, y, strict=True))
+    return LogitTransform(_round(scale), _round(cap)) if fits else None
+
+
+def _round(value: float) -> float:
+    """Drop the digits that the model's own fp32 arithmetic left behind."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,266 @@
+"""Streams: nothing lost, invented or trained twice, on any number of ranks, and the same after a resume at any step."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arctic_hydra.batch import Batch, Window
+from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.stream import next_rows
+from arctic_hydra.errors import ConfigError, DataError, FieldError
+from tests.command import SMALL, losses, only_run, run
+from tests.data.samples import chat, factory, geometry, write_lines
+
+CAPACITY = 16
+
+
+def write_shards(folder: Path, lengths: list[list[int]]) -> int:
+    """Write rows of token ids, a shard for each list; the ids of row n are n, n, n, ... Return how many there are."""
+    row = 0
+    for index, shard in enumerate(lengths):
+        rows = [{"input_ids": [row + place] * length} for place, length in enumerate(shard)]
+        write_lines(folder / f"{index}.jsonl", rows)
+        row += len(shard)
+    return row
+
+
+def tokens_factory(folder: Path, **fields: Any) -> SFTDataFactory:
+    source = JsonSource(path=str(folder), process=False)
+    settings = {"max_length": CAPACITY, "streaming": True, "num_proc": 1, "prefetch_steps": 0}
+    return SFTDataFactory(sources={"tokens": source}, **{**settings, **fields})
+
+
+def rows_of(batch: Batch) -> list[tuple[int, int]]:
+    """Return (first id, length) of each document."""
+    flat = batch.input_ids_BT.reshape(-1).tolist()
+    width = batch.input_ids_BT.shape[1]
+    starts = batch.cu_seqlens.tolist() if batch.cu_seqlens is not None else range(0, len(flat), width)
+    return [(flat[start], length) for start, length in zip(starts, batch.document_lengths, strict=False)]
+
+
+def same(left: Window, right: Window) -> bool:
+    """Whether two windows are bit-identical."""
+    pairs = zip(left.micro_batches, right.micro_batches, strict=True)
+    fields = ((vars(one), vars(other)) for one, other in pairs)
+    return left.step_in_epoch == right.step_in_epoch and all(
+        torch.equal(one[name], other[name]) if isinstance(one[name], torch.Tensor) else one[name] == other[name]
+        for one, other in fields
+        for name in one
+    )
+
+
+STREAMS = st.fixed_dictionaries(
+    {
+        "lengths": st.lists(st.lists(st.integers(2, CAPACITY), max_size=30), min_size=1, max_size=3).filter(any),
+        "buffer_rows": st.integers(1, 40),
+        "packing": st.booleans(),
+        "micro": st.integers(1, 2),
+        "accumulation": st.integers(1, 2),
+        "ranks": st.integers(1, 3),
+        "seed": st.integers(0, 9),
+        "stop": st.integers(0, 30),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=STREAMS)
+def test_every_pass_holds_every_row_once_on_any_ranks_and_resumes(
+    drawn: dict[str, Any], tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    total = write_shards(folder, [shard for shard in drawn["lengths"] if shard])
+    lengths = [length for shard in drawn["lengths"] for length in shard]
+    micro, accumulation, ranks = drawn["micro"], drawn["accumulation"], drawn["ranks"]
+    steps = 2 * total + 3
+
+    def loader(rank: int, size: int, micro: int, accumulation: int) -> Any:
+        made = tokens_factory(folder, packing=drawn["packing"], buffer_rows=drawn["buffer_rows"])
+        return made.build(tokenizer, geometry(micro, accumulation, rank, size, drawn["seed"], steps))[0]
+
+    global_batch = micro * accumulation * ranks
+    per_rank = [list(loader(rank, ranks, micro, accumulation).windows(0)) for rank in range(ranks)]
+    assert {len(windows) for windows in per_rank} == {steps}
+    seen: list[tuple[int, tuple[int, int]]] = []
+    for windows in zip(*per_rank, strict=True):
+        assert len({len(window.micro_batches) for window in windows}) == 1
+        batches = [batch for window in windows for batch in window.micro_batches if batch.example_ids]
+        assert all(batch.num_tokens <= CAPACITY * micro for batch in batches)
+        seen += [pair for batch in batches for pair in zip(batch.example_ids, rows_of(batch), strict=True)]
+    assert len({number for number, _ in seen}) == len(seen), "no example is trained on twice"
+    passes = max(number for number, _ in seen) // total
+    assert passes >= 1
+    for one in range(passes):
+        of_pass = Counter(row for number, row in seen if number // total == one)
+        assert of_pass == Counter(enumerate(lengths)), "a pass holds every row once, whole"
+
+    # The same global batches for any number of ranks.
+    alone = list(loader(0, 1, 1, global_batch).windows(0))
+    assert [sorted(i for b in w.micro_batches for i in b.example_ids) for w in alone] == [
+        sorted(i for window in windows for b in window.micro_batches for i in b.example_ids)
+        for windows in zip(*per_rank, strict=True)
+    ]
+
+    # Resumed at any step, by way of a file: the same windows, bit for bit.
+    stop = min(drawn["stop"], steps - 3)
+    first = loader(ranks - 1, ranks, micro, accumulation)
+    list(itertools.islice(first.windows(0), stop))
+    file = io.BytesIO()
+    torch.save(first.state_dict(stop), file)
+    file.seek(0)
+    second = loader(ranks - 1, ranks, micro, accumulation)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    rest = list(second.windows(0, stop))
+    assert len(rest) == steps - stop
+    assert all(same(one, other) for one, other in zip(rest, per_rank[ranks - 1][stop:], strict=True))
+
+
+def test_steps_are_full_until_a_pass_ends(tmp_path: Path, tokenizer: Any) -> None:
+    write_shards(tmp_path, [[5] * 20, [9] * 21])
+    loader, _ = tokens_factory(tmp_path, buffer_rows=6, packing=False).build(tokenizer, geometry(4, 1, steps=22))
+    sizes = [len(batch.example_ids) for window in loader.windows(0) for batch in window.micro_batches]
+    assert sizes == [*[4] * 10, 1] * 2, "41 rows: ten full steps and the rest, in each pass"
+    assert loader.summary()["passes"] == {"tokens": 2}
+
+
+def test_shards_and_rows_come_in_another_order_each_pass_and_seed(tmp_path: Path, tokenizer: Any) -> None:
+    write_shards(tmp_path, [[2] * 8] * 6)
+
+    def order(seed: int) -> list[int]:
+        made = tokens_factory(tmp_path, buffer_rows=8, packing=False)
+        windows = made.build(tokenizer, geometry(seed=seed, steps=96))[0].windows(0)
+        return [row for window in windows for batch in window.micro_batches for row, _ in rows_of(batch)]
+
+    first, second, other = order(1)[:48], order(1)[48:], order(2)[:48]
+    assert sorted(first) == sorted(second) == sorted(other) == list(range(48))
+    shards = [[row // 8 for row in rows[::8]] for rows in (first, second, other)]
+    assert shards[0] != shards[1] and shards[0] != shards[2] and first[:8] != sorted(first[:8])
+
+
+@pytest.mark.parametrize(("mix_by", "expected"), [("examples", 3.0), ("tokens", 3.0)])
+def test_sources_are_mixed_by_weight(tmp_path: Path, tokenizer: Any, mix_by: str, expected: float) -> None:
+    for name, length in (("short", 3), ("long", 12)):
+        (tmp_path / name).mkdir()
+        write_shards(tmp_path / name, [[length] * 30])
+    sources = {
+        name: JsonSource(path=str(tmp_path / name), process=False, weight=weight)
+        for name, weight in (("short", 3), ("long", 1))
+    }
+    made = SFTDataFactory(
+        sources=sources, streaming=True, num_proc=1, max_length=24, buffer_rows=40, mix_by=mix_by, prefetch_steps=0
+    )
+    loader, _ = made.build(tokenizer, geometry(steps=120))
+    counts: Counter[int] = Counter()
+    for window in loader.windows(0):
+        for batch in window.micro_batches:
+            for length in batch.document_lengths:
+                counts[length] += length if mix_by == "tokens" else 1
+    assert counts[3] / counts[12] == pytest.approx(expected, rel=0.1)
+    assert loader.summary()["passes"]["short"] > loader.summary()["passes"]["long"]
+
+
+def test_the_next_rows_make_up_for_what_is_missing() -> None:
+    assert next_rows([1, 1], [0, 0], [0, 0], 5) == [3, 2]
+    assert next_rows([2, 1], [30, 0], [30, 0], 30) == [10, 20]
+    assert next_rows([1, 1], [10, 10], [100, 300], 40) == [40, 0], "in tokens: the second has three times its share"
+    assert sum(next_rows([0.1, 0.7, 0.2], [3, 9, 1], [3, 9, 1], 7)) == 7
+
+
+def test_figures_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None:
+    made = factory(small_chats, streaming=True, max_length=128, buffer_rows=10)
+    loader, evaluation = made.build(tokenizer, geometry(1, 1, steps=100))
+    assert evaluation is None and loader.steps(0) == 100
+    start = loader.summary()
+    assert (start["examples"], start["packs"], start["passes"]) == (37, 0, {"mine": 0})
+    assert loader.preview(2)[1].row == 1 and len(loader.preview(99)) == 37
+    whole = factory(small_chats, max_length=128).build(tokenizer, geometry())[0].summary()
+    assert start["length_tokens"] == whole["length_tokens"] and start["tokens"] == whole["tokens"]
+    windows = loader.windows(0)
+    for _ in range(30):
+        next(windows)
+    grown = loader.summary()
+    assert grown["sources"]["mine"]["prepared"]["rows"] > 37 and grown["fill"] > 0.8
+    assert threading.active_count() > 1
+    windows.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
+
+
+def test_worker_processes_give_the_same_windows(small_chats: Path, tokenizer: Any) -> None:
+    def windows(**fields: Any) -> list[Window]:
+        made = factory(small_chats, streaming=True, max_length=128, buffer_rows=25, **fields)
+        return list(made.build(tokenizer, geometry(2, 1, steps=25))[0].windows(0))
+
+    plain, ahead = windows(prefetch_steps=0), windows(num_proc=2)
+    assert all(same(one, other) for one, other in zip(plain, ahead, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "source", "text"),
+    [
+        ({}, {"sample_count": 5}, r"sources\.mine\.sample_count: has no effect beside data\.streaming=true"),
+        ({}, {"split": "train[:10%]"}, r"sources\.mine\.split: got a slice, .*; drop the slice"),
+        ({"train_eval_split": [0.9, 0.1]}, {}, r"train_eval_split: .* holds nothing out; set data\.eval_sources"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(fields: dict[str, Any], source: dict[str, Any], text: str) -> None:
+    with pytest.raises(FieldError, match=text):
+        SFTDataFactory(sources={"mine": JsonSource(path="x", **source)}, streaming=True, **fields)
+
+
+def test_streamed_sources_need_weights() -> None:
+    with pytest.raises(FieldError, match=r"sources\.a\.weight: got none, but sources that are streamed together"):
+        SFTDataFactory(sources={"a": JsonSource(path="x"), "b": JsonSource(path="y")}, streaming=True)
+
+
+def test_a_bad_row_far_in_is_named_by_file_and_line(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [chat("q", "a")] * 300)
+    path.write_text(path.read_text() + '{"messages": 3}\n')
+    loader, _ = factory(path, streaming=True, prefetch_steps=0).build(tokenizer, geometry(steps=99))
+    with pytest.raises(DataError, match=r"data\.sources\.mine: .*a\.jsonl:301: messages is a int"):
+        list(loader.windows(0))
+
+
+def test_a_source_without_examples_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [chat("word " * 90, "a")] * 3)
+    loader, _ = factory(path, streaming=True, max_length=16, prefetch_steps=0).build(tokenizer, geometry(steps=9))
+    with pytest.raises(DataError, match=r"no example is left to train on(.|\n)*overlong"):
+        next(iter(loader.windows(0)))
+    (tmp_path / "b.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match=r"data\.sources\.mine: .*b\.jsonl: the file is empty"):
+        factory(tmp_path / "b.jsonl", streaming=True).build(tokenizer, geometry(steps=9))
+
+
+def test_needs_a_number_of_steps() -> None:
+    from tests.test_compose import built
+
+    with pytest.raises(ConfigError, match=r"trainer\.train_iters: got 0, but data\.streaming=true has no known end"):
+        built("data.streaming=true")
+    with pytest.raises(ConfigError, match=r"trainer\.epochs: got 2, but with data\.streaming=true"):
+        built("data.streaming=true", "trainer.train_iters=5", "trainer.epochs=2")
+
+
+@pytest.mark.slow
+def test_a_streamed_run_stops_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Two ranks stop in the middle of a pass; one rank with twice the accumulation goes on with the same batches."""
+    small = (
+        f"{SMALL} data.streaming=true data.buffer_rows=100 trainer.train_iters=14 tracking=[] checkpoint=[deepspeed]"
+    )
+    run(f"name=whole {small} trainer.gradient_accumulation_steps=2", tmp_path)
+    run(f"name=cut {small} trainer.gradient_accumulation_steps=2 trainer.exit_iteration=6", tmp_path, code=75)
+    run(f"name=cut {small} trainer.gradient_accumulation_steps=2", tmp_path)
+    whole = losses(only_run(tmp_path, "whole"))
+    assert losses(only_run(tmp_path, "cut")) == whole
+    run(f"name=ranks {small} ranks=2 trainer.exit_iteration=6", tmp_path, code=75)
+    run(f"name=ranks {small} trainer.gradient_accumulation_steps=2", tmp_path)
+    assert losses(only_run(tmp_path, "ranks")) == pytest.approx(whole, rel=1e-5)

@@ -1,0 +1,95 @@
+"""The memory estimate: close to what a real run holds, and its parts by closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from arctic_hydra import compose, config, memory
+from arctic_hydra.converter.base import ModelConverter
+from tests.bench.bench_memory import case, estimated, measure
+from tests.command import SMALL, run
+from tests.ranks import run_ranks
+
+HALF = {"dtype": "bf16", "disable_activation_checkpoint": False}
+
+
+@pytest.mark.parametrize(
+    "settings", [case(), case(stage=3, ranks=2, accumulation=2, model=HALF)], ids=["plain", "zero3"]
+)
+def test_estimate_is_within_15_percent_of_a_real_run(tmp_path, settings):
+    measured = run_ranks(settings["ranks"], measure, tmp_path, settings)[0]
+    assert estimated(settings).total == pytest.approx(measured, rel=0.15)
+
+
+@dataclass(kw_only=True)
+class TrainsNorms(ModelConverter):
+    """Freezes everything but the norms."""
+
+    def convert(self, model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = "norm" in name
+        return model
+
+
+def composed(*overrides):
+    return config.build(compose.without_hydra(compose.compose_config(list(overrides), "config")))
+
+
+TRACE = memory.Trace(parameters=1000, trainable=400, other=0, activations=50, head=5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "parameters", "optimizer", "gradients"),
+    [
+        (0, "fp32", 4000, 8 * 400, 4 * 400),
+        (0, "bf16", 2000, 12 * 400, 2 * 400),
+        (1, "bf16", 2000, 12 * 100, 2 * 400),
+        (2, "bf16", 2000, 12 * 100, 2 * 100),
+        (3, "bf16", 500 + 2000, 12 * 100, 2 * 100),
+    ],
+)
+def test_what_the_engine_holds_on_each_of_four_ranks(stage, dtype, parameters, optimizer, gradients):
+    chosen = composed(f"deepspeed=zero{stage}", f"model.dtype={dtype}", "ranks=4")
+    settings = chosen.deepspeed.fill(1, 1, 4, dtype, 64)
+    held = memory.engine_bytes(chosen, settings, TRACE, 4)
+    assert (held.parameters, held.optimizer, held.gradients) == (parameters, optimizer, gradients)
+
+
+def test_frozen_parameters_need_no_optimizer_state():
+    chosen = composed("data.max_length=64")
+    whole = memory.estimate(chosen)
+    chosen.converter["norms"] = TrainsNorms()
+    part = memory.estimate(chosen)
+    assert part.trace.parameters == whole.trace.parameters
+    assert part.trace.trainable == 9 * 256  # two norms in each of four layers, and the last
+    assert part.engine.optimizer == 8 * 9 * 256
+    assert part.total < whole.total - 8 * (whole.trace.trainable - part.trace.trainable)
+
+
+def test_longer_rows_and_more_supervised_positions_cost_more():
+    chosen = composed()
+    short, long = (memory.estimate(chosen, memory.Load(1, tokens, 32)) for tokens in (512, 2048))
+    assert long.trace.activations / short.trace.activations > 3.5
+    assert memory.estimate(chosen, memory.Load(1, 2048, 2048)).trace.head > long.trace.head > 0
+
+
+def test_says_whether_it_fits():
+    found = memory.Estimate(TRACE, memory.EngineBytes(2 * memory.GIB, 0, 0, 0, 0), 1, "GPU")
+    assert found.lines(4 * memory.GIB)[-1] == "fits: 50% of the 4 GiB of this machine's GPU"
+    assert found.lines(2 * memory.GIB)[-1].startswith("DOES NOT FIT: 100% of the 2 GiB")
+
+
+def test_task_check_and_the_header_print_it(tmp_path):
+    checked = run(f"{SMALL} task=check", tmp_path).stdout.splitlines()
+    assert checked[1].startswith("memory   0.0")
+    assert checked[1].endswith("GiB per rank at its peak, in the backward pass")
+    assert "optimizer 0.00" in checked[2]
+    trained = run(f"{SMALL} trainer.train_iters=1 tracking=[] checkpoint=[] trainer.eval_at_end=false", tmp_path).stdout
+    assert any(line.startswith("memory   0.0") for line in trained.splitlines())
+
+
+def test_a_model_that_cannot_be_described_is_said_so(tmp_path):
+    done = run("task=check model=hf model.name_or_path=nobody/nothing", tmp_path)
+    assert "memory   not estimated: model.name_or_path: 'nobody/nothing' cannot be loaded" in done.stdout
