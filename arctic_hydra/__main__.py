@@ -26,6 +26,7 @@ from arctic_hydra.errors import (
 )
 from arctic_hydra.job import Job, conclude
 from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.tasks import report
 
 PROGRAM = "python -m arctic_hydra"
 
@@ -112,6 +113,10 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         directory.create()
         print(f"written to {_relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
+    if run.task is config.Task.report:
+        _must_exist(job)
+        print(f"written to {_relative(report.write(directory))}")
+        return EXIT_DONE
     if run.node_rank > 0:
         return _join(job)
     if run.task is not config.Task.train:
@@ -122,11 +127,15 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         result = directory.record()["result"]
         print(f"finished already: {directory.path} (step {result['step']}, objective {_number(result['objective'])})")
         print("pass fresh=true to train it again from the start")
+        job.tell_trackers(record.FINISHED)
         return EXIT_DONE
     if difference := job.write(data):
         print(difference)
     code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), nodes.of(run, directory.path.name))
-    return _conclude(directory, code)
+    code = _conclude(directory, code)
+    if directory.record()["status"] == record.FAILED:
+        job.tell_trackers(record.FAILED)
+    return code
 
 
 def _join(job: Job) -> int:
@@ -143,14 +152,21 @@ def _join(job: Job) -> int:
     return EXIT_STOPPED_EARLY if directory.result().get("status") == record.STOPPED else EXIT_DONE
 
 
+def _must_exist(job: Job) -> None:
+    if not job.directory.path.is_dir():
+        task = job.run.task
+        other = "" if task is config.Task.report else ", or pass from_checkpoint=<path of a checkpoint or of a run>"
+        raise ConfigError(
+            f"task: got {task.name}, but {job.directory.path} does not exist: this very configuration was never trained; "
+            f"repeat the training's overrides{other}"
+        )
+
+
 def _look_at(job: Job) -> int:
     """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
     run, directory = job.run, job.directory
-    if run.from_checkpoint is None and not directory.path.is_dir():
-        raise ConfigError(
-            f"task: got {run.task.name}, but {directory.path} does not exist: this very configuration was never trained; "
-            "repeat the training's overrides, or pass from_checkpoint=<path of a checkpoint or of a run>"
-        )
+    if run.from_checkpoint is None:
+        _must_exist(job)
     directory.create()
     lock = directory.lock()
     place = directory.of_task(run.task.name)
@@ -194,7 +210,12 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
             f"evaluation loss {_number(first['eval/loss'])} -> {_number(last['eval/loss'])}, accuracy {last['eval/accuracy']:.1%}"
         )
     print(f"run          {path}")
-    for label, name in (("export", "export"), ("checkpoints", "checkpoints"), ("metrics", "metrics.jsonl")):
+    for label, name in (
+        ("export", "export"),
+        ("checkpoints", "checkpoints"),
+        ("metrics", "metrics.jsonl"),
+        ("report", report.PAGE),
+    ):
         if (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
     if (directory.path / "export").exists():

@@ -71,3 +71,8 @@ class Window:
     def num_supervised(self) -> int:
         """Supervised positions of this rank in this step."""
         return sum(batch.num_supervised for batch in self.micro_batches)
+
+    def supervised_by_source(self, num_sources: int) -> list[int]:
+        """Return the supervised positions of this rank in this step, for each data source."""
+        counts = [batch.source_K.bincount(minlength=num_sources).tolist() for batch in self.micro_batches]
+        return [sum(column) for column in zip(*counts, strict=True)]

@@ -27,6 +27,7 @@ from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.record import flatten
 
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
+NAMED_SETS = ("data.sources", "data.eval_sources")
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 
 
@@ -170,8 +171,13 @@ def _no_such_option(group: str, option: str) -> ConfigError:
 def _list_group(overrides: list[str]) -> ConfigError:
     """Name the override that gives a group without options a value."""
     for item in OverridesParser.create().parse_overrides(overrides):
-        if item.key_or_group in LIST_GROUPS and item.value() != []:
-            value = item.value()
+        value = item.value()
+        if item.key_or_group in NAMED_SETS and isinstance(value, list):
+            group, names = item.key_or_group.replace(".", "/"), ",".join(map(str, value))
+            return ConfigError(
+                f"{item.key_or_group}: got a list, expected named entries; choose sets with {group}=[{names}]"
+            )
+        if item.key_or_group in LIST_GROUPS and value != []:
             return _no_such_option(item.key_or_group, str(value[0] if isinstance(value, list) else value))
     return ConfigError(f"{' '.join(overrides)}: a list stands where named entries are due")
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
@@ -18,15 +17,17 @@ from omegaconf import MISSING
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.component import Component, component, create, from_plain, store_root
-from arctic_hydra.converter.base import ModelConverter, Phase
+from arctic_hydra.converter import checks
+from arctic_hydra.converter.activation_offload import ActivationOffload
+from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.converter.peft.base import PeftSlot
-from arctic_hydra.converter.peft.qlora import QLoraFactory
+from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import integer
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.tokenizer.base import TokenizerFactory
@@ -50,6 +51,7 @@ class Task(Enum):
     evaluate = "evaluate"
     export = "export"
     preview = "preview"
+    report = "report"
 
 
 @component(group="log", name="default")
@@ -92,7 +94,7 @@ class Run(Component):
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
     """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers; preview:
-    show examples with their trained tokens."""
+    show examples with their trained tokens; report: write the page of a run anew."""
     from_checkpoint: str | None = None
     """What task=evaluate and task=export work on: a step, `best`, or a path; the run's newest good checkpoint when unset."""
     init_from: str | None = None
@@ -168,8 +170,18 @@ class Run(Component):
 
     @property
     def converters(self) -> list[ModelConverter]:
-        """What changes the model, in order: `converter` as chosen, then `peft`."""
-        return [*self.converter.values(), self.peft]
+        """The converters in the order in which they work: the chosen ones, then those that trainer fields stand for, `peft`."""
+        implied: list[ModelConverter] = []
+        if self.trainer.tiled_mlp_compute:
+            implied.append(TiledMLP())
+        if self.trainer.activation_checkpoint_cpu_offload:
+            implied.append(ActivationOffload())
+        return [*self.converter.values(), *implied, self.peft]
+
+    @property
+    def pack_tokens(self) -> int | None:
+        """Tokens that every row of a compiled model is padded to; None leaves rows as long as they are."""
+        return self.trainer.micro_batch_size * int(getattr(self.data, "max_length", 0)) if self.model.compile else None
 
     def check(self) -> None:
         """Check components against each other; pure. Raises ConfigError with every problem found."""
@@ -230,7 +242,17 @@ def _cross_checks(run: Run) -> Iterator[str]:
         )
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
-    yield from _converter_checks(run)
+    yield from checks.problems(
+        run.converter,
+        run.peft,
+        stage=run.deepspeed.stage,
+        model_is_stored=run.model.stored,
+        added_tokens=len(run.tokenizer.add_tokens) + len(run.tokenizer.add_special_tokens),
+        head_loss=getattr(getattr(run.trainer, "head_loss", None), "name", "full"),
+    )
+    merge = getattr(run.checkpoint.get("hf"), "merge", None)
+    if merge is not None and not run.peft.adapts:
+        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
     if run.data.needs_limit and not trainer.train_iters:
         yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
     if run.data.needs_limit and trainer.epochs > 1:
@@ -241,6 +263,8 @@ def _cross_checks(run: Run) -> Iterator[str]:
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    yield from _sequence_parallel_problems(run)
+    yield from _memory_problems(run)
     if trainer.eval_frequency and not run.data.has_evaluation:
         yield (
             f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "
@@ -266,36 +290,37 @@ def _cross_checks(run: Run) -> Iterator[str]:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
 
 
-def _converter_checks(run: Run) -> Iterator[str]:
-    names = list(run.converter)
-    for (first, before), (second, after) in pairwise(run.converter.items()):
-        if before.phase > after.phase:
-            swapped = ",".join(sorted(names, key=lambda name: run.converter[name].phase))
-            yield (
-                f"converter: got [{','.join(names)}], but {second} replaces modules, and {first} chooses among the parameters "
-                f"of those that train; pass converter=[{swapped}]"
-            )
-    adapter = option_name(type(run.peft))
-    for name, converter in run.converter.items():
-        if run.peft.adapts and converter.phase is Phase.trainable:
-            yield (
-                f"converter: got {name} with peft={adapter}, which freezes the whole model anyway; leave {name} out, and "
-                "name what is to train in full in peft.modules_to_save"
-            )
-    if isinstance(run.peft, QLoraFactory):
-        if not run.model.stored:
-            yield f"peft: got qlora, but model={option_name(type(run.model))} has no stored weights to load in few bits; pass model=hf"
-        if run.deepspeed.stage == 3:
-            yield "peft: got qlora, but ZeRO-3 cannot cut weights that are held in few bits; pass deepspeed=zero2, or peft=lora"
-    added = [*run.tokenizer.add_tokens, *run.tokenizer.add_special_tokens]
-    if added and run.peft.adapts and run.deepspeed.stage == 3 and not run.peft.trains_in_full:
+def _sequence_parallel_problems(run: Run) -> Iterator[str]:
+    size, ranks = run.trainer.sequence_parallel_size, run.world_size_wanted
+    if size == 1:
+        return
+    if ranks % size:
+        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}, or set ranks"
+    if run.model.attn_implementation != VARLEN_ATTENTION:
         yield (
-            f"tokenizer: got {len(added)} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
-            "peft.modules_to_save=[embed_tokens,lm_head] (all rows train; embed_tokens alone where they are tied), or deepspeed=zero2"
+            f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
+            f"attends to one rank's tokens only; pass model.attn_implementation={VARLEN_ATTENTION}"
         )
-    merge = getattr(run.checkpoint.get("hf"), "merge", None)
-    if merge is not None and not run.peft.adapts:
-        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
+
+
+def _memory_problems(run: Run) -> Iterator[str]:
+    trainer, model = run.trainer, run.model
+    if trainer.activation_checkpoint_cpu_offload and model.disable_activation_checkpoint:
+        yield (
+            "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no "
+            "checkpointed activations; pass model.disable_activation_checkpoint=false"
+        )
+    if trainer.tiled_mlp_compute and any(isinstance(item, TiledMLP) for item in run.converter.values()):
+        yield "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"
+    if model.compile and run.deepspeed.stage == 3:
+        yield "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"
+    if model.compile and not getattr(run.data, "packing", False):
+        yield "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"
+    if run.deepspeed.offloads and not run.optimizer.runs_on_cpu:
+        yield (
+            f"deepspeed: got an option that offloads to the CPU, but optimizer={option_name(type(run.optimizer))} cannot step "
+            f"there; pass optimizer=adamw, or an option of deepspeed without offload"
+        )
 
 
 def _environment(run: Run) -> Iterator[str]:
@@ -323,7 +348,8 @@ def _environment(run: Run) -> Iterator[str]:
 def identity(run: Run) -> dict[str, Any]:
     """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values."""
     trainer = run.trainer
-    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * run.world_size_wanted
+    groups = run.world_size_wanted // trainer.sequence_parallel_size
+    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * groups
     return {**_identity_of(run), "global_batch_size": batch}
 
 

@@ -38,6 +38,11 @@ class World:
         """Whether this is global rank 0, the one that writes shared files."""
         return self.rank == 0
 
+    def data_parallel(self, sequence_parallel_size: int) -> World:
+        """Return this rank's place among the groups of ranks that share their sequences: what a loader deals to."""
+        groups = self.size // sequence_parallel_size
+        return World(self.rank // sequence_parallel_size, groups, self.local_rank, self.local_size)
+
     @property
     def device(self) -> torch.device:
         """The CUDA device of this local rank, else the CPU."""
@@ -47,7 +52,19 @@ class World:
 
 
 _CPU_GROUP: Any = None
-_SEQUENCE: Any = None
+
+
+@dataclass(frozen=True)
+class SequenceGroup:
+    """The ranks that share each sequence: `rank` of `size` holds its part of the tokens."""
+
+    rank: int
+    size: int
+    group: Any
+    """torch's process group."""
+
+
+_SEQUENCE: SequenceGroup | None = None
 
 
 def start(world: World, timeout_seconds: float) -> None:
@@ -78,6 +95,25 @@ def start(world: World, timeout_seconds: float) -> None:
     else:
         dist.init_process_group(backend, timeout=timeout)
     _CPU_GROUP = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
+
+
+def start_sequence_groups(world: World, size: int, timeout_seconds: float) -> None:
+    """Make the groups of `size` neighbouring ranks that share each sequence; every rank calls it, 1 means none."""
+    global _SEQUENCE
+    import torch.distributed as dist
+
+    _SEQUENCE = None
+    if size == 1:
+        return
+    for first in range(0, world.size, size):
+        group = dist.new_group(list(range(first, first + size)), timeout=timedelta(seconds=timeout_seconds))
+        if first <= world.rank < first + size:
+            _SEQUENCE = SequenceGroup(world.rank - first, size, group)
+
+
+def sequence_group() -> SequenceGroup | None:
+    """Return the group that shares this rank's sequences, or None where each rank has its own."""
+    return _SEQUENCE
 
 
 def stop() -> None:

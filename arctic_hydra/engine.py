@@ -44,8 +44,19 @@ class EngineFactory(Component):
 
     stage: int = 0
     """ZeRO stage: 0 replicates all state, 1 shards optimizer state over the ranks, 2 also gradients, 3 also parameters."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and the fp32 weights in the host's memory and step there (ZeRO-1 and up)."""
+    offload_parameters: bool = False
+    """Keep the model's weights in the host's memory too, until a layer needs them (ZeRO-3)."""
     config: dict[str, Any] = field(default_factory=dict)
     """Free-form DeepSpeed configuration; wins over what is filled in, and must not contradict the rest of the run."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimizer steps on the CPU, by our fields or by the free-form configuration."""
+        zero = self.config.get("zero_optimization", {})
+        chosen = zero.get("offload_optimizer", {}) if isinstance(zero, dict) else {}
+        return self.offload_optimizer or (chosen or {}).get("device", "none") != "none"
 
     @abstractmethod
     def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
@@ -68,6 +79,12 @@ class ZeROFactory(EngineFactory):
     def validate(self) -> None:
         if self.stage not in (0, 1, 2, 3):
             raise ValueError(f"stage: got {self.stage}, expected 0, 1, 2 or 3")
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer: got true, but ZeRO-0 cannot offload; expected stage 1, 2 or 3")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError(
+                f"offload_parameters: got true at stage {self.stage}, but only ZeRO-3 can; expected stage 3"
+            )
         self.config = convert_leaves(self.config)
 
     def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
@@ -112,6 +129,10 @@ class ZeROFactory(EngineFactory):
         if self.stage == 3:
             zero["stage3_prefetch_bucket_size"] = int(0.9 * hidden_size * hidden_size)
             zero["stage3_param_persistence_threshold"] = 10 * hidden_size
+        if self.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if self.offload_parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
         filled: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation,
@@ -123,6 +144,7 @@ class ZeROFactory(EngineFactory):
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
             "prescale_gradients": False,
+            "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps on the CPU as well
         }
         for key, value in self.config.items():
             known = filled.get(key)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra import compose, config, nodes, record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError
 from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.tasks import report
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -103,6 +104,12 @@ class Job:
         )
         return record.neighbour_difference(directory.path, who)
 
+    def tell_trackers(self, status: str) -> None:
+        """Let the trackers end the run with `status`, where the ranks could not: a store that was away, a dead rank."""
+        path = self.directory.path
+        for tracker in self.run.tracking.values():
+            tracker.catch_up(path, f"{self.run.name}/{path.name}", redact(self.tree), status)
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -119,7 +126,7 @@ class Ending:
 
 
 def conclude(directory: record.RunDirectory, code: int) -> Ending:
-    """Write the end of a run into its record and return it; `code` is the exit code of what `launch` started."""
+    """Write the end of a run into its record and its report, and return it; `code` is the exit code of what `launch` started."""
     ending = _ending(directory, code)
     before = directory.record()
     seconds = before.get("seconds", 0.0) + time.time() - before.get("started", time.time())
@@ -129,6 +136,8 @@ def conclude(directory: record.RunDirectory, code: int) -> Ending:
     elif ending.status == record.FAILED:
         values["error"] = ending.problem
     directory.update_record(**values)
+    if "identity" in before:  # a run, not a task on one
+        report.write_quietly(directory)
     return ending
 
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
@@ -83,7 +80,8 @@ class Estimate:
     def held(self) -> int:
         """What is there in the backward pass and in the optimizer step."""
         engine = self.engine
-        return engine.parameters + engine.optimizer + engine.gradients + engine.buckets + self.trace.other
+        offloaded = engine.host if self.device == "cpu" else 0  # to where everything is already
+        return engine.parameters + engine.optimizer + engine.gradients + engine.buckets + self.trace.other + offloaded
 
     @property
     def backward(self) -> int:
@@ -100,6 +98,11 @@ class Estimate:
         """Peak of the whole run."""
         return max(self.backward, self.step)
 
+    @property
+    def host(self) -> int:
+        """What offloading keeps in the host's memory, for all ranks of a machine."""
+        return self.engine.host * self.ranks
+
     def lines(self, memory: int | None = None) -> list[str]:
         """Return the estimate for a person; `memory` is what the device has, in bytes."""
         engine, trace = self.engine, self.trace
@@ -112,7 +115,7 @@ class Estimate:
             "head": trace.head,
         }
         figures = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
-        host = f"; {engine.host / GIB:.3g} GiB of host memory" if engine.host else ""
+        host = f"; {self.host / GIB:.3g} GiB of host memory for all ranks" if self.host and self.device != "cpu" else ""
         lines = [
             f"{self.total / GIB:.3g} GiB per rank at its peak, in the {phase}{host}",
             f"{figures}; in the optimizer step {engine.step / GIB:.3g}",
@@ -126,9 +129,12 @@ class Estimate:
 
 def estimate(run: Run, load: Load | None = None) -> Estimate:
     """Return what `run` needs per rank; raises ModelError when the model cannot be described on this machine."""
+    from arctic_hydra.model.ulysses import check_heads
+
     device = "cuda" if count_gpus() else "cpu"
     ranks = run.world_size_wanted
     config = run.model.create_config()
+    check_heads(config, run.trainer.sequence_parallel_size)
     settings = run.deepspeed.fill(
         run.trainer.micro_batch_size,
         run.trainer.gradient_accumulation_steps,
@@ -145,6 +151,7 @@ def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
     length, micro = int(getattr(run.data, "max_length", 2048)), run.trainer.micro_batch_size
     packed = bool(getattr(run.data, "packing", False))
     rows, tokens = (1, micro * length) if packed else (micro, length)
+    tokens = math.ceil(tokens / run.trainer.sequence_parallel_size)
     return Load(rows, tokens, max(1, round(rows * tokens * supervised_share)))
 
 
@@ -171,7 +178,17 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: Trace, ranks: int) -
         bucket = min(bucket, weight * trained)
     step = FP32 * part + (weight * part if stage in (1, 2) else 0)
     states = run.optimizer.state_bytes_per_parameter * part
-    return EngineBytes(parameters, master + states, gradients, bucket, step)
+    optimizer, host = master + states, 0
+    if _on_host(zero, "offload_optimizer"):  # its fp32 gradients as well
+        optimizer, step, host = 0, 0, master + states + FP32 * part
+    if _on_host(zero, "offload_param"):
+        shard = weight * math.ceil(everything / ranks)
+        parameters, host = parameters - shard, host + shard
+    return EngineBytes(parameters, optimizer, gradients, bucket, step, host)
+
+
+def _on_host(zero: dict[str, Any], section: str) -> bool:
+    return bool((zero.get(section) or {}).get("device", "none") != "none")
 
 
 def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
@@ -193,7 +210,7 @@ def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
                 staying += parameter.numel() * parameter.itemsize
         weights = sum(p.numel() * p.itemsize for p in model.parameters())
         passes = min(2, run.trainer.gradient_accumulation_steps)
-        with _as_tools(run, model):
+        with run.trainer.on_skeleton(model):
             peaks = []
             for supervised in (1, load.supervised):
                 model.zero_grad()
@@ -226,14 +243,6 @@ def _batch(load: Load, supervised: int) -> Batch:
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
-
-
-@contextmanager
-def _as_tools(run: Run, model: torch.nn.Module) -> Iterator[None]:
-    """Let the trainer's loss work on `model`, as if it had been equipped."""
-    run.trainer.tools = SimpleNamespace(engine=model, model_factory=run.model)  # type: ignore[assignment]
-    yield
-    del run.trainer.tools
 
 
 def _live_bytes() -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _STYLE = (
@@ -17,8 +18,16 @@ _STYLE = (
     "mark{background:#cdebd0;color:#0a3d16}h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .5em}"
     "h3{font-size:1em;margin:2em 0 .5em}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     "th,td{text-align:left;padding:.25em .9em .25em 0;border-bottom:1px solid #e4e4e0;vertical-align:top}"
-    "th{font-weight:600}.table{overflow-x:auto}svg{max-width:100%;height:auto}"
+    "th{font-weight:600}.table{overflow-x:auto}svg{max-width:100%;height:auto}.note{color:#666}"
+    ".status{padding:.15em .6em;border-radius:1em;background:#e8e8e4;font-weight:600}.finished{background:#cdebd0}"
+    ".stopped{background:#fdeec2}.failed{background:#f8d3cf}details{margin:1em 0}summary{cursor:pointer}"
+    ".cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(11em,1fr));gap:.6em;margin:1em 0}"
+    ".cards div{background:#f6f6f4;border-radius:4px;padding:.5em .8em}dt{color:#666;font-size:.85em}"
+    "dd{margin:0;font-variant-numeric:tabular-nums}.plots{display:grid;gap:1em;margin:1.5em 0;"
+    "grid-template-columns:repeat(auto-fit,minmax(min(24em,100%),1fr))}figure{margin:0}.plots svg{width:100%}"
 )
+COLORS = ("#2f6db3", "#d9792b", "#3f9458", "#a8435c", "#7b5fb0", "#8a7a3d")
+"""Colours of curves, in the order of their use."""
 
 escape = html.escape
 
@@ -46,11 +55,25 @@ def figure(width_inches: float = 9.0, height_inches: float = 3.2) -> Figure:
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
+def plot(title: str, below: str) -> tuple[Figure, Axes]:
+    """Return a small figure with one pair of axes: a light grid, no frame, labels that a phone's width leaves readable."""
+    drawn = figure(4.6, 2.9)
+    axes = drawn.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#222")
+    axes.set_xlabel(below, fontsize=9, color="#666")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#bbb")
+    axes.grid(axis="y", color="#e8e8e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors="#666", length=0, which="both")
+    return drawn, axes
+
+
 def svg(figure: Figure) -> str:
     """Return a figure as an `<svg>` element whose text stays text; the same figure always gives the same bytes."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "arctic_hydra"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]

@@ -79,7 +79,7 @@ def print_header(
         f"run      {run_dir}",
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
         f"data     {summary_line(loader)}",
-        *(f"         {line}" for line in data_table(loader.summary())),
+        *(f"         {line}" for line in aligned(data_table(loader.summary()))),
         f"         evaluation: {summary_line(eval_loader) if eval_loader else 'none'}",
         f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
@@ -115,39 +115,46 @@ def check_space(run: Run, facts: ModelFacts) -> None:
 def summary_line(loader: Loader) -> str:
     """Return the data's figures in one line."""
     figures = loader.summary()
-    parts = [f"{figures['examples']:,} examples", f"{format_count(figures['tokens'])} tokens"]
+    seen = "streamed; so far " if figures.get("streaming") else ""
+    parts = [f"{seen}{figures['examples']:,} examples", f"{format_count(figures['tokens'])} tokens"]
     parts.append(f"{figures['supervised_share']:.0%} supervised")
-    if figures["packing"]:
+    if figures["packing"] and figures["packs"]:
         parts.append(f"{figures['packs']:,} packs of {figures['max_length']}, {figures['fill']:.1%} full")
     return ", ".join(parts)
 
 
-def data_table(figures: dict[str, Any], always: bool = False) -> list[str]:
-    """Return a table of what became of each source's rows: where there are several sources, or rows that were left out
-    or cut."""
-    prepared = {name: source["prepared"] for name, source in figures["sources"].items()}
-    touched = any(part["dropped"] or part["truncated"] or part["split"] for part in prepared.values())
-    if not (always or touched or len(prepared) > 1):
-        return []
+def data_table(figures: dict[str, Any]) -> list[list[str]]:
+    """Return a table, headings first, of what became of each source's rows."""
     percentiles = list(figures["length_tokens"])
-    head = ["source", "rows", "examples", "tokens", "trained", *percentiles, "left out or cut"]
-    rows = [head]
+    table = [["source", "rows", "examples", "tokens", "trained", *percentiles, "left out or cut"]]
     for name, source in figures["sources"].items():
-        part, lengths = prepared[name], source["length_tokens"]
+        part, lengths = source["prepared"], source["length_tokens"]
         changes = [f"{count:,} {reason}" for reason, count in part["dropped"].items()]
         changes += [f"{part[what]:,} {what}" for what in ("truncated", "split") if part[what]]
         changes += [f"{format_count(part['tokens_lost'])} tokens lost"] if part["tokens_lost"] else []
         sizes = [f"{part['rows']:,}", f"{source['examples']:,}", format_count(source["tokens"])]
         shares = [f"{source['supervised_share']:.0%}", *(f"{lengths[name]:,}" for name in percentiles)]
-        rows.append([name, *sizes, *shares, ", ".join(changes) or "nothing"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        table.append([name, *sizes, *shares, ", ".join(changes) or "nothing"])
+    return table
+
+
+def aligned(table: list[list[str]]) -> list[str]:
+    """Return the rows of a table as lines of text; the first and the last column start at the left, numbers end at the right."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return [
         "  ".join(
-            cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+            cell.ljust(width) if column in (0, len(row) - 1) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in table
     ]
+
+
+def statistics(loader: Loader, eval_loader: Loader | None, facts: ModelFacts) -> dict[str, Any]:
+    """Return what a run knows of its data and model before the first step, for its record."""
+    model = {"name": facts.name, "parameters": facts.parameters, "trainable": facts.trainable}
+    evaluation = eval_loader.summary() if eval_loader else None
+    return {"train": loader.summary(), "eval": evaluation, "model": model}
 
 
 def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | None) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from arctic_hydra import assemble, config, distributed, engine, log, record, rep
 from arctic_hydra.checkpoint import source
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.sequence import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import MetricsFile
+from arctic_hydra.model.base import compile_layers
+from arctic_hydra.model.ulysses import check_heads
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tasks import check
@@ -59,18 +62,22 @@ def build(
 
     with trainer.event("init"):
         distributed.start(world, trainer.collective_timeout_seconds)
+        distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
         device = world.device
         assemble.seed_everything(run.seed)
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
+        dealt_to = world.data_parallel(trainer.sequence_parallel_size)
         geometry = BatchGeometry(
-            trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, run.seed, trainer.train_iters
+            trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed, trainer.train_iters
         )
         with trainer.event("create_loader"):
-            loader, eval_loader = run.data.build(tokenizer, geometry)
+            dealt, eval_dealt = run.data.build(tokenizer, geometry)
+        loader, eval_loader = fitted(dealt, run.pack_tokens), eval_dealt and fitted(eval_dealt, run.pack_tokens)
         horizon = trainer.plan(loader, run.scheduler.warmup)
         with trainer.event("create_config"):
             model_config = run.model.create_config()
+        check_heads(model_config, trainer.sequence_parallel_size)
         engine_config = run.deepspeed.fill(
             trainer.micro_batch_size,
             trainer.gradient_accumulation_steps,
@@ -82,6 +89,8 @@ def build(
             start = assemble.starting_weights(run)
             model = assemble.create_model(run, model_config, tokenizer, start, weights)
         facts = report.model_facts(model)
+        if run.model.compile:
+            compile_layers(model, run.model.compile_backend)
         with trainer.event("create_optimizer"):
             optimizer = run.optimizer.create_optimizer(model)
         with trainer.event("create_scheduler"):
@@ -110,11 +119,14 @@ def build(
             base=assemble.base_of(run),
             frozen_elsewhere=identity["frozen_weights"] is not None,
             rebuild=lambda: assemble.create_model(run, run.model.create_config(), tokenizer, start, quantize=False),
-            stream=loader if isinstance(loader, Stream) else None,
+            stream=dealt if isinstance(dealt, Stream) else None,
         )
         resumed_from = resume(run, state) if trains else None
         if trains:
             report.check_space(run, facts)
+        if trains and world.is_main:
+            facts_known = report.statistics(loader, eval_loader, facts)
+            record.RunDirectory(run_dir).update_record(statistics=facts_known)
         metrics_file = MetricsFile(metrics_path) if trains and world.is_main else None
         trackers = list(run.tracking.values()) if trains and world.is_main else []
         for tracker in trackers:

@@ -73,6 +73,8 @@ def group_page(group: str) -> str:
         if group in ("checkpoint", "tracking")
         else group
     )
+    if "/" in group:
+        lines.append(f"several at once: {group}=[{known[group][0]},...]; their keys: --help source")
     for (_, name), cls in registered(group).items():
         lines += ["", f"{cls.__name__} (schema {name}): {(inspect.getdoc(cls) or '').splitlines()[0]}"]
         docs = field_docs(cls)
@@ -86,8 +88,9 @@ def group_page(group: str) -> str:
 
 def groups() -> dict[str, list[str]]:
     """Return the config groups and the options that the `conf` folder has for each."""
-    folders = sorted(item for item in Path(conf_dir()).iterdir() if item.is_dir() and any(item.glob("*.yaml")))
-    return {item.name: sorted(option.stem for option in item.glob("*.yaml")) for item in folders}
+    root = Path(conf_dir())
+    folders = sorted(item for item in root.rglob("*") if item.is_dir() and any(item.glob("*.yaml")))
+    return {str(item.relative_to(root)): sorted(option.stem for option in item.glob("*.yaml")) for item in folders}
 
 
 def field_docs(cls: type) -> dict[str, str]:

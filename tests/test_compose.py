@@ -44,7 +44,7 @@ def test_golden_keys():
 OPTIONS = [
     (group, option)
     for group, options in groups().items()
-    if group not in ("source", "experiment")
+    if group not in ("source", "experiment") and "/" not in group
     for option in options
 ]
 
@@ -56,6 +56,7 @@ REQUIRING = (("data", "json"), ("data", "text"))
 def test_every_option_composes_and_builds(group, option):
     """Every file in conf/ gives a run that builds; what a file requires from the user is given here."""
     required = [f"data.sources.{option}.path=data.jsonl"] if (group, option) in REQUIRING else []
+    required += ["data/sources=[chat]"] if (group, option) == ("data", "mix") else []
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
@@ -74,6 +75,22 @@ def test_every_source_composes(option):
     required = ["data.sources.mine.path=x.jsonl"] if option != "bundled" else []
     run = built(f"+source@data.sources.mine={option}", *required)
     assert set(run.data.sources) == {"chat", "mine"}
+
+
+@pytest.mark.parametrize("option", groups()["data/sources"])
+def test_every_named_set_is_a_source(option):
+    required = [f"data.sources.{option}.path=x.jsonl"] if option in ("json", "text") else []
+    run = built("data=mix", f"data/sources=[{option}]", *required)
+    assert list(run.data.sources) == [option] and not run.data.eval_sources
+
+
+def test_several_sets_at_once():
+    run = built(
+        "data/sources=[ultrachat,metamath]", "data/eval_sources=[ultrachat]", "data.sources.ultrachat.path=/mine",
+        "data.sources.ultrachat.weight=2", "data.sources.metamath.weight=50%",
+    )  # fmt: skip
+    assert {name: source.weight for name, source in run.data.sources.items()} == {"ultrachat": 2.0, "metamath": 0.5}
+    assert run.data.eval_sources["ultrachat"].path == "/mine"
 
 
 @pytest.mark.parametrize("recipe", groups().get("experiment", []))
@@ -141,7 +158,7 @@ BAD = [
     ("scheduler.warmup_ratio=120%", "scheduler.warmup_ratio: got '120%', expected 1 or less"),
     ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
     ("seed=-1", "seed: got -1, expected 0 or more"),
-    ("task=trian", "task: Invalid value 'trian', expected one of [train, check, evaluate, export, preview]"),
+    ("task=trian", "task: Invalid value 'trian', expected one of [train, check, evaluate, export, preview, report]"),
     ("ranks=0", "ranks: got '0', expected auto or a positive number"),
     ("name=../x", "name: got '../x', expected letters"),
     ("model.dtype=int8", "model.dtype: got 'int8', expected one of bf16, fp16, fp32"),
@@ -149,6 +166,8 @@ BAD = [
     ("model.attn_implementation=flash", "model.attn_implementation: got 'flash', expected one of arctic_varlen"),
     ("model.num_attention_heads=7", "model.hidden_size: got 256, expected a multiple of num_attention_heads=7"),
     ("data.max_length=8Ki", "data.max_length: got 8192, but model.max_position_embeddings=4096"),
+    ("ranks=3 trainer.sequence_parallel_size=2", "trainer.sequence_parallel_size: got 2, but there are 3 ranks; expected a divisor of 3, or set ranks"),
+    ("ranks=2 trainer.sequence_parallel_size=2 model.attn_implementation=sdpa", "trainer.sequence_parallel_size: got 2, but model.attn_implementation=sdpa attends to one rank's tokens only; pass model.attn_implementation=arctic_varlen"),
     ("deepspeed.config={gradient_cliping:1}", "deepspeed.config.gradient_cliping: DeepSpeed has no such key; did you mean 'gradient_clipping'?"),
     ("deepspeed.config={train_batch_size:7}", "deepspeed.config.train_batch_size: got 7, but micro_batch_size"),
     ("deepspeed.config={train_micro_batch_size_per_gpu:3}", "deepspeed.config.train_micro_batch_size_per_gpu: got 3, but trainer.micro_batch_size="),
@@ -168,6 +187,9 @@ BAD = [
     ("hydra.run.dir=x", "hydra.run.dir: has no effect on a single run; pass -m for a sweep"),
     ("--config-path=/tmp", "--config-path: has no effect here"),
     ("hydra.launcher._target_=os.system", "hydra.launcher._target_: got 'os.system', which is not allowed"),
+    ("data=mix", "data.sources: got none, expected at least one; choose sets with data/sources=[<name>,...]"),
+    ("data/sources=[metamth]", "data/sources: got 'metamth', expected one of"),
+    ("data.sources=[ultrachat,openorca]", "data.sources: got a list, expected named entries; choose sets with data/sources=[ultrachat,openorca]"),
     ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
     ("+foo=1", "foo: there is no such key"),
     ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),

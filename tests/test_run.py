@@ -114,6 +114,19 @@ def test_the_same_command_again_says_finished(finished):
     assert weights_digest(only_run(folder)) == before
 
 
+def test_a_finished_run_is_replayed_to_a_store_that_has_not_seen_it(finished):
+    import mlflow
+
+    uri = f"sqlite:///{finished[0]}/late.db"
+    done = run(f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 tracking.mlflow.uri={uri}", finished[0])
+    assert "finished already" in done.stdout and "warning" not in done.stderr.lower()
+    client = mlflow.MlflowClient(uri)
+    [tracked] = client.search_runs([item.experiment_id for item in client.search_experiments()])
+    assert tracked.info.status == "FINISHED"
+    history = client.get_metric_history(tracked.info.run_id, "loss")
+    assert sorted(item.step for item in history) == list(range(1, 13))
+
+
 def test_fresh_starts_over_and_is_bit_identical(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "copy")

@@ -12,7 +12,7 @@ import numpy as np
 from arctic_hydra.batch import IGNORE_INDEX
 from arctic_hydra.data.encode import ExampleEncoder
 from arctic_hydra.data.formats import Reading
-from arctic_hydra.data.lengths import Overlong, pieces
+from arctic_hydra.data.lengths import Overlong, length_bin, pieces
 from arctic_hydra.data.masks import Encoded, TurnChoice
 from arctic_hydra.data.messages import RowProblem, malformed
 from arctic_hydra.data.source.rows import Row, Rows
@@ -67,11 +67,14 @@ class Report:
     max_token_id: int = -1
     stops: Counter[int] = field(default_factory=Counter)
     """Ids of the tokens that trained turns end in."""
+    length_bins: Counter[int] = field(default_factory=Counter)
+    """Rows by `length_bin` of their tokens, before the length policy."""
 
     def add(self, other: Report) -> None:
         """Add the counts of another part."""
         self.dropped.update(other.dropped)
         self.stops.update(other.stops)
+        self.length_bins.update(other.length_bins)
         for name in ("rows", "kept", "truncated", "split", "tokens", "tokens_lost", "supervised_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_token_id = max(self.max_token_id, other.max_token_id)
@@ -79,13 +82,19 @@ class Report:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Report:
         """Return the report that `plain()` made these values of."""
-        stops = Counter({int(token): count for token, count in plain["stops"].items()})
-        return cls(**{**plain, "dropped": Counter(plain["dropped"]), "stops": stops})
+        by_number = {
+            name: Counter({int(number): count for number, count in plain[name].items()})
+            for name in ("stops", "length_bins")
+        }
+        return cls(**{**plain, "dropped": Counter(plain["dropped"]), **by_number})
 
     def plain(self) -> dict[str, Any]:
         """Return the counts as plain values."""
-        stops = {str(token): count for token, count in sorted(self.stops.items())}
-        return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), "stops": stops}
+        by_number = {
+            name: {str(number): count for number, count in sorted(getattr(self, name).items())}
+            for name in ("stops", "length_bins")
+        }
+        return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
 
 
 @dataclass
@@ -147,6 +156,7 @@ class Preparer:
     def _fit(self, row: int, item: _Example, report: Report) -> list[tuple[list[int], Array]]:
         """Return ids and mask of the parts of an example that are kept; none where it is dropped."""
         ids, limit = item.ids, self._options.max_length
+        report.length_bins[length_bin(len(ids))] += 1
         if len(ids) <= limit:
             parts, head = [(0, len(ids))], 0
         elif self._policy is Overlong.error:

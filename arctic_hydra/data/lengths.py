@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import Enum
+from math import log2
 
 
 class Overlong(Enum):
@@ -15,6 +16,19 @@ class Overlong(Enum):
     keep_end = "keep_end"
     split = "split"
     error = "error"
+
+
+_BINS_PER_DOUBLING = 4
+
+
+def length_bin(length: int) -> int:
+    """Return the bin of a length in a histogram whose bins widen by the fourth root of 2."""
+    return int(_BINS_PER_DOUBLING * log2(length) + 1e-9)
+
+
+def bin_edge(number: int) -> float:
+    """Return where a bin of that histogram begins, in tokens."""
+    return float(2 ** (number / _BINS_PER_DOUBLING))
 
 
 def pieces(

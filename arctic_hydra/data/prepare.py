@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 2
-"""Raise when the same rows and options would give other tokens or masks: it is part of the cache key."""
+CODE_VERSION = 3
+"""Raise when the same rows and options would give other tokens, masks or reports: it is part of the cache key."""
 
 CHUNK_ROWS = 1000
 ROWS_PER_WORKER = 10_000

@@ -84,7 +84,11 @@ class PreparedDataFactory(DataFactory):
         problems: list[tuple[str, str]] = []
         if not self.sources:
             problems.append(
-                ("sources", "got none, expected at least one; add one with a `/source@data.sources.<name>: hf` entry")
+                (
+                    "sources",
+                    "got none, expected at least one; choose sets with data/sources=[<name>,...], or add one of your own "
+                    "with +source@data.sources.<name>=json",
+                )
             )
         problems += self._split_problems()
         problems += self._order_problems()

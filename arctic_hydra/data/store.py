@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import tempfile
@@ -22,6 +23,9 @@ from filelock import FileLock, Timeout
 from arctic_hydra.errors import DataError
 
 log = logging.getLogger(__name__)
+
+RELEASE_EXAMPLES = 500
+"""Examples between two releases of mapped pages: each may have mapped some 128 KiB, what lies around it included."""
 
 EXAMPLES = "examples.arrow"
 MANIFEST = "manifest.json"
@@ -66,9 +70,11 @@ class TokenStore:
         self.report: dict[str, Any] = manifest["report"]
         try:
             # The mapping stays valid when the file is unlinked, so a private store needs no later clean-up.
-            reader = pa.ipc.open_file(pa.memory_map(str(directory / EXAMPLES)))
+            with (directory / EXAMPLES).open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pa.ipc.open_file(pa.py_buffer(self._map))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        except (pa.ArrowInvalid, OSError) as error:
+        except (ValueError, OSError) as error:  # Arrow's errors and that of an empty file are ValueErrors
             raise DamagedEntryError(str(error)) from error
         self.lengths = _column(batches, "length")
         self.supervised = _column(batches, "supervised")
@@ -80,12 +86,17 @@ class TokenStore:
         offsets = [batch.column("ids").offsets.to_numpy(zero_copy_only=True) for batch in batches]
         self._batch_of = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
         self._start_of = np.concatenate([part[:-1] for part in offsets]) if offsets else np.empty(0, np.int32)
+        self._served = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def ids(self, index: int) -> Array:
         """Return the int32 token ids of one example."""
+        self._served += 1
+        if self._served % RELEASE_EXAMPLES == 0:
+            # Pages that were read count as this process's memory until they are unmapped; the system keeps them cached.
+            self._map.madvise(mmap.MADV_DONTNEED)
         start = self._start_of[index]
         part: Array = self._ids[self._batch_of[index]][start : start + self.lengths[index]]
         return part

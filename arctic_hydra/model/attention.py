@@ -12,8 +12,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from arctic_hydra.distributed import sequence_group
 from arctic_hydra.errors import ModelError
 from arctic_hydra.model.base import VARLEN_ATTENTION
+from arctic_hydra.model.ulysses import attend_together
 
 _UNSUPPORTED = {"softcap": "attention logit softcapping", "s_aux": "attention sinks"}
 
@@ -23,6 +25,7 @@ def register() -> None:
     AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
 
 
+@torch.compiler.disable  # document bounds differ from batch to batch
 def varlen_attention(
     module: torch.nn.Module,
     query_BHTD: torch.Tensor,
@@ -39,8 +42,9 @@ def varlen_attention(
     """Return causal attention within each document, [B, T, H, D], and no weights.
 
     Packed rows come as B = 1 with `cu_seq_lens_q` (int32, [N+1]) and `max_length_q`; without them each row is one
-    document, right-padded, and causality alone keeps real tokens from seeing padding. Raises ModelError for a model
-    that needs a mask or a transform that this function does not have.
+    document, right-padded, and causality alone keeps real tokens from seeing padding. Where ranks share a sequence, T is
+    this rank's part of it and `cu_seq_lens_q` that of the whole. Raises ModelError for a model that needs a mask or a
+    transform that this function does not have.
     """
     for name, meaning in _UNSUPPORTED.items():
         if kwargs.get(name) is not None:
@@ -52,19 +56,35 @@ def varlen_attention(
     if not getattr(module, "is_causal", True):
         raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} is causal, this model is not; use sdpa")
     dropout = dropout if module.training else 0.0
-    if cu_seq_lens_q is None:
-        out = _attend(query_BHTD, key_BHTD, value_BHTD, scaling, dropout, sliding_window)
-        return out.transpose(1, 2).contiguous(), None
-    if query_BHTD.is_cuda and dropout == 0.0:
-        return _varlen_cuda(
-            query_BHTD, key_BHTD, value_BHTD, scaling, sliding_window, cu_seq_lens_q, max_length_q
-        ), None
-    bounds = cu_seq_lens_q.tolist()
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return _by_document(query, key, value, scaling, dropout, sliding_window, cu_seq_lens_q, max_length_q)
+
+    group = sequence_group()
+    if group is not None:
+        return attend_together(attend, query_BHTD, key_BHTD, value_BHTD, group), None
+    return attend(query_BHTD, key_BHTD, value_BHTD), None
+
+
+def _by_document(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    cu_seqlens: torch.Tensor | None,
+    longest: int | None,
+) -> torch.Tensor:
+    if cu_seqlens is None:
+        return _attend(query, key, value, scaling, dropout, window).transpose(1, 2).contiguous()
+    if query.is_cuda and dropout == 0.0:
+        return _varlen_cuda(query, key, value, scaling, window, cu_seqlens, longest)
     parts = [
-        _attend(query_BHTD[:, :, a:b], key_BHTD[:, :, a:b], value_BHTD[:, :, a:b], scaling, dropout, sliding_window)
-        for a, b in itertools.pairwise(bounds)
+        _attend(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, dropout, window)
+        for a, b in itertools.pairwise(cu_seqlens.tolist())
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
 def _attend(

@@ -32,6 +32,12 @@ class ModelFactory(Component):
     """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
     disable_activation_checkpoint: bool = False
     """Keep all activations instead of computing them again in the backward pass."""
+    activation_checkpoint_every_n_layers: int = 1
+    """Recompute the activations of every n-th layer only and keep those of the others; 1 is all layers."""
+    compile: bool = False
+    """Compile each layer with torch.compile; packs are padded to `data.max_length`, so that shapes stay."""
+    compile_backend: str = "inductor"
+    """Backend of torch.compile: `inductor`, or `aot_eager`, which traces but generates no code."""
 
     stored: ClassVar[bool] = False
     """Whether its weights come from files, so that transformers, and each start of the run, can read them again."""
@@ -48,6 +54,15 @@ class ModelFactory(Component):
         if self.attn_implementation not in ATTENTION:
             raise ValueError(
                 f"attn_implementation: got {self.attn_implementation!r}, expected one of {', '.join(ATTENTION)}"
+            )
+
+        every = self.activation_checkpoint_every_n_layers
+        if every < 1:
+            raise ValueError(f"activation_checkpoint_every_n_layers: got {every}, expected 1 or more")
+        if every > 1 and self.disable_activation_checkpoint:
+            raise ValueError(
+                f"activation_checkpoint_every_n_layers: got {every}, which has no effect beside "
+                f"disable_activation_checkpoint=true; drop one of them"
             )
 
     @property
@@ -96,4 +111,19 @@ class ModelFactory(Component):
                 )
             # Non-reentrant: the reentrant form loses gradients when the inputs do not require them (frozen base).
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            for index, layer in enumerate(layers(model)):
+                layer.gradient_checkpointing = index % self.activation_checkpoint_every_n_layers == 0
         return model
+
+
+def layers(model: torch.nn.Module) -> list[Any]:
+    """Return the transformer layers of a model of transformers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def compile_layers(model: torch.nn.Module, backend: str) -> None:
+    """Compile each transformer layer by itself: the same code for all of them, so that it is generated once."""
+    for layer in layers(model):
+        layer.compile(backend=backend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import component
 from arctic_hydra.optimizer.base import AdamFactory
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @component(group="optimizer", name="adamw")
 class AdamWFactory(AdamFactory):
     """AdamW (Loshchilov and Hutter 2019) in torch's fused form, on CPU and CUDA."""
+
+    runs_on_cpu: ClassVar[bool] = True
 
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Return `torch.optim.AdamW` over the parameter groups of `model`."""

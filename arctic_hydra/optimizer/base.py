@@ -60,6 +60,9 @@ class OptimizerFactory(Component):
     state_bytes_per_parameter: ClassVar[int] = 8
     """Bytes of optimizer state per trained parameter, the master copy of the weights left out (Adam: two fp32 moments)."""
 
+    runs_on_cpu: ClassVar[bool] = False
+    """Whether it can step on the CPU while the model is on a GPU, as offloading needs."""
+
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Return an optimizer over the trainable parameters of `model`; raises ConfigError when there are none."""

@@ -10,7 +10,7 @@ from arctic_hydra import log, page
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import BatchGeometry, Example, Loader
 from arctic_hydra.distributed import World
-from arctic_hydra.report import data_table, summary_line
+from arctic_hydra.report import aligned, data_table, summary_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,14 +40,14 @@ def execute(run: Run, run_dir: Path) -> Path:
     return path
 
 
-Part = tuple[str, list[str], list[tuple[str, Pieces]]]
+Part = tuple[str, list[list[str]], list[tuple[str, Pieces]]]
 
 
 def _part(name: str, loader: Loader, count: int, tokenizer: PreTrainedTokenizerBase) -> Part:
     figures = loader.summary()
     title = f"{name}: {summary_line(loader)}"
     shown = [(_heading(example), pieces(example, tokenizer)) for example in loader.preview(count)]
-    return title, data_table(figures, always=True), shown
+    return title, data_table(figures), shown
 
 
 def _heading(example: Example) -> str:
@@ -60,12 +60,12 @@ def pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> Pieces:
     return [(str(tokenizer.decode([token for token, _ in run])), bool(trained)) for trained, run in runs]
 
 
-def _print(title: str, table: list[str], shown: list[tuple[str, Pieces]]) -> None:
+def _print(title: str, table: list[list[str]], shown: list[tuple[str, Pieces]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text("\n".join([title, *table])))
+    console.print(Text("\n".join([title, *aligned(table)])))
     for heading, parts in shown:
         console.print(Text(f"\n--- {heading}", style="bold"))
         text = Text()
@@ -78,9 +78,9 @@ def _print(title: str, table: list[str], shown: list[tuple[str, Pieces]]) -> Non
 
 
 def _page(title: str, parts: list[Part]) -> str:
-    body = ["<p><mark>Marked</mark> tokens are trained on; the others are context.</p>"]
+    body = [f"<h1>{page.escape(title)}</h1><p><mark>Marked</mark> tokens are trained on; the others are context.</p>"]
     for name, table, shown in parts:
-        body.append(f"<h1>{page.escape(name)}</h1><pre>{page.escape(chr(10).join(table))}</pre>")
+        body.append(f"<h2>{page.escape(name)}</h2>{page.table(table[0], table[1:])}")
         for heading, runs in shown:
             body.append(f"<h3>{page.escape(heading)}</h3><div class=chat>{''.join(map(_span, runs))}</div>")
     return page.page(title, body)

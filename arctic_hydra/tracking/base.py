@@ -23,6 +23,10 @@ class Tracker(Component):
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of one step."""
 
+    def catch_up(self, run_dir: Path, name: str, config: dict[str, Any], status: str) -> None:
+        """Send what the run in `run_dir` left unsent and end it with `status`; for the composing process, once the
+        ranks are gone. Does nothing where nothing is missing, or where the tracker keeps no memory of its own."""
+
     @abstractmethod
     def finish(self, status: str) -> None:
         """Close the run with `finished`, `stopped` or `failed`; waits 10 seconds at most."""

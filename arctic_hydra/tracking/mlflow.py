@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from arctic_hydra.component import component
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.tracking.base import Tracker
-from arctic_hydra.tracking.sender import Point, Sender
+from arctic_hydra.tracking.sender import Point, Sender, read_points, warn
 
 STATE_FILE = "tracking-mlflow.json"
 """File in the run directory that names the MLflow run, so that a later start continues it."""
@@ -60,17 +60,34 @@ class MLflowTracker(Tracker):
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         """Open the run in the background, and first send what `metrics.jsonl` holds and the store lacks."""
-        run_dir = run_dir.resolve()
-        uri = self.uri or f"sqlite:///{run_dir.parents[1] / 'mlflow.db'}"
-        connection = MLflowRun(uri, self.experiment, run_dir, name, config)
-        self._sender = Sender(
-            connection, run_dir / "metrics.jsonl", f"tracking.mlflow ({without_credentials(uri, mark='')})"
-        )
+        connection = self._connection(run_dir, name, config)
+        self._sender = Sender(connection, connection.metrics_path, connection.label)
         self._sender.start()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Queue the metrics of one step; returns at once."""
         self._sender.put(step, metrics)
+
+    def catch_up(self, run_dir: Path, name: str, config: dict[str, Any], status: str) -> None:
+        """Send what the store lacks of the run in `run_dir` and end it with `status`, where that was not done yet.
+
+        A run that failed before it reached the store is not created there. Takes some seconds where the store is away.
+        """
+        connection = self._connection(run_dir, name, config)
+        if connection.closed_with == status or (status == "failed" and not connection.opened):
+            return
+        try:
+            connection.open()
+            connection.send(read_points(connection.metrics_path))
+            connection.close(status)
+        except Exception as error:  # whatever a tracking library raises
+            warn(connection.label, f"{type(error).__name__}: {error}")
+
+    def _connection(self, run_dir: Path, name: str, config: dict[str, Any]) -> MLflowRun:
+        run_dir = run_dir.resolve()
+        return MLflowRun(
+            self.uri or f"sqlite:///{run_dir.parents[1] / 'mlflow.db'}", self.experiment, run_dir, name, config
+        )
 
     def finish(self, status: str) -> None:
         """Send what is left and end the MLflow run: FINISHED, KILLED (stopped early) or FAILED."""
@@ -87,11 +104,25 @@ class MLflowRun:
         self._name = name
         self._config = config
         self._state_path = run_dir / STATE_FILE
+        self.metrics_path = run_dir / "metrics.jsonl"
+        self.label = f"tracking.mlflow ({without_credentials(uri, mark='')})"
         self._client: Any = None
         self._run_id = ""
         self._described = False
+        self._status: str | None = None
         self._last_step = -1
         self._last_steps: dict[str, int] = {}
+
+    @property
+    def opened(self) -> bool:
+        """Whether an earlier start of this run directory reached this store."""
+        return bool(self._state())
+
+    @property
+    def closed_with(self) -> str | None:
+        """The status that the run was ended with after its last metrics; None where it never was, or in this store."""
+        status: str | None = self._state().get("status")
+        return status
 
     def open(self) -> None:
         """Create the run, or open again the one that the run directory names, and learn what the store holds."""
@@ -102,8 +133,7 @@ class MLflowRun:
             experiment_id = self._experiment_id()
         run = self._known_run()
         if run is None:
-            tags = {"arctic_hydra.run_dir": str(self._run_dir)}
-            run = self._client.create_run(experiment_id, run_name=self._name, tags=tags)
+            run = self._client.create_run(experiment_id, run_name=self._name, tags=self._tags())
             self._described = False
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
@@ -136,6 +166,23 @@ class MLflowRun:
     def close(self, status: str) -> None:
         """End the run."""
         self._client.set_terminated(self._run_id, _STATUS[status])
+        self._status = status
+        self._write_state()
+
+    def _tags(self) -> dict[str, str]:
+        """Return what MLflow's pages show as user, source and version, from the record of the run."""
+        from mlflow.tracking.context.registry import resolve_tags
+
+        record = self._run_dir / "record.json"
+        git = json.loads(record.read_text(encoding="utf-8")).get("git") if record.exists() else None
+        tags = {
+            "arctic_hydra.run_dir": str(self._run_dir),
+            "mlflow.source.name": "arctic_hydra",
+            "mlflow.source.type": "JOB" if "SLURM_JOB_ID" in os.environ else "LOCAL",
+        }
+        if git:
+            tags["mlflow.source.git.commit"] = git["revision"]
+        return dict(resolve_tags(tags))
 
     def _creation_lock(self) -> AbstractContextManager[Any]:
         """Let one process at a time create a SQLite store: its migrations fail where two of them meet."""
@@ -177,10 +224,8 @@ class MLflowRun:
         """Return the run that an earlier start of this run directory opened in this store, if it is still there."""
         from mlflow.exceptions import MlflowException
 
-        if not self._state_path.exists():
-            return None
-        state = json.loads(self._state_path.read_text(encoding="utf-8"))
-        if state["uri"] != without_credentials(self._uri, mark=""):
+        state = self._state()
+        if not state:
             return None
         try:
             run = self._client.get_run(state["run_id"])
@@ -204,12 +249,20 @@ class MLflowRun:
         self._described = True
         self._write_state()
 
+    def _state(self) -> dict[str, Any]:
+        """Return what was noted down about this run directory's run in this store; empty where there is none."""
+        if not self._state_path.exists():
+            return {}
+        state: dict[str, Any] = json.loads(self._state_path.read_text(encoding="utf-8"))
+        return state if state["uri"] == without_credentials(self._uri, mark="") else {}
+
     def _write_state(self) -> None:
         state = {
             "uri": without_credentials(self._uri, mark=""),
             "run_id": self._run_id,
             "last_step": self._last_step,
             "described": self._described,
+            "status": self._status,
         }
         part = self._state_path.with_name(f"{STATE_FILE}.part")
         part.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")

@@ -52,7 +52,7 @@ class Sender:
     """Feeds a connection from a bounded queue, and from `metrics.jsonl` whatever the queue could not hold.
 
     A failure is one warning; the connection is tried again with growing pauses, and after each reopening the file is
-    replayed, so nothing is lost while the run lives, and what is left is sent when the run is started again.
+    replayed, so nothing is lost while the run lives, and what is left is sent when the same command is given again.
     """
 
     def __init__(self, connection: Connection, metrics_path: Path, what: str) -> None:
@@ -134,12 +134,17 @@ class Sender:
     def _warn_once(self, problem: str) -> None:
         if not self._warned:
             self._warned = True
-            log.warning(
-                "%s: %s. The run goes on and metrics.jsonl keeps every step; what is missing is sent once the store "
-                "answers, at the latest when this run is started again.",
-                self._what,
-                without_credentials(" ".join(problem.split()))[:300],
-            )
+            warn(self._what, problem)
+
+
+def warn(what: str, problem: str) -> None:
+    """Say that a store is away, without credentials, and that nothing is lost."""
+    log.warning(
+        "%s: %s. The run goes on and metrics.jsonl keeps every step; what is missing is sent once the store answers, at "
+        "the latest when the same command is given again.",
+        what,
+        without_credentials(" ".join(problem.split()))[:300],
+    )
 
 
 def read_points(path: Path) -> list[Point]:

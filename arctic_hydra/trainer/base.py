@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
@@ -55,6 +56,12 @@ class Trainer(TrainerSlot):
     """Packs (or, unpacked, examples) per forward pass and rank."""
     gradient_accumulation_steps: HumanInt = integer(1, minimum=1)
     """Micro-batches per optimizer step and rank."""
+    sequence_parallel_size: HumanInt = integer(1, minimum=1)
+    """Ranks that share each sequence (Ulysses): each holds that part of its tokens' activations; divides ranks and heads."""
+    activation_checkpoint_cpu_offload: bool = False
+    """Keep what recomputed layers start from in the host's memory; worth it from about 64Ki tokens per rank on."""
+    tiled_mlp_compute: bool = False
+    """Send the tokens of a row through each gated MLP in parts (`converter=[tiled_mlp]` with a setting for how many)."""
     max_minutes: HumanFloat = number(0.0, minimum=0)
     """Stop with a resumable checkpoint once training has taken so long since this start; 0 is off."""
     eval_frequency: HumanInt = integer(0, minimum=0)
@@ -81,7 +88,8 @@ class Trainer(TrainerSlot):
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(
         # Accumulation counts by the global batch, which is in the identity: fewer ranks that accumulate more go on.
-        "exit_iteration max_minutes kill_switch_path collective_timeout_seconds eval_interval gradient_accumulation_steps".split()
+        "exit_iteration max_minutes kill_switch_path collective_timeout_seconds eval_interval gradient_accumulation_steps "
+        "sequence_parallel_size".split()
     )
 
     def validate(self) -> None:
@@ -194,6 +202,13 @@ class Trainer(TrainerSlot):
         self._spike = ""
         self._started, self._first_step = time.monotonic(), tools.state.progress.global_step
 
+    @contextmanager
+    def on_skeleton(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` work on a model without content and without an engine, as the memory estimate does before `equip`."""
+        self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
+        yield
+        del self.tools
+
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback."""
         for callback in self._callbacks:
@@ -262,10 +277,10 @@ class Trainer(TrainerSlot):
                 for converter in self.tools.converters:
                     converter.post_optimizer_hook(self.tools.engine.module)
         self.tools.scheduler.step()
-        self._totals.flops += sum(
-            model_flops(*self.tools.flops_shape, batch.document_lengths, batch.num_supervised)
-            for batch in window.micro_batches
-        )
+        for batch in window.micro_batches:  # of the body, each rank of a sequence group computes its share
+            body = model_flops(*self.tools.flops_shape, batch.document_lengths, 0)
+            head = model_flops(*self.tools.flops_shape, [], batch.num_supervised)
+            self._totals.flops += body / self.sequence_parallel_size + head
 
     def evaluate(self) -> dict[str, Any]:
         """Return the token-weighted loss, perplexity and accuracy over every evaluation example, once each."""
@@ -322,19 +337,23 @@ class Trainer(TrainerSlot):
 
     def _agree(self, window: Window) -> dict[str, int]:
         """Sum this step's counts over the ranks and decide together what to do before it: one collective."""
-        supervised, tokens, padding, stop, *written = distributed.sum_over_ranks(
+        checkpoints, names = self.tools.checkpoints, self.tools.loader.source_names
+        supervised, tokens, padding, stop, *more = distributed.sum_over_ranks(
             [
                 window.num_supervised,
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
-                *(int(engine.written) for engine in self.tools.checkpoints),
+                *(int(engine.written) for engine in checkpoints),
+                *(window.supervised_by_source(len(names)) if len(names) > 1 else ()),
             ]
         )
-        for engine, ranks in zip(self.tools.checkpoints, written, strict=True):
+        written, by_source = more[: len(checkpoints)], more[len(checkpoints) :]
+        for engine, ranks in zip(checkpoints, written, strict=True):
             if ranks == self.world.size:
                 with self._off_the_clock():
                     engine.settle()
+        self._totals.by_source.update(dict(zip(names, by_source, strict=False)))
         if stop:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:
@@ -415,6 +434,8 @@ class Trainer(TrainerSlot):
             "memory_gib": memory_gib(self.device),
             "skipped_steps": progress.skipped_steps,
         }
+        for name, count in totals.by_source.items():
+            self.last_metrics[f"source_share/{name}"] = count / max(1, totals.supervised)
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = progress.spiked_steps
         self._totals = Totals()

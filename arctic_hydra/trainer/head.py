@@ -120,6 +120,12 @@ def tap_head(engine: Any, device: torch.device) -> Head | str:
     return Head(model, linear, transform)
 
 
+def untried_head(model: nn.Module) -> Head | None:
+    """Return the tapped head of a model without content, taken to be a plain one; None where it has no linear head."""
+    linear = _linear_head(model)
+    return None if isinstance(linear, str) else Head(model, linear, LogitTransform())
+
+
 def _linear_head(model: Any) -> nn.Linear | str:
     """Return the linear layer that projects to the vocabulary, or why there is none to be tapped."""
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from arctic_hydra import distributed
 from arctic_hydra.batch import Batch
 from arctic_hydra.component import component
 from arctic_hydra.data.sft import SFTDataFactory
@@ -71,6 +73,20 @@ class SFTTrainer(Trainer):
         super().equip(tools)
         self._losses = self._loss_computer(tools)
 
+    @contextmanager
+    def on_skeleton(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` work on a model without content: a head that cannot be tried out is taken to be a plain one."""
+        from arctic_hydra.trainer.chunked import TokenLoss
+        from arctic_hydra.trainer.head import untried_head
+        from arctic_hydra.trainer.loss import LossComputer
+
+        head = untried_head(model) if self.head_loss is not HeadLoss.full else None
+        with super().on_skeleton(model):
+            self._losses = LossComputer(
+                model, head, TokenLoss(self.label_smoothing, self.z_loss), False, self.head_chunk_rows
+            )
+            yield
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the token losses summed over the supervised tokens of the micro-batch."""
         return self._losses.loss_sum(batch)
@@ -84,7 +100,8 @@ class SFTTrainer(Trainer):
         from arctic_hydra.trainer.head import Head, tap_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
+        with distributed.alone():  # the tokens that try it out are no part of a shared sequence
+            head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
         if isinstance(head, str):
             if self.head_loss is not HeadLoss.auto:
                 raise ConfigError(

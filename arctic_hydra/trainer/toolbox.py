@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ class Totals:
     steps: int = 0
     supervised: int = 0
     tokens: int = 0
+    by_source: Counter[str] = field(default_factory=Counter)
+    """Supervised tokens of each data source, where there are several."""
     flops: float = 0.0
     start: float = field(default_factory=time.monotonic)
     paused: float = 0.0

@@ -32,7 +32,7 @@ def main() -> None:
     """Run the blocks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=16, help="16 make 102 M parameters")
+    parser.add_argument("--layers", type=int, default=20, help="20 make 102 M parameters")
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a block; the save is after the first")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

@@ -10,9 +10,10 @@ import pytest
 from tests.command import SMALL, only_run, run
 
 ARGUMENTS = (
-    f"{SMALL} ranks=2 trainer.train_iters=6 trainer.eval_at_start=false tracking=[] callback=[saboteur] "
+    f"{SMALL} ranks=2 trainer.train_iters=6 trainer.eval_at_start=false callback=[saboteur] "
     "trainer.collective_timeout_seconds=5"
 )
+SAVING = "tracking=[] checkpoint.deepspeed.save_every_n_steps=2"
 START_SECONDS = 60
 """What a run takes on a busy machine until the sabotage."""
 DIED = "error: rank 1 was killed by SIGKILL; most often the kernel does that when memory runs out"
@@ -23,14 +24,14 @@ STALLED = "error: rank 1 stalled: the others waited trainer.collective_timeout_s
 @pytest.mark.parametrize(
     ("how", "moment", "more", "text"),
     [
-        ("raise", "step", "", "rank 1 failed first:"),
-        ("raise", "save", "checkpoint.deepspeed.save_every_n_steps=2", "ZeroDivisionError: sabotage"),
-        ("kill", "backward", "deepspeed=zero2", DIED),
-        ("kill", "save", "checkpoint.deepspeed.save_every_n_steps=2", DIED),
-        ("exit", "step", "", "error: rank 1 ended with exit code 3 without a word"),
-        ("freeze", "step", "", STALLED),
-        ("freeze", "backward", "deepspeed=zero3", STALLED),
-        ("freeze", "save", "checkpoint.deepspeed.save_every_n_steps=2", STALLED),
+        ("raise", "step", "tracking=[mlflow]", "rank 1 failed first:"),
+        ("raise", "save", SAVING, "ZeroDivisionError: sabotage"),
+        ("kill", "backward", "tracking=[] deepspeed=zero2", DIED),
+        ("kill", "save", SAVING, DIED),
+        ("exit", "step", "tracking=[]", "error: rank 1 ended with exit code 3 without a word"),
+        ("freeze", "step", "tracking=[]", STALLED),
+        ("freeze", "backward", "tracking=[] deepspeed=zero3", STALLED),
+        ("freeze", "save", SAVING, STALLED),
     ],
 )
 def test_one_rank_fails_and_all_end(how, moment, more, text, my_lab, tmp_path):
@@ -45,3 +46,9 @@ def test_one_rank_fails_and_all_end(how, moment, more, text, my_lab, tmp_path):
     assert json.loads((run_dir / "record.json").read_text())["status"] == "failed"
     assert time.monotonic() - start < START_SECONDS
     assert not list((run_dir / "checkpoints").glob("step-*"))
+    if "mlflow" in more:
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+        [tracked] = client.search_runs([item.experiment_id for item in client.search_experiments()])
+        assert tracked.info.status == "FAILED", "rank 0 was stopped before it could say so"

@@ -69,6 +69,7 @@ def steps_of(client: Any, run: Any, key: str = "loss") -> list[int]:
 
 
 def test_params_metrics_and_config_arrive(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "record.json").write_text(json.dumps({"git": {"revision": "4b825dc6", "dirty": False}}))
     (run_dir.parents[1] / "mlflow.db.part").write_bytes(b"left by a process that was killed while it created the store")
     tracker = MLflowTracker()
     tracker.start(run_dir, "default/0123abcd", CONFIG)
@@ -82,6 +83,10 @@ def test_params_metrics_and_config_arrive(run_dir: Path, capfd: pytest.CaptureFi
     assert run.data.params["optimizer.betas"] == "[0.9, 0.95]"
     assert len(run.data.params["data.sources.a b.path"]) == 6000
     assert run.data.tags["arctic_hydra.run_dir"] == str(run_dir)
+    assert run.data.tags["mlflow.source.name"] == "arctic_hydra"
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    assert run.data.tags["mlflow.source.git.commit"] == "4b825dc6"
+    assert run.data.tags["mlflow.user"] == run.info.user_id != "unknown"
     assert steps_of(client, run) == [1, 2, 3, 4, 5]
     assert steps_of(client, run, "eval/a_b") == [1, 2, 3, 4, 5]
     assert "mfu" not in run.data.metrics
@@ -121,6 +126,31 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
     assert run.data.params["seed"] == "42"
     assert steps_of(client, run) == list(range(1, 11))
     assert steps_of(client, run, "eval/loss") == [10]
+
+
+def test_catching_up_sends_what_a_store_that_was_away_missed_and_only_once(run_dir, monkeypatch, caplog) -> None:
+    write_steps(run_dir, range(1, 6))
+    MLflowTracker(uri="http://127.0.0.1:9").catch_up(run_dir, "r", CONFIG, "finished")
+    assert "tracking.mlflow (http://127.0.0.1:9)" in caplog.text and "the same command is given again" in caplog.text
+    MLflowTracker().catch_up(run_dir, "r", CONFIG, "finished")
+    client, run = store(run_dir)
+    assert (run.info.status, steps_of(client, run)) == ("FINISHED", [1, 2, 3, 4, 5])
+    caplog.clear()
+    monkeypatch.setattr("arctic_hydra.tracking.mlflow._import_client", lambda: 1 / 0)
+    MLflowTracker().catch_up(run_dir, "r", CONFIG, "finished")
+    assert not caplog.records, "nothing was missing, so the store is not asked"
+
+
+def test_a_run_whose_ranks_are_gone_is_ended_from_outside(run_dir: Path) -> None:
+    MLflowTracker().catch_up(run_dir, "r", CONFIG, "failed")
+    assert not (run_dir / STATE_FILE).exists(), "a run that failed before it got to the store is not created there"
+    tracker = MLflowTracker()
+    tracker.start(run_dir, "r", CONFIG)
+    wait_for_state(run_dir)
+    assert store(run_dir)[1].info.status == "RUNNING"
+    MLflowTracker().catch_up(run_dir, "r", CONFIG, "failed")
+    assert store(run_dir)[1].info.status == "FAILED"
+    tracker.finish("failed")
 
 
 @pytest.fixture

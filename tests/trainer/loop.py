@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from arctic_hydra import engine
+from arctic_hydra import distributed, engine
 from arctic_hydra.batch import Batch, Window
 from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.data.sequence import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
+from arctic_hydra.model.base import compile_layers
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from arctic_hydra.progress import Progress
@@ -92,6 +96,9 @@ class MemoryLoader:
                 micros.append(batch_of(chosen[first:last], self.packed))
             yield Window(micros, step)
 
+    def preview(self, count: int) -> list[Any]:
+        return []
+
     def summary(self) -> dict[str, Any]:
         return {}
 
@@ -129,6 +136,9 @@ def make_trainer(
     scheduler: SchedulerFactory | None = None,
     eval_data: list[Document] | None = None,
     clipping: float = 1.0,
+    converters: Sequence[ModelConverter] = (),
+    row_tokens: int | None = None,
+    offload: Mapping[str, bool] = MappingProxyType({}),
     seed: int = 0,
     **fields: Any,
 ) -> SFTTrainer:
@@ -136,18 +146,24 @@ def make_trainer(
     world = World.from_env()
     trainer = SFTTrainer(**fields)
     trainer.listen([], world)
-    geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world, packed)
-    loader = MemoryLoader(data, *geometry)
-    eval_loader = MemoryLoader(eval_data, *geometry) if eval_data else None
+    shares = trainer.sequence_parallel_size
+    distributed.start_sequence_groups(world, shares, 60)
+    geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.data_parallel(shares), packed)
+    loader = fitted(MemoryLoader(data, *geometry), row_tokens)
+    eval_loader = fitted(MemoryLoader(eval_data, *geometry)) if eval_data else None
     scheduler = scheduler or ConstantScheduler(warmup_ratio=0.0)
     horizon = trainer.plan(loader, scheduler.warmup)
     factory = model or tiny_factory()
     torch.manual_seed(seed)
     network = factory.create_model(factory.create_config())
-    config = engine.ZeROFactory(stage=stage, gradient_clipping=clipping).fill(
+    for converter in converters:
+        network = converter.convert(network)
+    config = engine.ZeROFactory(stage=stage, gradient_clipping=clipping, **offload).fill(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.size, factory.dtype, 32
     )
     optimizer = AdamWFactory(lr=lr, weight_decay=0.0).create_optimizer(network)
+    if factory.compile:
+        compile_layers(network, factory.compile_backend)
     schedule = scheduler.create_scheduler(optimizer, horizon)
     wrapped = engine.initialize(network, optimizer, config)
     state = TrainingState(wrapped, schedule, None, Progress(), world, run_dir, {})  # type: ignore[arg-type]

@@ -6,13 +6,10 @@ import pytest
 import torch
 import transformers
 
-from arctic_hydra.errors import ConfigError
-from arctic_hydra.trainer.chunked import LogitTransform, TokenLoss
+from arctic_hydra.trainer.chunked import LogitTransform
 from arctic_hydra.trainer.head import Head, model_inputs, tap_head
-from arctic_hydra.trainer.loss import LossComputer, plain_losses
-from arctic_hydra.trainer.sft import SFTTrainer
-from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
+from arctic_hydra.trainer.loss import LossComputer
+from tests.trainer.loop import batch_of, documents
 
 CPU = torch.device("cpu")
 SIZES = {

@@ -1,0 +1,86 @@
+"""Windows fitted to the model: rows of constant length, and for ranks that share sequences, each its part of them.
+
+Targets are chosen from whole sequences before these are cut, so the token after a cut is predicted like any other.
+
+Shapes: B rows, T tokens per row, t of them on this rank, K supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from arctic_hydra.batch import Batch, Window
+from arctic_hydra.data.base import Example, Loader
+from arctic_hydra.distributed import sequence_group
+
+
+def fitted(loader: Loader, row_tokens: int | None = None) -> Loader:
+    """Return `loader` with rows padded to `row_tokens` where given, and cut among the ranks of a sequence group."""
+    group = sequence_group()
+    if group is None:
+        return loader if row_tokens is None else FittedLoader(loader, 0, 1, row_tokens)
+    return FittedLoader(loader, group.rank, group.size, row_tokens)
+
+
+class FittedLoader:
+    """Another loader's windows, of each sequence the part of one rank among `size`; fulfils `data.base.Loader`."""
+
+    def __init__(self, loader: Loader, rank: int, size: int, row_tokens: int | None = None) -> None:
+        """Cut the windows of `loader`, which deals to groups of `size` ranks, for member `rank` of this group."""
+        self._loader, self._arguments = loader, (rank, size, row_tokens)
+        self.fingerprint, self.source_names = loader.fingerprint, loader.source_names
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps in `epoch`."""
+        return self._loader.steps(epoch)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """Yield the windows of `epoch` from step `start` on."""
+        for window in self._loader.windows(epoch, start):
+            yield Window([part(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch)
+
+    def preview(self, count: int) -> list[Example]:
+        """Return up to `count` whole examples of each source."""
+        return self._loader.preview(count)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of the whole data."""
+        return self._loader.summary()
+
+
+def part(batch: Batch, rank: int, size: int, row_tokens: int | None = None) -> Batch:
+    """Return rank's part of the tokens of `batch`, padded to `row_tokens` and to a multiple of `size`.
+
+    The padding of a packed row is a document of its own. `cu_seqlens`, `max_seqlen` and `document_lengths` stay those of
+    the whole sequence, which attention sees.
+    """
+    rows, length = batch.input_ids_BT.shape
+    width = -(-max(length, row_tokens or 0) // size)
+    missing, start = width * size - length, rank * width
+    bounds, longest = batch.cu_seqlens, batch.max_seqlen
+    if missing and bounds is not None:
+        bounds, longest = torch.cat([bounds, bounds.new_tensor([length + missing])]), max(longest, missing)
+    row_K, column_K = batch.rows_K // length, batch.rows_K % length - start
+    mine_K = (column_K >= 0) & (column_K < width)
+    if bounds is not None or not batch.num_tokens:
+        lengths = [batch.num_tokens]
+    else:
+        lengths = batch.document_lengths
+    real = sum(min(max(tokens - start, 0), width) for tokens in lengths)
+    return replace(
+        batch,
+        input_ids_BT=pad(batch.input_ids_BT, (0, missing))[:, start : start + width].contiguous(),
+        position_ids_BT=pad(batch.position_ids_BT, (0, missing))[:, start : start + width].contiguous(),
+        rows_K=(row_K * width + column_K)[mine_K],
+        targets_K=batch.targets_K[mine_K],
+        source_K=batch.source_K[mine_K],
+        cu_seqlens=bounds,
+        max_seqlen=longest,
+        num_tokens=real,
+        num_padding=rows * width - real,
+    )

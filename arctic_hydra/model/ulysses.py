@@ -1,0 +1,91 @@
+"""Ulysses sequence parallelism (Jacobs et al. 2023): ranks hold parts of a sequence, and heads while attending.
+
+Around attention, one all-to-all turns [all heads, part of the tokens] into [part of the heads, all tokens], another one
+turns the result back. Every other layer sees only its rank's tokens. DeepSpeed's own form of it replaces attention for
+every model of the process, gathers position ids in each layer and knows no packed sequences, so this is ours.
+
+Shapes: B rows, H heads, T tokens of the whole sequence, t = T / R of this rank, D head size, R ranks of the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from arctic_hydra.distributed import SequenceGroup
+from arctic_hydra.errors import ConfigError
+
+
+def check_heads(config: Any, size: int) -> None:
+    """Refuse a group size that the model's heads cannot be dealt to; raises ConfigError with the numbers."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    shared = int(getattr(text, "num_key_value_heads", None) or heads)
+    if heads % size:
+        raise ConfigError(
+            f"trainer.sequence_parallel_size: got {size}, but the model has {heads} attention heads; expected a divisor of {heads}"
+        )
+    if shared % size and size % shared:
+        raise ConfigError(
+            f"trainer.sequence_parallel_size: got {size}, but the model has {shared} key-value heads; expected a divisor or "
+            f"a multiple of {shared}"
+        )
+
+
+def attend_together(
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    query_BHtD: torch.Tensor,
+    key_BHtD: torch.Tensor,
+    value_BHtD: torch.Tensor,
+    group: SequenceGroup,
+) -> torch.Tensor:
+    """Return `attend(query, key, value)` over the whole sequence, [B, t, H, D]: this rank's tokens, all heads.
+
+    `attend` gets [B, H/R, T, D] and returns [B, T, H/R, D]. Key and value heads fewer than ranks are repeated.
+    """
+    whole = [_deal_heads(_repeated(x, group.size), group) for x in (query_BHtD, key_BHtD, value_BHtD)]
+    return _deal_tokens(attend(*whole), group)
+
+
+def _repeated(x_BHtD: torch.Tensor, ranks: int) -> torch.Tensor:
+    heads = x_BHtD.shape[1]
+    return x_BHtD if heads >= ranks else x_BHtD.repeat_interleave(ranks // heads, dim=1)
+
+
+def _deal_heads(x_BHtD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+    B, H, t, D = x_BHtD.shape
+    parts = x_BHtD.reshape(B, group.size, H // group.size, t, D).transpose(0, 1)  # one for each rank
+    parts = _exchange(parts, group)  # one from each rank, in the order of the sequence
+    return parts.permute(1, 2, 0, 3, 4).reshape(B, H // group.size, t * group.size, D)
+
+
+def _deal_tokens(x_BThD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+    B, T, h, D = x_BThD.shape
+    parts = x_BThD.reshape(B, group.size, T // group.size, h, D).transpose(0, 1)
+    parts = _exchange(parts, group)  # one from each rank, in the order of the heads
+    return parts.permute(1, 2, 0, 3, 4).reshape(B, T // group.size, h * group.size, D)
+
+
+def _exchange(parts: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+    return _AllToAll.apply(parts.contiguous(), group.group)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _AllToAll(torch.autograd.Function):
+    """Send part i of the first dimension to rank i, and receive one from each; its gradient takes the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        received = torch.empty_like(parts)
+        dist.all_to_all_single(received, parts, group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        sent = gradients[0].contiguous()
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=ctx.group)
+        return received, None
