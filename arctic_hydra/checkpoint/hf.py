@@ -143,16 +143,9 @@ def is_adapted(model: Any) -> bool:
 
 def check_mergeable(model: Any) -> None:
     """Raise ConfigError for an adapter that cannot be added into the weights."""
-    tuner, problem = model.base_model, None
-    if not hasattr(tuner, "merge_and_unload"):
-        problem = "peft knows no way to do it"
-    elif tied := tuner._get_tied_target_modules(tuner.model):
-        problem = f"it changes {', '.join(tied)}, which shares its weight with another module"
-    if problem:
+    if not hasattr(model.base_model, "merge_and_unload"):
         kind = model.peft_config["default"].peft_type.value
-        raise ConfigError(
-            f"checkpoint.hf.merge: this {kind} adapter cannot be merged ({problem}); pass checkpoint.hf.merge=false"
-        )
+        raise ConfigError(f"checkpoint.hf.merge: peft cannot merge a {kind} adapter; pass checkpoint.hf.merge=false")
 
 
 def merged(model: Any) -> Any:

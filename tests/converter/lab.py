@@ -42,6 +42,8 @@ def compose_run(arguments: str, model: Path | None = None) -> tuple[config.Run, 
     """Return the checked run of a command line, and its plain config."""
     wanted = f"{SHORT} {arguments} deepspeed.config={{zero_allow_untested_optimizer:true}}".split(" ")
     wanted += [f"model.name_or_path={model}", "model.dtype=fp32"] if model else []
+    if "data.eval_sources" in arguments:
+        wanted.remove("~data.eval_sources.chat")
     overrides = [compose.prepare(item) for item in wanted if item]
     tree = to_plain(compose.without_hydra(compose.compose_config(overrides, "config")))
     return config.build(tree), tree

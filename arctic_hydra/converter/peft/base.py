@@ -134,18 +134,20 @@ class PeftFactory(PeftSlot):
 
     def _keep_tied(self, model: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values with which an embedding and a head of one weight keep one; peft would train two copies."""
-        tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
-        names = {name.split(".")[-1] for name, module in model.named_modules() if module in tables}
-        targets = values.get("target_modules")
-        chosen = names & {*(values.get("modules_to_save") or []), *(targets if isinstance(targets, list) else [])}
-        if not chosen or not is_tied(model) or "ensure_weight_tying" in values:
+        if not is_tied(model):
             return values
-        if "ensure_weight_tying" not in catalog.types()[self.type_name]:
+        tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
+        names = [name for name, module in model.named_modules() if module in tables]
+        targets, saved = values.get("target_modules"), values.get("modules_to_save") or []
+        adapted = [] if targets in (None, "all-linear") else [name for name in names if _is_named(targets, name)]
+        whole = [name for name in names if _is_named(saved, name)]
+        can_tie = "ensure_weight_tying" in catalog.types()[self.type_name]
+        if adapted or (whole and not can_tie):
             raise ConfigError(
-                f"peft: {', '.join(sorted(chosen))} of this model shares its weight with another module, and peft's "
-                f"{self.type_name} would take them apart; leave it out, or use peft=lora"
+                f"peft: {', '.join(adapted or whole)} of this model shares its weight with another module, and {self.type_name} "
+                "would take them apart; leave it out, or use peft=lora with peft.modules_to_save=[embed_tokens], which trains both as one"
             )
-        return {**values, "ensure_weight_tying": True}
+        return {**values, "ensure_weight_tying": True} if whole else values
 
 
 def is_tied(model: Any) -> bool:
@@ -158,13 +160,15 @@ def check_modules(key: str, wanted: Any, names: list[str]) -> None:
     if wanted is None or wanted == "all-linear":
         return
     listed = [wanted] if isinstance(wanted, str) else list(wanted)
-    missing = [name for name in listed if not _is_there(name, names, pattern=isinstance(wanted, str))]
+    missing = [
+        item for item in listed if not any(_is_named(item if wanted is item else [item], name) for name in names)
+    ]
     if missing:
         raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
 
 
-def _is_there(wanted: str, names: list[str], *, pattern: bool) -> bool:
+def _is_named(wanted: str | list[str], name: str) -> bool:
     """Compare as peft does: a string is a pattern of whole names, an entry of a list their end."""
-    if pattern:
-        return any(re.fullmatch(wanted, name) for name in names)
-    return any(name == wanted or name.endswith(f".{wanted}") for name in names)
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == item or name.endswith(f".{item}") for item in wanted)
