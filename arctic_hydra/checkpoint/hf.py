@@ -126,7 +126,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         trained = {name for name, value in self.state.engine.module.named_parameters() if value.requires_grad}
         chosen = {name: value for name, value in weights.items() if not self.state.frozen_elsewhere or name in trained}
         initialise(model, chosen, Weights(self.state.run_dir, self.state.progress.global_step, UNCHECKED))
-        return merged(model)
+        return model.merge_and_unload()
 
     def load(self) -> Path | None:
         """Raise CheckpointError: an export holds weights only."""
@@ -146,11 +146,6 @@ def check_mergeable(model: Any) -> None:
     if not hasattr(model.base_model, "merge_and_unload"):
         kind = model.peft_config["default"].peft_type.value
         raise ConfigError(f"checkpoint.hf.merge: peft cannot merge a {kind} adapter; pass checkpoint.hf.merge=false")
-
-
-def merged(model: Any) -> Any:
-    """Return the whole model with its adapter added into the weights, in place."""
-    return model.merge_and_unload()
 
 
 def write_export(

@@ -7,7 +7,7 @@ from typing import Any
 
 from arctic_hydra import assemble, log
 from arctic_hydra.checkpoint import source
-from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, is_adapted, merged, write_export
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, is_adapted, write_export
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
 from arctic_hydra.distributed import World
@@ -33,6 +33,6 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     merge = options.merge if options.merge is not None else assemble.base_of(run) is None
     if is_adapted(model) and merge:
         check_mergeable(model)
-        model = merged(model)
+        model = model.merge_and_unload()
     write_export(model, model.state_dict(), tokenizer, target, options)
     return {"status": FINISHED, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}
