@@ -1,6 +1,6 @@
 """Every check of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. `nox -s faults`, `nox -s bench` and `nox -s gpu` are run by hand.
+`nox` runs lint, types and tests. `nox -s faults`, `nox -s compiled`, `nox -s bench` and `nox -s gpu` are run by hand.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ def faults(session: nox.Session) -> None:
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-m", "faults", f"--timeout={TEST_TIMEOUT_SECONDS}")
     session.run("python", "-m", "tests.faults.kill_loop", *session.posargs)
+
+
+@nox.session
+def compiled(session: nox.Session) -> None:
+    """Run the tests marked `compiles`: DeepSpeed's own optimizers, which it builds with g++ and ninja."""
+    session.install(*PINNED, "-e", ".[test]", "ninja")
+    session.run("pytest", "-m", "compiles", f"--timeout={2 * TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 
 @nox.session

@@ -66,6 +66,8 @@ class Log(Component):
     """Ranks that print to the terminal: a list, or `*` for all."""
     file_ranks: Any = "*"
     """Ranks that write `logs/rank<n>.log`: a list, or `*` for all."""
+    report: bool = True
+    """Write `report.html` at the end of the run; `task=report` does it at any time."""
 
     def validate(self) -> None:
         self.level = str(self.level).upper()
@@ -202,14 +204,20 @@ def build(cfg: Any) -> Run:
     run = create(from_plain(cfg) if isinstance(cfg, dict) else cfg)
     assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
     _follow_model(run)
+    if hasattr(run.optimizer, "zero_stage"):
+        run.optimizer.zero_stage = run.deepspeed.stage
     run.check()
     return run
 
 
 def _follow_model(run: Run) -> None:
-    """A Hugging Face tokenizer without a name of its own is the model's."""
+    """A Hugging Face tokenizer without a name of its own is the model's; exports bear the name that the model gives."""
     if getattr(run.tokenizer, "name_or_path", "") is None and hasattr(run.model, "name_or_path"):
         run.tokenizer.name_or_path = run.model.name_or_path  # type: ignore[attr-defined]
+    for engine in run.checkpoint.values():
+        if run.model.save_name is not None and hasattr(engine, "save_name"):
+            engine.save_name = run.model.save_name
+            engine.validate()
 
 
 def _compatibility(run: Run) -> Iterator[str]:
@@ -263,6 +271,8 @@ def _cross_checks(run: Run) -> Iterator[str]:
     yield from run.deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
+    clipping = run.deepspeed.config.get("gradient_clipping", getattr(run.deepspeed, "gradient_clipping", 0.0))
+    yield from run.optimizer.engine_problems(run.deepspeed.stage, run.model.dtype, clipping)
     yield from _sequence_parallel_problems(run)
     yield from _memory_problems(run)
     if trainer.eval_frequency and not run.data.has_evaluation:
@@ -341,6 +351,11 @@ def _environment(run: Run) -> Iterator[str]:
                 yield from (f"{key}.{problem}" for problem in item.check_environment())
     if run.model.dtype == "fp16" and count_gpus() == 0:
         yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
+    if count_gpus() and run.optimizer.needs_offload and not run.deepspeed.offloads:
+        yield (
+            f"optimizer: got {option_name(type(run.optimizer))}, which steps on the CPU, but the parameters are on the GPU; "
+            f"pass deepspeed=zero2_offload or zero3_offload, or optimizer=adamw"
+        )
     if count_gpus() and run.ranks_per_node > count_gpus():
         yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import Component, component
 from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
+from arctic_hydra.optimizer import deepspeed_ops
 
 if TYPE_CHECKING:
     import deepspeed
@@ -182,6 +183,27 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def _optimizer_class(name: str) -> Any:
+    """Return an optimizer class of DeepSpeed; its kernels compile when it is first made."""
+    ds = import_deepspeed()
+    if name != "MuonWithAuxAdam":
+        return getattr(ds.ops.adam, name)
+    import torch
+    from deepspeed.runtime import compiler
+
+    compile_ = compiler.compile
+    if not torch.cuda.is_available():  # on the CPU the compiler takes a minute and gains nothing
+        compiler.compile = lambda: lambda function: function
+    try:
+        from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+    finally:
+        compiler.compile = compile_
+    return MuonWithAuxAdam
+
+
+deepspeed_ops.provide(_optimizer_class)
+
+
 def initialize(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
 ) -> deepspeed.DeepSpeedEngine:
@@ -194,6 +216,8 @@ def initialize(
     config = dict(config)
     if is_plain(config):
         config["gradient_clipping"] = 0.0  # `optimizer_step` clips, so that it can see the norm and skip
+    if any("ns_method" in group for group in optimizer.param_groups):  # DeepSpeed's Muon needs whole gradients
+        config["zero_optimization"] = {"reduce_scatter": False, **config["zero_optimization"]}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
     with _no_first_step(optimizer):
         engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
@@ -230,6 +254,9 @@ def _no_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     yield
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    for state in (*optimizer.param_groups, *optimizer.state.values()):
+        if "step" in state:  # a plain number in DeepSpeed's own optimizers
+            state["step"] = state["step"] * 0
     for state in optimizer.state.values():
         for value in state.values():
             if hasattr(value, "zero_"):

@@ -137,7 +137,7 @@ def conclude(directory: record.RunDirectory, code: int) -> Ending:
         values["error"] = ending.problem
     directory.update_record(**values)
     if "identity" in before:  # a run, not a task on one
-        report.write_quietly(directory)
+        report.write_if_wanted(directory)
     return ending
 
 

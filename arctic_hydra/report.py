@@ -75,6 +75,8 @@ def print_header(
     trainer = run.trainer
     trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
+    size = trainer.sequence_parallel_size
+    dealt_to = ranks if size == 1 else f"{world.size // size} group(s) of {size} ranks that share each sequence"
     lines = [
         f"run      {run_dir}",
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
@@ -82,7 +84,7 @@ def print_header(
         *(f"         {line}" for line in aligned(data_table(loader.summary()))),
         f"         evaluation: {summary_line(eval_loader) if eval_loader else 'none'}",
         f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
-        f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {ranks}",
+        f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
         f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +30,35 @@ logger = logging.getLogger(__name__)
 
 def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Train as `run` says in `run_dir`; return status, counters and objective. Every rank calls it."""
-    trainer, resumed_from = build(run, run_dir, stop)
-    try:
-        trainer.train()
-    except Exception as error:
-        trainer.notify("exception", trainer, {"error": error})
-        for tracker in trainer.tools.trackers:
-            tracker.finish(record.FAILED)
-        raise
-    finally:
-        trainer.tools.display.close()
+    with telling_callbacks(run, run_dir):
+        trainer, resumed_from = build(run, run_dir, stop)
+        try:
+            trainer.train()
+        except Exception:
+            for tracker in trainer.tools.trackers:
+                tracker.finish(record.FAILED)
+            raise
+        finally:
+            trainer.tools.display.close()
     outcome = report.outcome(run, trainer, trainer.tools.loader, resumed_from)
     for tracker in trainer.tools.trackers:
         tracker.finish(outcome["status"])
     distributed.stop()
     return outcome
+
+
+@contextmanager
+def telling_callbacks(run: config.Run, run_dir: Path) -> Iterator[None]:
+    """Let the callbacks hear an error that ends the run in here; one of their own then only goes to the log."""
+    run.trainer.listen(list(run.callback.values()), World.from_env())
+    try:
+        yield
+    except Exception as error:
+        try:
+            run.trainer.notify("exception", run.trainer, {"error": error, "run_dir": run_dir})
+        except Exception:
+            logger.exception("a callback failed in on_exception")
+        raise
 
 
 def build(
@@ -57,7 +73,6 @@ def build(
     if problems := run.environment_problems():
         raise ConfigError(problems)
     log.quiet_progress_bars()
-    trainer.listen(list(run.callback.values()), world)
     run.attach(trainer)
 
     with trainer.event("init"):

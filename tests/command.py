@@ -15,7 +15,7 @@ PROGRAM = f"{shlex.quote(sys.executable)} -m arctic_hydra"
 
 SMALL = (
     "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
-    "optimizer.lr=1e-3"
+    "optimizer.lr=1e-3 log.report=false"
 )
 """Overrides that make a run take seconds."""
 

@@ -38,8 +38,8 @@ def my_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests without CUDA and `slurm` tests without SLURM, and say so."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests without CUDA, `slurm` tests without SLURM, `compiles` tests unless asked for, and say so."""
     wanted = {mark for mark in ("gpu", "slurm") if any(item.get_closest_marker(mark) for item in items)}
     missing = {}
     if "gpu" in wanted:
@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             missing["gpu"] = "no CUDA device"
     if "slurm" in wanted and not all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged")):
         missing["slurm"] = "slurmctld, slurmd or munged is not installed"
+    if "compiles" not in config.option.markexpr:
+        missing["compiles"] = "builds C++ extensions for minutes; run `nox -s compiled`"
     for item in items:
         for mark, reason in missing.items():
             if item.get_closest_marker(mark):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from arctic_hydra import compose, config
 from arctic_hydra.__main__ import main
 from arctic_hydra.component import registered, to_plain
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.record import flatten
 from arctic_hydra.usage import groups
 
@@ -59,6 +60,7 @@ def test_every_option_composes_and_builds(group, option):
     required += ["data/sources=[chat]"] if (group, option) == ("data", "mix") else []
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
+    required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
     required += {
         ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
@@ -114,6 +116,23 @@ def test_order_of_checkpoint_engines_is_kept():
     assert built("checkpoint=[]").checkpoint == {}
 
 
+def test_a_model_names_its_exports(capsys):
+    assert built("model.save_name=mine").checkpoint["hf"].save_name == "mine"
+    assert config.run_id(built("model.save_name=mine")) == config.run_id(built())
+    assert main(["model.save_name=a/b"]) == 2
+    assert "save_name: got 'a/b', expected a plain directory name" in capsys.readouterr().err
+
+
+def test_cpu_adam_on_a_gpu_wants_offloading(monkeypatch):
+    monkeypatch.setattr(config, "count_gpus", lambda: 1)
+    problems = built("optimizer=cpu_adam").environment_problems()
+    assert any(
+        line.startswith("optimizer: got cpu_adam, which steps on the CPU, but the parameters") for line in problems
+    )
+    offloaded = built("optimizer=cpu_adam", "deepspeed=zero2_offload").environment_problems()
+    assert not any("cpu_adam, which steps" in line for line in offloaded)
+
+
 def test_a_hub_model_brings_its_tokenizer():
     run = built("model=liger", "data=ultrachat")
     assert run.tokenizer.name_or_path == run.model.name_or_path == "Qwen/Qwen3-0.6B"
@@ -146,7 +165,7 @@ def test_human_values_on_the_command_line(argument, key, value):
 BAD = [
     ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("modle=hf", "modle: there is no such key; did you mean model?"),
-    ("model=ligr", "model: got 'ligr', expected one of hf, liger, tiny; did you mean liger?"),
+    ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, tiny; did you mean liger?"),
     ("trainer.epochs=two", "trainer.epochs: got 'two', expected a number such as"),
     ("trainer.epochs=-1", "trainer.epochs: got -1, expected 0 or more"),
     ("trainer.epochs=0", "trainer.epochs: got 0 while train_iters is 0"),
@@ -166,8 +185,6 @@ BAD = [
     ("model.attn_implementation=flash", "model.attn_implementation: got 'flash', expected one of arctic_varlen"),
     ("model.num_attention_heads=7", "model.hidden_size: got 256, expected a multiple of num_attention_heads=7"),
     ("data.max_length=8Ki", "data.max_length: got 8192, but model.max_position_embeddings=4096"),
-    ("ranks=3 trainer.sequence_parallel_size=2", "trainer.sequence_parallel_size: got 2, but there are 3 ranks; expected a divisor of 3, or set ranks"),
-    ("ranks=2 trainer.sequence_parallel_size=2 model.attn_implementation=sdpa", "trainer.sequence_parallel_size: got 2, but model.attn_implementation=sdpa attends to one rank's tokens only; pass model.attn_implementation=arctic_varlen"),
     ("deepspeed.config={gradient_cliping:1}", "deepspeed.config.gradient_cliping: DeepSpeed has no such key; did you mean 'gradient_clipping'?"),
     ("deepspeed.config={train_batch_size:7}", "deepspeed.config.train_batch_size: got 7, but micro_batch_size"),
     ("deepspeed.config={train_micro_batch_size_per_gpu:3}", "deepspeed.config.train_micro_batch_size_per_gpu: got 3, but trainer.micro_batch_size="),
@@ -193,13 +210,22 @@ BAD = [
     ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
     ("+foo=1", "foo: there is no such key"),
     ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),
-    ("model=3", "model: got 3, expected one of hf, liger, tiny"),
+    ("model=3", "model: got 3, expected one of hf, liger, random, tiny"),
     ("tracking=null", "tracking: got None, expected one of mlflow, none, or [] where it is a list"),
     ("checkpoint=[deepspeed,hff]", "checkpoint: got 'hff', expected one of deepspeed, hf; did you mean hf?"),
     ("callback=[early_stopping]", "callback: got 'early_stopping', but this group has no options of its own yet"),
     ("optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values, or optimizer.lr=[1,2] for a list"),
     ("tracking.wandb.x=1", "tracking.wandb.x: tracking.wandb is not among the chosen options (mlflow), and there is no such option"),
-    ("optimizer=linear", "optimizer: got 'linear', expected one of adamw"),
+    ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon"),
+    ("optimizer=muon model.dtype=bf16", "optimizer: got muon, but with model.dtype=bf16 DeepSpeed flattens the matrices at ZeRO-0"),
+    ("optimizer=muon deepspeed=zero1", "optimizer: got muon, but deepspeed.gradient_clipping=1 would clip the orthogonalised updates"),
+    ("optimizer=muon deepspeed=zero1 deepspeed.gradient_clipping=0 optimizer.nesterov=false", "optimizer.nesterov: got false, but DeepSpeed's Muon"),
+    ("optimizer=muon deepspeed=zero2 deepspeed.gradient_clipping=0 optimizer.ns_steps=4", "optimizer.ns_steps: got 4, but DeepSpeed's Muon"),
+    ("trainer.label_smoothing=2", "trainer.label_smoothing: got 2, expected 1 or less"),
+    ("trainer.head_loss=fused", "trainer.head_loss: Invalid value 'fused', expected one of [auto, liger, chunked, full]"),
+    ("trainer.head_loss=liger", "trainer.head_loss: got liger, but its kernel needs a CUDA GPU and this machine has none"),
+    ("model.attn_implementation=flash_attention_2", "model.attn_implementation: got flash_attention_2, which trains on CUDA only"),
+    ("model=random", "model.architecture: got neither of name_or_path and architecture; pass model.name_or_path="),
     ("optimizer.lr=", "optimizer.lr: got '', expected a number"),
     ("optimizer", "Error parsing override 'optimizer': not a valid override; expected key=value"),
     ("--modle=hf", "--modle=hf: there is no such option"),
@@ -208,11 +234,43 @@ BAD = [
 
 @pytest.mark.parametrize(("argument", "text"), BAD, ids=[argument for argument, _ in BAD])
 def test_bad_config_is_refused_in_words(argument, text, capsys, tmp_path):
-    assert main([argument]) == 2
+    assert main(argument.split(" ")) == 2
     error = capsys.readouterr().err
     assert f"error: {text}" in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+TOGETHER = [
+    ("ranks=3 trainer.sequence_parallel_size=2", "trainer.sequence_parallel_size: got 2, but there are 3 ranks; expected a divisor of 3, or set ranks"),
+    ("ranks=2 trainer.sequence_parallel_size=2 model.attn_implementation=sdpa", "trainer.sequence_parallel_size: got 2, but model.attn_implementation=sdpa attends to one rank's tokens only; pass model.attn_implementation=arctic_varlen"),
+    ("model.activation_checkpoint_every_n_layers=2", "model.activation_checkpoint_every_n_layers: got 2, which has no effect beside disable_activation_checkpoint=true"),
+    ("model.activation_checkpoint_every_n_layers=0", "model.activation_checkpoint_every_n_layers: got 0, expected 1 or more"),
+    ("trainer.activation_checkpoint_cpu_offload=true", "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no checkpointed activations"),
+    ("trainer.tiled_mlp_compute=true converter=[tiled_mlp]", "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"),
+    ("converter=[tiled_mlp] converter.tiled_mlp.tiles=1", "converter.tiled_mlp.tiles: got 1, expected 2 or more"),
+    ("model.compile=true deepspeed=zero3", "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"),
+    ("model.compile=true data.packing=false", "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"),
+    ("deepspeed.offload_optimizer=true", "deepspeed.offload_optimizer: got true, but ZeRO-0 cannot offload; expected stage 1, 2 or 3"),
+    ("deepspeed=zero2_offload deepspeed.offload_parameters=true", "deepspeed.offload_parameters: got true at stage 2, but only ZeRO-3 can; expected stage 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "text"), TOGETHER, ids=[arguments for arguments, _ in TOGETHER])
+def test_what_does_not_go_together_is_refused_in_words(arguments, text, capsys):
+    assert main(arguments.split()) == 2
+    assert f"error: {text}" in capsys.readouterr().err
+
+
+def test_an_optimizer_that_cannot_step_on_the_cpu_is_not_offloaded(monkeypatch):
+    run = built("deepspeed=zero2_offload")
+    monkeypatch.setattr(type(run.optimizer), "runs_on_cpu", False)
+    with pytest.raises(ConfigError, match="optimizer=adamw cannot step there; pass optimizer=adamw, or an option"):
+        run.check()
+    free = built("deepspeed=zero2")
+    free.deepspeed.config = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    with pytest.raises(ConfigError, match="got an option that offloads to the CPU, but optimizer=adamw"):
+        free.check()
 
 
 def test_refused_fields_of_several_components_are_reported_together(capsys):

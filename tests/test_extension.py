@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from types import SimpleNamespace
 
-from tests.command import SMALL, only_run, run
+import pytest
+
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.runner import telling_callbacks
+from arctic_hydra.trainer.sft import SFTTrainer
+from tests.command import SMALL, losses, only_run, run
 
 
 def test_its_options_compose_with_their_own_keys(my_lab, tmp_path):
@@ -33,6 +40,35 @@ def test_its_callback_hears_the_run(my_lab, tmp_path):
     run_dir = only_run(tmp_path)
     assert json.loads((run_dir / "moments.jsonl.rank0").read_text()) == {"train_end": 2, "model": True}
     assert len((run_dir / "examples.jsonl.rank0").read_text().splitlines()) == 2
+
+
+def test_a_models_config_and_its_making_are_overridden_one_by_one(my_lab, tmp_path):
+    small = f"{SMALL} trainer.train_iters=1 tracking=[]"
+    run(f"{small} model=shallow name=shallow", tmp_path, PYTHONPATH=str(my_lab))
+    config = json.loads((only_run(tmp_path, "shallow") / "export" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (1, 64)
+    run(f"{small} model=silent name=silent", tmp_path, PYTHONPATH=str(my_lab))
+    assert losses(only_run(tmp_path, "silent"))[0] == pytest.approx(math.log(4096), abs=1e-4)
+
+
+def test_its_callback_hears_an_error_while_the_run_is_built(my_lab, tmp_path):
+    (tmp_path / "empty").mkdir()
+    arguments = f"{SMALL} callback=[recorder] tracking=[] init_from=empty"
+    run(arguments, tmp_path, code=1, PYTHONPATH=str(my_lab))
+    heard = json.loads((only_run(tmp_path) / "moments.jsonl.rank0").read_text())
+    assert "manifest.json is missing" in heard["exception"]
+
+
+def test_an_error_in_on_exception_does_not_hide_the_one_before(tmp_path, caplog):
+    class Clumsy(Callback):
+        def on_exception(self, trainer, facts):
+            assert facts["run_dir"] == tmp_path
+            raise ZeroDivisionError("clumsy")
+
+    run = SimpleNamespace(trainer=SFTTrainer(), callback={"clumsy": Clumsy()})
+    with pytest.raises(OSError, match="the disk is gone"), telling_callbacks(run, tmp_path):  # type: ignore[arg-type]
+        raise OSError("the disk is gone")
+    assert "a callback failed in on_exception" in caplog.text and "clumsy" in caplog.text
 
 
 def test_a_broken_extension_is_named(my_lab, tmp_path):

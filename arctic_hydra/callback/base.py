@@ -53,4 +53,7 @@ class Callback(Component):
             raise TypeError(f"{cls.__name__}.{unknown[0]} is no event; the events are {', '.join(EVENTS)}")
 
     def on_exception(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Act on the error in `facts["error"]` before the run ends with it."""
+        """Act on the error in `facts["error"]` before the run in `facts["run_dir"]` ends with it.
+
+        It may come while the run is built, before there is a `trainer.tools`. An error in here goes to the log.
+        """

@@ -49,6 +49,8 @@ class TrainingState:
     """The last evaluation and its `step`; empty before the first."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last steps, while a loss-spike guard is on."""
+    interval: dict[str, Any] = field(default_factory=dict)
+    """This rank's figures since the last log line, as of the save; empty in a new run."""
     stream: Stream | None = None
     """The training data, where it is streamed."""
     epoch_finished: bool = False

@@ -183,6 +183,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "random": rank_state.random_state(),
             "schedule": rank_state.schedule_state(self.state.scheduler),
             "micro_steps": int(self.state.engine.micro_steps),
+            "interval": dict(self.state.interval),
         }
         if self.state.stream is not None and self.state.world.is_main:
             contents["stream"] = self.state.stream.state_dict(self.state.progress.epoch_step)
@@ -353,12 +354,15 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         if self.state.stream is not None:
             self.state.stream.load_state_dict(first["stream"])
         if original is not None:
+            states = [load_tensors(path) for path in sorted(original.glob("rank-*.pt"))]
             rank_state.set_schedule_state(self.state.scheduler, first["schedule"])
+            self.state.interval = rank_state.share([state["interval"] for state in states], self.state.world.size)
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
             rank_state.seed_from(found.step)
             return
         mine = load_tensors(found.path / self._rank_file())
         engine.micro_steps = mine["micro_steps"]
+        self.state.interval = mine["interval"]
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
         rank_state.set_random_state(mine["random"])
 

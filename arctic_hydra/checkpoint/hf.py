@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,19 +89,23 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         """
         from arctic_hydra.checkpoint.weights import gather_weights
 
-        target, model = self.checkpoint_dir, self.state.engine.module
+        target, is_main = self.checkpoint_dir, self.state.world.is_main
+        model, gathered = self.state.engine.module, target.with_name(f".tmp-weights-{target.name}")
         whole = self._merges and not self.state.frozen_elsewhere
-        weights = gather_weights(model, keep=self.state.world.is_main, whole=whole)
         error: str | None = None
-        if self.state.world.is_main:
-            try:
+        try:
+            weights = gather_weights(model, keep=is_main, beside=gathered, whole=whole)
+            if is_main:
                 if self._merges:
                     model = self._rebuilt(weights)
                     weights = model.state_dict()
                 write_export(model, weights, self.state.tokenizer, target, self)
-            except Exception as problem:
-                logger.debug("export to %s failed", target, exc_info=True)
-                error = f"{type(problem).__name__}: {problem}"
+        except Exception as problem:
+            logger.debug("export to %s failed", target, exc_info=True)
+            error = f"{type(problem).__name__}: {problem}"
+        finally:
+            if is_main:
+                shutil.rmtree(gathered, ignore_errors=True)
         error = distributed.broadcast_object(error)
         if error is not None:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""What a rank needs beyond DeepSpeed's files to go on exactly: random states, schedule, accumulation counter.
+"""What a rank needs beyond DeepSpeed's files to go on exactly: random states, schedule, counter, figures to log.
 
 Everything is a tensor, number, string, list or dict, so that it loads with `weights_only=True`.
 DeepSpeed restores none of it: no random state at all, one `client_state` for all ranks below ZeRO-3.
@@ -61,6 +61,15 @@ def set_schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler, state: d
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def share(intervals: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
+    """Return what each of `ranks` ranks goes on with of the figures since the last log line that other ranks saved.
+
+    The loss and the FLOPs are sums over a rank's own batches; everything else is the same on all ranks.
+    """
+    own = {name: sum(figures[name] for figures in intervals) / ranks for name in ("loss_sum", "flops") if intervals[0]}
+    return intervals[0] | own
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from arctic_hydra.distributed import World
 
 
+BUFFER_ROWS = 10_000
 STREAM_PROCESSES = 4
 """Most processes that tokenise a stream where `num_proc` is unset: they work beside the training."""
 
@@ -74,8 +75,8 @@ class PreparedDataFactory(DataFactory):
 
     streaming: bool = False
     """Read, tokenise and pack while training, without a copy on disk; needs `trainer.train_iters`."""
-    buffer_rows: HumanInt = integer(10_000, minimum=1)
-    """Streaming: rows that are shuffled and packed together."""
+    buffer_rows: HumanInt = integer(BUFFER_ROWS, minimum=1)
+    """Rows of a stream that are shuffled and packed together."""
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(("num_proc", "cache", "cache_dir", "prefetch_steps"))
 
@@ -104,6 +105,11 @@ class PreparedDataFactory(DataFactory):
         if 0 < len(without) < len(weights):
             text = "got none, but another source has one; expected a weight for each source or for none"
             yield from ((f"sources.{name}.weight", text) for name in without)
+        if self.buffer_rows != BUFFER_ROWS and not self.streaming:
+            yield (
+                "buffer_rows",
+                "has no effect on data that is prepared as a whole; drop it, or pass data.streaming=true",
+            )
         if self.mix_by is not MixBy.examples and len(without) == len(weights):
             yield "mix_by", "has no effect without a weight on the sources; set data.sources.<name>.weight"
         for name, source in self.eval_sources.items():

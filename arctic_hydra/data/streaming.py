@@ -7,8 +7,10 @@ began; resuming reads that segment again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import replace
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.batch import Window
@@ -19,7 +21,7 @@ from arctic_hydra.data.segments import Place, Segment, StreamOptions, read_segme
 from arctic_hydra.data.statistics import figures
 from arctic_hydra.data.stream import SourceStream
 from arctic_hydra.data.windows import Windows, ahead
-from arctic_hydra.data.workers import Task, workers
+from arctic_hydra.data.workers import Prepared, Task, workers
 from arctic_hydra.human_numbers import format_count
 
 if TYPE_CHECKING:
@@ -79,11 +81,18 @@ class StreamingLoader:
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield this rank's windows from step `start` on; reading, tokenising and packing go on ahead in threads."""
-        return ahead(self._windows(start), self._options.prefetch_steps)
+        left = Event()
+        windows = ahead(self._windows(start, left), self._options.prefetch_steps)
+        try:
+            for window in windows:  # noqa: UP028 (`yield from` would close `windows` before anybody knows)
+                yield window
+        finally:
+            left.set()
+            windows.close()
 
-    def _windows(self, start: int) -> Generator[Window, None, None]:
+    def _windows(self, start: int, left: Event) -> Generator[Window, None, None]:
         depth = self._options.prefetch_steps
-        segments = ahead(self._segments(self._place_of(start)), min(1, depth))
+        segments = ahead(self._segments(self._place_of(start), left), min(1, depth))
         try:
             for segment in segments:
                 self._forget(segment.start.step - depth - 2)  # the trainer is at most so far behind
@@ -100,12 +109,19 @@ class StreamingLoader:
         finally:
             segments.close()
 
-    def _segments(self, place: Place) -> Generator[Segment, None, None]:
+    def _segments(self, place: Place, left: Event) -> Generator[Segment, None, None]:
         geometry = self._geometry
         with workers(*self._workers, processes=self._processes) as prepare:
+
+            def unless_left(tasks: Iterable[Task]) -> Iterator[Prepared]:
+                for prepared in prepare(tasks):
+                    if left.is_set():  # the trainer has stopped and is not to wait for the rest of a segment
+                        raise CancelledError
+                    yield prepared
+
             while True:
                 segment = read_segment(
-                    place, self._streams, prepare, self._options, geometry.global_batch_size, geometry.seed
+                    place, self._streams, unless_left, self._options, geometry.global_batch_size, geometry.seed
                 )
                 self._report(segment)
                 yield segment

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
+from arctic_hydra.distributed import count_gpus
+from arctic_hydra.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +23,13 @@ DTYPE_ALIASES = {
 }
 
 VARLEN_ATTENTION = "arctic_varlen"
+NEEDS_CUDA = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention that trains on CUDA only (torch's flex_attention has no backward pass on the CPU)."""
+FLASH_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "kernels"),
+    "flash_attention_3": ("flash_attn_interface", "kernels"),
+}
+"""Packages of which one must be installed (transformers fetches a kernel from the hub with `kernels`)."""
 ATTENTION = (VARLEN_ATTENTION, "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -38,13 +49,15 @@ class ModelFactory(Component):
     """Compile each layer with torch.compile; packs are padded to `data.max_length`, so that shapes stay."""
     compile_backend: str = "inductor"
     """Backend of torch.compile: `inductor`, or `aot_eager`, which traces but generates no code."""
+    save_name: str | None = None
+    """Directory name of this model's exports, instead of `checkpoint.hf.save_name`."""
 
     stored: ClassVar[bool] = False
     """Whether its weights come from files, so that transformers, and each start of the run, can read them again."""
     quantization: ClassVar[Any] = None
     """How transformers quantises the weights as it loads them; the assembly of the model sets it, for QLoRA."""
-    fused_loss: ClassVar[bool] = False
-    """Whether the model's own forward returns the loss from selected rows (Liger), without logits."""
+
+    outside_identity: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
     def validate(self) -> None:
         found = [name for name, aliases in DTYPE_ALIASES.items() if str(self.dtype).lower() in aliases]
@@ -79,6 +92,30 @@ class ModelFactory(Component):
     @abstractmethod
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model, on the CPU, in `dtype`; under ZeRO-3 its parameters may be partitioned already."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem where the chosen attention needs a device or a package that is not here."""
+        packages = FLASH_PACKAGES.get(self.attn_implementation, ())
+        if self.attn_implementation in NEEDS_CUDA and count_gpus() == 0:
+            yield (
+                f"attn_implementation: got {self.attn_implementation}, which trains on CUDA only, and this machine has no GPU; "
+                f"pass model.attn_implementation={VARLEN_ATTENTION}"
+            )
+        elif packages and not any(importlib.util.find_spec(name) for name in packages):
+            yield (
+                f"attn_implementation: got {self.attn_implementation}, but {' and '.join(packages)} are not installed; install "
+                f"one, or pass model.attn_implementation={VARLEN_ATTENTION} (the flash attention inside torch)"
+            )
+
+    def prepare(self) -> None:
+        """Do what comes before making a model: raise ModelError for a dtype that the device lacks, register attention."""
+        import torch
+
+        if self.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+            raise ModelError(
+                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not have; pass model.dtype=fp16 or fp32"
+            )
+        self.register_attention()
 
     def create_skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model as `create_model` does, but without reading weights: for the memory estimate's fake tensors."""

@@ -37,51 +37,34 @@ class HFModelFactory(ModelFactory):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem where a local model directory is missing or holds no model."""
-        if not looks_like_path(self.name_or_path):
-            return
-        folder = Path(self.name_or_path).expanduser()
-        if not folder.is_dir():
-            yield f"name_or_path: got {self.name_or_path!r}, which is no directory; pass a hub id or a local model directory"
-        elif not (folder / "config.json").is_file():
-            yield f"name_or_path: got {self.name_or_path!r}, which holds no config.json; expected a model directory"
+        yield from check_model_directory(self.name_or_path)
+        yield from super().check_environment()
 
     def create_config(self) -> PretrainedConfig:
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(
-                self._location, trust_remote_code=self.trust_remote_code, **self._where()
-            )
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from error
-        for name, value in self.hf_config_kwargs.items():
-            if not hasattr(config, name):
-                raise ModelError(
-                    f"model.hf_config_kwargs.{name}: {type(config).__name__} has no such value; see its documentation"
-                )
-            setattr(config, name, value)
+        config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
+        set_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
         return config
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Load the weights; raises ModelError when they are unreadable or do not cover the architecture."""
         from transformers import AutoModelForCausalLM
 
-        self.register_attention()
+        self.prepare()
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                self._location,
+                os.path.expanduser(self.name_or_path),
                 config=config,
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
                 **self._quantized(),
-                **self._where(),
+                **where(self.name_or_path, self.revision),
             )
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
-            raise self._unreadable(error) from error
+            raise unreadable(self.name_or_path, error) from error
         missing = sorted(info["missing_keys"])
         if missing and not self.allow_missing_weights:
             raise ModelError(
@@ -96,20 +79,47 @@ class HFModelFactory(ModelFactory):
             return {}
         return {"quantization_config": self.quantization, "device_map": {"": World.from_env().device}}
 
-    def _where(self) -> dict[str, Any]:
-        """Where to look: the hub's client retries a dead connection for a minute, so its cache alone decides then."""
-        return {
-            "revision": self.revision,
-            "local_files_only": looks_like_path(self.name_or_path) or not hub_reachable(),
-        }
 
-    @property
-    def _location(self) -> str:
-        return os.path.expanduser(self.name_or_path)
+def check_model_directory(name_or_path: str) -> Iterator[str]:
+    """Yield a problem where a name can only be a local directory, and none that holds a model's config."""
+    if not looks_like_path(name_or_path):
+        return
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        yield f"name_or_path: got {name_or_path!r}, which is no directory; pass a hub id or a local model directory"
+    elif not (folder / "config.json").is_file():
+        yield f"name_or_path: got {name_or_path!r}, which holds no config.json; expected a model directory"
 
-    def _unreadable(self, error: Exception) -> ModelError:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return ModelError(
-            f"model.name_or_path: {self.name_or_path!r} cannot be loaded: {first.strip()} "
-            f"(check the name, your access and the network, or pass a local directory)"
+
+def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """Return the config of a hub id or a local directory; raises ModelError when it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            os.path.expanduser(name_or_path), trust_remote_code=trust_remote_code, **where(name_or_path, revision)
         )
+    except (OSError, ValueError) as error:
+        raise unreadable(name_or_path, error) from error
+
+
+def set_values(config: PretrainedConfig, values: dict[str, Any], key: str) -> None:
+    """Replace values of a config; raises ModelError for one that it does not have."""
+    for name, value in values.items():
+        if not hasattr(config, name):
+            raise ModelError(f"{key}.{name}: {type(config).__name__} has no such value; see its documentation")
+        setattr(config, name, value)
+
+
+def where(name_or_path: str, revision: str | None) -> dict[str, Any]:
+    """Return where to look: the hub's client retries a dead connection for a minute, so its cache alone decides then."""
+    return {"revision": revision, "local_files_only": looks_like_path(name_or_path) or not hub_reachable()}
+
+
+def unreadable(name_or_path: str, error: Exception) -> ModelError:
+    """Return an error that says in one line why a model cannot be loaded."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelError(
+        f"model.name_or_path: {name_or_path!r} cannot be loaded: {first.strip()} "
+        f"(check the name, your access and the network, or pass a local directory)"
+    )

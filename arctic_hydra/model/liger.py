@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PATCHED = ("transformers.models.", "torch.nn.modules.", "torch.nn.functional", "torch.nn")
+"""Modules whose attributes Liger replaces."""
+
 
 @component(group="model", name="liger")
 class LigerModelFactory(HFModelFactory):
-    """A Hugging Face model whose RoPE, RMSNorm, SwiGLU and loss run in Liger's kernels; needs CUDA."""
+    """A Hugging Face model whose RoPE, RMSNorm and SwiGLU run in Liger's kernels; needs CUDA."""
 
     fallback: bool = False
     """Without CUDA, run the same model on torch's own kernels instead of stopping."""
@@ -33,27 +38,68 @@ class LigerModelFactory(HFModelFactory):
             )
         yield from super().check_environment()
 
-    def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Load the model, then patch it; raises ModelError for an architecture that Liger does not know.
+    def create_config(self) -> PretrainedConfig:
+        """Return the model's config; raises ModelError for an architecture that Liger does not know.
 
         Liger itself only logs an unknown architecture and leaves the model as it is.
         """
-        model = super().create_model(config)
-        if count_gpus() == 0:
-            log.warning(
-                "model.fallback=true: no CUDA GPU here, so the model runs on torch's kernels instead of Liger's"
-            )
-            return model
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
-        from transformers.integrations import is_deepspeed_zero3_enabled
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
+        config = super().create_config()
         if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
             known = ", ".join(sorted(MODEL_TYPE_TO_APPLY_LIGER_FN))
             raise ModelError(
                 f"model: Liger has no kernels for model type {config.model_type!r}; pass model=hf (Liger knows {known})"
             )
-        # The fused loss reads `lm_head.weight` itself, which ZeRO-3 holds as an empty shard at that moment.
-        fused = not is_deepspeed_zero3_enabled()
-        _apply_liger_kernel_to_instance(model, fused_linear_cross_entropy=fused, cross_entropy=False)
-        self.fused_loss = fused  # type: ignore[misc]
+        return config
+
+    def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Load the model, then give it Liger's kernels."""
+        model = super().create_model(config)
+        if count_gpus() == 0:
+            log.warning(
+                "model.fallback=true: no CUDA GPU here, so the model runs on torch's kernels instead of Liger's"
+            )
+        else:
+            apply_kernels(model)
         return model
+
+
+def apply_kernels(model: PreTrainedModel, **which: bool) -> None:
+    """Give one model Liger's kernels (`which`: rope, rms_norm, swiglu, ...; all by default) and no other.
+
+    Liger patches the module that defines the architecture as well, so that every later model of it would run its
+    kernels. That is undone here, and functions that it replaced there (RoPE) are bound to this model's layers instead.
+    The loss is left to the trainer, which calls Liger's itself.
+    """
+    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
+    before = {name: dict(vars(module)) for name, module in sys.modules.items() if name.startswith(_PATCHED)}
+    _apply_liger_kernel_to_instance(model, fused_linear_cross_entropy=False, cross_entropy=False, **which)
+    replaced: dict[int, dict[str, FunctionType]] = {}
+    for name, originals in before.items():
+        module = sys.modules[name]
+        for attribute, original in originals.items():
+            patch = getattr(module, attribute)
+            if patch is not original:
+                setattr(module, attribute, original)
+                if isinstance(patch, FunctionType):
+                    replaced.setdefault(id(vars(module)), {})[attribute] = patch
+    for part in model.modules():
+        forward = type(part).forward
+        patches = replaced.get(id(getattr(forward, "__globals__", None)), {})
+        if patches.keys() & set(forward.__code__.co_names if patches else ()):
+            part.forward = MethodType(_with_globals(forward, patches), part)
+
+
+def _with_globals(function: FunctionType, patches: dict[str, FunctionType]) -> FunctionType:
+    """Return the same function, to which the names in `patches` mean something else."""
+    copy = FunctionType(
+        function.__code__,
+        {**function.__globals__, **patches},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

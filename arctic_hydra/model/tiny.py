@@ -65,7 +65,7 @@ class TinyModelFactory(ModelFactory):
         """Draw the weights in fp32 from torch's generator, so that ranks and ZeRO stages start equal; then cast."""
         from transformers import LlamaForCausalLM
 
-        self.register_attention()
+        self.prepare()
         config._attn_implementation = self.attn_implementation
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():  # not .to(): RoPE's frequencies, a buffer, stay fp32

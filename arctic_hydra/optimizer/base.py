@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,10 +63,16 @@ class OptimizerFactory(Component):
 
     runs_on_cpu: ClassVar[bool] = False
     """Whether it can step on the CPU while the model is on a GPU, as offloading needs."""
+    needs_offload: ClassVar[bool] = False
+    """Whether it steps parameters on the CPU only: on a machine with GPUs, those that offloading brings there."""
 
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Return an optimizer over the trainable parameters of `model`; raises ConfigError when there are none."""
+
+    def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
+        """Yield, with full keys, why this optimizer cannot work at a ZeRO stage, in a dtype, or with clipped gradients."""
+        return iter(())
 
     def parameter_groups(self, model: torch.nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return torch's parameter groups of the trainable parameters, each with its `lr` and `weight_decay`.

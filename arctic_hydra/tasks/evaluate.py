@@ -14,12 +14,13 @@ from arctic_hydra.stopping import StopRequest
 
 def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Evaluate the checkpoint that `from_checkpoint` names; return its place, step and metrics. Every rank calls it."""
-    distributed.start(distributed.World.from_env(), run.trainer.collective_timeout_seconds)
-    weights = source.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
-    trainer, _ = runner.build(run, run_dir, stop, weights)
-    trainer.progress.global_step = weights.step or 0
-    metrics = trainer.evaluate()
-    trainer.tools.display.close()
+    with runner.telling_callbacks(run, run_dir):
+        distributed.start(distributed.World.from_env(), run.trainer.collective_timeout_seconds)
+        weights = source.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+        trainer, _ = runner.build(run, run_dir, stop, weights)
+        trainer.progress.global_step = weights.step or 0
+        metrics = trainer.evaluate()
+        trainer.tools.display.close()
     distributed.stop()
     return {"status": FINISHED, "checkpoint": str(weights.path), **metrics}
 

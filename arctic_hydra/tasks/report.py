@@ -16,7 +16,7 @@ from arctic_hydra.data.lengths import bin_edge
 from arctic_hydra.human_numbers import format_count, format_seconds
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.record import FAILED, RunDirectory, flatten, read_json
-from arctic_hydra.report import data_table
+from arctic_hydra.report import data_table, read_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 Lines = list[dict[str, Any]]
 
 
-def write_quietly(directory: RunDirectory) -> Path | None:
-    """Write the page and return it; None with a warning where that fails: a run does not fail for its report."""
+def write_if_wanted(directory: RunDirectory) -> Path | None:
+    """Write the page where `log.report` is on, and return it; a run does not fail for its report, which is a warning."""
     try:
-        return write(directory)
+        return write(directory) if read_config(directory.path)["log"]["report"] else None
     except Exception as error:
         log.warning("no %s for %s: %s: %s", PAGE, directory.path, type(error).__name__, error)
         return None
@@ -84,6 +84,8 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
             line["step_seconds"] * (line["step"] - before) for line, before in zip(steps, _before(steps), strict=True)
         )
         cards.append(("training time", format_seconds(seconds)))
+        if "seconds" in record:
+            cards.append(("in all, with start and saves", format_seconds(record["seconds"])))
         cards.append(("peak memory", f"{max(line['memory_gib'] for line in steps):.2f} GiB"))
         if last.get("mfu") is not None:
             cards.append(("MFU", f"{last['mfu']:.1%}"))

@@ -224,7 +224,7 @@ class Trainer(TrainerSlot):
             self._check_exit()
             if self.eval_at_start and self.global_step == 0 and not self._stop_wanted():
                 self.evaluate()
-            self._totals = Totals()
+            self._totals = Totals.resumed(self.tools.state.interval)
             for epoch in self.epochs_left:
                 with self.event("epoch", epoch=epoch):
                     self.epoch()
@@ -313,6 +313,7 @@ class Trainer(TrainerSlot):
                 if self.tools.state.stopping or self.training_finished:
                     engine.settle()
                 if engine.do_checkpoint:
+                    self.tools.state.interval = self._totals.state_dict()
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
                         engine.save()
 
@@ -353,8 +354,9 @@ class Trainer(TrainerSlot):
             if ranks == self.world.size:
                 with self._off_the_clock():
                     engine.settle()
-        self._totals.by_source.update(dict(zip(names, by_source, strict=False)))
-        if stop:
+        if not stop:
+            self._totals.by_source.update(dict(zip(names, by_source, strict=False)))
+        else:
             self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
             if self.world.is_main:
                 self.tools.stop.acknowledge()

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
 from arctic_hydra.batch import Batch
-from arctic_hydra.trainer.chunked import LogitTransform
+from arctic_hydra.trainer.chunked import AS_IS, LogitTransform
 
 Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """From hidden states [B, T, H], weight [V, H] and bias [V] of the head to a result."""
@@ -38,10 +39,10 @@ class Head:
         self._result: torch.Tensor | None = None
 
         @torch.compiler.disable
-        def forward(hidden: torch.Tensor) -> torch.Tensor:
+        def forward(module: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
             if self._compute is None:
-                return nn.functional.linear(hidden, linear.weight, linear.bias)
-            return self._compute(hidden, linear.weight, linear.bias)
+                return nn.functional.linear(hidden, module.weight, module.bias)
+            return self._compute(hidden, module.weight, module.bias)
 
         @torch.compiler.disable
         def take(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
@@ -56,7 +57,7 @@ class Head:
                 assert self._result is not None, "the model did not call its output head"
                 output["logits"], self._result = self._result, None
 
-        linear.forward = forward  # type: ignore[method-assign]
+        linear.forward = MethodType(forward, linear)  # type: ignore[method-assign]  # a copy of the model gets its own
         linear.register_forward_hook(take)
         model.register_forward_hook(put)
 
@@ -98,6 +99,11 @@ def tap_head(engine: Any, device: torch.device) -> Head | str:
     linear = _linear_head(model)
     if isinstance(linear, str):
         return linear
+    transform = _proven_transform(engine, model, linear, device)
+    return transform if isinstance(transform, str) else Head(model, linear, transform)
+
+
+def _proven_transform(engine: Any, model: Any, linear: nn.Linear, device: torch.device) -> LogitTransform | str:
     batch = _probe_batch(model, device)
     grid, seen = torch.tensor(_GRID, dtype=torch.float64, device=device), []
 
@@ -117,13 +123,13 @@ def tap_head(engine: Any, device: torch.device) -> Head | str:
     tolerance = 1e-4 if of_logits.dtype == torch.float32 else 4e-2
     if ours.shape != theirs.shape or not bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max()):
         return f"the logits of {type(model).__name__} are not what its head alone gives"
-    return Head(model, linear, transform)
+    return transform
 
 
 def untried_head(model: nn.Module) -> Head | None:
     """Return the tapped head of a model without content, taken to be a plain one; None where it has no linear head."""
     linear = _linear_head(model)
-    return None if isinstance(linear, str) else Head(model, linear, LogitTransform())
+    return None if isinstance(linear, str) else Head(model, linear, AS_IS)
 
 
 def _linear_head(model: Any) -> nn.Linear | str:
@@ -147,7 +153,6 @@ def _probe_batch(model: Any, device: torch.device) -> Batch:
         rows_K=positions,
         targets_K=positions,
         source_K=torch.zeros_like(positions),
-        cu_seqlens=torch.tensor([0, tokens], dtype=torch.int32, device=device),
         max_seqlen=tokens,
     )
 

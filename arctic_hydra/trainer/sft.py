@@ -17,6 +17,7 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
+from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.trainer.base import Trainer
 
@@ -52,7 +53,7 @@ class SFTTrainer(Trainer):
     head_chunk_rows: HumanInt = integer(0, minimum=0)
     """Tokens whose logits exist at once with head_loss=chunked, and in evaluation; 0: 64 MiB of them."""
 
-    model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory]
+    model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory | RandomModelFactory]
     data: ClassVar[SFTDataFactory]
 
     outside_identity: ClassVar[frozenset[str]] = Trainer.outside_identity | {"head_loss", "head_chunk_rows"}

@@ -63,6 +63,20 @@ class Totals:
     paused: float = 0.0
     """Seconds spent on evaluation and saving, which are no part of a step."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the figures as plain numbers, for a checkpoint between two lines; waits for the device."""
+        names = ("steps", "supervised", "tokens", "flops", "seconds")
+        figures = {name: getattr(self, name) for name in names}
+        return {**figures, "loss_sum": float(self.loss_sum), "by_source": dict(self.by_source)}
+
+    @classmethod
+    def resumed(cls, state: dict[str, Any]) -> Totals:
+        """Go on from what `state_dict` returned; from nothing where it is empty."""
+        if not state:
+            return cls()
+        figures = {name: value for name, value in state.items() if name not in ("seconds", "by_source")}
+        return cls(**figures, by_source=Counter(state["by_source"]), start=time.monotonic() - state["seconds"])
+
     @property
     def seconds(self) -> float:
         """Seconds of training since the last log line: steps, waiting for data and for other ranks."""

@@ -79,6 +79,31 @@ def bench_preparation(source: Path, rows: int) -> None:
             say("  cache hit to the first batch", seconds=warm["first"], fill=warm["fill"])
 
 
+def bench_streaming(source: Path, rows: int) -> None:
+    """Time one pass of a stream, from the file to the batches, tokenised by this process and by two others."""
+    from arctic_hydra.data.base import BatchGeometry
+    from arctic_hydra.data.sft import SFTDataFactory
+    from arctic_hydra.data.source.json import JsonSource
+    from arctic_hydra.distributed import World
+    from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+
+    tokenizer = BundledTokenizerFactory().create_tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chats.jsonl"
+        repeat_rows(source, path, rows)
+        for processes in (1, 2):
+            data = SFTDataFactory(
+                sources={"chat": JsonSource(path=str(path))}, streaming=True, num_proc=processes, overlong="keep_start"
+            )
+            loader, _ = data.build(tokenizer, BatchGeometry(1, 8, World(), 42, 10**9))
+            start, tokens, windows = time.perf_counter(), 0, loader.windows(0)
+            while not any(loader.summary()["passes"].values()):  # the last segment is then being served
+                tokens += sum(batch.num_tokens for batch in next(windows).micro_batches)
+            seconds = time.perf_counter() - start
+            say(f"stream {rows:,} chats, {processes} process(es)", tokens_per_second=tokens / seconds)
+            windows.close()  # type: ignore[attr-defined]
+
+
 def real_lengths(source: Path) -> np.ndarray:
     """Return the lengths of the conversations in tokens."""
     from arctic_hydra.data.sft import SFTDataFactory
@@ -115,6 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     bench_packing(options.chats)
     bench_preparation(options.chats, options.rows)
+    bench_streaming(options.chats, options.rows)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,49 @@ def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in
     assert dtype == ("torch.bfloat16" if options.get("bf16") else "torch.float32")
     assert tied == options.get("tied", False)
     assert (text, ids) == ("two one ", [2, 1])
+
+
+def test_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
+    """Never more than one is whole, and its copy is backed by a file, which is gone afterwards."""
+
+    def run(rank: int) -> Any:
+        from arctic_hydra.checkpoint import weights
+
+        state = lab.start(tmp_path, rank, zero=3, world_size=2)
+        model, original, most = state.engine.module, weights.gathered, []
+
+        @contextmanager
+        def watched(value: Any) -> Any:
+            with original(value):
+                yield
+                most.append(sum(parameter.numel() for parameter in model.parameters()))
+
+        weights.gathered = watched
+        copies = weights.gather_weights(model, keep=rank == 0, beside=tmp_path / "beside")
+        largest = max(parameter.ds_numel for parameter in model.parameters())
+        with open("/proc/self/maps") as maps:
+            mapped = [line.split()[0].split("-") for line in maps if str(tmp_path / "beside") in line]
+        ranges = [(int(first, 16), int(last, 16)) for first, last in mapped]
+        backed = [any(first <= copy.data_ptr() < last for first, last in ranges) for copy in copies.values()]
+        return max(most), largest, len(backed), sum(backed), len(list(model.parameters()))
+
+    main, other = in_ranks(2, run)
+    assert main[0] == main[1] and other[0] == other[1]
+    assert main[2] == main[3] == main[4] > 10 and other[2] == 0
+
+
+def test_zero_3_export_onto_a_full_disk_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> str:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        state = lab.start(tmp_path, rank, zero=3, world_size=2, tokenizer=make_tokenizer())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        with pytest.raises(CheckpointError) as caught:
+            export(state).save()
+        return str(caught.value)
+
+    first, second = in_ranks(2, run)
+    assert first == second and "OSError: [Errno 27] File too large" in first
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("world_size", "zero"), [(1, 0), (2, 3)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arctic_hydra.batch import Batch, Window
+from arctic_hydra.data.causal import CausalDataFactory
+from arctic_hydra.data.examples import Preparer
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.source.text import TextSource
 from arctic_hydra.data.stream import next_rows
 from arctic_hydra.errors import ConfigError, DataError, FieldError
 from tests.command import SMALL, losses, only_run, run
@@ -196,6 +200,43 @@ def test_figures_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 
 
+def test_leaving_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [chat(f"q {n}", "a") for n in range(4000)])
+    loader, _ = factory(path, streaming=True, max_length=64, buffer_rows=2000).build(tokenizer, geometry(steps=10_000))
+    prepared, left, plain = [], threading.Event(), Preparer.chunk
+
+    def slow(preparer: Preparer, task: tuple[int, int]) -> Any:
+        prepared.append(task)
+        if len(prepared) > 9:  # in the second segment
+            assert left.wait(60)
+        return plain(preparer, task)
+
+    monkeypatch.setattr(Preparer, "chunk", slow)
+    windows = loader.windows(0)
+    next(windows)
+    while len(prepared) < 10:
+        time.sleep(0.01)
+    threading.Timer(1.0, left.set).start()  # once `close` waits
+    windows.close()  # type: ignore[attr-defined]
+    assert len(prepared) < 16, "eight pieces make a segment; the second was not finished"
+
+
+def test_plain_texts_are_streamed_too(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"Text number {n}." + " And more." * (n % 30) for n in range(100)))
+    made = CausalDataFactory(
+        sources={"text": TextSource(path=str(tmp_path / "a.txt"))},
+        streaming=True,
+        max_length=64,
+        num_proc=1,
+        buffer_rows=30,
+    )
+    loader, _ = made.build(tokenizer, geometry(steps=100))
+    whole = CausalDataFactory(sources=made.sources, max_length=64, num_proc=1).build(tokenizer, geometry())[0].summary()
+    assert sum(batch.num_tokens for w in loader.windows(0) for batch in w.micro_batches) > whole["tokens"]
+    figures = loader.summary()
+    assert figures["passes"]["text"] >= 1 and figures["sources"]["text"]["prepared"]["split"] > 0
+
+
 def test_worker_processes_give_the_same_windows(small_chats: Path, tokenizer: Any) -> None:
     def windows(**fields: Any) -> list[Window]:
         made = factory(small_chats, streaming=True, max_length=128, buffer_rows=25, **fields)
@@ -216,6 +257,11 @@ def test_worker_processes_give_the_same_windows(small_chats: Path, tokenizer: An
 def test_what_a_stream_cannot_do_is_refused(fields: dict[str, Any], source: dict[str, Any], text: str) -> None:
     with pytest.raises(FieldError, match=text):
         SFTDataFactory(sources={"mine": JsonSource(path="x", **source)}, streaming=True, **fields)
+
+
+def test_a_buffer_without_a_stream_is_refused() -> None:
+    with pytest.raises(FieldError, match=r"buffer_rows: has no effect on data that is prepared as a whole"):
+        SFTDataFactory(sources={"mine": JsonSource(path="x")}, buffer_rows=5)
 
 
 def test_streamed_sources_need_weights() -> None:

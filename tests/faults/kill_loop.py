@@ -46,11 +46,14 @@ TIMING = {"step_seconds", "tokens_per_second", "supervised_tokens_per_second", "
 
 @dataclass
 class Result:
-    """What the kills of one case did; all but `kills`, `phases` and `runs` must stay 0."""
+    """What the kills of one case did; what follows after `runs` must stay 0."""
 
     case: str
     kills: int = 0
+    aims: Counter[str] = field(default_factory=Counter)
+    """Moments that the kills were aimed at; each waits a random while after the moment's beginning."""
     phases: Counter[str] = field(default_factory=Counter)
+    """What the runs were doing when they died."""
     runs: int = 0
     torn: int = 0
     """Published checkpoints that did not verify after a kill."""
@@ -131,10 +134,11 @@ def phase(folder: Path, before: int) -> str:
     return "save" if writing and doing != "save" else doing
 
 
-def kill_once(arguments: str, folder: Path, typical: dict[str, float], draw: random.Random, environment: Any) -> str:
-    """Start the command and kill it at a random instant of a random moment; return which, or "" when it ended before."""
-    before = len(events(folder))
-    moment, count = draw.choice(MOMENTS), draw.randint(1, 3)
+def kill_once(
+    arguments: str, folder: Path, moment: str, typical: dict[str, float], draw: random.Random, environment: Any
+) -> str:
+    """Start the command and kill it at a random instant of `moment`; return what it was doing, "" when it ended before."""
+    before, count = len(events(folder)), draw.randint(1, 3)
     process = start(arguments, folder, **environment)
     reached = moment == "start" or wait_for(moment, count, folder, process)
     try:
@@ -163,7 +167,13 @@ def published(folder: Path, result: Result) -> int:
 
 
 def kill_case(
-    case: str, kills: int, straight: Path, scratch: Path, draw: random.Random, environment: dict[str, str]
+    case: str,
+    kills: int,
+    moments: tuple[str, ...],
+    straight: Path,
+    scratch: Path,
+    draw: random.Random,
+    environment: dict[str, str],
 ) -> Result:
     """Kill runs of one case `kills` times in all, each run until it gets to its end."""
     result, typical, expected = Result(case), durations(straight), end_state(straight)
@@ -174,9 +184,9 @@ def kill_case(
         result.runs += 1
         killed, newest = "start", 0
         while killed:
-            before = len(events(folder))
+            before, moment = len(events(folder)), draw.choice(moments)
             if result.kills < kills:
-                killed = kill_once(arguments, folder, typical, draw, environment)
+                killed = kill_once(arguments, folder, moment, typical, draw, environment)
             else:
                 run(arguments, folder, **environment)
                 killed = ""
@@ -184,6 +194,7 @@ def kill_case(
             newest = published(folder, result)
             if killed:
                 result.kills += 1
+                result.aims[moment] += 1
                 result.phases[killed] += 1
         result.misread += misread(straight, folder)
         result.different += end_state(folder) != expected
@@ -205,7 +216,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("kills.json"))
     parser.add_argument("--only", default="", help="only the cases whose arguments contain this text")
+    parser.add_argument("--moment", choices=MOMENTS, action="append", help="aim at this one only; may be repeated")
     options = parser.parse_args()
+    moments = tuple(options.moment or MOMENTS)
     draw, results = random.Random(options.seed), []
     straights: dict[str, Path] = {}
     cases = [case for case in CASES if options.only in case]
@@ -220,7 +233,7 @@ def main() -> int:
                 run(f"{ARGUMENTS} {case}", straights[geometry], **environment)
             (folder := scratch / f"case{number}").mkdir()
             wanted = -(-options.kills // len(cases))
-            results.append(kill_case(case, wanted, straights[geometry], folder, draw, environment))
+            results.append(kill_case(case, wanted, moments, straights[geometry], folder, draw, environment))
             options.results.write_text(json.dumps([vars(result) for result in results], indent=2) + "\n")
             print(results[-1], flush=True)
     return int(not all(result.good for result in results))

@@ -47,6 +47,55 @@ def test_liger_model_equals_torch_kernels(tmp_path):
     assert all(math.isclose(a, b, abs_tol=2e-3) for a, b in zip(hf, liger, strict=True))
 
 
+@pytest.mark.parametrize("terms", [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-2}], ids=["plain", "smoothed", "z-loss"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 2e-5), ("bf16", 2e-2)])
+def test_fused_and_chunked_losses_equal_all_logits(terms, dtype, tolerance):
+    from arctic_hydra.trainer.chunked import TokenLoss
+    from arctic_hydra.trainer.head import tap_head
+    from arctic_hydra.trainer.loss import LossComputer
+
+    device = torch.device("cuda")
+    batch = batch_of(documents([300, 211], [250, 200])).to(device)
+    results = {}
+    for kind in ("full", "chunked", "liger"):
+        torch.manual_seed(0)
+        factory = tiny_factory(dtype=dtype, hidden_size=64)
+        model = factory.create_model(factory.create_config()).to(device)
+        head = None if kind == "full" else tap_head(model, device)
+        loss = LossComputer(model, head, TokenLoss(**terms), kind == "liger").loss_sum(batch)
+        loss.backward()
+        results[kind] = [loss.detach().float(), *(p.grad.float() for p in model.parameters())]
+    for kind in ("chunked", "liger"):
+        for ours, theirs in zip(results[kind], results["full"], strict=True):
+            assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max(), kind
+
+
+@pytest.mark.parametrize("optimizer", ["fused_adam", "muon"])
+def test_optimizers_on_the_gpu(tmp_path, optimizer):
+    run(f"{SMALL} optimizer={optimizer} trainer.train_iters=10 ranks=1 tracking=[] checkpoint=[]", tmp_path)
+    fallen = losses(only_run(tmp_path))
+    assert fallen[-1] < fallen[0]
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_other_attention_keeps_documents_apart(attention):
+    from arctic_hydra.trainer.head import model_inputs
+
+    torch.manual_seed(0)
+    factory = tiny_factory(dtype="bf16", hidden_size=64, attn_implementation=attention)
+    if problems := list(factory.check_environment()):
+        pytest.skip(problems[0])
+    model = factory.create_model(factory.create_config()).cuda().eval()
+    a, b = documents([170, 230], [160, 220])
+    device = torch.device("cuda")
+    with torch.no_grad():
+        rows = [
+            model(**model_inputs(batch_of([first, b]).to(device))).logits[0, 170:]
+            for first in (a, ([(a[0][0] + 1) % 128, *a[0][1:]], a[1]))
+        ]
+    assert torch.equal(*rows)
+
+
 def test_fp16_scales_its_loss(tmp_path):
     run(f"{SMALL} model.dtype=fp16 deepspeed=zero2 trainer.train_iters=20 ranks=1 tracking=[] checkpoint=[]", tmp_path)
     row = metrics(only_run(tmp_path))[-2]

@@ -19,7 +19,7 @@ def network(attention, **values):
     return factory.create_model(factory.create_config()).eval()
 
 
-@pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager", "flex_attention"])
 def test_pitfall_04_a_pack_equals_its_documents_alone(attention):
     model = network(attention)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def test_pitfall_04_a_pack_equals_its_documents_alone(attention):
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager", "flex_attention"])
 def test_pitfall_04_a_changed_token_leaves_the_other_document_bit_equal(attention):
     model = network(attention)
     changed = ([(A[0][0] + 1) % 128, *A[0][1:]], A[1])

@@ -11,6 +11,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.ulysses import check_heads
 from arctic_hydra.trainer.loss import supervised_logits
+from tests.command import SMALL, metrics, only_run, run
 from tests.ranks import run_ranks
 from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
 from tests.trainer.test_step import DATA, assert_equal
@@ -152,3 +153,21 @@ def test_the_global_batch_counts_groups_of_ranks():
     shared = built("ranks=4", "trainer.sequence_parallel_size=2")
     assert config.identity(shared)["global_batch_size"] == 2
     assert config.run_id(shared) == config.run_id(built("ranks=2"))
+
+
+@pytest.mark.slow
+def test_a_shared_run_resumes_on_other_groups_and_equals_one_rank(tmp_path):
+    """Global batch 2 throughout: two ranks of their own, then both on each sequence."""
+    more = (
+        f"{SMALL} trainer.train_iters=4 tracking=[] data.packing=true trainer.eval_frequency=2 checkpoint=[deepspeed]"
+    )
+    run(f"{more} name=alone ranks=1 trainer.gradient_accumulation_steps=2", tmp_path)
+    run(f"{more} name=shared ranks=2 trainer.exit_iteration=2", tmp_path, code=75)
+    resumed = run(
+        f"{more} name=shared ranks=2 trainer.sequence_parallel_size=2 trainer.gradient_accumulation_steps=2", tmp_path
+    )
+    assert "resumed  from step-00000002" in resumed.stdout
+    ours, alone = (metrics(only_run(tmp_path, name)) for name in ("shared", "alone"))
+    for key in ("loss", "eval/loss", "tokens", "supervised_tokens"):
+        found, expected = ([row[key] for row in rows if key in row] for rows in (ours, alone))
+        assert found == pytest.approx(expected, rel=1e-5), key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -17,6 +19,7 @@ from arctic_hydra.scheduler.polynomial import PolynomialScheduler
 from arctic_hydra.scheduler.wsd import WSDScheduler
 
 HORIZON, WARMUP, PEAK = 40, 8, 0.2
+WSD = {"num_decay_steps": 8, "decay_type": "linear"}
 
 
 def used_rates(factory, horizon=HORIZON):
@@ -52,6 +55,7 @@ def theirs(name, horizon=HORIZON, warmup=WARMUP, **specific):
         (CosineWithMinLRScheduler, "cosine_with_min_lr", {"min_lr_rate": 0.1}),
         (InverseSqrtScheduler, "inverse_sqrt", {}),
         (PolynomialScheduler, "polynomial", {"lr_end": 0.0, "power": 1.0}),
+        (partial(WSDScheduler, decay_ratio=0.25, min_lr_ratio=0), "warmup_stable_decay", WSD),
     ],
 )
 def test_equals_transformers(factory, name, specific):

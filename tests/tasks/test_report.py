@@ -38,6 +38,7 @@ def run_directory(folder: Path, steps: int, **record: Any) -> RunDirectory:
     known = {"name": "mine", "status": "finished", "overrides": ["a=<b>"], "ranks": 1}
     known["statistics"] = {"train": train, "eval": None, "model": model}
     (folder / "record.json").write_text(json.dumps({**known, **record}))
+    (folder / "run.json").write_text(json.dumps({"config": {"log": {"report": True}}}))
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, steps + 1):
             line = {
@@ -89,15 +90,18 @@ def test_what_goes_wrong_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureF
     directory = run_directory(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text("{nonsense\n")
     with caplog.at_level(logging.WARNING):
-        assert report.write_quietly(directory) is None
+        assert report.write_if_wanted(directory) is None
     assert "no report.html" in caplog.text and "JSONDecodeError" in caplog.text
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"log": {"report": False}}}))
+    (tmp_path / "metrics.jsonl").unlink()
+    assert report.write_if_wanted(directory) is None
     assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.slow
 def test_every_run_ends_with_a_report(tmp_path: Path) -> None:
     small = f"{SMALL} trainer.train_iters=3 tracking=[] checkpoint=[]"
-    done = run(small, tmp_path)
+    done = run(f"{small} log.report=true", tmp_path)
     folder = only_run(tmp_path)
     assert re.search(r"report +outputs/default/\w+/report\.html", done.stdout)
     page = folder / "report.html"

@@ -22,6 +22,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.model.base import compile_layers
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.optimizer.adamw import AdamWFactory
+from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.progress import Progress
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.scheduler.constant import ConstantScheduler
@@ -140,6 +141,7 @@ def make_trainer(
     row_tokens: int | None = None,
     offload: Mapping[str, bool] = MappingProxyType({}),
     seed: int = 0,
+    optimizer: OptimizerFactory | None = None,
     **fields: Any,
 ) -> SFTTrainer:
     """Return a trainer that is ready to train, built as `runner` builds it."""
@@ -161,11 +163,12 @@ def make_trainer(
     config = engine.ZeROFactory(stage=stage, gradient_clipping=clipping, **offload).fill(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.size, factory.dtype, 32
     )
-    optimizer = AdamWFactory(lr=lr, weight_decay=0.0).create_optimizer(network)
+    optimizer = optimizer or AdamWFactory(lr=lr, weight_decay=0.0)
+    stepper = optimizer.create_optimizer(network)
     if factory.compile:
         compile_layers(network, factory.compile_backend)
-    schedule = scheduler.create_scheduler(optimizer, horizon)
-    wrapped = engine.initialize(network, optimizer, config)
+    schedule = scheduler.create_scheduler(stepper, horizon)
+    wrapped = engine.initialize(network, stepper, config)
     state = TrainingState(wrapped, schedule, None, Progress(), world, run_dir, {})  # type: ignore[arg-type]
     trainer.equip(
         Toolbox(

@@ -1,4 +1,4 @@
-"""An optimizer that extends one of arctic_hydra's, and callbacks."""
+"""An optimizer and models that extend those of arctic_hydra, and callbacks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
 from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.optimizer.adamw import AdamWFactory
 
 if TYPE_CHECKING:
@@ -40,10 +42,10 @@ class Recorder(Callback):
         self._append(trainer, "moments.jsonl", {"train_end": trainer.global_step, "model": self.model_was_made})
 
     def on_exception(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        self._append(trainer, "moments.jsonl", {"exception": str(facts["error"])})
+        self._append(trainer, "moments.jsonl", {"exception": str(facts["error"])}, facts["run_dir"])
 
-    def _append(self, trainer: Trainer, name: str, value: Any) -> None:
-        with (trainer.tools.run_dir / f"{name}.rank{trainer.world.rank}").open("a") as handle:
+    def _append(self, trainer: Trainer, name: str, value: Any, run_dir: Path | None = None) -> None:
+        with ((run_dir or trainer.tools.run_dir) / f"{name}.rank{trainer.world.rank}").open("a") as handle:
             handle.write(json.dumps(value) + "\n")
 
 
@@ -117,3 +119,23 @@ class Saboteur(Callback):
         if self.how == "exit":
             os._exit(3)
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[self.how])
+
+
+@component(group="model", name="shallow")
+class ShallowModelFactory(TinyModelFactory):
+    """The tiny model with one layer: another config, the same way to make a model of it."""
+
+    def create_config(self) -> Any:
+        config = super().create_config()
+        config.num_hidden_layers = 1
+        return config
+
+
+@component(group="model", name="silent")
+class SilentModelFactory(TinyModelFactory):
+    """The tiny model with a head of zeros: the same config, another way to make a model of it."""
+
+    def create_model(self, config: Any) -> Any:
+        model = super().create_model(config)
+        model.get_output_embeddings().weight.data.zero_()
+        return model

@@ -1,0 +1,155 @@
+"""Models with random weights, of any shape: for benchmarks, and for training from nothing."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.component import component
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import ModelError
+from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.hf import check_model_directory, read_config, set_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_SIZES = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "max_position_embeddings"
+).split()
+
+
+@component(group="model", name="random")
+class RandomModelFactory(ModelFactory):
+    """A causal language model whose shape is named or given, and whose weights are drawn on the device."""
+
+    name_or_path: str | None = None
+    """Hub id or local directory of the config that gives the shape; no weights are read."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the config; recorded in the run record."""
+    architecture: str | None = None
+    """Model type of transformers such as `qwen3`, instead of `name_or_path`; the sizes below say the rest."""
+    vocab_size: HumanInt | None = integer(None, minimum=1)
+    """Rows of the embedding; at least the tokenizer's length. This and the sizes below: the config's own when unset."""
+    hidden_size: HumanInt | None = integer(None, minimum=1)
+    """Width of the residual stream."""
+    intermediate_size: HumanInt | None = integer(None, minimum=1)
+    """Width of the MLP."""
+    num_hidden_layers: HumanInt | None = integer(None, minimum=1)
+    """Transformer layers."""
+    num_attention_heads: HumanInt | None = integer(None, minimum=1)
+    """Query heads."""
+    num_key_value_heads: HumanInt | None = integer(None, minimum=1)
+    """Key and value heads."""
+    head_dim: HumanInt | None = integer(None, minimum=1)
+    """Width of a head."""
+    max_position_embeddings: HumanInt | None = integer(None, minimum=1)
+    """Longest document, in tokens."""
+    hf_config_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further values of the config, such as {tie_word_embeddings: true}."""
+
+    def validate(self) -> None:
+        super().validate()
+        if (self.name_or_path is None) == (self.architecture is None):
+            got = "both" if self.architecture else "neither"
+            raise ValueError(
+                f"architecture: got {got} of name_or_path and architecture; pass model.name_or_path=<config to take the "
+                f"shape from>, or model.architecture=<model type> with model.hidden_size and so on"
+            )
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem where a local model directory is missing or holds no config."""
+        if self.name_or_path is not None:
+            yield from check_model_directory(self.name_or_path)
+        yield from super().check_environment()
+
+    def create_config(self) -> PretrainedConfig:
+        """Return the named config, or the architecture's, with the given values; raises ModelError."""
+        if self.name_or_path is not None:
+            config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
+        else:
+            config = _config_of(str(self.architecture))
+        sizes = {name: getattr(self, name) for name in _SIZES if getattr(self, name) is not None}
+        set_values(config, sizes, "model")
+        set_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+        return config
+
+    def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Draw the weights, each module's from a seed of its own: the same at every ZeRO stage and on every rank.
+
+        Under ZeRO-3 one module at a time is whole, on rank 0. Raises ModelError for a config that no causal model has.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
+
+        self.prepare()
+        try:
+            with torch.device(World.from_env().device), no_init_weights():
+                model = AutoModelForCausalLM.from_config(
+                    config,
+                    dtype=self.torch_dtype,
+                    attn_implementation=self.attn_implementation,
+                    trust_remote_code=self.trust_remote_code,
+                )
+        except (ImportError, ValueError) as error:
+            raise ModelError(f"model: {str(error).splitlines()[0]}") from error
+        model.tie_weights()
+        _draw(model, torch.initial_seed())
+        return self.finish(model)
+
+
+def _config_of(architecture: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        near = difflib.get_close_matches(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ModelError(
+            f"model.architecture: got {architecture!r}, expected a model type that transformers has a causal model for, such as "
+            f"llama, qwen3 or gemma2{hint}"
+        )
+    return AutoConfig.for_model(architecture)
+
+
+def _draw(model: PreTrainedModel, seed: int) -> None:
+    """Run the architecture's own initialisation, seeded anew for each module by its name; collective under ZeRO-3."""
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations.deepspeed import initialize_weights_zero3
+
+    names = {id(part): name for name, part in model.named_modules()}
+
+    def seeded(initialise: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+        def run(part: nn.Module) -> None:
+            digest = hashlib.sha256(f"{seed} {names[id(part)]}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+            initialise(part)
+
+        return run
+
+    families = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    for part in model.modules():
+        part._is_hf_initialized = False  # type: ignore[assignment]
+    for part in families:
+        part._init_weights = seeded(part._init_weights)  # type: ignore[method-assign]
+    device = World.from_env().device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if is_deepspeed_zero3_enabled():
+            initialize_weights_zero3(model)
+        else:
+            model.initialize_weights()
+    for part in families:
+        del part._init_weights

@@ -1,0 +1,89 @@
+"""Muon for the hidden matrices, AdamW for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arctic_hydra.component import component
+from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
+from arctic_hydra.optimizer.base import AdamFactory
+from arctic_hydra.optimizer.deepspeed_ops import optimizer_class
+
+if TYPE_CHECKING:
+    import torch
+
+_DEEPSPEED_STEPS = 5
+
+
+@component(group="optimizer", name="muon")
+class MuonFactory(AdamFactory):
+    """Muon (Jordan et al. 2024: momentum, orthogonalised by Newton-Schulz) on weights with two dimensions between the
+    embedding and the head; AdamW on these two, on norms and biases."""
+
+    lr: HumanFloat = number(1e-3, minimum=0)
+    """Peak learning rate of the matrices, scaled by sqrt(max(1, rows / columns)) of each; per optimizer step."""
+    momentum: HumanFloat = number(0.95, minimum=0, maximum=1)
+    """Decay rate of the matrices' momentum."""
+    nesterov: bool = True
+    """Look one step ahead along the momentum."""
+    ns_steps: HumanInt = integer(_DEEPSPEED_STEPS, minimum=1, maximum=99)
+    """Newton-Schulz iterations."""
+    adam_lr: HumanFloat = number(5e-4, minimum=0)
+    """Peak learning rate of AdamW's part."""
+
+    zero_stage: ClassVar[int] = 0
+    """ZeRO stage of the run, which `config.build` tells: from 1 on there are flat shards instead of matrices."""
+
+    def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
+        """Yield what this engine would do to Muon in silence."""
+        if stage == 0:
+            if dtype != "fp32":
+                yield (
+                    f"optimizer: got muon, but with model.dtype={dtype} DeepSpeed flattens the matrices at ZeRO-0, where nothing "
+                    f"orthogonalises them; pass deepspeed=zero1"
+                )
+            return
+        if not self.nesterov:
+            yield "optimizer.nesterov: got false, but DeepSpeed's Muon (ZeRO 1 to 3) has it always; pass optimizer.nesterov=true"
+        if self.ns_steps != _DEEPSPEED_STEPS:
+            yield f"optimizer.ns_steps: got {self.ns_steps}, but DeepSpeed's Muon (ZeRO 1 to 3) takes {_DEEPSPEED_STEPS}; leave it there"
+        if clipping:
+            yield (
+                f"optimizer: got muon, but deepspeed.gradient_clipping={clipping:g} would clip the orthogonalised updates from ZeRO-1 "
+                f"on, not the gradients; pass deepspeed.gradient_clipping=0"
+            )
+
+    def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Return torch's Muon and AdamW as one optimizer, or DeepSpeed's where ZeRO shards the state."""
+        groups = list(self._groups(model))
+        if self.zero_stage == 0:
+            from arctic_hydra.optimizer.muon_adamw import MuonAdamW
+
+            return MuonAdamW(groups)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.use_muon = group["use_muon"]
+            if group["use_muon"]:
+                group["ns_method"] = "standard"  # torch's iteration, in bf16 as there
+        return optimizer_class("MuonWithAuxAdam")(groups)  # type: ignore[call-arg]
+
+    def _groups(self, model: Any) -> Iterator[dict[str, Any]]:
+        """Split each parameter group into what Muon and what AdamW takes."""
+        ends = {
+            id(module.weight)
+            for module in (model.get_input_embeddings(), model.get_output_embeddings())
+            if module is not None
+        }
+        for group in self.parameter_groups(model, 1.0, self.weight_decay):
+            muon: list[Any] = []
+            adam: list[Any] = []
+            for parameter in group["params"]:
+                matrix = len(getattr(parameter, "ds_shape", parameter.shape)) == 2 and id(parameter) not in ends
+                (muon if matrix else adam).append(parameter)
+            if muon:
+                settings = {"lr": self.lr * group["lr"], "momentum": self.momentum}
+                settings |= {"nesterov": self.nesterov, "ns_steps": self.ns_steps} if self.zero_stage == 0 else {}
+                yield {**group, "params": muon, "use_muon": True, **settings}
+            if adam:
+                yield {**group, "params": adam, "use_muon": False, **self.arguments(), "lr": self.adam_lr * group["lr"]}

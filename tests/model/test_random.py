@@ -1,0 +1,94 @@
+"""Random weights of any shape: the same on every rank and at every ZeRO stage."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from arctic_hydra import engine
+from arctic_hydra.checkpoint.weights import gather_weights
+from arctic_hydra.errors import ModelError
+from arctic_hydra.model.random import RandomModelFactory
+from tests.command import losses, only_run, run
+from tests.ranks import run_ranks
+
+SHAPE = {"architecture": "qwen3", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def factory(**values):
+    return RandomModelFactory(**{**SHAPE, **LAYERS, **values})
+
+
+def digests(stage, seed=1, **values):
+    """Return a digest of each weight of the model that one rank makes, gathered where ZeRO-3 shards it."""
+    maker = factory(**values)
+    config = engine.ZeROFactory(stage=stage).fill(1, 1, torch.distributed.get_world_size(), maker.dtype, 32)
+    torch.manual_seed(seed)
+    with engine.model_init(config):
+        model = maker.create_model(maker.create_config())
+    assert stage != 3 or all(p.numel() == 0 for p in model.parameters())
+    weights = gather_weights(model, keep=True)
+    return {name: hashlib.sha256(w.float().numpy().tobytes()).hexdigest() for name, w in weights.items()}
+
+
+def test_ranks_and_stages_start_equal(tmp_path):
+    expected = run_ranks(1, digests, 0)[0]
+    assert len(set(expected.values())) > 14
+    for stage in (0, 3):
+        assert run_ranks(2, digests, stage) == [expected, expected]
+    assert run_ranks(1, digests, 0, 2)[0]["lm_head.weight"] != expected["lm_head.weight"]
+
+
+def test_draws_leave_the_random_state_and_rope_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    maker = factory(dtype="bf16", hf_config_kwargs={"tie_word_embeddings": True})
+    model = maker.create_model(maker.create_config())
+    assert torch.equal(torch.rand(1), expected)
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert float(model.lm_head.weight.float().std()) == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(model.model.norm.weight, torch.ones_like(model.model.norm.weight))
+
+
+def test_a_named_config_gives_the_shape(tmp_path):
+    factory().create_config().save_pretrained(tmp_path)
+    config = RandomModelFactory(name_or_path=str(tmp_path), num_hidden_layers=3).create_config()
+    assert (config.model_type, config.hidden_size, config.num_hidden_layers) == ("qwen3", 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"architecture": "qwen33"}, r"model.architecture: got 'qwen33', .*did you mean qwen3\?"),
+        ({"architecture": "t5"}, "expected a model type that transformers has a causal model for"),
+        ({"hf_config_kwargs": {"experts": 3}}, "model.hf_config_kwargs.experts: Qwen3Config has no such value"),
+    ],
+)
+def test_a_shape_that_is_none(values, text):
+    with pytest.raises(ModelError, match=text):
+        factory(**values).create_config()
+
+
+def test_one_of_name_and_architecture():
+    with pytest.raises(ValueError, match=r"architecture: got both of name_or_path and architecture; pass"):
+        factory(name_or_path="x/y")
+    with pytest.raises(ValueError, match="architecture: got neither of"):
+        factory(architecture=None)
+
+
+def test_a_run(tmp_path):
+    shape = " ".join(f"model.{name}={value}" for name, value in (SHAPE | LAYERS).items())
+    arguments = (
+        f"model=random {shape} model.dtype=fp32 trainer.train_iters=8 optimizer.lr=1e-2 tracking=[] data.num_proc=1"
+    )
+    refused = run(f"{arguments} data.max_length=256", tmp_path, code=1)
+    assert "model: has 96 embedding rows, but the tokenizer has 4096 tokens" in refused.stderr
+    run(f"{arguments} model.vocab_size=4Ki data.max_length=256 name=fits", tmp_path)
+    fallen = losses(only_run(tmp_path, "fits"))
+    assert fallen[-1] < fallen[0] - 0.5

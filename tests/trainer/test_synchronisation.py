@@ -1,0 +1,35 @@
+"""A micro-batch makes nobody wait: neither for the device nor for other ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.bench_synchronisation import RANKS, per_micro_batch
+from tests.ranks import run_ranks
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_micro_batch_adds_no_host_read_and_no_collective(packed, tmp_path):
+    for added in run_ranks(RANKS, per_micro_batch, tmp_path, 0, True, packed):
+        added.pop("Tensor.tolist" if packed else "", None)  # the CPU's attention, of a tensor on the host
+        assert added == {}
+
+
+def test_the_counter_sees_what_waits(tmp_path):
+    def look():
+        import torch
+
+        from tests.bench.bench_synchronisation import counted
+
+        value = torch.ones(2)
+
+        def waits():
+            if value.sum() > 1:
+                torch.distributed.all_reduce(value)
+            value.tolist()
+            value.nonzero()
+
+        return counted(waits)
+
+    for counts in run_ranks(2, look):
+        assert counts == {"aten._local_scalar_dense": 1, "c10d.allreduce_": 1, "Tensor.tolist": 1, "aten.nonzero": 1}
