@@ -17,8 +17,10 @@ from omegaconf import MISSING
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.component import Component, component, create, from_plain, store_root
+from arctic_hydra.converter import checks
 from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.converter.peft.base import PeftSlot
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
@@ -153,6 +155,7 @@ class Run(Component):
     trainer: TrainerSlot = MISSING
     checkpoint: dict[str, CheckpointEngine] = field(default_factory=dict)
     converter: dict[str, ModelConverter] = field(default_factory=dict)
+    peft: PeftSlot = MISSING
     callback: dict[str, Callback] = field(default_factory=dict)
     tracking: dict[str, Tracker] = field(default_factory=dict)
     log: Log = MISSING
@@ -201,13 +204,13 @@ class Run(Component):
 
     @property
     def converters(self) -> list[ModelConverter]:
-        """The converters in the order in which they work: the chosen ones, then those that trainer fields stand for."""
+        """The converters in the order in which they work: the chosen ones, then those that trainer fields stand for, `peft`."""
         implied: list[ModelConverter] = []
         if self.trainer.tiled_mlp_compute:
             implied.append(TiledMLP())
         if self.trainer.activation_checkpoint_cpu_offload:
             implied.append(ActivationOffload())
-        return [*self.converter.values(), *implied]
+        return [*self.converter.values(), *implied, self.peft]
 
     @property
     def pack_tokens(self) -> int | None:
@@ -279,6 +282,17 @@ def _cross_checks(run: Run) -> Iterator[str]:
         )
     if run.task is Task.evaluate and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+    yield from checks.problems(
+        run.converter,
+        run.peft,
+        stage=run.deepspeed.stage,
+        model_is_stored=run.model.stored,
+        added_tokens=len(run.tokenizer.add_tokens) + len(run.tokenizer.add_special_tokens),
+        head_loss=getattr(getattr(run.trainer, "head_loss", None), "name", "full"),
+    )
+    merge = getattr(run.checkpoint.get("hf"), "merge", None)
+    if merge is not None and not run.peft.adapts:
+        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
     if run.data.needs_limit and not trainer.train_iters:
         yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
     if run.data.needs_limit and trainer.epochs > 1:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -206,3 +207,13 @@ def count_gpus() -> int:
     if visible is None:
         return present
     return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def gathered(value: torch.Tensor, *, writes: bool = False) -> AbstractContextManager[Any]:
+    """Return a context in which a partitioned parameter is whole; with `writes`, rank 0's changes reach all ranks."""
+    if not hasattr(value, "ds_id"):
+        return nullcontext()
+    # Only the engine module may import DeepSpeed; a partitioned parameter exists only once it has been loaded.
+    zero = sys.modules["deepspeed"].zero
+    context: AbstractContextManager[Any] = zero.GatheredParameters([value], modifier_rank=0 if writes else None)
+    return context

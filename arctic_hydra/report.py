@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.checkpoint.source import Weights
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Loader
 from arctic_hydra.distributed import World
@@ -19,7 +20,7 @@ from arctic_hydra.redaction import redact
 from arctic_hydra.trainer.base import Trainer
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,18 @@ class ModelFacts:
     """Parameters of the body, of the head (as large as the embedding), layers, attention width."""
 
 
-def model_facts(model: torch.nn.Module, model_config: Any) -> ModelFacts:
-    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`."""
-    text = model_config.get_text_config()
+def model_facts(model: Any) -> ModelFacts:
+    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`.
+
+    Embedding and head are counted by their shape: an adapter may stand around them, or a copy beside them.
+    """
+    text = model.config.get_text_config()
     sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}
     trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
     total = sum(sizes.values())
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator,union-attr]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    tied = head is not None and head.weight is embedding
-    looked_up = sizes[id(embedding)]
-    body, projected = total - looked_up - (0 if tied or head is None else sizes[id(head.weight)]), looked_up
+    table = int(text.vocab_size * text.hidden_size)
+    own_head = model.get_output_embeddings() is not None and not text.tie_word_embeddings
+    body, projected = total - table * (2 if own_head else 1), table
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     shape = (body, projected, int(text.num_hidden_layers), int(head_size * text.num_attention_heads))
     return ModelFacts(type(model).__name__, total, trainable, shape)
@@ -64,7 +66,7 @@ def print_header(
     eval_loader: Loader | None,
     horizon: int,
     resumed_from: Path | None,
-    initialised_from: Path | None,
+    initialised_from: Weights | None,
     memory: list[str],
 ) -> None:
     """Say what is about to happen, on the ranks that print."""
@@ -87,7 +89,7 @@ def print_header(
         f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
     ]
     if initialised_from is not None and resumed_from is None:
-        lines.append(f"weights  from {initialised_from}")
+        lines.append(f"weights  from {initialised_from.path}")
     if resumed_from is not None:
         lines.append(f"resumed  from {resumed_from.name}")
     print("\n".join(lines), flush=True)

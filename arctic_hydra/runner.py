@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import config, distributed, engine, log, record, report
+from arctic_hydra import assemble, config, distributed, engine, log, record, report
 from arctic_hydra.checkpoint import source
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.sequence import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import ConfigError, ModelError
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.model.base import compile_layers
 from arctic_hydra.model.ulysses import check_heads
@@ -79,7 +79,7 @@ def build(
         distributed.start(world, trainer.collective_timeout_seconds)
         distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
         device = world.device
-        seed_everything(run.seed)
+        assemble.seed_everything(run.seed)
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
         dealt_to = world.data_parallel(trainer.sequence_parallel_size)
@@ -94,7 +94,6 @@ def build(
             record.RunDirectory(run_dir).update_record(horizon=horizon)  # for whoever watches
         with trainer.event("create_config"):
             model_config = run.model.create_config()
-        check_vocabulary(model_config, tokenizer)
         check_heads(model_config, trainer.sequence_parallel_size)
         engine_config = run.deepspeed.fill(
             trainer.micro_batch_size,
@@ -104,15 +103,9 @@ def build(
             hidden_size(model_config),
         )
         with trainer.event("create_model"), engine.model_init(engine_config):
-            model = run.model.create_model(model_config)
-            for converter in run.converters:
-                model = converter.convert(model)
-        if run.init_from and trains:
-            weights = source.find_weights(Path(run.init_from))
-        if weights:
-            engine.import_deepspeed()  # checkpoints hold three of its classes
-            source.initialise(model, weights)
-        facts = report.model_facts(model, model_config)
+            start = assemble.starting_weights(run)
+            model = assemble.create_model(run, model_config, tokenizer, start, weights)
+        facts = report.model_facts(model)
         if run.model.compile:
             compile_layers(model, run.model.compile_backend)
         with trainer.event("create_optimizer"):
@@ -122,12 +115,13 @@ def build(
         deepspeed_engine = engine.initialize(model, optimizer, engine_config)
         shown = trains and world.is_main and run.log.prints(world)
         memory = check.describe(run, loader.summary()["supervised_share"]) if shown else []
-        seed_everything(run.seed + world.rank)  # ranks draw different dropout
+        assemble.seed_everything(run.seed + world.rank)  # ranks draw different dropout
 
         identity = {
             "config_hash": config.run_id(run),
             "data_fingerprint": loader.fingerprint,
             "zero_stage": run.deepspeed.stage,
+            "frozen_weights": assemble.frozen_weights(run, deepspeed_engine.module),
         }
         metrics_path = run_dir / "metrics.jsonl"
         state = TrainingState(
@@ -139,6 +133,9 @@ def build(
             run_dir,
             identity,
             logs=[metrics_path],
+            base=assemble.base_of(run),
+            frozen_elsewhere=identity["frozen_weights"] is not None,
+            rebuild=lambda: assemble.create_model(run, run.model.create_config(), tokenizer, start, quantize=False),
             stream=dealt if isinstance(dealt, Stream) else None,
         )
         resumed_from = resume(run, state) if trains else None
@@ -151,8 +148,9 @@ def build(
         trackers = list(run.tracking.values()) if trains and world.is_main else []
         for tracker in trackers:
             tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
-        start = weights.path if weights else None
-        report.print_header(run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, start, memory)
+        report.print_header(
+            run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, weights or start, memory
+        )
         display = Display(horizon, state.progress.global_step, enabled=run.log.prints(world))
         trainer.equip(
             Toolbox(
@@ -176,28 +174,6 @@ def resume(run: config.Run, state: TrainingState) -> Path | None:
     return next((path for path in loaded if path), None)
 
 
-def check_vocabulary(model_config: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with more tokens than the model has embedding rows."""
-    rows = getattr(model_config.get_text_config(), "vocab_size", None)
-    if rows is not None and len(tokenizer) > rows:
-        raise ModelError(
-            f"model: has {rows} embedding rows, but the tokenizer has {len(tokenizer)} tokens; use the model's own "
-            f"tokenizer (tokenizer=hf), or a model with a larger vocabulary"
-        )
-
-
 def hidden_size(model_config: Any) -> int:
     """Return the width of the model's residual stream."""
     return int(model_config.get_text_config().hidden_size)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
-    import random
-
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

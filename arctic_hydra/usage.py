@@ -75,7 +75,7 @@ def group_page(group: str) -> str:
         "data.sources.<name>"
         if group == "source"
         else f"{group}.<option>"
-        if group in ("checkpoint", "tracking")
+        if group in ("checkpoint", "tracking", "converter")
         else group
     )
     if "/" in group:

@@ -63,6 +63,11 @@ def test_every_option_composes_and_builds(group, option):
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
     required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
+    required += {
+        ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
+        ("peft", "any"): ["peft.peft_type=IA3"],
+        ("peft", "qlora"): ["model=hf"],
+    }.get((group, option), [])
     chosen = f"{group}=[{option}]" if group in SEVERAL else f"{group}={option}"
     run = built(chosen, *required)
     assert config.run_id(run) == config.run_id(built(chosen, *required))

@@ -26,7 +26,7 @@ LAYERS: dict[str, int] = {
     "engine": 4,
     "trainer": 5,
     "config": 6,
-    **dict.fromkeys(("memory", "record", "report", "runner", "tasks"), 7),
+    **dict.fromkeys(("memory", "record", "report", "assemble", "runner", "tasks"), 7),
     **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "multirun", "usage", "__main__"), 8),
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.

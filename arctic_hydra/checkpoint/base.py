@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -58,6 +59,12 @@ class TrainingState:
     """Whether the last step of the run is done."""
     stopping: bool = False
     """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a resumable state."""
+    base: str | None = None
+    """Directory or hub id from which transformers loads the weights that an adapter was trained over, if there is one."""
+    frozen_elsewhere: bool = False
+    """Whether frozen weights are read again, from where they came, at every start: checkpoints leave them out then."""
+    rebuild: Callable[[], torch.nn.Module] | None = None
+    """Makes the model once more as it was before its first step, whole, unquantised and on the CPU; draws random numbers."""
 
 
 @dataclass(kw_only=True)

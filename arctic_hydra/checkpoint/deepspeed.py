@@ -19,12 +19,14 @@ from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import HumanInt, integer
 
 if TYPE_CHECKING:
+    import torch
+
     from arctic_hydra.checkpoint.background import BackgroundSave
     from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
 
 logger = logging.getLogger("arctic_hydra.checkpoint")
 
-MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage")
+MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage", "frozen_weights")
 
 
 class OnError(Enum):
@@ -47,7 +49,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     Each holds DeepSpeed's files (weights, optimizer, loss scaler), one `rank-00000.pt` per rank (random states,
     learning-rate schedule) and `manifest.json` (counters, identity of the run, lengths of the log files, sha256 of
-    every file). A run that stops early saves one as well, whatever the triggers say.
+    every file). A run that stops early saves one as well, whatever the triggers say. Frozen weights that came from files
+    are left out, and compared by a checksum when they are read again.
     """
 
     auto_resume: bool = True
@@ -79,7 +82,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
         """Return the size of the checkpoints still to come: weights, fp32 masters and Adam's two moments each."""
-        each = parameters * bytes_per_parameter + trainable * 12
+        held = trainable if self.state.frozen_elsewhere else parameters
+        each = held * bytes_per_parameter + trainable * 12
         kept = (self.keep_last or 1) + self.keep_best + 1  # one more while it is written
         return each * max(1, kept - len(self._store.steps()))
 
@@ -155,7 +159,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         with stage.keep_error():
             put(self._rank_file(), self._rank_state())
         try:
-            self._hand_over(SafeCheckpointEngine(self._store, stage, put), stage)
+            self._hand_over(SafeCheckpointEngine(self._store, stage, put, self._left_out()), stage)
         except Exception:
             self._buffers.release()
             raise
@@ -193,13 +197,34 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         try:
             with going_through(engine, safe):
                 # save_latest=False: DeepSpeed writes `latest` before the other ranks' files exist.
-                engine.save_checkpoint(str(stage.path.parent), tag=stage.path.name, save_latest=False)
+                engine.save_checkpoint(
+                    str(stage.path.parent),
+                    tag=stage.path.name,
+                    save_latest=False,
+                    exclude_frozen_parameters=self.state.frozen_elsewhere,
+                )
         except Exception as error:
             if safe.agreed:
                 raise
             # This rank failed before the commit that its peers now wait in: meet them there.
             stage.error = stage.error or f"{type(error).__name__}: {error}"
             self._store.agree(stage)
+
+    def _left_out(self) -> frozenset[str]:
+        """Return the names of the frozen parameters that the start of a run reads again; tied ones have several."""
+        if not self.state.frozen_elsewhere:
+            return frozenset()
+        named = self.state.engine.module.named_parameters(remove_duplicate=False)
+        return frozenset(name for name, parameter in named if not parameter.requires_grad)
+
+    def _load_weights(self, src: dict[str, Any], dst: torch.nn.Module) -> None:
+        """Put the weights of a checkpoint into the model; only those that it leaves out on purpose may be missing."""
+        result = dst.load_state_dict(src, strict=False)
+        missing = set(result.missing_keys) - self._left_out()
+        if missing or result.unexpected_keys:
+            raise RuntimeError(
+                f"its weights are not this model's: missing {sorted(missing)[:5]}, unexpected {result.unexpected_keys[:5]}"
+            )
 
     def _facts(self) -> dict[str, Any]:
         state = self.state
@@ -318,7 +343,10 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         engine = self.state.engine
         with going_through(engine, SafeCheckpointEngine()):
             loaded, _ = engine.load_checkpoint(
-                str(found.path.parent), tag=found.path.name, load_lr_scheduler_states=False
+                str(found.path.parent),
+                tag=found.path.name,
+                load_lr_scheduler_states=False,
+                custom_load_fn=self._load_weights,
             )
         if loaded is None:
             raise RuntimeError("DeepSpeed found nothing to load")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.base import TriggeredCheckpoint
+from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component
-from arctic_hydra.errors import CheckpointError, FieldError
+from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,8 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     """Exports for AutoModelForCausalLM and AutoTokenizer: safetensors, configs, tokenizer with its chat template.
 
     The end of training goes to `export`, a save on the way to `export-step-00000100` beside it; each appears complete
-    or not at all. Weights keep the dtype the model trains in. Of a PEFT model the adapter is saved. Nothing resumes
-    from an export.
+    or not at all. Weights keep the dtype the model trains in. An adapter is saved by itself or merged (`merge`). Nothing
+    resumes from an export.
     """
 
     save_end_of_training: bool = True
@@ -38,6 +38,9 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     """Directory name of the export at the end of training, and prefix of those on the way."""
     max_shard_size: str | None = None
     """Largest safetensors file, such as 5GB; transformers' default when unset."""
+    merge: bool | None = None
+    """Of a run with `peft`: true adds the adapter into the weights and exports a whole model, false exports the adapter
+    alone; unset: the adapter, where the model it belongs to can be loaded from somewhere."""
 
     can_resume: ClassVar[bool] = False
 
@@ -64,7 +67,19 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
         """Return the size of one export; each replaces nothing but itself, so those on the way are not counted."""
-        return trainable * bytes_per_parameter
+        return (parameters if self._merges else trainable) * bytes_per_parameter
+
+    def bind(self, state: TrainingState) -> None:
+        """Take the state to save from; called once, before `save`. Refuses to merge what cannot be merged."""
+        super().bind(state)
+        if self._merges:
+            check_mergeable(state.engine.module)
+
+    @property
+    def _merges(self) -> bool:
+        """Whether this run has an adapter that is exported merged."""
+        known = self.state.base is not None or self.state.rebuild is None
+        return is_adapted(self.state.engine.module) and (not known if self.merge is None else self.merge)
 
     def save(self) -> Path:
         """Export the model and tokenizer and return the directory; collective.
@@ -76,10 +91,14 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
 
         target, is_main = self.checkpoint_dir, self.state.world.is_main
         model, gathered = self.state.engine.module, target.with_name(f".tmp-weights-{target.name}")
+        whole = self._merges and not self.state.frozen_elsewhere
         error: str | None = None
         try:
-            weights = gather_weights(model, keep=is_main, beside=gathered)
+            weights = gather_weights(model, keep=is_main, beside=gathered, whole=whole)
             if is_main:
+                if self._merges:
+                    model = self._rebuilt(weights)
+                    weights = model.state_dict()
                 write_export(model, weights, self.state.tokenizer, target, self)
         except Exception as problem:
             logger.debug("export to %s failed", target, exc_info=True)
@@ -98,12 +117,40 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             logger.info("exported %s", target)
         return target
 
+    def _rebuilt(self, weights: dict[str, torch.Tensor]) -> Any:
+        """Return a merged copy of the model with these weights, on the CPU; the training's own stays as it is."""
+        from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
+        from arctic_hydra.checkpoint.source import UNCHECKED, Weights, initialise
+
+        assert self.state.rebuild is not None, "a run with an adapter knows how to make its model once more"
+        kept = random_state()
+        try:
+            model = self.state.rebuild()
+        finally:
+            set_random_state(kept)
+        trained = {name for name, value in self.state.engine.module.named_parameters() if value.requires_grad}
+        chosen = {name: value for name, value in weights.items() if not self.state.frozen_elsewhere or name in trained}
+        initialise(model, chosen, Weights(self.state.run_dir, self.state.progress.global_step, UNCHECKED))
+        return model.merge_and_unload()
+
     def load(self) -> Path | None:
         """Raise CheckpointError: an export holds weights only."""
         raise CheckpointError(
             "checkpoint.hf: an export holds weights only and no run resumes from it; "
             "resume with checkpoint=[deepspeed,hf], or start a new run from these weights with init_from=<export>"
         )
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether peft has wrapped the model."""
+    return hasattr(model, "peft_config")
+
+
+def check_mergeable(model: Any) -> None:
+    """Raise ConfigError for an adapter that cannot be added into the weights."""
+    if not hasattr(model.base_model, "merge_and_unload"):
+        kind = model.peft_config["default"].peft_type.value
+        raise ConfigError(f"checkpoint.hf.merge: peft cannot merge a {kind} adapter; pass checkpoint.hf.merge=false")
 
 
 def write_export(

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.store import MANIFEST, CheckpointStore
+from arctic_hydra.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore
 from arctic_hydra.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
 _SHOWN = 5
+UNCHECKED = "unchecked"
+"""Stands for the checksum of weights that are held in another form when they are loaded again: quantised ones."""
+ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Weights:
     path: Path
     step: int | None
     """Completed optimizer steps of a checkpoint; None for an export."""
+    frozen: str | None = None
+    """The checksum of the frozen weights that it leaves out, or UNCHECKED; None where it holds everything."""
 
 
 def find_checkpoint(root: Path, which: str | None) -> Weights:
@@ -40,8 +45,7 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
         nested = [path, path / "checkpoints"]
         holder = next((folder for folder in nested if CheckpointStore(folder, 1).steps()), None)
         if holder is None:
-            found = store.verified(path)
-            return Weights(found.path, found.step)
+            return _weights(store.verified(path))
         store, which = CheckpointStore(holder, distributed.World.from_env().rank), None
     if which is None:
         newest = store.newest()
@@ -49,9 +53,12 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
             raise CheckpointError(
                 f"{store.root} holds no checkpoint; train first, or pass from_checkpoint=<path of a checkpoint>"
             )
-        return Weights(newest.path, newest.step)
-    found = store.best() if which == "best" else store.at(int(which))
-    return Weights(found.path, found.step)
+        return _weights(newest)
+    return _weights(store.best() if which == "best" else store.at(int(which)))
+
+
+def _weights(found: Checkpoint) -> Weights:
+    return Weights(found.path, found.step, found.manifest["identity"].get("frozen_weights"))
 
 
 def find_weights(path: Path) -> Weights:
@@ -66,26 +73,49 @@ def is_export(path: Path) -> bool:
     return any(path.glob("*.safetensors"))
 
 
-def initialise(model: torch.nn.Module, weights: Weights) -> None:
-    """Set every parameter and persistent buffer of `model` from `weights`; collective under ZeRO-3.
+def holds_all_weights(path: Path) -> bool:
+    """Whether `path` is an export of a whole model, which transformers loads by itself."""
+    return is_export(path) and not (path / ADAPTER).exists()
 
-    Raises CheckpointError when a name or a shape differs: nothing is left at random, nothing is left over.
+
+def read(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return the weights by name; those of an adapter's export have peft's names, without the adapter's own.
+
+    Tensors of a checkpoint are mapped from its files where these hold them whole. Raises CheckpointError.
+    """
+    if weights.step is not None or (weights.path / MANIFEST).exists():
+        from arctic_hydra.checkpoint.consolidate import checkpoint_weights
+
+        return checkpoint_weights(weights.path)
+    return dict(_exported(weights.path))
+
+
+def fits(stored: dict[str, torch.Tensor], model: torch.nn.Module) -> bool:
+    """Whether the model has every name of `stored`."""
+    return set(stored) <= set(model.state_dict(keep_vars=True))
+
+
+def initialise(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: Weights) -> None:
+    """Set every parameter and persistent buffer of `model` from what `weights` holds; collective under ZeRO-3.
+
+    Where it leaves frozen weights out, those of the model stay, and must be the ones it was trained over. Raises
+    CheckpointError when they are not, or a name or a shape differs: nothing is left at random, nothing is left over.
     """
     import torch
 
-    from arctic_hydra.checkpoint.weights import gathered
-
-    stored = dict(_stored(model, weights))
+    if weights.step is None and (weights.path / ADAPTER).exists():
+        stored = _with_adapter_name(model, stored)
     state = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     for name, value in state.items():
         names.setdefault(id(value), []).append(name)
     wanted = {found: state[tied[0]] for tied in names.values() for found in tied if found in stored}
     absent = [tied[0] for tied in names.values() if not any(name in stored for name in tied)]
+    partial = weights.frozen is not None or (weights.path / ADAPTER).exists()
     shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in wanted.items()}
     problems = [
         _listed("the model has no", sorted(stored.keys() - wanted.keys())),
-        _listed("it lacks", absent),
+        _listed("it lacks", [] if partial else absent),
         _listed(
             "the shapes differ of",
             [f"{n} ({tuple(stored[n].shape)}, model {s})" for n, s in shapes.items() if stored[n].shape != s],
@@ -96,11 +126,37 @@ def initialise(model: torch.nn.Module, weights: Weights) -> None:
             f"the weights in {weights.path} are not of this model: {'; '.join(filter(None, problems))}. "
             "Choose the model (and its shape) that they were saved from"
         )
+    if weights.frozen not in (None, UNCHECKED):
+        _check_frozen(model, absent, weights)
     with torch.no_grad():
         for name, value in wanted.items():
-            with gathered(value, writes=True):
+            with distributed.gathered(value, writes=True):
                 if value.numel():  # under ZeRO-3 rank 0 holds the whole, and gives the others their part
                     value.copy_(stored[name])
+
+
+def _check_frozen(model: torch.nn.Module, absent: list[str], weights: Weights) -> None:
+    from arctic_hydra.checkpoint.weights import checksum
+
+    parameters = dict(model.named_parameters())
+    found = checksum(model, [name for name in absent if name in parameters])
+    if found != weights.frozen:
+        raise CheckpointError(
+            f"{weights.path} holds only the weights that train, and was trained over other frozen ones than this model's "
+            f"(checksum {weights.frozen}, here {found}): the files of the base model have changed, or another is chosen"
+        )
+
+
+def _with_adapter_name(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an exported adapter's weights under the names that they have in `model`."""
+    import peft
+
+    if not isinstance(model, peft.PeftModel):
+        return stored  # refused for its names
+    # Names in place of tensors: what peft would export under which name.
+    own: Any = {name: name for name in model.state_dict(keep_vars=True)}
+    exported = peft.get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
+    return {str(exported.get(name, name)): value for name, value in stored.items()}
 
 
 def _listed(what: str, names: list[str]) -> str:
@@ -108,25 +164,16 @@ def _listed(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
-def _stored(model: torch.nn.Module, weights: Weights) -> Iterator[tuple[str, Any]]:
-    if weights.step is not None or (weights.path / MANIFEST).exists():
-        from arctic_hydra.checkpoint.consolidate import checkpoint_weights
-
-        yield from checkpoint_weights(weights.path).items()
-        return
+def _exported(path: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not (weights.path / "config.json").exists():
-        raise CheckpointError(
-            f"{weights.path} is a PEFT adapter, which holds no full weights; pass a merged export, or a checkpoint"
-        )
-    index = weights.path / "model.safetensors.index.json"
-    files = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    )
+    index = path / "model.safetensors.index.json"
+    files = [ADAPTER] if (path / ADAPTER).exists() else ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in files:
         try:
-            yield from load_file(weights.path / name).items()
+            yield from load_file(path / name).items()
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{weights.path / name} cannot be read: {error}") from error
+            raise CheckpointError(f"{path / name} cannot be read: {error}") from error

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import hashlib
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from arctic_hydra.distributed import gathered
 
-def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path) -> dict[str, torch.Tensor]:
+
+def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path, whole: bool = False) -> dict[str, torch.Tensor]:
     """Return parameters and persistent buffers by name, on the CPU, in the model's dtypes; collective.
+
+    Of a PEFT model only what its export can ask for, unless it is to be `whole`.
 
     Ranks with `keep` false take part and return {}. Partitioned parameters (ZeRO-3) are gathered one at a time and kept in
     files in the directory `beside`, mapped into memory: the device and the host hold one full parameter at most, and
@@ -21,7 +24,7 @@ def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path) -> dict[
 
     Raises OSError where a file cannot be written, on that rank and once all ranks are through.
     """
-    wanted = _adapter_parameters(model)
+    wanted = None if whole else _adapter_parameters(model)
     weights: dict[str, torch.Tensor] = {}
     copies: dict[int, torch.Tensor] = {}
     problem: OSError | None = None
@@ -54,16 +57,6 @@ def _host_copy(value: torch.Tensor, file: Path) -> torch.Tensor:
     return mapped.view(whole.shape)
 
 
-def gathered(value: torch.Tensor, *, writes: bool = False) -> AbstractContextManager[Any]:
-    """Return a context in which a partitioned parameter is whole; with `writes`, rank 0's changes reach all ranks."""
-    if not hasattr(value, "ds_id"):
-        return nullcontext()
-    # Only the engine module may import DeepSpeed; a partitioned parameter exists only once it has been loaded.
-    zero = sys.modules["deepspeed"].zero
-    context: AbstractContextManager[Any] = zero.GatheredParameters([value], modifier_rank=0 if writes else None)
-    return context
-
-
 def _adapter_parameters(model: torch.nn.Module) -> set[int] | None:
     """Return which tensors a PEFT wrapper can ask for (the base stays where it is), or None: all of them."""
     if not hasattr(model, "peft_config"):
@@ -73,3 +66,17 @@ def _adapter_parameters(model: torch.nn.Module) -> set[int] | None:
     kept: list[Iterable[torch.Tensor]] = [module.parameters() for module in embeddings if module is not None]
     kept.append(parameter for parameter in model.parameters() if parameter.requires_grad)
     return {id(parameter) for group in kept for parameter in group}
+
+
+def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
+    """Return a short hash over parameters by name, the same at every ZeRO stage and number of ranks; collective.
+
+    One pass on the device that holds them. It tells another base model from this one; it is no proof against malice.
+    """
+    parameters = dict(model.named_parameters())
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        with gathered(parameters[name]):
+            bits = torch.hash_tensor(parameters[name].detach()) if parameters[name].numel() else torch.zeros(1)
+            digest.update(f"{name} {int(bits.item())}\n".encode())
+    return digest.hexdigest()[:16]

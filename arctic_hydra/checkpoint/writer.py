@@ -57,10 +57,12 @@ class SafeCheckpointEngine:
         store: CheckpointStore | None = None,
         stage: Stage | None = None,
         put: Callable[[str, Any], None] | None = None,
+        leave_out: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
         self._stage = stage
         self._put = put
+        self._leave_out = leave_out
         self.agreed = False
         """Whether the ranks have compared their errors, successfully or not."""
 
@@ -74,8 +76,11 @@ class SafeCheckpointEngine:
             os.makedirs(path, mode=0o700, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Hand over one file of this rank."""
+        """Hand over one file of this rank, without the weights that are to be left out."""
         assert self._stage is not None and self._put is not None, "this engine was opened for reading"
+        if self._leave_out and isinstance(state_dict.get("module"), dict):
+            kept = {name: value for name, value in state_dict["module"].items() if name not in self._leave_out}
+            state_dict = {**state_dict, "module": kept}
         self._put(os.path.relpath(path, self._stage.path), state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:

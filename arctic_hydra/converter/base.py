@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import IntEnum
+from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import Component
 
@@ -12,9 +13,23 @@ if TYPE_CHECKING:
     import torch
 
 
+class Phase(IntEnum):
+    """What a converter does; one of a later phase never runs before one of an earlier phase."""
+
+    modules = 0
+    """Changes or replaces modules."""
+    trainable = 1
+    """Chooses which parameters train."""
+    adapters = 2
+    """Freezes the model and puts adapters on top."""
+
+
 @dataclass(kw_only=True)
 class ModelConverter(Component):
-    """Base of the converters; they run in the order in which they are chosen."""
+    """Base of the converters; they run in the order in which they are chosen, `peft` last."""
+
+    phase: ClassVar[Phase] = Phase.modules
+    """What this converter does, by which the order is checked."""
 
     @abstractmethod
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:

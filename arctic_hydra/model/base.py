@@ -52,6 +52,11 @@ class ModelFactory(Component):
     save_name: str | None = None
     """Directory name of this model's exports, instead of `checkpoint.hf.save_name`."""
 
+    stored: ClassVar[bool] = False
+    """Whether its weights come from files, so that transformers, and each start of the run, can read them again."""
+    quantization: ClassVar[Any] = None
+    """How transformers quantises the weights as it loads them; the assembly of the model sets it, for QLoRA."""
+
     outside_identity: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
     def validate(self) -> None:

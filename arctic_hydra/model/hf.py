@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
+from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
 from arctic_hydra.model.base import ModelFactory
@@ -31,6 +32,8 @@ class HFModelFactory(ModelFactory):
     """Values that replace those of the model's own config, such as {attention_dropout: 0.1}."""
     allow_missing_weights: bool = False
     """Accept a checkpoint that lacks weights of the architecture; they start random."""
+
+    stored: ClassVar[bool] = True
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem where a local model directory is missing or holds no model."""
@@ -58,6 +61,7 @@ class HFModelFactory(ModelFactory):
                 attn_implementation=self.attn_implementation,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
+                **self._quantized(),
                 **where(self.name_or_path, self.revision),
             )
         except Exception as error:
@@ -70,6 +74,12 @@ class HFModelFactory(ModelFactory):
                 f"{', '.join(missing[:3])}; fix the checkpoint, or pass model.allow_missing_weights=true to start them random"
             )
         return self.finish(model)
+
+    def _quantized(self) -> dict[str, Any]:
+        """Return the arguments for weights in few bits, which are made on the device of this rank."""
+        if self.quantization is None:
+            return {}
+        return {"quantization_config": self.quantization, "device_map": {"": World.from_env().device}}
 
 
 def check_model_directory(name_or_path: str) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import engine, log
+from arctic_hydra import assemble, log
 from arctic_hydra.checkpoint import source
-from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, write_export
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, is_adapted, write_export
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
 from arctic_hydra.distributed import World
@@ -24,14 +24,15 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     run.attach(run.trainer)
     weights = source.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
     tokenizer = run.tokenizer.create_tokenizer()
-    model = run.model.create_model(run.model.create_config())
-    for converter in run.converters:
-        model = converter.convert(model)
-    engine.import_deepspeed()  # checkpoints hold three of its classes
-    source.initialise(model, weights)
+    start = assemble.starting_weights(run)
+    model = assemble.create_model(run, run.model.create_config(), tokenizer, start, weights, quantize=False)
     chosen = run.checkpoint.get("hf")
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"
     target = Path(options.output_dir or run_dir.parent) / name
+    merge = options.merge if options.merge is not None else assemble.base_of(run) is None
+    if is_adapted(model) and merge:
+        check_mergeable(model)
+        model = model.merge_and_unload()
     write_export(model, model.state_dict(), tokenizer, target, options)
     return {"status": FINISHED, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import Component
+from arctic_hydra.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,40 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class TokenizerFactory(Component):
     """Base of the tokenizer factories."""
+
+    add_tokens: list[str] = field(default_factory=list)
+    """Tokens to add to the vocabulary; the model gets rows for them, which start at the mean of the others."""
+    add_special_tokens: list[str] = field(default_factory=list)
+    """The same for tokens that decoding can leave out and no text may be split at, such as ['<|tool|>']."""
+    pad_vocab_to_multiple_of: int = 1
+    """Grow the model's embedding to a multiple of this many rows, such as 64; 1 keeps its size."""
+
+    def validate(self) -> None:
+        both = [*self.add_tokens, *self.add_special_tokens]
+        if "" in both or len(set(both)) < len(both):
+            raise ValueError(f"add_tokens: got {both!r}, expected distinct, non-empty tokens")
+        if self.pad_vocab_to_multiple_of < 1:
+            raise ValueError(f"pad_vocab_to_multiple_of: got {self.pad_vocab_to_multiple_of}, expected 1 or more")
+
+    def extend(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Add the tokens that were asked for; raises ConfigError for one that is there already."""
+        from transformers import AddedToken
+
+        known = tokenizer.get_vocab()
+        for key in ("add_tokens", "add_special_tokens"):
+            if there := [token for token in getattr(self, key) if token in known]:
+                raise ConfigError(
+                    f"tokenizer.{key}: {', '.join(map(repr, there))} is in the vocabulary already; leave it out"
+                )
+        tokenizer.add_tokens(list(self.add_tokens))
+        special = [AddedToken(token, special=True, normalized=False) for token in self.add_special_tokens]
+        tokenizer.add_tokens(special, special_tokens=True)
+        return tokenizer
+
+    def added_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the ids of the added tokens, ascending."""
+        ids = tokenizer.convert_tokens_to_ids([*self.add_tokens, *self.add_special_tokens])
+        return sorted(ids)
 
     @abstractmethod
     def create_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -30,4 +30,4 @@ class BundledTokenizerFactory(TokenizerFactory):
         """Return the bundled tokenizer; its pad, end and start tokens are distinct."""
         from arctic_hydra.tokenizer.loading import load_tokenizer
 
-        return load_tokenizer(str(ASSETS / "tokenizer"), self.chat_template)
+        return self.extend(load_tokenizer(str(ASSETS / "tokenizer"), self.chat_template))

@@ -41,6 +41,7 @@ class HFTokenizerFactory(TokenizerFactory):
                 "tokenizer.name_or_path: not set, and the model names none to take it from; expected a hub id or a "
                 "local directory; pass tokenizer.name_or_path=<id or directory>, or tokenizer=bundled"
             )
-        return load_tokenizer(
+        tokenizer = load_tokenizer(
             self.name_or_path, self.chat_template, revision=self.revision, trust_remote_code=self.trust_remote_code
         )
+        return self.extend(tokenizer)

@@ -1,0 +1,99 @@
+"""From the factories to the model that trains: the same for training, evaluation, export and estimates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import engine
+from arctic_hydra.checkpoint import source
+from arctic_hydra.errors import ModelError
+from arctic_hydra.model.vocabulary import fit_vocabulary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from arctic_hydra.config import Run
+
+
+def create_model(
+    run: Run,
+    model_config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    start: source.Weights | None = None,
+    weights: source.Weights | None = None,
+    *,
+    quantize: bool = True,
+) -> torch.nn.Module:
+    """Return the run's model, converted, with the weights of `init_from` (`start`), then those of a checkpoint of the run.
+
+    Those of `start` go in before the converters where they are those of a plain model, so that an adapter is put
+    over them, else after. The result depends on the run alone, not on ZeRO stage or ranks. Collective under ZeRO-3,
+    within `engine.model_init`.
+    """
+    seed_everything(run.seed)
+    if start or weights:
+        engine.import_deepspeed()  # checkpoints hold three of its classes
+    run.model.quantization = run.peft.quantization_config(run.model.torch_dtype) if quantize else None  # type: ignore[misc]
+    _check_vocabulary(run, model_config, tokenizer)
+    model: Any = run.model.create_model(model_config)
+    fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
+    stored = source.read(start) if start else {}
+    if start and source.fits(stored, model):
+        source.initialise(model, stored, start)
+        start = None
+    seed_everything(run.seed)  # loading draws more or fewer numbers at ZeRO-3
+    for converter in run.converters:
+        model = converter.convert(model)
+    if start:
+        source.initialise(model, stored, start)
+    if weights:
+        source.initialise(model, source.read(weights), weights)
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = base_of(run)
+    return model  # type: ignore[no-any-return]
+
+
+def starting_weights(run: Run) -> source.Weights | None:
+    """Return what `init_from` names, verified; collective."""
+    return source.find_weights(Path(run.init_from)) if run.init_from else None
+
+
+def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:
+    """Return the checksum of the frozen weights, where each start of the run reads them again; else None. Collective."""
+    from arctic_hydra.checkpoint.weights import checksum
+
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if not frozen or not (run.model.stored or run.init_from):
+        return None
+    return checksum(model, frozen) if run.model.quantization is None else source.UNCHECKED
+
+
+def base_of(run: Run) -> str | None:
+    """Return from where transformers loads the weights that an adapter of this run is put over, or None."""
+    if run.init_from:
+        return run.init_from if source.holds_all_weights(Path(run.init_from)) else None
+    return str(run.model.name_or_path) if run.model.stored else None  # type: ignore[attr-defined]
+
+
+def _check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with more tokens than the model has embedding rows, but for those that were added."""
+    rows, tokens = getattr(model_config.get_text_config(), "vocab_size", None), len(tokenizer)
+    if rows is not None and tokens - len(run.tokenizer.added_ids(tokenizer)) > rows:
+        raise ModelError(
+            f"model: has {rows} embedding rows, but the tokenizer has {tokens} tokens; use the model's own "
+            f"tokenizer (tokenizer=hf), or a model with a larger vocabulary"
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,59 @@
+"""What does not go together among converters, adapters and the engine; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from arctic_hydra.converter.base import ModelConverter, Phase
+from arctic_hydra.converter.peft.base import PeftFactory, PeftSlot
+from arctic_hydra.converter.peft.qlora import QLoraFactory
+
+
+def problems(
+    chosen: dict[str, ModelConverter],
+    peft: PeftSlot,
+    *,
+    stage: int,
+    model_is_stored: bool,
+    added_tokens: int,
+    head_loss: str,
+) -> Iterator[str]:
+    """Yield each contradiction, with full keys.
+
+    `stage` is ZeRO's, `model_is_stored` whether the model's weights come from files, `head_loss` the trainer's setting.
+    """
+    yield from _order(chosen, peft)
+    if not isinstance(peft, PeftFactory):
+        return
+    if isinstance(peft, QLoraFactory) and not model_is_stored:
+        yield "peft: got qlora, but this model has no stored weights to load in few bits; pass model=hf"
+    if isinstance(peft, QLoraFactory) and stage == 3:
+        yield "peft: got qlora, but ZeRO-3 cannot cut weights that are held in few bits; pass deepspeed=zero2, or peft=lora"
+    if added_tokens and stage == 3 and not peft.trains_in_full:
+        yield (
+            f"tokenizer: got {added_tokens} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
+            "peft.modules_to_save=[embed_tokens,lm_head] (all rows train; embed_tokens alone where they are tied), or deepspeed=zero2"
+        )
+    targets = peft.values().get("target_modules")
+    if head_loss in ("liger", "chunked") and isinstance(targets, list) and "lm_head" in targets:
+        yield (
+            f"peft.target_modules: got lm_head, but trainer.head_loss={head_loss} reads the head's weight past its adapter; pass "
+            "trainer.head_loss=full, or peft.modules_to_save=[lm_head]"
+        )
+
+
+def _order(chosen: dict[str, ModelConverter], peft: PeftSlot) -> Iterator[str]:
+    for (first, before), (second, after) in pairwise(chosen.items()):
+        if before.phase > after.phase:
+            sorted_names = ",".join(sorted(chosen, key=lambda name: chosen[name].phase))
+            yield (
+                f"converter: got [{','.join(chosen)}], but {second} replaces modules, and {first} chooses among the parameters "
+                f"that then are there; pass converter=[{sorted_names}]"
+            )
+    for name, converter in chosen.items():
+        if peft.adapts and converter.phase is Phase.trainable:
+            yield (
+                f"converter: got {name} with peft={getattr(peft, 'option_name', 'any')}, which freezes the whole model anyway; "
+                f"leave {name} out, and name what is to train in full in peft.modules_to_save"
+            )

@@ -1,0 +1,65 @@
+"""Matrix products in float8, through torchao."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import field
+from typing import TYPE_CHECKING
+
+from arctic_hydra.component import component
+from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.distributed import count_gpus
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.patterns import check_patterns, matching
+
+if TYPE_CHECKING:
+    import torch
+
+_MULTIPLE = 16
+"""Both sizes of a matrix that the float8 kernels take are multiples of it."""
+
+
+@component(group="converter", name="float8")
+class Float8Converter(ModelConverter):
+    """Linear layers multiply in float8 with dynamic scaling (torchao); weights and optimizer keep their dtype.
+
+    Needs a GPU of compute capability 8.9 (Ada) or 9.0 (Hopper) on.
+    """
+
+    recipe: str = "tensorwise"
+    """tensorwise, rowwise or rowwise_with_gw_hp: how scales are shared, from fast to exact."""
+    exclude: list[str] = field(default_factory=lambda: ["lm_head"])
+    """Patterns of linear layers that stay as they are."""
+
+    def validate(self) -> None:
+        known = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
+        if self.recipe not in known:
+            raise ValueError(f"recipe: got {self.recipe!r}, expected one of {', '.join(known)}")
+        check_patterns("exclude", self.exclude)
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem where torchao or a GPU is missing; whether the GPU knows float8 shows once torch is loaded."""
+        if importlib.util.find_spec("torchao") is None:
+            yield "recipe: converter=[float8] needs torchao, which is not installed; pip install torchao, or leave float8 out"
+        if count_gpus() == 0:
+            yield "recipe: converter=[float8] needs a CUDA GPU, and this machine has none; leave float8 out"
+
+    def convert(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Replace linear layers in place; raises ConfigError for a GPU without float8."""
+        import torch
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+        if torch.cuda.get_device_capability() < (8, 9):
+            raise ConfigError(
+                f"converter.float8: {torch.cuda.get_device_name()} has no float8 (compute capability 8.9 or more); leave it out"
+            )
+        linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        excluded = matching("converter.float8.exclude", self.exclude, linear)
+
+        def wanted(module: torch.nn.Module, name: str) -> bool:
+            sizes = (getattr(module, "in_features", 1), getattr(module, "out_features", 1))
+            return name not in excluded and all(size % _MULTIPLE == 0 for size in sizes)
+
+        config = Float8LinearConfig.from_recipe_name(self.recipe)
+        return convert_to_float8_training(model, module_filter_fn=wanted, config=config)  # type: ignore[no-any-return]

@@ -1,0 +1,46 @@
+"""Any of peft's types, by its name and config."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from arctic_hydra.component import component
+from arctic_hydra.converter.peft import catalog
+from arctic_hydra.converter.peft.base import UNSUPPORTED, PeftFactory
+
+
+@component(group="peft", name="any")
+class AnyPeft(PeftFactory):
+    """Any adapter of the installed peft: `peft=any peft.peft_type=IA3 peft.config={target_modules: [k_proj]}`."""
+
+    peft_type: str
+    """peft's name of the type: LOHA, LOKR, IA3, OFT, BOFT, VERA, LN_TUNING, FOURIERFT, HRA, ..."""
+
+    def validate(self) -> None:
+        super().validate()
+        self.peft_type = self.peft_type.upper()
+        if self.peft_type in UNSUPPORTED:
+            raise ValueError(
+                f"peft_type: got {self.peft_type}, which cannot be trained here: {UNSUPPORTED[self.peft_type]}"
+            )
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem for a type, or a key of its config, that the installed peft does not have."""
+        known = sorted(catalog.types().keys() - UNSUPPORTED.keys())
+        if self.peft_type not in known:
+            near = difflib.get_close_matches(self.peft_type, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield f"peft_type: got {self.peft_type}, expected one of {', '.join(known)}{hint}"
+            return
+        yield from super().check_environment()
+
+    @property
+    def type_name(self) -> str:
+        """The type as peft calls it."""
+        return self.peft_type
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields of peft's config."""
+        return dict(self.config)

@@ -1,0 +1,174 @@
+"""What all adapters share: peft's own configs and wrapper, with errors that come early and name the key."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arctic_hydra.converter.base import ModelConverter, Phase
+from arctic_hydra.converter.peft import catalog
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import convert_leaves
+from arctic_hydra.patterns import near_names
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+_PROMPT = (
+    "it puts virtual tokens before the text, which moves every supervised position; choose a type that adapts layers"
+)
+UNSUPPORTED = {
+    **dict.fromkeys(
+        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _PROMPT
+    ),
+    "ADALORA": "its ranks are pruned from gradients that the engine has given back by then; use LORA",
+    "ADAPTION_PROMPT": "it replaces the attention that keeps packed documents apart; use LORA",
+    "POLY": "it needs a task id with every example; use LORA",
+    "XLORA": "it mixes adapters that are trained already; use LORA",
+}
+
+
+@dataclass(kw_only=True)
+class PeftSlot(ModelConverter):
+    """Type of the slot `peft` in a run."""
+
+    phase: ClassVar[Phase] = Phase.adapters
+    adapts: ClassVar[bool] = True
+    """Whether the model is wrapped, its own weights frozen."""
+
+    @property
+    def trains_in_full(self) -> list[str]:
+        """Modules that train in full beside the adapter."""
+        return []
+
+    def quantization_config(self, dtype: torch.dtype) -> Any:
+        """Return how transformers is to quantise the frozen weights as it loads them, or None: not at all."""
+        return None
+
+    @abstractmethod
+    def convert(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model, wrapped as a `peft.PeftModel` where there is an adapter."""
+
+
+@dataclass(kw_only=True)
+class PeftFactory(PeftSlot):
+    """Base of the adapters; a subclass says which type of peft's it is and with what values."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    """Further fields of peft's own config of this type, such as {exclude_modules: [lm_head]}."""
+
+    def validate(self) -> None:
+        self.config = convert_leaves(self.config)
+
+    @property
+    def trains_in_full(self) -> list[str]:
+        """Modules that train in full beside the adapter."""
+        return list(self.values().get("modules_to_save") or [])
+
+    @property
+    @abstractmethod
+    def type_name(self) -> str:
+        """The type as peft calls it: LORA, IA3, ..."""
+
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """Return the fields of peft's config."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem for each key of `config` that the installed peft does not have."""
+        known = catalog.types().get(self.type_name, frozenset())
+        for key in self.config.keys() - known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
+            yield f"config.{key}: peft's {self.type_name} has no such key{hint}"
+
+    def convert(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Freeze the model and return it in a `peft.PeftModel`; adapter weights take the model's dtype.
+
+        Their fp32 copies are with the optimizer, as all weights' are. Raises ConfigError for values that peft refuses
+        and for modules that the model does not have.
+        """
+        import peft
+
+        values = self.values()
+        added = getattr(model, "added_token_ids", [])
+        if added:
+            values = self._train_tokens(model, values, added)
+        names = [name for name, _ in model.named_modules() if name]
+        check_modules("peft.target_modules", values.get("target_modules"), names)
+        check_modules("peft.modules_to_save", values.get("modules_to_save"), names)
+        values = self._keep_tied(model, values)
+        config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(self.type_name)]
+        try:
+            config = config_class(task_type="CAUSAL_LM", **values)
+            wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ConfigError(
+                f"peft: {self.type_name} cannot be put on {type(model).__name__}: {first.strip()}"
+            ) from error
+        return wrapped
+
+    def _train_tokens(self, model: Any, values: dict[str, Any], added: list[int]) -> dict[str, Any]:
+        """Return the values with which the rows of added tokens train too."""
+        fields = catalog.types()[self.type_name]
+        chosen = values.get("modules_to_save") or []
+        names = {module: name for name, module in model.named_modules()}
+        tables = [names[module] for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
+        if any(name.split(".")[-1] in chosen for name in tables) or values.get("trainable_token_indices"):
+            return values
+        if "trainable_token_indices" not in fields:
+            raise ConfigError(
+                f"tokenizer.add_tokens: {len(added)} tokens were added, but peft's {self.type_name} cannot train their "
+                f"rows; use peft=lora, or name {tables[0].split('.')[-1]} in peft.config.modules_to_save"
+            )
+        tables = tables[:1] if is_tied(model) else tables
+        return {**values, "trainable_token_indices": {name.split(".")[-1]: added for name in tables}}
+
+    def _keep_tied(self, model: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values with which an embedding and a head of one weight keep one; peft would train two copies."""
+        if not is_tied(model):
+            return values
+        tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
+        names = [name for name, module in model.named_modules() if module in tables]
+        targets, saved = values.get("target_modules"), values.get("modules_to_save") or []
+        adapted = [] if targets in (None, "all-linear") else [name for name in names if _is_named(targets, name)]
+        whole = [name for name in names if _is_named(saved, name)]
+        can_tie = "ensure_weight_tying" in catalog.types()[self.type_name]
+        if adapted or (whole and not can_tie):
+            raise ConfigError(
+                f"peft: {', '.join(adapted or whole)} of this model shares its weight with another module, and {self.type_name} "
+                "would take them apart; leave it out, or use peft=lora with peft.modules_to_save=[embed_tokens], which trains both as one"
+            )
+        return {**values, "ensure_weight_tying": True} if whole else values
+
+
+def is_tied(model: Any) -> bool:
+    """Whether embedding and head share one weight."""
+    return bool(model.config.get_text_config().tie_word_embeddings)
+
+
+def check_modules(key: str, wanted: Any, names: list[str]) -> None:
+    """Raise ConfigError for a module that is asked for and not there, with names like it."""
+    if wanted is None or wanted == "all-linear":
+        return
+    listed = [wanted] if isinstance(wanted, str) else list(wanted)
+    missing = [
+        item for item in listed if not any(_is_named(item if wanted is item else [item], name) for name in names)
+    ]
+    if missing:
+        raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
+
+
+def _is_named(wanted: str | list[str], name: str) -> bool:
+    """Compare as peft does: a string is a pattern of whole names, an entry of a list their end."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == item or name.endswith(f".{item}") for item in wanted)

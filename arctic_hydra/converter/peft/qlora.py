@@ -1,0 +1,52 @@
+"""QLoRA: LoRA over weights that are held in four or eight bits."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.component import component
+from arctic_hydra.converter.peft.lora import LoraFactory
+from arctic_hydra.distributed import count_gpus
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Quantization(Enum):
+    """How bitsandbytes holds the frozen weights."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int8 = "int8"
+
+
+@component(group="peft", name="qlora")
+class QLoraFactory(LoraFactory):
+    """QLoRA (Dettmers et al. 2023): LoRA over a frozen model in NF4, through bitsandbytes; needs CUDA and ZeRO 0 to 2."""
+
+    quantization: Quantization = Quantization.nf4
+    """nf4, fp4 or int8: the form of the frozen weights; products are computed in model.dtype."""
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem where bitsandbytes or a GPU is missing."""
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield "quantization: peft=qlora needs bitsandbytes, which is not installed; pip install bitsandbytes, or pass peft=lora"
+        if count_gpus() == 0:
+            yield "quantization: peft=qlora needs a CUDA GPU, and this machine has none; pass peft=lora"
+        yield from super().check_environment()
+
+    def quantization_config(self, dtype: torch.dtype) -> Any:
+        """Return how transformers loads the model: quantised, its products in `dtype`."""
+        from transformers import BitsAndBytesConfig
+
+        if self.quantization is Quantization.int8:
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.quantization.value,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )

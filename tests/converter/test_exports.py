@@ -1,0 +1,82 @@
+"""What is exported loads with transformers and peft and has the logits of the training, whatever was trained and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.converter import lab
+
+KINDS = {
+    "tiny": ("model=tiny model.hidden_size=32 model.intermediate_size=64 model.num_hidden_layers=2", [""]),
+    "hf": ("", [""]),
+    "liger": ("model=liger model.fallback=true", [""]),
+    "lora": ("peft=lora", ["false", "true"]),
+    "dora": ("peft=dora", ["false", "true"]),
+    "pissa": ("peft=lora peft.init_lora_weights=pissa", ["false", "true"]),
+    "tokens": (
+        "tokenizer.add_tokens=[uno] tokenizer.add_special_tokens=[dos] tokenizer.pad_vocab_to_multiple_of=64",
+        [""],
+    ),
+    "tokens-lora": ("peft=lora tokenizer.add_tokens=[uno,dos]", ["false", "true"]),
+    "lora-full": ("peft=lora peft.modules_to_save=[embed_tokens]", ["false", "true"]),
+    "tiny-lora": ("model=tiny peft=lora", [""]),
+}
+CASES = [
+    *((kind, tied, 0) for kind in ("hf", "lora", "dora") for tied in (False, True)),
+    *((kind, False, 0) for kind in ("tiny", "liger", "pissa", "tokens", "tokens-lora", "tiny-lora")),
+    *((kind, True, 3) for kind in ("hf", "lora", "dora", "lora-full", "tokens")),
+    ("lora", False, 3),
+    ("lora-full", False, 0),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    lab.warm()
+    folder = tmp_path_factory.mktemp("models")
+    return {tied: lab.save_model(folder / str(tied), tied=tied) for tied in (False, True)}
+
+
+def train_and_export(arguments: str, run_dir: Path, model: Path | None) -> torch.Tensor:
+    """Train, exporting at the end; return the logits of the very model that was trained."""
+    return lab.train(arguments, run_dir, model, ids=IDS)["logits"]
+
+
+IDS = list(range(40, 60))
+
+
+def loaded_logits(folder: Path) -> torch.Tensor:
+    """Return the logits of an export, loaded as its users do."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    family = AutoPeftModelForCausalLM if (folder / "adapter_config.json").exists() else AutoModelForCausalLM
+    model = family.from_pretrained(folder, dtype=torch.float32).eval()
+    assert len(AutoTokenizer.from_pretrained(folder)) <= model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([IDS])).logits[0]
+
+
+@pytest.mark.parametrize(("kind", "tied", "stage"), CASES)
+def test_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
+    chosen, merges = KINDS[kind]
+    ranks = 2 if stage == 3 else 1
+    model = None if chosen.startswith("model=tiny") else models[tied]
+    for merge in merges:
+        run_dir = tmp_path / f"merge-{merge}"
+        option = f"checkpoint.hf.merge={merge} " if merge else ""
+        arguments = (
+            f"{chosen} {option}deepspeed=zero{stage} ranks={ranks} trainer.gradient_accumulation_steps={3 - ranks}"
+        )
+        expected = lab.in_ranks(ranks, train_and_export, arguments, run_dir, model)
+        whole = merge != "false"
+        assert (run_dir / "export" / "model.safetensors").exists() is whole
+        torch.testing.assert_close(loaded_logits(run_dir / "export"), expected, atol=1e-5, rtol=0)
+        lab.in_ranks(1, lab.perform, f"{arguments} task=export", run_dir / "task-export", model)
+        again = run_dir / "export-step-00000002"
+        torch.testing.assert_close(loaded_logits(again), expected, atol=1e-5, rtol=0)
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            assert (again / name).read_bytes() == (run_dir / "export" / name).read_bytes()
