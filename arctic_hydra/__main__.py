@@ -61,8 +61,7 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(arguments, name, _not_run)
-    in_sweep = options.multirun or _has_launcher(options.overrides)
-    if in_sweep and not (options.help or options.cfg):
+    if options.multirun and not (options.help or options.cfg):
         return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
         usage.print_page(PROGRAM, options.overrides)
@@ -72,7 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
     if options.cfg:
         Job.of(job, options.overrides)
         return _show(options, cfg, job)
-    if any(item.startswith("hydra/launcher=") and item != "hydra/launcher=basic" for item in options.overrides):
+    if _has_launcher(options.overrides):
         return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
         if override.lstrip("+").startswith(("hydra.", "hydra/")) and not override.lstrip("+").startswith(

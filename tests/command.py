@@ -70,7 +70,7 @@ def start(arguments: str, folder: Path, **more: str) -> subprocess.Popen[str]:
 
 def only_run(folder: Path, name: str = "default") -> Path:
     """Return the one run directory of that name."""
-    found = [item for item in (folder / "outputs" / name).iterdir() if (item / "run.json").exists()]
+    found = [item for item in (folder / "outputs" / name).iterdir() if item.is_dir() and item.name != "sweeps"]
     assert len(found) == 1, found
     return found[0]
 

@@ -16,7 +16,7 @@ from tests.command import SMALL, losses, only_run, run, start, wait_for_step
 from tests.ranks import free_port
 
 ARGUMENTS = (
-    f"{SMALL} trainer.train_iters=6 trainer.eval_at_start=false tracking=[] checkpoint=[deepspeed] deepspeed=zero2"
+    f"{SMALL} trainer.train_iters=60 trainer.eval_at_start=false tracking=[] checkpoint=[deepspeed] deepspeed=zero2"
 )
 HOSTS = "# two machines\nlocalhost slots=1\n127.0.0.1 slots=1  # the same one\n"
 

@@ -58,7 +58,8 @@ class Head:
                 output["logits"], self._result = self._result, None
 
         linear.forward = MethodType(forward, linear)  # type: ignore[method-assign]  # a copy of the model gets its own
-        linear.register_forward_hook(take)
+        # On the outermost module: DeepSpeed hooks what PEFT wraps around the layer too, and the result has to pass it.
+        model.get_output_embeddings().register_forward_hook(take)  # type: ignore[operator]
         model.register_forward_hook(put)
 
     def run(self, engine: Any, batch: Batch, compute: Compute) -> tuple[torch.Tensor, Any]:

@@ -66,6 +66,7 @@ def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[in
     if distributed.World.from_env().is_main:
         (run_dir / "run.json").write_text(json.dumps({"config": tree}))
     distributed.barrier()
+    run.trainer.listen([], distributed.World.from_env())
     trainer, resumed = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
     rows: list[dict[str, Any]] = []
     trainer._record = rows.append  # type: ignore[method-assign]

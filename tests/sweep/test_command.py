@@ -69,7 +69,10 @@ def in_tmp(tmp_path, monkeypatch):
             f"{SEARCH} hydra.sweeper.pruner=median hydra.sweeper.pruner_kwargs={{startup:1}} trainer.eval_frequency=1 optimizer.lr=1,2",
             "hydra.sweeper.pruner_kwargs: got {'startup': 1} for median",
         ),
-        (f"{SEARCH} seed=tag(log,int(interval(0,3)))", "seed: got tag(log,interval(0,3))"),
+        (
+            f"{SEARCH} seed=tag(log,int(interval(0,3)))",
+            "seed: got tag(log,int(interval(0,3))), which Optuna refuses: `low >= 1`",
+        ),
     ],
 )
 def test_what_is_refused(arguments, text, capsys):

@@ -203,7 +203,9 @@ def distribution(key: str, item: Override, *, as_text: bool) -> Any:
             raise ValueError("a list of choices has no logarithm")
         return CategoricalDistribution(list(item.sweep_string_iterator()))
     except ValueError as error:
-        raise ConfigError(f"{key}: got {item.input_line}, which Optuna refuses: {error}") from error
+        raise ConfigError(
+            f"{key}: got {str(item.input_line).partition('=')[2]}, which Optuna refuses: {error}"
+        ) from error
 
 
 def make_sampler(name: str, seeds: list[int], n_jobs: int) -> Any:
