@@ -125,7 +125,7 @@ def test_resume_is_bit_exact_from_a_checkpoint_of_what_trains(kind, ranks, stage
 
 def test_an_adapter_goes_on_with_fewer_ranks_is_evaluated_and_started_from(model, tmp_path):
     base = "peft=dora trainer.train_iters=4 deepspeed=zero2 checkpoint.hf.merge=false"
-    evaluated = "data.eval_sources.chat.sample_count=6"
+    evaluated = "data.eval_sources.chat.sample_count=6 data.overlong=keep_start"
     run_dir = tmp_path / "run"
     lab.in_ranks(2, lab.perform, f"{base} ranks=2 trainer.exit_iteration=2 {evaluated}", run_dir, model)
     one = f"{base} ranks=1 trainer.gradient_accumulation_steps=2 {evaluated}"
