@@ -118,6 +118,30 @@ def test_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) ->
     assert main[2] == main[3] == main[4] > 10 and other[2] == 0
 
 
+def test_w9_a_zero_3_export_holds_buffers_and_counts_its_bytes(in_ranks, lab, tmp_path) -> None:
+    """ArcticTraining leaves buffers out and takes two bytes for every number."""
+
+    def run(rank: int) -> None:
+        import torch
+
+        state = lab.start(tmp_path, rank, zero=3, bf16=True, world_size=2, tokenizer=make_tokenizer())
+        state.engine.module.register_buffer("seen", torch.arange(5, dtype=torch.float64))
+        state.training_finished = True
+        export(state, max_shard_size="20KB").save()
+
+    def read(rank: int) -> Any:
+        from safetensors.torch import load_file
+
+        files = sorted((tmp_path / "export").glob("*.safetensors"))
+        tensors = {name: value for file in files for name, value in load_file(file).items()}
+        return len(files), tensors["seen"].tolist(), sum(value.nbytes for value in tensors.values())
+
+    in_ranks(2, run)
+    [(files, seen, size)] = in_ranks(1, read)
+    index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
+    assert files > 1 and seen == [0, 1, 2, 3, 4] and index["metadata"]["total_size"] == size
+
+
 def test_zero_3_export_onto_a_full_disk_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> str:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
