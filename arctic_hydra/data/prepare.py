@@ -132,4 +132,4 @@ def nothing_left(key: str, report: Report) -> str:
     lines = [" | ".join(["source", "rows", "kept", *reasons]), " | ".join([key, *map(str, counts)])]
     hints = [ADVICE[reason] for reason in reasons if reason in ADVICE] or ["check the source's path and split"]
     table = "\n  ".join(lines)
-    return f"{key}: no example is left to train on; expected at least one\n  {table}\n{'; '.join(hints)}"
+    return f"{key}: no example is left; expected at least one\n  {table}\n{'; '.join(hints)}"

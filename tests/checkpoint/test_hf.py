@@ -89,7 +89,7 @@ def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in
     assert (text, ids) == ("two one ", [2, 1])
 
 
-def test_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
+def test_w26_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
     """Never more than one is whole, and its copy is backed by a file, which is gone afterwards."""
 
     def run(rank: int) -> Any:
