@@ -20,6 +20,7 @@ from arctic_hydra.report import data_table, read_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PAGE = "report.html"
 MOST_POINTS = 1000
@@ -119,8 +120,14 @@ def _plots(lines: Lines, data: dict[str, Any] | None) -> Iterator[str]:
         yield f"<div class=plots>{''.join(f'<figure>{plot}</figure>' for plot in plots)}</div>"
 
 
+def _over_steps(title: str) -> tuple[Figure, Axes]:
+    figure, axes = page.plot(title, "step")
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    return figure, axes
+
+
 def _loss_plot(steps: Lines, evaluations: Lines) -> str:
-    figure, axes = page.plot("loss", "step")
+    figure, axes = _over_steps("loss")
     places, values = _series(steps, "loss")
     _draw(axes, places, values, smooth=True, label="training")
     if evaluations:
@@ -133,7 +140,7 @@ def _loss_plot(steps: Lines, evaluations: Lines) -> str:
 def _curve(
     title: str, steps: Lines, key: str, *, logarithmic: bool = False, smooth: bool = False, from_zero: bool = False
 ) -> str:
-    figure, axes = page.plot(title, "step")
+    figure, axes = _over_steps(title)
     places, values = _series(steps, key)
     _draw(axes, places, values, smooth=smooth)
     positive = [value for value in values if value > 0]
