@@ -65,6 +65,12 @@ def load_back(rank: int, path: Path) -> Any:
     return logits_of(model), str(model.dtype), tied, text, tokenizer("two one")["input_ids"]
 
 
+def stored_names(path: Path) -> set[str]:
+    """Return the names in a safetensors file, whose header is JSON behind its length."""
+    with path.open("rb") as file:
+        return set(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+
+
 @pytest.mark.parametrize(("world_size", "options"), CASES)
 def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in_ranks, lab, tmp_path) -> None:
     """Whole weights of every ZeRO stage, in the training dtype, tied or not, with tokenizer and chat template."""
@@ -86,6 +92,7 @@ def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in
     assert logits == expected
     assert dtype == ("torch.bfloat16" if options.get("bf16") else "torch.float32")
     assert tied == options.get("tied", False)
+    assert ("lm_head.weight" in stored_names(path / "model.safetensors")) is not tied
     assert (text, ids) == ("two one ", [2, 1])
 
 

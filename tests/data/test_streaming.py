@@ -275,6 +275,11 @@ def test_a_bad_row_far_in_is_named_by_file_and_line(tmp_path: Path, tokenizer: A
     loader, _ = factory(path, streaming=True, prefetch_steps=0).build(tokenizer, geometry(steps=99))
     with pytest.raises(DataError, match=r"data\.sources\.mine: .*a\.jsonl:301: messages is a int"):
         list(loader.windows(0))
+    path.write_text(path.read_text().replace('"messages": 3}\n', '"messages": \n'))
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:301: not JSON \(.*line 1 column 13 .*got '\{\"messages\":'; expected"
+    ):
+        list(loader.windows(0))
 
 
 def test_a_source_without_examples_is_refused(tmp_path: Path, tokenizer: Any) -> None:

@@ -96,6 +96,7 @@ def parse_json_line(line: bytes, where: str, is_last: bool = False) -> Row:
             f"{where}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
             f"object per line; get the file again"
         )
+    line = line.rstrip()
     try:
         row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
     except UnicodeDecodeError as error:
