@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar, Union
 
 import pytest
 from omegaconf import OmegaConf
@@ -15,8 +16,14 @@ from arctic_hydra import compose, config
 from arctic_hydra.__main__ import main
 from arctic_hydra.component import registered, to_plain
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.model.hf import HFModelFactory
+from arctic_hydra.model.liger import LigerModelFactory
+from arctic_hydra.model.random import RandomModelFactory
+from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.record import flatten
+from arctic_hydra.trainer.sft import SFTTrainer
 from arctic_hydra.usage import groups
+from tests.command import run
 
 GOLDEN = Path(__file__).parent / "golden" / "config_keys.txt"
 SEVERAL = ("checkpoint", "tracking", "callback", "converter")
@@ -334,7 +341,7 @@ def test_nothing_is_imported_for_a_refused_target(tmp_path):
     "arguments",
     [["--help"], ["--help", "trainer"], ["--cfg", "job"], ["optimizer.lrr=1"], ["model=ligr"], ["task=check"]],
 )
-def test_composing_imports_neither_torch_nor_deepspeed(arguments):
+def test_b13_w24_w27_composing_imports_neither_torch_nor_deepspeed(arguments):
     code = (
         "import sys; from arctic_hydra.__main__ import main; main(sys.argv[1:]); "
         "print(sorted({'torch', 'deepspeed', 'transformers', 'numpy', 'mlflow'} & set(sys.modules)), file=sys.stderr)"
@@ -369,9 +376,28 @@ def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
     assert identified([*base, "trainer.gradient_accumulation_steps=2"]) == spread
 
 
-def test_typed_slots_refuse_another_family(capsys):
+def test_w28_typed_slots_refuse_another_family(capsys):
     assert main(["optimizer._target_=arctic_hydra.scheduler.cosine.CosineScheduler"]) == 2
     assert "optimizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hint", [HFModelFactory | RandomModelFactory, Union[HFModelFactory, RandomModelFactory]])  # noqa: UP007
+def test_w28_hints_of_either_form_take_their_members_and_subclasses(hint):
+    mine = type("Mine", (SFTTrainer,), {"__annotations__": {"model": ClassVar[hint]}, "option_name": "mine"})
+    run = built("ranks=1")
+    run.trainer = mine()
+    for model in (HFModelFactory(name_or_path="x"), LigerModelFactory(name_or_path="x")):
+        run.model = model
+        assert list(config._compatibility(run)) == []
+    run.model = TinyModelFactory()
+    [problem] = config._compatibility(run)
+    assert problem == "model: got tiny (TinyModelFactory), but trainer=mine (Mine) works with model=hf, model=random"
+
+
+def test_w28_a_train_py_in_the_working_directory_does_not_run(tmp_path):
+    (tmp_path / "train.py").write_text("raise SystemExit('it ran')\n")
+    done = run("--cfg job", tmp_path)
+    assert "it ran" not in done.stdout + done.stderr
 
 
 def test_cfg_job_is_valid_yaml_and_complete(capsys):

@@ -47,7 +47,7 @@ def test_says_where_things_are_and_what_to_type_next(finished):
     assert f"outputs/default/{run_dir.name}/export" in done.stdout
 
 
-def test_loss_falls_and_metrics_are_complete(finished):
+def test_w30_loss_falls_and_metrics_are_complete(finished):
     run_dir = only_run(finished[0])
     rows = metrics(run_dir)
     fallen = losses(run_dir)
@@ -77,7 +77,7 @@ def test_export_loads_in_transformers_and_answers(finished):
     assert model.generate(**chat, max_new_tokens=4).shape[1] > chat["input_ids"].shape[1]
 
 
-def test_record_says_what_was_run(finished):
+def test_w23_w25_w32_record_says_what_was_run(finished):
     run_dir = only_run(finished[0])
     record = json.loads((run_dir / "record.json").read_text())
     assert record["status"] == "finished"
@@ -136,7 +136,7 @@ def test_fresh_starts_over_and_is_bit_identical(finished, tmp_path):
     assert weights_digest(only_run(tmp_path / "copy")) == before
 
 
-def test_sigterm_mid_epoch_then_the_same_command_is_bit_identical(tmp_path):
+def test_w12_sigterm_mid_epoch_then_the_same_command_is_bit_identical(tmp_path):
     arguments = f"{SMALL} trainer.train_iters=30 checkpoint.deepspeed.save_every_n_steps=0 tracking=[]"
     run(arguments, tmp_path / mkdir(tmp_path, "straight"))
     stopped = tmp_path / mkdir(tmp_path, "stopped")
@@ -159,7 +159,7 @@ def mkdir(parent, name):
     return name
 
 
-def test_pitfall_17_three_kills_two_ranks_accumulation_dropout_partial_window(tmp_path):
+def test_pitfall_17_b4_w3_three_kills_two_ranks_accumulation_dropout_partial_window(tmp_path):
     """SIGKILL at random instants; the same command each time; the end is bit-identical to the uninterrupted run."""
     arguments = (
         f"{SMALL} ranks=2 trainer.gradient_accumulation_steps=3 trainer.epochs=2 data.sources.chat.sample_count=100 "
@@ -306,7 +306,7 @@ def test_what_this_machine_lacks_is_said_before_anything_is_written(arguments, t
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_exit_iteration_again_does_nothing_more(tmp_path):
+def test_w16_exit_iteration_again_does_nothing_more(tmp_path):
     arguments = f"{SMALL} trainer.train_iters=6 trainer.exit_iteration=2 tracking=[]"
     for _ in range(2):
         run(arguments, tmp_path, code=75)

@@ -119,6 +119,7 @@ class Preparer:
         self._policy = Overlong[options.overlong]
         self._encoder = ExampleEncoder(tokenizer, options.turns) if source.process else None
         self._bos = tokenizer.bos_token_id
+        self._vocabulary = len(tokenizer)
 
     def of(self, rows: Rows) -> Preparer:
         """Return a preparer of other rows of the same source, such as the next ones of a stream."""
@@ -182,7 +183,7 @@ class Preparer:
     def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
         rows = self._source.rows.take(range(start, stop))
         if self._encoder is None:
-            return [_guard(_read_tokens, row) for row in rows]
+            return [_guard(_read_tokens, row, self._vocabulary) for row in rows]
         read = [_guard(self._source.reading.read, row) for row in rows]
         return [item if isinstance(item, RowProblem) else self._masked(item) for item in self._encoder.encode(read)]
 
@@ -258,20 +259,29 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _guard(read: Any, row: Row) -> Any:
+def _guard(read: Any, row: Row, *more: Any) -> Any:
     try:
-        return read(row)
+        return read(row, *more)
     except RowProblem as problem:
         return problem
 
 
-def _read_tokens(row: Row) -> _Example:
-    """Return the example of a row that is tokenised already; labels are aligned with the ids, not shifted."""
+def _read_tokens(row: Row, vocabulary: int) -> _Example:
+    """Return the example of a row that is tokenised already, with ids below `vocabulary`.
+
+    Labels are aligned with the ids, not shifted.
+    """
     ids, labels = row.get("input_ids"), row.get("labels")
     if not isinstance(ids, list) or not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
         columns = ", ".join(sorted(row))
         raise malformed(f"process=false needs 'input_ids', a list of token ids; got the columns {columns}")
     tokens = np.array(ids, dtype=np.int32)
+    highest = int(tokens.argmax())
+    if tokens[highest] >= vocabulary:
+        raise malformed(
+            f"input_ids[{highest}] is {tokens[highest]}, but the tokenizer has {vocabulary} tokens; expected ids of this run's "
+            f"tokenizer"
+        )
     if labels is None:
         return _Example(tokens, np.ones(len(ids), dtype=np.uint8), [], [])
     if not isinstance(labels, list) or len(labels) != len(ids):

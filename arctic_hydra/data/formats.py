@@ -14,6 +14,7 @@ from arctic_hydra.data.messages import (
     Message,
     PlainText,
     check_chat,
+    check_media,
     check_text,
     check_turns,
     columns_of,
@@ -71,6 +72,8 @@ class Reading:
             found = detect(row)
             if found not in (None, self.format):
                 raise mixed(row, found, self.format)
+        if self.format is not RowFormat.text and not self.role_mapping:  # both say what of a row counts
+            check_media(row)
         return _READERS[self.format](self, row)
 
 
@@ -232,6 +235,7 @@ def read_preference(row: Row) -> tuple[Chat, Chat]:
 
     The prompt is explicit (`prompt`, or `conversations` as in ShareGPT), or what both conversations begin with.
     """
+    check_media(row)
     sides = [_preference_side(row, name) for name in ("chosen", "rejected")]
     prompt = _preference_prompt(row)
     # Whole conversations repeat the prompt (or have it implied); answers alone need it.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem
+from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text
 from arctic_hydra.data.words import Array, WordTokenizer
 from arctic_hydra.errors import DataError
 
@@ -176,11 +176,12 @@ class ChatEncoder:
         for index, chat in enumerate(chats):
             try:
                 text, marked = rendered.get(index) or self._render([chat.messages], chat.tools)[0]
+                check_text(text, "the rendered chat")  # tools and calls are in it too
                 results.append((text, self._answer_spans(chat, text, marked)))
             except RowProblem as problem:
                 results.append(problem)
             except Exception as error:  # templates raise anything
-                text = f"the chat template fails: {type(error).__name__}: {error}"
+                text = f"the chat template fails: {type(error).__name__}: {error}; correct it, or pass tokenizer.chat_template=<file>"
                 results.append(RowProblem("template", text))
         return results
 

@@ -11,6 +11,7 @@ Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 
 # Which roles may stand before each role; None is the start of the conversation.
 _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
@@ -102,6 +103,15 @@ def check_turns(messages: Any, column: str = "messages") -> None:
         previous = role
 
 
+def check_media(row: Mapping[str, Any]) -> None:
+    """Check that no column beside the texts holds an image or the like; raises RowProblem naming it."""
+    for name in _MEDIA_COLUMNS:
+        value = row.get(name)
+        if value is not None and value != [] and value != "":
+            many = f"{len(value)} of them" if isinstance(value, list) else "one"
+            raise malformed(f"column '{name}' holds {many}, but this trains on text only; expected rows of text")
+
+
 def read_tools(row: Mapping[str, Any]) -> list[Any] | None:
     """Return the row's tool schemas, None where it has none; `tools` may be JSON text.
 
@@ -176,4 +186,12 @@ def check_text(value: Any, what: str) -> str:
         raise malformed(f"{what} is {got}{hint}, expected a text")
     if "\0" in value:
         raise malformed(f"{what} holds a NUL character at place {value.index(chr(0))}, expected a text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(value[error.start]):04x}"
+            raise malformed(
+                f"{what} holds {half} at place {error.start}, half of a character that was cut in two, expected a text"
+            ) from error
     return value

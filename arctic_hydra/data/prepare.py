@@ -22,10 +22,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise when the same rows and options would give other tokens, masks or reports: it is part of the cache key."""
 
 CHUNK_ROWS = 1000
+MANY_EMPTY = 0.1
+"""Share of a source's rows without anything to train on from which on it is said aloud."""
+ADVICE = {
+    "overlong": "raise data.max_length or pass data.overlong=keep_start, keep_end or split",
+    "no_supervised_token": "check that answers are not empty and not cut off by data.max_length",
+    "malformed": "pass data.malformed=error to see the first such row",
+}
+"""What to do about rows that are left out, by reason."""
 WORTH_SECONDS = 10.0
 """A worker process takes seconds to start: it is started where this process alone would need so long for the rest."""
 
@@ -89,6 +97,19 @@ def check_stop(key: str, report: Report, tokenizer: PreTrainedTokenizerBase) -> 
         )
 
 
+def check_supervised(key: str, report: dict[str, Any]) -> None:
+    """Warn where many rows have nothing to train on, as after a wrong role, weight or cut; `report` is a plain one."""
+    empty = report["dropped"].get("no_supervised_token", 0)
+    if empty > MANY_EMPTY * report["rows"]:
+        log.warning(
+            "%s: %d of %d rows are left out because no token of them is trained on; expected few; %s",
+            key,
+            empty,
+            report["rows"],
+            ADVICE["no_supervised_token"],
+        )
+
+
 def _results(
     source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options, num_proc: int
 ) -> Iterator[Prepared]:
@@ -109,11 +130,6 @@ def nothing_left(key: str, report: Report) -> str:
     reasons = sorted(report.dropped)
     counts = [report.rows, report.kept, *(report.dropped[reason] for reason in reasons)]
     lines = [" | ".join(["source", "rows", "kept", *reasons]), " | ".join([key, *map(str, counts)])]
-    advice = {
-        "overlong": "raise data.max_length or pass data.overlong=keep_start, keep_end or split",
-        "no_supervised_token": "check that answers are not empty and not cut off by data.max_length",
-        "malformed": "pass data.malformed=error to see the first such row",
-    }
-    hints = [advice[reason] for reason in reasons if reason in advice] or ["check the source's path and split"]
+    hints = [ADVICE[reason] for reason in reasons if reason in ADVICE] or ["check the source's path and split"]
     table = "\n  ".join(lines)
-    return f"{key}: no example is left to train on; expected at least one\n  {table}\n{'; '.join(hints)}"
+    return f"{key}: no example is left; expected at least one\n  {table}\n{'; '.join(hints)}"

@@ -219,7 +219,7 @@ class PreparedDataFactory(DataFactory):
     def _process_one(
         self, split: str, name: str, identity: dict[str, Any], tokenizer: PreTrainedTokenizerBase, world: World
     ) -> TokenStore:
-        from arctic_hydra.data.prepare import prepare, prepared_key
+        from arctic_hydra.data.prepare import check_supervised, prepare, prepared_key
         from arctic_hydra.data.store import build_private, default_cache_dir, open_or_build
 
         options = self.options()
@@ -233,10 +233,14 @@ class PreparedDataFactory(DataFactory):
             with self.event("process", split=split, source=name):
                 prepare(directory, rows, tokenizer, options, workers)
 
-        if not self.cache:
-            return build_private(key, build)
-        directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-        return open_or_build(directory.absolute(), key, build)
+        if self.cache:
+            directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
+            store = open_or_build(directory.absolute(), key, build)
+        else:
+            store = build_private(key, build)
+        if world.is_main:
+            check_supervised(self._key(split, name), store.report)
+        return store
 
     @abstractmethod
     def options(self) -> Options:

@@ -57,7 +57,7 @@ def test_a_copy_is_deep_keeps_shared_storage_and_reuses_its_memory(libraries) ->
 
 
 @pytest.mark.parametrize("options", [dict(zero=0), dict(zero=2, bf16=True), dict(zero=3, lora=True)])
-def test_the_files_hold_what_a_save_at_once_writes(options, in_ranks, lab, tmp_path) -> None:
+def test_w26_the_files_hold_what_a_save_at_once_writes(options, in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:
         from arctic_hydra.checkpoint.writer import load_tensors
 

@@ -65,7 +65,7 @@ CASES = [
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize(("world_size", "options"), CASES)
-def test_pitfall_17_25_resume_in_new_processes_is_bit_exact(
+def test_pitfall_17_25_b5_b11_w2_resume_in_new_processes_is_bit_exact(
     world_size, options, asynchronous, in_ranks, lab, tmp_path
 ) -> None:
     """Weights, optimizer, learning rates, counters and the next draws of every rank, dropout on.
@@ -417,7 +417,7 @@ def test_logs_are_cut_back_to_the_checkpoint_so_that_each_step_stands_once(in_ra
     assert young.read_text() == ""
 
 
-def test_triggers_save_each_step_once(in_ranks, lab, tmp_path) -> None:
+def test_b5_w2_triggers_save_each_step_once(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> list[Any]:
         state = lab.start(tmp_path, rank, zero=0)
         checkpoint = lab.checkpoint(state, save_every_n_steps="2", keep_last=None)

@@ -65,6 +65,12 @@ def load_back(rank: int, path: Path) -> Any:
     return logits_of(model), str(model.dtype), tied, text, tokenizer("two one")["input_ids"]
 
 
+def stored_names(path: Path) -> set[str]:
+    """Return the names in a safetensors file, whose header is JSON behind its length."""
+    with path.open("rb") as file:
+        return set(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+
+
 @pytest.mark.parametrize(("world_size", "options"), CASES)
 def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in_ranks, lab, tmp_path) -> None:
     """Whole weights of every ZeRO stage, in the training dtype, tied or not, with tokenizer and chat template."""
@@ -86,10 +92,11 @@ def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in
     assert logits == expected
     assert dtype == ("torch.bfloat16" if options.get("bf16") else "torch.float32")
     assert tied == options.get("tied", False)
+    assert ("lm_head.weight" in stored_names(path / "model.safetensors")) is not tied
     assert (text, ids) == ("two one ", [2, 1])
 
 
-def test_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
+def test_w26_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
     """Never more than one is whole, and its copy is backed by a file, which is gone afterwards."""
 
     def run(rank: int) -> Any:
@@ -116,6 +123,30 @@ def test_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) ->
     main, other = in_ranks(2, run)
     assert main[0] == main[1] and other[0] == other[1]
     assert main[2] == main[3] == main[4] > 10 and other[2] == 0
+
+
+def test_w9_a_zero_3_export_holds_buffers_and_counts_its_bytes(in_ranks, lab, tmp_path) -> None:
+    """ArcticTraining leaves buffers out and takes two bytes for every number."""
+
+    def run(rank: int) -> None:
+        import torch
+
+        state = lab.start(tmp_path, rank, zero=3, bf16=True, world_size=2, tokenizer=make_tokenizer())
+        state.engine.module.register_buffer("seen", torch.arange(5, dtype=torch.float64))
+        state.training_finished = True
+        export(state, max_shard_size="20KB").save()
+
+    def read(rank: int) -> Any:
+        from safetensors.torch import load_file
+
+        files = sorted((tmp_path / "export").glob("*.safetensors"))
+        tensors = {name: value for file in files for name, value in load_file(file).items()}
+        return len(files), tensors["seen"].tolist(), sum(value.nbytes for value in tensors.values())
+
+    in_ranks(2, run)
+    [(files, seen, size)] = in_ranks(1, read)
+    index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
+    assert files > 1 and seen == [0, 1, 2, 3, 4] and index["metadata"]["total_size"] == size
 
 
 def test_zero_3_export_onto_a_full_disk_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:

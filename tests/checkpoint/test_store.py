@@ -66,7 +66,7 @@ def test_what_was_saved_is_found(store: CheckpointStore) -> None:
 
 @pytest.mark.parametrize("damage", [truncate_to_nothing, lose_the_last_byte, flip_one_bit, remove])
 @pytest.mark.parametrize("victim", [*FILES, MANIFEST])
-def test_pitfall_26_damage_to_any_file_falls_back_and_says_why(store, damage, victim, caplog) -> None:
+def test_pitfall_26_w20_damage_to_any_file_falls_back_and_says_why(store, damage, victim, caplog) -> None:
     save(store, 1)
     newest = save(store, 2)
     damage(newest / victim)
@@ -119,7 +119,7 @@ def test_the_newest_is_by_number_not_by_name_or_latest(store: CheckpointStore) -
 
 
 @pytest.mark.parametrize(("keep_last", "left"), [(None, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (3, [2, 3, 4])])
-def test_prune_keeps_the_newest(tmp_path, keep_last, left) -> None:
+def test_w20_prune_keeps_the_newest(tmp_path, keep_last, left) -> None:
     store = CheckpointStore(tmp_path, rank=0, keep_last=keep_last)
     for step in range(1, 5):
         save(store, step)

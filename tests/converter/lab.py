@@ -66,8 +66,8 @@ def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[in
     if distributed.World.from_env().is_main:
         (run_dir / "run.json").write_text(json.dumps({"config": tree}))
     distributed.barrier()
-    run.trainer.listen([], distributed.World.from_env())
-    trainer, resumed = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
+    with runner.telling_callbacks(run, run_dir):
+        trainer, resumed = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
     rows: list[dict[str, Any]] = []
     trainer._record = rows.append  # type: ignore[method-assign]
     trainer.train()
@@ -84,6 +84,7 @@ def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[in
         "norms": [row["grad_norm"] for row in rows if "loss" in row],
         "weights": weights,
         "held": held,
+        "recomputes": module.is_gradient_checkpointing,
         "resumed": resumed,
         "logits": _logits(trainer, ids) if ids else None,
     }

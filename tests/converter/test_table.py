@@ -77,7 +77,21 @@ def test_each_feature_trains_and_what_is_frozen_has_no_optimizer_state(results):
     assert all("lora_" in name for name in found["lora"]["weights"])
 
 
+def test_w14_an_adapter_trains_on_ranks_that_share_each_sequence(results, tmp_path):
+    """Evaluation too, at ZeRO-3 too."""
+    shared = "peft=lora ranks=2 trainer.sequence_parallel_size=2 trainer.gradient_accumulation_steps=2 checkpoint=[]"
+    model = lab.save_model(tmp_path / "model")
+    cases = {str(stage): f"{shared} deepspeed=zero{stage}" for stage in (0, 3)}
+    cases["evaluated"] = f"{shared} data.eval_sources.chat.sample_count=60"
+    expected = results(1, 0)["lora"]
+    for found in lab.in_ranks(2, lab.train_each, cases, tmp_path, model).values():
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
+        for name, value in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], value, atol=2e-6, rtol=0, msg=name)
+
+
 def test_pitfall_24_adapters_get_the_same_gradients_with_activation_checkpointing(results):
     with_it, without = results(1, 0)["lora"], results(1, 0)["no-checkpointing"]
+    assert (with_it["recomputes"], without["recomputes"]) == (True, False)
     assert with_it["losses"] == without["losses"] and with_it["norms"] == without["norms"]
     assert all(norm > 0 for norm in with_it["norms"])

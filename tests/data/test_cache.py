@@ -87,7 +87,7 @@ def test_w31_directories_are_private(small_chats: Path, tokenizer: Any, private_
     assert (tmp_path / "mine" / "prepared").stat().st_mode & 0o777 == 0o700
 
 
-def test_cache_off_leaves_nothing_behind(
+def test_w19_cache_off_leaves_nothing_behind_and_is_no_part_of_the_key(
     small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
@@ -147,7 +147,7 @@ def open_in_child(cache: Path, log: Path, seconds: float, queue: Any) -> None:
     queue.put((os.getpid(), store.ids(1).tolist()))
 
 
-def test_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> None:
+def test_w17_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     queue, log = context.Queue(), tmp_path / "builders"
     children = [context.Process(target=open_in_child, args=(tmp_path / "c", log, 0.5, queue)) for _ in range(3)]

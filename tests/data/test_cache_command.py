@@ -31,7 +31,7 @@ def test_list_shows_entries(filled: Path, capsys: pytest.CaptureFixture[str]) ->
     assert all("37 examples" in line and "used 0" in line for line in shown[:2])
 
 
-def test_prune_by_key_age_and_all(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_w31_prune_by_key_age_and_all(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer, older = entries(filled)
     os.utime(older.path / "manifest.json", (0, time.time() - 3 * 86_400))
     assert main(["prune", "--older-than", "4"]) == 0 and len(entries(filled)) == 2

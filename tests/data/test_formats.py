@@ -127,6 +127,10 @@ BAD: list[tuple[RowFormat, dict[str, Any], str]] = [
     (RowFormat.messages, {"messages": [QUESTION, {**ANSWER, "reasoning": ["x"]}]}, r"\(assistant\): reasoning is list, expected a text"),
     (RowFormat.messages, {"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "arguments of a tool call are not JSON"),
     (RowFormat.messages, {"messages": [QUESTION, ANSWER], "tools": "[}"}, "tools is str, expected a list of JSON schemas or JSON"),
+    (RowFormat.text, {"text": "é\ud83d"}, r"text holds \\ud83d at place 1, half of a character that was cut in two"),
+    (RowFormat.sharegpt, {"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}], "images": ["x.png"]}, "column 'images' holds 1 of them, but this trains on text only"),
+    (RowFormat.messages, {"messages": [QUESTION, ANSWER], "image": {"bytes": b"x"}}, "column 'image' holds one, but this trains on text only"),
+    (RowFormat.preference, {"prompt": "q", "chosen": "a", "rejected": "b", "videos": ["x"]}, "column 'videos' holds 1 of them"),
     (RowFormat.preference, {"prompt": "q", "chosen": 1, "rejected": "b"}, "chosen: expected a text, a message or a list"),
     (RowFormat.preference, {"chosen": [QUESTION, ANSWER], "rejected": [{**QUESTION, "content": "other"}, ANSWER]}, "differ before their last answer"),
 ]  # fmt: skip
@@ -137,6 +141,14 @@ def test_bad_rows_say_what_is_wrong(form: RowFormat, row: dict[str, Any], messag
     with pytest.raises(RowProblem, match=message) as caught:
         Reading(form).read(row)
     assert caught.value.reason == "malformed"
+
+
+def test_columns_of_media_may_be_empty_or_beside_what_is_named() -> None:
+    row = {"question": "q", "answer": "a", "images": ["x.png"]}
+    mapping = {"user": "question", "assistant": "answer"}
+    read = Reading(RowFormat.question_answer, mapping).read(row)
+    assert read == Reading(RowFormat.question_answer).read({**row, "images": []})
+    assert Reading(RowFormat.text).read({"text": "a", "image": "x.png"}) == PlainText("a")
 
 
 def test_tools_reach_the_template_in_the_openai_form(tmp_path: Path, tokenizer: Any) -> None:

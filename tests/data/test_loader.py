@@ -31,7 +31,9 @@ def global_batches(
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_pitfall_14_the_same_global_batches_for_any_geometry(small_chats: Path, tokenizer: Any, packing: bool) -> None:
+def test_pitfall_14_b10_the_same_global_batches_for_any_geometry(
+    small_chats: Path, tokenizer: Any, packing: bool
+) -> None:
     options = {"packing": packing, "max_length": 128, "prefetch_steps": 0}
     expected = global_batches(small_chats, tokenizer, 4, 1, 1, **options)
     for micro, accumulation, size in ((1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
@@ -123,12 +125,12 @@ def test_pitfall_05_first_token_of_next_document(small_chats: Path, tokenizer: A
     assert total > 0
 
 
-def test_max_length_bounds_every_pack(small_chats: Path, tokenizer: Any) -> None:
+def test_b10_w10_max_length_bounds_every_pack(small_chats: Path, tokenizer: Any) -> None:
     loader, _ = factory(small_chats, max_length=128).build(tokenizer, geometry(1, 1))
     assert all(batch.num_tokens <= 128 for window in loader.windows(0) for batch in window.micro_batches)
 
 
-def test_windows_start_anywhere_and_threads_end(small_chats: Path, tokenizer: Any) -> None:
+def test_w16_windows_start_anywhere_without_prefetching_too_and_threads_end(small_chats: Path, tokenizer: Any) -> None:
     loader, _ = factory(small_chats, max_length=128).build(tokenizer, geometry(2, 1))
     plain, _ = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(2, 1))
     ids = lambda windows: [[b.example_ids for b in w.micro_batches] for w in windows]  # noqa: E731
@@ -142,9 +144,13 @@ def test_windows_start_anywhere_and_threads_end(small_chats: Path, tokenizer: An
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 
 
-def test_packs_are_drawn_anew_each_epoch(small_chats: Path, tokenizer: Any) -> None:
+def test_pitfall_15_b6_w7_packs_are_drawn_anew_each_epoch_and_for_each_seed(small_chats: Path, tokenizer: Any) -> None:
     made = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1))[0]
     again = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1))[0]
+    other = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1, seed=8))[0]
+
+    def order(loader: Any, epoch: int) -> list[list[int]]:
+        return [batch.example_ids for window in loader.windows(epoch) for batch in window.micro_batches]
 
     def packs(loader: Any, epoch: int) -> set[frozenset[int]]:
         return {frozenset(batch.example_ids) for window in loader.windows(epoch) for batch in window.micro_batches}
@@ -154,6 +160,7 @@ def test_packs_are_drawn_anew_each_epoch(small_chats: Path, tokenizer: Any) -> N
     assert sorted(example for pack in second for example in pack) == list(range(37))
     assert first != second, "examples of one length change places"
     assert packs(again, 1) == second, "the same without the epoch before"
+    assert order(made, 0) != order(made, 1) and order(made, 0) != order(other, 0)
 
 
 def test_an_example_can_be_looked_at(small_chats: Path, tokenizer: Any) -> None:

@@ -73,7 +73,7 @@ def test_singles_keep_order() -> None:
     assert [plan.pack(index).tolist() for index in range(3)] == [[0], [1], [2]]
 
 
-def test_pitfall_15_another_order_each_epoch_the_same_for_a_seed() -> None:
+def test_pitfall_15_b6_w7_another_order_each_epoch_the_same_for_a_seed() -> None:
     first, second, other = epoch_order(100, 1, 0), epoch_order(100, 1, 1), epoch_order(100, 2, 0)
     assert sorted(first) == sorted(second) == list(range(100))
     assert first.tolist() != second.tolist() != other.tolist()

@@ -40,6 +40,8 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "array of text": (b'["a"]', "row 0: got a JSON str, expected an object"),
     "bad array": (b'[\n{"messages": []},\n}]', r"bad\.jsonl:3: not JSON"),
     "lines of text": (GOOD + b'\n"text"\n', r"bad\.jsonl:2: got a JSON str, expected an object"),
+    "deep": (GOOD + b"\n" + b"[" * 20_000 + b"\n", r"bad\.jsonl:2: JSON nested too deeply to read; got '\[\["),
+    "deep array": (b"[" * 20_000, "JSON nested too deeply to read; expected an array of objects"),
     "parquet": (b"PAR1 no more", "a damaged Parquet file"),
 }
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -68,6 +70,15 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         "content is list, expected a text",
     ),
+    "half a character": (
+        {"messages": [{"role": "user", "content": "q\ud83d"}, ANSWER]},
+        r"message 0 \(user\): content holds \\ud83d at place 1, half of a character that was cut in two, expected a text",
+    ),
+    "half a character in tools": (
+        {"messages": [USER, ANSWER], "tools": [{"name": "\ud83d"}]},
+        r"the rendered chat holds \\ud83d at place \d+",
+    ),
+    "images": ({"messages": [USER, ANSWER], "images": ["x.png"]}, "column 'images' holds 1 of them, but this trains"),
     "no answer": ({"messages": [USER]}, "no assistant message, so there is nothing to train on"),
     "tools a text": ({"messages": [USER, ANSWER], "tools": "x"}, "tools is str, expected a list"),
 }
@@ -108,6 +119,22 @@ def test_pitfall_08_nothing_left_is_an_error_with_a_table(tmp_path: Path, tokeni
     table = r"source \| rows \| kept \| overlong\n  data\.sources\.mine \| 2 \| 0 \| 2\n"
     with pytest.raises(DataError, match=rf"(?s)no example is left.*{table}.*raise data\.max_length"):
         factory(path, max_length=20).build(tokenizer, geometry())
+
+
+@pytest.mark.parametrize(("empty", "warned"), [(2, True), (1, False)])
+def test_pitfall_08_many_rows_without_anything_trained_are_said_aloud_from_the_cache_too(
+    empty: int, warned: bool, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    untrained = chat("q", "a")
+    untrained["messages"][1]["weight"] = 0
+    path = write_lines(tmp_path / "rows.jsonl", [chat("q", "a")] * (10 - empty) + [untrained] * empty)
+    for _ in range(2):
+        caplog.clear()
+        factory(path).process("train", tokenizer, World())
+        said = (
+            f"data.sources.mine: {empty} of 10 rows are left out because no token of them is trained on; expected few"
+        )
+        assert (said in caplog.text) is warned
 
 
 def test_pitfall_29_a_truncated_answer_has_no_end_token(tmp_path: Path, tokenizer: Any) -> None:
@@ -167,6 +194,10 @@ def test_rows_that_are_tokenised_already(tmp_path: Path) -> None:
     assert store.report["ids"]["dropped"] == {"no_supervised_token": 1}
     for bad, message in (
         ({"input_ids": [5, "x"]}, "needs 'input_ids', a list of token ids"),
+        (
+            {"input_ids": [5, len(tokenizer), 6]},
+            rf"ids\.jsonl:1: input_ids\[1\] is {len(tokenizer)}, but the tokenizer has {len(tokenizer)} tokens; expected",
+        ),
         ({"input_ids": [5, 6], "labels": [6]}, r"labels must be a list as long as input_ids \(2\)"),
         ({"input_ids": [5, 6], "labels": [-100, 7]}, r"labels\[1\] is 7, but input_ids\[1\] is 6"),
     ):

@@ -275,12 +275,17 @@ def test_a_bad_row_far_in_is_named_by_file_and_line(tmp_path: Path, tokenizer: A
     loader, _ = factory(path, streaming=True, prefetch_steps=0).build(tokenizer, geometry(steps=99))
     with pytest.raises(DataError, match=r"data\.sources\.mine: .*a\.jsonl:301: messages is a int"):
         list(loader.windows(0))
+    path.write_text(path.read_text().replace('"messages": 3}\n', '"messages": \n'))
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:301: not JSON \(.*line 1 column 13 .*got '\{\"messages\":'; expected"
+    ):
+        list(loader.windows(0))
 
 
 def test_a_source_without_examples_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     path = write_lines(tmp_path / "a.jsonl", [chat("word " * 90, "a")] * 3)
     loader, _ = factory(path, streaming=True, max_length=16, prefetch_steps=0).build(tokenizer, geometry(steps=9))
-    with pytest.raises(DataError, match=r"no example is left to train on(.|\n)*overlong"):
+    with pytest.raises(DataError, match=r"no example is left; (.|\n)*overlong"):
         next(iter(loader.windows(0)))
     (tmp_path / "b.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match=r"data\.sources\.mine: holds no row; expected at least one"):

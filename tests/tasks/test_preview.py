@@ -11,7 +11,7 @@ from arctic_hydra.data.base import Example
 from arctic_hydra.report import aligned, data_table
 from arctic_hydra.tasks.preview import pieces
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
-from tests.command import only_run, run
+from tests.command import run
 from tests.data.samples import chat, write_lines
 
 
@@ -21,7 +21,7 @@ def test_preview_marks_the_answers(tmp_path: Path) -> None:
     done = run("task=preview data=json data.sources.json.path=a.jsonl data.max_length=64 data.num_proc=1", tmp_path)
     assert "[[␛[31manswer<|im_end|>]]" in done.stdout and "\x1b" not in done.stdout
     assert re.search(r"json +2 +1 .* 1 overlong, \d+ tokens lost", done.stdout)
-    folder = only_run(tmp_path)
+    [folder] = (tmp_path / "outputs" / "default").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["preview.html"], "no record: the run has not begun"
     page = (folder / "preview.html").read_text()
     assert "&lt;b&gt;q&lt;/b&gt;" in page and "<mark>\x1b[31manswer&lt;|im_end|&gt;</mark>" in page

@@ -119,9 +119,13 @@ def _read_array(path: Path) -> Rows:
         raise DataError(
             f"{path}:{error.lineno}: not JSON ({error}); expected an array of objects; correct it"
         ) from error
+    except RecursionError as error:
+        raise DataError(f"{path}: JSON nested too deeply to read; expected an array of objects; correct it") from error
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise DataError(f"{path}, row {index}: got a JSON {type(row).__name__}, expected an object {{...}}")
+            raise DataError(
+                f"{path}, row {index}: got a JSON {type(row).__name__}, expected an object {{...}}; correct it"
+            )
     if not rows:
         raise DataError(f"{path}: the file is empty (an array without rows); expected at least one object")
     return ListRows(rows, str(path))

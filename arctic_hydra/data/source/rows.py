@@ -96,6 +96,7 @@ def parse_json_line(line: bytes, where: str, is_last: bool = False) -> Row:
             f"{where}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
             f"object per line; get the file again"
         )
+    line = line.rstrip()
     try:
         row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -103,13 +104,19 @@ def parse_json_line(line: bytes, where: str, is_last: bool = False) -> Row:
             f"{where}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8; "
             f"expected UTF-8 text; convert the file, e.g. `iconv -f latin1 -t utf-8`"
         ) from error
+    except RecursionError as error:
+        raise DataError(
+            f"{where}: JSON nested too deeply to read; got {_excerpt(line)}; correct or remove the line"
+        ) from error
     except ValueError as error:
         raise DataError(
             f"{where}: not JSON ({error}); got {_excerpt(line)}; expected one JSON object per line; "
             f"{'the file may be cut off: ' if is_last else ''}correct or remove the line"
         ) from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: got a JSON {type(row).__name__}, expected an object {{...}}")
+        raise DataError(
+            f"{where}: got a JSON {type(row).__name__}, expected an object {{...}}; correct or remove the line"
+        )
     return row
 
 

@@ -94,7 +94,7 @@ def test_samples_are_drawn_by_seed_in_row_order(hub_directory: Path, fields: dic
     assert len({tuple(draw(sample_seed=seed)) for seed in range(8)}) > 1
 
 
-def test_samples_and_splits_are_part_of_the_identity(hub_directory: Path) -> None:
+def test_w6_samples_and_splits_are_part_of_the_identity(hub_directory: Path) -> None:
     variants: list[dict[str, Any]] = [
         {},
         {"sample_count": 2},
