@@ -7,6 +7,7 @@ import json
 import shlex
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -162,7 +163,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.slow
 def test_each_job_of_a_sweep_equals_the_same_job_run_alone(model, tmp_path):
-    """Liger (on torch's kernels here) and plain, bf16 and fp32, side by side in one sweep: nothing leaks between them."""
+    """Liger (on torch's kernels here) and plain, bf16 and fp32, whole and LoRA, side by side in one sweep: nothing leaks between them."""
     fixed = (
         f"model.name_or_path={model} data=chat data.num_proc=1 data.max_length=256 data.sources.chat.sample_count=40 tracking=[] "
         "trainer.train_iters=3 trainer.eval_at_start=false checkpoint=[hf]"
@@ -173,16 +174,18 @@ def test_each_job_of_a_sweep_equals_the_same_job_run_alone(model, tmp_path):
     fixed += f" --config-dir {tmp_path / 'mine'}"
     for name in ("swept", "alone"):
         (tmp_path / name).mkdir()
-    run(f"{POOL} model=hf,fallback model.dtype=bf16,fp32 {fixed}", tmp_path / "swept")
-    assert [row["status"] for row in table(tmp_path / "swept")] == ["finished"] * 4
-    for kind in ("hf", "fallback"):
-        for dtype in ("bf16", "fp32"):
-            run(f"model={kind} model.dtype={dtype} {fixed}", tmp_path / "alone")
+    # Half of the eight, each value with each other one; all eight were compared when this was written.
+    kinds = [("hf", "bf16", "lora"), ("hf", "fp32", "none"), ("fallback", "bf16", "none"), ("fallback", "fp32", "lora")]
+    run(f"{POOL} model=hf,fallback model.dtype=bf16,fp32 peft=none,lora {fixed}", tmp_path / "swept")
+    assert [row["status"] for row in table(tmp_path / "swept")] == ["finished"] * 8
+    with ThreadPoolExecutor(2) as pool:
+        commands = [f"model={kind} model.dtype={dtype} peft={peft} {fixed}" for kind, dtype, peft in kinds]
+        list(pool.map(lambda command: run(command, tmp_path / "alone"), commands))
     runs = sorted(path.parent.name for path in (tmp_path / "alone").glob("outputs/default/*/run.json"))
     assert len(runs) == 4
     for name in runs:
         swept, alone = (tmp_path / side / "outputs" / "default" / name for side in ("swept", "alone"))
         assert losses(swept) == losses(alone)
         assert metrics(swept)[-1]["eval/loss"] == metrics(alone)[-1]["eval/loss"]
-        weights = "export/model.safetensors"
-        assert (swept / weights).read_bytes() == (alone / weights).read_bytes()
+        [weights] = (swept / "export").glob("*.safetensors")
+        assert weights.read_bytes() == (alone / "export" / weights.name).read_bytes()
