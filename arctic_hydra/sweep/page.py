@@ -204,6 +204,7 @@ def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | 
             zorder=3 if best else 2,
         )
     axes.set_xlabel("optimizer step")
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.set_ylabel("training loss")
     axes.legend(frameon=False, fontsize=8, ncols=2)
     _bare(axes)
