@@ -22,6 +22,7 @@ def test_the_tour_has_commands():
     assert len(TOUR) > 8
 
 
+@pytest.mark.timeout(1500)
 def test_tour(tmp_path):
     for line in TOUR:
         command = line.replace("python -m", f"{shlex.quote(sys.executable)} -m")

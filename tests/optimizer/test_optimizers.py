@@ -62,6 +62,8 @@ MUON = {"lr": 1e-2, "adam_lr": 1e-2, "weight_decay": 0.1}
 
 
 def _muon(folder, stage):
+    # DeepSpeed compiles its Newton-Schulz; a process forked from one that has compiled would wait for threads of its parent.
+    torch.compiler.set_stance("force_eager")
     return trained(folder, MuonFactory(**MUON), stage, clipping=0.0)
 
 
