@@ -21,12 +21,12 @@ from arctic_hydra.errors import (
     EXIT_STOPPED_EARLY,
     ArcticHydraError,
     ConfigError,
+    print_error,
 )
 from arctic_hydra.job import Job, conclude
+from arctic_hydra.record import PROGRAM, relative
 from arctic_hydra.redaction import redact
 from arctic_hydra.tasks import report
-
-PROGRAM = "python -m arctic_hydra"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,11 +117,11 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         from arctic_hydra.tasks import preview
 
         directory.create()
-        print(f"written to {_relative(preview.execute(run, directory.path))}")
+        print(f"written to {relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
     if run.task is config.Task.report:
         _must_exist(job)
-        print(f"written to {_relative(report.write(directory))}")
+        print(f"written to {relative(report.write(directory))}")
         return EXIT_DONE
     if run.node_rank > 0:
         return _join(job, machines)
@@ -132,7 +132,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     if job.finished(data):
         result = directory.record()["result"]
         print(
-            f"finished already: {_relative(directory.path)} (step {result['step']}, objective {_number(result['objective'])})"
+            f"finished already: {relative(directory.path)} (step {result['step']}, objective {_number(result['objective'])})"
         )
         print("pass fresh=true to train it again from the start")
         job.tell_trackers(record.FINISHED)
@@ -153,9 +153,7 @@ def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     if run.task is config.Task.train and not run.fresh and directory.record().get("status") == record.FINISHED:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
-    code = launch.start_ranks(
-        directory, run.ranks_per_node, None, job.secrets(), nodes.of(run, job.directory.path.name)
-    )
+    code = launch.start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines)
     print(f"node {run.node_rank} of {run.nnodes} is done; the command of node 0 tells how the run ended")
     if code:
         return EXIT_FAILED
@@ -200,17 +198,17 @@ def _conclude(directory: record.RunDirectory, code: int) -> int:
 
 def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None:
     """Say how the run ended, where things are, and what to type next."""
-    path = _relative(directory.path)
+    path = relative(directory.path)
     if result["status"] == record.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
         saved = any((directory.path / "checkpoints").glob("step-*"))
         print("the same command resumes" if saved else "nothing was saved, so the same command starts over")
         return
     if "export" in result:
-        print(f"exported {_relative(Path(result['checkpoint']))} to {_relative(Path(result['export']))}")
+        print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
         return
     if "checkpoint" in result:
-        print(f"evaluated {_relative(Path(result['checkpoint']))}; all figures: {path / 'result.json'}")
+        print(f"evaluated {relative(Path(result['checkpoint']))}; all figures: {path / 'result.json'}")
         return
     print(f"finished {result['step']} steps; loss {_number(result['first_loss'])} -> {_number(result['last_loss'])}")
     first, last = result["first_evaluation"], result["last_evaluation"]
@@ -238,21 +236,8 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
     print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
 
 
-def _relative(path: Path) -> Path:
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path
-
-
 def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.4f}"
-
-
-def print_error(error: ArcticHydraError) -> None:
-    """Print each problem on a line of its own, to standard error."""
-    for problem in getattr(error, "problems", [str(error)]):
-        print(f"error: {problem}", file=sys.stderr)
 
 
 def _hydra(arguments: list[str], name: str, task: Any) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import engine
 from arctic_hydra.checkpoint import source
+from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.errors import ModelError
 from arctic_hydra.model.vocabulary import fit_vocabulary
 
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from arctic_hydra.config import Run
+    from arctic_hydra.distributed import World
+
+
+def geometry(run: Run, dealt_to: World) -> BatchGeometry:
+    """Return how examples make up the batches of each rank of `dealt_to`, see `World.data_parallel`."""
+    trainer = run.trainer
+    return BatchGeometry(
+        trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed, trainer.train_iters
+    )
+
+
+def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for `ranks` ranks, with every `auto` filled in.
+
+    Raises ConfigError where the model's heads cannot be divided among the ranks of a sequence group.
+    """
+    from arctic_hydra.model.ulysses import check_heads
+
+    trainer = run.trainer
+    check_heads(model_config, trainer.sequence_parallel_size)
+    hidden_size = int(model_config.get_text_config().hidden_size)
+    accumulation = trainer.gradient_accumulation_steps
+    return run.deepspeed.fill(trainer.micro_batch_size, accumulation, ranks, run.model.dtype, hidden_size)
 
 
 def create_model(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
+
+from arctic_hydra import cross_checks
 
 # Importing a family's base runs the family's __init__, which registers its options.
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.component import Component, component, create, from_plain, store_root
-from arctic_hydra.converter import checks
 from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.converter.peft.base import PeftSlot
@@ -27,7 +27,7 @@ from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import integer
-from arctic_hydra.model.base import VARLEN_ATTENTION, ModelFactory
+from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.tokenizer.base import TokenizerFactory
@@ -219,13 +219,12 @@ class Run(Component):
 
     def check(self) -> None:
         """Check components against each other; pure. Raises ConfigError with every problem found."""
-        problems = [*_compatibility(self), *_cross_checks(self)]
-        if problems:
+        if problems := list(cross_checks.problems(self)):
             raise ConfigError(problems)
 
     def environment_problems(self) -> list[str]:
         """Return what this machine lacks for the run; read-only, and torch is not loaded for it."""
-        return list(_environment(self))
+        return list(cross_checks.environment_problems(self))
 
 
 store_root(Run)
@@ -250,151 +249,6 @@ def _follow_model(run: Run) -> None:
         if run.model.save_name is not None and hasattr(engine, "save_name"):
             engine.save_name = run.model.save_name
             engine.validate()
-
-
-def _compatibility(run: Run) -> Iterator[str]:
-    """A trainer declares by type hints what it works with; subclasses of a member are welcome."""
-    hints = get_type_hints(type(run.trainer))
-    for slot in ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed"):
-        declared = get_args(hints.get(slot))
-        allowed = get_args(declared[0]) or declared if declared else ()
-        classes = tuple(cls for cls in allowed if isinstance(cls, type))
-        chosen = getattr(run, slot)
-        if classes and not isinstance(chosen, classes):
-            names = ", ".join(f"{slot}={option_name(cls)}" for cls in classes)
-            yield (
-                f"{slot}: got {option_name(type(chosen))} ({type(chosen).__name__}), but trainer={option_name(type(run.trainer))} "
-                f"({type(run.trainer).__name__}) works with {names}"
-            )
-
-
-def option_name(cls: type) -> str:
-    """Return the option name under which a component was registered."""
-    return str(getattr(cls, "option_name", cls.__name__))
-
-
-def _cross_checks(run: Run) -> Iterator[str]:
-    trainer = run.trainer
-    if run.from_checkpoint is not None and run.task in (Task.train, Task.check):
-        yield (
-            f"from_checkpoint: got {run.from_checkpoint}, but task={run.task.name} starts from no chosen checkpoint; pass "
-            f"task=evaluate or task=export, or init_from=<path> to train from its weights"
-        )
-    if run.task is Task.evaluate and not run.data.has_evaluation:
-        yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
-    yield from checks.problems(
-        run.converter,
-        run.peft,
-        stage=run.deepspeed.stage,
-        model_is_stored=run.model.stored,
-        added_tokens=len(run.tokenizer.add_tokens) + len(run.tokenizer.add_special_tokens),
-        head_loss=getattr(getattr(run.trainer, "head_loss", None), "name", "full"),
-    )
-    merge = getattr(run.checkpoint.get("hf"), "merge", None)
-    if merge is not None and not run.peft.adapts:
-        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
-    if run.data.needs_limit and not trainer.train_iters:
-        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
-    if run.data.needs_limit and trainer.epochs > 1:
-        yield (
-            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
-            f"is, over as many passes as that takes; drop trainer.epochs"
-        )
-    yield from run.deepspeed.problems(
-        trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
-    )
-    if run.objective.startswith("eval/") and not run.data.has_evaluation:
-        yield (
-            f"objective: got {run.objective}, but there is no evaluation data, so the run never logs it; set "
-            f"data.eval_sources or data.train_eval_split, or objective=loss"
-        )
-    clipping = run.deepspeed.config.get("gradient_clipping", getattr(run.deepspeed, "gradient_clipping", 0.0))
-    yield from run.optimizer.engine_problems(run.deepspeed.stage, run.model.dtype, clipping)
-    yield from _sequence_parallel_problems(run)
-    yield from _memory_problems(run)
-    if trainer.eval_frequency and not run.data.has_evaluation:
-        yield (
-            f"trainer.eval_frequency: got {trainer.eval_frequency}, but there is no evaluation data; "
-            f"set data.eval_sources or data.train_eval_split, or trainer.eval_frequency=0"
-        )
-    resuming = [name for name, engine in run.checkpoint.items() if engine.auto_resume]
-    if len(resuming) > 1:
-        yield f"checkpoint: {' and '.join(resuming)} both have auto_resume; only one engine may"
-    for name in resuming:
-        if not run.checkpoint[name].can_resume:
-            yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
-    for name, engine in run.checkpoint.items():
-        every, keeps = getattr(engine, "save_every_n_steps", 0), getattr(engine, "keep_best", 0)
-        if keeps and not run.data.has_evaluation:
-            yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to tell the best; set data.eval_sources"
-        elif keeps and every and (not trainer.eval_frequency or every % trainer.eval_frequency):
-            yield (
-                f"checkpoint.{name}.keep_best: got {keeps}, but saved steps (every {every}) are not evaluated steps "
-                f"(trainer.eval_frequency={trainer.eval_frequency}), so none could be the best; make the one a multiple of the other"
-            )
-    positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
-    if positions and length and length > positions:
-        yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
-
-
-def _sequence_parallel_problems(run: Run) -> Iterator[str]:
-    size, ranks = run.trainer.sequence_parallel_size, run.world_size_wanted
-    if size == 1:
-        return
-    if ranks % size:
-        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}, or set ranks"
-    if run.model.attn_implementation != VARLEN_ATTENTION:
-        yield (
-            f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
-            f"attends to one rank's tokens only; pass model.attn_implementation={VARLEN_ATTENTION}"
-        )
-
-
-def _memory_problems(run: Run) -> Iterator[str]:
-    trainer, model = run.trainer, run.model
-    if trainer.activation_checkpoint_cpu_offload and model.disable_activation_checkpoint:
-        yield (
-            "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no "
-            "checkpointed activations; pass model.disable_activation_checkpoint=false"
-        )
-    if trainer.tiled_mlp_compute and any(isinstance(item, TiledMLP) for item in run.converter.values()):
-        yield "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"
-    if model.compile and run.deepspeed.stage == 3:
-        yield "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"
-    if model.compile and not getattr(run.data, "packing", False):
-        yield "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"
-    if run.deepspeed.offloads and not run.optimizer.runs_on_cpu:
-        yield (
-            f"deepspeed: got an option that offloads to the CPU, but optimizer={option_name(type(run.optimizer))} cannot step "
-            f"there; pass optimizer=adamw, or an option of deepspeed without offload"
-        )
-
-
-def _environment(run: Run) -> Iterator[str]:
-    chosen = {"init_from": run.init_from, "from_checkpoint": run.from_checkpoint}
-    for key, value in chosen.items():
-        is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdigit()))
-        if is_path and not Path(str(value)).is_dir():
-            yield f"{key}: got {value}, but there is no such directory; expected an export, a checkpoint or a run's directory"
-    for slot in fields(run):
-        value = getattr(run, slot.name)
-        held = (
-            {f"{slot.name}.{name}": item for name, item in value.items()}
-            if isinstance(value, dict)
-            else {slot.name: value}
-        )
-        for key, item in held.items():
-            if isinstance(item, Component):
-                yield from (f"{key}.{problem}" for problem in item.check_environment())
-    if run.model.dtype == "fp16" and count_gpus() == 0:
-        yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
-    if count_gpus() and run.optimizer.needs_offload and not run.deepspeed.offloads:
-        yield (
-            f"optimizer: got {option_name(type(run.optimizer))}, which steps on the CPU, but the parameters are on the GPU; "
-            f"pass deepspeed=zero2_offload or zero3_offload, or optimizer=adamw"
-        )
-    if count_gpus() and run.ranks_per_node > count_gpus():
-        yield f"ranks: got {run.ranks}, but this machine has {count_gpus()} GPUs; pass ranks={count_gpus()} or fewer"
 
 
 def identity(run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 EXIT_DONE = 0
@@ -59,3 +60,9 @@ class CheckpointError(ArcticHydraError, RuntimeError):
 
 class RunLockedError(ArcticHydraError, RuntimeError):
     """Another live process holds the run directory."""
+
+
+def print_error(error: ArcticHydraError) -> None:
+    """Print each problem on a line of its own, to standard error."""
+    for problem in getattr(error, "problems", [str(error)]):
+        print(f"error: {problem}", file=sys.stderr)

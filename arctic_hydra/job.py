@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import compose, config, nodes, record
-from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError
+from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.tasks import report
 
@@ -48,10 +48,29 @@ class Job:
         tree = record.read_json(directory.run_file).get("config")
         return cls(config.build(tree), tree, overrides, directory) if tree else None
 
-    def open(self) -> int:
+    def prepare(self) -> int | None:
+        """Take all steps up to the start of the ranks, for a job of a sweep; return the lock, or None where it is finished.
+
+        Raises ArcticHydraError where the job cannot run here; its directory is not held then.
+        """
+        if problems := self.run.environment_problems():
+            raise ConfigError(problems)
+        data = self.data_digest()
+        lock = self.open(record.LEAVING_SECONDS)
+        try:
+            if not self.finished(data):
+                self.write(data)
+                return lock
+        except BaseException:
+            self.directory.release()
+            raise
+        self.directory.release()  # else the job would count as running
+        return None
+
+    def open(self, patience_seconds: float = 0.0) -> int:
         """Make the run's directory, hold it for this process, and delete what was there if `fresh`; return the lock."""
         self.directory.create()
-        lock = self.directory.lock()
+        lock = self.directory.lock(patience_seconds)
         if self.run.fresh:
             self.directory.clear()
             for engine in self.run.checkpoint.values():

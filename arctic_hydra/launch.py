@@ -16,15 +16,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from arctic_hydra.nodes import Hosts, Nodes
 from arctic_hydra.record import RunDirectory
-from arctic_hydra.stopping import SIGNALS, block_signals
+from arctic_hydra.stopping import SIGNALS, block_signals, forwarded_signals
 from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent, write_error
 
 GRACE_SECONDS = 10
@@ -55,7 +55,8 @@ def start_ranks(
         children = nodes.start(directory.run_file, ranks, {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {})
     else:
         children = [open_ranks(directory, ranks, lock, secrets, nodes=nodes)]
-    with forwarded_signals(children, [] if signals is None else signals) as given_up:
+    seen = [] if signals is None else signals
+    with forwarded_signals(lambda: children, "at the next step", seen) as given_up:
         codes = [child.wait() for child in children]
     code = next((code for code in codes if code), 0)
     if code and nodes.count > 1 and nodes.index == 0 and not given_up:
@@ -110,36 +111,6 @@ def open_ranks(
         stderr=subprocess.STDOUT if place.output else None,
         start_new_session=True,
     )
-
-
-@contextmanager
-def forwarded_signals(children: Sequence[Any], seen: list[int]) -> Iterator[list[int]]:
-    """Forward `SIGNALS` to `children` while the context is open, and append them to `seen`.
-
-    A second interrupt kills the children and enters the yielded list.
-    """
-    arrivals: list[float] = []
-    given_up: list[int] = []
-
-    def forward(number: int, frame: object) -> None:
-        seen.append(number)
-        arrivals.append(time.monotonic())
-        if len(arrivals) == 1:
-            name = signal.Signals(number).name
-            print(f"{name}: stopping at the next step; interrupt again to end at once", file=sys.stderr, flush=True)
-            for child in children:
-                child.send_signal(number)
-        elif number == signal.SIGINT and arrivals[-1] - arrivals[0] > 1.0:
-            given_up.append(number)
-            for child in children:
-                child.kill()  # ranks below an agent die with it
-
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
-        yield given_up
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _hear_from_other_nodes(directory: RunDirectory, count: int) -> None:

@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from arctic_hydra import compose, config
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.job import Job
+from arctic_hydra.record import relative
 from arctic_hydra.redaction import redact_override
-from arctic_hydra.sweep import finish, results
+from arctic_hydra.sweep import finish
 from arctic_hydra.sweep.conductor import Conductor, refuse_twins
 from arctic_hydra.sweep.directory import Sweep
 from arctic_hydra.sweep.pool import Slots
@@ -120,7 +121,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         sweep.jobs = Sweep.load(sweep.path).jobs
     if grid is not None:
         conductor.enter(list(enumerate(jobs)))
-    print(f"sweep {results.relative(sweep.path)}", flush=True)
+    print(f"sweep {relative(sweep.path)}", flush=True)
     try:
         _hand_over(multirun, conductor, grid)
     except KeyboardInterrupt:

@@ -23,7 +23,11 @@ PACKAGES = (
     "mlflow-skinny submitit peft numpy pyarrow"
 ).split()
 
+PROGRAM = "python -m arctic_hydra"
+"""What a person types."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
+LEAVING_SECONDS = 5.0
+"""How long processes of a sweep that was just killed may need to let go of a directory."""
 
 
 class RunDirectory:
@@ -64,19 +68,26 @@ class RunDirectory:
                 f"output_root: cannot write to {self.path} ({error.strerror}); pass output_root=<a folder that you can write to>"
             ) from error
 
-    def lock(self) -> int:
+    def lock(self, patience_seconds: float = 0.0) -> int:
         """Hold the directory for this process and return the descriptor, which a child may inherit.
 
-        Raises RunLockedError that names the holder when another live process has it.
+        Raises RunLockedError that names the holder when another live process has it, also after `patience_seconds`.
         """
-        path = self.path / ".lock"
-        handle = path.open("a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise RunLockedError(f"{self.path} is in use by another run ({holder}); wait for it, or stop it") from error
+        end = time.monotonic() + patience_seconds
+        handle = (self.path / ".lock").open("a+")
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < end:
+                    time.sleep(0.1)
+                    continue
+                handle.seek(0)
+                holder = handle.read().strip() or "unknown"
+                raise RunLockedError(
+                    f"{self.path} is in use by another run ({holder}); wait for it, or stop it"
+                ) from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()
@@ -143,6 +154,11 @@ class RunDirectory:
         for pattern in ("error-rank*.json", "node*.ended"):
             for path in (self.path / "logs").glob(pattern):
                 path.unlink()
+
+
+def relative(path: Path) -> Path:
+    """Return a path below the working directory without that part."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,17 +11,17 @@ from typing import Any
 from arctic_hydra import assemble, config, distributed, engine, log, record, report
 from arctic_hydra.checkpoint import source
 from arctic_hydra.checkpoint.base import Stream, TrainingState
-from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.base import Loader
 from arctic_hydra.data.sequence import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.model.base import compile_layers
-from arctic_hydra.model.ulysses import check_heads
 from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tasks import check
+from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -82,10 +82,7 @@ def build(
         assemble.seed_everything(run.seed)
         with trainer.event("create_tokenizer"):
             tokenizer = run.tokenizer.create_tokenizer()
-        dealt_to = world.data_parallel(trainer.sequence_parallel_size)
-        geometry = BatchGeometry(
-            trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed, trainer.train_iters
-        )
+        geometry = assemble.geometry(run, world.data_parallel(trainer.sequence_parallel_size))
         with trainer.event("create_loader"):
             dealt, eval_dealt = run.data.build(tokenizer, geometry)
         loader, eval_loader = fitted(dealt, run.pack_tokens), eval_dealt and fitted(eval_dealt, run.pack_tokens)
@@ -94,14 +91,7 @@ def build(
             record.RunDirectory(run_dir).update_record(horizon=horizon)  # for whoever watches
         with trainer.event("create_config"):
             model_config = run.model.create_config()
-        check_heads(model_config, trainer.sequence_parallel_size)
-        engine_config = run.deepspeed.fill(
-            trainer.micro_batch_size,
-            trainer.gradient_accumulation_steps,
-            world.size,
-            run.model.dtype,
-            hidden_size(model_config),
-        )
+        engine_config = assemble.engine_config(run, model_config, world.size)
         with trainer.event("create_model"), engine.model_init(engine_config):
             start = assemble.starting_weights(run)
             model = assemble.create_model(run, model_config, tokenizer, start, weights)
@@ -117,37 +107,16 @@ def build(
         memory = check.describe(run, loader.summary()["supervised_share"]) if shown else []
         assemble.seed_everything(run.seed + world.rank)  # ranks draw different dropout
 
-        identity = {
-            "config_hash": config.run_id(run),
-            "data_fingerprint": loader.fingerprint,
-            "zero_stage": run.deepspeed.stage,
-            "frozen_weights": assemble.frozen_weights(run, deepspeed_engine.module),
-        }
-        metrics_path = run_dir / "metrics.jsonl"
-        state = TrainingState(
-            deepspeed_engine,
-            scheduler,
-            tokenizer,
-            Progress(),
-            world,
-            run_dir,
-            identity,
-            logs=[metrics_path],
-            base=assemble.base_of(run),
-            frozen_elsewhere=identity["frozen_weights"] is not None,
-            rebuild=lambda: assemble.create_model(run, run.model.create_config(), tokenizer, start, quantize=False),
-            stream=dealt if isinstance(dealt, Stream) else None,
-        )
+        state = training_state(run, run_dir, world, deepspeed_engine, scheduler, tokenizer, dealt, start)
         resumed_from = resume(run, state) if trains else None
         if trains:
             report.check_space(run, facts)
+        metrics_file: MetricsFile | None = None
+        trackers: list[Tracker] = []
         if trains and world.is_main:
-            facts_known = report.statistics(loader, eval_loader, facts)
-            record.RunDirectory(run_dir).update_record(statistics=facts_known)
-        metrics_file = MetricsFile(metrics_path) if trains and world.is_main else None
-        trackers = list(run.tracking.values()) if trains and world.is_main else []
-        for tracker in trackers:
-            tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
+            known = report.statistics(loader, eval_loader, facts)
+            record.RunDirectory(run_dir).update_record(statistics=known)
+            metrics_file, trackers = open_outputs(run, run_dir)
         report.print_header(
             run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, weights or start, memory
         )
@@ -162,6 +131,47 @@ def build(
     return trainer, resumed_from
 
 
+def training_state(
+    run: config.Run,
+    run_dir: Path,
+    world: World,
+    deepspeed_engine: Any,
+    scheduler: Any,
+    tokenizer: Any,
+    dealt: Loader,
+    start: source.Weights | None,
+) -> TrainingState:
+    """Return what checkpoints hold: everything that the rest of the run depends on. Collective."""
+    frozen = assemble.frozen_weights(run, deepspeed_engine.module)
+    return TrainingState(
+        deepspeed_engine,
+        scheduler,
+        tokenizer,
+        Progress(),
+        world,
+        run_dir,
+        identity={
+            "config_hash": config.run_id(run),
+            "data_fingerprint": dealt.fingerprint,
+            "zero_stage": run.deepspeed.stage,
+            "frozen_weights": frozen,
+        },
+        logs=[run_dir / "metrics.jsonl"],
+        base=assemble.base_of(run),
+        frozen_elsewhere=frozen is not None,
+        rebuild=lambda: assemble.create_model(run, run.model.create_config(), tokenizer, start, quantize=False),
+        stream=dealt if isinstance(dealt, Stream) else None,
+    )
+
+
+def open_outputs(run: config.Run, run_dir: Path) -> tuple[MetricsFile, list[Tracker]]:
+    """Open the metrics file, less what a resumed run does over, and have the trackers begin or go on."""
+    trackers = list(run.tracking.values())
+    for tracker in trackers:
+        tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
+    return MetricsFile(run_dir / "metrics.jsonl"), trackers
+
+
 def resume(run: config.Run, state: TrainingState) -> Path | None:
     """Bind the checkpoint engines to the state and restore it from the one that resumes, where it has something."""
     for checkpoint in run.checkpoint.values():
@@ -172,8 +182,3 @@ def resume(run: config.Run, state: TrainingState) -> Path | None:
             path.unlink(missing_ok=True)  # lines of a start that never reached a checkpoint
     distributed.barrier()
     return next((path for path in loaded if path), None)
-
-
-def hidden_size(model_config: Any) -> int:
-    """Return the width of the model's residual stream."""
-    return int(model_config.get_text_config().hidden_size)

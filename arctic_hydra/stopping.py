@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
@@ -47,3 +52,33 @@ def block_signals() -> None:
         signal.signal(number, signal.SIG_DFL)  # a launcher may have left them ignored, which sigwait would not see
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS))
+
+
+@contextmanager
+def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: list[int]) -> Iterator[list[int]]:
+    """While the context is open, pass the first of `SIGNALS` on to those who are `children` then, and say what stops.
+
+    All that arrive are appended to `seen`. A second interrupt kills the children and enters the yielded list.
+    """
+    first: list[float] = []
+    given_up: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        seen.append(number)
+        if not first:
+            first.append(time.monotonic())
+            name = signal.Signals(number).name
+            print(f"{name}: stopping {what}; interrupt again to end at once", file=sys.stderr, flush=True)
+            for child in children():
+                child.send_signal(number)
+        elif number == signal.SIGINT and time.monotonic() - first[0] > 1.0:
+            given_up.append(number)
+            for child in children():
+                child.kill()  # ranks below an agent die with it
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield given_up
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

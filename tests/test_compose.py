@@ -12,7 +12,7 @@ from typing import ClassVar, Union
 import pytest
 from omegaconf import OmegaConf
 
-from arctic_hydra import compose, config
+from arctic_hydra import compose, config, cross_checks
 from arctic_hydra.__main__ import main
 from arctic_hydra.component import registered, to_plain
 from arctic_hydra.errors import ConfigError
@@ -132,7 +132,7 @@ def test_a_model_names_its_exports(capsys):
 
 
 def test_cpu_adam_on_a_gpu_wants_offloading(monkeypatch):
-    monkeypatch.setattr(config, "count_gpus", lambda: 1)
+    monkeypatch.setattr(cross_checks, "count_gpus", lambda: 1)
     problems = built("optimizer=cpu_adam").environment_problems()
     assert any(
         line.startswith("optimizer: got cpu_adam, which steps on the CPU, but the parameters") for line in problems
@@ -388,9 +388,9 @@ def test_w28_hints_of_either_form_take_their_members_and_subclasses(hint):
     run.trainer = mine()
     for model in (HFModelFactory(name_or_path="x"), LigerModelFactory(name_or_path="x")):
         run.model = model
-        assert list(config._compatibility(run)) == []
+        assert list(cross_checks.compatibility(run)) == []
     run.model = TinyModelFactory()
-    [problem] = config._compatibility(run)
+    [problem] = cross_checks.compatibility(run)
     assert problem == "model: got tiny (TinyModelFactory), but trainer=mine (Mine) works with model=hf, model=random"
 
 

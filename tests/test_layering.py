@@ -25,7 +25,7 @@ LAYERS: dict[str, int] = {
     ),
     "engine": 4,
     "trainer": 5,
-    "config": 6,
+    **dict.fromkeys(("config", "cross_checks"), 6),
     **dict.fromkeys(("memory", "record", "report", "assemble", "runner", "tasks"), 7),
     **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "multirun", "usage", "__main__"), 8),
 }

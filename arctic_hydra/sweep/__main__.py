@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from arctic_hydra import component
-from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
+from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.record import relative
 from arctic_hydra.sweep import finish, results
 from arctic_hydra.sweep.directory import (
     DIED,
@@ -38,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = _chosen(sweep, options.job)
         return int(options.function(sweep, jobs, options))
     except ArcticHydraError as error:
-        for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {problem}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -81,7 +81,7 @@ def _chosen(sweep: Sweep, numbers: list[int] | None) -> list[SweepJob]:
 def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
     """Print the table of the jobs; with `--watch` until all are over."""
     path, conductor = sweep.path, sweep.conductor()
-    print(f"sweep {results.relative(path)}: {f'conducted by {conductor}' if conductor else 'nobody conducts it now'}")
+    print(f"sweep {relative(path)}: {f'conducted by {conductor}' if conductor else 'nobody conducts it now'}")
     wanted = [job.number for job in jobs]
     if options.watch:
         _watch(path, wanted)

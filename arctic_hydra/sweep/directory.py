@@ -10,14 +10,13 @@
 from __future__ import annotations
 
 import importlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from arctic_hydra import record
-from arctic_hydra.errors import ConfigError, RunLockedError
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.record import RunDirectory
 
 FORMAT = 1
@@ -48,6 +47,14 @@ class SweepJob:
     def directory(self) -> RunDirectory:
         """The run's directory."""
         return RunDirectory(Path(self.run_dir))
+
+    def check_repeatable(self) -> None:
+        """Raise ConfigError where `run.json` lacks secrets that the job was composed with."""
+        if "***" in self.directory.run_file.read_text(encoding="utf-8"):
+            raise ConfigError(
+                f"job {self.number}: its configuration holds secrets, which {self.directory.run_file} does not; give the "
+                "sweep's command again: it runs what is not finished"
+            )
 
 
 @dataclass
@@ -131,7 +138,7 @@ class Sweep:
         """
         room = RunDirectory(self.path)
         room.create()
-        patiently(room.lock)
+        room.lock(record.LEAVING_SECONDS)
         self._room = room  # keeps the lock's file open
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
             raise ConfigError(
@@ -169,15 +176,3 @@ def _state(job: SweepJob, standing: Standing) -> tuple[str, str]:
     if status == FINISHED and job.problem:
         return FAILED, job.problem
     return status, str(entry.get("error", standing.reason))
-
-
-def patiently(lock: Callable[[], int], patience_seconds: float = 5.0) -> int:
-    """Hold a directory, waiting a little: processes of a sweep that was just killed need a moment to go."""
-    end = time.monotonic() + patience_seconds
-    while True:
-        try:
-            return lock()
-        except RunLockedError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)

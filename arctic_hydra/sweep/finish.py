@@ -14,7 +14,7 @@ from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
 from arctic_hydra.sweep.conductor import Conductor
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
-from arctic_hydra.sweep.results import Row, relative
+from arctic_hydra.sweep.results import Row
 from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
 
 _WORDS = {EXIT_DONE: record.FINISHED, EXIT_STOPPED_EARLY: record.STOPPED, EXIT_FAILED: record.FAILED}
@@ -38,7 +38,7 @@ def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
     table = results.rows(sweep)
     show(sweep, table)
     written = [results.write_csv(sweep, table), page.write(sweep, table)]
-    print("results: " + ", ".join(str(relative(path)) for path in written))
+    print("results: " + ", ".join(str(record.relative(path)) for path in written))
     for tracker in jobs[0].run.tracking.values() if jobs else ():
         if isinstance(tracker, MLflowTracker):
             _group(sweep, table, tracker, jobs)

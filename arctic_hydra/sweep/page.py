@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import page
+from arctic_hydra.record import PROGRAM, relative
 from arctic_hydra.sweep import results
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
@@ -61,7 +62,7 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     yield page.table(
         [*results.HEADINGS, *(names[key] for key in keys), "directory"],
         (
-            [*results.cells(row, keys), results.relative(row.run_dir)]
+            [*results.cells(row, keys), relative(row.run_dir)]
             for row in sorted(table, key=lambda row: _order(row, sweep.maximize))
         ),
     )
@@ -69,7 +70,7 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     if failures:
         yield "<h2>What went wrong</h2>"
         yield page.table(["job", "status", "last line"], ([row.number, row.state, row.last_line] for row in failures))
-    yield f"<h2>Command</h2><pre>{page.escape(f'{results.PROGRAM} -m ' + ' '.join(sweep.command))}</pre>"
+    yield f"<h2>Command</h2><pre>{page.escape(f'{PROGRAM} -m ' + ' '.join(sweep.command))}</pre>"
 
 
 def _objective(sweep: Sweep) -> str:

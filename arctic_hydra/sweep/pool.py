@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from arctic_hydra import launch
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.job import Job, conclude
-from arctic_hydra.record import RunDirectory
-from arctic_hydra.stopping import SIGNALS
-from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob, patiently
+from arctic_hydra.record import LEAVING_SECONDS, RunDirectory
+from arctic_hydra.stopping import forwarded_signals
+from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
 from arctic_hydra.sweep.display import Board
 from arctic_hydra.sweep.tail import Tail
 
@@ -84,21 +83,15 @@ def starter(job: Job) -> Starter:
     """Return what starts a composed job: the same steps as those of a single run."""
 
     def start(place: launch.Place) -> Started | None:
-        if problems := job.run.environment_problems():
-            raise ConfigError(problems)
-        data = job.data_digest()
-        lock = patiently(job.open)
-        started = None
+        lock = job.prepare()
+        if lock is None:
+            return None
         try:
-            if not job.finished(data):
-                job.write(data)
-                ranks = job.run.ranks_per_node
-                child = launch.open_ranks(job.directory, ranks, lock, job.secrets(), place)
-                started = Started(child, job.directory)
-        finally:
-            if started is None:
-                job.directory.release()  # else the job would count as running
-        return started
+            child = launch.open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), place)
+        except OSError:
+            job.directory.release()  # else the job would count as running
+            raise
+        return Started(child, job.directory)
 
     return start
 
@@ -108,16 +101,12 @@ def again(entry: SweepJob) -> Starter:
 
     def start(place: launch.Place) -> Started:
         directory = entry.directory
-        if "***" in directory.run_file.read_text(encoding="utf-8"):
-            raise ConfigError(
-                f"job {entry.number}: its configuration holds secrets, which {directory.run_file} does not; give the "
-                "sweep's command again: it runs what is not finished"
-            )
+        entry.check_repeatable()
         job = Job.read(directory, entry.overrides)
         assert job is not None, "a job that was started has its run.json"
         if problems := job.run.environment_problems():
             raise ConfigError(problems)
-        data, lock = job.data_digest(), patiently(directory.lock)
+        data, lock = job.data_digest(), directory.lock(LEAVING_SECONDS)
         directory.forget_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
@@ -150,7 +139,7 @@ class Pool:
         self._observer = observer
         self._to_terminal = to_terminal
         self._running: list[_Running] = []
-        self._stop_reason = ""
+        self._signals: list[int] = []
         self._error: ConfigError | None = None
         self._board = Board(sweep, live=not to_terminal)
 
@@ -160,7 +149,7 @@ class Pool:
         Raises the observer's ConfigError once the jobs under way have saved and stopped.
         """
         waiting = list(work)
-        with self._signals_forwarded(), self._board:
+        with forwarded_signals(self._children, "the jobs at their next step", self._signals), self._board:
             while (waiting and not self._stop_reason) or self._running:
                 while waiting and not self._stop_reason and len(self._running) < self._slots.count:
                     self._start(*waiting.pop(0))
@@ -171,6 +160,16 @@ class Pool:
         if self._error:
             raise self._error
         return self._stop_reason
+
+    @property
+    def _stop_reason(self) -> str:
+        """Why no further job is started, empty while more are."""
+        if self._signals:
+            return f"received {signal.Signals(self._signals[0]).name}"
+        return str(self._error or "")
+
+    def _children(self) -> list[Popen[bytes]]:
+        return [job.started.child for job in self._running]
 
     def _start(self, entry: SweepJob, start: Starter) -> None:
         taken = {job.slot for job in self._running}
@@ -192,6 +191,8 @@ class Pool:
         self._sweep.save()
         tail = Tail(entry.directory.path / "metrics.jsonl")
         self._running.append(_Running(entry, started, slot, tail))
+        if self._signals:  # it came while the job was being started
+            started.child.send_signal(self._signals[0])
 
     def _look_at(self, job: _Running) -> None:
         child = job.started.child
@@ -204,39 +205,15 @@ class Pool:
                 self._sweep.save()
                 child.send_signal(signal.SIGTERM)
         except ConfigError as error:
-            self._error, self._stop_reason = error, str(error)
-            for running in self._running:
-                running.started.child.send_signal(signal.SIGTERM)
+            self._error = error
+            for other in self._children():
+                other.send_signal(signal.SIGTERM)
         if code is None:
             return
         self._running.remove(job)
         conclude(job.started.directory, code)
         job.started.directory.release()
         self._board.ends(job.entry)
-
-    @contextmanager
-    def _signals_forwarded(self) -> Iterator[None]:
-        """Pass the first stop signal on to every job, and end them at once at a second interrupt."""
-        first: list[float] = []
-
-        def forward(number: int, frame: object) -> None:
-            if not first:
-                first.append(time.monotonic())
-                self._stop_reason = f"received {signal.Signals(number).name}"
-                name = signal.Signals(number).name
-                print(f"{name}: stopping the jobs at their next step; interrupt again to end at once", file=sys.stderr)
-                for job in self._running:
-                    job.started.child.send_signal(number)
-            elif number == signal.SIGINT and time.monotonic() - first[0] > 1.0:
-                for job in self._running:
-                    job.started.child.kill()
-
-        before = {number: signal.signal(number, forward) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextmanager

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_hydra import metrics
+from arctic_hydra.record import PROGRAM, relative
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
 from arctic_hydra.sweep.tail import Tail
-
-PROGRAM = "python -m arctic_hydra"
 
 
 @dataclass
@@ -163,11 +162,6 @@ def epilogue(sweep: Sweep, table: Sequence[Row]) -> list[str]:
             f"  {command(sweep, winner.number)}",
         ]
     return lines
-
-
-def relative(path: Path) -> Path:
-    """Return a path below the working directory without that part."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def write_csv(sweep: Sweep, table: Sequence[Row]) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import record
-from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.sweep.directory import Standing, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
@@ -136,11 +136,7 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Submit the jobs again as they were, from their `run.json`; writes their new submissions into the sweep."""
     for job in jobs:
-        if "***" in job.directory.run_file.read_text(encoding="utf-8"):
-            raise ConfigError(
-                f"job {job.number}: its configuration holds secrets, which {job.directory.run_file} does not; give the "
-                "sweep's command again: it submits what is not finished"
-            )
+        job.check_repeatable()
     asked = [{"run_dir": job.run_dir, "submission": _submission(job)} for job in jobs]
     done = subprocess.run(
         [sys.executable, "-m", "hydra_plugins.arctic_hydra._slurm_submit"],

@@ -6,9 +6,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arctic_hydra import log, page
+from arctic_hydra import assemble, log, page
 from arctic_hydra.config import Run
-from arctic_hydra.data.base import BatchGeometry, Example, Loader
+from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.distributed import World
 from arctic_hydra.report import aligned, data_table, summary_line
 
@@ -24,11 +24,7 @@ def execute(run: Run, run_dir: Path) -> Path:
     log.quiet_libraries()
     log.quiet_progress_bars()
     tokenizer = run.tokenizer.create_tokenizer()
-    trainer = run.trainer
-    geometry = BatchGeometry(
-        trainer.micro_batch_size, trainer.gradient_accumulation_steps, World(), run.seed, trainer.train_iters
-    )
-    loaders = [loader for loader in run.data.build(tokenizer, geometry) if loader is not None]
+    loaders = [loader for loader in run.data.build(tokenizer, assemble.geometry(run, World())) if loader is not None]
     parts = [
         _part(name, loader, run.preview_examples, tokenizer)
         for name, loader in zip(("training", "evaluation"), loaders, strict=False)

@@ -13,4 +13,4 @@ from arctic_hydra.trainer.sft import SFTTrainer
 class CausalTrainer(SFTTrainer):
     """Trains on every token; the loss is that of supervised fine-tuning, the data decides what is supervised."""
 
-    data: ClassVar[CausalDataFactory]  # type: ignore[assignment]  # a declaration of its own, see config._compatibility
+    data: ClassVar[CausalDataFactory]  # type: ignore[assignment]  # a declaration of its own, see cross_checks

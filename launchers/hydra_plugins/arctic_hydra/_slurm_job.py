@@ -62,9 +62,8 @@ class RunJob:
 
     def _lead(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
         from arctic_hydra import job, launch, record
-        from arctic_hydra.sweep.directory import patiently
 
-        lock = patiently(directory.lock, LOCK_SECONDS)
+        lock = directory.lock(LOCK_SECONDS)
         if directory.record().get("status") == record.FINISHED:
             print(f"finished already: {directory.path}", flush=True)
             return 0

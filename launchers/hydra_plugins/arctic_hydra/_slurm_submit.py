@@ -184,18 +184,16 @@ def main() -> None:
     asked = json.load(sys.stdin)
     try:
         check_sbatch()
-        done: list[tuple[str, dict[str, Any]]] = []
-        for options in {json.dumps(item["submission"]["launcher"], sort_keys=True): None for item in asked}:
-            mine = [
-                item["run_dir"]
-                for item in asked
-                if json.dumps(item["submission"]["launcher"], sort_keys=True) == options
-            ]
-            done += zip(mine, submit(json.loads(options), mine, {}), strict=True)
+        together: dict[str, list[str]] = {}
+        for item in asked:
+            options = json.dumps(item["submission"]["launcher"], sort_keys=True)
+            together.setdefault(options, []).append(item["run_dir"])
+        found: dict[str, dict[str, Any]] = {}
+        for options, run_dirs in together.items():
+            found |= zip(run_dirs, submit(json.loads(options), run_dirs, {}), strict=True)
     except ArcticHydraError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    found = dict(done)
     json.dump([found[item["run_dir"]] for item in asked], sys.stdout)
 
 

@@ -104,21 +104,12 @@ class SlurmLauncher(SweepLauncher):
 
     def _prepare(self, entry: SweepJob, job: Job) -> bool:
         """Write what the job's ranks will read; return whether there is anything to do."""
-        from arctic_hydra.errors import ConfigError
-        from arctic_hydra.sweep.directory import patiently
-
         entry.problem, entry.mark, entry.submission = "", "", None
-        if problems := job.run.environment_problems():
-            raise ConfigError(problems)
-        data = job.data_digest()
-        patiently(job.open)
-        finished = job.finished(data)
-        if not finished:
-            job.write(data)
-        job.directory.release()
-        if finished:
+        if job.prepare() is None:
             print(f"job {entry.number} is finished already")
-        return not finished
+            return False
+        job.directory.release()  # the job itself takes it
+        return True
 
 
 class Watch:

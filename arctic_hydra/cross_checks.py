@@ -1,0 +1,196 @@
+"""What the components of a run must agree on, and what the machine must have for them; each problem is one line.
+
+Pure but for looking at this machine, and loads no torch: the composing process does it before anything is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args, get_type_hints
+
+from arctic_hydra.component import Component
+from arctic_hydra.converter import checks
+from arctic_hydra.converter.tiled_mlp import TiledMLP
+from arctic_hydra.distributed import count_gpus
+from arctic_hydra.model.base import VARLEN_ATTENTION
+
+if TYPE_CHECKING:
+    from arctic_hydra.config import Run
+
+
+def problems(run: Run) -> Iterator[str]:
+    """Yield what does not fit together, whatever the machine."""
+    yield from compatibility(run)
+    yield from _task_problems(run)
+    yield from checks.problems(
+        run.converter,
+        run.peft,
+        stage=run.deepspeed.stage,
+        model_is_stored=run.model.stored,
+        added_tokens=len(run.tokenizer.add_tokens) + len(run.tokenizer.add_special_tokens),
+        head_loss=getattr(getattr(run.trainer, "head_loss", None), "name", "full"),
+    )
+    yield from _length_problems(run)
+    yield from _engine_problems(run)
+    yield from _sequence_parallel_problems(run)
+    yield from _memory_problems(run)
+    yield from _evaluation_problems(run)
+    yield from _checkpoint_problems(run)
+
+
+def compatibility(run: Run) -> Iterator[str]:
+    """A trainer declares by type hints what it works with; subclasses of a member are welcome."""
+    hints = get_type_hints(type(run.trainer))
+    for slot in ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed"):
+        declared = get_args(hints.get(slot))
+        allowed = get_args(declared[0]) or declared if declared else ()
+        classes = tuple(cls for cls in allowed if isinstance(cls, type))
+        chosen = getattr(run, slot)
+        if classes and not isinstance(chosen, classes):
+            names = ", ".join(f"{slot}={_option_name(cls)}" for cls in classes)
+            yield (
+                f"{slot}: got {_option_name(type(chosen))} ({type(chosen).__name__}), but trainer={_option_name(type(run.trainer))} "
+                f"({type(run.trainer).__name__}) works with {names}"
+            )
+
+
+def _option_name(cls: type) -> str:
+    """Return the option name under which a component was registered."""
+    return str(getattr(cls, "option_name", cls.__name__))
+
+
+def _task_problems(run: Run) -> Iterator[str]:
+    task = run.task.name
+    if run.from_checkpoint is not None and task in ("train", "check"):
+        yield (
+            f"from_checkpoint: got {run.from_checkpoint}, but task={task} starts from no chosen checkpoint; pass "
+            f"task=evaluate or task=export, or init_from=<path> to train from its weights"
+        )
+    if task == "evaluate" and not run.data.has_evaluation:
+        yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+
+
+def _length_problems(run: Run) -> Iterator[str]:
+    """How long the run is, and how long its rows are."""
+    trainer = run.trainer
+    if run.data.needs_limit and not trainer.train_iters:
+        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
+    if run.data.needs_limit and trainer.epochs > 1:
+        yield (
+            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
+            f"is, over as many passes as that takes; drop trainer.epochs"
+        )
+    positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
+    if positions and length and length > positions:
+        yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
+
+
+def _engine_problems(run: Run) -> Iterator[str]:
+    trainer, deepspeed = run.trainer, run.deepspeed
+    yield from deepspeed.problems(
+        trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
+    )
+    clipping = deepspeed.config.get("gradient_clipping", getattr(deepspeed, "gradient_clipping", 0.0))
+    yield from run.optimizer.engine_problems(deepspeed.stage, run.model.dtype, clipping)
+
+
+def _evaluation_problems(run: Run) -> Iterator[str]:
+    if run.data.has_evaluation:
+        return
+    if run.objective.startswith("eval/"):
+        yield (
+            f"objective: got {run.objective}, but there is no evaluation data, so the run never logs it; set "
+            f"data.eval_sources or data.train_eval_split, or objective=loss"
+        )
+    if run.trainer.eval_frequency:
+        yield (
+            f"trainer.eval_frequency: got {run.trainer.eval_frequency}, but there is no evaluation data; "
+            f"set data.eval_sources or data.train_eval_split, or trainer.eval_frequency=0"
+        )
+
+
+def _checkpoint_problems(run: Run) -> Iterator[str]:
+    merge = getattr(run.checkpoint.get("hf"), "merge", None)
+    if merge is not None and not run.peft.adapts:
+        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
+    resuming = [name for name, engine in run.checkpoint.items() if engine.auto_resume]
+    if len(resuming) > 1:
+        yield f"checkpoint: {' and '.join(resuming)} both have auto_resume; only one engine may"
+    for name in resuming:
+        if not run.checkpoint[name].can_resume:
+            yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
+    evaluates = run.trainer.eval_frequency
+    for name, engine in run.checkpoint.items():
+        every, keeps = getattr(engine, "save_every_n_steps", 0), getattr(engine, "keep_best", 0)
+        if keeps and not run.data.has_evaluation:
+            yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to tell the best; set data.eval_sources"
+        elif keeps and every and (not evaluates or every % evaluates):
+            yield (
+                f"checkpoint.{name}.keep_best: got {keeps}, but saved steps (every {every}) are not evaluated steps "
+                f"(trainer.eval_frequency={evaluates}), so none could be the best; make the one a multiple of the other"
+            )
+
+
+def _sequence_parallel_problems(run: Run) -> Iterator[str]:
+    size, ranks = run.trainer.sequence_parallel_size, run.world_size_wanted
+    if size == 1:
+        return
+    if ranks % size:
+        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}, or set ranks"
+    if run.model.attn_implementation != VARLEN_ATTENTION:
+        yield (
+            f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
+            f"attends to one rank's tokens only; pass model.attn_implementation={VARLEN_ATTENTION}"
+        )
+
+
+def _memory_problems(run: Run) -> Iterator[str]:
+    trainer, model = run.trainer, run.model
+    if trainer.activation_checkpoint_cpu_offload and model.disable_activation_checkpoint:
+        yield (
+            "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no "
+            "checkpointed activations; pass model.disable_activation_checkpoint=false"
+        )
+    if trainer.tiled_mlp_compute and any(isinstance(item, TiledMLP) for item in run.converter.values()):
+        yield "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"
+    if model.compile and run.deepspeed.stage == 3:
+        yield "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"
+    if model.compile and not getattr(run.data, "packing", False):
+        yield "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"
+    if run.deepspeed.offloads and not run.optimizer.runs_on_cpu:
+        yield (
+            f"deepspeed: got an option that offloads to the CPU, but optimizer={_option_name(type(run.optimizer))} cannot step "
+            f"there; pass optimizer=adamw, or an option of deepspeed without offload"
+        )
+
+
+def environment_problems(run: Run) -> Iterator[str]:
+    """Yield what this machine lacks for the run; read-only, and torch is not loaded for it."""
+    yield from _missing_starts(run)
+    for slot in fields(run):
+        value = getattr(run, slot.name)
+        many = isinstance(value, dict)
+        held = {f"{slot.name}.{name}": item for name, item in value.items()} if many else {slot.name: value}
+        for key, item in held.items():
+            if isinstance(item, Component):
+                yield from (f"{key}.{problem}" for problem in item.check_environment())
+    gpus = count_gpus()
+    if run.model.dtype == "fp16" and not gpus:
+        yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
+    if gpus and run.optimizer.needs_offload and not run.deepspeed.offloads:
+        yield (
+            f"optimizer: got {_option_name(type(run.optimizer))}, which steps on the CPU, but the parameters are on the GPU; "
+            f"pass deepspeed=zero2_offload or zero3_offload, or optimizer=adamw"
+        )
+    if gpus and run.ranks_per_node > gpus:
+        yield f"ranks: got {run.ranks}, but this machine has {gpus} GPUs; pass ranks={gpus} or fewer"
+
+
+def _missing_starts(run: Run) -> Iterator[str]:
+    """Checkpoints to start from that are not there; a step's number and `best` are looked up in the run itself."""
+    for key, value in (("init_from", run.init_from), ("from_checkpoint", run.from_checkpoint)):
+        is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdigit()))
+        if is_path and not Path(str(value)).is_dir():
+            yield f"{key}: got {value}, but there is no such directory; expected an export, a checkpoint or a run's directory"
