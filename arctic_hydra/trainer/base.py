@@ -357,7 +357,7 @@ class Trainer(TrainerSlot):
         if not stop:
             self._totals.by_source.update(dict(zip(names, by_source, strict=False)))
         else:
-            self.stop_reason = distributed.broadcast_object(self.tools.stop.reason) or "another rank was asked to stop"
+            self.stop_reason = next(filter(None, distributed.gather_objects(self.tools.stop.reason)))
             if self.world.is_main:
                 self.tools.stop.acknowledge()
         return {"supervised": supervised, "tokens": tokens, "padding": padding}
