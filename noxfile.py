@@ -1,6 +1,6 @@
 """Every check of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. The sessions slurm, faults, compiled, bench, peers and gpu are run by hand, by `nox -s NAME`.
+`nox` runs lint, types and tests. The sessions slurm, faults, extras, bench, peers and gpu are run by hand, by `nox -s NAME`.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
-def compiled(session: nox.Session) -> None:
-    """Run the tests marked `compiles`: DeepSpeed's own optimizers, which it builds with g++ and ninja."""
-    session.install(*PINNED, "-e", ".[test]", "ninja")
-    session.run("pytest", "-m", "compiles", f"--timeout={2 * TEST_TIMEOUT_SECONDS}", *session.posargs)
+def extras(session: nox.Session) -> None:
+    """Run the tests marked `extras`: what needs g++ and ninja (DeepSpeed's own optimizers, inductor) or torchao."""
+    session.install(*PINNED, "-e", ".[test]", "ninja", "torchao")
+    session.run("pytest", "-m", "extras", f"--timeout={2 * TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 
 @nox.session

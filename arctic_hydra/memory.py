@@ -14,7 +14,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import distributed
+from arctic_hydra import assemble, distributed
 from arctic_hydra.batch import Batch
 from arctic_hydra.config import Run
 from arctic_hydra.distributed import count_gpus
@@ -46,7 +46,7 @@ class Trace:
     parameters: int
     trainable: int
     other: int
-    """Buffers, and parameters that no option shards."""
+    """Buffers, and parameters that no option shards, less what quantised weights save."""
     activations: int
     """Peak of everything but weights and the gradients that stay at them, with one supervised position."""
     head: int
@@ -129,19 +129,10 @@ class Estimate:
 
 def estimate(run: Run, load: Load | None = None) -> Estimate:
     """Return what `run` needs per rank; raises ModelError when the model cannot be described on this machine."""
-    from arctic_hydra.model.ulysses import check_heads
-
     device = "cuda" if count_gpus() else "cpu"
     ranks = run.world_size_wanted
     config = run.model.create_config()
-    check_heads(config, run.trainer.sequence_parallel_size)
-    settings = run.deepspeed.fill(
-        run.trainer.micro_batch_size,
-        run.trainer.gradient_accumulation_steps,
-        ranks,
-        run.model.dtype,
-        int(config.get_text_config().hidden_size),
-    )
+    settings = assemble.engine_config(run, config, ranks)
     trace = trace_model(run, config, load or largest_load(run), device)
     return Estimate(trace, engine_bytes(run, settings, trace, ranks), ranks, device)
 
@@ -196,8 +187,12 @@ def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), distributed.alone():
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # The mode remembers tensors by weak references, and torch converts no parameter that has any: peft does that.
+    mode.fake_tensor_converter.set_tensor_memo = lambda *_: None
+    with mode, torch.device(device), distributed.alone():
         model: torch.nn.Module = run.model.create_skeleton(config)
+        saved, largest = quantised(run, model)
         for converter in run.converters:
             model = converter.convert(model)
         model.train()
@@ -217,8 +212,20 @@ def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
                 peaks.append(_peak(run, model, load, supervised, passes) - staying)
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
-    other = buffers + weights - everything * run.model.torch_dtype.itemsize
-    return Trace(everything, sum(p.numel() for p in trained), other, peaks[0], max(0, peaks[1] - peaks[0]))
+    other = buffers + weights - everything * run.model.torch_dtype.itemsize - saved
+    return Trace(everything, sum(p.numel() for p in trained), other, peaks[0] + largest, max(0, peaks[1] - peaks[0]))
+
+
+def quantised(run: Run, model: Any) -> tuple[int, int]:
+    """Return the bytes that loading `model` in few bits saves, and those of the largest weight while it is unpacked."""
+    if run.peft.quantization_config(run.model.torch_dtype) is None:
+        return 0, 0
+    import torch
+
+    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    packed = [weight for weight in linear if weight is not model.get_output_embeddings().weight]
+    saved = sum(weight.numel() * (weight.itemsize - run.peft.bytes_per_weight(weight)) for weight in packed)
+    return round(saved), max(weight.nbytes for weight in packed)
 
 
 def _peak(run: Run, model: torch.nn.Module, load: Load, supervised: int, passes: int) -> int:

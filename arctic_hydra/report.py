@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,12 @@ class ModelFacts:
 
 
 def model_facts(model: Any) -> ModelFacts:
-    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`.
+    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`, in four bits in its `quant_state`.
 
     Embedding and head are counted by their shape: an adapter may stand around them, or a copy beside them.
     """
     text = model.config.get_text_config()
-    sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}
+    sizes = {id(p): _numbers(p) for p in model.parameters()}
     trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
     total = sum(sizes.values())
     table = int(text.vocab_size * text.hidden_size)
@@ -49,6 +50,11 @@ def model_facts(model: Any) -> ModelFacts:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     shape = (body, projected, int(text.num_hidden_layers), int(head_size * text.num_attention_heads))
     return ModelFacts(type(model).__name__, total, trainable, shape)
+
+
+def _numbers(parameter: Any) -> int:
+    packed = getattr(parameter, "quant_state", None)
+    return math.prod(packed.shape) if packed else int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def my_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests without CUDA, `slurm` tests without SLURM, `compiles` tests unless asked for, and say so."""
+    """Skip `gpu` tests without CUDA, `slurm` tests without SLURM, `extras` tests unless asked for, and say so."""
     wanted = {mark for mark in ("gpu", "slurm") if any(item.get_closest_marker(mark) for item in items)}
     missing = {}
     if "gpu" in wanted:
@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         if reason := cluster.missing():
             missing["slurm"] = reason
-    if "compiles" not in config.option.markexpr:
-        missing["compiles"] = "builds C++ extensions for minutes; run `nox -s compiled`"
+    if "extras" not in config.option.markexpr:
+        missing["extras"] = "needs a compiler or torchao; run `nox -s extras`"
     for item in items:
         for mark, reason in missing.items():
             if item.get_closest_marker(mark):

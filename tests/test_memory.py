@@ -15,12 +15,20 @@ from tests.ranks import run_ranks
 HALF = {"dtype": "bf16", "disable_activation_checkpoint": False}
 
 
-@pytest.mark.parametrize(
-    "settings", [case(), case(stage=3, ranks=2, accumulation=2, model=HALF)], ids=["plain", "zero3"]
-)
-def test_estimate_is_within_15_percent_of_a_real_run(tmp_path, settings):
+SETTINGS = {
+    "plain": case(),
+    "zero3": case(stage=3, ranks=2, accumulation=2, model=HALF),
+    "lora": case(peft="lora", model=HALF),
+    "qlora": case(peft="qlora", model=HALF),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_estimate_is_within_15_percent_of_a_real_run(tmp_path, name):
+    settings = SETTINGS[name]
+    expected = estimated(settings, tmp_path).total
     measured = run_ranks(settings["ranks"], measure, tmp_path, settings)[0]
-    assert estimated(settings).total == pytest.approx(measured, rel=0.15)
+    assert expected == pytest.approx(measured, rel=0.15)
 
 
 @dataclass(kw_only=True)

@@ -79,9 +79,14 @@ class SafeCheckpointEngine:
         """Hand over one file of this rank, without the weights that are to be left out."""
         assert self._stage is not None and self._put is not None, "this engine was opened for reading"
         if self._leave_out and isinstance(state_dict.get("module"), dict):
-            kept = {name: value for name, value in state_dict["module"].items() if name not in self._leave_out}
+            kept = {name: value for name, value in state_dict["module"].items() if not self._is_left_out(name)}
             state_dict = {**state_dict, "module": kept}
         self._put(os.path.relpath(path, self._stage.path), state_dict)
+
+    def _is_left_out(self, name: str) -> bool:
+        """Whether a weight, or the quantised weight whose scales it is (`<name>.absmax`), is to be left out."""
+        parts = name.split(".")
+        return any(".".join(parts[:end]) in self._leave_out for end in range(1, len(parts) + 1))
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file."""

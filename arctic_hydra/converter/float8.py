@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
@@ -24,13 +24,15 @@ _MULTIPLE = 16
 class Float8Converter(ModelConverter):
     """Linear layers multiply in float8 with dynamic scaling (torchao); weights and optimizer keep their dtype.
 
-    Needs a GPU of compute capability 8.9 (Ada) or 9.0 (Hopper) on.
+    Needs a GPU of compute capability 8.9 (Ada) or 9.0 (Hopper) on, unless it is emulated.
     """
 
     recipe: str = "tensorwise"
     """tensorwise, rowwise or rowwise_with_gw_hp: how scales are shared, from fast to exact."""
     exclude: list[str] = field(default_factory=lambda: ["lm_head"])
     """Patterns of linear layers that stay as they are."""
+    emulate: bool = False
+    """Round to float8 but multiply in the model's dtype, on any device: shows what float8 does to a loss, slowly."""
 
     def validate(self) -> None:
         known = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
@@ -42,15 +44,18 @@ class Float8Converter(ModelConverter):
         """Yield a problem where torchao or a GPU is missing; whether the GPU knows float8 shows once torch is loaded."""
         if importlib.util.find_spec("torchao") is None:
             yield "recipe: converter=[float8] needs torchao, which is not installed; pip install torchao, or leave float8 out"
-        if count_gpus() == 0:
-            yield "recipe: converter=[float8] needs a CUDA GPU, and this machine has none; leave float8 out"
+        if count_gpus() == 0 and not self.emulate:
+            yield (
+                "recipe: converter=[float8] needs a CUDA GPU, and this machine has none; leave float8 out, or pass "
+                "converter.float8.emulate=true to look at its rounding"
+            )
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
         """Replace linear layers in place; raises ConfigError for a GPU without float8."""
         import torch
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-        if torch.cuda.get_device_capability() < (8, 9):
+        if not self.emulate and torch.cuda.get_device_capability() < (8, 9):
             raise ConfigError(
                 f"converter.float8: {torch.cuda.get_device_name()} has no float8 (compute capability 8.9 or more); leave it out"
             )
@@ -61,5 +66,5 @@ class Float8Converter(ModelConverter):
             sizes = (getattr(module, "in_features", 1), getattr(module, "out_features", 1))
             return name not in excluded and all(size % _MULTIPLE == 0 for size in sizes)
 
-        config = Float8LinearConfig.from_recipe_name(self.recipe)
+        config = replace(Float8LinearConfig.from_recipe_name(self.recipe), emulate=self.emulate)
         return convert_to_float8_training(model, module_filter_fn=wanted, config=config)  # type: ignore[no-any-return]

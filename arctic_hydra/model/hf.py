@@ -73,6 +73,8 @@ class HFModelFactory(ModelFactory):
                 f"model.name_or_path: {self.name_or_path!r} lacks {len(missing)} weights of {type(model).__name__}, such as "
                 f"{', '.join(missing[:3])}; fix the checkpoint, or pass model.allow_missing_weights=true to start them random"
             )
+        if self.quantization is not None:
+            keep_differentiable(model)
         return self.finish(model)
 
     def _quantized(self) -> dict[str, Any]:
@@ -80,6 +82,17 @@ class HFModelFactory(ModelFactory):
         if self.quantization is None:
             return {}
         return {"quantization_config": self.quantization, "device_map": {"": World.from_env().device}}
+
+
+def keep_differentiable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking weights in four bits at the first evaluation on the CPU.
+
+    On a CPU with AVX512-BF16 it does that for good, in a form without a backward pass: from then on the gradients of
+    all that lies below such a layer are zero, without a word (bitsandbytes 0.50, `Linear4bit.forward`).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check_model_directory(name_or_path: str) -> Iterator[str]:

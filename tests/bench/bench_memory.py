@@ -1,6 +1,7 @@
 """The memory estimate against what torch's allocator reports for a real run on the CPU: python -m tests.bench.bench_memory
 
-Prints, per configuration, the estimated and the measured peak of live tensor bytes on rank 0, and their ratio.
+Prints, per configuration, the estimated and the measured peak of live tensor bytes on rank 0, their ratio, and what each
+option saves of a long run's measured peak.
 """
 
 from __future__ import annotations
@@ -11,6 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.converter.peft.lora import LoraFactory
+from arctic_hydra.converter.peft.qlora import QLoraFactory
+from arctic_hydra.converter.tiled_mlp import TiledMLP
+from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.hf import HFModelFactory
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, make_trainer, tiny_factory
 
@@ -47,70 +54,128 @@ def peak_bytes() -> Iterator[Peak]:
 def measure(folder: Path, case: dict[str, Any]) -> int:
     """Train three steps; return the peak of this rank in bytes."""
     length, steps = case["length"], 3
-    count = steps * case["ranks"] * case["accumulation"]
+    share = case["sequence_parallel"]
+    count = steps * case["ranks"] // share * case["accumulation"]
     data = documents([length] * count, [case["supervised"]] * count, vocabulary=128)
+    factory, converters = parts(folder, case)
     with peak_bytes() as peak:
         trainer = make_trainer(
             data,
             folder,
             stage=case["stage"],
-            model=tiny_factory(**SIZES, **case["model"]),
+            model=factory,
+            converters=converters,
             gradient_accumulation_steps=case["accumulation"],
+            sequence_parallel_size=share,
         )
         trainer.train()
     return peak.bytes
 
 
-def estimated(case: dict[str, Any]) -> Any:
-    """Return the estimate for the run that `measure` makes."""
+def parts(folder: Path, case: dict[str, Any]) -> tuple[ModelFactory, list[ModelConverter]]:
+    """Return the model's factory and what is done to the model."""
+    converters: list[ModelConverter] = [TiledMLP()] if case["tiled"] else []
+    factory: ModelFactory = tiny_factory(**SIZES, **case["model"])
+    if case["peft"] == "none":
+        return factory, converters
+    adapter = (QLoraFactory if case["peft"] == "qlora" else LoraFactory)()
+    if case["peft"] == "qlora":
+        options = {"dtype": "fp32", "disable_activation_checkpoint": True, **case["model"]}
+        factory = HFModelFactory(name_or_path=str(stored(folder)), **options)
+        factory.quantization = adapter.quantization_config(factory.torch_dtype)
+    return factory, [*converters, adapter]
+
+
+def stored(folder: Path) -> Path:
+    """Return the directory of the model with random weights."""
+    if not (folder / "model").exists():
+        factory = tiny_factory(**SIZES)
+        factory.create_model(factory.create_config()).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
+    """Return the estimate for the run that `measure` makes in `folder`."""
     from arctic_hydra import compose, config, memory
 
-    model = {**SIZES, **case["model"]}
-    overrides = [f"model.{name}={value}" for name, value in model.items()]
-    overrides += [
-        "model.num_key_value_heads=2",
+    model = {**SIZES, "num_key_value_heads": 2, **case["model"]}
+    if case["peft"] == "qlora":
+        assert folder is not None, "weights to be quantised are stored somewhere"
+        model = {"dtype": "fp32", "disable_activation_checkpoint": True, **case["model"]}
+        model["name_or_path"] = stored(folder)
+    share = case["sequence_parallel"]
+    overrides = [
+        f"model={'hf' if case['peft'] == 'qlora' else 'tiny'}",
+        *(f"model.{name}={value}" for name, value in model.items()),
+        f"peft={case['peft']}",
         f"deepspeed=zero{case['stage']}",
         f"ranks={case['ranks']}",
         f"data.max_length={case['length']}",
         f"trainer.gradient_accumulation_steps={case['accumulation']}",
+        f"trainer.tiled_mlp_compute={case['tiled']}",
+        f"trainer.sequence_parallel_size={share}",
     ]
     run = config.build(compose.without_hydra(compose.compose_config(overrides, "config")))
-    return memory.estimate(run, memory.Load(1, case["length"], case["supervised"]))
+    return memory.estimate(run, memory.Load(1, case["length"] // share, case["supervised"] // share))
 
 
 def case(**changes: Any) -> dict[str, Any]:
     """Return a configuration: fp32, ZeRO-0, one rank, 1024 tokens, half of them supervised, with `changes`."""
-    usual = {"stage": 0, "ranks": 1, "accumulation": 1, "length": 1024, "supervised": 512, "model": {}}
+    usual = {
+        "stage": 0, "ranks": 1, "accumulation": 1, "length": 1024, "supervised": 512, "model": {}, "peft": "none",
+        "tiled": False, "sequence_parallel": 1,
+    }  # fmt: skip
     return {**usual, **changes}
 
 
-def cases() -> list[dict[str, Any]]:
-    """Return what is compared."""
-    half, checkpointed = {"dtype": "bf16"}, {"disable_activation_checkpoint": False}
-    both = {**half, **checkpointed}
-    return [
-        case(),
-        case(model=checkpointed),
-        case(accumulation=2),
-        case(model=half),
-        case(length=4096, supervised=2048, model=both),
-        *(case(stage=stage, ranks=2, model=model) for stage in (0, 1, 2, 3) for model in ({}, both)),
-        case(stage=2, ranks=2, accumulation=2, model=half),
-        case(stage=3, ranks=2, accumulation=2, model=half),
-    ]
+HALF, CHECKPOINTED = {"dtype": "bf16"}, {"disable_activation_checkpoint": False}
+BOTH = {**HALF, **CHECKPOINTED}
+SECOND = {**BOTH, "activation_checkpoint_every_n_layers": 2}
+LONG = {"length": 4096, "supervised": 2048, "model": HALF}
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Return what is compared: `long` is bf16 and 4096 tokens, and what follows it changes one thing of it."""
+    stages = {
+        f"ZeRO-{stage}, 2 ranks{', bf16, recomputed' if model else ''}": case(stage=stage, ranks=2, model=model)
+        for stage in (0, 1, 2, 3)
+        for model in ({}, BOTH)
+    }
+    return {
+        "plain": case(),
+        "recomputed": case(model=CHECKPOINTED),
+        "accumulated": case(accumulation=2),
+        "bf16": case(model=HALF),
+        **stages,
+        "ZeRO-2, 2 ranks, bf16, accumulated": case(stage=2, ranks=2, accumulation=2, model=HALF),
+        "ZeRO-3, 2 ranks, bf16, accumulated": case(stage=3, ranks=2, accumulation=2, model=HALF),
+        "long": case(**LONG),
+        "long, every layer recomputed": case(**{**LONG, "model": BOTH}),
+        "long, every second layer recomputed": case(**{**LONG, "model": SECOND}),
+        "long, recomputed and tiled MLP": case(**{**LONG, "model": BOTH}, tiled=True),
+        "long, LoRA": case(**LONG, peft="lora"),
+        "long, QLoRA": case(**LONG, peft="qlora"),
+        "long, LoRA, recomputed": case(**{**LONG, "model": BOTH}, peft="lora"),
+        "long, QLoRA, recomputed": case(**{**LONG, "model": BOTH}, peft="qlora"),
+        "long, ZeRO-1, 2 ranks": case(**LONG, stage=1, ranks=2),
+        "long, ZeRO-2, 2 ranks": case(**LONG, stage=2, ranks=2),
+        "long, ZeRO-3, 2 ranks": case(**LONG, stage=3, ranks=2),
+        "long, shared by 2 ranks (Ulysses)": case(**LONG, ranks=2, sequence_parallel=2),
+    }
 
 
 def main() -> None:
     """Print one line per configuration."""
-    print(f"{'estimated':>10} {'measured':>10} {'ratio':>6}   (MiB)")
-    for item in cases():
-        found = estimated(item)
+    print(f"{'':<42} {'estimated':>10} {'measured':>10} {'ratio':>6} {'saves':>6}   (MiB; saves: of `long`)")
+    long = 0
+    for name, item in cases().items():
         with tempfile.TemporaryDirectory() as folder:
+            found = estimated(item, Path(folder))
             measured = run_ranks(item["ranks"], measure, Path(folder), item)[0]
-        print(
-            f"{found.total / 2**20:>10.1f} {measured / 2**20:>10.1f} {found.total / measured:>6.2f}   {item}",
-            flush=True,
-        )
+        long = measured if name == "long" else long
+        saved = f"{1 - measured / long:>6.0%}" if name.startswith("long,") else ""
+        figures = f"{found.total / 2**20:>10.1f} {measured / 2**20:>10.1f} {found.total / measured:>6.2f}"
+        print(f"{name:<42} {figures} {saved}", flush=True)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def adamw(tmp_path_factory):
     return run_ranks(1, trained, tmp_path_factory.mktemp("adamw"), AdamWFactory(**ADAM), 0)[0]
 
 
-@pytest.mark.compiles
+@pytest.mark.extras
 @pytest.mark.parametrize("factory", [FusedAdamFactory, CPUAdamFactory])
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
 def test_deepspeeds_adams_equal_torchs(adamw, tmp_path, factory, ranks, stage):

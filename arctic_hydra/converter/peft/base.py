@@ -52,6 +52,10 @@ class PeftSlot(ModelConverter):
         """Return how transformers is to quantise the frozen weights as it loads them, or None: not at all."""
         return None
 
+    def bytes_per_weight(self, weight: torch.Tensor) -> float:
+        """Return what each number of a frozen linear layer's weight [out, in] takes once the model is loaded."""
+        return float(weight.itemsize)
+
     @abstractmethod
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the model, wrapped as a `peft.PeftModel` where there is an adapter."""
@@ -105,11 +109,14 @@ class PeftFactory(PeftSlot):
         check_modules("peft.target_modules", values.get("target_modules"), names)
         check_modules("peft.modules_to_save", values.get("modules_to_save"), names)
         values = self._keep_tied(model, values)
+        if "save_projection" in catalog.types()[self.type_name]:
+            # Its fixed projections are drawn from a seed, and are no parameters: a checkpoint holds parameters.
+            values = {"save_projection": False, **values}
         config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(self.type_name)]
         try:
             config = config_class(task_type="CAUSAL_LM", **values)
             wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
                 f"peft: {self.type_name} cannot be put on {type(model).__name__}: {first.strip()}"
