@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -196,6 +197,26 @@ def test_a_detached_sweep_is_looked_after_by_the_sweep_command(cluster, tmp_path
     look_after("cancel SWEEP")
     assert not cluster.command("squeue -h")
     assert table(look_after("status SWEEP")) == ["died", "died"]
+
+
+def test_a_search_runs_in_arrays_and_its_secrets_reach_the_jobs_alone(cluster, my_lab, tmp_path):
+    """Two batches of two trials; the password is in no file, as a hash it is in each run's own."""
+    search = (
+        f"-m {TINY} tracking=[] callback=[courier] callback.courier.password=hunter2 {SLURM} hydra/sweeper=optuna "
+        "hydra.sweeper.n_trials=4 hydra.sweeper.n_jobs=2 'optimizer.lr=interval(1e-4,1e-2)'"
+    )
+    variables = {**cluster.variables, "PYTHONPATH": str(my_lab)}
+    run(search, tmp_path, **variables)
+    found = records(tmp_path)
+    assert [record["status"] for record in found] == ["finished"] * 4
+    assert len({record["submission"]["job_id"].partition("_")[0] for record in found}) == 2
+    digests = [path.read_text() for path in tmp_path.glob("outputs/default/*/courier.txt")]
+    assert digests == [hashlib.sha256(b"hunter2").hexdigest()] * 4
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"hunter2" in path.read_bytes()]
+
+    again = run(search, tmp_path, **variables)
+    assert "submitted" not in again.stdout and "best: " in again.stdout
 
 
 def test_an_unknown_partition_is_said_in_sbatch_s_words(cluster, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -147,3 +148,14 @@ class SilentModelFactory(TinyModelFactory):
         model = super().create_model(config)
         model.get_output_embeddings().weight.data.zero_()
         return model
+
+
+@component(group="callback", name="courier")
+class Courier(Callback):
+    """Shows that a secret has reached the run, by its hash."""
+
+    password: str = ""
+
+    def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        digest = hashlib.sha256(self.password.encode()).hexdigest()
+        (trainer.tools.run_dir / "courier.txt").write_text(digest)
