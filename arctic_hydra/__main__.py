@@ -50,7 +50,7 @@ def _dispatch(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"arctic_hydra {__version__}")
         return EXIT_DONE
-    options, unknown = get_args_parser().parse_known_args(arguments)
+    options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such option; see {PROGRAM} --help")
     name = options.config_name or "config"
@@ -60,11 +60,11 @@ def _dispatch(arguments: list[str]) -> int:
         if value:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
-        return _hydra(arguments, name, _not_run)
+        return _hydra(["--hydra-help"] if options.hydra_help else arguments, name, _not_run)
     if options.multirun and not (options.help or options.cfg):
         return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
-        usage.print_page(PROGRAM, options.overrides)
+        usage.print_page(PROGRAM, [item for item in options.overrides if "=" not in item])
         return EXIT_DONE
     cfg = compose.compose_config(options.overrides, name, options.config_dir)
     job = compose.without_hydra(cfg)

@@ -350,6 +350,17 @@ def test_b13_w24_w27_composing_imports_neither_torch_nor_deepspeed(arguments):
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
 
 
+def test_flags_and_overrides_come_in_any_order(capfd):
+    assert main(["seed=3", "--cfg", "job", "trainer.epochs=2", "--package", "trainer"]) == 0
+    assert "epochs: 2" in capfd.readouterr().out
+    assert main(["optimizer.lr=1", "-m", "hydra/launcher=local", "seed=1,2", "task=check"]) == 0
+    assert capfd.readouterr().out.count("the configuration is valid") == 2
+    assert main(["seed=3", "--help", "trainer"]) == 0
+    assert "trainer.epochs" in capfd.readouterr().out
+    assert main(["--bogus", "seed=3"]) == 2
+    assert "error: --bogus: there is no such option" in capfd.readouterr().err
+
+
 def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
     (tmp_path / "data.jsonl").write_text("")
     base = ["data=json", "data.sources.json.path=data.jsonl"]

@@ -90,8 +90,8 @@ class ChatEncoder:
             self._variables["date_string"] = _FIXED_DATE
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {token for token in tokenizer.all_special_tokens if token}
-        ordered = sorted(specials, key=lambda token: (-len(token), token))
-        self._special = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+        self._specials = sorted(specials, key=lambda token: (-len(token), token))
+        self._special = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
         self._words = WordTokenizer.of(self._backend)
         self._unknown = tokenizer.unk_token_id
         self._bos = tokenizer.bos_token_id
@@ -148,8 +148,10 @@ class ChatEncoder:
         self, conversations: list[list[Message]], tools: list[Any] | None, generate: bool = False
     ) -> list[tuple[str, list[Span]]]:
         tagged = self._tagged and not generate
+        if self._reasoning_key is not None:
+            conversations = [[self._named(message) for message in messages] for messages in conversations]
         texts, spans = render_jinja_template(  # type: ignore[misc]
-            conversations=[[self._named(message) for message in messages] for messages in conversations],
+            conversations=conversations,
             tools=tools,
             chat_template=self._template,
             return_assistant_tokens_mask=tagged,
@@ -161,9 +163,10 @@ class ChatEncoder:
     def _named(self, message: Message) -> Message:
         """Return the message with its thoughts under the one name that the template knows."""
         other = next((key for key in REASONING_KEYS if key in message), None)
-        if self._reasoning_key is None or other in (None, self._reasoning_key):
+        if other in (None, self._reasoning_key):
             return message
-        return {self._reasoning_key if key == other else key: value for key, value in message.items()}
+        known = str(self._reasoning_key)
+        return {known if key == other else key: value for key, value in message.items()}
 
     def _render_all(self, chats: Sequence[Chat]) -> list[tuple[str, list[Span]] | RowProblem]:
         # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
@@ -273,11 +276,9 @@ class ChatEncoder:
     def _stop(self, text: str, start: int, end: int, content: str) -> tuple[int, int | None]:
         """Return where the answer ends and where its stop token ends."""
         stripped = start + len(text[start:end].rstrip())
-        last = None
-        for match in self._special.finditer(text, start, stripped):
-            last = match
-        if last is not None and last.end() == stripped:
-            return last.start(), stripped
+        last = next((token for token in self._specials if text.endswith(token, start, stripped)), None)
+        if last is not None:
+            return stripped - len(last), stripped
         following = self._special.match(text, _skip_space(text, end))
         # A template that closes its generation block before the stop token: the stop token is trained on all the same.
         if following and text[start:stripped].endswith(content.rstrip()):
@@ -351,11 +352,11 @@ def _check_complete(chat: Chat, text: str) -> None:
     place = 0
     for index, message in enumerate(chat.messages):
         content = (message.get("content") or "").strip()
-        names = [call.get("function", call).get("name", "") for call in message.get("tool_calls", [])]
+        calls = message.get("tool_calls") or ()
         found = text.find(content, place) if message["role"] == "user" else 0
         if message["role"] != "assistant" and content not in text:  # some templates write a tool's answer as JSON
             found = text.find(json.dumps(content, ensure_ascii=False)[1:-1]) if message["role"] == "tool" else -1
-        if found < 0 or not all(name in text for name in names):
+        if found < 0 or (calls and not all(call.get("function", call).get("name", "") in text for call in calls)):
             raise RowProblem(
                 "template",
                 f"message {index}: the chat template leaves this {message['role']} turn out, or changes or moves it; got "

@@ -27,7 +27,12 @@ _ASCII_CLASSES = {"L": "a-zA-Z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "",
 _CLASS = re.compile(r"\\p\{(\w+)\}|\\.|[\[\]]")
 _PROBE = " {0} a{0}a A{0}A A{0}a a{0}A 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
 MOST_WORDS = 1 << 20
-"""Words in the table before it is emptied: bounds its memory."""
+"""Entries of the tables before they are emptied: bounds their memory."""
+LONGEST_STRETCH = 24
+"""Characters of the longest text between two spaces that is worth an entry: longer ones hardly come again."""
+_SPACE_AFTER_SPACE = re.compile(r"\s ").search
+_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+"""A space that surely begins a word."""
 
 
 class WordTokenizer:
@@ -55,7 +60,7 @@ class WordTokenizer:
         self._cut_ascii = re.compile(ascii_pattern, re.ASCII).findall if ascii_pattern else self._cut
         self._table = _Table(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         self._first = {token: np.array([index], np.int32).tobytes() for token, index in added.items()}
-        self._table.update(self._first)
+        self._spaced, self._unspaced = (_Stretches(self._words, spaced=spaced) for spaced in (True, False))
         self._same = {chr(code) for code in range(128)}
         self._other: set[str] = set()
 
@@ -64,50 +69,81 @@ class WordTokenizer:
 
         None where a place lies within a word, or where the text's words are not sure to be cut alike.
         """
-        cut = self._cut_ascii
-        if not text.isascii():
-            cut = self._cut
-            if not self._is_known(text):
-                return None
-        if len(self._table) > MOST_WORDS:
-            self._table.clear()
-            self._table.update(self._first)
-        words: list[str] = []
-        marks: list[int] = []
-        waiting, offset = iter([*places, len(text) + 1]), 0
-        place = next(waiting)
-        for index, piece in enumerate(self._added.split(text)):
-            if not piece:
-                continue
-            found = [piece] if index % 2 else cut(piece)
-            while place < offset + len(piece):
-                at, number = offset, 0
-                while at < place:
-                    at += len(found[number])
-                    number += 1
-                if at != place:
-                    return None
-                marks.append(len(words) + number)
-                place = next(waiting)
-            words += found
-            offset += len(piece)
-        marks += [len(words)] * (len(places) - len(marks))  # places at the very end
-        return self._join(words, marks)
-
-    def _join(self, words: list[str], marks: list[int]) -> tuple[Array, list[int]] | None:
-        look = self._table.__getitem__
+        if not text.isascii() and not self._is_known(text):
+            return None
+        self._make_room()
         parts: list[bytes] = []
-        starts, start, length = [], 0, 0
+        starts: list[int] = []
+        waiting, offset, length = iter([*places, len(text) + 1]), 0, 0
+        place = next(waiting)
         try:
-            for mark in marks:
-                parts.append(b"".join(map(look, words[start:mark])))
+            for index, piece in enumerate(self._added.split(text)):
+                end = offset + len(piece)
+                while place < end:
+                    before = self._before(piece, place - offset, added=bool(index % 2))
+                    if before is None:
+                        return None
+                    starts.append((length + before) // 4)
+                    place = next(waiting)
+                parts.append(self._first[piece] if index % 2 else self._joined(piece))
                 length += len(parts[-1])
-                starts.append(length // 4)
-                start = mark
-            parts.append(b"".join(map(look, words[start:])))
+                offset = end
         except _LossyWordError:
             return None
+        starts += [length // 4] * (len(places) - len(starts))  # places at the very end
         return np.frombuffer(b"".join(parts), dtype=np.int32), starts
+
+    def _joined(self, piece: str) -> bytes:
+        """Return the ids of a text without added tokens.
+
+        A space after anything but white space always begins a word, so most texts are cut there first, which is quicker.
+        """
+        first, *others = piece.split(" ")
+        try:
+            if others and first[-1:].isspace():
+                raise _SpacesError
+            return self._of_stretches(first, others)
+        except _SpacesError:
+            first, *others = _BETWEEN_WORDS.split(piece)
+            return self._of_stretches(first, others)
+
+    def _of_stretches(self, first: str, others: list[str]) -> bytes:
+        """Return the ids of stretches of text with a space between each two; white space may only end the last."""
+        if not others:
+            return self._unspaced[first]
+        *others, last = others
+        parts = [self._unspaced[first], *map(self._spaced.__getitem__, others)]
+        parts.append(self._words(f" {last}") if not last or last[-1].isspace() else self._spaced[last])
+        return b"".join(parts)
+
+    def _words(self, text: str) -> bytes:
+        return b"".join(map(self._table.__getitem__, self._cut_of(text)(text)))
+
+    def _before(self, piece: str, place: int, *, added: bool) -> int | None:
+        """Return the bytes of the ids before a place in a piece of text; None where a word goes over it."""
+        if place == 0:
+            return 0
+        if added:
+            return None
+        start, stop = 0, len(piece)
+        if not _SPACE_AFTER_SPACE(piece):
+            start, stop = max(0, piece.rfind(" ", 0, place)), piece.find(" ", place)
+        around = piece[start : stop if stop >= 0 else len(piece)]
+        length, at = len(self._joined(piece[:start])), start
+        for word in self._cut_of(around)(around):
+            if at >= place:
+                break
+            length += len(self._table[word])
+            at += len(word)
+        return length if at == place else None
+
+    def _cut_of(self, text: str) -> Callable[[str], list[str]]:
+        return self._cut_ascii if text.isascii() else self._cut
+
+    def _make_room(self) -> None:
+        if len(self._table) + len(self._spaced) + len(self._unspaced) > MOST_WORDS:
+            for table in (self._table, self._spaced, self._unspaced):
+                table.clear()
 
     def _is_known(self, text: str) -> bool:
         characters = set(text)
@@ -162,6 +198,10 @@ class _LossyWordError(Exception):
     """A word that its tokens do not give back."""
 
 
+class _SpacesError(Exception):
+    """A text between two spaces that is empty or ends in white space: the words there depend on what follows."""
+
+
 class _Table(dict[str, bytes]):
     """Words to their token ids, as int32 bytes; a word that is missing is encoded by the tokenizer's model."""
 
@@ -175,6 +215,22 @@ class _Table(dict[str, bytes]):
         if self._backend.decode(ids, skip_special_tokens=False) != word:
             raise _LossyWordError
         self[word] = found = np.array(ids, np.int32).tobytes()
+        return found
+
+
+class _Stretches(dict[str, bytes]):
+    """Texts without a space to the ids of their words; with `spaced` of a space before them too, where another follows."""
+
+    def __init__(self, words: Callable[[str], bytes], *, spaced: bool) -> None:
+        super().__init__()
+        self._words, self._is_spaced = words, spaced
+
+    def __missing__(self, stretch: str) -> bytes:
+        if self._is_spaced and (not stretch or stretch[-1].isspace()):
+            raise _SpacesError
+        found = self._words(f" {stretch}" if self._is_spaced else stretch)
+        if len(stretch) <= LONGEST_STRETCH:
+            self[stretch] = found
         return found
 
 

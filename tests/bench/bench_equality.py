@@ -44,7 +44,7 @@ FEATURES = {
     ),
     "freeze": ("converter=[freeze] converter.freeze.patterns=[embed,layers.0]",) * 2,
     "layer-wise rates, no-decay groups": ("optimizer.layerwise_lr_decay=0.5 optimizer.no_decay=[embed]",) * 2,
-    "Muon (Newton-Schulz in bf16)": ("optimizer=muon",) * 2,
+    "Muon (Newton-Schulz in bf16)": ("optimizer=muon deepspeed.gradient_clipping=0",) * 2,
 }
 SETTINGS = ((1, 0), (2, 0), (2, 2), (2, 3))
 MISSING = {
@@ -92,7 +92,7 @@ def main() -> None:
             found = lab.in_ranks(ranks, lab.train_each, runs, folder / f"{ranks}-{stage}", model)
             columns[ranks, stage] = {name: distance(found[name], references[FEATURES[name][1]]) for name in found}
     heads = [f"{ranks} rank{'s' * (ranks > 1)}, ZeRO-{stage}" for ranks, stage in SETTINGS]
-    print("| loss, weight | " + " | ".join(heads) + " |\n|---" * 1 + "|---" * len(heads) + "|")
+    print("| loss, weight | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
     for name in FEATURES:
         cells = [columns[s].get(name, MISSING.get((name, s[1]), "-")) for s in SETTINGS]
         print(f"| {name} | " + " | ".join(cells) + " |")

