@@ -66,7 +66,8 @@ class Multirun:
     def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
         """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
         # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
-        said = [*self._flags(), *(self._hydras if self.on_cluster else self._search_path), *overrides]
+        own = [item for item in self._hydras if not item.startswith(("hydra/sweeper", "hydra.sweeper"))]
+        said = [*self._flags(), *(own if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
             cfg.ranks = str(slots.ranks)
             said.append(f"ranks={slots.ranks}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -76,10 +75,8 @@ def test_what_is_refused(arguments, text, monkeypatch, capsys):
     assert text in capsys.readouterr().err
 
 
-def test_a_search_does_not_detach(monkeypatch, tmp_path, capsys):
-    for name in ("sbatch", "srun"):
-        (tmp_path / name).touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+@pytest.mark.parametrize("key", ["detach", "dry_run"])
+def test_a_search_waits_for_its_results(key, capsys):
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.1,0.2)"]
-    assert main(["-m", "hydra/launcher=slurm", "hydra.launcher.detach=true", *search]) == 2
-    assert "hydra.launcher.detach: a search waits for results" in capsys.readouterr().err
+    assert main(["-m", "hydra/launcher=slurm", f"hydra.launcher.{key}=true", *search]) == 2
+    assert f"hydra.launcher.{key}: a search waits for results" in capsys.readouterr().err

@@ -217,6 +217,9 @@ def test_a_search_runs_in_arrays_and_its_secrets_reach_the_jobs_alone(cluster, m
 
     again = run(search, tmp_path, **variables)
     assert "submitted" not in again.stdout and "best: " in again.stdout
+    [head] = [line.split() for line in again.stdout.splitlines() if line.startswith("job  status")]
+    assert head[5:] == ["lr", "directory"]
+    assert "hydra/launcher=slurm" in again.stdout and "hydra/sweeper" not in again.stdout
 
 
 def test_an_unknown_partition_is_said_in_sbatch_s_words(cluster, tmp_path):

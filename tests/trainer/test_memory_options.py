@@ -65,6 +65,17 @@ def test_every_option_equals_the_plain_run(reference, tmp_path, ranks, stage, wi
             assert_equal(ours, reference)
 
 
+def by_inductor(run_dir):
+    """Train the compiled case with torch's own compiler, which needs g++ here."""
+    CASES["compiled"]["compile_backend"] = "inductor"
+    return trained(run_dir, ["compiled"], 0)[0]
+
+
+@pytest.mark.extras
+def test_inductor_equals_the_plain_run(reference, tmp_path):
+    assert_equal(run_ranks(1, by_inductor, tmp_path)[0], reference)
+
+
 def backward_bytes(_, settings, converters):
     """Return the peak of host tensor bytes of one forward and backward over 2,048 tokens, weights left out."""
     from arctic_hydra.trainer.loss import LossComputer

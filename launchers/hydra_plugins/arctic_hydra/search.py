@@ -53,9 +53,7 @@ class Search:
     ) -> None:
         parsed = {item.get_key_element(): item for item in compose.parse(list(arguments))}
         self._space = {key: item for key, item in parsed.items() if item.is_sweep_override()}
-        self._fixed = [
-            f"{key}={item.get_value_element_as_str()}" for key, item in parsed.items() if key not in self._space
-        ]
+        self._fixed = [str(item.input_line) for key, item in parsed.items() if key not in self._space]
         self._conductor, self._launcher = conductor, launcher
         self._n_trials, self._n_jobs = n_trials, conductor.slots.count if n_jobs is None else n_jobs
         self._sampler, self._seed, self._pruner, self._pruner_kwargs = sampler, seed, pruner, dict(pruner_kwargs)

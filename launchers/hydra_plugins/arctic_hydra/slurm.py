@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.arctic_hydra import _slurm_conf as _slurm_conf  # stores the options
 from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from arctic_hydra.job import Job
@@ -33,11 +35,23 @@ class SlurmLauncher(SweepLauncher):
 
         self._options: dict[str, Any] = {key: to_plain(value) for key, value in options.items()}
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Enter the jobs, submit them, wait for them, and return their objectives in order."""
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take the conductor; folder and name of the jobs are those of its sweep where the config has none."""
+        from arctic_hydra.errors import ConfigError
+
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         sweep = self.conductor.sweep
+        if sweep.kind == "search":
+            for key in ("detach", "dry_run"):
+                if self._options[key]:
+                    raise ConfigError(
+                        f"hydra.launcher.{key}: a search waits for results to choose the next values; remove it"
+                    )
         folder = self._options["folder"] or sweep.path / "slurm"
         self._options |= {"folder": str(Path(folder).absolute()), "name": self._options["name"] or sweep.name}
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Enter the jobs, submit them, wait for them, and return their objectives in order."""
         if not self._options["dry_run"]:
             return super().launch(job_overrides, initial_job_idx)
         self._print_scripts(len(job_overrides))
@@ -54,11 +68,7 @@ class SlurmLauncher(SweepLauncher):
         """Submit what is neither finished nor under way, and wait unless detached."""
         from hydra_plugins.arctic_hydra import _slurm_submit
 
-        from arctic_hydra.errors import ConfigError
-
         _slurm_submit.check_sbatch()
-        if self._options["detach"] and self.conductor.sweep.kind == "search":
-            raise ConfigError("hydra.launcher.detach: a search waits for results to choose the next values; remove it")
         self._submit(pairs)
         waiting = [entry for entry, _ in pairs if entry.submission and not entry.problem]
         if self._options["detach"]:
