@@ -93,6 +93,11 @@ def compose_config(overrides: list[str], config_name: str, config_dir: str | Non
     return cfg
 
 
+def is_hydras(override: str) -> bool:
+    """Whether an override is for Hydra itself, its launcher or its sweeper."""
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """Return the composed config less Hydra's own node."""
     job = cfg.copy()

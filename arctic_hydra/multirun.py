@@ -38,8 +38,8 @@ class Multirun:
 
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
-        self._hydras = hydras = [item for item in overrides if _is_hydras(item)]
-        own = [item for item in overrides if not _is_hydras(item)]
+        self._hydras = hydras = [item for item in overrides if compose.is_hydras(item)]
+        own = [item for item in overrides if not compose.is_hydras(item)]
         self._search_path = [item for item in hydras if item.lstrip("+~").startswith("hydra.searchpath=")]
         # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
         # since the default model has no such key.
@@ -51,6 +51,8 @@ class Multirun:
         params = self.master.hydra.sweeper.get("params") or {}
         self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *own]
         """The command line less Hydra's own part, with the sweeper's `params` before it."""
+        self.command = [*self._flags(), *hydras, *self.overrides]
+        """What stands behind `-m`."""
 
     @property
     def on_cluster(self) -> bool:
@@ -166,7 +168,7 @@ def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
         id=digest,
         name=first.name,
         kind="grid" if is_grid else "search",
-        command=[redact_override(item) for item in multirun.overrides],
+        command=[redact_override(item) for item in multirun.command],
         objective=first.objective,
         maximize=first.maximizes,
         launcher=multirun.launcher,
@@ -199,7 +201,3 @@ def _each(jobs: list[tuple[DictConfig, list[str]]], run_one: RunOne) -> int:
             print(f"error: {error}")
             codes.append(error.exit_code)
     return next((code for code in codes if code), EXIT_DONE)
-
-
-def _is_hydras(override: str) -> bool:
-    return override.lstrip("+~").startswith(("hydra.", "hydra/"))

@@ -26,7 +26,7 @@ def weights_digest(run_dir):
 def finished(tmp_path_factory):
     """One short run of the embedded default, shared by the tests that only look at it."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run(f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6", folder)
+    done = run(f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 optimizer.lr=2e-3", folder)
     return folder, done
 
 
@@ -51,7 +51,7 @@ def test_w30_loss_falls_and_metrics_are_complete(finished):
     run_dir = only_run(finished[0])
     rows = metrics(run_dir)
     fallen = losses(run_dir)
-    assert sum(fallen[-4:]) / 4 < fallen[0] - 0.2
+    assert fallen[-1] < fallen[0] - 0.3
     steps = [row for row in rows if "loss" in row]
     expected = (
         "step epoch loss lr grad_norm step_seconds tokens supervised_tokens padding_tokens tokens_per_second "
@@ -195,7 +195,7 @@ def test_sweep_over_zero_stages_agrees_to_1e_5(tmp_path):
     assert len(table) == 4
     for other in table[1:]:
         assert other == pytest.approx(table[0], abs=1e-5)
-    assert done.stdout.count("  finished ") >= 4
+    assert done.stdout.count("  finished ") == 4
 
 
 def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):

@@ -148,8 +148,8 @@ class ChatEncoder:
         self, conversations: list[list[Message]], tools: list[Any] | None, generate: bool = False
     ) -> list[tuple[str, list[Span]]]:
         tagged = self._tagged and not generate
-        if self._reasoning_key is not None:
-            conversations = [[self._named(message) for message in messages] for messages in conversations]
+        if (known := self._reasoning_key) is not None:
+            conversations = [[_named(message, known) for message in messages] for messages in conversations]
         texts, spans = render_jinja_template(  # type: ignore[misc]
             conversations=conversations,
             tools=tools,
@@ -159,14 +159,6 @@ class ChatEncoder:
             **self._variables,
         )
         return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
-
-    def _named(self, message: Message) -> Message:
-        """Return the message with its thoughts under the one name that the template knows."""
-        other = next((key for key in REASONING_KEYS if key in message), None)
-        if other in (None, self._reasoning_key):
-            return message
-        known = str(self._reasoning_key)
-        return {known if key == other else key: value for key, value in message.items()}
 
     def _render_all(self, chats: Sequence[Chat]) -> list[tuple[str, list[Span]] | RowProblem]:
         # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
@@ -345,6 +337,14 @@ class ChatEncoder:
             ids, shift = np.concatenate([np.array([bos], dtype=np.int32), ids]), 1
         spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
         return Encoded(ids, spans, [last for _, last in spans])
+
+
+def _named(message: Message, known: str) -> Message:
+    """Return the message with its thoughts under the one name that the template knows."""
+    other = next((key for key in REASONING_KEYS if key in message), None)
+    if other in (None, known):
+        return message
+    return {known if key == other else key: value for key, value in message.items()}
 
 
 def _check_complete(chat: Chat, text: str) -> None:

@@ -29,10 +29,9 @@ _PROBE = " {0} a{0}a A{0}A A{0}a a{0}A 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0
 MOST_WORDS = 1 << 20
 """Entries of the tables before they are emptied: bounds their memory."""
 LONGEST_STRETCH = 24
-"""Characters of the longest text between two spaces that is worth an entry: longer ones hardly come again."""
+"""Characters of the longest stretch that is worth an entry: longer ones hardly come again."""
 _SPACE_AFTER_SPACE = re.compile(r"\s ").search
-_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
-"""A space that surely begins a word."""
+_CUT_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)").split
 
 
 class WordTokenizer:
@@ -60,7 +59,7 @@ class WordTokenizer:
         self._cut_ascii = re.compile(ascii_pattern, re.ASCII).findall if ascii_pattern else self._cut
         self._table = _Table(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         self._first = {token: np.array([index], np.int32).tobytes() for token, index in added.items()}
-        self._spaced, self._unspaced = (_Stretches(self._words, spaced=spaced) for spaced in (True, False))
+        self._spaced, self._unspaced = (_Stretches(before, self._words) for before in (" ", ""))
         self._same = {chr(code) for code in range(128)}
         self._other: set[str] = set()
 
@@ -94,27 +93,9 @@ class WordTokenizer:
         return np.frombuffer(b"".join(parts), dtype=np.int32), starts
 
     def _joined(self, piece: str) -> bytes:
-        """Return the ids of a text without added tokens.
-
-        A space after anything but white space always begins a word, so most texts are cut there first, which is quicker.
-        """
-        first, *others = piece.split(" ")
-        try:
-            if others and first[-1:].isspace():
-                raise _SpacesError
-            return self._of_stretches(first, others)
-        except _SpacesError:
-            first, *others = _BETWEEN_WORDS.split(piece)
-            return self._of_stretches(first, others)
-
-    def _of_stretches(self, first: str, others: list[str]) -> bytes:
-        """Return the ids of stretches of text with a space between each two; white space may only end the last."""
-        if not others:
-            return self._unspaced[first]
-        *others, last = others
-        parts = [self._unspaced[first], *map(self._spaced.__getitem__, others)]
-        parts.append(self._words(f" {last}") if not last or last[-1].isspace() else self._spaced[last])
-        return b"".join(parts)
+        """Return the ids of a text without added tokens."""
+        first, *others = _stretches(piece)
+        return b"".join([self._unspaced[first], *map(self._spaced.__getitem__, others)])
 
     def _words(self, text: str) -> bytes:
         return b"".join(map(self._table.__getitem__, self._cut_of(text)(text)))
@@ -125,16 +106,18 @@ class WordTokenizer:
             return 0
         if added:
             return None
-        start, stop = 0, len(piece)
-        if not _SPACE_AFTER_SPACE(piece):
-            start, stop = max(0, piece.rfind(" ", 0, place)), piece.find(" ", place)
-        around = piece[start : stop if stop >= 0 else len(piece)]
-        length, at = len(self._joined(piece[:start])), start
-        for word in self._cut_of(around)(around):
-            if at >= place:
-                break
-            length += len(self._table[word])
-            at += len(word)
+        length = at = 0
+        for number, stretch in enumerate(_stretches(piece)):
+            text = f" {stretch}" if number else stretch
+            if at + len(text) <= place:
+                length += len((self._spaced if number else self._unspaced)[stretch])
+                at += len(text)
+                continue
+            for word in self._cut_of(text)(text):
+                if at >= place:
+                    return length if at == place else None
+                length += len(self._table[word])
+                at += len(word)
         return length if at == place else None
 
     def _cut_of(self, text: str) -> Callable[[str], list[str]]:
@@ -194,12 +177,13 @@ class WordTokenizer:
         return True
 
 
+def _stretches(text: str) -> list[str]:
+    """Return a text cut at spaces that surely begin a word: those after anything but white space."""
+    return _CUT_BETWEEN_WORDS(text) if _SPACE_AFTER_SPACE(text) else text.split(" ")
+
+
 class _LossyWordError(Exception):
     """A word that its tokens do not give back."""
-
-
-class _SpacesError(Exception):
-    """A text between two spaces that is empty or ends in white space: the words there depend on what follows."""
 
 
 class _Table(dict[str, bytes]):
@@ -219,16 +203,14 @@ class _Table(dict[str, bytes]):
 
 
 class _Stretches(dict[str, bytes]):
-    """Texts without a space to the ids of their words; with `spaced` of a space before them too, where another follows."""
+    """Stretches of text to the ids of their words and of what stands `before` them, a space or nothing."""
 
-    def __init__(self, words: Callable[[str], bytes], *, spaced: bool) -> None:
+    def __init__(self, before: str, words: Callable[[str], bytes]) -> None:
         super().__init__()
-        self._words, self._is_spaced = words, spaced
+        self._before, self._words = before, words
 
     def __missing__(self, stretch: str) -> bytes:
-        if self._is_spaced and (not stretch or stretch[-1].isspace()):
-            raise _SpacesError
-        found = self._words(f" {stretch}" if self._is_spaced else stretch)
+        found = self._words(self._before + stretch)
         if len(stretch) <= LONGEST_STRETCH:
             self[stretch] = found
         return found

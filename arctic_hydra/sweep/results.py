@@ -74,7 +74,6 @@ def varied_values(sweep: Sweep) -> list[dict[str, str]]:
         {
             key.lstrip("+"): value
             for key, _, value in (item.partition("=") for item in job.overrides if item not in same)
-            if not key.startswith(("hydra.", "hydra/"))
         }
         for job in sweep.jobs
     ]

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
 
-from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.errors import ArcticHydraError, ConfigError, print_error
 from arctic_hydra.record import RunDirectory, git_state
 from arctic_hydra.sweep import slurm
 
@@ -192,7 +192,7 @@ def main() -> None:
         for options, run_dirs in together.items():
             found |= zip(run_dirs, submit(json.loads(options), run_dirs, {}), strict=True)
     except ArcticHydraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         raise SystemExit(error.exit_code) from error
     json.dump([found[item["run_dir"]] for item in asked], sys.stdout)
 
