@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tests.command import ROOT, SMALL, losses, metrics, only_run, run, start, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
+SHORT = f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 optimizer.lr=2e-3"
 
 
 def weights_digest(run_dir):
@@ -26,7 +27,7 @@ def weights_digest(run_dir):
 def finished(tmp_path_factory):
     """One short run of the embedded default, shared by the tests that only look at it."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run(f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 optimizer.lr=2e-3", folder)
+    done = run(SHORT, folder)
     return folder, done
 
 
@@ -108,7 +109,7 @@ def test_mlflow_holds_parameters_metrics_and_config(finished):
 def test_the_same_command_again_says_finished(finished):
     folder, _ = finished
     before = weights_digest(only_run(folder))
-    done = run(f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6", folder)
+    done = run(SHORT, folder)
     assert "finished already" in done.stdout
     assert "fresh=true" in done.stdout
     assert weights_digest(only_run(folder)) == before
@@ -118,7 +119,7 @@ def test_a_finished_run_is_replayed_to_a_store_that_has_not_seen_it(finished):
     import mlflow
 
     uri = f"sqlite:///{finished[0]}/late.db"
-    done = run(f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 tracking.mlflow.uri={uri}", finished[0])
+    done = run(f"{SHORT} tracking.mlflow.uri={uri}", finished[0])
     assert "finished already" in done.stdout and "warning" not in done.stderr.lower()
     client = mlflow.MlflowClient(uri)
     [tracked] = client.search_runs([item.experiment_id for item in client.search_experiments()])
@@ -131,7 +132,7 @@ def test_fresh_starts_over_and_is_bit_identical(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "copy")
     before = weights_digest(only_run(tmp_path / "copy"))
-    done = run(f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 fresh=true", tmp_path / "copy")
+    done = run(f"{SHORT} fresh=true", tmp_path / "copy")
     assert "step 1/12" in done.stdout
     assert weights_digest(only_run(tmp_path / "copy")) == before
 
