@@ -134,21 +134,15 @@ class Preparer:
 
     def _chunk(self, start: int, stop: int) -> tuple[Chunk, Report]:
         report = Report(rows=stop - start)
-        kept: list[tuple[int, Array, Array]] = []
+        parts: list[tuple[int, Array, Array]] = []
         for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
             if isinstance(item, RowProblem):
                 self._refuse(row, item, report)
                 continue
-            for stop in item.stops:  # quicker than Counter.update for the few of a row
-                report.stops[stop] += 1
-            parts = self._fit(row, item, report)
-            trained = [(row, ids, mask) for ids, mask in parts if mask.any()]
-            if parts and not trained:
-                report.dropped["no_supervised_token"] += 1
-            elif len(parts) > len(trained):
-                report.tokens_lost += sum(len(ids) for ids, mask in parts if not mask.any())
-            kept += trained
-        return _assemble(kept, report), report
+            for token in item.stops:  # quicker than Counter.update for the few of a row
+                report.stops[token] += 1
+            parts += [(row, ids, mask) for ids, mask in self._fit(row, item, report)]
+        return _counted(_without_untrained(_assemble(parts), report), report), report
 
     def _pairs(self, start: int, stop: int) -> tuple[Chunk, Report]:
         report = Report(rows=stop - start)
@@ -177,7 +171,7 @@ class Preparer:
             else:
                 kept += [(row, *part) for part in parts]
                 report.stops.update(int(side.ids[end - 1]) for side in pair for end in side.turn_ends)
-        chunk = _assemble(kept, report)
+        chunk = _counted(_assemble(kept), report)
         report.kept //= 2
         return chunk, report
 
@@ -197,6 +191,9 @@ class Preparer:
     def _fit(self, row: int, item: _Example, report: Report) -> list[tuple[Array, Array]]:
         """Return ids and mask of the parts of an example that are kept; none where it is dropped."""
         ids, limit = item.ids, self._options.max_length
+        if not len(ids):  # an empty text, and a tokenizer that adds nothing
+            report.dropped["no_supervised_token"] += 1
+            return []
         report.length_bins[length_bin(len(ids))] += 1
         if len(ids) <= limit:
             parts, head = [(0, len(ids))], 0
@@ -218,7 +215,7 @@ class Preparer:
             report.tokens_lost += lost
         fitted: list[tuple[Array, Array]] = []
         for start, stop in parts:
-            part, mask = ids[start:stop], item.mask[start:stop].copy()
+            part, mask = ids[start:stop], item.mask[start:stop]
             if start and head:
                 part, mask = np.concatenate([ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
             mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
@@ -238,14 +235,33 @@ class Preparer:
         raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
 
 
-def _assemble(kept: list[tuple[int, Array, Array]], report: Report) -> Chunk:
-    lengths = np.array([len(ids) for _, ids, _ in kept], dtype=np.int32)
-    ids = np.concatenate([ids for _, ids, _ in kept]) if kept else np.empty(0, np.int32)
-    mask = np.concatenate([mask for _, _, mask in kept]) if kept else np.empty(0, np.uint8)
-    report.kept = len(kept)
-    report.tokens, report.supervised_tokens = len(ids), int(mask.sum())
-    report.max_token_id = int(ids.max()) if len(ids) else -1
-    return Chunk(ids, mask, lengths, np.array([row for row, _, _ in kept], dtype=np.int64))
+def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:
+    lengths = np.array([len(ids) for _, ids, _ in parts], dtype=np.int32)
+    ids = np.concatenate([np.empty(0, np.int32), *(ids for _, ids, _ in parts)])
+    mask = np.concatenate([np.empty(0, np.uint8), *(mask for _, _, mask in parts)])
+    return Chunk(ids, mask, lengths, np.array([row for row, _, _ in parts], dtype=np.int64))
+
+
+def _without_untrained(chunk: Chunk, report: Report) -> Chunk:
+    """Return the parts with a trained token: a row without any such part is dropped, of others the part is lost."""
+    ends = np.cumsum(chunk.lengths)
+    trained = np.diff(np.concatenate([[0], np.cumsum(chunk.mask, dtype=np.int64)])[np.concatenate([[0], ends])]) > 0
+    if trained.all():
+        return chunk
+    of_kept_rows = np.isin(chunk.rows, chunk.rows[trained])
+    if not of_kept_rows.all():
+        report.dropped["no_supervised_token"] += len(np.unique(chunk.rows[~of_kept_rows]))
+    report.tokens_lost += int(chunk.lengths[of_kept_rows & ~trained].sum())
+    tokens = np.repeat(trained, chunk.lengths)
+    return Chunk(chunk.ids[tokens], chunk.mask[tokens], chunk.lengths[trained], chunk.rows[trained])
+
+
+def _counted(chunk: Chunk, report: Report) -> Chunk:
+    """Return the chunk of the examples that are kept, and count them."""
+    report.kept = len(chunk.lengths)
+    report.tokens, report.supervised_tokens = len(chunk.ids), int(chunk.mask.sum())
+    report.max_token_id = int(chunk.ids.max()) if len(chunk.ids) else -1
+    return chunk
 
 
 @contextmanager

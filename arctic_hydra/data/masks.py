@@ -18,7 +18,8 @@ import numpy as np
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text
-from arctic_hydra.data.words import Array, WordTokenizer
+from arctic_hydra.data.word_tables import Array
+from arctic_hydra.data.words import WordTokenizer
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,37 +102,39 @@ class ChatEncoder:
 
     def encode(self, chats: Sequence[Chat]) -> list[Encoded | RowProblem]:
         """Return ids and spans of each chat, or what is wrong with it."""
+        results: list[Encoded | RowProblem | None] = []
+        rendered: list[tuple[str, list[Span]]] = []
+        for item in self._render_all(chats):
+            results.append(item if isinstance(item, RowProblem) else None)
+            if not isinstance(item, RowProblem):
+                rendered.append(item)
+        encoded = iter(self._tokens(rendered))
+        return [next(encoded) if result is None else result for result in results]
+
+    def _tokens(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[Encoded | RowProblem]:
+        """Return ids and spans of texts with spans of characters: looked up where that is sure to be right."""
+        places = [[place for span in spans for place in span] for _, spans in rendered]
+        found = self._words.encode([text for text, _ in rendered], places) if self._words else [None] * len(rendered)
+        whole = iter(self._encode_whole([item for item, known in zip(rendered, found, strict=True) if known is None]))
         results: list[Encoded | RowProblem] = []
-        whole: list[tuple[int, str, list[Span]]] = []
-        for index, item in enumerate(self._render_all(chats)):
-            if isinstance(item, RowProblem):
-                results.append(item)
-                continue
-            places = [place for span in item[1] for place in span]
-            found = self._words.encode(item[0], places) if self._words and places == sorted(places) else None
-            if found is None:
-                whole.append((index, *item))
-                results.append(RowProblem("tokenizer", "not encoded yet"))
-            else:
-                ids, bounds = found
-                results.append(self._with_one_bos(Encoded(ids, list(zip(bounds[::2], bounds[1::2], strict=True)))))
-        for (index, _, _), result in zip(whole, self._encode_whole(whole), strict=True):
-            results[index] = result if isinstance(result, RowProblem) else self._with_one_bos(result)
+        for known in found:
+            result = next(whole) if known is None else Encoded(known[0], _pairs(known[1]))
+            results.append(result if isinstance(result, RowProblem) else self._with_one_bos(result))
         return results
 
-    def _encode_whole(self, rendered: Sequence[tuple[int, str, list[Span]]]) -> list[Encoded | RowProblem]:
-        """Return ids and spans of (index, text, spans) by the tokenizer itself; the tokens of a span give its text."""
-        encodings = self._backend.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
+    def _encode_whole(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[Encoded | RowProblem]:
+        """Return ids and spans by the tokenizer itself; the tokens of a span give its text."""
+        encodings = self._backend.encode_batch([text for text, _ in rendered], add_special_tokens=False)
         encoded: list[Encoded] = []
         pieces: list[list[int]] = []
-        for (_, text, spans), encoding in zip(rendered, encodings, strict=True):
+        for (text, spans), encoding in zip(rendered, encodings, strict=True):
             ids = encoding.ids
             places = [_token_span(encoding, text, span, len(ids)) for span in spans]
             encoded.append(Encoded(np.array(ids, dtype=np.int32), places))
             pieces += [ids[first:last] for first, last in places]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
         results: list[Encoded | RowProblem] = []
-        for item, (_, text, spans) in zip(encoded, rendered, strict=True):
+        for item, (text, spans) in zip(encoded, rendered, strict=True):
             as_wanted = [next(decoded) for _ in spans] == [text[first:last] for first, last in spans]
             results.append(item if as_wanted else self._realign(item, text, spans))
         return results
@@ -329,14 +332,19 @@ class ChatEncoder:
 
     def _with_one_bos(self, encoded: Encoded) -> Encoded:
         """Return the example with exactly one BOS at its start, if tokenizer or template write one."""
-        bos, ids = self._bos, encoded.ids
-        shift = 0
-        while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids, shift = ids[1:], shift - 1
-        if self._adds_bos and (not len(ids) or ids[0] != bos):
-            ids, shift = np.concatenate([np.array([bos], dtype=np.int32), ids]), 1
-        spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
+        bos, ids, spans = self._bos, encoded.ids, encoded.spans
+        if bos is not None:
+            shift = 0
+            while len(ids) > 1 and ids[0] == ids[1] == bos:
+                ids, shift = ids[1:], shift - 1
+            if self._adds_bos and (not len(ids) or ids[0] != bos):
+                ids, shift = np.concatenate([np.array([bos], dtype=np.int32), ids]), 1
+            spans = [(first + shift, last + shift) for first, last in spans] if shift else spans
         return Encoded(ids, spans, [last for _, last in spans])
+
+
+def _pairs(bounds: Sequence[int]) -> list[Span]:
+    return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 def _named(message: Message, known: str) -> Message:
@@ -351,18 +359,20 @@ def _check_complete(chat: Chat, text: str) -> None:
     """Raise RowProblem when the template left a turn or the tools out, or wrote the user's turns in another order."""
     place = 0
     for index, message in enumerate(chat.messages):
+        role, calls = message["role"], message.get("tool_calls") or ()
+        if role == "assistant" and not calls:
+            continue  # its answer is located and compared
         content = (message.get("content") or "").strip()
-        calls = message.get("tool_calls") or ()
-        found = text.find(content, place) if message["role"] == "user" else 0
-        if message["role"] != "assistant" and content not in text:  # some templates write a tool's answer as JSON
-            found = text.find(json.dumps(content, ensure_ascii=False)[1:-1]) if message["role"] == "tool" else -1
+        found = text.find(content, place if role == "user" else 0) if role != "assistant" else 0
+        if found < 0 and role == "tool":  # some templates write a tool's answer as JSON
+            found = text.find(json.dumps(content, ensure_ascii=False)[1:-1])
         if found < 0 or (calls and not all(call.get("function", call).get("name", "") in text for call in calls)):
             raise RowProblem(
                 "template",
-                f"message {index}: the chat template leaves this {message['role']} turn out, or changes or moves it; got "
+                f"message {index}: the chat template leaves this {role} turn out, or changes or moves it; got "
                 f"{_short(content)}, expected it in the rendered chat; pass tokenizer.chat_template=<file>",
             )
-        if message["role"] == "user":
+        if role == "user":
             place = found + len(content)
     if chat.tools and not all(str(tool.get("function", tool).get("name", "")) in text for tool in chat.tools):
         raise RowProblem(
@@ -388,7 +398,9 @@ def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
 
 def _answer_place(body: str, content: str, has_calls: bool) -> int | None:
     """Return where `content` begins in what was rendered, spaces around it aside; None if it is not there."""
-    for answer, rendered in ((content, body), (content.strip(), body.rstrip()), (content.lstrip(), body)):
+    if body.endswith(content):
+        return len(body) - len(content)
+    for answer, rendered in ((content.strip(), body.rstrip()), (content.lstrip(), body)):
         if rendered.endswith(answer):
             return len(rendered) - len(answer)
     if has_calls:  # calls follow the text

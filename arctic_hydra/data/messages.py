@@ -77,8 +77,10 @@ def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "mes
     if not any(message["role"] == "assistant" for message in messages):
         raise malformed("no assistant message, so there is nothing to train on")
     kept = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    weights = [_weight(message.pop("weight", 1), index) for index, message in enumerate(kept)]
+    weights = [1] * len(kept)
     for index, message in enumerate(kept):
+        if "weight" in message:
+            weights[index] = _weight(message.pop("weight"), index)
         if "tool_calls" in message:
             message["tool_calls"] = _read_calls(message["tool_calls"], f"message {index}")
     return Chat(kept, tools, weights if 0 in weights else None)
@@ -92,7 +94,7 @@ def check_turns(messages: Any, column: str = "messages") -> None:
         raise malformed(f"{column} is empty, expected at least one question and one answer")
     previous: str | None = None
     for index, message in enumerate(messages):
-        _check_message(message, f"message {index}")
+        _check_message(message, index)
         role = message["role"]
         if previous not in _MAY_FOLLOW[role]:
             where = f"after {previous!r}" if previous else "at the start"
@@ -156,24 +158,31 @@ def _weight(value: Any, index: int) -> int:
     return int(value)
 
 
-def _check_message(message: Any, where: str) -> None:
+def _check_message(message: Any, index: int) -> None:
     if not isinstance(message, dict):
-        raise malformed(f"{where} is a {type(message).__name__}, expected an object {{role, content}}")
+        raise malformed(f"message {index} is a {type(message).__name__}, expected an object {{role, content}}")
     role = message.get("role")
     if role not in ROLES:
         hint = (
             "; ShareGPT rows (from, value) have another form" if "from" in message or role in ("human", "gpt") else ""
         )
-        raise malformed(f"{where}: role {role!r}, expected one of {', '.join(ROLES)}{hint}")
+        raise malformed(f"message {index}: role {role!r}, expected one of {', '.join(ROLES)}{hint}")
     content = message.get("content")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return
     for key in REASONING_KEYS:
         if message.get(key) is not None:
-            check_text(message[key], f"{where} ({role}): {key}")
+            check_text(message[key], f"message {index} ({role}): {key}")
     if content is None and "content" not in message:
-        raise malformed(f"{where} ({role}): content is missing (keys: {', '.join(sorted(message))}), expected a text")
-    check_text(content, f"{where} ({role}): content")
+        keys = ", ".join(sorted(message))
+        raise malformed(f"message {index} ({role}): content is missing (keys: {keys}), expected a text")
+    if not _is_plain(content):
+        check_text(content, f"message {index} ({role}): content")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `check_text` has nothing to look for."""
+    return isinstance(value, str) and value.isascii() and "\0" not in value
 
 
 def check_text(value: Any, what: str) -> str:

@@ -34,7 +34,7 @@ ADVICE = {
     "malformed": "pass data.malformed=error to see the first such row",
 }
 """What to do about rows that are left out, by reason."""
-WORTH_SECONDS = 10.0
+WORTH_SECONDS = 5.0
 """A worker process takes seconds to start: it is started where this process alone would need so long for the rest."""
 
 

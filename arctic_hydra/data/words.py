@@ -1,9 +1,11 @@
 """Byte-level BPE one distinct word at a time: the tokens of the tokenizer itself, looked up instead of worked out again.
 
 A byte-level BPE tokenizer cuts a text at its added tokens, cuts what lies between into words by a regular expression, and
-encodes each word by itself. Texts repeat their words, so the words are cut here and looked up in a table that the
-tokenizer fills. That holds only where the words are cut alike: the expression is taken from the tokenizer, compared with
-it on made-up texts first, and each character beyond ASCII is compared with it once before a text that holds it is taken.
+encodes each word by itself. Texts repeat their words, so they are cut here and looked up in a table that the tokenizer
+fills: many texts at once, in stretches between two spaces, each distinct one once.
+
+That holds only where the words are cut alike: the expression is taken from the tokenizer, compared with it on made-up
+texts first, and each character beyond ASCII is compared with it once before a text that holds it is taken.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-Array = np.ndarray[Any, Any]
+from arctic_hydra.data.word_tables import END, LOSSY, Array, Stretches, WordTable
 
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out first, and the rest as if each stretch stood alone: there a number ends a text too.
@@ -26,12 +30,10 @@ _GPT_2_BETWEEN_DIGITS = _GPT_2.replace(r" ?\p{N}+|", "").replace(r"(?!\S)", r"(?
 _ASCII_CLASSES = {"L": "a-zA-Z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
 _CLASS = re.compile(r"\\p\{(\w+)\}|\\.|[\[\]]")
 _PROBE = " {0} a{0}a A{0}A A{0}a a{0}A 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
-MOST_WORDS = 1 << 20
-"""Entries of the tables before they are emptied: bounds their memory."""
-LONGEST_STRETCH = 24
-"""Characters of the longest stretch that is worth an entry: longer ones hardly come again."""
-_SPACE_AFTER_SPACE = re.compile(r"\s ").search
-_CUT_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)").split
+BATCH_CHARACTERS = 1 << 20
+"""Characters that are looked up together: bounds the memory of it."""
+
+Encoding = tuple[Array, list[int]]
 
 
 class WordTokenizer:
@@ -51,84 +53,118 @@ class WordTokenizer:
         from tokenizers import pre_tokenizers
 
         self._backend = backend
-        added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
-        longest_first = sorted(added, key=lambda token: (-len(token), token))
-        self._added = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+        self._added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
+        longest_first = sorted(self._added, key=lambda token: (-len(token), token))
+        pieces = "|".join(map(re.escape, [END, *longest_first]))
+        self._bounds = re.compile(f"({pieces})".encode())
         ascii_pattern = _ascii_pattern(pattern)
         self._cut: Callable[[str], list[str]] = regex.compile(pattern).findall
         self._cut_ascii = re.compile(ascii_pattern, re.ASCII).findall if ascii_pattern else self._cut
-        self._table = _Table(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        self._first = {token: np.array([index], np.int32).tobytes() for token, index in added.items()}
-        self._spaced, self._unspaced = (_Stretches(before, self._words) for before in (" ", ""))
-        self._same = {chr(code) for code in range(128)}
-        self._other: set[str] = set()
+        self._table = WordTable(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        self._stretches = Stretches(self._added, lambda text: map(self._table.__getitem__, self._words(text)))
+        self._within: dict[tuple[int, int], int | None] = {}
+        self._same = {chr(code) for code in range(1, 128)}
+        self._other = {END}
 
-    def encode(self, text: str, places: Sequence[int]) -> tuple[Array, list[int]] | None:
-        """Return the ids (int32) and, for ascending places in the text, the tokens that begin there.
+    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoding | None]:
+        """Return the ids (int32) of each text and, for its `places`, the tokens that begin there.
 
-        None where a place lies within a word, or where the text's words are not sure to be cut alike.
+        None for a text with a place within a word, or whose words are not sure to be cut alike.
         """
-        if not text.isascii() and not self._is_known(text):
+        results: list[Encoding | None] = [None] * len(texts)
+        batch: list[int] = []
+        waiting = 0
+        for index, text in enumerate(texts):
+            if self._is_known(text):
+                batch.append(index)
+                waiting += len(text)
+            if batch and (waiting >= BATCH_CHARACTERS or index == len(texts) - 1):
+                found = self._encode([texts[one] for one in batch], [places[one] for one in batch])
+                for one, encoding in zip(batch, found, strict=True):
+                    results[one] = encoding
+                batch, waiting = [], 0
+        return results
+
+    def _encode(self, texts: list[str], places: list[Sequence[int]]) -> Iterator[Encoding | None]:
+        """Yield the result for each of some known texts."""
+        if self._stretches.is_full():
+            self._table.clear()
+            self._stretches.clear()
+            self._within.clear()
+        encoded = [text.encode() for text in texts]
+        starts = np.cumsum([0, *(len(text) + 1 for text in encoded)])
+        data = END.encode().join([*encoded, b"", b""])
+        cuts = self._cuts(data)
+        which = self._numbers(data, cuts)
+        ids, before = self._stretches.joined(which)
+        wanted = [
+            start + (place if len(text) == len(raw) else len(text[:place].encode()))
+            for text, raw, start, mine in zip(texts, encoded, starts.tolist(), places, strict=False)
+            for place in mine
+        ]
+        left = iter(self._tokens_before(np.array(wanted, np.int64), data, cuts, which, before))
+        bounds = np.searchsorted(cuts, starts)
+        is_lossy = np.logical_or.reduceat(which == LOSSY, bounds[:-1]).tolist()
+        for lossy, mine, (first, last) in zip(is_lossy, places, pairwise(before[bounds].tolist()), strict=True):
+            found = [next(left) - first for _ in mine]
+            yield None if lossy or any(token < 0 for token in found) else (ids[first:last], found)
+
+    def _numbers(self, data: bytes, cuts: Array) -> Array:
+        """Return the number of each stretch; each distinct one is looked up once."""
+        stretches = pa.LargeStringArray.from_buffers(len(cuts) - 1, pa.py_buffer(cuts), pa.py_buffer(data))
+        numbered = stretches.dictionary_encode()
+        distinct: list[str] = numbered.dictionary.to_pylist()
+        numbers = np.fromiter(map(self._stretches.__getitem__, distinct), np.int64, len(distinct))
+        found: Array = numbers[numbered.indices.to_numpy()]
+        return found
+
+    def _tokens_before(self, places: Array, data: bytes, cuts: Array, which: Array, before: Array) -> list[int]:
+        """Return the tokens before places in the data; -1 for one within a word."""
+        stretch_of = np.searchsorted(cuts, places, side="right") - 1
+        inside = places - cuts[stretch_of]
+        tokens: list[int] = before[stretch_of].tolist()
+        for index in np.flatnonzero(inside).tolist():
+            stretch, place = int(stretch_of[index]), int(inside[index])
+            key = (int(which[stretch]), place)
+            if key not in self._within:
+                self._within[key] = self._tokens_within(data[cuts[stretch] : cuts[stretch + 1]].decode(), place)
+            within = self._within[key]
+            tokens[index] = -1 if within is None else tokens[index] + within
+        return tokens
+
+    def _cuts(self, data: bytes) -> Array:
+        """Return where stretches begin, and the end: at added tokens, at ends of texts, and at spaces between words."""
+        raw = np.frombuffer(data, np.uint8)
+        spaces = np.flatnonzero(raw == ord(" "))
+        sure = _MAY_END[raw[spaces - 2], raw[spaces - 1]] & _MAY_BEGIN[raw[spaces + 1], raw[spaces + 2]]
+        is_cut = np.zeros(len(data) + 1, bool)
+        is_cut[spaces[sure]] = True
+        bounds = np.cumsum([0, *map(len, self._bounds.split(data))])
+        if any(" " in token for token in self._added):
+            for first, last in zip(bounds[1:-1:2], bounds[2::2], strict=True):
+                is_cut[first:last] = False
+        is_cut[bounds] = True
+        return np.flatnonzero(is_cut)
+
+    def _words(self, text: str) -> list[str]:
+        return (self._cut_ascii if text.isascii() else self._cut)(text)
+
+    def _tokens_within(self, stretch: str, place: int) -> int | None:
+        """Return the tokens before a byte within a stretch; None where a word goes over it."""
+        if stretch in self._added or self._stretches[stretch] == LOSSY:
             return None
-        self._make_room()
-        parts: list[bytes] = []
-        starts: list[int] = []
-        waiting, offset, length = iter([*places, len(text) + 1]), 0, 0
-        place = next(waiting)
-        try:
-            for index, piece in enumerate(self._added.split(text)):
-                end = offset + len(piece)
-                while place < end:
-                    before = self._before(piece, place - offset, added=bool(index % 2))
-                    if before is None:
-                        return None
-                    starts.append((length + before) // 4)
-                    place = next(waiting)
-                parts.append(self._first[piece] if index % 2 else self._joined(piece))
-                length += len(parts[-1])
-                offset = end
-        except _LossyWordError:
-            return None
-        starts += [length // 4] * (len(places) - len(starts))  # places at the very end
-        return np.frombuffer(b"".join(parts), dtype=np.int32), starts
-
-    def _joined(self, piece: str) -> bytes:
-        """Return the ids of a text without added tokens."""
-        first, *others = _stretches(piece)
-        return b"".join([self._unspaced[first], *map(self._spaced.__getitem__, others)])
-
-    def _words(self, text: str) -> bytes:
-        return b"".join(map(self._table.__getitem__, self._cut_of(text)(text)))
-
-    def _before(self, piece: str, place: int, *, added: bool) -> int | None:
-        """Return the bytes of the ids before a place in a piece of text; None where a word goes over it."""
-        if place == 0:
-            return 0
-        if added:
-            return None
-        length = at = 0
-        for number, stretch in enumerate(_stretches(piece)):
-            text = f" {stretch}" if number else stretch
-            if at + len(text) <= place:
-                length += len((self._spaced if number else self._unspaced)[stretch])
-                at += len(text)
-                continue
-            for word in self._cut_of(text)(text):
-                if at >= place:
-                    return length if at == place else None
-                length += len(self._table[word])
-                at += len(word)
-        return length if at == place else None
-
-    def _cut_of(self, text: str) -> Callable[[str], list[str]]:
-        return self._cut_ascii if text.isascii() else self._cut
-
-    def _make_room(self) -> None:
-        if len(self._table) + len(self._spaced) + len(self._unspaced) > MOST_WORDS:
-            for table in (self._table, self._spaced, self._unspaced):
-                table.clear()
+        tokens = 0
+        for word in self._words(stretch):
+            if place <= 0:
+                break
+            place -= len(word.encode())
+            tokens += len(self._table[word]) // 4
+        return tokens if place == 0 else None
 
     def _is_known(self, text: str) -> bool:
+        """Whether every character of a text is one that is cut alike."""
+        if text.isascii():
+            return END not in text
         characters = set(text)
         for new in characters - self._same - self._other:
             (self._same if self._is_cut_alike(new) else self._other).add(new)
@@ -165,55 +201,29 @@ class WordTokenizer:
             "\t",
             " (",
             "x_y",
-            *self._first,
+            *self._added,
         ]
-        alphabet = [*map(chr, range(128)), *common * 8]
-        texts = ["".join(draw.choices(alphabet, k=40)) for _ in range(1500)]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            mine = self.encode(text, [])
-            if mine is None or mine[0].tolist() != encoding.ids:
-                return False
-        return True
+        alphabet = [*map(chr, range(1, 128)), *common * 8]
+        texts = ["".join(draw.choices(alphabet, k=40)) for _ in range(500)]
+        wanted = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+        mine = self.encode(texts, [[]] * len(texts))
+        return all(one is not None and one[0].tolist() == ids for one, ids in zip(mine, wanted, strict=True))
 
 
-def _stretches(text: str) -> list[str]:
-    """Return a text cut at spaces that surely begin a word: those after anything but white space."""
-    return _CUT_BETWEEN_WORDS(text) if _SPACE_AFTER_SPACE(text) else text.split(" ")
+def _surely_no_space() -> tuple[Array, Array]:
+    """Return by the last two bytes before a place, and by the first two after it, whether no white space is there.
+
+    It takes two bytes to tell a white space of UTF-8 from the letters that end alike.
+    """
+    ends, begins = np.ones((2, 256, 256), bool)
+    for space in filter(str.isspace, map(chr, range(0x3001))):
+        written = space.encode()
+        ends[written[-2] if len(written) > 1 else slice(None), written[-1]] = False
+        begins[written[0], written[1] if len(written) > 1 else slice(None)] = False
+    return ends, begins
 
 
-class _LossyWordError(Exception):
-    """A word that its tokens do not give back."""
-
-
-class _Table(dict[str, bytes]):
-    """Words to their token ids, as int32 bytes; a word that is missing is encoded by the tokenizer's model."""
-
-    def __init__(self, backend: Any, to_bytes: Any) -> None:
-        super().__init__()
-        self._backend, self._to_bytes = backend, to_bytes
-
-    def __missing__(self, word: str) -> bytes:
-        ((written, _),) = self._to_bytes.pre_tokenize_str(word)
-        ids = [token.id for token in self._backend.model.tokenize(written)]
-        if self._backend.decode(ids, skip_special_tokens=False) != word:
-            raise _LossyWordError
-        self[word] = found = np.array(ids, np.int32).tobytes()
-        return found
-
-
-class _Stretches(dict[str, bytes]):
-    """Stretches of text to the ids of their words and of what stands `before` them, a space or nothing."""
-
-    def __init__(self, before: str, words: Callable[[str], bytes]) -> None:
-        super().__init__()
-        self._before, self._words = before, words
-
-    def __missing__(self, stretch: str) -> bytes:
-        found = self._words(self._before + stretch)
-        if len(stretch) <= LONGEST_STRETCH:
-            self[stretch] = found
-        return found
+_MAY_END, _MAY_BEGIN = _surely_no_space()
 
 
 def _word_pattern(backend: Any) -> str | None:

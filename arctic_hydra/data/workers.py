@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arctic_hydra.data.examples import Options, Preparer, Report, SourceRows
@@ -48,18 +51,15 @@ def workers(
         preparers = [Preparer(source, tokenizer, options) for source in sources]
         yield lambda tasks: (_prepare(preparers, task) for task in tasks)
         return
-    pool = _pool(processes, sources, tokenizer, options)
+    with _pool(processes, sources, tokenizer, options) as pool:
 
-    def prepare(tasks: Iterable[Task]) -> Iterator[Prepared]:
-        try:
-            yield from pool.map(_work, tasks)
-        except BrokenProcessPool as error:
-            raise _died(processes) from error
+        def prepare(tasks: Iterable[Task]) -> Iterator[Prepared]:
+            try:
+                yield from pool.map(_work, tasks)
+            except BrokenProcessPool as error:
+                raise _died(processes) from error
 
-    try:
         yield prepare
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def shared(
@@ -73,19 +73,17 @@ def shared(
     """Yield the results of tasks of `source` in order; this process, too, does what its helpers have not begun."""
     results: deque[Future[Prepared]] = deque()
     waiting = deque(tasks)
-    pool = _pool(helpers, [source], tokenizer, options)
-    try:
-        while results or waiting:
-            while waiting and sum(not result.done() for result in results) < 2 * helpers:
-                results.append(pool.submit(_work, waiting.popleft()))
-            if waiting and not results[0].done():
-                results.append(_done_here(preparer, waiting.popleft()))
-            else:
-                yield results.popleft().result()
-    except BrokenProcessPool as error:
-        raise _died(helpers) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with _pool(helpers, [source], tokenizer, options) as pool:
+        try:
+            while results or waiting:
+                while waiting and sum(not result.done() for result in results) < 2 * helpers:
+                    results.append(pool.submit(_work, waiting.popleft()))
+                if waiting and not results[0].done():
+                    results.append(_done_here(preparer, waiting.popleft()))
+                else:
+                    yield results.popleft().result()
+        except BrokenProcessPool as error:
+            raise _died(helpers) from error
 
 
 def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
@@ -98,14 +96,25 @@ def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
     return future
 
 
+@contextmanager
 def _pool(
     processes: int, sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options
-) -> ProcessPoolExecutor:
+) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool whose processes take what they need from a file.
+
+    As arguments it would go through a pipe, which holds 64 KiB: the start of each process would wait until it has imported
+    its modules, one process after another.
+    """
     # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_start, initargs=(sources, tokenizer, options)
-    )
+    with tempfile.NamedTemporaryFile(prefix="arctic_hydra-") as file:
+        pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
+        file.flush()
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(file.name,))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # everything is there: they may end on their own
 
 
 def _died(processes: int) -> DataError:
@@ -117,12 +126,16 @@ def _died(processes: int) -> DataError:
 _PREPARERS: list[Preparer] = []
 
 
-def _start(sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+def _start(path: str) -> None:
     # The parent may block signals and decides alone when to stop; a worker dies of SIGTERM and leaves Ctrl-C to it.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
+    try:
+        sources, tokenizer, options = pickle.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        return  # the work was done before this process had started
     _PREPARERS[:] = [Preparer(source, tokenizer, options) for source in sources]
 
 

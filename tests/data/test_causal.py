@@ -33,6 +33,14 @@ def test_every_token_but_the_first_is_supervised(tmp_path: Path) -> None:
             assert store.mask(index).tolist() == [0] + [1] * (len(store.ids(index)) - 1)
 
 
+def test_an_empty_text_without_any_token_is_left_out(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(None)
+    tokenizer.eos_token = None
+    path = write_lines(tmp_path / "a.jsonl", [{"text": ""}, {"text": "one two"}])
+    store = causal(path).process("train", tokenizer, World())
+    assert store.rows.tolist() == [1] and store.report["mine"]["dropped"] == {"no_supervised_token": 1}
+
+
 @pytest.mark.parametrize("name", ["c4_demo.jsonl", "wiki_demo.txt"])
 def test_real_texts_are_sliced_without_loss(name: str, tokenizer: Any) -> None:
     path = shared(f"text/{name}")

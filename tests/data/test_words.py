@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -72,8 +73,9 @@ def test_pitfall_07_ids_and_places_are_those_of_the_tokenizer(name: str) -> None
     @example("<|im_start|>assistant\nIt's 12 or 3.<|im_end|>\n", [22, 45])
     def check(text: str, places: list[int]) -> None:
         places = [place for place in places if place <= len(text)]
-        found = words.encode(text, places)
-        whole = words.encode(text, [])
+        beside = ["<|im_start|>", text, "beside it"]  # texts that are looked up together do not touch
+        found, whole = words.encode([text, text], [places, []])
+        assert str(words.encode(beside, [[], places, []])[1]) == str(found)
         if whole is not None:
             assert whole[0].tolist() == backend.encode(text, add_special_tokens=False).ids
             taken.append(text)
@@ -94,7 +96,7 @@ def test_every_character_is_cut_as_the_tokenizer_cuts_it_or_left_to_it(name: str
     lefts = 0
     for first in range(0x80, 0x3100, 16):
         text = " ".join(f"a{chr(code)}1{chr(code)} {chr(code)}'" for code in range(first, first + 16))
-        found = words.encode(text, [])
+        (found,) = words.encode([text], [[]])
         lefts += found is None
         assert found is None or found[0].tolist() == backend.encode(text, add_special_tokens=False).ids
     assert lefts < 300
@@ -103,8 +105,45 @@ def test_every_character_is_cut_as_the_tokenizer_cuts_it_or_left_to_it(name: str
 def test_a_place_within_a_word_is_left_to_the_tokenizer() -> None:
     words = WORDS["bundled"]
     assert words is not None
-    assert words.encode("hello world", [5]) is not None
-    assert words.encode("hello world", [6]) is None and words.encode("hello", [2]) is None
+    found = words.encode(["hello world", "hello world", "hello", "<|im_end|>"], [[5], [6], [2], [3]])
+    assert [encoding is None for encoding in found] == [False, True, True, True]
+
+
+def test_a_word_that_its_tokens_do_not_give_back_is_left_to_the_tokenizer() -> None:
+    described = json.loads(bundled().to_str())
+    model = described["model"]
+    model["vocab"] = {token: index for token, index in model["vocab"].items() if "©" not in token}  # a byte of é
+    model["merges"] = [pair for pair in model["merges"] if "©" not in "".join(pair)]
+    backend = Tokenizer.from_str(json.dumps(described))
+    words = WordTokenizer.of(backend)
+    assert words is not None
+    texts = ["one two", "an é here", "an é here", "three"]
+    found = words.encode(texts, [[3], [], [2, 3, 4], [5]])
+    assert [encoding is None for encoding in found] == [False, True, True, False]
+
+
+def test_what_is_looked_up_depends_neither_on_batches_nor_on_full_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"text {index}: café {index * index} <|im_start|>word\n  more" for index in range(300)]
+    places = [[0, text.index("<"), len(text)] for text in texts]
+    once = WORDS["qwen"]
+    assert once is not None
+    wanted = once.encode(texts, places)
+    assert all(encoding is not None for encoding in wanted)
+    monkeypatch.setattr("arctic_hydra.data.words.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("arctic_hydra.data.word_tables.MOST_STRETCHES", 50)
+    small = WordTokenizer.of(BACKENDS["qwen"])
+    assert small is not None
+    assert str(small.encode(texts, places)) == str(wanted) == str(small.encode(texts, places))
+
+
+def test_an_added_token_with_spaces_is_one_token() -> None:
+    backend = bundled()
+    backend.add_tokens([AddedToken("<a b c>", normalized=False)])
+    words = WordTokenizer.of(backend)
+    assert words is not None
+    texts = ["see <a b c> and <a b> c", "<a b c><a b c>"]
+    for text, found in zip(texts, words.encode(texts, [[], []]), strict=True):
+        assert found is not None and found[0].tolist() == backend.encode(text, add_special_tokens=False).ids
 
 
 def with_added(**options: Any) -> Tokenizer:

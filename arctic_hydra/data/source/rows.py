@@ -65,7 +65,9 @@ class JsonLines(Rows):
         data = self._bytes()
         ends = _line_ends(data)
         starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-        filled = np.fromiter((bool(data[a:b].strip()) for a, b in zip(starts, ends, strict=True)), bool, len(starts))
+        filled = np.frombuffer(data, np.uint8)[starts] == ord("{")
+        for line in np.flatnonzero(~filled).tolist():
+            filled[line] = bool(data[starts[line] : ends[line]].strip())
         self._starts, self._ends, self._lines = starts[filled], ends[filled], np.flatnonzero(filled) + 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,19 +83,20 @@ class JsonLines(Rows):
         return len(self._starts)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        data = self._bytes()
-        lines = ((index, data[self._starts[index] : self._ends[index]]) for index in indices)
-        return [parse_json_line(line, self.where(index), index == len(self) - 1) for index, line in lines]
+        data, last = self._bytes(), len(self) - 1
+        chosen = np.asarray(indices, dtype=np.int64)
+        bounds = zip(indices, self._starts[chosen].tolist(), self._ends[chosen].tolist(), strict=True)
+        return [parse_json_line(data[start:end], self, index, index == last) for index, start, end in bounds]
 
     def where(self, index: int) -> str:
         return f"{self.path}:{self._lines[index]}"
 
 
-def parse_json_line(line: bytes, where: str, is_last: bool = False) -> Row:
-    """Return the object on a line; raises DataError that names `where` when there is none."""
+def parse_json_line(line: bytes, rows: Rows, index: int, is_last: bool = False) -> Row:
+    """Return the object on a line, row `index` of `rows`; raises DataError that names the place when there is none."""
     if b"\0" in line:
         raise DataError(
-            f"{where}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
+            f"{rows.where(index)}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
             f"object per line; get the file again"
         )
     line = line.rstrip()
@@ -101,21 +104,21 @@ def parse_json_line(line: bytes, where: str, is_last: bool = False) -> Row:
         row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8; "
+            f"{rows.where(index)}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8; "
             f"expected UTF-8 text; convert the file, e.g. `iconv -f latin1 -t utf-8`"
         ) from error
     except RecursionError as error:
         raise DataError(
-            f"{where}: JSON nested too deeply to read; got {_excerpt(line)}; correct or remove the line"
+            f"{rows.where(index)}: JSON nested too deeply to read; got {_excerpt(line)}; correct or remove the line"
         ) from error
     except ValueError as error:
         raise DataError(
-            f"{where}: not JSON ({error}); got {_excerpt(line)}; expected one JSON object per line; "
+            f"{rows.where(index)}: not JSON ({error}); got {_excerpt(line)}; expected one JSON object per line; "
             f"{'the file may be cut off: ' if is_last else ''}correct or remove the line"
         ) from error
     if not isinstance(row, dict):
         raise DataError(
-            f"{where}: got a JSON {type(row).__name__}, expected an object {{...}}; correct or remove the line"
+            f"{rows.where(index)}: got a JSON {type(row).__name__}, expected an object {{...}}; correct or remove the line"
         )
     return row
 
@@ -228,11 +231,8 @@ class SelectedRows(Rows):
 
 def _line_ends(data: mmap.mmap) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the offset of each newline, and of the end of the data where the last line has none."""
-    found = []
-    step = 1 << 26  # bounds the memory of the comparison
-    for start in range(0, len(data), step):
-        block = np.frombuffer(data[start : start + step], dtype=np.uint8)
-        found.append(np.flatnonzero(block == ord("\n")).astype(np.int64) + start)
+    raw, step = np.frombuffer(data, np.uint8), 1 << 20  # bounds the memory of the comparison
+    found = [np.flatnonzero(raw[at : at + step] == ord("\n")) + at for at in range(0, len(raw), step)]
     if data[len(data) - 1] != ord("\n"):
         found.append(np.array([len(data)], dtype=np.int64))
     return np.concatenate(found)

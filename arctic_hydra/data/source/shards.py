@@ -57,7 +57,7 @@ class RawLines(Rows):
         return len(self._lines)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        return [parse_json_line(self._lines[index], self.where(index)) for index in indices]
+        return [parse_json_line(self._lines[index], self, index) for index in indices]
 
     def where(self, index: int) -> str:
         return f"{self._path}:{self._numbers[index]}"

@@ -7,18 +7,21 @@ import sys
 import time
 from pathlib import Path
 
-import arctic_hydra.data.loader
-import arctic_hydra.data.masks
-import arctic_hydra.data.prepare  # noqa: F401  # what is imported when it is needed: the peers' imports are not timed either
-from arctic_hydra.data.base import BatchGeometry
-from arctic_hydra.data.sft import SFTDataFactory
-from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.distributed import World
-from arctic_hydra.tokenizer.hf import HFTokenizerFactory
-
 
 def main(rows: str, tokenizer_path: str, work: str, processes: str, max_length: str, dump: str = "") -> None:
     """Time the way from the file to the packing plan, or write ids and labels of each row to `dump`."""
+    # Imported here, before the time is taken as the peers' imports are, and not by the helpers, which need but a part.
+    import pandas  # noqa: F401  # pyarrow imports it with its first array
+
+    import arctic_hydra.data.loader
+    import arctic_hydra.data.masks
+    import arctic_hydra.data.prepare  # noqa: F401
+    from arctic_hydra.data.base import BatchGeometry
+    from arctic_hydra.data.sft import SFTDataFactory
+    from arctic_hydra.data.source.json import JsonSource
+    from arctic_hydra.distributed import World
+    from arctic_hydra.tokenizer.hf import HFTokenizerFactory
+
     tokenizer = HFTokenizerFactory(name_or_path=tokenizer_path).create_tokenizer()
     data = SFTDataFactory(
         sources={"chat": JsonSource(path=rows)}, num_proc=processes, cache_dir=f"{work}/cache", max_length=max_length
