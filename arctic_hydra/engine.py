@@ -173,14 +173,27 @@ def model_init(config: dict[str, Any]) -> Iterator[None]:
 
 
 def import_deepspeed() -> Any:
-    """Import deepspeed with its habits curbed: no compiler at start-up, nothing on the terminal."""
-    with _silent_stderr():  # its import tries out a linker, which complains there
+    """Import deepspeed with its habits curbed: no compiler and no mlflow at start-up, nothing on the terminal."""
+    with _silent_stderr(), _without("mlflow"):  # its import tries out a linker, which complains there
         import deepspeed
 
     # Its gloo backend would compile a shared-memory collective with g++ at every first start (30 s), which only
     # inference uses; reported as not compatible, it is left out and gloo does the work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let an import fail that takes a second and that only DeepSpeed's autotuner would use, unless it was done before."""
+    is_blocked = module not in sys.modules
+    if is_blocked:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if is_blocked:
+            del sys.modules[module]
 
 
 def _optimizer_class(name: str) -> Any:

@@ -104,8 +104,9 @@ def quiet_libraries() -> None:
 
 def quiet_progress_bars() -> None:
     """Switch off the bars that other libraries draw over ours."""
-    import datasets
     import transformers
 
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read by its import, which not every run needs
+    if datasets := sys.modules.get("datasets"):
+        datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

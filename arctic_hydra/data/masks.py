@@ -332,14 +332,13 @@ class ChatEncoder:
 
     def _with_one_bos(self, encoded: Encoded) -> Encoded:
         """Return the example with exactly one BOS at its start, if tokenizer or template write one."""
-        bos, ids, spans = self._bos, encoded.ids, encoded.spans
+        bos, ids, shift = self._bos, encoded.ids, 0
         if bos is not None:
-            shift = 0
             while len(ids) > 1 and ids[0] == ids[1] == bos:
                 ids, shift = ids[1:], shift - 1
             if self._adds_bos and (not len(ids) or ids[0] != bos):
                 ids, shift = np.concatenate([np.array([bos], dtype=np.int32), ids]), 1
-            spans = [(first + shift, last + shift) for first, last in spans] if shift else spans
+        spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
         return Encoded(ids, spans, [last for _, last in spans])
 
 
