@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
     "pre,.chat{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,monospace;background:#f6f6f4;"
-    "padding:1em;border-radius:4px}pre{white-space:pre;overflow-x:auto}.chat{color:#666}"
+    "padding:1em;border-radius:4px}pre{white-space:pre;overflow-x:auto}.command{white-space:pre-wrap}.chat{color:#666}"
     "mark{background:#cdebd0;color:#0a3d16}h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .5em}"
     "h3{font-size:1em;margin:2em 0 .5em}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     "th,td{text-align:left;padding:.25em .9em .25em 0;border-bottom:1px solid #e4e4e0;vertical-align:top}"

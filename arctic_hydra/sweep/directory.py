@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,6 +111,11 @@ class Sweep:
     format: int = FORMAT
 
     @property
+    def command_line(self) -> str:
+        """The command that makes the sweep, as a shell takes it."""
+        return shlex.join([*record.PROGRAM.split(), "-m", *self.command])
+
+    @property
     def file(self) -> Path:
         """What the sweep is."""
         return self.path / "sweep.json"
@@ -142,7 +148,7 @@ class Sweep:
         self._room = room  # keeps the lock's file open
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
             raise ConfigError(
-                f"hydra.sweep.dir: got {self.path}, which holds another sweep ({' '.join(other.command)}); pass a folder of "
+                f"hydra.sweep.dir: got {self.path}, which holds another sweep ({other.command_line}); pass a folder of "
                 "its own, or leave hydra.sweep.dir out: each sweep has one below outputs/<name>/sweeps"
             )
 

@@ -52,7 +52,7 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Seq
     if winner:
         tags |= {"arctic_hydra.best_job": str(winner.number), "arctic_hydra.best_run_dir": str(winner.run_dir)}
     ending = Ending(_WORDS[exit_code(table)], winner.objective if winner else None, tags)
-    facts = {"command": " ".join(sweep.command), "objective": sweep.objective, "maximize": sweep.maximize}
+    facts = {"command": sweep.command_line, "objective": sweep.objective, "maximize": sweep.maximize}
     children = [Path(job.run_dir) for job in sweep.jobs]
 
     def catch_up() -> None:

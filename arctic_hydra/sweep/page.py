@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import page
-from arctic_hydra.record import PROGRAM, relative
+from arctic_hydra.record import relative
 from arctic_hydra.sweep import results
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
@@ -42,7 +42,7 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     if winner:
         values = ", ".join(f"{key}={value}" for key, value in winner.values.items())
         yield f"<p><b>Best: job {winner.number}, {winner.objective:.4f}</b> ({page.escape(values)}). Repeat it with</p>"
-        yield f"<pre>{page.escape(results.command(sweep, winner.number))}</pre>"
+        yield f"<pre class='command'>{page.escape(results.command(sweep, winner.number))}</pre>"
     scored = [row for row in table if row.objective is not None and row.state in (FINISHED, PRUNED)]
     if scored and keys:
         yield "<h2>Objective by parameter</h2>"
@@ -70,7 +70,7 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     if failures:
         yield "<h2>What went wrong</h2>"
         yield page.table(["job", "status", "last line"], ([row.number, row.state, row.last_line] for row in failures))
-    yield f"<h2>Command</h2><pre>{page.escape(f'{PROGRAM} -m ' + ' '.join(sweep.command))}</pre>"
+    yield f"<h2>Command</h2><pre class='command'>{page.escape(sweep.command_line)}</pre>"
 
 
 def _objective(sweep: Sweep) -> str:
@@ -131,7 +131,7 @@ def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, 
         if wide:
             axes.set_xscale("log")
         if ticks:
-            axes.set_xticks([position for position, _ in ticks], [word for _, word in ticks])
+            axes.set_xticks([position for position, _ in ticks], [results.short(word) for _, word in ticks])
             axes.margins(x=0.25)
         _bare(axes)
     return figure

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 
 import optuna
 import pytest
@@ -61,5 +64,8 @@ def test_a_grid_search_takes_every_combination_once_and_runs_twins_once(tmp_path
     assert done.stdout.count(" starts: ") == 2  # log.interval is no part of what a run is
     assert [item.state.name for item in trials(tmp_path)] == ["COMPLETE"] * 4
     assert "eval/accuracy" in done.stdout and "(higher is better)" in done.stdout
+    page = (sweep_dir(tmp_path) / "sweep.html").read_text()
+    [shown] = re.findall(r"<pre class='command'>(python -m arctic_hydra -m .*)</pre>", page)
+    assert sorted(shlex.split(html.unescape(shown))) == sorted(shlex.split(f"python -m arctic_hydra {arguments}"))
     again = run(arguments, tmp_path)
     assert " starts: " not in again.stdout and again.stdout.count("finished") == 4
