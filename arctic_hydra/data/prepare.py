@@ -34,8 +34,8 @@ ADVICE = {
     "malformed": "pass data.malformed=error to see the first such row",
 }
 """What to do about rows that are left out, by reason."""
-WORTH_SECONDS = 5.0
-"""A worker process takes seconds to start: it is started where this process alone would need so long for the rest."""
+WORTH_SECONDS = 3.0
+"""A helper takes a second or two to start: there is one for so many seconds that this process alone would need."""
 
 
 def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Options) -> str:
@@ -118,8 +118,8 @@ def _results(
     preparer, begun = Preparer(source, tokenizer, options), time.perf_counter()
     for done, task in enumerate(tasks):
         left, each = len(tasks) - done, (time.perf_counter() - begun) / max(done, 1)
-        if num_proc > 1 and done and left > 1 and each * left >= WORTH_SECONDS:
-            helpers = min(num_proc - 1, left - 1)
+        helpers = min(num_proc - 1, left - 1, int(each * left / WORTH_SECONDS))
+        if done and helpers > 0:
             yield from shared(preparer, tasks[done:], helpers, source, tokenizer, options)
             return
         yield preparer.chunk((task.start, task.stop))

@@ -166,7 +166,7 @@ def test_worker_processes_give_the_same_examples(
 ) -> None:
     path = write_lines(tmp_path / "many.jsonl", [chat(f"q {n}", "word " * (n % 40)) for n in range(400)])
     monkeypatch.setattr(prepare_module, "CHUNK_ROWS", 64)
-    monkeypatch.setattr(prepare_module, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(prepare_module, "WORTH_SECONDS", 1e-6)
     stores = [
         factory(path, max_length=40, cache=False, num_proc=n).process("train", tokenizer, World()) for n in (1, 2)
     ]
