@@ -193,7 +193,7 @@ def _without(module: str) -> Iterator[None]:
         yield
     finally:
         if is_blocked:
-            del sys.modules[module]
+            sys.modules.pop(module, None)
 
 
 def _optimizer_class(name: str) -> Any:

@@ -14,6 +14,7 @@ import json
 import random
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -29,7 +30,7 @@ _GPT_2_DIGITS = {True: r"\p{N}|", False: r"\p{N}+|"}
 _GPT_2_BETWEEN_DIGITS = _GPT_2.replace(r" ?\p{N}+|", "").replace(r"(?!\S)", r"(?![^\s\p{N}])")
 _ASCII_CLASSES = {"L": "a-zA-Z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
 _CLASS = re.compile(r"\\p\{(\w+)\}|\\.|[\[\]]")
-_PROBE = " {0} a{0}a A{0}A A{0}a a{0}A 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
+_PROBE = " {0} a{0}a A{0}A A{0}a a{0}A {0}Aa A{0}Aa {0}{0}Aa 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
 BATCH_CHARACTERS = 1 << 20
 """Characters that are looked up together: bounds the memory of it."""
 
@@ -42,10 +43,16 @@ class WordTokenizer:
     @classmethod
     def of(cls, backend: Any) -> WordTokenizer | None:
         """Return one for a byte-level BPE tokenizer whose words can be cut here; None for any other."""
+        import regex
+
         pattern = _word_pattern(backend)
         if pattern is None:
             return None
-        made = cls(backend, pattern)
+        try:
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                made = cls(backend, pattern)
+        except (re.error, regex.error):  # an expression that is written in another way than here
+            return None
         return made if made._agrees() else None
 
     def __init__(self, backend: Any, pattern: str) -> None:
@@ -58,8 +65,8 @@ class WordTokenizer:
         pieces = "|".join(map(re.escape, [END, *longest_first]))
         self._bounds = re.compile(f"({pieces})".encode())
         ascii_pattern = _ascii_pattern(pattern)
-        self._cut: Callable[[str], list[str]] = regex.compile(pattern).findall
-        self._cut_ascii = re.compile(ascii_pattern, re.ASCII).findall if ascii_pattern else self._cut
+        self._cut: Callable[[str], list[str]] = _words_by(regex.compile(pattern))
+        self._cut_ascii = _words_by(re.compile(ascii_pattern, re.ASCII)) if ascii_pattern else self._cut
         self._table = WordTable(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         self._stretches = Stretches(self._added, lambda text: map(self._table.__getitem__, self._words(text)))
         self._within: dict[tuple[int, int], int | None] = {}
@@ -224,6 +231,14 @@ def _surely_no_space() -> tuple[Array, Array]:
 
 
 _MAY_END, _MAY_BEGIN = _surely_no_space()
+
+
+def _words_by(expression: Any) -> Callable[[str], list[str]]:
+    """Return what cuts a text; raises re.error for an expression with groups, of which only those would be found."""
+    if expression.groups:
+        raise re.error("groups", expression.pattern)
+    found: Callable[[str], list[str]] = expression.findall
+    return found
 
 
 def _word_pattern(backend: Any) -> str | None:

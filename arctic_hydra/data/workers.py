@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -107,14 +108,17 @@ def _pool(
     """
     # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
     context = multiprocessing.get_context("spawn")
-    with tempfile.NamedTemporaryFile(prefix="arctic_hydra-") as file:
+    with tempfile.TemporaryFile() as file:  # without a name: it ends with this process, whatever ends that
         pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
         file.flush()
-        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(file.name,))
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(path,))
         try:
             yield pool
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # everything is there: they may end on their own
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        pool.shutdown(wait=False, cancel_futures=True)  # everything is there: they may end on their own
 
 
 def _died(processes: int) -> DataError:
@@ -132,11 +136,21 @@ def _start(path: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        sources, tokenizer, options = pickle.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         return  # the work was done before this process had started
+    sources, tokenizer, options = pickle.loads(content)
     _PREPARERS[:] = [Preparer(source, tokenizer, options) for source in sources]
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, killed or not: nobody would tell it, and it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "helpers are started by this package alone"
+    parent.join()
+    os._exit(1)
 
 
 def _work(task: Task) -> Prepared:

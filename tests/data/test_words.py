@@ -109,6 +109,21 @@ def test_a_place_within_a_word_is_left_to_the_tokenizer() -> None:
     assert [encoding is None for encoding in found] == [False, True, True, True]
 
 
+def test_a_character_of_another_class_here_than_in_the_tokenizer_is_left_to_it() -> None:
+    """U+0295 is a letter without case for one library and of lower case for the other: " ʕAa" is one word or two."""
+    described = json.loads(BACKENDS["o200k"].to_str())
+    model, added = described["model"], described["added_tokens"]
+    last = pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str("\u0295")[0][0][-1]
+    model["vocab"][last + "A"] = 1 + max(*model["vocab"].values(), *(token["id"] for token in added))
+    model["merges"].insert(0, [last, "A"])
+    backend = Tokenizer.from_str(json.dumps(described))
+    words = WordTokenizer.of(backend)
+    assert words is not None
+    texts = ["\u0295Aa", "A\u0295Aa", "the \u0295Is"]
+    for text, found in zip(texts, words.encode(texts, [[]] * 3), strict=True):
+        assert found is None or found[0].tolist() == backend.encode(text, add_special_tokens=False).ids
+
+
 def test_a_word_that_its_tokens_do_not_give_back_is_left_to_the_tokenizer() -> None:
     described = json.loads(bundled().to_str())
     model = described["model"]
@@ -170,6 +185,10 @@ def with_model(model: Any) -> Tokenizer:
         bundled(pre_tokenizers.ByteLevel(add_prefix_space=True)),
         bundled(pre_tokenizers.Metaspace()),
         bundled(pre_tokenizers.Whitespace()),
+        bundled(split(r"\P{L}+|\p{L}+")),  # is written in another way than Python's
+        bundled(split(r"[\p{M}]+|\s+|\S")),
+        bundled(split(r"(\p{L}+)|(\s+)|.")),  # has groups
+        bundled(split(r"[[:alpha:]]+|\s+|[^\s[:alpha:]]+")),
         bundled(split(r"\p{L}+")),  # leaves gaps between its matches, which are words too
     ],
 )

@@ -1,0 +1,37 @@
+"""Helper processes of a preparation: what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ENDS = """
+import os, signal
+from arctic_hydra.data import workers
+if __name__ == "__main__":
+    with workers._pool(1, [], None, None) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        {}
+"""
+
+
+@pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(1)"])
+def test_helpers_end_with_their_process_and_leave_no_file(end: str, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(ENDS.format(end))
+    (tmp_path / "files").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "files")}
+    done = subprocess.run(
+        [sys.executable, "main.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    helper = Path(f"/proc/{int(done.stdout)}")
+    patience = time.monotonic() + 30
+    while helper.exists() and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not helper.exists(), helper
+    assert list((tmp_path / "files").iterdir()) == []
