@@ -164,6 +164,7 @@ def test_pitfall_09_system_and_tool_turns_keep_their_order() -> None:
             CHAT_TEMPLATE.replace("'assistant' %}{% gen", "'assistant' and loop.last %}{% gen"),
             "marks 1 generation blocks for 2",
         ),
+        ("{% for %}", "the chat template fails: TemplateSyntaxError: "),
         (
             "{{ raise_exception('no such role') }}",
             "the chat template fails: TemplateError: no such role; correct it, or pass tokenizer.chat_template=<file>",
