@@ -74,7 +74,7 @@ def _dispatch(arguments: list[str]) -> int:
     if _has_launcher(options.overrides):
         return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
-        if compose.is_hydras(override) and not override.lstrip("+~").startswith("hydra.searchpath"):
+        if compose.is_hydras(override) and not compose.is_hydras(override, "searchpath"):
             raise ConfigError(
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )

@@ -93,9 +93,9 @@ def compose_config(overrides: list[str], config_name: str, config_dir: str | Non
     return cfg
 
 
-def is_hydras(override: str) -> bool:
-    """Whether an override is for Hydra itself, its launcher or its sweeper."""
-    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
+def is_hydras(override: str, part: str = "") -> bool:
+    """Whether an override is for Hydra itself, or for a part of it such as `sweeper`."""
+    return override.lstrip("+~").startswith((f"hydra.{part}", f"hydra/{part}"))
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:

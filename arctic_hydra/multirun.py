@@ -40,7 +40,7 @@ class Multirun:
         self._name, self._dir = config_name, config_dir
         self._hydras = hydras = [item for item in overrides if compose.is_hydras(item)]
         own = [item for item in overrides if not compose.is_hydras(item)]
-        self._search_path = [item for item in hydras if item.lstrip("+~").startswith("hydra.searchpath=")]
+        self._search_path = [item for item in hydras if compose.is_hydras(item, "searchpath")]
         # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
         # since the default model has no such key.
         first = compose.search_samples(own)[0]
@@ -68,7 +68,7 @@ class Multirun:
     def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
         """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
         # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
-        own = [item for item in self._hydras if not item.startswith(("hydra/sweeper", "hydra.sweeper"))]
+        own = [item for item in self._hydras if not compose.is_hydras(item, "sweeper")]
         said = [*self._flags(), *(own if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
             cfg.ranks = str(slots.ranks)

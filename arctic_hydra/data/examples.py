@@ -244,8 +244,7 @@ def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:
 
 def _without_untrained(chunk: Chunk, report: Report) -> Chunk:
     """Return the parts with a trained token: a row without any such part is dropped, of others the part is lost."""
-    ends = np.cumsum(chunk.lengths)
-    trained = np.diff(np.concatenate([[0], np.cumsum(chunk.mask, dtype=np.int64)])[np.concatenate([[0], ends])]) > 0
+    trained = chunk.supervised > 0
     if trained.all():
         return chunk
     of_kept_rows = np.isin(chunk.rows, chunk.rows[trained])

@@ -6,7 +6,6 @@ prefix of the chat. Either way the tokens of each span, decoded, must give back 
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from transformers.utils import chat_template_utils
 
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text
+from arctic_hydra.data.rendered import answer_place, check_complete, short, skip_space
 from arctic_hydra.data.word_tables import Array
 from arctic_hydra.data.words import WordTokenizer
 from arctic_hydra.errors import DataError
@@ -186,7 +186,7 @@ class ChatEncoder:
         return results
 
     def _answer_spans(self, chat: Chat, text: str, marked: list[Span]) -> list[Span]:
-        _check_complete(chat, text)
+        check_complete(chat, text)
         wanted = self._turns.of(chat)
         tagged = self._tagged_spans(chat, text, marked) if self._tagged else {}
         spans = [tagged[index] if index in tagged else self._prefix_span(chat, text, index) for index in wanted]
@@ -224,9 +224,9 @@ class ChatEncoder:
         content = chat.messages[index].get("content") or ""
         plain = is_answer and not chat.messages[index].get("tool_calls")
         for answer in dict.fromkeys((content, content.strip())) if plain else ():
-            begin = start if text.startswith(answer, start) else _skip_space(text, start)
+            begin = start if text.startswith(answer, start) else skip_space(text, start)
             if text.startswith(answer, begin):
-                stop = self._special.match(text, _skip_space(text, begin + len(answer)))
+                stop = self._special.match(text, skip_space(text, begin + len(answer)))
                 if stop:
                     return (start, stop.end())
         until = text
@@ -258,12 +258,12 @@ class ChatEncoder:
                 f"learn to end it; expected one such as the eos token; pass tokenizer.chat_template=<file>",
             )
         body = text[start:body_end]
-        place = _answer_place(body, content, bool(message.get("tool_calls")))
+        place = answer_place(body, content, bool(message.get("tool_calls")))
         if place is None:
             raise RowProblem(
                 "template",
-                f"message {index}: the chat template changes the answer; expected {_short(content)}, rendered "
-                f"{_short(body)}; pass tokenizer.chat_template=<file> with a template that writes answers unchanged",
+                f"message {index}: the chat template changes the answer; expected {short(content)}, rendered "
+                f"{short(body)}; pass tokenizer.chat_template=<file> with a template that writes answers unchanged",
             )
         prefix = body[:place]
         if not is_answer or (prefix.strip() and not self._is_generated(prefix, message)):
@@ -276,7 +276,7 @@ class ChatEncoder:
         last = next((token for token in self._specials if text.endswith(token, start, stripped)), None)
         if last is not None:
             return stripped - len(last), stripped
-        following = self._special.match(text, _skip_space(text, end))
+        following = self._special.match(text, skip_space(text, end))
         # A template that closes its generation block before the stop token: the stop token is trained on all the same.
         if following and text[start:stripped].endswith(content.rstrip()):
             return end, following.end()
@@ -307,8 +307,8 @@ class ChatEncoder:
             return parts
         return RowProblem(
             "tokenizer",
-            f"the tokens of an answer do not decode to its text: expected {_short(text[slice(*spans[0])])}, got "
-            f"{_short(self._decode(parts.ids[slice(*parts.spans[0])]))}; the "
+            f"the tokens of an answer do not decode to its text: expected {short(text[slice(*spans[0])])}, got "
+            f"{short(self._decode(parts.ids[slice(*parts.spans[0])]))}; the "
             f"tokenizer loses text; use one that does not",
         )
 
@@ -366,33 +366,6 @@ def _named(message: Message, known: str) -> Message:
     return {known if key == other else key: value for key, value in message.items()}
 
 
-def _check_complete(chat: Chat, text: str) -> None:
-    """Raise RowProblem when the template left a turn or the tools out, or wrote the user's turns in another order."""
-    place = 0
-    for index, message in enumerate(chat.messages):
-        role, calls = message["role"], message.get("tool_calls") or ()
-        if role == "assistant" and not calls:
-            continue  # its answer is located and compared
-        content = (message.get("content") or "").strip()
-        found = text.find(content, place if role == "user" else 0) if role != "assistant" else 0
-        if found < 0 and role == "tool":  # some templates write a tool's answer as JSON
-            found = text.find(json.dumps(content, ensure_ascii=False)[1:-1])
-        if found < 0 or (calls and not all(call.get("function", call).get("name", "") in text for call in calls)):
-            raise RowProblem(
-                "template",
-                f"message {index}: the chat template leaves this {role} turn out, or changes or moves it; got "
-                f"{_short(content)}, expected it in the rendered chat; pass tokenizer.chat_template=<file>",
-            )
-        if role == "user":
-            place = found + len(content)
-    if chat.tools and not all(str(tool.get("function", tool).get("name", "")) in text for tool in chat.tools):
-        raise RowProblem(
-            "template",
-            "the chat template leaves the tools out, so the model would be trained on calls that it cannot know of; "
-            "pass tokenizer.chat_template=<file> with a template that writes `tools`",
-        )
-
-
 def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
     """Return the tokens that cover a span of characters; empty at the end where none does."""
     first_char, last_char = span
@@ -405,26 +378,3 @@ def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
         final = encoding.char_to_token(last_char - 1)
         last = count if final is None else final + 1
     return (count if first is None else first, last)
-
-
-def _answer_place(body: str, content: str, has_calls: bool) -> int | None:
-    """Return where `content` begins in what was rendered, spaces around it aside; None if it is not there."""
-    if body.endswith(content):
-        return len(body) - len(content)
-    for answer, rendered in ((content.strip(), body.rstrip()), (content.lstrip(), body)):
-        if rendered.endswith(answer):
-            return len(rendered) - len(answer)
-    if has_calls:  # calls follow the text
-        place = body.find(content.strip())
-        return place if place >= 0 else None
-    return None
-
-
-def _skip_space(text: str, place: int) -> int:
-    while place < len(text) and text[place].isspace():
-        place += 1
-    return place
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}")

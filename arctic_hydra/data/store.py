@@ -56,6 +56,12 @@ class Chunk:
     rows: Array
     """Row number of each example within its source."""
 
+    @property
+    def supervised(self) -> Array:
+        """Trained tokens of each example, int32; no example is without tokens."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.add.reduceat(self.mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
+
 
 class DamagedEntryError(Exception):
     """A cache entry that does not hold what its manifest says."""
@@ -187,12 +193,11 @@ def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], d
 
 def _record_batch(chunk: Chunk) -> pa.RecordBatch:
     offsets = np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32)
-    supervised = np.add.reduceat(chunk.mask, offsets[:-1], dtype=np.int32)
     columns = [
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(chunk.ids)),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(chunk.mask)),
         pa.array(chunk.lengths.astype(np.int32)),
-        pa.array(supervised),
+        pa.array(chunk.supervised),
         pa.array(chunk.rows.astype(np.int64)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)

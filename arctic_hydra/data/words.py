@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import regex
+from tokenizers import models, pre_tokenizers
 
 from arctic_hydra.data.word_tables import END, LOSSY, Array, Stretches, WordTable
 
@@ -43,8 +45,6 @@ class WordTokenizer:
     @classmethod
     def of(cls, backend: Any) -> WordTokenizer | None:
         """Return one for a byte-level BPE tokenizer whose words can be cut here; None for any other."""
-        import regex
-
         pattern = _word_pattern(backend)
         if pattern is None:
             return None
@@ -56,9 +56,6 @@ class WordTokenizer:
         return made if made._agrees() else None
 
     def __init__(self, backend: Any, pattern: str) -> None:
-        import regex
-        from tokenizers import pre_tokenizers
-
         self._backend = backend
         self._added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
         longest_first = sorted(self._added, key=lambda token: (-len(token), token))
@@ -211,7 +208,7 @@ class WordTokenizer:
             *self._added,
         ]
         alphabet = [*map(chr, range(1, 128)), *common * 8]
-        texts = ["".join(draw.choices(alphabet, k=40)) for _ in range(500)]
+        texts = ["".join(draw.choices(alphabet, k=40)) for _ in range(1500)]
         wanted = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
         mine = self.encode(texts, [[]] * len(texts))
         return all(one is not None and one[0].tolist() == ids for one, ids in zip(mine, wanted, strict=True))
@@ -243,8 +240,6 @@ def _words_by(expression: Any) -> Callable[[str], list[str]]:
 
 def _word_pattern(backend: Any) -> str | None:
     """Return the expression by which the tokenizer cuts words; None where it works in another way."""
-    from tokenizers import models
-
     plain_tokens = all(
         not (token.lstrip or token.rstrip or token.single_word or token.normalized)
         for token in backend.get_added_tokens_decoder().values()
