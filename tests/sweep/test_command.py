@@ -91,7 +91,9 @@ def test_a_directory_of_another_sweep_is_refused(capsys):
     more = {"launcher": "basic", "working_directory": "/", "jobs": [], "format": 1}
     Path("mine/sweep.json").write_text(json.dumps(other | more))
     assert main(["-m", "hydra.sweep.dir=mine", "optimizer.lr=1,2"]) == 2
-    assert "mine, which holds another sweep (python -m arctic_hydra -m seed=1,2); pass a folder" in capsys.readouterr().err
+    assert (
+        "mine, which holds another sweep (python -m arctic_hydra -m seed=1,2); pass a folder" in capsys.readouterr().err
+    )
 
 
 def test_the_watching_command_names_what_is_wrong(capsys):
