@@ -37,7 +37,7 @@ from arctic_hydra.trainer.base import Trainer
 if TYPE_CHECKING:
     TrainerSlot = Trainer
 else:
-    from arctic_hydra.trainer.base import TrainerSlot
+    from arctic_hydra.trainer.settings import TrainerSlot
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")

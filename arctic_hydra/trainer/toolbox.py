@@ -15,6 +15,7 @@ from arctic_hydra.data.base import Loader
 from arctic_hydra.display import Display
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.progress import Progress
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tracking.base import Tracker
 
@@ -81,3 +82,21 @@ class Totals:
     def seconds(self) -> float:
         """Seconds of training since the last log line: steps, waiting for data and for other ranks."""
         return time.monotonic() - self.start - self.paused
+
+    def metrics(self, progress: Progress, loss_sum: float, peak_tflops: float | None) -> dict[str, Any]:
+        """Return the figures of a log line: `loss_sum` is over all ranks, tokens count those of all, tflops are a rank's."""
+        seconds = self.seconds
+        tflops = self.flops / seconds / 1e12
+        return {
+            "loss": loss_sum / self.supervised if self.supervised else None,
+            "step_seconds": seconds / self.steps,
+            "tokens": progress.tokens,
+            "supervised_tokens": progress.supervised_tokens,
+            "padding_tokens": progress.padding_tokens,
+            "tokens_per_second": self.tokens / seconds,
+            "supervised_tokens_per_second": self.supervised / seconds,
+            "tflops": tflops,
+            "mfu": tflops / peak_tflops if peak_tflops else None,
+            "skipped_steps": progress.skipped_steps,
+            **{f"source_share/{name}": count / max(1, self.supervised) for name, count in self.by_source.items()},
+        }
