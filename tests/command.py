@@ -99,3 +99,16 @@ def wait_for_step(
                 return
         time.sleep(0.02)
     assert process.poll() is not None, f"step {step} did not come within {timeout} s"
+
+
+def wait_for_rank(process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+    """Return once a run has started the process of its rank, which then has everything still to load."""
+    end = time.monotonic() + seconds
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while time.monotonic() < end and process.poll() is None:
+        for child in children.read_text().split():
+            command = Path(f"/proc/{child}/cmdline")
+            if command.exists() and b"arctic_hydra.worker" in command.read_bytes():
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"no rank after {seconds} s")

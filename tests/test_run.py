@@ -13,7 +13,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.command import ROOT, SMALL, losses, metrics, only_run, run, start, wait_for_step
+from tests.command import ROOT, SMALL, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
 SHORT = f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 optimizer.lr=2e-3"
@@ -336,7 +336,7 @@ def test_one_interrupt_of_two_ranks_saves_and_says_so(tmp_path):
 
 def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):
     process = start(f"{SMALL} trainer.train_iters=5000 tracking=[]", tmp_path)
-    time.sleep(2.0)
+    wait_for_rank(process)
     process.send_signal(signal.SIGINT)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
