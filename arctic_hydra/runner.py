@@ -125,7 +125,7 @@ def build(
             Toolbox(
                 world, device, run_dir, loader, eval_loader, run.model, run.converters, deepspeed_engine,
                 engine_config, scheduler, state, list(run.checkpoint.values()), trackers, metrics_file, display, stop,
-                run.log.interval, facts.flops_shape,
+                run.log.interval, facts.flops_shape, bool(getattr(run.data, "packing", False)),
             )
         )  # fmt: skip
     return trainer, resumed_from

@@ -9,6 +9,7 @@ import itertools
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -17,6 +18,7 @@ from arctic_hydra.errors import ModelError
 from arctic_hydra.model.base import VARLEN_ATTENTION
 from arctic_hydra.model.ulysses import attend_together
 
+_MOST_HEAD_SIZE, _AMPERE = 256, (8, 0)
 _UNSUPPORTED = {"softcap": "attention logit softcapping", "s_aux": "attention sinks"}
 
 
@@ -49,7 +51,7 @@ def varlen_attention(
     for name, meaning in _UNSUPPORTED.items():
         if kwargs.get(name) is not None:
             raise ModelError(
-                f"model.attn_implementation: {VARLEN_ATTENTION} has no {meaning}, which this model needs; use eager or sdpa"
+                f"model.attn_implementation: {VARLEN_ATTENTION} has no {meaning}, which this model needs; use eager"
             )
     if attention_mask is not None:
         raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} takes no attention mask; use sdpa")
@@ -78,13 +80,27 @@ def _by_document(
 ) -> torch.Tensor:
     if cu_seqlens is None:
         return _attend(query, key, value, scaling, dropout, window).transpose(1, 2).contiguous()
-    if query.is_cuda and dropout == 0.0:
+    if query.is_cuda and dropout == 0.0 and kernel_takes(query, key, value):
         return _varlen_cuda(query, key, value, scaling, window, cu_seqlens, longest)
+    # Tensors without content, of a memory estimate, have no bounds either: they stand for one document.
+    bounds = [0, query.shape[2]] if isinstance(cu_seqlens, FakeTensor) else cu_seqlens.tolist()
     parts = [
         _attend(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, dropout, window)
-        for a, b in itertools.pairwise(cu_seqlens.tolist())
+        for a, b in itertools.pairwise(bounds)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+
+def kernel_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch's `varlen_attn` takes these: half precision, one head size, a multiple of 8 up to 256, from Ampere on.
+
+    Everything else, such as fp32 or the narrower values of DeepSeek's latent attention, goes document by document.
+    """
+    size = query.shape[-1]
+    same = key.shape[-1] == value.shape[-1] == size
+    if query.dtype not in (torch.bfloat16, torch.float16) or not same or size % 8 or size > _MOST_HEAD_SIZE:
+        return False
+    return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= _AMPERE
 
 
 def _attend(
@@ -99,9 +115,7 @@ def _attend(
     tokens = query.shape[2]
     mask = None
     if window is not None and tokens > window:
-        age = torch.arange(tokens, device=query.device)
-        age = age[:, None] - age[None, :]
-        mask = (age >= 0) & (age < window)
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril_().triu_(1 - window)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )

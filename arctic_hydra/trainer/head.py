@@ -112,7 +112,7 @@ def _proven_transform(engine: Any, model: Any, linear: nn.Linear, device: torch.
         seen.append(output)
         return grid[None, None] if len(seen) == 1 else output
 
-    with _quietly(engine):
+    with quietly(engine):
         handle = linear.register_forward_hook(stand_in)
         of_grid, of_logits = (engine(**model_inputs(batch)).logits for _ in range(2))
         handle.remove()
@@ -159,11 +159,11 @@ def _probe_batch(model: Any, device: torch.device) -> Batch:
 
 
 @contextmanager
-def _quietly(engine: Any) -> Iterator[None]:
-    """Neither gradients nor dropout: the probe leaves no trace, in the random state either."""
+def quietly(engine: Any) -> Iterator[None]:
+    """Neither gradients nor dropout nor compilation: a probe leaves no trace, in the random state either."""
     training = engine.training
     engine.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         yield
     engine.train(training)
 

@@ -70,9 +70,17 @@ class SFTTrainer(Trainer):
         return self.head_loss is not HeadLoss.full
 
     def equip(self, tools: Toolbox) -> None:
-        """Take everything that was built, and find the model's head; collective."""
+        """Take everything that was built, and try the model out: packed documents keep apart, its head is found.
+
+        Collective; raises ConfigError for a model that mixes packed documents.
+        """
+        from arctic_hydra.trainer.isolation import check_isolation
+
         super().equip(tools)
-        self._losses = self._loss_computer(tools)
+        with distributed.alone():  # the tokens that try it out are no part of a shared sequence
+            if tools.packed:
+                check_isolation(tools.engine, tools.device, tools.model_factory.attn_implementation)
+            self._losses = self._loss_computer(tools)
 
     @contextmanager
     def on_skeleton(self, model: torch.nn.Module) -> Iterator[None]:
@@ -101,8 +109,7 @@ class SFTTrainer(Trainer):
         from arctic_hydra.trainer.head import Head, tap_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        with distributed.alone():  # the tokens that try it out are no part of a shared sequence
-            head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
+        head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
         if isinstance(head, str):
             if self.head_loss is not HeadLoss.auto:
                 raise ConfigError(

@@ -47,6 +47,8 @@ class Toolbox:
     log_interval: int
     flops_shape: tuple[int, int, int, int]
     """Parameters of the body and of the head, layers, attention width: for `model_flops`."""
+    packed: bool
+    """Whether a row may hold several documents."""
 
 
 @dataclass

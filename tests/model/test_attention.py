@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arctic_hydra.errors import ModelError
-from arctic_hydra.model.attention import varlen_attention
+from arctic_hydra.model.attention import kernel_takes, varlen_attention
 from arctic_hydra.trainer.loss import model_inputs, supervised_logits
 from tests.trainer.loop import batch_of, documents, tiny_factory
 
@@ -83,3 +83,29 @@ def test_a_transform_that_it_lacks_is_refused(extra, text):
     x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ModelError, match=text):
         varlen_attention(torch.nn.Module(), x, x, x, None, **extra)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "query", "value", "taken"),
+    [
+        (torch.bfloat16, 128, 128, True),
+        (torch.float16, 256, 256, True),
+        (torch.float32, 64, 64, False),
+        (torch.bfloat16, 512, 512, False),
+        (torch.bfloat16, 36, 36, False),
+        (torch.bfloat16, 192, 128, False),
+    ],
+)
+def test_what_the_cuda_kernel_does_not_take_goes_document_by_document(dtype, query, value, taken):
+    """Its limits are torch's: half precision, one head size, a multiple of 8 up to 256."""
+    q, v = torch.zeros(1, 2, 3, query, dtype=dtype), torch.zeros(1, 2, 3, value, dtype=dtype)
+    assert kernel_takes(q, q, v) is taken
+
+
+def test_values_narrower_than_queries_keep_documents_apart():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 2, 9, 12), torch.randn(1, 2, 9, 12), torch.randn(1, 2, 9, 8)
+    module, bounds = torch.nn.Module(), torch.tensor([0, 5, 9], dtype=torch.int32)
+    packed, _ = varlen_attention(module, q, k, v, None, cu_seq_lens_q=bounds, max_length_q=5)
+    alone, _ = varlen_attention(module, q[:, :, 5:], k[:, :, 5:], v[:, :, 5:], None)
+    assert packed.shape == (1, 9, 2, 8) and torch.equal(packed[:, 5:], alone)

@@ -173,7 +173,7 @@ def make_trainer(
     trainer.equip(
         Toolbox(
             world, torch.device("cpu"), run_dir, loader, eval_loader, factory, [], wrapped, config, schedule, state, [], [],
-            None, Display(horizon, 0, enabled=False), StopRequest(run_dir / "STOP"), 1, (1, 1, 1, 1),
+            None, Display(horizon, 0, enabled=False), StopRequest(run_dir / "STOP"), 1, (1, 1, 1, 1), packed,
         )
     )  # fmt: skip
     return trainer

@@ -1,0 +1,77 @@
+"""A model that mixes the documents of a packed row is met before the first step, whatever in it does so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.model.random import RandomModelFactory
+from arctic_hydra.trainer.isolation import check_isolation
+from tests.ranks import run_ranks
+from tests.trainer.loop import documents, make_trainer
+
+SIZES = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+STATE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+CASES = {
+    "llama": ({}, ["arctic_varlen", "sdpa", "eager"], []),
+    "mixtral": (EXPERTS, ["arctic_varlen", "sdpa"], []),
+    # Their layers do not hand the bounds on to attention; masks from positions serve.
+    "stablelm": ({}, ["sdpa", "eager"], ["arctic_varlen"]),
+    "nemotron": ({}, ["sdpa", "eager"], ["arctic_varlen"]),
+    # A state, or positions of the model's own, that run on from one document to the next.
+    "falcon_h1": (STATE, [], ["arctic_varlen", "sdpa", "eager"]),
+    "bloom": ({"n_layer": 2, "n_head": 4}, [], ["arctic_varlen", "eager"]),
+}
+
+
+def factory(architecture: str, attention: str) -> RandomModelFactory:
+    values = {key: value for key, value in SIZES.items() if architecture != "bloom" or "size" in key} | CASES[
+        architecture
+    ][0]
+    config = transformers.AutoConfig.for_model(architecture)
+    return RandomModelFactory(
+        architecture=architecture,
+        dtype="fp32",
+        attn_implementation=attention,
+        disable_activation_checkpoint=True,
+        hf_config_kwargs={key: value for key, value in values.items() if hasattr(config, key)},
+    )
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_models_that_mix_documents_are_told_from_those_that_do_not(architecture: str) -> None:
+    _, apart, mixed = CASES[architecture]
+    for attention in (*apart, *mixed):
+        maker = factory(architecture, attention)
+        torch.manual_seed(0)
+        model = maker.create_model(maker.create_config()).train()
+        if attention in apart:
+            check_isolation(model, torch.device("cpu"), attention)
+        else:
+            with pytest.raises(
+                ConfigError, match=rf"data.packing: got true, but \w+ mixes .*{attention}.*data.packing=false"
+            ):
+                check_isolation(model, torch.device("cpu"), attention)
+        assert model.training
+
+
+def _refused_then_trained(folder: Path, stage: int) -> str:
+    data = documents([8, 6, 7], [4, 3, 5])
+    model = factory("stablelm", "arctic_varlen")
+    with pytest.raises(ConfigError) as error:
+        make_trainer(data, folder, stage=stage, model=model)
+    make_trainer(data, folder, stage=stage, model=model, packed=False).train()
+    return str(error.value)
+
+
+def test_ranks_are_refused_alike_and_train_one_document_a_row(tmp_path: Path) -> None:
+    for text in run_ranks(2, _refused_then_trained, tmp_path, 3):
+        assert "data.packing: got true, but StableLmForCausalLM mixes" in text
