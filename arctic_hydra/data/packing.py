@@ -7,7 +7,7 @@ number of distinct lengths rather than on the number of examples.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,14 @@ import numpy as np
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
-GOOD_FILL = 0.999
-MOST_PATTERNS = 4000
-"""Bounds the time of filling bins exactly; what is left then is packed best-fit."""
+NEAR_ENOUGH = 0.999
+"""Share of the packs of a plan that there must be at the least: nothing better is looked for then."""
+STEPS_OF_ONE_LOOK = 2_000
+"""What a look at the lengths costs besides the lengths that it goes over, in the time of one of them: some ns."""
+STEPS_OF_AN_EXAMPLE = 1_000
+"""Steps for each example that may go into filling packs exactly: a fraction of the time that packing takes anyway."""
+MOST_STEPS = 40_000_000
+"""Most steps of filling packs exactly, some 0.2 s; what is left then is packed best-fit."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Plan:
 
 
 def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
-    """Return packs of at most `capacity` tokens that hold each example exactly once; deterministic.
+    """Return packs of at most `capacity` tokens that hold each example exactly once, no more than best-fit-decreasing makes.
+
+    Deterministic, and the work for n examples is bounded by n log n and a constant.
 
     Raises ValueError when an example is longer than a pack.
     """
@@ -56,22 +63,51 @@ def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
         raise ValueError(f"example {worst} has {int(lengths[worst])} tokens, more than a pack of {capacity} holds")
     if len(lengths) and int(lengths.min()) < 1:
         raise ValueError(f"example {int(lengths.argmin())} has no tokens")
-    plan = _pack(lengths, capacity, exact_first=False)
-    fewest = -(-plan.tokens // capacity)
-    if (
-        plan.fill < GOOD_FILL and len(plan) > fewest
-    ):  # no short examples to fill the gaps that best-fit leaves: choose what leaves none
-        other = _pack(lengths, capacity, exact_first=True)
+    plan = _pack(lengths, capacity, Steps(0))
+    if fewest_packs(lengths, capacity) < NEAR_ENOUGH * len(plan):
+        # No short examples to fill the gaps that best-fit leaves: choose what leaves none.
+        other = _pack(lengths, capacity, Steps(min(STEPS_OF_AN_EXAMPLE * len(lengths), MOST_STEPS)))
         plan = other if len(other) < len(plan) else plan
     return plan
 
 
-def _pack(lengths: Ints, capacity: int, exact_first: bool) -> Plan:
+def fewest_packs(lengths: Ints, capacity: int) -> int:
+    """Return a number of packs below which no packing is possible: bound L2 of Martello and Toth (1990).
+
+    For a length k: examples above capacity - k have a pack each that takes none of k or more, those above half a pack
+    have one each too, and the others from k on need what room these leave, and packs of their own.
+    """
+    counts = np.bincount(lengths, minlength=capacity + 1)
+    number, tokens = np.cumsum(counts), np.cumsum(counts * np.arange(capacity + 1))
+    half = capacity // 2
+    shortest = np.arange(1, half + 1)
+    rest = capacity - shortest
+    long, long_tokens = number[rest] - number[half], tokens[rest] - tokens[half]
+    without_room = tokens[half] - tokens[shortest - 1] - (long * capacity - long_tokens)
+    own = np.maximum(-(-without_room // capacity), 0)
+    return max(int((number[-1] - number[half] + own).max(initial=0)), -(-int(tokens[-1]) // capacity))
+
+
+class Steps:
+    """Work that may still be done: a count and not a time, so that every machine makes the same plan."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, count: int) -> bool:
+        """Take steps; false when fewer were left."""
+        enough = self.left >= count
+        self.left = max(self.left - count, 0)
+        return enough
+
+
+def _pack(lengths: Ints, capacity: int, steps: Steps) -> Plan:
+    """Return the best-fit-decreasing plan, after as many packs as can be filled exactly in so many steps."""
     longest_first = np.argsort(-lengths, kind="stable")
     sizes, starts, counts = _histogram(lengths[longest_first])
     bins = np.empty(len(lengths), dtype=np.int64)
     rooms = _Rooms()
-    done = _fill_exactly(rooms, capacity, sizes, starts, counts, bins) if exact_first else [0] * len(sizes)
+    done = _fill_exactly(rooms, capacity, sizes, starts, counts, bins, steps)
     for size, start, count, placed in zip(sizes, starts, counts, done, strict=True):
         while placed < count:
             room, ids = rooms.tightest(size) or (capacity, rooms.open(-(-(count - placed) // (capacity // size))))
@@ -157,67 +193,71 @@ def _histogram(descending: Ints) -> tuple[list[int], list[int], list[int]]:
 
 
 def _fill_exactly(
-    rooms: _Rooms, capacity: int, sizes: list[int], starts: list[int], counts: list[int], bins: Ints
+    rooms: _Rooms, capacity: int, sizes: list[int], starts: list[int], counts: list[int], bins: Ints, steps: Steps
 ) -> list[int]:
-    """Fill bins to the brim, alike ones at once, as long as that can be done; return how many of each size are placed.
+    """Fill bins to the brim, alike ones at once, as long as steps are left; return how many of each size are placed.
 
     A pattern takes the longest sizes first and ends in one or two sizes that fit exactly.
     """
     left = np.zeros(capacity + 1, dtype=np.int64)
     left[sizes] = counts
     start_of, count_of = dict(zip(sizes, starts, strict=True)), dict(zip(sizes, counts, strict=True))
-    waiting = list(sizes)  # longest first
-    for _ in range(MOST_PATTERNS):
-        while waiting and left[waiting[0]] == 0:
-            waiting.pop(0)
-        if not waiting:
+    there = sizes[::-1]
+    for size in sizes:  # longest first
+        while left[size] and (pattern := _pattern(left, capacity, there, size, steps)):
+            times = min(int(left[one]) // number for one, number in pattern.items())
+            ids = rooms.open(times)
+            for one, number in pattern.items():
+                first = start_of[one] + count_of[one] - int(left[one])
+                bins[first : first + times * number] = np.repeat(ids, number)
+                left[one] -= times * number
+                if not left[one]:
+                    del there[bisect_left(there, one)]
+        if not steps.left or not there:
             break
-        pattern = _pattern(left, capacity, waiting)
-        if pattern is None:
-            waiting.pop(0)
-            continue
-        times = min(int(left[size]) // number for size, number in pattern.items())
-        ids = rooms.open(times)
-        for size, number in pattern.items():
-            first = start_of[size] + count_of[size] - int(left[size])
-            bins[first : first + times * number] = np.repeat(ids, number)
-            left[size] -= times * number
     return [count - int(left[size]) for size, count in zip(sizes, counts, strict=True)]
 
 
-def _pattern(left: Ints, capacity: int, waiting: list[int]) -> dict[int, int] | None:
-    """Return sizes and how many of each, the first of `waiting` among them, that make up exactly `capacity`."""
+def _pattern(left: Ints, capacity: int, there: list[int], first: int, steps: Steps) -> dict[int, int] | None:
+    """Return sizes and how many of each that make up exactly `capacity`, `first` among them.
+
+    `there` are the sizes that are left, shortest first. None where nothing is found, or no steps are left.
+    """
     pattern: dict[int, int] = {}
-    room = capacity
-    for size in waiting:
+    room, place = capacity, bisect_left(there, first)
+    while place >= 0 and steps.left:
+        size = there[place]
         most = min(int(left[size]), room // size)
-        for number in range(most, max(most - 3, 0 if pattern else 1) - 1, -1):
-            rest = _exactly(left, room - number * size, {**pattern, size: number})
+        for number in range(most, max(most - 3, 1) - 1, -1):
+            found = pattern | {size: number}
+            rest = _exactly(left, room - number * size, there, found, steps)
             if rest is not None:
-                found = {**pattern, size: number}
                 for last in rest:
                     found[last] = found.get(last, 0) + 1
-                return {key: value for key, value in found.items() if value}
-        if most:
-            pattern[size] = most
-            room -= most * size
+                return found
+        pattern[size] = most
+        room -= most * size
+        place = min(place, bisect_right(there, room)) - 1
     return None
 
 
-def _exactly(left: Ints, room: int, taken: dict[int, int]) -> list[int] | None:
+def _exactly(left: Ints, room: int, there: list[int], taken: dict[int, int], steps: Steps) -> list[int] | None:
     """Return none, one or two sizes that sum to `room` and are still there, the most plentiful ones; None if none do."""
+    least, half = max(there[0], room - there[-1]), room // 2  # the shorter of two is from `least` to `half`
+    if not steps.take(STEPS_OF_ONE_LOOK + max(half - least, 0)):
+        return None
     if room == 0:
         return []
     if left[room] > taken.get(room, 0):
         return [room]
-    there = left[:room].copy()
-    for size, number in taken.items():
-        if size < room:
-            there[size] -= number
-    pairs = np.minimum(there[1:], there[1:][::-1])  # counts of a and of room - a, for a = 1 .. room - 1
-    if room % 2 == 0 and len(pairs):
-        pairs[room // 2 - 1] //= 2
-    if not len(pairs) or pairs.max() <= 0:
+    if least > half:
         return None
-    first = int(pairs.argmax()) + 1
-    return [first, room - first]
+    pairs = np.minimum(left[least : half + 1], left[room - half : room - least + 1][::-1])
+    for size in taken:
+        shorter = min(size, room - size)
+        if shorter >= least:
+            pairs[shorter - least] = min(left[one] - taken.get(one, 0) for one in (shorter, room - shorter))
+    if room == 2 * half:
+        pairs[-1] //= 2
+    best = int(pairs.argmax())
+    return [least + best, room - least - best] if pairs[best] > 0 else None

@@ -116,20 +116,27 @@ def real_lengths(source: Path) -> np.ndarray:
 
 
 def bench_packing(source: Path, count: int = 1_000_000) -> None:
-    """Time the packing plan on lognormal lengths, and on the real ones repeated."""
-    from arctic_hydra.data.packing import plan_packs
-
+    """Time the packing plan on lognormal lengths, on the real ones repeated, and on long documents, few of them alike."""
     lognormal = np.random.default_rng(0).lognormal(5.9, 0.9, count)
     real = np.resize(real_lengths(source), count)
     for name, lengths in (("lognormal", lognormal), ("real", real)):
         for capacity in (4096, 16384):
-            clipped = np.clip(lengths.astype(np.int64), 1, capacity)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            start = time.perf_counter()
-            plan = plan_packs(clipped, capacity)
-            seconds = time.perf_counter() - start
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-            say(f"pack {count:,} {name} lengths at {capacity}", seconds=seconds, fill=plan.fill, peak_grew_mib=grown)
+            time_plan(name, np.clip(lengths.astype(np.int64), 1, capacity), capacity)
+    for few, least, capacity in ((20_000, 1_000, 4096), (3_000, 8_000, 65_536), (10_000, 8_000, 65_536)):
+        lengths = np.random.default_rng(0).integers(least, capacity + 1, few)
+        time_plan(f"{least:,} to {capacity:,}", lengths, capacity)
+
+
+def time_plan(name: str, lengths: np.ndarray, capacity: int) -> None:
+    """Time one packing plan."""
+    from arctic_hydra.data.packing import plan_packs
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    plan = plan_packs(lengths, capacity)
+    seconds = time.perf_counter() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    say(f"pack {len(lengths):,} {name} lengths at {capacity}", seconds=seconds, fill=plan.fill, peak_grew_mib=grown)
 
 
 def main() -> None:

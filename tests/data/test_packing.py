@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.data.packing import _pack, epoch_order, plan_packs, plan_singles
+from arctic_hydra.data import packing
+from arctic_hydra.data.packing import Steps, _pack, epoch_order, fewest_packs, plan_packs, plan_singles
+
+FEW, MANY = 0, 10**9
 
 
 @given(st.lists(st.integers(1, 97), max_size=300), st.integers(97, 400))
@@ -23,28 +29,72 @@ def test_pitfall_06_packs_hold_each_example_once_and_never_too_much(lengths: lis
     assert (again.examples == plan.examples).all() and (again.bounds == plan.bounds).all()
 
 
-@given(st.lists(st.integers(1, 60), max_size=120), st.integers(60, 150))
-@settings(deadline=None, max_examples=100)
-def test_the_histogram_form_opens_as_many_packs_as_best_fit_decreasing(lengths: list[int], capacity: int) -> None:
+def best_fit_decreasing(lengths: list[int], capacity: int) -> int:
+    """Return the packs that plain best-fit-decreasing opens: one item after another, kept rooms sorted."""
     rooms: list[int] = []
+    opened = 0
     for length in sorted(lengths, reverse=True):
-        fitting = [room for room in rooms if room >= length]
-        if fitting:
-            rooms.remove(min(fitting))
-            rooms.append(min(fitting) - length)
+        place = bisect_left(rooms, length)
+        if place == len(rooms):
+            opened += 1
+            insort(rooms, capacity - length)
         else:
-            rooms.append(capacity - length)
+            insort(rooms, rooms.pop(place) - length)
+    return opened
+
+
+LENGTHS = st.one_of(
+    *(st.lists(st.integers(least, 60), max_size=120) for least in (1, 20)),
+    st.lists(st.sampled_from([13, 17, 21, 29, 34]), max_size=120),
+)
+
+
+@given(LENGTHS, st.integers(60, 150), st.integers(0, 200_000))
+@settings(deadline=None, max_examples=200)
+def test_never_more_packs_than_best_fit_decreasing(lengths: list[int], capacity: int, steps: int) -> None:
     array = np.array(lengths, dtype=np.int64)
-    assert len(_pack(array, capacity, exact_first=False)) == len(rooms) >= len(plan_packs(array, capacity))
+    plain = best_fit_decreasing(lengths, capacity)
+    assert len(_pack(array, capacity, Steps(FEW))) == plain, "the histogram form is best-fit-decreasing"
+    assert fewest_packs(array, capacity) <= len(plan_packs(array, capacity)) <= plain
+    assert fewest_packs(array, capacity) <= len(_pack(array, capacity, Steps(steps)))
 
 
-@given(st.lists(st.integers(20, 60), min_size=1, max_size=400), st.integers(60, 150))
+@given(st.lists(st.integers(20, 60), min_size=1, max_size=400), st.integers(60, 150), st.sampled_from([50_000, MANY]))
 @settings(deadline=None, max_examples=100)
-def test_filling_to_the_brim_first_loses_nothing(lengths: list[int], capacity: int) -> None:
+def test_filling_to_the_brim_first_loses_nothing(lengths: list[int], capacity: int, steps: int) -> None:
     array = np.array(lengths, dtype=np.int64)
-    plan = _pack(array, capacity, exact_first=True)
+    plan = _pack(array, capacity, Steps(steps))
     assert sorted(plan.examples.tolist()) == list(range(len(lengths)))
     assert all(0 < array[plan.pack(index)].sum() <= capacity for index in range(len(plan)))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "capacity", "fewest"),
+    [([6, 6, 6], 10, 3), ([5, 5, 5], 10, 2), ([7, 7, 4, 4], 10, 3), ([1] * 21, 10, 3), ([1, 1], 1, 2), ([], 10, 0)],
+)
+def test_the_lower_bound(lengths: list[int], capacity: int, fewest: int) -> None:
+    assert fewest_packs(np.array(lengths, dtype=np.int64), capacity) == fewest
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "count", "capacity"),
+    [(1000, 4096, 6000, 4096), (8000, 65_536, 10_000, 65_536), (5000, 10_000, 20_000, 65_536)],
+)
+def test_long_examples_are_planned_with_bounded_work(
+    least: int, most: int, count: int, capacity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nearly every length is another one, no two packs are alike, and few packs can be filled exactly."""
+    lengths = np.random.default_rng(0).integers(least, most + 1, count)
+    work: list[int] = []
+    look = packing._exactly
+
+    def counted(left: Any, room: int, *others: Any) -> Any:
+        work.append(room)
+        assert len(work) <= count / 2, "looks at the lengths, each as long as a pack"
+        return look(left, room, *others)
+
+    monkeypatch.setattr(packing, "_exactly", counted)
+    assert len(plan_packs(lengths, capacity)) <= best_fit_decreasing(lengths.tolist(), capacity)
 
 
 def test_fill_of_many_examples() -> None:
@@ -57,7 +107,7 @@ def test_fill_of_many_examples() -> None:
 def test_fill_without_short_examples() -> None:
     """Best-fit-decreasing alone leaves a gap in each pack that no example is short enough for."""
     lengths = np.random.default_rng(0).normal(210, 60, 200_000).clip(78, 591).astype(int)
-    assert _pack(lengths, 4096, exact_first=False).fill < 0.999 < plan_packs(lengths, 4096).fill
+    assert _pack(lengths, 4096, Steps(FEW)).fill < 0.999 < plan_packs(lengths, 4096).fill
 
 
 def test_too_long_and_empty_examples_are_refused() -> None:
