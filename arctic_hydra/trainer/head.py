@@ -33,16 +33,16 @@ class Head:
     it for the backward pass. All three do nothing outside of `run`.
     """
 
-    def __init__(self, model: nn.Module, linear: nn.Linear, transform: LogitTransform) -> None:
+    def __init__(self, model: nn.Module, projection: nn.Module, transform: LogitTransform) -> None:
         self.transform = transform
         self._compute: Compute | None = None
         self._result: torch.Tensor | None = None
 
         @torch.compiler.disable
-        def forward(module: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        def forward(module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
             if self._compute is None:
-                return nn.functional.linear(hidden, module.weight, module.bias)
-            return self._compute(hidden, module.weight, module.bias)
+                return type(module).forward(module, hidden)  # type: ignore[no-any-return]
+            return self._compute(hidden, *_weight_and_bias(module))
 
         @torch.compiler.disable
         def take(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
@@ -57,7 +57,7 @@ class Head:
                 assert self._result is not None, "the model did not call its output head"
                 output["logits"], self._result = self._result, None
 
-        linear.forward = MethodType(forward, linear)  # type: ignore[method-assign]  # a copy of the model gets its own
+        projection.forward = MethodType(forward, projection)  # type: ignore[method-assign]  # a copy of the model gets its own
         # On the outermost module: DeepSpeed hooks what PEFT wraps around the layer too, and the result has to pass it.
         model.get_output_embeddings().register_forward_hook(take)  # type: ignore[operator]
         model.register_forward_hook(put)
@@ -97,14 +97,14 @@ def tap_head(engine: Any, device: torch.device) -> Head | str:
     other proves that the head with that transform gives the model's logits.
     """
     model = getattr(engine, "module", engine)
-    linear = _linear_head(model)
-    if isinstance(linear, str):
-        return linear
-    transform = _proven_transform(engine, model, linear, device)
-    return transform if isinstance(transform, str) else Head(model, linear, transform)
+    projection = _projection(model)
+    if isinstance(projection, str):
+        return projection
+    transform = _proven_transform(engine, model, projection, device)
+    return transform if isinstance(transform, str) else Head(model, projection, transform)
 
 
-def _proven_transform(engine: Any, model: Any, linear: nn.Linear, device: torch.device) -> LogitTransform | str:
+def _proven_transform(engine: Any, model: Any, projection: nn.Module, device: torch.device) -> LogitTransform | str:
     batch = _probe_batch(model, device)
     grid, seen = torch.tensor(_GRID, dtype=torch.float64, device=device), []
 
@@ -113,7 +113,7 @@ def _proven_transform(engine: Any, model: Any, linear: nn.Linear, device: torch.
         return grid[None, None] if len(seen) == 1 else output
 
     with quietly(engine):
-        handle = linear.register_forward_hook(stand_in)
+        handle = projection.register_forward_hook(stand_in)
         of_grid, of_logits = (engine(**model_inputs(batch)).logits for _ in range(2))
         handle.remove()
     called_once = len(seen) == 2 and of_grid.numel() == len(_GRID)
@@ -129,20 +129,32 @@ def _proven_transform(engine: Any, model: Any, linear: nn.Linear, device: torch.
 
 def untried_head(model: nn.Module) -> Head | None:
     """Return the tapped head of a model without content, taken to be a plain one; None where it has no linear head."""
-    linear = _linear_head(model)
-    return None if isinstance(linear, str) else Head(model, linear, AS_IS)
+    projection = _projection(model)
+    return None if isinstance(projection, str) else Head(model, projection, AS_IS)
 
 
-def _linear_head(model: Any) -> nn.Linear | str:
-    """Return the linear layer that projects to the vocabulary, or why there is none to be tapped."""
+def _projection(model: Any) -> nn.Module | str:
+    """Return the module that projects to the vocabulary, or why there is none to be tapped.
+
+    It is a linear layer, or PEFT's layer over one that trains the rows of some tokens.
+    """
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if hasattr(head, "modules_to_save"):  # PEFT trains a copy of it
         head = head.modules_to_save[head.active_adapters[0]]
     if head is None:
         return f"{type(model).__name__} names no output head"
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
-        return f"its output head is a {type(head).__name__}, no plain linear layer"
-    return head
+    adapter = getattr(head, "token_adapter", None)
+    linear = head if adapter is None else adapter.base_layer
+    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
+        return f"its output head is a {type(linear).__name__}, no plain linear layer"
+    return linear if adapter is None else adapter  # type: ignore[no-any-return]
+
+
+def _weight_and_bias(projection: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what the projection multiplies by and adds; PEFT's layer puts its rows into a copy, and drops the bias."""
+    if isinstance(projection, nn.Linear):
+        return projection.weight, projection.bias
+    return projection.get_merged_weights(projection.active_adapters), None
 
 
 def _probe_batch(model: Any, device: torch.device) -> Batch:

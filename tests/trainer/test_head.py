@@ -81,8 +81,8 @@ def some_batch():
     return batch_of(documents([17], [9], vocabulary=96))
 
 
-def llama(**values):
-    factory = tiny_factory(vocab_size=96, tie_word_embeddings=False, **values)
+def llama(tied=False):
+    factory = tiny_factory(vocab_size=96, tie_word_embeddings=tied)
     torch.manual_seed(0)
     return factory.create_model(factory.create_config()).eval()
 
@@ -173,6 +173,33 @@ def test_a_trained_copy_of_the_head_is_tapped():
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert copy.weight.grad is not None
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_head_that_trains_the_rows_of_added_tokens_is_tapped(tied):
+    """Against the loss over all logits: values, and the gradients of the rows and of all else that trains."""
+    tables = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    added = dict.fromkeys(tables, some_batch().targets_K[:2].tolist())  # inputs of the next positions, too
+    found = {}
+    for tapped in (False, True):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=added, init_lora_weights=False)
+        model = get_peft_model(llama(tied=tied), config).eval()
+        for name, parameter in model.named_parameters():
+            parameter.data += 0.1 if "tokens_delta" in name else 0.0
+        head = tap_head(model, CPU) if tapped else None
+        computer = LossComputer(model, head, chunk_rows=4)
+        loss = computer.loss_sum(some_batch())
+        loss.backward()
+        trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert sum("tokens_delta" in name for name in trained) == len(tables)
+        found[tapped] = [loss.detach(), computer.evaluation_sums(some_batch(), 1), *trained.values()]
+        logits = model(**model_inputs(some_batch())).logits
+        found[tapped].append(logits.detach())
+    assert isinstance(head, Head), head
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 class SquaredFactory(TinyModelFactory):
