@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from arctic_hydra.distributed import World
@@ -13,14 +15,15 @@ from tests.data.samples import write_lines
 from tests.data.test_conf import built
 
 Turns = list[tuple[str, str]]
-SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
+SETS: dict[str, tuple[list[str], dict[str, Any], Turns]] = {
+    # The files as the hub has them, a row with all of its columns, and the chat that it is.
     "openorca": (
-        "train",
+        ["1M-GPT4-Augmented.parquet", "3_5M-GPT3_5-Augmented.parquet"],
         {"id": "niv.242684", "system_prompt": "Be exact.", "question": "2 + 2?", "response": "4"},
         [("system", "Be exact."), ("user", "2 + 2?"), ("assistant", "4")],
     ),
     "slimorca": (
-        "train",
+        ["oo-labeled_correct.gpt4.sharegpt.jsonl"],
         {
             "conversations": [
                 {"from": "system", "weight": None, "value": "Be exact."},
@@ -31,7 +34,7 @@ SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
         [("system", "Be exact."), ("user", "2 + 2?"), ("assistant", "4")],
     ),
     "metamath": (
-        "train",
+        ["MetaMathQA-395K.json"],
         {
             "type": "MATH_AnsAug",
             "query": "2 + 2?",
@@ -41,7 +44,7 @@ SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
         [("user", "2 + 2?"), ("assistant", "The answer is: 4")],
     ),
     "magicoder": (
-        "train",
+        ["data-oss_instruct-decontaminated.jsonl"],
         {
             "lang": "python",
             "raw_index": 1,
@@ -54,7 +57,7 @@ SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
         [("user", "Write f."), ("assistant", "def f(): ...")],
     ),
     "acemath": (
-        "general_sft_stage2",
+        ["data/general_sft_stage2.parquet"],
         {
             "messages": [
                 {"role": "user", "content": "2 + 2?"},
@@ -66,7 +69,7 @@ SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
         [("user", "2 + 2?"), ("assistant", "4"), ("user", "And 3?"), ("assistant", "7")],
     ),
     "longalign": (
-        "train",
+        ["long.jsonl"],
         {
             "length": 9000,
             "messages": [{"content": "A long text. Why?", "role": "user"}, {"content": "So.", "role": "assistant"}],
@@ -74,12 +77,12 @@ SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
         [("user", "A long text. Why?"), ("assistant", "So.")],
     ),
     "longalpaca": (
-        "train",
+        ["LongAlpaca-12k.json"],
         {"input": "", "instruction": "A paper. Why?", "output": "So.", "file": "paper.txt"},
         [("user", "A paper. Why?"), ("assistant", "So.")],
     ),
     "lmsys_chat": (
-        "train",
+        ["data/train-00000-of-00006-4feeb3f83346a0e9.parquet", "data/train-00001-of-00006-4030672591c2f478.parquet"],
         {
             "conversation_id": "c",
             "model": "m",
@@ -92,7 +95,7 @@ SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
         [("user", "Hi"), ("assistant", "Hello")],
     ),
     "ultrachat": (
-        "train_sft",
+        ["data/train_sft-00000-of-00003-a3ecf92756993583.parquet"],
         {
             "prompt": "Hi",
             "prompt_id": "p",
@@ -102,22 +105,43 @@ SETS: dict[str, tuple[str, dict[str, Any], Turns]] = {
     ),
 }
 
+BESIDE = {
+    "ultrachat": ["data/test_sft-00000-of-00001-f7dfac4afe5b93f4.parquet"],
+    "acemath": ["data/general_sft_stage1.parquet", "data/math_sft.parquet"],
+}
+"""Files of other splits."""
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+
+def write_set(folder: Path, name: str) -> None:
+    """Write a set as its repository lies on the hub: each of its files holds one row."""
+    files, row, _ = SETS[name]
+    for file in [*files, *BESIDE.get(name, [])]:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = row if file in files else {"no": "row of this split"}
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist([content]), path)
+        elif path.suffix == ".json":
+            path.write_text(json.dumps([content], indent=1))
+        else:
+            write_lines(path, [content])
+    for beside in ("README.md", "LICENSE", ".gitattributes"):
+        (folder / beside).write_text("not data")
+    (folder / "dataset_infos.json").write_text("{}")
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    (folder / ".cache" / "huggingface" / "train.json").write_text("{}")
+
+
 @pytest.mark.parametrize("name", SETS)
-def test_named_sets_read_their_layout(name: str, kind: str, tmp_path: Path, repository: Path, tokenizer: Any) -> None:
-    split, row, turns = SETS[name]
-    if kind == "jsonl":
-        write_lines(tmp_path / f"{split}.jsonl", [row])
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{split}-00000-of-00001.parquet")
+def test_named_sets_read_their_layout(name: str, tmp_path: Path, repository: Path, tokenizer: Any) -> None:
+    write_set(tmp_path, name)
+    files, _, turns = SETS[name]
     data = built(repository, f"data={name}", f"data.sources.{name}.path={tmp_path}", "data.cache=off").data
     store = data.process("train", tokenizer, World())
+    assert len(store) == len(files)
     messages = [{"role": role, "content": text} for role, text in turns]
-    assert tokenizer.decode(store.ids(0)) == tokenizer.apply_chat_template(messages, tokenize=False)
     answers = [text + "<|im_end|>" for role, text in turns if role == "assistant"]
-    assert tokenizer.decode(store.ids(0)[store.mask(0).astype(bool)]) == "".join(answers)
+    for index in range(len(store)):
+        assert tokenizer.decode(store.ids(index)) == tokenizer.apply_chat_template(messages, tokenize=False)
+        assert tokenizer.decode(store.ids(index)[store.mask(index).astype(bool)]) == "".join(answers)
     json.dumps(store.report)

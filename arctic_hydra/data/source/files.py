@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,13 @@ from arctic_hydra.data.source.tables import read_arrow, read_csv, read_text
 from arctic_hydra.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
+_FORMATS = {".jsonl": ".json", ".tsv": ".csv"}
+"""Suffixes of the same format as another."""
+
+_NO_DATA = {"config", "dataset_dict", "dataset_info", "dataset_infos", "license", "readme"}
+"""Names, less suffix, of files that lie beside the data of a set."""
+_SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
+"""What `datasets` takes for the name of a split in the names of files and folders."""
 
 _KNOWN_STARTS = {
     b"\x1f\x8b": "gzip-compressed; unpack it first (`gunzip`)",
@@ -143,7 +151,9 @@ def _read_parquet(path: Path) -> Rows:
 def find_split(directory: Path, split: str) -> list[Path]:
     """Return the files of `split` in a directory laid out as on the hub, sorted.
 
-    `train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or files in a folder `train_sft/`. Empty if none.
+    `train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or files in a folder `train_sft/`. As `datasets` has it, all
+    data files are of split `train` where none of them carries the name of a split. Empty if there is none; raises DataError
+    when those without names are of several formats.
     """
     suffixes = "|".join(map(re.escape, SUFFIXES))
     name = re.compile(rf"{re.escape(split)}(-\d[^/]*)?({suffixes})")
@@ -156,14 +166,43 @@ def find_split(directory: Path, split: str) -> list[Path]:
                 inner = sorted(path for path in (folder / split).iterdir() if path.suffix in SUFFIXES)
                 if inner:
                     return inner
-    return []
+    return _of_one_format(_unnamed(directory), directory) if split == "train" else []
+
+
+def _unnamed(directory: Path) -> list[Path]:
+    """Return all data files below a directory, or none where one of them carries the name of a split."""
+    found: list[Path] = []
+    for folder, inner, names in os.walk(directory):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
+        found += filter(_is_data, (Path(folder) / name for name in sorted(names)))
+    for path in found:
+        place = path.relative_to(directory).with_suffix("").as_posix().lower()
+        if _SPLIT_WORDS & set(re.split(r"[-._ 0-9/]+", place)):
+            return []
+    return found
+
+
+def _is_data(path: Path) -> bool:
+    return path.suffix in SUFFIXES and path.stem.lower() not in _NO_DATA and not path.name.startswith(".")
+
+
+def _of_one_format(files: list[Path], directory: Path) -> list[Path]:
+    formats = {_FORMATS.get(path.suffix, path.suffix): path for path in reversed(files)}
+    if len(formats) > 1:
+        examples = ", ".join(str(path.relative_to(directory)) for path in sorted(formats.values()))
+        raise DataError(
+            f"{directory}: its files name no split and are of several formats ({examples}); expected files of one format, or "
+            f"named after their splits; set the source's path=<file>"
+        )
+    return files
 
 
 def splits_in(directory: Path) -> list[str]:
     """Return the split names that files in `directory` suggest."""
     folders = [folder for folder in (directory, directory / "data") if folder.is_dir()]
-    files = [path for folder in folders for path in folder.iterdir() if path.suffix in SUFFIXES]
-    return sorted({re.sub(r"-\d.*$", "", path.stem) for path in files})
+    files = [path for folder in folders for path in folder.iterdir() if _is_data(path)]
+    names = {re.sub(r"-\d.*$", "", path.stem) for path in files}
+    return sorted(names | ({"train"} if _unnamed(directory) else set()))
 
 
 def find_files(paths: Iterable[str], suffixes: tuple[str, ...]) -> list[Path]:
@@ -185,7 +224,7 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+        found = sorted(file for file in path.iterdir() if file.suffix in suffixes and not file.name.startswith("."))
         if not found:
             raise DataError(f"{path}: the directory holds no {kinds} file; expected at least one")
         return found

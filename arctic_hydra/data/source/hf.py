@@ -22,7 +22,7 @@ class HFSource(SampledSource):
     """A data set by hub id, by local directory in the hub's layout, or by file."""
 
     path: str = "???"
-    """Hub id, local directory (`train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, ...) or file."""
+    """Hub id, local directory (`train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or unnamed: all train) or file."""
     revision: str | None = None
     """Hub revision: branch, tag or commit."""
     kwargs: dict[str, Any] = field(default_factory=dict)

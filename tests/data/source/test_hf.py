@@ -59,6 +59,32 @@ def test_a_file_and_a_split_folder_work_too(tmp_path: Path) -> None:
     assert contents(HFSource(path=str(tmp_path)).load("train")) == ["two"]
 
 
+def test_files_that_name_no_split_are_all_of_train(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("b.jsonl", "a.json", "data/latest-2024.jsonl", ".hidden.jsonl", "config.json"):
+        write_lines(tmp_path / name, [chat(name, "a")])
+    for beside in ("README.md", "LICENSE.txt", ".gitattributes"):
+        (tmp_path / beside).write_text("x")
+    source = HFSource(path=str(tmp_path))
+    assert contents(source.load("train")) == ["a.json", "b.jsonl", "data/latest-2024.jsonl"]
+    with pytest.raises(DataError, match=r"no file of split 'eval'; .*found splits: a, b, latest, train; set"):
+        source.load("eval")
+
+    (tmp_path / "more.csv").write_text("text\nx\n")
+    with pytest.raises(
+        DataError, match=r"name no split and are of several formats \(a\.json, more\.csv\); .*set the source's path="
+    ):
+        source.load("train")
+
+    for name in ("my-test.jsonl", "validation/b.jsonl"):
+        (tmp_path / "more.csv").unlink(missing_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name, [chat("not to train on", "a")])
+        with pytest.raises(DataError, match="no file of split 'train'"):
+            source.load("train")
+        (tmp_path / name).unlink()
+
+
 def test_a_missing_split_names_those_that_are_there(hub_directory: Path) -> None:
     with pytest.raises(
         DataError, match=r"no file of split 'train'; .*found splits: test_sft, train_sft, train_sft_gen; set the"
