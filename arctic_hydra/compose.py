@@ -33,6 +33,9 @@ FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
 """Fields of our launchers and sweepers that hold a dictionary of the user's own."""
 NAMED_SETS = ("data.sources", "data.eval_sources")
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
+_SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
+# What is quoted, or escaped as Hydra writes the jobs of a sweep, stays; the other alternative is a slice, a wrong one too.
+_QUOTED_OR_SLICE = re.compile(r"""("[^"]*"|'[^']*'|[^\s,()]*\\\[[^,()]*)|[^\s,()"'\[\]]*\[[^\]"']*(?:\][^\s,()"']*)?""")
 
 
 def conf_dir() -> str:
@@ -45,13 +48,16 @@ def conf_dir() -> str:
 def prepare(argument: str) -> str:
     """Return a command-line argument in a form that Hydra's grammar takes.
 
-    Powers such as `2^20` become plain numbers (in lists, dicts and sweeps too), and a value in a free-form dictionary such as
-    `deepspeed.config={...}` is a forced addition, since Hydra neither replaces nor extends a typed dictionary otherwise.
+    Powers such as `2^20` become plain numbers (in lists, dicts and sweeps too), slices of a source's split such as
+    `train[:10%]` are quoted, and a value in a free-form dictionary such as `deepspeed.config={...}` is a forced addition,
+    since Hydra neither replaces nor extends a typed dictionary otherwise.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
     value = _POWER.sub(lambda match: str(parse_human_number(match[1])), value)
+    if _SPLIT_KEY.fullmatch(key):
+        value = _QUOTED_OR_SLICE.sub(lambda match: match[0] if match[1] else f"'{match[0]}'", value)
     if not key.startswith(("+", "~")) and _free_form() & set(key.split(".")[1:]):
         key = f"++{key}"
     return f"{key}={value}"

@@ -149,6 +149,19 @@ def test_a_hub_model_brings_its_tokenizer():
     assert type(built("model=hf", "tokenizer=bundled").tokenizer).__name__ == "BundledTokenizerFactory"
 
 
+SPLITS = (
+    "train[:10%]",
+    "train[100:200]",
+    "[100:200]",
+    "[:50%]",
+    "[-50:]",
+    "train[33%:67%]",
+    "train",
+    "'[:50%]'",
+    '"[:5]"',
+)
+
+
 @pytest.mark.parametrize(
     ("argument", "key", "value"),
     [
@@ -161,6 +174,8 @@ def test_a_hub_model_brings_its_tokenizer():
         ("deepspeed.config.gradient_clipping=50%", "deepspeed.config", {"gradient_clipping": 0.5}),
         ("trainer.eval_interval=7", "trainer.eval_frequency", 7),
         ("data.cache=off", "data.cache", False),
+        *((f"data.sources.chat.split={split}", "data.sources.chat.split", split.strip("'\"")) for split in SPLITS),
+        ("++data.eval_sources.chat.split=test_sft[:50%]", "data.eval_sources.chat.split", "test_sft[:50%]"),
     ],
 )  # fmt: skip
 def test_human_values_on_the_command_line(argument, key, value):
@@ -168,6 +183,19 @@ def test_human_values_on_the_command_line(argument, key, value):
     for part in key.split("."):
         node = node[part] if isinstance(node, dict) else getattr(node, part)
     assert node == value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["train[:10%]", "train[-10%:]"], ["[:100]", "[100:]"]],
+)
+def test_slices_can_be_swept_over(values):
+    key = "data.sources.chat.split"
+    for text in (",".join(values), f"choice({','.join(values)})", ",".join(f"'{value}'" for value in values)):
+        jobs = compose.sweep_jobs([compose.prepare(f"{key}={text}"), "seed=1,2"])
+        assert len(jobs) == 4
+        found = [composed(*job)["data"]["sources"]["chat"]["split"] for job in jobs]
+        assert found == [value for value in values for _ in range(2)]
 
 
 BAD = [
@@ -216,6 +244,10 @@ BAD = [
     ("data/sources=[metamth]", "data/sources: got 'metamth', expected one of"),
     ("data.sources=[ultrachat,openorca]", "data.sources: got a list, expected named entries; choose sets with data/sources=[ultrachat,openorca]"),
     ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
+    *(
+        (f"data.sources.chat.split={split}", f"data.sources.chat.split: got {split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]")
+        for split in ("train[50%]", "[5]", "train[:50%", "train[a:b]", "[1:2,5:6]", "[:1]+[2:]", "train[:]]")
+    ),
     ("+foo=1", "foo: there is no such key"),
     ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),
     ("model=3", "model: got 3, expected one of hf, liger, random, tiny"),

@@ -22,7 +22,7 @@ class SampledSource(DataSource):
     """A source that maps split names and may take only a sample; subclasses read rows and identify them."""
 
     split: str = ""
-    """Split to read; empty: `train` for sources, `eval` for eval_sources. A slice may follow: `train[:10%]`, `[100:200]`."""
+    """Split to read; empty: `train` for sources, `eval` for eval_sources. A slice may follow: `train[:10%]`, `[100:200]`, `[-50:]`."""
     split_mapping: dict[str, str] = field(default_factory=dict)
     """From a split name to what the data calls it, as in `{train: train_sft, eval: test_sft}`."""
     sample_ratio: HumanFloat | None = number(None, minimum=0, maximum=1)
@@ -44,7 +44,7 @@ class SampledSource(DataSource):
             raise FieldError([("sample_ratio", text)])
         if self.sample_ratio == 0:
             raise FieldError([("sample_ratio", "got 0, which leaves no row; expected more than 0")])
-        if "[" in self.split and not SLICE.fullmatch(self.split):
+        if {"[", "]"} & set(self.split) and not SLICE.fullmatch(self.split):
             text = f"got {self.split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]"
             raise FieldError([("split", text)])
 
