@@ -14,10 +14,11 @@ import numpy as np
 
 from arctic_hydra.batch import IGNORE_INDEX
 from arctic_hydra.data.encode import ExampleEncoder
-from arctic_hydra.data.formats import Reading, read_preference
+from arctic_hydra.data.formats import Reading
 from arctic_hydra.data.lengths import Overlong, length_bin, pieces
 from arctic_hydra.data.masks import Encoded, TurnChoice
 from arctic_hydra.data.messages import RowProblem, malformed
+from arctic_hydra.data.pairs import read_preference
 from arctic_hydra.data.source.rows import Row, Rows
 from arctic_hydra.data.store import Array, Chunk
 from arctic_hydra.errors import DataError

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -11,19 +10,17 @@ from typing import Any
 from arctic_hydra.data.mapping import read_mapped
 from arctic_hydra.data.messages import (
     Chat,
-    Message,
     PlainText,
     check_chat,
     check_media,
     check_text,
-    check_turns,
     columns_of,
     malformed,
     read_chat,
     read_tools,
 )
-
-Row = Mapping[str, Any]
+from arctic_hydra.data.pairs import read_preference
+from arctic_hydra.data.turns import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turns, with_system
 
 
 class RowFormat(Enum):
@@ -40,19 +37,6 @@ class RowFormat(Enum):
 
 
 QUESTION_ANSWER = {"user": "question", "assistant": "answer"}
-_CONVERSATION_COLUMNS = ("conversations", "conversation")
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool": "tool",
-}
 
 
 @dataclass(frozen=True)
@@ -95,9 +79,12 @@ def detect(row: Row) -> RowFormat | None:
     """
     present = {name for name, value in row.items() if value is not None}
     if {"chosen", "rejected"} <= present:
-        return RowFormat.preference  # beside them, `prompt`, `messages` or `conversations` hold the question
+        return RowFormat.preference  # whatever column beside them holds the question, see `pairs`
     found = [form for form, names in _SIGNATURES if names <= present]
-    if conversation := next((name for name in _CONVERSATION_COLUMNS if name in present), None):
+    if RowFormat.alpaca in found and RowFormat.text in found:
+        found.remove(RowFormat.text)  # Alpaca's own files have the same question and answer as one text beside them
+    conversation = next((name for name in CONVERSATION_COLUMNS if name in present), None)
+    if conversation and row[conversation] != []:  # an empty one has no form, and is malformed in either
         found.append(_conversation_form(row[conversation]))
     if len(found) > 1:
         names = ", ".join(form.value for form in found)
@@ -124,77 +111,22 @@ def _conversation_form(value: Any) -> RowFormat:
 
 
 def _read_messages(reading: Reading, row: Row) -> Chat:
-    names = [name for name in ("messages", *_CONVERSATION_COLUMNS) if row.get(name) is not None]
-    return read_chat(row, names[0] if names else "messages")
+    name = next((name for name in ("messages", *CONVERSATION_COLUMNS) if row.get(name) is not None), "messages")
+    if row.get("system"):
+        row = {**row, name: with_system(row, row.get(name))}
+    return read_chat(row, name)
 
 
 def _read_sharegpt(reading: Reading, row: Row) -> Chat:
-    turns = _with_system(row, _sharegpt_turns(row))
-    return check_chat(turns, read_tools(row), "conversations")
-
-
-def _sharegpt_turns(row: Row) -> list[Message]:
-    name = next((name for name in _CONVERSATION_COLUMNS if row.get(name) is not None), None)
-    if name is None:
-        raise malformed(
-            f"no 'conversations' column; got the columns {columns_of(row)}; expected a list of {{from, value}}"
-        )
-    if not isinstance(row[name], list):
-        raise malformed(f"{name} is a {type(row[name]).__name__}, expected a list of {{from, value}}")
-    return [_sharegpt_turn(turn, f"message {index}") for index, turn in enumerate(row[name])]
-
-
-def _sharegpt_turn(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise malformed(f"{where} is a {type(turn).__name__}, expected an object {{from, value}}")
-    speaker = turn.get("from")
-    if speaker not in _SHAREGPT_ROLES:
-        known = ", ".join(_SHAREGPT_ROLES)
-        raise malformed(f"{where}: from {speaker!r}, expected one of {known}")
-    value = check_text(turn.get("value"), f"{where} ({speaker}): value")
-    message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": value}
-    if speaker == "function_call":
-        message = {"role": "assistant", "content": "", "tool_calls": _calls(value, where)}
-    return message | {key: turn[key] for key in ("weight", "reasoning_content") if turn.get(key) is not None}
-
-
-def _calls(value: str, where: str) -> list[Any]:
-    try:
-        calls = json.loads(value)
-    except ValueError as error:
-        raise malformed(
-            f"{where} (function_call): value is not JSON ({error}), expected {{name, arguments}}"
-        ) from error
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise malformed(f"{where} (function_call): value holds no {{name, arguments}}")
-    return [{"type": "function", "function": call} for call in calls]
-
-
-def _with_system(row: Row, messages: list[Message]) -> list[Message]:
-    system = row.get("system")
-    if system in (None, ""):
-        return messages
-    return [{"role": "system", "content": check_text(system, "system")}, *messages]
+    return check_chat(with_system(row, sharegpt_turns(row)), read_tools(row), "conversations")
 
 
 def _read_alpaca(reading: Reading, row: Row) -> Chat:
     for name in ("instruction", "output"):
         if name not in row:
             raise malformed(f"no '{name}' column; got the columns {columns_of(row)}; expected instruction and output")
-    messages: list[Message] = []
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise malformed("history: expected a list of [question, answer] pairs")
-    for index, (question, answer) in enumerate(history):
-        messages.append({"role": "user", "content": check_text(question, f"history {index}: question")})
-        messages.append({"role": "assistant", "content": check_text(answer, f"history {index}: answer")})
-    question = check_text(row["instruction"], "instruction")
-    if row.get("input"):
-        question = f"{question}\n{check_text(row['input'], 'input')}"
-    messages.append({"role": "user", "content": question})
-    messages.append({"role": "assistant", "content": check_text(row["output"], "output")})
-    return check_chat(_with_system(row, messages), read_tools(row))
+    answer = {"role": "assistant", "content": check_text(row["output"], "output")}
+    return check_chat(with_system(row, [*alpaca_question(row), answer]), read_tools(row))
 
 
 def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
@@ -202,19 +134,27 @@ def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
     if prompt is None or completion is None:
         raise malformed(f"no 'prompt' and 'completion'; got the columns {columns_of(row)}")
     if isinstance(prompt, list) and isinstance(completion, list):
-        chat = check_chat([*prompt, *completion], read_tools(row), "prompt and completion")
-        given = chat.weights or [1] * len(chat.messages)
+        messages = with_system(row, [*prompt, *completion])
+        chat = check_chat(messages, read_tools(row), "prompt and completion")
+        given, context = chat.weights or [1] * len(messages), len(messages) - len(completion)
         # Answers in the prompt are context: only the completion is trained on.
-        chat.weights = [0] * len(prompt) + given[len(prompt) :]
+        chat.weights = [0] * context + given[context:]
         return chat
     if isinstance(prompt, list) or isinstance(completion, list):
         raise malformed("prompt and completion: expected two texts or two lists of messages, got one of each")
+    if row.get("system"):
+        raise malformed(
+            "system: got a text beside a plain prompt and completion, which no chat template joins; expected prompt and "
+            "completion as lists of messages, or no system"
+        )
     start = len(check_text(prompt, "prompt"))
     return PlainText(prompt + check_text(completion, "completion"), start)
 
 
 def _read_question_answer(reading: Reading, row: Row) -> Chat:
     messages = read_mapped(row, reading.role_mapping or QUESTION_ANSWER, reading.content_key)
+    if not reading.role_mapping:  # a mapping names the column of each role itself
+        messages = with_system(row, messages)
     return check_chat(messages, read_tools(row), "role_mapping")
 
 
@@ -228,43 +168,6 @@ def _read_text(reading: Reading, row: Row) -> PlainText:
 def _read_preference(reading: Reading, row: Row) -> Chat:
     """Return the chosen conversation: what supervised training makes of preferences."""
     return read_preference(row)[0]
-
-
-def read_preference(row: Row) -> tuple[Chat, Chat]:
-    """Return the chosen and the rejected conversation, each with the prompt.
-
-    The prompt is explicit (`prompt`, or `conversations` as in ShareGPT), or what both conversations begin with.
-    """
-    check_media(row)
-    sides = [_preference_side(row, name) for name in ("chosen", "rejected")]
-    prompt = _preference_prompt(row)
-    # Whole conversations repeat the prompt (or have it implied); answers alone need it.
-    whole = [side if len(side) > 1 or not prompt else [*prompt, *side] for side in sides]
-    chats = [check_chat(messages, read_tools(row), "chosen/rejected") for messages in whole]
-    if chats[0].messages[:-1] != chats[1].messages[:-1]:
-        raise malformed("chosen and rejected differ before their last answer; expected the same prompt in both")
-    return chats[0], chats[1]
-
-
-def _preference_side(row: Row, name: str) -> list[Message]:
-    side = row.get(name)
-    if isinstance(side, str):
-        return [{"role": "assistant", "content": side}]
-    turns = side if isinstance(side, list) else [side]
-    if not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise malformed(f"{name}: expected a text, a message or a list of messages; got {type(side).__name__}")
-    return [_sharegpt_turn(turn, f"{name} {index}") if "from" in turn else turn for index, turn in enumerate(turns)]
-
-
-def _preference_prompt(row: Row) -> list[Message]:
-    prompt = row.get("prompt")
-    if isinstance(prompt, str):
-        return _with_system(row, [{"role": "user", "content": prompt}])
-    if isinstance(prompt, list):
-        check_turns(prompt, "prompt")
-        return prompt
-    named = any(row.get(name) is not None for name in _CONVERSATION_COLUMNS)
-    return _with_system(row, _sharegpt_turns(row)) if named else []
 
 
 _READERS: dict[RowFormat, Callable[[Reading, Row], Chat | PlainText]] = {

@@ -146,7 +146,7 @@ def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(arguments, str):
         return call
     try:
-        inner = {**inner, "arguments": json.loads(arguments)}
+        inner = {**inner, "arguments": json.loads(arguments) if arguments.strip() else {}}  # "" is none at all
     except ValueError as error:
         raise malformed(f"{where}: the arguments of a tool call are not JSON ({error})") from error
     return {**call, "function": inner} if "function" in call else inner

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.formats import Reading, RowFormat, detect, read_preference
+from arctic_hydra.data.formats import Reading, RowFormat, detect
 from arctic_hydra.data.messages import Chat, PlainText, RowProblem
+from arctic_hydra.data.pairs import read_preference
 from arctic_hydra.data.sft import Malformed
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World
@@ -34,14 +35,22 @@ FORMS: list[tuple[RowFormat, dict[str, Any], list[dict[str, Any]]]] = [
         ]},
         [SYSTEM, QUESTION, CALL, {"role": "tool", "content": "{}"}, ANSWER],
     ),
+    (RowFormat.sharegpt, {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "other"}, [SYSTEM, QUESTION, ANSWER]),
+    (RowFormat.messages, {"messages": [QUESTION, ANSWER], "system": "s"}, [SYSTEM, QUESTION, ANSWER]),
+    (RowFormat.messages, {"messages": [SYSTEM, QUESTION, ANSWER], "system": "other"}, [SYSTEM, QUESTION, ANSWER]),
+    (RowFormat.messages, {"conversations": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}]}, [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]),
     (RowFormat.alpaca, {"instruction": "q", "input": "", "output": "a"}, [QUESTION, ANSWER]),
+    (RowFormat.alpaca, {"instruction": "", "input": "q", "output": "a"}, [QUESTION, ANSWER]),
+    (RowFormat.alpaca, {"instruction": "q", "input": "", "output": "a", "text": "Below is an instruction ... q ... a"}, [QUESTION, ANSWER]),
     (
         RowFormat.alpaca,
         {"instruction": "q2", "input": "i", "output": "a2", "system": "s", "history": [["q", "a"]]},
         [SYSTEM, QUESTION, ANSWER, {"role": "user", "content": "q2\ni"}, {"role": "assistant", "content": "a2"}],
     ),
     (RowFormat.prompt_completion, {"prompt": [SYSTEM, QUESTION], "completion": [ANSWER]}, [SYSTEM, QUESTION, ANSWER]),
+    (RowFormat.prompt_completion, {"prompt": [QUESTION], "completion": [ANSWER], "system": "s"}, [SYSTEM, QUESTION, ANSWER]),
     (RowFormat.question_answer, {"question": "q", "answer": "a"}, [QUESTION, ANSWER]),
+    (RowFormat.question_answer, {"question": "q", "answer": "a", "system": "s"}, [SYSTEM, QUESTION, ANSWER]),
     (RowFormat.preference, {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, {**ANSWER, "content": "b"}], "messages": []}, [QUESTION, ANSWER]),
     (RowFormat.preference, {"prompt": "q", "chosen": "a", "rejected": "b"}, [QUESTION, ANSWER]),
 ]  # fmt: skip
@@ -67,6 +76,9 @@ def test_plain_prompts_and_texts_need_no_template() -> None:
 def test_answers_in_a_prompt_are_context() -> None:
     read = Reading(RowFormat.prompt_completion).read({"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]})
     assert isinstance(read, Chat) and read.weights == [0, 0, 0, 1]
+    row = {"system": "s", "prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]}
+    read = Reading(RowFormat.prompt_completion).read(row)
+    assert isinstance(read, Chat) and read.weights == [0, 0, 0, 0, 1]
 
 
 PATHS = {"system": "turns.who.sys", "user": "turns.who.me", "assistant": ["turns.who.you", "answer"]}
@@ -120,6 +132,8 @@ BAD: list[tuple[RowFormat, dict[str, Any], str]] = [
     (RowFormat.alpaca, {"instruction": "x", "output": "y", "history": ["z"]}, r"history: expected a list of \[question, answer\]"),
     (RowFormat.prompt_completion, {"prompt": "x"}, "no 'prompt' and 'completion'; got the columns prompt"),
     (RowFormat.prompt_completion, {"prompt": "x", "completion": [ANSWER]}, "two texts or two lists of messages"),
+    (RowFormat.prompt_completion, {"prompt": "x", "completion": "y", "system": "s"}, "system: got a text beside a plain prompt and completion"),
+    (RowFormat.question_answer, {"question": "q", "answer": "a", "system": 3}, "system is int, expected a text"),
     (RowFormat.text, {"text": 3}, "text is int, expected a text"),
     (RowFormat.text, {"text": "a\0b"}, "text holds a NUL character at place 1"),
     (RowFormat.messages, {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text"}]}]}, r"content is list \(with image parts; this trains on text only\)"),
@@ -181,6 +195,15 @@ def test_mixed_schemas_name_the_line_and_are_never_dropped(tmp_path: Path, token
         )
         with pytest.raises(DataError, match=message):
             factory(path, malformed=malformed).process("train", tokenizer, World())
+
+
+@pytest.mark.parametrize("first", [chat("q", "a")["messages"], [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]])  # fmt: skip
+def test_an_empty_conversation_is_malformed_in_either_form(tmp_path: Path, tokenizer: Any, first: list[Any]) -> None:
+    path = write_lines(tmp_path / "e.jsonl", [{"conversations": turns} for turns in ([], first, [])])
+    store = factory(path, malformed=Malformed.drop).process("train", tokenizer, World())
+    assert store.rows.tolist() == [1] and store.report["mine"]["dropped"] == {"malformed": 2}
+    with pytest.raises(DataError, match=r"e\.jsonl:1: conversations is empty, expected at least one question"):
+        factory(path).process("train", tokenizer, World())
 
 
 def test_rows_that_fit_several_forms_need_a_declaration(tmp_path: Path, tokenizer: Any) -> None:

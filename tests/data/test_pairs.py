@@ -1,0 +1,89 @@
+# ruff: noqa: E501 (tables of rows and messages)
+"""Preference rows in the layouts of real sets: no column that holds the prompt is lost, none contradicts another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.data.messages import RowProblem
+from arctic_hydra.data.pairs import read_preference
+from arctic_hydra.data.preference import PreferenceDataFactory
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.distributed import World
+from tests.data.samples import write_lines
+
+S, U, A, B = ({"role": role, "content": text} for role, text in (("system", "s"), ("user", "q"), ("assistant", "a"), ("assistant", "b")))  # fmt: skip
+FIRST = [{"role": "assistant", "content": "let me look"}, {"role": "user", "content": "ok"}]
+GPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+TEXTS = {"chosen": "a", "rejected": "b"}
+WHOLE = {"chosen": [U, A], "rejected": [U, B]}
+
+LAYOUTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "orca_dpo_pairs": ({"system": "s", "question": "q", **TEXTS}, [S, U]),
+    "messages hold the question": ({"messages": [U], "chosen": A, "rejected": B}, [U]),
+    "alpaca": ({"instruction": "q", "input": "", **TEXTS}, [U]),
+    "alpaca with input, history, system": (
+        {"instruction": "i", "input": "x", "history": [["q", "a"]], "system": "s", **TEXTS},
+        [S, U, A, {"role": "user", "content": "i\nx"}],
+    ),
+    "distilabel": ({"system": "s", "input": "q", "generations": ["a", "b"], **TEXTS}, [S, U]),
+    "answers of several turns": ({"prompt": [U], "chosen": [*FIRST, A], "rejected": [*FIRST, B]}, [U, *FIRST]),
+    "answers of several turns, a text before": ({"question": "q", "chosen": [*FIRST, A], "rejected": [*FIRST, B]}, [U, *FIRST]),
+    "a greeting": ({"chosen": [*FIRST, A], "rejected": [*FIRST, B]}, FIRST),
+    "prompt and system": ({"system": "s", "prompt": [U], **TEXTS}, [S, U]),
+    "prompt with its own system": ({"system": "other", "prompt": [S, U], **TEXTS}, [S, U]),
+    "system in the prompt alone": ({"prompt": [S, U], **WHOLE}, [S, U]),
+    "system and whole conversations": ({"system": "s", **WHOLE}, [S, U]),
+    "only a system prompt": ({"prompt": [S], **WHOLE}, [S, U]),
+    "the prompt is repeated": ({"prompt": [S, U], "chosen": [S, U, A], "rejected": [S, U, B]}, [S, U]),
+    "an earlier exchange": ({"prompt": FIRST[::-1], **WHOLE}, [*FIRST[::-1], U]),
+    "ultrafeedback_binarized": ({"prompt": "q", "prompt_id": "1", "messages": [U, A], "score_chosen": 8.0, **WHOLE}, [U]),
+    "capybara": ({"conversation": [{"input": "q", "output": "a"}], **WHOLE}, [U]),
+    "the last of several questions": ({"prompt": "ok\n", "chosen": [U, *FIRST, A], "rejected": [U, *FIRST, B]}, [U, *FIRST]),
+    "sharegpt": ({"conversations": GPT[:1], "system": "s", "chosen": GPT[1], "rejected": {**GPT[1], "value": "b"}}, [S, U]),
+    "hh-rlhf": (
+        {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman:  q \n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman:  q \n\nAssistant: b"},
+        [U, A, U],
+    ),
+    "full-hh-rlhf": ({"prompt": "\n\nHuman: q\n\nAssistant:", "response": "a", **TEXTS}, [U]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_prompt_of_each_layout_stands_before_both_answers(name: str) -> None:
+    row, prompt = LAYOUTS[name]
+    chosen, rejected = read_preference(row)
+    assert chosen.messages == [*prompt, A] and rejected.messages == [*prompt, B]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"id": 3, **TEXTS}, "no prompt for chosen and rejected; got the columns chosen, id, rejected; expected prompt, messages, conv"),
+    ({"prompt": "", **TEXTS}, "no prompt for chosen and rejected"),
+    ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"}, "no prompt for chosen and rejected"),
+    ({"prompt": "other", **WHOLE}, "chosen neither repeats the prompt beside it nor goes on from it .*got the columns chosen, prompt, rej"),
+    ({"prompt": "x", "question": "y", **TEXTS}, "the columns prompt and question hold different prompts; expected one"),
+    ({"messages": "q", **TEXTS}, "messages is a str, expected a list of messages: the prompt of chosen and rejected"),
+    ({"chosen": [U, A, U], "rejected": [U, B, U]}, "chosen ends in a user turn, expected the assistant's answer"),
+    ({"prompt": [U, A], "chosen": [B], "rejected": "c"}, "chosen neither repeats the prompt .*role 'assistant' cannot stand after 'ass"),
+    ({"prompt": "q", "chosen": "a\0", "rejected": "b"}, "chosen holds a NUL character at place 1"),
+    ({"chosen": [U, A], "rejected": [{**U, "content": "other"}, B]}, "differ before their last answer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "message"), BAD)
+def test_a_prompt_that_is_missing_or_contradicted_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowProblem, match=message) as caught:
+        read_preference(row)
+    assert caught.value.reason == "malformed"
+
+
+def test_the_prompt_reaches_the_tokens(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_lines(tmp_path / "orca.jsonl", [LAYOUTS["orca_dpo_pairs"][0], LAYOUTS["hh-rlhf"][0]])
+    factory = PreferenceDataFactory(sources={"mine": JsonSource(path=str(path))}, num_proc=1)
+    store = factory.process("train", tokenizer, World())
+    texts = [tokenizer.decode(store.flat.ids(document)) for document in range(4)]
+    assert all("user\nq<|im_end|>" in text for text in texts) and "Human" not in "".join(texts)
+    assert all(text.startswith("<|im_start|>system\ns<|im_end|>") for text in texts[:2])
