@@ -62,12 +62,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def objective(rows: list[dict[str, Any]], name: str) -> float | None:
-    """Return the last value of a metric; `auto` is the evaluation loss after training, else the training loss."""
+    """Return the last value of a metric, NaN where that is no finite number, None where it was never logged.
+
+    `auto` is the evaluation loss after training, else the training loss. An earlier value never stands in for a last one
+    that is NaN or infinite: a run that diverged is not what it was before.
+    """
     if name == "auto":
         trained = [row for row in rows if row["step"] > 0]
         value = objective(trained, "eval/loss")
         return objective(trained, "loss") if value is None else value
-    return next((float(row[name]) for row in reversed(rows) if row.get(name) is not None), None)
+    for row in reversed(rows):
+        if name in row.get("non_finite", ()):
+            return math.nan
+        if (value := row.get(name)) is not None:
+            return float(value) if math.isfinite(value) else math.nan
+    return None
 
 
 def model_flops(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -30,6 +28,8 @@ from arctic_hydra.sweep.conductor import Conductor, refuse_twins
 from arctic_hydra.sweep.directory import Sweep
 from arctic_hydra.sweep.pool import Slots
 
+_ONE_BY_ONE = "hydra_plugins.arctic_hydra.basic.OneByOneLauncher"
+"""Hydra's own basic launcher would compose each job anew, from files that may have changed since."""
 RunOne = Callable[[DictConfig, list[str]], int]
 
 
@@ -113,7 +113,6 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         lambda wanted: multirun.job(multirun.composed(wanted), wanted, slots),
         jobs,
         slots,
-        lambda: list(HydraConfig.get().overrides.task),
     )
     grid = [list(item) for item in jobs] if is_grid else None
     if multirun.master.hydra.launcher.get("dry_run"):
@@ -133,21 +132,21 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
 
 
 def _hand_over(multirun: Multirun, conductor: Conductor, grid: list[list[str]] | None) -> None:
-    """Give the jobs to Hydra's launcher; a search to its sweeper, which asks for jobs as it goes."""
-    with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a folder per job; ours are functions of the config
+    """Give the jobs to the launcher; a search to its sweeper, which asks for jobs as it goes."""
+    if multirun.launcher == "basic":
         with open_dict(multirun.master):
-            multirun.master.hydra.sweep.dir = scratch
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(compose.conf_dir(), version_base="1.3", job_name="arctic_hydra"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            context: Any = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
-            given: Any = {"config": multirun.master, "hydra_context": context, "task_function": conductor}
-            if grid is not None:
-                # Hydra's grid sweeper would compose every job once more to see that it can be.
-                Plugins.instance().instantiate_launcher(**given).launch(grid, initial_job_idx=0)
-            else:
-                Plugins.instance().instantiate_sweeper(**given).sweep(multirun.overrides)
+            multirun.master.hydra.launcher = {"_target_": _ONE_BY_ONE}
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(compose.conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        context: Any = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        given: Any = {"config": multirun.master, "hydra_context": context, "task_function": conductor}
+        if grid is not None:
+            # Hydra's grid sweeper would compose every job once more to see that it can be.
+            Plugins.instance().instantiate_launcher(**given).launch(grid, initial_job_idx=0)
+        else:
+            Plugins.instance().instantiate_sweeper(**given).sweep(multirun.overrides)
 
 
 def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:

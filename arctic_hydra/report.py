@@ -178,13 +178,18 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
         "horizon": trainer.training_horizon,
         "progress": trainer.progress.state_dict(),
         "first_loss": steps[0]["loss"] if steps else None,
-        "last_loss": last.get("loss"),
+        "last_loss": _finite(last.get("loss")),
         "first_evaluation": evaluations[0] if evaluations else None,
         "last_evaluation": evaluations[-1] if evaluations else None,
-        "objective": objective([*steps, last, *evaluations] if last else evaluations, run.objective),
+        "objective": _finite(objective([*steps, last, *evaluations] if last else evaluations, run.objective)),
         "resumed_from": str(resumed_from) if resumed_from else None,
         "data": loader.summary(),
         "data_fingerprint": loader.fingerprint,
         "world_size": trainer.world.size,
         "device": trainer.device.type,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return None for what JSON has no number for; `metrics.jsonl` names it."""
+    return value if value is not None and math.isfinite(value) else None

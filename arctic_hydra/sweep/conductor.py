@@ -1,11 +1,11 @@
 """The process that conducts a sweep: enters its jobs, has a launcher run them, and says how they ended.
 
-A `Conductor` is the task function that `__main__` hands to Hydra. Hydra's basic launcher calls it for each job; launchers
-of our own take its `enter` and `value`.
+A `Conductor` takes the place of the task function that Hydra hands to a launcher; ours take its `enter`, `run` and `value`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +28,6 @@ class Conductor:
         compose_job: Callable[[list[str]], Job],
         jobs: dict[tuple[str, ...], Job],
         slots: pool.Slots,
-        current_overrides: Callable[[], list[str]],
     ) -> None:
         self.sweep = sweep
         self.slots = slots
@@ -40,7 +39,6 @@ class Conductor:
         """Whether the jobs go on without this process; set by the launcher."""
         self._compose = compose_job
         self._jobs = jobs
-        self._current_overrides = current_overrides
 
     def job(self, overrides: Sequence[str]) -> Job:
         """Return the job of these overrides, composed once: a file edited meanwhile changes nothing."""
@@ -84,26 +82,16 @@ class Conductor:
                 raise ConfigError(f"objective: got {name}, but the run logs no such metric; it logs {near}")
         return self.observer is not None and not entry.mark and self.observer(entry, rows)
 
-    def __call__(self, cfg: Any) -> float | None:
-        """Run the job at hand with its output on the terminal: what Hydra's basic launcher asks for."""
-        if self.stop_reason:
-            return None
-        overrides = self._current_overrides()
-        number = next(entry.number for entry in self.sweep.jobs if self._is(entry, overrides))
-        [pair] = self.enter([(number, overrides)])
-        self.run([pair], pool.Slots(1, self.slots.gpus[:1]), to_terminal=True)
-        return self.value(pair[0])
-
-    def _is(self, entry: SweepJob, overrides: Sequence[str]) -> bool:
-        return entry.run_dir == str(self.job(overrides).directory.path)
-
     @property
     def composed(self) -> list[Job]:
         """The jobs composed so far, of a search those that tried its bounds too."""
         return list(self._jobs.values())
 
     def value(self, entry: SweepJob) -> float | None:
-        """Return the objective of a finished job, None of any other; notes it where the run never logged one."""
+        """Return the objective of a finished job, None of any other; notes it where the run never logged one.
+
+        One that is no number is infinitely bad: a search learns to stay away from there, as it would not from a failure.
+        """
         [(state, _)] = states(self.sweep, [entry])
         if state != FINISHED:
             return None
@@ -111,11 +99,13 @@ class Conductor:
         if value is None:
             entry.problem = unlogged(entry, self.sweep.objective)
             self.sweep.save()
+        elif math.isnan(value):
+            return -math.inf if self.sweep.maximize else math.inf
         return value
 
 
 def objective(entry: SweepJob, name: str) -> float | None:
-    """Return a job's objective, from what it has logged."""
+    """Return a job's objective from what it has logged, NaN where it diverged."""
     return metrics.objective(metrics.read_metrics(entry.directory.path / "metrics.jsonl"), name)
 
 

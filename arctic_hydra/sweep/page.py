@@ -43,7 +43,7 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
         values = ", ".join(f"{key}={value}" for key, value in winner.values.items())
         yield f"<p><b>Best: job {winner.number}, {winner.objective:.4f}</b> ({page.escape(values)}). Repeat it with</p>"
         yield f"<pre class='command'>{page.escape(results.command(sweep, winner.number))}</pre>"
-    scored = [row for row in table if row.objective is not None and row.state in (FINISHED, PRUNED)]
+    scored = [row for row in table if row.scored and row.state in (FINISHED, PRUNED)]
     if scored and keys:
         yield "<h2>Objective by parameter</h2>"
         yield page.svg(_by_parameter(scored, keys, winner, _objective(sweep)))
@@ -81,7 +81,7 @@ def _objective(sweep: Sweep) -> str:
 
 
 def _order(row: Row, maximize: bool) -> tuple[bool, float]:
-    if row.state != FINISHED or row.objective is None:
+    if row.state != FINISHED or row.objective is None or not row.scored:
         return True, row.number
     return False, -row.objective if maximize else row.objective
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Row:
     """What this job has and others have not, by key of the command line."""
     run_dir: Path
     objective: float | None = None
+    """NaN where the last value was no finite number; None where there is none (yet)."""
     step: int | None = None
     horizon: int | None = None
     loss: float | None = None
@@ -35,6 +37,11 @@ class Row:
     def last_line(self) -> str:
         """The last line of what ended the job."""
         return self.reason.strip().splitlines()[-1] if self.reason.strip() else ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether the job has an objective that others can be compared with."""
+        return self.objective is not None and math.isfinite(self.objective)
 
 
 def rows(sweep: Sweep) -> list[Row]:
@@ -98,8 +105,8 @@ def keys_of(table: Sequence[Row]) -> list[str]:
 
 
 def best(sweep: Sweep, table: Sequence[Row]) -> Row | None:
-    """Return the finished row with the best objective; the first of equals."""
-    done = [row for row in table if row.state == FINISHED and row.objective is not None]
+    """Return the finished row with the best objective, the first of equals; None where all diverged."""
+    done = [row for row in table if row.state == FINISHED and row.scored]
     sign = -1.0 if sweep.maximize else 1.0
     return min(done, key=lambda row: sign * float(row.objective or 0.0), default=None)
 
@@ -153,6 +160,11 @@ def epilogue(sweep: Sweep, table: Sequence[Row]) -> list[str]:
         f"job {row.number} {row.state}: {row.last_line}"
         for row in table
         if row.last_line and row.state not in (FINISHED, PRUNED)
+    ]
+    lines += [
+        f"job {row.number} diverged: its last objective is not a finite number, which is worse than any other"
+        for row in table
+        if row.state == FINISHED and row.objective is not None and not row.scored
     ]
     if winner := best(sweep, table):
         better = "higher" if sweep.maximize else "lower"

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from arctic_hydra import multirun
 from arctic_hydra.__main__ import main
+from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.pool import Slots
 
 SEARCH = "-m hydra/sweeper=optuna"
 
@@ -102,3 +105,22 @@ def test_the_watching_command_names_what_is_wrong(capsys):
     Path("empty").mkdir()
     assert look(["status", "empty"]) == 2
     assert "holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
+
+
+def test_a_file_edited_while_the_jobs_run_changes_nothing(capsys):
+    """Every job was composed before the first starts; Hydra's own basic launcher would read the files again."""
+    option = Path("mine/experiment/e.yaml")
+    option.parent.mkdir(parents=True)
+    option.write_text("# @package _global_\ntrainer: {train_iters: 3}\n")
+    # Refused on this machine when it is started, and after it was composed: no rank has to run.
+    refused = ["model=liger", "model.name_or_path=.", "ranks=1"]
+    command = multirun.Multirun(["experiment=e", "seed=1,2", *refused], "config", "mine")
+    jobs = {tuple(item): command.job(command.composed(item), item, Slots(1)) for item in command.samples()}
+    sweep = multirun._sweep(command, list(jobs.values()), is_grid=True)
+    sweep.conduct()
+    conductor = Conductor(sweep, lambda wanted: pytest.fail("composed again"), jobs, Slots(1))
+    option.write_text("# @package _global_\ntrainer: {train_iterss: [}\n")
+    multirun._hand_over(command, conductor, [list(item) for item in jobs])
+    assert [job.run.trainer.train_iters for job in jobs.values()] == [3, 3]
+    assert [(entry.number, "CUDA" in entry.problem) for entry in sweep.jobs] == [(0, True), (1, True)]
+    assert conductor.stop_reason == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from arctic_hydra import compose, metrics
 from arctic_hydra.errors import ConfigError, RunLockedError
 from arctic_hydra.record import RunDirectory
-from arctic_hydra.sweep import pool, results
+from arctic_hydra.sweep import page, pool, results
+from arctic_hydra.sweep.conductor import Conductor
 from arctic_hydra.sweep.directory import Sweep, SweepJob, states
 from arctic_hydra.sweep.display import fitting, rich_table
 from arctic_hydra.sweep.page import scale
@@ -113,6 +115,38 @@ def test_the_objective_is_the_last_evaluation_after_training_else_the_loss():
     assert metrics.objective([start, step, end], "auto") == 3.0
     assert metrics.objective([start, step], "auto") == 2.0
     assert metrics.objective([start, step, end], "eval/accuracy") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("auto", [{"step": 1, "loss": 2.0}, {"step": 1, "eval/loss": math.nan}]),
+        ("auto", [{"step": 1, "eval/loss": 3.0}, {"step": 2, "eval/loss": math.inf}]),
+        ("loss", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}]),
+        ("eval/loss", [{"step": 0, "eval/loss": 3.0}, {"step": 1, "eval/loss": math.nan}, {"step": 1, "loss": 1.0}]),
+    ],
+)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_job_that_diverged_is_the_worst_and_never_the_best(name, lines, maximize, tmp_path):
+    """Neither its training loss nor an earlier evaluation stands in; a search is told the worst number that there is."""
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+    sweep.objective, sweep.maximize = name, maximize
+    for job, logged in zip(sweep.jobs, (lines, [{"step": 1, "loss": 5.0}, {"step": 2, "eval/loss": 5.0}]), strict=True):
+        job.directory.create()
+        job.directory.update_record(status="finished")
+        file = metrics.MetricsFile(tmp_path / f"run{job.number}" / "metrics.jsonl")
+        for line in logged:
+            file.write(line)
+        file.close()
+    table = results.rows(sweep)
+    assert math.isnan(table[0].objective) and table[1].objective == 5.0
+    assert results.best(sweep, table) is table[1] and results.best(sweep, table[:1]) is None
+    text = results.text(sweep, table)
+    assert "job 0 diverged: its last objective is not a finite number" in text and "best: job 1" in text
+    conductor = Conductor(sweep, None, {}, Slots(1))
+    assert conductor.value(sweep.jobs[0]) == (-math.inf if maximize else math.inf)
+    assert conductor.value(sweep.jobs[1]) == 5.0 and not sweep.jobs[0].problem
+    assert "<svg" in page.write(sweep, table).read_text()
 
 
 @pytest.mark.parametrize(
