@@ -157,7 +157,8 @@ class ParquetRows(Rows):
                 continue
             if group != self._group[0]:
                 self._group = (group, self._open().read_row_group(group))
-            rows += self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
+            taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
+            rows += map(without_filled_nulls, taken)
             start = stop
         return rows
 
@@ -177,7 +178,8 @@ class DatasetRows(Rows):
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         columns = self._dataset[list(indices)]
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        return [without_filled_nulls(row) for row in rows]
 
     def where(self, index: int) -> str:
         return f"{self._origin}, row {index}" if self._origin else f"row {index}"
@@ -236,6 +238,39 @@ def _line_ends(data: mmap.mmap) -> np.ndarray[Any, np.dtype[np.int64]]:
     if data[len(data) - 1] != ord("\n"):
         found.append(np.array([len(data)], dtype=np.int64))
     return np.concatenate(found)
+
+
+def without_filled_nulls(row: Row) -> Row:
+    """Return a row of a columnar file without the nulls in `tools` and in the arguments of tool calls.
+
+    Such a file gives every object of a column the keys of all of them, with null for those that its writer left out: an
+    argument that nobody passed. One that was passed as null cannot be told from it there; JSON keeps the difference.
+    """
+    return {name: _drop_nulls(value) if name == "tools" else _with_true_calls(value) for name, value in row.items()}
+
+
+def _with_true_calls(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("tool_calls"):
+        return {**value, "tool_calls": [_true_call(call) for call in value["tool_calls"]]}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_with_true_calls(item) for item in value]
+    return value
+
+
+def _true_call(call: Any) -> Any:
+    """Return a call whose arguments are those that were passed: none at all where its writer left the key out."""
+    if not isinstance(call, dict):
+        return call
+    inner = call["function"] if isinstance(call.get("function"), dict) else call
+    arguments = inner.get("arguments")
+    kept = _drop_nulls({**inner, "arguments": {} if arguments is None else arguments})
+    return _drop_nulls({**call, "function": kept}) if inner is not call else kept
+
+
+def _drop_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
+    return [_drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def as_rows(value: Any, origin: str = "") -> Rows:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.data.source.files import check_readable
-from arctic_hydra.data.source.rows import ParquetRows, Row, Rows, parse_json_line
+from arctic_hydra.data.source.rows import ParquetRows, Row, Rows, parse_json_line, without_filled_nulls
 from arctic_hydra.data.source.tables import csv_rows, decode, delimiter_of, read_arrow
 from arctic_hydra.errors import DataError
 
@@ -181,7 +181,7 @@ class IterableShard(Shard):
         try:
             if start != self._row:
                 self._iterator = iter(self._dataset.skip(start) if start else self._dataset)
-            rows = list(islice(self._iterator, count))
+            rows = [without_filled_nulls(row) for row in islice(self._iterator, count)]
         except Exception as error:  # datasets raises many kinds for one cause: the next rows could not be had
             raise DataError(
                 f"{self._origin}, after row {start}: cannot be read on ({type(error).__name__}: {error}); expected a "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from arctic_hydra.data.source.rows import ListRows, Row, Rows
+from arctic_hydra.data.source.rows import ListRows, Row, Rows, without_filled_nulls
 from arctic_hydra.errors import DataError
 
 
@@ -46,7 +46,7 @@ class ArrowRows(Rows):
         for index in indices:
             number = int(np.searchsorted(self._starts, index, side="right")) - 1
             if number != self._current[0]:
-                self._current = (number, self._open()[number].to_pylist())
+                self._current = (number, [without_filled_nulls(row) for row in self._open()[number].to_pylist()])
             rows.append(self._current[1][index - int(self._starts[number])])
         return rows
 
