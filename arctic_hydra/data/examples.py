@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
@@ -74,7 +74,7 @@ class Report:
     stops: Counter[int] = field(default_factory=Counter)
     """Ids of the tokens that trained turns end in."""
     length_bins: Counter[int] = field(default_factory=Counter)
-    """Rows by `length_bin` of their tokens, before the length policy."""
+    """Rows by `length_bin` of their tokens (of a pair, of its longer side), before the length policy."""
 
     def add(self, other: Report) -> None:
         """Add the counts of another part."""
@@ -142,7 +142,7 @@ class Preparer:
                 continue
             for token in item.stops:  # quicker than Counter.update for the few of a row
                 report.stops[token] += 1
-            parts += [(row, ids, mask) for ids, mask in self._fit(row, item, report)]
+            parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
         return _counted(_without_untrained(_assemble(parts), report), report), report
 
     def _pairs(self, start: int, stop: int) -> tuple[Chunk, Report]:
@@ -157,13 +157,10 @@ class Preparer:
             if problem is not None:
                 self._refuse(row, problem, report)
                 continue
-            pair = [side for side in sides if isinstance(side, Encoded)]
-            lengths = [len(side.ids) for side in pair]
-            if self._policy is Overlong.drop and max(lengths) > self._options.max_length:
-                report.dropped["overlong"] += 1
-                report.tokens_lost += sum(lengths)
+            pair = [self._masked(side) for side in sides if isinstance(side, Encoded)]
+            parts = self._fit(row, pair, report)
+            if not parts:
                 continue
-            parts = [part for side in pair for part in self._fit(row, self._masked(side), report)]
             answers = [ids[mask.astype(bool)] for ids, mask in parts]
             if not all(len(answer) for answer in answers):
                 report.dropped["no_supervised_token"] += 1
@@ -171,7 +168,7 @@ class Preparer:
                 report.dropped["no_difference"] += 1
             else:
                 kept += [(row, *part) for part in parts]
-                report.stops.update(int(side.ids[end - 1]) for side in pair for end in side.turn_ends)
+                report.stops.update(stop for side in pair for stop in side.stops)
         chunk = _counted(_assemble(kept), report)
         report.kept //= 2
         return chunk, report
@@ -189,39 +186,49 @@ class Preparer:
             mask[first:last] = 1
         return _Example(encoded.ids, mask, encoded.turn_ends, [int(encoded.ids[end - 1]) for end in encoded.turn_ends])
 
-    def _fit(self, row: int, item: _Example, report: Report) -> list[tuple[Array, Array]]:
-        """Return ids and mask of the parts of an example that are kept; none where it is dropped."""
-        ids, limit = item.ids, self._options.max_length
-        if not len(ids):  # an empty text, and a tokenizer that adds nothing
+    def _fit(self, row: int, sides: Sequence[_Example], report: Report) -> list[tuple[Array, Array]]:
+        """Return ids and mask of the parts that are kept of an example, or of both sides of a pair; none of what is dropped."""
+        limit, longest = self._options.max_length, sides[0]
+        for side in sides:
+            longest = side if len(side.ids) > len(longest.ids) else longest
+        length = len(longest.ids)
+        if not length:  # an empty text, and a tokenizer that adds nothing
             report.dropped["no_supervised_token"] += 1
             return []
-        report.length_bins[length_bin(len(ids))] += 1
-        if len(ids) <= limit:
-            parts, head = [(0, len(ids))], 0
-        elif self._policy is Overlong.error:
+        report.length_bins[length_bin(length)] += 1
+        if length <= limit:
+            return [part for side in sides for part in _cut(side, [(0, len(side.ids))], 0)]
+        if self._policy is Overlong.error:
             raise DataError(
-                f"{self._source.key}: {self._source.rows.where(row)}: {len(ids)} tokens, more than data.max_length={limit}; "
+                f"{self._source.key}: {self._source.rows.where(row)}: {length} tokens, more than data.max_length={limit}; "
                 f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
             )
-        elif self._policy is Overlong.drop:
+        head = int(self._bos is not None and longest.ids[0] == self._bos)
+        places = None if self._policy is Overlong.drop else self._places(sides, longest, head)
+        if places is None:
             report.dropped["overlong"] += 1
-            report.tokens_lost += len(ids)
+            report.tokens_lost += sum(len(side.ids) for side in sides)
             return []
-        else:
-            head = int(self._bos is not None and ids[0] == self._bos)
-            parts = pieces(len(ids), limit, self._policy, item.turn_ends, head)
-            lost = len(ids) - sum(stop - start for start, stop in parts)
-            report.truncated += lost > 0
-            report.split += len(parts) > 1
-            report.tokens_lost += lost
-        fitted: list[tuple[Array, Array]] = []
-        for start, stop in parts:
-            part, mask = ids[start:stop], item.mask[start:stop]
-            if start and head:
-                part, mask = np.concatenate([ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
-            mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
-            fitted.append((part, mask))
-        return fitted
+        lost = sum(len(side.ids) for side in sides) - sum(stop - start for own in places for start, stop in own)
+        report.truncated += lost > 0
+        report.split += any(len(own) > 1 for own in places)
+        report.tokens_lost += lost
+        return [part for side, own in zip(sides, places, strict=True) for part in _cut(side, own, head)]
+
+    def _places(self, sides: Sequence[_Example], longest: _Example, head: int) -> list[list[tuple[int, int]]] | None:
+        """Return which parts of each side are kept; None of a pair whose longer answer leaves no room for its prompt."""
+        limit = self._options.max_length
+        if len(sides) > 1 and self._policy is Overlong.keep_end:  # the prompt is cut once for both: it is one prompt
+            ((start, _),) = pieces(len(longest.ids), limit, self._policy, longest.turn_ends, head)
+            if any(start >= int(side.mask.argmax()) for side in sides):
+                return None
+            return [[(start, len(side.ids))] for side in sides]
+        return [
+            pieces(len(side.ids), limit, self._policy, side.turn_ends, head)
+            if len(side.ids) > limit
+            else [(0, len(side.ids))]
+            for side in sides
+        ]
 
     def _refuse(self, row: int, problem: RowProblem, report: Report) -> None:
         # A template or a tokenizer that does not fit, and a mix of formats, are no matter of single rows.
@@ -234,6 +241,18 @@ class Preparer:
             else ""
         )
         raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
+
+
+def _cut(item: _Example, places: list[tuple[int, int]], head: int) -> list[tuple[Array, Array]]:
+    """Return ids and mask of parts of an example; those that do not begin with it get its first `head` tokens, the BOS."""
+    fitted: list[tuple[Array, Array]] = []
+    for start, stop in places:
+        part, mask = item.ids[start:stop], item.mask[start:stop]
+        if start and head:
+            part, mask = np.concatenate([item.ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
+        mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
+        fitted.append((part, mask))
+    return fitted
 
 
 def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:

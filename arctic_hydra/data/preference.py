@@ -26,6 +26,10 @@ class PreferenceDataFactory(PreparedDataFactory):
     `max_length` bounds each side; a pack holds up to twice as many tokens, and never half a pair.
     """
 
+    overlong: Overlong = Overlong.drop
+    """What becomes of a pair whose longer side has more than `max_length` tokens. keep_end: the prompt loses its beginning,
+    as much as the longer answer needs and the same for both; keep_start: the answers lose their end."""
+
     def validate(self) -> None:
         """Refuse what has no meaning for pairs, besides what every prepared data factory checks."""
         super().validate()

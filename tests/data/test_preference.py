@@ -15,7 +15,7 @@ from arctic_hydra.data.sft import Malformed
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, DataError, FieldError
-from tests.data.samples import chat, geometry, shared, write_lines
+from tests.data.samples import CHATML_UNTAGGED, chat, geometry, make_tokenizer, shared, write_lines
 from tests.data.test_loader import documents
 from tests.test_compose import built
 
@@ -81,6 +81,36 @@ def test_what_cannot_be_preferred_is_counted(tmp_path: Path, tokenizer: Any) -> 
         pairs(path, max_length=40, overlong=Overlong.error).build(tokenizer, geometry())
     with pytest.raises(DataError, match=r"odd\.jsonl:4: chosen: expected a text, a message or a list"):
         pairs(path).build(tokenizer, geometry())
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_keep_end_cuts_the_prompt_once_for_both_sides(tmp_path: Path, adds_bos: bool) -> None:
+    tokenizer = make_tokenizer(CHATML_UNTAGGED, adds_bos=adds_bos)
+    long = {"prompt": " ".join(f"w{n}" for n in range(60)), "chosen": "short", "rejected": "a longer one " * 9}
+    path = write_lines(tmp_path / "long.jsonl", [long, EXPLICIT, {**long, "rejected": "x " * 99}])
+    store = pairs(path, max_length=100, overlong=Overlong.keep_end).process("train", tokenizer, World())
+    report = store.report["mine"]
+    assert (report["rows"], report["kept"], report["truncated"]) == (3, 2, 1), "rows are counted, not their sides"
+    assert report["dropped"] == {"overlong": 1}, "an answer that leaves no room for the prompt"
+    assert sum(report["length_bins"].values()) == 3
+    chosen, rejected = (store.flat.ids(document) for document in (0, 1))
+    assert len(rejected) == 100 and (chosen[0] == tokenizer.bos_token_id) == adds_bos
+    asked = [int(store.flat.mask(document).argmax()) for document in (0, 1)]
+    assert asked[0] == asked[1] and chosen[: asked[0]].tolist() == rejected[: asked[1]].tolist()
+    assert tokenizer.decode(chosen).endswith("w59<|im_end|>\n<|im_start|>assistant\nshort<|im_end|>\n")
+    assert [text.strip() for text in answers(store, tokenizer, 0)] == [
+        "short<|im_end|>",
+        "a longer one " * 9 + "<|im_end|>",
+    ]
+
+
+def test_keep_start_keeps_the_prompt_of_both_sides(tmp_path: Path, tokenizer: Any) -> None:
+    long = {**EXPLICIT, "chosen": "yes " * 50, "rejected": "no " * 99}
+    path = write_lines(tmp_path / "long.jsonl", [long])
+    store = pairs(path, max_length=40, overlong=Overlong.keep_start).process("train", tokenizer, World())
+    assert store.flat.lengths.tolist() == [40, 40] and store.report["mine"]["truncated"] == 1
+    texts = [tokenizer.decode(store.flat.ids(document)) for document in (0, 1)]
+    assert all("Which?<|im_end|>" in text and not text.endswith("<|im_end|>") for text in texts)
 
 
 def test_rows_of_another_form_are_refused(small_chats: Path, tokenizer: Any) -> None:
