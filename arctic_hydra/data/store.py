@@ -1,4 +1,11 @@
-"""Prepared examples on disk: Arrow files, memory-mapped and read without copying, and the cache that holds them."""
+"""Prepared examples on disk: Arrow files, memory-mapped and read without copying, and the cache that holds them.
+
+An entry is checked whole each time it is opened, however large: a bit that flipped on a disk, or a page that was never
+written before a power cut, would be trained on as other tokens. XXH3 goes over some 20 GB a second where the page cache
+holds the file, and as fast as the disk reads where it does not; the SHA-256 of the source's files, which is part of the
+key, takes several times as long. Checking parts at their first use instead would find damage in the middle of a run,
+where nothing can be built again.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from filelock import FileLock, Timeout
 
 from arctic_hydra.errors import DataError
@@ -29,7 +37,8 @@ RELEASE_EXAMPLES = 500
 
 EXAMPLES = "examples.arrow"
 MANIFEST = "manifest.json"
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
+READ_BYTES = 1 << 20
 
 _SCHEMA = pa.schema(
     [
@@ -80,19 +89,41 @@ class TokenStore:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             reader = pa.ipc.open_file(pa.py_buffer(self._map))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        except (ValueError, OSError) as error:  # Arrow's errors and that of an empty file are ValueErrors
+            self._take(batches)
+            problem = self._problem(batches, manifest["examples"])
+        # An empty file is a ValueError, as most of Arrow's errors are.
+        except (ValueError, OSError, LookupError, pa.ArrowException) as error:
             raise DamagedEntryError(str(error)) from error
+        if problem:
+            raise DamagedEntryError(problem)
+        self._served = 0
+
+    def _take(self, batches: list[pa.RecordBatch]) -> None:
+        """Keep the columns: ids and masks as views of the file, and a copy of the numbers of each example."""
         self.lengths = _column(batches, "length")
         self.supervised = _column(batches, "supervised")
         self.rows = _column(batches, "row")
-        if len(self.lengths) != manifest["examples"]:
-            raise DamagedEntryError(f"holds {len(self.lengths)} examples, the manifest says {manifest['examples']}")
         self._ids = [batch.column("ids").values.to_numpy(zero_copy_only=True) for batch in batches]
         self._masks = [batch.column("mask").values.to_numpy(zero_copy_only=True) for batch in batches]
-        offsets = [batch.column("ids").offsets.to_numpy(zero_copy_only=True) for batch in batches]
         self._batch_of = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
-        self._start_of = np.concatenate([part[:-1] for part in offsets]) if offsets else np.empty(0, np.int32)
-        self._served = 0
+        self._start_of = np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in _offsets(batches, "ids"))])
+
+    def _problem(self, batches: list[pa.RecordBatch], examples: int) -> str | None:
+        """Return which numbers cannot be: an example would be cut out of another's tokens, or out of none; None if all can."""
+        if len(self.lengths) != examples:
+            return f"holds {len(self.lengths)} examples, the manifest says {examples}"
+        offsets, mask_offsets = _offsets(batches, "ids"), _offsets(batches, "mask")
+        spans = np.concatenate([np.empty(0, np.int32), *map(np.diff, offsets)])
+        bad = {
+            "offsets": any(
+                part[0] < 0 or part[-1] > min(len(ids), len(mask)) or not np.array_equal(part, mask_part)
+                for part, mask_part, ids, mask in zip(offsets, mask_offsets, self._ids, self._masks, strict=True)
+            ),
+            "lengths": np.any((self.lengths < 1) | (self.lengths != spans)),
+            "counts of trained tokens": np.any((self.supervised < 0) | (self.supervised > self.lengths)),
+            "row numbers": np.any((self.rows < 0) | (np.diff(self.rows, prepend=0) < 0)),
+        }
+        return next((f"has {name} that cannot be" for name, found in bad.items() if found), None)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -183,12 +214,29 @@ def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], d
                     examples += len(chunk.lengths)
         file.flush()
         os.fsync(file.fileno())
-    size = (directory / EXAMPLES).stat().st_size
-    manifest = {"layout": LAYOUT_VERSION, "examples": examples, "files": {EXAMPLES: size}, "report": report()}
+    _write_manifest(directory, examples, report())
+
+
+def _write_manifest(directory: Path, examples: int, report: dict[str, Any]) -> None:
+    checksums = {EXAMPLES: _checksum(directory / EXAMPLES)}
+    manifest = {"layout": LAYOUT_VERSION, "examples": examples, "files": checksums, "report": report}
     with (directory / MANIFEST).open("x", encoding="utf-8") as text:
-        json.dump(manifest, text, indent=1)
+        json.dump({**manifest, "checksum": _checksum_of_values(manifest)}, text, indent=1)
         text.flush()
         os.fsync(text.fileno())
+
+
+def _checksum(path: Path) -> str:
+    """Return the XXH3 checksum of a file's content."""
+    found, buffer = xxhash.xxh3_64(), memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            found.update(buffer[:count])
+    return found.hexdigest()
+
+
+def _checksum_of_values(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _record_batch(chunk: Chunk) -> pa.RecordBatch:
@@ -208,16 +256,21 @@ def _column(batches: list[pa.RecordBatch], name: str) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
+def _offsets(batches: list[pa.RecordBatch], name: str) -> list[Array]:
+    return [batch.column(name).offsets.to_numpy(zero_copy_only=True) for batch in batches]
+
+
 def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         if manifest["layout"] != LAYOUT_VERSION:
             raise DamagedEntryError(f"has layout {manifest['layout']}, expected {LAYOUT_VERSION}")
-        for name, size in manifest["files"].items():
-            found = (directory / name).stat().st_size
-            if found != size:
-                raise DamagedEntryError(f"{name} has {found} bytes, the manifest says {size}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if manifest.pop("checksum") != _checksum_of_values(manifest):
+            raise DamagedEntryError("the manifest is not what was written")
+        for name, checksum in manifest["files"].items():
+            if _checksum(directory / name) != checksum:
+                raise DamagedEntryError(f"{name} is not what was written")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
     return manifest
 
@@ -272,7 +325,7 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
         finally:
             shutil.rmtree(part, ignore_errors=True)  # nothing is there any more once it was renamed
         _sync_directory(root)
-    return TokenStore(entry, key)
+        return TokenStore(entry, key)  # under the lock: nobody takes it away before it is open
 
 
 def _mark_used(entry: Path) -> None:

@@ -16,7 +16,8 @@ EXAMPLES_PER_CHUNK, LENGTH, CHUNKS = 20_000, 32, 20
 def chunks() -> list[Chunk]:
     lengths = np.full(EXAMPLES_PER_CHUNK, LENGTH, np.int32)
     ids = np.arange(EXAMPLES_PER_CHUNK * LENGTH, dtype=np.int32)
-    return [Chunk(ids + n, np.ones(len(ids), np.uint8), lengths, np.arange(len(lengths))) for n in range(CHUNKS)]
+    rows = np.arange(EXAMPLES_PER_CHUNK)
+    return [Chunk(ids + n, np.ones(len(ids), np.uint8), lengths, rows + n * EXAMPLES_PER_CHUNK) for n in range(CHUNKS)]
 
 
 def resident_mib(path: Path) -> float:
