@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from arctic_hydra.data.store import MANIFEST, default_cache_dir
+from arctic_hydra.data.entries import KEY, default_cache_dir, leftovers, lock_of, remove
+from arctic_hydra.data.store import MANIFEST
 from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE
 from arctic_hydra.human_numbers import format_count, format_seconds
 
@@ -25,13 +26,15 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the cache."""
+    """One entry of the cache, or what is left of one."""
 
     path: Path
     size_bytes: int
     used: float
-    """When a run last opened it, in seconds since the epoch."""
+    """When a run last opened it, in seconds since the epoch; of a leftover, when it was last changed."""
     report: dict[str, Any]
+    whole: bool
+    """Whether a run could open it; else it is being built or deleted, or what a killed process left."""
 
     @property
     def key(self) -> str:
@@ -40,34 +43,34 @@ class Entry:
 
 
 def entries(cache_dir: Path) -> list[Entry]:
-    """Return the whole entries of a cache, the one used last first."""
+    """Return the entries of a cache and what is left of some, the one used last first."""
+    root = cache_dir / "prepared"
+    left = set(leftovers(root))
     found = []
-    for manifest in (cache_dir / "prepared").glob(f"*/{MANIFEST}"):
-        folder = manifest.parent
-        if "." in folder.name:  # a part that is being built, or is going away
-            continue
-        try:
-            report = json.loads(manifest.read_text(encoding="utf-8"))["report"]
-        except (ValueError, KeyError):
-            report = {}
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        found.append(Entry(folder, size, manifest.stat().st_mtime, report))
+    for folder in root.glob("*/"):
+        if KEY.fullmatch(folder.name.partition(".")[0]):  # nothing else is ours
+            with suppress(FileNotFoundError):  # published or deleted while we look
+                found.append(_entry(folder, folder in left))
     return sorted(found, key=lambda entry: -entry.used)
 
 
+def _entry(folder: Path, is_leftover: bool) -> Entry:
+    manifest = folder / MANIFEST
+    whole = not is_leftover and manifest.exists()
+    report: dict[str, Any] = {}
+    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):
+        report = dict(json.loads(manifest.read_text(encoding="utf-8"))["report"])
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return Entry(folder, size, (manifest if whole else folder).stat().st_mtime, report, whole)
+
+
 def prune(doomed: list[Entry]) -> list[Entry]:
-    """Delete entries and return those that went; one that another process is building right now stays."""
+    """Delete entries and return those that went; what another process is building or deleting right now stays."""
     gone = []
     for entry in doomed:
-        lock = FileLock(entry.path.with_name(f"{entry.key}.lock"), mode=0o600)
-        try:
-            with lock.acquire(timeout=0):
-                # Renamed first: a reader sees a whole entry or none; one that has it open keeps its mapping.
-                away = entry.path.rename(entry.path.with_name(f"{entry.key}.removed"))
-                shutil.rmtree(away)
-        except Timeout:
-            continue
-        gone.append(entry)
+        with suppress(Timeout, FileNotFoundError), lock_of(entry.path).acquire(timeout=0):
+            remove(entry.path)
+            gone.append(entry)
     return gone
 
 
@@ -99,7 +102,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: prune: {unknown[0]}: there is no such entry in {cache_dir}; see list", file=sys.stderr)
         return EXIT_BAD_CONFIG
     oldest = None if options.older_than is None else time.time() - options.older_than * SECONDS_PER_DAY
-    gone = prune([entry for entry in found if _is_chosen(entry, options.keys, options.all, oldest)])
+    try:
+        gone = prune([entry for entry in found if _is_chosen(entry, options.keys, options.all, oldest)])
+    except OSError as error:
+        print(f"error: prune: cannot delete from {cache_dir} ({error}); expected a cache of yours", file=sys.stderr)
+        return EXIT_BAD_CONFIG
     print(f"deleted {len(gone)} of {len(found)} entries, {_size(sum(entry.size_bytes for entry in gone))}")
     return EXIT_DONE
 
@@ -112,8 +119,9 @@ def _is_chosen(entry: Entry, keys: list[str], everything: bool, oldest: float | 
 def _print(cache_dir: Path, found: list[Entry]) -> None:
     for entry in found:
         age = format_seconds(max(0.0, time.time() - entry.used))
-        counts = f"{entry.report.get('kept', 0):,} examples, {format_count(entry.report.get('tokens', 0))} tokens"
-        print(f"{entry.key}  {_size(entry.size_bytes):>9}  {counts}, used {age} ago")
+        counts = f"{entry.report.get('kept', 0):,} examples, {format_count(entry.report.get('tokens', 0))} tokens, used"
+        what = counts if entry.whole else "being built or deleted, or left by a process that was killed, changed"
+        print(f"{entry.key}  {_size(entry.size_bytes):>9}  {what} {age} ago")
     print(f"{len(found)} entries, {_size(sum(entry.size_bytes for entry in found))} in {cache_dir}")
 
 

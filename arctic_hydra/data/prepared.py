@@ -219,8 +219,8 @@ class PreparedDataFactory(DataFactory):
     def _process_one(
         self, split: str, name: str, identity: dict[str, Any], tokenizer: PreTrainedTokenizerBase, world: World
     ) -> TokenStore:
+        from arctic_hydra.data.entries import build_private, default_cache_dir, open_or_build
         from arctic_hydra.data.prepare import check_supervised, prepare, prepared_key
-        from arctic_hydra.data.store import build_private, default_cache_dir, open_or_build
 
         options = self.options()
         key = prepared_key(identity, tokenizer, options)

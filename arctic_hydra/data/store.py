@@ -1,4 +1,4 @@
-"""Prepared examples on disk: Arrow files, memory-mapped and read without copying, and the cache that holds them.
+"""Prepared examples on disk: Arrow files, memory-mapped and read without copying.
 
 An entry is checked whole each time it is opened, however large: a bit that flipped on a disk, or a page that was never
 written before a power cut, would be trained on as other tokens. XXH3 goes over some 20 GB a second where the page cache
@@ -9,16 +9,11 @@ where nothing can be built again.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import logging
 import mmap
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,11 +21,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import xxhash
-from filelock import FileLock, Timeout
-
-from arctic_hydra.errors import DataError
-
-log = logging.getLogger(__name__)
 
 RELEASE_EXAMPLES = 500
 """Examples between two releases of mapped pages: each may have mapped some 128 KiB, what lies around it included."""
@@ -273,111 +263,3 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
     return manifest
-
-
-def default_cache_dir() -> Path:
-    """Return the user's cache directory for this package, by the XDG rules."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "arctic_hydra"
-
-
-def build_private(key: str, build: Callable[[Path], None]) -> TokenStore:
-    """Build in a private temporary directory that is gone again when this returns; the store stays readable."""
-    directory = Path(tempfile.mkdtemp(prefix="arctic_hydra-"))
-    try:
-        build(directory)
-        return TokenStore(directory, key)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> TokenStore:
-    """Return entry `key` of the cache, built by exactly one process; the others wait for its lock.
-
-    The lock belongs to the operating system: it ends with its holder, so a killed builder blocks nobody.
-    """
-    root = cache_dir / "prepared"
-    entry = root / key
-    try:
-        store = TokenStore(entry, key)
-        _mark_used(entry)
-        return store
-    except DamagedEntryError:
-        pass  # missing or damaged: looked at again under the lock
-    _make_private(root)
-    with _locked(root / f"{key}.lock"):
-        if entry.exists():
-            try:
-                return TokenStore(entry, key)  # another process built it meanwhile
-            except DamagedEntryError as damage:
-                log.warning("prepared data in %s is damaged (%s): building it again", entry, damage)
-                _remove(entry)
-        for leftover in root.glob(f"{key}.part-*"):  # of a builder that was killed: the lock is ours now
-            _remove(leftover)
-        part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
-        try:
-            build(part)
-            part.rename(entry)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise _unwritable(root, error) from error
-            raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)  # nothing is there any more once it was renamed
-        _sync_directory(root)
-        return TokenStore(entry, key)  # under the lock: nobody takes it away before it is open
-
-
-def _mark_used(entry: Path) -> None:
-    try:
-        os.utime(entry / MANIFEST)  # `data.cache prune --older-than` goes by it
-    except OSError:
-        pass  # a cache that this user may only read
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path, mode=0o600)
-    try:
-        lock.acquire(timeout=2)
-    except Timeout:
-        log.info("waiting for another process that prepares the same data (lock %s)", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make_private(directory: Path) -> None:
-    try:
-        for path in reversed([directory, *directory.parents]):
-            if not path.exists():
-                path.mkdir(mode=0o700, exist_ok=True)
-        if directory.stat().st_uid == os.getuid():
-            directory.chmod(0o700)
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise _unwritable(directory, error) from error
-
-
-def _unwritable(directory: Path, error: OSError) -> DataError:
-    return DataError(
-        f"data.cache_dir: cannot write to {directory} ({error.strerror}); expected a directory of yours with room; "
-        f"pass data.cache_dir=<directory>, or data.cache=off"
-    )
-
-
-def _remove(directory: Path) -> None:
-    doomed = directory.with_name(f"{directory.name}.removed-{os.getpid()}")
-    directory.rename(doomed)  # gone at once for readers, whatever happens to the deletion
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from arctic_hydra.data import prepare as prepare_module
 from arctic_hydra.data import store as store_module
+from arctic_hydra.data.entries import open_or_build
 from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory, TrainOn
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.store import EXAMPLES, MANIFEST, Chunk, DamagedEntryError, TokenStore, open_or_build, write_store
+from arctic_hydra.data.store import EXAMPLES, MANIFEST, Chunk, DamagedEntryError, TokenStore, write_store
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from tests.data.samples import CHATML_UNTAGGED, chat, factory, make_tokenizer, write_lines
@@ -265,20 +266,31 @@ def test_a_small_file_system_that_fills_while_the_cache_is_built(
 
 
 @pytest.mark.faults
-def test_a_disk_that_fills_while_the_cache_is_built(small_chats: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("on", "data.cache_dir: cannot write to "),
+        ("off", "data.cache: off prepares data below {}, which cannot be written "),
+    ],
+)
+def test_a_disk_that_fills_while_data_is_prepared(small_chats: Path, tmp_path: Path, cache: str, message: str) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from arctic_hydra.distributed import World;"
         "from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory; from tests.data.samples import factory;"
         "tokenizer = BundledTokenizerFactory().create_tokenizer(); resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900));"
-        "factory(Path(sys.argv[1]), cache_dir=sys.argv[2]).process('train', tokenizer, World())"
+        "factory(Path(sys.argv[1]), cache_dir=sys.argv[2], cache=sys.argv[3] == 'on').process('train', tokenizer, World())"
     )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(small_chats), str(tmp_path / "c")], capture_output=True, text=True
+        [sys.executable, "-c", code, str(small_chats), str(tmp_path / "c"), cache],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch)},
     )
-    assert "DataError: data.cache_dir: cannot write to" in done.stderr and "(File too large)" in done.stderr, (
-        done.stderr
-    )
-    assert entries(tmp_path / "c") == []
+    assert f"DataError: {message.format(scratch)}" in done.stderr and "(File too large)" in done.stderr, done.stderr
+    assert not any(scratch.iterdir())
+    assert cache == "off" or entries(tmp_path / "c") == []
 
 
 def test_one_changed_source_prepares_only_that_one(

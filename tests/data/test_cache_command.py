@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from arctic_hydra.data.cache import entries, main
+from arctic_hydra.data.cache import entries, main, prune
 from arctic_hydra.distributed import World
 from tests.data.samples import factory
 
@@ -55,6 +56,45 @@ def test_an_entry_that_is_being_built_stays(filled: Path) -> None:
     with FileLock(first.path.with_name(f"{first.key}.lock")):
         assert main(["prune", "--all"]) == 0
         assert entries(filled) == [first]
+
+
+def leave(filled: Path) -> list[str]:
+    """Leave what killed processes leave, and an entry without a manifest; return the names."""
+    first, second = entries(filled)
+    root, other = filled / "prepared", "0123456789abcdef" * 2
+    (second.path / "manifest.json").unlink()
+    for name in (f"{other}.part-x7", f"{other}.removed", f"{first.key}.removed", f"{first.key}.removed-123"):
+        (root / name).mkdir()
+        (root / name / "examples.arrow").write_bytes(b"half")
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
+def test_what_killed_processes_left_is_listed_and_deleted(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = leave(filled)
+    (filled / "prepared" / "mine").mkdir()
+    assert sorted(entry.key for entry in entries(filled)) == names and len(names) == 6
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert sum("left by a process that was killed" in line for line in shown) == 5
+    assert main(["prune", "--older-than", "1"]) == 0 and len(entries(filled)) == 6
+    assert main(["prune", "--all"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("deleted 6 of 6 entries")
+    assert [path.name for path in (filled / "prepared").iterdir() if path.is_dir()] == ["mine"], "not ours"
+
+
+def test_w31_what_a_living_process_works_on_stays(filled: Path) -> None:
+    root, key = filled / "prepared", "0123456789abcdef" * 2
+    (root / f"{key}.part-x7").mkdir()
+    with FileLock(root / f"{key}.lock"):
+        assert main(["prune", "--all"]) == 0
+        assert [entry.key for entry in entries(filled)] == [f"{key}.part-x7"]
+
+
+def test_an_entry_that_ends_while_it_is_deleted_is_no_error(filled: Path) -> None:
+    first, second = entries(filled)
+    shutil.rmtree(first.path)
+    assert prune([first, second]) == [second]
+    assert not [path for path in (filled / "prepared").iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize(
