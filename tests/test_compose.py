@@ -94,6 +94,31 @@ def test_every_named_set_is_a_source(option):
     assert list(run.data.sources) == [option] and not run.data.eval_sources
 
 
+@pytest.mark.parametrize("option", groups()["data/sources"])
+def test_every_named_set_is_evaluated_on(option):
+    """On its own, and beside the training source of its name, whose place it shares where that has one on the hub."""
+    more = {
+        "chat": [], "ultrachat": [], "json": ["data.eval_sources.json.path=e.jsonl"], "text": ["data.eval_sources.text.path=e.txt"],
+    }.get(option, [f"data.eval_sources.{option}.split=train[:1%]"])  # fmt: skip
+    alone = built(f"data/eval_sources=[{option}]", *more).data.eval_sources
+    assert list(alone) == [option]
+    path = f"data.sources.{option}.path=/mine"
+    both = built(
+        "data=mix", f"data/sources=[{option}]", f"data/eval_sources=[{option}]", *more, *([path] * (option != "chat"))
+    ).data
+    trained, evaluated = vars(both.sources[option]), vars(both.eval_sources[option])
+    if option in ("json", "text"):
+        assert evaluated["path"] != "/mine"
+    elif option != "chat":
+        assert alone[option].path == built(f"data={option}", "model=hf").data.sources[option].path
+        same = ("path", "role_mapping", "format", "kwargs", "content_key")
+        assert {name: evaluated[name] for name in same} == {name: trained[name] for name in same}
+
+
+def test_sources_and_eval_sources_offer_the_same():
+    assert groups()["data/sources"] == groups()["data/eval_sources"]
+
+
 def test_several_sets_at_once():
     run = built(
         "data/sources=[ultrachat,metamath]", "data/eval_sources=[ultrachat]", "data.sources.ultrachat.path=/mine",
@@ -243,6 +268,7 @@ BAD = [
     ("data=mix", "data.sources: got none, expected at least one; choose sets with data/sources=[<name>,...]"),
     ("data/sources=[metamth]", "data/sources: got 'metamth', expected one of"),
     ("data.sources=[ultrachat,openorca]", "data.sources: got a list, expected named entries; choose sets with data/sources=[ultrachat,openorca]"),
+    ("data/eval_sources=[metamath]", "data.eval_sources.metamath.split: got none, but this set has no split to evaluate on; expected a part of its training split; pass train[:1%], and data.sources.metamath.split=train[1%:]"),
     ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
     *(
         (f"data.sources.chat.split={split}", f"data.sources.chat.split: got {split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]")

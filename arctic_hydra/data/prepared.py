@@ -115,6 +115,12 @@ class PreparedDataFactory(DataFactory):
         for name, source in self.eval_sources.items():
             if getattr(source, "weight", None) is not None:
                 yield f"eval_sources.{name}.weight", "has no effect: evaluation takes each example once; drop it"
+            if not getattr(source, "split", "") and getattr(source, "split_mapping", {}).get("eval") == "":
+                text = f"a part of its training split; pass train[:1%], and data.sources.{name}.split=train[1%:]"
+                yield (
+                    f"eval_sources.{name}.split",
+                    f"got none, but this set has no split to evaluate on; expected {text}",
+                )
 
     def _streaming_problems(self) -> Iterator[tuple[str, str]]:
         unknown = "has no effect beside data.streaming=true, which does not know the number of rows; drop it"

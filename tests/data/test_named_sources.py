@@ -145,3 +145,16 @@ def test_named_sets_read_their_layout(name: str, tmp_path: Path, repository: Pat
         assert tokenizer.decode(store.ids(index)) == tokenizer.apply_chat_template(messages, tokenize=False)
         assert tokenizer.decode(store.ids(index)[store.mask(index).astype(bool)]) == "".join(answers)
     json.dumps(store.report)
+
+
+def test_a_set_is_trained_and_evaluated_on_in_parts(tmp_path: Path, repository: Path, tokenizer: Any) -> None:
+    """MetaMathQA has one split: both sides read the same file, and no row twice."""
+    rows = [{"query": f"{number} + 1?", "response": str(number + 1)} for number in range(20)]
+    (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(rows))
+    data = built(
+        repository, "data=metamath", "data/eval_sources=[metamath]", f"data.sources.metamath.path={tmp_path}", "data.cache=off",
+        "data.sources.metamath.split='train[10%:]'", "data.eval_sources.metamath.split='train[:10%]'",
+    ).data  # fmt: skip
+    train, evaluation = (data.process(split, tokenizer, World()) for split in ("train", "eval"))
+    assert (len(train), len(evaluation)) == (18, 2)
+    assert "0 + 1?" in tokenizer.decode(evaluation.ids(0)) and "2 + 1?" in tokenizer.decode(train.ids(0))

@@ -24,7 +24,7 @@ class SampledSource(DataSource):
     split: str = ""
     """Split to read; empty: `train` for sources, `eval` for eval_sources. A slice may follow: `train[:10%]`, `[100:200]`, `[-50:]`."""
     split_mapping: dict[str, str] = field(default_factory=dict)
-    """From a split name to what the data calls it, as in `{train: train_sft, eval: test_sft}`."""
+    """From a split name to what the data calls it, as in `{train: train_sft, eval: test_sft}`; empty where it has none."""
     sample_ratio: HumanFloat | None = number(None, minimum=0, maximum=1)
     """Share of the rows to use, chosen at random; excludes `sample_count`."""
     sample_count: HumanInt | None = integer(None, minimum=1)
