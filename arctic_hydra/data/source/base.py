@@ -57,7 +57,13 @@ class SampledSource(DataSource):
             rows = slice_rows(rows, *bounds)
             if not len(rows):
                 raise DataError(f"split={self.split} leaves no row; expected a slice that holds some")
-        return sample_rows(rows, self.sample_ratio, self.sample_count, self.sample_seed)
+        sample = sample_rows(rows, self.sample_ratio, self.sample_count, self.sample_seed)
+        if len(rows) and not len(sample):
+            raise DataError(
+                f"sample_ratio={self.sample_ratio} of {len(rows)} rows leaves none; expected a share of at least one; raise it, "
+                f"or set sample_count"
+            )
+        return sample
 
     def identity(self, split: str) -> dict[str, Any]:
         """Return what the rows depend on: content, split, slice and sample."""

@@ -183,6 +183,15 @@ def test_slices_are_checked_and_part_of_the_identity(tmp_path: Path) -> None:
         JsonSource(path=path, split="train[20:]").load("train")
 
 
+def test_a_share_that_holds_no_row_is_named(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "train.jsonl"))
+    with pytest.raises(
+        DataError, match=r"sample_ratio=0\.01 of 10 rows leaves none; .*; raise it, or set sample_count"
+    ):
+        JsonSource(path=path, sample_ratio="1%").load("train")
+    assert len(JsonSource(path=path, sample_ratio="6%").load("train")) == 1
+
+
 def every_row(source: Any) -> list[dict[str, Any]]:
     rows = source.load("train")
     taken: list[dict[str, Any]] = rows.take(range(len(rows)))
