@@ -120,7 +120,7 @@ class DataSource(Component):
         return [OpenedWhenRead(lambda: IndexedShard(as_rows(self.load(split))))]
 
     def outline(self, split: str) -> dict[str, Any]:
-        """Return plain values that tell the rows without reading them all, such as names and sizes of files."""
+        """Return plain values that tell the rows without reading them all, such as names, sizes and samples of files."""
         return self.identity(split)
 
     def identity(self, split: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class CsvSource(LocalSource):
         return CsvShard(path, self.delimiter)
 
     def content_outline(self, split: str) -> Any:
-        """Return name and size of each file, and the delimiter."""
+        """Return name, size and samples of each file, and the delimiter."""
         return [super().content_outline(split), self.delimiter]
 
     def content(self, split: str) -> Any:

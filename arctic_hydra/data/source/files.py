@@ -23,6 +23,11 @@ _NO_DATA = {"config", "dataset_dict", "dataset_info", "dataset_infos", "license"
 _SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
 """What `datasets` takes for the name of a split in the names of files and folders."""
 
+WHOLE_BYTES = 2**26
+"""Files of a set that together are no larger are hashed whole where others are sampled."""
+SAMPLED_BLOCKS, BLOCK_BYTES = 2**10, 2**14
+"""What is hashed of a larger set: so many blocks over all of its files, but at least two of each."""
+
 _KNOWN_STARTS = {
     b"\x1f\x8b": "gzip-compressed; unpack it first (`gunzip`)",
     b"PK\x03\x04": "a zip archive; unpack it first (`unzip`)",
@@ -45,8 +50,28 @@ def hash_files(paths: Sequence[Path]) -> list[list[str]]:
 
 
 def measure_files(paths: Sequence[Path]) -> list[list[str | int]]:
-    """Return name and size of each file: what can be told of files that are too large to be hashed."""
-    return [[path.name, path.stat().st_size] for path in paths]
+    """Return name, size and a hash of blocks of each file: what can be told of files that may be too large to be hashed.
+
+    Small sets are read whole. Of others an edit that keeps the size and lies between two blocks is not seen. Times do not
+    count here either: a copy on another machine holds the same rows at the same offsets, and is resumed from.
+    """
+    sizes = [path.stat().st_size for path in paths]
+    blocks = max(2, SAMPLED_BLOCKS // max(1, len(paths)))
+    whole = sum(sizes) <= WHOLE_BYTES
+    return [
+        [path.name, size, hash_file(path) if whole else _hash_blocks(path, size, blocks)]
+        for path, size in zip(paths, sizes, strict=True)
+    ]
+
+
+def _hash_blocks(path: Path, size: int, count: int) -> str:
+    """Return the SHA-256 of blocks that are spread evenly over a file, its first and its last among them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for index in range(count):
+            file.seek(max(0, size - BLOCK_BYTES) * index // (count - 1))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def read_files(paths: Sequence[Path], read: Callable[[Path], Rows] | None = None) -> Rows:
@@ -203,6 +228,12 @@ def splits_in(directory: Path) -> list[str]:
     files = [path for folder in folders for path in folder.iterdir() if _is_data(path)]
     names = {re.sub(r"-\d.*$", "", path.stem) for path in files}
     return sorted(names | ({"train"} if _unnamed(directory) else set()))
+
+
+def files_below(directory: Path) -> list[Path]:
+    """Return every file of rows below a directory that `datasets` reads or has saved, sorted; its own caches aside."""
+    found = (path for path in directory.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not path.name.startswith((".", "cache-")))
 
 
 def find_files(paths: Iterable[str], suffixes: tuple[str, ...]) -> list[Path]:

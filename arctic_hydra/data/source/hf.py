@@ -58,11 +58,14 @@ class HFSource(SampledSource):
         return [IterableShard(part, f"{origin}, shard {index}") for index, part in enumerate(parts)]
 
     def content_outline(self, split: str) -> Any:
-        """Return name and size of local files; for a hub set its id and revision."""
-        from arctic_hydra.data.source.files import measure_files
+        """Return name, size and samples of local files; for a hub set its id and revision."""
+        from arctic_hydra.data.source.files import files_below, measure_files
 
         files = self._files(split)
-        return measure_files(files) if files else [self.path, self.revision, sorted(self.kwargs.items())]
+        if files:
+            return measure_files(files)
+        place = measure_files(files_below(self._local)) if self.is_local else self.path
+        return [place, self.revision, sorted(self.kwargs.items())]
 
     def content(self, split: str) -> Any:
         """Return hashes of local files; for a hub set its id, revision and the fingerprint of what was loaded."""

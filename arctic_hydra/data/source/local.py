@@ -57,7 +57,7 @@ class LocalSource(SampledSource):
         return file_shard(path)
 
     def content_outline(self, split: str) -> Any:
-        """Return name and size of each file."""
+        """Return name, size and samples of each file."""
         from arctic_hydra.data.source.files import measure_files
 
         return measure_files(self.files())

@@ -108,6 +108,12 @@ class _Lines:
                 self.offset += len(line)
                 yield line
 
+    def texts(self) -> Iterator[str]:
+        """Yield the lines as text, the end of each as a file that is read whole has it."""
+        for line in self:
+            text = decode(line, self.path, self.number)
+            yield f"{text[:-2]}\n" if text.endswith("\r\n") else text
+
     @property
     def place(self) -> Place:
         """Where the next line starts."""
@@ -140,7 +146,7 @@ class TextLinesShard(Shard):
 
     def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
         lines = _Lines(self._path, place)
-        texts = ((lines.number, decode(line, self._path, lines.number).rstrip("\r\n")) for line in lines)
+        texts = ((lines.number, text.removesuffix("\n")) for text in lines.texts())
         kept = list(islice(((number, text) for number, text in texts if text.strip()), count))
         rows = [{"text": text} for _, text in kept]
         return TakenRows(rows, [f"{self._path}:{number}" for number, _ in kept]), lines.place, lines.ended
@@ -155,17 +161,14 @@ class CsvShard(Shard):
     def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
         lines = _Lines(self._path, START)
         header: list[str] = next(
-            (values for values in csv.reader(self._texts(lines), delimiter=self._delimiter) if values), []
+            (values for values in csv.reader(lines.texts(), delimiter=self._delimiter) if values), []
         )
         if place != START:
             lines = _Lines(self._path, place)
         first = lines.number
-        kept = list(islice(csv_rows(self._texts(lines), self._path, self._delimiter, header, first), count))
+        kept = list(islice(csv_rows(lines.texts(), self._path, self._delimiter, header, first), count))
         places = [f"{self._path}:{number}" for number, _ in kept]
         return TakenRows([row for _, row in kept], places), lines.place, lines.ended
-
-    def _texts(self, lines: _Lines) -> Iterator[str]:
-        return (decode(line, self._path, lines.number) for line in lines)
 
 
 class IterableShard(Shard):

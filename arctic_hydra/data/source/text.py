@@ -53,7 +53,7 @@ class TextSource(LocalSource):
         return TextLinesShard(path) if self.sample_by is SampleBy.line else IndexedShard(self.read_one(path))
 
     def content_outline(self, split: str) -> Any:
-        """Return name and size of each file, and how texts are cut."""
+        """Return name, size and samples of each file, and how texts are cut."""
         return [super().content_outline(split), self.sample_by.value]
 
     def content(self, split: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from arctic_hydra.data.source.base import SampledSource
 from arctic_hydra.data.source.csv import CsvSource
+from arctic_hydra.data.source.files import measure_files
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.rows import Row
@@ -33,12 +35,16 @@ def csv_file(path: Path) -> None:
 
 
 def csv_with_breaks(path: Path) -> None:
-    path.write_text("id;text\r\n" + "".join(f'{n};"a\n{n}"\r\n\r\n' for n in range(23)), encoding="utf-8", newline="")
+    path.write_text(
+        "id;text\r\n" + "".join(f'{n};"a\r\n{n}\n."\r\n\r\n' for n in range(23)), encoding="utf-8", newline=""
+    )
 
 
 def text(path: Path) -> None:
     path.write_text(
-        "\r\n".join(row["text"] if int(row["id"]) % 3 else "" for row in ROWS), encoding="utf-8", newline=""
+        "\r\n".join(row["text"] + "\r" * (int(row["id"]) % 2) if int(row["id"]) % 3 else "" for row in ROWS),
+        encoding="utf-8",
+        newline="",
     )
 
 
@@ -86,15 +92,53 @@ def test_reading_on_from_every_place_gives_what_the_whole_file_gives(kind: str, 
         assert part.take(range(len(part))) == whole[4 * index : 4 * index + 4]
 
 
-def test_outlines_need_no_reading(tmp_path: Path) -> None:
-    jsonl(tmp_path / "a.jsonl")
-    source = JsonSource(path=str(tmp_path))
-    before = source.outline("train")
-    assert before["content"] == [["a.jsonl", (tmp_path / "a.jsonl").stat().st_size]]
-    (tmp_path / "a.jsonl").write_text("{}")
-    assert source.outline("train") != before
-    hub = HFSource(path="some/set", revision="main")
-    assert hub.outline("train")["content"] == ["some/set", "main", []]
+def test_outlines_notice_a_file_that_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    jsonl(path)
+    source, hub = JsonSource(path=str(tmp_path)), HFSource(path=str(path))
+    content = path.read_bytes()
+    before = [source.outline("train"), hub.outline("train")]
+    os.utime(path, (1, 1))
+    assert [source.outline("train"), hub.outline("train")] == before, "a copy is the same set"
+    path.write_bytes(content.replace(b"line 7", b"line 8"))
+    after = [source.outline("train"), hub.outline("train")]
+    assert path.stat().st_size == len(content) and after[0] != before[0] and after[1] != before[1]
+    named = HFSource(path="some/set", revision="main")
+    assert named.outline("train")["content"] == ["some/set", "main", []]
+
+
+def test_outlines_read_little_of_large_files(tmp_path: Path) -> None:
+    """Files of 80 MB, sparse on the disk: the ends and blocks between them count."""
+    paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for path in paths:
+        with path.open("wb") as file:
+            file.truncate(80_000_000)
+
+    def outline(at: int) -> str:
+        with paths[1].open("r+b") as file:
+            file.seek(at)
+            file.write(b"x" * 200_000)
+        try:
+            return str(measure_files(paths))
+        finally:
+            with paths[1].open("r+b") as file:
+                file.seek(at)
+                file.write(bytes(200_000))
+
+    before = str(measure_files(paths))
+    assert len({before, *(outline(at) for at in (0, 40_000_000, 79_800_000))}) == 4
+    assert str(measure_files(paths)) == before
+
+
+def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
+    import datasets
+
+    source = HFSource(path=str(tmp_path / "saved"))
+    outlines = []
+    for word in ("one", "two"):
+        datasets.Dataset.from_list([{"text": word}]).save_to_disk(str(tmp_path / "saved"))
+        outlines.append(str(source.outline("train")))
+    assert outlines[0] != outlines[1]
 
 
 @pytest.mark.parametrize(
