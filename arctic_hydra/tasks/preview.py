@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PAGE = "preview.html"
 Pieces = list[tuple[str, bool]]
+# Control characters but for newline and tab (C0, DEL, C1), and those that override the writing direction.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def execute(run: Run, run_dir: Path) -> Path:
@@ -66,11 +69,19 @@ def _print(title: str, table: list[list[str]], shown: list[tuple[str, Pieces]]) 
         console.print(Text(f"\n--- {heading}", style="bold"))
         text = Text()
         for part, trained in parts:
-            # Data may hold the escape codes of terminals; without colours, brackets mark what is trained.
-            plain = part.replace("\x1b", "␛")
+            plain = harmless(part)  # without colours, brackets mark what is trained
             shown_text = plain if console.is_terminal or not trained else f"[[{plain}]]"
             text.append(shown_text, style="black on green" if trained else "dim")
         console.print(text)
+
+
+def harmless(text: str) -> str:
+    """Return text with what steers a terminal, or turns the order of what it shows, as signs that name it."""
+    return _STEERING.sub(lambda match: _sign(ord(match[0])), text)
+
+
+def _sign(code: int) -> str:
+    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"‹U+{code:04X}›"
 
 
 def _page(title: str, parts: list[Part]) -> str:

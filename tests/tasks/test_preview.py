@@ -9,7 +9,7 @@ import pytest
 
 from arctic_hydra.data.base import Example
 from arctic_hydra.report import aligned, data_table
-from arctic_hydra.tasks.preview import pieces
+from arctic_hydra.tasks.preview import harmless, pieces
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import run
 from tests.data.samples import chat, write_lines
@@ -17,14 +17,14 @@ from tests.data.samples import chat, write_lines
 
 @pytest.mark.slow
 def test_preview_marks_the_answers(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [chat("<b>q</b>", "\x1b[31manswer"), chat("word " * 300, "a")])
+    write_lines(tmp_path / "a.jsonl", [chat("<b>q</b>", "\x1b[31man\x9bswer"), chat("word " * 300, "a")])
     done = run("task=preview data=json data.sources.json.path=a.jsonl data.max_length=64 data.num_proc=1", tmp_path)
-    assert "[[␛[31manswer<|im_end|>]]" in done.stdout and "\x1b" not in done.stdout
+    assert "[[␛[31man‹U+009B›swer<|im_end|>]]" in done.stdout and not {"\x1b", "\x9b"} & set(done.stdout)
     assert re.search(r"json +2 +1 .* 1 overlong, \d+ tokens lost", done.stdout)
     [folder] = (tmp_path / "outputs" / "default").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["preview.html"], "no record: the run has not begun"
     page = (folder / "preview.html").read_text()
-    assert "&lt;b&gt;q&lt;/b&gt;" in page and "<mark>\x1b[31manswer&lt;|im_end|&gt;</mark>" in page
+    assert "&lt;b&gt;q&lt;/b&gt;" in page and "<mark>\x1b[31man\x9bswer&lt;|im_end|&gt;</mark>" in page
     assert "preview.html" in done.stdout.splitlines()[-1]
 
 
@@ -35,6 +35,17 @@ def test_pieces_join_to_the_whole() -> None:
     found = pieces(Example("s", 0, ids, mask), tokenizer)
     assert "".join(text for text, _ in found) == tokenizer.decode(ids)
     assert [trained for _, trained in found] == [False, True, False, True]
+
+
+def test_what_steers_a_terminal_is_shown_as_a_sign() -> None:
+    assert harmless("\x1b[31m\x9b2J\x07\rover\x7f\x00") == "␛[31m‹U+009B›2J␇␍over␡␀"
+    assert harmless("a\u202eb\u2066c\u2069") == "a‹U+202E›b‹U+2066›c‹U+2069›"
+    steering = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+    assert all(
+        not set(map(chr, steering)) & set(harmless(chr(code))) for code in set(steering) - {ord("\n"), ord("\t")}
+    )
+    plain = "Zeile\n\tö 漢字 שלום 👩\u200d💻"
+    assert harmless(plain) == plain
 
 
 def figures(**changes: object) -> dict[str, object]:
