@@ -97,5 +97,5 @@ def gpu(session: nox.Session) -> None:
     """Run the tests marked `gpu`, one process, on a machine with a CUDA device."""
     if shutil.which("nvidia-smi") is None:
         session.skip("no CUDA device here: nvidia-smi is not installed")
-    session.install(*PINNED, "-e", ".[test]")
+    session.install(*PINNED, "-e", ".[test]", "ninja", "torchao")
     session.run("pytest", "-m", "gpu", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar
@@ -34,6 +35,10 @@ class ModelConverter(Component):
     @abstractmethod
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the converted model: the same object changed in place, or a wrapper."""
+
+    def exactly(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which `model` computes without any rounding of this converter: probes look at it there."""
+        return nullcontext()
 
     def post_optimizer_hook(self, model: torch.nn.Module) -> None:
         """Act on the model after each real optimizer step; the loop calls it, once per step at every ZeRO stage."""

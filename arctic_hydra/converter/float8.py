@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field, replace
+from types import MethodType
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
@@ -59,12 +61,35 @@ class Float8Converter(ModelConverter):
             raise ConfigError(
                 f"converter.float8: {torch.cuda.get_device_name()} has no float8 (compute capability 8.9 or more); leave it out"
             )
-        linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        # Not its subclasses: those that hold weights in few bits, for one, multiply in a way of their own.
+        linear = {name: m for name, m in model.named_modules() if type(m) is torch.nn.Linear}
         excluded = matching("converter.float8.exclude", self.exclude, linear)
 
         def wanted(module: torch.nn.Module, name: str) -> bool:
             sizes = (getattr(module, "in_features", 1), getattr(module, "out_features", 1))
-            return name not in excluded and all(size % _MULTIPLE == 0 for size in sizes)
+            return name in linear and name not in excluded and all(size % _MULTIPLE == 0 for size in sizes)
 
-        config = replace(Float8LinearConfig.from_recipe_name(self.recipe), emulate=self.emulate)
+        if not any(wanted(module, name) for name, module in linear.items()):
+            raise ConfigError(
+                f"converter.float8: {type(model).__name__} has no linear layer to convert: none whose sizes are multiples of "
+                f"{_MULTIPLE} is left beside converter.float8.exclude={self.exclude}; leave float8 out"
+            )
+        # The inner dimension of the weight gradient's product is the tokens: any number of them, but for the padding.
+        recipe = Float8LinearConfig.from_recipe_name(self.recipe)
+        config = replace(recipe, emulate=self.emulate, pad_inner_dim=True)
         return convert_to_float8_training(model, module_filter_fn=wanted, config=config)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def exactly(self, model: torch.nn.Module) -> Iterator[None]:
+        """Multiply in the model's dtype within this context: a scale is shared by all tokens, so each depends on each."""
+        import torch
+        from torchao.float8.float8_linear import Float8Linear
+
+        layers = [module for module in model.modules() if isinstance(module, Float8Linear)]
+        for layer in layers:
+            layer.forward = MethodType(torch.nn.Linear.forward, layer)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -77,7 +77,9 @@ class SFTTrainer(Trainer):
         from arctic_hydra.trainer.isolation import check_isolation
 
         super().equip(tools)
-        with distributed.alone():  # the tokens that try it out are no part of a shared sequence
+        with distributed.alone(), ExitStack() as exact:  # the tokens that try it out are no part of a shared sequence
+            for converter in tools.converters:
+                exact.enter_context(converter.exactly(tools.engine.module))
             if tools.packed:
                 check_isolation(tools.engine, tools.device, tools.model_factory.attn_implementation)
             self._losses = self._loss_computer(tools)

@@ -1,10 +1,16 @@
-"""Float8 products by torchao, emulated: losses and gradients near the plain ones."""
+"""Float8 products by torchao, emulated and on the CPU: losses and gradients near the plain ones."""
 
 from __future__ import annotations
 
-import pytest
+from copy import deepcopy
 
+import pytest
+import torch
+
+from arctic_hydra.converter.float8 import Float8Converter
+from arctic_hydra.errors import ConfigError
 from tests.converter import lab
+from tests.trainer.loop import tiny_factory
 
 pytestmark = pytest.mark.extras
 
@@ -24,3 +30,49 @@ def test_its_losses_are_near_the_plain_ones(kind, tmp_path):
     assert rounded["losses"] == pytest.approx(plain["losses"], rel=5e-3)
     assert rounded["norms"] == pytest.approx(plain["norms"], rel=0.1)
     assert all(not value.equal(plain["weights"][name]) for name, value in rounded["weights"].items() if "proj" in name)
+
+
+RECIPES = ["tensorwise", "rowwise", "rowwise_with_gw_hp"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_any_number_of_tokens_suits_the_kernel(recipe, monkeypatch):
+    """CUDA's kernel takes an inner dimension and a last one that are multiples of 16; the CPU's takes any."""
+    sizes, multiply = [], torch._scaled_mm
+
+    def recording(a, b, *more, **settings):
+        sizes.append((*a.shape, b.shape[1]))
+        return multiply(a, b, *more, **settings)
+
+    monkeypatch.setattr(torch, "_scaled_mm", recording)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    torch.manual_seed(0)
+    plain = tiny_factory(tie_word_embeddings=False)
+    plain = plain.create_model(plain.create_config())
+    rounded = Float8Converter(recipe=recipe).convert(deepcopy(plain))
+    ids = torch.arange(37)[None]
+    rounded(ids, labels=ids).loss.backward()
+    plain(ids, labels=ids).loss.backward()
+    assert len(sizes) == 2 * 7 * (2 if recipe == "rowwise_with_gw_hp" else 3)
+    assert all(k % 16 == 0 and n % 16 == 0 for _, k, n in sizes), sizes
+    for (name, p), q in zip(rounded.named_parameters(), plain.parameters(), strict=True):
+        assert float((p.grad - q.grad).norm() / q.grad.norm()) < 0.2, name
+
+
+def test_within_exactly_there_is_no_rounding():
+    factory, ids = tiny_factory(tie_word_embeddings=False), torch.arange(9)[None]
+    model = factory.create_model(factory.create_config()).eval()
+    converter = Float8Converter(emulate=True)
+    with torch.no_grad():
+        plain = model(ids).logits
+        converter.convert(model)
+        with converter.exactly(model):
+            assert torch.equal(model(ids).logits, plain)
+        assert not torch.equal(model(ids).logits, plain)
+
+
+def test_a_model_without_a_layer_to_convert_is_refused():
+    factory = tiny_factory(hidden_size=24, intermediate_size=40)
+    model = factory.create_model(factory.create_config())
+    with pytest.raises(ConfigError, match="converter.float8: LlamaForCausalLM has no linear layer to convert"):
+        Float8Converter(emulate=True).convert(model)
