@@ -16,6 +16,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import format_count
 from arctic_hydra.metrics import objective, read_metrics
+from arctic_hydra.model.base import layer_configs
 from arctic_hydra.record import FINISHED, STOPPED
 from arctic_hydra.redaction import redact
 from arctic_hydra.trainer.base import Trainer
@@ -32,7 +33,7 @@ class ModelFacts:
     parameters: int
     trainable: int
     flops_shape: tuple[int, int, int, int]
-    """Parameters of the body, of the head (as large as the embedding), layers, attention width."""
+    """Parameters of the body, of the head (as large as the embedding), layers, attention width (0 where nothing tells it)."""
 
 
 def model_facts(model: Any) -> ModelFacts:
@@ -45,11 +46,17 @@ def model_facts(model: Any) -> ModelFacts:
     trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
     total = sum(sizes.values())
     table = int(text.vocab_size * text.hidden_size)
-    own_head = model.get_output_embeddings() is not None and not text.tie_word_embeddings
+    own_head = model.get_output_embeddings() is not None and not getattr(text, "tie_word_embeddings", False)
     body, projected = total - table * (2 if own_head else 1), table
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shape = (body, projected, int(text.num_hidden_layers), int(head_size * text.num_attention_heads))
+    widths = [_attention_width(layer) for layer in layer_configs(model.config)]
+    shape = (body, projected, int(text.num_hidden_layers), sum(widths) // len(widths))
     return ModelFacts(type(model).__name__, total, trainable, shape)
+
+
+def _attention_width(layer: Any) -> int:
+    """Return heads times their size from a layer's config, or 0 where it names no heads: their FLOPs are left out then."""
+    heads = getattr(layer, "num_attention_heads", None) or 0
+    return int(heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)) if heads else 0
 
 
 def _numbers(parameter: Any) -> int:

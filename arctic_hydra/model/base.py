@@ -153,6 +153,15 @@ class ModelFactory(Component):
         return model
 
 
+def layer_configs(config: PretrainedConfig) -> list[Any]:
+    """Return the text model's config, or where its layers differ (the head sizes of Gemma 4), one of each layer.
+
+    Of layers that differ, transformers refuses to read the values that do so from the whole config.
+    """
+    text = config.get_text_config()
+    return list(text.per_layer_config) if getattr(text, "is_heterogeneous", False) else [text]
+
+
 def layers(model: torch.nn.Module) -> list[Any]:
     """Return the transformer layers of a model of transformers, in order."""
     from transformers.modeling_layers import GradientCheckpointingLayer

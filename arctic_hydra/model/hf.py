@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
@@ -16,6 +18,10 @@ from arctic_hydra.model.base import ModelFactory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+_LOOKED_FOR = re.compile(r'getattr\(\s*[\w.]*config,\s*"(\w+)"')
+_TAKEN = re.compile(r'kwargs\.(?:pop|get)\(\s*"(\w+)"')
 
 
 @component(group="model", name="hf")
@@ -118,11 +124,31 @@ def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool
         raise unreadable(name_or_path, error) from error
 
 
-def check_values(config: PretrainedConfig, values: dict[str, Any], key: str) -> None:
-    """Raise ModelError for a value that the config does not have."""
+def check_values(config: PretrainedConfig, values: dict[str, Any], key: str, *, made_anew: bool = False) -> None:
+    """Raise ModelError for a value that nothing reads: neither the config has it, nor does the model's code look for it.
+
+    That code asks some configs for values that they need not have, such as the `head_dim` of Qwen3-MoE. Others are read only
+    when a config is made, such as the `global_head_dim` of Gemma 4: they count where it is `made_anew` from the values.
+    """
     for name in values:
-        if not hasattr(config, name):
+        if not (_has(config, name) or name in _read_by_code(type(config), made_anew)):
             raise ModelError(f"{key}.{name}: {type(config).__name__} has no such value; see its documentation")
+
+
+def _has(config: PretrainedConfig, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except RuntimeError:  # its layers have it, each its own: see `layer_configs`
+        return True
+
+
+def _read_by_code(kind: type[PretrainedConfig], made_anew: bool) -> set[str]:
+    """Return the values that the architecture's code looks for in a config, or takes when one is made, with a default."""
+    folder = Path(inspect.getfile(kind)).parent
+    found = {name for path in folder.glob("modeling_*.py") for name in _LOOKED_FOR.findall(path.read_text("utf-8"))}
+    if made_anew:
+        found |= set(_TAKEN.findall(inspect.getsource(kind)))
+    return found
 
 
 def where(name_or_path: str, revision: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from arctic_hydra.component import component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.human_numbers import HumanInt, integer
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.base import ModelFactory, layer_configs
 from arctic_hydra.model.hf import check_model_directory, check_values, read_config
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ class RandomModelFactory(ModelFactory):
             from transformers import AutoConfig
 
             config = _config_of(str(self.architecture))
-            check_values(config, sizes, "model")
-            check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+            check_values(config, sizes, "model", made_anew=True)
+            check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
             return AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs})
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
-        check_values(config, sizes, "model")
-        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+        check_values(config, sizes, "model", made_anew=True)
+        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
         return _resized(config, {**sizes, **self.hf_config_kwargs})
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
@@ -135,7 +135,8 @@ def _resized(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConf
         derived |= {
             name for name, value in old.items() if isinstance(value, list) and len(value) == text.num_hidden_layers
         }
-    default_head = old.get("head_dim") == text.hidden_size // text.num_attention_heads
+    heads = getattr(layer_configs(config)[0], "num_attention_heads", None)
+    default_head = heads and old.get("head_dim") == text.hidden_size // heads
     if default_head and values.keys() & {"hidden_size", "num_attention_heads"}:
         derived.add("head_dim")
     kept = {name: value for name, value in old.items() if name not in derived}

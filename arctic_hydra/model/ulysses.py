@@ -17,22 +17,30 @@ import torch.distributed as dist
 
 from arctic_hydra.distributed import SequenceGroup
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.model.base import layer_configs
 
 
 def check_heads(config: Any, size: int) -> None:
     """Refuse a group size that the model's heads cannot be dealt to; raises ConfigError with the numbers."""
-    text = config.get_text_config()
-    heads = int(text.num_attention_heads)
-    shared = int(getattr(text, "num_key_value_heads", None) or heads)
-    if heads % size:
-        raise ConfigError(
-            f"trainer.sequence_parallel_size: got {size}, but the model has {heads} attention heads; expected a divisor of {heads}"
-        )
-    if shared % size and size % shared:
-        raise ConfigError(
-            f"trainer.sequence_parallel_size: got {size}, but the model has {shared} key-value heads; expected a divisor or "
-            f"a multiple of {shared}"
-        )
+    if size == 1:
+        return
+    for layer in layer_configs(config):
+        heads = getattr(layer, "num_attention_heads", None)
+        if not heads:
+            raise ConfigError(
+                f"trainer.sequence_parallel_size: got {size}, but a {config.model_type} model has no attention heads to be dealt "
+                "to the ranks; pass trainer.sequence_parallel_size=1"
+            )
+        shared = int(getattr(layer, "num_key_value_heads", None) or heads)
+        if heads % size:
+            raise ConfigError(
+                f"trainer.sequence_parallel_size: got {size}, but the model has {heads} attention heads; expected a divisor of {heads}"
+            )
+        if shared % size and size % shared:
+            raise ConfigError(
+                f"trainer.sequence_parallel_size: got {size}, but the model has {shared} key-value heads; expected a divisor or "
+                f"a multiple of {shared}"
+            )
 
 
 def attend_together(

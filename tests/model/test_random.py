@@ -12,6 +12,7 @@ import torch
 from arctic_hydra import engine
 from arctic_hydra.checkpoint.weights import gather_weights
 from arctic_hydra.errors import ModelError
+from arctic_hydra.model.hf import check_values
 from arctic_hydra.model.random import RandomModelFactory
 from tests.command import losses, only_run, run
 from tests.ranks import run_ranks
@@ -69,6 +70,28 @@ def test_what_a_named_config_derives_follows_the_given_sizes(tmp_path):
     factory(architecture="llama", head_dim=None).create_config().save_pretrained(tmp_path)
     config = RandomModelFactory(name_or_path=str(tmp_path), hidden_size=64).create_config()
     assert (config.hidden_size, config.head_dim, config.vocab_size) == (64, 16, 96)
+
+
+def test_values_that_only_the_models_code_knows(tmp_path):
+    """The config of Qwen3-MoE has no head size of its own, but its model asks for one and its checkpoints set it."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    made = factory(architecture="qwen3_moe", head_dim=None, hf_config_kwargs={"head_dim": 16, **experts})
+    config = made.create_config()
+    assert made.create_model(config).model.layers[0].self_attn.q_proj.weight.shape == (4 * 16, 32)
+    config.save_pretrained(tmp_path)
+    check_values(config, {"head_dim": 8}, "model.hf_config_kwargs")
+    named = RandomModelFactory(name_or_path=str(tmp_path), head_dim=8)
+    assert named.create_config().head_dim == 8
+    with pytest.raises(ModelError, match="model.hf_config_kwargs.head_dims: Qwen3MoeConfig has no such value"):
+        check_values(config, {"head_dims": 8}, "model.hf_config_kwargs")
+
+
+def test_a_value_that_only_a_new_config_takes():
+    values = {"global_head_dim": 16, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8}
+    config = factory(architecture="gemma4_text", hf_config_kwargs=values).create_config()
+    assert [layer.head_dim for layer in config.per_layer_config] == [8, 16]
+    with pytest.raises(ModelError, match="global_head_dim: Gemma4TextConfig has no such value"):
+        check_values(config, {"global_head_dim": 32}, "model.hf_config_kwargs")
 
 
 @pytest.mark.parametrize(

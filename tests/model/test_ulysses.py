@@ -9,6 +9,7 @@ from arctic_hydra import config, distributed
 from arctic_hydra.data.sequence import part
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.model.ulysses import check_heads
 from arctic_hydra.trainer.loss import supervised_logits
 from tests.command import SMALL, metrics, only_run, run
@@ -145,6 +146,13 @@ def test_heads_that_cannot_be_dealt_are_refused(heads, shared, size, message):
         return
     with pytest.raises(ConfigError, match=message):
         check_heads(described, size)
+
+
+def test_a_model_without_heads_is_refused_where_ranks_share_sequences():
+    described = RandomModelFactory(architecture="mamba", hidden_size=32, num_hidden_layers=1).create_config()
+    check_heads(described, 1)
+    with pytest.raises(ConfigError, match="sequence_parallel_size: got 2, but a mamba model has no attention heads"):
+        check_heads(described, 2)
 
 
 def test_the_global_batch_counts_groups_of_ranks():
