@@ -71,19 +71,16 @@ def _dispatch(arguments: list[str]) -> int:
     if options.cfg:
         Job.of(job, options.overrides)
         return _show(options, cfg, job)
-    if _has_launcher(options.overrides):
+    # Hydra itself would ignore a launcher here. One that an experiment chooses is for its training: other tasks run here.
+    launched = cfg.task is config.Task.train or any(compose.is_hydras(item, "launcher") for item in options.overrides)
+    if launched and cfg.hydra.runtime.choices["hydra/launcher"] != "basic":
         return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
         if compose.is_hydras(override) and not compose.is_hydras(override, "searchpath"):
             raise ConfigError(
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )
-    return run_one(job, options.overrides)
-
-
-def _has_launcher(overrides: list[str]) -> bool:
-    """Whether a launcher is chosen: Hydra itself would ignore it on a single run."""
-    return any(item.lstrip("+").startswith("hydra/launcher=") and not item.endswith("=basic") for item in overrides)
+    return run_one(job, [*compose.flags(name, options.config_dir), *options.overrides])
 
 
 def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:

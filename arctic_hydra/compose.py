@@ -8,12 +8,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -78,25 +81,46 @@ def _free_form() -> set[str]:
     )
 
 
+@contextmanager
+def hydra_with(config_dir: str | None = None) -> Iterator[ConfigLoader]:
+    """Have Hydra find our options, those of extensions, and those below `config_dir`; yield what loads them.
+
+    A folder given by the override `hydra.searchpath` instead would come too late for a whole config in it.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+        if config_dir:
+            path = GlobalHydra.instance().config_loader().get_search_path()
+            # Behind ours and those of extensions, which it cannot shadow by accident, and before the schemas: Hydra wants these last.
+            path.prepend("command-line", f"file://{Path(config_dir).absolute()}", anchor="schema")
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("arctic_hydra", path)
+        yield GlobalHydra.instance().config_loader()
+
+
 def compose_config(overrides: list[str], config_name: str, config_dir: str | None = None) -> DictConfig:
     """Compose without running anything, and check every target of the result, Hydra's own node included.
 
     Raises ConfigError in place of everything that Hydra and OmegaConf raise.
     """
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+    with hydra_with(config_dir):
         try:
-            cfg = compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
+            cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             in_hydra = any(item.startswith("hydra.") for item in overrides)  # its keys may be what was mistyped
             raise explain(
                 error,
                 overrides,
-                lambda kept: compose(config_name, overrides=[*extra, *kept], return_hydra_config=in_hydra),
+                lambda kept: compose(config_name, overrides=kept, return_hydra_config=in_hydra),
             ) from error
     check_targets(OmegaConf.to_container(cfg, resolve=False))
     return cfg
+
+
+def flags(config_name: str, config_dir: str | None) -> list[str]:
+    """Return what says on a command line where configs are found, nothing where these are our own."""
+    name = [] if config_name == "config" else ["--config-name", config_name]
+    return [*name, *(["--config-dir", config_dir] if config_dir else [])]
 
 
 def is_hydras(override: str, part: str = "") -> bool:
@@ -157,6 +181,11 @@ def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigErr
         )
     if isinstance(error, MissingConfigException) and "Available options in" in text:
         return _unknown_option(text)
+    if match := re.search(r"Cannot find primary config '([^']+)'", text):
+        return ConfigError(
+            f"--config-name: got {match[1]!r}, but neither arctic_hydra nor --config-dir has such a file; expected the name of a "
+            "whole config, without .yaml"
+        )
     if match := re.search(r"Could not load '([^']+)'", text):
         return _no_such_option(*match[1].rpartition("/")[::2])
     if "Ambiguous value" in text:
@@ -317,6 +346,10 @@ def tried_values(item: Override) -> list[str]:
         return [item.get_value_element_as_str()]
     if item.is_discrete_sweep():
         found = list(item.sweep_string_iterator())
+        if not found:
+            raise ConfigError(
+                f"{item.get_key_element()}: got {str(item.input_line).partition('=')[2]}, which holds no value"
+            )
         return found if not item.is_range_sweep() else [found[0], found[-1]]
     interval = item.value()
     assert isinstance(interval, IntervalSweep), item.input_line
@@ -325,12 +358,9 @@ def tried_values(item: Override) -> list[str]:
 
 def parse(overrides: list[str]) -> list[Override]:
     """Return the parsed overrides of a sweep; raises ConfigError where the grammar refuses one."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+    with hydra_with() as loader:
         try:
-            return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(
-                overrides
-            )
+            return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
         except (HydraException, ValueError) as error:
             raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error
 

@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -38,6 +36,7 @@ class Multirun:
 
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
+        self._flags = compose.flags(config_name, config_dir)
         self._hydras = hydras = [item for item in overrides if compose.is_hydras(item)]
         own = [item for item in overrides if not compose.is_hydras(item)]
         self._search_path = [item for item in hydras if compose.is_hydras(item, "searchpath")]
@@ -51,7 +50,7 @@ class Multirun:
         params = self.master.hydra.sweeper.get("params") or {}
         self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *own]
         """The command line less Hydra's own part, with the sweeper's `params` before it."""
-        self.command = [*self._flags(), *hydras, *self.overrides]
+        self.command = [*self._flags, *hydras, *self.overrides]
         """What stands behind `-m`."""
 
     @property
@@ -69,15 +68,11 @@ class Multirun:
         """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
         # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
         own = [item for item in self._hydras if not compose.is_hydras(item, "sweeper")]
-        said = [*self._flags(), *(own if self.on_cluster else self._search_path), *overrides]
+        said = [*self._flags, *(own if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
             cfg.ranks = str(slots.ranks)
             said.append(f"ranks={slots.ranks}")
         return Job.of(cfg, said)
-
-    def _flags(self) -> list[str]:
-        name = [] if self._name == "config" else ["--config-name", self._name]
-        return [*name, *(["--config-dir", self._dir] if self._dir else [])]
 
     def samples(self) -> list[list[str]]:
         """Return the overrides of each job of a grid, or of enough jobs of a search to try every bound and choice."""
@@ -100,7 +95,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         if multirun.on_cluster:
             [task, *_] = [job.run.task.name for job in jobs.values() if job.run.task is not config.Task.train]
             raise ConfigError(
-                f"task: got {task}, which runs on this machine; remove hydra/launcher={multirun.launcher}"
+                f"task: got {task}, which runs on this machine; pass hydra/launcher=basic instead of {multirun.launcher}"
             )
         return _each([(multirun.composed(sample), list(sample)) for sample in jobs], run_one)
     refuse_mixed(list(jobs.values()))
@@ -136,11 +131,8 @@ def _hand_over(multirun: Multirun, conductor: Conductor, grid: list[list[str]] |
     if multirun.launcher == "basic":
         with open_dict(multirun.master):
             multirun.master.hydra.launcher = {"_target_": _ONE_BY_ONE}
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(compose.conf_dir(), version_base="1.3", job_name="arctic_hydra"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        context: Any = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+    with compose.hydra_with() as loader:
+        context: Any = HydraContext(config_loader=loader, callbacks=Callbacks())
         given: Any = {"config": multirun.master, "hydra_context": context, "task_function": conductor}
         if grid is not None:
             # Hydra's grid sweeper would compose every job once more to see that it can be.

@@ -378,7 +378,7 @@ def test_nothing_is_imported_for_a_refused_target(tmp_path):
     """The module would leave a file when it is imported; also from an option file, in Hydra's own node, and in lists."""
     (tmp_path / "evil.py").write_text("open('imported', 'w').close()\n")
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
-    (tmp_path / "mine" / "optimizer" / "bad.yaml").write_text("_target_: evil.Optimizer\nlr: 1\n")
+    (tmp_path / "mine" / "optimizer" / "bad.yaml").write_text("defaults: [adamw, _self_]\n_target_: evil.Optimizer\n")
     (tmp_path / "mine" / "logged.yaml").write_text(
         "defaults: [config, _self_]\nhydra: {job_logging: {formatters: {x: {(): evil.f}}, handlers: {h: {class: evil.H}}}}\n"
     )
@@ -392,7 +392,26 @@ def test_nothing_is_imported_for_a_refused_target(tmp_path):
     ):
         done = subprocess.run([sys.executable, "-m", "arctic_hydra", *arguments], capture_output=True, text=True)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+        assert "evil." in done.stderr, done.stderr
         assert not (tmp_path / "imported").exists()
+
+
+def test_a_whole_config_and_a_launcher_of_an_experiment_are_heeded(tmp_path, capsys):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "whole.yaml").write_text("defaults: [config, _self_]\nseed: 5\n")
+    (tmp_path / "mine" / "experiment" / "onslurm.yaml").write_text(
+        "# @package _global_\ndefaults: [override /hydra/launcher: slurm]\nhydra: {launcher: {dry_run: true}}\n"
+    )
+    assert main(["--config-dir", "mine", "--config-name", "whole", "--cfg", "job"]) == 0
+    assert "\nseed: 5\n" in capsys.readouterr().out
+    assert main(["--config-name", "whole"]) == 2
+    assert "--config-name: got 'whole', but neither arctic_hydra nor --config-dir has" in capsys.readouterr().err
+    assert main(["--config-dir", "mine", "experiment=onslurm"]) == 0
+    assert "#SBATCH --nodes=1" in capsys.readouterr().out and not (tmp_path / "outputs").exists()
+    assert main(["--config-dir", "mine", "experiment=onslurm", "task=check"]) == 0
+    assert "the configuration is valid" in capsys.readouterr().out
+    assert main(["--config-dir", "mine", "experiment=onslurm", "task=check", "hydra.launcher.dry_run=false"]) == 2
+    assert "task: got check, which runs on this machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

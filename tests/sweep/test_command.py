@@ -24,6 +24,7 @@ def in_tmp(tmp_path, monkeypatch):
     ("arguments", "text"),
     [
         ("-m optimizer.lrr=1,2", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
+        ("-m seed=range(1,1)", "seed: got range(1,1), which holds no value"),
         ("-m optimizer.lr=1,-2", "optimizer.lr: got -2"),
         (
             "-m optimizer.lr=1e-4,0.0001",
