@@ -54,11 +54,10 @@ OPTIONS = [
     for group, options in groups().items()
     if group not in ("source", "experiment") and "/" not in group
     for option in options
-    if (group, option) != ("data", "preference")  # no trainer of this package works with it
 ]
 
 
-REQUIRING = (("data", "json"), ("data", "text"))
+REQUIRING = (("data", "json"), ("data", "text"), ("data", "preference"))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
@@ -71,6 +70,7 @@ def test_every_option_composes_and_builds(group, option):
     required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
     required += {
+        ("data", "preference"): ["task=preview"],  # no trainer of this package works with it
         ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
         ("peft", "any"): ["peft.peft_type=IA3"],
         ("peft", "qlora"): ["model=hf"],

@@ -48,6 +48,8 @@ class Example:
     ids: list[int]
     mask: list[int]
     """1 where a token is trained on."""
+    side: str = ""
+    """Of a preference, `chosen` or `rejected`."""
 
 
 class Loader(Protocol):

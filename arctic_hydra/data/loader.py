@@ -133,9 +133,11 @@ class PackedLoader:
             mine = self._examples[self._store.sources[self._examples] == index]
             for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
                 flat = self._store.flat
-                for document in self._store.documents(int(mine[place])):
+                documents = self._store.documents(int(mine[place]))
+                sides = ("",) if len(documents) == 1 else ("chosen", "rejected")
+                for document, side in zip(documents, sides, strict=True):
                     ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()
-                    found.append(Example(name, int(flat.rows[document]), ids, mask))
+                    found.append(Example(name, int(flat.rows[document]), ids, mask, side))
         return found
 
 

@@ -50,7 +50,8 @@ def _part(name: str, loader: Loader, count: int, tokenizer: PreTrainedTokenizerB
 
 
 def _heading(example: Example) -> str:
-    return f"{example.source}, row {example.row}: {len(example.ids):,} tokens, {sum(example.mask):,} trained"
+    side = f" {example.side}" if example.side else ""
+    return f"{example.source}, row {example.row}{side}: {len(example.ids):,} tokens, {sum(example.mask):,} trained"
 
 
 def pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> Pieces:

@@ -120,7 +120,8 @@ def test_rows_of_another_form_are_refused(small_chats: Path, tokenizer: Any) -> 
 
 def test_a_preview_shows_both_sides(rows: Path, tokenizer: Any) -> None:
     loader, _ = pairs(rows).build(tokenizer, geometry())
-    assert [example.row for example in loader.preview(2)] == [0, 0, 23, 23]
+    shown = [(example.row, example.side) for example in loader.preview(2)]
+    assert shown == [(0, "chosen"), (0, "rejected"), (23, "chosen"), (23, "rejected")]
     assert loader.summary()["examples"] == 24
 
 
@@ -145,6 +146,9 @@ def test_refused_fields(fields: dict[str, Any], message: str) -> None:
 
 
 def test_a_trainer_of_answers_refuses_pairs() -> None:
-    message = r"data: got preference \(PreferenceDataFactory\), but trainer=sft \(SFTTrainer\) works with data=sft"
-    with pytest.raises(ConfigError, match=message):
-        built("data=preference", "data.sources.preference.path=x.jsonl")
+    message = (
+        r"data: got preference \(PreferenceDataFactory\), but trainer=sft \(SFTTrainer\) works with data=sft; task=pre"
+    )
+    for task in ("train", "check", "export"):
+        with pytest.raises(ConfigError, match=message):
+            built("data=preference", "data.sources.preference.path=x.jsonl", f"task={task}")

@@ -28,6 +28,22 @@ def test_preview_marks_the_answers(tmp_path: Path) -> None:
     assert "preview.html" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_preview_shows_pairs_which_no_trainer_here_works_with(tmp_path: Path) -> None:
+    write_lines(tmp_path / "p.jsonl", [{"system": "s", "question": "q", "chosen": "yes", "rejected": "no"}])
+    done = run("task=preview data=preference data.sources.preference.path=p.jsonl data.num_proc=1", tmp_path)
+    prompt = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    for side, answer in (("chosen", "yes"), ("rejected", "no")):
+        assert f"row 0 {side}: 24 tokens, 3 trained\n{prompt}[[{answer}<|im_end|>]]" in done.stdout
+    [page] = (tmp_path / "outputs" / "default").glob("*/preview.html")
+    assert "<mark>yes&lt;|im_end|&gt;</mark>" in page.read_text() and "row 0 rejected" in page.read_text()
+    refused = run("data=preference data.sources.preference.path=p.jsonl", tmp_path, code=2)
+    assert (
+        "data: got preference (PreferenceDataFactory), but trainer=sft (SFTTrainer) works with data=sft"
+        in refused.stderr
+    )
+
+
 def test_pieces_join_to_the_whole() -> None:
     tokenizer = BundledTokenizerFactory().create_tokenizer()
     ids = tokenizer("Wie? So, am Ende gut")["input_ids"]
