@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ Span = tuple[int, int]
 _EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE: list[Message] = [{"role": "user", "content": "x"}]
-# Llama 3.1 writes today's date unless it is given one; a training set must not change at midnight.
-_FIXED_DATE = "26 Jul 2024"
+# Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
+_FIXED_DATE = datetime(2024, 7, 26)
 _TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
 
 
@@ -81,7 +82,7 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None) -> None:
         self._turns = turns or TurnChoice()
         self._template = template_of(tokenizer)
-        _flatten_globals(self._template)
+        _fix_globals(self._template)
         known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
         self._reasoning_key = known[0] if len(known) == 1 else None
         self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
@@ -90,7 +91,7 @@ class ChatEncoder:
         self._tagged = bool(_GENERATION_TAG.search(self._template))
         self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         if "date_string" in self._template:
-            self._variables["date_string"] = _FIXED_DATE
+            self._variables["date_string"] = _FIXED_DATE.strftime("%d %b %Y")
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {token for token in tokenizer.all_special_tokens if token}
         self._specials = sorted(specials, key=lambda token: (-len(token), token))
@@ -344,14 +345,15 @@ class ChatEncoder:
         return Encoded(ids, spans, [last for _, last in spans])
 
 
-def _flatten_globals(template: str) -> None:
-    """Make one dictionary of the global names of a compiled template, which never change here.
+def _fix_globals(template: str) -> None:
+    """Make one dictionary of the global names of a compiled template, which never change here, and stop its clock.
 
     Jinja copies them for each rendering, and from the chain of dictionaries that it makes that is a quarter of the time.
+    The clock cannot be a variable of the rendering: transformers makes those plain data.
     """
     with suppress(Exception):  # not public, so it may be gone; and of a template that does not compile, rendering tells
         compiled = chat_template_utils._compile_jinja_template(template)
-        compiled.globals = dict(compiled.globals)
+        compiled.globals = {**compiled.globals, "strftime_now": _FIXED_DATE.strftime}
 
 
 def _pairs(bounds: Sequence[int]) -> list[Span]:

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +53,6 @@ def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Opt
         "tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": template,
-        # Such a template writes today's date: tomorrow's tokens are others.
-        "date": str(date.today()) if "strftime_now" in template and "date_string" not in template else "",
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from arctic_hydra.data import prepare as prepare_module
 from arctic_hydra.data import store as store_module
@@ -73,6 +75,25 @@ def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monk
     first = key(small_chats, tokenizer)
     monkeypatch.setattr(prepare_module, "CODE_VERSION", prepare_module.CODE_VERSION + 1)
     assert key(small_chats, tokenizer) != first
+
+
+def test_the_key_of_a_template_that_writes_the_date_is_that_of_yesterday(
+    small_chats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer("{{ strftime_now('%Y-%m-%d') }}" + CHATML_UNTAGGED)
+    first = factory(small_chats).process("train", tokenizer, World())
+    monkeypatch.setattr(SFTDataFactory, "load", lambda *_: pytest.fail("the cache was not used"))
+    for module in (prepare_module, chat_template_utils):
+        for name, real in (("date", date), ("datetime", datetime)):
+            monkeypatch.setattr(module, name, tomorrow(real), raising=False)
+    assert key(small_chats, tokenizer) == first.key
+
+
+def tomorrow(kind: Any) -> Any:
+    """Return the class with a clock that is a day ahead."""
+    ahead = timedelta(days=1)
+    clock = {name: classmethod(lambda cls, name=name: getattr(kind, name)() + ahead) for name in ("today", "now")}
+    return type(kind.__name__, (kind,), clock)
 
 
 def test_second_run_reads_what_the_first_wrote(

@@ -191,6 +191,14 @@ def test_llama_date_is_fixed() -> None:
     assert tokenizer.decode(encoded.ids).startswith("26 Jul 2024")
 
 
+def test_a_template_that_writes_the_date_gives_the_same_tokens_on_every_day() -> None:
+    """As gpt-oss's does, in a macro: a run could not be resumed after midnight."""
+    template = "{% macro today() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}{{ today() }}" + CHATML_UNTAGGED
+    tokenizer, encoded = encode(template, chat("hello", "world"))
+    assert isinstance(encoded, Encoded)
+    assert tokenizer.decode(encoded.ids).startswith("2024-07-26")
+
+
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
 CALL = {
     "role": "assistant",
