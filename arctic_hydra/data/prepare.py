@@ -76,7 +76,6 @@ def prepare(
     write_store(directory, chunks(), total.plain)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"
     log.info("%s: %d examples from %d rows, left out: %s", source.key, total.kept, total.rows, left_out)
-    check_stop(source.key, total, tokenizer)
 
 
 def check_stop(key: str, report: Report, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -63,7 +63,7 @@ class PreparedDataFactory(DataFactory):
     malformed: Malformed = Malformed.error
     """What becomes of a row that is no proper example; `drop` counts it."""
     train_eval_split: list[Any] = field(default_factory=lambda: [1.0, 0.0])
-    """Shares of the sources' examples to train on and to evaluate on; sums to 1."""
+    """Shares of the sources' rows to train on and to evaluate on; sums to 1."""
     num_proc: HumanInt | None = integer(None, minimum=1)
     """Processes that prepare data; all cores when unset."""
     cache: bool = True
@@ -226,7 +226,8 @@ class PreparedDataFactory(DataFactory):
         self, split: str, name: str, identity: dict[str, Any], tokenizer: PreTrainedTokenizerBase, world: World
     ) -> TokenStore:
         from arctic_hydra.data.entries import build_private, default_cache_dir, open_or_build
-        from arctic_hydra.data.prepare import check_supervised, prepare, prepared_key
+        from arctic_hydra.data.examples import Report
+        from arctic_hydra.data.prepare import check_stop, check_supervised, prepare, prepared_key
 
         options = self.options()
         key = prepared_key(identity, tokenizer, options)
@@ -246,6 +247,7 @@ class PreparedDataFactory(DataFactory):
             store = build_private(key, build)
         if world.is_main:
             check_supervised(self._key(split, name), store.report)
+            check_stop(self._key(split, name), Report.from_plain(store.report), tokenizer)
         return store
 
     @abstractmethod
@@ -253,24 +255,22 @@ class PreparedDataFactory(DataFactory):
         """Return what turns rows into examples."""
 
     def split(self, store: JoinedStore | PairStore, seed: int) -> tuple[Ints, Ints]:
-        """Return the examples to train on and those held out, drawn at random from `seed`."""
+        """Return the examples to train on and those held out, whole rows drawn at random from `seed`."""
         import numpy as np
 
         everything = _all_of(store)
         if self.train_eval_split[1] == 0:
             return everything, everything[:0]
-        held_out = max(1, round(len(everything) * self.train_eval_split[1]))
-        if held_out >= len(everything):
-            raise FieldError(
-                [
-                    (
-                        "train_eval_split",
-                        f"holds out {held_out} of {len(everything)} examples; nothing is left to train on",
-                    )
-                ]
-            )
-        order = np.argsort(np.random.PCG64(seed).random_raw(len(everything)), kind="stable")
-        return np.sort(order[held_out:]), np.sort(order[:held_out])
+        # Pieces of one row would give the evaluation away: they stay together.
+        starts = np.diff(store.rows, prepend=-1).astype(bool) | np.diff(store.sources, prepend=-1).astype(bool)
+        row_of, rows = np.cumsum(starts) - 1, int(starts.sum())
+        held_out = max(1, round(rows * self.train_eval_split[1]))
+        if held_out >= rows:
+            text = f"holds out {held_out} of {rows} rows that have examples; nothing is left to train on"
+            raise FieldError([("train_eval_split", text)])
+        order = np.argsort(np.random.PCG64(seed).random_raw(rows), kind="stable")
+        is_held_out = np.isin(row_of, order[:held_out])
+        return everything[~is_held_out], everything[is_held_out]
 
     def create_loader(
         self,

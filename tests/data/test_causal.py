@@ -41,6 +41,26 @@ def test_an_empty_text_without_any_token_is_left_out(tmp_path: Path) -> None:
     assert store.rows.tolist() == [1] and store.report["mine"]["dropped"] == {"no_supervised_token": 1}
 
 
+def test_the_pieces_of_a_document_are_on_one_side_of_the_split(tmp_path: Path, tokenizer: Any) -> None:
+    """Ten documents of ten had been trained on and evaluated on."""
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_text("".join(" ".join(f"d{n}w{place}" for place in range(60 * n)) + "\n" for n in range(1, 6)))
+    sources = {path.stem: TextSource(path=str(path)) for path in paths}
+    data = CausalDataFactory(sources=sources, num_proc=1, max_length=64, train_eval_split=[0.7, 0.3])
+    store = data.process("train", tokenizer, World())
+    train, held_out = (
+        [(int(store.sources[index]), int(store.rows[index])) for index in part] for part in data.split(store, 7)
+    )
+    assert len(set(train)) == 7 and len(set(held_out)) == 3 and not set(train) & set(held_out)
+    assert len(train) + len(held_out) == len(store) > 30
+    paths[0].write_text("word " * 200)
+    data = causal(paths[0], max_length=64, train_eval_split=[0.9, 0.1])
+    store = data.process("train", tokenizer, World())
+    with pytest.raises(FieldError, match="holds out 1 of 1 rows that have examples; nothing is left to train on"):
+        data.split(store, 7)
+
+
 @pytest.mark.parametrize("name", ["c4_demo.jsonl", "wiki_demo.txt"])
 def test_real_texts_are_sliced_without_loss(name: str, tokenizer: Any) -> None:
     path = shared(f"text/{name}")

@@ -297,11 +297,13 @@ def test_a_stop_token_that_generation_does_not_know_is_warned_of(
     eos: str, warned: bool, small_chats: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = make_tokenizer(CHATML_UNTAGGED, eos_token=eos)
-    factory(small_chats).process("train", tokenizer, World())
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [
-        ("answers are trained to end in '<|im_end|>', but tokenizer.eos_token is '</s>'" in text) for text in said
-    ] == [True] * warned
+    for _ in ("built", "from the cache"):
+        caplog.clear()
+        factory(small_chats).process("train", tokenizer, World())
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [
+            ("answers are trained to end in '<|im_end|>', but tokenizer.eos_token is '</s>'" in text) for text in said
+        ] == [True] * warned
 
 
 @pytest.mark.parametrize(
