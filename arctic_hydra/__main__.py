@@ -226,8 +226,10 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
     print("next: train longer, or on your own data:")
     limits = ("fresh=", "trainer.epochs=", "trainer.train_iters=", "trainer.min_iterations=", "trainer.exit_iteration=")
     overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]
-    epochs = 3 * max(1, round(result["progress"]["epoch"]))
-    print(f"  {shlex.join([*PROGRAM.split(), *overrides, f'trainer.epochs={epochs}'])}")
+    longer = f"trainer.epochs={3 * max(1, round(result['progress']['epoch']))}"
+    if any(item.startswith("trainer.train_iters=") for item in directory.record()["overrides"]):
+        longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs to count
+    print(f"  {shlex.join([*PROGRAM.split(), *overrides, longer])}")
     print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
 
 

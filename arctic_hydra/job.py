@@ -92,11 +92,11 @@ class Job:
 
     def data_digest(self) -> str:
         """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
-        groups = {"train": self.run.data.sources, "eval": self.run.data.eval_sources}
+        data = self.run.data
         identities = {
-            f"{split} {name}": self.run.data.identity_of(source, split)
-            for split, sources in groups.items()
-            for name, source in sources.items()
+            f"{split} {name}": data.identity_of(split, name)
+            for split in ("train", "eval")
+            for name, source in data.sources_of(split).items()
             if source.is_local
         }
         return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()

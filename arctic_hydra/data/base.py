@@ -13,7 +13,7 @@ from arctic_hydra.data.formats import RowFormat
 from arctic_hydra.data.mapping import mapping_problems, places
 from arctic_hydra.data.messages import ROLES
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import FieldError
+from arctic_hydra.errors import DataError, FieldError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,10 +156,23 @@ class DataFactory(Component):
 
     def identities(self, split: str) -> dict[str, Any]:
         """Return what the rows of each source of `split` (train or eval) depend on, such as content hashes."""
-        sources = self.sources if split == "train" else self.eval_sources
-        return {name: self.identity_of(source, split) for name, source in sources.items()}
+        return {name: self.identity_of(split, name) for name in self.sources_of(split)}
 
-    def identity_of(self, source: DataSource, split: str) -> dict[str, Any]:
+    def sources_of(self, split: str) -> dict[str, DataSource]:
+        """Return the sources of `split` (train or eval) by name."""
+        return self.sources if split == "train" else self.eval_sources
+
+    def identity_of(self, split: str, name: str) -> dict[str, Any]:
+        """Return plain values that change whenever the rows of a source change; raises DataError naming the source."""
+        try:
+            return self.row_identity(self.sources_of(split)[name], split)
+        except DataError as error:
+            raise DataError(f"{self._key(split, name)}: {error}") from error
+
+    def _key(self, split: str, name: str) -> str:
+        return f"data.{'sources' if split == 'train' else 'eval_sources'}.{name}"
+
+    def row_identity(self, source: DataSource, split: str) -> dict[str, Any]:
         """Return plain values that change whenever the rows of a source change."""
         return source.identity(split)
 

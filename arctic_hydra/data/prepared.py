@@ -192,7 +192,7 @@ class PreparedDataFactory(DataFactory):
         from arctic_hydra.data.examples import SourceRows
         from arctic_hydra.data.source.rows import as_rows
 
-        source, key = self._sources(split)[name], self._key(split, name)
+        source, key = self.sources_of(split)[name], self._key(split, name)
         try:
             rows = as_rows(source.load(split))
             reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
@@ -356,25 +356,16 @@ class PreparedDataFactory(DataFactory):
         """Whether the data has no known end, so that `trainer.train_iters` has to say how long a run is."""
         return self.streaming
 
-    def identity_of(self, source: DataSource, split: str) -> dict[str, Any]:
+    def row_identity(self, source: DataSource, split: str) -> dict[str, Any]:
         """Return plain values that change whenever the rows change; of streamed rows, what is known without reading them."""
         return source.outline(split) if self.streaming and split == "train" else source.identity(split)
 
-    def _sources(self, split: str) -> dict[str, DataSource]:
-        return self.sources if split == "train" else self.eval_sources
-
-    def _key(self, split: str, name: str) -> str:
-        return f"data.{'sources' if split == 'train' else 'eval_sources'}.{name}"
-
     def identities(self, split: str) -> dict[str, Any]:
         """Return what the rows of each source depend on (content hashes), without reading them or a tokenizer."""
-        identities = {}
-        for name, source in self._sources(split).items():
-            try:
-                identities[name] = {"rows": self.identity_of(source, split), "reading": asdict(self.reading(source))}
-            except DataError as error:
-                raise DataError(f"{self._key(split, name)}: {error}") from error
-        return identities
+        return {
+            name: {"rows": rows, "reading": asdict(self.reading(self.sources_of(split)[name]))}
+            for name, rows in super().identities(split).items()
+        }
 
 
 def _all_of(store: JoinedStore | PairStore) -> Ints:

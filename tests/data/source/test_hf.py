@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.rows import Rows, as_rows
@@ -90,6 +91,19 @@ def test_a_missing_split_names_those_that_are_there(hub_directory: Path) -> None
         DataError, match=r"no file of split 'train'; .*found splits: test_sft, train_sft, train_sft_gen; set the"
     ):
         HFSource(path=str(hub_directory)).load("train")
+
+
+def test_what_a_source_lacks_is_said_with_its_key_before_ranks_start(hub_directory: Path) -> None:
+    sources = {"mine": HFSource(path=str(hub_directory))}
+    for data, split, key in (
+        (SFTDataFactory(sources=sources), "train", r"data\.sources\.mine: /"),
+        (SFTDataFactory(sources=sources, streaming=True), "train", r"data\.sources\.mine: /"),
+        (SFTDataFactory(sources=sources, eval_sources=sources), "eval", r"data\.eval_sources\.mine: /"),
+    ):
+        with pytest.raises(DataError, match=rf"^{key}.*: no file of split '{split}'"):
+            data.identity_of(split, "mine")
+        with pytest.raises(DataError, match=rf"^{key}.*: no file of split '{split}'"):
+            data.identities(split)
 
 
 def test_a_missing_path_never_tries_the_network() -> None:
