@@ -18,9 +18,11 @@ from arctic_hydra import assemble, distributed
 from arctic_hydra.batch import Batch
 from arctic_hydra.config import Run
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.model.vocabulary import fit_vocabulary
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 GIB = 2**30
 FP32 = 4
@@ -51,6 +53,8 @@ class Trace:
     """Peak of everything but weights and the gradients that stay at them, with one supervised position."""
     head: int
     """What the supervised positions add to that peak."""
+    host: int = 0
+    """Activations that wait in the host's memory for the backward pass, where that is not the device's."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Estimate:
     @property
     def host(self) -> int:
         """What offloading keeps in the host's memory, for all ranks of a machine."""
-        return self.engine.host * self.ranks
+        return (self.engine.host + self.trace.host) * self.ranks
 
     def lines(self, memory: int | None = None) -> list[str]:
         """Return the estimate for a person; `memory` is what the device has, in bytes."""
@@ -127,21 +131,23 @@ class Estimate:
         return lines
 
 
-def estimate(run: Run, load: Load | None = None) -> Estimate:
-    """Return what `run` needs per rank; raises ModelError when the model cannot be described on this machine."""
+def estimate(run: Run, load: Load | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Estimate:
+    """Return what `run` needs per rank; raises ModelError when the model cannot be described on this machine.
+
+    `tokenizer` is the run's, made here where it is not given and tokens are added.
+    """
     device = "cuda" if count_gpus() else "cpu"
     ranks = run.world_size_wanted
     config = run.model.create_config()
     settings = assemble.engine_config(run, config, ranks)
-    trace = trace_model(run, config, load or largest_load(run), device)
+    trace = trace_model(run, config, load or largest_load(run), device, tokenizer)
     return Estimate(trace, engine_bytes(run, settings, trace, ranks), ranks, device)
 
 
 def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
     """Return the heaviest micro-batch that the data may bring: rows of `data.max_length` tokens."""
     length, micro = int(getattr(run.data, "max_length", 2048)), run.trainer.micro_batch_size
-    packed = bool(getattr(run.data, "packing", False))
-    rows, tokens = (1, micro * length) if packed else (micro, length)
+    rows, tokens = (1, micro * length) if _packs(run) else (micro, length)
     tokens = math.ceil(tokens / run.trainer.sequence_parallel_size)
     return Load(rows, tokens, max(1, round(rows * tokens * supervised_share)))
 
@@ -182,7 +188,9 @@ def _on_host(zero: dict[str, Any], section: str) -> bool:
     return bool((zero.get(section) or {}).get("device", "none") != "none")
 
 
-def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
+def trace_model(
+    run: Run, config: Any, load: Load, device: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Trace:
     """Return the peaks of the model's own forward and backward on fake tensors of `device`."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -190,11 +198,15 @@ def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # The mode remembers tensors by weak references, and torch converts no parameter that has any: peft does that.
     mode.fake_tensor_converter.set_tensor_memo = lambda *_: None
-    with mode, torch.device(device), distributed.alone():
-        model: torch.nn.Module = run.model.create_skeleton(config)
-        saved, largest = quantised(run, model)
-        for converter in run.converters:
-            model = converter.convert(model)
+    tokens, added = _vocabulary(run, tokenizer)
+    with mode, distributed.alone():
+        with torch.device(device):
+            skeleton = run.model.create_skeleton(config)
+            fit_vocabulary(skeleton, tokens, added, run.tokenizer.pad_vocab_to_multiple_of)
+            model: torch.nn.Module = skeleton
+            saved, largest = quantised(run, model)
+            for converter in run.converters:
+                model = converter.convert(model)
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         staying = 0
@@ -209,11 +221,22 @@ def trace_model(run: Run, config: Any, load: Load, device: str) -> Trace:
             peaks = []
             for supervised in (1, load.supervised):
                 model.zero_grad()
-                peaks.append(_peak(run, model, load, supervised, passes) - staying)
+                batch = _batch(load, supervised, _packs(run)).to(torch.device(device))
+                peaks.append(_peak(run, model, batch, device, passes))
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
     other = buffers + weights - everything * run.model.torch_dtype.itemsize - saved
-    return Trace(everything, sum(p.numel() for p in trained), other, peaks[0] + largest, max(0, peaks[1] - peaks[0]))
+    (least, _), (most, host) = peaks
+    trainable = sum(p.numel() for p in trained)
+    return Trace(everything, trainable, other, least - staying + largest, max(0, most - least), host)
+
+
+def _vocabulary(run: Run, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, list[int]]:
+    """Return the tokens that the model must have rows for, as far as its own may not do, and the ids of those added."""
+    if not run.tokenizer.add_tokens and not run.tokenizer.add_special_tokens:
+        return 0, []
+    tokenizer = tokenizer or run.tokenizer.create_tokenizer()
+    return len(tokenizer), run.tokenizer.added_ids(tokenizer)
 
 
 def quantised(run: Run, model: Any) -> tuple[int, int]:
@@ -228,32 +251,53 @@ def quantised(run: Run, model: Any) -> tuple[int, int]:
     return round(saved), max(weight.nbytes for weight in packed)
 
 
-def _peak(run: Run, model: torch.nn.Module, load: Load, supervised: int, passes: int) -> int:
-    """Return the most bytes alive at once during `passes` forward and backward passes, weights and buffers left out."""
-    live = _live_bytes()
+def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: int) -> tuple[int, int]:
+    """Return the most bytes alive at once during `passes` forward and backward passes, weights and buffers left out.
+
+    First those on the device, then those elsewhere, to where activations are offloaded.
+    """
+    live = _live_bytes(device)
     for tensor in (*model.parameters(), *model.buffers()):
         live.add(tensor)
-    base = live.now
+    base = live.here.now
     with live:
         for _ in range(passes):
-            run.trainer.loss(_batch(load, supervised)).backward()
-    return int(live.peak - base)
+            run.trainer.loss(batch).backward()
+    return int(live.here.peak - base), int(live.elsewhere.peak)
 
 
-def _batch(load: Load, supervised: int) -> Batch:
+def _packs(run: Run) -> bool:
+    return bool(getattr(run.data, "packing", False))
+
+
+def _batch(load: Load, supervised: int, packed: bool) -> Batch:
+    """Return a micro-batch without content; a packed one is one document, as the data may bring it."""
     import torch
 
     ids = torch.zeros(load.rows, load.tokens, dtype=torch.int64)
     rows = torch.zeros(supervised, dtype=torch.int64)
-    return Batch(ids, ids.clone(), rows, rows.clone(), rows.clone(), max_seqlen=load.tokens, num_tokens=ids.numel())
+    bounds = torch.zeros(2, dtype=torch.int32) if packed else None
+    return Batch(ids, ids.clone(), rows, rows.clone(), rows.clone(), bounds, load.tokens, num_tokens=ids.numel())
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def _live_bytes() -> Any:
-    """Return a mode that counts the bytes of all tensors alive that were added or made under it."""
+@dataclass
+class _Level:
+    """Bytes alive in one memory, and the most there were."""
+
+    now: int = 0
+    peak: int = 0
+
+    def change(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _live_bytes(device: str) -> Any:
+    """Return a mode that counts the bytes of all tensors alive that were added or made under it, `here` on the device."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter
@@ -261,7 +305,7 @@ def _live_bytes() -> Any:
     class LiveBytes(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
-            self.now = self.peak = 0
+            self.here, self.elsewhere = _Level(), _Level()
             self._known: dict[int, Any] = {}
 
         def add(self, tensor: torch.Tensor) -> None:
@@ -269,13 +313,13 @@ def _live_bytes() -> Any:
             key, size = id(storage), storage.nbytes()
             if key in self._known:
                 return
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size))
+            level = self.here if tensor.device.type == device else self.elsewhere
+            level.change(size)
+            self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size, level))
 
-        def _gone(self, key: int, size: int) -> None:
+        def _gone(self, key: int, size: int, level: _Level) -> None:
             del self._known[key]
-            self.now -= size
+            level.change(-size)
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))

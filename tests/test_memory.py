@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import pytest
@@ -20,6 +21,8 @@ SETTINGS = {
     "zero3": case(stage=3, ranks=2, accumulation=2, model=HALF),
     "lora": case(peft="lora", model=HALF),
     "qlora": case(peft="qlora", model=HALF),
+    "lora, added tokens": case(peft="lora", model={**HALF, "vocab_size": 4096}, added=2),
+    "sliding window": case(window=128, model=HALF),
 }
 
 
@@ -84,6 +87,60 @@ def test_longer_rows_and_more_supervised_positions_cost_more():
     chunked = memory.estimate(composed("trainer.head_chunk_rows=64"), memory.Load(1, 2048, 2048)).trace.head
     assert full > 2048 * 4096 * 4  # at least the logits of all supervised positions, in fp32
     assert chunked < full / 4
+
+
+def levels(offload):
+    """Count what eight recomputed layers keep on a device that torch gives to whoever has none: beside the host, as CUDA is.
+
+    No backward pass: torch would start a thread for the device, which a forked process cannot have.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils import backend_registration
+    from torch.utils.checkpoint import checkpoint
+
+    from arctic_hydra.converter.activation_offload import _offloaded
+
+    class Device(backend_registration._DummyBackendModule):
+        def get_rng_state(self, *_):
+            return torch.zeros(8, dtype=torch.uint8)
+
+        def set_rng_state(self, *_):
+            """Draws nothing."""
+
+    backend_registration._setup_privateuseone_for_python_backend("npy", Device())
+    recomputed = functools.partial(checkpoint, use_reentrant=False)
+    with FakeTensorMode(), memory._live_bytes("npy") as live:
+        weight = torch.nn.Parameter(torch.empty(16, 16, device="npy"))
+        hidden = torch.empty(4096, 16, device="npy", requires_grad=True) * 1
+        for _ in range(8):
+            layer = lambda x: torch.nn.functional.linear(x, weight).relu()  # noqa: E731
+            hidden = _offloaded(recomputed, layer, hidden) if offload else recomputed(layer, hidden)
+        return live.here.now, live.elsewhere.now
+
+
+def test_offloaded_activations_are_the_hosts_where_that_has_a_memory_of_its_own():
+    inputs = 4096 * 16 * 4  # what a layer is computed again from
+    (kept, nothing), (left, offloaded) = (run_ranks(1, levels, offload)[0] for offload in (False, True))
+    assert (nothing, offloaded) == (0, 8 * inputs)
+    assert kept - left == 8 * inputs
+    trace = memory.Trace(1000, 400, 0, activations=left, head=0, host=offloaded)
+    engine = memory.EngineBytes(0, 0, 0, 0, 0, host=1000)
+    assert memory.Estimate(trace, engine, 2, "cuda").host == 2 * (1000 + offloaded)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_attention_sees_documents_as_the_run_gives_them(packing, monkeypatch):
+    """Bounds choose the kernel on CUDA, which needs no mask for a window."""
+    from arctic_hydra.model import attention
+
+    seen = []
+    attend = attention._by_document
+    monkeypatch.setattr(attention, "_by_document", lambda *given: seen.append(given[-2:]) or attend(*given))
+    memory.estimate(composed(f"data.packing={packing}", "data.max_length=64"))
+    assert seen
+    for bounds, longest in seen:
+        assert (bounds is not None and tuple(bounds.shape) == (2,) and longest == 64) if packing else bounds is None
 
 
 def test_says_whether_it_fits():

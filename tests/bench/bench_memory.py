@@ -9,8 +9,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.converter.peft.lora import LoraFactory
@@ -18,8 +19,14 @@ from arctic_hydra.converter.peft.qlora import QLoraFactory
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.hf import HFModelFactory
+from arctic_hydra.model.random import RandomModelFactory
+from arctic_hydra.model.vocabulary import fit_vocabulary
+from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, make_trainer, tiny_factory
+
+if TYPE_CHECKING:
+    import torch
 
 SIZES = {
     "vocab_size": 2048,
@@ -75,7 +82,11 @@ def measure(folder: Path, case: dict[str, Any]) -> int:
 def parts(folder: Path, case: dict[str, Any]) -> tuple[ModelFactory, list[ModelConverter]]:
     """Return the model's factory and what is done to the model."""
     converters: list[ModelConverter] = [TiledMLP()] if case["tiled"] else []
-    factory: ModelFactory = tiny_factory(**SIZES, **case["model"])
+    factory: ModelFactory = tiny_factory(**{**SIZES, **case["model"]})
+    if case["window"]:
+        factory = RandomModelFactory(**windowed(case), hf_config_kwargs={"sliding_window": case["window"]})
+    if case["added"]:
+        converters.append(AddsTokens(count=case["added"]))
     if case["peft"] == "none":
         return factory, converters
     adapter = (QLoraFactory if case["peft"] == "qlora" else LoraFactory)()
@@ -84,6 +95,25 @@ def parts(folder: Path, case: dict[str, Any]) -> tuple[ModelFactory, list[ModelC
         factory = HFModelFactory(name_or_path=str(stored(folder)), **options)
         factory.quantization = adapter.quantization_config(factory.torch_dtype)
     return factory, [*converters, adapter]
+
+
+def windowed(case: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a model that sees a window of the last tokens."""
+    usual = {"architecture": "mistral", "dtype": "fp32", "disable_activation_checkpoint": True}
+    return {**usual, **SIZES, "num_key_value_heads": 2, **case["model"]}
+
+
+@dataclass(kw_only=True)
+class AddsTokens(ModelConverter):
+    """Rows for tokens after those of the bundled tokenizer."""
+
+    count: int
+
+    def convert(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Grow the embedding."""
+        known = BundledTokenizerFactory().create_tokenizer()
+        fit_vocabulary(model, len(known) + self.count, [len(known) + n for n in range(self.count)], 1)
+        return model
 
 
 def stored(folder: Path) -> Path:
@@ -104,9 +134,13 @@ def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
         model = {"dtype": "fp32", "disable_activation_checkpoint": True, **case["model"]}
         model["name_or_path"] = stored(folder)
     share = case["sequence_parallel"]
+    kind = "hf" if case["peft"] == "qlora" else "tiny"
+    if case["window"]:
+        kind, model = "random", {**windowed(case), "hf_config_kwargs": f"{{sliding_window:{case['window']}}}"}
     overrides = [
-        f"model={'hf' if case['peft'] == 'qlora' else 'tiny'}",
+        f"model={kind}",
         *(f"model.{name}={value}" for name, value in model.items()),
+        f"tokenizer.add_tokens=[{','.join(f'new{number}' for number in range(case['added']))}]",
         f"peft={case['peft']}",
         f"deepspeed=zero{case['stage']}",
         f"ranks={case['ranks']}",
@@ -115,7 +149,9 @@ def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
         f"trainer.tiled_mlp_compute={case['tiled']}",
         f"trainer.sequence_parallel_size={share}",
     ]
-    run = config.build(compose.without_hydra(compose.compose_config(overrides, "config")))
+    run = config.build(
+        compose.without_hydra(compose.compose_config([compose.prepare(item) for item in overrides], "config"))
+    )
     return memory.estimate(run, memory.Load(1, case["length"] // share, case["supervised"] // share))
 
 
@@ -123,7 +159,7 @@ def case(**changes: Any) -> dict[str, Any]:
     """Return a configuration: fp32, ZeRO-0, one rank, 1024 tokens, half of them supervised, with `changes`."""
     usual = {
         "stage": 0, "ranks": 1, "accumulation": 1, "length": 1024, "supervised": 512, "model": {}, "peft": "none",
-        "tiled": False, "sequence_parallel": 1,
+        "tiled": False, "sequence_parallel": 1, "window": None, "added": 0,
     }  # fmt: skip
     return {**usual, **changes}
 
@@ -154,6 +190,8 @@ def cases() -> dict[str, dict[str, Any]]:
         "long, every second layer recomputed": case(**{**LONG, "model": SECOND}),
         "long, recomputed and tiled MLP": case(**{**LONG, "model": BOTH}, tiled=True),
         "long, LoRA": case(**LONG, peft="lora"),
+        "long, LoRA, 2 tokens added": case(**{**LONG, "model": {**HALF, "vocab_size": 4096}}, peft="lora", added=2),
+        "long, a window of 512": case(**LONG, window=512),
         "long, QLoRA": case(**LONG, peft="qlora"),
         "long, LoRA, recomputed": case(**{**LONG, "model": BOTH}, peft="lora"),
         "long, QLoRA, recomputed": case(**{**LONG, "model": BOTH}, peft="qlora"),
