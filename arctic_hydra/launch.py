@@ -25,7 +25,7 @@ from typing import IO, Any
 from arctic_hydra.nodes import Hosts, Nodes
 from arctic_hydra.record import RunDirectory
 from arctic_hydra.stopping import SIGNALS, block_signals, forwarded_signals
-from arctic_hydra.worker import SECRETS_VARIABLE, die_with_parent, write_error
+from arctic_hydra.worker import PARENT_VARIABLE, SECRETS_VARIABLE, die_with_parent, write_error
 
 GRACE_SECONDS = 10
 """How long the other ranks of a failed one have to end by themselves: rank 0 tells the trackers."""
@@ -89,7 +89,7 @@ def open_ranks(
     alone = ranks == 1 and nodes.count == 1
     module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
     command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks), *nodes.arguments()]
-    environment = dict(os.environ)
+    environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if place.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
     if secrets:
@@ -306,6 +306,7 @@ def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    os.environ[PARENT_VARIABLE] = str(os.getpid())  # for the ranks
     watch = FailureWatch(directory)
     try:
         elastic_launch(launch_config, sys.executable)("-u", "-m", "arctic_hydra.worker", str(options.run_file))

@@ -140,6 +140,7 @@ class Pool:
         self._to_terminal = to_terminal
         self._running: list[_Running] = []
         self._signals: list[int] = []
+        self._given_up: list[int] = []
         self._error: ConfigError | None = None
         self._board = Board(sweep, live=not to_terminal)
 
@@ -149,7 +150,8 @@ class Pool:
         Raises the observer's ConfigError once the jobs under way have saved and stopped.
         """
         waiting = list(work)
-        with forwarded_signals(self._children, "the jobs at their next step", self._signals), self._board:
+        forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
+        with forwarding as self._given_up, self._board:
             while (waiting and not self._stop_reason) or self._running:
                 while waiting and not self._stop_reason and len(self._running) < self._slots.count:
                     self._start(*waiting.pop(0))
@@ -186,9 +188,9 @@ class Pool:
             self._sweep.save()
             self._board.ends(entry)
             return
-        self._board.starts(entry)
         entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus}
         self._sweep.save()
+        self._board.starts(entry)
         tail = Tail(entry.directory.path / "metrics.jsonl")
         self._running.append(_Running(entry, started, slot, tail))
         if self._signals:  # it came while the job was being started
@@ -211,7 +213,8 @@ class Pool:
         if code is None:
             return
         self._running.remove(job)
-        conclude(job.started.directory, code)
+        # Killed on request, as a single run would be: stopped, not failed.
+        conclude(job.started.directory, -signal.SIGINT if code and self._given_up else code)
         job.started.directory.release()
         self._board.ends(job.entry)
 

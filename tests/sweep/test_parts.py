@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +19,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from arctic_hydra import compose, metrics
 from arctic_hydra.errors import ConfigError, RunLockedError
 from arctic_hydra.record import RunDirectory
-from arctic_hydra.sweep import page, pool, results
+from arctic_hydra.sweep import finish, page, pool, results
 from arctic_hydra.sweep.conductor import Conductor
 from arctic_hydra.sweep.directory import Sweep, SweepJob, states
 from arctic_hydra.sweep.display import fitting, rich_table
@@ -96,6 +102,30 @@ def test_a_sweep_has_one_conductor_and_reads_back_as_it_was(tmp_path):
     assert "process" in (again.conductor() or "")
     with pytest.raises(RunLockedError, match="is in use by another run"):
         again.conduct()
+
+
+def test_a_second_interrupt_leaves_jobs_stopped_and_not_failed(tmp_path):
+    """As with a single run; the job's process is killed, which it otherwise would be by the kernel, for memory."""
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+
+    def start(place):
+        directory = sweep.jobs[0].directory
+        directory.update_record(status="running")
+        deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+        child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        threading.Thread(target=interrupt_twice).start()
+        return pool.Started(child, directory)
+
+    def interrupt_twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.1)
+
+    reason = pool.Pool(sweep, Slots(1)).run([(job, start) for job in sweep.jobs])
+    assert reason == "received SIGINT"
+    assert [state for state, _ in states(sweep)] == ["stopped", "waiting"]
+    assert finish.exit_code(results.rows(sweep)) == 75
 
 
 def test_the_tail_of_a_file_that_grows_is_torn_and_is_cut(tmp_path):
