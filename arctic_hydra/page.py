@@ -59,7 +59,7 @@ def plot(title: str, below: str) -> tuple[Figure, Axes]:
     """Return a small figure with one pair of axes: a light grid, no frame, labels that a phone's width leaves readable."""
     drawn = figure(4.6, 2.9)
     axes = drawn.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#222")
+    axes.set_title(label(title), loc="left", fontsize=11, fontweight="bold", color="#222")
     axes.set_xlabel(below, fontsize=9, color="#666")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#bbb")
@@ -67,6 +67,13 @@ def plot(title: str, below: str) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9, colors="#666", length=0, which="both")
     return drawn, axes
+
+
+def label(text: str, most: int = 0) -> str:
+    """Return text as matplotlib shows it word for word: two `$` would make a formula of it. With `most`, its ends at most."""
+    if most and len(text) > most:
+        text = f"{text[: most // 3]}…{text[len(text) - (most - most // 3 - 1) :]}"
+    return text.replace("$", r"\$")
 
 
 def svg(figure: Figure) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from arctic_hydra import record
@@ -37,12 +37,26 @@ def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
     """Write the results of a sweep as it stands, print the table, and return its rows."""
     table = results.rows(sweep)
     show(sweep, table)
-    written = [results.write_csv(sweep, table), page.write(sweep, table)]
-    print("results: " + ", ".join(str(record.relative(path)) for path in written))
+    written = [path for write in (results.write_csv, page.write) if (path := _written(write, sweep, table))]
+    if written:
+        print("results: " + ", ".join(str(record.relative(path)) for path in written))
     for tracker in jobs[0].run.tracking.values() if jobs else ():
         if isinstance(tracker, MLflowTracker):
             _group(sweep, table, tracker, jobs)
     return table
+
+
+def _written(write: Callable[[Sweep, Sequence[Row]], Path], sweep: Sweep, table: Sequence[Row]) -> Path | None:
+    """Write one of the files; what it fails with costs a warning, and neither the others nor the MLflow runs."""
+    try:
+        return write(sweep, table)
+    except Exception as error:  # a folder that cannot be written, or a value that a plot does not take
+        first = (str(error).splitlines() or [""])[0]
+        print(
+            f"warning: {write.__module__} left out a file in {sweep.path}: {type(error).__name__}: {first}",
+            file=sys.stderr,
+        )
+        return None
 
 
 def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Sequence[Job]) -> None:

@@ -23,6 +23,9 @@ _FEW_VALUES = 5
 _GOOD_SHARE = 0.25
 _ENOUGH_JOBS = 16
 _MOST_IN_LEGEND = 10
+_LONGEST_TICK = 24
+_TICKS_IN_A_ROW = 30
+"""Characters of an axis's labels up to which they stand beside each other."""
 
 
 def write(sweep: Sweep, table: Sequence[Row]) -> Path:
@@ -125,13 +128,18 @@ def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, 
                 alpha=0.85,
                 zorder=3 if row is winner else 2,
             )
-        axes.set_xlabel(keys[place])
+        axes.set_xlabel(page.label(keys[place]))
         if place % columns == 0:
             axes.set_ylabel("objective")
         if wide:
             axes.set_xscale("log")
         if ticks:
-            axes.set_xticks([position for position, _ in ticks], [results.short(word) for _, word in ticks])
+            words = [page.label(results.short(word), _LONGEST_TICK) for _, word in ticks]
+            axes.set_xticks([position for position, _ in ticks], words)
+            if sum(len(word) for word in words) > _TICKS_IN_A_ROW:
+                axes.tick_params("x", labelrotation=40)
+                for tick in axes.get_xticklabels():
+                    tick.set(ha="right", rotation_mode="anchor")
             axes.margins(x=0.25)
         _bare(axes)
     return figure
@@ -172,7 +180,7 @@ def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
         shown = labels if len(labels) <= 6 else [labels[0], labels[-1]]
         for position, label in shown:
             axes.annotate(
-                results.short(label),
+                page.label(results.short(label), _LONGEST_TICK),
                 (place, position),
                 xytext=(4, 0),
                 textcoords="offset points",
@@ -180,7 +188,7 @@ def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
                 va="center",
                 bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
             )
-    axes.set_xticks(range(len(columns)), [name for name, _, _ in columns])
+    axes.set_xticks(range(len(columns)), [page.label(name) for name, _, _ in columns])
     axes.set_yticks([])
     axes.margins(x=0.08)
     for side in axes.spines.values():
@@ -198,6 +206,7 @@ def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | 
         axes.plot(
             steps,
             losses,
+            marker="o" if len(steps) == 1 else None,  # a line needs two points
             color=_BEST if best else colormaps["tab10"](number % 10) if few else _GREY,
             linewidth=2.0 if best else 1.1,
             alpha=1.0 if best else 0.8,
@@ -205,7 +214,7 @@ def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | 
             zorder=3 if best else 2,
         )
     axes.set_xlabel("optimizer step")
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # type: ignore[call-arg]
     axes.set_ylabel("training loss")
     axes.legend(frameon=False, fontsize=8, ncols=2)
     _bare(axes)
@@ -216,7 +225,7 @@ def _bars(importance: dict[str, float]) -> Any:
     figure = page.figure(9.0, 0.7 + 0.35 * len(importance))
     axes = figure.subplots()
     names = list(reversed(importance))
-    axes.barh(names, [importance[name] for name in names], color=_OTHER, height=0.6)
+    axes.barh([page.label(name) for name in names], [importance[name] for name in names], color=_OTHER, height=0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel("share")
     _bare(axes)
@@ -240,7 +249,7 @@ def _importance(sweep: Sweep, rows: Sequence[Row], keys: Sequence[str]) -> dict[
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if sweep.maximize else "minimize")
-    columns = {key: scale([row.values[key] for row in finished]) for key in keys}
+    columns = {key: scale([row.values.get(key, "") for row in finished]) for key in keys}
     distributions: dict[str, Any] = {}
     for key, (positions, ticks, wide) in columns.items():
         if ticks:
@@ -248,7 +257,9 @@ def _importance(sweep: Sweep, rows: Sequence[Row], keys: Sequence[str]) -> dict[
         else:
             distributions[key] = FloatDistribution(min(positions), max(positions), log=wide)
     for n, row in enumerate(finished):
-        values = {key: row.values[key] if ticks else positions[n] for key, (positions, ticks, _) in columns.items()}
+        values = {
+            key: row.values.get(key, "") if ticks else positions[n] for key, (positions, ticks, _) in columns.items()
+        }
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=row.objective))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is marked experimental

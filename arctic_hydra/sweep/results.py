@@ -73,17 +73,16 @@ def add_metrics(row: Row, logged: list[dict[str, object]]) -> None:
 
 
 def varied_values(sweep: Sweep) -> list[dict[str, str]]:
-    """Return, for each job, the overrides that tell it from the others."""
-    sets = [set(job.overrides) for job in sweep.jobs]
-    common = set.intersection(*sets) if len(sets) > 1 and sweep.kind == "grid" else set()
-    same = common | set(sweep.command)
-    return [
-        {
-            key.lstrip("+"): value
-            for key, _, value in (item.partition("=") for item in job.overrides if item not in same)
-        }
-        for job in sweep.jobs
-    ]
+    """Return, for each job, the values of the keys in which jobs differ; of a key given twice, the last, which counts."""
+    given = [_values(job.overrides) for job in sweep.jobs]
+    # A search may have asked for a single job yet, or for the same value each time: what it searches is in its command.
+    compared = [*given, _values(sweep.command)] if sweep.kind == "search" else given
+    varied = {key for values in given for key in values if any(other.get(key) != values[key] for other in compared)}
+    return [{key: value for key, value in values.items() if key in varied} for values in given]
+
+
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    return {key.lstrip("+"): value for key, _, value in (item.partition("=") for item in overrides)}
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

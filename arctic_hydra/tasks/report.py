@@ -190,7 +190,7 @@ def _length_plot(data: dict[str, Any]) -> str:
             edges = [bin_edge(number) for number in (*numbers, numbers[-1] + 1)]
             color = page.COLORS[index % len(page.COLORS)]
             axes.stairs([bins.get(n, 0) for n in numbers], edges, fill=True, alpha=0.25, color=color)
-            axes.stairs([bins.get(n, 0) for n in numbers], edges, color=color, linewidth=1.4, label=name)
+            axes.stairs([bins.get(n, 0) for n in numbers], edges, color=color, linewidth=1.4, label=page.label(name))
     limit = data["max_length"]
     axes.axvline(limit, color="#444", linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_xscale("log", base=2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +73,51 @@ def test_tables_show_what_differs(tmp_path):
     }
     search = sweep_of(tmp_path, ["name=a", "optimizer.lr=1"], kind="search", command=["name=a", "optimizer.lr=1,2"])
     assert results.varied_values(search) == [{"optimizer.lr": "1"}]
+
+
+@pytest.mark.parametrize(("kind", "space"), [("grid", "1,2"), ("search", "choice(1,2)")])
+def test_a_key_given_twice_has_its_last_value_in_every_row(kind, space, tmp_path):
+    """A key with a value and then a space: what equals the first value is no less a value of the space."""
+    twice = ["seed=1"] if kind == "grid" else []  # a search keeps what it searches apart
+    sweep = sweep_of(tmp_path, [*twice, "seed=1"], [*twice, "seed=2"], kind=kind, command=["seed=1", f"seed={space}"])
+    assert results.varied_values(sweep) == [{"seed": "1"}, {"seed": "2"}]
+
+
+def test_a_grid_of_one_job_varies_nothing(tmp_path):
+    """The command's own words, `1e-3`, are not a job's, `0.001`."""
+    sweep = sweep_of(
+        tmp_path, ["optimizer.lr=0.001", "log.report=False"], command=["optimizer.lr=1e-3", "log.report=false"]
+    )
+    assert results.varied_values(sweep) == [{}]
+
+
+NASTY = ["$_$", r"$\x$", "a^$b$", r"\$x$$", "<b>&", "/a/long/path/to/the/data/of/somebody/train.jsonl", "ü" * 40]
+
+
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_a_page_shows_any_value_as_the_text_that_it_is(kind, tmp_path):
+    """matplotlib takes what stands between two dollar signs for a formula."""
+    keys = ["data.sources.a$_$.pattern", "seed"]
+    jobs = [[f"{keys[0]}={value}", f"seed={n}"] for n, value in enumerate(NASTY * 3)]
+    sweep = sweep_of(tmp_path, *jobs, kind=kind)
+    for n, job in enumerate(sweep.jobs):
+        job.directory.create()
+        job.directory.update_record(status="finished")
+        (job.directory.path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": float(n % 5)}) + "\n")
+    written = page.write(sweep, results.rows(sweep)).read_text()
+    assert ("<h2>Importance</h2>" in written) == (kind == "search")
+    shown = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", written)]
+    assert {"$_$", r"$\x$", "a^$b$", r"\$x$$", "<b>&", "data.sources.a$_$.pattern"} <= set(shown)
+    assert any(text.startswith("/a/long/") and text.endswith("dy/train.jsonl") and "…" in text for text in shown)
+
+
+def test_a_page_that_cannot_be_written_costs_neither_table_nor_csv(tmp_path, capsys):
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+    (tmp_path / "sweep.html").mkdir()
+    assert [row.state for row in finish.summarize(sweep, [])] == ["waiting", "waiting"]
+    output = capsys.readouterr()
+    assert "waiting" in output.out and "results: " in output.out and (tmp_path / "sweep.csv").is_file()
+    assert "warning: arctic_hydra.sweep.page left out a file" in output.err and "Traceback" not in output.err
 
 
 def test_states_come_from_records_locks_and_marks(tmp_path):
