@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra import __version__
 from arctic_hydra.errors import ConfigError, RunLockedError
 
 PACKAGES = (
@@ -179,7 +180,12 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what the result may depend on besides the config: host, versions, code revision."""
+    """Return what the result may depend on besides the config: host, versions, and the code's revisions.
+
+    `git` is this program's checkout, None where it is installed without one; `working_directory` has its own, where option
+    files and data may lie.
+    """
+    code = Path(__file__).resolve()
     versions: dict[str, str] = {}
     for name in PACKAGES:
         try:
@@ -192,25 +198,35 @@ def surroundings() -> dict[str, Any]:
         "platform": platform.platform(),
         "executable": sys.executable,
         "versions": versions,
-        "git": git_state(Path.cwd()) or git_state(Path(__file__).parent),
+        "version": __version__,
+        "git": git_state(code.parent) if _is_tracked(code) else None,
+        "working_directory": {"path": str(Path.cwd()), "git": git_state(Path.cwd())},
     }
+
+
+def _is_tracked(path: Path) -> bool:
+    """Whether a git checkout holds a file: one that is merely installed below it (in its `.venv`) has no revision there."""
+    return _git(path.parent, "ls-files", "--error-unmatch", path.name) is not None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return the revision and the uncommitted diff of the git checkout around `folder`; None outside of one."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    revision = git("rev-parse", "HEAD")
+    revision = _git(folder, "rev-parse", "HEAD")
     if revision is None:
         return None
-    diff = git("diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
     return {"revision": revision.strip(), "dirty": bool(diff), "diff": diff[:1_000_000]}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """Return what git prints, None where it fails or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

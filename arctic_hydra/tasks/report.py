@@ -250,10 +250,13 @@ def _data(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield page.table(head, rows)
 
 
+def _revision(git: dict[str, Any] | None) -> str:
+    return f"{git['revision'][:12]}{', with changes' if git['dirty'] else ''}" if git else ""
+
+
 def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
     config = flatten(read_json(path / "run.json").get("config", {}))
-    model = record.get("statistics", {}).get("model", {})
-    git = record.get("git") or {}
+    model, around = record.get("statistics", {}).get("model", {}), record.get("working_directory", {})
     facts = {
         "command": shlex.join(["python", "-m", "arctic_hydra", *record.get("overrides", [])]),
         "model": ", ".join(
@@ -268,7 +271,8 @@ def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
         f"accumulated x {record.get('ranks')} ranks",
         "engine": f"ZeRO-{config.get('deepspeed.stage')}",
         "seed": config.get("seed"),
-        "revision": f"{git['revision'][:12]}{', with changes' if git['dirty'] else ''}" if git else "",
+        "program": f"arctic_hydra {record.get('version', '')} {_revision(record.get('git'))}",
+        "working directory": f"{around.get('path', '')} {_revision(around.get('git'))}",
         "machine": f"{record.get('host', '')}, Python {record.get('python', '')}",
         "versions": ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items()),
         "page made": time.strftime("%Y-%m-%d %H:%M:%S"),

@@ -222,8 +222,9 @@ class MLflowRun:
         """Return what MLflow's pages show as user, source and version, from the record of the run."""
         from mlflow.tracking.context.registry import resolve_tags
 
-        record = self._run_dir / "record.json"
-        git = json.loads(record.read_text(encoding="utf-8")).get("git") if record.exists() else None
+        path = self._run_dir / "record.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        git = record.get("git") or record.get("working_directory", {}).get("git")
         tags = {
             "arctic_hydra.run_dir": str(self._run_dir),
             "mlflow.source.name": "arctic_hydra",

@@ -1,0 +1,38 @@
+"""What a run's record says of its surroundings."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+from arctic_hydra import __version__, record
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_program_and_the_working_directory_have_a_revision_each(tmp_path, monkeypatch, repository):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    git(theirs, "init", "-q")
+    (theirs / "option.yaml").write_text("seed: 1\n")
+    git(theirs, "add", ".")
+    git(theirs, "commit", "-qm", "mine")
+    (theirs / "option.yaml").write_text("seed: 2\n")
+    monkeypatch.chdir(theirs)
+    found = record.surroundings()
+    around = found["working_directory"]
+    assert around["git"]["revision"] == git(theirs, "rev-parse", "HEAD") and around["path"] == str(theirs)
+    assert around["git"]["dirty"] and "+seed: 2" in around["git"]["diff"]
+    assert found["version"] == __version__
+    assert found["git"] == record.git_state(repository), "the program's own, wherever it is called from"
+
+    # Installed below that checkout, as in its .venv: nothing of the program is in the revision around it.
+    shutil.copytree(repository / "arctic_hydra", theirs / "venv" / "arctic_hydra")
+    code = "import json; from arctic_hydra import record; print(json.dumps(record.surroundings()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=theirs / "venv", capture_output=True, text=True, check=True)
+    assert '"git": null, "working_directory": {' in done.stdout
