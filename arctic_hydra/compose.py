@@ -9,18 +9,22 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +39,11 @@ LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
 FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
 """Fields of our launchers and sweepers that hold a dictionary of the user's own."""
 NAMED_SETS = ("data.sources", "data.eval_sources")
+_ONE_TASK = (
+    "each machine has one task, which starts all of its ranks; pass ranks=<number>, or hydra.launcher.gpus_per_node"
+)
+_SAID = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")}
+"""Keys that people expect from other launchers, and what to do instead."""
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
 # What is quoted, or escaped as Hydra writes the jobs of a sweep, stays; the other alternative is a slice, a wrong one too.
@@ -81,11 +90,38 @@ def _free_form() -> set[str]:
     )
 
 
+class Memory(dict[str, ConfigResult]):
+    """What compositions have read, by path of the config: the next one takes it from here, whatever the file holds by then."""
+
+    def __deepcopy__(self, memo: object) -> Memory:
+        return self  # Hydra copies what reads its files, and all copies share one memory
+
+
+class _Remembering(ConfigRepository):
+    """Hydra's reader of config files with a memory."""
+
+    def __init__(self, config_search_path: ConfigSearchPath, memory: Memory) -> None:
+        super().__init__(config_search_path)
+        self._memory = memory
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path in self._memory:
+            return deepcopy(self._memory[config_path])
+        found = super().load_config(config_path)
+        if found is not None:
+            self._memory[config_path] = deepcopy(found)
+        return found
+
+    def config_exists(self, config_path: str) -> bool:
+        return config_path in self._memory or super().config_exists(config_path)
+
+
 @contextmanager
-def hydra_with(config_dir: str | None = None) -> Iterator[ConfigLoader]:
+def hydra_with(config_dir: str | None = None, memory: Memory | None = None) -> Iterator[ConfigLoader]:
     """Have Hydra find our options, those of extensions, and those below `config_dir`; yield what loads them.
 
-    A folder given by the override `hydra.searchpath` instead would come too late for a whole config in it.
+    With a memory, files that an earlier composition read are not read again. A folder given by the override
+    `hydra.searchpath` instead would come too late for a whole config in it.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
@@ -95,15 +131,21 @@ def hydra_with(config_dir: str | None = None) -> Iterator[ConfigLoader]:
             path.prepend("command-line", f"file://{Path(config_dir).absolute()}", anchor="schema")
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("arctic_hydra", path)
-        yield GlobalHydra.instance().config_loader()
+        loader: Any = GlobalHydra.instance().config_loader()
+        if memory is not None:
+            loader.repository = _Remembering(loader.config_search_path, memory)
+        yield loader
 
 
-def compose_config(overrides: list[str], config_name: str, config_dir: str | None = None) -> DictConfig:
+def compose_config(
+    overrides: list[str], config_name: str, config_dir: str | None = None, memory: Memory | None = None
+) -> DictConfig:
     """Compose without running anything, and check every target of the result, Hydra's own node included.
 
-    Raises ConfigError in place of everything that Hydra and OmegaConf raise.
+    With a memory, files that an earlier composition read are not read again. Raises ConfigError in place of everything
+    that Hydra and OmegaConf raise.
     """
-    with hydra_with(config_dir):
+    with hydra_with(config_dir, memory):
         try:
             cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
@@ -296,6 +338,8 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
             return ConfigError(
                 f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}){remedy}"
             )
+    if key in _SAID:
+        return ConfigError(f"{key}: there is no such key; {_SAID[key]}")
     parent = ".".join(parts[:-1])
     siblings = [name for name in keys if name.rpartition(".")[0] == parent]
     hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))
@@ -341,14 +385,14 @@ def search_samples(overrides: list[str]) -> list[list[str]]:
 
 
 def tried_values(item: Override) -> list[str]:
-    """Return an override's value as text, of a sweep its choices or its two bounds."""
+    """Return an override's value as text, of a sweep its choices or its two bounds; raises ConfigError where it has none."""
     if not item.is_sweep_override():
         return [item.get_value_element_as_str()]
     if item.is_discrete_sweep():
         found = list(item.sweep_string_iterator())
         if not found:
             raise ConfigError(
-                f"{item.get_key_element()}: got {str(item.input_line).partition('=')[2]}, which holds no value"
+                f"{item.key_or_group}: got {str(item.input_line).partition('=')[2]}, which holds no value"
             )
         return found if not item.is_range_sweep() else [found[0], found[-1]]
     interval = item.value()

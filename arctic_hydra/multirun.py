@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from arctic_hydra import compose, config
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.job import Job
-from arctic_hydra.record import relative
 from arctic_hydra.redaction import redact_override
 from arctic_hydra.sweep import finish
 from arctic_hydra.sweep.conductor import Conductor, refuse_twins
@@ -37,13 +36,14 @@ class Multirun:
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
         self._flags = compose.flags(config_name, config_dir)
+        self._memory = compose.Memory()  # a search goes on composing while somebody edits the files
         self._hydras = hydras = [item for item in overrides if compose.is_hydras(item)]
         own = [item for item in overrides if not compose.is_hydras(item)]
         self._search_path = [item for item in hydras if compose.is_hydras(item, "searchpath")]
         # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
         # since the default model has no such key.
         first = compose.search_samples(own)[0]
-        self.master = compose.compose_config([*hydras, *first], config_name, config_dir)
+        self.master = compose.compose_config([*hydras, *first], config_name, config_dir, self._memory)
         """The first job's config with Hydra's node, which says how the sweep runs."""
         choices = self.master.hydra.runtime.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
@@ -60,7 +60,8 @@ class Multirun:
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
         """Return one job's config, less Hydra's node."""
-        cfg = compose.without_hydra(compose.compose_config([*self._search_path, *overrides], self._name, self._dir))
+        whole = compose.compose_config([*self._search_path, *overrides], self._name, self._dir, self._memory)
+        cfg = compose.without_hydra(whole)
         compose.place(cfg, self.master.hydra.launcher)
         return cfg
 
@@ -113,12 +114,9 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     if multirun.master.hydra.launcher.get("dry_run"):
         _hand_over(multirun, conductor, grid)
         return EXIT_DONE
-    sweep.conduct()
-    if sweep.file.exists():
-        sweep.jobs = Sweep.load(sweep.path).jobs
-    if grid is not None:
+    if grid is not None:  # a search begins when its settings are checked
+        conductor.begin()
         conductor.enter(list(enumerate(jobs)))
-    print(f"sweep {relative(sweep.path)}", flush=True)
     try:
         _hand_over(multirun, conductor, grid)
     except KeyboardInterrupt:

@@ -142,12 +142,23 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     """Ask the jobs to stop."""
     found = states(sweep, jobs)
     alive = [job for job, (state, _) in zip(jobs, found, strict=True) if state not in OVER]
-    whole = options.job is None
+    conducting = _conducting(sweep) if options.job is None else ""
+    if conducting:
+        backend(conducting).end_conductor(sweep)
+        print("asked the process that conducts the sweep to start no further jobs")
     for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
         if kind:
-            backend(kind).cancel(sweep, sweep.jobs if whole else list(group))
+            backend(kind).cancel(sweep, list(group))
     print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job waits or runs")
     return EXIT_DONE
+
+
+def _conducting(sweep: Sweep) -> str:
+    """Return the backend whose jobs a living process conducts, empty where nobody conducts the sweep."""
+    if sweep.conductor() is None:
+        return ""
+    kinds = [_kind(job) for job in sweep.jobs if job.submission]
+    return kinds[-1] if kinds else "slurm" if sweep.launcher == "slurm" else "local"
 
 
 def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:

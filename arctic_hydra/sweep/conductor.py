@@ -12,6 +12,7 @@ from typing import Any
 from arctic_hydra import metrics
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.job import Job
+from arctic_hydra.record import relative
 from arctic_hydra.sweep import pool
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
 
@@ -37,8 +38,30 @@ class Conductor:
         """Why no further job is started, such as a signal; set by the launcher."""
         self.detached = False
         """Whether the jobs go on without this process; set by the launcher."""
+        self._begun = False
         self._compose = compose_job
         self._jobs = jobs
+
+    def begin(self) -> None:
+        """Take the sweep's directory, and what it knows of jobs already; a second call does nothing.
+
+        A sweeper calls it once its settings are checked: what is refused leaves nothing behind. Raises what `Sweep.conduct`
+        raises.
+        """
+        if self._begun:
+            return
+        self.sweep.conduct()
+        if self.sweep.file.exists():
+            self.sweep.jobs = Sweep.load(self.sweep.path).jobs
+        self._begun = True
+        print(f"sweep {relative(self.sweep.path)}", flush=True)
+
+    @property
+    def over(self) -> bool:
+        """Whether no further job is to be started by this process: stopped, cancelled, or no longer waited for."""
+        if not self.stop_reason and self.sweep.is_cancelled:
+            self.stop_reason = "cancelled"
+        return bool(self.stop_reason) or self.detached
 
     def job(self, overrides: Sequence[str]) -> Job:
         """Return the job of these overrides, composed once: a file edited meanwhile changes nothing."""
@@ -57,6 +80,7 @@ class Conductor:
             if entry is None or entry.run_dir != str(job.directory.path):
                 entry = SweepJob(number, job.overrides, str(job.directory.path), str(job.directory.run_file))
                 known[number] = entry
+            entry.overrides = job.overrides  # the same run may be asked for in other words than before
             pairs.append((entry, job))
         self.sweep.jobs = [known[number] for number in sorted(known)]
         self.sweep.save()

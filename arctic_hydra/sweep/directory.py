@@ -80,6 +80,9 @@ class Backend(Protocol):
     def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         """Ask the jobs to stop, as SIGTERM does; returns before they have."""
 
+    def end_conductor(self, sweep: Sweep) -> None:
+        """Have the process that conducts the sweep stop its jobs, start no others, and write the results."""
+
     def resubmit(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         """Run the jobs again from their `run.json`; writes their new submissions into the sweep."""
 
@@ -146,11 +149,25 @@ class Sweep:
         room.create()
         room.lock(record.LEAVING_SECONDS)
         self._room = room  # keeps the lock's file open
+        self._cancelled.unlink(missing_ok=True)
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
             raise ConfigError(
                 f"hydra.sweep.dir: got {self.path}, which holds another sweep ({other.command_line}); pass a folder of "
                 "its own, or leave hydra.sweep.dir out: each sweep has one below outputs/<name>/sweeps"
             )
+
+    @property
+    def _cancelled(self) -> Path:
+        return self.path / "cancelled"
+
+    def ask_conductor_to_end(self) -> None:
+        """Leave word for the process that conducts the sweep, on whatever machine: it starts no further jobs."""
+        self._cancelled.touch()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled the sweep since its conductor started."""
+        return self._cancelled.exists()
 
     def conductor(self) -> str | None:
         """Return who conducts the sweep now (`process <pid> on <host>, since ...`), None where nobody does."""

@@ -23,8 +23,8 @@ _WORDS = {EXIT_DONE: record.FINISHED, EXIT_STOPPED_EARLY: record.STOPPED, EXIT_F
 def conclude(conductor: Conductor) -> int:
     """Write and print the results of a sweep that this process conducted; return its exit code."""
     sweep = conductor.sweep
-    if conductor.detached:
-        return EXIT_DONE
+    if conductor.detached:  # a grid's jobs go on without anybody, a search has yet to choose the next ones
+        return EXIT_DONE if sweep.kind == "grid" else EXIT_STOPPED_EARLY
     for entry in sweep.jobs:
         conductor.value(entry)
     table = summarize(sweep, conductor.composed)

@@ -28,16 +28,22 @@ def logs(job: SweepJob) -> list[Path]:
 
 
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Ask the jobs to stop; where they are the whole sweep, by its own process, which then starts no others."""
-    conductor = sweep.conductor()
-    if conductor and len(jobs) == len(sweep.jobs):
-        processes = [_process(conductor)]
-    else:
-        running = [(job.directory.holder(), job.submission) for job in jobs]
-        processes = [submission["pid"] for holder, submission in running if holder and submission and _process(holder)]
-    for number in processes:
-        with suppress(ProcessLookupError):
-            os.kill(number, signal.SIGTERM)
+    """Ask the jobs to stop."""
+    running = [(job.directory.holder(), job.submission) for job in jobs]
+    for holder, submission in running:
+        if holder and submission and _process(holder):
+            _terminate(submission["pid"])
+
+
+def end_conductor(sweep: Sweep) -> None:
+    """Send SIGTERM to the sweep's own process, which passes it on to its jobs and starts no others."""
+    if conductor := sweep.conductor():
+        _terminate(_process(conductor))
+
+
+def _terminate(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
 
 
 def _process(holder: str) -> int:

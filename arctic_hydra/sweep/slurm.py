@@ -133,6 +133,11 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         command("scancel", *alive)
 
 
+def end_conductor(sweep: Sweep) -> None:
+    """Leave word for the process that waits for the jobs: it may be on another machine, and cancels them itself."""
+    sweep.ask_conductor_to_end()
+
+
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Submit the jobs again as they were, from their `run.json`; writes their new submissions into the sweep."""
     for job in jobs:

@@ -75,7 +75,17 @@ def in_tmp(tmp_path, monkeypatch):
         ),
         (
             f"{SEARCH} seed=tag(log,int(interval(0,3)))",
-            "seed: got tag(log,int(interval(0,3))), which Optuna refuses: `low >= 1`",
+            "seed: got tag(log,int(interval(0,3))), which cannot be searched: `low >= 1`",
+        ),
+        (
+            f"{SEARCH} seed=tag(log,range(1,100,5))",
+            "seed: got tag(log,range(1,100,5)), which cannot be searched: a logar",
+        ),
+        (f"{SEARCH} seed=shuffle(1,2,3)", "seed: got shuffle(1,2,3), which cannot be searched: a search has an order"),
+        ("-m seed=glob(*)", "seed: got glob(*), which holds no value"),
+        (
+            "-m hydra/launcher=slurm hydra.launcher.tasks_per_node=2 seed=1,2",
+            "hydra.launcher.tasks_per_node: there is no such key; each machine has one task",
         ),
     ],
 )
@@ -85,7 +95,7 @@ def test_what_is_refused(arguments, text, capsys):
     assert code == 2, output.out + output.err
     assert text in output.err
     assert "Traceback" not in output.err
-    assert not list(Path.cwd().glob("outputs/*/*/run.json"))
+    assert not list(Path.cwd().iterdir()), "what is refused leaves nothing behind"
 
 
 def test_a_directory_of_another_sweep_is_refused(capsys):

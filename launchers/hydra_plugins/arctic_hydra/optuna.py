@@ -51,11 +51,16 @@ class OptunaSweeper(Sweeper):
             raise HydraException("hydra/sweeper=optuna searches over jobs of arctic_hydra only")
         self.hydra_context, self.config, self.conductor = hydra_context, config, task_function
         given: Any = {"config": config, "hydra_context": hydra_context, "task_function": task_function}
-        self.launcher = Plugins.instance().instantiate_launcher(**given)
+        # Ours all have `run`; no isinstance, since Hydra executes the modules of plugins again when it looks for them.
+        launcher: Any = Plugins.instance().instantiate_launcher(**given)
+        if not hasattr(launcher, "run"):
+            raise HydraException(
+                f"hydra/sweeper=optuna works with arctic_hydra's launchers, not with {type(launcher).__name__}"
+            )
+        self.own_launcher: Any = launcher
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search until there are `n_trials`."""
         from hydra_plugins.arctic_hydra.search import Search
 
-        assert self.launcher is not None
-        return Search(self.conductor, self.launcher, arguments, **self.settings).run()
+        return Search(self.conductor, self.own_launcher, arguments, **self.settings).run()

@@ -13,16 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.plugins.launcher import Launcher
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 
 from arctic_hydra import compose
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.job import Job
 from arctic_hydra.metrics import objective
 from arctic_hydra.sweep.conductor import Conductor
-from arctic_hydra.sweep.directory import FINISHED, PRUNED, SweepJob, states
+from arctic_hydra.sweep.directory import FAILED, FINISHED, OVER, PRUNED, SweepJob, states
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 PRUNERS = {
@@ -40,7 +38,7 @@ class Search:
     def __init__(
         self,
         conductor: Conductor,
-        launcher: Launcher,
+        launcher: SweepLauncher,
         arguments: Sequence[str],
         *,
         n_trials: int | None,
@@ -58,6 +56,8 @@ class Search:
         self._n_trials, self._n_jobs = n_trials, conductor.slots.count if n_jobs is None else n_jobs
         self._sampler, self._seed, self._pruner, self._pruner_kwargs = sampler, seed, pruner, dict(pruner_kwargs)
         self._trials: dict[int, Any] = {}
+        self._left_over: set[int] = set()
+        """Trials that this start ran and that have no end yet: the next start runs them again."""
         self._check()
 
     def _check(self) -> None:
@@ -85,15 +85,24 @@ class Search:
                 f"hydra.sweeper.pruner: got {self._pruner}, but trainer.eval_frequency=0, so that there is nothing to judge a "
                 "job by before its end; set trainer.eval_frequency, or hydra.sweeper.pruner=none"
             )
+        for key in self._space:
+            try:
+                self._distribution(key)
+            except ConfigError as error:
+                problems += error.problems
         if problems:
             raise ConfigError(problems)
+        make_pruner(self._pruner, self._pruner_kwargs)
+
+    def _distribution(self, key: str) -> Any:
+        return distribution(key, self._space[key], as_text=self._sampler == "grid")
 
     def run(self) -> None:
         """Ask for jobs and have them run until there are `n_trials`, or somebody stops the sweep."""
         self._study = self._open()
         if self._pruner != "none":
             self._conductor.observer = self._observe
-        while not self._conductor.stop_reason and (batch := self._next_batch()):
+        while not self._conductor.over and (batch := self._next_batch()):
             self._run_batch(batch)
 
     def _open(self) -> Any:
@@ -102,6 +111,7 @@ class Search:
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._conductor.begin()
         sweep = self._conductor.sweep
         path = sweep.path / "study.log"
         mend(path)
@@ -123,7 +133,8 @@ class Search:
         import optuna
         from optuna.trial import TrialState
 
-        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = [trial for trial in running if trial.number not in self._left_over]
         if left:
             return [optuna.trial.Trial(self._study, trial._trial_id) for trial in left[: self._n_jobs]]
         waiting = len(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
@@ -131,7 +142,7 @@ class Search:
         wanted = waiting if self._sampler == "grid" else (self._n_trials or 0) - asked
         # A new sampler for each batch: its draws then depend on the trials before, not on when this process started.
         self._study.sampler = make_sampler(self._sampler, [self._seed, asked], self._n_jobs)
-        space = {key: distribution(key, item, as_text=self._sampler == "grid") for key, item in self._space.items()}
+        space = {key: self._distribution(key) for key in self._space}
         return [self._study.ask(space) for _ in range(min(wanted, self._n_jobs))]
 
     def _run_batch(self, batch: list[Any]) -> None:
@@ -140,32 +151,40 @@ class Search:
             (trial.number, [*self._fixed, *(f"{key}={trial.params[key]}" for key in self._space)]) for trial in batch
         ]
         pairs = self._conductor.enter(wanted)
-        # Two trials may ask for one and the same run: it runs once, and both get its value.
-        once = {entry.run_dir: number for number, (entry, _) in reversed(list(enumerate(pairs)))}
-        self._launch(
-            [pairs[number] for number in sorted(once.values())], [wanted[number][1] for number in sorted(once.values())]
-        )
+        # Two trials may ask for one and the same run: it runs once, and both come to the same end.
+        pruned = [entry for entry in self._conductor.sweep.jobs if entry.mark == PRUNED]
+        once: dict[str, SweepJob] = {}
+        for entry in [*pruned, *(entry for entry, _ in pairs)]:
+            once.setdefault(entry.run_dir, entry)
+        self._launcher.run([pair for pair in pairs if once[pair[0].run_dir] is pair[0]])
         for entry, _ in pairs:
+            first = once[entry.run_dir]
+            entry.submission, entry.mark, entry.problem = first.submission, first.mark, first.problem
             self._tell(entry)
-
-    def _launch(self, pairs: list[tuple[SweepJob, Job]], overrides: list[list[str]]) -> None:
-        if isinstance(self._launcher, SweepLauncher):
-            self._launcher.run(pairs)
-        else:
-            self._launcher.launch(overrides, initial_job_idx=pairs[0][0].number)
+        self._conductor.sweep.save()
 
     def _tell(self, entry: SweepJob) -> None:
         from optuna.trial import TrialState
 
         trial, value = self._trials[entry.number], self._conductor.value(entry)
-        [(state, _)] = states(self._conductor.sweep, [entry])
         if value is not None:
             self._study.tell(trial, value)
         elif entry.mark == PRUNED:
             self._study.tell(trial, state=TrialState.PRUNED)
-        elif state == FINISHED or not self._conductor.stop_reason:
+        elif self._failed_by_itself(entry):
             self._study.tell(trial, state=TrialState.FAIL)
-        # else it was stopped along with the sweep, or never started: the next start runs it.
+        else:  # stopped, killed, never started, or not waited for: told failed, it could not be run again
+            self._left_over.add(entry.number)
+
+    def _failed_by_itself(self, entry: SweepJob) -> bool:
+        """Whether a run came to an end that it would come to again: an error of its own, or no objective."""
+        [(state, _)] = states(self._conductor.sweep, [entry])
+        status = entry.directory.record().get("status")
+        if state not in OVER or status == FINISHED:
+            return state in OVER
+        errors = entry.directory.errors()
+        # What was written in a rank's stead, when it was killed or stalled, has no time.
+        return status == FAILED and not entry.problem and bool(errors) and errors[0]["time"] > 0
 
     def _observe(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
         """Report a running job's evaluations to the study; return whether its pruner gives the job up."""
@@ -182,28 +201,30 @@ class Search:
 
 
 def distribution(key: str, item: Override, *, as_text: bool) -> Any:
-    """Return Optuna's distribution for a sweep in Hydra's syntax; raises ConfigError for a logarithm that makes no sense."""
+    """Return Optuna's distribution for a sweep in Hydra's syntax; raises ConfigError for what makes no sense in a search."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep: Any = item.value()
-    log = "log" in sweep.tags
+    log = not isinstance(sweep, Glob) and "log" in sweep.tags
     try:
+        if isinstance(sweep, ChoiceSweep | RangeSweep) and sweep.shuffle:
+            raise ValueError("a search has an order of its own; leave shuffle out")
         if isinstance(sweep, IntervalSweep):
             kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
             return kind(sweep.start, sweep.end, log=log)
         if item.is_range_sweep() and not as_text:
             values = [float(value) if not isinstance(value, int) else value for value in sweep.range()]
             whole = all(isinstance(value, int) for value in values)
+            if log and not (whole and sweep.step == 1):
+                raise ValueError("a logarithm has no step; pass tag(log,interval(a,b)), or leave out the tag")
             kind = IntDistribution if whole else FloatDistribution
-            step = sweep.step if not log else (1 if whole else None)
-            return kind(min(values), max(values), step=abs(step) if step else step, log=log)
+            return kind(min(values), max(values), step=abs(sweep.step), log=log)
         if log:
             raise ValueError("a list of choices has no logarithm")
         return CategoricalDistribution(list(item.sweep_string_iterator()))
     except ValueError as error:
-        raise ConfigError(
-            f"{key}: got {str(item.input_line).partition('=')[2]}, which Optuna refuses: {error}"
-        ) from error
+        text = str(item.input_line).partition("=")[2]
+        raise ConfigError(f"{key}: got {text}, which cannot be searched: {error}") from error
 
 
 def make_sampler(name: str, seeds: list[int], n_jobs: int) -> Any:
