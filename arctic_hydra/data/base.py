@@ -12,6 +12,7 @@ from arctic_hydra.component import Component
 from arctic_hydra.data.formats import RowFormat
 from arctic_hydra.data.mapping import mapping_problems, places
 from arctic_hydra.data.messages import ROLES
+from arctic_hydra.data.user_code import code_identity
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError
 
@@ -126,7 +127,7 @@ class DataSource(Component):
         return self.identity(split)
 
     def identity(self, split: str) -> dict[str, Any]:
-        """Return plain values that change whenever the rows change: part of the cache key.
+        """Return plain values that change whenever the rows change: part of the cache key, beside the code of a user's class.
 
         Here a hash of every row; sources that can tell without reading the rows override it.
         """
@@ -173,8 +174,8 @@ class DataFactory(Component):
         return f"data.{'sources' if split == 'train' else 'eval_sources'}.{name}"
 
     def row_identity(self, source: DataSource, split: str) -> dict[str, Any]:
-        """Return plain values that change whenever the rows of a source change."""
-        return source.identity(split)
+        """Return plain values that change whenever the rows of a source change, or a user's own code that makes them."""
+        return {"rows": source.identity(split), "code": [code_identity(source), code_identity(self)]}
 
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:

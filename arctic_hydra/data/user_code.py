@@ -1,0 +1,46 @@
+"""The code that makes rows: part of the cache key beside what a source tells of its rows, since that is inherited."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import os
+import sys
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra.component import Component
+
+KNOWN_PACKAGES = frozenset((*sys.stdlib_module_names, __name__.partition(".")[0]))
+
+
+def code_identity(component: Component) -> dict[str, Any]:
+    """Return the class of a source or data factory as plain values; for a user's own, its code and the fields it adds.
+
+    The code is the module of each class that it derives from, this package's and Python's aside. What these modules
+    import is not in it: whoever changes only that prunes the cache, or passes `data.cache=off`.
+    """
+    kind = type(component)
+    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in KNOWN_PACKAGES]
+    names = {name for base in own for name in base.__dict__.get("__annotations__", {})} - {"_target_"}
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "code": [_code_of(base) for base in own],
+        "fields": {item.name: getattr(component, item.name) for item in fields(component) if item.name in names},
+    }
+
+
+@cache
+def _code_of(kind: type) -> str:
+    """Return a hash of a class's module: of its statements, since a resumed run may have other comments."""
+    module = sys.modules.get(kind.__module__)
+    try:
+        content = ast.dump(ast.parse(inspect.getsource(module))).encode()  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):
+        file = getattr(module, "__file__", None)
+        # Typed at a prompt: taken for no other class of that name.
+        content = Path(file).read_bytes() if file else os.urandom(16)
+    return hashlib.sha256(content).hexdigest()
