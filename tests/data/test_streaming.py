@@ -307,7 +307,8 @@ def test_a_streamed_run_stops_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     small = (
         f"{SMALL} data.streaming=true data.buffer_rows=100 trainer.train_iters=14 tracking=[] checkpoint=[deepspeed]"
     )
-    run(f"name=whole {small} trainer.gradient_accumulation_steps=2", tmp_path)
+    done = run(f"name=whole {small} trainer.gradient_accumulation_steps=2", tmp_path)
+    assert "trainer.train_iters=42" in done.stdout and "trainer.epochs=" not in done.stdout, "what to type next"
     run(f"name=cut {small} trainer.gradient_accumulation_steps=2 trainer.exit_iteration=6", tmp_path, code=75)
     run(f"name=cut {small} trainer.gradient_accumulation_steps=2", tmp_path)
     whole = losses(only_run(tmp_path, "whole"))
