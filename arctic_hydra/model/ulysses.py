@@ -97,3 +97,23 @@ class _AllToAll(torch.autograd.Function):
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=ctx.group)
         return received, None
+
+
+def sum_over_group(value: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+    """Return `value` summed over the ranks of the group, for all of them; its gradient is the sum of theirs."""
+    return _Sum.apply(value, group.group)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        total = value.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

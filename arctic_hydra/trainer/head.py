@@ -105,7 +105,7 @@ def tap_head(engine: Any, device: torch.device) -> Head | str:
 
 
 def _proven_transform(engine: Any, model: Any, projection: nn.Module, device: torch.device) -> LogitTransform | str:
-    batch = _probe_batch(model, device)
+    batch = probe_batch(model, device)
     grid, seen = torch.tensor(_GRID, dtype=torch.float64, device=device), []
 
     def stand_in(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -157,7 +157,8 @@ def _weight_and_bias(projection: Any) -> tuple[torch.Tensor, torch.Tensor | None
     return projection.get_merged_weights(projection.active_adapters), None
 
 
-def _probe_batch(model: Any, device: torch.device) -> Batch:
+def probe_batch(model: Any, device: torch.device) -> Batch:
+    """Return eight tokens to try a model out on."""
     tokens, vocabulary = 8, int(model.config.get_text_config().vocab_size)
     positions = torch.arange(tokens, device=device)
     return Batch(

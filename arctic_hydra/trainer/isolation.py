@@ -18,8 +18,11 @@ _FIRST, _SECOND = 17, 12
 """Tokens of the two documents."""
 
 
-def check_isolation(engine: Any, device: torch.device, attention: str) -> None:
+def check_isolation(engine: Any, device: torch.device, attention: str, sharing: int = 1) -> None:
     """Raise ConfigError for a model in which one document of a packed row sees another; collective.
+
+    Such a model is refused as well where `sharing` ranks hold a sequence, packed or not: what mixes documents mixes tokens outside
+    of attention, and attention alone reaches those of the other ranks.
 
     Attention keeps documents apart by their bounds, but not every architecture hands them on to its attention, and
     recurrent layers, convolutions and masks of a model's own know nothing of them. Two forward passes over two packed
@@ -36,11 +39,17 @@ def check_isolation(engine: Any, device: torch.device, attention: str) -> None:
     change, scale = (float(x.abs().max()) for x in (before_TV - after_TV, before_TV))
     if change <= tolerance * scale:
         return
+    name = type(model).__name__
+    if sharing > 1:
+        raise ConfigError(
+            f"trainer.sequence_parallel_size: got {sharing}, but tokens of {name} depend on others outside of attention, which alone "
+            f"reaches the parts of a sequence that other ranks hold; pass trainer.sequence_parallel_size=1"
+        )
     other = ""
     if attention == VARLEN_ATTENTION:
         other = ", or try model.attn_implementation=sdpa or eager, whose masks are built from the positions"
     raise ConfigError(
-        f"data.packing: got true, but {type(model).__name__} mixes the documents of a packed row with "
+        f"data.packing: got true, but {name} mixes the documents of a packed row with "
         f"model.attn_implementation={attention}: another first document changed the logits of the second by {change:.2g} "
         f"(their largest: {scale:.2g}); pass data.packing=false{other}"
     )

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, K supervised positions, H hidden width, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from arctic_hydra.batch import Batch
+from arctic_hydra.trainer.balance import Balance
 from arctic_hydra.trainer.chunked import PLAIN, TokenLoss, chunked_evaluation, chunked_losses
 from arctic_hydra.trainer.head import Head, model_inputs
 
@@ -29,6 +31,8 @@ class LossComputer:
     """Liger's fused kernel instead of chunks."""
     chunk_rows: int = 0
     """Rows of logits at a time; 0 chooses by the vocabulary."""
+    balance: Balance | None = None
+    """What the model adds for balanced experts; None: nothing."""
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """Return the token losses summed over the supervised positions, in fp32.
@@ -36,17 +40,16 @@ class LossComputer:
         The load-balancing loss of a mixture of experts, where the model's config asks for it, counts once per supervised
         position: divided by their number it stands beside the mean token loss as in transformers.
         """
-        if self.head is None:
-            logits_KV, output = supervised_logits(self.engine, batch)
-            loss = plain_losses(logits_KV, batch.targets_K, self.token_loss).sum()
-        else:
-            result, output = self.head.run(self.engine, batch, lambda *head: self._head_loss(batch, *head))
-            loss = result.sum()
-        router_loss = getattr(output, "aux_loss", None)
-        if router_loss is None:
+        with self.balance.over(batch) if self.balance else nullcontext():
+            if self.head is None:
+                logits_KV, output = supervised_logits(self.engine, batch)
+                loss = plain_losses(logits_KV, batch.targets_K, self.token_loss).sum()
+            else:
+                result, output = self.head.run(self.engine, batch, lambda *head: self._head_loss(batch, *head))
+                loss = result.sum()
+        if self.balance is None:
             return loss
-        coefficient = getattr(self.engine, "module", self.engine).config.get_text_config().router_aux_loss_coef
-        return loss + coefficient * batch.num_supervised * router_loss
+        return loss + self.balance.coefficient * batch.num_supervised * output.aux_loss
 
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return float64 [num_sources, 3]: plain cross-entropy, correct predictions and count, per data source."""

@@ -80,8 +80,9 @@ class SFTTrainer(Trainer):
         with distributed.alone(), ExitStack() as exact:  # the tokens that try it out are no part of a shared sequence
             for converter in tools.converters:
                 exact.enter_context(converter.exactly(tools.engine.module))
-            if tools.packed:
-                check_isolation(tools.engine, tools.device, tools.model_factory.attn_implementation)
+            if tools.packed or self.sequence_parallel_size > 1:
+                attention, sharing = tools.model_factory.attn_implementation, self.sequence_parallel_size
+                check_isolation(tools.engine, tools.device, attention, sharing)
             self._losses = self._loss_computer(tools)
 
     @contextmanager
@@ -107,6 +108,7 @@ class SFTTrainer(Trainer):
         return self._losses.evaluation_sums(batch, num_sources)
 
     def _loss_computer(self, tools: Toolbox) -> LossComputer:
+        from arctic_hydra.trainer.balance import find_balance
         from arctic_hydra.trainer.chunked import TokenLoss
         from arctic_hydra.trainer.head import Head, tap_head
         from arctic_hydra.trainer.loss import LossComputer
@@ -122,4 +124,5 @@ class SFTTrainer(Trainer):
         liger = self.head_loss is HeadLoss.liger or (self.head_loss is HeadLoss.auto and tools.device.type == "cuda")
         losses = TokenLoss(self.label_smoothing, self.z_loss)
         assert head is None or isinstance(head, Head)
-        return LossComputer(tools.engine, head, losses, liger, self.head_chunk_rows)
+        balance = find_balance(tools.engine, tools.device, self.sequence_parallel_size)
+        return LossComputer(tools.engine, head, losses, liger, self.head_chunk_rows, balance)

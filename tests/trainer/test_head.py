@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.tiny import TinyModelFactory
+from arctic_hydra.trainer.balance import find_balance, real_tokens
 from arctic_hydra.trainer.chunked import LogitTransform, TokenLoss
 from arctic_hydra.trainer.head import Head, model_inputs, tap_head
 from arctic_hydra.trainer.loss import LossComputer, plain_losses
@@ -35,6 +36,7 @@ ARCHITECTURES = {
     "phi": ({}, LogitTransform()),
     "gpt_neox": ({"rotary_pct": 1.0}, LogitTransform()),
     "mixtral": ({"num_local_experts": 4, **EXPERTS}, LogitTransform()),
+    "jetmoe": ({"num_local_experts": 4, "num_key_value_heads": 2, **EXPERTS, "aux_loss_coef": 0.3}, LogitTransform()),
     "qwen3_moe": ({"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8, **EXPERTS}, LogitTransform()),
 }
 
@@ -63,14 +65,19 @@ def test_loss_equals_the_models_own_forward(name, packed):
     shift_labels = torch.full((batch.input_ids_BT.numel(),), -100)
     shift_labels[batch.rows_K] = batch.targets_K
     labels = shift_labels.view_as(batch.input_ids_BT)
-    expected = theirs(**model_inputs(batch), labels=labels, shift_labels=labels).loss * batch.num_supervised
+    inputs = model_inputs(batch)
+    if "output_router_logits" in ARCHITECTURES[name][0] and not packed:  # it keeps padding out of the router's loss
+        inputs["attention_mask"] = real_tokens(batch).long()
+    expected = theirs(**inputs, labels=labels, shift_labels=labels).loss * batch.num_supervised
     expected.backward()
 
     head = tap_head(ours, CPU)
     assert isinstance(head, Head), head
     transform = ARCHITECTURES[name][1]
     assert (head.transform.scale, head.transform.softcap) == pytest.approx((transform.scale, transform.softcap))
-    loss = LossComputer(ours, head, chunk_rows=4).loss_sum(batch)
+    balance = find_balance(ours, CPU, 1)
+    assert (balance is not None) == ("output_router_logits" in ARCHITECTURES[name][0])
+    loss = LossComputer(ours, head, chunk_rows=4, balance=balance).loss_sum(batch)
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-6)
     for (key, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):

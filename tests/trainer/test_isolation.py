@@ -63,6 +63,15 @@ def test_models_that_mix_documents_are_told_from_those_that_do_not(architecture:
         assert model.training
 
 
+def test_a_state_that_runs_through_a_sequence_is_refused_where_ranks_share_it() -> None:
+    maker = factory("falcon_h1", "arctic_varlen")
+    model = maker.create_model(maker.create_config())
+    with pytest.raises(
+        ConfigError, match=r"sequence_parallel_size: got 2, but tokens of FalconH1ForCausalLM depend on others"
+    ):
+        check_isolation(model, torch.device("cpu"), "arctic_varlen", 2)
+
+
 def _refused_then_trained(folder: Path, stage: int) -> str:
     data = documents([8, 6, 7], [4, 3, 5])
     model = factory("stablelm", "arctic_varlen")
