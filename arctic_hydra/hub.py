@@ -7,7 +7,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 
 def looks_like_path(name: str) -> bool:
@@ -16,20 +18,32 @@ def looks_like_path(name: str) -> bool:
 
 
 def hub_reachable(timeout_seconds: float = 3.0) -> bool:
-    """Whether the hub accepts a connection; true without a try where a proxy stands in between."""
+    """Whether the hub, or the proxy in between, accepts a connection."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
-    if urllib.request.getproxies():
-        return True
     endpoint = urlsplit(constants.ENDPOINT)
+    proxy = proxy_of(endpoint)
     try:
-        port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
-        socket.create_connection((endpoint.hostname or "", port), timeout_seconds).close()
+        # A proxy without a scheme is one of plain HTTP, as for the hub's client.
+        first = endpoint if proxy is None else urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        address = (first.hostname or "", first.port or _PORTS.get(first.scheme, 80))
+    except ValueError:
+        return True  # of no form that is known here: the hub's client says so
+    try:
+        socket.create_connection(address, timeout_seconds).close()
     except OSError:
         return False
     return True
+
+
+def proxy_of(endpoint: SplitResult) -> str | None:
+    """Return the proxy that the environment names for an address, or None."""
+    if urllib.request.proxy_bypass(endpoint.netloc):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(endpoint.scheme) or proxies.get("all")
 
 
 @contextmanager
