@@ -243,8 +243,11 @@ def build(cfg: Any) -> Run:
 
 def _follow_model(run: Run) -> None:
     """A Hugging Face tokenizer without a name of its own is the model's; exports bear the name that the model gives."""
-    if getattr(run.tokenizer, "name_or_path", "") is None and hasattr(run.model, "name_or_path"):
-        run.tokenizer.name_or_path = run.model.name_or_path  # type: ignore[attr-defined]
+    tokenizer: Any = run.tokenizer
+    if getattr(tokenizer, "name_or_path", "") is None and hasattr(run.model, "name_or_path"):
+        tokenizer.name_or_path = run.model.name_or_path
+        if tokenizer.revision is None:  # of the model's repository, which is the tokenizer's
+            tokenizer.revision = getattr(run.model, "revision", None)
     for engine in run.checkpoint.values():
         if run.model.save_name is not None and hasattr(engine, "save_name"):
             engine.save_name = run.model.save_name

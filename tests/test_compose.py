@@ -188,6 +188,19 @@ SPLITS = (
 
 
 @pytest.mark.parametrize(
+    ("tokenizer", "name", "revision"),
+    [
+        ("", "a/b", "v2"),
+        ("tokenizer.revision=v3", "a/b", "v3"),
+        ("tokenizer.name_or_path=c/d", "c/d", None),
+    ],
+)
+def test_the_models_revision_is_its_tokenizers(tokenizer, name, revision):
+    run = config.build(composed("model=hf", "model.name_or_path=a/b", "model.revision=v2", *tokenizer.split()))
+    assert (run.tokenizer.name_or_path, run.tokenizer.revision) == (name, revision)
+
+
+@pytest.mark.parametrize(
     ("argument", "key", "value"),
     [
         ("optimizer.lr=2^-10", "optimizer.lr", 2**-10),

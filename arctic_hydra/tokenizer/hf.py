@@ -20,7 +20,7 @@ class HFTokenizerFactory(TokenizerFactory):
     name_or_path: str | None = None
     """Hub id or local directory; `model.name_or_path` when unset."""
     revision: str | None = None
-    """Hub revision: branch, tag or commit."""
+    """Branch, tag or commit on the hub; `model.revision` where `name_or_path` and this are unset."""
     chat_template: str | None = None
     """Path of a Jinja chat template, or the template itself; the tokenizer's own when unset."""
     trust_remote_code: bool = False
