@@ -9,6 +9,7 @@ from arctic_hydra import engine
 from arctic_hydra.checkpoint import source
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.errors import ModelError
+from arctic_hydra.hub import looks_like_path
 from arctic_hydra.model.vocabulary import fit_vocabulary
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def create_model(
     if start or weights:
         engine.import_deepspeed()  # checkpoints hold three of its classes
     run.model.quantization = run.peft.quantization_config(run.model.torch_dtype) if quantize else None  # type: ignore[misc]
-    _check_vocabulary(run, model_config, tokenizer)
+    check_vocabulary(run, model_config, tokenizer)
     model: Any = run.model.create_model(model_config)
     fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
     stored = source.read(start) if start else {}
@@ -75,7 +76,8 @@ def create_model(
     if weights:
         source.initialise(model, source.read(weights), weights)
     if hasattr(model, "peft_config"):
-        model.peft_config["default"].base_model_name_or_path = base_of(run)
+        adapter = model.peft_config["default"]
+        adapter.base_model_name_or_path, adapter.revision = adapter_base(run)
     return model  # type: ignore[no-any-return]
 
 
@@ -95,13 +97,30 @@ def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:
 
 
 def base_of(run: Run) -> str | None:
-    """Return from where transformers loads the weights that an adapter of this run is put over, or None."""
+    """Return from where transformers loads the weights that an adapter of this run is put over, or None.
+
+    A hub id, or the absolute path of a directory: an export is loaded from anywhere.
+    """
     if run.init_from:
-        return run.init_from if source.holds_all_weights(Path(run.init_from)) else None
-    return str(run.model.name_or_path) if run.model.stored else None  # type: ignore[attr-defined]
+        return _absolute(run.init_from) if source.holds_all_weights(Path(run.init_from)) else None
+    if not run.model.stored:
+        return None
+    name = str(run.model.name_or_path)  # type: ignore[attr-defined]
+    return _absolute(name) if looks_like_path(name) else name
 
 
-def _check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def adapter_base(run: Run) -> tuple[str | None, str | None]:
+    """Return `base_of` the run, and the revision on the hub where that is a hub id."""
+    base = base_of(run)
+    on_hub = base is not None and not run.init_from and not looks_like_path(base)
+    return base, getattr(run.model, "revision", None) if on_hub else None
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer with more tokens than the model has embedding rows, but for those that were added."""
     rows, tokens = getattr(model_config.get_text_config(), "vocab_size", None), len(tokenizer)
     if rows is not None and tokens - len(run.tokenizer.added_ids(tokenizer)) > rows:

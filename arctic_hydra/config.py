@@ -235,8 +235,10 @@ def build(cfg: Any) -> Run:
     run = create(from_plain(cfg) if isinstance(cfg, dict) else cfg)
     assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
     _follow_model(run)
-    if hasattr(run.optimizer, "zero_stage"):
-        run.optimizer.zero_stage = run.deepspeed.stage
+    parts: tuple[Any, ...] = (run.optimizer, run.peft)
+    for part in parts:
+        if hasattr(part, "zero_stage"):
+            part.zero_stage = run.deepspeed.stage
     run.check()
     return run
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from arctic_hydra.converter.base import ModelConverter, Phase
-from arctic_hydra.converter.peft.base import PeftFactory, PeftSlot
+from arctic_hydra.converter.peft.base import PeftFactory, PeftSlot, rows_at_zero3
 from arctic_hydra.converter.peft.qlora import QLoraFactory
 
 
@@ -31,10 +31,7 @@ def problems(
     if isinstance(peft, QLoraFactory) and stage == 3:
         yield "peft: got qlora, but ZeRO-3 cannot cut weights that are held in few bits; pass deepspeed=zero2, or peft=lora"
     if added_tokens and stage == 3 and not peft.trains_in_full:
-        yield (
-            f"tokenizer: got {added_tokens} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
-            "peft.modules_to_save=[embed_tokens,lm_head] (all rows train; embed_tokens alone where they are tied), or deepspeed=zero2"
-        )
+        yield rows_at_zero3(added_tokens, ["embed_tokens", "lm_head"])
     targets = peft.values().get("target_modules")
     if head_loss in ("liger", "chunked") and isinstance(targets, list) and "lm_head" in targets:
         yield (

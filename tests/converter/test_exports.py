@@ -21,12 +21,16 @@ KINDS = {
         [""],
     ),
     "tokens-lora": ("peft=lora tokenizer.add_tokens=[uno,dos]", ["false", "true"]),
+    "tokens-lora-head": ("peft=lora tokenizer.add_tokens=[uno,dos] peft.modules_to_save=[lm_head]", ["false", "true"]),
     "lora-full": ("peft=lora peft.modules_to_save=[embed_tokens]", ["false", "true"]),
     "tiny-lora": ("model=tiny peft=lora", [""]),
 }
 CASES = [
     *((kind, tied, 0) for kind in ("hf", "lora", "dora") for tied in (False, True)),
-    *((kind, False, 0) for kind in ("tiny", "liger", "pissa", "tokens", "tokens-lora", "tiny-lora")),
+    *(
+        (kind, False, 0)
+        for kind in ("tiny", "liger", "pissa", "tokens", "tokens-lora", "tokens-lora-head", "tiny-lora")
+    ),
     *((kind, True, 3) for kind in ("hf", "lora", "dora", "lora-full", "tokens")),
     ("lora", False, 3),
     ("lora-full", False, 0),

@@ -10,8 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from arctic_hydra import assemble
+from arctic_hydra.converter.peft.lora import LoraFactory
 from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.model.vocabulary import fit_vocabulary
+from arctic_hydra.trainer.head import model_inputs
+from arctic_hydra.trainer.loss import plain_losses
 from tests.converter import lab
+from tests.trainer.loop import batch_of, tiny_factory
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,9 @@ BUILT = [
     ("converter=[freeze] converter.freeze.patterns=[model,lm_head]", "converter.freeze.patterns: .* freezes the whole model, so nothing would train"),
     ("peft=lora peft.target_modules=[input_layernorm]", "peft: LORA cannot be put on LlamaForCausalLM: Target module LlamaRMSNorm"),
     ("peft=any peft.peft_type=IA3 tokenizer.add_tokens=[uno]", "tokenizer.add_tokens: 1 tokens were added, but peft's IA3 cannot train their rows"),
+    ("peft=lora tokenizer.add_tokens=[uno] peft.target_modules=[q_proj,lm_head]", r"peft.target_modules: got lm_head, but 1 tokens were added, .* leave it out .*peft.modules_to_save=\[embed_tokens,lm_head\]"),
+    ("peft=lora tokenizer.add_tokens=[uno] peft.target_modules='.*(q_proj|embed_tokens)'", "peft.target_modules: got model.embed_tokens, but 1 tokens were added"),
+    ("peft=lora deepspeed=zero3 tokenizer.add_tokens=[uno] peft.modules_to_save=[lm_head]", r"tokenizer: got 1 tokens to add, but at ZeRO-3 .* pass peft.modules_to_save=\[lm_head,embed_tokens\]"),
     ("tokenizer.add_tokens=[the]", "tokenizer.add_tokens: 'the' is in the vocabulary already"),
     ("peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj],feedforward_modules:[],modules_to_save:[embed_tokens]} model.hf_config_kwargs={tie_word_embeddings:true}", "peft: model.embed_tokens of this model shares its weight with another module, and IA3 would take them apart"),
     ("peft=lora peft.target_modules=[embed_tokens] model.hf_config_kwargs={tie_word_embeddings:true}", r"peft: model.embed_tokens of this model shares its weight with another module, and LORA would .* peft.modules_to_save=\[embed_tokens\], which"),
@@ -97,6 +106,52 @@ def test_what_the_model_does_not_have_is_named_with_what_it_has(model, tmp_path)
     found = lab.in_ranks(1, errors_of, [arguments for arguments, _ in BUILT], tmp_path, model)
     for arguments, text in BUILT:
         assert re.search(text, found[arguments]), (arguments, found[arguments])
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("saved", [[], ["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]], ids="+".join)
+def test_every_table_trains_the_rows_of_added_tokens(tied, saved):
+    """Whole, or those rows; and new tokens, which start alike, do not stay so."""
+    network = tiny_factory(tie_word_embeddings=tied, disable_activation_checkpoint=True)
+    torch.manual_seed(0)
+    model = network.create_model(network.create_config())
+    fit_vocabulary(model, 130, [128, 129], 1)
+    model = LoraFactory(r=2, modules_to_save=saved).convert(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    batch = batch_of([([5, 128, 7, 129, 9, 129], [True] * 6)])
+    for _ in range(2):
+        logits = model(**model_inputs(batch)).logits[0, batch.rows_K]
+        for parameter, gradient in zip(
+            trained, torch.autograd.grad(plain_losses(logits, batch.targets_K).sum(), trained), strict=True
+        ):
+            parameter.data -= 0.1 * gradient
+    merged = model.merge_and_unload()
+    for table in (merged.get_input_embeddings(), merged.get_output_embeddings()):
+        one, other = table.weight[[128, 129]]
+        assert (one - other).abs().max() > 1e-3
+
+
+def test_a_head_whose_bias_peft_would_drop_is_refused():
+    head = torch.nn.Linear(32, 130, bias=True)
+    network = tiny_factory(tie_word_embeddings=False)
+    model = network.create_model(network.create_config())
+    fit_vocabulary(model, 130, [128, 129], 1)
+    model.set_output_embeddings(head)
+    with pytest.raises(
+        ConfigError, match=r"peft drops the bias of lm_head .* pass peft.modules_to_save=\[embed_tokens,lm_head\]"
+    ):
+        LoraFactory(r=2).convert(model)
+    assert LoraFactory(r=2, modules_to_save=["lm_head"]).convert(model).get_output_embeddings()
+
+
+@pytest.mark.parametrize(("name", "revision"), [("model", None), ("./model", "v2"), ("a/b", "v2"), ("a/b", None)])
+def test_an_adapter_names_its_base_for_any_directory(name, revision, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, tmp_path / "model")
+    arguments = f"peft=lora model.name_or_path={name}" + (f" model.revision={revision}" if revision else "")
+    run = lab.compose_run(arguments)[0]
+    base = (str(tmp_path / "model"), None) if "model" in name else (name, revision)
+    assert assemble.adapter_base(run) == base
 
 
 def losses(run_dir) -> list[float]:
@@ -151,6 +206,7 @@ def test_an_adapter_over_another_runs_weights_knows_them_as_its_base(model, tmp_
     lab.in_ranks(1, lab.perform, f"peft=lora init_from={over}", tmp_path / "adapter", model)
     adapter = json.loads((tmp_path / "adapter" / "export" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(over)
+    assert adapter["revision"] is None
 
 
 def test_another_base_than_the_trained_one_is_refused(model, tmp_path):

@@ -42,6 +42,8 @@ class PeftSlot(ModelConverter):
     phase: ClassVar[Phase] = Phase.adapters
     adapts: ClassVar[bool] = True
     """Whether the model is wrapped, its own weights frozen."""
+    zero_stage: ClassVar[int] = 0
+    """Stage of the run's engine; the checked run sets it."""
 
     @property
     def trains_in_full(self) -> list[str]:
@@ -124,20 +126,46 @@ class PeftFactory(PeftSlot):
         return wrapped
 
     def _train_tokens(self, model: Any, values: dict[str, Any], added: list[int]) -> dict[str, Any]:
-        """Return the values with which the rows of added tokens train too."""
-        fields = catalog.types()[self.type_name]
-        chosen = values.get("modules_to_save") or []
-        names = {module: name for name, module in model.named_modules()}
-        tables = [names[module] for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
-        if any(name.split(".")[-1] in chosen for name in tables) or values.get("trainable_token_indices"):
+        """Return the values with which the rows of added tokens train too, in each table that does not train in full."""
+        if values.get("trainable_token_indices"):
             return values
-        if "trainable_token_indices" not in fields:
-            raise ConfigError(
-                f"tokenizer.add_tokens: {len(added)} tokens were added, but peft's {self.type_name} cannot train their "
-                f"rows; use peft=lora, or name {tables[0].split('.')[-1]} in peft.config.modules_to_save"
+        names = {module: name for name, module in model.named_modules()}
+        tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
+        saved = values.get("modules_to_save") or []
+        left = [module for module in tables if not _is_named(saved, names[module])]
+        if not left or (is_tied(model) and len(left) < len(tables)):
+            return values
+        if problem := self._rows_problem(left, names, values, len(added)):
+            raise ConfigError(problem)
+        chosen = left[:1] if is_tied(model) else left
+        return {**values, "trainable_token_indices": {names[module].split(".")[-1]: added for module in chosen}}
+
+    def _rows_problem(self, tables: list[Any], names: dict[Any, str], values: dict[str, Any], added: int) -> str | None:
+        """Return why peft cannot train `added` rows of embedding and head, those of `tables`, or None."""
+        short = [names[module].split(".")[-1] for module in tables]
+        saved = [*(values.get("modules_to_save") or []), *short]
+        if "trainable_token_indices" not in catalog.types()[self.type_name]:
+            return (
+                f"tokenizer.add_tokens: {added} tokens were added, but peft's {self.type_name} cannot train their "
+                f"rows; use peft=lora, or name {' and '.join(short)} in peft.config.modules_to_save"
             )
-        tables = tables[:1] if is_tied(model) else tables
-        return {**values, "trainable_token_indices": {name.split(".")[-1]: added for name in tables}}
+        if self.zero_stage == 3:
+            return rows_at_zero3(added, saved)
+        targets, excluded = values.get("target_modules"), values.get("exclude_modules") or []
+        for module in tables:
+            name = names[module]
+            listed = targets not in (None, "all-linear") and _is_named(targets, name)
+            if listed and not _is_named(excluded, name):
+                return (
+                    f"peft.target_modules: got {name}, but {added} tokens were added, and peft cannot both adapt that layer and "
+                    f"train their rows in it; leave it out (their rows train then), or pass peft.modules_to_save=[{','.join(saved)}]"
+                )
+            if getattr(module, "bias", None) is not None:
+                return (
+                    f"tokenizer.add_tokens: {added} tokens were added, but peft drops the bias of {name} where it trains their rows "
+                    f"alone; pass peft.modules_to_save=[{','.join(saved)}]"
+                )
+        return None
 
     def _keep_tied(self, model: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values with which an embedding and a head of one weight keep one; peft would train two copies."""
@@ -155,6 +183,14 @@ class PeftFactory(PeftSlot):
                 "would take them apart; leave it out, or use peft=lora with peft.modules_to_save=[embed_tokens], which trains both as one"
             )
         return {**values, "ensure_weight_tying": True} if whole else values
+
+
+def rows_at_zero3(added: int, tables: list[str]) -> str:
+    """Return why added tokens do not go with ZeRO-3, whose shards peft cannot train single rows of; `tables` have them."""
+    return (
+        f"tokenizer: got {added} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
+        f"peft.modules_to_save=[{','.join(tables)}] (all rows train; embed_tokens alone where they are tied), or deepspeed=zero2"
+    )
 
 
 def is_tied(model: Any) -> bool:
