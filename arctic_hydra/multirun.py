@@ -20,7 +20,7 @@ from arctic_hydra import compose, config
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.job import Job
 from arctic_hydra.redaction import redact_override
-from arctic_hydra.sweep import finish
+from arctic_hydra.sweep import finish, slurm
 from arctic_hydra.sweep.conductor import Conductor, refuse_twins
 from arctic_hydra.sweep.directory import Sweep
 from arctic_hydra.sweep.pool import Slots
@@ -85,6 +85,8 @@ class Multirun:
 def execute(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
     """Run a sweep and return its exit code: 0 all done, 1 something failed, 75 stopped early."""
     multirun = Multirun(overrides, config_name, config_dir)
+    if multirun.on_cluster:
+        slurm.check_options(multirun.master.hydra.launcher)
     samples = [(sample, multirun.composed(sample)) for sample in multirun.samples()]
     slots_wanted = multirun.master.hydra.launcher.get("slots")
     slots = (

@@ -14,6 +14,7 @@ from arctic_hydra import component
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.record import relative
 from arctic_hydra.sweep import finish, results
+from arctic_hydra.sweep.conductor import note_unlogged
 from arctic_hydra.sweep.directory import (
     DIED,
     FAILED,
@@ -86,6 +87,7 @@ def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     if options.watch:
         _watch(path, wanted)
     sweep = Sweep.load(path)
+    note_unlogged(sweep)
     table = [row for row in results.rows(sweep) if row.number in wanted]
     finish.show(sweep, table)
     return finish.exit_code(table)

@@ -133,6 +133,13 @@ def objective(entry: SweepJob, name: str) -> float | None:
     return metrics.objective(metrics.read_metrics(entry.directory.path / "metrics.jsonl"), name)
 
 
+def note_unlogged(sweep: Sweep) -> None:
+    """Note which jobs finished and never logged the objective; saves nothing, since somebody else may conduct the sweep."""
+    for entry in sweep.jobs:
+        if not entry.problem and entry.directory.record().get("status") == FINISHED:
+            entry.problem = unlogged(entry, sweep.objective) if objective(entry, sweep.objective) is None else ""
+
+
 def unlogged(entry: SweepJob, name: str) -> str:
     """Say that a run has no such metric, and which it has."""
     rows = metrics.read_metrics(entry.directory.path / "metrics.jsonl")

@@ -12,7 +12,7 @@ from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
 from arctic_hydra.job import Job
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
-from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.conductor import Conductor, note_unlogged
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
 from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
@@ -35,6 +35,7 @@ def conclude(conductor: Conductor) -> int:
 
 def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
     """Write the results of a sweep as it stands, print the table, and return its rows."""
+    note_unlogged(sweep)
     table = results.rows(sweep)
     show(sweep, table)
     written = [path for write in (results.write_csv, page.write) if (path := _written(write, sweep, table))]

@@ -11,13 +11,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arctic_hydra import record
-from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.sweep.directory import Standing, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
@@ -25,6 +26,20 @@ COMMAND_SECONDS = 60
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
+UNKNOWN = "unknown"
+"""How a job stands while SLURM does not answer."""
+_LEAST = {
+    "nodes": 1,
+    "gpus_per_node": 0,
+    "timeout_min": 0,
+    "cpus_per_task": 1,
+    "mem_gb": 0,
+    "array_parallelism": 1,
+    "max_array_size": 1,
+    "signal_delay_s": 1,
+    "max_requeues": 0,
+}
+"""The smallest number that each of the launcher's keys takes."""
 GONE = "GONE"
 """The state of a job that SLURM no longer knows."""
 
@@ -53,6 +68,25 @@ class JobState:
         return " ".join(
             [self.state, *([f"({self.reason})"] if self.reason else []), *([f"on {self.nodes}"] if self.nodes else [])]
         )
+
+
+def check_options(options: Mapping[Any, Any]) -> None:
+    """Raise ConfigError where a number of `hydra.launcher` makes no sense."""
+    problems = [
+        f"hydra.launcher.{key}: got {options[key]}, expected {least} or more"
+        for key, least in _LEAST.items()
+        if options[key] is not None and options[key] < least
+    ]
+    if options["poll_seconds"] <= 0:
+        problems.append(f"hydra.launcher.poll_seconds: got {options['poll_seconds']}, expected more than 0")
+    limit, delay = options["timeout_min"] * 60, options["signal_delay_s"]
+    if 0 < limit <= delay:
+        problems.append(
+            f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} gives a "
+            f"job {limit} s: it would be told to stop as it starts; pass a shorter delay or a longer time"
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def query(job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -106,10 +140,21 @@ def command(*words: str) -> str:
 
 
 def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
-    """Return how each job stands; SLURM is not asked for runs whose own record says how they ended."""
+    """Return how each job stands; SLURM is not asked for runs whose own record says how they ended.
+
+    Where it does not answer, the others are `UNKNOWN`, with what their records say.
+    """
     ended = (record.FINISHED, record.FAILED)
-    asked = [_submission(job)["job_id"] for job in jobs if job.directory.record().get("status") not in ended]
-    states = query(asked) if asked else {}
+    found = [job.directory.record().get("status") for job in jobs]
+    asked = [_submission(job)["job_id"] for job, status in zip(jobs, found, strict=True) if status not in ended]
+    try:
+        states = query(asked) if asked else {}
+    except SlurmError as error:
+        why = f"the queue could not be asked: {'; '.join(str(error).splitlines())}"
+        return [
+            Standing(None) if status in ended else Standing(UNKNOWN, f"{status} by its own record; {why}")
+            for status in found
+        ]
     return [_standing(states.get(_submission(job)["job_id"], JobState("COMPLETED"))) for job in jobs]
 
 
@@ -142,21 +187,73 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Submit the jobs again as they were, from their `run.json`; writes their new submissions into the sweep."""
     for job in jobs:
         job.check_repeatable()
-    asked = [{"run_dir": job.run_dir, "submission": _submission(job)} for job in jobs]
-    done = subprocess.run(
-        [sys.executable, "-m", "hydra_plugins.arctic_hydra._slurm_submit"],
-        input=json.dumps(asked),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise SlurmError("the jobs were not submitted again; see above")
-    for job, submission in zip(jobs, json.loads(done.stdout), strict=True):
+    cancel_lost(sweep, {_submission(job)["launcher"]["folder"] for job in jobs})
+    waiting = {job.run_dir: job for job in jobs}
+    asked = {
+        "sweep": str(sweep.path),
+        "jobs": [{"run_dir": job.run_dir, "launcher": _submission(job)["launcher"]} for job in jobs],
+    }
+    words = [sys.executable, "-m", "hydra_plugins.arctic_hydra._slurm_submit"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None, "both are pipes"
+        process.stdin.write(json.dumps(asked))
+        process.stdin.close()
+        for line in process.stdout:  # one for each array
+            submitted = [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)]
+            for job, _ in submitted:
+                job.directory.forget_outcome()
+                job.directory.update_record(status=record.RUNNING)
+            write_down(sweep, submitted)
+    if waiting:
+        numbers = ", ".join(str(job.number) for job in waiting.values())
+        raise SlurmError(f"not submitted again: job {numbers}; see above")
+
+
+def write_down(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]]) -> None:
+    """Write what became of an array's jobs into the sweep and into the runs' records, and say so."""
+    for job, submission in submitted:
         job.submission = submission
-        job.directory.forget_outcome()
-        job.directory.update_record(status=record.RUNNING, submission=submission)
-        print(f"job {job.number} submitted as {submission['job_id']}")
     sweep.save()
+    for job, submission in submitted:
+        job.directory.update_record(submission=submission)
+        print(f"job {job.number} submitted as {submission['job_id']}", flush=True)
+
+
+def mark(sweep: Path) -> str:
+    """Return the line of a submission's script that says whose it is."""
+    return f"# sweep {sweep}"
+
+
+def cancel_lost(sweep: Sweep, folders: set[str]) -> None:
+    """Cancel what a start of this sweep submitted when it was killed before it could write down the answer.
+
+    Such a job may lack what it is to run. Raises SlurmError where one does not leave the queue.
+    """
+    end = time.monotonic() + COMMAND_SECONDS
+    cancelled: set[str] = set()
+    while lost := _lost(sweep, folders):
+        if new := sorted(lost - cancelled):
+            print(f"{', '.join(new)} was being submitted when this sweep was killed: cancelled", flush=True)
+            command("scancel", *new)
+            cancelled |= lost
+        if time.monotonic() > end:
+            raise SlurmError(f"{', '.join(sorted(lost))} was cancelled, but does not leave the queue; try again later")
+        time.sleep(0.5)
+
+
+def _lost(sweep: Sweep, folders: set[str]) -> set[str]:
+    if not any(Path(folder).is_dir() for folder in folders):
+        return set()
+    submissions = [found for job in sweep.jobs for found in (job.submission, job.directory.record().get("submission"))]
+    known = {found["job_id"].partition("_")[0] for found in submissions if found and found["kind"] == "slurm"}
+    listed = set(command("squeue", "-u", str(os.getuid()), "-h", "-o", "%F|%o").splitlines())
+    queued = [(job_id, Path(script)) for job_id, _, script in (line.strip().partition("|") for line in listed)]
+    foreign = [(job_id, script) for job_id, script in queued if job_id not in known and str(script.parent) in folders]
+    return {
+        job_id
+        for job_id, script in foreign
+        if script.is_file() and mark(sweep.path) in script.read_text(encoding="utf-8").splitlines()
+    }
 
 
 def _submission(job: SweepJob) -> dict[str, Any]:

@@ -65,6 +65,16 @@ def test_every_option_is_on_the_page():
             "hydra.launcher.nodes=3 hydra.launcher.gpus_per_node=8 deepspeed.config={train_batch_size:8}",
             "deepspeed.config.train_batch_size: got 8, but micro_batch_size 1 x gradient_accumulation_steps 1 x ranks 24 = 24",
         ),
+        ("hydra.launcher.max_array_size=-1", "hydra.launcher.max_array_size: got -1, expected 1 or more"),
+        ("hydra.launcher.array_parallelism=0", "hydra.launcher.array_parallelism: got 0, expected 1 or more"),
+        ("hydra.launcher.timeout_min=-5", "hydra.launcher.timeout_min: got -5, expected 0 or more"),
+        ("hydra.launcher.max_requeues=-1", "hydra.launcher.max_requeues: got -1, expected 0 or more"),
+        ("hydra.launcher.signal_delay_s=0", "hydra.launcher.signal_delay_s: got 0, expected 1 or more"),
+        ("hydra.launcher.poll_seconds=0", "hydra.launcher.poll_seconds: got 0.0, expected more than 0"),
+        (
+            "hydra.launcher.timeout_min=2",
+            "hydra.launcher.signal_delay_s: got 120, but hydra.launcher.timeout_min=2 gives a job 120 s: it would be told",
+        ),
         ("task=evaluate", "task: got evaluate, which runs on this machine"),
         ("", "hydra/launcher: got slurm, but there is no sbatch and no srun on this machine; submit from a login node"),
     ],
@@ -73,6 +83,17 @@ def test_what_is_refused(arguments, text, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["hydra/launcher=slurm", *arguments.split()]) == 2
     assert text in capsys.readouterr().err
+    assert not list(Path.cwd().iterdir()) or not arguments
+
+
+def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):
+    more = "hydra.launcher.additional_parameters={requeue: false, overcommit: false, nice: 0}"
+    asked = ["timeout_min=0", "mem_gb=0", "gpus_per_node=0", "exclusive=false", "dry_run=true"]
+    assert main(["hydra/launcher=slurm", *(f"hydra.launcher.{item}" for item in asked), more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in ("--time=0", "--mem=0GB", "--gpus-per-node=0", "--no-requeue", "--nice=0"):
+        assert f"#SBATCH {line}" in lines
+    assert not [line for line in lines if "exclusive" in line or "overcommit" in line or "--requeue" in line]
 
 
 @pytest.mark.parametrize("key", ["detach", "dry_run"])

@@ -21,14 +21,14 @@ class SlurmConf:
     gpus_per_node: int | None = None
     """GPUs of each machine; `ranks=auto` starts a rank on each, or a single rank where unset."""
     timeout_min: int = 240
-    """Time limit in minutes; a job that reaches it saves, and goes back into the queue."""
+    """Time limit in minutes, 0 for none; a job that reaches it saves, and goes back into the queue."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     cpus_per_task: int | None = None
     """Cores of each machine: one task per machine holds all of its ranks."""
     mem_gb: float | None = None
-    """Memory of each machine."""
+    """Memory of each machine, 0 for all that it has."""
     gres: str | None = None
     constraint: str | None = None
     nodelist: str | None = None
@@ -52,7 +52,7 @@ class SlurmConf:
     srun_args: list[str] = field(default_factory=list)
     """Arguments of srun, which starts the task of each machine."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)
-    """Any other option of sbatch, by its long name."""
+    """Any other option of sbatch, by its long name; `false` leaves one out, and `requeue: false` is `--no-requeue`."""
     stderr_to_stdout: bool = True
     """One log file per job, in the order in which things were said."""
     signal_delay_s: int = 120

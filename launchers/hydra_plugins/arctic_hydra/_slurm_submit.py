@@ -37,8 +37,12 @@ def check_sbatch() -> None:
         )
 
 
-def submit(options: dict[str, Any], run_dirs: Sequence[str], secrets: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Submit runs whose `run.json` is written; yield each run's submission, in order, as soon as it has its job.
+def submit(
+    options: dict[str, Any], run_dirs: Sequence[str], secrets: dict[str, Any], sweep: Path
+) -> Iterator[list[dict[str, Any]]]:
+    """Submit runs whose `run.json` is written; yield the submissions of each array as soon as it is in the queue, in order.
+
+    Their scripts name the sweep, so that a job is found again whose number never arrived here.
 
     Raises ArcticHydraError with sbatch's own words where it refuses; earlier arrays are then in the queue.
     """
@@ -50,11 +54,13 @@ def submit(options: dict[str, Any], run_dirs: Sequence[str], secrets: dict[str, 
             f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); pass a folder that all machines share"
         ) from error
     snapshot = take_snapshot(folder) if options["snapshot"] else None
+    marked = {**options, "setup": [slurm.mark(sweep), *options["setup"]]}
     for chunk in chunks(run_dirs, options["max_array_size"] or array_limit()):
-        executor = make_executor(options, snapshot)
+        executor = make_executor(marked, snapshot)
         hidden = {run_dir: secrets[run_dir] for run_dir in chunk if secrets.get(run_dir)}
         with submission_environment(hidden, snapshot):
-            yield from _submit_array(executor, options, chunk, snapshot)
+            submissions = _submit_array(executor, options, chunk, snapshot)
+        yield submissions
 
 
 def _submit_array(
@@ -105,18 +111,27 @@ def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
             return 2  # `check_sbatch` says in our words what is missing
 
     executor = Executor(folder=options["folder"], max_num_timeout=options["max_requeues"], python=options["python"])
-    given = {key: value for key, value in options.items() if key not in _OWN and value not in (None, [], {}, False)}
+    given = {key: value for key, value in options.items() if key not in _OWN and not _is_unset(value)}
     srun_args = list(given.pop("srun_args", []))
     if options["cpus_per_task"]:
         # Since 22.05 a step does not inherit the allocation's number, and its ranks would share one core.
         srun_args.insert(0, f"--cpus-per-task={options['cpus_per_task']}")
-    more = {"requeue": True, **given.pop("additional_parameters", {})}
+    asked = {key.replace("_", "-"): value for key, value in given.pop("additional_parameters", {}).items()}
+    if asked.get("requeue") is False:
+        asked["no-requeue"] = True
+    more = {"requeue": "no-requeue" not in asked, **asked}
+    more = {key: value for key, value in more.items() if not _is_unset(value)}
     if snapshot:
         more["chdir"] = str(snapshot)  # `python -m` looks there first
     given |= {"tasks_per_node": 1, "wckey": options["wckey"], "additional_parameters": more}
     given["srun_args"] = srun_args or None
     executor.update_parameters(**executor._convert_parameters(given))
     return executor
+
+
+def _is_unset(value: Any) -> bool:
+    """Whether an option is left out of the script; 0 is a number like any other."""
+    return value is None or value is False or value == [] or value == {}
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -180,21 +195,23 @@ def take_snapshot(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Submit runs again: read `[{"run_dir", "submission"}, ...]` from standard input, print their new submissions."""
+    """Submit runs again: read `{"sweep", "jobs": [{"run_dir", "launcher"}, ...]}` from standard input.
+
+    Prints a line `[[run_dir, submission], ...]` for each array.
+    """
     asked = json.load(sys.stdin)
+    together: dict[str, list[str]] = {}
+    for item in asked["jobs"]:
+        together.setdefault(json.dumps(item["launcher"], sort_keys=True), []).append(item["run_dir"])
     try:
         check_sbatch()
-        together: dict[str, list[str]] = {}
-        for item in asked:
-            options = json.dumps(item["submission"]["launcher"], sort_keys=True)
-            together.setdefault(options, []).append(item["run_dir"])
-        found: dict[str, dict[str, Any]] = {}
         for options, run_dirs in together.items():
-            found |= zip(run_dirs, submit(json.loads(options), run_dirs, {}), strict=True)
+            waiting = iter(run_dirs)
+            for submissions in submit(json.loads(options), run_dirs, {}, Path(asked["sweep"])):
+                print(json.dumps([[next(waiting), submission] for submission in submissions]), flush=True)
     except ArcticHydraError as error:
         print_error(error)
         raise SystemExit(error.exit_code) from error
-    json.dump([found[item["run_dir"]] for item in asked], sys.stdout)
 
 
 if __name__ == "__main__":

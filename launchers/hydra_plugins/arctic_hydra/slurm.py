@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ class SlurmLauncher(SweepLauncher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take the conductor; folder and name of the jobs are those of its sweep where the config has none."""
+        from hydra_plugins.arctic_hydra import _slurm_submit
+
         from arctic_hydra.errors import ConfigError
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -49,26 +52,30 @@ class SlurmLauncher(SweepLauncher):
                     )
         folder = self._options["folder"] or sweep.path / "slurm"
         self._options |= {"folder": str(Path(folder).absolute()), "name": self._options["name"] or sweep.name}
+        if not self._options["dry_run"]:
+            _slurm_submit.check_sbatch()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Enter the jobs, submit them, wait for them, and return their objectives in order."""
         if not self._options["dry_run"]:
             return super().launch(job_overrides, initial_job_idx)
-        self._print_scripts(len(job_overrides))
+        self._print_scripts([self.conductor.job(item) for item in job_overrides])
         return [JobReturn(overrides=list(item), status=JobStatus.COMPLETED) for item in job_overrides]
 
-    def _print_scripts(self, count: int) -> None:
+    def _print_scripts(self, jobs: Sequence[Job]) -> None:
         from hydra_plugins.arctic_hydra import _slurm_submit
 
+        from arctic_hydra import record
+
+        wanted = [job for job in jobs if job.directory.record().get("status") != record.FINISHED]
+        if len(wanted) < len(jobs):
+            print(f"# {len(jobs) - len(wanted)} of {len(jobs)} jobs are finished already")
         limit = self._options["max_array_size"] or _slurm_submit.array_limit()
-        for chunk in _slurm_submit.chunks(range(count), limit):
+        for chunk in _slurm_submit.chunks(wanted, limit):
             print(_slurm_submit.script(self._options, len(chunk)))
 
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
         """Submit what is neither finished nor under way, and wait unless detached."""
-        from hydra_plugins.arctic_hydra import _slurm_submit
-
-        _slurm_submit.check_sbatch()
         self._submit(pairs)
         waiting = [entry for entry, _ in pairs if entry.submission and not entry.problem]
         if self._options["detach"]:
@@ -81,41 +88,58 @@ class SlurmLauncher(SweepLauncher):
 
         from arctic_hydra import record
         from arctic_hydra.errors import ArcticHydraError
+        from arctic_hydra.sweep import slurm
         from arctic_hydra.sweep.directory import PRUNED
 
+        sweep = self.conductor.sweep
+        slurm.cancel_lost(sweep, {self._options["folder"]})
         under_way = self._under_way([entry for entry, _ in pairs])
         for entry in under_way:
             print(f"job {entry.number} is in the queue already, as {_job_id(entry)}")
         wanted = [(entry, job) for entry, job in pairs if entry not in under_way and entry.mark != PRUNED]
         new = [(entry, job) for entry, job in wanted if self._prepare(entry, job)]
         secrets = {entry.run_dir: hidden for entry, job in new if (hidden := job.secrets())}
-        waiting = iter([entry for entry, _ in new])
+        sweep.save()  # with what could not be prepared
+        waiting = [entry for entry, _ in new]
+        run_dirs = [entry.run_dir for entry in waiting]
         try:
-            for submission in _slurm_submit.submit(self._options, [entry.run_dir for entry, _ in new], secrets):
-                entry = next(waiting)
-                entry.submission = submission
-                entry.directory.update_record(submission=submission)
-                print(f"job {entry.number} submitted as {submission['job_id']}", flush=True)
+            for submissions in _slurm_submit.submit(self._options, run_dirs, secrets, sweep.path):
+                slurm.write_down(sweep, list(zip(waiting, submissions, strict=False)))
+                waiting = waiting[len(submissions) :]
         except ArcticHydraError as error:
             for entry in waiting:
                 entry.problem = str(error)
                 entry.directory.update_record(status=record.FAILED, error=str(error))
+            sweep.save()
             raise
-        finally:
-            self.conductor.sweep.save()
 
     def _under_way(self, entries: Sequence[SweepJob]) -> list[SweepJob]:
-        """Return the jobs that an earlier start of this sweep submitted and that SLURM still has."""
+        """Return the jobs that SLURM has already, submitted by an earlier start or by another sweep with the same run."""
         from arctic_hydra.sweep import slurm
 
-        asked = [entry for entry in entries if entry.submission and entry.submission["kind"] == "slurm"]
-        states = slurm.query([_job_id(entry) for entry in asked]) if asked else {}
-        return [entry for entry in asked if not states[_job_id(entry)].over]
+        found = [(entry, _submissions(entry)) for entry in entries]
+        asked = [str(submission["job_id"]) for _, submissions in found for submission in submissions]
+        states = slurm.query(asked) if asked else {}
+        under_way = []
+        for entry, submissions in found:
+            alive = [submission for submission in submissions if not states[str(submission["job_id"])].over]
+            if alive:
+                entry.submission, entry.problem = alive[-1], ""
+                under_way.append(entry)
+        return under_way
 
     def _prepare(self, entry: SweepJob, job: Job) -> bool:
-        """Write what the job's ranks will read; return whether there is anything to do."""
+        """Write what the job's ranks will read; return whether there is anything to do, and that can be done."""
+        from arctic_hydra.errors import ArcticHydraError
+
         entry.problem, entry.mark, entry.submission = "", "", None
-        if job.prepare() is None:
+        try:
+            lock = job.prepare()
+        except (ArcticHydraError, OSError) as error:
+            entry.problem = str(error)
+            print(f"job {entry.number} failed: {error}", flush=True)
+            return False
+        if lock is None:
             print(f"job {entry.number} is finished already")
             return False
         job.directory.release()  # the job itself takes it
@@ -141,6 +165,7 @@ class Watch:
         from arctic_hydra.sweep import slurm
         from arctic_hydra.sweep.tail import Tail
 
+        asked_to_end = False
         tails = {entry.number: Tail(entry.directory.path / "metrics.jsonl") for entry in entries}
         waiting = list(entries)
         try:
@@ -152,6 +177,10 @@ class Watch:
                         self._tell_progress(entry, rows)
                     if rows and self._conductor.look_at(entry, rows):
                         self._prune(entry)
+                if waiting and not asked_to_end and self._conductor.over:
+                    with suppress(slurm.SlurmError):  # else at the next look
+                        slurm.cancel(self._conductor.sweep, waiting)
+                        asked_to_end = True
                 if waiting:
                     time.sleep(self._poll_seconds)
         except ConfigError:
@@ -205,7 +234,7 @@ def settle(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
 
     def unsettled() -> list[SweepJob]:
         over = [entry for entry in entries if states[_job_id(entry)].over]
-        return [entry for entry in over if entry.directory.record()["status"] == record.RUNNING]
+        return [entry for entry in over if _was_left_running(entry)]
 
     end = time.monotonic() + SETTLE_SECONDS
     while (rest := unsettled()) and time.monotonic() < end:
@@ -214,17 +243,33 @@ def settle(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
         entry.directory.update_record(status=record.FAILED, error=f"SLURM: {states[_job_id(entry)]}")
 
 
+def _was_left_running(entry: SweepJob) -> bool:
+    """Whether a run's record still says that this job runs it, and nobody does."""
+    from arctic_hydra import record
+
+    found = entry.directory.record()
+    theirs = found.get("submission") or entry.submission or {}
+    mine = theirs["job_id"] == _job_id(entry)
+    return found.get("status") == record.RUNNING and mine and entry.directory.holder() is None
+
+
 def ending(entry: SweepJob) -> str:
     """Return how a job ended, with the last lines of its log where it failed."""
     from arctic_hydra import record
 
     found = entry.directory.record()
-    if found["status"] != record.FAILED:
-        return str(found["status"])
+    if found.get("status") != record.FAILED:
+        return str(found.get("status"))
     assert entry.submission is not None, "only submitted jobs are waited for"
     log = Path(entry.submission["logs"][-1])
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:] if log.exists() else ["(no log)"]
     return "\n    ".join([f"failed: {found['error']}", f"{log}:", *lines])
+
+
+def _submissions(entry: SweepJob) -> list[dict[str, Any]]:
+    """Return the jobs that may run an entry: the sweep's own, and after it the one that the run's record names."""
+    found = [entry.submission, entry.directory.record().get("submission")]
+    return [submission for submission in found if submission and submission["kind"] == "slurm"]
 
 
 def _job_id(entry: SweepJob) -> str:

@@ -1,0 +1,174 @@
+"""`hydra/launcher=slurm` and what is in the queue already: lost answers, other sweeps, cancelling, interrupts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from arctic_hydra import record
+from arctic_hydra.__main__ import main
+from arctic_hydra.record import RunDirectory
+from arctic_hydra.sweep.__main__ import main as look_after
+from arctic_hydra.sweep.directory import Sweep
+from tests.command import SMALL
+from tests.launchers.queue import Queue
+from tests.sweep.test_search import trials
+
+POLL_SECONDS = 0.0625
+SLURM = f"-m hydra/launcher=slurm hydra.launcher.poll_seconds={POLL_SECONDS} {SMALL} tracking=[]".split()
+DETACHED = [*SLURM, "hydra.launcher.detach=true"]
+SEARCH = [*SLURM, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "seed=range(1,9)"]
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record, "LEAVING_SECONDS", 0.1)
+    found = Queue(tmp_path / "queue")
+    monkeypatch.setenv("PATH", found.variables["PATH"])
+    return found
+
+
+@pytest.fixture
+def while_waiting(monkeypatch):
+    """Have something happen once, while the launcher sleeps between two looks at the queue."""
+
+    def arrange(event: Callable[[], object]) -> None:
+        events, sleep = [event], time.sleep
+
+        def sleep_or_happen(seconds: float) -> None:
+            if seconds == POLL_SECONDS and events:
+                events.pop()()
+            sleep(seconds)
+
+        monkeypatch.setattr(time, "sleep", sleep_or_happen)
+
+    return arrange
+
+
+def sweeps(folder) -> list[Sweep]:
+    found = sorted((folder / "outputs/default/sweeps").iterdir(), key=lambda path: path.stat().st_mtime)
+    return [Sweep.load(path) for path in found]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_job_whose_number_never_arrived_is_found_and_submitted_anew(queue, tmp_path, capsys):
+    queue.lose_answer(102)
+    command = [*DETACHED, "hydra.launcher.max_array_size=2", "seed=1,2,3,4,5"]
+    assert main(command) == 1
+    [sweep] = sweeps(tmp_path)
+    assert [job.submission and job.submission["job_id"] for job in sweep.jobs] == ["101_0", "101_1", None, None, None]
+    assert queue.jobs == ["101_0", "101_1", "102_0", "102_1"]
+    assert "Socket timed out" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "102 was being submitted when this sweep was killed: cancelled" in capsys.readouterr().out
+    assert queue.jobs == ["101_0", "101_1", "103_0", "103_1", "104"]
+    [sweep] = sweeps(tmp_path)
+    (sweep.path / "sweep.json").write_text((sweep.path / "sweep.json").read_text().replace('"103_0"', '"99_0"'))
+    assert main(command) == 0  # the run's own record knows better
+    assert len(queue.jobs) == 5
+
+
+def test_a_retry_finds_and_writes_down_its_jobs_too(queue, tmp_path, capsys):
+    assert main([*DETACHED, "hydra.launcher.max_array_size=1", "seed=1,2"]) == 0
+    [sweep] = sweeps(tmp_path)
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    queue.lose_answer(104)
+    assert look_after(["retry", str(sweep.path)]) == 1
+    assert "not submitted again: job 1" in capsys.readouterr().err
+    assert [job.submission["job_id"] for job in sweeps(tmp_path)[0].jobs] == ["103", "102"]
+    assert look_after(["retry", str(sweep.path)]) == 75
+    assert (queue.jobs, [job.submission["job_id"] for job in sweeps(tmp_path)[0].jobs]) == (
+        ["103", "105"],
+        ["103", "105"],
+    )
+
+
+def test_a_run_that_another_sweep_has_in_the_queue_is_not_submitted_twice(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    assert main([*DETACHED, "seed=3,2"]) == 0
+    assert "job 1 is in the queue already, as 101_1" in capsys.readouterr().out
+    assert queue.jobs == ["101_0", "101_1", "102"]
+    assert [job.submission["job_id"] for job in sweeps(tmp_path)[1].jobs] == ["102", "101_1"]
+
+
+def test_a_job_that_cannot_be_prepared_leaves_the_others_alone(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1"]) == 0
+    [sweep] = sweeps(tmp_path)
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    holder = RunDirectory(sweep.jobs[0].directory.path)
+    holder.lock()
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    assert "job 0 failed: " in (output := capsys.readouterr().out) and "is in use by another run" in output
+    assert queue.jobs == ["102"]
+    assert look_after(["status", str(sweeps(tmp_path)[1].path)]) == 1
+    holder.release()
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    assert queue.jobs == ["102", "103"]
+
+
+def test_what_the_files_know_is_shown_while_slurm_does_not_answer(queue, tmp_path, capsys):
+    """A finished job without the objective is a failed one, whoever looks."""
+    assert main([*DETACHED, "objective=loss", "seed=1,2,3"]) == 0
+    [sweep] = sweeps(tmp_path)
+    for job, row in zip(sweep.jobs, ({"step": 1, "loss": 2.0}, {"step": 1, "eval/loss": 2.0}), strict=False):
+        (job.directory.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        job.directory.update_record(status="finished")
+    queue.go_away()
+    for command in ("status", "summary"):
+        capsys.readouterr()
+        assert look_after([command, str(sweep.path)]) == 1
+        output = capsys.readouterr().out
+        assert [line.split()[1] for line in output.splitlines() if line.startswith("  ")][:3] == [
+            "finished",
+            "failed",
+            "unknown",
+        ]
+        assert "job 1 failed: objective: got loss, but the run logged no such metric; it logged eval/loss" in output
+        assert (
+            "job 2 unknown: running by its own record; the queue could not be asked: squeue: slurm_load_jobs" in output
+        )
+        assert "best: job 0" in output
+
+
+def test_a_dry_run_leaves_out_what_is_finished(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1"]) == 0
+    sweeps(tmp_path)[0].jobs[0].directory.update_record(status="finished")
+    capsys.readouterr()
+    assert main([*SLURM, "hydra.launcher.dry_run=true", "seed=1,2,3"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("# 1 of 3 jobs are finished already\n") and "--array=0-1%2" in output
+
+
+def test_an_interrupt_ends_the_wait_for_a_search_and_the_same_command_waits_again(
+    queue, tmp_path, while_waiting, capsys
+):
+    while_waiting(interrupt)
+    assert main(SEARCH) == 75
+    assert queue.jobs == ["101"] and [trial.state.name for trial in trials(tmp_path)] == ["RUNNING"]
+    while_waiting(interrupt)
+    assert main(SEARCH) == 75
+    assert queue.jobs == ["101"] and [trial.state.name for trial in trials(tmp_path)] == ["RUNNING"]
+    assert "job 0 is in the queue already, as 101" in capsys.readouterr().out
+
+
+def test_cancelling_a_sweep_ends_the_search_that_waits_for_its_jobs(
+    queue, tmp_path, while_waiting, capsys, monkeypatch
+):
+    while_waiting(lambda: look_after(["cancel", str(sweeps(tmp_path)[0].path)]))
+    from hydra_plugins.arctic_hydra import slurm
+
+    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0.1)
+    assert main(SEARCH) == 1  # this queue's jobs save nothing and end without a word
+    output = capsys.readouterr().out
+    assert "asked 1 job(s) to stop" in output and "the sweep was stopped (cancelled); the same command" in output
+    assert output.count(" submitted as ") == 1 and queue.jobs == []
+    while_waiting(interrupt)
+    assert main(SEARCH) == 75, "a new start is not cancelled any more"
+    assert (queue.jobs, [trial.state.name for trial in trials(tmp_path)]) == (["102"], ["RUNNING"])
