@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from arctic_hydra.data.columns import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turns, with_system
 from arctic_hydra.data.mapping import read_mapped
 from arctic_hydra.data.messages import (
     Chat,
@@ -20,7 +21,6 @@ from arctic_hydra.data.messages import (
     read_tools,
 )
 from arctic_hydra.data.pairs import read_preference
-from arctic_hydra.data.turns import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turns, with_system
 
 
 class RowFormat(Enum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from arctic_hydra.data.columns import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turn, with_system
 from arctic_hydra.data.messages import (
     Chat,
     Message,
@@ -17,7 +18,6 @@ from arctic_hydra.data.messages import (
     malformed,
     read_tools,
 )
-from arctic_hydra.data.turns import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turn, with_system
 
 _TURN_COLUMNS = ("messages", *CONVERSATION_COLUMNS)
 _PROMPT_COLUMNS = ("prompt", *_TURN_COLUMNS)
