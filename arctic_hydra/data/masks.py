@@ -1,7 +1,7 @@
 """Chats to token ids with a mask of what the model is trained to write: each answer and its stop token, verified.
 
-Where the template marks answers with `{% generation %}`, those spans are taken, else the difference to the rendered
-prefix of the chat. Either way the tokens of each span, decoded, must give back its text.
+Where the template marks answers with `{% generation %}`, those spans are taken, else `turns` finds where an answer begins
+and ends. Either way the tokens of each span, decoded, must give back its text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ import numpy as np
 from transformers.utils import chat_template_utils
 
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text
-from arctic_hydra.data.rendered import answer_place, check_complete, short, skip_space
+from arctic_hydra.data.outline import Span, thought_key
+from arctic_hydra.data.rendered import short
+from arctic_hydra.data.turns import TurnFinder
 from arctic_hydra.data.word_tables import Array
 from arctic_hydra.data.words import WordTokenizer
 from arctic_hydra.errors import DataError
@@ -27,14 +29,10 @@ from arctic_hydra.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]
-
 _EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PROBE: list[Message] = [{"role": "user", "content": "x"}]
 # Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
 _FIXED_DATE = datetime(2024, 7, 26)
-_TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,10 @@ class TurnChoice:
     """Only the last turn of these roles."""
     ignore_empty_think: bool = False
     """Leave empty thinking blocks at the start of an answer out of the loss."""
+    eot_tokens: tuple[str, ...] = ()
+    """Tokens that end a turn, beside the tokenizer's special tokens."""
+    train_on_eot: bool = True
+    """Train on the tokens that end a turn."""
 
     def of(self, chat: Chat) -> list[int]:
         """Return the indices of the messages to train on."""
@@ -63,6 +65,18 @@ class Encoded:
     spans: list[Span]
     turn_ends: list[int] = field(default_factory=list)
     """Where a trained turn is over: the places to cut at."""
+    thoughts_left_out: int = 0
+    """Trained turns whose thoughts the template does not write."""
+
+
+@dataclass
+class Located:
+    """A rendered chat, and which of its characters are trained on."""
+
+    text: str
+    spans: list[Span]
+    """One for each turn, answer and stop tokens; with `train_on_eot=false` two, of which only the answer is trained on."""
+    thoughts_left_out: int
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -93,20 +107,28 @@ class ChatEncoder:
         if "date_string" in self._template:
             self._variables["date_string"] = _FIXED_DATE.strftime("%d %b %Y")
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        specials |= {token for token in tokenizer.all_special_tokens if token}
-        self._specials = sorted(specials, key=lambda token: (-len(token), token))
-        self._special = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
+        specials |= {token for token in (*tokenizer.all_special_tokens, *self._turns.eot_tokens) if token}
+        self._check_eot_tokens()
         self._words = WordTokenizer.of(self._backend)
         self._unknown = tokenizer.unk_token_id
         self._bos = tokenizer.bos_token_id
         start = self._backend.encode("a", add_special_tokens=True).ids[:1]
         self._adds_bos = self._bos is not None and start == [self._bos]
-        self._header = self._generation_header()
+        self._finder = TurnFinder(self._render, sorted(specials), self._turns.eot_tokens, self._tagged)
+
+    def _check_eot_tokens(self) -> None:
+        for token in self._turns.eot_tokens:
+            count = len(self._backend.encode(token, add_special_tokens=False).ids)
+            if count != 1:
+                raise DataError(
+                    f"data.eot_tokens: got {token!r}, which is {count} tokens of the tokenizer, expected one token; name a "
+                    f"token as the chat template writes it at the end of a turn"
+                )
 
     def encode(self, chats: Sequence[Chat]) -> list[Encoded | RowProblem]:
         """Return ids and spans of each chat, or what is wrong with it."""
         results: list[Encoded | RowProblem | None] = []
-        rendered: list[tuple[str, list[Span]]] = []
+        rendered: list[Located] = []
         for item in self._render_all(chats):
             results.append(item if isinstance(item, RowProblem) else None)
             if not isinstance(item, RowProblem):
@@ -114,41 +136,37 @@ class ChatEncoder:
         encoded = iter(self._tokens(rendered))
         return [next(encoded) if result is None else result for result in results]
 
-    def _tokens(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[Encoded | RowProblem]:
+    def _tokens(self, rendered: Sequence[Located]) -> list[Encoded | RowProblem]:
         """Return ids and spans of texts with spans of characters: looked up where that is sure to be right."""
-        places = [[place for span in spans for place in span] for _, spans in rendered]
-        found = self._words.encode([text for text, _ in rendered], places) if self._words else [None] * len(rendered)
+        places = [[place for span in item.spans for place in span] for item in rendered]
+        found = self._words.encode([item.text for item in rendered], places) if self._words else [None] * len(rendered)
         whole = iter(self._encode_whole([item for item, known in zip(rendered, found, strict=True) if known is None]))
         results: list[Encoded | RowProblem] = []
-        for known in found:
+        for item, known in zip(rendered, found, strict=True):
             result = next(whole) if known is None else Encoded(known[0], _pairs(known[1]))
-            results.append(result if isinstance(result, RowProblem) else self._with_one_bos(result))
+            if not isinstance(result, RowProblem):
+                result = self._with_one_bos(result)
+                result.thoughts_left_out = item.thoughts_left_out
+            results.append(result)
         return results
 
-    def _encode_whole(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[Encoded | RowProblem]:
+    def _encode_whole(self, rendered: Sequence[Located]) -> list[Encoded | RowProblem]:
         """Return ids and spans by the tokenizer itself; the tokens of a span give its text."""
-        encodings = self._backend.encode_batch([text for text, _ in rendered], add_special_tokens=False)
+        encodings = self._backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
         encoded: list[Encoded] = []
         pieces: list[list[int]] = []
-        for (text, spans), encoding in zip(rendered, encodings, strict=True):
+        for located, encoding in zip(rendered, encodings, strict=True):
             ids = encoding.ids
-            places = [_token_span(encoding, text, span, len(ids)) for span in spans]
+            places = [_token_span(encoding, located.text, span, len(ids)) for span in located.spans]
             encoded.append(Encoded(np.array(ids, dtype=np.int32), places))
             pieces += [ids[first:last] for first, last in places]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
         results: list[Encoded | RowProblem] = []
-        for item, (text, spans) in zip(encoded, rendered, strict=True):
+        for item, located in zip(encoded, rendered, strict=True):
+            text, spans = located.text, located.spans
             as_wanted = [next(decoded) for _ in spans] == [text[first:last] for first, last in spans]
             results.append(item if as_wanted else self._realign(item, text, spans))
         return results
-
-    def _generation_header(self) -> str:
-        """Return what the template writes to open an answer; empty where it does not say."""
-        try:
-            plain, prompt = (self._render([_PROBE], None, generate)[0][0] for generate in (False, True))
-        except Exception:  # a template may refuse a lone user message; then answers are located without it
-            return ""
-        return prompt[len(plain) :] if prompt.startswith(plain) else ""
 
     def _render(
         self, conversations: list[list[Message]], tools: list[Any] | None, generate: bool = False
@@ -166,19 +184,19 @@ class ChatEncoder:
         )
         return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
 
-    def _render_all(self, chats: Sequence[Chat]) -> list[tuple[str, list[Span]] | RowProblem]:
+    def _render_all(self, chats: Sequence[Chat]) -> list[Located | RowProblem]:
         # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
         plain = [index for index, chat in enumerate(chats) if chat.tools is None]
         try:
             rendered = dict(zip(plain, self._render([chats[index].messages for index in plain], None), strict=True))
         except Exception:  # some chat of the batch fails: rendered one by one below, to name it
             rendered = {}
-        results: list[tuple[str, list[Span]] | RowProblem] = []
+        results: list[Located | RowProblem] = []
         for index, chat in enumerate(chats):
             try:
                 text, marked = rendered.get(index) or self._render([chat.messages], chat.tools)[0]
                 check_text(text, "the rendered chat")  # tools and calls are in it too
-                results.append((text, self._answer_spans(chat, text, marked)))
+                results.append(self._located(chat, text, marked))
             except RowProblem as problem:
                 results.append(problem)
             except Exception as error:  # templates raise anything
@@ -186,109 +204,22 @@ class ChatEncoder:
                 results.append(RowProblem("template", text))
         return results
 
-    def _answer_spans(self, chat: Chat, text: str, marked: list[Span]) -> list[Span]:
-        check_complete(chat, text)
+    def _located(self, chat: Chat, text: str, marked: list[Span]) -> Located:
         wanted = self._turns.of(chat)
-        tagged = self._tagged_spans(chat, text, marked) if self._tagged else {}
-        spans = [tagged[index] if index in tagged else self._prefix_span(chat, text, index) for index in wanted]
-        if not self._turns.ignore_empty_think:
-            return spans
-        thoughts = [_EMPTY_THINK.match(text, start, end) for start, end in spans]
-        return [(thought.end() if thought else span[0], span[1]) for span, thought in zip(spans, thoughts, strict=True)]
-
-    def _tagged_spans(self, chat: Chat, text: str, marked: list[Span]) -> dict[int, Span]:
-        """Return the span of each assistant message, by index."""
-        answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
-        joined: list[Span] = []
-        for first, last in marked:  # a turn may be written in several blocks, one right after the other
-            if joined and joined[-1][1] == first and len(marked) > len(answers):
-                joined[-1] = (joined[-1][0], last)
-            else:
-                joined.append((first, last))
-        if len(joined) != len(answers):
-            raise RowProblem(
-                "template",
-                f"the chat template marks {len(joined)} generation blocks for {len(answers)} assistant messages; "
-                f"expected one for each; {_TAGGED_ADVICE}",
-            )
-        return {
-            index: self._fit(text, span, chat.messages[index], index)
-            for span, index in zip(joined, answers, strict=True)
-        }
-
-    def _prefix_span(self, chat: Chat, text: str, index: int) -> Span:
-        is_answer = chat.messages[index]["role"] == "assistant"
-        prompt = self._render([chat.messages[:index]], chat.tools, generate=is_answer)[0][0] if index else ""
-        if not text.startswith(prompt):
-            raise self._not_a_prefix(index)
-        start = len(prompt)
-        content = chat.messages[index].get("content") or ""
-        plain = is_answer and not chat.messages[index].get("tool_calls")
-        for answer in dict.fromkeys((content, content.strip())) if plain else ():
-            begin = start if text.startswith(answer, start) else skip_space(text, start)
-            if text.startswith(answer, begin):
-                stop = self._special.match(text, skip_space(text, begin + len(answer)))
-                if stop:
-                    return (start, stop.end())
-        until = text
-        if index + 1 < len(chat.messages):
-            until = self._render([chat.messages[: index + 1]], chat.tools)[0][0]
-            if not text.startswith(until):
-                raise self._not_a_prefix(index)
-        return self._fit(text, (start, len(until)), chat.messages[index], index)
-
-    def _not_a_prefix(self, index: int) -> RowProblem:
-        return RowProblem(
-            "template",
-            f"message {index}: the chat template writes the beginning of this conversation differently once more "
-            f"messages follow, so the answer cannot be located; {_TAGGED_ADVICE}",
-        )
-
-    def _fit(self, text: str, span: Span, message: Message, index: int) -> Span:
-        """Return `span` narrowed or widened to exactly what the model writes: the answer and its stop token."""
-        start, end = span
-        is_answer = message["role"] == "assistant"
-        if is_answer and self._header and text.startswith(self._header, start) and len(self._header) <= end - start:
-            start += len(self._header)
-        content = message.get("content") or ""
-        body_end, stop_end = self._stop(text, start, end, content)
-        if stop_end is None:
-            raise RowProblem(
-                "template",
-                f"message {index}: the chat template writes no stop token after the answer, so the model would never "
-                f"learn to end it; expected one such as the eos token; pass tokenizer.chat_template=<file>",
-            )
-        body = text[start:body_end]
-        place = answer_place(body, content, bool(message.get("tool_calls")))
-        if place is None:
-            raise RowProblem(
-                "template",
-                f"message {index}: the chat template changes the answer; expected {short(content)}, rendered "
-                f"{short(body)}; pass tokenizer.chat_template=<file> with a template that writes answers unchanged",
-            )
-        prefix = body[:place]
-        if not is_answer or (prefix.strip() and not self._is_generated(prefix, message)):
-            start += place
-        return (start, stop_end)
-
-    def _stop(self, text: str, start: int, end: int, content: str) -> tuple[int, int | None]:
-        """Return where the answer ends and where its stop token ends."""
-        stripped = start + len(text[start:end].rstrip())
-        last = next((token for token in self._specials if text.endswith(token, start, stripped)), None)
-        if last is not None:
-            return stripped - len(last), stripped
-        following = self._special.match(text, skip_space(text, end))
-        # A template that closes its generation block before the stop token: the stop token is trained on all the same.
-        if following and text[start:stripped].endswith(content.rstrip()):
-            return end, following.end()
-        found = text.rfind(content.strip(), start, stripped)  # the stop is ordinary text, such as "\n###"
-        written = found + len(content.strip())
-        return (written, stripped) if found >= 0 and text[written:stripped].strip() else (end, None)
-
-    def _is_generated(self, prefix: str, message: Message) -> bool:
-        """Whether text before the answer is the model's own: thoughts, channels, calls; else it is a header."""
-        thoughts = any(message.get(key) for key in (*REASONING_KEYS, "tool_calls"))
-        return thoughts or "think>" in prefix or (bool(self._header) and self._special.search(prefix) is not None)
+        turns = self._finder.find(chat, text, marked, wanted)
+        thoughts = 0
+        for index, turn in zip(wanted, turns, strict=True):
+            if name := thought_key(chat.messages[index]):
+                thoughts += chat.messages[index][name].strip() not in text[turn.start : turn.body_end]
+        if self._turns.ignore_empty_think:
+            found = [_EMPTY_THINK.match(text, turn.start, turn.body_end) for turn in turns]
+            turns = [
+                replace(turn, start=empty.end()) if empty else turn for turn, empty in zip(turns, found, strict=True)
+            ]
+        if self._turns.train_on_eot:
+            return Located(text, [(turn.start, turn.stop_end) for turn in turns], thoughts)
+        spans = [part for turn in turns for part in ((turn.start, turn.body_end), (turn.body_end, turn.stop_end))]
+        return Located(text, spans, thoughts)
 
     def _realign(self, encoded: Encoded, text: str, spans: list[Span]) -> Encoded | RowProblem:
         """Return ids whose tokens fit the spans, or the problem that none do."""
@@ -342,7 +273,8 @@ class ChatEncoder:
             if self._adds_bos and (not len(ids) or ids[0] != bos):
                 ids, shift = np.concatenate([np.array([bos], dtype=np.int32), ids]), 1
         spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
-        return Encoded(ids, spans, [last for _, last in spans])
+        ends = [last for _, last in spans]
+        return Encoded(ids, spans, ends) if self._turns.train_on_eot else Encoded(ids, spans[::2], ends[1::2])
 
 
 def _fix_globals(template: str) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (templates)
 """Templates, tokenizers and small files for the data tests; nothing here needs a network."""
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ QWEN_THINK = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # Numbers the messages from the end: every prefix of a chat is rendered differently.
-NOT_A_PREFIX = (
+NUMBERED = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' ~ (messages | length - loop.index) ~ m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}"
@@ -120,10 +121,72 @@ PLAIN_TOOLS = (
     "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{{ '</s>' if m.role == 'assistant' else '' }}"
     "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
 )
+# Below, what the makers' templates do that is harder to mask, cut to it.
+COHERE_2 = (  # two stop tokens
+    "{{ bos_token }}{% for m in messages %}{{ '<|START_OF_TURN_TOKEN|>' + ('<|CHATBOT_TOKEN|>' if m.role == 'assistant' else '<|USER_TOKEN|>') }}"
+    "{{ ('<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' if m.role == 'assistant' else m.content) + '<|END_OF_TURN_TOKEN|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>' }}{% endif %}"
+)
+COHERE_2_TAGS = COHERE_2.replace(
+    "{{ ('<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' if m.role == 'assistant' else m.content) + '<|END_OF_TURN_TOKEN|>' }}",
+    "{% if m.role == 'assistant' %}{{ '<|START_RESPONSE|>' }}{% generation %}{{ m.content + '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' }}"
+    "{% endgeneration %}{% else %}{{ m.content + '<|END_OF_TURN_TOKEN|>' }}{% endif %}",
+)
+GPT_OSS = (  # channels, and another stop token and no thoughts in turns that others follow
+    "{{ '<|start|>system<|message|>' + tools | tojson + '<|end|>' if tools else '' }}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% if m.tool_calls %}{{ '<|start|>assistant to=' + m.tool_calls[0].function.name + '<|channel|>commentary<|message|>' "
+    "+ m.tool_calls[0].function.arguments | tojson + '<|call|>' }}{% elif loop.last and not add_generation_prompt %}"
+    "{% if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' }}"
+    "{% else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{% endif %}"
+    "{% else %}{{ '<|start|>' + m.role + '<|message|>' + (m.content | tojson if m.role == 'tool' else m.content) + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+DEEPSEEK_THINK = (  # asks for a thought, writes none
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% else %}"
+    "{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
+)
+DEEPSEEK_THINK_TAGS = DEEPSEEK_THINK.replace(
+    "{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}",
+    "{% generation %}{{ '<｜Assistant｜>' + m.content + '<｜end▁of▁sentence｜>' }}{% endgeneration %}",
+)
+QWEN_3 = (  # thoughts after the last question only, an empty one in the last turn
+    "{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' if tools else '' }}{% set ns = namespace(last=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+    "{% set content = m.content or '' %}{% set thought = m.reasoning_content or '' %}{% if m.role == 'assistant' and '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ content }}{% for c in m.tool_calls or [] %}"
+    "{{ ('\n' if content else '') + '<tool_call>\n' + c.function | tojson + '\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QWEN_2_5_TAGS = (  # the tag is opened within the header
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant' }}{% generation %}{{ '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endgeneration %}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PHI_TAGS = (  # an eos token after the stop token of the last turn
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|end|>\n' }}"
+    "{% endgeneration %}{% else %}{{ m.content + '<|end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{% generation %}{{ eos_token }}{% endgeneration %}{% endif %}"
+)
+LFM_2 = (  # lists the tools and leaves out the calls
+    "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + (m.content or '') + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LFM_2_CALLS = LFM_2.replace(  # calls written as Python
+    "(m.content or '')",
+    "(m.content or '') + ('<|tool_call_start|>[' + m.tool_calls[0].function.name + '(' + (m.tool_calls[0].function.arguments.items() "
+    "| map('join', '=') | join(', ')) + ')]<|tool_call_end|>' if m.tool_calls else '')",
+)
 NO_STOP = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 SPECIALS = (
     "<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|user|>",
     "<|assistant|>", "<|system|>", "<|end|>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
+    "<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|USER_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
+    "<|END_OF_TURN_TOKEN|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>", "<|endoftext|>",
 )  # fmt: skip
 
 

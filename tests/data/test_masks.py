@@ -17,20 +17,30 @@ from tests.data.samples import (
     CHATML_TAGS_WITH_HEADER,
     CHATML_TAGS_WITHOUT_STOP,
     CHATML_UNTAGGED,
+    COHERE_2,
+    COHERE_2_TAGS,
     DEEPSEEK,
+    DEEPSEEK_THINK,
+    DEEPSEEK_THINK_TAGS,
     DEEPSEEK_TOOLS,
     GEMMA,
     GEMMA_TOOLS,
+    GPT_OSS,
+    LFM_2,
+    LFM_2_CALLS,
     LLAMA_3,
     LLAMA_3_TOOLS,
     MISTRAL,
     MISTRAL_TOOLS,
     NO_STOP,
-    NOT_A_PREFIX,
+    NUMBERED,
     PHI,
+    PHI_TAGS,
     PHI_TOOLS,
     PLAIN,
     PLAIN_TOOLS,
+    QWEN_2_5_TAGS,
+    QWEN_3,
     QWEN_THINK,
     QWEN_TOOLS,
     chat,
@@ -67,6 +77,19 @@ TEMPLATES: dict[str, tuple[str, str, str]] = {
     "deepseek": (DEEPSEEK, "", "<｜end▁of▁sentence｜>"),
     "plain": (PLAIN, "", "</s>"),
 }
+# As the makers of models write them.
+MAKERS: dict[str, tuple[str, str, str]] = {
+    "cohere 2": (COHERE_2, "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "cohere 2 tags": (COHERE_2_TAGS, "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "deepseek think": (DEEPSEEK_THINK, "", "<｜end▁of▁sentence｜>"),
+    "deepseek think tags": (DEEPSEEK_THINK_TAGS, "", "<｜end▁of▁sentence｜>"),
+    "gpt oss": (GPT_OSS, "<|channel|>final<|message|>", "<|end|>"),
+    "phi tags": (PHI_TAGS, "", "<|end|>"),
+    "qwen 2.5 tags": (QWEN_2_5_TAGS, "", "<|im_end|>"),
+    "numbered turns": (NUMBERED, "", "<|im_end|>"),
+}
+# What the last turn ends in, where that is something else.
+LAST_STOP = {"gpt oss": "<|return|>", "phi tags": "<|end|>\n</s>"}
 
 
 def encode(template: str, row: dict[str, Any], **options: Any) -> tuple[Any, Encoded | RowProblem]:
@@ -91,7 +114,9 @@ def test_pitfall_07_b2_w4_supervised_tokens_are_answer_and_stop(template_name: s
     assert tokenizer.decode(encoded.ids) == whole
 
 
-@pytest.mark.parametrize("template_name", sorted(TEMPLATES.keys() - {"deepseek"}))  # its stop token holds the mark
+@pytest.mark.parametrize(
+    "template_name", [name for name in TEMPLATES if "deepseek" not in name]
+)  # its stop token holds the mark
 def test_pitfall_07_tokenizers_that_write_spaces_as_a_mark(template_name: str) -> None:
     template, before, stop = TEMPLATES[template_name]
     tokenizer = make_llama_2_tokenizer(template)
@@ -154,7 +179,6 @@ def test_pitfall_09_system_and_tool_turns_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (NOT_A_PREFIX, "writes the beginning of this conversation differently once more messages follow"),
         (NO_STOP, "writes no stop token after the answer"),
         (
             CHATML_UNTAGGED.replace("m['content']", "m['content'] | upper"),
@@ -199,6 +223,11 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_on_every_day() ->
     assert tokenizer.decode(encoded.ids).startswith("2024-07-26")
 
 
+QUESTIONS_FIRST = (
+    "{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>' }}{% for m in messages if m.role == 'user' %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% for m in messages if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}{{ m.content + '<|im_end|>' }}"
+    "{% endgeneration %}{{ '\n' }}{% endfor %}"
+)
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
 CALL = {
     "role": "assistant",
@@ -226,6 +255,7 @@ TOOL_TEMPLATES: dict[str, tuple[str, str, str, str]] = {
     "phi": (PHI_TOOLS, CALLED, "", "<|end|>"),
     "gemma": (GEMMA_TOOLS, CALLED, "", "<end_of_turn>"),
     "plain": (PLAIN_TOOLS, CALLED, "", "</s>"),
+    "lfm 2": (LFM_2_CALLS, "<|tool_call_start|>[weather(city=Rom)]<|tool_call_end|>", "", "<|im_end|>"),
 }
 
 
@@ -244,6 +274,131 @@ def test_b1_templates_that_know_no_tools_refuse_calls_rather_than_lose_them(name
     _, problem = encode(TEMPLATES[name][0], {"messages": TOOL_CHAT})
     assert isinstance(problem, RowProblem) and problem.reason == "template"
     assert "message 1: the chat template leaves this assistant turn out" in str(problem)
+
+
+def call(content: str = "", name: str = "weather", **arguments: Any) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [{"function": {"name": name, "arguments": arguments}}],
+    }
+
+
+def results(template: str, messages: list[Any], tools: Any = None, **choice: Any) -> list[str] | str:
+    """Return what is trained on, or what is wrong."""
+    tokenizer = make_tokenizer(template, eos_token="</s>")
+    (encoded,) = ChatEncoder(tokenizer, TurnChoice(**choice)).encode([Chat(messages, tools)])
+    if isinstance(encoded, RowProblem):
+        return str(encoded)
+    return [tokenizer.decode(encoded.ids[first:last]) for first, last in encoded.spans]
+
+
+@pytest.mark.parametrize("content", ["", "Let me look."])
+@pytest.mark.parametrize(
+    "template", [LFM_2, CHATML_TAGS_WITHOUT_STOP.replace("{% for", "{{ tools | tojson }}{% for", 1)]
+)
+def test_a_call_that_the_template_drops_is_refused_though_the_list_of_tools_names_it(
+    template: str, content: str
+) -> None:
+    """The whole text holds the name; what the model would learn is to say nothing at once."""
+    messages = [TOOL_CHAT[0], {**CALL, "content": content}, *TOOL_CHAT[2:]]
+    problem = results(template, messages, TOOLS)
+    assert (
+        "message 1: the chat template leaves this assistant turn out, or changes or moves it; expected the call of 'weather'"
+        in problem
+    )
+    assert "with a template that writes `tool_calls`" in problem
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "missing"),
+    [
+        (QWEN_TOOLS, {"city": "Rom", "days": [1, {"late": True}], "scale": 1e-7, "none": None, "text": 'a\n"b" é \\'}, None),
+        (LFM_2_CALLS, {"city": "Rom\n"}, None),
+        (QWEN_TOOLS.replace("c.function | tojson", "c.function.name"), {"city": "Rom"}, "the argument 'city' of the call of 'weather'"),
+        (QWEN_TOOLS.replace("c.function | tojson", "c.function.name ~ (c.function.arguments.keys() | list)"), {"city": "Rom"}, "the argument 'Rom' of the call of 'weather'"),
+        (QWEN_TOOLS.replace("c.function | tojson", "c.function.arguments | tojson"), {"city": "Rom"}, "the call of 'weather'"),
+    ],
+)  # fmt: skip
+def test_arguments_of_calls_are_looked_for_in_their_turn(template: str, arguments: Any, missing: str | None) -> None:
+    messages = [{"role": "user", "content": "Is city Rom sunny? Ask weather."}, call(**arguments), *TOOL_CHAT[2:]]
+    found = results(template, messages, TOOLS)
+    assert len(found) == 3 if missing is None else f"expected {missing}, rendered " in found
+
+
+def test_a_second_call_that_the_template_drops_is_refused() -> None:
+    twice = {**CALL, "tool_calls": CALL["tool_calls"] * 2}
+    assert len(results(QWEN_TOOLS, [TOOL_CHAT[0], twice, *TOOL_CHAT[2:]], TOOLS)) == 3
+    assert "expected the call of 'weather'" in results(LLAMA_3_TOOLS, [TOOL_CHAT[0], twice, *TOOL_CHAT[2:]], TOOLS)
+
+
+BYE = {"role": "user", "content": "Bye"}
+
+
+def test_templates_that_write_a_turn_differently_once_others_follow() -> None:
+    """As Qwen3's and gpt-oss's: what comes before and after an answer is no prefix of the whole chat."""
+    called = f"<tool_call>\n{CALLED}\n</tool_call><|im_end|>"
+    empty = "<think>\n\n</think>\n\n"
+    assert results(QWEN_3, TOOL_CHAT[:4], TOOLS) == [called, f"{empty}Sunny.<|im_end|>"]
+    talks = [TOOL_CHAT[0], {**CALL, "content": "Let me."}, *TOOL_CHAT[2:]]
+    assert results(QWEN_3, talks, TOOLS) == [f"Let me.\n{called}", "Sunny.<|im_end|>", f"{empty}Sunny.<|im_end|>"]
+    thinks = [
+        {**message, "reasoning_content": "Hm"} if message["role"] == "assistant" else message for message in TOOL_CHAT
+    ]
+    assert results(QWEN_3, thinks[:4], TOOLS) == [
+        f"<think>\nHm\n</think>\n\n{rest}" for rest in (called, "Sunny.<|im_end|>")
+    ]
+    assert results(QWEN_3, thinks, TOOLS) == [called, "Sunny.<|im_end|>", "<think>\nHm\n</think>\n\nSunny.<|im_end|>"]
+    steps = [*thinks[:3], *thinks[1:]]  # two calls, one after the other
+    assert results(QWEN_3, steps, TOOLS)[:3] == [called, called, "Sunny.<|im_end|>"]
+    start = " to=weather<|channel|>commentary<|message|>"
+    final = "<|channel|>final<|message|>Sunny."
+    assert results(GPT_OSS, TOOL_CHAT, TOOLS) == [
+        start + '{"city": "Rom"}<|call|>',
+        f"{final}<|end|>",
+        f"{final}<|return|>",
+    ]
+    thought = "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant"
+    assert results(GPT_OSS, thinks, TOOLS)[-1] == f"{thought}{final}<|return|>"
+
+
+def test_thoughts_in_the_text_of_an_answer() -> None:
+    answer = "<think>\nHm\n</think>\n\nSunny."
+    messages = chat("Sunny?", answer, "Sunny?", answer)["messages"]
+    assert results(QWEN_3, messages[:2]) == [f"{answer}<|im_end|>"]
+    problem = results(QWEN_3, messages)
+    assert "message 1: the chat template changes the answer (it takes the thoughts out; " in problem
+    assert "data.train_on=last trains on that one" in problem
+    assert results(QWEN_3, messages, last_only=True) == [f"{answer}<|im_end|>"]
+    opened = QWEN_3.replace(
+        "'<|im_start|>assistant\n' }}{% endif %}", "'<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    assert results(opened, messages[:2]) == [f"{answer}<|im_end|>"], (
+        "the header opens the thought that the answer opens"
+    )
+    assert "takes the thoughts out" in results(DEEPSEEK_THINK, messages[:2])
+    assert results(DEEPSEEK_THINK_TAGS, messages) == [f"{answer}<｜end▁of▁sentence｜>"] * 2
+
+
+def test_what_opens_the_next_turn_is_no_stop_token() -> None:
+    bare = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    for contents in (("a", "b", "c"), ("a", "b", "c", "d")):
+        assert "message 1: the chat template writes no stop token after the answer" in results(
+            bare, chat(*contents)["messages"]
+        )
+
+
+def test_a_turn_that_cannot_be_located_says_so() -> None:
+    numbered_calls = NUMBERED.replace("m['content']", "(m.content or '') ~ (m.tool_calls or '')")
+    problem = results(numbered_calls, [*TOOL_CHAT, BYE])
+    assert (
+        "message 1: the chat template writes the beginning of this conversation differently once more messages follow"
+        in problem
+    )
+    assert (
+        "no header or content tells for sure where this tool call begins and ends; pass tokenizer.chat_template=<file> with `{% gen"
+        in problem
+    )
 
 
 def trained(choice: TurnChoice, chat: Chat, template: str = CHATML_UNTAGGED) -> list[str]:
@@ -281,12 +436,18 @@ def test_empty_thoughts_may_be_left_out() -> None:
     [
         (CHATML_UNTAGGED.replace("in messages %}", "in messages if m.role != 'system' %}", 1), None, "message 0: the chat template leaves this system turn out"),
         (CHATML_UNTAGGED.replace("in messages %}", "in messages[-2:] %}", 1), None, "message 0: the chat template leaves this system turn out"),
-        (CHATML_UNTAGGED.replace("in messages %}", "in messages | reverse %}", 1), None, "message 3: the chat template leaves this user turn out, or changes or moves it; got 'more'"),
+        (CHATML_UNTAGGED.replace("in messages %}", "in messages | reverse %}", 1), None, "message 2: the chat template leaves this assistant turn out, or changes or moves it; got 'world'"),
+        (QUESTIONS_FIRST, None, "message 3: the chat template leaves this user turn out, or changes or moves it; got 'more'"),
+        (QUESTIONS_FIRST + "{{ tools | tojson }}", TOOLS, "message 3: the chat template leaves this user turn out, or changes or moves it; got 'more'"),
+        (CHATML_UNTAGGED.replace("in messages %}", "in messages[:5] + messages[6:] %}", 1), None, "message 5: the chat template leaves this user turn out, or changes or moves it; got 'or'"),
         (CHATML_UNTAGGED, TOOLS, "the chat template leaves the tools out"),
     ],
 )  # fmt: skip
 def test_templates_that_drop_or_reorder_turns_are_refused(template: str, tools: Any, message: str) -> None:
-    messages = [{"role": "system", "content": "rules"}, *chat("hello", "world", "more", "again")["messages"]]
+    messages = [
+        {"role": "system", "content": "rules"},
+        *chat("hello", "world", "more", "again", "or", "for")["messages"],
+    ]
     (problem,) = ChatEncoder(make_tokenizer(template)).encode([Chat(messages, tools)])
     assert isinstance(problem, RowProblem) and problem.reason == "template"
     assert message in str(problem)
