@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import chat_template_utils
 
-from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text
+from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text, malformed, unusual_turn
 from arctic_hydra.data.outline import Span, thought_key
 from arctic_hydra.data.rendered import short
 from arctic_hydra.data.turns import TurnFinder
@@ -200,8 +200,7 @@ class ChatEncoder:
             except RowProblem as problem:
                 results.append(problem)
             except Exception as error:  # templates raise anything
-                text = f"the chat template fails: {type(error).__name__}: {error}; correct it, or pass tokenizer.chat_template=<file>"
-                results.append(RowProblem("template", text))
+                results.append(_template_problem(chat, error))
         return results
 
     def _located(self, chat: Chat, text: str, marked: list[Span]) -> Located:
@@ -275,6 +274,19 @@ class ChatEncoder:
         spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
         ends = [last for _, last in spans]
         return Encoded(ids, spans, ends) if self._turns.train_on_eot else Encoded(ids, spans[::2], ends[1::2])
+
+
+def _template_problem(chat: Chat, error: Exception) -> RowProblem:
+    """Return the problem of a chat that the template refuses: the row's own where its roles come in an unusual order."""
+    text = f"the chat template fails: {type(error).__name__}: {error}"
+    unusual = unusual_turn(chat.messages)
+    if unusual is None:
+        return RowProblem("template", f"{text}; correct it, or pass tokenizer.chat_template=<file>")
+    before = f"after {chat.messages[unusual - 1]['role']!r}" if unusual else "at the start"
+    return malformed(
+        f"message {unusual}: role {chat.messages[unusual]['role']!r} {before}, which this chat template may not take "
+        f"({text}); expected user and assistant in turn, or tokenizer.chat_template=<file> with a template that takes it"
+    )
 
 
 def _fix_globals(template: str) -> None:

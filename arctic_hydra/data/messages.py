@@ -13,8 +13,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 
-# Which roles may stand before each role; None is the start of the conversation.
-_MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
+# Which roles usually stand before each role; None is the start of the conversation.
+_USUALLY_FOLLOWS: dict[str, tuple[str | None, ...]] = {
     "system": (None,),
     "developer": (None, "system"),
     "user": (None, "system", "developer", "assistant"),
@@ -57,7 +57,8 @@ def malformed(text: str) -> RowProblem:
 def read_chat(row: Mapping[str, Any], column: str = "messages") -> Chat:
     """Return the checked conversation in `column` of a row, with its tools.
 
-    Raises RowProblem: no such column, an unknown role, roles out of order, content that is no text, no answer.
+    Raises RowProblem: no such column, an unknown role, a tool's answer before any turn that could have called it,
+    content that is no text, no answer.
     """
     if row.get(column) is None:
         raise malformed(
@@ -72,7 +73,10 @@ def columns_of(row: Mapping[str, Any]) -> str:
 
 
 def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "messages") -> Chat:
-    """Return checked messages without the keys that hold None; raises RowProblem naming the message."""
+    """Return checked messages without the keys that hold None or no calls; raises RowProblem naming the message.
+
+    The order of the roles is the template's matter: some take two questions in a row, some refuse them.
+    """
     check_turns(messages, column)
     if not any(message["role"] == "assistant" for message in messages):
         raise malformed("no assistant message, so there is nothing to train on")
@@ -81,28 +85,37 @@ def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "mes
     for index, message in enumerate(kept):
         if "weight" in message:
             weights[index] = _weight(message.pop("weight"), index)
+        if isinstance(message.get("content"), list):
+            message["content"] = "".join(part["text"] for part in message["content"])
         if "tool_calls" in message:
             message["tool_calls"] = _read_calls(message["tool_calls"], f"message {index}")
+            if not message["tool_calls"]:  # templates ask whether the key is there
+                del message["tool_calls"]
     return Chat(kept, tools, weights if 0 in weights else None)
 
 
 def check_turns(messages: Any, column: str = "messages") -> None:
-    """Check roles, their order and contents; raises RowProblem naming the message."""
+    """Check roles and contents; raises RowProblem naming the message."""
     if not isinstance(messages, list):
         raise malformed(f"{column} is a {type(messages).__name__}, expected a list of {{role, content}}")
     if not messages:
         raise malformed(f"{column} is empty, expected at least one question and one answer")
-    previous: str | None = None
+    answered = False
     for index, message in enumerate(messages):
         _check_message(message, index)
-        role = message["role"]
-        if previous not in _MAY_FOLLOW[role]:
-            where = f"after {previous!r}" if previous else "at the start"
+        answered = answered or message["role"] == "assistant"
+        if message["role"] == "tool" and not answered:
             raise malformed(
-                f"message {index}: role {role!r} cannot stand {where}; expected an optional system message, then user "
-                f"and assistant in turn, tool messages only after an assistant's call"
+                f"message {index}: role 'tool' cannot stand before the first assistant message; expected tool messages "
+                f"after an assistant's call"
             )
-        previous = role
+
+
+def unusual_turn(messages: list[Message]) -> int | None:
+    """Return the first message whose role does not usually follow the one before it; None if there is none."""
+    roles = [message["role"] for message in messages]
+    pairs = enumerate(zip([None, *roles], roles, strict=False))
+    return next((index for index, (before, role) in pairs if before not in _USUALLY_FOLLOWS[role]), None)
 
 
 def check_media(row: Mapping[str, Any]) -> None:
@@ -176,8 +189,18 @@ def _check_message(message: Any, index: int) -> None:
     if content is None and "content" not in message:
         keys = ", ".join(sorted(message))
         raise malformed(f"message {index} ({role}): content is missing (keys: {keys}), expected a text")
-    if not _is_plain(content):
+    if isinstance(content, list) and content and all(map(_is_text_part, content)):
+        for number, part in enumerate(content):
+            check_text(part["text"], f"message {index} ({role}): content[{number}]")
+    elif not _is_plain(content):
         check_text(content, f"message {index} ({role}): content")
+
+
+def _is_text_part(part: Any) -> bool:
+    """Whether a part of a content is `{type: text, text: ...}` and nothing else; None is what a column leaves empty."""
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        return False
+    return all(value is None for key, value in part.items() if key not in ("type", "text"))
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from arctic_hydra.assets.build_assets import CHAT_TEMPLATE
 from arctic_hydra.data.masks import Chat, ChatEncoder, Encoded, TurnChoice
-from arctic_hydra.data.messages import RowProblem
+from arctic_hydra.data.messages import RowProblem, check_chat
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import FieldError
 from tests.data.samples import (
@@ -199,6 +199,55 @@ def test_templates_that_cannot_be_masked_say_why(template: str, message: str) ->
     _, problem = encode(template, chat("HOW?", "Fine", "AND?", "Fine"))
     assert isinstance(problem, RowProblem)
     assert message in str(problem)
+
+
+def ask(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def say(text: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+def test_the_template_decides_about_the_order_of_roles() -> None:
+    rows: list[tuple[list[dict[str, Any]], list[str]]] = [
+        ([ask("q"), ask("r"), say("a")], ["a"]),
+        ([say("a"), ask("q"), {"role": "system", "content": "s"}, say("b"), say("c")], ["a", "b", "c"]),
+        (
+            [ask([{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]), say([{"type": "text", "text": "a"}])],
+            ["a"],
+        ),
+        ([ask("q"), say("a", tool_calls=[])], ["a"]),
+    ]
+    for template in (CHATML_UNTAGGED, CHAT_TEMPLATE):
+        for messages, answers in rows:
+            assert results(template, check_chat(messages).messages) == [f"{answer}<|im_end|>" for answer in answers]
+    strict = CHATML_UNTAGGED.replace(
+        "in messages %}",
+        "in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('in turn!') }}{% endif %}",
+        1,
+    )
+    (problem,) = ChatEncoder(make_tokenizer(strict)).encode([check_chat(rows[0][0])])
+    assert isinstance(problem, RowProblem) and problem.reason == "malformed", "so data.malformed=drop leaves it out"
+    assert (
+        "message 1: role 'user' after 'user', which this chat template may not take (the chat template fails: TemplateError: in turn!)"
+        in str(problem)
+    )
+
+
+def test_an_answer_beside_its_call_in_a_turn_of_its_own() -> None:
+    """As ShareGPT's gpt followed by function_call."""
+    messages = [TOOL_CHAT[0], say("Let me look."), *TOOL_CHAT[1:4]]
+    for template, called in ((CHAT_TEMPLATE, TOOL_TEMPLATES["bundled"][1]), (QWEN_TOOLS, TOOL_TEMPLATES["qwen"][1])):
+        found = results(template, check_chat(messages).messages, TOOLS)
+        assert found == ["Let me look.<|im_end|>", f"{called}<|im_end|>", "Sunny.<|im_end|>"]
+
+
+def test_a_list_of_no_calls_is_no_call() -> None:
+    """gpt-oss's template takes a message with the key for a call, and fails."""
+    strict = GPT_OSS.replace("{% if m.tool_calls %}", "{% if 'tool_calls' in m %}")
+    messages = check_chat([ask("q"), say("a", tool_calls=[])]).messages
+    assert results(strict, messages) == ["<|channel|>final<|message|>a<|return|>"]
 
 
 def test_one_failing_chat_does_not_hide_the_others() -> None:

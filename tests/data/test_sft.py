@@ -55,12 +55,10 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         "message 0: role 'gpt', expected one of system, .*ShareGPT",
     ),
     "from and value": ({"messages": [{"from": "human", "value": "x"}]}, "role None, expected one of .*ShareGPT"),
-    "two users": ({"messages": [USER, USER, ANSWER]}, "message 1: role 'user' cannot stand after 'user'"),
-    "late system": (
-        {"messages": [USER, ANSWER, {"role": "system", "content": ""}]},
-        "role 'system' cannot stand after 'assistant'",
+    "tool first": (
+        {"messages": [USER, {"role": "tool", "content": ""}, ANSWER]},
+        "message 1: role 'tool' cannot stand before the first assistant message",
     ),
-    "tool first": ({"messages": [{"role": "tool", "content": ""}]}, "role 'tool' cannot stand at the start"),
     "null content": (
         {"messages": [USER, {"role": "assistant", "content": None}]},
         r"message 1 \(assistant\): content is null, expected a text",
@@ -69,6 +67,10 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "content a list": (
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         "content is list, expected a text",
+    ),
+    "half a character in a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q\ud83d"}]}, ANSWER]},
+        r"message 0 \(user\): content\[0\] holds \\ud83d at place 1",
     ),
     "half a character": (
         {"messages": [{"role": "user", "content": "q\ud83d"}, ANSWER]},
