@@ -75,13 +75,24 @@ class Report:
     """Ids of the tokens that trained turns end in."""
     length_bins: Counter[int] = field(default_factory=Counter)
     """Rows by `length_bin` of their tokens (of a pair, of its longer side), before the length policy."""
+    thoughts_left_out: int = 0
+    """Trained turns whose thoughts the chat template does not write."""
 
     def add(self, other: Report) -> None:
         """Add the counts of another part."""
         self.dropped.update(other.dropped)
         self.stops.update(other.stops)
         self.length_bins.update(other.length_bins)
-        for name in ("rows", "kept", "truncated", "split", "tokens", "tokens_lost", "supervised_tokens"):
+        for name in (
+            "rows",
+            "kept",
+            "truncated",
+            "split",
+            "tokens",
+            "tokens_lost",
+            "supervised_tokens",
+            "thoughts_left_out",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_token_id = max(self.max_token_id, other.max_token_id)
 
@@ -109,6 +120,7 @@ class _Example:
     mask: Array
     turn_ends: list[int]
     stops: list[int]
+    thoughts_left_out: int = 0
 
 
 class Preparer:
@@ -140,6 +152,7 @@ class Preparer:
             if isinstance(item, RowProblem):
                 self._refuse(row, item, report)
                 continue
+            report.thoughts_left_out += item.thoughts_left_out
             for token in item.stops:  # quicker than Counter.update for the few of a row
                 report.stops[token] += 1
             parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
@@ -169,6 +182,7 @@ class Preparer:
             else:
                 kept += [(row, *part) for part in parts]
                 report.stops.update(stop for side in pair for stop in side.stops)
+                report.thoughts_left_out += sum(side.thoughts_left_out for side in pair)
         chunk = _counted(_assemble(kept), report)
         report.kept //= 2
         return chunk, report
@@ -184,7 +198,9 @@ class Preparer:
         mask = (np.zeros if self._options.mask_inputs else np.ones)(len(encoded.ids), dtype=np.uint8)
         for first, last in encoded.spans:
             mask[first:last] = 1
-        return _Example(encoded.ids, mask, encoded.turn_ends, [int(encoded.ids[end - 1]) for end in encoded.turn_ends])
+        ends = encoded.turn_ends
+        stops = [int(encoded.ids[end - 1]) for end in ends] if self._options.turns.train_on_eot else []
+        return _Example(encoded.ids, mask, ends, stops, encoded.thoughts_left_out)
 
     def _fit(self, row: int, sides: Sequence[_Example], report: Report) -> list[tuple[Array, Array]]:
         """Return ids and mask of the parts that are kept of an example, or of both sides of a pair; none of what is dropped."""

@@ -93,6 +93,18 @@ def check_stop(key: str, report: Report, tokenizer: PreTrainedTokenizerBase) -> 
         )
 
 
+def check_thoughts(key: str, left_out: int) -> None:
+    """Warn where the rows hold thoughts that the chat template does not write: right for old turns, else a surprise."""
+    if left_out:
+        log.warning(
+            "%s: the thoughts (reasoning_content, reasoning or thinking) of %d trained turns are not in the rendered chats, "
+            "so they are not trained on; expected the chat template to write them; pass tokenizer.chat_template=<file> with "
+            "one that does, or leave them out of the rows",
+            key,
+            left_out,
+        )
+
+
 def check_supervised(key: str, report: dict[str, Any]) -> None:
     """Warn where many rows have nothing to train on, as after a wrong role, weight or cut; `report` is a plain one."""
     empty = report["dropped"].get("no_supervised_token", 0)

@@ -228,7 +228,7 @@ class PreparedDataFactory(DataFactory):
     ) -> TokenStore:
         from arctic_hydra.data.entries import build_private, default_cache_dir, open_or_build
         from arctic_hydra.data.examples import Report
-        from arctic_hydra.data.prepare import check_stop, check_supervised, prepare, prepared_key
+        from arctic_hydra.data.prepare import check_stop, check_supervised, check_thoughts, prepare, prepared_key
 
         options = self.options()
         key = prepared_key(identity, tokenizer, options)
@@ -249,6 +249,7 @@ class PreparedDataFactory(DataFactory):
         if world.is_main:
             check_supervised(self._key(split, name), store.report)
             check_stop(self._key(split, name), Report.from_plain(store.report), tokenizer)
+            check_thoughts(self._key(split, name), store.report["thoughts_left_out"])
         return store
 
     @abstractmethod

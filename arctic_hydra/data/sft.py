@@ -38,6 +38,10 @@ class SFTDataFactory(PreparedDataFactory):
     """Roles whose turns are trained on; a message with `weight: 0` is left out."""
     ignore_empty_think: bool = False
     """Leave an empty `<think></think>` at the start of an answer out of the loss."""
+    eot_tokens: list[str] = field(default_factory=list)
+    """Tokens that end a turn, as the chat template writes them, where they are not among the tokenizer's special tokens."""
+    train_on_eot: bool = True
+    """Train on the tokens that end a turn; false: on the answers alone, for a model that knows how to stop."""
 
     def validate(self) -> None:
         """Check the roles, besides what every prepared data factory checks."""
@@ -46,10 +50,13 @@ class SFTDataFactory(PreparedDataFactory):
         if unknown or not self.train_roles:
             got = f"got {unknown[0]!r}" if unknown else "got none"
             raise FieldError([("train_roles", f"{got}, expected one or more of {', '.join(ROLES)}")])
+        if "" in self.eot_tokens:
+            raise FieldError([("eot_tokens", "got '', expected tokens of the tokenizer, such as '<|im_end|>'")])
         chosen = self.train_on is not TrainOn.all or self.train_roles != ["assistant"] or self.ignore_empty_think
-        if not self.mask_inputs and chosen:
+        if not self.mask_inputs and (chosen or not self.train_on_eot):
             text = (
-                "got false, which trains on every token, beside train_on, train_roles or ignore_empty_think; drop one"
+                "got false, which trains on every token, beside train_on, train_roles, ignore_empty_think or "
+                "train_on_eot; drop one"
             )
             raise FieldError([("mask_inputs", text)])
 
@@ -58,7 +65,13 @@ class SFTDataFactory(PreparedDataFactory):
         from arctic_hydra.data.examples import Options
         from arctic_hydra.data.masks import TurnChoice
 
-        turns = TurnChoice(tuple(self.train_roles), self.train_on is TrainOn.last, self.ignore_empty_think)
+        turns = TurnChoice(
+            tuple(self.train_roles),
+            self.train_on is TrainOn.last,
+            self.ignore_empty_think,
+            tuple(self.eot_tokens),
+            self.train_on_eot,
+        )
         return Options(self.max_length, self.mask_inputs, self.overlong.value, self.malformed.value, turns)
 
     def resolve(self, rows: Rows, reading: Reading) -> Reading:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.batch import Window
 from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.examples import Options, SourceRows
-from arctic_hydra.data.prepare import check_stop
+from arctic_hydra.data.prepare import check_stop, check_thoughts
 from arctic_hydra.data.segments import Place, Segment, StreamOptions, read_segment
 from arctic_hydra.data.statistics import figures
 from arctic_hydra.data.stream import SourceStream
@@ -66,6 +66,7 @@ class StreamingLoader:
             tasks = [Task(index, 0, len(source.rows)) for index, source in enumerate(sources)]
             for index, (chunk, report) in enumerate(prepare(tasks)):
                 check_stop(sources[index].key, report, tokenizer)
+                check_thoughts(sources[index].key, report.thoughts_left_out)
                 reports.append(report)
                 ends = chunk.lengths.cumsum()
                 for row, length, end in zip(chunk.rows, chunk.lengths, ends, strict=True):

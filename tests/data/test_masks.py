@@ -12,7 +12,7 @@ from arctic_hydra.assets.build_assets import CHAT_TEMPLATE
 from arctic_hydra.data.masks import Chat, ChatEncoder, Encoded, TurnChoice
 from arctic_hydra.data.messages import RowProblem, check_chat
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import FieldError
+from arctic_hydra.errors import DataError, FieldError
 from tests.data.samples import (
     CHATML_TAGS_WITH_HEADER,
     CHATML_TAGS_WITHOUT_STOP,
@@ -47,6 +47,7 @@ from tests.data.samples import (
     factory,
     make_llama_2_tokenizer,
     make_tokenizer,
+    write_lines,
 )
 
 CHATS = {
@@ -502,6 +503,73 @@ def test_templates_that_drop_or_reorder_turns_are_refused(template: str, tools: 
     assert message in str(problem)
 
 
+def test_tokens_that_end_a_turn_may_be_named() -> None:
+    """As Axolotl's eot_tokens and train_on_eot: GLM ends an answer with what opens the next turn."""
+    glm = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    messages = chat("q", "a", "r", "", "s")["messages"]
+    assert "writes no stop token after the answer" in results(glm, messages)
+    assert results(glm, messages, eot_tokens=("<|user|>",)) == ["a<|user|>", "<|user|>"]
+    tagged = glm.replace(
+        "m.content }}",
+        "'' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + ' .' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}",
+    )
+    tokenizer = make_tokenizer(tagged)
+    ordinary = tokenizer.decode(tokenizer.encode(" .", add_special_tokens=False)[:1])
+    assert results(tagged, messages[:2], eot_tokens=(ordinary,)) == ["a ."]
+    assert results(tagged, messages[:2], eot_tokens=(ordinary,), train_on_eot=False) == ["a"]
+
+
+@pytest.mark.parametrize("template", [CHATML_UNTAGGED, CHAT_TEMPLATE, CHATML_TAGS_WITHOUT_STOP, COHERE_2])
+def test_the_tokens_that_end_a_turn_may_be_left_out_of_the_loss(template: str) -> None:
+    messages = chat("q", "a b", "r", "", "s", " c ")["messages"]
+    assert results(template, messages, train_on_eot=False) == ["a b", "", " c "]
+    both = [
+        ChatEncoder(make_tokenizer(template), TurnChoice(train_on_eot=on)).encode([Chat(messages)])[0]
+        for on in (True, False)
+    ]
+    assert all(isinstance(item, Encoded) for item in both)
+    assert both[0].turn_ends == both[1].turn_ends, "a turn is over after its stop token all the same"  # type: ignore[union-attr]
+
+
+def test_a_stop_token_that_is_not_trained_on_is_not_warned_of(
+    small_chats: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    factory(small_chats, train_on_eot=False).process(
+        "train", make_tokenizer(CHATML_UNTAGGED, eos_token="</s>"), World()
+    )
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_an_end_of_turn_that_is_no_token_is_refused(small_chats: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"data\.eot_tokens: got '<\|nope\|>', which is \d+ tokens of the tokenizer, expected one"
+    ):
+        factory(small_chats, eot_tokens=["<|nope|>"]).process("train", make_tokenizer(CHATML_UNTAGGED), World())
+
+
+def test_thoughts_that_the_template_leaves_out_are_counted_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The template of Llama 3 knows none: the row is trained without them, and that is said, once and not in each row."""
+    rows = [{"messages": [ask("q"), say("a", reasoning_content=f"hm {index}")]} for index in range(3)] + [
+        chat("q", "a")
+    ]
+    for template, count in ((LLAMA_3, 3), (QWEN_TOOLS, 0)):
+        path = write_lines(tmp_path / "thoughts.jsonl", rows)
+        for _ in range(2):  # prepared, then from the cache
+            caplog.clear()
+            store = factory(path).process(
+                "train", make_tokenizer(template, eos_token="<|eot_id|>" if count else "<|im_end|>"), World()
+            )
+            said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            assert store.report["mine"]["thoughts_left_out"] == count
+            assert [
+                f"data.sources.mine: the thoughts (reasoning_content, reasoning or thinking) of {count} trained turns are not in the rendered chats"
+                in text
+                for text in said
+            ] == [True] * bool(count)
+
+
 @pytest.mark.parametrize(("eos", "warned"), [("<|im_end|>", False), ("</s>", True)])
 def test_a_stop_token_that_generation_does_not_know_is_warned_of(
     eos: str, warned: bool, small_chats: Path, caplog: pytest.LogCaptureFixture
@@ -521,6 +589,11 @@ def test_a_stop_token_that_generation_does_not_know_is_warned_of(
     [
         ({"train_roles": ["gpt"]}, "train_roles: got 'gpt', expected one or more of system"),
         ({"train_roles": []}, "train_roles: got none"),
+        ({"eot_tokens": [""]}, "eot_tokens: got '', expected tokens of the tokenizer"),
+        (
+            {"mask_inputs": False, "train_on_eot": False},
+            "mask_inputs: got false, which trains on every token, beside .* train_on_eot",
+        ),
         (
             {"mask_inputs": False, "train_on": "last"},
             "mask_inputs: got false, which trains on every token, beside train_on",
