@@ -98,7 +98,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     run, directory = job.run, job.directory
     if problems := run.environment_problems():
         raise ConfigError(problems)
-    machines = nodes.of(run, directory.path.name)
+    machines = nodes.of(run, directory.path)
     if run.task is config.Task.check:
         from arctic_hydra.tasks import check
 
@@ -149,7 +149,8 @@ def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
     code = launch.start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines)
-    print(f"node {run.node_rank} of {run.nnodes} is done; the command of node 0 tells how the run ended")
+    how = "failed" if code else "is done"
+    print(f"node {run.node_rank} of {run.nnodes} {how}; the command of node 0 tells how the run ended")
     if code:
         return EXIT_FAILED
     return EXIT_STOPPED_EARLY if directory.result().get("status") == record.STOPPED else EXIT_DONE

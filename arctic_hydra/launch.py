@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from arctic_hydra.nodes import Hosts, Nodes
+from arctic_hydra.errors import ArcticHydraError, print_error
+from arctic_hydra.meeting import RENDEZVOUS_SECONDS, meet
+from arctic_hydra.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.record import RunDirectory
 from arctic_hydra.stopping import SIGNALS, block_signals, forwarded_signals
 from arctic_hydra.worker import PARENT_VARIABLE, SECRETS_VARIABLE, die_with_parent, write_error
@@ -33,8 +34,6 @@ _TIMED_OUT = re.compile(r"time(d )?-?out", re.IGNORECASE)
 """What a collective says to a rank that has waited in vain."""
 _LOST_PEER = re.compile(r"time(d )?-?out|connection|closed by peer|reset by peer", re.IGNORECASE)
 """What a rank says whose peers are gone."""
-RENDEZVOUS_SECONDS = 900
-"""How long an agent waits for those of the other machines."""
 
 
 def start_ranks(
@@ -50,14 +49,15 @@ def start_ranks(
     Signals that arrive meanwhile are forwarded, and appended to `signals`.
     """
     nodes = nodes or Nodes()
-    children: Sequence[Any]
+    agents: dict[str, RemoteAgent] = {}
+    child: subprocess.Popen[bytes] | None = None
     if isinstance(nodes, Hosts):
-        children = nodes.start(directory.run_file, ranks, {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {})
+        agents = nodes.start(directory.run_file, ranks, {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {})
     else:
-        children = [open_ranks(directory, ranks, lock, secrets, nodes=nodes)]
+        child = open_ranks(directory, ranks, lock, secrets, nodes=nodes)
     seen = [] if signals is None else signals
-    with forwarded_signals(lambda: children, "at the next step", seen) as given_up:
-        codes = [child.wait() for child in children]
+    with forwarded_signals(lambda: [child] if child else [*agents.values()], "at the next step", seen) as given_up:
+        codes = [child.wait()] if child else _outlast(agents, directory)
     code = next((code for code in codes if code), 0)
     if code and nodes.count > 1 and nodes.index == 0 and not given_up:
         _hear_from_other_nodes(directory, nodes.count)
@@ -113,8 +113,35 @@ def open_ranks(
     )
 
 
+def _outlast(agents: dict[str, RemoteAgent], directory: RunDirectory) -> list[int]:
+    """Wait for the agents of a hostfile, by host, and return their exit codes.
+
+    Once one has failed, the others end by themselves; those that wait for it at the meeting, or for too long, are let go.
+    """
+    end = float("inf")
+    while None in (codes := [agent.poll() for agent in agents.values()]):
+        time.sleep(0.1)
+        failed = [index for index, code in enumerate(codes) if code]
+        if failed and end == float("inf"):
+            met = directory.meeting_file.exists()
+            end = time.monotonic() + (2 * GRACE_SECONDS if met else 0)
+            [first, *_] = failed
+            if not met and not directory.node_file(first).exists():
+                message = (
+                    f"hostfile: {list(agents)[first]}: ended with exit code {codes[first]} before the machines had met; what the "
+                    "remote shell or the agent there said stands above"
+                )
+                write_error(directory.path, -first, "NodeUnreachable", message)
+        if time.monotonic() >= end:
+            for agent in agents.values():
+                agent.kill()
+    return [code for code in codes if code is not None]
+
+
 def _hear_from_other_nodes(directory: RunDirectory, count: int) -> None:
     """Wait until the agents of the other machines have said how they ended: the cause may be there."""
+    if not directory.meeting_file.exists():
+        return  # they never worked together
     end = time.monotonic() + GRACE_SECONDS + 10
     silent = list(range(1, count))
     while silent and time.monotonic() < end:
@@ -292,6 +319,18 @@ def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    store: Any = None
+    if options.nnodes > 1:
+        nodes = Nodes(options.nnodes, options.node_rank, options.rendezvous)
+        try:
+            # Held until the end: the first machine's is the one that torch's rendezvous and the ranks share.
+            store = meet(nodes, f"{directory.path.parent.name}/{directory.path.name} on {options.ranks} rank(s)")
+        except ArcticHydraError as error:
+            _tell(directory, options.node_rank, error)
+            return error.exit_code
+        if options.node_rank == 0:
+            directory.meeting_file.parent.mkdir(exist_ok=True)
+            directory.meeting_file.touch()
     logging.disable(logging.CRITICAL)  # what failed is said in our own words, with the traceback
     static = options.nnodes > 1
     launch_config = LaunchConfig(
@@ -315,7 +354,16 @@ def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
         failures = {rank: failure.exitcode for rank, failure in error.failures.items()}
         explain(directory, failures, watch.stalled)
         return next((code for code in failures.values() if code > 0), 1)
+    del store
     return 0
+
+
+def _tell(directory: RunDirectory, index: int, error: ArcticHydraError) -> None:
+    """Leave an error where the first machine's command looks for it; those of other machines look at no files."""
+    if index == 0:
+        write_error(directory.path, 0, type(error).__name__, str(error))
+    else:
+        print_error(error)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ command per machine (`nnodes`, `node_rank`, `rendezvous`), or with one command a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -67,26 +68,30 @@ class Hosts:
         """Number of machines."""
         return len(self.names)
 
-    def start(self, run_file: Path, ranks: int, secrets: dict[str, str]) -> list[RemoteAgent]:
-        """Start the agent of every host, with `ranks` ranks each; this folder must be theirs too."""
+    def start(self, run_file: Path, ranks: int, secrets: dict[str, str]) -> dict[str, RemoteAgent]:
+        """Start and return the agent of every host, in their order, with `ranks` ranks each; this folder must be theirs too."""
         shell = shlex.split(os.environ.get(REMOTE_SHELL, "ssh"))
         environment = {key: value for key, value in os.environ.items() if key.startswith(_CARRIED)} | secrets
-        agents = []
+        agents = {}
         for index, name in enumerate(self.names):
             nodes = Nodes(len(self.names), index, self.rendezvous)
             agent = [sys.executable, "-u", "-m", "arctic_hydra.launch", str(run_file), str(ranks), *nodes.arguments()]
             python_path = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
             command = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([python_path, *agent, '--remote'])}"
-            agents.append(RemoteAgent([*shell, name, command], environment))
+            agents[name] = RemoteAgent([*shell, name, command], environment)
         return agents
 
 
-def of(run: Run, run_id: str) -> Nodes | Hosts:
-    """Return the machines that a run's own keys name; raises ConfigError where several have no place to meet."""
+def of(run: Run, run_dir: Path) -> Nodes | Hosts:
+    """Return the machines that a run's own keys name; raises ConfigError where several have no place to meet.
+
+    A hostfile's agents meet at a port between 10,000 and 29,999 that follows from the run's directory: runs that differ
+    in whatever way meet at different ones, but for one case in 20,000, which is told at the meeting.
+    """
     if run.hostfile is not None:
         names, _ = read_hostfile(Path(run.hostfile))
-        # A port between 10,000 and 29,999 that follows from the run's id: two runs on the same hosts do not collide.
-        return Hosts(names, run.rendezvous or f"{names[0]}:{10_000 + int(run_id, 16) % 20_000}")
+        number = int(hashlib.sha256(os.fsencode(run_dir)).hexdigest(), 16)
+        return Hosts(names, run.rendezvous or f"{names[0]}:{10_000 + number % 20_000}")
     if run.nnodes > 1 and run.rendezvous is None:
         raise ConfigError(
             f"rendezvous: required with nnodes={run.nnodes}; pass rendezvous=<first machine>:<free port> on each machine, "
@@ -115,9 +120,9 @@ class RemoteAgent:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
         self._say(json.dumps(environment))
 
-    def wait(self) -> int:
-        """Return the agent's exit code once it has ended."""
-        return self._process.wait()
+    def poll(self) -> int | None:
+        """Return the agent's exit code once it has ended, None before."""
+        return self._process.poll()
 
     def send_signal(self, number: int) -> None:
         """Have the agent pass a signal on to its ranks."""
@@ -144,7 +149,13 @@ def read_hostfile(path: Path) -> tuple[list[str], int]:
     if not path.is_file():
         raise ConfigError(f"hostfile: got {path}, but there is no such file; expected lines such as `node1 slots=8`")
     slots: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"hostfile: cannot read {path}: {error}; expected UTF-8 lines such as `node1 slots=8`"
+        ) from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.strip().startswith("#"):
             continue
         match = _HOST.fullmatch(line.strip())

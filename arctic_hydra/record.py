@@ -144,15 +144,22 @@ class RunDirectory:
         """What the agent of machine `index` leaves when it ends."""
         return self.path / "logs" / f"node{index}.ended"
 
+    @property
+    def meeting_file(self) -> Path:
+        """What the first machine's agent leaves once the agents of all machines have met."""
+        return self.path / "logs" / "nodes.met"
+
     def leave_node(self, index: int, code: int) -> None:
         """Write that the agent of machine `index` ended with an exit code, negative for a signal."""
+        if not self.path.is_dir():
+            return  # a run of this machine's own, which the first machine knows nothing of
         self.node_file(index).parent.mkdir(exist_ok=True)
         self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
 
     def forget_outcome(self) -> None:
         """Remove what an earlier start of this run left about its end."""
         self.result_file.unlink(missing_ok=True)
-        for pattern in ("error-rank*.json", "node*.ended"):
+        for pattern in ("error-rank*.json", "node*.ended", "nodes.met"):
             for path in (self.path / "logs").glob(pattern):
                 path.unlink()
 

@@ -27,7 +27,9 @@ LAYERS: dict[str, int] = {
     "trainer": 5,
     **dict.fromkeys(("config", "cross_checks"), 6),
     **dict.fromkeys(("memory", "record", "report", "assemble", "runner", "tasks"), 7),
-    **dict.fromkeys(("worker", "launch", "nodes", "compose", "job", "sweep", "multirun", "usage", "__main__"), 8),
+    **dict.fromkeys(
+        ("worker", "launch", "meeting", "nodes", "compose", "job", "sweep", "multirun", "usage", "__main__"), 8
+    ),
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.
 SIBLINGS_APART = 3

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from arctic_hydra import launch, nodes
+from arctic_hydra import compose, launch, nodes
 from arctic_hydra.__main__ import main
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.job import Job
+from arctic_hydra.meeting import meet
 from arctic_hydra.record import RunDirectory
 from arctic_hydra.worker import write_error
-from tests.command import SMALL, losses, only_run, run, start, wait_for_step
+from tests.command import SMALL, environment, losses, only_run, run, start, wait_for_step
 from tests.ranks import free_port
 
 ARGUMENTS = (
@@ -76,6 +82,86 @@ def test_a_rank_that_had_to_be_killed_is_the_cause_only_where_others_waited_for_
     assert directory.errors()[0]["kind"] == first
 
 
+def meeting(count, index, run, port, host="localhost", patience_seconds=60.0):
+    """Call `meet` in a process of its own, as an agent does; return the process."""
+    code = (
+        "import sys\nfrom arctic_hydra.errors import ArcticHydraError\nfrom arctic_hydra.meeting import meet\n"
+        "from arctic_hydra.nodes import Nodes\n"
+        f"try: store = meet(Nodes({count}, {index}, '{host}:{port}'), '{run}', {patience_seconds}); print('met')\n"
+        "except ArcticHydraError as error: sys.exit(str(error))\nsys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-u", "-c", code], env=environment(), **pipes)
+
+
+def ends(process):
+    """Return what a meeting said last; whom it waited for depends on how fast each machine starts."""
+    for line in process.stdout:
+        if ": waiting for node " not in line:
+            return line
+    raise AssertionError("it said nothing")
+
+
+def test_machines_meet_or_say_why_not():
+    """Two that agree, two that differ, and one that waits in vain and says so meanwhile."""
+    port = free_port()
+    agree = [meeting(2, index, "a", port) for index in range(2)]
+    assert [ends(process) for process in agree] == ["met\n", "met\n"]
+
+    port = free_port()
+    differ = [ends(process) for process in [meeting(2, index, run, port) for index, run in enumerate("ab")]]
+    assert differ[0].startswith(
+        "nnodes: node 1 runs b, and this machine, node 0, a; give every machine the same command"
+    )
+    assert differ[1].startswith("nnodes: node 0 runs a, and this machine, node 1, b;")
+
+    port = free_port()
+    output = meeting(2, 0, "a", port, patience_seconds=6).communicate(timeout=60)[0].splitlines()
+    assert output[0] == f"node 0: waiting for node 1 of 2 at localhost:{port}"
+    assert output[1].startswith(f"rendezvous: waited 6 s for node 1 of 2 at localhost:{port}; start its command")
+    assert len(output) == 2, "nothing of torch's"
+    for process in agree:
+        process.communicate()
+
+
+def test_a_place_that_cannot_be_used_is_named():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        in_use = meeting(2, 0, "a", port)
+        assert in_use.communicate()[0].startswith(
+            f"rendezvous: port {port} of this machine is in use by another program;"
+        )
+    with pytest.raises(ConfigError, match="rendezvous: got nowhere.invalid:29500, but this machine knows no host"):
+        meet(nodes.Nodes(2, 1, "nowhere.invalid:29500"), "a")
+
+
+def test_a_host_that_cannot_be_reached_ends_the_others_at_once(tmp_path):
+    (tmp_path / "remote").write_text(
+        '#!/bin/sh\nhost=$1; shift\n[ $host = bad ] && { echo "no such host" >&2; exit 255; }\nexec sh -c "$*"\n'
+    )
+    (tmp_path / "remote").chmod(0o755)
+    (tmp_path / "hosts").write_text("localhost slots=1\nbad slots=1\n")
+    began = time.monotonic()
+    done = run(f"{ARGUMENTS} hostfile=hosts", tmp_path, code=1, ARCTIC_HYDRA_SSH=str(tmp_path / "remote"))
+    assert "error: hostfile: bad: ended with exit code 255 before the machines had met" in done.stderr
+    assert "no such host" in done.stderr and "Traceback" not in done.stderr
+    assert time.monotonic() - began < 60, "15 minutes, before"
+
+
+def test_runs_that_differ_in_their_name_alone_meet_at_different_ports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text(HOSTS)
+    jobs = [
+        Job.of(compose.without_hydra(compose.compose_config([f"name={name}", "hostfile=hosts"], "config")), [])
+        for name in "ab"
+    ]
+    assert jobs[0].directory.path.name == jobs[1].directory.path.name
+    places = {nodes.of(job.run, job.directory.path).rendezvous for job in jobs}
+    assert len(places) == 2
+
+
 def test_a_hostfile_has_hosts_and_equal_slots(tmp_path):
     path = tmp_path / "hosts"
     path.write_text(HOSTS)
@@ -91,13 +177,14 @@ def test_a_hostfile_has_hosts_and_equal_slots(tmp_path):
         ("a slots=8\nb slots=4\n", "hostfile: {path} lists a 8, b 4; expected hosts with the same number of slots"),
         ("a slots=8\na slots=8\n", "hostfile: a stands in {path} twice"),
         ("# none\n", "hostfile: {path} lists no host"),
+        ("\udcff slots=8\n", "hostfile: cannot read {path}: 'utf-8' codec can't decode byte 0xff"),
         (None, "hostfile: got {path}, but there is no such file"),
     ],
 )
 def test_a_bad_hostfile_is_refused(text, message, tmp_path):
     path = tmp_path / "hosts"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigError) as refused:
         nodes.read_hostfile(path)
     assert message.format(path=path) in str(refused.value)
