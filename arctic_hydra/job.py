@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,13 @@ def conclude(directory: record.RunDirectory, code: int) -> Ending:
         values["error"] = ending.problem
     directory.update_record(**values)
     if "identity" in before:  # a run, not a task on one
-        report.write_if_wanted(directory)
+        try:
+            report.write_if_wanted(directory)
+        except KeyboardInterrupt:  # the run is over, and its record says how
+            print(
+                f"interrupted: {directory.path} has no report; the same command with task=report writes it",
+                file=sys.stderr,
+            )
     return ending
 
 

@@ -27,6 +27,8 @@ from arctic_hydra.sweep.pool import Slots
 
 _ONE_BY_ONE = "hydra_plugins.arctic_hydra.basic.OneByOneLauncher"
 """Hydra's own basic launcher would compose each job anew, from files that may have changed since."""
+_HEEDED = ("launcher", "sweeper", "sweep.dir", "searchpath")
+"""The parts of Hydra's node that a sweep goes by."""
 RunOne = Callable[[DictConfig, list[str]], int]
 
 
@@ -45,6 +47,12 @@ class Multirun:
         first = compose.search_samples(own)[0]
         self.master = compose.compose_config([*hydras, *first], config_name, config_dir, self._memory)
         """The first job's config with Hydra's node, which says how the sweep runs."""
+        for item in hydras:
+            if not any(compose.is_hydras(item, part) for part in _HEEDED):
+                raise ConfigError(
+                    f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory follows from its "
+                    "config, below output_root=<folder>; hydra.sweep.dir=<folder> is the place of the sweep's own files"
+                )
         choices = self.master.hydra.runtime.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
         params = self.master.hydra.sweeper.get("params") or {}
@@ -111,6 +119,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         lambda wanted: multirun.job(multirun.composed(wanted), wanted, slots),
         jobs,
         slots,
+        "hydra.sweep.dir" if multirun.master.hydra.sweep.dir else "output_root",
     )
     grid = [list(item) for item in jobs] if is_grid else None
     if multirun.master.hydra.launcher.get("dry_run"):

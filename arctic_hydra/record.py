@@ -57,8 +57,8 @@ class RunDirectory:
         """Return the folder of a task that works on this run, with logs and a result of its own."""
         return RunDirectory(self.path / f"task-{task}")
 
-    def create(self) -> None:
-        """Make the directory, private to the user; raises ConfigError where that cannot be done."""
+    def create(self, key: str = "output_root") -> None:
+        """Make the directory, private to the user; raises ConfigError where that cannot be done, naming what placed it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             probe = self.path / f".probe-{uuid.uuid4().hex}"
@@ -66,7 +66,7 @@ class RunDirectory:
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"output_root: cannot write to {self.path} ({error.strerror}); pass output_root=<a folder that you can write to>"
+                f"{key}: cannot write to {self.path} ({error.strerror}); pass {key}=<a folder that you can write to>"
             ) from error
 
     def lock(self, patience_seconds: float = 0.0) -> int:

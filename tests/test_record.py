@@ -6,7 +6,23 @@ import shutil
 import subprocess
 import sys
 
-from arctic_hydra import __version__, record
+from arctic_hydra import __version__, job, record
+
+
+def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatch, capsys):
+    """It comes where the page is made, after the record was written."""
+    directory = record.RunDirectory(tmp_path)
+    directory.update_record(status=record.RUNNING, identity={})
+    record.write_json(directory.result_file, {"status": record.FINISHED})
+
+    def interrupted(directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job.report, "write", interrupted)
+    (tmp_path / "run.json").write_text('{"config": {"log": {"report": true}}}')
+    assert job.conclude(directory, 0).exit_code == 0
+    assert directory.record()["status"] == record.FINISHED
+    assert "has no report; the same command with task=report writes it" in capsys.readouterr().err
 
 
 def git(folder, *words):

@@ -63,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(function.__name__, help=text, description=text)
         command.add_argument("directory", type=Path, help="outputs/<name>/sweeps/<id>")
-        command.add_argument("--job", type=int, action="append", metavar="N", help="only this job; may be repeated")
-        command.set_defaults(function=function)
+        command.set_defaults(function=function, job=None)
+        if function is not summary:
+            command.add_argument("--job", type=int, action="append", metavar="N", help="only this job; may be repeated")
         if function is status:
             command.add_argument("--watch", action="store_true", help="follow until all jobs are over")
         if function is logs:
@@ -134,7 +135,8 @@ def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int
         for path in backend(job.submission["kind"]).logs(job)[-1:] if job.submission else []:
             text = path.read_text(encoding="utf-8", errors="replace").splitlines()
             print(f"job {job.number}: {path}")
-            print("\n".join(f"  {line}" for line in text[-options.lines :]))
+            for line in text[max(0, len(text) - options.lines) :]:
+                print(f"  {line}")
         if not job.submission:
             print(f"job {job.number} was never started{f': {job.problem}' if job.problem else ''}")
     return EXIT_DONE

@@ -29,7 +29,9 @@ class Conductor:
         compose_job: Callable[[list[str]], Job],
         jobs: dict[tuple[str, ...], Job],
         slots: pool.Slots,
+        place_key: str = "output_root",
     ) -> None:
+        """Take also the key that says where the sweep's directory is, for an error that names it."""
         self.sweep = sweep
         self.slots = slots
         self.observer: Observer | None = None
@@ -39,6 +41,7 @@ class Conductor:
         self.detached = False
         """Whether the jobs go on without this process; set by the launcher."""
         self._begun = False
+        self._place_key = place_key
         self._compose = compose_job
         self._jobs = jobs
 
@@ -50,7 +53,7 @@ class Conductor:
         """
         if self._begun:
             return
-        self.sweep.conduct()
+        self.sweep.conduct(self._place_key)
         if self.sweep.file.exists():
             self.sweep.jobs = Sweep.load(self.sweep.path).jobs
         self._begun = True

@@ -140,13 +140,13 @@ class Sweep:
         del values["path"]
         record.write_json(self.file, values)
 
-    def conduct(self) -> None:
-        """Make the directory and hold it for this process.
+    def conduct(self, key: str = "output_root") -> None:
+        """Make the directory, which `key` of the config places, and hold it for this process.
 
         Raises ConfigError where it cannot be written or holds another sweep, RunLockedError where the sweep is under way.
         """
         room = RunDirectory(self.path)
-        room.create()
+        room.create(key)
         room.lock(record.LEAVING_SECONDS)
         self._room = room  # keeps the lock's file open
         self._cancelled.unlink(missing_ok=True)

@@ -49,6 +49,12 @@ def in_tmp(tmp_path, monkeypatch):
             "-m objective=loss,eval/loss",
             "objective: got eval/loss and loss, but the jobs of a sweep are compared by one",
         ),
+        (
+            "-m hydra.sweep.subdir=x seed=1,2",
+            "hydra.sweep.subdir: has no effect on a sweep; remove it. Each job's directory",
+        ),
+        ("-m hydra.run.dir=x seed=1,2", "hydra.run.dir: has no effect on a sweep"),
+        ("-m hydra.sweep.dir=/proc/nowhere seed=1,2", "hydra.sweep.dir: cannot write to /proc/nowhere"),
         ("-m output_root=/proc/nowhere optimizer.lr=1,2", "output_root: cannot write to /proc/nowhere/default/sweeps"),
         ("hydra/sweeper=optuna", "hydra/sweeper: has no effect on a single run; pass -m"),
         ("hydra/launcher=local optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values"),
@@ -113,6 +119,9 @@ def test_a_directory_of_another_sweep_is_refused(capsys):
 def test_the_watching_command_names_what_is_wrong(capsys):
     from arctic_hydra.sweep.__main__ import main as look
 
+    with pytest.raises(SystemExit):
+        look(["summary", "empty", "--job", "1"])
+    assert "unrecognized arguments: --job 1" in capsys.readouterr().err
     Path("empty").mkdir()
     assert look(["status", "empty"]) == 2
     assert "holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
