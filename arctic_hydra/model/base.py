@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -122,12 +123,13 @@ class ModelFactory(Component):
         from transformers import AutoModelForCausalLM
 
         self.register_attention()
-        model = AutoModelForCausalLM.from_config(
-            config,
-            dtype=self.torch_dtype,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=getattr(self, "trust_remote_code", False),
-        )
+        with self.known_attention(config):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=self.torch_dtype,
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=getattr(self, "trust_remote_code", False),
+            )
         return self.finish(model)
 
     def register_attention(self) -> None:
@@ -136,6 +138,27 @@ class ModelFactory(Component):
             from arctic_hydra.model.attention import register
 
             register()
+
+    @contextmanager
+    def known_attention(self, config: PretrainedConfig) -> Iterator[None]:
+        """Raise ModelError within this context where the architecture does not have the chosen attention.
+
+        Most look it up in transformers' interface, where ours stands too; older ones have a table of their own, or none.
+        """
+        from transformers import AutoModelForCausalLM
+
+        try:
+            yield
+        except (KeyError, ValueError) as error:
+            unknown = isinstance(error, KeyError) and error.args == (self.attn_implementation,)
+            if not unknown and not ("does not support" in str(error) and "ttention" in str(error)):
+                raise
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            known = "eager or sdpa" if kind._supports_sdpa else "eager"
+            raise ModelError(
+                f"model.attn_implementation: got {self.attn_implementation}, which {kind.__name__} does not have; pass "
+                f"model.attn_implementation={known}, and data.packing=false should the documents of a row then see each other"
+            ) from error
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
         """Apply what every option shares: no cache, activation checkpointing."""

@@ -60,16 +60,19 @@ class HFModelFactory(ModelFactory):
 
         self.prepare()
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                os.path.expanduser(self.name_or_path),
-                config=config,
-                dtype=self.torch_dtype,
-                attn_implementation=self.attn_implementation,
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-                **self._quantized(),
-                **where(self.name_or_path, self.revision),
-            )
+            with self.known_attention(config):
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    os.path.expanduser(self.name_or_path),
+                    config=config,
+                    dtype=self.torch_dtype,
+                    attn_implementation=self.attn_implementation,
+                    trust_remote_code=self.trust_remote_code,
+                    output_loading_info=True,
+                    **self._quantized(),
+                    **where(self.name_or_path, self.revision),
+                )
+        except ModelError:
+            raise
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
             raise unreadable(self.name_or_path, error) from error

@@ -99,13 +99,15 @@ class RandomModelFactory(ModelFactory):
 
         self.prepare()
         try:
-            with torch.device(World.from_env().device), no_init_weights():
+            with self.known_attention(config), torch.device(World.from_env().device), no_init_weights():
                 model = AutoModelForCausalLM.from_config(
                     config,
                     dtype=self.torch_dtype,
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
                 )
+        except ModelError:
+            raise
         except (ImportError, ValueError) as error:
             raise ModelError(f"model: {str(error).splitlines()[0]}") from error
         model.tie_weights()

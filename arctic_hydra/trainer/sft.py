@@ -70,18 +70,19 @@ class SFTTrainer(Trainer):
         return self.head_loss is not HeadLoss.full
 
     def equip(self, tools: Toolbox) -> None:
-        """Take everything that was built, and try the model out: packed documents keep apart, its head is found.
+        """Take everything that was built, and try the model out: no token sees what it should not, its head is found.
 
-        Collective; raises ConfigError for a model that mixes packed documents.
+        Collective; raises ConfigError for a model whose tokens see later ones, or those of another packed document.
         """
-        from arctic_hydra.trainer.isolation import check_isolation
+        from arctic_hydra.trainer.isolation import check_causality, check_isolation
 
         super().equip(tools)
         with distributed.alone(), ExitStack() as exact:  # the tokens that try it out are no part of a shared sequence
             for converter in tools.converters:
                 exact.enter_context(converter.exactly(tools.engine.module))
-            if tools.packed or self.sequence_parallel_size > 1:
-                attention, sharing = tools.model_factory.attn_implementation, self.sequence_parallel_size
+            attention, sharing = tools.model_factory.attn_implementation, self.sequence_parallel_size
+            check_causality(tools.engine, tools.device, attention)
+            if tools.packed or sharing > 1:
                 check_isolation(tools.engine, tools.device, attention, sharing)
             self._losses = self._loss_computer(tools)
 

@@ -9,8 +9,9 @@ import torch
 import transformers
 
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.random import RandomModelFactory
-from arctic_hydra.trainer.isolation import check_isolation
+from arctic_hydra.trainer.isolation import check_causality, check_isolation
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, make_trainer
 
@@ -33,9 +34,8 @@ CASES = {
 
 
 def factory(architecture: str, attention: str) -> RandomModelFactory:
-    values = {key: value for key, value in SIZES.items() if architecture != "bloom" or "size" in key} | CASES[
-        architecture
-    ][0]
+    sizes = {key: value for key, value in SIZES.items() if architecture != "bloom" or "size" in key}
+    values = sizes | CASES.get(architecture, ({},))[0]
     config = transformers.AutoConfig.for_model(architecture)
     return RandomModelFactory(
         architecture=architecture,
@@ -61,6 +61,34 @@ def test_models_that_mix_documents_are_told_from_those_that_do_not(architecture:
             ):
                 check_isolation(model, torch.device("cpu"), attention)
         assert model.training
+
+
+@pytest.mark.parametrize("architecture", ["llama", "stablelm", "falcon_h1", "mamba"])
+def test_causal_models_pass(architecture: str) -> None:
+    maker = factory(architecture, "arctic_varlen")
+    model = maker.create_model(maker.create_config()).train()
+    check_causality(model, torch.device("cpu"), "arctic_varlen")
+    assert model.training
+    assert transformers.AttentionInterface()["arctic_varlen"] is varlen_attention
+
+
+def test_a_model_that_never_calls_our_attention_is_refused() -> None:
+    """Bloom builds its mask by the name of the attention, and for one without a mask has none: it would not be causal."""
+    for attention in ("arctic_varlen", "eager"):
+        maker = factory("bloom", attention)
+        model = maker.create_model(maker.create_config())
+        if attention == "eager":
+            check_causality(model, torch.device("cpu"), attention)
+            continue
+        with pytest.raises(ConfigError, match="got arctic_varlen, but BloomForCausalLM attends in a way of its own"):
+            check_causality(model, torch.device("cpu"), attention)
+
+
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    maker = factory("bert", "eager")
+    model = maker.create_model(maker.create_config())
+    with pytest.raises(ConfigError, match="in BertLMHeadModel with .*eager tokens see later ones: .*is_decoder: true"):
+        check_causality(model, torch.device("cpu"), "eager")
 
 
 def test_a_state_that_runs_through_a_sequence_is_refused_where_ranks_share_it() -> None:
