@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import Component
@@ -31,24 +33,30 @@ class SchedulerFactory(Component):
 class WarmupScheduler(SchedulerFactory):
     """Linear warm-up from above 0 to the peak, then the curve that a subclass gives.
 
-    Step n of `horizon` (n from 1) has the factor `n / warmup` while n <= warmup, else `curve((n - warmup) / (horizon -
+    Step n of `horizon` (n from 1) has the factor `rise(n / warmup)` while n <= warmup, else `curve((n - warmup) / (horizon -
     warmup))`: the first step moves, step `warmup` has the peak, the last step has the curve's last value. These are
     transformers' formulas, read at n instead of n - 1.
     """
 
     warmup_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
-    """Share of the horizon to warm up over; ignored where `warmup_steps` is set."""
+    """Share of the horizon to warm up over, rounded up to whole steps; ignored where `warmup_steps` is set."""
     warmup_steps: HumanInt | None = integer(None, minimum=0)
     """Optimizer steps to warm up over."""
 
     def warmup(self, horizon: int) -> int:
         """Return the number of warm-up steps; raises ConfigError for more of them than the run has."""
-        steps = int(self.warmup_ratio * horizon) if self.warmup_steps is None else self.warmup_steps
+        steps = self.warmup_steps
+        if steps is None:  # the decimal that was written, not its nearest float: 7% of 100 steps are 7
+            steps = math.ceil(Fraction(repr(float(self.warmup_ratio))) * horizon)
         if steps > horizon:
             raise ConfigError(
                 f"scheduler.warmup_steps: got {steps}, but the run has {horizon} optimizer steps; lower it, or train longer"
             )
         return steps
+
+    def rise(self, progress: float) -> float:
+        """Return the factor of the peak learning rate at `progress` in (0, 1] of the warm-up."""
+        return progress
 
     @abstractmethod
     def curve(self, progress: float) -> float:
@@ -58,7 +66,7 @@ class WarmupScheduler(SchedulerFactory):
         """Return the factor of the peak learning rate at optimizer step `step`, from 1; constant after the horizon."""
         warmup = self.warmup(horizon)
         if step <= warmup:
-            return step / warmup
+            return self.rise(step / warmup)
         return self.curve(min(1.0, (step - warmup) / max(1, horizon - warmup)))
 
     def create_scheduler(self, optimizer: torch.optim.Optimizer, horizon: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -7,15 +7,23 @@ import math
 from arctic_hydra.component import component
 from arctic_hydra.scheduler.base import WarmupScheduler
 
+_TIMESCALE_STEPS = 10_000
+
 
 @component(group="scheduler", name="inverse_sqrt")
 class InverseSqrtScheduler(WarmupScheduler):
-    """The peak times sqrt(warmup / step) after the warm-up (Vaswani et al. 2017); needs at least one warm-up step."""
+    """The peak times sqrt(warmup / step) after the warm-up (Vaswani et al. 2017).
+
+    Without a warm-up sqrt(10000 / (10000 + step)), as in transformers.
+    """
 
     def factor(self, step: int, horizon: int) -> float:
         """Return the factor of the peak learning rate at optimizer step `step`, from 1."""
-        warmup = max(1, self.warmup(horizon))
-        return step / warmup if step <= warmup else math.sqrt(warmup / step)
+        warmup = self.warmup(horizon)
+        if step < warmup:
+            return self.rise(step / warmup)
+        timescale = warmup or _TIMESCALE_STEPS
+        return math.sqrt(timescale / (timescale - warmup + step))
 
     def curve(self, progress: float) -> float:
         """Not used: the curve depends on the step, not on the share of the horizon."""

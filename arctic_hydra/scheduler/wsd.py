@@ -9,16 +9,19 @@ from arctic_hydra.scheduler.base import WarmupScheduler
 
 @component(group="scheduler", name="wsd")
 class WSDScheduler(WarmupScheduler):
-    """Warm-up, a plateau at the peak, then a straight line down (MiniCPM, Hu et al. 2024)."""
+    """Warm-up from the last value, a plateau at the peak, then a straight line down (MiniCPM, Hu et al. 2024)."""
 
     decay_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
     """Share of the steps after the warm-up that decay."""
     min_lr_ratio: HumanFloat = number(0.0, minimum=0, maximum=1)
-    """Last learning rate, as a share of the peak."""
+    """Last learning rate, as a share of the peak; the warm-up starts from there too."""
+
+    def rise(self, progress: float) -> float:
+        """Return the factor of the peak at `progress` in (0, 1] of the warm-up."""
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * progress
 
     def curve(self, progress: float) -> float:
         """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
         if self.decay_ratio == 0 or progress <= 1.0 - self.decay_ratio:
             return 1.0
-        left = (1.0 - progress) / self.decay_ratio
-        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left
+        return self.rise((1.0 - progress) / self.decay_ratio)

@@ -19,7 +19,7 @@ from arctic_hydra.scheduler.polynomial import PolynomialScheduler
 from arctic_hydra.scheduler.wsd import WSDScheduler
 
 HORIZON, WARMUP, PEAK = 40, 8, 0.2
-WSD = {"num_decay_steps": 8, "decay_type": "linear"}
+WSD = {"num_decay_steps": 8, "decay_type": "linear", "min_lr_ratio": 0.1}
 
 
 def used_rates(factory, horizon=HORIZON):
@@ -55,7 +55,8 @@ def theirs(name, horizon=HORIZON, warmup=WARMUP, **specific):
         (CosineWithMinLRScheduler, "cosine_with_min_lr", {"min_lr_rate": 0.1}),
         (InverseSqrtScheduler, "inverse_sqrt", {}),
         (PolynomialScheduler, "polynomial", {"lr_end": 0.0, "power": 1.0}),
-        (partial(WSDScheduler, decay_ratio=0.25, min_lr_ratio=0), "warmup_stable_decay", WSD),
+        (partial(WSDScheduler, decay_ratio=0.25, min_lr_ratio=0), "warmup_stable_decay", {**WSD, "min_lr_ratio": 0}),
+        (partial(WSDScheduler, decay_ratio=0.25, min_lr_ratio=0.1), "warmup_stable_decay", WSD),
     ],
 )
 def test_equals_transformers(factory, name, specific):
@@ -63,11 +64,28 @@ def test_equals_transformers(factory, name, specific):
     assert used_rates(factory(warmup_steps=WARMUP)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_wsd_closed_form():
-    factory = WSDScheduler(warmup_steps=8, decay_ratio=0.25, min_lr_ratio=0.1)
-    expected = [PEAK * n / 8 for n in range(1, 9)] + [PEAK] * 24
-    expected += [PEAK * (0.1 + 0.9 * (8 - n) / 8) for n in range(1, 9)]
-    assert used_rates(factory) == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("warmup", [0, 1, 39])
+@pytest.mark.parametrize(
+    ("factory", "name", "specific"),
+    [
+        (LinearScheduler, "linear", {}),
+        (CosineScheduler, "cosine", {}),
+        (InverseSqrtScheduler, "inverse_sqrt", {}),
+        (partial(WSDScheduler, decay_ratio=1.0, min_lr_ratio=0.1), "warmup_stable_decay", WSD),
+    ],
+)
+def test_equals_transformers_at_the_ends_of_the_warmup(factory, name, specific, warmup):
+    specific = {**specific, "num_decay_steps": HORIZON - warmup} if specific else {}
+    expected = theirs(name, warmup=warmup, **specific)
+    assert used_rates(factory(warmup_steps=warmup)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("ratio", "horizon", "steps"), [
+    ("29%", 100, 29), ("57%", 100, 57), ("7%", 100, 7), (0.07, 100, 7), (0.1, 5, 1), (0.25, 10, 3), (0, 10, 0), (1, 7, 7),
+    (1e-6, 1_000_000, 1), (0.1, 1, 1),
+])  # fmt: skip
+def test_a_share_of_the_horizon_is_that_of_the_decimal_written_rounded_up(ratio, horizon, steps):
+    assert LinearScheduler(warmup_ratio=ratio).warmup(horizon) == steps
 
 
 @pytest.mark.parametrize("name", sorted(name for _, name in registered("scheduler")))
@@ -87,4 +105,3 @@ def test_warmup_steps_win_over_the_ratio_and_may_not_pass_the_horizon():
     assert LinearScheduler(warmup_ratio=0.5, warmup_steps=3).warmup(10) == 3
     with pytest.raises(ConfigError, match="got 30, but the run has 10 optimizer steps"):
         LinearScheduler(warmup_steps=30).warmup(10)
-    assert LinearScheduler(warmup_ratio="25%").warmup(10) == 2
