@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     import torch
 
 _DEEPSPEED_STEPS = 5
+_TOKEN_ROWS = "trainable_tokens_delta"
+"""Part of the names that peft gives to rows of an embedding which train by themselves."""
 
 
 @component(group="optimizer", name="muon")
 class MuonFactory(AdamFactory):
     """Muon (Jordan et al. 2024: momentum, orthogonalised by Newton-Schulz) on weights with two dimensions between the
-    embedding and the head; AdamW on these two, on norms and biases."""
+    embeddings and the head; AdamW on these, on single rows of theirs, on norms and biases."""
 
     lr: HumanFloat = number(1e-3, minimum=0)
     """Peak learning rate of the matrices, scaled by sqrt(max(1, rows / columns)) of each; per optimizer step."""
@@ -70,11 +72,7 @@ class MuonFactory(AdamFactory):
 
     def _groups(self, model: Any) -> Iterator[dict[str, Any]]:
         """Split each parameter group into what Muon and what AdamW takes."""
-        ends = {
-            id(module.weight)
-            for module in (model.get_input_embeddings(), model.get_output_embeddings())
-            if module is not None
-        }
+        ends = _embeddings_and_head(model)
         for group in self.parameter_groups(model, 1.0, self.weight_decay):
             muon: list[Any] = []
             adam: list[Any] = []
@@ -87,3 +85,16 @@ class MuonFactory(AdamFactory):
                 yield {**group, "params": muon, "use_muon": True, **settings}
             if adam:
                 yield {**group, "params": adam, "use_muon": False, **self.arguments(), "lr": self.adam_lr * group["lr"]}
+
+
+def _embeddings_and_head(model: Any) -> set[int]:
+    """Return the ids of the parameters whose rows are looked up, or are classes: they map no vectors to vectors.
+
+    Those of tokens, positions and the head, what peft puts around them, and its rows of single tokens.
+    """
+    import torch
+
+    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
+    parts += [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    ends = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+    return ends | {id(parameter) for name, parameter in model.named_parameters() if _TOKEN_ROWS in name}

@@ -6,7 +6,10 @@ from copy import deepcopy
 
 import pytest
 import torch
+import transformers
 
+from arctic_hydra.converter.peft.lora import LoraFactory
+from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.optimizer import deepspeed_ops
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from arctic_hydra.optimizer.cpu_adam import CPUAdamFactory
@@ -98,6 +101,33 @@ def test_muon_takes_the_hidden_matrices(tied):
         scale = 0.25 if ".0." in name else 0.5 if ".1." in name else None
         if scale:
             assert group["lr"] == pytest.approx(scale * (0.02 if group["use_muon"] else 0.001)), name
+
+
+def under_muon(model):
+    """Return the names of the parameters that Muon takes."""
+    groups = MuonFactory().create_optimizer(model).param_groups
+    taken = {id(p) for group in groups if group["use_muon"] for p in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in taken}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_muon_leaves_embeddings_of_positions(architecture):
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "pad_token_id": 0}
+    more = {"ffn_dim": 48, "word_embed_proj_dim": 32} if architecture == "opt" else {}
+    config = transformers.AutoConfig.for_model(architecture, max_position_embeddings=64, **sizes, **more)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    layers = {name for name, p in model.named_parameters() if p.ndim == 2 and (".h.0." in name or ".layers.0." in name)}
+    assert under_muon(model) == layers and len(layers) >= 4
+
+
+@pytest.mark.parametrize("full", [[], ["lm_head"], ["embed_tokens"]])
+def test_muon_leaves_what_peft_trains_of_embedding_and_head(full):
+    model = network(tie_word_embeddings=False)
+    fit_vocabulary(model, 130, [128, 129], 1)
+    adapted = LoraFactory(r=4, modules_to_save=full).convert(model)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert under_muon(adapted) == {name for name in trained if "lora_" in name}
+    assert any("lora_" not in name for name in trained)
 
 
 def test_muon_goes_on_from_a_saved_state():
