@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -166,10 +168,24 @@ def write_export(
     stage.mkdir(parents=True)
     try:
         sharding = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
-        model.save_pretrained(stage, state_dict=weights, **sharding)
+        with _generating(model):
+            model.save_pretrained(stage, state_dict=weights, **sharding)
         tokenizer.save_pretrained(stage)
         sync_tree(stage)
     except BaseException:
         remove_folder(stage)
         raise
     publish_folder(stage, target)
+
+
+@contextmanager
+def _generating(model: Any) -> Iterator[None]:
+    """Let the config say within this context what it said before training switched the cache off."""
+    if not hasattr(model, "exported_use_cache"):
+        yield
+        return
+    training, model.config.use_cache = model.config.use_cache, model.exported_use_cache
+    try:
+        yield
+    finally:
+        model.config.use_cache = training

@@ -161,8 +161,13 @@ class ModelFactory(Component):
             ) from error
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Apply what every option shares: no cache, activation checkpointing."""
-        model.config.use_cache = False
+        """Apply what every option shares: no cache, activation checkpointing.
+
+        What the config said of the cache stays on the model as `exported_use_cache`, for its exports.
+        """
+        if hasattr(model.config, "use_cache"):
+            model.exported_use_cache = model.config.use_cache
+            model.config.use_cache = False
         if not self.disable_activation_checkpoint:
             if not model.supports_gradient_checkpointing:
                 raise ValueError(

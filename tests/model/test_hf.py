@@ -7,10 +7,13 @@ import time
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, write_export
 from arctic_hydra.errors import ModelError
 from arctic_hydra.model import base
 from arctic_hydra.model.hf import HFModelFactory
+from tests.converter import lab
 from tests.trainer.loop import tiny_factory
 
 
@@ -35,6 +38,16 @@ def test_an_architecture_that_it_cannot_load(tmp_path, config, text):
     factory = HFModelFactory(name_or_path=saved(tmp_path, **config))
     with pytest.raises(ModelError, match=text):
         factory.create_model(factory.create_config())
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_an_export_says_of_the_cache_what_the_model_said(tmp_path, use_cache):
+    factory = HFModelFactory(name_or_path=str(lab.save_model(tmp_path / "model", use_cache=use_cache)))
+    model = factory.create_model(factory.create_config())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    write_export(model, model.state_dict(), tokenizer, tmp_path / "export", HuggingFaceCheckpoint())
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["use_cache"] is use_cache
+    assert model.config.use_cache is False, "training goes on without"
 
 
 def test_a_missing_hub_id_is_said_at_once_offline():
