@@ -102,11 +102,13 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
     if run.task is config.Task.check:
         from arctic_hydra.tasks import check
 
-        print(
-            f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)",
-            flush=True,
-        )
-        check.print_estimate(job.tree)
+        lines, errors = check.look_at(job.tree)
+        for error in errors:
+            print_error(error)
+        if errors:
+            return max(error.exit_code for error in errors)
+        print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
+        print("\n".join(lines))
         return EXIT_DONE
     if run.task is config.Task.preview:
         from arctic_hydra.tasks import preview

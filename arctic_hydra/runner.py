@@ -104,7 +104,7 @@ def build(
             scheduler = run.scheduler.create_scheduler(optimizer, horizon)
         deepspeed_engine = engine.initialize(model, optimizer, engine_config)
         shown = trains and world.is_main and run.log.prints(world)
-        memory = check.describe(run, loader.summary()["supervised_share"]) if shown else []
+        memory = check.describe(run, loader.summary()["supervised_share"], tokenizer) if shown else []
         assemble.seed_everything(run.seed + world.rank)  # ranks draw different dropout
 
         state = training_state(run, run_dir, world, deepspeed_engine, scheduler, tokenizer, dealt, start)

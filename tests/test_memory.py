@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables of arguments and messages)
 """The memory estimate: close to what a real run holds, and its parts by closed form."""
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import pytest
 
 from arctic_hydra import compose, config, memory
 from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.errors import EXIT_FAILED, ConfigError, ModelError
+from arctic_hydra.tasks import check
 from tests.bench.bench_memory import case, estimated, measure
 from tests.command import SMALL, run
 from tests.ranks import run_ranks
@@ -158,6 +161,41 @@ def test_task_check_and_the_header_print_it(tmp_path):
     assert any(line.startswith("memory   0.0") for line in trained.splitlines())
 
 
-def test_a_model_that_cannot_be_described_is_said_so(tmp_path):
-    done = run("task=check model=hf model.name_or_path=nobody/nothing", tmp_path)
-    assert "memory   not estimated: model.name_or_path: 'nobody/nothing' cannot be loaded" in done.stdout
+def test_task_check_ends_as_the_run_would(tmp_path):
+    done = run("task=check model=hf model.name_or_path=nobody/nothing", tmp_path, code=EXIT_FAILED)
+    tokenizer, model = done.stderr.splitlines()
+    assert tokenizer.startswith("error: tokenizer.name_or_path: 'nobody/nothing' is no local path and cannot be loaded")
+    assert model.startswith("error: model.name_or_path: 'nobody/nothing' cannot be loaded")
+    assert not done.stdout
+
+
+IMPOSSIBLE = [
+    ("ranks=2 trainer.sequence_parallel_size=2 model.num_attention_heads=1 model.num_key_value_heads=1", ConfigError, "got 2, but the model has 1 attention heads"),
+    ("peft=lora peft.target_modules=[qq_proj]", ConfigError, "peft.target_modules: 'qq_proj' matches no module; did you mean 'q_proj'"),
+    ("model.vocab_size=100", ModelError, "model: has 100 embedding rows, but the tokenizer has 4096 tokens"),
+    ("tokenizer.add_tokens=[the]", ConfigError, "tokenizer.add_tokens: 'the' is in the vocabulary already"),
+    ("deepspeed=zero3 model.tie_word_embeddings=false peft=lora peft.modules_to_save=[lm_head] tokenizer.add_tokens=[uno]", ConfigError, "at ZeRO-3 peft cannot train single rows"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "kind", "text"), IMPOSSIBLE, ids=[item[0] for item in IMPOSSIBLE])
+def test_what_would_end_the_run_is_no_failed_estimate(arguments, kind, text):
+    lines, [error] = check.find(composed(*arguments.split()))
+    assert not lines
+    assert type(error) is kind
+    assert text in str(error)
+
+
+def test_an_estimate_that_fails_says_nothing_of_the_run(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("fake tensors cannot do this\nand more")
+
+    monkeypatch.setattr(memory, "trace_model", fail)
+    expected = ["memory   not estimated: fake tensors cannot do this"]
+    assert check.find(composed("data.max_length=64")) == (expected, [])
+    assert check.describe(composed("data.max_length=64")) == expected
+
+
+def test_nothing_of_a_check_ends_a_run():
+    [line] = check.describe(composed("peft=lora", "peft.target_modules=[qq_proj]"))
+    assert line.startswith("memory   not estimated: peft.target_modules: 'qq_proj' matches no module")

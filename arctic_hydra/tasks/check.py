@@ -1,7 +1,7 @@
-"""`task=check`: what the run would need of each rank's memory.
+"""`task=check`: whether the run could start, and what it would need of each rank's memory.
 
-Runs in a process of its own, which may import torch: `python -m arctic_hydra.tasks.check`, the config as JSON on its
-standard input. Nothing is written, and no weights are read.
+Tokenizer and model are described in a process of its own, which may import torch: `python -m arctic_hydra.tasks.check`,
+the config as JSON on its standard input. Nothing is written, and no weights are read.
 """
 
 from __future__ import annotations
@@ -9,30 +9,78 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.config import Run
+from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def print_estimate(tree: dict[str, Any]) -> None:
-    """Print the memory estimate of a resolved config, made in a child process."""
+Findings = tuple[list[str], list[ArcticHydraError]]
+"""The lines of the memory estimate, and what would end the run before its first step; one of the two is empty."""
+
+
+def look_at(tree: dict[str, Any]) -> Findings:
+    """Return what a child process finds about a resolved config."""
     command = [sys.executable, "-W", "ignore", "-m", "arctic_hydra.tasks.check"]
     done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)
-    reason = (done.stderr.strip().splitlines() or ["its process ended without a word"])[-1]
-    print(done.stdout.rstrip() if done.returncode == 0 else f"memory   not estimated: {reason}")
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["its process ended without a word"])[-1]
+        return [f"memory   not estimated: {reason}"], []
+    answer = json.loads(done.stdout.splitlines()[-1])  # libraries may have said something before
+    return answer["lines"], [_error(*found) for found in answer["errors"]]
 
 
-def describe(run: Run, supervised_share: float = 1.0) -> list[str]:
+def _error(exit_code: int, texts: list[str]) -> ArcticHydraError:
+    return ConfigError(texts) if exit_code == EXIT_BAD_CONFIG else ModelError(texts[0])
+
+
+def describe(run: Run, supervised_share: float = 1.0, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
     """Return the lines of the estimate, or why there is none: an estimate that fails must not end a run."""
+    try:
+        return _estimated(run, supervised_share, tokenizer)
+    except Exception as error:
+        return _failed(error)
+
+
+def find(run: Run) -> Findings:
+    """Return what there is to say of a run; an error of the package's own is the run's, any other the estimate's alone."""
+    from arctic_hydra import assemble
+
+    found: list[ArcticHydraError] = []
+    tokenizer = model_config = None
+    try:
+        tokenizer = run.tokenizer.create_tokenizer()
+    except ArcticHydraError as error:
+        found.append(error)
+    try:
+        model_config = run.model.create_config()
+        if tokenizer is not None:
+            assemble.check_vocabulary(run, model_config, tokenizer)
+    except ArcticHydraError as error:
+        found.append(error)
+    if found:
+        return [], found
+    try:
+        return _estimated(run, 1.0, tokenizer), []
+    except ArcticHydraError as error:
+        return [], [error]
+    except Exception as error:
+        return _failed(error), []
+
+
+def _estimated(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
     from arctic_hydra import memory
 
-    try:
-        found = memory.estimate(run, memory.largest_load(run, supervised_share))
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return [f"memory   not estimated: {reason}"]
+    found = memory.estimate(run, memory.largest_load(run, supervised_share), tokenizer)
     first, *more = found.lines(memory.device_memory())
     return [f"memory   {first}", *(f"         {line}" for line in more)]
+
+
+def _failed(error: Exception) -> list[str]:
+    return [f"memory   not estimated: {(str(error).splitlines() or [type(error).__name__])[0]}"]
 
 
 def _main() -> None:
@@ -41,8 +89,12 @@ def _main() -> None:
     log.quiet_libraries()
     log.quiet_progress_bars()
     component.load_extensions()
-    run = config.build(json.load(sys.stdin))
-    print("\n".join([*describe(run), "         (every token supervised; the run says so again with its data's share)"]))
+    lines, errors = find(config.build(json.load(sys.stdin)))
+    answer = {
+        "lines": [*lines, "         (every token supervised; the run says so again with its data's share)"],
+        "errors": [[error.exit_code, getattr(error, "problems", [str(error)])] for error in errors],
+    }
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":
