@@ -7,9 +7,11 @@ from typing import Any
 
 CREDENTIALS = re.compile(r"://[^/@\s]+@")
 SECRET_ITEM = re.compile(
-    r"""(\b(?:\w*_)?(?:token|key|password|secret|credential)s?['"]?\s*:\s*)[^,}\]]+""", re.IGNORECASE
+    r"""(\b(?!add_(?:special_)?tokens\b)(?:\w*_)?(?:token|key|password|secret|credential)s?['"]?\s*:\s*)[^,}\]]+""",
+    re.IGNORECASE,
 )
-SECRET = re.compile(r"(^|_)(token|key|password|secret|credential)s?$", re.IGNORECASE)
+SECRET = re.compile(r"^(?!add_(special_)?tokens$)(.*_)?(token|key|password|secret|credential)s?$", re.IGNORECASE)
+"""Names of secrets; `add_tokens` and `add_special_tokens` of a tokenizer hold none."""
 
 
 def without_credentials(text: str, mark: str = "***@") -> str:
