@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ import pytest
 
 from tests.command import SMALL, environment, losses, metrics, only_run, run, start, wait_for_step
 from tests.slurm.cluster import Cluster
+from tests.sweep.test_local import sweep_dir
+from tests.sweep.test_search import trials
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -220,6 +224,57 @@ def test_a_search_runs_in_arrays_and_its_secrets_reach_the_jobs_alone(cluster, m
     [head] = [line.split() for line in again.stdout.splitlines() if line.startswith("job  status")]
     assert head[5:] == ["lr", "directory"]
     assert "hydra/launcher=slurm" in again.stdout and "hydra/sweeper" not in again.stdout
+
+
+def test_a_search_is_interrupted_taken_up_again_and_cancelled(cluster, tmp_path):
+    """Ctrl-C leaves the job and its trial alone; the same command waits for them; `sweep cancel` ends both job and search."""
+    search = (
+        f"-m {SMALL} trainer.train_iters=3000 checkpoint=[deepspeed] tracking=[] {SLURM} hydra/sweeper=optuna "
+        "hydra.sweeper.n_trials=3 hydra.sweeper.n_jobs=1 'optimizer.lr=interval(1e-4,1e-2)'"
+    )
+    process = start(search, tmp_path, **cluster.variables)
+    wait_for_step(tmp_path, 2, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output.count(" submitted as ")) == (75, 1), output
+    [job_id] = cluster.command("squeue -h -o %i").split()
+    assert [trial.state.name for trial in trials(tmp_path)] == ["RUNNING"]
+
+    process = start(search, tmp_path, **cluster.variables)
+    assert process.stdout is not None
+    told = list(itertools.takewhile(lambda line: "RUNNING on" not in line, process.stdout))
+    run(f"cancel {sweep_dir(tmp_path)}", tmp_path, module="arctic_hydra.sweep", **cluster.variables)
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output.count(" submitted as ")) == (75, 0), output
+    assert f"job 0 is in the queue already, as {job_id}\n" in told
+    assert "the sweep was stopped (cancelled)" in output
+    assert [record["status"] for record in records(tmp_path)] == ["stopped"]
+    assert [trial.state.name for trial in trials(tmp_path)] == ["RUNNING"]
+    assert not cluster.command("squeue -h")
+
+
+def test_arrays_of_a_killed_start_are_not_submitted_twice(cluster, tmp_path):
+    """SIGKILL between two arrays; a number that never arrived stands in no file, but in the script of a queued job."""
+    later = "hydra.launcher.detach=true 'hydra.launcher.additional_parameters={begin: now+1hour}'"
+    grid = f"-m {TINY} tracking=[] {SLURM} {later} hydra.launcher.max_array_size=2 seed=1,2,3,4,5,6"
+    process = start(grid, tmp_path, **cluster.variables)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("job 3 submitted"):
+            process.kill()
+            break
+    process.communicate()
+    sweep = sweep_dir(tmp_path)
+    known = json.loads((sweep / "sweep.json").read_text())
+    for job in known["jobs"][2:]:  # as if the answer for the second array had been lost
+        job["submission"] = None
+        (Path(job["run_dir"]) / "record.json").unlink(missing_ok=True)
+    (sweep / "sweep.json").write_text(json.dumps(known))
+    done = run(grid, tmp_path, **cluster.variables)
+    assert done.stdout.count("is in the queue already, as") == 2
+    assert "when this sweep was killed: cancelled" in done.stdout
+    assert len(cluster.command("squeue -h -r -o %i").split()) == 6
+    cluster.command("scancel --me")
 
 
 def test_an_unknown_partition_is_said_in_sbatch_s_words(cluster, tmp_path):
