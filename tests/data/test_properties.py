@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,21 @@ from hypothesis import strategies as st
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.lengths import Overlong
 from arctic_hydra.data.loader import LoaderOptions, PackedLoader
+from arctic_hydra.data.masks import ChatEncoder, Encoded
+from arctic_hydra.data.messages import check_chat
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.store import Chunk, JoinedStore, TokenStore, write_store
 from arctic_hydra.distributed import World
-from tests.data.samples import geometry, make_tokenizer, write_lines
+from tests.data.samples import (
+    CHATML_TAGS_WITHOUT_STOP,
+    CHATML_UNTAGGED,
+    COHERE_2,
+    GPT_OSS,
+    chat,
+    geometry,
+    make_tokenizer,
+    write_lines,
+)
 from tests.data.test_loader import documents
 
 CAPACITY = 24
@@ -64,6 +76,52 @@ def test_pitfall_06_14_the_union_over_ranks_is_the_set_and_no_token_is_lost_or_t
         for index in range(len(store))
     }
     assert seen == Counter(expected)
+
+
+PIECES = [
+    "a",
+    " ",
+    "\n",
+    "user",
+    "assistant",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "Zqc0qZ",
+    "é",
+    "<",
+    "<|end|>",
+    "1",
+]
+CONTENT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+FORMS = [  # template, what stands before an answer and is generated too, stop tokens
+    (CHATML_UNTAGGED, "", "<|im_end|>"),
+    (CHATML_TAGS_WITHOUT_STOP, "", "<|im_end|>"),
+    (COHERE_2, "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    (GPT_OSS, "<|channel|>final<|message|>", "<|end|>"),
+]
+
+
+@cache
+def encoder_of(template: str) -> tuple[Any, ChatEncoder]:
+    tokenizer = make_tokenizer(template, eos_token="</s>")
+    return tokenizer, ChatEncoder(tokenizer)
+
+
+@settings(deadline=None, max_examples=60)
+@given(contents=st.lists(CONTENT, min_size=2, max_size=6), form=st.sampled_from(FORMS))
+def test_pitfall_07_any_answer_and_its_stop_tokens_are_what_is_trained_on(
+    contents: list[str], form: tuple[str, str, str]
+) -> None:
+    """Answers that repeat a question, hold a header or a stop token, or are empty: each is where it is."""
+    template, before, stop = form
+    tokenizer, encoder = encoder_of(template)
+    contents = contents[: len(contents) // 2 * 2]
+    (encoded,) = encoder.encode([check_chat(chat(*contents)["messages"])])
+    assert isinstance(encoded, Encoded), encoded
+    expected = [before + answer + stop for answer in contents[1::2]]
+    if before:
+        expected[-1] = expected[-1].removesuffix(stop) + "<|return|>"
+    assert [tokenizer.decode(encoded.ids[first:last]) for first, last in encoded.spans] == expected
 
 
 @settings(deadline=None, max_examples=30)
