@@ -31,8 +31,8 @@ def check_causality(engine: Any, device: torch.device, attention: str) -> None:
     """
     model = getattr(engine, "module", engine)
     documents = [replace(_two_documents(step, model, device), cu_seqlens=None) for step in (7, 11)]
-    documents[1].input_ids_BT[0, :-1] = documents[0].input_ids_BT[0, :-1]  # another last token
-    documents[1].input_ids_BT[0, -1] ^= 1
+    ids, changed = (batch.input_ids_BT[0] for batch in documents)
+    changed[:-1], changed[-1] = ids[:-1], 0 if int(ids[-1]) else 1  # another last token
     with _watched() as calls:
         try:
             change, scale = _change(engine, documents, slice(None, -1))
