@@ -132,6 +132,10 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         _hand_over(multirun, conductor, grid)
     except KeyboardInterrupt:
         conductor.stop_reason = "interrupted"
+    except ArcticHydraError:
+        if any(entry.submission for entry in sweep.jobs):
+            finish.conclude(conductor)  # what has been done is there to be seen
+        raise
     return finish.conclude(conductor)
 
 

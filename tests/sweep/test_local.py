@@ -106,6 +106,7 @@ def test_an_objective_that_no_run_logs_ends_the_sweep_early(tmp_path):
         in done.stderr
     )
     assert "job 2" not in done.stdout
+    assert [row["status"] for row in table(tmp_path)][2:] == ["waiting"]
 
 
 def wait_for(condition, process, timeout=120):
