@@ -170,7 +170,7 @@ class ModelFactory(Component):
             model.config.use_cache = False
         if not self.disable_activation_checkpoint:
             if not model.supports_gradient_checkpointing:
-                raise ValueError(
+                raise ModelError(
                     f"model.disable_activation_checkpoint: got false, but {type(model).__name__} cannot recompute "
                     f"activations; pass model.disable_activation_checkpoint=true"
                 )

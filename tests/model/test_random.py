@@ -139,6 +139,12 @@ def test_attention_that_an_architecture_does_not_have(tmp_path, architecture, va
         stored.create_model(stored.create_config())
 
 
+def test_a_model_that_cannot_recompute_activations():
+    maker = factory(architecture="jetmoe", intermediate_size=None, head_dim=None)
+    with pytest.raises(ModelError, match="disable_activation_checkpoint: got false, but JetMoeForCausalLM cannot"):
+        maker.create_model(maker.create_config())
+
+
 def test_one_of_name_and_architecture():
     with pytest.raises(ValueError, match=r"architecture: got both of name_or_path and architecture; pass"):
         factory(name_or_path="x/y")
