@@ -9,27 +9,24 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import config
 from arctic_hydra.component import check_targets, registered, to_plain
+from arctic_hydra.config_memory import Memory, read_through
 from arctic_hydra.distributed import speak_for_machines_with
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
@@ -90,32 +87,6 @@ def _free_form() -> set[str]:
     )
 
 
-class Memory(dict[str, ConfigResult]):
-    """What compositions have read, by path of the config: the next one takes it from here, whatever the file holds by then."""
-
-    def __deepcopy__(self, memo: object) -> Memory:
-        return self  # Hydra copies what reads its files, and all copies share one memory
-
-
-class _Remembering(ConfigRepository):
-    """Hydra's reader of config files with a memory."""
-
-    def __init__(self, config_search_path: ConfigSearchPath, memory: Memory) -> None:
-        super().__init__(config_search_path)
-        self._memory = memory
-
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        if config_path in self._memory:
-            return deepcopy(self._memory[config_path])
-        found = super().load_config(config_path)
-        if found is not None:
-            self._memory[config_path] = deepcopy(found)
-        return found
-
-    def config_exists(self, config_path: str) -> bool:
-        return config_path in self._memory or super().config_exists(config_path)
-
-
 @contextmanager
 def hydra_with(config_dir: str | None = None, memory: Memory | None = None) -> Iterator[ConfigLoader]:
     """Have Hydra find our options, those of extensions, and those below `config_dir`; yield what loads them.
@@ -133,7 +104,7 @@ def hydra_with(config_dir: str | None = None, memory: Memory | None = None) -> I
             Hydra.create_main_hydra2("arctic_hydra", path)
         loader: Any = GlobalHydra.instance().config_loader()
         if memory is not None:
-            loader.repository = _Remembering(loader.config_search_path, memory)
+            read_through(memory, loader)
         yield loader
 
 

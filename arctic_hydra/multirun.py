@@ -17,6 +17,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arctic_hydra import compose, config
+from arctic_hydra.config_memory import Memory
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.job import Job
 from arctic_hydra.redaction import redact_override
@@ -38,7 +39,7 @@ class Multirun:
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
         self._flags = compose.flags(config_name, config_dir)
-        self._memory = compose.Memory()  # a search goes on composing while somebody edits the files
+        self._memory = Memory()  # a search goes on composing while somebody edits the files
         self._hydras = hydras = [item for item in overrides if compose.is_hydras(item)]
         own = [item for item in overrides if not compose.is_hydras(item)]
         self._search_path = [item for item in hydras if compose.is_hydras(item, "searchpath")]

@@ -28,7 +28,20 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("config", "cross_checks"), 6),
     **dict.fromkeys(("memory", "record", "report", "assemble", "runner", "tasks"), 7),
     **dict.fromkeys(
-        ("worker", "launch", "meeting", "nodes", "compose", "job", "sweep", "multirun", "usage", "__main__"), 8
+        (
+            "worker",
+            "launch",
+            "meeting",
+            "nodes",
+            "compose",
+            "config_memory",
+            "job",
+            "sweep",
+            "multirun",
+            "usage",
+            "__main__",
+        ),
+        8,
     ),
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.
@@ -37,7 +50,7 @@ SIBLINGS_APART = 3
 # Third-party packages that only some modules may import.
 ONLY_IN = {
     "deepspeed": {"engine"},
-    "hydra": {"component", "config", "compose", "multirun", "__main__"},
+    "hydra": {"component", "config", "compose", "config_memory", "multirun", "__main__"},
     "omegaconf": {"component", "config", "compose", "multirun", "__main__"},
     "hydra_plugins": set[str](),
     "submitit": set[str](),
