@@ -263,24 +263,13 @@ def test_a_local_model_partitioned_over_two_ranks_in_bf16(finished, tmp_path):
     assert {str(value.dtype) for value in ours.values()} == {"torch.bfloat16"}
 
 
-BAD_DATA = [
-    ("empty.jsonl", "", "empty"),
-    ("broken.jsonl", '{"messages": [\n', "broken.jsonl:1"),
-    ("columns.jsonl", '{"text": "hello"}\n', "messages"),
-    (
-        "order.jsonl",
-        '{"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}\n',
-        "order.jsonl:1: message 1",
-    ),
-]
-
-
 def test_bad_rows_end_in_words_not_tracebacks(tmp_path):
     """One whole run for the path of a data error; the table of them is in tests/data."""
-    name, content, text = BAD_DATA[3]
-    (tmp_path / name).write_text(content)
-    done = run(f"data=json data.sources.json.path={name}", tmp_path, code=1)
-    assert text in done.stderr
+    (tmp_path / "roles.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "wizard", "content": "b"}]}\n'
+    )
+    done = run("data=json data.sources.json.path=roles.jsonl", tmp_path, code=1)
+    assert "roles.jsonl:1: message 1" in done.stderr
     assert "Traceback" not in done.stderr
     assert json.loads((only_run(tmp_path) / "record.json").read_text())["status"] == "failed"
 

@@ -9,7 +9,6 @@ from arctic_hydra.data.columns import CONVERSATION_COLUMNS, Row, alpaca_question
 from arctic_hydra.data.messages import (
     Chat,
     Message,
-    RowProblem,
     check_chat,
     check_media,
     check_text,
@@ -147,18 +146,16 @@ def _whole(row: Row, name: str, prompt: list[Message], side: list[Message]) -> C
     compared = side[: len(asked)] if side[0]["role"] == "assistant" else side
     messages = [*systems, *side] if not _holds(side, systems) else side
     if not _holds(compared, asked):
+        before, after = prompt[-1]["role"], side[0]["role"]
+        if (before == "assistant") == (
+            after == "assistant"
+        ):  # a prompt that ends in a question goes on with its answer
+            raise malformed(
+                f"{name} neither repeats the prompt beside it nor goes on from it (which ends in {before!r}, and {name} begins "
+                f"with {after!r}); got the columns {columns_of(row)}; expected one prompt"
+            )
         messages = [*prompt, *side]
-    messages = with_system(row, messages)
-    try:
-        check_turns(messages, name)
-    except RowProblem as problem:
-        if not prompt:
-            raise
-        raise malformed(
-            f"{name} neither repeats the prompt beside it nor goes on from it ({problem}); got the columns "
-            f"{columns_of(row)}; expected one prompt"
-        ) from problem
-    return check_chat(messages, read_tools(row), name)
+    return check_chat(with_system(row, messages), read_tools(row), name)
 
 
 def _asks(side: list[Message]) -> bool:

@@ -67,7 +67,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x", "question": "y", **TEXTS}, "the columns prompt and question hold different prompts; expected one"),
     ({"messages": "q", **TEXTS}, "messages is a str, expected a list of messages: the prompt of chosen and rejected"),
     ({"chosen": [U, A, U], "rejected": [U, B, U]}, "chosen ends in a user turn, expected the assistant's answer"),
-    ({"prompt": [U, A], "chosen": [B], "rejected": "c"}, "chosen neither repeats the prompt .*role 'assistant' cannot stand after 'ass"),
+    ({"prompt": [U, A], "chosen": [B], "rejected": "c"}, "chosen neither repeats the prompt .*ends in 'assistant', and chosen begins with 'assistant'"),
     ({"prompt": "q", "chosen": "a\0", "rejected": "b"}, "chosen holds a NUL character at place 1"),
     ({"chosen": [U, A], "rejected": [{**U, "content": "other"}, B]}, "differ before their last answer"),
 ]  # fmt: skip

@@ -43,7 +43,7 @@ def test_failures_are_shown_beside_results_and_retried(tmp_path):
     """A good and two bad jobs; MLflow on. Then the same again, the watching commands, and a retry of repaired data."""
     chats(tmp_path / "good.jsonl", 30)
     (tmp_path / "bad.jsonl").write_text(
-        '{"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "wizard", "content": "b"}]}\n'
     )
     (tmp_path / "worse.jsonl").write_text("{\n")
     paths = "data.sources.json.path=good.jsonl,bad.jsonl,worse.jsonl"
