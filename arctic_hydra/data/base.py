@@ -175,7 +175,11 @@ class DataFactory(Component):
 
     def row_identity(self, source: DataSource, split: str) -> dict[str, Any]:
         """Return plain values that change whenever the rows of a source change, or a user's own code that makes them."""
-        return {"rows": source.identity(split), "code": [code_identity(source), code_identity(self)]}
+        return {"rows": self.rows_of(source, split), "code": [code_identity(source), code_identity(self)]}
+
+    def rows_of(self, source: DataSource, split: str) -> dict[str, Any]:
+        """Return what tells a source's rows from others."""
+        return source.identity(split)
 
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource, Loader
 from arctic_hydra.data.formats import Reading, RowFormat
 from arctic_hydra.data.lengths import Overlong
-from arctic_hydra.data.user_code import code_identity
 from arctic_hydra.errors import DataError, FieldError
 from arctic_hydra.human_numbers import HumanInt, integer, parse_human_number
 
@@ -358,11 +357,9 @@ class PreparedDataFactory(DataFactory):
         """Whether the data has no known end, so that `trainer.train_iters` has to say how long a run is."""
         return self.streaming
 
-    def row_identity(self, source: DataSource, split: str) -> dict[str, Any]:
-        """Return what the factory's base does; of streamed rows, what is known without reading them."""
-        if not (self.streaming and split == "train"):
-            return super().row_identity(source, split)
-        return {"rows": source.outline(split), "code": [code_identity(source), code_identity(self)]}
+    def rows_of(self, source: DataSource, split: str) -> dict[str, Any]:
+        """Return what tells a source's rows from others; of streamed ones, what is known without reading them."""
+        return source.outline(split) if self.streaming and split == "train" else source.identity(split)
 
     def identities(self, split: str) -> dict[str, Any]:
         """Return what the rows of each source depend on (content hashes), without reading them or a tokenizer."""
