@@ -30,7 +30,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy strict; the heavy libraries are Any (pyproject.toml says why), so none is installed."""
-    session.install(*PINNED, "mypy", "hydra-core", "omegaconf", "numpy")
+    session.install(*PINNED, "mypy", "hydra-core", "omegaconf", "numpy", "xxhash")
     session.run("mypy", *session.posargs)
 
 
