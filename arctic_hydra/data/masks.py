@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import chat_template_utils
 
+from arctic_hydra.data.call_form import CallForm, call_form
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text, malformed, unusual_turn
 from arctic_hydra.data.outline import Span, thought_key
 from arctic_hydra.data.rendered import short
@@ -109,6 +110,9 @@ class ChatEncoder:
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {token for token in (*tokenizer.all_special_tokens, *self._turns.eot_tokens) if token}
         self._check_eot_tokens()
+        self._calls = CallForm()
+        if "tool_calls" in self._template:
+            self._calls = call_form(lambda messages: self._render([messages], None)[0][0])
         self._words = WordTokenizer.of(self._backend)
         self._unknown = tokenizer.unk_token_id
         self._bos = tokenizer.bos_token_id
@@ -174,6 +178,8 @@ class ChatEncoder:
         tagged = self._tagged and not generate
         if (known := self._reasoning_key) is not None:
             conversations = [[_named(message, known) for message in messages] for messages in conversations]
+        if self._calls != CallForm():
+            conversations = [[self._calls.of(message) for message in messages] for messages in conversations]
         texts, spans = chat_template_utils.render_jinja_template(
             conversations=conversations,
             tools=tools,

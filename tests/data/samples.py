@@ -105,6 +105,14 @@ DEEPSEEK_TOOLS = (
     "{{ '<｜Assistant｜>' + (m.content or '') }}{% for c in m.tool_calls or [] %}{{ '```json\n' + c.function | tojson + '\n```' }}"
     "{% endfor %}{{ '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
 )
+DEEPSEEK_V3_TOOLS = (  # wants arguments as text and a type, and writes calls only where the content is null
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '<｜User｜>' + m['content'] + '<｜Assistant｜>' }}{% elif m['role'] == 'tool' %}"
+    "{{ '<｜tool▁outputs▁begin｜>' + m['content'] + '<｜tool▁outputs▁end｜>' }}{% elif m['content'] is none %}"
+    "{{ '<｜tool▁calls▁begin｜>' }}{% for c in m['tool_calls'] %}{{ c['type'] + '<｜tool▁sep｜>' + c['function']['name'] + "
+    "'\n```json\n' + c['function']['arguments'] + '\n```' }}{% endfor %}{{ '<｜tool▁calls▁end｜><｜end▁of▁sentence｜>' }}"
+    "{% else %}{{ m['content'] + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+)
 PHI_TOOLS = (
     "{% if tools %}{{ '<|system|>\n' + tools | tojson + '<|end|>\n' }}{% endif %}{% for m in messages %}"
     "{{ '<|' + m.role + '|>\n' + (m.content or '') }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
