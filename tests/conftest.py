@@ -39,7 +39,7 @@ def my_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests without CUDA, `slurm` tests without SLURM, `extras` tests unless asked for, and say so."""
+    """Skip `gpu` tests without CUDA, `slurm` ones without SLURM, `extras` and `long` ones unless asked for, and say so."""
     wanted = {mark for mark in ("gpu", "slurm") if any(item.get_closest_marker(mark) for item in items)}
     missing = {}
     if "gpu" in wanted:
@@ -54,6 +54,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             missing["slurm"] = reason
     if "extras" not in config.option.markexpr:
         missing["extras"] = "needs a compiler or torchao; run `nox -s extras`"
+    if not config.option.markexpr:
+        missing["long"] = "another case of what runs here; run `nox -s faults`"
     for item in items:
         for mark, reason in missing.items():
             if item.get_closest_marker(mark):

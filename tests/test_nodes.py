@@ -61,7 +61,10 @@ def test_two_machines_equal_two_ranks_of_one(shell, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize(("how", "text"), [("raise", "rank 1 failed first"), ("kill", "rank 1 was killed by SIGKILL")])
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [("raise", "rank 1 failed first"), pytest.param("kill", "rank 1 was killed by SIGKILL", marks=pytest.mark.long)],
+)
 def test_the_first_failing_rank_of_another_machine_is_shown(how, text, my_lab, shell, tmp_path):
     (tmp_path / "hosts").write_text(HOSTS)
     sabotage = f"callback=[saboteur] callback.saboteur.how={how} trainer.collective_timeout_seconds=20"

@@ -25,9 +25,8 @@ def conclude(conductor: Conductor) -> int:
     sweep = conductor.sweep
     if conductor.detached:  # a grid's jobs go on without anybody, a search has yet to choose the next ones
         return EXIT_DONE if sweep.kind == "grid" else EXIT_STOPPED_EARLY
-    for entry in sweep.jobs:
-        conductor.value(entry)
     table = summarize(sweep, conductor.composed)
+    sweep.save()  # what it noted of the jobs
     if conductor.stop_reason:
         print(f"the sweep was stopped ({conductor.stop_reason}); the same command resumes it")
     return exit_code(table)

@@ -22,7 +22,8 @@ def examples(run_dir):
     return Counter(example for line in lines for batch in json.loads(line) for example in batch)
 
 
-@pytest.mark.parametrize(("first", "second"), [(TWO, ONE), (ONE, TWO)])
+@pytest.mark.faults
+@pytest.mark.parametrize(("first", "second"), [(TWO, ONE), pytest.param(ONE, TWO, marks=pytest.mark.long)])
 def test_ranks_change_and_every_example_is_seen_once(first, second, my_lab, tmp_path):
     straight, changed = tmp_path / "straight", tmp_path / "changed"
     straight.mkdir()

@@ -27,13 +27,18 @@ STALLED = "error: rank 1 stalled: the others waited trainer.collective_timeout_s
     ("how", "moment", "more", "text"),
     [
         ("raise", "step", "tracking=[mlflow]", "rank 1 failed first:"),
-        ("raise", "save", SAVING, "ZeroDivisionError: sabotage"),
         ("kill", "backward", "tracking=[] deepspeed=zero2", DIED),
         ("kill", "save", SAVING, DIED),
-        ("exit", "step", "tracking=[]", "error: rank 1 ended with exit code 3 without a word"),
         ("freeze", "step", "tracking=[]", STALLED),
-        ("freeze", "backward", "tracking=[] deepspeed=zero3", STALLED),
-        ("freeze", "save", SAVING, STALLED),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("raise", "save", SAVING, "ZeroDivisionError: sabotage"),
+                ("exit", "step", "tracking=[]", "error: rank 1 ended with exit code 3 without a word"),
+                ("freeze", "backward", "tracking=[] deepspeed=zero3", STALLED),
+                ("freeze", "save", SAVING, STALLED),
+            )
+        ),
     ],
 )
 def test_one_rank_fails_and_all_end(how, moment, more, text, my_lab, tmp_path):
