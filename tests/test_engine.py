@@ -15,3 +15,20 @@ def test_a_start_imports_neither_mlflow_nor_datasets_unless_they_are_used():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["[]", "True True"]
+
+
+def test_prepared_data_is_written_and_opened_without_pandas():
+    """pyarrow's own conversions would import it: a quarter of a second of each start, and of each helper's."""
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from tempfile import mkdtemp; "
+        "from arctic_hydra.data.store import Chunk, TokenStore, write_store; "
+        "from arctic_hydra.data.words import WordTokenizer; "
+        "from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory; "
+        "words = WordTokenizer.of(BundledTokenizerFactory().create_tokenizer().backend_tokenizer); "
+        "[(ids, _)] = words.encode(['two words'], [[]]); folder = Path(mkdtemp()); "
+        "chunk = Chunk(ids, np.ones(len(ids), np.uint8), np.array([len(ids)]), np.array([0])); "
+        "write_store(folder, [chunk], dict); "
+        "print(TokenStore(folder, 'key').ids(0).tolist() == ids.tolist(), 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True False"

@@ -35,6 +35,8 @@ ADVICE = {
 """What to do about rows that are left out, by reason."""
 WORTH_SECONDS = 3.0
 """A helper takes a second or two to start: there is one for so many seconds that this process alone would need."""
+QUICKEST_SECONDS = 0.06
+"""What a chunk takes at least: where even that is worth every helper, they start beside the first chunk."""
 
 
 def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Options) -> str:
@@ -125,9 +127,9 @@ def _results(
     tasks = [Task(0, start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
     preparer, begun = Preparer(source, tokenizer, options), time.perf_counter()
     for done, task in enumerate(tasks):
-        left, each = len(tasks) - done, (time.perf_counter() - begun) / max(done, 1)
+        left, each = len(tasks) - done, (time.perf_counter() - begun) / done if done else QUICKEST_SECONDS
         helpers = min(num_proc - 1, left - 1, int(each * left / WORTH_SECONDS))
-        if done and helpers > 0:
+        if helpers > 0 and (done or helpers == num_proc - 1):
             yield from shared(preparer, tasks[done:], helpers, source, tokenizer, options)
             return
         yield preparer.chunk((task.start, task.stop))

@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from arctic_hydra.data.arrow import array_of, numbers_of
+
 RELEASE_EXAMPLES = 500
 """Examples between two releases of mapped pages: each may have mapped some 128 KiB, what lies around it included."""
 
@@ -93,8 +95,8 @@ class TokenStore:
         self.lengths = _column(batches, "length")
         self.supervised = _column(batches, "supervised")
         self.rows = _column(batches, "row")
-        self._ids = [batch.column("ids").values.to_numpy(zero_copy_only=True) for batch in batches]
-        self._masks = [batch.column("mask").values.to_numpy(zero_copy_only=True) for batch in batches]
+        self._ids = [numbers_of(batch.column("ids").values) for batch in batches]
+        self._masks = [numbers_of(batch.column("mask").values) for batch in batches]
         self._batch_of = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
         self._start_of = np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in _offsets(batches, "ids"))])
 
@@ -230,24 +232,24 @@ def _checksum_of_values(manifest: dict[str, Any]) -> str:
 
 
 def _record_batch(chunk: Chunk) -> pa.RecordBatch:
-    offsets = np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32)
+    offsets = array_of(np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32))
     columns = [
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(chunk.ids)),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(chunk.mask)),
-        pa.array(chunk.lengths.astype(np.int32)),
-        pa.array(chunk.supervised),
-        pa.array(chunk.rows.astype(np.int64)),
+        pa.ListArray.from_arrays(offsets, array_of(chunk.ids)),
+        pa.ListArray.from_arrays(offsets, array_of(chunk.mask)),
+        array_of(chunk.lengths.astype(np.int32)),
+        array_of(chunk.supervised),
+        array_of(chunk.rows.astype(np.int64)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
 def _column(batches: list[pa.RecordBatch], name: str) -> Array:
-    parts = [batch.column(name).to_numpy(zero_copy_only=True) for batch in batches]
+    parts = [numbers_of(batch.column(name)) for batch in batches]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _offsets(batches: list[pa.RecordBatch], name: str) -> list[Array]:
-    return [batch.column(name).offsets.to_numpy(zero_copy_only=True) for batch in batches]
+    return [numbers_of(batch.column(name).offsets) for batch in batches]
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

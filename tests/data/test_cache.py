@@ -192,7 +192,7 @@ def meaning(manifest: bytes) -> Any:
         ("row", [-1, 1], "row numbers"),
         ("row", [1, 0], "row numbers"),
         ("ids", [[0, 1, 2], [3, 4]], "offsets"),
-        ("row", [0, None], "zero"),
+        ("row", [0, None], "1 numbers are missing"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused_whoever_wrote_them(
