@@ -157,8 +157,12 @@ class RunDirectory:
         self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
 
     def forget_outcome(self) -> None:
-        """Remove what an earlier start of this run left about its end."""
+        """Remove what an earlier start of this run left about its end, in files and in the record."""
         self.result_file.unlink(missing_ok=True)
+        before = self.record()
+        kept = {key: value for key, value in before.items() if key not in ("result", "error")}
+        if kept != before:
+            write_json(self.record_file, kept)
         for pattern in ("error-rank*.json", "node*.ended", "nodes.met"):
             for path in (self.path / "logs").glob(pattern):
                 path.unlink()

@@ -140,6 +140,19 @@ def test_states_come_from_records_locks_and_marks(tmp_path):
     assert states(sweep)[1][0] == "died"
 
 
+def test_a_job_that_starts_again_is_rid_of_its_former_end(tmp_path):
+    """Refused by sbatch or failed, then finished: the table would go on with the old error."""
+    sweep = sweep_of(tmp_path, ["seed=0"])
+    directory = sweep.jobs[0].directory
+    directory.create()
+    directory.forget_outcome()
+    assert not directory.record_file.exists()
+    directory.update_record(status="failed", error="it was refused", result={"step": 3}, seconds=7.0)
+    directory.forget_outcome()
+    directory.update_record(status="finished")
+    assert (states(sweep), directory.record()) == ([("finished", "")], {"status": "finished", "seconds": 7.0})
+
+
 def test_a_sweep_has_one_conductor_and_reads_back_as_it_was(tmp_path):
     sweep = sweep_of(tmp_path, ["seed=1"])
     sweep.conduct()
