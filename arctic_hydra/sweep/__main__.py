@@ -132,13 +132,17 @@ def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int
         if not shown:
             print("no job failed; choose one with --job N")
     for job in shown:
-        for path in backend(job.submission["kind"]).logs(job)[-1:] if job.submission else []:
+        if not job.submission:
+            print(f"job {job.number} was never started{f': {job.problem}' if job.problem else ''}")
+            continue
+        logged = [path for path in backend(job.submission["kind"]).logs(job) if path.exists()]
+        if not logged:
+            print(f"job {job.number} has no log: it has not begun")
+        for path in logged[-1:]:
             text = path.read_text(encoding="utf-8", errors="replace").splitlines()
             print(f"job {job.number}: {path}")
             for line in text[max(0, len(text) - options.lines) :]:
                 print(f"  {line}")
-        if not job.submission:
-            print(f"job {job.number} was never started{f': {job.problem}' if job.problem else ''}")
     return EXIT_DONE
 
 

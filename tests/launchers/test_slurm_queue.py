@@ -137,6 +137,19 @@ def test_what_the_files_know_is_shown_while_slurm_does_not_answer(queue, tmp_pat
         assert "best: job 0" in output
 
 
+def test_jobs_without_a_log_are_named_and_do_not_hide_those_of_others(queue, tmp_path, capsys):
+    """SLURM makes the file as the job begins: one that waits, or was cancelled while it waited, has none."""
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    [sweep] = sweeps(tmp_path)
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    (sweep.path / "slurm" / "101_1_0_log.out").write_text("first\nlast\n")
+    capsys.readouterr()
+    assert look_after(["logs", str(sweep.path), "--lines", "1"]) == 0
+    first, second, line = capsys.readouterr().out.splitlines()
+    assert first == "job 0 has no log: it has not begun"
+    assert second.startswith("job 1: ") and second.endswith("101_1_0_log.out") and line == "  last"
+
+
 def test_a_dry_run_leaves_out_what_is_finished(queue, tmp_path, capsys):
     assert main([*DETACHED, "seed=1"]) == 0
     sweeps(tmp_path)[0].jobs[0].directory.update_record(status="finished")
