@@ -204,6 +204,11 @@ def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigErr
     if "Ambiguous value" in text:
         key = text.partition("'")[2].partition("=")[0]
         value = text.partition("=")[2].partition("'")[0]
+        if key.startswith("hydra/"):
+            return ConfigError(f"{key}: got {value!r}, expected one option: all jobs of a sweep share it")
+        if is_hydras(key):
+            text = f"pass '{key}=\"{value}\"' for one text with commas, or {key}=[{value}] for a list"
+            return ConfigError(f"{key}: got {value!r}, which Hydra takes for values to sweep over; {text}")
         return ConfigError(
             f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list"
         )

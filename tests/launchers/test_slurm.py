@@ -65,6 +65,12 @@ def test_every_option_is_on_the_page():
             "hydra.launcher.nodes=3 hydra.launcher.gpus_per_node=8 deepspeed.config={train_batch_size:8}",
             "deepspeed.config.train_batch_size: got 8, but micro_batch_size 1 x gradient_accumulation_steps 1 x ranks 24 = 24",
         ),
+        (
+            "-m hydra.launcher.exclude=n1,n2 seed=1,2",
+            "hydra.launcher.exclude: got 'n1,n2', which Hydra takes for values to sweep over; pass "
+            "'hydra.launcher.exclude=\"n1,n2\"' for one text with commas, or hydra.launcher.exclude=[n1,n2] for a list",
+        ),
+        ("-m hydra/launcher=slurm,local seed=1,2", "hydra/launcher: got 'slurm,local', expected one option"),
         ("hydra.launcher.max_array_size=-1", "hydra.launcher.max_array_size: got -1, expected 1 or more"),
         ("hydra.launcher.array_parallelism=0", "hydra.launcher.array_parallelism: got 0, expected 1 or more"),
         ("hydra.launcher.timeout_min=-5", "hydra.launcher.timeout_min: got -5, expected 0 or more"),
@@ -88,10 +94,10 @@ def test_what_is_refused(arguments, text, monkeypatch, capsys):
 
 def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):
     more = "hydra.launcher.additional_parameters={requeue: false, overcommit: false, nice: 0}"
-    asked = ["timeout_min=0", "mem_gb=0", "gpus_per_node=0", "exclusive=false", "dry_run=true"]
+    asked = ["timeout_min=0", "mem_gb=0", "gpus_per_node=0", "exclusive=false", "dry_run=true", 'exclude="n1,n2"']
     assert main(["hydra/launcher=slurm", *(f"hydra.launcher.{item}" for item in asked), more]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for line in ("--time=0", "--mem=0GB", "--gpus-per-node=0", "--no-requeue", "--nice=0"):
+    for line in ("--time=0", "--mem=0GB", "--gpus-per-node=0", "--no-requeue", "--nice=0", "--exclude=n1,n2"):
         assert f"#SBATCH {line}" in lines
     assert not [line for line in lines if "exclusive" in line or "overcommit" in line or "--requeue" in line]
 
