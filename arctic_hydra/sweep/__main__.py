@@ -22,6 +22,7 @@ from arctic_hydra.sweep.directory import (
     QUEUED,
     RUNNING,
     STOPPED,
+    UNKNOWN,
     Sweep,
     SweepJob,
     backend,
@@ -95,7 +96,7 @@ def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
 
 
 def _watch(path: Path, wanted: list[int]) -> None:
-    """Follow the jobs until none waits or runs: a live table on a terminal, a line for each change elsewhere."""
+    """Follow the jobs until none waits or runs, as far as can be told: a live table on a terminal, a line for each change elsewhere."""
     from rich.live import Live
 
     from arctic_hydra.sweep.display import rich_table
@@ -115,7 +116,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
                     print(f"job {row.number} {row.state}{f': {row.last_line}' if row.last_line else ''}", flush=True)
                 before[row.number] = row.state
             if all(row.state in OVER for row in table) or not (
-                sweep.conductor() or any(row.state in (QUEUED, RUNNING) for row in table)
+                sweep.conductor() or any(row.state in (QUEUED, RUNNING, UNKNOWN) for row in table)
             ):
                 return
             time.sleep(WATCH_SECONDS)

@@ -23,6 +23,8 @@ from arctic_hydra.record import RunDirectory
 FORMAT = 1
 WAITING, QUEUED, RUNNING, FINISHED = "waiting", "queued", record.RUNNING, record.FINISHED
 STOPPED, PRUNED, FAILED, DIED = record.STOPPED, "pruned", record.FAILED, "died"
+UNKNOWN = "unknown"
+"""How a job stands while its backend does not answer."""
 OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)
 """States in which nothing of the job runs or is about to."""
 
@@ -63,7 +65,7 @@ class Standing:
     """What a backend knows of a job: whether it waits or runs, else why it is gone."""
 
     state: str | None
-    """`queued`, `running`, or None where the backend has nothing (left) of it."""
+    """`queued`, `running`, `unknown`, or None where the backend has nothing (left) of it."""
     reason: str = ""
     """The backend's words for an end that the run itself could not write down, such as OUT_OF_MEMORY."""
 

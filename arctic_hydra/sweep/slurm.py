@@ -19,15 +19,13 @@ from typing import Any
 
 from arctic_hydra import record
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.sweep.directory import Standing, Sweep, SweepJob
+from arctic_hydra.sweep.directory import UNKNOWN, Standing, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
 """How long one of SLURM's commands may take; a busy controller answers late."""
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-UNKNOWN = "unknown"
-"""How a job stands while SLURM does not answer."""
 _LEAST = {
     "nodes": 1,
     "gpus_per_node": 0,

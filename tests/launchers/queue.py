@@ -53,3 +53,7 @@ class Queue:
     def go_away(self) -> None:
         """Let squeue fail from now on."""
         (self.folder / "away").touch()
+
+    def come_back(self) -> None:
+        """Let squeue answer again."""
+        (self.folder / "away").unlink()

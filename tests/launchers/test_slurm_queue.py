@@ -11,6 +11,7 @@ import pytest
 from arctic_hydra import record
 from arctic_hydra.__main__ import main
 from arctic_hydra.record import RunDirectory
+from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after
 from arctic_hydra.sweep.directory import Sweep
 from tests.command import SMALL
@@ -135,6 +136,17 @@ def test_what_the_files_know_is_shown_while_slurm_does_not_answer(queue, tmp_pat
             "job 2 unknown: running by its own record; the queue could not be asked: squeue: slurm_load_jobs" in output
         )
         assert "best: job 0" in output
+
+
+def test_a_watch_goes_on_while_slurm_does_not_answer(queue, tmp_path, capsys, monkeypatch):
+    assert main([*DETACHED, "seed=1"]) == 0
+    [sweep] = sweeps(tmp_path)
+    events = [queue.go_away, queue.come_back, lambda: sweep.jobs[0].directory.update_record(status="finished")]
+    monkeypatch.setattr(time, "sleep", lambda seconds: events.pop(0)() if seconds == WATCH_SECONDS else None)
+    capsys.readouterr()
+    look_after(["status", str(sweep.path), "--watch"])
+    told = [line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.startswith("job 0 ")]
+    assert told[:4] == ["running", "unknown", "running", "finished"] and events == []
 
 
 def test_jobs_without_a_log_are_named_and_do_not_hide_those_of_others(queue, tmp_path, capsys):
