@@ -62,6 +62,11 @@ class JobState:
         """Whether nothing of it runs or will; a state that this code does not know is one of a job under way."""
         return self.state in (*ENDED, GONE)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue and nothing of it runs."""
+        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+
     def __str__(self) -> str:
         return " ".join(
             [self.state, *([f"({self.reason})"] if self.reason else []), *([f"on {self.nodes}"] if self.nodes else [])]
@@ -158,8 +163,7 @@ def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
 
 def _standing(state: JobState) -> Standing:
     if not state.over:
-        waits = state.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
-        return Standing("queued" if waits else "running", state.reason)
+        return Standing("queued" if state.waits else "running", state.reason)
     return Standing(None, "" if state.state == "COMPLETED" else str(state))
 
 
@@ -169,11 +173,18 @@ def logs(job: SweepJob) -> list[Path]:
 
 
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills what is left after its KillWait."""
-    job_ids = [_submission(job)["job_id"] for job in jobs if job.submission and job.submission["kind"] == "slurm"]
-    states = query(job_ids)
-    if alive := [job_id for job_id in job_ids if not states[job_id].over]:
+    """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills what is left after its KillWait.
+
+    Those that wait are stopped with that, which nobody else could write down.
+    """
+    asked = {_submission(job)["job_id"]: job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
+    states = query(list(asked))
+    alive = [job_id for job_id in asked if not states[job_id].over]
+    if alive:
         command("scancel", *alive)
+    for directory in [asked[job_id].directory for job_id in alive if states[job_id].waits]:
+        if directory.record().get("status") == record.RUNNING:
+            directory.update_record(status=record.STOPPED)
 
 
 def end_conductor(sweep: Sweep) -> None:

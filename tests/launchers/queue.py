@@ -1,4 +1,4 @@
-"""SLURM's commands as a few lines of shell over files: a queue in which every job runs until it is cancelled."""
+"""SLURM's commands as a few lines of shell over files: a queue in which every job runs, or waits, until it is cancelled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if [ -e away ]; then echo 'slurm_load_jobs error: Unable to contact slurm contro
 touch queue
 case "$*" in
     *%o*) awk '{print $2 "|" $3}' queue;;
-    *) awk '{print $1 "|RUNNING|None|n1"}' queue;;
+    *) awk -v state=$(cat state 2>/dev/null || echo RUNNING) '{print $1 "|" state "|None|n1"}' queue;;
 esac
 """,
     "scancel": "for job in \"$@\"; do awk -v job=$job '$1 != job && $2 != job' queue > rest; mv rest queue; done",
@@ -49,6 +49,10 @@ class Queue:
     def lose_answer(self, number: int) -> None:
         """Have sbatch fail once it has put array `number`, counted from 101, into the queue."""
         (self.folder / "answer_is_lost").write_text(str(number))
+
+    def hold(self) -> None:
+        """Let all jobs wait from now on."""
+        (self.folder / "state").write_text("PENDING")
 
     def go_away(self) -> None:
         """Let squeue fail from now on."""

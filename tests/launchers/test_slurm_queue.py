@@ -183,6 +183,18 @@ def test_an_interrupt_ends_the_wait_for_a_search_and_the_same_command_waits_agai
     assert "job 0 is in the queue already, as 101" in capsys.readouterr().out
 
 
+def test_jobs_cancelled_before_they_started_are_stopped(queue, tmp_path, capsys):
+    """Not died: nothing of them was lost, and the sweep's exit code says that the same command goes on."""
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    [sweep] = sweeps(tmp_path)
+    queue.hold()
+    capsys.readouterr()
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    assert look_after(["status", str(sweep.path)]) == 75
+    assert capsys.readouterr().out.count(" stopped: GONE (SLURM does not know it: cancelled before it started") == 2
+    assert main([*DETACHED, "seed=1,2"]) == 0 and queue.jobs == ["102_0", "102_1"]
+
+
 def test_cancelling_a_sweep_ends_the_search_that_waits_for_its_jobs(
     queue, tmp_path, while_waiting, capsys, monkeypatch
 ):

@@ -195,12 +195,12 @@ def test_a_detached_sweep_is_looked_after_by_the_sweep_command(cluster, tmp_path
     assert again.stdout.count("is in the queue already, as") == 2
     look_after("cancel SWEEP --job 0")
     output = look_after("status SWEEP")
-    assert table(output) == ["died", "queued"] and "cancelled before it started" in output  # SLURM forgets it
+    assert table(output) == ["stopped", "queued"] and "cancelled before it started" in output  # SLURM forgets it
     assert "job 0 submitted as" in look_after("retry SWEEP --job 0")
     assert table(look_after("status SWEEP")) == ["queued", "queued"]
     look_after("cancel SWEEP")
     assert not cluster.command("squeue -h")
-    assert table(look_after("status SWEEP")) == ["died", "died"]
+    assert table(look_after("status SWEEP")) == ["stopped", "stopped"]
 
 
 def test_a_search_runs_in_arrays_and_its_secrets_reach_the_jobs_alone(cluster, my_lab, tmp_path):
