@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 from arctic_hydra import record
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.job import Job
 from arctic_hydra.record import RunDirectory
 
 FORMAT = 1
@@ -51,13 +52,21 @@ class SweepJob:
         """The run's directory."""
         return RunDirectory(Path(self.run_dir))
 
-    def check_repeatable(self) -> None:
-        """Raise ConfigError where `run.json` lacks secrets that the job was composed with."""
+    def reread(self) -> Job:
+        """Return a started job as its `run.json` holds it, to run it again.
+
+        Raises ConfigError where that lacks secrets that the job was composed with, or the machine something by now.
+        """
         if "***" in self.directory.run_file.read_text(encoding="utf-8"):
             raise ConfigError(
-                f"job {self.number}: its configuration holds secrets, which {self.directory.run_file} does not; give the "
-                "sweep's command again: it runs what is not finished"
+                f"its configuration holds secrets, which {self.directory.run_file} does not; give the sweep's command again: "
+                "it runs what is not finished"
             )
+        job = Job.read(self.directory, self.overrides)
+        assert job is not None, "a job that was started has its run.json"
+        if problems := job.run.environment_problems():
+            raise ConfigError(problems)
+        return job
 
 
 @dataclass

@@ -101,11 +101,7 @@ def again(entry: SweepJob) -> Starter:
 
     def start(place: launch.Place) -> Started:
         directory = entry.directory
-        entry.check_repeatable()
-        job = Job.read(directory, entry.overrides)
-        assert job is not None, "a job that was started has its run.json"
-        if problems := job.run.environment_problems():
-            raise ConfigError(problems)
+        job = entry.reread()
         data, lock = job.data_digest(), directory.lock(LEAVING_SECONDS)
         directory.forget_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)

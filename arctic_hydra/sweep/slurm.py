@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import record
+from arctic_hydra.distributed import speak_for_machines_with
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.sweep.directory import UNKNOWN, Standing, Sweep, SweepJob
 
@@ -194,13 +195,15 @@ def end_conductor(sweep: Sweep) -> None:
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Submit the jobs again as they were, from their `run.json`; writes their new submissions into the sweep."""
-    for job in jobs:
-        job.check_repeatable()
-    cancel_lost(sweep, {_submission(job)["launcher"]["folder"] for job in jobs})
-    waiting = {job.run_dir: job for job in jobs}
+    data = _digests(jobs)
+    sweep.save()
+    waiting = {job.run_dir: job for job in jobs if job.run_dir in data}
+    if not waiting:
+        return
+    cancel_lost(sweep, {_submission(job)["launcher"]["folder"] for job in waiting.values()})
     asked = {
         "sweep": str(sweep.path),
-        "jobs": [{"run_dir": job.run_dir, "launcher": _submission(job)["launcher"]} for job in jobs],
+        "jobs": [{"run_dir": path, "launcher": _submission(job)["launcher"]} for path, job in waiting.items()],
     }
     words = [sys.executable, "-m", "hydra_plugins.arctic_hydra._slurm_submit"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -211,11 +214,24 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             submitted = [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)]
             for job, _ in submitted:
                 job.directory.forget_outcome()
-                job.directory.update_record(status=record.RUNNING)
+                job.directory.update_record(status=record.RUNNING, data=data[job.run_dir])
             write_down(sweep, submitted)
     if waiting:
         numbers = ", ".join(str(job.number) for job in waiting.values())
         raise SlurmError(f"not submitted again: job {numbers}; see above")
+
+
+def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
+    """Return the hash of each job's data as it is now, by run directory; a job that cannot run again fails alone."""
+    found = {}
+    for job in jobs:
+        speak_for_machines_with(_submission(job)["launcher"]["gpus_per_node"] or 0)
+        try:
+            found[job.run_dir] = job.reread().data_digest()
+        except (ArcticHydraError, OSError) as error:
+            job.problem = str(error)
+            print(f"job {job.number} failed: {error}", flush=True)
+    return found
 
 
 def write_down(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]]) -> None:

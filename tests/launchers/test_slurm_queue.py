@@ -14,7 +14,7 @@ from arctic_hydra.record import RunDirectory
 from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after
 from arctic_hydra.sweep.directory import Sweep
-from tests.command import SMALL
+from tests.command import ROOT, SMALL
 from tests.launchers.queue import Queue
 from tests.sweep.test_search import trials
 
@@ -89,6 +89,27 @@ def test_a_retry_finds_and_writes_down_its_jobs_too(queue, tmp_path, capsys):
         ["103", "105"],
         ["103", "105"],
     )
+
+
+def test_a_retry_takes_the_data_as_it_is_now_and_a_job_that_cannot_run_again_fails_alone(queue, tmp_path, capsys):
+    row = (ROOT / "arctic_hydra/assets/chat/train_sft.jsonl").read_text().splitlines()[0]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("{\n")
+    command = [*DETACHED, "data=json", "data.sources.json.path=a.jsonl,b.jsonl"]
+    assert main(command) == 0
+    [sweep] = sweeps(tmp_path)
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    (tmp_path / "a.jsonl").write_text(f"{row}\n")
+    (tmp_path / "b.jsonl").unlink()
+    capsys.readouterr()
+    assert look_after(["retry", str(sweep.path)]) == 1
+    assert "job 1 failed: data.sources.json.path: " in capsys.readouterr().out
+    assert queue.jobs == ["102"]
+    assert look_after(["cancel", str(sweep.path), "--job", "0"]) == 0  # this queue's jobs do not end otherwise
+    sweep.jobs[0].directory.update_record(status="finished")
+    (tmp_path / "b.jsonl").write_text(f"{row}\n")
+    assert main(command) == 0
+    assert "job 0 is finished already" in capsys.readouterr().out and queue.jobs == ["103"]
 
 
 def test_a_run_that_another_sweep_has_in_the_queue_is_not_submitted_twice(queue, tmp_path, capsys):
