@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from arctic_hydra.human_numbers import format_seconds
+from arctic_hydra.record import relative
 from arctic_hydra.sweep import results
 from arctic_hydra.sweep.directory import FINISHED, QUEUED, RUNNING, WAITING, Sweep, SweepJob
 from arctic_hydra.sweep.results import Row
@@ -100,7 +101,10 @@ def fitting(table: Sequence[Row], lines: int) -> list[Row]:
 
 
 def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
-    """Return the jobs as a table in colour; with `lines`, those that matter most now, and how many each state has."""
+    """Return the jobs as a table in colour, with their directories.
+
+    With `lines`, those that matter most now without their directories, and how many jobs each state has.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -118,6 +122,9 @@ def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
         width = max([len(heading), *(len(cells[place]) for cells in body)]) if place < len(headings) else None
         right = heading in headings and heading != "status"
         drawn.add_column(heading, justify="right" if right else "left", no_wrap=True, min_width=width)
+    if lines is None:  # while jobs run, their values matter more
+        drawn.add_column("directory", overflow="fold")
+        body = [[*cells, str(relative(row.run_dir))] for row, cells in zip(shown, body, strict=True)]
     for row, cells in zip(shown, body, strict=True):
         drawn.add_row(*(Text(cell, style=_STYLES.get(row.state, "") if n == 1 else "") for n, cell in enumerate(cells)))
     return drawn

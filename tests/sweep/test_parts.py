@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from hydra_plugins.arctic_hydra.search import distribution, mend
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
 
 from arctic_hydra import compose, metrics
 from arctic_hydra.errors import ConfigError, RunLockedError
@@ -281,3 +283,16 @@ def test_a_table_too_long_for_the_terminal_shows_what_runs():
     assert [row.number for row in fitting(rows, 3)] == [2, 3, 4]
     assert rich_table(rows, 2).caption == "2 finished, 1 waiting, 1 running, 1 failed"
     assert rich_table(rows, 9).caption is None
+
+
+def test_the_last_table_names_each_job_s_directory_on_a_terminal_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [results.Row(0, "finished", "", {"seed": "1"}, tmp_path / "outputs/a/0123456789")]
+    shown = {}
+    for width in (100, 66):
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(rich_table(rows))
+        shown[width] = console.file.getvalue()
+    assert "outputs/a/0123456789" in shown[100]
+    assert "outputs/a/012" in shown[66] and "…" not in shown[66], "folded, not cut"
+    assert "directory" not in [str(column.header) for column in rich_table(rows, 9).columns]
