@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BEST, _OTHER, _GREY = "#c2410c", "#2563eb", "#9ca3af"
+_CURVES = [0, 1, 2, 4, 5, 6, 7, 8, 9]
+"""Colours of matplotlib's `tab10` that cannot be taken for the best job's."""
 _MOST_CURVES = 60
 _FEW_VALUES = 5
 _GOOD_SHARE = 0.25
@@ -48,10 +50,12 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
         yield f"<pre class='command'>{page.escape(results.command(sweep, winner.number))}</pre>"
     scored = [row for row in table if row.scored and row.state in (FINISHED, PRUNED)]
     if scored and keys:
-        yield "<h2>Objective by parameter</h2>"
+        pruned = any(row.state == PRUNED for row in scored)
+        marks = [*(["orange is the best"] if winner else []), *(["grey ones were pruned"] if pruned else [])]
+        yield f"<h2>Objective by parameter</h2><p>One dot per job; {', '.join(marks)}.</p>"
         yield page.svg(_by_parameter(scored, keys, winner, _objective(sweep)))
     if len(scored) > 1 and len(keys) > 1:
-        yield "<h2>All parameters together</h2><p>One line per job, coloured by its objective.</p>"
+        yield "<h2>All parameters together</h2><p>One line per job: the darker, the better.</p>"
         yield page.svg(_parallel(scored, keys, sweep.maximize))
     if importance := _importance(sweep, scored, keys):
         yield "<h2>Importance</h2><p>How much each parameter tells the best quarter of the jobs from the rest (PED-ANOVA).</p>"
@@ -207,7 +211,7 @@ def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | 
             steps,
             losses,
             marker="o" if len(steps) == 1 else None,  # a line needs two points
-            color=_BEST if best else colormaps["tab10"](number % 10) if few else _GREY,
+            color=_BEST if best else colormaps["tab10"](_CURVES[number % len(_CURVES)]) if few else _GREY,
             linewidth=2.0 if best else 1.1,
             alpha=1.0 if best else 0.8,
             label=f"job {row.number}, the best" if best else f"job {row.number}" if few else None,
@@ -216,7 +220,8 @@ def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | 
     axes.set_xlabel("optimizer step")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # type: ignore[call-arg]
     axes.set_ylabel("training loss")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8, ncols=2)
     _bare(axes)
     return figure
 

@@ -113,6 +113,20 @@ def test_a_page_shows_any_value_as_the_text_that_it_is(kind, tmp_path):
     assert any(text.startswith("/a/long/") and text.endswith("dy/train.jsonl") and "…" in text for text in shown)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("marks", ["orange is the best, grey ones were pruned", "grey ones were pruned"])
+def test_a_page_says_what_its_colours_mean(marks, tmp_path):
+    """With the best job and without, of more jobs than a legend holds."""
+    sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(12)])
+    for job in sweep.jobs:
+        job.directory.create()
+        best = job.number == 0 and "orange" in marks
+        job.mark = "" if best else "pruned"
+        job.directory.update_record(status="finished" if best else "stopped")
+        (job.directory.path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n')
+    assert f"<p>One dot per job; {marks}.</p>" in page.write(sweep, results.rows(sweep)).read_text()
+
+
 def test_a_page_that_cannot_be_written_costs_neither_table_nor_csv(tmp_path, capsys):
     sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
     (tmp_path / "sweep.html").mkdir()
