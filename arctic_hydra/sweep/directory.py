@@ -136,12 +136,19 @@ class Sweep:
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
-        """Read a sweep from its directory; raises ConfigError where there is none."""
-        values = record.read_json(path / "sweep.json")
+        """Read a sweep from its directory; raises ConfigError where there is none that this version reads."""
+        try:
+            values = record.read_json(path / "sweep.json")
+        except ValueError as error:
+            raise ConfigError(
+                f"{path / 'sweep.json'}: not JSON ({error}); the file is damaged, or not a sweep's"
+            ) from error
         if not values:
             raise ConfigError(f"{path}: holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>")
-        if values["format"] != FORMAT:
-            raise ConfigError(f"{path}: has format {values['format']}, but this version reads {FORMAT}")
+        if (found := values.get("format")) != FORMAT:
+            raise ConfigError(
+                f"{path / 'sweep.json'}: format: got {found}, expected {FORMAT}; another program or version wrote it"
+            )
         jobs = [SweepJob(**job) for job in values.pop("jobs")]
         return cls(path=path, jobs=jobs, **values)
 

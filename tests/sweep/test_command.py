@@ -125,6 +125,10 @@ def test_the_watching_command_names_what_is_wrong(capsys):
     Path("empty").mkdir()
     assert look(["status", "empty"]) == 2
     assert "holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
+    for text, words in (("{", "not JSON (Expecting"), ('{"method": "bayes"}', "format: got None, expected 1")):
+        Path("empty/sweep.json").write_text(text)
+        assert look(["status", "empty"]) == 2
+        assert f"sweep.json: {words}" in capsys.readouterr().err
 
 
 def test_a_file_edited_while_the_jobs_run_changes_nothing(capsys):
