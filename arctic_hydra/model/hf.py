@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -50,8 +51,9 @@ class HFModelFactory(ModelFactory):
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
         check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
-        for name, value in self.hf_config_kwargs.items():
-            setattr(config, name, value)
+        with making_sense("model.hf_config_kwargs"):
+            for name, value in self.hf_config_kwargs.items():
+                setattr(config, name, value)
         return config
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
@@ -117,13 +119,14 @@ def check_model_directory(name_or_path: str) -> Iterator[str]:
 
 def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
     """Return the config of a hub id or a local directory; raises ModelError when it cannot be read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(
             os.path.expanduser(name_or_path), trust_remote_code=trust_remote_code, **where(name_or_path, revision)
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise unreadable(name_or_path, error) from error
 
 
@@ -159,10 +162,32 @@ def where(name_or_path: str, revision: str | None) -> dict[str, Any]:
     return {"revision": revision, "local_files_only": looks_like_path(name_or_path) or not hub_reachable()}
 
 
+@contextmanager
+def making_sense(key: str) -> Iterator[None]:
+    """Raise ModelError within this context where transformers can make no config, or no model, of the values under `key`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (
+        Exception
+    ) as error:  # its checks raise errors of their own, its code KeyError, TypeError, AssertionError, ...
+        raise ModelError(f"{key}: {_in_one_line(error)}; see the documentation of the architecture's config") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    from huggingface_hub.errors import StrictDataclassError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more is known"]
+    if isinstance(error, StrictDataclassError):  # the cause comes last, its type before it
+        return lines[-1]
+    return lines[0] if isinstance(error, ImportError | OSError | ValueError) else f"{type(error).__name__}: {lines[0]}"
+
+
 def unreadable(name_or_path: str, error: Exception) -> ModelError:
     """Return an error that says in one line why a model cannot be loaded."""
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = _in_one_line(error)
     hint = "check the name, your access and the network, or pass a local directory"
     if "trust_remote_code" in str(error):
         hint = "pass model.trust_remote_code=true if you trust that code"
-    return ModelError(f"model.name_or_path: {name_or_path!r} cannot be loaded: {first.strip()} ({hint})")
+    return ModelError(f"model.name_or_path: {name_or_path!r} cannot be loaded: {first} ({hint})")

@@ -13,7 +13,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.base import ModelFactory, layer_configs
-from arctic_hydra.model.hf import check_model_directory, check_values, read_config
+from arctic_hydra.model.hf import check_model_directory, check_values, making_sense, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,11 +82,13 @@ class RandomModelFactory(ModelFactory):
             config = _config_of(str(self.architecture))
             check_values(config, sizes, "model", made_anew=True)
             check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
-            return AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs})
+            with making_sense("model"):
+                return _fitting(AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs}))
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
         check_values(config, sizes, "model", made_anew=True)
         check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
-        return _resized(config, {**sizes, **self.hf_config_kwargs})
+        with making_sense("model"):
+            return _fitting(_resized(config, {**sizes, **self.hf_config_kwargs}))
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Draw the weights, each module's from a seed of its own: the same at every ZeRO stage and on every rank.
@@ -98,18 +100,14 @@ class RandomModelFactory(ModelFactory):
         from transformers.initialization import no_init_weights
 
         self.prepare()
-        try:
-            with self.known_attention(config), torch.device(World.from_env().device), no_init_weights():
-                model = AutoModelForCausalLM.from_config(
-                    config,
-                    dtype=self.torch_dtype,
-                    attn_implementation=self.attn_implementation,
-                    trust_remote_code=self.trust_remote_code,
-                )
-        except ModelError:
-            raise
-        except (ImportError, ValueError) as error:
-            raise ModelError(f"model: {str(error).splitlines()[0]}") from error
+        device = torch.device(World.from_env().device)
+        with making_sense("model"), self.known_attention(config), device, no_init_weights():
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=self.torch_dtype,
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=self.trust_remote_code,
+            )
         model.tie_weights()
         _draw(model, torch.initial_seed())
         return self.finish(model)
@@ -127,6 +125,25 @@ def _config_of(architecture: str) -> PretrainedConfig:
             f"llama, qwen3 or gemma2{hint}"
         )
     return AutoConfig.for_model(architecture)
+
+
+def _fitting(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the config; raises ModelError where sizes that were given leave others behind which no model can have."""
+    for layer in layer_configs(config):
+        heads, shared = (getattr(layer, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+        if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+            raise ModelError(
+                f"model.num_key_value_heads: got {shared}, expected a divisor of the {heads} attention heads; pass "
+                f"model.num_key_value_heads={heads}, or a smaller divisor"
+            )
+    text = config.get_text_config()
+    rows, padding = getattr(text, "vocab_size", None), getattr(text, "pad_token_id", None)
+    if isinstance(rows, int) and isinstance(padding, int) and padding >= rows:
+        raise ModelError(
+            f"model.vocab_size: got {rows}, but the config's pad_token_id={padding} lies beyond it; pass "
+            "model.hf_config_kwargs={pad_token_id: null} (padding here is the tokenizer's matter), or a larger vocabulary"
+        )
+    return config
 
 
 def _resized(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:

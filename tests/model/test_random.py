@@ -100,11 +100,34 @@ def test_a_value_that_only_a_new_config_takes():
         ({"architecture": "qwen33"}, r"model.architecture: got 'qwen33', .*did you mean qwen3\?"),
         ({"architecture": "t5"}, "expected a model type that transformers has a causal model for"),
         ({"hf_config_kwargs": {"experts": 3}}, "model.hf_config_kwargs.experts: Qwen3Config has no such value"),
+        (
+            {"num_key_value_heads": 32},
+            "model.num_key_value_heads: got 32, expected a divisor of the 4 attention heads; pass",
+        ),
+        ({"head_dim": 15}, "model: ValueError: RoPE requires an even rotary dimension"),
+        (
+            {"hf_config_kwargs": {"layer_types": ["full_attention"]}},
+            "model: ValueError: .num_hidden_layers. .2. must be equal",
+        ),
+        (
+            {"architecture": "smollm3", "vocab_size": 96},
+            "model.vocab_size: got 96, but the config's pad_token_id=128004 lies beyond it; pass .*pad_token_id: null",
+        ),
     ],
 )
 def test_a_shape_that_is_none(values, text):
     with pytest.raises(ModelError, match=text):
         factory(**values).create_config()
+
+
+def test_values_that_the_models_code_does_not_know(tmp_path):
+    maker = factory(hf_config_kwargs={"hidden_act": "sillu"})
+    with pytest.raises(ModelError, match="model: KeyError: 'sillu'; see the documentation"):
+        maker.create_model(maker.create_config())
+    factory().create_config().save_pretrained(tmp_path)
+    stored = HFModelFactory(name_or_path=str(tmp_path), hf_config_kwargs={"num_attention_heads": "four"})
+    with pytest.raises(ModelError, match="model.hf_config_kwargs: TypeError: .*expected int, got str"):
+        stored.create_config()
 
 
 @pytest.mark.parametrize(
