@@ -9,13 +9,14 @@ Shapes: B rows, H heads, T tokens of the whole sequence, t = T / R of this rank,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from arctic_hydra.distributed import SequenceGroup
+from arctic_hydra.distributed import SequenceGroup, sequence_group
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.base import layer_configs
 
@@ -41,6 +42,31 @@ def check_heads(config: Any, size: int) -> None:
                 f"trainer.sequence_parallel_size: got {size}, but the model has {shared} key-value heads; expected a divisor or "
                 f"a multiple of {shared}"
             )
+
+
+def share_positions(model: torch.nn.Module) -> None:
+    """Have rotary embeddings whose frequencies follow the longest position see that of whole sequences, in place.
+
+    Such are longrope's (Phi-3) and dynamic NTK's: of the ranks that share a sequence, those with its beginning alone would
+    rotate by other frequencies than the rest.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+        if any(kind is not None and (kind == "longrope" or "dynamic" in kind) for kind in kinds):
+            module.forward = functools.partial(_with_longest_position, module.forward)
+
+
+def _with_longest_position(
+    forward: Callable[..., Any], x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **named: Any
+) -> Any:
+    group = sequence_group()
+    if group is None:
+        return forward(x, position_ids, *more, **named)
+    longest = position_ids.max()
+    dist.all_reduce(longest, dist.ReduceOp.MAX, group=group.group)
+    found = forward(x, torch.cat([position_ids, longest.expand(len(position_ids), 1)], dim=1), *more, **named)
+    return tuple(part[:, :-1] for part in found) if isinstance(found, tuple) else found[:, :-1]
 
 
 def attend_together(

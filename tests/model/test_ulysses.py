@@ -10,7 +10,7 @@ from arctic_hydra.data.sequence import part
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.random import RandomModelFactory
-from arctic_hydra.model.ulysses import check_heads
+from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.trainer.loss import supervised_logits
 from tests.command import SMALL, metrics, only_run, run
 from tests.ranks import run_ranks
@@ -94,6 +94,28 @@ def test_w10_packed_documents_do_not_see_each_other_across_ranks(tmp_path):
     assert sum(len(rank[0][1]) for rank in (first, second)) == 29
     for rank in (first, second):
         assert torch.equal(rank[0][1], rank[1][1])
+
+
+def rotated(_, kind):
+    """Return the logits of this rank's part of one document, longer than what the frequencies start from."""
+    world = World.from_env()
+    distributed.start_sequence_groups(world, world.size, 60)
+    scaled = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 24}
+    scaled |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4} if kind == "longrope" else {}
+    torch.manual_seed(0)
+    factory = tiny_factory(max_position_embeddings=24, hf_config_kwargs={"rope_parameters": scaled, "head_dim": 8})
+    model = factory.create_model(factory.create_config()).eval()
+    for parameter in model.parameters():  # large enough that attention looks at something
+        parameter.data *= 8 if parameter.ndim > 1 else 1
+    share_positions(model)
+    with torch.no_grad():
+        return supervised_logits(model, part(batch_of(documents([40], [39])), world.rank, world.size))[0]
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_frequencies_that_follow_the_longest_position_are_those_of_the_whole_sequence(tmp_path, kind):
+    whole = run_ranks(1, rotated, tmp_path / "one", kind)[0]
+    torch.testing.assert_close(torch.cat(run_ranks(2, rotated, tmp_path / "two", kind)), whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("packed", [True, False])
