@@ -84,6 +84,12 @@ def _length_problems(run: Run) -> Iterator[str]:
             f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
             f"is, over as many passes as that takes; drop trainer.epochs"
         )
+    warmup = getattr(run.scheduler, "warmup_steps", None) or 0
+    if trainer.train_iters and warmup > trainer.train_iters:
+        yield (
+            f"scheduler.warmup_steps: got {warmup}, but the run has {trainer.train_iters} optimizer steps at most "
+            f"(trainer.train_iters); lower it, or train longer"
+        )
     positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
     if positions and length and length > positions:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +201,7 @@ def trace_model(
     # The mode remembers tensors by weak references, and torch converts no parameter that has any: peft does that.
     mode.fake_tensor_converter.set_tensor_memo = lambda *_: None
     tokens, added = _vocabulary(run, tokenizer)
-    with mode, distributed.alone():
+    with mode, distributed.alone(), _experts_in_any_dtype():
         with torch.device(device):
             skeleton = run.model.create_skeleton(config)
             fit_vocabulary(skeleton, tokens, added, run.tokenizer.pad_vocab_to_multiple_of)
@@ -207,6 +209,7 @@ def trace_model(
             saved, largest = quantised(run, model)
             for converter in run.converters:
                 model = converter.convert(model)
+        run.optimizer.parameter_groups(model, 1.0, 0.0)  # its patterns must match something, as they must in the run
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         staying = 0
@@ -229,6 +232,20 @@ def trace_model(
     (least, _), (most, host) = peaks
     trainable = sum(p.numel() for p in trained)
     return Trace(everything, trainable, other, least - staying + largest, max(0, most - least), host)
+
+
+@contextmanager
+def _experts_in_any_dtype() -> Iterator[None]:
+    """Describe products of experts by transformers' own operator: torch's grouped product has a description for bf16 alone."""
+    import torch
+    from transformers.integrations import moe
+
+    original = moe._can_use_grouped_mm
+    moe._can_use_grouped_mm = lambda x, weight, offs: weight.dtype == torch.bfloat16 and original(x, weight, offs)
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = original
 
 
 def _vocabulary(run: Run, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, list[int]]:

@@ -259,6 +259,7 @@ BAD = [
     ("model.attn_implementation=flash", "model.attn_implementation: got 'flash', expected one of arctic_varlen"),
     ("model.num_attention_heads=7", "model.hidden_size: got 256, expected a multiple of num_attention_heads=7"),
     ("data.max_length=8Ki", "data.max_length: got 8192, but model.max_position_embeddings=4096"),
+    ("scheduler.warmup_steps=30 trainer.train_iters=20", "scheduler.warmup_steps: got 30, but the run has 20 optimizer steps at most"),
     ("deepspeed.config={gradient_cliping:1}", "deepspeed.config.gradient_cliping: DeepSpeed has no such key; did you mean 'gradient_clipping'?"),
     ("deepspeed.config={train_batch_size:7}", "deepspeed.config.train_batch_size: got 7, but micro_batch_size"),
     ("deepspeed.config={train_micro_batch_size_per_gpu:3}", "deepspeed.config.train_micro_batch_size_per_gpu: got 3, but trainer.micro_batch_size="),

@@ -132,6 +132,16 @@ def test_offloaded_activations_are_the_hosts_where_that_has_a_memory_of_its_own(
     assert memory.Estimate(trace, engine, 2, "cuda").host == 2 * (1000 + offloaded)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_experts_are_described_in_every_dtype(dtype):
+    """torch describes its grouped product, with which they multiply, in bf16 only."""
+    sizes = "model.hidden_size=64 model.intermediate_size=64 model.num_attention_heads=4 model.num_key_value_heads=2"
+    shape = f"model=random model.architecture=mixtral {sizes} model.vocab_size=4096 model.num_hidden_layers=2".split()
+    chosen = composed(*shape, f"model.dtype={dtype}")
+    short, long = (memory.estimate(chosen, memory.Load(1, tokens, 1)).trace.activations for tokens in (512, 2048))
+    assert long > 2 * short > 0
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_attention_sees_documents_as_the_run_gives_them(packing, monkeypatch):
     """Bounds choose the kernel on CUDA, which needs no mask for a window."""
@@ -174,6 +184,7 @@ IMPOSSIBLE = [
     ("peft=lora peft.target_modules=[qq_proj]", ConfigError, "peft.target_modules: 'qq_proj' matches no module; did you mean 'q_proj'"),
     ("model.vocab_size=100", ModelError, "model: has 100 embedding rows, but the tokenizer has 4096 tokens"),
     ("tokenizer.add_tokens=[the]", ConfigError, "tokenizer.add_tokens: 'the' is in the vocabulary already"),
+    ("optimizer.no_decay=[embedd]", ConfigError, "optimizer.no_decay: 'embedd' matches no parameter; did you mean"),
     ("deepspeed=zero3 model.tie_word_embeddings=false peft=lora peft.modules_to_save=[lm_head] tokenizer.add_tokens=[uno]", ConfigError, "at ZeRO-3 peft cannot train single rows"),
 ]  # fmt: skip
 
