@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from arctic_hydra.converter.base import ModelConverter, Phase
-from arctic_hydra.converter.peft.base import PeftFactory, PeftSlot, rows_at_zero3
+from arctic_hydra.converter.peft.base import PeftFactory, PeftSlot, is_named, rows_at_zero3
 from arctic_hydra.converter.peft.qlora import QLoraFactory
 
 
@@ -33,7 +33,7 @@ def problems(
     if added_tokens and stage == 3 and not peft.trains_in_full:
         yield rows_at_zero3(added_tokens, ["embed_tokens", "lm_head"])
     targets = peft.values().get("target_modules")
-    if head_loss in ("liger", "chunked") and isinstance(targets, list) and "lm_head" in targets:
+    if head_loss in ("liger", "chunked") and targets not in (None, "all-linear") and is_named(targets, "lm_head"):
         yield (
             f"peft.target_modules: got lm_head, but trainer.head_loss={head_loss} reads the head's weight past its adapter; pass "
             "trainer.head_loss=full, or peft.modules_to_save=[lm_head]"

@@ -145,6 +145,8 @@ def _projection(model: Any) -> nn.Module | str:
         return f"{type(model).__name__} names no output head"
     adapter = getattr(head, "token_adapter", None)
     linear = head if adapter is None else adapter.base_layer
+    if hasattr(linear, "base_layer"):
+        return "an adapter stands on its output head, past which the weight would be read"
     if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
         return f"its output head is a {type(linear).__name__}, no plain linear layer"
     return linear if adapter is None else adapter  # type: ignore[no-any-return]

@@ -102,7 +102,8 @@ def supervised_logits(engine: Any, batch: Batch) -> tuple[torch.Tensor, Any]:
     `logits_to_keep`, all are projected and then chosen from.
     """
     model = getattr(engine, "module", engine)
-    if batch.input_ids_BT.shape[0] == 1 and "logits_to_keep" in inspect.signature(model.forward).parameters:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper hands all on to it
+    if batch.input_ids_BT.shape[0] == 1 and "logits_to_keep" in inspect.signature(inner.forward).parameters:
         output = engine(**model_inputs(batch), logits_to_keep=batch.rows_K)
         return output.logits[0], output
     output = engine(**model_inputs(batch))

@@ -35,6 +35,7 @@ REFUSED = [
     ("peft=qlora model=tiny", "peft: got qlora, but this model has no stored weights to load in few bits; pass model=hf"),
     ("peft=lora deepspeed=zero3 tokenizer.add_tokens=[uno]", r"tokenizer: got 1 tokens to add, but at ZeRO-3 .* pass peft.modules_to_save=\[embed_tokens,lm_head\]"),
     ("peft=lora peft.target_modules=[lm_head] trainer.head_loss=chunked", "peft.target_modules: got lm_head, but trainer.head_loss=chunked reads the head's weight past its adapter"),
+    ("peft=lora peft.target_modules=.*head trainer.head_loss=chunked", "peft.target_modules: got lm_head, but trainer.head_loss=chunked reads the head's weight past its adapter"),
     ("checkpoint.hf.merge=true", "checkpoint.hf.merge: got true, but peft=none leaves no adapter to export"),
     ("peft=lora peft.config={r:8}", "peft.config.r: is a field of its own; pass peft.r="),
     ("peft=lora peft.init_lora_weights=eva", "peft.init_lora_weights: got eva, which needs data"),

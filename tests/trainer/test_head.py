@@ -14,7 +14,7 @@ from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.trainer.balance import find_balance, real_tokens
 from arctic_hydra.trainer.chunked import LogitTransform, TokenLoss
 from arctic_hydra.trainer.head import Head, model_inputs, tap_head
-from arctic_hydra.trainer.loss import LossComputer, plain_losses
+from arctic_hydra.trainer.loss import LossComputer, plain_losses, supervised_logits
 from arctic_hydra.trainer.sft import HeadLoss, SFTTrainer
 from tests.ranks import run_ranks
 from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
@@ -163,8 +163,13 @@ def test_an_unknown_transform_takes_the_models_own_forward(kind, reason):
 def test_an_adapter_on_the_head_takes_the_models_own_forward():
     model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
     head, loss, _ = sums(model.eval())
-    assert "its output head is a Linear, no plain linear layer" in head
+    assert head == "an adapter stands on its output head, past which the weight would be read"
     assert loss.requires_grad
+    rows = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))
+    logits = supervised_logits(model, some_batch())[0]
+    assert rows == [some_batch().num_supervised]
+    torch.testing.assert_close(loss, plain_losses(logits, some_batch().targets_K).sum())
     assert not SFTTrainer(head_loss="full").reads_head_weight
     assert SFTTrainer().reads_head_weight
 

@@ -132,7 +132,7 @@ class PeftFactory(PeftSlot):
         names = {module: name for name, module in model.named_modules()}
         tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
         saved = values.get("modules_to_save") or []
-        left = [module for module in tables if not _is_named(saved, names[module])]
+        left = [module for module in tables if not is_named(saved, names[module])]
         if not left or (is_tied(model) and len(left) < len(tables)):
             return values
         if problem := self._rows_problem(left, names, values, len(added)):
@@ -154,8 +154,8 @@ class PeftFactory(PeftSlot):
         targets, excluded = values.get("target_modules"), values.get("exclude_modules") or []
         for module in tables:
             name = names[module]
-            listed = targets not in (None, "all-linear") and _is_named(targets, name)
-            if listed and not _is_named(excluded, name):
+            listed = targets not in (None, "all-linear") and is_named(targets, name)
+            if listed and not is_named(excluded, name):
                 return (
                     f"peft.target_modules: got {name}, but {added} tokens were added, and peft cannot both adapt that layer and "
                     f"train their rows in it; leave it out (their rows train then), or pass peft.modules_to_save=[{','.join(saved)}]"
@@ -174,8 +174,8 @@ class PeftFactory(PeftSlot):
         tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
         names = [name for name, module in model.named_modules() if module in tables]
         targets, saved = values.get("target_modules"), values.get("modules_to_save") or []
-        adapted = [] if targets in (None, "all-linear") else [name for name in names if _is_named(targets, name)]
-        whole = [name for name in names if _is_named(saved, name)]
+        adapted = [] if targets in (None, "all-linear") else [name for name in names if is_named(targets, name)]
+        whole = [name for name in names if is_named(saved, name)]
         can_tie = "ensure_weight_tying" in catalog.types()[self.type_name]
         if adapted or (whole and not can_tie):
             raise ConfigError(
@@ -203,14 +203,12 @@ def check_modules(key: str, wanted: Any, names: list[str]) -> None:
     if wanted is None or wanted == "all-linear":
         return
     listed = [wanted] if isinstance(wanted, str) else list(wanted)
-    missing = [
-        item for item in listed if not any(_is_named(item if wanted is item else [item], name) for name in names)
-    ]
+    missing = [item for item in listed if not any(is_named(item if wanted is item else [item], name) for name in names)]
     if missing:
         raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
 
 
-def _is_named(wanted: str | list[str], name: str) -> bool:
+def is_named(wanted: str | list[str], name: str) -> bool:
     """Compare as peft does: a string is a pattern of whole names, an entry of a list their end."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
