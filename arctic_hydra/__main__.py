@@ -224,8 +224,13 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
         if (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
     if (directory.path / "export").exists():
-        print("next: load it with transformers:")
-        print(f"  AutoModelForCausalLM.from_pretrained({str(path / 'export')!r})")
+        is_adapter = (directory.path / "export" / "adapter_config.json").exists()
+        # transformers loads adapters too, but gives their model no rows for added tokens.
+        library, family = (
+            ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
+        )
+        print(f"next: load it with {library}:")
+        print(f"  {family}.from_pretrained({str(path / 'export')!r})")
     print("next: train longer, or on your own data:")
     limits = ("fresh=", "trainer.epochs=", "trainer.train_iters=", "trainer.min_iterations=", "trainer.exit_iteration=")
     overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]

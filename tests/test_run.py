@@ -13,6 +13,8 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from arctic_hydra import record
+from arctic_hydra.__main__ import print_result
 from tests.command import ROOT, SMALL, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
@@ -332,3 +334,17 @@ def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 75, output
     assert "the same command" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("config.json", "AutoModelForCausalLM"), ("adapter_config.json", "AutoPeftModelForCausalLM")],
+)
+def test_the_end_names_what_loads_the_export(name, family, tmp_path, capsys):
+    """transformers alone gives the model below an adapter no rows for added tokens."""
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / name).touch()
+    (tmp_path / "record.json").write_text('{"overrides": []}')
+    figures = {"status": record.FINISHED, "step": 1, "first_loss": 2.0, "last_loss": 1.0, "progress": {"epoch": 1}}
+    print_result(record.RunDirectory(tmp_path), {**figures, "first_evaluation": {}, "last_evaluation": {}})
+    assert f"  {family}.from_pretrained(" in capsys.readouterr().out
