@@ -215,22 +215,24 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
             f"evaluation loss {_number(first['eval/loss'])} -> {_number(last['eval/loss'])}, accuracy {last['eval/accuracy']:.1%}"
         )
     print(f"run          {path}")
+    found = [folder.parent.name for folder in sorted(directory.path.glob("*/tokenizer_config.json"))]
+    export = next((name for name in found if "-step-" not in name), None)  # of the end, whatever it is called
     for label, name in (
-        ("export", "export"),
+        ("export", export),
         ("checkpoints", "checkpoints"),
         ("metrics", "metrics.jsonl"),
         ("report", report.PAGE),
     ):
-        if (directory.path / name).exists():
+        if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
-    if (directory.path / "export").exists():
-        is_adapter = (directory.path / "export" / "adapter_config.json").exists()
+    if export is not None:
+        is_adapter = (directory.path / export / "adapter_config.json").exists()
         # transformers loads adapters too, but gives their model no rows for added tokens.
         library, family = (
             ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
         )
         print(f"next: load it with {library}:")
-        print(f"  {family}.from_pretrained({str(path / 'export')!r})")
+        print(f"  {family}.from_pretrained({str(path / export)!r})")
     print("next: train longer, or on your own data:")
     limits = ("fresh=", "trainer.epochs=", "trainer.train_iters=", "trainer.min_iterations=", "trainer.exit_iteration=")
     overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]

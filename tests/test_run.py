@@ -337,14 +337,21 @@ def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "family"),
-    [("config.json", "AutoModelForCausalLM"), ("adapter_config.json", "AutoPeftModelForCausalLM")],
+    ("export", "config", "family"),
+    [
+        ("export", "config.json", "AutoModelForCausalLM"),
+        ("mine", "adapter_config.json", "AutoPeftModelForCausalLM"),
+    ],
 )
-def test_the_end_names_what_loads_the_export(name, family, tmp_path, capsys):
+def test_the_end_names_the_export_and_what_loads_it(export, config, family, tmp_path, capsys):
     """transformers alone gives the model below an adapter no rows for added tokens."""
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / name).touch()
+    for folder in (tmp_path / export, tmp_path / f"{export}-step-00000001"):
+        folder.mkdir()
+        (folder / config).touch()
+        (folder / "tokenizer_config.json").touch()
     (tmp_path / "record.json").write_text('{"overrides": []}')
     figures = {"status": record.FINISHED, "step": 1, "first_loss": 2.0, "last_loss": 1.0, "progress": {"epoch": 1}}
     print_result(record.RunDirectory(tmp_path), {**figures, "first_evaluation": {}, "last_evaluation": {}})
-    assert f"  {family}.from_pretrained(" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"export       {tmp_path / export}\n" in out
+    assert f"  {family}.from_pretrained({str(tmp_path / export)!r})" in out
