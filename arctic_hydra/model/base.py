@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from arctic_hydra.errors import ModelError
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 DTYPE_ALIASES = {
     "bf16": ("bf16", "bfloat16", "torch.bfloat16", "torch.bf16", "bfloat"),
@@ -161,13 +164,14 @@ class ModelFactory(Component):
             ) from error
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Apply what every option shares: no cache, activation checkpointing.
+        """Apply what every option shares: no cache, activation checkpointing, nothing trained that text does not reach.
 
         What the config said of the cache stays on the model as `exported_use_cache`, for its exports.
         """
         if hasattr(model.config, "use_cache"):
             model.exported_use_cache = model.config.use_cache
             model.config.use_cache = False
+        freeze_beside_text(model)
         if not self.disable_activation_checkpoint:
             if not model.supports_gradient_checkpointing:
                 raise ModelError(
@@ -179,6 +183,23 @@ class ModelFactory(Component):
             for index, layer in enumerate(layers(model)):
                 layer.gradient_checkpointing = index % self.activation_checkpoint_every_n_layers == 0
         return model
+
+
+def freeze_beside_text(model: PreTrainedModel) -> None:
+    """Freeze the towers of a model that takes images or sound as well as text, which get no gradient from text.
+
+    From ZeRO-1 on, where an optimizer sees one flat piece of memory, weight decay would shrink them all the same.
+    """
+    if model.config.get_text_config() is model.config:
+        return
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    reached = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+    beside = {name: p for name, p in model.named_parameters() if id(p) not in reached and p.requires_grad}
+    for parameter in beside.values():
+        parameter.requires_grad_(False)
+    if beside:
+        towers = sorted({name.removeprefix("model.").partition(".")[0] for name in beside})
+        log.info("%s of %s: frozen, no text reaches it", " and ".join(towers), type(model).__name__)
 
 
 def layer_configs(config: PretrainedConfig) -> list[Any]:

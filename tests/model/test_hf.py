@@ -92,3 +92,31 @@ def test_bf16_on_a_gpu_without_it(monkeypatch):
     ):
         tiny_factory(dtype="bf16").prepare()
     tiny_factory(dtype="fp16").prepare()
+
+
+def test_what_text_does_not_reach_does_not_train(tmp_path):
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    text = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    sight = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**text, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0},
+        vision_config={**sight, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    factory = HFModelFactory(name_or_path=str(tmp_path), dtype="fp32")
+    model = factory.create_model(factory.create_config())
+    model(input_ids=torch.arange(8)[None], use_cache=False).logits.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None) == ("language_model" in name), name
+    skeleton = factory.create_skeleton(factory.create_config())
+    assert {n for n, p in skeleton.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
