@@ -18,6 +18,9 @@ Span = tuple[int, int]
 Slot = tuple[str, int]
 """`c` (content) or `t` (thoughts), and the number of the message."""
 
+PROBE: list[Message] = [{"role": "user", "content": "Zqc0qZ"}, {"role": "assistant", "content": "Zqc1qZ"}]
+"""The smallest chat, with marks for its contents."""
+
 _MARK = re.compile(r"Zq([ct])(\d+)qZ")
 # A tag that is only begun where two texts part, such as `<th` of `<think>`.
 _BEGUN_TAG = re.compile(r"<[^<>\s]*\Z")
@@ -51,6 +54,12 @@ def marked(message: Message, index: int) -> Message:
     if thought := thought_key(message):
         changed[thought] = f"Zqt{index}qZ"
     return changed
+
+
+def is_usual(message: Message) -> bool:
+    """Whether templates write the content as it is: not so where it is empty, or holds thoughts."""
+    content = message.get("content") or ""
+    return bool(content.strip()) and "think>" not in content
 
 
 class Outline:
@@ -140,6 +149,20 @@ def shared_prefix(text: str, other: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if text[low:middle] == other[low:middle] else (low, middle - 1)
     return low
+
+
+def constant_header(asked: str, answered: str, stop: re.Pattern[str]) -> str:
+    """Return what a template writes after every chat to open an answer, whether one is asked for or not; empty for others.
+
+    Takes the first message of `PROBE` as it renders it, both of them, and what a turn may end in.
+    """
+    opened, rest = asked.partition("Zqc0qZ")[2], answered.partition("Zqc1qZ")[2]
+    if not rest or answered.partition("Zqc0qZ")[2] != f"{opened}Zqc1qZ{rest}":
+        return ""
+    shared = shared_prefix(opened[::-1], rest[::-1])
+    ended = stop.match(rest, len(rest) - len(rest.lstrip()))  # what ends the answer may end questions too
+    header = rest[max(len(rest) - shared, ended.end() if ended else 0) :]
+    return header if header.strip() else ""
 
 
 def whole_tags(text: str, place: int) -> int:

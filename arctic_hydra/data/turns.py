@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem
-from arctic_hydra.data.outline import Outline, Span, marked, roles_key, shared_prefix, thought_key, whole_tags
+from arctic_hydra.data.outline import (
+    PROBE,
+    Outline,
+    Span,
+    constant_header,
+    is_usual,
+    marked,
+    roles_key,
+    shared_prefix,
+    thought_key,
+    whole_tags,
+)
 from arctic_hydra.data.rendered import (
     answer_place,
     check_complete,
@@ -24,7 +35,6 @@ Render = Callable[[list[list[Message]], "list[Any] | None", bool], list[tuple[st
 """Conversations, tools, whether an answer is asked for; returns texts and what `{% generation %}` marks in them."""
 
 _MOST_OUTLINES = 4096
-_PROBE: list[Message] = [{"role": "user", "content": "x"}]
 _TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
 
 
@@ -49,11 +59,16 @@ class TurnFinder:
         self._ends = frozenset(ends)
         self._tagged = tagged
         self._outlines: dict[Any, Outline] = {}
+        self._always = ""  # what stands at the end of every chat
         self._header = self._generation_header()
+        if not self._header:
+            asked, answered = self._try(PROBE[:1], None), self._try(PROBE, None)
+            self._header = self._always = constant_header(asked or "", answered or "", self._stop)
 
     def find(self, chat: Chat, text: str, tagged: list[Span], wanted: Sequence[int]) -> list[Turn]:
         """Return the wanted turns of a rendered chat; raises RowProblem where one is not there or not to be located."""
         check_tools(chat, text)
+        text = text.removesuffix(self._always)
         outline, filled = self._outlined(chat, text)
         placed = {index: span for (kind, index), span in zip(outline.slots, filled, strict=True) if kind == "c"}
         if outline.misplaced is not None:
@@ -71,13 +86,14 @@ class TurnFinder:
 
     def _generation_header(self) -> str:
         """Return what the template writes to open an answer; empty where it does not say."""
-        plain, prompt = self._try(_PROBE, None, False), self._try(_PROBE, None, True)
+        plain, prompt = self._try(PROBE[:1], None, False), self._try(PROBE[:1], None, True)
         return prompt[len(plain) :] if plain is not None and prompt is not None and prompt.startswith(plain) else ""
 
     def _try(self, messages: list[Message], tools: list[Any] | None, generate: bool = False) -> str | None:
         """Return the rendered messages; None where the template refuses these, such as a lone question."""
         with suppress(Exception):  # templates raise anything
-            return self._render([messages], tools, generate)[0][0]
+            text = self._render([messages], tools, generate)[0][0]
+            return text if generate else text.removesuffix(self._always)
         return None
 
     def _outlined(self, chat: Chat, text: str) -> tuple[Outline, list[Span]]:
@@ -93,7 +109,7 @@ class TurnFinder:
             if (filled := outline.fill(text, chat.messages)) is not None:
                 return outline, filled
         if not self._tagged:  # a template may treat some contents in another way: these are left as they are
-            usual = [index for index in every if _is_usual(chat.messages[index])]
+            usual = [index for index in every if is_usual(chat.messages[index])]
             attempts = [every, usual] if key is None and len(usual) < len(every) else [usual]
             for attempt in attempts:
                 outline = self._outline(chat, attempt)
@@ -175,11 +191,11 @@ class TurnFinder:
         return outline.starts[index]
 
     def _find_start(self, chat: Chat, outline: Outline, index: int) -> int | None:
-        if not index:
-            return 0
+        is_answer = outline.messages[index]["role"] == "assistant"
+        if not index:  # the template may write a system text of its own first
+            return self._after_last_header(outline, index) if is_answer and self._header else 0
         before = outline.messages[:index]
-        is_answer = before and outline.messages[index]["role"] == "assistant"
-        prompt = self._try(before, chat.tools, bool(is_answer))
+        prompt = self._try(before, chat.tools, is_answer)
         if prompt is None or not is_answer:
             return len(prompt) if prompt is not None and outline.text.startswith(prompt) else None
         if outline.text.startswith(prompt):
@@ -208,7 +224,8 @@ class TurnFinder:
                 low = max((end for (_, one), (_, end) in outline.places.items() if one < index), default=0)
                 found = outline.text.rfind(header, low, own[0])
             else:
-                found = outline.text.find(header, previous[1]) if previous is not None else -1
+                known = 0 if not index else previous and previous[1]
+                found = outline.text.find(header, known) if known is not None else -1
             if found >= 0:
                 return found + len(header)
         return None
@@ -348,12 +365,6 @@ class TurnFinder:
         """Whether text before the answer is the model's own: thoughts, channels, calls; else it is a header."""
         thoughts = any(message.get(key) for key in (*REASONING_KEYS, "tool_calls"))
         return thoughts or "think>" in prefix or (bool(self._header) and self._stop.search(prefix) is not None)
-
-
-def _is_usual(message: Message) -> bool:
-    """Whether templates write the content as it is: not so where it is empty, or holds thoughts."""
-    content = message.get("content") or ""
-    return bool(content.strip()) and "think>" not in content
 
 
 def _no_stop(index: int) -> RowProblem:

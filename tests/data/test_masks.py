@@ -30,6 +30,7 @@ from tests.data.samples import (
     LFM_2,
     LFM_2_CALLS,
     LLAMA_3,
+    LLAMA_3_ALWAYS,
     LLAMA_3_TOOLS,
     MISTRAL,
     MISTRAL_TOOLS,
@@ -235,6 +236,41 @@ def test_the_template_decides_about_the_order_of_roles() -> None:
         "message 1: role 'user' after 'user', which this chat template may not take (the chat template fails: TemplateError: in turn!)"
         in str(problem)
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "stop"),
+    [
+        (f"{{{{ '<|im_start|>system\\nBe good.<|im_end|>\\n' }}}}{CHATML_UNTAGGED}", "", "<|im_end|>"),  # Qwen 2.5
+        (LLAMA_3, "", "<|eot_id|>"),
+        (LLAMA_3_ALWAYS, "", "<|eot_id|>"),
+        (DEEPSEEK, "", "<｜end▁of▁sentence｜>"),
+        (GPT_OSS.replace("{{ '<|start|>system", "{{ '<|start|>system<|message|>I am.<|end|>' }}{{ '<|start|>system"),
+         "<|channel|>final<|message|>", "<|end|>"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_comes_first_is_all_of_its_turn(template: str, before: str, stop: str) -> None:
+    """ShareGPT's conversations may begin with an answer; what the template writes before it is not the model's."""
+    found = results(template, check_chat([say("a"), ask("q"), say("b"), ask("r")]).messages)
+    assert found == [f"{before}{answer}{stop}" for answer in ("a", "b")]
+
+
+def test_an_answer_that_comes_first_and_cannot_be_located_is_refused() -> None:
+    headless = CHATML_UNTAGGED.replace("'<|im_start|>' + m", "('' if loop.first else '<|im_start|>') + m")
+    (problem,) = ChatEncoder(make_tokenizer(headless)).encode([check_chat([say("a"), ask("q"), say("b")])])
+    assert isinstance(problem, RowProblem) and "message 0: the chat template writes the beginning" in str(problem)
+
+
+@pytest.mark.parametrize("with_tools", [False, True])
+def test_the_header_that_a_template_always_writes_last_is_no_part_of_an_answer(with_tools: bool) -> None:
+    """As Llama 3's first template did: an answer is asked for after every chat."""
+    template = LLAMA_3_TOOLS.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
+    called = TOOL_TEMPLATES["llama 3"][1]
+    tools = TOOLS if with_tools else None
+    messages = TOOL_CHAT if tools else [ask("q"), say("a"), ask("r"), say("")]
+    expected = results(LLAMA_3_TOOLS, check_chat(messages).messages, tools)
+    assert results(template, check_chat(messages).messages, tools) == expected
+    assert expected[0] == (f"{called}<|eot_id|>" if tools else "a<|eot_id|>")
 
 
 def test_an_answer_beside_its_call_in_a_turn_of_its_own() -> None:
