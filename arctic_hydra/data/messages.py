@@ -91,6 +91,7 @@ def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "mes
             message["tool_calls"] = _read_calls(message["tool_calls"], f"message {index}")
             if not message["tool_calls"]:  # templates ask whether the key is there
                 del message["tool_calls"]
+            message.setdefault("content", "")  # what templates want of a call without a text is told by `call_form`
     return Chat(kept, tools, weights if 0 in weights else None)
 
 

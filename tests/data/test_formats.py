@@ -38,7 +38,7 @@ FORMS: list[tuple[RowFormat, dict[str, Any], list[dict[str, Any]]]] = [
     (RowFormat.sharegpt, {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "other"}, [SYSTEM, QUESTION, ANSWER]),
     (RowFormat.messages, {"messages": [QUESTION, ANSWER], "system": "s"}, [SYSTEM, QUESTION, ANSWER]),
     (RowFormat.messages, {"messages": [SYSTEM, QUESTION, ANSWER], "system": "other"}, [SYSTEM, QUESTION, ANSWER]),
-    (RowFormat.messages, {"conversations": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}]}, [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]),
+    (RowFormat.messages, {"conversations": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}]}, [QUESTION, {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]),
     (RowFormat.alpaca, {"instruction": "q", "input": "", "output": "a"}, [QUESTION, ANSWER]),
     (RowFormat.alpaca, {"instruction": "", "input": "q", "output": "a"}, [QUESTION, ANSWER]),
     (RowFormat.alpaca, {"instruction": "q", "input": "", "output": "a", "text": "Below is an instruction ... q ... a"}, [QUESTION, ANSWER]),

@@ -288,6 +288,18 @@ def test_a_list_of_no_calls_is_no_call() -> None:
     assert results(strict, messages) == ["<|channel|>final<|message|>a<|return|>"]
 
 
+def without(message: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name != key}
+
+
+@pytest.mark.parametrize("call", [{"content": None}, {}])
+def test_a_call_without_content_is_one_with_an_empty_content(call: dict[str, Any]) -> None:
+    """DeepSeek-V3.1's template adds to what is not null, and a key that is not there is undefined."""
+    template = DEEPSEEK_TOOLS.replace("(m.content or '')", "m.content")
+    messages = check_chat([TOOL_CHAT[0], without(CALL, "content") | call, *TOOL_CHAT[2:4]])
+    assert results(template, messages.messages, TOOLS) == results(DEEPSEEK_TOOLS, TOOL_CHAT[:4], TOOLS)
+
+
 def test_one_failing_chat_does_not_hide_the_others() -> None:
     template = "{% if messages[0]['content'] == 'bad' %}{{ raise_exception('bad') }}{% endif %}" + CHATML_UNTAGGED
     chats = [Chat(chat(text, "answer")["messages"]) for text in ("good", "bad", "good")]
