@@ -90,10 +90,11 @@ def _page(title: str, parts: list[Part]) -> str:
     for name, table, shown in parts:
         body.append(f"<h2>{page.escape(name)}</h2>{page.table(table[0], table[1:])}")
         for heading, runs in shown:
-            body.append(f"<h3>{page.escape(heading)}</h3><div class=chat>{''.join(map(_span, runs))}</div>")
+            body.append(f"<h3>{page.escape(heading)}</h3><div class=chat>{''.join(map(span, runs))}</div>")
     return page.page(title, body)
 
 
-def _span(run: tuple[str, bool]) -> str:
-    text = page.escape(run[0])
+def span(run: tuple[str, bool]) -> str:
+    """Return a run of tokens as HTML; browsers heed what turns the writing direction, and show nothing of other signs."""
+    text = page.escape(harmless(run[0]))
     return f"<mark>{text}</mark>" if run[1] else text

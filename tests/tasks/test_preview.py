@@ -9,7 +9,7 @@ import pytest
 
 from arctic_hydra.data.base import Example
 from arctic_hydra.report import aligned, data_table
-from arctic_hydra.tasks.preview import harmless, pieces
+from arctic_hydra.tasks.preview import harmless, pieces, span
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import run
 from tests.data.samples import chat, write_lines
@@ -24,7 +24,7 @@ def test_preview_marks_the_answers(tmp_path: Path) -> None:
     [folder] = (tmp_path / "outputs" / "default").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["preview.html"], "no record: the run has not begun"
     page = (folder / "preview.html").read_text()
-    assert "&lt;b&gt;q&lt;/b&gt;" in page and "<mark>\x1b[31man\x9bswer&lt;|im_end|&gt;</mark>" in page
+    assert "&lt;b&gt;q&lt;/b&gt;" in page and "<mark>␛[31man‹U+009B›swer&lt;|im_end|&gt;</mark>" in page
     assert "preview.html" in done.stdout.splitlines()[-1]
 
 
@@ -62,6 +62,7 @@ def test_what_steers_a_terminal_is_shown_as_a_sign() -> None:
     )
     plain = "Zeile\n\tö 漢字 שלום 👩\u200d💻"
     assert harmless(plain) == plain
+    assert span(("<b>\u202e\0", True)) == "<mark>&lt;b&gt;‹U+202E›␀</mark>", "on the page too"
 
 
 def figures(**changes: object) -> dict[str, object]:
