@@ -156,13 +156,18 @@ def _read_calls(calls: Any, where: str) -> list[Any]:
 def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a call with its arguments as an object: OpenAI sends JSON text, templates would write that as a string."""
     inner = call.get("function", call)
-    arguments = inner.get("arguments") if isinstance(inner, dict) else None
-    if not isinstance(arguments, str):
-        return call
-    try:
-        inner = {**inner, "arguments": json.loads(arguments) if arguments.strip() else {}}  # "" is none at all
-    except ValueError as error:
-        raise malformed(f"{where}: the arguments of a tool call are not JSON ({error})") from error
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise malformed(f"{where}: a tool call has no name, expected {{function: {{name, arguments}}}}")
+    arguments = inner.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}  # "" is none at all
+        except ValueError as error:
+            raise malformed(f"{where}: the arguments of a tool call are not JSON ({error})") from error
+    if not isinstance(arguments, dict | type(None)):
+        kind = type(arguments).__name__
+        raise malformed(f"{where}: the arguments of a tool call are a {kind}, expected an object of names and values")
+    inner = {**inner, "arguments": arguments or {}}
     return {**call, "function": inner} if "function" in call else inner
 
 
@@ -182,6 +187,8 @@ def _check_message(message: Any, index: int) -> None:
         )
         raise malformed(f"message {index}: role {role!r}, expected one of {', '.join(ROLES)}{hint}")
     content = message.get("content")
+    if message.get("function_call"):  # templates know of no such thing
+        raise malformed(f"message {index} ({role}): function_call is OpenAI's former form, expected tool_calls")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return
     for key in REASONING_KEYS:

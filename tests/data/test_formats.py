@@ -140,6 +140,10 @@ BAD: list[tuple[RowFormat, dict[str, Any], str]] = [
     (RowFormat.messages, {"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}, "message 1: weight is 0.5, expected 0"),
     (RowFormat.messages, {"messages": [QUESTION, {**ANSWER, "reasoning": ["x"]}]}, r"\(assistant\): reasoning is list, expected a text"),
     (RowFormat.messages, {"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "arguments of a tool call are not JSON"),
+    (RowFormat.messages, {"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]}, "message 1: the arguments of a tool call are a list, expected an object"),
+    (RowFormat.messages, {"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "message 1: a tool call has no name, expected {function: {name, arguments}}"),
+    (RowFormat.messages, {"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": "f"}]}]}, "message 1: a tool call has no name"),
+    (RowFormat.messages, {"messages": [QUESTION, {**ANSWER, "function_call": {"name": "f"}}]}, "function_call is OpenAI's former form, expected tool_calls"),
     (RowFormat.messages, {"messages": [QUESTION, ANSWER], "tools": "[}"}, "tools is str, expected a list of JSON schemas or JSON"),
     (RowFormat.text, {"text": "é\ud83d"}, r"text holds \\ud83d at place 1, half of a character that was cut in two"),
     (RowFormat.sharegpt, {"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}], "images": ["x.png"]}, "column 'images' holds 1 of them, but this trains on text only"),
@@ -155,6 +159,14 @@ def test_bad_rows_say_what_is_wrong(form: RowFormat, row: dict[str, Any], messag
     with pytest.raises(RowProblem, match=message) as caught:
         Reading(form).read(row)
     assert caught.value.reason == "malformed"
+
+
+def test_a_call_without_arguments_is_one_with_none() -> None:
+    for call in ({"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": " "}):
+        messages = [QUESTION, {"role": "assistant", "tool_calls": [{"function": call}], "function_call": None}]
+        read = Reading(RowFormat.messages).read({"messages": messages})
+        assert isinstance(read, Chat)
+        assert read.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {}}}]
 
 
 def test_columns_of_media_may_be_empty_or_beside_what_is_named() -> None:
