@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.data.source.base import SampledSource
-from arctic_hydra.errors import DataError
+from arctic_hydra.errors import DataError, FieldError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +24,22 @@ class LocalSource(SampledSource):
     """File, directory, glob pattern, or a list of these."""
 
     suffixes: ClassVar[tuple[str, ...]]
+
+    def validate(self) -> None:
+        """Refuse the name of a split, which files have not: whoever asked for one of several got the rows of all."""
+        super().validate()
+        problems = []
+        name = self.split.partition("[")[0]
+        if name not in ("", "train", "eval"):
+            what = self.split.removeprefix(name)
+            drop = f"split={what}" if what else "path=<its files> alone"
+            problems.append(
+                ("split", f"got {self.split!r}, but files by path have no splits: all rows are read; pass {drop}")
+            )
+        if self.split_mapping:
+            problems.append(("split_mapping", "has no effect on files by path, which have no splits; drop it"))
+        if problems:
+            raise FieldError(problems)
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem when the path matches no file."""

@@ -183,6 +183,20 @@ def test_slices_are_checked_and_part_of_the_identity(tmp_path: Path) -> None:
         JsonSource(path=path, split="train[20:]").load("train")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": "test"}, "split: got 'test', but files by path have no splits: all rows are read; pass path=<its files> alone"),
+        ({"split": "test[:2]"}, r"split: got 'test\[:2\]', but .* all rows are read; pass split=\[:2\]"),
+        ({"split_mapping": {"train": "x"}}, "split_mapping: has no effect on files by path"),
+    ],
+)  # fmt: skip
+def test_files_by_path_have_no_splits(fields: dict[str, Any], message: str) -> None:
+    """Of a directory with train.jsonl and test.jsonl both would be read, whatever was asked for."""
+    with pytest.raises(FieldError, match=message):
+        JsonSource(path="a.jsonl", **fields)
+
+
 def test_a_share_that_holds_no_row_is_named(tmp_path: Path) -> None:
     path = str(write(tmp_path / "train.jsonl"))
     with pytest.raises(
