@@ -18,7 +18,7 @@ _USUALLY_FOLLOWS: dict[str, tuple[str | None, ...]] = {
     "system": (None,),
     "developer": (None, "system"),
     "user": (None, "system", "developer", "assistant"),
-    "assistant": (None, "system", "developer", "user", "tool"),
+    "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
 

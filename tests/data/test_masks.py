@@ -236,6 +236,12 @@ def test_the_template_decides_about_the_order_of_roles() -> None:
         "message 1: role 'user' after 'user', which this chat template may not take (the chat template fails: TemplateError: in turn!)"
         in str(problem)
     )
+    for messages, where in (
+        ([say("a"), ask("q"), say("b")], "message 0: role 'assistant' at the start"),
+        ([{"role": "system", "content": "s"}, say("a")], "message 1: role 'assistant' after 'system'"),
+    ):
+        (problem,) = ChatEncoder(make_tokenizer(strict)).encode([check_chat(messages)])
+        assert isinstance(problem, RowProblem) and problem.reason == "malformed" and where in str(problem)
 
 
 @pytest.mark.parametrize(
