@@ -85,9 +85,15 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
+        named = tokenizer.chat_template  # Command R's have several, one of them for tools
+        what = (
+            f"several chat templates ({', '.join(named)}) and none of them is the default"
+            if named
+            else "no chat template"
+        )
         raise DataError(
-            f"tokenizer.chat_template: the tokenizer {tokenizer.name_or_path!r} has no chat template, which "
-            f"conversations need; pass tokenizer.chat_template=<file with a Jinja template>"
+            f"tokenizer.chat_template: the tokenizer {tokenizer.name_or_path!r} has {what}, which conversations need; pass "
+            f"tokenizer.chat_template=<file with a Jinja template>"
         ) from error
 
 

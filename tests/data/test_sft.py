@@ -213,6 +213,12 @@ def test_a_tokenizer_without_chat_template_is_refused(small_chats: Path) -> None
         DataError, match=r"has no chat template, which conversations need; pass tokenizer\.chat_template=<file"
     ):
         factory(small_chats).build(make_tokenizer(None), geometry())
+    several = make_tokenizer(None)
+    several.chat_template = {"rag": "x", "tool_use": "y"}
+    with pytest.raises(
+        DataError, match=r"has several chat templates \(rag, tool_use\) and none of them is the default"
+    ):
+        factory(small_chats).build(several, geometry())
 
 
 def test_several_sources_keep_their_names(small_chats: Path, tmp_path: Path, tokenizer: Any) -> None:
