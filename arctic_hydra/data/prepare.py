@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 6
+CODE_VERSION = 7
 """Raise when the same rows and options would give other tokens, masks or reports: it is part of the cache key."""
 
 CHUNK_ROWS = 1000
