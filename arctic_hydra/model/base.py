@@ -124,15 +124,17 @@ class ModelFactory(Component):
     def create_skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model as `create_model` does, but without reading weights: for the memory estimate's fake tensors."""
         from transformers import AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
 
         self.register_attention()
-        with self.known_attention(config):
+        with self.known_attention(config), no_init_weights():  # some draw by the values of the weights
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,
                 trust_remote_code=getattr(self, "trust_remote_code", False),
             )
+        model.tie_weights()
         return self.finish(model)
 
     def register_attention(self) -> None:
