@@ -17,7 +17,7 @@ def numbers_of(array: pa.Array) -> Array:
     """Return the values of an Arrow array of numbers, as a view of its buffer; raises ValueError where some are missing."""
     if array.null_count:
         raise ValueError(f"{array.null_count} numbers are missing")
-    dtype = np.dtype(array.type.to_pandas_dtype())
+    dtype = np.dtype(str(array.type))  # such as int32; `to_pandas_dtype` may import pandas
     buffer = array.buffers()[1]
     if buffer is None:
         return np.empty(0, dtype)

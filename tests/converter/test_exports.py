@@ -53,6 +53,17 @@ def train_and_export(arguments: str, run_dir: Path, model: Path | None) -> torch
 IDS = list(range(40, 60))
 
 
+def assert_tied_once(folder: Path) -> None:
+    """Check that one matrix is embedding and head, in the file and once loaded."""
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        assert "lm_head.weight" not in tensors.keys()  # noqa: SIM118  # safe_open is no mapping
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def loaded_logits(folder: Path) -> torch.Tensor:
     """Return the logits of an export, loaded as its users do."""
     from peft import AutoPeftModelForCausalLM
@@ -66,7 +77,7 @@ def loaded_logits(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "tied", "stage"), CASES)
-def test_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
+def test_pitfall_21_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
     chosen, merges = KINDS[kind]
     ranks = 2 if stage == 3 else 1
     model = None if chosen.startswith("model=tiny") else models[tied]
@@ -80,6 +91,8 @@ def test_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
         whole = merge != "false"
         assert (run_dir / "export" / "model.safetensors").exists() is whole
         torch.testing.assert_close(loaded_logits(run_dir / "export"), expected, atol=1e-5, rtol=0)
+        if tied and kind == "hf":
+            assert_tied_once(run_dir / "export")
         lab.in_ranks(1, lab.perform, f"{arguments} task=export", run_dir / "task-export", model)
         again = run_dir / "export-step-00000002"
         torch.testing.assert_close(loaded_logits(again), expected, atol=1e-5, rtol=0)
