@@ -57,15 +57,16 @@ def create_model(
     over them, else after. The result depends on the run alone, not on ZeRO stage or ranks. Collective under ZeRO-3,
     within `engine.model_init`.
     """
-    from arctic_hydra.model.ulysses import share_positions
-
     seed_everything(run.seed)
     if start or weights:
         engine.import_deepspeed()  # checkpoints hold three of its classes
     run.model.quantization = run.peft.quantization_config(run.model.torch_dtype) if quantize else None  # type: ignore[misc]
     check_vocabulary(run, model_config, tokenizer)
     model: Any = run.model.create_model(model_config)
-    share_positions(model)
+    if run.trainer.sequence_parallel_size > 1:
+        from arctic_hydra.model.ulysses import share_positions
+
+        share_positions(model)
     fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
     stored = source.read(start) if start else {}
     if start and source.fits(stored, model):

@@ -27,7 +27,7 @@ class CallForm:
     def of(self, message: Message) -> Message:
         """Return the message with its calls in this form; a message without calls as it is."""
         calls = message.get("tool_calls")
-        if not calls or self == CallForm():
+        if not calls:
             return message
         changed = dict(message)
         if self.null_content and not changed.get("content"):

@@ -147,9 +147,8 @@ def _whole(row: Row, name: str, prompt: list[Message], side: list[Message]) -> C
     messages = [*systems, *side] if not _holds(side, systems) else side
     if not _holds(compared, asked):
         before, after = prompt[-1]["role"], side[0]["role"]
-        if (before == "assistant") == (
-            after == "assistant"
-        ):  # a prompt that ends in a question goes on with its answer
+        # A prompt that ends in a question goes on with its answer.
+        if (before == "assistant") == (after == "assistant"):
             raise malformed(
                 f"{name} neither repeats the prompt beside it nor goes on from it (which ends in {before!r}, and {name} begins "
                 f"with {after!r}); got the columns {columns_of(row)}; expected one prompt"

@@ -169,9 +169,7 @@ def making_sense(key: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (
-        Exception
-    ) as error:  # its checks raise errors of their own, its code KeyError, TypeError, AssertionError, ...
+    except Exception as error:  # its checks have errors of their own, its code raises any
         raise ModelError(f"{key}: {_in_one_line(error)}; see the documentation of the architecture's config") from error
 
 
