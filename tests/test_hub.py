@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+import threading
 import time
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -56,3 +61,58 @@ def test_the_first_hop_is_tried(endpoint, environment, expected, listening, dead
     started = time.monotonic()
     assert hub_reachable() is expected
     assert time.monotonic() - started < 2
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers as the hub does: one model asks for access, every other name is none of its own."""
+
+    def do_GET(self):
+        code, kind = (403, "GatedRepo") if "/gated/" in self.path else (404, "RepoNotFound")
+        self.send_response(code)
+        self.send_header("X-Error-Code", kind)
+        self.send_header("X-Error-Message", "asked for by the test")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def hub():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+LOADING = """
+import sys, time
+from arctic_hydra.errors import ModelError
+from arctic_hydra.model.hf import HFModelFactory
+begun = time.monotonic()
+try:
+    HFModelFactory(name_or_path=sys.argv[1]).create_config()
+except ModelError as error:
+    print(f"{time.monotonic() - begun:.0f} {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gated/model", "'gated/model' cannot be loaded: You are trying to access a gated repo."),
+        ("nobody/nothing", "'nobody/nothing' cannot be loaded: nobody/nothing is not a local folder"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_at_once_in_one_line(name, words, hub, tmp_path):
+    kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    asked = kept | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LOADING, name], env=asked, capture_output=True, text=True, timeout=120)
+    [line] = done.stdout.splitlines()
+    seconds, _, said = line.partition(" ")
+    assert said.startswith(f"model.name_or_path: {words}"), line
+    assert said.endswith("(check the name, your access and the network, or pass a local directory)")
+    assert int(seconds) < 30, "retries"
