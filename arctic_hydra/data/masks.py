@@ -22,9 +22,10 @@ from arctic_hydra.data.call_form import CallForm, call_form
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text, malformed, unusual_turn
 from arctic_hydra.data.outline import Span, thought_key
 from arctic_hydra.data.rendered import short
-from arctic_hydra.data.turns import TurnFinder
+from arctic_hydra.data.turns import Turn, TurnFinder
 from arctic_hydra.data.word_tables import Array
 from arctic_hydra.data.words import WordTokenizer
+from arctic_hydra.data.written import WrittenChats
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None) -> None:
         self._turns = turns or TurnChoice()
         self._template = template_of(tokenizer)
-        _fix_globals(self._template)
+        compiled = _compiled(self._template)
         known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
         self._reasoning_key = known[0] if len(known) == 1 else None
         self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
@@ -125,6 +126,7 @@ class ChatEncoder:
         start = self._backend.encode("a", add_special_tokens=True).ids[:1]
         self._adds_bos = self._bos is not None and start == [self._bos]
         self._finder = TurnFinder(self._render, sorted(specials), self._turns.eot_tokens, self._tagged)
+        self._written = WrittenChats(self._template, compiled, self._variables, self._run)
 
     def _check_eot_tokens(self) -> None:
         for token in self._turns.eot_tokens:
@@ -197,31 +199,38 @@ class ChatEncoder:
         return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
 
     def _render_all(self, chats: Sequence[Chat]) -> list[Located | RowProblem]:
-        # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
-        plain = [index for index, chat in enumerate(chats) if chat.tools is None]
+        wanted = [self._turns.of(chat) for chat in chats]
+        known = [self._written.write(*both) for both in zip(chats, wanted, strict=True)]
+        # One call renders every other chat without tools: tools are an argument of the call, not of the conversation.
+        plain = [index for index, chat in enumerate(chats) if known[index] is None and chat.tools is None]
         try:
             rendered = dict(zip(plain, self._render([chats[index].messages for index in plain], None), strict=True))
         except Exception:  # some chat of the batch fails: rendered one by one below, to name it
             rendered = {}
         results: list[Located | RowProblem] = []
-        for index, chat in enumerate(chats):
+        for index, (chat, mine, found) in enumerate(zip(chats, wanted, known, strict=True)):
             try:
-                text, marked = rendered.get(index) or self._render([chat.messages], chat.tools)[0]
-                check_text(text, "the rendered chat")  # tools and calls are in it too
-                results.append(self._located(chat, text, marked))
+                results.append(self._located(chat, mine, *(found or self._run(chat, mine, rendered.get(index)))))
             except RowProblem as problem:
                 results.append(problem)
             except Exception as error:  # templates raise anything
                 results.append(_template_problem(chat, error))
         return results
 
-    def _located(self, chat: Chat, text: str, marked: list[Span]) -> Located:
-        wanted = self._turns.of(chat)
-        turns = self._finder.find(chat, text, marked, wanted)
+    def _run(
+        self, chat: Chat, wanted: Sequence[int], rendered: tuple[str, list[Span]] | None = None
+    ) -> tuple[str, list[Turn]]:
+        """Return the text of a chat, by its template unless it is there, and its wanted turns."""
+        text, marked = rendered or self._render([chat.messages], chat.tools)[0]
+        check_text(text, "the rendered chat")  # tools and calls are in it too
+        return text, self._finder.find(chat, text, marked, wanted)
+
+    def _located(self, chat: Chat, wanted: Sequence[int], text: str, turns: list[Turn]) -> Located:
         thoughts = 0
         for index, turn in zip(wanted, turns, strict=True):
-            if name := thought_key(chat.messages[index]):
-                thoughts += chat.messages[index][name].strip() not in text[turn.start : turn.body_end]
+            message = chat.messages[index]
+            if len(message) > 2 and (name := thought_key(message)):
+                thoughts += message[name].strip() not in text[turn.start : turn.body_end]
         if self._turns.ignore_empty_think:
             found = [_EMPTY_THINK.match(text, turn.start, turn.body_end) for turn in turns]
             turns = [
@@ -301,15 +310,17 @@ def _template_problem(chat: Chat, error: Exception) -> RowProblem:
     )
 
 
-def _fix_globals(template: str) -> None:
-    """Make one dictionary of the global names of a compiled template, which never change here, and stop its clock.
+def _compiled(template: str) -> Any:
+    """Return what transformers compiles a template to and keeps, with a stopped clock; None where that is not to be had.
 
-    Jinja copies them for each rendering, and from the chain of dictionaries that it makes that is a quarter of the time.
-    The clock cannot be a variable of the rendering: transformers makes those plain data.
+    Jinja copies the global names for each rendering, and from the chain of dictionaries that it makes that is a quarter of
+    the time: here they are one. The clock cannot be a variable of the rendering: transformers makes those plain data.
     """
     with suppress(Exception):  # not public, so it may be gone; and of a template that does not compile, rendering tells
         compiled = chat_template_utils._compile_jinja_template(template)
         compiled.globals = {**compiled.globals, "strftime_now": _FIXED_DATE.strftime}
+        return compiled
+    return None
 
 
 def _pairs(bounds: Sequence[int]) -> list[Span]:
