@@ -1,52 +1,37 @@
-"""Chats written out without running their template again, where it only writes contents and never looks at them.
+"""Chats written out without running their template again, where what it does follows from the roles alone.
 
-Once for each sequence of roles the template runs with objects in place of the contents that can be written, put together
-with texts and stripped. They are no strings, so whatever else is done to one (a comparison, another filter, a search)
-raises. A run that comes to its end followed from the roles alone: with other contents it would go the same way, so what
-it wrote is what stands around the contents of every conversation of these roles, and so are its turns.
+Once for each sequence of roles the template runs with objects in place of the contents. They can be written, put together
+with texts and stripped. They can be asked whether they hold a certain text, such as `</think>`: they say no, and the chats
+that hold it are left to the template. They are no strings, so whatever else is done to one (its length, an order, another
+filter) raises. With other contents, a run that comes to its end would go the same way, so what it wrote is what stands
+around the contents of all these conversations, and so are their turns.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NoReturn
 
-from jinja2 import Environment, nodes
+from jinja2 import nodes
+from jinja2.nativetypes import NativeCodeGenerator
 
 from arctic_hydra.data.messages import Chat, Message
 from arctic_hydra.data.turns import Turn
 
-Slot = tuple[int, str]
-"""The number of a message, and the method of `str` that the template calls on its content before it writes it, or ``."""
+Steps = tuple[tuple[str, str | None], ...]
+"""What of a content's ends is left out when it is written: calls of `lstrip` and `rstrip`."""
+Slot = tuple[int, Steps]
+"""The number of a message, and how its content is written."""
 Place = tuple[int, int]
 """How many contents are before a place, and the characters after the last of them."""
 Find = Callable[[Chat, Sequence[int]], tuple[str, list[Turn]]]
 """A conversation and the numbers of the wanted turns; returns its text as the template writes it, and these turns."""
 
 _MOST_FORMS = 4096
-_MARK = re.compile(r"\0(\d+)(\w*)\0")
-# What is captured and comes back as a string would be looked at unseen.
-_CAPTURES = (
-    nodes.Macro,
-    nodes.AssignBlock,
-    nodes.FilterBlock,
-    nodes.Block,
-    nodes.Import,
-    nodes.FromImport,
-    nodes.Include,
-)
-_TAGS = _THOUGHT, _RESULT = "think>", "tool_response>"
-"""What templates look for in contents, and usual ones do not hold."""
-_TESTS = {
-    **dict.fromkeys(("defined", "string", "iterable", "sequence"), True),
-    **dict.fromkeys(("undefined", "none", "mapping", "number", "integer", "float", "boolean", "callable"), False),
-}
-"""What tests say of every content: it is a string."""
 
 
 class _LookedAtError(BaseException):
@@ -58,29 +43,32 @@ def _looked_at(*_: object, **__: object) -> NoReturn:
 
 
 class _Content:
-    """Usual contents and the texts between them: what a template may do with them unseen."""
+    """Contents that are not blank and the texts between them: what a template may do with them unseen."""
 
-    def __init__(self, *parts: str | Slot) -> None:
-        self._parts = parts
+    def __init__(self, parts: Iterable[str | Slot], absent: set[str]) -> None:
+        """Take what is to be written, and the set that collects what no content may hold."""
+        self._parts, self._absent = tuple(parts), absent
 
     def __add__(self, other: object) -> _Content:
-        return _Content(*self._parts, *_parts_of(other))
+        return _Content((*self._parts, *_parts_of(other)), self._absent)
 
     def __radd__(self, other: object) -> _Content:
-        return _Content(*_parts_of(other), *self._parts)
+        return _Content((*_parts_of(other), *self._parts), self._absent)
 
     def __bool__(self) -> bool:
         return True
 
     def __eq__(self, other: object) -> bool:
-        return False if other == "" else _looked_at()
+        return other in self if isinstance(other, str) and other else _same_for_all(other)
 
     def __ne__(self, other: object) -> bool:
-        return True if other == "" else _looked_at()
+        return not self == other
 
     def __contains__(self, text: object) -> bool:
-        is_tag = isinstance(text, str) and any(tag in text for tag in _TAGS)
-        return False if is_tag and len(self._parts) == 1 else _looked_at()
+        if not isinstance(text, str) or not text or len(self._parts) > 1:
+            _looked_at()
+        self._absent.add(text)
+        return False
 
     def startswith(self, text: object) -> bool:
         return text in self
@@ -91,34 +79,81 @@ class _Content:
     def split(self, text: object) -> list[_Content]:
         return [] if text in self else [self]
 
-    def strip(self) -> _Content:
-        return self._by("strip")
+    def replace(self, old: object, _: object) -> _Content:
+        return _looked_at() if old in self else self
 
-    def lstrip(self) -> _Content:
-        return self._by("lstrip")
+    def strip(self, characters: str | None = None) -> _Content:
+        return self.lstrip(characters).rstrip(characters)
 
-    def rstrip(self) -> _Content:
-        return self._by("rstrip")
+    def lstrip(self, characters: str | None = None) -> _Content:
+        return self._cut(0, "lstrip", characters)
 
-    def _by(self, method: str) -> _Content:
-        match self._parts:
-            case ((index, "" | "strip" as before),):
-                return _Content((index, before or method))
-        _looked_at()
+    def rstrip(self, characters: str | None = None) -> _Content:
+        return self._cut(-1, "rstrip", characters)
 
-    def marks(self) -> str:
-        """Return the texts, with a mark in place of each content."""
-        return "".join(part if isinstance(part, str) else "\0{}{}\0".format(*part) for part in self._parts)
+    def _cut(self, end: int, method: str, characters: str | None) -> _Content:
+        if not (characters is None or (isinstance(characters, str) and characters.isspace())):
+            _looked_at()
+        parts = list(self._parts)
+        while isinstance(text := parts[end], str) and not getattr(text, method)(characters):
+            del parts[end]
+        match parts[end]:
+            case str(text):
+                parts[end] = getattr(text, method)(characters)
+            case index, steps:
+                parts[end] = index, (*steps, (method, characters))
+        return _Content(parts, self._absent)
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __hash__ = _looked_at
     __str__ = __repr__ = __format__ = __lt__ = __le__ = __gt__ = __ge__ = _looked_at
     __mul__ = __rmul__ = __mod__ = __rmod__ = __int__ = __float__ = __index__ = __call__ = _looked_at
 
 
+def _same_for_all(other: object) -> bool:
+    """Return whether contents equal what is no text of its own: none does, but another content may."""
+    return _looked_at() if isinstance(other, _Content) else False
+
+
 def _parts_of(value: object) -> tuple[str | Slot, ...]:
     if isinstance(value, _Content):
         return value._parts
     return (value,) if isinstance(value, str) else _looked_at()
+
+
+def _written(values: Iterable[object]) -> str | _Content:
+    """Return what a template writes one after another."""
+    texts = [value if isinstance(value, _Content) else str(value) for value in values]
+    content = next((text for text in texts if isinstance(text, _Content)), None)
+    if content is None:
+        return "".join(map(str, texts))
+    return _Content(
+        (part for text in texts if not (isinstance(text, str) and not text) for part in _parts_of(text)),
+        content._absent,
+    )
+
+
+class _Writing(NativeCodeGenerator):
+    """Makes no strings of what is written, nor of what a `~` puts together."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
+        self.write("environment.concat((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+_TESTS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("defined", "string", "iterable", "sequence"), lambda _: True),
+    **dict.fromkeys(("undefined", "none", "mapping", "number", "integer", "float", "boolean"), lambda _: False),
+}
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "trim": lambda content, *characters: content.strip(*characters),
+    "replace": lambda _, content, old, new: content.replace(old, new),
+    "string": lambda content: content,
+    "default": lambda content, *_: content,
+    "d": lambda content, *_: content,
+}
 
 
 def _guarded(function: Callable[..., Any], known: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,45 +167,46 @@ def _guarded(function: Callable[..., Any], known: Callable[..., Any]) -> Callabl
     return guarded
 
 
-_FILTERS: dict[str, Callable[..., Any]] = {
-    "trim": lambda content: content.strip(),
-    "string": lambda content: content,
-    "default": lambda content, *_: content,
-    "d": lambda content, *_: content,
-}
-
-
-def _tracing(environment: Environment) -> Environment:
-    """Return the environment of a template, with contents guarded."""
-    tracing = environment.overlay(finalize=lambda value: value.marks() if isinstance(value, _Content) else value)
-    tracing.filters = {
-        name: _guarded(function, _FILTERS.get(name, _looked_at)) for name, function in environment.filters.items()
-    }
-    tracing.tests = {
-        name: _guarded(test, (lambda said: lambda _: said)(_TESTS[name]) if name in _TESTS else _looked_at)
-        for name, test in environment.tests.items()
-    }
-    return tracing
+def _traced(template: str, compiled: Any) -> Any:
+    """Return the template for contents that are no strings; None where it does not compile, which running it will tell."""
+    with suppress(Exception):
+        environment = compiled.environment.overlay()
+        environment.code_generator_class, environment.concat = _Writing, _written
+        filters, tests = environment.filters.items(), environment.tests.items()
+        environment.filters = {name: _guarded(one, _FILTERS.get(name, _looked_at)) for name, one in filters}
+        environment.tests = {name: _guarded(one, _TESTS.get(name, _looked_at)) for name, one in tests}
+        return environment.from_string(template, globals=compiled.globals)
+    return None
 
 
 class Form:
     """What a template writes around the contents of the conversations of the same roles, and where their turns are."""
 
-    def __init__(self, marked: str) -> None:
-        """Take what was written, with marks in place of the contents."""
-        parts = _MARK.split(marked)
-        self._literals = parts[::3]
-        self.slots: list[Slot] = [(int(index), method) for index, method in zip(parts[1::3], parts[2::3], strict=True)]
+    def __init__(self, written: _Content) -> None:
+        """Take what the template wrote."""
+        self.slots: list[Slot] = []
+        self._absent = tuple(written._absent)
+        self._literals = [""]
         self._turns: list[tuple[Place, Place, Place]] = []
+        for part in written._parts:
+            if isinstance(part, str):
+                self._literals[-1] += part
+            else:
+                self.slots.append(part)
+                self._literals.append("")
+
+    def fits(self, messages: Sequence[Message]) -> bool:
+        """Whether no content holds what the template looks for."""
+        return not any(text in message["content"] for text in self._absent for message in messages)
 
     def text(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """Return the text of a conversation, and 0 and the end of each content in it."""
         parts, ends = [self._literals[0]], [0]
         place = len(parts[0])
-        for (index, method), literal in zip(self.slots, self._literals[1:], strict=True):
+        for (index, steps), literal in zip(self.slots, self._literals[1:], strict=True):
             content = messages[index]["content"]
-            if method:
-                content = getattr(content, method)()
+            for method, characters in steps:
+                content = getattr(content, method)(characters)
             place += len(content)
             ends.append(place)
             parts += (content, literal)
@@ -196,7 +232,7 @@ class Form:
 
 
 class WrittenChats:
-    """Writes the chats of one template; a form is learned from the first chat of its roles, and compared with it."""
+    """Writes the chats of one template; a form is learned when its roles come first, and compared with that chat."""
 
     def __init__(self, template: str, compiled: Any, variables: Mapping[str, Any], find: Find) -> None:
         """Take the template and what Jinja made of it, the variables that it is run with, and what finds turns so."""
@@ -215,48 +251,39 @@ class WrittenChats:
                 self._forms.clear()
             self._forms[key] = self._learned(chat, wanted)
         form = self._forms[key]
-        return None if form is None else form.write(chat.messages)
+        return form.write(chat.messages) if form is not None and form.fits(chat.messages) else None
 
     def _learned(self, chat: Chat, wanted: Sequence[int]) -> Form | None:
         """Return the form of the chats with the roles of this one; None where it is not sure to be that of all of them."""
         with suppress(Exception, _LookedAtError):  # templates raise anything
-            form = Form(self._run(chat.messages))
+            form = self._traced_form(chat.messages)
             if sorted(index for index, _ in form.slots) != list(range(len(chat.messages))):
                 return None
             example = Chat([{**message, "content": f"Zqc{index}qZ"} for index, message in enumerate(chat.messages)])
             text, turns = self._find(example, wanted)
             written, ends = form.text(example.messages)
-            if written == text and form.learn(turns, ends) and form.write(chat.messages) == self._find(chat, wanted):
+            if not form.fits(example.messages) or written != text or not form.learn(turns, ends):
+                return None
+            if not form.fits(chat.messages) or form.write(chat.messages) == self._find(chat, wanted):
                 return form
         return None
 
-    def _run(self, messages: Sequence[Message]) -> str:
-        traced = [{**message, "content": _Content((index, ""))} for index, message in enumerate(messages)]
+    def _traced_form(self, messages: Sequence[Message]) -> Form:
+        absent: set[str] = set()
+        traced = [{**message, "content": _Content([(index, ())], absent)} for index, message in enumerate(messages)]
         said = {"tools": None, "documents": None, "add_generation_prompt": False, **self._variables}
-        return str(self._template.render(messages=traced, **said))
+        written = self._template.render(messages=traced, **said)
+        return Form(written) if isinstance(written, _Content) else _looked_at()  # it wrote none
 
 
 def _roles(chat: Chat) -> tuple[str, ...] | None:
-    """Return the roles of a conversation; None where it holds anything but roles and usual contents."""
+    """Return the roles of a conversation; None where it holds anything but roles and contents that are not blank."""
     if chat.tools is not None:
         return None
     roles: list[str] = []
     for message in chat.messages:
         content = message.get("content")
-        if not content or len(message) != 2 or content.isspace() or _THOUGHT in content or _RESULT in content:
+        if not content or len(message) != 2 or content.isspace():
             return None
         roles.append(message["role"])
     return tuple(roles)
-
-
-def _traced(template: str, compiled: Any) -> Any:
-    """Return the template for contents that are no strings; None where it could look at one unseen."""
-    with suppress(Exception):  # one that does not compile is told about when it is run
-        tree = compiled.environment.parse(template)
-        calls = (block.call.node for block in tree.find_all(nodes.CallBlock))
-        # Tags of an extension, such as `{% generation %}`, write what is in them.
-        if next(tree.find_all(_CAPTURES), None) is None and all(
-            isinstance(one, nodes.ExtensionAttribute) for one in calls
-        ):
-            return _tracing(compiled.environment).from_string(template, globals=compiled.globals)
-    return None

@@ -38,7 +38,7 @@ def both_ways(encoder: ChatEncoder, *contents: str, system: str = "") -> tuple[A
     return encoder._written.write(Chat(messages), wanted), encoder._run(Chat(messages), wanted)
 
 
-def texts_both_ways(contents: str) -> tuple[str | None, str]:
+def texts_both_ways(contents: str, *chat_contents: str) -> tuple[str | None, str]:
     """Return the text of a chat as it is written, and as its template writes it with this in the place of contents."""
     template = "{% for m in messages %}<{{ m.role }}>" + contents + "</>{% endfor %}"
     compiled = chat_template_utils._compile_jinja_template(template)
@@ -46,7 +46,7 @@ def texts_both_ways(contents: str) -> tuple[str | None, str]:
     def run(chat: Chat, wanted: Sequence[int]) -> tuple[str, list[Turn]]:
         return compiled.render(messages=chat.messages, tools=None), []
 
-    one = Chat(chat("x one ", "two", "three", " 4\n5 ")["messages"])
+    one = Chat(chat(*chat_contents or ("x one ", "two", "three", " 4\n5 "))["messages"])
     written = WrittenChats(template, compiled, {}, run).write(one, [])
     return written and written[0], run(one, [])[0]
 
@@ -85,25 +85,24 @@ def test_the_template_is_not_run_for_chats_whose_roles_are_known(monkeypatch: py
 
 
 LOOKS = {
-    "test": "{% if 'x' in m.content %}!{% endif %}{{ m.content }}",
+    "other characters stripped": "{{ m.content.strip('x') }}",
+    "another content": "{% if m.content == messages[0].content %}!{% endif %}{{ m.content }}",
+    "each word": "{{ m.content.split() | first }}",
+    "a macro's text": "{% macro write(text) %}{{ text }}{% endmacro %}{{ write(m.content) | length }}{{ m.content }}",
+    "a captured text": "{% set text %}{{ m.content }}{% endset %}{{ text | upper }}",
+    "put together by tilde": "{{ ('x' ~ m.content) | length }}{{ m.content }}",
     "tag in what is put together": "{% if '</think>' in '<' + m.content %}!{% endif %}{{ m.content }}",
-    "comparison": "{% if m.content == 'x' %}!{% endif %}{{ m.content }}",
     "order": "{% if m.content < 'x' %}!{% endif %}{{ m.content }}",
-    "of a list": "{% if m.content in ['x', 'y'] %}!{% endif %}{{ m.content }}",
     "key": "{{ {'x': '!'}[m.content] }}{{ m.content }}",
     "in a literal": "{% if m.content in 'xyz' %}!{% endif %}{{ m.content }}",
     "length": "{{ m.content | length }}{{ m.content }}",
     "first character": "{{ m.content[0] }}{{ m.content }}",
     "its end": "{{ m.content[5:] }}{{ m.content }}",
     "each character": "{% for letter in m.content %}.{% endfor %}{{ m.content }}",
-    "start": "{% if m.content.startswith('x') %}!{% endif %}{{ m.content }}",
     "a method": "{{ m.content.upper() }}",
     "a filter": "{{ m.content | upper }}",
-    "replaced": "{{ m.content | replace('x', 'y') }}",
     "put into a literal": "{{ 'abc'.replace('b', m.content) }}",
     "cut": "{{ m.content | truncate(300) }}",
-    "only some stripped": "{{ m.content.strip('\n') }}",
-    "put together, then stripped": "{{ ('x ' + m.content) | trim }}",
     "as JSON": "{{ m.content | tojson }}",
     "message as JSON": "{{ m | tojson }}",
     "message": "{{ m }}",
@@ -112,9 +111,6 @@ LOOKS = {
     "by braces": "{{ '{}'.format(m.content) }}",
     "repeated": "{{ m.content * 2 }}",
     "joined": "{{ [m.content, 'x'] | join(' ') }}",
-    "by tilde": "{{ m.content ~ 'x' }}",
-    "captured": "{% set text %}{{ m.content }}{% endset %}{{ text | trim }}",
-    "macro": "{% macro write(text) %}{{ text }}{% endmacro %}{{ write(m.content) | trim }}",
     "filter block": "{% filter upper %}{{ m.content }}{% endfilter %}",
     "a test by name": "{{ '!' if m.content is lower }}{{ m.content }}",
     "changed": "{{ '!' if loop.changed(m.content) }}{{ m.content }}",
@@ -143,6 +139,10 @@ def test_a_template_that_looks_at_contents_is_run_for_each(looks: str) -> None:
         "{% set text = m.content %}{% if '</think>' in text %}{% set text = text.split('</think>')[-1] %}{% endif %}{{ text }}",
         "{% set ns = namespace(text='a') %}{% set ns.text = '(' + m.content %}{{ ns.text + ')' }}",
         "{{ '' if m.content.startswith('<tool_response>') else m.content }}",
+        "{{ m.content.strip('\n') }}",
+        "{{ ('(' ~ m.content ~ ' ') | trim + ')' }}",
+        "{% set text %} {{ m.content }}.{% endset %}{{ text.rstrip() }}",
+        "{% macro write(text) %}{{ text }}{% endmacro %}{{ write(m.content) | trim ~ loop.index }}",
         "{% for one in messages[loop.index0:] | selectattr('role', 'equalto', m.role) | list %}{{ one.content if loop.first }}{% endfor %}",
     ],
 )
@@ -151,8 +151,39 @@ def test_what_follows_from_the_roles_alone_is_no_look(sees: str) -> None:
     assert written == run
 
 
-@pytest.mark.parametrize("content", ["", " \n", "so <think>a</think> b", "x</tool_response>"])
-def test_unusual_contents_are_left_to_the_template(content: str) -> None:
+ASKS = {
+    "{{ '!' if 'x' in m.content }}{{ m.content }}": True,
+    "{{ '!' if m.content == 'x' }}{{ m.content }}": True,
+    "{{ '!' if m.content != 'x' }}{{ m.content }}": True,
+    "{{ '!' if m.content in ['v', 'x'] }}{{ m.content }}": True,
+    "{{ '!' if m.content.startswith('x') or m.content.endswith('x') }}{{ m.content }}": True,
+    "{{ m.content | replace('x', 'y') }}": True,
+    "{{ m.content.split('x')[0] }}": True,
+    "{{ m.content.strip().replace('x', '') }}": True,
+    "{{ '!' if '' in m.content }}{{ m.content }}": False,
+    "{{ '!' if m.content in 'xyz' }}{{ m.content }}": False,
+    "{{ m.content.replace('x', 'y', 1) }}": False,
+}
+
+
+@pytest.mark.parametrize(("asks", "is_written"), ASKS.items())
+def test_what_holds_a_text_that_is_looked_for_is_left_to_the_template(asks: str, is_written: bool) -> None:
+    written, run = texts_both_ways(asks, "one", "two")
+    assert written == (run if is_written else None)
+    assert texts_both_ways(asks, "one", "x")[0] is None
+
+
+def test_a_form_is_learned_from_a_chat_that_it_does_not_fit_too() -> None:
+    encoder = ChatEncoder(make_tokenizer(QWEN_3, eos_token="</s>"))
+    thought = Chat(chat("a", "<think>b</think>c")["messages"])
+    assert encoder._written.write(thought, [1]) is None
+    written, run = both_ways(encoder, "a", "b")
+    assert written == run
+    assert encoder._written.write(thought, [1]) is None
+
+
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_blank_contents_are_left_to_the_template(content: str) -> None:
     encoder = encoder_of(CHATML_UNTAGGED)
     assert both_ways(encoder, "a", "b")[0] is not None
     assert both_ways(encoder, "a", content)[0] is None
