@@ -13,11 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = f"{shlex.quote(sys.executable)} -m arctic_hydra"
 
-SMALL = (
+SMALLEST = (
     "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
     "optimizer.lr=1e-3 log.report=false"
 )
-"""Overrides that make a run take seconds."""
+"""Overrides that make a run on any data take seconds."""
+SMALL = f"{SMALLEST} data.eval_sources.chat.sample_count=20"
+"""The same for the bundled chats, with fewer of them to evaluate on."""
 
 
 def environment(**more: str) -> dict[str, str]:

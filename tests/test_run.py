@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from arctic_hydra import record
 from arctic_hydra.__main__ import print_result
-from tests.command import ROOT, SMALL, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
+from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
 SHORT = f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 optimizer.lr=2e-3"
@@ -192,7 +192,7 @@ def test_sweep_over_zero_stages_agrees_to_1e_5(tmp_path):
     """Four jobs of one sweep on the real chats, in processes and directories of their own: the first losses agree."""
     data = f"data=ultrachat data.sources.ultrachat.path={CHAT}" if CHAT.is_dir() else "data=chat"
     quick = "trainer.train_iters=5 trainer.eval_at_start=false trainer.eval_at_end=false tracking=[] checkpoint=[]"
-    done = run(f"-m {SMALL} {data} {quick} deepspeed=zero0,zero1,zero2,zero3", tmp_path)
+    done = run(f"-m {SMALLEST} {data} {quick} deepspeed=zero0,zero1,zero2,zero3", tmp_path)
     runs = sorted((tmp_path / "outputs" / "default").glob("*/metrics.jsonl"))
     table = [losses(path.parent) for path in runs]
     assert len(table) == 4

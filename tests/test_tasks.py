@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tests.checkpoint.test_store import flip_one_bit
 from tests.command import SMALL, metrics, only_run, run
 
+pytestmark = pytest.mark.xdist_group("tasks")  # what they share is made once
+
 TINY = f"{SMALL} trainer.train_iters=6 data.sources.chat.sample_count=40 tracking=[]"
 TRAINED = f"{TINY} deepspeed=zero3"
 

@@ -9,6 +9,8 @@ import torch
 
 from tests.converter import lab
 
+pytestmark = pytest.mark.xdist_group("table")  # what they share is made once
+
 IA3 = (
     "peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj,v_proj,down_proj],feedforward_modules:[down_proj]}"
 )

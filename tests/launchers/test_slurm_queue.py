@@ -14,12 +14,12 @@ from arctic_hydra.record import RunDirectory
 from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after
 from arctic_hydra.sweep.directory import Sweep
-from tests.command import ROOT, SMALL
+from tests.command import ROOT, SMALLEST
 from tests.launchers.queue import Queue
 from tests.sweep.test_search import trials
 
 POLL_SECONDS = 0.0625
-SLURM = f"-m hydra/launcher=slurm hydra.launcher.poll_seconds={POLL_SECONDS} {SMALL} tracking=[]".split()
+SLURM = f"-m hydra/launcher=slurm hydra.launcher.poll_seconds={POLL_SECONDS} {SMALLEST} tracking=[]".split()
 DETACHED = [*SLURM, "hydra.launcher.detach=true"]
 SEARCH = [*SLURM, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "seed=range(1,9)"]
 

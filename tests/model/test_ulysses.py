@@ -17,6 +17,8 @@ from tests.ranks import run_ranks
 from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
 from tests.trainer.test_step import DATA, assert_equal
 
+pytestmark = pytest.mark.xdist_group("ulysses")  # what they share is made once
+
 
 def trained(run_dir, cases):
     """Train each case; return its logged rows, evaluations included, and its final weights."""

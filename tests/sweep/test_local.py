@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.command import ROOT, SMALL, losses, metrics, only_run, run, start
+from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start
 
 POOL = "-m hydra/launcher=local hydra.launcher.slots=2"
 QUICK = f"{SMALL} trainer.eval_at_start=false tracking=[]"
@@ -47,7 +47,7 @@ def test_failures_are_shown_beside_results_and_retried(tmp_path):
     )
     (tmp_path / "worse.jsonl").write_text("{\n")
     paths = "data.sources.json.path=good.jsonl,bad.jsonl,worse.jsonl"
-    arguments = f"{POOL} {SMALL} data=json {paths} trainer.train_iters=2 checkpoint=[]"
+    arguments = f"{POOL} {SMALLEST} data=json {paths} trainer.train_iters=2 checkpoint=[]"
     done = run(arguments, tmp_path, code=1)
     assert "Traceback" not in done.stdout + done.stderr
     rows = table(tmp_path)
@@ -167,8 +167,8 @@ def model(tmp_path_factory):
 def test_each_job_of_a_sweep_equals_the_same_job_run_alone(model, tmp_path):
     """Liger (on torch's kernels here) and plain, bf16 and fp32, whole and LoRA, side by side in one sweep: nothing leaks between them."""
     fixed = (
-        f"model.name_or_path={model} data=chat data.num_proc=1 data.max_length=256 data.sources.chat.sample_count=40 tracking=[] "
-        "trainer.train_iters=3 trainer.eval_at_start=false checkpoint=[hf]"
+        f"model.name_or_path={model} data=chat data.num_proc=1 data.max_length=256 data.sources.chat.sample_count=40 "
+        "data.eval_sources.chat.sample_count=20 tracking=[] trainer.train_iters=3 trainer.eval_at_start=false checkpoint=[hf]"
     )
     option = tmp_path / "mine" / "model" / "fallback.yaml"
     option.parent.mkdir(parents=True)

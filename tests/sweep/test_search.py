@@ -10,7 +10,7 @@ import shlex
 import optuna
 import pytest
 
-from tests.command import run
+from tests.command import SMALLEST, run
 from tests.sweep.test_local import POOL, QUICK, chats, sweep_dir, table
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -32,8 +32,9 @@ def test_a_search_prunes_fails_and_goes_on(tmp_path):
     search = (
         f"{POOL} hydra/sweeper=optuna hydra.sweeper.seed=2 hydra.sweeper.pruner=median hydra.sweeper.n_jobs=2 "
         "'hydra.sweeper.pruner_kwargs={n_startup_trials:1}' "
-        f"'data.sources.json.path=choice(good.jsonl,bad.jsonl)' {QUICK} data=json data.train_eval_split=[0.8,0.2] "
-        "trainer.train_iters=40 trainer.epochs=20 trainer.eval_frequency=1 checkpoint=[] 'optimizer.lr=tag(log,interval(1e-7,1e-2))'"
+        f"'data.sources.json.path=choice(good.jsonl,bad.jsonl)' {SMALLEST} data=json data.train_eval_split=[0.8,0.2] tracking=[] "
+        "trainer.eval_at_start=false trainer.train_iters=40 trainer.epochs=20 trainer.eval_frequency=1 checkpoint=[] "
+        "'optimizer.lr=tag(log,interval(1e-7,1e-2))'"
     )
     run(f"{search} hydra.sweeper.n_trials=4", tmp_path, code=None)
     first = trials(tmp_path)

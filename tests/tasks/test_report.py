@@ -108,7 +108,7 @@ def test_every_run_ends_with_a_report(tmp_path: Path) -> None:
     assert page.read_text().count("<svg") == 5
     record = json.loads((folder / "record.json").read_text())
     assert record["statistics"]["train"]["sources"]["chat"]["prepared"]["rows"] == 957
-    assert record["statistics"]["eval"]["examples"] == 76
+    assert record["statistics"]["eval"]["examples"] == 15
     page.unlink()
     assert "report.html" in run(f"{small} task=report", tmp_path).stdout and page.exists()
     refused = run(f"{small} seed=3 task=report", tmp_path, code=2)

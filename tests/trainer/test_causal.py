@@ -8,7 +8,7 @@ import pytest
 
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.errors import ConfigError
-from tests.command import SMALL, losses, only_run, run
+from tests.command import SMALLEST, losses, only_run, run
 from tests.test_compose import built
 
 
@@ -38,6 +38,6 @@ def test_data_of_the_other_kind_is_refused(overrides: tuple[str, ...], message: 
 @pytest.mark.slow
 def test_it_learns_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The cat sat on the mat, and then the cat sat on the hat.\n" * 200)
-    run(f"trainer=causal data.sources.text.path=a.txt {SMALL} trainer.train_iters=12 tracking=none", tmp_path)
+    run(f"trainer=causal data.sources.text.path=a.txt {SMALLEST} trainer.train_iters=12 tracking=none", tmp_path)
     seen = losses(only_run(tmp_path))
     assert len(seen) == 12 and seen[-1] < seen[0] - 0.5

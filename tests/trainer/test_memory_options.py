@@ -13,6 +13,8 @@ from tests.ranks import run_ranks
 from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
 from tests.trainer.test_step import DATA, assert_equal
 
+pytestmark = pytest.mark.xdist_group("memory_options")  # what they share is made once
+
 CASES = {
     "plain": {},
     "recomputed": {"disable_activation_checkpoint": False},
