@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arctic_hydra.data.masks import ChatEncoder, Encoded, TurnChoice
+from arctic_hydra.data.masks import TOOL_TEMPLATE, ChatEncoder, Encoded, TurnChoice
 from arctic_hydra.data.messages import Chat, PlainText, RowProblem
 from arctic_hydra.data.rendered import short
 from arctic_hydra.data.word_tables import Array
@@ -23,26 +23,33 @@ class ExampleEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice) -> None:
         self._tokenizer, self._turns = tokenizer, turns
-        self._chats: ChatEncoder | None = None  # made when the first chat comes: texts need no template
-        self._texts: TextEncoder | None = None
+        named = tokenizer.chat_template
+        self._has_tool_template = isinstance(named, dict) and TOOL_TEMPLATE in named
+        # Each is made when the first example of its kind comes: texts need no template.
+        self._encoders: dict[str, ChatEncoder | TextEncoder] = {}
 
     def encode(self, examples: Sequence[Chat | PlainText | RowProblem]) -> list[Encoded | RowProblem]:
         """Return ids and spans of each example, or what is wrong with it."""
-        chats = [item for item in examples if isinstance(item, Chat)]
-        texts = [item for item in examples if isinstance(item, PlainText)]
-        if chats and self._chats is None:
-            self._chats = ChatEncoder(self._tokenizer, self._turns)
-        if texts and self._texts is None:
-            self._texts = TextEncoder(self._tokenizer)
-        encoded_chats = iter(self._chats.encode(chats) if self._chats and chats else [])
-        encoded_texts = iter(self._texts.encode(texts) if self._texts and texts else [])
-        results: list[Encoded | RowProblem] = []
-        for item in examples:
-            if isinstance(item, RowProblem):
-                results.append(item)
-            else:
-                results.append(next(encoded_chats if isinstance(item, Chat) else encoded_texts))
-        return results
+        kinds: dict[str, list[Any]] = {}
+        order = [self._kind(item) for item in examples]
+        for kind, item in zip(order, examples, strict=True):
+            kinds.setdefault(kind, []).append(item)
+        found = {kind: iter(self._encoder(kind).encode(items) if kind else items) for kind, items in kinds.items()}
+        return [next(found[kind]) for kind in order]
+
+    def _kind(self, item: Chat | PlainText | RowProblem) -> str:
+        if isinstance(item, Chat):
+            return TOOL_TEMPLATE if item.tools is not None and self._has_tool_template else "chat"
+        return "text" if isinstance(item, PlainText) else ""
+
+    def _encoder(self, kind: str) -> ChatEncoder | TextEncoder:
+        if kind not in self._encoders:
+            self._encoders[kind] = (
+                TextEncoder(self._tokenizer)
+                if kind == "text"
+                else ChatEncoder(self._tokenizer, self._turns, with_tools=kind == TOOL_TEMPLATE)
+            )
+        return self._encoders[kind]
 
 
 class TextEncoder:

@@ -31,6 +31,9 @@ from arctic_hydra.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TOOL_TEMPLATE = "tool_use"
+"""The name that transformers looks for, among those of a tokenizer with several chat templates, for chats with tools."""
+
 _EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
@@ -81,10 +84,10 @@ class Located:
     thoughts_left_out: int
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the chat template; raises DataError when the tokenizer has none."""
+def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> str:
+    """Return the chat template, of chats with tools where there is one for them; raises DataError when there is none."""
     try:
-        return str(tokenizer.get_chat_template())
+        return str(tokenizer.get_chat_template(tools=[] if with_tools else None))
     except ValueError as error:
         named = tokenizer.chat_template  # Command R's have several, one of them for tools
         what = (
@@ -101,9 +104,11 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 class ChatEncoder:
     """Renders, tokenises and masks conversations in batches."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None, with_tools: bool = False
+    ) -> None:
         self._turns = turns or TurnChoice()
-        self._template = template_of(tokenizer)
+        self._template = template_of(tokenizer, with_tools)
         compiled = _compiled(self._template)
         known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
         self._reasoning_key = known[0] if len(known) == 1 else None

@@ -7,11 +7,13 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.data.examples import Options, Preparer, Report, SourceRows
+from arctic_hydra.data.masks import template_of
 from arctic_hydra.data.store import Chunk, write_store
 from arctic_hydra.data.workers import Prepared, Task, shared
 from arctic_hydra.errors import DataError
@@ -44,17 +46,17 @@ def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Opt
     backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     backend.no_truncation()
     backend.no_padding()
-    try:
-        template = str(tokenizer.get_chat_template())
-    except ValueError:  # none: fine for texts, and conversations say so when they are encoded
-        template = ""
+    templates: list[str] = []
+    for with_tools in (False, True):
+        with suppress(DataError):  # none: fine for texts, and conversations say so when they are encoded
+            templates.append(template_of(tokenizer, with_tools))
     parts = {
         "code": CODE_VERSION,
         "source": identity,
         "options": asdict(options),
         "tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "template": template,
+        "templates": templates,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

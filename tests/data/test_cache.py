@@ -31,7 +31,15 @@ from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.store import EXAMPLES, MANIFEST, Chunk, DamagedEntryError, TokenStore, write_store
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
-from tests.data.samples import CHATML_UNTAGGED, chat, factory, make_tokenizer, write_lines
+from tests.data.samples import (
+    CHATML_TAGS_WITH_HEADER,
+    CHATML_UNTAGGED,
+    QWEN_TOOLS,
+    chat,
+    factory,
+    make_tokenizer,
+    write_lines,
+)
 
 
 def key(path: Path, tokenizer: Any, **fields: Any) -> str:
@@ -40,6 +48,12 @@ def key(path: Path, tokenizer: Any, **fields: Any) -> str:
 
 def entries(cache: Path) -> list[Path]:
     return sorted(path for path in (cache / "prepared").iterdir() if path.is_dir())
+
+
+def with_templates(**named: str) -> Any:
+    tokenizer = make_tokenizer(None)
+    tokenizer.chat_template = named
+    return tokenizer
 
 
 def test_pitfall_27_b14_w6_the_key_follows_content_and_options(
@@ -62,13 +76,15 @@ def test_pitfall_27_b14_w6_the_key_follows_content_and_options(
         key(small_chats, make_tokenizer(tokenizer.chat_template, eos_token="</s>")),
         key(small_chats, make_tokenizer(tokenizer.chat_template)),
         key(small_chats, make_tokenizer(CHATML_UNTAGGED)),
+        key(small_chats, with_templates(default=CHATML_UNTAGGED, tool_use=QWEN_TOOLS)),
+        key(small_chats, with_templates(default=CHATML_UNTAGGED, tool_use=CHATML_TAGS_WITH_HEADER)),
     ]
     stat = small_chats.stat()
     small_chats.write_bytes(small_chats.read_bytes().replace(b"Answer 3", b"Answer 4"))
     os.utime(small_chats, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     others.append(key(small_chats, tokenizer))
-    assert len({first, *others}) == 10
-    assert len(entries(private_cache)) == 10
+    assert len({first, *others}) == 12
+    assert len(entries(private_cache)) == 12
 
 
 def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from arctic_hydra.assets.build_assets import CHAT_TEMPLATE
+from arctic_hydra.data.encode import ExampleEncoder
 from arctic_hydra.data.masks import Chat, ChatEncoder, Encoded, TurnChoice
 from arctic_hydra.data.messages import RowProblem, check_chat
 from arctic_hydra.distributed import World
@@ -378,6 +379,18 @@ def test_pitfall_07_tool_calls_are_answers(name: str) -> None:
     assert isinstance(encoded, Encoded), encoded
     texts = [tokenizer.decode(encoded.ids[first:last]) for first, last in encoded.spans]
     assert texts == [call + stop, before + "Sunny." + stop, before + "Sunny." + stop]
+
+
+def test_chats_with_tools_take_the_template_that_the_tokenizer_has_for_them() -> None:
+    """Command R's and Hermes 2 Pro's tokenizers have several, by name."""
+    tokenizer = make_tokenizer(CHATML_UNTAGGED, eos_token="</s>")
+    tokenizer.chat_template = {"default": CHATML_UNTAGGED, "tool_use": QWEN_TOOLS}
+    plain = Chat(chat("Sunny?", "Yes.")["messages"])
+    encoded = ExampleEncoder(tokenizer, TurnChoice()).encode([plain, Chat(TOOL_CHAT, TOOLS), plain])
+    assert [tokenizer.decode(item.ids) for item in encoded if isinstance(item, Encoded)] == [
+        tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        for messages, tools in ((plain.messages, None), (TOOL_CHAT, TOOLS), (plain.messages, None))
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - {"bundled"}))
