@@ -236,10 +236,12 @@ class Form:
         return "".join(parts), ends
 
     def learn(self, turns: Sequence[Turn], ends: Sequence[int]) -> bool:
-        """Take the turns of a conversation whose contents end at `ends`; False where one ends within a content."""
+        """Take the turns of a conversation whose contents end at `ends`; False where one is more than a content and literals."""
         for turn in turns:
             start, body_end, stop_end = (self._place(at, ends) for at in (turn.start, turn.body_end, turn.stop_end))
             self._turns.append((start, body_end, stop_end))
+        if any(start[0] + 1 != body_end[0] or body_end[0] != stop_end[0] for start, body_end, stop_end in self._turns):
+            return False
         return all(offset <= len(self._literals[before]) for turn in self._turns for before, offset in turn)
 
     @staticmethod

@@ -257,3 +257,16 @@ def test_turns_are_the_same_where_contents_begin_or_end_in_white_space(
     both_ways(encoder, "a", "b")
     written, run = both_ways(encoder, *contents)
     assert written in (None, run)
+
+
+def test_a_generation_block_around_a_question_too_is_judged_by_what_the_question_says() -> None:
+    question = "{{ '#' if loop.last else '#' + messages[loop.index].content }}"
+    template = (
+        "{% for m in messages %}{% if loop.first %}{{ m.content }}!{% elif m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}\n" + question + "{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    encoder = ChatEncoder(make_tokenizer(template, eos_token="</s>"))
+    both_ways(encoder, "a", "b", "c", "d")
+    with pytest.raises(RowProblem, match="changes the answer"):
+        both_ways(encoder, "a", "b", "c</s>", "d")
+    assert encoder._written.write(Chat(chat("a", "b", "c</s>", "d")["messages"]), [1, 3]) is None
