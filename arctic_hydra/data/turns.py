@@ -301,7 +301,7 @@ class TurnFinder:
         if text.startswith(header, start) and start + len(header) <= end:
             return start + len(header)
         space = header[len(header.rstrip()) :]  # a generation block may begin before it
-        if space and text.startswith(space, start) and text.endswith(header.rstrip(), 0, start):
+        if space and text.startswith(space, start, end) and text.endswith(header.rstrip(), 0, start):
             return start + len(space)
         # It may open a thought that this answer does not have.
         shared = whole_tags(header, shared_prefix(header, text[start : min(start + len(header), end)]))

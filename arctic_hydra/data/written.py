@@ -1,10 +1,13 @@
-"""Chats written out without running their template again, where what it does follows from the roles alone.
+"""Texts of chats without running their template for each of them, where what it does follows from the roles alone.
 
-Once for each sequence of roles the template runs with objects in place of the contents. They can be written, put together
-with texts and stripped. They can be asked whether they hold a certain text, such as `</think>`: they say no, and the chats
-that hold it are left to the template. They are no strings, so whatever else is done to one (its length, an order, another
-filter) raises. With other contents, a run that comes to its end would go the same way, so what it wrote is what stands
-around the contents of all these conversations, and so are their turns.
+The first chat with a sequence of roles is left to the template. When the sequence comes again, the template runs once with
+stand-ins (`_Content`) for the contents. What it writes around them, and where the turns are, is the `Form` of all chats with
+these roles. It is kept only if it gives what running the template gives: for marks as contents, and for the chat at hand.
+
+A stand-in is no string. It can be written, put together with texts, and freed of white space at its ends. It can be asked
+whether it holds a certain text, such as `</think>`: it says no, and the chats that hold it are left to the template. Whatever
+else is done to it (its length, an order, another filter) raises `_LookedAtError`, and all chats with these roles are left to
+the template. So a run that comes to its end goes the same way with all contents that the form is used for.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from itertools import chain
 from typing import Any, NoReturn
 
 from jinja2 import nodes
+from jinja2.filters import do_default
 from jinja2.nativetypes import NativeCodeGenerator
 
 from arctic_hydra.data.messages import Chat, Message
@@ -28,6 +32,8 @@ Slot = tuple[int, Steps]
 """The number of a message, and how its content is written."""
 Place = tuple[int, int]
 """How many contents are before a place, and the characters after the last of them."""
+Key = tuple[tuple[str, ...], tuple[int, ...]]
+"""What the chats of one form share: the keys and roles of their messages, and the numbers of the wanted turns."""
 Find = Callable[[Chat, Sequence[int]], tuple[str, list[Turn]]]
 """A conversation and the numbers of the wanted turns; returns its text as the template writes it, and these turns."""
 
@@ -43,7 +49,7 @@ def _looked_at(*_: object, **__: object) -> NoReturn:
 
 
 class _Content:
-    """Contents that are not blank and the texts between them: what a template may do with them unseen."""
+    """Stand-ins for contents that are not blank, and texts between them: what a template may do with contents unseen."""
 
     def __init__(self, parts: Iterable[str | Slot], absent: set[str]) -> None:
         """Take what is to be written, and the set that collects what no content may hold."""
@@ -92,7 +98,7 @@ class _Content:
         return self._cut(-1, "rstrip", characters)
 
     def _cut(self, end: int, method: str, characters: str | None) -> _Content:
-        if not (characters is None or (isinstance(characters, str) and characters.isspace())):
+        if characters not in (None, "\n"):
             _looked_at()
         parts = list(self._parts)
         while isinstance(text := parts[end], str) and not getattr(text, method)(characters):
@@ -100,8 +106,8 @@ class _Content:
         match parts[end]:
             case str(text):
                 parts[end] = getattr(text, method)(characters)
-            case index, steps:
-                parts[end] = index, (*steps, (method, characters))
+            case index, steps if (method, None) not in steps:
+                parts[end] = index, (*(step for step in steps if step[0] != method), (method, characters))
         return _Content(parts, self._absent)
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __hash__ = _looked_at
@@ -117,7 +123,7 @@ def _same_for_all(other: object) -> bool:
 def _parts_of(value: object) -> tuple[str | Slot, ...]:
     if isinstance(value, _Content):
         return value._parts
-    return (value,) if isinstance(value, str) else _looked_at()
+    return (value,) if type(value) is str else _looked_at()  # Markup escapes what is put beside it
 
 
 def _written(values: Iterable[object]) -> str | _Content:
@@ -133,7 +139,9 @@ def _written(values: Iterable[object]) -> str | _Content:
 
 
 class _Writing(NativeCodeGenerator):
-    """Makes no strings of what is written, nor of what a `~` puts together."""
+    """Makes no strings of what is written, nor of what a `~` puts together; knows no `{% autoescape %}`."""
+
+    visit_ScopedEvalContextModifier = visit_EvalContextModifier = _looked_at
 
     def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
         self.write("environment.concat((")
@@ -151,13 +159,13 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "trim": lambda content, *characters: content.strip(*characters),
     "replace": lambda _, content, old, new: content.replace(old, new),
     "string": lambda content: content,
-    "default": lambda content, *_: content,
-    "d": lambda content, *_: content,
+    "default": do_default,  # a content may be the one or the other
+    "d": do_default,
 }
 
 
 def _guarded(function: Callable[..., Any], known: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter or test that does what is `known` with contents, and nothing else."""
+    """Return a filter, test or other function that does what is `known` with contents, and nothing else."""
 
     @functools.wraps(function)  # keeps the marks by which Jinja passes more arguments
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -169,13 +177,15 @@ def _guarded(function: Callable[..., Any], known: Callable[..., Any]) -> Callabl
 
 def _traced(template: str, compiled: Any) -> Any:
     """Return the template for contents that are no strings; None where it does not compile, which running it will tell."""
-    with suppress(Exception):
+    with suppress(Exception, _LookedAtError):
         environment = compiled.environment.overlay()
         environment.code_generator_class, environment.concat = _Writing, _written
         filters, tests = environment.filters.items(), environment.tests.items()
         environment.filters = {name: _guarded(one, _FILTERS.get(name, _looked_at)) for name, one in filters}
         environment.tests = {name: _guarded(one, _TESTS.get(name, _looked_at)) for name, one in tests}
-        return environment.from_string(template, globals=compiled.globals)
+        environment.getitem = _guarded(environment.getitem, _looked_at)  # `loop[content]` is asked for by name
+        environment.filters["random"] = _looked_at  # as `lipsum`: another draw for each chat, not for each form
+        return environment.from_string(template, globals={**compiled.globals, "lipsum": _looked_at})
     return None
 
 
@@ -194,6 +204,18 @@ class Form:
             else:
                 self.slots.append(part)
                 self._literals.append("")
+
+    def is_clear(self, count: int) -> bool:
+        """Whether each of so many contents is written once, and found there whatever white space it begins and ends with.
+
+        It is looked for as `outline` does, which takes the white space after it for its own where it can.
+        """
+        if sorted(index for index, _ in self.slots) != list(range(count)):
+            return False
+        followed = zip(self.slots, [*self._literals[1:-1], "the end"], strict=True)
+        return all(
+            not steps or (after.strip() and len(set(dict(steps).values())) == 1) for (_, steps), after in followed
+        )
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether no content holds what the template looks for."""
@@ -214,10 +236,12 @@ class Form:
         return "".join(parts), ends
 
     def learn(self, turns: Sequence[Turn], ends: Sequence[int]) -> bool:
-        """Take the turns of a conversation whose contents end at `ends`; False where one ends within a content."""
+        """Take the turns of a conversation whose contents end at `ends`; False where one is more than a content and literals."""
         for turn in turns:
             start, body_end, stop_end = (self._place(at, ends) for at in (turn.start, turn.body_end, turn.stop_end))
             self._turns.append((start, body_end, stop_end))
+        if any(start[0] + 1 != body_end[0] or body_end[0] != stop_end[0] for start, body_end, stop_end in self._turns):
+            return False
         return all(offset <= len(self._literals[before]) for turn in self._turns for before, offset in turn)
 
     @staticmethod
@@ -232,12 +256,16 @@ class Form:
 
 
 class WrittenChats:
-    """Writes the chats of one template; a form is learned when its roles come first, and compared with that chat."""
+    """Writes the chats of one template; a form is learned when its roles come again, and compared with that chat.
+
+    Not when they come first: learning runs the template three times, too much for roles that never come again.
+    """
 
     def __init__(self, template: str, compiled: Any, variables: Mapping[str, Any], find: Find) -> None:
         """Take the template and what Jinja made of it, the variables that it is run with, and what finds turns so."""
         self._variables, self._find = variables, find
-        self._forms: dict[tuple[tuple[str, ...], tuple[int, ...]], Form | None] = {}
+        self._seen: set[Key] = set()
+        self._forms: dict[Key, Form | None] = {}
         self._template = _traced(template, compiled)
 
     def write(self, chat: Chat, wanted: Sequence[int]) -> tuple[str, list[Turn]] | None:
@@ -246,9 +274,13 @@ class WrittenChats:
         if roles is None:
             return None
         key = (roles, tuple(wanted))
-        if key not in self._forms:
-            if len(self._forms) == _MOST_FORMS:
+        if key not in self._seen:
+            if len(self._seen) == _MOST_FORMS:
+                self._seen.clear()
                 self._forms.clear()
+            self._seen.add(key)
+            return None
+        if key not in self._forms:
             self._forms[key] = self._learned(chat, wanted)
         form = self._forms[key]
         return form.write(chat.messages) if form is not None and form.fits(chat.messages) else None
@@ -257,7 +289,7 @@ class WrittenChats:
         """Return the form of the chats with the roles of this one; None where it is not sure to be that of all of them."""
         with suppress(Exception, _LookedAtError):  # templates raise anything
             form = self._traced_form(chat.messages)
-            if sorted(index for index, _ in form.slots) != list(range(len(chat.messages))):
+            if not form.is_clear(len(chat.messages)):
                 return None
             example = Chat([{**message, "content": f"Zqc{index}qZ"} for index, message in enumerate(chat.messages)])
             text, turns = self._find(example, wanted)
@@ -277,7 +309,7 @@ class WrittenChats:
 
 
 def _roles(chat: Chat) -> tuple[str, ...] | None:
-    """Return the roles of a conversation; None where it holds anything but roles and contents that are not blank."""
+    """Return the keys and roles of a conversation; None where it holds more than roles and contents that are not blank."""
     if chat.tools is not None:
         return None
     roles: list[str] = []
@@ -285,5 +317,5 @@ def _roles(chat: Chat) -> tuple[str, ...] | None:
         content = message.get("content")
         if not content or len(message) != 2 or content.isspace():
             return None
-        roles.append(message["role"])
+        roles += (*message, message["role"])  # templates may write the keys as they come
     return tuple(roles)

@@ -31,24 +31,35 @@ def encoder_of(template: str) -> ChatEncoder:
     return ChatEncoder(make_tokenizer(template, eos_token="</s>"))
 
 
+def write_again(written: WrittenChats, one: Chat, wanted: Sequence[int]) -> tuple[str, list[Turn]] | None:
+    """Return what is written of a chat whose roles came before."""
+    written.write(one, wanted)
+    return written.write(one, wanted)
+
+
 def both_ways(encoder: ChatEncoder, *contents: str, system: str = "") -> tuple[Any, Any]:
     """Return text and turns of a chat as they are written, and as running the template gives them."""
     messages = [{"role": "system", "content": system}] * bool(system) + chat(*contents)["messages"]
     wanted = TurnChoice().of(Chat(messages))
-    return encoder._written.write(Chat(messages), wanted), encoder._run(Chat(messages), wanted)
+    return write_again(encoder._written, Chat(messages), wanted), encoder._run(Chat(messages), wanted)
 
 
-def texts_both_ways(contents: str, *chat_contents: str) -> tuple[str | None, str]:
-    """Return the text of a chat as it is written, and as its template writes it with this in the place of contents."""
-    template = "{% for m in messages %}<{{ m.role }}>" + contents + "</>{% endfor %}"
-    compiled = chat_template_utils._compile_jinja_template(template)
+class Writer:
+    """Writes chats with a template that has this in the place of each content, and runs it."""
 
-    def run(chat: Chat, wanted: Sequence[int]) -> tuple[str, list[Turn]]:
-        return compiled.render(messages=chat.messages, tools=None), []
+    def __init__(self, contents: str) -> None:
+        template = "{% for m in messages %}[{{ m.role }}]" + contents + "[/]{% endfor %}"
+        self._compiled = chat_template_utils._compile_jinja_template(template)
+        self._written = WrittenChats(template, self._compiled, {}, self.run)
 
-    one = Chat(chat(*chat_contents or ("x one ", "two", "three", " 4\n5 "))["messages"])
-    written = WrittenChats(template, compiled, {}, run).write(one, [])
-    return written and written[0], run(one, [])[0]
+    def run(self, one: Chat, wanted: Sequence[int] = ()) -> tuple[str, list[Turn]]:
+        return self._compiled.render(messages=one.messages, tools=None), []
+
+    def texts(self, *contents: str) -> tuple[str | None, str]:
+        """Return the text of a chat as it is written, and as the template writes it."""
+        one = Chat(chat(*contents or ("x one ", "two", "three", " 4\n5 "))["messages"])
+        written = write_again(self._written, one, [])
+        return written and written[0], self.run(one)[0]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -77,7 +88,7 @@ def test_whatever_the_contents_say(name: str, contents: list[str], system: str) 
 
 def test_the_template_is_not_run_for_chats_whose_roles_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = encoder_of(LLAMA_3)
-    encoder.encode([Chat(chat("one", "two")["messages"])])
+    encoder.encode([Chat(chat("one", "two")["messages"])] * 2)
     runs: list[Any] = []
     monkeypatch.setattr(encoder, "_render", lambda conversations, *_: runs.append(conversations) or [])
     encoder.encode([Chat(chat(f" {number} ", "yes\n")["messages"]) for number in range(5)])
@@ -119,12 +130,20 @@ LOOKS = {
     "selected": "{{ messages | selectattr('content', 'equalto', 'x') | list | length }}{{ m.content }}",
     "equal messages": "{{ '!' if m == messages[-1] }}{{ m.content }}",
     "written twice": "{{ m.content + m.content }}",
+    "escaped": "{% autoescape true %}{{ m.content }}{% endautoescape %}",
+    "escaped by its neighbour": "{{ m.content + ('' | e) }}",
+    "name in a namespace": "{% set names = namespace(x='!') %}{{ names[m.content] }}{{ m.content }}",
+    "name in the loop": "{{ loop[m.content] }}{{ m.content }}",
+    "drawn by chance": "{{ [1] | random }}{{ m.content }}",
+    "words drawn by chance": "{{ lipsum(0) }}{{ m.content }}",
+    "spaces and line breaks left out, each at one end": "{{ m.content.lstrip().rstrip('\n') }}",
+    "only spaces left out": "{{ m.content.strip(' ') }}",
 }
 
 
 @pytest.mark.parametrize("looks", LOOKS.values(), ids=LOOKS.keys())
 def test_a_template_that_looks_at_contents_is_run_for_each(looks: str) -> None:
-    assert texts_both_ways(looks)[0] is None
+    assert Writer(looks).texts()[0] is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +166,7 @@ def test_a_template_that_looks_at_contents_is_run_for_each(looks: str) -> None:
     ],
 )
 def test_what_follows_from_the_roles_alone_is_no_look(sees: str) -> None:
-    written, run = texts_both_ways(sees)
+    written, run = Writer(sees).texts()
     assert written == run
 
 
@@ -162,21 +181,28 @@ ASKS = {
     "{{ m.content.strip().replace('x', '') }}": True,
     "{{ '!' if '' in m.content }}{{ m.content }}": False,
     "{{ '!' if m.content in 'xyz' }}{{ m.content }}": False,
+    "{{ '!' if 'x' in m.text | default(m.content) }}{{ m.content }}": True,
+    "{{ '!' if '' | default(m.content, true) == 'x' }}{{ m.content }}": True,
     "{{ m.content.replace('x', 'y', 1) }}": False,
 }
 
 
 @pytest.mark.parametrize(("asks", "is_written"), ASKS.items())
 def test_what_holds_a_text_that_is_looked_for_is_left_to_the_template(asks: str, is_written: bool) -> None:
-    written, run = texts_both_ways(asks, "one", "two")
-    assert written == (run if is_written else None)
-    assert texts_both_ways(asks, "one", "x")[0] is None
+    for first, then in (("two", "x"), ("x", "two")):
+        writer = Writer(asks)
+        for answer in (first, then):
+            written, run = writer.texts("one", answer)
+            if answer == "x" or not is_written:
+                assert written is None
+            elif answer == first:
+                assert written == run
 
 
 def test_a_form_is_learned_from_a_chat_that_it_does_not_fit_too() -> None:
     encoder = ChatEncoder(make_tokenizer(QWEN_3, eos_token="</s>"))
     thought = Chat(chat("a", "<think>b</think>c")["messages"])
-    assert encoder._written.write(thought, [1]) is None
+    assert write_again(encoder._written, thought, [1]) is None
     written, run = both_ways(encoder, "a", "b")
     assert written == run
     assert encoder._written.write(thought, [1]) is None
@@ -192,7 +218,55 @@ def test_blank_contents_are_left_to_the_template(content: str) -> None:
 def test_more_than_roles_and_contents_is_left_to_the_template() -> None:
     encoder = encoder_of(CHATML_UNTAGGED)
     messages = chat("a", "b")["messages"]
-    assert encoder._written.write(Chat(messages), [1]) is not None
-    assert encoder._written.write(Chat(messages, tools=[{"name": "f"}]), [1]) is None
-    assert encoder._written.write(Chat([messages[0], {**messages[1], "name": "x"}]), [1]) is None
-    assert encoder._written.write(Chat([messages[0], {**messages[1], "reasoning_content": "x"}]), [1]) is None
+    assert write_again(encoder._written, Chat(messages), [1]) is not None
+    assert write_again(encoder._written, Chat(messages, tools=[{"name": "f"}]), [1]) is None
+    for more in ("name", "reasoning_content"):
+        assert write_again(encoder._written, Chat([messages[0], {**messages[1], more: "x"}]), [1]) is None
+
+
+def test_keys_of_messages_in_another_order_are_another_form() -> None:
+    writer = Writer("{% for key, value in m.items() %}{{ key }}:{{ value }};{% endfor %}")
+    messages = chat("one", "two")["messages"]
+    for one in (Chat(messages), Chat([dict(reversed(message.items())) for message in messages])):
+        assert write_again(writer._written, one, []) == writer.run(one)
+
+
+def test_roles_that_come_once_cost_no_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ChatEncoder(make_tokenizer(CHATML_UNTAGGED, eos_token="</s>"))
+    monkeypatch.setattr(WrittenChats, "_learned", lambda *_: pytest.fail("learned"))
+    encoder.encode([Chat(chat(*["a", "b"] * turns)["messages"]) for turns in range(1, 9)])
+
+
+BLANK_BETWEEN = (
+    "{% for m in messages %}"
+    "{{ m.content + '</s>' if m.role == 'assistant' else m.content.rstrip() + '\n' }}"
+    "{% endfor %}"
+)
+HEADER_WITH_SPACE = (
+    "{% for m in messages %}{{ 'Bot:' + m.content + '</s>' if m.role == 'assistant' else m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Bot: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [BLANK_BETWEEN, HEADER_WITH_SPACE], ids=["blank between", "header with space"])
+@pytest.mark.parametrize("contents", [("a\n", "b"), ("a", " b"), ("a\n", "\nb"), ("Bot:", "\nb")])
+def test_turns_are_the_same_where_contents_begin_or_end_in_white_space(
+    template: str, contents: tuple[str, ...]
+) -> None:
+    encoder = ChatEncoder(make_tokenizer(template, eos_token="</s>"))
+    both_ways(encoder, "a", "b")
+    written, run = both_ways(encoder, *contents)
+    assert written in (None, run)
+
+
+def test_a_generation_block_around_a_question_too_is_judged_by_what_the_question_says() -> None:
+    question = "{{ '#' if loop.last else '#' + messages[loop.index].content }}"
+    template = (
+        "{% for m in messages %}{% if loop.first %}{{ m.content }}!{% elif m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}\n" + question + "{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    encoder = ChatEncoder(make_tokenizer(template, eos_token="</s>"))
+    both_ways(encoder, "a", "b", "c", "d")
+    with pytest.raises(RowProblem, match="changes the answer"):
+        both_ways(encoder, "a", "b", "c</s>", "d")
+    assert encoder._written.write(Chat(chat("a", "b", "c</s>", "d")["messages"]), [1, 3]) is None
