@@ -254,7 +254,7 @@ def test_a_local_model_partitioned_over_two_ranks_in_bf16(finished, tmp_path):
     export = only_run(finished[0]) / "export"
     run(
         f"model=hf model.name_or_path={export} model.dtype=bf16 deepspeed=zero3 ranks=2 trainer.micro_batch_size=2 "
-        "data.max_length=256 trainer.train_iters=2 tracking=[]",
+        "data.max_length=256 data.eval_sources.chat.sample_count=20 trainer.train_iters=2 tracking=[]",
         tmp_path,
     )
     before = [row["eval/loss"] for row in metrics(only_run(finished[0])) if "eval/loss" in row][-1]
