@@ -17,6 +17,7 @@ from arctic_hydra import cross_checks
 # Importing a family's base runs the family's __init__, which registers its options.
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
+from arctic_hydra.checkpoint.hf import export_name_problem
 from arctic_hydra.component import Component, component, create, from_plain, store_root
 from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
@@ -250,10 +251,13 @@ def _follow_model(run: Run) -> None:
         tokenizer.name_or_path = run.model.name_or_path
         if tokenizer.revision is None:  # of the model's repository, which is the tokenizer's
             tokenizer.revision = getattr(run.model, "revision", None)
+    if run.model.save_name is None:
+        return
+    if problem := export_name_problem(run.model.save_name):
+        raise ConfigError(f"model.save_name: {problem}")
     for engine in run.checkpoint.values():
-        if run.model.save_name is not None and hasattr(engine, "save_name"):
+        if hasattr(engine, "save_name"):
             engine.save_name = run.model.save_name
-            engine.validate()
 
 
 def identity(run: Run) -> dict[str, Any]:

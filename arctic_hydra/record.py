@@ -27,6 +27,12 @@ PACKAGES = (
 PROGRAM = "python -m arctic_hydra"
 """What a person types."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
+OWN_NAMES = frozenset(
+    "checkpoints config.yaml logs metrics.jsonl preview.html record.json report.html result.json run.json stop".split()
+)
+"""Files and folders that a run keeps in its directory, in lower case: exports and trackers need other names."""
+OWN_PREFIXES = ("task-", "tracking-")
+"""What the names of folders of tasks and of trackers' files begin with."""
 LEAVING_SECONDS = 5.0
 """How long processes of a sweep that was just killed may need to let go of a directory."""
 
@@ -166,6 +172,11 @@ class RunDirectory:
         for pattern in ("error-rank*.json", "node*.ended", "nodes.met"):
             for path in (self.path / "logs").glob(pattern):
                 path.unlink()
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a run keeps something of its own under `name` in its directory; case does not count, as on some file systems."""
+    return name.lower() in OWN_NAMES or name.lower().startswith(OWN_PREFIXES)
 
 
 def relative(path: Path) -> Path:

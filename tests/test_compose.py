@@ -153,7 +153,14 @@ def test_a_model_names_its_exports(capsys):
     assert built("model.save_name=mine").checkpoint["hf"].save_name == "mine"
     assert config.run_id(built("model.save_name=mine")) == config.run_id(built())
     assert main(["model.save_name=a/b"]) == 2
-    assert "save_name: got 'a/b', expected a plain directory name" in capsys.readouterr().err
+    assert "model.save_name: got 'a/b', expected a plain directory name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["model.save_name", "checkpoint.hf.save_name"])
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "metrics.jsonl", "Checkpoints", "task-evaluate"])
+def test_an_export_cannot_replace_what_the_run_keeps_in_its_directory(key, name, capsys) -> None:
+    assert main([f"{key}={name}", "--cfg", "job"]) == 2
+    assert f"{key}: got {name!r}, which the run directory itself uses; expected another name" in capsys.readouterr().err
 
 
 def test_cpu_adam_on_a_gpu_wants_offloading(monkeypatch):

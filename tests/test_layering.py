@@ -19,14 +19,14 @@ LAYERS: dict[str, int] = {
         ("errors", "human_numbers", "progress", "batch", "hub", "redaction", "assets", "page", "patterns"), 0
     ),
     **dict.fromkeys(("distributed", "log", "metrics", "display", "stopping"), 1),
-    "component": 2,
+    **dict.fromkeys(("component", "record"), 2),
     **dict.fromkeys(
         ("model", "tokenizer", "data", "optimizer", "scheduler", "checkpoint", "converter", "callback", "tracking"), 3
     ),
     "engine": 4,
     "trainer": 5,
     **dict.fromkeys(("config", "cross_checks"), 6),
-    **dict.fromkeys(("memory", "record", "report", "assemble", "runner", "tasks"), 7),
+    **dict.fromkeys(("memory", "report", "assemble", "runner", "tasks"), 7),
     **dict.fromkeys(
         (
             "worker",

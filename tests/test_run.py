@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from arctic_hydra import record
 from arctic_hydra.__main__ import print_result
+from arctic_hydra.record import is_own_name
 from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
@@ -48,6 +49,13 @@ def test_says_where_things_are_and_what_to_type_next(finished):
     ):
         assert text in done.stdout
     assert f"outputs/default/{run_dir.name}/export" in done.stdout
+
+
+def test_every_name_in_the_run_directory_is_reserved(finished):
+    folder, _ = finished
+    names = {path.name for path in only_run(folder).iterdir() if not path.name.startswith(".")} - {"export"}
+    assert {"checkpoints", "metrics.jsonl"} < names
+    assert [name for name in sorted(names) if not is_own_name(name)] == []
 
 
 def test_w30_loss_falls_and_metrics_are_complete(finished):

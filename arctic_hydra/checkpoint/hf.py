@@ -15,6 +15,7 @@ from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
+from arctic_hydra.record import is_own_name
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +48,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     can_resume: ClassVar[bool] = False
 
     def validate(self) -> None:
-        problems = []
-        if not _NAME.fullmatch(self.save_name):
-            problems.append(("save_name", f"got {self.save_name!r}, expected a plain directory name"))
+        problems = [("save_name", problem)] if (problem := export_name_problem(self.save_name)) else []
         if self.max_shard_size is not None and not _SIZE.fullmatch(self.max_shard_size):
             problems.append(("max_shard_size", f"got {self.max_shard_size!r}, expected a size such as 500MB or 5GB"))
         if problems:
@@ -141,6 +140,15 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             "checkpoint.hf: an export holds weights only and no run resumes from it; "
             "resume with checkpoint=[deepspeed,hf], or start a new run from these weights with init_from=<export>"
         )
+
+
+def export_name_problem(name: str) -> str | None:
+    """Return why an export cannot be called `name`, or None where it can."""
+    if not _NAME.fullmatch(name):
+        return f"got {name!r}, expected a plain directory name"
+    if is_own_name(name):
+        return f"got {name!r}, which the run directory itself uses; expected another name, such as export"
+    return None
 
 
 def is_adapted(model: Any) -> bool:
