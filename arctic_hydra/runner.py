@@ -13,6 +13,7 @@ from arctic_hydra.checkpoint import source
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import Loader
 from arctic_hydra.data.sequence import fitted
+from arctic_hydra.data.stops import stop_tokens
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
@@ -160,6 +161,7 @@ def training_state(
         base=assemble.base_of(run),
         frozen_elsewhere=frozen is not None,
         rebuild=lambda: assemble.create_model(run, run.model.create_config(), tokenizer, start, quantize=False),
+        stop_tokens=lambda: stop_tokens(dealt, tokenizer, getattr(run.data, "eot_tokens", ())),
         stream=dealt if isinstance(dealt, Stream) else None,
     )
 

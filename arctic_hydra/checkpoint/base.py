@@ -65,6 +65,8 @@ class TrainingState:
     """Whether frozen weights are read again, from where they came, at every start: checkpoints leave them out then."""
     rebuild: Callable[[], torch.nn.Module] | None = None
     """Makes the model once more as it was before its first step, whole, unquantised and on the CPU; draws random numbers."""
+    stop_tokens: Callable[[], list[int]] = list
+    """Returns the ids of the tokens that turns were trained to end in, as far as is known at the time."""
 
 
 @dataclass(kw_only=True)

@@ -235,6 +235,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "evaluation": dict(state.evaluation),
             "recent_losses": list(state.recent_losses),
             "metric": self._metric(),
+            "stop_tokens": state.stop_tokens(),
             "log_offsets": {self._log_key(path): _synced_size(path) for path in state.logs},
         }
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,8 +30,8 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     """Exports for AutoModelForCausalLM and AutoTokenizer: safetensors, configs, tokenizer with its chat template.
 
     The end of training goes to `export`, a save on the way to `export-step-00000100` beside it; each appears complete
-    or not at all. Weights keep the dtype the model trains in. An adapter is saved by itself or merged (`merge`). Nothing
-    resumes from an export.
+    or not at all. Weights keep the dtype the model trains in. An adapter is saved by itself or merged (`merge`). The
+    configs name every stop token that was trained, and the padding. Nothing resumes from an export.
     """
 
     save_end_of_training: bool = True
@@ -100,7 +99,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
                 if self._merges:
                     model = self._rebuilt(weights)
                     weights = model.state_dict()
-                write_export(model, weights, self.state.tokenizer, target, self)
+                write_export(model, weights, self.state.tokenizer, target, self, self.state.stop_tokens())
         except Exception as problem:
             logger.debug("export to %s failed", target, exc_info=True)
             error = f"{type(problem).__name__}: {problem}"
@@ -164,10 +163,21 @@ def check_mergeable(model: Any) -> None:
 
 
 def write_export(
-    model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, target: Path, options: HuggingFaceCheckpoint
+    model: Any,
+    weights: dict[str, torch.Tensor],
+    tokenizer: Any,
+    target: Path,
+    options: HuggingFaceCheckpoint,
+    stop_tokens: Sequence[int] = (),
 ) -> None:
-    """Publish model and tokenizer as `target`, complete or not at all. `weights` are whole and on the CPU."""
+    """Publish model and tokenizer as `target`, complete or not at all.
+
+    `weights` are whole and on the CPU; `stop_tokens` are the ids that answers are trained to end in.
+    """
+    from transformers import GenerationConfig
+
     from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
+    from arctic_hydra.checkpoint.generation import ready_to_generate
 
     if not hasattr(model, "save_pretrained"):
         raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
@@ -176,24 +186,14 @@ def write_export(
     stage.mkdir(parents=True)
     try:
         sharding = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
-        with _generating(model):
+        base = model.get_base_model() if is_adapted(model) else model
+        with ready_to_generate(base, tokenizer, stop_tokens) as tokens:
             model.save_pretrained(stage, state_dict=weights, **sharding)
+        if base is not model:  # peft saves no such file with an adapter
+            GenerationConfig(**tokens).save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         sync_tree(stage)
     except BaseException:
         remove_folder(stage)
         raise
     publish_folder(stage, target)
-
-
-@contextmanager
-def _generating(model: Any) -> Iterator[None]:
-    """Let the config say within this context what it said before training switched the cache off."""
-    if not hasattr(model, "exported_use_cache"):
-        yield
-        return
-    training, model.config.use_cache = model.config.use_cache, model.exported_use_cache
-    try:
-        yield
-    finally:
-        model.config.use_cache = training

@@ -30,6 +30,8 @@ class Weights:
     """Completed optimizer steps of a checkpoint; None for an export."""
     frozen: str | None = None
     """The checksum of the frozen weights that it leaves out, or UNCHECKED; None where it holds everything."""
+    stop_tokens: tuple[int, ...] | None = None
+    """Ids of the tokens that turns were trained to end in; None of an export, and of checkpoints before this was kept."""
 
 
 def find_checkpoint(root: Path, which: str | None) -> Weights:
@@ -58,7 +60,9 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
 
 
 def _weights(found: Checkpoint) -> Weights:
-    return Weights(found.path, found.step, found.manifest["identity"].get("frozen_weights"))
+    stops = found.manifest.get("stop_tokens")
+    frozen = found.manifest["identity"].get("frozen_weights")
+    return Weights(found.path, found.step, frozen, None if stops is None else tuple(stops))
 
 
 def find_weights(path: Path) -> Weights:

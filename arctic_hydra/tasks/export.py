@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import assemble, log
 from arctic_hydra.checkpoint import source
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, is_adapted, write_export
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
+from arctic_hydra.data.stops import counted_stops
 from arctic_hydra.distributed import World
-from arctic_hydra.record import FINISHED
+from arctic_hydra.record import FINISHED, RunDirectory
 from arctic_hydra.tasks.evaluate import checkpoint_root
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def execute(run: Run, run_dir: Path) -> dict[str, Any]:
@@ -34,5 +39,17 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     if is_adapted(model) and merge:
         check_mergeable(model)
         model = model.merge_and_unload()
-    write_export(model, model.state_dict(), tokenizer, target, options)
+    write_export(
+        model, model.state_dict(), tokenizer, target, options, _stop_tokens(run, run_dir.parent, weights, tokenizer)
+    )
     return {"status": FINISHED, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}
+
+
+def _stop_tokens(
+    run: Run, trained_in: Path, weights: source.Weights, tokenizer: PreTrainedTokenizerBase
+) -> Sequence[int]:
+    """Return the tokens that turns were trained to end in: the checkpoint's, of an older one by the record of its run."""
+    if weights.stop_tokens is not None:
+        return weights.stop_tokens
+    figures = RunDirectory(trained_in).record().get("statistics", {}).get("train", {})
+    return counted_stops(figures, tokenizer, getattr(run.data, "eot_tokens", ()))

@@ -248,12 +248,13 @@ def test_a_failed_export_fails_all_ranks_alike_and_keeps_the_old_one(in_ranks, l
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "old").touch()
 
-    class Broken:
-        def save_pretrained(self, path: Path) -> None:
-            raise OSError(28, "No space left on device")
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device")
 
     def run(rank: int) -> str:
-        state = lab.start(tmp_path, rank, zero=3, world_size=2, tokenizer=Broken())
+        broken = make_tokenizer()
+        broken.save_pretrained = fail
+        state = lab.start(tmp_path, rank, zero=3, world_size=2, tokenizer=broken)
         lab.train(state, 1)
         state.training_finished = True
         with pytest.raises(CheckpointError) as caught:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from arctic_hydra.assets import ASSETS
+from arctic_hydra.checkpoint import store
 from tests.converter import lab
 
 KINDS = {
@@ -64,6 +67,13 @@ def assert_tied_once(folder: Path) -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+def assert_says(folder: Path, tokens: dict[str, int | list[int]], whole: bool = True) -> None:
+    """Check the special tokens in the configs of an export; an adapter has no config of a model."""
+    for name in ("config.json", "generation_config.json")[0 if whole else 1 :]:
+        said = json.loads((folder / name).read_text())
+        assert {key: said.get(key) for key in tokens} == tokens, f"{folder.name}/{name}"
+
+
 def loaded_logits(folder: Path) -> torch.Tensor:
     """Return the logits of an export, loaded as its users do."""
     from peft import AutoPeftModelForCausalLM
@@ -98,5 +108,51 @@ def test_pitfall_21_exports_load_with_equal_logits(kind, tied, stage, models, tm
         torch.testing.assert_close(loaded_logits(again), expected, atol=1e-5, rtol=0)
         if whole:  # training switches the cache off; who generates with an export wants it
             assert json.loads((again / "config.json").read_text())["use_cache"] is True
+        for folder in (run_dir / "export", again):  # the model said 2, the default of Llama: `<|im_start|>` here
+            assert_says(folder, {"eos_token_id": 3, "pad_token_id": 0, "bos_token_id": 1}, whole)
         for name in ("tokenizer.json", "chat_template.jinja"):
             assert (again / name).read_bytes() == (run_dir / "export" / name).read_bytes()
+
+
+def test_generation_ends_at_every_stop_token_that_was_trained(models, tmp_path):
+    """Of exports by the run and of its checkpoints, also of one from before checkpoints named the tokens."""
+    template = (ASSETS / "tokenizer" / "chat_template.jinja").read_text()
+    stop = "{{ '<|im_end|>' }}{% endgeneration %}"
+    assert stop in template
+    either = "{{ '<|im_end|>' if message.content | length > 300 else '<|eom|>' }}{% endgeneration %}"
+    (tmp_path / "template.jinja").write_text(template.replace(stop, either))
+    arguments = (
+        f"tokenizer.chat_template={tmp_path}/template.jinja tokenizer.add_special_tokens=['<|eom|>'] data.max_length=512 "
+        "checkpoint.hf.save_every_n_steps=1 checkpoint.deepspeed.save_every_n_steps=1"
+    )
+    run_dir, most_frequent_first = tmp_path / "run", {"eos_token_id": [4096, 3], "pad_token_id": 0}
+    lab.in_ranks(1, lab.perform, arguments, run_dir, models[False])
+    for name in ("export", "export-step-00000001"):
+        assert_says(run_dir / name, most_frequent_first)
+    assert [written_tokens(run_dir / "export", token) for token in (3, 4096, 2)] == [3, 3, 7]
+    forget_stop_tokens(run_dir / "checkpoints" / "step-00000001" / "manifest.json")
+    shutil.rmtree(run_dir / "export-step-00000001")
+    for step in (1, 2):
+        export = f"{arguments} task=export from_checkpoint={step}"
+        lab.in_ranks(1, lab.perform, export, run_dir / "task-export", models[False])
+        assert_says(run_dir / f"export-step-{step:08d}", most_frequent_first)
+
+
+def written_tokens(folder: Path, token: int) -> int:
+    """Return how many tokens, 7 at most, an export writes where it is made to write `token` from the third one on."""
+    from transformers import AutoModelForCausalLM, LogitsProcessorList
+
+    def write(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.tensor([token if ids.shape[1] >= 7 else 40])
+        return torch.full_like(scores, -100.0).index_fill(1, forced, 0.0)
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt, processors = torch.tensor([IDS[:5]]), LogitsProcessorList([write])
+    return model.generate(prompt, max_new_tokens=7, logits_processor=processors).shape[1] - 5
+
+
+def forget_stop_tokens(manifest: Path) -> None:
+    """Make the manifest of a checkpoint what an older version wrote."""
+    body = json.loads(manifest.read_text())
+    del body["self_sha256"], body["stop_tokens"]
+    manifest.write_text(json.dumps({**body, "self_sha256": store._digest(body)}))
