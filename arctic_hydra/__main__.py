@@ -23,7 +23,7 @@ from arctic_hydra.errors import (
     ConfigError,
     print_error,
 )
-from arctic_hydra.job import Job, conclude
+from arctic_hydra.job import Job, conclude, has_stopped
 from arctic_hydra.record import PROGRAM, relative
 from arctic_hydra.redaction import redact
 from arctic_hydra.tasks import report
@@ -136,8 +136,9 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         return EXIT_DONE
     if difference := job.write(data):
         print(difference)
-    code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines)
-    code = _conclude(directory, code)
+    signals: list[int] = []
+    code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines, signals)
+    code = _conclude(directory, code, signals)
     if directory.record()["status"] == record.FAILED:
         job.tell_trackers(record.FAILED)
     return code
@@ -150,12 +151,14 @@ def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     if run.task is config.Task.train and not run.fresh and directory.record().get("status") == record.FINISHED:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
-    code = launch.start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines)
-    how = "failed" if code else "is done"
+    signals: list[int] = []
+    code = launch.start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
+    stopped = bool(code) and has_stopped(directory, code, asked_to_stop=bool(signals))
+    how = "was stopped" if stopped else "failed" if code else "is done"
     print(f"node {run.node_rank} of {run.nnodes} {how}; the command of node 0 tells how the run ended")
-    if code:
-        return EXIT_FAILED
-    return EXIT_STOPPED_EARLY if directory.result().get("status") == record.STOPPED else EXIT_DONE
+    if stopped or (not code and directory.result().get("status") == record.STOPPED):
+        return EXIT_STOPPED_EARLY
+    return EXIT_FAILED if code else EXIT_DONE
 
 
 def _must_exist(job: Job) -> None:
@@ -179,14 +182,14 @@ def _look_at(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     place.create()
     place.forget_outcome()
     record.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
-    if run.task is config.Task.export:
-        return _conclude(place, launch.start_ranks(place, 1, lock, job.secrets()))
-    return _conclude(place, launch.start_ranks(place, run.ranks_per_node, lock, job.secrets(), machines))
+    ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
+    signals: list[int] = []
+    return _conclude(place, launch.start_ranks(place, ranks, lock, job.secrets(), where, signals), signals)
 
 
-def _conclude(directory: record.RunDirectory, code: int) -> int:
+def _conclude(directory: record.RunDirectory, code: int, signals: list[int]) -> int:
     """Write the end of the run into its record, tell the person, and return the exit code."""
-    ending = conclude(directory, code)
+    ending = conclude(directory, code, asked_to_stop=bool(signals))
     if ending.result:
         print_result(directory, ending.result)
     else:

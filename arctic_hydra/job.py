@@ -18,10 +18,15 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra import compose, config, nodes, record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.stopping import SIGNALS
 from arctic_hydra.tasks import report
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+_NO_ERRORS = ("KeyboardInterrupt", "RankDied", "NodeDied")
+"""Kinds of error reports that say only that a rank or an agent ended, as one that was asked to stop may."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,12 @@ class Ending:
     """The same at length, with the traceback of an error that nobody expected."""
 
 
-def conclude(directory: record.RunDirectory, code: int) -> Ending:
-    """Write the end of a run into its record and its report, and return it; `code` is the exit code of what `launch` started."""
-    ending = _ending(directory, code)
+def conclude(directory: record.RunDirectory, code: int, *, asked_to_stop: bool = False) -> Ending:
+    """Write the end of a run into its record and its report, and return it; `code` is the exit code of what `launch` started.
+
+    Ranks that were asked to stop and ended without an error of their own, however that came, count as stopped.
+    """
+    ending = _ending(directory, code, asked_to_stop)
     before = directory.record()
     seconds = before.get("seconds", 0.0) + time.time() - before.get("started", time.time())
     values: dict[str, Any] = {"status": ending.status, "seconds": round(seconds, 1)}
@@ -173,19 +181,30 @@ def conclude(directory: record.RunDirectory, code: int) -> Ending:
     return ending
 
 
-def _ending(directory: record.RunDirectory, code: int) -> Ending:
+def has_stopped(directory: record.RunDirectory, code: int, *, asked_to_stop: bool) -> bool:
+    """Whether an exit code other than 0 is that of a stop: by one of `SIGNALS`, or on request and without an error."""
+    errors = directory.errors()
+    if asked_to_stop:
+        return not errors or errors[0]["kind"] in _NO_ERRORS
+    return not errors and -code in SIGNALS
+
+
+def _ending(directory: record.RunDirectory, code: int, asked_to_stop: bool) -> Ending:
     result, errors, logs = directory.result(), directory.errors(), directory.path / "logs"
     if code == 0 and result:
         finished = result["status"] == record.FINISHED
         return Ending(result["status"], EXIT_DONE if finished else EXIT_STOPPED_EARLY, result)
     signalled = -code if code < 0 else 0
-    if signalled in (1, 2, 12, 15) and not errors:
+    how = f"was killed by signal {signalled}" if signalled else f"ended with exit code {code}"
+    if has_stopped(directory, code, asked_to_stop=asked_to_stop):
         resumable = any((directory.path / "checkpoints").glob("step-*"))
         goes_on = "resumes from the last checkpoint" if resumable else "starts again"
-        said = f"ended at once; the same command {goes_on}"
+        ended = "ended at once"
+        if signalled not in SIGNALS:
+            ended = f"after the request to stop, {(errors and errors[0]['message']) or f'a rank {how}'}"
+        said = f"{ended}; the same command {goes_on}"
         return Ending(record.STOPPED, EXIT_STOPPED_EARLY, problem=said, details=said)
     if not errors:
-        how = f"was killed by signal {signalled}" if signalled else f"ended with exit code {code}"
         hint = " (a kill by signal 9 is most often the kernel's, out of memory)" if signalled == 9 else ""
         details = f"error: a rank {how} without a word{hint}; see {logs}"
         return Ending(record.FAILED, EXIT_FAILED, problem=f"a rank {how}", details=details)

@@ -25,7 +25,7 @@ from arctic_hydra.errors import ArcticHydraError, print_error
 from arctic_hydra.meeting import RENDEZVOUS_SECONDS, meet
 from arctic_hydra.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.record import RunDirectory
-from arctic_hydra.stopping import SIGNALS, block_signals, forwarded_signals
+from arctic_hydra.stopping import SIGNALS, block_signals, born_blocked, forwarded_signals
 from arctic_hydra.worker import PARENT_VARIABLE, SECRETS_VARIABLE, die_with_parent, write_error
 
 GRACE_SECONDS = 10
@@ -46,18 +46,25 @@ def start_ranks(
 ) -> int:
     """Run `ranks` ranks on this machine, or on each of several hosts, to their end; return the child's exit code.
 
-    Signals that arrive meanwhile are forwarded, and appended to `signals`.
+    Signals that arrive meanwhile are forwarded, and appended to `signals`. Those that this thread had blocked before arrive
+    first: a run of this process alone does not start then.
     """
     nodes = nodes or Nodes()
     agents: dict[str, RemoteAgent] = {}
-    child: subprocess.Popen[bytes] | None = None
-    if isinstance(nodes, Hosts):
-        agents = nodes.start(directory.run_file, ranks, {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {})
-    else:
-        child = open_ranks(directory, ranks, lock, secrets, nodes=nodes)
+    children: list[Any] = []
     seen = [] if signals is None else signals
-    with forwarded_signals(lambda: [child] if child else [*agents.values()], "at the next step", seen) as given_up:
-        codes = [child.wait()] if child else _outlast(agents, directory)
+    with forwarded_signals(lambda: children, "at the next step", seen) as given_up:
+        if seen and (isinstance(nodes, Hosts) or nodes.count == 1):
+            return -seen[0]
+        if isinstance(nodes, Hosts):
+            variables = {SECRETS_VARIABLE: json.dumps(secrets)} if secrets else {}
+            agents = nodes.start(directory.run_file, ranks, variables)
+            children += agents.values()
+        else:
+            children.append(open_ranks(directory, ranks, lock, secrets, nodes=nodes))
+        for child in children if seen else ():  # one came before there was anybody to pass it on to
+            child.kill() if given_up else child.send_signal(seen[0])
+        codes = _outlast(agents, directory) if agents else [children[0].wait()]
     code = next((code for code in codes if code), 0)
     if code and nodes.count > 1 and nodes.index == 0 and not given_up:
         _hear_from_other_nodes(directory, nodes.count)
@@ -84,7 +91,11 @@ def open_ranks(
     place: Place | None = None,
     nodes: Nodes | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start the ranks of this machine and return the child that holds them."""
+    """Start the ranks of this machine and return the child that holds them.
+
+    The child is never without an answer to `SIGNALS`: it is born with them blocked, and takes those that came in the
+    meantime once it waits for them. SIGKILL ends it at any time.
+    """
     place, nodes = place or Place(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
     module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
@@ -102,15 +113,16 @@ def open_ranks(
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
     # from this process only, so that a signal arrives once.
-    return subprocess.Popen(
-        command,
-        env=environment,
-        pass_fds=() if lock is None else (lock,),
-        stdin=subprocess.DEVNULL,
-        stdout=place.output,
-        stderr=subprocess.STDOUT if place.output else None,
-        start_new_session=True,
-    )
+    with born_blocked():
+        return subprocess.Popen(
+            command,
+            env=environment,
+            pass_fds=() if lock is None else (lock,),
+            stdin=subprocess.DEVNULL,
+            stdout=place.output,
+            stderr=subprocess.STDOUT if place.output else None,
+            start_new_session=True,
+        )
 
 
 def _outlast(agents: dict[str, RemoteAgent], directory: RunDirectory) -> list[int]:
@@ -344,6 +356,8 @@ def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
         rdzv_configs={"rank": options.node_rank, "timeout": RENDEZVOUS_SECONDS} if static else {},
         max_restarts=0,
         monitor_interval=0.1,
+        # Torch would handle those of the relay too, and an agent that ends by one of them would fail instead.
+        signals_to_handle="SIGQUIT",
     )
     os.environ[PARENT_VARIABLE] = str(os.getpid())  # for the ranks
     watch = FailureWatch(directory)

@@ -47,7 +47,11 @@ class StopRequest:
 
 
 def block_signals() -> None:
-    """Hold `SIGNALS` back from every thread of this process; forked children get them again."""
+    """Hold `SIGNALS` back from every thread of this process; those that arrive stay pending until `sigwait` takes them.
+
+    Children of `os.fork` and of multiprocessing's `fork` get them again. Programs started through `subprocess` inherit the
+    mask, as processes of multiprocessing's `spawn` do, and have to unblock the signals they want to end by.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # a launcher may have left them ignored, which sigwait would not see
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -55,10 +59,25 @@ def block_signals() -> None:
 
 
 @contextmanager
+def born_blocked() -> Iterator[None]:
+    """Have the processes that this thread starts in the context begin with `SIGNALS` blocked.
+
+    One that calls `block_signals` later thereby misses none: those that arrive while its interpreter starts stay pending.
+    Those of this process wait for the end of the context, or go to another of its threads.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: list[int]) -> Iterator[list[int]]:
     """While the context is open, pass the first of `SIGNALS` on to those who are `children` then, and say what stops.
 
-    All that arrive are appended to `seen`. A second interrupt kills the children and enters the yielded list.
+    All that arrive are appended to `seen`, also those that this thread had blocked before. A second interrupt kills the
+    children and enters the yielded list. Who starts a child in the context has to pass on what was seen until then.
     """
     first: list[float] = []
     given_up: list[int] = []
@@ -77,8 +96,10 @@ def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: li
                 child.kill()  # ranks below an agent die with it
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield given_up
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)

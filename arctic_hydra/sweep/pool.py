@@ -117,6 +117,13 @@ class _Running:
     started: Started
     slot: int
     tail: Tail
+    asked_to_stop: bool = False
+    """Whether this process has asked it to: the person by a signal, the observer by pruning."""
+
+    def stop(self) -> None:
+        """Ask the job to stop at its next step."""
+        self.asked_to_stop = True
+        self.started.child.send_signal(signal.SIGTERM)
 
 
 class Pool:
@@ -201,16 +208,17 @@ class Pool:
             if rows and self._observer and code is None and not self._error and self._observer(job.entry, rows):
                 job.entry.mark = PRUNED
                 self._sweep.save()
-                child.send_signal(signal.SIGTERM)
+                job.stop()
         except ConfigError as error:
             self._error = error
-            for other in self._children():
-                other.send_signal(signal.SIGTERM)
+            for other in self._running:
+                other.stop()
         if code is None:
             return
         self._running.remove(job)
         # Killed on request, as a single run would be: stopped, not failed.
-        conclude(job.started.directory, -signal.SIGINT if code and self._given_up else code)
+        code = -signal.SIGINT if code and self._given_up else code
+        conclude(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))
         job.started.directory.release()
         self._board.ends(job.entry)
 

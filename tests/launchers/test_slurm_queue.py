@@ -13,7 +13,8 @@ from arctic_hydra.__main__ import main
 from arctic_hydra.record import RunDirectory
 from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after
-from arctic_hydra.sweep.directory import Sweep
+from arctic_hydra.sweep.directory import Sweep, SweepJob
+from arctic_hydra.sweep.slurm import JobState
 from tests.command import ROOT, SMALLEST
 from tests.launchers.queue import Queue
 from tests.sweep.test_search import trials
@@ -53,6 +54,18 @@ def while_waiting(monkeypatch):
 def sweeps(folder) -> list[Sweep]:
     found = sorted((folder / "outputs/default/sweeps").iterdir(), key=lambda path: path.stat().st_mtime)
     return [Sweep.load(path) for path in found]
+
+
+@pytest.mark.parametrize(("word", "status"), [("CANCELLED", "stopped"), ("OUT_OF_MEMORY", "failed")])
+def test_a_cancelled_job_that_could_not_write_down_its_end_is_stopped(word, status, tmp_path, monkeypatch):
+    """SLURM killed it before it was ready for signals, or long after them."""
+    from hydra_plugins.arctic_hydra import slurm
+
+    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0)
+    entry = SweepJob(0, [], str(tmp_path), "", {"kind": "slurm", "job_id": "7"})
+    entry.directory.update_record(status="running")
+    slurm.settle([entry], {"7": JobState(word)})
+    assert entry.directory.record()["status"] == status
 
 
 def interrupt() -> None:

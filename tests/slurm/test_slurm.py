@@ -75,7 +75,7 @@ def kill_task(cluster: Cluster, number: int) -> None:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             found = process.environ()
-            if "submitit.core._submit" in process.cmdline() and own.items() <= found.items():
+            if "hydra_plugins.arctic_hydra._slurm_start" in process.cmdline() and own.items() <= found.items():
                 process.kill()
 
 

@@ -204,6 +204,28 @@ def test_a_second_interrupt_leaves_jobs_stopped_and_not_failed(tmp_path):
     assert finish.exit_code(results.rows(sweep)) == 75
 
 
+@pytest.mark.parametrize("state", ["stopped", "pruned"])
+def test_a_job_that_dies_when_asked_to_stop_has_not_failed(state, tmp_path):
+    """By a signal, or by an observer that prunes what has logged a step."""
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    dies = "trap 'exit 1' INT TERM; echo; while :; do sleep 0.01; done"
+
+    def start(place):
+        directory = sweep.jobs[0].directory
+        directory.update_record(status="running")
+        child = subprocess.Popen(["sh", "-c", dies], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        if state == "stopped":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            (directory.path / "metrics.jsonl").write_text('{"step": 1}\n')
+        return pool.Started(child, directory)
+
+    sweep.jobs[0].directory.create()
+    pool.Pool(sweep, Slots(1), lambda entry, rows: True).run([(sweep.jobs[0], start)])
+    assert [found for found, _ in states(sweep)] == [state]
+
+
 def test_the_tail_of_a_file_that_grows_is_torn_and_is_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)

@@ -33,7 +33,10 @@ class RunJob:
     """How often this job has put itself back into the queue."""
 
     def __call__(self) -> None:
-        """Start this machine's ranks; the first machine's task leaves with the run's exit code."""
+        """Start this machine's ranks; the first machine's task leaves with the run's exit code.
+
+        Signals of SLURM's that came before, while `_slurm_start` imported its libraries, stop the run as later ones do.
+        """
         from submitit.slurm.slurm import SlurmJobEnvironment
 
         from arctic_hydra import launch
@@ -73,7 +76,7 @@ class RunJob:
         )
         signals: list[int] = []
         code = launch.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
-        ending = job.conclude(directory, code)
+        ending = job.conclude(directory, code, asked_to_stop=bool(signals))
         result = ending.result or {}
         print(ending.details or f"{ending.status} at step {result['step']} {result['stop_reason']}", flush=True)
         if ending.status == record.STOPPED and _ought_to_resume(signals):

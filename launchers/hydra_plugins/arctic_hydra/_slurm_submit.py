@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,10 @@ def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
         @classmethod
         def affinity(cls) -> int:
             return 2  # `check_sbatch` says in our words what is missing
+
+        @property
+        def _submitit_command_str(self) -> str:
+            return f"{self.python} -u -m hydra_plugins.arctic_hydra._slurm_start {shlex.quote(str(self.folder))}"
 
     executor = Executor(folder=options["folder"], max_num_timeout=options["max_requeues"], python=options["python"])
     given = {key: value for key, value in options.items() if key not in _OWN and not _is_unset(value)}

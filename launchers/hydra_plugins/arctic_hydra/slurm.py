@@ -240,7 +240,11 @@ def settle(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
     while (rest := unsettled()) and time.monotonic() < end:
         time.sleep(0.2)
     for entry in rest:
-        entry.directory.update_record(status=record.FAILED, error=f"SLURM: {states[_job_id(entry)]}")
+        state = states[_job_id(entry)]
+        if state.state in ("CANCELLED", "PREEMPTED"):  # somebody asked it to stop
+            entry.directory.update_record(status=record.STOPPED)
+        else:
+            entry.directory.update_record(status=record.FAILED, error=f"SLURM: {state}")
 
 
 def _was_left_running(entry: SweepJob) -> bool:
