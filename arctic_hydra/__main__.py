@@ -14,7 +14,8 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from arctic_hydra import __version__, component, compose, config, launch, multirun, nodes, record, usage
+from arctic_hydra import __version__, component, config, run_directory
+from arctic_hydra.cli import compose, help, multirun
 from arctic_hydra.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -23,10 +24,11 @@ from arctic_hydra.errors import (
     ConfigError,
     print_error,
 )
-from arctic_hydra.job import Job, conclude, has_stopped
-from arctic_hydra.record import PROGRAM, relative
+from arctic_hydra.launch import __main__, nodes
+from arctic_hydra.launch.job import Job, conclude, has_stopped
 from arctic_hydra.redaction import redact
-from arctic_hydra.tasks import report
+from arctic_hydra.report import run_page
+from arctic_hydra.run_directory import PROGRAM, relative
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
     if options.multirun and not (options.help or options.cfg):
         return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
-        usage.print_page(PROGRAM, [item for item in options.overrides if "=" not in item])
+        help.print_page(PROGRAM, [item for item in options.overrides if "=" not in item])
         return EXIT_DONE
     cfg = compose.compose_config(options.overrides, name, options.config_dir)
     job = compose.without_hydra(cfg)
@@ -118,7 +120,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         return EXIT_DONE
     if run.task is config.Task.report:
         _must_exist(job)
-        print(f"written to {relative(report.write(directory))}")
+        print(f"written to {relative(run_page.write(directory))}")
         return EXIT_DONE
     if run.node_rank > 0:
         return _join(job, machines)
@@ -132,15 +134,15 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
             f"finished already: {relative(directory.path)} (step {result['step']}, objective {_number(result['objective'])})"
         )
         print("pass fresh=true to train it again from the start")
-        job.tell_trackers(record.FINISHED)
+        job.tell_trackers(run_directory.FINISHED)
         return EXIT_DONE
     if difference := job.write(data):
         print(difference)
     signals: list[int] = []
-    code = launch.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines, signals)
+    code = __main__.start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines, signals)
     code = _conclude(directory, code, signals)
-    if directory.record()["status"] == record.FAILED:
-        job.tell_trackers(record.FAILED)
+    if directory.record()["status"] == run_directory.FAILED:
+        job.tell_trackers(run_directory.FAILED)
     return code
 
 
@@ -148,15 +150,15 @@ def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
     run = job.run
     directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
-    if run.task is config.Task.train and not run.fresh and directory.record().get("status") == record.FINISHED:
+    if run.task is config.Task.train and not run.fresh and directory.record().get("status") == run_directory.FINISHED:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
     signals: list[int] = []
-    code = launch.start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
+    code = __main__.start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
     stopped = bool(code) and has_stopped(directory, code, asked_to_stop=bool(signals))
     how = "was stopped" if stopped else "failed" if code else "is done"
     print(f"node {run.node_rank} of {run.nnodes} {how}; the command of node 0 tells how the run ended")
-    if stopped or (not code and directory.result().get("status") == record.STOPPED):
+    if stopped or (not code and directory.result().get("status") == run_directory.STOPPED):
         return EXIT_STOPPED_EARLY
     return EXIT_FAILED if code else EXIT_DONE
 
@@ -181,26 +183,26 @@ def _look_at(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     place = directory.of_task(run.task.name)
     place.create()
     place.forget_outcome()
-    record.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
+    run_directory.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
     signals: list[int] = []
-    return _conclude(place, launch.start_ranks(place, ranks, lock, job.secrets(), where, signals), signals)
+    return _conclude(place, __main__.start_ranks(place, ranks, lock, job.secrets(), where, signals), signals)
 
 
-def _conclude(directory: record.RunDirectory, code: int, signals: list[int]) -> int:
+def _conclude(directory: run_directory.RunDirectory, code: int, signals: list[int]) -> int:
     """Write the end of the run into its record, tell the person, and return the exit code."""
     ending = conclude(directory, code, asked_to_stop=bool(signals))
     if ending.result:
         print_result(directory, ending.result)
     else:
-        print(ending.details, file=sys.stderr if ending.status == record.FAILED else sys.stdout)
+        print(ending.details, file=sys.stderr if ending.status == run_directory.FAILED else sys.stdout)
     return ending.exit_code
 
 
-def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None:
+def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) -> None:
     """Say how the run ended, where things are, and what to type next."""
     path = relative(directory.path)
-    if result["status"] == record.STOPPED:
+    if result["status"] == run_directory.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
         saved = any((directory.path / "checkpoints").glob("step-*"))
         print("the same command resumes" if saved else "nothing was saved, so the same command starts over")
@@ -224,7 +226,7 @@ def print_result(directory: record.RunDirectory, result: dict[str, Any]) -> None
         ("export", export),
         ("checkpoints", "checkpoints"),
         ("metrics", "metrics.jsonl"),
-        ("report", report.PAGE),
+        ("report", run_page.PAGE),
     ):
         if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")

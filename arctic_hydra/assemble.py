@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import engine
-from arctic_hydra.checkpoint import source
+from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import looks_like_path
@@ -46,8 +46,8 @@ def create_model(
     run: Run,
     model_config: Any,
     tokenizer: PreTrainedTokenizerBase,
-    start: source.Weights | None = None,
-    weights: source.Weights | None = None,
+    start: initial_weights.Weights | None = None,
+    weights: initial_weights.Weights | None = None,
     *,
     quantize: bool = True,
 ) -> torch.nn.Module:
@@ -68,36 +68,36 @@ def create_model(
 
         share_positions(model)
     fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
-    stored = source.read(start) if start else {}
-    if start and source.fits(stored, model):
-        source.initialise(model, stored, start)
+    stored = initial_weights.read(start) if start else {}
+    if start and initial_weights.fits(stored, model):
+        initial_weights.initialise(model, stored, start)
         start = None
     seed_everything(run.seed)  # loading draws more or fewer numbers at ZeRO-3
     for converter in run.converters:
         model = converter.convert(model)
     if start:
-        source.initialise(model, stored, start)
+        initial_weights.initialise(model, stored, start)
     if weights:
-        source.initialise(model, source.read(weights), weights)
+        initial_weights.initialise(model, initial_weights.read(weights), weights)
     if hasattr(model, "peft_config"):
         adapter = model.peft_config["default"]
         adapter.base_model_name_or_path, adapter.revision = adapter_base(run)
     return model  # type: ignore[no-any-return]
 
 
-def starting_weights(run: Run) -> source.Weights | None:
+def starting_weights(run: Run) -> initial_weights.Weights | None:
     """Return what `init_from` names, verified; collective."""
-    return source.find_weights(Path(run.init_from)) if run.init_from else None
+    return initial_weights.find_weights(Path(run.init_from)) if run.init_from else None
 
 
 def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:
     """Return the checksum of the frozen weights, where each start of the run reads them again; else None. Collective."""
-    from arctic_hydra.checkpoint.weights import checksum
+    from arctic_hydra.checkpoint.full_weights import checksum
 
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if not frozen or not (run.model.stored or run.init_from):
         return None
-    return checksum(model, frozen) if run.model.quantization is None else source.UNCHECKED
+    return checksum(model, frozen) if run.model.quantization is None else initial_weights.UNCHECKED
 
 
 def base_of(run: Run) -> str | None:
@@ -106,7 +106,7 @@ def base_of(run: Run) -> str | None:
     A hub id, or the absolute path of a directory: an export is loaded from anywhere.
     """
     if run.init_from:
-        return _absolute(run.init_from) if source.holds_all_weights(Path(run.init_from)) else None
+        return _absolute(run.init_from) if initial_weights.holds_all_weights(Path(run.init_from)) else None
     if not run.model.stored:
         return None
     name = str(run.model.name_or_path)  # type: ignore[attr-defined]

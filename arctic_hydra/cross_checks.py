@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from arctic_hydra.component import Component
-from arctic_hydra.converter import checks
+from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.model.base import VARLEN_ATTENTION
@@ -25,7 +25,7 @@ def problems(run: Run) -> Iterator[str]:
     if run.task.name != "preview":  # which builds data and tokenizer alone: what no trainer works with can be looked at
         yield from compatibility(run)
     yield from _task_problems(run)
-    yield from checks.problems(
+    yield from combinations.problems(
         run.converter,
         run.peft,
         stage=run.deepspeed.stage,

@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import assemble, config, distributed, engine, log, record, report
-from arctic_hydra.checkpoint import source
+from arctic_hydra import assemble, config, distributed, engine, log, run_directory
+from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.data.base import Loader
-from arctic_hydra.data.sequence import fitted
-from arctic_hydra.data.stops import stop_tokens
+from arctic_hydra.data.load.sequence_parallel import fitted
+from arctic_hydra.data.load.stop_tokens import stop_tokens
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.model.base import compile_layers
 from arctic_hydra.progress import Progress
+from arctic_hydra.report import header
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tasks import check
 from arctic_hydra.tracking.base import Tracker
@@ -37,11 +38,11 @@ def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]
             trainer.train()
         except Exception:
             for tracker in trainer.tools.trackers:
-                tracker.finish(record.FAILED)
+                tracker.finish(run_directory.FAILED)
             raise
         finally:
             trainer.tools.display.close()
-    outcome = report.outcome(run, trainer, trainer.tools.loader, resumed_from)
+    outcome = header.outcome(run, trainer, trainer.tools.loader, resumed_from)
     for tracker in trainer.tools.trackers:
         tracker.finish(outcome["status"])
     distributed.stop()
@@ -63,7 +64,7 @@ def telling_callbacks(run: config.Run, run_dir: Path) -> Iterator[None]:
 
 
 def build(
-    run: config.Run, run_dir: Path, stop: StopRequest, weights: source.Weights | None = None
+    run: config.Run, run_dir: Path, stop: StopRequest, weights: initial_weights.Weights | None = None
 ) -> tuple[Trainer, Path | None]:
     """Build the run; return its trainer and the checkpoint that it resumed from.
 
@@ -89,14 +90,14 @@ def build(
         loader, eval_loader = fitted(dealt, run.pack_tokens), eval_dealt and fitted(eval_dealt, run.pack_tokens)
         horizon = trainer.plan(loader, run.scheduler.warmup)
         if trains and world.is_main:
-            record.RunDirectory(run_dir).update_record(horizon=horizon)  # for whoever watches
+            run_directory.RunDirectory(run_dir).update_record(horizon=horizon)  # for whoever watches
         with trainer.event("create_config"):
             model_config = run.model.create_config()
         engine_config = assemble.engine_config(run, model_config, world.size)
         with trainer.event("create_model"), engine.model_init(engine_config):
             start = assemble.starting_weights(run)
             model = assemble.create_model(run, model_config, tokenizer, start, weights)
-        facts = report.model_facts(model)
+        facts = header.model_facts(model)
         if run.model.compile:
             compile_layers(model, run.model.compile_backend)
         with trainer.event("create_optimizer"):
@@ -111,14 +112,14 @@ def build(
         state = training_state(run, run_dir, world, deepspeed_engine, scheduler, tokenizer, dealt, start)
         resumed_from = resume(run, state) if trains else None
         if trains:
-            report.check_space(run, facts)
+            header.check_space(run, facts)
         metrics_file: MetricsFile | None = None
         trackers: list[Tracker] = []
         if trains and world.is_main:
-            known = report.statistics(loader, eval_loader, facts)
-            record.RunDirectory(run_dir).update_record(statistics=known)
+            known = header.statistics(loader, eval_loader, facts)
+            run_directory.RunDirectory(run_dir).update_record(statistics=known)
             metrics_file, trackers = open_outputs(run, run_dir)
-        report.print_header(
+        header.print_header(
             run, run_dir, world, facts, loader, eval_loader, horizon, resumed_from, weights or start, memory
         )
         display = Display(horizon, state.progress.global_step, enabled=run.log.prints(world))
@@ -140,7 +141,7 @@ def training_state(
     scheduler: Any,
     tokenizer: Any,
     dealt: Loader,
-    start: source.Weights | None,
+    start: initial_weights.Weights | None,
 ) -> TrainingState:
     """Return what checkpoints hold: everything that the rest of the run depends on. Collective."""
     frozen = assemble.frozen_weights(run, deepspeed_engine.module)
@@ -170,7 +171,7 @@ def open_outputs(run: config.Run, run_dir: Path) -> tuple[MetricsFile, list[Trac
     """Open the metrics file, less what a resumed run does over, and have the trackers begin or go on."""
     trackers = list(run.tracking.values())
     for tracker in trackers:
-        tracker.start(run_dir, f"{run.name}/{run_dir.name}", report.read_config(run_dir))
+        tracker.start(run_dir, f"{run.name}/{run_dir.name}", header.read_config(run_dir))
     return MetricsFile(run_dir / "metrics.jsonl"), trackers
 
 

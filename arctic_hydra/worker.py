@@ -42,7 +42,7 @@ def main() -> NoReturn:
 
 
 def _run(run_file: Path) -> dict[str, Any]:
-    from arctic_hydra import component, config, log, record
+    from arctic_hydra import component, config, log, run_directory
     from arctic_hydra.distributed import World, count_gpus
 
     log.quiet_libraries()
@@ -61,7 +61,7 @@ def _run(run_file: Path) -> dict[str, Any]:
 
     outcome = tasks.perform(run, run_dir, stop)
     if World.from_env().is_main:
-        record.write_json(record.RunDirectory(run_dir).result_file, outcome)
+        run_directory.write_json(run_directory.RunDirectory(run_dir).result_file, outcome)
     return outcome
 
 

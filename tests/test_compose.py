@@ -12,17 +12,18 @@ from typing import ClassVar, Union
 import pytest
 from omegaconf import OmegaConf
 
-from arctic_hydra import compose, config, cross_checks
+from arctic_hydra import config, cross_checks
 from arctic_hydra.__main__ import main
+from arctic_hydra.cli import compose
+from arctic_hydra.cli.help import groups
 from arctic_hydra.component import registered, to_plain
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
 from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.model.tiny import TinyModelFactory
-from arctic_hydra.record import flatten
+from arctic_hydra.run_directory import flatten
 from arctic_hydra.trainer.sft import SFTTrainer
-from arctic_hydra.usage import groups
 from tests.command import run
 
 GOLDEN = Path(__file__).parent / "golden" / "config_keys.txt"
@@ -281,7 +282,7 @@ BAD = [
     ("optimizer._target_=os.system", "optimizer._target_: got 'os.system', which is not allowed"),
     ("optimizer._target_=torch.load", "optimizer._target_: got 'torch.load', which is not allowed"),
     ("optimizer._target_=${name}", "optimizer._target_: got '${name}', which is not allowed"),
-    ("optimizer._target_=arctic_hydra.record.os.system", "optimizer._target_: got 'arctic_hydra.record.os.system', which is not allowed"),
+    ("optimizer._target_=arctic_hydra.run_directory.os.system", "optimizer._target_: got 'arctic_hydra.run_directory.os.system', which is not allowed"),
     ("+hydra.callbacks.a._target_=os.system", "hydra.callbacks.a._target_: got 'os.system', which is not allowed"),
     ("hydra.run.dir=x", "hydra.run.dir: has no effect on a single run; pass -m for a sweep"),
     ("--config-path=/tmp", "--config-path: has no effect here"),

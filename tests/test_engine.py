@@ -21,8 +21,8 @@ def test_prepared_data_is_written_and_opened_without_pandas():
     """pyarrow's own conversions would import it: a quarter of a second of each start, and of each helper's."""
     code = (
         "import sys, numpy as np; from pathlib import Path; from tempfile import mkdtemp; "
-        "from arctic_hydra.data.store import Chunk, TokenStore, write_store; "
-        "from arctic_hydra.data.words import WordTokenizer; "
+        "from arctic_hydra.data.cache.token_store import Chunk, TokenStore, write_store; "
+        "from arctic_hydra.data.encode.bpe_cache import WordTokenizer; "
         "from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory; "
         "words = WordTokenizer.of(BundledTokenizerFactory().create_tokenizer().backend_tokenizer); "
         "[(ids, _)] = words.encode(['two words'], [[]]); folder = Path(mkdtemp()); "

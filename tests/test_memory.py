@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from arctic_hydra import compose, config, memory
+from arctic_hydra import config, memory
+from arctic_hydra.cli import compose
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.errors import EXIT_FAILED, ConfigError, ModelError
 from arctic_hydra.tasks import check

@@ -6,14 +6,15 @@ import shutil
 import subprocess
 import sys
 
-from arctic_hydra import __version__, job, record
+from arctic_hydra import __version__, run_directory
+from arctic_hydra.launch import job
 
 
 def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatch, capsys):
     """It comes where the page is made, after the record was written."""
-    directory = record.RunDirectory(tmp_path)
-    directory.update_record(status=record.RUNNING, identity={})
-    record.write_json(directory.result_file, {"status": record.FINISHED})
+    directory = run_directory.RunDirectory(tmp_path)
+    directory.update_record(status=run_directory.RUNNING, identity={})
+    run_directory.write_json(directory.result_file, {"status": run_directory.FINISHED})
 
     def interrupted(directory):
         raise KeyboardInterrupt
@@ -21,7 +22,7 @@ def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatc
     monkeypatch.setattr(job.report, "write", interrupted)
     (tmp_path / "run.json").write_text('{"config": {"log": {"report": true}}}')
     assert job.conclude(directory, 0).exit_code == 0
-    assert directory.record()["status"] == record.FINISHED
+    assert directory.record()["status"] == run_directory.FINISHED
     assert "has no report; the same command with task=report writes it" in capsys.readouterr().err
 
 
@@ -40,12 +41,12 @@ def test_the_program_and_the_working_directory_have_a_revision_each(tmp_path, mo
     git(theirs, "commit", "-qm", "mine")
     (theirs / "option.yaml").write_text("seed: 2\n")
     monkeypatch.chdir(theirs)
-    found = record.surroundings()
+    found = run_directory.surroundings()
     around = found["working_directory"]
     assert around["git"]["revision"] == git(theirs, "rev-parse", "HEAD") and around["path"] == str(theirs)
     assert around["git"]["dirty"] and "+seed: 2" in around["git"]["diff"]
     assert found["version"] == __version__
-    assert found["git"] == record.git_state(repository), "the program's own, wherever it is called from"
+    assert found["git"] == run_directory.git_state(repository), "the program's own, wherever it is called from"
 
     # Installed below that checkout, as in its .venv: nothing of the program is in the revision around it.
     shutil.copytree(repository / "arctic_hydra", theirs / "venv" / "arctic_hydra")

@@ -13,9 +13,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from arctic_hydra import record
+from arctic_hydra import run_directory
 from arctic_hydra.__main__ import print_result
-from arctic_hydra.record import is_own_name
+from arctic_hydra.run_directory import is_own_name
 from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
@@ -358,8 +358,14 @@ def test_the_end_names_the_export_and_what_loads_it(export, config, family, tmp_
         (folder / config).touch()
         (folder / "tokenizer_config.json").touch()
     (tmp_path / "record.json").write_text('{"overrides": []}')
-    figures = {"status": record.FINISHED, "step": 1, "first_loss": 2.0, "last_loss": 1.0, "progress": {"epoch": 1}}
-    print_result(record.RunDirectory(tmp_path), {**figures, "first_evaluation": {}, "last_evaluation": {}})
+    figures = {
+        "status": run_directory.FINISHED,
+        "step": 1,
+        "first_loss": 2.0,
+        "last_loss": 1.0,
+        "progress": {"epoch": 1},
+    }
+    print_result(run_directory.RunDirectory(tmp_path), {**figures, "first_evaluation": {}, "last_evaluation": {}})
     out = capsys.readouterr().out
     assert f"export       {tmp_path / export}\n" in out
     assert f"  {family}.from_pretrained({str(tmp_path / export)!r})" in out

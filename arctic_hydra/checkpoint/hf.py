@@ -14,7 +14,7 @@ from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
-from arctic_hydra.record import is_own_name
+from arctic_hydra.run_directory import is_own_name
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         An existing export of that name is replaced in one step. Raises CheckpointError, the same on every rank, when
         it cannot be written; what was there before then stays.
         """
-        from arctic_hydra.checkpoint.weights import gather_weights
+        from arctic_hydra.checkpoint.full_weights import gather_weights
 
         target, is_main = self.checkpoint_dir, self.state.world.is_main
         model, gathered = self.state.engine.module, target.with_name(f".tmp-weights-{target.name}")
@@ -119,8 +119,8 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
 
     def _rebuilt(self, weights: dict[str, torch.Tensor]) -> Any:
         """Return a merged copy of the model with these weights, on the CPU; the training's own stays as it is."""
+        from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, initialise
         from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
-        from arctic_hydra.checkpoint.source import UNCHECKED, Weights, initialise
 
         assert self.state.rebuild is not None, "a run with an adapter knows how to make its model once more"
         kept = random_state()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from arctic_hydra.batch import Window
 from arctic_hydra.component import Component
-from arctic_hydra.data.formats import RowFormat
-from arctic_hydra.data.mapping import mapping_problems, places
-from arctic_hydra.data.messages import ROLES
-from arctic_hydra.data.user_code import code_identity
+from arctic_hydra.data.code_identity import code_identity
+from arctic_hydra.data.formats.messages import ROLES
+from arctic_hydra.data.formats.reading import RowFormat
+from arctic_hydra.data.formats.role_mapping import mapping_problems, places
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError
 
@@ -117,8 +117,8 @@ class DataSource(Component):
 
         Here one, of rows that `load` returned; sources whose rows may not fit into memory override it.
         """
-        from arctic_hydra.data.source.rows import as_rows
-        from arctic_hydra.data.source.shards import IndexedShard, OpenedWhenRead
+        from arctic_hydra.data.rows.base import as_rows
+        from arctic_hydra.data.rows.shard import IndexedShard, OpenedWhenRead
 
         return [OpenedWhenRead(lambda: IndexedShard(as_rows(self.load(split))))]
 
@@ -131,7 +131,7 @@ class DataSource(Component):
 
         Here a hash of every row; sources that can tell without reading the rows override it.
         """
-        from arctic_hydra.data.source.rows import as_rows, hash_rows
+        from arctic_hydra.data.rows.base import as_rows, hash_rows
 
         return {"rows": hash_rows(as_rows(self.load(split)))}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from arctic_hydra.data.messages import Message
+from arctic_hydra.data.formats.messages import Message
 
 _NAME, _KEY = "zqcallqz", "zqkeyqz"
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
 from arctic_hydra.data.base import DataSource
-from arctic_hydra.data.formats import Reading, RowFormat
-from arctic_hydra.data.lengths import Overlong
-from arctic_hydra.data.prepared import PreparedDataFactory
+from arctic_hydra.data.formats.reading import Reading, RowFormat
+from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.tokenized import PreparedDataFactory
 from arctic_hydra.errors import FieldError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.examples import Options
+    from arctic_hydra.data.prepare.preparer import Options
 
 
 @component(group="data", name="causal")
@@ -42,6 +42,6 @@ class CausalDataFactory(PreparedDataFactory):
 
     def options(self) -> Options:
         """Return what turns rows into examples."""
-        from arctic_hydra.data.examples import Options
+        from arctic_hydra.data.prepare.preparer import Options
 
         return Options(self.max_length, True, self.overlong.value, self.malformed.value)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
 from arctic_hydra.data.base import DataSource
-from arctic_hydra.data.formats import Reading, RowFormat
-from arctic_hydra.data.lengths import Overlong
-from arctic_hydra.data.prepared import PreparedDataFactory
+from arctic_hydra.data.formats.reading import Reading, RowFormat
+from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.tokenized import PreparedDataFactory
 from arctic_hydra.errors import FieldError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from arctic_hydra.data.examples import Options
-    from arctic_hydra.data.store import PairStore
+    from arctic_hydra.data.cache.token_store import PairStore
+    from arctic_hydra.data.prepare.preparer import Options
     from arctic_hydra.distributed import World
 
 
@@ -55,15 +55,15 @@ class PreferenceDataFactory(PreparedDataFactory):
 
     def options(self) -> Options:
         """Return what turns rows into pairs: only the last answers are trained on."""
-        from arctic_hydra.data.examples import Options
-        from arctic_hydra.data.masks import TurnChoice
+        from arctic_hydra.data.encode.chat import TurnChoice
+        from arctic_hydra.data.prepare.preparer import Options
 
         turns = TurnChoice(last_only=True)
         return Options(self.max_length, True, self.overlong.value, self.malformed.value, turns, pairs=True)
 
     def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> PairStore:
         """Return the prepared pairs of `split`."""
-        from arctic_hydra.data.store import PairStore
+        from arctic_hydra.data.cache.token_store import PairStore
 
         return PairStore(super().process(split, tokenizer, world).flat)
 

@@ -7,16 +7,14 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
-from arctic_hydra.data.formats import Reading, RowFormat
-from arctic_hydra.data.lengths import Overlong as Overlong
-from arctic_hydra.data.messages import ROLES
-from arctic_hydra.data.prepared import Malformed as Malformed
-from arctic_hydra.data.prepared import PreparedDataFactory
+from arctic_hydra.data.formats.messages import ROLES
+from arctic_hydra.data.formats.reading import Reading, RowFormat
+from arctic_hydra.data.tokenized import PreparedDataFactory
 from arctic_hydra.errors import DataError, FieldError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.examples import Options
-    from arctic_hydra.data.source.rows import Rows
+    from arctic_hydra.data.prepare.preparer import Options
+    from arctic_hydra.data.rows.base import Rows
 
 
 class TrainOn(Enum):
@@ -62,8 +60,8 @@ class SFTDataFactory(PreparedDataFactory):
 
     def options(self) -> Options:
         """Return what turns rows into examples."""
-        from arctic_hydra.data.examples import Options
-        from arctic_hydra.data.masks import TurnChoice
+        from arctic_hydra.data.encode.chat import TurnChoice
+        from arctic_hydra.data.prepare.preparer import Options
 
         turns = TurnChoice(
             tuple(self.train_roles),

@@ -23,8 +23,8 @@ from jinja2 import nodes
 from jinja2.filters import do_default
 from jinja2.nativetypes import NativeCodeGenerator
 
-from arctic_hydra.data.messages import Chat, Message
-from arctic_hydra.data.turns import Turn
+from arctic_hydra.data.encode.turns import Turn
+from arctic_hydra.data.formats.messages import Chat, Message
 
 Steps = tuple[tuple[str, str | None], ...]
 """What of a content's ends is left out when it is written: calls of `lstrip` and `rstrip`."""

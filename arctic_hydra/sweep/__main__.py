@@ -12,7 +12,7 @@ from pathlib import Path
 
 from arctic_hydra import component
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
-from arctic_hydra.record import relative
+from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import finish, results
 from arctic_hydra.sweep.conductor import note_unlogged
 from arctic_hydra.sweep.directory import (
@@ -99,7 +99,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
     """Follow the jobs until none waits or runs, as far as can be told: a live table on a terminal, a line for each change elsewhere."""
     from rich.live import Live
 
-    from arctic_hydra.sweep.display import rich_table
+    from arctic_hydra.sweep.board import rich_table
 
     live = Live(refresh_per_second=2) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
     before: dict[int, str] = {}

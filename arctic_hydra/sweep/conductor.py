@@ -11,8 +11,8 @@ from typing import Any
 
 from arctic_hydra import metrics
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.job import Job
-from arctic_hydra.record import relative
+from arctic_hydra.launch.job import Job
+from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import pool
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
 

@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from arctic_hydra import record
+from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.job import Job
-from arctic_hydra.record import RunDirectory
+from arctic_hydra.launch.job import Job
+from arctic_hydra.run_directory import RunDirectory
 
 FORMAT = 1
-WAITING, QUEUED, RUNNING, FINISHED = "waiting", "queued", record.RUNNING, record.FINISHED
-STOPPED, PRUNED, FAILED, DIED = record.STOPPED, "pruned", record.FAILED, "died"
+WAITING, QUEUED, RUNNING, FINISHED = "waiting", "queued", run_directory.RUNNING, run_directory.FINISHED
+STOPPED, PRUNED, FAILED, DIED = run_directory.STOPPED, "pruned", run_directory.FAILED, "died"
 UNKNOWN = "unknown"
 """How a job stands while its backend does not answer."""
 OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)
@@ -127,7 +127,7 @@ class Sweep:
     @property
     def command_line(self) -> str:
         """The command that makes the sweep, as a shell takes it."""
-        return shlex.join([*record.PROGRAM.split(), "-m", *self.command])
+        return shlex.join([*run_directory.PROGRAM.split(), "-m", *self.command])
 
     @property
     def file(self) -> Path:
@@ -138,7 +138,7 @@ class Sweep:
     def load(cls, path: Path) -> Sweep:
         """Read a sweep from its directory; raises ConfigError where there is none that this version reads."""
         try:
-            values = record.read_json(path / "sweep.json")
+            values = run_directory.read_json(path / "sweep.json")
         except ValueError as error:
             raise ConfigError(
                 f"{path / 'sweep.json'}: not JSON ({error}); the file is damaged, or not a sweep's"
@@ -156,7 +156,7 @@ class Sweep:
         """Write `sweep.json` in one step."""
         values = asdict(self)
         del values["path"]
-        record.write_json(self.file, values)
+        run_directory.write_json(self.file, values)
 
     def conduct(self, key: str = "output_root") -> None:
         """Make the directory, which `key` of the config places, and hold it for this process.
@@ -165,7 +165,7 @@ class Sweep:
         """
         room = RunDirectory(self.path)
         room.create(key)
-        room.lock(record.LEAVING_SECONDS)
+        room.lock(run_directory.LEAVING_SECONDS)
         self._room = room  # keeps the lock's file open
         self._cancelled.unlink(missing_ok=True)
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:

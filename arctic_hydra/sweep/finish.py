@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from arctic_hydra import record
+from arctic_hydra import run_directory
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
-from arctic_hydra.job import Job
+from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
 from arctic_hydra.sweep.conductor import Conductor, note_unlogged
@@ -17,7 +17,11 @@ from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
 from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
 
-_WORDS = {EXIT_DONE: record.FINISHED, EXIT_STOPPED_EARLY: record.STOPPED, EXIT_FAILED: record.FAILED}
+_WORDS = {
+    EXIT_DONE: run_directory.FINISHED,
+    EXIT_STOPPED_EARLY: run_directory.STOPPED,
+    EXIT_FAILED: run_directory.FAILED,
+}
 
 
 def conclude(conductor: Conductor) -> int:
@@ -39,7 +43,7 @@ def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
     show(sweep, table)
     written = [path for write in (results.write_csv, page.write) if (path := _written(write, sweep, table))]
     if written:
-        print("results: " + ", ".join(str(record.relative(path)) for path in written))
+        print("results: " + ", ".join(str(run_directory.relative(path)) for path in written))
     for tracker in jobs[0].run.tracking.values() if jobs else ():
         if isinstance(tracker, MLflowTracker):
             _group(sweep, table, tracker, jobs)
@@ -71,7 +75,7 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Seq
 
     def catch_up() -> None:
         for job in jobs:
-            if (status := job.directory.record().get("status")) in (record.FINISHED, record.FAILED):
+            if (status := job.directory.record().get("status")) in (run_directory.FINISHED, run_directory.FAILED):
                 job.tell_trackers(status)
 
     try:
@@ -93,7 +97,7 @@ def show(sweep: Sweep, table: Sequence[Row]) -> None:
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console
 
-        from arctic_hydra.sweep.display import rich_table
+        from arctic_hydra.sweep.board import rich_table
 
         Console().print(rich_table(table))
         print("\n".join(results.epilogue(sweep, table)))

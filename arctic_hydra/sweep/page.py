@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import page
-from arctic_hydra.record import relative
+from arctic_hydra.report import html
+from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import results
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
@@ -33,7 +33,7 @@ _TICKS_IN_A_ROW = 30
 def write(sweep: Sweep, table: Sequence[Row]) -> Path:
     """Write `sweep.html` in the sweep's directory."""
     path = sweep.path / "sweep.html"
-    path.write_text(page.page(f"{sweep.name}: sweep {sweep.id}", parts(sweep, table)), encoding="utf-8")
+    path.write_text(html.page(f"{sweep.name}: sweep {sweep.id}", parts(sweep, table)), encoding="utf-8")
     return path
 
 
@@ -41,32 +41,32 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     """Yield the page's parts as HTML."""
     winner = results.best(sweep, table)
     keys = results.keys_of(table)
-    yield f"<h1>{page.escape(sweep.name)}: sweep {page.escape(sweep.id)}</h1>"
+    yield f"<h1>{html.escape(sweep.name)}: sweep {html.escape(sweep.id)}</h1>"
     counts = {state: sum(row.state == state for row in table) for state in dict.fromkeys(row.state for row in table)}
     yield f"<p>{', '.join(f'{count} {state}' for state, count in counts.items())}; objective: {_objective(sweep)}.</p>"
     if winner:
         values = ", ".join(f"{key}={value}" for key, value in winner.values.items())
-        yield f"<p><b>Best: job {winner.number}, {winner.objective:.4f}</b> ({page.escape(values)}). Repeat it with</p>"
-        yield f"<pre class='command'>{page.escape(results.command(sweep, winner.number))}</pre>"
+        yield f"<p><b>Best: job {winner.number}, {winner.objective:.4f}</b> ({html.escape(values)}). Repeat it with</p>"
+        yield f"<pre class='command'>{html.escape(results.command(sweep, winner.number))}</pre>"
     scored = [row for row in table if row.scored and row.state in (FINISHED, PRUNED)]
     if scored and keys:
         pruned = any(row.state == PRUNED for row in scored)
         marks = [*(["orange is the best"] if winner else []), *(["grey ones were pruned"] if pruned else [])]
         yield f"<h2>Objective by parameter</h2><p>One dot per job; {', '.join(marks)}.</p>"
-        yield page.svg(_by_parameter(scored, keys, winner, _objective(sweep)))
+        yield html.svg(_by_parameter(scored, keys, winner, _objective(sweep)))
     if len(scored) > 1 and len(keys) > 1:
         yield "<h2>All parameters together</h2><p>One line per job: the darker, the better.</p>"
-        yield page.svg(_parallel(scored, keys, sweep.maximize))
+        yield html.svg(_parallel(scored, keys, sweep.maximize))
     if importance := _importance(sweep, scored, keys):
         yield "<h2>Importance</h2><p>How much each parameter tells the best quarter of the jobs from the rest (PED-ANOVA).</p>"
-        yield page.svg(_bars(importance))
+        yield html.svg(_bars(importance))
     curves = [(row, *results.curve(row)) for row in table if row.step is not None][:_MOST_CURVES]
     if curves:
         yield "<h2>Training loss</h2>"
-        yield page.svg(_curves(curves, winner))
+        yield html.svg(_curves(curves, winner))
     yield "<h2>Jobs</h2>"
     names = results.short_names(keys)
-    yield page.table(
+    yield html.table(
         [*results.HEADINGS, *(names[key] for key in keys), "directory"],
         (
             [*results.cells(row, keys), relative(row.run_dir)]
@@ -76,15 +76,15 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     failures = [row for row in table if row.last_line and row.state not in (FINISHED, PRUNED)]
     if failures:
         yield "<h2>What went wrong</h2>"
-        yield page.table(["job", "status", "last line"], ([row.number, row.state, row.last_line] for row in failures))
-    yield f"<h2>Command</h2><pre class='command'>{page.escape(sweep.command_line)}</pre>"
+        yield html.table(["job", "status", "last line"], ([row.number, row.state, row.last_line] for row in failures))
+    yield f"<h2>Command</h2><pre class='command'>{html.escape(sweep.command_line)}</pre>"
 
 
 def _objective(sweep: Sweep) -> str:
     name = (
         "evaluation loss (training loss where nothing is evaluated)" if sweep.objective == "auto" else sweep.objective
     )
-    return page.escape(f"{name}, {'higher' if sweep.maximize else 'lower'} is better")
+    return html.escape(f"{name}, {'higher' if sweep.maximize else 'lower'} is better")
 
 
 def _order(row: Row, maximize: bool) -> tuple[bool, float]:
@@ -113,7 +113,7 @@ def scale(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]] |
 def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, name: str) -> Any:
     columns = min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
-    figure = page.figure(9.0, 2.8 * lines)
+    figure = html.figure(9.0, 2.8 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for place in range(lines * columns):
         axes: Axes = grid[place // columns][place % columns]
@@ -132,13 +132,13 @@ def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, 
                 alpha=0.85,
                 zorder=3 if row is winner else 2,
             )
-        axes.set_xlabel(page.label(keys[place]))
+        axes.set_xlabel(html.label(keys[place]))
         if place % columns == 0:
             axes.set_ylabel("objective")
         if wide:
             axes.set_xscale("log")
         if ticks:
-            words = [page.label(results.short(word), _LONGEST_TICK) for _, word in ticks]
+            words = [html.label(results.short(word), _LONGEST_TICK) for _, word in ticks]
             axes.set_xticks([position for position, _ in ticks], words)
             if sum(len(word) for word in words) > _TICKS_IN_A_ROW:
                 axes.tick_params("x", labelrotation=40)
@@ -152,7 +152,7 @@ def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, 
 def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
     from matplotlib import colormaps
 
-    figure = page.figure(9.0, 3.6)
+    figure = html.figure(9.0, 3.6)
     axes = figure.subplots()
     scores = [float(row.objective or 0.0) for row in rows]
     low, high = min(scores), max(scores)
@@ -184,7 +184,7 @@ def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
         shown = labels if len(labels) <= 6 else [labels[0], labels[-1]]
         for position, label in shown:
             axes.annotate(
-                page.label(results.short(label), _LONGEST_TICK),
+                html.label(results.short(label), _LONGEST_TICK),
                 (place, position),
                 xytext=(4, 0),
                 textcoords="offset points",
@@ -192,7 +192,7 @@ def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
                 va="center",
                 bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
             )
-    axes.set_xticks(range(len(columns)), [page.label(name) for name, _, _ in columns])
+    axes.set_xticks(range(len(columns)), [html.label(name) for name, _, _ in columns])
     axes.set_yticks([])
     axes.margins(x=0.08)
     for side in axes.spines.values():
@@ -203,7 +203,7 @@ def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
 def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | None) -> Any:
     from matplotlib import colormaps
 
-    figure = page.figure(9.0, 3.6)
+    figure = html.figure(9.0, 3.6)
     axes = figure.subplots()
     for number, (row, steps, losses) in enumerate(curves):
         best, few = winner is not None and row.number == winner.number, len(curves) <= _MOST_IN_LEGEND
@@ -227,10 +227,10 @@ def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | 
 
 
 def _bars(importance: dict[str, float]) -> Any:
-    figure = page.figure(9.0, 0.7 + 0.35 * len(importance))
+    figure = html.figure(9.0, 0.7 + 0.35 * len(importance))
     axes = figure.subplots()
     names = list(reversed(importance))
-    axes.barh([page.label(name) for name in names], [importance[name] for name in names], color=_OTHER, height=0.6)
+    axes.barh([html.label(name) for name in names], [importance[name] for name in names], color=_OTHER, height=0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel("share")
     _bare(axes)

@@ -12,21 +12,21 @@ from pathlib import Path
 from subprocess import Popen
 from typing import IO, Any
 
-from arctic_hydra import launch
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.job import Job, conclude
-from arctic_hydra.record import LEAVING_SECONDS, RunDirectory
+from arctic_hydra.launch import __main__
+from arctic_hydra.launch.job import Job, conclude
+from arctic_hydra.run_directory import LEAVING_SECONDS, RunDirectory
 from arctic_hydra.stopping import forwarded_signals
+from arctic_hydra.sweep.board import Board
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
-from arctic_hydra.sweep.display import Board
 from arctic_hydra.sweep.tail import Tail
 
 POLL_SECONDS = 0.1
 TERMINAL_LOG = "terminal.log"
 """File in a job's `logs/` with what its ranks print, where they do not print to the terminal."""
 
-Starter = Callable[[launch.Place], "Started | None"]
+Starter = Callable[[__main__.Place], "Started | None"]
 """Starts a job in a part of this machine; None where the run is finished already."""
 
 
@@ -82,12 +82,12 @@ class Started:
 def starter(job: Job) -> Starter:
     """Return what starts a composed job: the same steps as those of a single run."""
 
-    def start(place: launch.Place) -> Started | None:
+    def start(place: __main__.Place) -> Started | None:
         lock = job.prepare()
         if lock is None:
             return None
         try:
-            child = launch.open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), place)
+            child = __main__.open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), place)
         except OSError:
             job.directory.release()  # else the job would count as running
             raise
@@ -99,14 +99,14 @@ def starter(job: Job) -> Starter:
 def again(entry: SweepJob) -> Starter:
     """Return what starts a job again from its `run.json`, without composing it."""
 
-    def start(place: launch.Place) -> Started:
+    def start(place: __main__.Place) -> Started:
         directory = entry.directory
         job = entry.reread()
         data, lock = job.data_digest(), directory.lock(LEAVING_SECONDS)
         directory.forget_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
-        return Started(launch.open_ranks(directory, ranks, lock, {}, place), directory)
+        return Started(__main__.open_ranks(directory, ranks, lock, {}, place), directory)
 
     return start
 
@@ -183,7 +183,7 @@ class Pool:
         cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
         try:
             with _output(entry.directory.path, self._to_terminal) as output:
-                started = start(launch.Place(gpus, cores, output))
+                started = start(__main__.Place(gpus, cores, output))
         except (ArcticHydraError, OSError) as error:
             entry.problem = str(error)
             started = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_hydra import metrics
-from arctic_hydra.record import PROGRAM, relative
+from arctic_hydra.run_directory import PROGRAM, relative
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
 from arctic_hydra.sweep.tail import Tail
 

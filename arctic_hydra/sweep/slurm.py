@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import record
+from arctic_hydra import run_directory
 from arctic_hydra.distributed import speak_for_machines_with
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.sweep.directory import UNKNOWN, Standing, Sweep, SweepJob
@@ -148,7 +148,7 @@ def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
 
     Where it does not answer, the others are `UNKNOWN`, with what their records say.
     """
-    ended = (record.FINISHED, record.FAILED)
+    ended = (run_directory.FINISHED, run_directory.FAILED)
     found = [job.directory.record().get("status") for job in jobs]
     asked = [_submission(job)["job_id"] for job, status in zip(jobs, found, strict=True) if status not in ended]
     try:
@@ -184,8 +184,8 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     if alive:
         command("scancel", *alive)
     for directory in [asked[job_id].directory for job_id in alive if states[job_id].waits]:
-        if directory.record().get("status") == record.RUNNING:
-            directory.update_record(status=record.STOPPED)
+        if directory.record().get("status") == run_directory.RUNNING:
+            directory.update_record(status=run_directory.STOPPED)
 
 
 def end_conductor(sweep: Sweep) -> None:
@@ -214,7 +214,7 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             submitted = [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)]
             for job, _ in submitted:
                 job.directory.forget_outcome()
-                job.directory.update_record(status=record.RUNNING, data=data[job.run_dir])
+                job.directory.update_record(status=run_directory.RUNNING, data=data[job.run_dir])
             write_down(sweep, submitted)
     if waiting:
         numbers = ", ".join(str(job.number) for job in waiting.values())

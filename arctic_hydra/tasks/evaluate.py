@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import distributed, runner
-from arctic_hydra.checkpoint import source
+from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.config import Run
-from arctic_hydra.record import FINISHED
+from arctic_hydra.run_directory import FINISHED
 from arctic_hydra.stopping import StopRequest
 
 
@@ -16,7 +16,7 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Evaluate the checkpoint that `from_checkpoint` names; return its place, step and metrics. Every rank calls it."""
     with runner.telling_callbacks(run, run_dir):
         distributed.start(distributed.World.from_env(), run.trainer.collective_timeout_seconds)
-        weights = source.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+        weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
         trainer, _ = runner.build(run, run_dir, stop, weights)
         trainer.progress.global_step = weights.step or 0
         metrics = trainer.evaluate()

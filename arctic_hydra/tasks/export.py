@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import assemble, log
-from arctic_hydra.checkpoint import source
+from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, is_adapted, write_export
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
-from arctic_hydra.data.stops import counted_stops
+from arctic_hydra.data.load.stop_tokens import counted_stops
 from arctic_hydra.distributed import World
-from arctic_hydra.record import FINISHED, RunDirectory
+from arctic_hydra.run_directory import FINISHED, RunDirectory
 from arctic_hydra.tasks.evaluate import checkpoint_root
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     log.quiet_progress_bars()
     run.trainer.listen([], world)
     run.attach(run.trainer)
-    weights = source.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+    weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
     tokenizer = run.tokenizer.create_tokenizer()
     start = assemble.starting_weights(run)
     model = assemble.create_model(run, run.model.create_config(), tokenizer, start, weights, quantize=False)
@@ -46,7 +46,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
 
 
 def _stop_tokens(
-    run: Run, trained_in: Path, weights: source.Weights, tokenizer: PreTrainedTokenizerBase
+    run: Run, trained_in: Path, weights: initial_weights.Weights, tokenizer: PreTrainedTokenizerBase
 ) -> Sequence[int]:
     """Return the tokens that turns were trained to end in: the checkpoint's, of an older one by the record of its run."""
     if weights.stop_tokens is not None:

@@ -7,11 +7,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arctic_hydra import assemble, log, page
+from arctic_hydra import assemble, log
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.distributed import World
-from arctic_hydra.report import aligned, data_table, summary_line
+from arctic_hydra.report import html
+from arctic_hydra.report.header import aligned, data_table, summary_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,15 +87,15 @@ def _sign(code: int) -> str:
 
 
 def _page(title: str, parts: list[Part]) -> str:
-    body = [f"<h1>{page.escape(title)}</h1><p><mark>Marked</mark> tokens are trained on; the others are context.</p>"]
+    body = [f"<h1>{html.escape(title)}</h1><p><mark>Marked</mark> tokens are trained on; the others are context.</p>"]
     for name, table, shown in parts:
-        body.append(f"<h2>{page.escape(name)}</h2>{page.table(table[0], table[1:])}")
+        body.append(f"<h2>{html.escape(name)}</h2>{html.table(table[0], table[1:])}")
         for heading, runs in shown:
-            body.append(f"<h3>{page.escape(heading)}</h3><div class=chat>{''.join(map(span, runs))}</div>")
-    return page.page(title, body)
+            body.append(f"<h3>{html.escape(heading)}</h3><div class=chat>{''.join(map(span, runs))}</div>")
+    return html.page(title, body)
 
 
 def span(run: tuple[str, bool]) -> str:
     """Return a run of tokens as HTML; browsers heed what turns the writing direction, and show nothing of other signs."""
-    text = page.escape(harmless(run[0]))
+    text = html.escape(harmless(run[0]))
     return f"<mark>{text}</mark>" if run[1] else text

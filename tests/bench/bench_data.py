@@ -129,7 +129,7 @@ def bench_packing(source: Path, count: int = 1_000_000) -> None:
 
 def time_plan(name: str, lengths: np.ndarray, capacity: int) -> None:
     """Time one packing plan."""
-    from arctic_hydra.data.packing import plan_packs
+    from arctic_hydra.data.load.packing import plan_packs
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

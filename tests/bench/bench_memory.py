@@ -126,7 +126,8 @@ def stored(folder: Path) -> Path:
 
 def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
     """Return the estimate for the run that `measure` makes in `folder`."""
-    from arctic_hydra import compose, config, memory
+    from arctic_hydra import config, memory
+    from arctic_hydra.cli import compose
 
     model = {**SIZES, "num_key_value_heads": 2, **case["model"]}
     if case["peft"] == "qlora":

@@ -100,10 +100,10 @@ def test_w26_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path
     """Never more than one is whole, and its copy is backed by a file, which is gone afterwards."""
 
     def run(rank: int) -> Any:
-        from arctic_hydra.checkpoint import weights
+        from arctic_hydra.checkpoint import full_weights
 
         state = lab.start(tmp_path, rank, zero=3, world_size=2)
-        model, original, most = state.engine.module, weights.gathered, []
+        model, original, most = state.engine.module, full_weights.gathered, []
 
         @contextmanager
         def watched(value: Any) -> Any:
@@ -111,8 +111,8 @@ def test_w26_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path
                 yield
                 most.append(sum(parameter.numel() for parameter in model.parameters()))
 
-        weights.gathered = watched
-        copies = weights.gather_weights(model, keep=rank == 0, beside=tmp_path / "beside")
+        full_weights.gathered = watched
+        copies = full_weights.gather_weights(model, keep=rank == 0, beside=tmp_path / "beside")
         largest = max(parameter.ds_numel for parameter in model.parameters())
         with open("/proc/self/maps") as maps:
             mapped = [line.split()[0].split("-") for line in maps if str(tmp_path / "beside") in line]

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from arctic_hydra import compose, config, distributed, engine, runner, tasks
+from arctic_hydra import config, distributed, engine, runner, tasks
 from arctic_hydra.assets import ASSETS
+from arctic_hydra.cli import compose
 from arctic_hydra.component import to_plain
 from arctic_hydra.stopping import StopRequest
 from tests.ranks import run_ranks

@@ -23,12 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.utils import chat_template_utils
 
-from arctic_hydra.data import prepare as prepare_module
-from arctic_hydra.data import store as store_module
-from arctic_hydra.data.entries import open_or_build
+from arctic_hydra.data.cache import token_store as store_module
+from arctic_hydra.data.cache.entries import open_or_build
+from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, Chunk, DamagedEntryError, TokenStore, write_store
+from arctic_hydra.data.prepare import build as prepare_module
 from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory, TrainOn
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.store import EXAMPLES, MANIFEST, Chunk, DamagedEntryError, TokenStore, write_store
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from tests.data.samples import (

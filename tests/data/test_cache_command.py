@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from arctic_hydra.data.cache import entries, main, prune
+from arctic_hydra.data.cache.__main__ import entries, main, prune
 from arctic_hydra.distributed import World
 from tests.data.samples import factory
 

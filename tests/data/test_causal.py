@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from arctic_hydra.data.causal import CausalDataFactory
-from arctic_hydra.data.formats import RowFormat
-from arctic_hydra.data.lengths import Overlong
+from arctic_hydra.data.formats.reading import RowFormat
+from arctic_hydra.data.prepare.truncation import Overlong
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.text import SampleBy, TextSource
 from arctic_hydra.distributed import World

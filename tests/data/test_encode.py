@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from arctic_hydra.data.encode import TextEncoder
-from arctic_hydra.data.masks import Encoded
-from arctic_hydra.data.messages import PlainText, RowProblem
+from arctic_hydra.data.encode.chat import Encoded
+from arctic_hydra.data.encode.encoder import TextEncoder
+from arctic_hydra.data.formats.messages import PlainText, RowProblem
 from tests.data.test_words import BACKENDS, TEXTS, bundled
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.formats import Reading, RowFormat, detect
-from arctic_hydra.data.messages import Chat, PlainText, RowProblem
-from arctic_hydra.data.pairs import read_preference
+from arctic_hydra.data.formats.messages import Chat, PlainText, RowProblem
+from arctic_hydra.data.formats.preference import read_preference
+from arctic_hydra.data.formats.reading import Reading, RowFormat, detect
 from arctic_hydra.data.sft import Malformed
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arctic_hydra.data.lengths import Overlong, pieces
+from arctic_hydra.data.prepare.truncation import Overlong, pieces
 from arctic_hydra.distributed import World
 from tests.data.samples import chat, factory, write_lines
 

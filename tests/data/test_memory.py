@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arctic_hydra.data import store
-from arctic_hydra.data.store import EXAMPLES, Chunk, TokenStore, write_store
+from arctic_hydra.data.cache import token_store
+from arctic_hydra.data.cache.token_store import EXAMPLES, Chunk, TokenStore, write_store
 
 EXAMPLES_PER_CHUNK, LENGTH, CHUNKS = 20_000, 32, 20
 
@@ -34,9 +34,9 @@ def resident_mib(path: Path) -> float:
 def test_reading_at_random_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_store(tmp_path, chunks(), dict)
     opened = TokenStore(tmp_path, "key")
-    order = np.random.default_rng(0).permutation(len(opened))[: 8 * store.RELEASE_EXAMPLES]
+    order = np.random.default_rng(0).permutation(len(opened))[: 8 * token_store.RELEASE_EXAMPLES]
     view = opened.ids(0)
-    monkeypatch.setattr(store, "RELEASE_EXAMPLES", 10**9)
+    monkeypatch.setattr(token_store, "RELEASE_EXAMPLES", 10**9)
     for index in order:
         opened.ids(int(index)).sum()
     held = resident_mib(tmp_path / EXAMPLES)

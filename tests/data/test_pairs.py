@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.messages import RowProblem
-from arctic_hydra.data.pairs import read_preference
+from arctic_hydra.data.formats.messages import RowProblem
+from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.preference import PreferenceDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World

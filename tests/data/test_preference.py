@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.formats import RowFormat
-from arctic_hydra.data.lengths import Overlong
+from arctic_hydra.data.formats.reading import RowFormat
 from arctic_hydra.data.preference import PreferenceDataFactory
+from arctic_hydra.data.prepare.truncation import Overlong
 from arctic_hydra.data.sft import Malformed
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World

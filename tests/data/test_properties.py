@@ -12,13 +12,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arctic_hydra.data.cache.token_store import Chunk, JoinedStore, TokenStore, write_store
 from arctic_hydra.data.causal import CausalDataFactory
-from arctic_hydra.data.lengths import Overlong
-from arctic_hydra.data.loader import LoaderOptions, PackedLoader
-from arctic_hydra.data.masks import ChatEncoder, Encoded
-from arctic_hydra.data.messages import check_chat
+from arctic_hydra.data.encode.chat import ChatEncoder, Encoded
+from arctic_hydra.data.formats.messages import check_chat
+from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
+from arctic_hydra.data.prepare.truncation import Overlong
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.store import Chunk, JoinedStore, TokenStore, write_store
 from arctic_hydra.distributed import World
 from tests.data.samples import (
     CHATML_TAGS_WITHOUT_STOP,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data import prepare as prepare_module
+from arctic_hydra.data.prepare import build as prepare_module
 from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory
 from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.json import JsonSource

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from arctic_hydra.data.load.stop_tokens import stop_tokens
 from arctic_hydra.data.preference import PreferenceDataFactory
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.stops import stop_tokens
 from tests.data.samples import (
     CHATML_TAGS_WITHOUT_STOP,
     CHATML_UNTAGGED,

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from arctic_hydra.batch import Batch, Window
 from arctic_hydra.data.causal import CausalDataFactory
-from arctic_hydra.data.examples import Preparer
+from arctic_hydra.data.prepare.preparer import Preparer
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.text import TextSource
-from arctic_hydra.data.stream import next_rows
+from arctic_hydra.data.stream.sources import next_rows
 from arctic_hydra.errors import ConfigError, DataError, FieldError
 from tests.command import SMALL, losses, only_run, run
 from tests.data.samples import chat, factory, geometry, write_lines

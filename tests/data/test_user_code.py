@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from arctic_hydra.data.code_identity import code_identity
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.user_code import code_identity
 from arctic_hydra.distributed import World
 from tests.data.samples import chat, factory, write_lines
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from arctic_hydra.assets import ASSETS
-from arctic_hydra.data.words import WordTokenizer
+from arctic_hydra.data.encode.bpe_cache import WordTokenizer
 
 LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 O200K = (
@@ -144,7 +144,7 @@ def test_what_is_looked_up_depends_neither_on_batches_nor_on_full_tables(monkeyp
     assert once is not None
     wanted = once.encode(texts, places)
     assert all(encoding is not None for encoding in wanted)
-    monkeypatch.setattr("arctic_hydra.data.words.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.BATCH_CHARACTERS", 500)
     monkeypatch.setattr("arctic_hydra.data.word_tables.MOST_STRETCHES", 50)
     small = WordTokenizer.of(BACKENDS["qwen"])
     assert small is not None

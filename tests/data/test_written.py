@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils import chat_template_utils
 
-from arctic_hydra.data.masks import Chat, ChatEncoder, TurnChoice
-from arctic_hydra.data.messages import RowProblem
-from arctic_hydra.data.turns import Turn
+from arctic_hydra.data.encode.chat import Chat, ChatEncoder, TurnChoice
+from arctic_hydra.data.encode.turns import Turn
+from arctic_hydra.data.formats.messages import RowProblem
 from arctic_hydra.data.written import WrittenChats
 from tests.data.samples import CHATML_UNTAGGED, LLAMA_3, QWEN_3, chat, make_tokenizer
 from tests.data.test_masks import CHATS, MAKERS, TEMPLATES, TOOL_TEMPLATES

@@ -11,7 +11,7 @@ from hydra_plugins.arctic_hydra._slurm_conf import SlurmConf
 
 from arctic_hydra import distributed
 from arctic_hydra.__main__ import main
-from arctic_hydra.usage import field_docs
+from arctic_hydra.cli.help import field_docs
 from tests.command import ROOT
 
 PAGE = (ROOT / "launchers" / "README.md").read_text()

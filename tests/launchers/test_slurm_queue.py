@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from arctic_hydra import record
+from arctic_hydra import run_directory
 from arctic_hydra.__main__ import main
-from arctic_hydra.record import RunDirectory
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after
 from arctic_hydra.sweep.directory import Sweep, SweepJob
@@ -28,7 +28,7 @@ SEARCH = [*SLURM, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.swe
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(record, "LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(run_directory, "LEAVING_SECONDS", 0.1)
     found = Queue(tmp_path / "queue")
     monkeypatch.setenv("PATH", found.variables["PATH"])
     return found

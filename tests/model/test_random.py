@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from arctic_hydra import engine
-from arctic_hydra.checkpoint.weights import gather_weights
+from arctic_hydra.checkpoint.full_weights import gather_weights
 from arctic_hydra.errors import ModelError
 from arctic_hydra.model.hf import HFModelFactory, check_values
 from arctic_hydra.model.random import RandomModelFactory

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arctic_hydra import config, distributed
-from arctic_hydra.data.sequence import part
+from arctic_hydra.data.load.sequence_parallel import part
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.random import RandomModelFactory

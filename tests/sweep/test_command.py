@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from arctic_hydra import multirun
 from arctic_hydra.__main__ import main
+from arctic_hydra.cli import multirun
 from arctic_hydra.sweep.conductor import Conductor
 from arctic_hydra.sweep.pool import Slots
 

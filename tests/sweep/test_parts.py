@@ -20,13 +20,14 @@ from hydra_plugins.arctic_hydra.search import distribution, mend
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 
-from arctic_hydra import compose, metrics
+from arctic_hydra import metrics
+from arctic_hydra.cli import compose
 from arctic_hydra.errors import ConfigError, RunLockedError
-from arctic_hydra.record import RunDirectory
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import finish, page, pool, results
+from arctic_hydra.sweep.board import fitting, rich_table
 from arctic_hydra.sweep.conductor import Conductor
 from arctic_hydra.sweep.directory import Sweep, SweepJob, states
-from arctic_hydra.sweep.display import fitting, rich_table
 from arctic_hydra.sweep.page import scale
 from arctic_hydra.sweep.pool import Slots
 from arctic_hydra.sweep.tail import Tail

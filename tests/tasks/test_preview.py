@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.data.base import Example
-from arctic_hydra.report import aligned, data_table
+from arctic_hydra.report.header import aligned, data_table
 from arctic_hydra.tasks.preview import harmless, pieces, span
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import run

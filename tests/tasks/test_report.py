@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.record import RunDirectory
-from arctic_hydra.tasks import report
+from arctic_hydra.report import run_page
+from arctic_hydra.run_directory import RunDirectory
 from tests.command import SMALL, only_run, run
 
 
@@ -55,7 +55,7 @@ def run_directory(folder: Path, steps: int, **record: Any) -> RunDirectory:
 
 def test_the_page_shows_the_run(tmp_path: Path) -> None:
     directory = run_directory(tmp_path, 60, result={"horizon": 80, "stop_reason": "asked <politely>"}, status="stopped")
-    page = report.write(directory).read_text()
+    page = run_page.write(directory).read_text()
     assert page.count("<svg") == page.count("</svg>") == 5
     for text in (
         "<span class='status stopped'>stopped</span> asked &lt;politely&gt;", "60 of 80", "2.9833 → 2.0000", "30.0s",
@@ -70,31 +70,31 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_run_that_did_not_get_far_has_a_page_too(tmp_path: Path, steps: int) -> None:
-    page = report.write(run_directory(tmp_path, steps, status="failed", error="out of <memory>")).read_text()
+    page = run_page.write(run_directory(tmp_path, steps, status="failed", error="out of <memory>")).read_text()
     assert "out of &lt;memory&gt;" in page and page.count("<svg") == 1
     assert ("No step was completed." in page) == (steps == 0)
 
 
 def test_a_long_run_has_a_small_page(tmp_path: Path) -> None:
-    assert report.write(run_directory(tmp_path, 20_000)).stat().st_size < 400_000
+    assert run_page.write(run_directory(tmp_path, 20_000)).stat().st_size < 400_000
 
 
 def test_non_finite_values_leave_a_gap(tmp_path: Path) -> None:
     directory = run_directory(tmp_path, 3)
     text = (tmp_path / "metrics.jsonl").read_text().replace('"grad_norm": 0.5', '"grad_norm": null')
     (tmp_path / "metrics.jsonl").write_text(text.replace('"loss": 2.0', '"loss": null'))
-    assert "→ n/a" in report.write(directory).read_text()
+    assert "→ n/a" in run_page.write(directory).read_text()
 
 
 def test_what_goes_wrong_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = run_directory(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text("{nonsense\n")
     with caplog.at_level(logging.WARNING):
-        assert report.write_if_wanted(directory) is None
+        assert run_page.write_if_wanted(directory) is None
     assert "no report.html" in caplog.text and "JSONDecodeError" in caplog.text
     (tmp_path / "run.json").write_text(json.dumps({"config": {"log": {"report": False}}}))
     (tmp_path / "metrics.jsonl").unlink()
-    assert report.write_if_wanted(directory) is None
+    assert run_page.write_if_wanted(directory) is None
     assert not (tmp_path / "report.html").exists()
 
 

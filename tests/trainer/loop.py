@@ -16,7 +16,7 @@ from arctic_hydra import distributed, engine
 from arctic_hydra.batch import Batch, Window
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.converter.base import ModelConverter
-from arctic_hydra.data.sequence import fitted
+from arctic_hydra.data.load.sequence_parallel import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.model.base import compile_layers

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from arctic_hydra import distributed
-from arctic_hydra.data.sequence import part
+from arctic_hydra.data.load.sequence_parallel import part
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.random import RandomModelFactory

@@ -14,7 +14,7 @@ from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 SLICE = re.compile(r"[^\[\]]*\[(?P<start>-?\d+%?|):(?P<stop>-?\d+%?|)\]")
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.source.rows import Rows
+    from arctic_hydra.data.rows.base import Rows
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class SampledSource(DataSource):
 
     def load(self, split: str) -> Rows:
         """Return the rows of `split`: the slice of them, then the sample of that."""
-        from arctic_hydra.data.source.rows import sample_rows, slice_rows
+        from arctic_hydra.data.rows.base import sample_rows, slice_rows
 
         rows = self.read(self.split_name(split))
         if bounds := self._slice():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
-from arctic_hydra.data.source.local import LocalSource
+from arctic_hydra.data.source.local_files import LocalSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from arctic_hydra.data.source.rows import Rows
-    from arctic_hydra.data.source.shards import Shard
+    from arctic_hydra.data.rows.base import Rows
+    from arctic_hydra.data.rows.shard import Shard
 
 
 @component(group="source", name="csv")
@@ -31,16 +31,16 @@ class CsvSource(LocalSource):
 
     def read_one(self, path: Path) -> Rows:
         """Return the rows of one file."""
-        from arctic_hydra.data.source.files import check_readable
-        from arctic_hydra.data.source.tables import read_csv
+        from arctic_hydra.data.rows.lines import read_csv
+        from arctic_hydra.data.source.discover import check_readable
 
         check_readable(path)
         return read_csv(path, self.delimiter)
 
     def shard_of(self, path: Path) -> Shard:
         """Return one file as a shard."""
-        from arctic_hydra.data.source.files import check_readable
-        from arctic_hydra.data.source.shards import CsvShard
+        from arctic_hydra.data.rows.shard import CsvShard
+        from arctic_hydra.data.source.discover import check_readable
 
         check_readable(path)
         return CsvShard(path, self.delimiter)

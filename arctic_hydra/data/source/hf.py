@@ -13,8 +13,8 @@ from arctic_hydra.data.source.base import SampledSource
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.source.rows import Rows
-    from arctic_hydra.data.source.shards import Shard
+    from arctic_hydra.data.rows.base import Rows
+    from arctic_hydra.data.rows.shard import Shard
 
 
 @component(group="source", name="hf")
@@ -35,15 +35,15 @@ class HFSource(SampledSource):
 
     def read(self, split: str) -> Rows:
         """Return the rows of `split`; raises DataError when they cannot be found or read."""
-        from arctic_hydra.data.source.files import read_files
+        from arctic_hydra.data.source.discover import read_files
 
         files = self._files(split)
         return read_files(files) if files else self._load_dataset(split)
 
     def shards(self, split: str) -> list[Shard]:
         """Return a shard for each local file, or for each file of a hub set, which `datasets` streams."""
-        from arctic_hydra.data.source.rows import DatasetRows
-        from arctic_hydra.data.source.shards import IndexedShard, IterableShard, file_shards
+        from arctic_hydra.data.rows.base import DatasetRows
+        from arctic_hydra.data.rows.shard import IndexedShard, IterableShard, file_shards
 
         name = self.split_name(split)
         files = self._files(name)
@@ -59,7 +59,7 @@ class HFSource(SampledSource):
 
     def content_outline(self, split: str) -> Any:
         """Return name, size and samples of local files; for a hub set its id and revision."""
-        from arctic_hydra.data.source.files import files_below, measure_files
+        from arctic_hydra.data.source.discover import files_below, measure_files
 
         files = self._files(split)
         if files:
@@ -69,7 +69,7 @@ class HFSource(SampledSource):
 
     def content(self, split: str) -> Any:
         """Return hashes of local files; for a hub set its id, revision and the fingerprint of what was loaded."""
-        from arctic_hydra.data.source.files import hash_files
+        from arctic_hydra.data.source.discover import hash_files
 
         files = self._files(split)
         if files:
@@ -92,7 +92,7 @@ class HFSource(SampledSource):
 
     def _files(self, split: str) -> list[Path]:
         """Return the local files of `split`; none means that `datasets` has to load it."""
-        from arctic_hydra.data.source.files import find_split, splits_in
+        from arctic_hydra.data.source.discover import find_split, splits_in
 
         if not self.is_local:
             return []
@@ -118,7 +118,7 @@ class HFSource(SampledSource):
         return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
     def _load_dataset(self, split: str) -> Rows:
-        from arctic_hydra.data.source.rows import DatasetRows
+        from arctic_hydra.data.rows.base import DatasetRows
 
         return DatasetRows(self._dataset(split), f"{self.path}:{split}")
 
@@ -144,7 +144,7 @@ class HFSource(SampledSource):
 
     def _fingerprint(self, split: str) -> str:
         if self.is_local and not self._is_saved(self._local):
-            from arctic_hydra.data.source.rows import hash_rows
+            from arctic_hydra.data.rows.base import hash_rows
 
             return hash_rows(self._load_dataset(split))
         return str(self._dataset(split)._fingerprint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from arctic_hydra.component import component
-from arctic_hydra.data.source.local import LocalSource
+from arctic_hydra.data.source.local_files import LocalSource
 
 
 @component(group="source", name="json")

@@ -6,13 +6,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
-from arctic_hydra.data.source.local import LocalSource
+from arctic_hydra.data.source.local_files import LocalSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from arctic_hydra.data.source.rows import Rows
-    from arctic_hydra.data.source.shards import Shard
+    from arctic_hydra.data.rows.base import Rows
+    from arctic_hydra.data.rows.shard import Shard
 
 ROW_FILES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 
@@ -36,16 +36,16 @@ class TextSource(LocalSource):
 
     def read_one(self, path: Path) -> Rows:
         """Return the rows of one file."""
-        from arctic_hydra.data.source.files import check_readable, read_file
-        from arctic_hydra.data.source.tables import read_text
+        from arctic_hydra.data.rows.lines import read_text
+        from arctic_hydra.data.source.discover import check_readable, read_file
 
         check_readable(path)
         return read_file(path) if path.suffix in ROW_FILES else read_text(path, self.sample_by.value)
 
     def shard_of(self, path: Path) -> Shard:
         """Return one file as a shard; of texts that are no lines, a whole file is in memory at a time."""
-        from arctic_hydra.data.source.files import check_readable
-        from arctic_hydra.data.source.shards import IndexedShard, TextLinesShard, file_shard
+        from arctic_hydra.data.rows.shard import IndexedShard, TextLinesShard, file_shard
+        from arctic_hydra.data.source.discover import check_readable
 
         check_readable(path)
         if path.suffix in ROW_FILES:

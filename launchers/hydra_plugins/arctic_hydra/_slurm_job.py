@@ -39,9 +39,9 @@ class RunJob:
         """
         from submitit.slurm.slurm import SlurmJobEnvironment
 
-        from arctic_hydra import launch
-        from arctic_hydra.nodes import Nodes
-        from arctic_hydra.record import RunDirectory
+        from arctic_hydra.launch import __main__
+        from arctic_hydra.launch.nodes import Nodes
+        from arctic_hydra.run_directory import RunDirectory
 
         environment = SlurmJobEnvironment()
         count, index = environment.num_nodes, environment.node
@@ -53,7 +53,7 @@ class RunJob:
         if index > 0:
             # Ends well whatever happened: the first machine's task says how the run ended, and srun would end that task
             # for a failed one of its own accord on some clusters.
-            launch.start_ranks(directory, self.ranks_per_node, None, secrets, nodes)
+            __main__.start_ranks(directory, self.ranks_per_node, None, secrets, nodes)
             return
         raise SystemExit(self._lead(directory, nodes, secrets))
 
@@ -64,22 +64,23 @@ class RunJob:
         return DelayedSubmission(replace(self, requeues=self.requeues + 1))
 
     def _lead(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
-        from arctic_hydra import job, launch, record
+        from arctic_hydra import run_directory
+        from arctic_hydra.launch import __main__, job
 
         lock = directory.lock(LOCK_SECONDS)
-        if directory.record().get("status") == record.FINISHED:
+        if directory.record().get("status") == run_directory.FINISHED:
             print(f"finished already: {directory.path}", flush=True)
             return 0
         directory.forget_outcome()
         directory.update_record(
-            status=record.RUNNING, host=socket.gethostname(), requeues=self.requeues, started=time.time()
+            status=run_directory.RUNNING, host=socket.gethostname(), requeues=self.requeues, started=time.time()
         )
         signals: list[int] = []
-        code = launch.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
+        code = __main__.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
         ending = job.conclude(directory, code, asked_to_stop=bool(signals))
         result = ending.result or {}
         print(ending.details or f"{ending.status} at step {result['step']} {result['stop_reason']}", flush=True)
-        if ending.status == record.STOPPED and _ought_to_resume(signals):
+        if ending.status == run_directory.STOPPED and _ought_to_resume(signals):
             self._requeue()
         return ending.exit_code
 

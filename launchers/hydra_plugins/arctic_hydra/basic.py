@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 
 if TYPE_CHECKING:
-    from arctic_hydra.job import Job
+    from arctic_hydra.launch.job import Job
     from arctic_hydra.sweep.directory import SweepJob
 
 

@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 
 if TYPE_CHECKING:
-    from arctic_hydra.job import Job
+    from arctic_hydra.launch.job import Job
     from arctic_hydra.sweep.directory import SweepJob
 
 

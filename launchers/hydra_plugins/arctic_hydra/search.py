@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 
-from arctic_hydra import compose
+from arctic_hydra.cli import compose
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import objective
 from arctic_hydra.sweep.conductor import Conductor

@@ -15,7 +15,7 @@ from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from arctic_hydra.job import Job
+    from arctic_hydra.launch.job import Job
     from arctic_hydra.sweep.conductor import Conductor
     from arctic_hydra.sweep.directory import SweepJob
     from arctic_hydra.sweep.slurm import JobState
@@ -65,9 +65,9 @@ class SlurmLauncher(SweepLauncher):
     def _print_scripts(self, jobs: Sequence[Job]) -> None:
         from hydra_plugins.arctic_hydra import _slurm_submit
 
-        from arctic_hydra import record
+        from arctic_hydra import run_directory
 
-        wanted = [job for job in jobs if job.directory.record().get("status") != record.FINISHED]
+        wanted = [job for job in jobs if job.directory.record().get("status") != run_directory.FINISHED]
         if len(wanted) < len(jobs):
             print(f"# {len(jobs) - len(wanted)} of {len(jobs)} jobs are finished already")
         limit = self._options["max_array_size"] or _slurm_submit.array_limit()
@@ -86,7 +86,7 @@ class SlurmLauncher(SweepLauncher):
     def _submit(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
         from hydra_plugins.arctic_hydra import _slurm_submit
 
-        from arctic_hydra import record
+        from arctic_hydra import run_directory
         from arctic_hydra.errors import ArcticHydraError
         from arctic_hydra.sweep import slurm
         from arctic_hydra.sweep.directory import PRUNED
@@ -109,7 +109,7 @@ class SlurmLauncher(SweepLauncher):
         except ArcticHydraError as error:
             for entry in waiting:
                 entry.problem = str(error)
-                entry.directory.update_record(status=record.FAILED, error=str(error))
+                entry.directory.update_record(status=run_directory.FAILED, error=str(error))
             sweep.save()
             raise
 
@@ -230,7 +230,7 @@ class Watch:
 
 def settle(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
     """Write down the end of runs whose jobs are over and that could not do so themselves: killed, or never started."""
-    from arctic_hydra import record
+    from arctic_hydra import run_directory
 
     def unsettled() -> list[SweepJob]:
         over = [entry for entry in entries if states[_job_id(entry)].over]
@@ -242,27 +242,27 @@ def settle(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
     for entry in rest:
         state = states[_job_id(entry)]
         if state.state in ("CANCELLED", "PREEMPTED"):  # somebody asked it to stop
-            entry.directory.update_record(status=record.STOPPED)
+            entry.directory.update_record(status=run_directory.STOPPED)
         else:
-            entry.directory.update_record(status=record.FAILED, error=f"SLURM: {state}")
+            entry.directory.update_record(status=run_directory.FAILED, error=f"SLURM: {state}")
 
 
 def _was_left_running(entry: SweepJob) -> bool:
     """Whether a run's record still says that this job runs it, and nobody does."""
-    from arctic_hydra import record
+    from arctic_hydra import run_directory
 
     found = entry.directory.record()
     theirs = found.get("submission") or entry.submission or {}
     mine = theirs["job_id"] == _job_id(entry)
-    return found.get("status") == record.RUNNING and mine and entry.directory.holder() is None
+    return found.get("status") == run_directory.RUNNING and mine and entry.directory.holder() is None
 
 
 def ending(entry: SweepJob) -> str:
     """Return how a job ended, with the last lines of its log where it failed."""
-    from arctic_hydra import record
+    from arctic_hydra import run_directory
 
     found = entry.directory.record()
-    if found.get("status") != record.FAILED:
+    if found.get("status") != run_directory.FAILED:
         return str(found.get("status"))
     assert entry.submission is not None, "only submitted jobs are waited for"
     log = Path(entry.submission["logs"][-1])

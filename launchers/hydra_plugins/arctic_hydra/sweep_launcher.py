@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from arctic_hydra.job import Job
+    from arctic_hydra.launch.job import Job
     from arctic_hydra.sweep.conductor import Conductor
     from arctic_hydra.sweep.directory import SweepJob
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arctic_hydra.data.rows.base import Rows, as_rows
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.hf import HFSource
-from arctic_hydra.data.source.rows import Rows, as_rows
 from arctic_hydra.errors import DataError, FieldError
 from tests.data.samples import chat, write_lines
 

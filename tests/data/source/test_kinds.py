@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arctic_hydra.data.rows.shard import START, IterableShard
 from arctic_hydra.data.source.arrow import ArrowSource
 from arctic_hydra.data.source.csv import CsvSource
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.parquet import ParquetSource
-from arctic_hydra.data.source.shards import START, IterableShard
 from arctic_hydra.data.source.text import SampleBy, TextSource
 from arctic_hydra.errors import DataError, FieldError
 from tests.data.samples import write_lines

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arctic_hydra.data.rows.base import Row
+from arctic_hydra.data.rows.shard import START, file_shard
 from arctic_hydra.data.source.base import SampledSource
 from arctic_hydra.data.source.csv import CsvSource
-from arctic_hydra.data.source.files import measure_files
+from arctic_hydra.data.source.discover import measure_files
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.source.rows import Row
-from arctic_hydra.data.source.shards import START, file_shard
 from arctic_hydra.data.source.text import TextSource
 from arctic_hydra.errors import DataError
 

@@ -1,0 +1,1 @@
+"""The command line: its grammar, composing a config, help, sweeps and what a run prints at its end."""

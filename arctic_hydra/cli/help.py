@@ -1,0 +1,153 @@
+"""The help page: what can be chosen, and what each choice holds."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import sys
+import textwrap
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra.cli.compose import conf_dir
+from arctic_hydra.component import registered
+from arctic_hydra.config import Run
+from arctic_hydra.errors import ConfigError
+
+PAGE = """\
+{program}: train a language model after its pre-training, from one composed configuration
+
+usage: {program} [group=option ...] [group.key=value ...]
+
+  {program}                                             the embedded default: small model, bundled chats
+  {program} model=liger data=ultrachat                  a real model on real data, on a GPU
+  {program} data=json data.sources.json.path=my.jsonl   your own conversations
+  {program} -m optimizer.lr=1e-4,2e-4                   a run for each value
+  {program} optimizer.lr=1e-4 task=check                look, do not train
+
+groups (the default first):
+{groups}
+
+keys of the run itself:
+{keys}
+
+  --help GROUP     the options of a group and their keys, such as --help trainer
+  --cfg job        the whole composed configuration, checked; nothing runs
+  -m               sweep: every combination of comma-separated values, one job after another;
+                   hydra/launcher=local hydra.launcher.slots=N: N at a time, each on GPUs of its own;
+                   hydra/sweeper=optuna hydra.sweeper.n_trials=N key=interval(a,b): a search
+                   python -m arctic_hydra.sweep --help: look after sweeps
+  hydra/launcher=slurm hydra.launcher.partition=P hydra.launcher.gpus_per_node=N
+                   one run, or with -m a sweep, on a cluster; launchers/README.md lists the keys
+  --config-dir DIR more options and experiments of your own
+  --version        the version
+  --hydra-help     what else the command line can do
+
+exit codes: 0 done, 1 failed, 2 bad configuration, 75 stopped early with a checkpoint (the same command resumes)
+"""
+
+
+def page(program: str) -> str:
+    """Return the help page."""
+    width = max(len(name) for name in groups())
+    rows = [f"  {name:<{width}}  {', '.join(_default_first(name, options))}" for name, options in groups().items()]
+    keys = field_docs(Run)
+    own = [item for item in fields(Run) if item.name in keys and not item.name.startswith("_")]
+    return PAGE.format(
+        program=program,
+        groups="\n".join(rows),
+        keys="\n".join(_row(f"{item.name}={_shown(item)}", keys[item.name]) for item in own),
+    )
+
+
+def group_page(group: str) -> str:
+    """Return the options of one group with their documented keys; raises ConfigError for an unknown group."""
+    known = groups()
+    if group not in known:
+        near = difflib.get_close_matches(group, known, n=1)
+        raise ConfigError(
+            f"--help {group}: there is no such group; {'did you mean ' + near[0] if near else 'expected one of ' + ', '.join(known)}"
+        )
+    lines = [f"{group}: {', '.join(_default_first(group, known[group]))}"]
+    prefix = (
+        "data.sources.<name>"
+        if group == "source"
+        else f"{group}.<option>"
+        if group in ("checkpoint", "tracking", "converter")
+        else group
+    )
+    if "/" in group:
+        lines.append(f"several at once: {group}=[{known[group][0]},...]; their keys: --help source")
+    for (_, name), cls in registered(group).items():
+        lines += ["", f"{cls.__name__} (schema {name}): {(inspect.getdoc(cls) or '').splitlines()[0]}"]
+        docs = field_docs(cls)
+        lines += [
+            _row(f"{prefix}.{item.name}={_shown(item)}", docs.get(item.name, ""))
+            for item in fields(cls)
+            if item.name != "_target_"
+        ]
+    return "\n".join(lines)
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the config groups and the options that the `conf` folder has for each."""
+    root = Path(conf_dir())
+    folders = sorted(item for item in root.rglob("*") if item.is_dir() and any(item.glob("*.yaml")))
+    return {str(item.relative_to(root)): sorted(option.stem for option in item.glob("*.yaml")) for item in folders}
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the docstring under each field of a class and its bases, by field name."""
+    docs: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if not owner.__module__.startswith("builtins") and "__annotations__" in owner.__dict__:
+            docs |= _docs_in_source(owner)
+    return docs
+
+
+def _docs_in_source(cls: type) -> dict[str, str]:
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    except (OSError, TypeError, IndentationError):
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            docs[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return docs
+
+
+def _default_first(group: str, options: list[str]) -> list[str]:
+    defaults = (Path(conf_dir()) / "config.yaml").read_text(encoding="utf-8")
+    chosen = next(
+        (line.partition(": ")[2] for line in defaults.splitlines() if line.strip().startswith(f"- {group}:")), ""
+    )
+    first = [name for name in chosen.strip("[]").split(", ") if name in options]
+    return first + [name for name in options if name not in first]
+
+
+def _shown(item: Any) -> str:
+    value = (
+        item.default
+        if item.default is not MISSING
+        else item.default_factory()
+        if item.default_factory is not MISSING
+        else "???"
+    )
+    return str(getattr(value, "name", value)).replace("None", "null").replace("True", "true").replace("False", "false")
+
+
+def _row(left: str, doc: str) -> str:
+    indent = " " * 44
+    first, *rest = textwrap.wrap(doc, 76) or [""]
+    head = f"  {left:<42}" if len(left) <= 42 else f"  {left}\n{indent}"
+    return "\n".join([f"{head}{first}", *(indent + line for line in rest)])
+
+
+def print_page(program: str, wanted: list[str]) -> None:
+    """Print the help page, or those of the wanted groups."""
+    text = "\n\n".join(group_page(group) for group in wanted) if wanted else page(program)
+    sys.stdout.write(text.rstrip() + "\n")

@@ -1,0 +1,209 @@
+"""A sweep from the command line: every job composed and checked before the first starts, then Hydra's sweeper and launcher.
+
+Part of `__main__`, split off by size: what needs Hydra. The sweep itself is in `sweep/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from arctic_hydra import config
+from arctic_hydra.cli import compose
+from arctic_hydra.cli.config_cache import Memory
+from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
+from arctic_hydra.launch.job import Job
+from arctic_hydra.redaction import redact_override
+from arctic_hydra.sweep import finish, slurm
+from arctic_hydra.sweep.conductor import Conductor, refuse_twins
+from arctic_hydra.sweep.directory import Sweep
+from arctic_hydra.sweep.pool import Slots
+
+_ONE_BY_ONE = "hydra_plugins.arctic_hydra.basic.OneByOneLauncher"
+"""Hydra's own basic launcher would compose each job anew, from files that may have changed since."""
+_HEEDED = ("launcher", "sweeper", "sweep.dir", "searchpath")
+"""The parts of Hydra's node that a sweep goes by."""
+RunOne = Callable[[DictConfig, list[str]], int]
+
+
+class Multirun:
+    """One `-m` command line, composed."""
+
+    def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
+        self._name, self._dir = config_name, config_dir
+        self._flags = compose.flags(config_name, config_dir)
+        self._memory = Memory()  # a search goes on composing while somebody edits the files
+        self._hydras = hydras = [item for item in overrides if compose.is_hydras(item)]
+        own = [item for item in overrides if not compose.is_hydras(item)]
+        self._search_path = [item for item in hydras if compose.is_hydras(item, "searchpath")]
+        # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
+        # since the default model has no such key.
+        first = compose.search_samples(own)[0]
+        self.master = compose.compose_config([*hydras, *first], config_name, config_dir, self._memory)
+        """The first job's config with Hydra's node, which says how the sweep runs."""
+        for item in hydras:
+            if not any(compose.is_hydras(item, part) for part in _HEEDED):
+                raise ConfigError(
+                    f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory follows from its "
+                    "config, below output_root=<folder>; hydra.sweep.dir=<folder> is the place of the sweep's own files"
+                )
+        choices = self.master.hydra.runtime.choices
+        self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
+        params = self.master.hydra.sweeper.get("params") or {}
+        self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *own]
+        """The command line less Hydra's own part, with the sweeper's `params` before it."""
+        self.command = [*self._flags, *hydras, *self.overrides]
+        """What stands behind `-m`."""
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the launcher asks a cluster for machines."""
+        return "gpus_per_node" in self.master.hydra.launcher
+
+    def composed(self, overrides: Sequence[str]) -> DictConfig:
+        """Return one job's config, less Hydra's node."""
+        whole = compose.compose_config([*self._search_path, *overrides], self._name, self._dir, self._memory)
+        cfg = compose.without_hydra(whole)
+        compose.place(cfg, self.master.hydra.launcher)
+        return cfg
+
+    def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
+        """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
+        # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
+        own = [item for item in self._hydras if not compose.is_hydras(item, "sweeper")]
+        said = [*self._flags, *(own if self.on_cluster else self._search_path), *overrides]
+        if cfg.ranks == "auto" and slots.ranks:
+            cfg.ranks = str(slots.ranks)
+            said.append(f"ranks={slots.ranks}")
+        return Job.of(cfg, said)
+
+    def samples(self) -> list[list[str]]:
+        """Return the overrides of each job of a grid, or of enough jobs of a search to try every bound and choice."""
+        if self.sweeper == "basic":
+            return compose.sweep_jobs(self.overrides)
+        return compose.search_samples(self.overrides)
+
+
+def execute(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
+    """Run a sweep and return its exit code: 0 all done, 1 something failed, 75 stopped early."""
+    multirun = Multirun(overrides, config_name, config_dir)
+    if multirun.on_cluster:
+        slurm.check_options(multirun.master.hydra.launcher)
+    samples = [(sample, multirun.composed(sample)) for sample in multirun.samples()]
+    slots_wanted = multirun.master.hydra.launcher.get("slots")
+    slots = (
+        Slots.plan(slots_wanted, [str(cfg.ranks) for _, cfg in samples]) if multirun.launcher == "local" else Slots(1)
+    )
+    listed = [(sample, multirun.job(cfg, sample, slots)) for sample, cfg in samples]
+    jobs = {tuple(sample): job for sample, job in listed}
+    if any(job.run.task is not config.Task.train for job in jobs.values()):
+        if multirun.on_cluster:
+            [task, *_] = [job.run.task.name for job in jobs.values() if job.run.task is not config.Task.train]
+            raise ConfigError(
+                f"task: got {task}, which runs on this machine; pass hydra/launcher=basic instead of {multirun.launcher}"
+            )
+        return _each([(multirun.composed(sample), list(sample)) for sample in jobs], run_one)
+    refuse_mixed(list(jobs.values()))
+    is_grid = multirun.sweeper == "basic"
+    if is_grid:
+        refuse_twins(listed)
+    sweep = _sweep(multirun, list(jobs.values()), is_grid)
+    conductor = Conductor(
+        sweep,
+        lambda wanted: multirun.job(multirun.composed(wanted), wanted, slots),
+        jobs,
+        slots,
+        "hydra.sweep.dir" if multirun.master.hydra.sweep.dir else "output_root",
+    )
+    grid = [list(item) for item in jobs] if is_grid else None
+    if multirun.master.hydra.launcher.get("dry_run"):
+        _hand_over(multirun, conductor, grid)
+        return EXIT_DONE
+    if grid is not None:  # a search begins when its settings are checked
+        conductor.begin()
+        conductor.enter(list(enumerate(jobs)))
+    try:
+        _hand_over(multirun, conductor, grid)
+    except KeyboardInterrupt:
+        conductor.stop_reason = "interrupted"
+    except ArcticHydraError:
+        if any(entry.submission for entry in sweep.jobs):
+            finish.conclude(conductor)  # what has been done is there to be seen
+        raise
+    return finish.conclude(conductor)
+
+
+def _hand_over(multirun: Multirun, conductor: Conductor, grid: list[list[str]] | None) -> None:
+    """Give the jobs to the launcher; a search to its sweeper, which asks for jobs as it goes."""
+    if multirun.launcher == "basic":
+        with open_dict(multirun.master):
+            multirun.master.hydra.launcher = {"_target_": _ONE_BY_ONE}
+    with compose.hydra_with() as loader:
+        context: Any = HydraContext(config_loader=loader, callbacks=Callbacks())
+        given: Any = {"config": multirun.master, "hydra_context": context, "task_function": conductor}
+        if grid is not None:
+            # Hydra's grid sweeper would compose every job once more to see that it can be.
+            Plugins.instance().instantiate_launcher(**given).launch(grid, initial_job_idx=0)
+        else:
+            Plugins.instance().instantiate_sweeper(**given).sweep(multirun.overrides)
+
+
+def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
+    first = jobs[0].run
+    if is_grid:
+        what: Any = [_who(job) for job in jobs]
+    else:
+        sweeper = OmegaConf.to_container(multirun.master.hydra.sweeper, resolve=True)
+        assert isinstance(sweeper, dict)
+        settings = {key: value for key, value in sweeper.items() if key not in ("n_trials", "n_jobs", "params")}
+        objective = [first.objective, first.maximizes]
+        what = [sorted(multirun.overrides), settings, objective, _who(jobs[0])]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    chosen = multirun.master.hydra.sweep.dir
+    path = (Path(chosen) if chosen else Path(first.output_root) / first.name / "sweeps" / digest).absolute()
+    return Sweep(
+        path=path,
+        id=digest,
+        name=first.name,
+        kind="grid" if is_grid else "search",
+        command=[redact_override(item) for item in multirun.command],
+        objective=first.objective,
+        maximize=first.maximizes,
+        launcher=multirun.launcher,
+        working_directory=str(Path.cwd()),
+    )
+
+
+def _who(job: Job) -> list[str]:
+    """Return what tells a job from others, wherever its runs land."""
+    return [job.run.name, job.directory.path.name]
+
+
+def refuse_mixed(jobs: list[Job]) -> None:
+    """Raise ConfigError where jobs of one sweep do not share an objective."""
+    for key in ("objective", "maximizes"):
+        values = sorted({str(getattr(job.run, key)) for job in jobs})
+        if len(values) > 1:
+            name = "objective_direction" if key == "maximizes" else key
+            raise ConfigError(f"{name}: got {' and '.join(values)}, but the jobs of a sweep are compared by one")
+
+
+def _each(jobs: list[tuple[DictConfig, list[str]]], run_one: RunOne) -> int:
+    """Do a task other than training for each job, one after another; return the first exit code that is not 0."""
+    codes = []
+    for number, (cfg, overrides) in enumerate(jobs):
+        print(f"job {number}: {' '.join(redact_override(item) for item in overrides)}", flush=True)
+        try:
+            codes.append(run_one(cfg, overrides))
+        except ArcticHydraError as error:
+            print(f"error: {error}")
+            codes.append(error.exit_code)
+    return next((code for code in codes if code), EXIT_DONE)

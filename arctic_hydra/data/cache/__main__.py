@@ -1,0 +1,133 @@
+"""The cache of prepared data: `python -m arctic_hydra.data.cache list`, or `prune` to make room.
+
+`prune` takes what to delete: `--older-than 30` (days since last used), `--all`, or keys as `list` shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from arctic_hydra.data.cache.entries import KEY, default_cache_dir, leftovers, lock_of, remove
+from arctic_hydra.data.cache.token_store import MANIFEST
+from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE
+from arctic_hydra.human_numbers import format_count, format_seconds
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the cache, or what is left of one."""
+
+    path: Path
+    size_bytes: int
+    used: float
+    """When a run last opened it, in seconds since the epoch; of a leftover, when it was last changed."""
+    report: dict[str, Any]
+    whole: bool
+    """Whether a run could open it; else it is being built or deleted, or what a killed process left."""
+
+    @property
+    def key(self) -> str:
+        """Name of the entry."""
+        return self.path.name
+
+
+def entries(cache_dir: Path) -> list[Entry]:
+    """Return the entries of a cache and what is left of some, the one used last first."""
+    root = cache_dir / "prepared"
+    left = set(leftovers(root))
+    found = []
+    for folder in root.glob("*/"):
+        if KEY.fullmatch(folder.name.partition(".")[0]):  # nothing else is ours
+            with suppress(FileNotFoundError):  # published or deleted while we look
+                found.append(_entry(folder, folder in left))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def _entry(folder: Path, is_leftover: bool) -> Entry:
+    manifest = folder / MANIFEST
+    whole = not is_leftover and manifest.exists()
+    report: dict[str, Any] = {}
+    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):
+        report = dict(json.loads(manifest.read_text(encoding="utf-8"))["report"])
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return Entry(folder, size, (manifest if whole else folder).stat().st_mtime, report, whole)
+
+
+def prune(doomed: list[Entry]) -> list[Entry]:
+    """Delete entries and return those that went; what another process is building or deleting right now stays."""
+    gone = []
+    for entry in doomed:
+        with suppress(Timeout, FileNotFoundError), lock_of(entry.path).acquire(timeout=0):
+            remove(entry.path)
+            gone.append(entry)
+    return gone
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m arctic_hydra.data.cache", description="The cache of prepared data."
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, default=None, help="data.cache_dir of the runs; the default one if unset"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="show every entry, the one used last first")
+    pruning = commands.add_parser("prune", help="delete entries")
+    pruning.add_argument("keys", nargs="*", help="entries to delete, by the start of their key")
+    pruning.add_argument("--older-than", type=float, metavar="DAYS", help="delete what was not used for so many days")
+    pruning.add_argument("--all", action="store_true", help="delete every entry")
+    options = parser.parse_args(argv)
+    cache_dir = options.cache_dir or default_cache_dir()
+    found = entries(cache_dir)
+    if options.command == "list":
+        _print(cache_dir, found)
+        return EXIT_DONE
+    if not (options.keys or options.all or options.older_than is not None):
+        print("error: prune: got nothing to delete, expected keys, --older-than DAYS or --all", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    unknown = [key for key in options.keys if not any(entry.key.startswith(key) for entry in found)]
+    if unknown:
+        print(f"error: prune: {unknown[0]}: there is no such entry in {cache_dir}; see list", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    oldest = None if options.older_than is None else time.time() - options.older_than * SECONDS_PER_DAY
+    try:
+        gone = prune([entry for entry in found if _is_chosen(entry, options.keys, options.all, oldest)])
+    except OSError as error:
+        print(f"error: prune: cannot delete from {cache_dir} ({error}); expected a cache of yours", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    print(f"deleted {len(gone)} of {len(found)} entries, {_size(sum(entry.size_bytes for entry in gone))}")
+    return EXIT_DONE
+
+
+def _is_chosen(entry: Entry, keys: list[str], everything: bool, oldest: float | None) -> bool:
+    named = any(entry.key.startswith(key) for key in keys)
+    return everything or named or (oldest is not None and entry.used < oldest)
+
+
+def _print(cache_dir: Path, found: list[Entry]) -> None:
+    for entry in found:
+        age = format_seconds(max(0.0, time.time() - entry.used))
+        counts = f"{entry.report.get('kept', 0):,} examples, {format_count(entry.report.get('tokens', 0))} tokens, used"
+        what = counts if entry.whole else "being built or deleted, or left by a process that was killed, changed"
+        print(f"{entry.key}  {_size(entry.size_bytes):>9}  {what} {age} ago")
+    print(f"{len(found)} entries, {_size(sum(entry.size_bytes for entry in found))} in {cache_dir}")
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,163 @@
+"""The cache's entries: each built by one process while others wait, published whole, and built again when damaged."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, TokenStore
+from arctic_hydra.errors import DataError
+
+KEY = re.compile("[0-9a-f]{32}")
+"""What `prepare.prepared_key` gives: the name of an entry."""
+
+log = logging.getLogger(__name__)
+
+
+def default_cache_dir() -> Path:
+    """Return the user's cache directory for this package, by the XDG rules."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "arctic_hydra"
+
+
+def build_private(key: str, build: Callable[[Path], None]) -> TokenStore:
+    """Build in a private temporary directory that is gone again when this returns; the store stays readable."""
+    with (
+        _room_for(_no_room_off),
+        tempfile.TemporaryDirectory(prefix="arctic_hydra-", ignore_cleanup_errors=True) as name,
+    ):
+        build(Path(name))
+        return TokenStore(Path(name), key)
+
+
+def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> TokenStore:
+    """Return entry `key` of the cache, built by exactly one process; the others wait for its lock.
+
+    A killed builder blocks nobody: the lock ends with its holder.
+    """
+    root = cache_dir / "prepared"
+    entry = root / key
+    try:
+        store = TokenStore(entry, key)
+        _mark_used(entry)
+        return store
+    except DamagedEntryError:
+        pass  # missing or damaged: looked at again under the lock
+    _make_private(root)
+    with _locked(lock_of(entry)):
+        if entry.exists():
+            try:
+                return TokenStore(entry, key)  # another process built it meanwhile
+            except DamagedEntryError as damage:
+                log.warning("prepared data in %s is damaged (%s): building it again", entry, damage)
+                remove(entry)
+        for leftover in leftovers(root, key):  # the lock is ours: nobody works on them any more
+            remove(leftover)
+        part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
+        try:
+            with _room_for(partial(_unwritable, root)):
+                build(part)
+            part.rename(entry)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # nothing is there any more once it was renamed
+        _sync_directory(root)
+        return TokenStore(entry, key)  # under the lock: nobody takes it away before it is open
+
+
+def _mark_used(entry: Path) -> None:
+    try:
+        os.utime(entry / MANIFEST)  # `data.cache prune --older-than` goes by it
+    except OSError:
+        pass  # a cache that this user may only read
+
+
+@contextmanager
+def _locked(lock: FileLock) -> Iterator[None]:
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        log.info("waiting for another process that prepares the same data (lock %s)", lock.lock_file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make_private(directory: Path) -> None:
+    try:
+        for path in reversed([directory, *directory.parents]):
+            if not path.exists():
+                path.mkdir(mode=0o700, exist_ok=True)
+        if directory.stat().st_uid == os.getuid():
+            directory.chmod(0o700)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> DataError:
+    return DataError(
+        f"data.cache_dir: cannot write to {directory} ({error.strerror}); expected a directory of yours with room; "
+        f"pass data.cache_dir=<directory>, or data.cache=off"
+    )
+
+
+def _no_room_off(error: OSError) -> DataError:
+    return DataError(
+        f"data.cache: off prepares data below {tempfile.gettempdir()}, which cannot be written ({error.strerror}); "
+        f"expected room for the tokens of all sources; set the environment variable TMPDIR, or pass data.cache=on"
+    )
+
+
+@contextmanager
+def _room_for(told: Callable[[OSError], DataError]) -> Iterator[None]:
+    """Raise a full disk as an error that says where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise told(error) from error
+        raise
+
+
+def leftovers(root: Path, key: str = "*") -> list[Path]:
+    """Return what builders and removals of an entry leave when they are killed, and what those at work have now."""
+    return [path for what in ("part-*", "removed*") for path in root.glob(f"{key}.{what}")]
+
+
+def remove(directory: Path) -> None:
+    """Delete an entry, or what is left of one; the caller holds its lock.
+
+    It is gone at once for readers, whatever happens to the deletion; one that has it open keeps its mapping.
+    """
+    key = directory.name.partition(".")[0]
+    doomed = Path(tempfile.mkdtemp(prefix=f"{key}.removed-", dir=directory.parent))
+    try:
+        directory.rename(doomed)  # onto the empty directory, which nobody else has
+    finally:
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def lock_of(entry: Path) -> FileLock:
+    """Return the lock that the builder of an entry holds; it belongs to the operating system and ends with its holder."""
+    return FileLock(entry.with_name(f"{entry.name.partition('.')[0]}.lock"), mode=0o600)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

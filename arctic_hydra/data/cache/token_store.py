@@ -1,0 +1,267 @@
+"""Prepared examples on disk: Arrow files, memory-mapped and read without copying.
+
+An entry is checked whole each time it is opened, however large: a bit that flipped on a disk, or a page that was never
+written before a power cut, would be trained on as other tokens. XXH3 goes over some 20 GB a second where the page cache
+holds the file, and as fast as the disk reads where it does not; the SHA-256 of the source's files, which is part of the
+key, takes several times as long. Checking parts at their first use instead would find damage in the middle of a run,
+where nothing can be built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from arctic_hydra.data.arrays import array_of, numbers_of
+
+RELEASE_EXAMPLES = 500
+"""Examples between two releases of mapped pages: each may have mapped some 128 KiB, what lies around it included."""
+
+EXAMPLES = "examples.arrow"
+MANIFEST = "manifest.json"
+LAYOUT_VERSION = 3
+READ_BYTES = 1 << 20
+
+_SCHEMA = pa.schema(
+    [
+        ("ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.uint8())),
+        ("length", pa.int32()),
+        ("supervised", pa.int32()),
+        ("row", pa.int64()),
+    ]
+)
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Chunk:
+    """Examples as flat arrays, in row order."""
+
+    ids: Array
+    """int32, the tokens of all examples one after another."""
+    mask: Array
+    """uint8, 1 where a token is trained on."""
+    lengths: Array
+    rows: Array
+    """Row number of each example within its source."""
+
+    @property
+    def supervised(self) -> Array:
+        """Trained tokens of each example, int32; no example is without tokens."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.add.reduceat(self.mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
+
+
+class DamagedEntryError(Exception):
+    """A cache entry that does not hold what its manifest says."""
+
+
+class TokenStore:
+    """The prepared examples of one source by index; `ids` and `mask` are views of the mapped file."""
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self.key = key
+        manifest = _read_manifest(directory)
+        self.report: dict[str, Any] = manifest["report"]
+        try:
+            # The mapping stays valid when the file is unlinked, so a private store needs no later clean-up.
+            with (directory / EXAMPLES).open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pa.ipc.open_file(pa.py_buffer(self._map))
+            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            self._take(batches)
+            problem = self._problem(batches, manifest["examples"])
+        # An empty file is a ValueError, as most of Arrow's errors are.
+        except (ValueError, OSError, LookupError, pa.ArrowException) as error:
+            raise DamagedEntryError(str(error)) from error
+        if problem:
+            raise DamagedEntryError(problem)
+        self._served = 0
+
+    def _take(self, batches: list[pa.RecordBatch]) -> None:
+        """Keep the columns: ids and masks as views of the file, and a copy of the numbers of each example."""
+        self.lengths = _column(batches, "length")
+        self.supervised = _column(batches, "supervised")
+        self.rows = _column(batches, "row")
+        self._ids = [numbers_of(batch.column("ids").values) for batch in batches]
+        self._masks = [numbers_of(batch.column("mask").values) for batch in batches]
+        self._batch_of = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
+        self._start_of = np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in _offsets(batches, "ids"))])
+
+    def _problem(self, batches: list[pa.RecordBatch], examples: int) -> str | None:
+        """Return which numbers cannot be: an example would be cut out of another's tokens, or out of none; None if all can."""
+        if len(self.lengths) != examples:
+            return f"holds {len(self.lengths)} examples, the manifest says {examples}"
+        offsets, mask_offsets = _offsets(batches, "ids"), _offsets(batches, "mask")
+        spans = np.concatenate([np.empty(0, np.int32), *map(np.diff, offsets)])
+        bad = {
+            "offsets": any(
+                part[0] < 0 or part[-1] > min(len(ids), len(mask)) or not np.array_equal(part, mask_part)
+                for part, mask_part, ids, mask in zip(offsets, mask_offsets, self._ids, self._masks, strict=True)
+            ),
+            "lengths": np.any((self.lengths < 1) | (self.lengths != spans)),
+            "counts of trained tokens": np.any((self.supervised < 0) | (self.supervised > self.lengths)),
+            "row numbers": np.any((self.rows < 0) | (np.diff(self.rows, prepend=0) < 0)),
+        }
+        return next((f"has {name} that cannot be" for name, found in bad.items() if found), None)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def ids(self, index: int) -> Array:
+        """Return the int32 token ids of one example."""
+        self._served += 1
+        if self._served % RELEASE_EXAMPLES == 0:
+            # Pages that were read count as this process's memory until they are unmapped; the system keeps them cached.
+            self._map.madvise(mmap.MADV_DONTNEED)
+        start = self._start_of[index]
+        part: Array = self._ids[self._batch_of[index]][start : start + self.lengths[index]]
+        return part
+
+    def mask(self, index: int) -> Array:
+        """Return the uint8 mask of one example."""
+        start = self._start_of[index]
+        part: Array = self._masks[self._batch_of[index]][start : start + self.lengths[index]]
+        return part
+
+
+class Singles:
+    """Base of stores whose examples are one document each; fulfils a part of `windows.Examples`."""
+
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: itself."""
+        return [index]
+
+    @property
+    def flat(self) -> Self:
+        """The documents: the examples themselves."""
+        return self
+
+
+class JoinedStore(Singles):
+    """The prepared examples of several sources, one source after another."""
+
+    def __init__(self, stores: dict[str, TokenStore]) -> None:
+        parts = list(stores.values())
+        self.key = hashlib.sha256(json.dumps([part.key for part in parts]).encode()).hexdigest()[:32]
+        self.report: dict[str, Any] = {name: store.report for name, store in stores.items()}
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self.supervised = np.concatenate([part.supervised for part in parts])
+        self.rows = np.concatenate([part.rows for part in parts])
+        self.sources = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def ids(self, index: int) -> Array:
+        """Return the int32 token ids of one example."""
+        part = int(self.sources[index])
+        return self._parts[part].ids(index - int(self._starts[part]))
+
+    def mask(self, index: int) -> Array:
+        """Return the uint8 mask of one example."""
+        part = int(self.sources[index])
+        return self._parts[part].mask(index - int(self._starts[part]))
+
+
+class PairStore:
+    """Preferences: example i is documents 2i (chosen) and 2i + 1 (rejected) of `flat`; its length is that of both."""
+
+    def __init__(self, flat: JoinedStore) -> None:
+        self.flat, self.key, self.report = flat, flat.key, flat.report
+        self.lengths = flat.lengths[0::2] + flat.lengths[1::2]
+        self.supervised = flat.supervised[0::2] + flat.supervised[1::2]
+        self.rows, self.sources = flat.rows[0::2], flat.sources[0::2]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: the chosen one, then the rejected one."""
+        return [2 * index, 2 * index + 1]
+
+
+def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]]) -> None:
+    """Write chunks as they come, then the manifest with `report()`; everything is on disk when this returns."""
+    examples = 0
+    with (directory / EXAMPLES).open("xb") as file:
+        with pa.ipc.new_file(file, _SCHEMA) as writer:
+            for chunk in chunks:
+                if len(chunk.lengths):
+                    writer.write_batch(_record_batch(chunk))
+                    examples += len(chunk.lengths)
+        file.flush()
+        os.fsync(file.fileno())
+    _write_manifest(directory, examples, report())
+
+
+def _write_manifest(directory: Path, examples: int, report: dict[str, Any]) -> None:
+    checksums = {EXAMPLES: _checksum(directory / EXAMPLES)}
+    manifest = {"layout": LAYOUT_VERSION, "examples": examples, "files": checksums, "report": report}
+    with (directory / MANIFEST).open("x", encoding="utf-8") as text:
+        json.dump({**manifest, "checksum": _checksum_of_values(manifest)}, text, indent=1)
+        text.flush()
+        os.fsync(text.fileno())
+
+
+def _checksum(path: Path) -> str:
+    """Return the XXH3 checksum of a file's content."""
+    found, buffer = xxhash.xxh3_64(), memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            found.update(buffer[:count])
+    return found.hexdigest()
+
+
+def _checksum_of_values(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _record_batch(chunk: Chunk) -> pa.RecordBatch:
+    offsets = array_of(np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32))
+    columns = [
+        pa.ListArray.from_arrays(offsets, array_of(chunk.ids)),
+        pa.ListArray.from_arrays(offsets, array_of(chunk.mask)),
+        array_of(chunk.lengths.astype(np.int32)),
+        array_of(chunk.supervised),
+        array_of(chunk.rows.astype(np.int64)),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+
+
+def _column(batches: list[pa.RecordBatch], name: str) -> Array:
+    parts = [numbers_of(batch.column(name)) for batch in batches]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _offsets(batches: list[pa.RecordBatch], name: str) -> list[Array]:
+    return [numbers_of(batch.column(name).offsets) for batch in batches]
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["layout"] != LAYOUT_VERSION:
+            raise DamagedEntryError(f"has layout {manifest['layout']}, expected {LAYOUT_VERSION}")
+        if manifest.pop("checksum") != _checksum_of_values(manifest):
+            raise DamagedEntryError("the manifest is not what was written")
+        for name, checksum in manifest["files"].items():
+            if _checksum(directory / name) != checksum:
+                raise DamagedEntryError(f"{name} is not what was written")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
+    return manifest

@@ -1,0 +1,290 @@
+"""Byte-level BPE one distinct word at a time: the tokens of the tokenizer itself, looked up instead of worked out again.
+
+A byte-level BPE tokenizer cuts a text at its added tokens, cuts what lies between into words by a regular expression, and
+encodes each word by itself. Texts repeat their words, so they are cut here and looked up in a table that the tokenizer
+fills: many texts at once, in stretches between two spaces, each distinct one once.
+
+That holds only where the words are cut alike: the expression is taken from the tokenizer, compared with it on made-up
+texts first, and each character beyond ASCII is compared with it once before a text that holds it is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import regex
+from tokenizers import models, pre_tokenizers
+
+from arctic_hydra.data.arrays import numbers_of
+from arctic_hydra.data.word_tables import END, LOSSY, Array, Stretches, WordTable
+
+_GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Digits are cut out first, and the rest as if each stretch stood alone: there a number ends a text too.
+_GPT_2_DIGITS = {True: r"\p{N}|", False: r"\p{N}+|"}
+_GPT_2_BETWEEN_DIGITS = _GPT_2.replace(r" ?\p{N}+|", "").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+_ASCII_CLASSES = {"L": "a-zA-Z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
+_CLASS = re.compile(r"\\p\{(\w+)\}|\\.|[\[\]]")
+_PROBE = " {0} a{0}a A{0}A A{0}a a{0}A {0}Aa A{0}Aa {0}{0}Aa 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
+BATCH_CHARACTERS = 1 << 20
+"""Characters that are looked up together: bounds the memory of it."""
+
+Encoding = tuple[Array, list[int]]
+
+
+class WordTokenizer:
+    """Token ids of texts, equal to those of the tokenizer it is made of."""
+
+    @classmethod
+    def of(cls, backend: Any) -> WordTokenizer | None:
+        """Return one for a byte-level BPE tokenizer whose words can be cut here; None for any other."""
+        pattern = _word_pattern(backend)
+        if pattern is None:
+            return None
+        try:
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                made = cls(backend, pattern)
+        except (re.error, regex.error):  # an expression that is written in another way than here
+            return None
+        return made if made._agrees() else None
+
+    def __init__(self, backend: Any, pattern: str) -> None:
+        self._backend = backend
+        self._added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
+        longest_first = sorted(self._added, key=lambda token: (-len(token), token))
+        pieces = "|".join(map(re.escape, [END, *longest_first]))
+        self._bounds = re.compile(f"({pieces})".encode())
+        ascii_pattern = _ascii_pattern(pattern)
+        self._cut: Callable[[str], list[str]] = _words_by(regex.compile(pattern))
+        self._cut_ascii = _words_by(re.compile(ascii_pattern, re.ASCII)) if ascii_pattern else self._cut
+        self._table = WordTable(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        self._stretches = Stretches(self._added, lambda text: map(self._table.__getitem__, self._words(text)))
+        self._within: dict[tuple[int, int], int | None] = {}
+        self._same = {chr(code) for code in range(1, 128)}
+        self._other = {END}
+
+    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoding | None]:
+        """Return the ids (int32) of each text and, for its `places`, the tokens that begin there.
+
+        None for a text with a place within a word, or whose words are not sure to be cut alike.
+        """
+        results: list[Encoding | None] = [None] * len(texts)
+        batch: list[int] = []
+        waiting = 0
+        for index, text in enumerate(texts):
+            if self._is_known(text):
+                batch.append(index)
+                waiting += len(text)
+            if batch and (waiting >= BATCH_CHARACTERS or index == len(texts) - 1):
+                found = self._encode([texts[one] for one in batch], [places[one] for one in batch])
+                for one, encoding in zip(batch, found, strict=True):
+                    results[one] = encoding
+                batch, waiting = [], 0
+        return results
+
+    def _encode(self, texts: list[str], places: list[Sequence[int]]) -> Iterator[Encoding | None]:
+        """Yield the result for each of some known texts."""
+        if self._stretches.is_full():
+            self._table.clear()
+            self._stretches.clear()
+            self._within.clear()
+        encoded = [text.encode() for text in texts]
+        starts = np.cumsum([0, *(len(text) + 1 for text in encoded)])
+        data = END.encode().join([*encoded, b"", b""])
+        cuts = self._cuts(data)
+        which = self._numbers(data, cuts)
+        ids, before = self._stretches.joined(which)
+        wanted = [
+            start + (place if len(text) == len(raw) else len(text[:place].encode()))
+            for text, raw, start, mine in zip(texts, encoded, starts.tolist(), places, strict=False)
+            for place in mine
+        ]
+        left = iter(self._tokens_before(np.array(wanted, np.int64), data, cuts, which, before))
+        bounds = np.searchsorted(cuts, starts)
+        is_lossy = np.logical_or.reduceat(which == LOSSY, bounds[:-1]).tolist()
+        for lossy, mine, (first, last) in zip(is_lossy, places, pairwise(before[bounds].tolist()), strict=True):
+            found = [next(left) - first for _ in mine]
+            yield None if lossy or any(token < 0 for token in found) else (ids[first:last], found)
+
+    def _numbers(self, data: bytes, cuts: Array) -> Array:
+        """Return the number of each stretch; each distinct one is looked up once."""
+        stretches = pa.LargeStringArray.from_buffers(len(cuts) - 1, pa.py_buffer(cuts), pa.py_buffer(data))
+        numbered = stretches.dictionary_encode()
+        distinct: list[str] = numbered.dictionary.to_pylist()
+        numbers = np.fromiter(map(self._stretches.__getitem__, distinct), np.int64, len(distinct))
+        found: Array = numbers[numbers_of(numbered.indices)]
+        return found
+
+    def _tokens_before(self, places: Array, data: bytes, cuts: Array, which: Array, before: Array) -> list[int]:
+        """Return the tokens before places in the data; -1 for one within a word."""
+        stretch_of = np.searchsorted(cuts, places, side="right") - 1
+        inside = places - cuts[stretch_of]
+        tokens: list[int] = before[stretch_of].tolist()
+        for index in np.flatnonzero(inside).tolist():
+            stretch, place = int(stretch_of[index]), int(inside[index])
+            key = (int(which[stretch]), place)
+            if key not in self._within:
+                self._within[key] = self._tokens_within(data[cuts[stretch] : cuts[stretch + 1]].decode(), place)
+            within = self._within[key]
+            tokens[index] = -1 if within is None else tokens[index] + within
+        return tokens
+
+    def _cuts(self, data: bytes) -> Array:
+        """Return where stretches begin, and the end: at added tokens, at ends of texts, and at spaces between words."""
+        raw = np.frombuffer(data, np.uint8)
+        spaces = np.flatnonzero(raw == ord(" "))
+        sure = _MAY_END[raw[spaces - 2], raw[spaces - 1]] & _MAY_BEGIN[raw[spaces + 1], raw[spaces + 2]]
+        is_cut = np.zeros(len(data) + 1, bool)
+        is_cut[spaces[sure]] = True
+        bounds = np.cumsum([0, *map(len, self._bounds.split(data))])
+        if any(" " in token for token in self._added):
+            for first, last in zip(bounds[1:-1:2], bounds[2::2], strict=True):
+                is_cut[first:last] = False
+        is_cut[bounds] = True
+        return np.flatnonzero(is_cut)
+
+    def _words(self, text: str) -> list[str]:
+        return (self._cut_ascii if text.isascii() else self._cut)(text)
+
+    def _tokens_within(self, stretch: str, place: int) -> int | None:
+        """Return the tokens before a byte within a stretch; None where a word goes over it."""
+        if stretch in self._added or self._stretches[stretch] == LOSSY:
+            return None
+        tokens = 0
+        for word in self._words(stretch):
+            if place <= 0:
+                break
+            place -= len(word.encode())
+            tokens += len(self._table[word]) // 4
+        return tokens if place == 0 else None
+
+    def _is_known(self, text: str) -> bool:
+        """Whether every character of a text is one that is cut alike."""
+        if text.isascii():
+            return END not in text
+        characters = set(text)
+        for new in characters - self._same - self._other:
+            (self._same if self._is_cut_alike(new) else self._other).add(new)
+        if self._backend.normalizer is not None and not unicodedata.is_normalized("NFC", text):
+            return False
+        return characters <= self._same
+
+    def _is_cut_alike(self, character: str) -> bool:
+        if unicodedata.category(character) in ("Cn", "Cs"):  # not assigned: its class may change with Unicode's version
+            return False
+        probe = _PROBE.format(character)
+        normalizer = self._backend.normalizer
+        if normalizer is not None and normalizer.normalize_str(probe) != probe:
+            return False
+        wanted = [probe[first:last] for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(probe)]
+        return bool(self._cut(probe) == wanted)
+
+    def _agrees(self) -> bool:
+        """Whether the ids are the tokenizer's own on made-up texts of every ASCII character."""
+        draw = random.Random(0)
+        common = [
+            "  ",
+            "\n",
+            "\n\n",
+            "1",
+            "22",
+            "'s",
+            "'",
+            "'LL",
+            "word",
+            "Word",
+            "A",
+            "...",
+            "\t",
+            " (",
+            "x_y",
+            *self._added,
+        ]
+        alphabet = [*map(chr, range(1, 128)), *common * 8]
+        texts = ["".join(draw.choices(alphabet, k=40)) for _ in range(1500)]
+        wanted = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+        mine = self.encode(texts, [[]] * len(texts))
+        return all(one is not None and one[0].tolist() == ids for one, ids in zip(mine, wanted, strict=True))
+
+
+def _surely_no_space() -> tuple[Array, Array]:
+    """Return by the last two bytes before a place, and by the first two after it, whether no white space is there.
+
+    It takes two bytes to tell a white space of UTF-8 from the letters that end alike.
+    """
+    ends, begins = np.ones((2, 256, 256), bool)
+    for space in filter(str.isspace, map(chr, range(0x3001))):
+        written = space.encode()
+        ends[written[-2] if len(written) > 1 else slice(None), written[-1]] = False
+        begins[written[0], written[1] if len(written) > 1 else slice(None)] = False
+    return ends, begins
+
+
+_MAY_END, _MAY_BEGIN = _surely_no_space()
+
+
+def _words_by(expression: Any) -> Callable[[str], list[str]]:
+    """Return what cuts a text; raises re.error for an expression with groups, of which only those would be found."""
+    if expression.groups:
+        raise re.error("groups", expression.pattern)
+    found: Callable[[str], list[str]] = expression.findall
+    return found
+
+
+def _word_pattern(backend: Any) -> str | None:
+    """Return the expression by which the tokenizer cuts words; None where it works in another way."""
+    plain_tokens = all(
+        not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+        for token in backend.get_added_tokens_decoder().values()
+    )
+    is_plain_bpe = isinstance(backend.model, models.BPE) and not backend.model.dropout
+    if not (plain_tokens and is_plain_bpe) or backend.pre_tokenizer is None or backend.encode_special_tokens:
+        return None
+    kinds = [_description(part)["type"] for part in (backend.normalizer, backend.decoder) if part is not None]
+    if kinds not in (["ByteLevel"], ["NFC", "ByteLevel"]):
+        return None
+    steps = _description(backend.pre_tokenizer)
+    match steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]:
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return _GPT_2
+        case [
+            {"type": "Digits", "individual_digits": bool(single)},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        ]:
+            return _GPT_2_DIGITS[single] + _GPT_2_BETWEEN_DIGITS
+        case [
+            {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            return pattern
+    return None
+
+
+def _description(part: Any) -> dict[str, Any]:
+    return dict(json.loads(part.__getstate__()))
+
+
+def _ascii_pattern(pattern: str) -> str | None:
+    """Return the same expression for ASCII texts without Unicode classes, which `re` lacks and which are slow."""
+    inside = False
+    parts, place = [], 0
+    for match in _CLASS.finditer(pattern):
+        found = match.group()
+        if match.group(1) is not None:
+            members = _ASCII_CLASSES.get(match.group(1))
+            if members is None:
+                return None
+            found = members if inside else f"[{members}]" if members else "(?!)"
+        elif found in "[]":
+            inside = found == "["
+        parts += [pattern[place : match.start()], found]
+        place = match.end()
+    return "".join(parts) + pattern[place:]

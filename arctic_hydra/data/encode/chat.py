@@ -1,0 +1,362 @@
+"""Chats to token ids with a mask of what the model is trained to write: each answer and its stop token, verified.
+
+Where the template marks answers with `{% generation %}`, those spans are taken, else `turns` finds where an answer begins
+and ends. Either way the tokens of each span, decoded, must give back its text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers.utils import chat_template_utils
+
+from arctic_hydra.data.call_form import CallForm, call_form
+from arctic_hydra.data.encode.bpe_cache import WordTokenizer
+from arctic_hydra.data.encode.skeleton import Span, thought_key
+from arctic_hydra.data.encode.turns import Turn, TurnFinder
+from arctic_hydra.data.encode.verify import short
+from arctic_hydra.data.formats.messages import (
+    REASONING_KEYS,
+    Chat,
+    Message,
+    RowProblem,
+    check_text,
+    malformed,
+    unusual_turn,
+)
+from arctic_hydra.data.word_tables import Array
+from arctic_hydra.data.written import WrittenChats
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOOL_TEMPLATE = "tool_use"
+"""The name that transformers looks for, among those of a tokenizer with several chat templates, for chats with tools."""
+
+_EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
+_FIXED_DATE = datetime(2024, 7, 26)
+
+
+@dataclass(frozen=True)
+class TurnChoice:
+    """Which turns of a conversation are trained on."""
+
+    roles: tuple[str, ...] = ("assistant",)
+    last_only: bool = False
+    """Only the last turn of these roles."""
+    ignore_empty_think: bool = False
+    """Leave empty thinking blocks at the start of an answer out of the loss."""
+    eot_tokens: tuple[str, ...] = ()
+    """Tokens that end a turn, beside the tokenizer's special tokens."""
+    train_on_eot: bool = True
+    """Train on the tokens that end a turn."""
+
+    def of(self, chat: Chat) -> list[int]:
+        """Return the indices of the messages to train on."""
+        chosen = [index for index, message in enumerate(chat.messages) if message["role"] in self.roles]
+        chosen = chosen[-1:] if self.last_only else chosen
+        return [index for index in chosen if chat.weights is None or chat.weights[index]]
+
+
+@dataclass
+class Encoded:
+    """Token ids of one example, and the token spans that are trained on."""
+
+    ids: Array
+    """int32."""
+    spans: list[Span]
+    turn_ends: list[int] = field(default_factory=list)
+    """Where a trained turn is over: the places to cut at."""
+    thoughts_left_out: int = 0
+    """Trained turns whose thoughts the template does not write."""
+
+
+@dataclass
+class Located:
+    """A rendered chat, and which of its characters are trained on."""
+
+    text: str
+    spans: list[Span]
+    """One for each turn, answer and stop tokens; with `train_on_eot=false` two, of which only the answer is trained on."""
+    thoughts_left_out: int
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> str:
+    """Return the chat template, of chats with tools where there is one for them; raises DataError when there is none."""
+    try:
+        return str(tokenizer.get_chat_template(tools=[] if with_tools else None))
+    except ValueError as error:
+        named = tokenizer.chat_template  # Command R's have several, one of them for tools
+        what = (
+            f"several chat templates ({', '.join(named)}) and none of them is the default"
+            if named
+            else "no chat template"
+        )
+        raise DataError(
+            f"tokenizer.chat_template: the tokenizer {tokenizer.name_or_path!r} has {what}, which conversations need; pass "
+            f"tokenizer.chat_template=<file with a Jinja template>"
+        ) from error
+
+
+class ChatEncoder:
+    """Renders, tokenises and masks conversations in batches."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None, with_tools: bool = False
+    ) -> None:
+        self._turns = turns or TurnChoice()
+        self._template = template_of(tokenizer, with_tools)
+        compiled = _compiled(self._template)
+        known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
+        self._reasoning_key = known[0] if len(known) == 1 else None
+        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._tagged = bool(_GENERATION_TAG.search(self._template))
+        self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        if "date_string" in self._template:
+            self._variables["date_string"] = _FIXED_DATE.strftime("%d %b %Y")
+        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        specials |= {token for token in (*tokenizer.all_special_tokens, *self._turns.eot_tokens) if token}
+        self._check_eot_tokens()
+        self._calls = CallForm()
+        if "tool_calls" in self._template:
+            self._calls = call_form(lambda messages: self._render([messages], None)[0][0])
+        self._words = WordTokenizer.of(self._backend)
+        self._unknown = tokenizer.unk_token_id
+        self._bos = tokenizer.bos_token_id
+        start = self._backend.encode("a", add_special_tokens=True).ids[:1]
+        self._adds_bos = self._bos is not None and start == [self._bos]
+        self._finder = TurnFinder(self._render, sorted(specials), self._turns.eot_tokens, self._tagged)
+        self._written = WrittenChats(self._template, compiled, self._variables, self._run)
+
+    def _check_eot_tokens(self) -> None:
+        for token in self._turns.eot_tokens:
+            count = len(self._backend.encode(token, add_special_tokens=False).ids)
+            if count != 1:
+                raise DataError(
+                    f"data.eot_tokens: got {token!r}, which is {count} tokens of the tokenizer, expected one token; name a "
+                    f"token as the chat template writes it at the end of a turn"
+                )
+
+    def encode(self, chats: Sequence[Chat]) -> list[Encoded | RowProblem]:
+        """Return ids and spans of each chat, or what is wrong with it."""
+        results: list[Encoded | RowProblem | None] = []
+        rendered: list[Located] = []
+        for item in self._render_all(chats):
+            results.append(item if isinstance(item, RowProblem) else None)
+            if not isinstance(item, RowProblem):
+                rendered.append(item)
+        encoded = iter(self._tokens(rendered))
+        return [next(encoded) if result is None else result for result in results]
+
+    def _tokens(self, rendered: Sequence[Located]) -> list[Encoded | RowProblem]:
+        """Return ids and spans of texts with spans of characters: looked up where that is sure to be right."""
+        places = [[place for span in item.spans for place in span] for item in rendered]
+        found = self._words.encode([item.text for item in rendered], places) if self._words else [None] * len(rendered)
+        whole = iter(self._encode_whole([item for item, known in zip(rendered, found, strict=True) if known is None]))
+        results: list[Encoded | RowProblem] = []
+        for item, known in zip(rendered, found, strict=True):
+            result = next(whole) if known is None else Encoded(known[0], _pairs(known[1]))
+            if not isinstance(result, RowProblem):
+                result = self._with_one_bos(result)
+                result.thoughts_left_out = item.thoughts_left_out
+            results.append(result)
+        return results
+
+    def _encode_whole(self, rendered: Sequence[Located]) -> list[Encoded | RowProblem]:
+        """Return ids and spans by the tokenizer itself; the tokens of a span give its text."""
+        encodings = self._backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
+        encoded: list[Encoded] = []
+        pieces: list[list[int]] = []
+        for located, encoding in zip(rendered, encodings, strict=True):
+            ids = encoding.ids
+            places = [_token_span(encoding, located.text, span, len(ids)) for span in located.spans]
+            encoded.append(Encoded(np.array(ids, dtype=np.int32), places))
+            pieces += [ids[first:last] for first, last in places]
+        decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
+        results: list[Encoded | RowProblem] = []
+        for item, located in zip(encoded, rendered, strict=True):
+            text, spans = located.text, located.spans
+            as_wanted = [next(decoded) for _ in spans] == [text[first:last] for first, last in spans]
+            results.append(item if as_wanted else self._realign(item, text, spans))
+        return results
+
+    def _render(
+        self, conversations: list[list[Message]], tools: list[Any] | None, generate: bool = False
+    ) -> list[tuple[str, list[Span]]]:
+        tagged = self._tagged and not generate
+        if (known := self._reasoning_key) is not None:
+            conversations = [[_named(message, known) for message in messages] for messages in conversations]
+        if self._calls != CallForm():
+            conversations = [[self._calls.of(message) for message in messages] for messages in conversations]
+        texts, spans = chat_template_utils.render_jinja_template(
+            conversations=conversations,
+            tools=tools,
+            chat_template=self._template,
+            return_assistant_tokens_mask=tagged,
+            add_generation_prompt=generate,
+            **self._variables,
+        )
+        return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
+
+    def _render_all(self, chats: Sequence[Chat]) -> list[Located | RowProblem]:
+        wanted = [self._turns.of(chat) for chat in chats]
+        known = [self._written.write(*both) for both in zip(chats, wanted, strict=True)]
+        # One call renders every other chat without tools: tools are an argument of the call, not of the conversation.
+        plain = [index for index, chat in enumerate(chats) if known[index] is None and chat.tools is None]
+        try:
+            rendered = dict(zip(plain, self._render([chats[index].messages for index in plain], None), strict=True))
+        except Exception:  # some chat of the batch fails: rendered one by one below, to name it
+            rendered = {}
+        results: list[Located | RowProblem] = []
+        for index, (chat, mine, found) in enumerate(zip(chats, wanted, known, strict=True)):
+            try:
+                results.append(self._located(chat, mine, *(found or self._run(chat, mine, rendered.get(index)))))
+            except RowProblem as problem:
+                results.append(problem)
+            except Exception as error:  # templates raise anything
+                results.append(_template_problem(chat, error))
+        return results
+
+    def _run(
+        self, chat: Chat, wanted: Sequence[int], rendered: tuple[str, list[Span]] | None = None
+    ) -> tuple[str, list[Turn]]:
+        """Return the text of a chat, by its template unless it is there, and its wanted turns."""
+        text, marked = rendered or self._render([chat.messages], chat.tools)[0]
+        check_text(text, "the rendered chat")  # tools and calls are in it too
+        return text, self._finder.find(chat, text, marked, wanted)
+
+    def _located(self, chat: Chat, wanted: Sequence[int], text: str, turns: list[Turn]) -> Located:
+        thoughts = 0
+        for index, turn in zip(wanted, turns, strict=True):
+            message = chat.messages[index]
+            if len(message) > 2 and (name := thought_key(message)):
+                thoughts += message[name].strip() not in text[turn.start : turn.body_end]
+        if self._turns.ignore_empty_think:
+            found = [_EMPTY_THINK.match(text, turn.start, turn.body_end) for turn in turns]
+            turns = [
+                replace(turn, start=empty.end()) if empty else turn for turn, empty in zip(turns, found, strict=True)
+            ]
+        if self._turns.train_on_eot:
+            return Located(text, [(turn.start, turn.stop_end) for turn in turns], thoughts)
+        spans = [part for turn in turns for part in ((turn.start, turn.body_end), (turn.body_end, turn.stop_end))]
+        return Located(text, spans, thoughts)
+
+    def _realign(self, encoded: Encoded, text: str, spans: list[Span]) -> Encoded | RowProblem:
+        """Return ids whose tokens fit the spans, or the problem that none do."""
+        if self._fits(encoded, text, spans):
+            return encoded
+        # A token crosses the border of an answer (a newline merged with the header's): tokenise the parts by
+        # themselves, as generation does, where the prompt is tokenised before the answer exists.
+        bounds = sorted({0, len(text), *(place for span in spans for place in span)})
+        ids: list[int] = []
+        starts: dict[int, int] = {}
+        for first, last in pairwise(bounds):
+            starts[first] = len(ids)
+            ids += self._backend.encode(text[first:last], add_special_tokens=False).ids
+        starts[len(text)] = len(ids)
+        parts = Encoded(np.array(ids, dtype=np.int32), [(starts[first], starts[last]) for first, last in spans])
+        if self._fits(parts, text, spans):
+            return parts
+        return RowProblem(
+            "tokenizer",
+            f"the tokens of an answer do not decode to its text: expected {short(text[slice(*spans[0])])}, got "
+            f"{short(self._decode(parts.ids[slice(*parts.spans[0])]))}; the "
+            f"tokenizer loses text; use one that does not",
+        )
+
+    def _fits(self, encoded: Encoded, text: str, spans: list[Span]) -> bool:
+        return all(
+            self._span_fits(encoded.ids, place, text[slice(*span)])
+            for place, span in zip(encoded.spans, spans, strict=True)
+        )
+
+    def _span_fits(self, ids: Array, place: Span, wanted: str) -> bool:
+        first, last = place
+        if self._decode(ids[first:last]) == wanted:
+            return True
+        # Some decoders drop the space at the start of a text, some tokenizers normalise Unicode.
+        before, upto = self._decode(ids[:first]), self._decode(ids[:last])
+        got = upto[len(before) :] if upto.startswith(before) else ""
+        if unicodedata.normalize("NFC", got) == unicodedata.normalize("NFC", wanted):
+            return True
+        return self._unknown is not None and self._unknown in ids[first:last]
+
+    def _decode(self, ids: Array) -> str:
+        return str(self._backend.decode(ids.tolist(), skip_special_tokens=False))
+
+    def _with_one_bos(self, encoded: Encoded) -> Encoded:
+        """Return the example with exactly one BOS at its start, if tokenizer or template write one."""
+        bos, ids, shift = self._bos, encoded.ids, 0
+        if bos is not None:
+            while len(ids) > 1 and ids[0] == ids[1] == bos:
+                ids, shift = ids[1:], shift - 1
+            if self._adds_bos and (not len(ids) or ids[0] != bos):
+                ids, shift = np.concatenate([np.array([bos], dtype=np.int32), ids]), 1
+        spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
+        ends = [last for _, last in spans]
+        return Encoded(ids, spans, ends) if self._turns.train_on_eot else Encoded(ids, spans[::2], ends[1::2])
+
+
+def _template_problem(chat: Chat, error: Exception) -> RowProblem:
+    """Return the problem of a chat that the template refuses: the row's own where its roles come in an unusual order."""
+    text = f"the chat template fails: {type(error).__name__}: {error}"
+    unusual = unusual_turn(chat.messages)
+    if unusual is None:
+        return RowProblem("template", f"{text}; correct it, or pass tokenizer.chat_template=<file>")
+    before = f"after {chat.messages[unusual - 1]['role']!r}" if unusual else "at the start"
+    return malformed(
+        f"message {unusual}: role {chat.messages[unusual]['role']!r} {before}, which this chat template may not take "
+        f"({text}); expected user and assistant in turn, or tokenizer.chat_template=<file> with a template that takes it"
+    )
+
+
+def _compiled(template: str) -> Any:
+    """Return what transformers compiles a template to and keeps, with a stopped clock; None where that is not to be had.
+
+    Jinja copies the global names for each rendering, and from the chain of dictionaries that it makes that is a quarter of
+    the time: here they are one. The clock cannot be a variable of the rendering: transformers makes those plain data.
+    """
+    with suppress(Exception):  # not public, so it may be gone; and of a template that does not compile, rendering tells
+        compiled = chat_template_utils._compile_jinja_template(template)
+        compiled.globals = {**compiled.globals, "strftime_now": _FIXED_DATE.strftime}
+        return compiled
+    return None
+
+
+def _pairs(bounds: Sequence[int]) -> list[Span]:
+    return list(zip(bounds[::2], bounds[1::2], strict=True))
+
+
+def _named(message: Message, known: str) -> Message:
+    """Return the message with its thoughts under the one name that the template knows."""
+    other = next((key for key in REASONING_KEYS if key in message), None)
+    if other in (None, known):
+        return message
+    return {known if key == other else key: value for key, value in message.items()}
+
+
+def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
+    """Return the tokens that cover a span of characters; empty at the end where none does."""
+    first_char, last_char = span
+    first = encoding.char_to_token(first_char)
+    while first is None and first_char + 1 < last_char:  # tokenizers that trim offsets leave spaces uncovered
+        first_char += 1
+        first = encoding.char_to_token(first_char)
+    last = encoding.char_to_token(last_char) if last_char < len(text) else count
+    if last is None:
+        final = encoding.char_to_token(last_char - 1)
+        last = count if final is None else final + 1
+    return (count if first is None else first, last)

@@ -1,0 +1,398 @@
+"""Where in a rendered chat the model writes: each turn from the end of its header to the end of its stop token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from arctic_hydra.data.encode.skeleton import (
+    PROBE,
+    Outline,
+    Span,
+    constant_header,
+    is_usual,
+    marked,
+    roles_key,
+    shared_prefix,
+    thought_key,
+    whole_tags,
+)
+from arctic_hydra.data.encode.verify import (
+    answer_place,
+    check_complete,
+    check_order,
+    check_tools,
+    left_out,
+    short,
+    skip_space,
+)
+from arctic_hydra.data.formats.messages import REASONING_KEYS, Chat, Message, RowProblem
+
+Render = Callable[[list[list[Message]], "list[Any] | None", bool], list[tuple[str, list[Span]]]]
+"""Conversations, tools, whether an answer is asked for; returns texts and what `{% generation %}` marks in them."""
+
+_MOST_OUTLINES = 4096
+_TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Characters of one turn."""
+
+    start: int
+    body_end: int
+    """Where its stop token begins, or the space before it."""
+    stop_end: int
+
+
+class TurnFinder:
+    """Finds what the model writes in the chats of one template."""
+
+    def __init__(self, render: Render, stops: Sequence[str], ends: Sequence[str], tagged: bool) -> None:
+        """Take the tokens that may end a turn, those of them that are said to, and whether the template marks answers."""
+        self._render = render
+        self._stops = sorted(stops, key=lambda token: (-len(token), token))
+        self._stop = re.compile("|".join(map(re.escape, self._stops)) or r"(?!)")
+        self._ends = frozenset(ends)
+        self._tagged = tagged
+        self._outlines: dict[Any, Outline] = {}
+        self._always = ""  # what stands at the end of every chat
+        self._header = self._generation_header()
+        if not self._header:
+            asked, answered = self._try(PROBE[:1], None), self._try(PROBE, None)
+            self._header = self._always = constant_header(asked or "", answered or "", self._stop)
+
+    def find(self, chat: Chat, text: str, tagged: list[Span], wanted: Sequence[int]) -> list[Turn]:
+        """Return the wanted turns of a rendered chat; raises RowProblem where one is not there or not to be located."""
+        check_tools(chat, text)
+        text = text.removesuffix(self._always)
+        outline, filled = self._outlined(chat, text)
+        placed = {index: span for (kind, index), span in zip(outline.slots, filled, strict=True) if kind == "c"}
+        if outline.misplaced is not None:
+            raise left_out(outline.misplaced, chat.messages[outline.misplaced])
+        if len(placed) < len(chat.messages):
+            check_complete(chat, text, placed)
+        answers = self._tagged_turns(chat, text, tagged, outline, placed) if self._tagged else {}
+        turns = {
+            index: answers.get(index) or self._located(chat, text, outline, filled, placed, index) for index in wanted
+        }
+        if len(placed) < len(chat.messages) or any(message.get("tool_calls") for message in chat.messages):
+            spans = {index: (turn.start, turn.stop_end) for index, turn in (answers | turns).items()}
+            check_order(chat, text, placed, spans)
+        return [turns[index] for index in wanted]
+
+    def _generation_header(self) -> str:
+        """Return what the template writes to open an answer; empty where it does not say."""
+        plain, prompt = self._try(PROBE[:1], None, False), self._try(PROBE[:1], None, True)
+        return prompt[len(plain) :] if plain is not None and prompt is not None and prompt.startswith(plain) else ""
+
+    def _try(self, messages: list[Message], tools: list[Any] | None, generate: bool = False) -> str | None:
+        """Return the rendered messages; None where the template refuses these, such as a lone question."""
+        with suppress(Exception):  # templates raise anything
+            text = self._render([messages], tools, generate)[0][0]
+            return text if generate else text.removesuffix(self._always)
+        return None
+
+    def _outlined(self, chat: Chat, text: str) -> tuple[Outline, list[Span]]:
+        """Return the outline of a chat, with as many of its contents marked as the template allows, and their places."""
+        key = roles_key(chat.messages) if chat.tools is None else None
+        every = range(len(chat.messages))
+        if key is not None:
+            outline = self._outlines.get(key)
+            if outline is None:
+                if len(self._outlines) == _MOST_OUTLINES:
+                    self._outlines.clear()
+                outline = self._outlines[key] = self._outline(chat, every)
+            if (filled := outline.fill(text, chat.messages)) is not None:
+                return outline, filled
+        if not self._tagged:  # a template may treat some contents in another way: these are left as they are
+            usual = [index for index in every if is_usual(chat.messages[index])]
+            attempts = [every, usual] if key is None and len(usual) < len(every) else [usual]
+            for attempt in attempts:
+                outline = self._outline(chat, attempt)
+                if (filled := outline.fill(text, chat.messages)) is not None:
+                    return outline, filled
+        return Outline(chat.messages, text, marks=False), []
+
+    def _outline(self, chat: Chat, which: Sequence[int]) -> Outline:
+        messages = list(chat.messages)
+        for index in which:
+            messages[index] = marked(messages[index], index)
+        outline = Outline(messages, self._try(messages, chat.tools) or "")
+        return outline if outline.is_clear else Outline(messages, "", marks=False)
+
+    def _tagged_turns(
+        self, chat: Chat, text: str, tagged: list[Span], outline: Outline, placed: dict[int, Span]
+    ) -> dict[int, Turn]:
+        """Return the turn of each assistant message, by index."""
+        answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        joined: list[Span] = []
+        for first, last in tagged:  # a turn may be written in several blocks, one right after the other
+            if joined and joined[-1][1] == first and len(tagged) > len(answers):
+                joined[-1] = (joined[-1][0], last)
+            else:
+                joined.append((first, last))
+        if len(joined) != len(answers):
+            raise RowProblem(
+                "template",
+                f"the chat template marks {len(joined)} generation blocks for {len(answers)} assistant messages; "
+                f"expected one for each; {_TAGGED_ADVICE}",
+            )
+        turns: dict[int, Turn] = {}
+        for (first, last), index in zip(joined, answers, strict=True):
+            message, place = chat.messages[index], placed.get(index)
+            if place is None or message.get("tool_calls") or not first <= place[0] <= place[1] <= last:
+                turns[index] = self._fit(text, (first, last), message, index)
+                continue
+            stop_end = place[1] + len(text[place[1] : last].rstrip())
+            if stop_end == place[1]:  # closed before the stop token, which is trained on all the same
+                stop_end = self._stop_after(chat, text, outline, place[1], index)
+            elif not self._is_stop(text[place[1] : stop_end]):
+                raise _changed(index, message["content"], text[place[0] : stop_end])
+            start = self._after_header(text, first, place[0])
+            prefix = text[start : place[0]]
+            is_header = prefix.strip() and not self._is_generated(prefix, message)
+            turns[index] = Turn(place[0] if is_header else start, place[1], stop_end)
+        return turns
+
+    def _located(
+        self, chat: Chat, text: str, outline: Outline, filled: list[Span], placed: dict[int, Span], index: int
+    ) -> Turn:
+        """Return a turn that the template does not mark."""
+        message = chat.messages[index]
+        is_answer = message["role"] == "assistant"
+        begins = self._start_at(chat, outline, index) if is_answer or index not in placed else None
+        if index not in placed or message.get("tool_calls"):
+            ends = None if begins is None else self._end_at(chat, outline, index, begins)
+            if begins is None or ends is None:
+                raise _not_located(index, message)
+            span = (outline.moved(begins, filled), outline.moved(ends, filled))
+            return self._fit(text, span, message, index)
+        place = placed[index]
+        stop_end = self._stop_after(chat, text, outline, place[1], index)
+        if not is_answer:
+            return Turn(place[0], place[1], stop_end)
+        if begins is None:
+            if self._header or thought_key(message):
+                raise _not_located(index, message)
+            return Turn(place[0], place[1], stop_end)
+        start = self._after_header(text, outline.moved(begins, filled), place[0])
+        prefix = text[start : place[0]]
+        is_header = prefix.strip() and not self._is_generated(prefix, message)
+        return Turn(place[0] if is_header else start, place[1], stop_end)
+
+    def _start_at(self, chat: Chat, outline: Outline, index: int) -> int | None:
+        """Return where in the outline the model begins to write message `index`; None if that is not known."""
+        if index not in outline.starts:
+            outline.starts[index] = self._find_start(chat, outline, index)
+        return outline.starts[index]
+
+    def _find_start(self, chat: Chat, outline: Outline, index: int) -> int | None:
+        is_answer = outline.messages[index]["role"] == "assistant"
+        if not index:  # the template may write a system text of its own first
+            return self._after_last_header(outline, index) if is_answer and self._header else 0
+        before = outline.messages[:index]
+        prompt = self._try(before, chat.tools, is_answer)
+        if prompt is None or not is_answer:
+            return len(prompt) if prompt is not None and outline.text.startswith(prompt) else None
+        if outline.text.startswith(prompt):
+            return len(prompt)
+        # Some templates open a thought when they ask for an answer, and write answers without one.
+        shared = shared_prefix(prompt, outline.text)
+        own = self._own_place(outline, index)
+        if own is None or own[0] != shared:
+            shared = whole_tags(prompt, shared)
+        opened = self._try(before, chat.tools) or ""
+        if opened and shared > len(opened) and prompt.startswith(opened) and not prompt[shared].isalnum():
+            thought = prompt.find("<think", len(opened), shared)
+            return shared if thought < 0 else thought  # an empty thought was asked for, and this one is none
+        return self._after_last_header(outline, index)
+
+    def _after_last_header(self, outline: Outline, index: int) -> int | None:
+        """Return the end of the header of message `index`, which is between it and the message before.
+
+        For templates that write the turns before in another way when they ask for this answer.
+        """
+        previous, own = outline.places.get(("c", index - 1)), self._own_place(outline, index)
+        for header in (self._header, self._header.split("<think>")[0]):
+            if not header.strip():
+                continue
+            if own is not None:
+                low = max((end for (_, one), (_, end) in outline.places.items() if one < index), default=0)
+                found = outline.text.rfind(header, low, own[0])
+            else:
+                known = 0 if not index else previous and previous[1]
+                found = outline.text.find(header, known) if known is not None else -1
+            if found >= 0:
+                return found + len(header)
+        return None
+
+    @staticmethod
+    def _own_place(outline: Outline, index: int) -> Span | None:
+        """Return the first of a message's slots."""
+        return outline.places.get(("t", index)) or outline.places.get(("c", index))
+
+    def _end_at(self, chat: Chat, outline: Outline, index: int, start: int) -> int | None:
+        """Return where in the outline message `index`, which begins at `start`, is over; None if that is not known."""
+        if index + 1 == len(outline.messages):
+            return len(outline.text)
+        alone = self._try(outline.messages[: index + 1], chat.tools)
+        if alone is None or outline.text.startswith(alone):
+            return None if alone is None else len(alone)
+        # Some templates write thoughts, or an empty one, in the last turn only: what follows them is the same.
+        if alone[:start] == outline.text[:start]:
+            turn = alone[start:]
+        elif self._header and self._header in alone:
+            turn = alone[alone.rfind(self._header) + len(self._header) :]
+        else:
+            return None
+        for first in range(len(turn.rstrip())):
+            if outline.text.startswith(turn[first:], start):
+                return start + len(turn) - first
+        return None
+
+    def _stop_after(self, chat: Chat, text: str, outline: Outline, place: int, index: int) -> int:
+        """Return the end of the stop tokens after an answer that ends at `place`; raises RowProblem if there are none.
+
+        What follows the answer here and also where its turn is the last one belongs to it; what comes then opens the
+        next turn.
+        """
+        if index not in outline.ends:
+            outline.ends[index] = self._closing(chat, outline, index)
+        agreed, closing = outline.ends[index]
+        first = self._stop.match(text, skip_space(text, place))
+        if first is None:
+            plain = closing.rstrip()  # the stop is ordinary text, such as "\n###"
+            if plain and agreed >= len(plain) and self._is_stop(plain):
+                return place + len(plain)
+            if plain:
+                raise _changed(index, chat.messages[index]["content"], text[place - 20 : place + len(plain)])
+            raise _no_stop(index)
+        if not self._stop.match(closing, skip_space(closing, 0)) and first[0] not in self._ends:
+            raise _no_stop(index)  # it opens the next turn
+        end = first.end()
+        while (more := self._stop.match(text, end)) and more.end() <= place + agreed:
+            end = more.end()
+        return end
+
+    def _closing(self, chat: Chat, outline: Outline, index: int) -> tuple[int, str]:
+        """Return what follows the content of a message that is the last one, and how much of it follows here too."""
+        rest = outline.text[outline.places["c", index][1] :]
+        if index + 1 == len(outline.messages):
+            return len(rest), rest
+        alone = self._try(outline.messages[: index + 1], chat.tools)
+        if alone is None:
+            return 0, rest
+        closing = alone.rpartition(outline.messages[index]["content"])[2]
+        return shared_prefix(rest, closing), closing
+
+    def _is_stop(self, text: str) -> bool:
+        """Whether a text is nothing but stop tokens, or ordinary text that ends a turn."""
+        return not self._stop.sub("", text).strip() or self._stop.search(text) is None
+
+    def _after_header(self, text: str, start: int, end: int) -> int:
+        """Return where the header that a turn begins with ends; `start` if it begins with none."""
+        header = self._header
+        if not header:
+            return start
+        if text.startswith(header, start) and start + len(header) <= end:
+            return start + len(header)
+        space = header[len(header.rstrip()) :]  # a generation block may begin before it
+        if space and text.startswith(space, start, end) and text.endswith(header.rstrip(), 0, start):
+            return start + len(space)
+        # It may open a thought that this answer does not have.
+        shared = whole_tags(header, shared_prefix(header, text[start : min(start + len(header), end)]))
+        first = self._stop.match(header)
+        return start + shared if first is not None and first.end() <= shared else start
+
+    def _fit(self, text: str, span: Span, message: Message, index: int) -> Turn:
+        """Return what the model writes of a span that holds a turn whose content is not placed."""
+        start, end = span
+        is_answer = message["role"] == "assistant"
+        if is_answer:
+            start = self._after_header(text, start, end)
+        content, has_calls = message.get("content") or "", bool(message.get("tool_calls"))
+        body_end, stop_end = self._split(text, start, end, content, has_calls)
+        if stop_end is None:
+            raise _no_stop(index)
+        body = text[start:body_end]
+        place = answer_place(body, content, has_calls)
+        if place is None:
+            whole = body_end - len(content.strip())  # the answer opens the thought that its header opens already
+            if has_calls or not start - len(self._header) <= whole < start or text[whole:body_end] != content.strip():
+                raise _changed(index, content, body)
+            return Turn(whole, body_end, stop_end)
+        prefix = body[:place]
+        if not is_answer or (prefix.strip() and not self._is_generated(prefix, message)):
+            start += place
+        return Turn(start, body_end, stop_end)
+
+    def _split(self, text: str, start: int, end: int, content: str, has_calls: bool) -> tuple[int, int | None]:
+        """Return where the answer ends and where its stop tokens end."""
+        stripped = start + len(text[start:end].rstrip())
+        places = list(self._before_stops(text, start, stripped))
+        for place in reversed(places):
+            if answer_place(text[start:place], content, has_calls) is not None:
+                return place, self._run_end(text, place, stripped)
+        if places:
+            return places[0], stripped
+        following = self._stop.match(text, skip_space(text, end))
+        # A template that closes its generation block before the stop token: the stop token is trained on all the same.
+        if following and text[start:stripped].endswith(content.rstrip()):
+            return end, following.end()
+        found = text.rfind(content.strip(), start, stripped)  # the stop is ordinary text, such as "\n###"
+        written = found + len(content.strip())
+        return (written, stripped) if found >= 0 and text[written:stripped].strip() else (end, None)
+
+    def _before_stops(self, text: str, start: int, end: int) -> Iterator[int]:
+        """Yield the places before the stop tokens at the end of a span, the last one first."""
+        while token := next((token for token in self._stops if text.endswith(token, start, end)), None):
+            yield end - len(token)
+            end = start + len(text[start : end - len(token)].rstrip())
+
+    def _run_end(self, text: str, place: int, end: int) -> int:
+        """Return the end of the stop tokens at `place`; marked ones may have spaces between them."""
+        if self._tagged:
+            return end
+        while match := self._stop.match(text, place, end):
+            place = match.end()
+        return place
+
+    def _is_generated(self, prefix: str, message: Message) -> bool:
+        """Whether text before the answer is the model's own: thoughts, channels, calls; else it is a header."""
+        thoughts = any(message.get(key) for key in (*REASONING_KEYS, "tool_calls"))
+        return thoughts or "think>" in prefix or (bool(self._header) and self._stop.search(prefix) is not None)
+
+
+def _no_stop(index: int) -> RowProblem:
+    return RowProblem(
+        "template",
+        f"message {index}: the chat template writes no stop token after the answer, so the model would never learn to "
+        f"end it; expected one such as the eos token; pass tokenizer.chat_template=<file>, or data.eot_tokens where "
+        f"another token ends a turn",
+    )
+
+
+def _changed(index: int, content: str, rendered: str) -> RowProblem:
+    why = ""
+    if "</think>" in content and "</think>" not in rendered:
+        why = (
+            " (it takes the thoughts out; where it keeps those of the last turn, data.train_on=last trains on that one)"
+        )
+    return RowProblem(
+        "template",
+        f"message {index}: the chat template changes the answer{why}; expected {short(content)}, rendered "
+        f"{short(rendered)}; pass tokenizer.chat_template=<file> with a template that writes answers unchanged",
+    )
+
+
+def _not_located(index: int, message: Message) -> RowProblem:
+    what = "tool call" if message.get("tool_calls") else "answer"
+    return RowProblem(
+        "template",
+        f"message {index}: the chat template writes the beginning of this conversation differently once more "
+        f"messages follow, and no header or content tells for sure where this {what} begins and ends; {_TAGGED_ADVICE}",
+    )

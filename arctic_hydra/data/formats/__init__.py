@@ -1,0 +1,1 @@
+"""Row formats to conversations, texts and preference pairs."""

@@ -1,0 +1,171 @@
+"""Rows with a chosen and a rejected answer, read into two conversations that share everything before the last answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from arctic_hydra.data.formats.messages import (
+    Chat,
+    Message,
+    check_chat,
+    check_media,
+    check_text,
+    check_turns,
+    columns_of,
+    malformed,
+    read_tools,
+)
+from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turn, with_system
+
+_TURN_COLUMNS = ("messages", *CONVERSATION_COLUMNS)
+_PROMPT_COLUMNS = ("prompt", *_TURN_COLUMNS)
+_QUESTION_COLUMNS = ("question", "input")
+# The texts of Anthropic's hh-rlhf and of what was made after it.
+_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def read_preference(row: Row) -> tuple[Chat, Chat]:
+    """Return the chosen and the rejected conversation, each with the prompt.
+
+    The prompt is what both conversations begin with, and what stands in columns of its own: `prompt`, `messages` or
+    `conversations` (a text or turns), a `system` text, and for answers alone `question`, or `instruction` and `input`.
+    Texts of "Human:" and "Assistant:" turns are conversations. Raises RowProblem when a prompt is missing, contradicts
+    the conversations or another column, or is not the same for both answers.
+    """
+    check_media(row)
+    sides = _sides(row)
+    prompt = _prompt(row, sides)
+    chats = [_whole(row, name, prompt, side) for name, side in zip(("chosen", "rejected"), sides, strict=True)]
+    if chats[0].messages[:-1] != chats[1].messages[:-1]:
+        raise malformed("chosen and rejected differ before their last answer; expected the same prompt in both")
+    return chats[0], chats[1]
+
+
+def _sides(row: Row) -> list[list[Message]]:
+    """Return the messages of both sides: whole conversations, or answers alone."""
+    names = ("chosen", "rejected")
+    transcripts = [_transcript(side) if isinstance(side := row.get(name), str) else None for name in names]
+    found = [transcript for transcript in transcripts if transcript]
+    sides = found if len(found) == 2 else [_side(row, name) for name in names]
+    for name, side in zip(names, sides, strict=True):
+        if (role := side[-1]["role"]) != "assistant":
+            raise malformed(f"{name} ends in a {role} turn, expected the assistant's answer at its end")
+    return sides
+
+
+def _side(row: Row, name: str) -> list[Message]:
+    side = row.get(name)
+    if isinstance(side, str):
+        return [{"role": "assistant", "content": check_text(side, name)}]
+    turns = side if isinstance(side, list) else [side]
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise malformed(f"{name}: expected a text, a message or a list of messages; got {type(side).__name__}")
+    return _messages(turns, name)
+
+
+def _messages(turns: list[Any], where: str) -> list[Message]:
+    """Return turns in the OpenAI or the ShareGPT form as messages, checked one by one."""
+    messages = [sharegpt_turn(turn, f"{where} {n}") if "from" in turn else turn for n, turn in enumerate(turns)]
+    check_turns(messages, where)
+    return messages
+
+
+def _transcript(text: str) -> list[Message] | None:
+    """Return the turns of a text that is a conversation between "Human:" and "Assistant:", None for any other text."""
+    marks = list(_SPEAKER.finditer(text))
+    if not marks or marks[0].start() or marks[0][1] != "Human" or len(marks) == 1:
+        return None
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    return [
+        {"role": _SPEAKERS[mark[1]], "content": text[mark.end() : end].strip()}
+        for mark, end in zip(marks, ends, strict=True)
+    ]
+
+
+def _prompt(row: Row, sides: list[list[Message]]) -> list[Message]:
+    """Return the prompt that stands in columns of its own: the longest one, which has to hold the others.
+
+    Empty where there is none; then both sides have it in them.
+    """
+    is_whole = all(side[0]["role"] != "assistant" and _asks(side) for side in sides)
+    found = _stated_prompts(row, is_whole)
+    for name, messages in list(found.items()):
+        if any(
+            _key(messages[-1]) == _key(side[-1]) for side in sides
+        ):  # some sets repeat the whole chosen conversation
+            found[name] = messages[:-1]
+    if not any(found.values()):
+        if not all(map(_asks, sides)):
+            raise malformed(
+                f"no prompt for chosen and rejected; got the columns {columns_of(row)}; expected prompt, messages, "
+                f"conversations, question or instruction beside them, or whole conversations in both"
+            )
+        return []
+    longest = max(found, key=lambda name: len(found[name]))
+    for name, messages in found.items():
+        if not _holds(found[longest], messages):
+            raise malformed(
+                f"the columns {longest} and {name} hold different prompts; expected one; remove the one that is none"
+            )
+    return found[longest]
+
+
+def _stated_prompts(row: Row, is_whole: bool) -> dict[str, list[Message]]:
+    """Return the messages in each column that holds a prompt; whole conversations need no column with a question."""
+    names = [name for name in _PROMPT_COLUMNS if row.get(name)]
+    if not is_whole:
+        names += [name for name in _QUESTION_COLUMNS if row.get(name)]
+    found = {
+        name: _stated(row[name], name, is_whole) for name in names if not (name == "input" and row.get("instruction"))
+    }
+    if row.get("instruction") and not is_whole:
+        found["instruction"] = alpaca_question(row)
+    return {name: messages for name, messages in found.items() if messages}
+
+
+def _stated(value: Any, name: str, is_whole: bool) -> list[Message]:
+    """Return the messages of a prompt column; beside whole conversations one may hold something else, which is none."""
+    if isinstance(value, list) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value):
+        return _messages(value, name)
+    if isinstance(value, str) and name not in _TURN_COLUMNS:
+        turns = _transcript(check_text(value, name)) or [{"role": "user", "content": value}]
+        return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+    if is_whole:
+        return []
+    kinds = "a list of messages" if name in _TURN_COLUMNS else "a text or a list of messages"
+    raise malformed(f"{name} is a {type(value).__name__}, expected {kinds}: the prompt of chosen and rejected")
+
+
+def _whole(row: Row, name: str, prompt: list[Message], side: list[Message]) -> Chat:
+    """Return the conversation of a side, which repeats the prompt or goes on from it."""
+    systems = [message for message in prompt if message["role"] == "system"]
+    asked = [message for message in prompt if message["role"] != "system"]
+    # An answer that a question follows goes on from the prompt, unless it begins like it.
+    compared = side[: len(asked)] if side[0]["role"] == "assistant" else side
+    messages = [*systems, *side] if not _holds(side, systems) else side
+    if not _holds(compared, asked):
+        before, after = prompt[-1]["role"], side[0]["role"]
+        # A prompt that ends in a question goes on with its answer.
+        if (before == "assistant") == (after == "assistant"):
+            raise malformed(
+                f"{name} neither repeats the prompt beside it nor goes on from it (which ends in {before!r}, and {name} begins "
+                f"with {after!r}); got the columns {columns_of(row)}; expected one prompt"
+            )
+        messages = [*prompt, *side]
+    return check_chat(with_system(row, messages), read_tools(row), name)
+
+
+def _asks(side: list[Message]) -> bool:
+    return any(message["role"] == "user" for message in side)
+
+
+def _holds(messages: list[Message], part: list[Message]) -> bool:
+    """Whether the messages hold the turns of `part`, one after another."""
+    keys, wanted = [_key(message) for message in messages], [_key(message) for message in part]
+    return any(keys[start : start + len(wanted)] == wanted for start in range(len(keys) - len(wanted) + 1))
+
+
+def _key(message: Message) -> tuple[Any, str]:
+    return message["role"], (message.get("content") or "").strip()

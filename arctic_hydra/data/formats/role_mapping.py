@@ -1,0 +1,95 @@
+"""Conversations from columns: `role_mapping` says where each role's text stands.
+
+A place is a column (`question`) or a path `array.field.value` (`messages.role.user`): the items of column `array` whose
+`field` equals `value`. Items of one array keep their order, whatever their roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from arctic_hydra.data.formats.messages import Message, check_text, columns_of, malformed
+
+CONTENT_KEYS = ("content", "text", "message", "value")
+
+
+def places(role_mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (role, place) in the order of the mapping; a role may have a list of places."""
+    return [
+        (str(role), str(place))
+        for role, value in role_mapping.items()
+        for place in (value if isinstance(value, list) else [value])
+    ]
+
+
+def mapping_problems(role_mapping: Mapping[str, Any], roles: tuple[str, ...]) -> list[str]:
+    """Return what is wrong with a mapping."""
+    problems = []
+    for role, place in places(role_mapping):
+        if role not in roles:
+            problems.append(f"got the role {role!r}, expected one of {', '.join(roles)}")
+        if place.count(".") not in (0, 2):
+            problems.append(f"got {place!r} for {role}, expected a column or a path array.field.value")
+    fields: dict[str, str] = {}
+    for _, place in places(role_mapping):
+        if place.count(".") == 2:
+            array, name, _ = place.split(".")
+            if fields.setdefault(array, name) != name:
+                problems.append(f"got {array}.{name} beside {array}.{fields[array]}, expected one field for the roles")
+    if role_mapping and not any(role == "assistant" for role, _ in places(role_mapping)):
+        problems.append("got no place for assistant, so there is nothing to train on")
+    return problems
+
+
+def read_mapped(row: Mapping[str, Any], role_mapping: Mapping[str, Any], content_key: str | None) -> list[Message]:
+    """Return the messages of a row in the order of the mapping, the items of an array in their own order.
+
+    Empty system texts are left out. Raises RowProblem for a missing column, or an item whose role is not mapped.
+    """
+    messages: list[Message] = []
+    arrays: dict[str, dict[str, str]] = {}
+    for role, place in places(role_mapping):
+        if place.count(".") == 2:
+            array, name, value = place.split(".")
+            arrays.setdefault(f"{array}.{name}", {})[value] = role
+    done: set[str] = set()
+    for role, place in places(role_mapping):
+        key = place.rpartition(".")[0]
+        if not key:
+            content = _column(row, place)
+            if not (role == "system" and content in (None, "")):
+                messages.append({"role": role, "content": check_text(content, f"{place} ({role})")})
+        elif key not in done:
+            done.add(key)
+            messages += _array(row, key, arrays[key], content_key)
+    return messages
+
+
+def _column(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise malformed(f"no '{name}' column, which role_mapping names; got the columns {columns_of(row)}")
+    return row[name]
+
+
+def _array(row: Mapping[str, Any], key: str, roles: dict[str, str], content_key: str | None) -> list[Message]:
+    array, _, name = key.partition(".")
+    items = _column(row, array)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise malformed(f"{array} is a {type(items).__name__}, expected a list of objects with '{name}'")
+    messages: list[Message] = []
+    for index, item in enumerate(items):
+        value = item.get(name)
+        if value not in roles:
+            known = ", ".join(roles)
+            raise malformed(f"{array} {index}: {name} is {value!r}, which role_mapping does not map; mapped: {known}")
+        content = next((key for key in ([content_key] if content_key else CONTENT_KEYS) if key in item), None)
+        if content is None:
+            expected = content_key or ", ".join(CONTENT_KEYS)
+            raise malformed(
+                f"{array} {index}: has no text; got the keys {', '.join(sorted(item))}, expected {expected}"
+            )
+        if roles[value] == "system" and item[content] in (None, ""):
+            continue
+        messages.append({"role": roles[value], "content": check_text(item[content], f"{array} {index} ({value})")})
+    return messages

@@ -1,0 +1,1 @@
+"""Prepared documents to batches: packing, order, micro-batches."""

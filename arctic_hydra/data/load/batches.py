@@ -1,0 +1,204 @@
+"""From a plan of packs to the micro-batches of each optimizer step.
+
+Window s takes packs [s*G, (s+1)*G) of the order, G being the global batch size. Slot i of a window goes to micro-batch
+i // (micro_batch_size * ranks) of rank (i // micro_batch_size) % ranks, so that micro-batch size, accumulation and ranks
+only cut the same sequence of global batches in other pieces.
+
+Shapes: B rows, T tokens per row, K supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from arctic_hydra.batch import Batch, Window
+from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.cache.token_store import Array
+from arctic_hydra.data.load.order import balanced
+from arctic_hydra.data.load.packing import Ints, Plan
+
+T = TypeVar("T")
+
+
+class Examples(Protocol):
+    """Prepared examples by index."""
+
+    lengths: Array
+    sources: Array
+    """Index of each example's source."""
+
+    @property
+    def flat(self) -> Documents:
+        """The documents that `documents` counts."""
+
+    def documents(self, index: int) -> list[int]:
+        """Return the documents of one example: one, or of a preference the chosen and the rejected one."""
+
+
+class Documents(Protocol):
+    """Token sequences by index."""
+
+    lengths: Array
+    sources: Array
+
+    def ids(self, index: int) -> Array:
+        """Return the int32 token ids of one document."""
+
+    def mask(self, index: int) -> Array:
+        """Return the uint8 mask of one document, 1 where a token is trained on."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How packs become batches."""
+
+    packing: bool
+    pad_token_id: int
+
+
+class Windows:
+    """The packs of one plan in one order, cut into this rank's windows."""
+
+    def __init__(
+        self, store: Examples, plan: Plan, order: Ints, geometry: BatchGeometry, options: BatchOptions
+    ) -> None:
+        self._store, self._plan, self._order = store, plan, order
+        self._geometry, self._options = geometry, options
+        squares = store.lengths[plan.examples].astype(np.float64) ** 2
+        self._costs = np.add.reduceat(squares, plan.bounds[:-1]) if len(plan) else squares
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._geometry.global_batch_size)
+
+    def window(self, step: int) -> Window:
+        """Return this rank's micro-batches of one step; the last step may hold fewer packs than the others."""
+        geometry = self._geometry
+        packs = self._order[step * geometry.global_batch_size : (step + 1) * geometry.global_batch_size]
+        if geometry.world.size > 1:
+            packs = balanced(packs, self._costs, geometry.micro_batch_size, geometry.world.size)
+        per_micro = geometry.micro_batch_size * geometry.world.size
+        batches = []
+        for first in range(0, len(packs), per_micro):
+            mine = first + geometry.world.rank * geometry.micro_batch_size
+            stop = min(mine + geometry.micro_batch_size, first + per_micro)
+            batches.append(self._batch(packs[mine:stop]))
+        return Window(batches, step_in_epoch=step)
+
+    def _batch(self, packs: Ints) -> Batch:
+        examples = [int(example) for pack in packs for example in self._plan.pack(int(pack))]
+        documents = [document for example in examples for document in self._store.documents(example)]
+        if not documents:
+            batch = _dummy(self._options.pad_token_id, self._options.packing)
+        elif self._options.packing:
+            batch = _packed(self._store.flat, documents)
+        else:
+            batch = _padded(self._store.flat, documents, self._options.pad_token_id)
+        return _pin(batch) if torch.cuda.is_available() else batch
+
+
+_END: Any = object()
+
+
+def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+    """Yield the items in order, up to `depth` of them made ahead by a thread of this process; 0 makes each when asked."""
+    if not depth:
+        yield from items
+        return
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="arctic_hydra-loader")
+    try:
+        while True:
+            while len(waiting) <= depth:
+                waiting.append(pool.submit(next, items, _END))
+            item = waiting.popleft().result()
+            if item is _END:
+                return
+            yield item
+    finally:  # also when the trainer stops in the middle
+        pool.shutdown(wait=True, cancel_futures=True)
+        items.close()
+
+
+def _packed(store: Documents, documents: list[int]) -> Batch:
+    """Return the documents one after another in one row of T tokens."""
+    lengths = store.lengths[documents].astype(np.int64)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    ids_T = np.concatenate([store.ids(document) for document in documents]).astype(np.int64)
+    mask_T = np.concatenate([store.mask(document) for document in documents]).astype(bool)
+    positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+    mask_T[bounds[:-1]] = False  # the last token of the document before must not predict the first of this one
+    places_K = np.flatnonzero(mask_T)
+    source_T = np.repeat(store.sources[documents], lengths)
+    return Batch(
+        input_ids_BT=torch.from_numpy(ids_T)[None],
+        position_ids_BT=torch.from_numpy(positions_T)[None],
+        rows_K=torch.from_numpy(places_K - 1),
+        targets_K=torch.from_numpy(ids_T[places_K]),
+        source_K=torch.from_numpy(source_T[places_K].astype(np.int64)),
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        num_tokens=int(bounds[-1]),
+        num_padding=0,
+        example_ids=documents,
+        document_lengths=lengths.tolist(),
+        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[places_K]),
+    )
+
+
+def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
+    """Return one document a row, right-padded to the longest."""
+    lengths = store.lengths[documents].astype(np.int64)
+    shape = (len(documents), int(lengths.max()))
+    ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
+    mask_BT = np.zeros(shape, dtype=bool)
+    for row, document in enumerate(documents):
+        ids_BT[row, : lengths[row]] = store.ids(document)
+        mask_BT[row, : lengths[row]] = store.mask(document)
+    mask_BT[:, 0] = False
+    places_K = np.flatnonzero(mask_BT)
+    return Batch(
+        input_ids_BT=torch.from_numpy(ids_BT),
+        position_ids_BT=torch.from_numpy(np.tile(np.arange(shape[1]), (shape[0], 1))),
+        rows_K=torch.from_numpy(places_K - 1),
+        targets_K=torch.from_numpy(ids_BT.reshape(-1)[places_K]),
+        source_K=torch.from_numpy(store.sources[documents][places_K // shape[1]].astype(np.int64)),
+        max_seqlen=shape[1],
+        num_tokens=int(lengths.sum()),
+        num_padding=int(shape[0] * shape[1] - lengths.sum()),
+        example_ids=documents,
+        document_lengths=lengths.tolist(),
+        document_K=torch.from_numpy(places_K // shape[1]),
+    )
+
+
+def _dummy(pad_token_id: int, packing: bool) -> Batch:
+    """Return one token that nothing is learned from: each rank has to take part in every forward of the others."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        input_ids_BT=torch.full((1, 1), pad_token_id, dtype=torch.int64),
+        position_ids_BT=torch.zeros((1, 1), dtype=torch.int64),
+        rows_K=nothing,
+        targets_K=nothing.clone(),
+        source_K=nothing.clone(),
+        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32) if packing else None,
+        max_seqlen=1,
+        num_tokens=0,
+        num_padding=1,
+        example_ids=[],
+        document_lengths=[1],
+        document_K=nothing.clone(),
+    )
+
+
+def _pin(batch: Batch) -> Batch:
+    values = dict(vars(batch))
+    return Batch(
+        **{name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    )

@@ -1,0 +1,145 @@
+"""Windows over a set that is prepared as a whole: a plan for each epoch, addressable by (epoch, step)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from arctic_hydra.batch import Window
+from arctic_hydra.data.base import BatchGeometry, Example
+from arctic_hydra.data.cache.token_store import Array, JoinedStore, PairStore
+from arctic_hydra.data.load.batches import BatchOptions, Windows, ahead
+from arctic_hydra.data.load.order import grouped_order, mix
+from arctic_hydra.data.load.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
+from arctic_hydra.data.load.statistics import figures
+
+
+@dataclass(frozen=True)
+class LoaderOptions(BatchOptions):
+    """How examples become batches, and in which order."""
+
+    max_length: int
+    shuffle: bool
+    prefetch_steps: int
+    group_by_length: bool = False
+    weights: tuple[float, ...] = ()
+    """Share of each source in an epoch; empty: every example once."""
+    mix_by_tokens: bool = False
+
+
+class PackedLoader:
+    """Windows over prepared examples, addressable by (epoch, step); fulfils `data.base.Loader`."""
+
+    def __init__(
+        self,
+        store: JoinedStore | PairStore,
+        examples: Ints,
+        source_names: list[str],
+        geometry: BatchGeometry,
+        options: LoaderOptions,
+    ) -> None:
+        """Serve the given examples of `store`: packed, or one a row where packing is off."""
+        self.source_names = source_names
+        self._store, self._examples = store, examples
+        self._geometry, self._options = geometry, options
+        self._planned: tuple[int, Plan] | None = None
+        self.plan = self._plan(0)
+        self.fingerprint = self._hash()
+
+    def _hash(self) -> str:
+        options = self._options
+        parts = {
+            "examples": self._store.key,
+            "chosen": hashlib.sha256(self._examples.astype("<i8").tobytes()).hexdigest(),
+            "plan": hashlib.sha256(
+                self.plan.examples.astype("<i8").tobytes() + self.plan.bounds.astype("<i8").tobytes()
+            ).hexdigest(),
+            "shuffle": self._geometry.seed if options.shuffle else None,
+            "order": [options.group_by_length, options.weights, options.mix_by_tokens],
+            "global_batch_size": self._geometry.global_batch_size,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps in `epoch`, the ragged last one included."""
+        # Without weights every epoch has as many packs: their number follows from the lengths alone.
+        packs = len(self._plan(epoch) if self._options.weights else self.plan)
+        return -(-packs // self._geometry.global_batch_size)
+
+    def _plan(self, epoch: int) -> Plan:
+        """Return the packs of an epoch, drawn anew for each where the order is random."""
+        if self._planned is not None and self._planned[0] == epoch:
+            return self._planned[1]
+        options, geometry, chosen = self._options, self._geometry, self._examples
+        if options.weights:
+            lengths = self._store.lengths[chosen]
+            sizes = lengths if options.mix_by_tokens else np.ones(len(lengths), dtype=np.int64)
+            chosen = chosen[mix(self._store.sources[chosen], sizes, options.weights, geometry.seed, epoch)]
+        if options.packing and options.shuffle:
+            # Packing goes by length; which of the examples of one length goes where is drawn here.
+            chosen = chosen[epoch_order(len(chosen), geometry.seed + 1, epoch)]
+        make = plan_packs if options.packing else plan_singles
+        plan = make(self._store.lengths[chosen], options.max_length)
+        plan = replace(plan, examples=chosen[plan.examples])
+        self._planned = (epoch, plan)
+        return plan
+
+    def _order(self, plan: Plan, epoch: int) -> Ints:
+        geometry = self._geometry
+        if not self._options.shuffle:
+            return np.arange(len(plan))
+        if self._options.group_by_length:
+            lengths = self._store.lengths[plan.examples]
+            return grouped_order(lengths, geometry.global_batch_size, geometry.seed, epoch)
+        return epoch_order(len(plan), geometry.seed, epoch)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """Yield this rank's windows of `epoch` from step `start` on, made ahead by a thread of this process."""
+        plan = self._plan(epoch)
+        cut = Windows(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
+        return ahead((cut.window(step) for step in range(start, len(cut))), self._options.prefetch_steps)
+
+    def summary(self) -> dict[str, Any]:
+        """Return figures for the record: rows, tokens, supervised share, lengths, packs and their fill, per source."""
+        lengths = self._store.lengths[self._examples]
+        supervised = self._store.supervised[self._examples]
+        sources = self._store.sources[self._examples]
+        per_source: dict[str, Any] = {}
+        for index, name in enumerate(self.source_names):
+            mine = sources == index
+            figures = _figures(lengths[mine], supervised[mine])
+            per_source[name] = {"prepared": self._store.report[name], **figures}
+        return {
+            **_figures(lengths, supervised),
+            "packing": self._options.packing,
+            "packs": len(self.plan),
+            "fill": round(self.plan.fill, 6),
+            "max_length": self._options.max_length,
+            "max_token_id": max((report["max_token_id"] for report in self._store.report.values()), default=-1),
+            "steps_per_epoch": self.steps(0),
+            "sources": per_source,
+            "fingerprint": self.fingerprint,
+        }
+
+    def preview(self, count: int) -> list[Example]:
+        """Return up to `count` examples of each source, spread evenly over it."""
+        found: list[Example] = []
+        for index, name in enumerate(self.source_names):
+            mine = self._examples[self._store.sources[self._examples] == index]
+            for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
+                flat = self._store.flat
+                documents = self._store.documents(int(mine[place]))
+                sides = ("",) if len(documents) == 1 else ("chosen", "rejected")
+                for document, side in zip(documents, sides, strict=True):
+                    ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()
+                    found.append(Example(name, int(flat.rows[document]), ids, mask, side))
+        return found
+
+
+def _figures(lengths: Array, supervised: Array) -> dict[str, Any]:
+    return figures(np.bincount(lengths, minlength=1), int(supervised.sum()))

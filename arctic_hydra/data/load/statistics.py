@@ -1,0 +1,27 @@
+"""Figures of examples for a person: how many, how long, how much of them is trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from arctic_hydra.data.cache.token_store import Array
+
+PERCENTILES = (50, 90, 99, 100)
+
+
+def figures(length_counts: Array, supervised_tokens: int) -> dict[str, Any]:
+    """Return the figures of examples of which `length_counts[n]` have n tokens."""
+    examples = int(length_counts.sum())
+    tokens = int((length_counts * np.arange(len(length_counts))).sum())
+    below = np.cumsum(length_counts)
+    places = [int(np.ceil(percent / 100 * (examples - 1))) for percent in PERCENTILES]
+    lengths = np.searchsorted(below, places, side="right") if examples else [0] * len(PERCENTILES)
+    return {
+        "examples": examples,
+        "tokens": tokens,
+        "supervised_tokens": supervised_tokens,
+        "supervised_share": round(supervised_tokens / tokens, 6) if tokens else 0.0,
+        "length_tokens": {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, lengths, strict=True)},
+    }

@@ -1,0 +1,1 @@
+"""Tokenize all rows ahead of training, in parallel, into a cache entry."""

@@ -1,0 +1,348 @@
+"""Rows to examples: read, encoded, masked, fitted to the longest length, and every row that is left out counted."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arctic_hydra.batch import IGNORE_INDEX
+from arctic_hydra.data.cache.token_store import Array, Chunk
+from arctic_hydra.data.encode.chat import Encoded, TurnChoice
+from arctic_hydra.data.encode.encoder import ExampleEncoder
+from arctic_hydra.data.formats.messages import RowProblem, malformed
+from arctic_hydra.data.formats.preference import read_preference
+from arctic_hydra.data.formats.reading import Reading
+from arctic_hydra.data.prepare.truncation import Overlong, length_bin, pieces
+from arctic_hydra.data.rows.base import Row, Rows
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Options:
+    """What turns rows into examples, besides the tokenizer."""
+
+    max_length: int
+    mask_inputs: bool
+    overlong: str
+    """Name of an `Overlong`."""
+    malformed: str
+    """`error` or `drop`."""
+    turns: TurnChoice = field(default_factory=TurnChoice)
+    pairs: bool = False
+    """Whether rows are preferences, each of which gives two examples: the chosen one, then the rejected one."""
+
+
+@dataclass
+class SourceRows:
+    """The rows of one source, and how to read and to speak about them."""
+
+    key: str
+    """Full config key, such as `data.sources.chat`."""
+    name: str
+    rows: Rows
+    process: bool = True
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass
+class Report:
+    """What became of the rows of one source (or of a part of them)."""
+
+    rows: int = 0
+    kept: int = 0
+    """Examples; with `overlong=split` a row may give several."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    """Rows that lost tokens at an end."""
+    split: int = 0
+    """Rows that were split."""
+    tokens: int = 0
+    tokens_lost: int = 0
+    """Tokens of overlong rows that were dropped or cut off."""
+    supervised_tokens: int = 0
+    max_token_id: int = -1
+    stops: Counter[int] = field(default_factory=Counter)
+    """Ids of the tokens that trained turns end in."""
+    length_bins: Counter[int] = field(default_factory=Counter)
+    """Rows by `length_bin` of their tokens (of a pair, of its longer side), before the length policy."""
+    thoughts_left_out: int = 0
+    """Trained turns whose thoughts the chat template does not write."""
+
+    def add(self, other: Report) -> None:
+        """Add the counts of another part."""
+        self.dropped.update(other.dropped)
+        self.stops.update(other.stops)
+        self.length_bins.update(other.length_bins)
+        for name in (
+            "rows",
+            "kept",
+            "truncated",
+            "split",
+            "tokens",
+            "tokens_lost",
+            "supervised_tokens",
+            "thoughts_left_out",
+        ):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.max_token_id = max(self.max_token_id, other.max_token_id)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Report:
+        """Return the report that `plain()` made these values of."""
+        by_number = {
+            name: Counter({int(number): count for number, count in plain[name].items()})
+            for name in ("stops", "length_bins")
+        }
+        return cls(**{**plain, "dropped": Counter(plain["dropped"]), **by_number})
+
+    def plain(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        by_number = {
+            name: {str(number): count for number, count in sorted(getattr(self, name).items())}
+            for name in ("stops", "length_bins")
+        }
+        return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
+
+
+@dataclass
+class _Example:
+    ids: Array
+    mask: Array
+    turn_ends: list[int]
+    stops: list[int]
+    thoughts_left_out: int = 0
+
+
+class Preparer:
+    """Holds what every chunk needs; one in each process."""
+
+    def __init__(self, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+        self._source = source
+        self._options = options
+        self._policy = Overlong[options.overlong]
+        self._encoder = ExampleEncoder(tokenizer, options.turns) if source.process else None
+        self._bos = tokenizer.bos_token_id
+        self._vocabulary = len(tokenizer)
+
+    def of(self, rows: Rows) -> Preparer:
+        """Return a preparer of other rows of the same source, such as the next ones of a stream."""
+        other = copy(self)
+        other._source = replace(self._source, rows=rows)
+        return other
+
+    def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
+        """Prepare rows [start, stop)."""
+        with _uncollected():
+            return self._pairs(*task) if self._options.pairs else self._chunk(*task)
+
+    def _chunk(self, start: int, stop: int) -> tuple[Chunk, Report]:
+        report = Report(rows=stop - start)
+        parts: list[tuple[int, Array, Array]] = []
+        for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
+            if isinstance(item, RowProblem):
+                self._refuse(row, item, report)
+                continue
+            report.thoughts_left_out += item.thoughts_left_out
+            for token in item.stops:  # quicker than Counter.update for the few of a row
+                report.stops[token] += 1
+            parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
+        return _counted(_without_untrained(_assemble(parts), report), report), report
+
+    def _pairs(self, start: int, stop: int) -> tuple[Chunk, Report]:
+        report = Report(rows=stop - start)
+        kept: list[tuple[int, Array, Array]] = []
+        assert self._encoder is not None, "preferences are encoded here"
+        read = [_guard(read_preference, row) for row in self._source.rows.take(range(start, stop))]
+        both = [side for pair in read for side in ([pair, pair] if isinstance(pair, RowProblem) else pair)]
+        encoded = self._encoder.encode(both)
+        for row, *sides in zip(range(start, stop), encoded[0::2], encoded[1::2], strict=True):
+            problem = next((side for side in sides if isinstance(side, RowProblem)), None)
+            if problem is not None:
+                self._refuse(row, problem, report)
+                continue
+            pair = [self._masked(side) for side in sides if isinstance(side, Encoded)]
+            parts = self._fit(row, pair, report)
+            if not parts:
+                continue
+            answers = [ids[mask.astype(bool)] for ids, mask in parts]
+            if not all(len(answer) for answer in answers):
+                report.dropped["no_supervised_token"] += 1
+            elif np.array_equal(*answers):  # also where the difference was cut off: there is nothing to prefer
+                report.dropped["no_difference"] += 1
+            else:
+                kept += [(row, *part) for part in parts]
+                report.stops.update(stop for side in pair for stop in side.stops)
+                report.thoughts_left_out += sum(side.thoughts_left_out for side in pair)
+        chunk = _counted(_assemble(kept), report)
+        report.kept //= 2
+        return chunk, report
+
+    def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
+        rows = self._source.rows.take(range(start, stop))
+        if self._encoder is None:
+            return [_guard(_read_tokens, row, self._vocabulary) for row in rows]
+        read = [_guard(self._source.reading.read, row) for row in rows]
+        return [item if isinstance(item, RowProblem) else self._masked(item) for item in self._encoder.encode(read)]
+
+    def _masked(self, encoded: Encoded) -> _Example:
+        mask = (np.zeros if self._options.mask_inputs else np.ones)(len(encoded.ids), dtype=np.uint8)
+        for first, last in encoded.spans:
+            mask[first:last] = 1
+        ends = encoded.turn_ends
+        stops = [int(encoded.ids[end - 1]) for end in ends] if self._options.turns.train_on_eot else []
+        return _Example(encoded.ids, mask, ends, stops, encoded.thoughts_left_out)
+
+    def _fit(self, row: int, sides: Sequence[_Example], report: Report) -> list[tuple[Array, Array]]:
+        """Return ids and mask of the parts that are kept of an example, or of both sides of a pair; none of what is dropped."""
+        limit, longest = self._options.max_length, sides[0]
+        for side in sides:
+            longest = side if len(side.ids) > len(longest.ids) else longest
+        length = len(longest.ids)
+        if not length:  # an empty text, and a tokenizer that adds nothing
+            report.dropped["no_supervised_token"] += 1
+            return []
+        report.length_bins[length_bin(length)] += 1
+        if length <= limit:
+            return [part for side in sides for part in _cut(side, [(0, len(side.ids))], 0)]
+        if self._policy is Overlong.error:
+            raise DataError(
+                f"{self._source.key}: {self._source.rows.where(row)}: {length} tokens, more than data.max_length={limit}; "
+                f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
+            )
+        head = int(self._bos is not None and longest.ids[0] == self._bos)
+        places = None if self._policy is Overlong.drop else self._places(sides, longest, head)
+        if places is None:
+            report.dropped["overlong"] += 1
+            report.tokens_lost += sum(len(side.ids) for side in sides)
+            return []
+        lost = sum(len(side.ids) for side in sides) - sum(stop - start for own in places for start, stop in own)
+        report.truncated += lost > 0
+        report.split += any(len(own) > 1 for own in places)
+        report.tokens_lost += lost
+        return [part for side, own in zip(sides, places, strict=True) for part in _cut(side, own, head)]
+
+    def _places(self, sides: Sequence[_Example], longest: _Example, head: int) -> list[list[tuple[int, int]]] | None:
+        """Return which parts of each side are kept; None of a pair whose longer answer leaves no room for its prompt."""
+        limit = self._options.max_length
+        if len(sides) > 1 and self._policy is Overlong.keep_end:  # the prompt is cut once for both: it is one prompt
+            ((start, _),) = pieces(len(longest.ids), limit, self._policy, longest.turn_ends, head)
+            if any(start >= int(side.mask.argmax()) for side in sides):
+                return None
+            return [[(start, len(side.ids))] for side in sides]
+        return [
+            pieces(len(side.ids), limit, self._policy, side.turn_ends, head)
+            if len(side.ids) > limit
+            else [(0, len(side.ids))]
+            for side in sides
+        ]
+
+    def _refuse(self, row: int, problem: RowProblem, report: Report) -> None:
+        # A template or a tokenizer that does not fit, and a mix of formats, are no matter of single rows.
+        if problem.reason == "malformed" and self._options.malformed == "drop":
+            report.dropped["malformed"] += 1
+            return
+        drop = (
+            "; correct the row, or pass data.malformed=drop to leave such rows out"
+            if problem.reason == "malformed"
+            else ""
+        )
+        raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
+
+
+def _cut(item: _Example, places: list[tuple[int, int]], head: int) -> list[tuple[Array, Array]]:
+    """Return ids and mask of parts of an example; those that do not begin with it get its first `head` tokens, the BOS."""
+    fitted: list[tuple[Array, Array]] = []
+    for start, stop in places:
+        part, mask = item.ids[start:stop], item.mask[start:stop]
+        if start and head:
+            part, mask = np.concatenate([item.ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
+        mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
+        fitted.append((part, mask))
+    return fitted
+
+
+def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:
+    lengths = np.array([len(ids) for _, ids, _ in parts], dtype=np.int32)
+    ids = np.concatenate([np.empty(0, np.int32), *(ids for _, ids, _ in parts)])
+    mask = np.concatenate([np.empty(0, np.uint8), *(mask for _, _, mask in parts)])
+    return Chunk(ids, mask, lengths, np.array([row for row, _, _ in parts], dtype=np.int64))
+
+
+def _without_untrained(chunk: Chunk, report: Report) -> Chunk:
+    """Return the parts with a trained token: a row without any such part is dropped, of others the part is lost."""
+    trained = chunk.supervised > 0
+    if trained.all():
+        return chunk
+    of_kept_rows = np.isin(chunk.rows, chunk.rows[trained])
+    if not of_kept_rows.all():
+        report.dropped["no_supervised_token"] += len(np.unique(chunk.rows[~of_kept_rows]))
+    report.tokens_lost += int(chunk.lengths[of_kept_rows & ~trained].sum())
+    tokens = np.repeat(trained, chunk.lengths)
+    return Chunk(chunk.ids[tokens], chunk.mask[tokens], chunk.lengths[trained], chunk.rows[trained])
+
+
+def _counted(chunk: Chunk, report: Report) -> Chunk:
+    """Return the chunk of the examples that are kept, and count them."""
+    report.kept = len(chunk.lengths)
+    report.tokens, report.supervised_tokens = len(chunk.ids), int(chunk.mask.sum())
+    report.max_token_id = int(chunk.ids.max()) if len(chunk.ids) else -1
+    return chunk
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector out: it would search the many objects of a chunk again and again, and find no cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _guard(read: Any, row: Row, *more: Any) -> Any:
+    try:
+        return read(row, *more)
+    except RowProblem as problem:
+        return problem
+
+
+def _read_tokens(row: Row, vocabulary: int) -> _Example:
+    """Return the example of a row that is tokenised already, with ids below `vocabulary`.
+
+    Labels are aligned with the ids, not shifted.
+    """
+    ids, labels = row.get("input_ids"), row.get("labels")
+    if not isinstance(ids, list) or not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+        columns = ", ".join(sorted(row))
+        raise malformed(f"process=false needs 'input_ids', a list of token ids; got the columns {columns}")
+    tokens = np.array(ids, dtype=np.int32)
+    highest = int(tokens.argmax())
+    if tokens[highest] >= vocabulary:
+        raise malformed(
+            f"input_ids[{highest}] is {tokens[highest]}, but the tokenizer has {vocabulary} tokens; expected ids of this run's "
+            f"tokenizer"
+        )
+    if labels is None:
+        return _Example(tokens, np.ones(len(ids), dtype=np.uint8), [], [])
+    if not isinstance(labels, list) or len(labels) != len(ids):
+        raise malformed(f"labels must be a list as long as input_ids ({len(ids)})")
+    mask = np.array([label != IGNORE_INDEX for label in labels], dtype=np.uint8)
+    for place in np.flatnonzero(mask):
+        if labels[place] != ids[place]:
+            raise malformed(
+                f"labels[{place}] is {labels[place]}, but input_ids[{place}] is {ids[place]}; expected {IGNORE_INDEX} "
+                f"or the same id (labels are not shifted)"
+            )
+    return _Example(tokens, mask, [], [])

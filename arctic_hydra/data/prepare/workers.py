@@ -1,0 +1,162 @@
+"""Processes that turn rows into examples; or this process alone, where that is quicker."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arctic_hydra.data.cache.token_store import Chunk
+from arctic_hydra.data.prepare.preparer import Options, Preparer, Report, SourceRows
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from arctic_hydra.data.rows.base import Rows
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows [start, stop) of a source: of those that the workers know, or of other `rows` that come along."""
+
+    source: int
+    start: int
+    stop: int
+    rows: Rows | None = None
+
+
+Prepared = tuple[Chunk, Report]
+
+
+@contextmanager
+def workers(
+    sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options, processes: int
+) -> Iterator[Callable[[Iterable[Task]], Iterator[Prepared]]]:
+    """Give a function that prepares tasks and yields their results in order, with one process in this very one.
+
+    Raises DataError when a process dies.
+    """
+    if processes < 2:
+        preparers = [Preparer(source, tokenizer, options) for source in sources]
+        yield lambda tasks: (_prepare(preparers, task) for task in tasks)
+        return
+    with _pool(processes, sources, tokenizer, options) as pool:
+
+        def prepare(tasks: Iterable[Task]) -> Iterator[Prepared]:
+            try:
+                yield from pool.map(_work, tasks)
+            except BrokenProcessPool as error:
+                raise _died(processes) from error
+
+        yield prepare
+
+
+def shared(
+    preparer: Preparer,
+    tasks: Sequence[Task],
+    helpers: int,
+    source: SourceRows,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Options,
+) -> Iterator[Prepared]:
+    """Yield the results of tasks of `source` in order; this process, too, does what its helpers have not begun."""
+    results: deque[Future[Prepared]] = deque()
+    waiting = deque(tasks)
+    with _pool(helpers, [source], tokenizer, options) as pool:
+        try:
+            while results or waiting:
+                while waiting and sum(not result.done() for result in results) < 2 * helpers:
+                    results.append(pool.submit(_work, waiting.popleft()))
+                if waiting and not results[0].done():
+                    results.append(_done_here(preparer, waiting.popleft()))
+                else:
+                    yield results.popleft().result()
+        except BrokenProcessPool as error:
+            raise _died(helpers) from error
+
+
+def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
+    """Return the result of a task; an error waits for its turn, so that the first bad row is the one told."""
+    future: Future[Prepared] = Future()
+    try:
+        future.set_result(_prepare([preparer], task))
+    except DataError as error:
+        future.set_exception(error)
+    return future
+
+
+@contextmanager
+def _pool(
+    processes: int, sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options
+) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool whose processes take what they need from a file.
+
+    As arguments it would go through a pipe, which holds 64 KiB: the start of each process would wait until it has imported
+    its modules, one process after another.
+    """
+    # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryFile() as file:  # without a name: it ends with this process, whatever ends that
+        pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
+        file.flush()
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(path,))
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        pool.shutdown(wait=False, cancel_futures=True)  # everything is there: they may end on their own
+
+
+def _died(processes: int) -> DataError:
+    return DataError(
+        f"data.num_proc: one of {processes} preparation processes died (out of memory?); pass a lower data.num_proc"
+    )
+
+
+_PREPARERS: list[Preparer] = []
+
+
+def _start(path: str) -> None:
+    # The parent may block signals and decides alone when to stop; a worker dies of SIGTERM and leaves Ctrl-C to it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return  # the work was done before this process had started
+    sources, tokenizer, options = pickle.loads(content)
+    _PREPARERS[:] = [Preparer(source, tokenizer, options) for source in sources]
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, killed or not: nobody would tell it, and it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "helpers are started by this package alone"
+    parent.join()
+    os._exit(1)
+
+
+def _work(task: Task) -> Prepared:
+    return _prepare(_PREPARERS, task)
+
+
+def _prepare(preparers: Sequence[Preparer], task: Task) -> Prepared:
+    preparer = preparers[task.source]
+    return (preparer if task.rows is None else preparer.of(task.rows)).chunk((task.start, task.stop))

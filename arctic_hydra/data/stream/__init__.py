@@ -1,0 +1,1 @@
+"""Streamed data: rows tokenized and packed while training reads them."""

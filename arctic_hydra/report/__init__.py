@@ -1,0 +1,1 @@
+"""Reports of a run: the header, its outcome and the HTML page."""

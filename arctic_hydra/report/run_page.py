@@ -1,0 +1,300 @@
+"""`report.html`: what a run was, how it went and how it ended, on one page; made from the files of its directory alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.data.prepare.truncation import bin_edge
+from arctic_hydra.human_numbers import format_count, format_seconds
+from arctic_hydra.metrics import read_metrics
+from arctic_hydra.report import html
+from arctic_hydra.report.header import data_table, read_config
+from arctic_hydra.run_directory import FAILED, RunDirectory, flatten, read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAGE = "report.html"
+MOST_POINTS = 1000
+"""Points of a curve: more than a screen shows only make the page slow."""
+
+log = logging.getLogger(__name__)
+
+Lines = list[dict[str, Any]]
+
+
+def write_if_wanted(directory: RunDirectory) -> Path | None:
+    """Write the page where `log.report` is on, and return it; a run does not fail for its report, which is a warning."""
+    try:
+        return write(directory) if read_config(directory.path)["log"]["report"] else None
+    except Exception as error:
+        log.warning("no %s for %s: %s: %s", PAGE, directory.path, type(error).__name__, error)
+        return None
+
+
+def write(directory: RunDirectory) -> Path:
+    """Write `report.html` into the directory of a run, however far it got; return its path."""
+    record = directory.record()
+    lines = read_metrics(directory.path / "metrics.jsonl")
+    title = f"{record.get('name', 'run')}/{directory.path.name}"
+    statistics = record.get("statistics", {})
+    result = record.get("result", {})
+    data = {"training": result.get("data") or statistics.get("train"), "evaluation": statistics.get("eval")}
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        *_outcome(record, lines),
+        *_plots(lines, data["training"]),
+        *_evaluations(lines),
+        *_data({name: figures for name, figures in data.items() if figures}),
+        *_setting(directory.path, record),
+    ]
+    path = directory.path / PAGE
+    beside = path.with_name(f".{PAGE}")
+    beside.write_text(html.page(title, body), encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
+    result, steps = record.get("result", {}), [line for line in lines if "loss" in line]
+    status = str(record.get("status", "unknown"))
+    why = record.get("error") if status == FAILED else result.get("stop_reason")
+    yield f"<p><span class='status {html.escape(status)}'>{html.escape(status)}</span> {html.escape(str(why or ''))}</p>"
+    cards: list[tuple[str, str]] = []
+    if steps:
+        first, last = steps[0], steps[-1]
+        horizon = result.get("horizon")
+        cards.append(("steps", f"{last['step']:,}" + (f" of {horizon:,}" if horizon else "")))
+        cards.append(("loss", f"{_number(first['loss'])} → {_number(last['loss'])}"))
+        evaluated = [line for line in lines if "eval/loss" in line]
+        if evaluated:
+            cards.append(("evaluation loss", " → ".join(_number(line["eval/loss"]) for line in _ends(evaluated))))
+            cards.append(("token accuracy", f"{evaluated[-1]['eval/accuracy']:.1%}"))
+        cards.append(
+            ("tokens", f"{format_count(last['tokens'])}, {format_count(last['supervised_tokens'])} trained on")
+        )
+        seconds = sum(
+            line["step_seconds"] * (line["step"] - before) for line, before in zip(steps, _before(steps), strict=True)
+        )
+        cards.append(("training time", format_seconds(seconds)))
+        if "seconds" in record:
+            cards.append(("in all, with start and saves", format_seconds(record["seconds"])))
+        cards.append(("peak memory", f"{max(line['memory_gib'] for line in steps):.2f} GiB"))
+        if last.get("mfu") is not None:
+            cards.append(("MFU", f"{last['mfu']:.1%}"))
+        if last["skipped_steps"]:
+            cards.append(("skipped steps", f"{last['skipped_steps']:,}"))
+    items = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in cards)
+    yield f"<dl class=cards>{items}</dl>" if cards else "<p>No step was completed.</p>"
+
+
+def _before(steps: Lines) -> list[int]:
+    return [0, *(line["step"] for line in steps[:-1])]
+
+
+def _ends(lines: Lines) -> Lines:
+    return [lines[0], lines[-1]] if len(lines) > 1 else lines
+
+
+def _plots(lines: Lines, data: dict[str, Any] | None) -> Iterator[str]:
+    steps = [line for line in lines if "loss" in line]
+    plots = []
+    if len(steps) > 1:
+        plots += [
+            _loss_plot(steps, [line for line in lines if "eval/loss" in line]),
+            _curve("learning rate", steps, "lr"),
+            _curve("gradient norm", steps, "grad_norm", logarithmic=True, smooth=True),
+            _curve("tokens per second", steps, "tokens_per_second", smooth=True, from_zero=True),
+        ]
+    if data and any(source["prepared"].get("length_bins") for source in data["sources"].values()):
+        plots.append(_length_plot(data))
+    if plots:
+        yield f"<div class=plots>{''.join(f'<figure>{plot}</figure>' for plot in plots)}</div>"
+
+
+def _over_steps(title: str) -> tuple[Figure, Axes]:
+    figure, axes = html.plot(title, "step")
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    return figure, axes
+
+
+def _loss_plot(steps: Lines, evaluations: Lines) -> str:
+    figure, axes = _over_steps("loss")
+    places, values = _series(steps, "loss")
+    _draw(axes, places, values, smooth=True, label="training")
+    if evaluations:
+        at, losses = _series(evaluations, "eval/loss")
+        axes.plot(at, losses, marker="o", markersize=4, linewidth=1.2, color=html.COLORS[1], label="evaluation")
+        axes.legend(frameon=False, fontsize=9)
+    return html.svg(figure)
+
+
+def _curve(
+    title: str, steps: Lines, key: str, *, logarithmic: bool = False, smooth: bool = False, from_zero: bool = False
+) -> str:
+    figure, axes = _over_steps(title)
+    places, values = _series(steps, key)
+    _draw(axes, places, values, smooth=smooth)
+    positive = [value for value in values if value > 0]
+    if logarithmic and positive and max(positive) > 3 * min(positive):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    elif from_zero:
+        axes.set_ylim(bottom=0)
+    if not logarithmic:
+        axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
+    return html.svg(figure)
+
+
+def _draw(axes: Axes, places: list[float], values: list[float], smooth: bool, label: str | None = None) -> None:
+    """Draw a curve; a restless one of many points as a shade, and its running median over it."""
+    if not smooth or len(values) < 30:
+        axes.plot(places, values, color=html.COLORS[0], linewidth=1.6, label=label)
+        return
+    axes.plot(places, values, color=html.COLORS[0], linewidth=0.8, alpha=0.3)
+    axes.plot(places, _running_median(values, len(values) // 25), color=html.COLORS[0], linewidth=1.8, label=label)
+
+
+def _series(lines: Lines, key: str) -> tuple[list[float], list[float]]:
+    """Return steps and values of a figure where it is known; of very many, means of neighbours."""
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    width = -(-len(points) // MOST_POINTS)
+    groups = [points[start : start + width] for start in range(0, len(points), max(1, width))]
+    return (
+        [sum(step for step, _ in group) / len(group) for group in groups],
+        [sum(value for _, value in group) / len(group) for group in groups],
+    )
+
+
+def _running_median(values: Sequence[float], reach: int) -> list[float]:
+    """Return the median of each value and those up to `reach` places before and after it: a single spike does not show."""
+    return [median(values[max(0, place - reach) : place + reach + 1]) for place in range(len(values))]
+
+
+def _length_plot(data: dict[str, Any]) -> str:
+    """Draw how long the examples of each source are as they come, before the length policy."""
+    figure, axes = html.plot("rows by length", "tokens of a row, before the length policy")
+    for index, (name, source) in enumerate(data["sources"].items()):
+        bins = {int(number): count for number, count in source["prepared"].get("length_bins", {}).items()}
+        if bins:
+            numbers = range(min(bins), max(bins) + 1)
+            edges = [bin_edge(number) for number in (*numbers, numbers[-1] + 1)]
+            color = html.COLORS[index % len(html.COLORS)]
+            axes.stairs([bins.get(n, 0) for n in numbers], edges, fill=True, alpha=0.25, color=color)
+            axes.stairs([bins.get(n, 0) for n in numbers], edges, color=color, linewidth=1.4, label=html.label(name))
+    limit = data["max_length"]
+    axes.axvline(limit, color="#444", linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.set_xscale("log", base=2)
+    side = "right" if limit * 2 > axes.get_xlim()[1] else "left"
+    axes.annotate(
+        f"  max_length {limit:,}  ",
+        (limit, 0.98),
+        xycoords=("data", "axes fraction"),
+        ha=side,
+        va="top",
+        fontsize=9,
+        color="#444",
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return html.svg(figure)
+
+
+def _evaluations(lines: Lines) -> Iterator[str]:
+    rows = [line for line in lines if "eval/loss" in line]
+    if not rows:
+        return
+    names = [name.removesuffix("/loss") for name in rows[-1] if name.startswith("eval") and name.endswith("/loss")]
+    heads = ["step", "loss", "perplexity", "accuracy", *(f"{name.removeprefix('eval/')} loss" for name in names[1:])]
+    shown = rows if len(rows) <= 12 else [*rows[:2], *rows[-10:]]
+    yield "<h2>Evaluation</h2>"
+    yield html.table(
+        heads,
+        (
+            [
+                f"{line['step']:,}",
+                _number(line["eval/loss"]),
+                f"{line['eval/perplexity']:.4g}",
+                f"{line['eval/accuracy']:.2%}",
+                *(_number(line.get(f"{name}/loss")) for name in names[1:]),
+            ]
+            for line in shown
+        ),
+    )
+    if len(shown) < len(rows):
+        yield f"<p class=note>The first two and the last ten of {len(rows)}; all are in metrics.jsonl.</p>"
+
+
+def _data(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
+    if parts:
+        yield "<h2>Data</h2>"
+    for name, figures in parts.items():
+        head, *rows = data_table(figures)
+        fill = (
+            f", {figures['packs']:,} packs {figures['fill']:.2%} full"
+            if figures["packing"] and figures["packs"]
+            else ""
+        )
+        yield f"<p>{name}: {figures['examples']:,} examples, {format_count(figures['tokens'])} tokens{fill}</p>"
+        yield html.table(head, rows)
+
+
+def _revision(git: dict[str, Any] | None) -> str:
+    return f"{git['revision'][:12]}{', with changes' if git['dirty'] else ''}" if git else ""
+
+
+def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
+    config = flatten(read_json(path / "run.json").get("config", {}))
+    model, around = record.get("statistics", {}).get("model", {}), record.get("working_directory", {})
+    facts = {
+        "command": shlex.join(["python", "-m", "arctic_hydra", *record.get("overrides", [])]),
+        "model": ", ".join(
+            filter(
+                None,
+                [config.get("model.name_or_path"), model.get("name"), _parameters(model), config.get("model.dtype")],
+            )
+        ),
+        "optimizer": f"{_kind(config, 'optimizer')}, peak lr {config.get('optimizer.lr')}",
+        "schedule": _kind(config, "scheduler"),
+        "batch": f"{config.get('trainer.micro_batch_size')} per rank x {config.get('trainer.gradient_accumulation_steps')} "
+        f"accumulated x {record.get('ranks')} ranks",
+        "engine": f"ZeRO-{config.get('deepspeed.stage')}",
+        "seed": config.get("seed"),
+        "program": f"arctic_hydra {record.get('version', '')} {_revision(record.get('git'))}",
+        "working directory": f"{around.get('path', '')} {_revision(around.get('git'))}",
+        "machine": f"{record.get('host', '')}, Python {record.get('python', '')}",
+        "versions": ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items()),
+        "page made": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    yield "<h2>Setting</h2>"
+    yield html.table(["", ""], [(name, value) for name, value in facts.items() if value])
+    resolved = path / "config.yaml"
+    if resolved.exists():
+        text = html.escape(resolved.read_text(encoding="utf-8"))
+        yield f"<details><summary>the whole configuration</summary><pre>{text}</pre></details>"
+
+
+def _parameters(model: dict[str, Any]) -> str | None:
+    if not model:
+        return None
+    part = "" if model["trainable"] == model["parameters"] else f" ({format_count(model['trainable'])} trainable)"
+    return f"{format_count(model['parameters'])} parameters{part}"
+
+
+def _kind(config: dict[str, Any], group: str) -> str:
+    return str(config.get(f"{group}._target_", "")).rpartition(".")[2]
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -1,0 +1,136 @@
+"""What a person sees while jobs run: a live table on a terminal, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from arctic_hydra.human_numbers import format_seconds
+from arctic_hydra.run_directory import relative
+from arctic_hydra.sweep import results
+from arctic_hydra.sweep.directory import FINISHED, QUEUED, RUNNING, WAITING, Sweep, SweepJob
+from arctic_hydra.sweep.results import Row
+
+_STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "failed": "red",
+    "died": "red",
+    "stopped": "yellow",
+    "pruned": "magenta",
+}
+
+
+class Board:
+    """The jobs of a sweep under way, on standard output."""
+
+    def __init__(self, sweep: Sweep, *, live: bool) -> None:
+        self._sweep = sweep
+        self._live: Any = None
+        self._wanted = live and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._rows: dict[int, Row] = {}
+        self._began: dict[int, float] = {}
+
+    def __enter__(self) -> Board:
+        self._rows = {row.number: row for row in results.rows(self._sweep)}
+        if self._wanted:
+            from rich.live import Live
+
+            self._live = Live(refresh_per_second=4, redirect_stderr=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def starts(self, entry: SweepJob) -> None:
+        """Show that a job starts."""
+        row = self._rows[entry.number]
+        row.state, row.reason, row.seconds = RUNNING, "", None
+        self._began[entry.number] = time.monotonic()
+        values = " ".join(f"{key}={value}" for key, value in row.values.items()) or " ".join(entry.overrides)
+        self._say(f"job {entry.number} of {len(self._rows)} starts: {values or 'the defaults'}")
+
+    def moved(self, entry: SweepJob, logged: list[dict[str, Any]]) -> None:
+        """Take in what a job has logged."""
+        results.add_metrics(self._rows[entry.number], logged)
+
+    def ends(self, entry: SweepJob) -> None:
+        """Show how a job ended, or that there was nothing to start."""
+        began = self._began.pop(entry.number, None)
+        row = next(row for row in results.rows(self._sweep) if row.number == entry.number)
+        self._rows[entry.number] = row
+        objective = "" if row.objective is None else f", objective {row.objective:.4f}"
+        took = " already" if began is None and row.state == FINISHED else ""
+        took = took if began is None else f" after {format_seconds(time.monotonic() - began)}"
+        why = f": {row.last_line}" if row.last_line else ""
+        self._say(f"job {entry.number} {row.state}{took}{objective}{why}")
+
+    def refresh(self) -> None:
+        """Draw the live table anew."""
+        if self._live is not None:
+            for number, began in self._began.items():
+                row = self._rows[number]
+                row.seconds = time.monotonic() - began
+                row.horizon = row.horizon or self._sweep_job(number).directory.record().get("horizon")
+            self._live.update(rich_table(list(self._rows.values()), self._live.console.height - 4))
+
+    def _sweep_job(self, number: int) -> SweepJob:
+        return next(job for job in self._sweep.jobs if job.number == number)
+
+    def _say(self, text: str) -> None:
+        if self._live is None:
+            print(text, flush=True)
+
+
+def fitting(table: Sequence[Row], lines: int) -> list[Row]:
+    """Return at most `lines` rows in order: those that run before those that ended, before those that wait."""
+    rank = {RUNNING: 0, QUEUED: 2, WAITING: 3}
+    chosen = sorted(
+        table, key=lambda row: (rank.get(row.state, 1), -row.number if row.state not in rank else row.number)
+    )
+    return sorted(chosen[: max(1, lines)], key=lambda row: row.number)
+
+
+def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
+    """Return the jobs as a table in colour, with their directories.
+
+    With `lines`, those that matter most now without their directories, and how many jobs each state has.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = list(table) if lines is None else fitting(table, lines)
+    keys = results.keys_of(table)
+    names = results.short_names(keys)
+    headings = [*results.HEADINGS, "loss"]
+    body = [_with_loss(row, keys) for row in shown]
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    if len(shown) < len(table):
+        counts = Counter(row.state for row in table)
+        drawn.caption = ", ".join(f"{count} {state}" for state, count in counts.items())
+    for place, heading in enumerate([*headings, *(names[key] for key in keys)]):
+        # What a job is may be cut on a narrow terminal, how it stands may not.
+        width = max([len(heading), *(len(cells[place]) for cells in body)]) if place < len(headings) else None
+        right = heading in headings and heading != "status"
+        drawn.add_column(heading, justify="right" if right else "left", no_wrap=True, min_width=width)
+    if lines is None:  # while jobs run, their values matter more
+        drawn.add_column("directory", overflow="fold")
+        body = [[*cells, str(relative(row.run_dir))] for row, cells in zip(shown, body, strict=True)]
+    for row, cells in zip(shown, body, strict=True):
+        drawn.add_row(*(Text(cell, style=_STYLES.get(row.state, "") if n == 1 else "") for n, cell in enumerate(cells)))
+    return drawn
+
+
+def _with_loss(row: Row, keys: Sequence[str]) -> list[str]:
+    cells = results.cells(row, keys)
+    cells.insert(len(results.HEADINGS), "" if row.loss is None else f"{row.loss:.4f}")
+    return cells
