@@ -312,3 +312,18 @@ def _enum_fields(cls: type) -> dict[str, type[Enum]]:
     return {
         item.name: hint for item in fields(cls) if isinstance(hint := hints[item.name], type) and issubclass(hint, Enum)
     }
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts by dotted key."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def to_yaml(content: Any) -> str:
+    """Return plain content as YAML that reads back as it was."""
+    return OmegaConf.to_yaml(OmegaConf.create(content))

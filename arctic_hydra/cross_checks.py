@@ -14,7 +14,7 @@ from arctic_hydra.component import Component
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.distributed import count_gpus
-from arctic_hydra.model.base import VARLEN_ATTENTION
+from arctic_hydra.model.names import VARLEN_ATTENTION
 
 if TYPE_CHECKING:
     from arctic_hydra.config import Run

@@ -356,3 +356,23 @@ def device_memory() -> int | None:
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def describe(run: Run, supervised_share: float = 1.0, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+    """Return the lines of the estimate, or why there is none: an estimate that fails must not end a run."""
+    try:
+        return _estimated(run, supervised_share, tokenizer)
+    except Exception as error:
+        return _failed(error)
+
+
+def _estimated(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    from arctic_hydra import memory
+
+    found = memory.estimate(run, memory.largest_load(run, supervised_share), tokenizer)
+    first, *more = found.lines(memory.device_memory())
+    return [f"memory   {first}", *(f"         {line}" for line in more)]
+
+
+def _failed(error: Exception) -> list[str]:
+    return [f"memory   not estimated: {(str(error).splitlines() or [type(error).__name__])[0]}"]

@@ -5,24 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import uuid
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import __version__
+from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError, RunLockedError
-
-PACKAGES = (
-    "arctic-hydra torch deepspeed transformers datasets tokenizers hydra-core omegaconf liger-kernel safetensors mlflow "
-    "mlflow-skinny submitit peft numpy pyarrow"
-).split()
 
 PROGRAM = "python -m arctic_hydra"
 """What a person types."""
@@ -201,66 +192,6 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
     beside.replace(path)
 
 
-def surroundings() -> dict[str, Any]:
-    """Return what the result may depend on besides the config: host, versions, and the code's revisions.
-
-    `git` is this program's checkout, None where it is installed without one; `working_directory` has its own, where option
-    files and data may lie.
-    """
-    code = Path(__file__).resolve()
-    versions: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "executable": sys.executable,
-        "versions": versions,
-        "version": __version__,
-        "git": git_state(code.parent) if _is_tracked(code) else None,
-        "working_directory": {"path": str(Path.cwd()), "git": git_state(Path.cwd())},
-    }
-
-
-def _is_tracked(path: Path) -> bool:
-    """Whether a git checkout holds a file: one that is merely installed below it (in its `.venv`) has no revision there."""
-    return _git(path.parent, "ls-files", "--error-unmatch", path.name) is not None
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the revision and the uncommitted diff of the git checkout around `folder`; None outside of one."""
-    revision = _git(folder, "rev-parse", "HEAD")
-    if revision is None:
-        return None
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
-    return {"revision": revision.strip(), "dirty": bool(diff), "diff": diff[:1_000_000]}
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """Return what git prints, None where it fails or is not there."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts by dotted key."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
-
-
 def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
     """Say in what a run differs from the latest finished run beside it, if in five values at most."""
     others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
@@ -275,3 +206,16 @@ def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
             return f"differs from the finished run {other.parent.name} in {words}"
         return None
     return None
+
+
+def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) -> None:
+    """Write `logs/error-rank<n>.json`; for a rank that could not do so itself, a `cause` before all other errors."""
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    cause = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}
+    report = {**cause, "rank": rank, "kind": kind, "message": message}
+    if more:
+        report |= {"time": time.time(), **more}
+    beside = folder / f".error-rank{rank}.json"
+    beside.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    beside.replace(folder / f"error-rank{rank}.json")

@@ -10,19 +10,20 @@ from typing import Any
 
 from arctic_hydra import assemble, config, distributed, engine, log, run_directory
 from arctic_hydra.checkpoint import initial_weights
-from arctic_hydra.checkpoint.base import Stream, TrainingState
+from arctic_hydra.checkpoint.base import Stream, TrainingState, check_space
 from arctic_hydra.data.base import Loader
 from arctic_hydra.data.load.sequence_parallel import fitted
 from arctic_hydra.data.load.stop_tokens import stop_tokens
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.memory import describe
 from arctic_hydra.metrics import MetricsFile
-from arctic_hydra.model.base import compile_layers
+from arctic_hydra.model.layers import compile_layers
 from arctic_hydra.progress import Progress
-from arctic_hydra.report import header
+from arctic_hydra.report import header, outcome
+from arctic_hydra.report.facts import model_facts
 from arctic_hydra.stopping import StopRequest
-from arctic_hydra.tasks import check
 from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.toolbox import Toolbox
@@ -42,11 +43,11 @@ def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]
             raise
         finally:
             trainer.tools.display.close()
-    outcome = header.outcome(run, trainer, trainer.tools.loader, resumed_from)
+    ended = outcome.outcome(run, trainer, trainer.tools.loader, resumed_from)
     for tracker in trainer.tools.trackers:
-        tracker.finish(outcome["status"])
+        tracker.finish(ended["status"])
     distributed.stop()
-    return outcome
+    return ended
 
 
 @contextmanager
@@ -97,7 +98,7 @@ def build(
         with trainer.event("create_model"), engine.model_init(engine_config):
             start = assemble.starting_weights(run)
             model = assemble.create_model(run, model_config, tokenizer, start, weights)
-        facts = header.model_facts(model)
+        facts = model_facts(model)
         if run.model.compile:
             compile_layers(model, run.model.compile_backend)
         with trainer.event("create_optimizer"):
@@ -106,17 +107,17 @@ def build(
             scheduler = run.scheduler.create_scheduler(optimizer, horizon)
         deepspeed_engine = engine.initialize(model, optimizer, engine_config)
         shown = trains and world.is_main and run.log.prints(world)
-        memory = check.describe(run, loader.summary()["supervised_share"], tokenizer) if shown else []
+        memory = describe(run, loader.summary()["supervised_share"], tokenizer) if shown else []
         assemble.seed_everything(run.seed + world.rank)  # ranks draw different dropout
 
         state = training_state(run, run_dir, world, deepspeed_engine, scheduler, tokenizer, dealt, start)
         resumed_from = resume(run, state) if trains else None
         if trains:
-            header.check_space(run, facts)
+            check_space(run.checkpoint.values(), facts.parameters, facts.trainable, run.model.torch_dtype.itemsize)
         metrics_file: MetricsFile | None = None
         trackers: list[Tracker] = []
         if trains and world.is_main:
-            known = header.statistics(loader, eval_loader, facts)
+            known = outcome.statistics(loader, eval_loader, facts)
             run_directory.RunDirectory(run_dir).update_record(statistics=known)
             metrics_file, trackers = open_outputs(run, run_dir)
         header.print_header(
@@ -171,7 +172,7 @@ def open_outputs(run: config.Run, run_dir: Path) -> tuple[MetricsFile, list[Trac
     """Open the metrics file, less what a resumed run does over, and have the trackers begin or go on."""
     trackers = list(run.tracking.values())
     for tracker in trackers:
-        tracker.start(run_dir, f"{run.name}/{run_dir.name}", header.read_config(run_dir))
+        tracker.start(run_dir, f"{run.name}/{run_dir.name}", outcome.read_config(run_dir))
     return MetricsFile(run_dir / "metrics.jsonl"), trackers
 
 

@@ -5,21 +5,16 @@ Started as `python -m arctic_hydra.worker <run.json>`, once per rank.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from arctic_hydra.launch.child import SECRETS_VARIABLE, die_with_parent
+from arctic_hydra.run_directory import write_error
 from arctic_hydra.stopping import StopRequest, block_signals
-
-SECRETS_VARIABLE = "ARCTIC_HYDRA_SECRETS"
-PARENT_VARIABLE = "ARCTIC_HYDRA_PARENT"
-"""Environment variable with the id of the process that starts this one."""
 
 
 def main() -> NoReturn:
@@ -92,32 +87,6 @@ def leave_error(run_dir: Path, error: BaseException) -> int:
         exit_code=code,
     )
     return code
-
-
-def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) -> None:
-    """Write `logs/error-rank<n>.json`; for a rank that could not do so itself, a `cause` before all other errors."""
-    folder = run_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    cause = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}
-    report = {**cause, "rank": rank, "kind": kind, "message": message}
-    if more:
-        report |= {"time": time.time(), **more}
-    beside = folder / f".error-rank{rank}.json"
-    beside.write_text(json.dumps(report, indent=2), encoding="utf-8")
-    beside.replace(folder / f"error-rank{rank}.json")
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it dies, so that no rank outlives its run.
-
-    The kernel speaks of later deaths only: a parent that was gone before ends this process here.
-    """
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = os.environ.pop(PARENT_VARIABLE, None)
-    if parent is not None and int(parent) != os.getppid():
-        os._exit(1)
 
 
 if __name__ == "__main__":

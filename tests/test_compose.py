@@ -14,15 +14,15 @@ from omegaconf import OmegaConf
 
 from arctic_hydra import config, cross_checks
 from arctic_hydra.__main__ import main
-from arctic_hydra.cli import compose
+from arctic_hydra.cli import compose, search_path
 from arctic_hydra.cli.help import groups
-from arctic_hydra.component import registered, to_plain
+from arctic_hydra.cli.overrides import normalize, sweep_jobs
+from arctic_hydra.component import flatten, registered, to_plain
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
 from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.model.tiny import TinyModelFactory
-from arctic_hydra.run_directory import flatten
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.command import run
 
@@ -36,7 +36,7 @@ def in_tmp(tmp_path, monkeypatch):
 
 
 def composed(*overrides):
-    prepared = [compose.prepare(item) for item in overrides]
+    prepared = [normalize(item) for item in overrides]
     return to_plain(compose.without_hydra(compose.compose_config(prepared, "config")))
 
 
@@ -136,7 +136,7 @@ def test_every_experiment_composes(recipe):
 
 def test_every_registered_component_has_an_option():
     """A class that no file in conf/ reaches is dead."""
-    reached = {schema for path in Path(compose.conf_dir()).rglob("*.yaml") for schema in _schemas(path)}
+    reached = {schema for path in Path(search_path.conf_dir()).rglob("*.yaml") for schema in _schemas(path)}
     assert {f"/schema/{group}/{name}" for group, name in registered()} <= reached
 
 
@@ -238,7 +238,7 @@ def test_human_values_on_the_command_line(argument, key, value):
 def test_slices_can_be_swept_over(values):
     key = "data.sources.chat.split"
     for text in (",".join(values), f"choice({','.join(values)})", ",".join(f"'{value}'" for value in values)):
-        jobs = compose.sweep_jobs([compose.prepare(f"{key}={text}"), "seed=1,2"])
+        jobs = sweep_jobs([normalize(f"{key}={text}"), "seed=1,2"])
         assert len(jobs) == 4
         found = [composed(*job)["data"]["sources"]["chat"]["split"] for job in jobs]
         assert found == [value for value in values for _ in range(2)]

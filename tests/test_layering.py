@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,34 +16,37 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "arctic_hydra"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(
-        ("errors", "human_numbers", "progress", "batch", "hub", "redaction", "assets", "page", "patterns"), 0
-    ),
-    **dict.fromkeys(("distributed", "log", "metrics", "display", "stopping"), 1),
-    **dict.fromkeys(("component", "record"), 2),
-    **dict.fromkeys(
-        ("model", "tokenizer", "data", "optimizer", "scheduler", "checkpoint", "converter", "callback", "tracking"), 3
-    ),
-    "engine": 4,
-    "trainer": 5,
-    **dict.fromkeys(("config", "cross_checks"), 6),
-    **dict.fromkeys(("memory", "report", "assemble", "runner", "tasks"), 7),
-    **dict.fromkeys(
+    name: layer
+    for layer, names in enumerate(
         (
-            "worker",
-            "launch",
-            "meeting",
-            "nodes",
-            "compose",
-            "config_memory",
-            "job",
-            "sweep",
-            "multirun",
-            "usage",
-            "__main__",
-        ),
-        8,
-    ),
+            "errors human_numbers progress batch hub redaction patterns provenance assets",
+            "distributed log metrics display stopping",
+            "component run_directory",
+            "model tokenizer data optimizer scheduler checkpoint converter callback tracking",
+            "engine cross_checks",
+            "trainer",
+            "config",
+            "assemble report memory runner tasks",
+            "launch sweep worker cli __main__",
+        )
+    )
+    for name in names.split()
+}
+# The rooms of data/, in the order in which one may import another; a module that is not listed is an option.
+DATA_LAYERS: dict[str, int] = {
+    name: layer
+    for layer, names in enumerate(
+        (
+            "arrays code_identity",
+            "documents rows",
+            "formats cache",
+            "encode base",
+            "prepare source load",
+            "stream",
+            "tokenized",
+        )
+    )
+    for name in names.split()
 }
 # Rooms of one layer that never import each other; within the other layers, modules may.
 SIBLINGS_APART = 3
@@ -50,8 +54,8 @@ SIBLINGS_APART = 3
 # Third-party packages that only some modules may import.
 ONLY_IN = {
     "deepspeed": {"engine"},
-    "hydra": {"component", "config", "compose", "config_memory", "multirun", "__main__"},
-    "omegaconf": {"component", "config", "compose", "multirun", "__main__"},
+    "hydra": {"component", "config", "cli", "__main__"},
+    "omegaconf": {"component", "config", "cli", "__main__"},
     "hydra_plugins": set[str](),
     "submitit": set[str](),
 }
@@ -110,6 +114,17 @@ def violations(path: Path, source: str, module: str) -> Iterator[str]:
             yield f"{path}:{line}: {own} (layer {here}) imports its sibling {other} (layer {there})"
 
 
+def data_violations(path: Path, source: str, module: str) -> Iterator[str]:
+    """Yield one line for each import within data/ that goes against the order of its pipeline."""
+    parts = module.split(".")
+    own = parts[2] if len(parts) > 2 else ""
+    here = DATA_LAYERS.get(own, len(DATA_LAYERS))
+    for line, name in imports(ast.parse(source), module, path.name == "__init__.py"):
+        _, _, other, *_ = [*name.split("."), "", "", ""]
+        if name.startswith(f"{PACKAGE}.data.") and other != own and DATA_LAYERS.get(other, -1) >= here:
+            yield f"{path}:{line}: data/{own} imports {name}, which comes after it"
+
+
 def modules() -> list[tuple[Path, str]]:
     """Return path and dotted name of every module of the package."""
     found = []
@@ -124,9 +139,30 @@ def test_every_import_follows_the_table() -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
+def test_the_rooms_of_data_import_each_other_in_the_order_of_the_pipeline() -> None:
+    within = [(path, module) for path, module in modules() if module.startswith(f"{PACKAGE}.data.")]
+    problems = [line for path, name in within for line in data_violations(path, (ROOT / path).read_text(), name)]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count: one that only delays a circle is still a circle."""
+    known = {module: path for path, module in modules()}
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        names = imports(ast.parse((ROOT / path).read_text()), module, path.name == "__init__.py")
+        targets = {name if name in known else name.rpartition(".")[0] for _, name in names}
+        graph[module] = {name for name in targets if name in known and name != module}
+    for package in [module for module, path in known.items() if path.name == "__init__.py"]:
+        graph[package] = set()  # a package imports its options only to register them
+    TopologicalSorter(graph).prepare()  # raises CycleError, which shows the circle
+
+
 def test_every_layer_entry_exists() -> None:
     present = {room(module) for _, module in modules() if "." in module}
     assert set(LAYERS) - present == set()
+    data = ROOT / PACKAGE / "data"
+    assert [name for name in DATA_LAYERS if not ((data / name).is_dir() or (data / f"{name}.py").is_file())] == []
 
 
 def test_nothing_imports_the_launchers_but_they_import_nothing_heavy() -> None:
@@ -161,7 +197,7 @@ def test_nothing_imports_the_launchers_but_they_import_nothing_heavy() -> None:
         (
             "arctic_hydra.runner",
             "from omegaconf import OmegaConf",
-            "runner imports omegaconf, which belongs to __main__, comp",
+            "runner imports omegaconf, which belongs to __main__, cli, comp",
         ),
         ("arctic_hydra.trainer.sft", "from ..runner import run", "trainer (layer 5) imports runner (layer 7)"),
         (

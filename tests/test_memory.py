@@ -12,6 +12,7 @@ from arctic_hydra import config, memory
 from arctic_hydra.cli import compose
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.errors import EXIT_FAILED, ConfigError, ModelError
+from arctic_hydra.memory import describe
 from arctic_hydra.tasks import check
 from tests.bench.bench_memory import case, estimated, measure
 from tests.command import SMALL, run
@@ -205,9 +206,9 @@ def test_an_estimate_that_fails_says_nothing_of_the_run(monkeypatch):
     monkeypatch.setattr(memory, "trace_model", fail)
     expected = ["memory   not estimated: fake tensors cannot do this"]
     assert check.find(composed("data.max_length=64")) == (expected, [])
-    assert check.describe(composed("data.max_length=64")) == expected
+    assert describe(composed("data.max_length=64")) == expected
 
 
 def test_nothing_of_a_check_ends_a_run():
-    [line] = check.describe(composed("peft=lora", "peft.target_modules=[qq_proj]"))
+    [line] = describe(composed("peft=lora", "peft.target_modules=[qq_proj]"))
     assert line.startswith("memory   not estimated: peft.target_modules: 'qq_proj' matches no module")

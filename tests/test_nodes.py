@@ -14,11 +14,10 @@ import pytest
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli import compose
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.launch import __main__, nodes
+from arctic_hydra.launch import failures, nodes
 from arctic_hydra.launch.job import Job
 from arctic_hydra.launch.rendezvous import meet
-from arctic_hydra.run_directory import RunDirectory
-from arctic_hydra.worker import write_error
+from arctic_hydra.run_directory import RunDirectory, write_error
 from tests.command import SMALL, environment, losses, only_run, run, start, wait_for_step
 from tests.ranks import free_port
 
@@ -82,7 +81,7 @@ def test_the_first_failing_rank_of_another_machine_is_shown(how, text, my_lab, s
 def test_a_rank_that_had_to_be_killed_is_the_cause_only_where_others_waited_for_it(message, first, tmp_path):
     directory = RunDirectory(tmp_path)
     write_error(tmp_path, 0, "ValueError", message, exit_code=1)
-    __main__.explain(directory, {0: 1, 1: -9}, {1: "File x, line 1 in step"})
+    failures.explain(directory, {0: 1, 1: -9}, {1: "File x, line 1 in step"})
     assert directory.errors()[0]["kind"] == first
 
 

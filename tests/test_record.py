@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from arctic_hydra import __version__, run_directory
+from arctic_hydra import __version__, provenance, run_directory
 from arctic_hydra.launch import job
 
 
@@ -41,12 +41,12 @@ def test_the_program_and_the_working_directory_have_a_revision_each(tmp_path, mo
     git(theirs, "commit", "-qm", "mine")
     (theirs / "option.yaml").write_text("seed: 2\n")
     monkeypatch.chdir(theirs)
-    found = run_directory.surroundings()
+    found = provenance.surroundings()
     around = found["working_directory"]
     assert around["git"]["revision"] == git(theirs, "rev-parse", "HEAD") and around["path"] == str(theirs)
     assert around["git"]["dirty"] and "+seed: 2" in around["git"]["diff"]
     assert found["version"] == __version__
-    assert found["git"] == run_directory.git_state(repository), "the program's own, wherever it is called from"
+    assert found["git"] == provenance.git_state(repository), "the program's own, wherever it is called from"
 
     # Installed below that checkout, as in its .venv: nothing of the program is in the revision around it.
     shutil.copytree(repository / "arctic_hydra", theirs / "venv" / "arctic_hydra")

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from arctic_hydra.model.random import RandomModelFactory
-from arctic_hydra.report.header import model_facts
+from arctic_hydra.report.facts import model_facts
 from tests.converter import lab
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 96}

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from arctic_hydra import run_directory
-from arctic_hydra.__main__ import print_result
+from arctic_hydra.cli.summary import print_result
 from arctic_hydra.run_directory import is_own_name
 from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 from hydra_plugins.arctic_hydra._slurm_job import RunJob
 
-from arctic_hydra.launch import __main__, job
-from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.launch import __main__, job, ranks
+from arctic_hydra.run_directory import RunDirectory, write_error
 from arctic_hydra.stopping import SIGNALS
-from arctic_hydra.worker import write_error
 from tests.command import SMALLEST, environment, start
 from tests.launchers.queue import Queue
 
@@ -52,7 +51,7 @@ def wait_for_starts(folder: Path, count: int, process: subprocess.Popen) -> None
 @pytest.mark.parametrize(("ranks", "module"), [(1, "arctic_hydra.worker"), (2, "arctic_hydra.launch")])
 def test_a_signal_stays_pending_while_the_interpreter_starts(ranks, module, number, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", delay(tmp_path, module, "os._exit(42)"), prepend=os.pathsep)
-    child = __main__.open_ranks(RunDirectory(tmp_path), ranks, None, {})
+    child = ranks.open_ranks(RunDirectory(tmp_path), ranks, None, {})
     wait_for_starts(tmp_path, 1, child)
     child.send_signal(number)
     assert child.wait(60) == 42
@@ -67,7 +66,7 @@ def test_a_signal_between_the_start_of_the_ranks_and_the_wait_for_them_is_passed
 
     monkeypatch.setattr(__main__, "open_ranks", open_ranks)
     signals: list[int] = []
-    assert __main__.start_ranks(RunDirectory(tmp_path), 1, None, {}, signals=signals) == -signal.SIGINT
+    assert ranks.start_ranks(RunDirectory(tmp_path), 1, None, {}, signals=signals) == -signal.SIGINT
     assert signals == [signal.SIGINT]
 
 
@@ -77,7 +76,7 @@ def test_a_signal_that_was_blocked_before_keeps_the_ranks_from_starting(tmp_path
     try:
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         signals: list[int] = []
-        assert __main__.start_ranks(RunDirectory(tmp_path), 1, None, {}, signals=signals) == -signal.SIGTERM
+        assert ranks.start_ranks(RunDirectory(tmp_path), 1, None, {}, signals=signals) == -signal.SIGTERM
         assert signals == [signal.SIGTERM]
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(SIGNALS), "as it was"
     finally:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from arctic_hydra.component import Component
 from arctic_hydra.distributed import World
-from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.errors import CheckpointError
+from arctic_hydra.human_numbers import HumanInt, format_count, integer
 from arctic_hydra.progress import Progress
 
 if TYPE_CHECKING:
@@ -198,3 +200,22 @@ class TriggeredCheckpoint(CheckpointEngine):
             or (self.save_end_of_training and self.training_finished)
             or (self.can_resume and self.state.stopping)
         )
+
+
+def check_space(engines: Iterable[CheckpointEngine], parameters: int, trainable: int, bytes_per_parameter: int) -> None:
+    """Refuse, before training, a disk that will not hold what the checkpoint engines are going to write."""
+    needed: dict[int, tuple[Path, int]] = {}
+    for engine in engines:
+        if engine.enabled:
+            size = engine.needed_bytes(parameters, trainable, bytes_per_parameter)
+            root = next(path for path in (engine.root, *engine.root.parents) if path.exists())
+            device = root.stat().st_dev
+            needed[device] = (root, needed.get(device, (root, 0))[1] + size)
+    for root, size in needed.values():
+        free = shutil.disk_usage(root).free
+        if free < size:
+            raise CheckpointError(
+                f"checkpoint: {free / 2**30:.3g} GiB are free at {root}, but about {size / 2**30:.3g} GiB are needed for "
+                f"{format_count(parameters)} parameters; free space, lower checkpoint.deepspeed.keep_last, or pass "
+                "checkpoint.<engine>.output_dir=<a larger disk>"
+            )

@@ -88,7 +88,7 @@ def read(weights: Weights) -> dict[str, torch.Tensor]:
     Tensors of a checkpoint are mapped from its files where these hold them whole. Raises CheckpointError.
     """
     if weights.step is not None or (weights.path / MANIFEST).exists():
-        from arctic_hydra.checkpoint.consolidate import checkpoint_weights
+        from arctic_hydra.checkpoint.full_weights import checkpoint_weights
 
         return checkpoint_weights(weights.path)
     return dict(_exported(weights.path))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from arctic_hydra.checkpoint.consolidate import rank_of
+from arctic_hydra.checkpoint.full_weights import rank_of
 from arctic_hydra.checkpoint.writer import load_tensors
 
 _ALIGNMENT = 2

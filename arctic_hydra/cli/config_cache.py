@@ -1,4 +1,4 @@
-"""Config files read once: what a sweep goes on composing from while somebody edits them."""
+"""A cache of config files: the jobs of a sweep compose from the files as they were first read."""
 
 from __future__ import annotations
 

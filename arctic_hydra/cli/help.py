@@ -1,4 +1,4 @@
-"""The help page: what can be chosen, and what each choice holds."""
+"""The help page: the options of each config group and the keys of each option."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra.cli.compose import conf_dir
+from arctic_hydra.cli.search_path import conf_dir
 from arctic_hydra.component import registered
 from arctic_hydra.config import Run
 from arctic_hydra.errors import ConfigError

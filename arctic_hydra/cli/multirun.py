@@ -1,6 +1,6 @@
-"""A sweep from the command line: every job composed and checked before the first starts, then Hydra's sweeper and launcher.
+"""A sweep from the command line: every job is composed and checked before the first starts, then Hydra's sweeper and launcher run.
 
-Part of `__main__`, split off by size: what needs Hydra. The sweep itself is in `sweep/`.
+The sweep itself is in `arctic_hydra.sweep`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arctic_hydra import config
-from arctic_hydra.cli import compose
+from arctic_hydra.cli import compose, search_path
 from arctic_hydra.cli.config_cache import Memory
+from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import redact_override
@@ -39,18 +40,18 @@ class Multirun:
 
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
-        self._flags = compose.flags(config_name, config_dir)
+        self._flags = flags(config_name, config_dir)
         self._memory = Memory()  # a search goes on composing while somebody edits the files
-        self._hydras = hydras = [item for item in overrides if compose.is_hydras(item)]
-        own = [item for item in overrides if not compose.is_hydras(item)]
-        self._search_path = [item for item in hydras if compose.is_hydras(item, "searchpath")]
+        self._hydras = hydras = [item for item in overrides if is_hydra_override(item)]
+        own = [item for item in overrides if not is_hydra_override(item)]
+        self._search_path = [item for item in hydras if is_hydra_override(item, "searchpath")]
         # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
         # since the default model has no such key.
-        first = compose.search_samples(own)[0]
+        first = search_samples(own)[0]
         self.master = compose.compose_config([*hydras, *first], config_name, config_dir, self._memory)
         """The first job's config with Hydra's node, which says how the sweep runs."""
         for item in hydras:
-            if not any(compose.is_hydras(item, part) for part in _HEEDED):
+            if not any(is_hydra_override(item, part) for part in _HEEDED):
                 raise ConfigError(
                     f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory follows from its "
                     "config, below output_root=<folder>; hydra.sweep.dir=<folder> is the place of the sweep's own files"
@@ -58,7 +59,7 @@ class Multirun:
         choices = self.master.hydra.runtime.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
         params = self.master.hydra.sweeper.get("params") or {}
-        self.overrides = [*(compose.prepare(f"{key}={value}") for key, value in params.items()), *own]
+        self.overrides = [*(normalize(f"{key}={value}") for key, value in params.items()), *own]
         """The command line less Hydra's own part, with the sweeper's `params` before it."""
         self.command = [*self._flags, *hydras, *self.overrides]
         """What stands behind `-m`."""
@@ -78,7 +79,7 @@ class Multirun:
     def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
         """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
         # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
-        own = [item for item in self._hydras if not compose.is_hydras(item, "sweeper")]
+        own = [item for item in self._hydras if not is_hydra_override(item, "sweeper")]
         said = [*self._flags, *(own if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
             cfg.ranks = str(slots.ranks)
@@ -88,8 +89,8 @@ class Multirun:
     def samples(self) -> list[list[str]]:
         """Return the overrides of each job of a grid, or of enough jobs of a search to try every bound and choice."""
         if self.sweeper == "basic":
-            return compose.sweep_jobs(self.overrides)
-        return compose.search_samples(self.overrides)
+            return sweep_jobs(self.overrides)
+        return search_samples(self.overrides)
 
 
 def execute(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
@@ -146,7 +147,7 @@ def _hand_over(multirun: Multirun, conductor: Conductor, grid: list[list[str]] |
     if multirun.launcher == "basic":
         with open_dict(multirun.master):
             multirun.master.hydra.launcher = {"_target_": _ONE_BY_ONE}
-    with compose.hydra_with() as loader:
+    with search_path.hydra_with() as loader:
         context: Any = HydraContext(config_loader=loader, callbacks=Callbacks())
         given: Any = {"config": multirun.master, "hydra_context": context, "task_function": conductor}
         if grid is not None:

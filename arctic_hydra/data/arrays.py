@@ -28,3 +28,6 @@ def array_of(numbers: Array) -> pa.Array:
     """Return an Arrow array over the values of a numpy array of numbers, which must not change while it is used."""
     kind = pa.from_numpy_dtype(numbers.dtype)
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))])
+
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]

@@ -117,8 +117,9 @@ class DataSource(Component):
 
         Here one, of rows that `load` returned; sources whose rows may not fit into memory override it.
         """
-        from arctic_hydra.data.rows.base import as_rows
-        from arctic_hydra.data.rows.shard import IndexedShard, OpenedWhenRead
+        from arctic_hydra.data.rows.columnar import IndexedShard
+        from arctic_hydra.data.rows.read import as_rows
+        from arctic_hydra.data.rows.shard import OpenedWhenRead
 
         return [OpenedWhenRead(lambda: IndexedShard(as_rows(self.load(split))))]
 
@@ -131,7 +132,8 @@ class DataSource(Component):
 
         Here a hash of every row; sources that can tell without reading the rows override it.
         """
-        from arctic_hydra.data.rows.base import as_rows, hash_rows
+        from arctic_hydra.data.rows.fingerprint import hash_rows
+        from arctic_hydra.data.rows.read import as_rows
 
         return {"rows": hash_rows(as_rows(self.load(split)))}
 

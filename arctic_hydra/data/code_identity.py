@@ -1,4 +1,4 @@
-"""The code that makes rows: part of the cache key beside what a source tells of its rows, since that is inherited."""
+"""Hash of the user-defined code behind a source; part of the cache key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the data factories share whose rows become token ids before training: cache, length policy, packing, splits."""
+"""Base of the data factories that tokenize ahead of training: cache, length policy, packing, splits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from arctic_hydra.human_numbers import HumanInt, integer, parse_human_number
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from arctic_hydra.data.arrays import Ints
     from arctic_hydra.data.cache.token_store import JoinedStore, PairStore, TokenStore
-    from arctic_hydra.data.load.packing import Ints
     from arctic_hydra.data.prepare.preparer import Options, SourceRows
     from arctic_hydra.data.rows.base import Rows
     from arctic_hydra.data.stream.sources import SourceStream
@@ -190,7 +190,7 @@ class PreparedDataFactory(DataFactory):
     def load(self, split: str, name: str) -> SourceRows:
         """Return the rows of one source of `split` (train or eval), and how they are read."""
         from arctic_hydra.data.prepare.preparer import SourceRows
-        from arctic_hydra.data.rows.base import as_rows
+        from arctic_hydra.data.rows.read import as_rows
 
         source, key = self.sources_of(split)[name], self._key(split, name)
         try:
@@ -208,7 +208,7 @@ class PreparedDataFactory(DataFactory):
 
     def resolve(self, rows: Rows, reading: Reading) -> Reading:
         """Return the reading with a format found out from the first rows, where the config declares none."""
-        from arctic_hydra.data.rows.base import detect_format
+        from arctic_hydra.data.formats.reading import detect_format
 
         found = detect_format(rows) if reading.format is RowFormat.auto else reading.format
         return replace(reading, format=found, detected=reading.format is RowFormat.auto)
@@ -226,8 +226,9 @@ class PreparedDataFactory(DataFactory):
         self, split: str, name: str, identity: dict[str, Any], tokenizer: PreTrainedTokenizerBase, world: World
     ) -> TokenStore:
         from arctic_hydra.data.cache.entries import build_private, default_cache_dir, open_or_build
-        from arctic_hydra.data.prepare.build import check_stop, check_supervised, check_thoughts, prepare, prepared_key
-        from arctic_hydra.data.prepare.preparer import Report
+        from arctic_hydra.data.prepare.build import prepare
+        from arctic_hydra.data.prepare.key import prepared_key
+        from arctic_hydra.data.prepare.row_report import Report, check_stop, check_supervised, check_thoughts
 
         options = self.options()
         key = prepared_key(identity, tokenizer, options)
@@ -307,7 +308,7 @@ class PreparedDataFactory(DataFactory):
 
     def create_stream(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> Loader:
         """Return the loader that reads the training sources while it is asked for windows."""
-        from arctic_hydra.data.prepare.build import prepared_key
+        from arctic_hydra.data.prepare.key import prepared_key
         from arctic_hydra.data.stream.segments import StreamOptions
         from arctic_hydra.data.stream.streaming import StreamingLoader
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from arctic_hydra.data.arrays import Array
 
 END = "\0"
 """A stretch without ids: what stands between two texts."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import config, run_directory
+from arctic_hydra import component, config, provenance, run_directory
 from arctic_hydra.cli import compose
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.launch import nodes
@@ -111,8 +111,8 @@ class Job:
 
     def secrets(self) -> dict[str, Any]:
         """Return what redaction hides from `run.json`, by dotted key; the ranks get it through their environment."""
-        hidden = run_directory.flatten(redact(self.tree))
-        return {key: value for key, value in run_directory.flatten(self.tree).items() if hidden[key] != value}
+        hidden = component.flatten(redact(self.tree))
+        return {key: value for key, value in component.flatten(self.tree).items() if hidden[key] != value}
 
     def write(self, data: str) -> str | None:
         """Write what the ranks read and the record of a running job; return in what it differs from a neighbour."""
@@ -121,7 +121,7 @@ class Job:
         (directory.path / ".hydra").mkdir(exist_ok=True)
         clean = redact(self.tree)
         for path, content in (("config.yaml", clean), (".hydra/overrides.yaml", self.overrides)):
-            (directory.path / path).write_text(compose.to_yaml(content), encoding="utf-8")
+            (directory.path / path).write_text(component.to_yaml(content), encoding="utf-8")
         run_directory.write_json(directory.run_file, {"config": clean}, mode=0o600)
         who = redact(config.identity(self.run))
         directory.update_record(
@@ -133,7 +133,7 @@ class Job:
             identity=who,
             ranks=self.run.world_size_wanted,
             started=time.time(),
-            **run_directory.surroundings(),
+            **provenance.surroundings(),
         )
         return run_directory.neighbour_difference(directory.path, who)
 

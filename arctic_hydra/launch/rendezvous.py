@@ -1,7 +1,7 @@
-"""Where the agents of several machines meet before any rank starts: they say whom they wait for, and that their runs agree.
+"""The rendezvous of the agents of several machines, before any rank starts: who is missing, and whether their runs agree.
 
-The meeting's store is torch's, at the run's rendezvous; torch's own rendezvous shares it afterwards. By itself that waits
-in silence, and one that fails says so in a page of frames.
+Its store is torch's, at the run's rendezvous address; torch's own rendezvous shares it afterwards. Torch's alone would wait
+without saying for whom, and report a failure as a long traceback.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 from arctic_hydra.distributed import sequence_group
 from arctic_hydra.errors import ModelError
-from arctic_hydra.model.base import VARLEN_ATTENTION
+from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.model.ulysses import attend_together
 
 _MOST_HEAD_SIZE, _AMPERE = 256, (8, 0)

@@ -13,28 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.component import Component
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ModelError
+from arctic_hydra.model.layers import layers
+from arctic_hydra.model.names import ATTENTION, DTYPE_ALIASES, FLASH_PACKAGES, NEEDS_CUDA, VARLEN_ATTENTION
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-DTYPE_ALIASES = {
-    "bf16": ("bf16", "bfloat16", "torch.bfloat16", "torch.bf16", "bfloat"),
-    "fp16": ("fp16", "float16", "half", "torch.float16", "torch.fp16", "torch.half"),
-    "fp32": ("fp32", "float32", "float", "torch.float32", "torch.fp32", "torch.float"),
-}
-
-VARLEN_ATTENTION = "arctic_varlen"
-NEEDS_CUDA = ("flash_attention_2", "flash_attention_3", "flex_attention")
-"""Attention that trains on CUDA only (torch's flex_attention has no backward pass on the CPU)."""
-FLASH_PACKAGES = {
-    "flash_attention_2": ("flash_attn", "kernels"),
-    "flash_attention_3": ("flash_attn_interface", "kernels"),
-}
-"""Packages of which one must be installed (transformers fetches a kernel from the hub with `kernels`)."""
-ATTENTION = (VARLEN_ATTENTION, "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass(kw_only=True)
@@ -202,25 +188,3 @@ def freeze_beside_text(model: PreTrainedModel) -> None:
     if beside:
         towers = sorted({name.removeprefix("model.").partition(".")[0] for name in beside})
         log.info("%s of %s: frozen, no text reaches it", " and ".join(towers), type(model).__name__)
-
-
-def layer_configs(config: PretrainedConfig) -> list[Any]:
-    """Return the text model's config, or where its layers differ (the head sizes of Gemma 4), one of each layer.
-
-    Of layers that differ, transformers refuses to read the values that do so from the whole config.
-    """
-    text = config.get_text_config()
-    return list(text.per_layer_config) if getattr(text, "is_heterogeneous", False) else [text]
-
-
-def layers(model: torch.nn.Module) -> list[Any]:
-    """Return the transformer layers of a model of transformers, in order."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-
-def compile_layers(model: torch.nn.Module, backend: str) -> None:
-    """Compile each transformer layer by itself: the same code for all of them, so that it is generated once."""
-    for layer in layers(model):
-        layer.compile(backend=backend)

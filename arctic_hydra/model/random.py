@@ -12,8 +12,9 @@ from arctic_hydra.component import component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.human_numbers import HumanInt, integer
-from arctic_hydra.model.base import ModelFactory, layer_configs
+from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.hf import check_model_directory, check_values, making_sense, read_config
+from arctic_hydra.model.layers import layer_configs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

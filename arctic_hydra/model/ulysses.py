@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from arctic_hydra.distributed import SequenceGroup, sequence_group
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.model.base import layer_configs
+from arctic_hydra.model.layers import layer_configs
 
 
 def check_heads(config: Any, size: int) -> None:

@@ -1,11 +1,7 @@
-"""What a run says about itself: the header at its start, the outcome at its end."""
+"""The header of a run: model, data, engine, batch and schedule, printed before the first step."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,61 +9,11 @@ from arctic_hydra.checkpoint.initial_weights import Weights
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Loader
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import CheckpointError
 from arctic_hydra.human_numbers import format_count
-from arctic_hydra.metrics import objective, read_metrics
-from arctic_hydra.model.base import layer_configs
-from arctic_hydra.redaction import redact
-from arctic_hydra.run_directory import FINISHED, STOPPED
-from arctic_hydra.trainer.base import Trainer
+from arctic_hydra.report.facts import ModelFacts
 
 if TYPE_CHECKING:
     pass
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """Sizes of a model, taken before the engine shards it."""
-
-    name: str
-    parameters: int
-    trainable: int
-    flops_shape: tuple[int, int, int, int]
-    """Parameters of the body, of the head (as large as the embedding), layers, attention width (0 where nothing tells it)."""
-
-
-def model_facts(model: Any) -> ModelFacts:
-    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`, in four bits in its `quant_state`.
-
-    Embedding and head are counted by their shape: an adapter may stand around them, or a copy beside them.
-    """
-    text = model.config.get_text_config()
-    sizes = {id(p): _numbers(p) for p in model.parameters()}
-    trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
-    total = sum(sizes.values())
-    table = int(text.vocab_size * text.hidden_size)
-    own_head = model.get_output_embeddings() is not None and not getattr(text, "tie_word_embeddings", False)
-    body, projected = total - table * (2 if own_head else 1), table
-    widths = [_attention_width(layer) for layer in layer_configs(model.config)]
-    shape = (body, projected, int(text.num_hidden_layers), sum(widths) // len(widths))
-    return ModelFacts(type(model).__name__, total, trainable, shape)
-
-
-def _attention_width(layer: Any) -> int:
-    """Return heads times their size from a layer's config, or 0 where it names no heads: their FLOPs are left out then."""
-    heads = getattr(layer, "num_attention_heads", None) or 0
-    return int(heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)) if heads else 0
-
-
-def _numbers(parameter: Any) -> int:
-    packed = getattr(parameter, "quant_state", None)
-    return math.prod(packed.shape) if packed else int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """Return the resolved, redacted config of a run."""
-    tree = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["config"]
-    return redact(tree)  # type: ignore[no-any-return]
 
 
 def print_header(
@@ -108,25 +54,6 @@ def print_header(
     print("\n".join(lines), flush=True)
 
 
-def check_space(run: Run, facts: ModelFacts) -> None:
-    """Refuse, before training, a disk that will not hold what the checkpoint engines are going to write."""
-    needed: dict[int, tuple[Path, int]] = {}
-    for engine in run.checkpoint.values():
-        if engine.enabled:
-            size = engine.needed_bytes(facts.parameters, facts.trainable, 4 if run.model.dtype == "fp32" else 2)
-            root = next(path for path in (engine.root, *engine.root.parents) if path.exists())
-            device = root.stat().st_dev
-            needed[device] = (root, needed.get(device, (root, 0))[1] + size)
-    for root, size in needed.values():
-        free = shutil.disk_usage(root).free
-        if free < size:
-            raise CheckpointError(
-                f"checkpoint: {free / 2**30:.3g} GiB are free at {root}, but about {size / 2**30:.3g} GiB are needed for "
-                f"{format_count(facts.parameters)} parameters; free space, lower checkpoint.deepspeed.keep_last, or pass "
-                "checkpoint.<engine>.output_dir=<a larger disk>"
-            )
-
-
 def summary_line(loader: Loader) -> str:
     """Return the data's figures in one line."""
     figures = loader.summary()
@@ -163,40 +90,3 @@ def aligned(table: list[list[str]]) -> list[str]:
         ).rstrip()
         for row in table
     ]
-
-
-def statistics(loader: Loader, eval_loader: Loader | None, facts: ModelFacts) -> dict[str, Any]:
-    """Return what a run knows of its data and model before the first step, for its record."""
-    model = {"name": facts.name, "parameters": facts.parameters, "trainable": facts.trainable}
-    evaluation = eval_loader.summary() if eval_loader else None
-    return {"train": loader.summary(), "eval": evaluation, "model": model}
-
-
-def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | None) -> dict[str, Any]:
-    """Return how the run ended, for `result.json`: status, counters, first and last loss, objective."""
-    lines = list(read_metrics(trainer.tools.run_dir / "metrics.jsonl"))
-    steps = [row for row in lines if "loss" in row]
-    evaluations = [row for row in lines if "eval/loss" in row]
-    last = trainer.last_metrics or (steps[-1] if steps else {})
-    return {
-        "status": STOPPED if trainer.stop_reason and not trainer.training_finished else FINISHED,
-        "stop_reason": trainer.stop_reason,
-        "step": trainer.global_step,
-        "horizon": trainer.training_horizon,
-        "progress": trainer.progress.state_dict(),
-        "first_loss": steps[0]["loss"] if steps else None,
-        "last_loss": _finite(last.get("loss")),
-        "first_evaluation": evaluations[0] if evaluations else None,
-        "last_evaluation": evaluations[-1] if evaluations else None,
-        "objective": _finite(objective([*steps, last, *evaluations] if last else evaluations, run.objective)),
-        "resumed_from": str(resumed_from) if resumed_from else None,
-        "data": loader.summary(),
-        "data_fingerprint": loader.fingerprint,
-        "world_size": trainer.world.size,
-        "device": trainer.device.type,
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    """Return None for what JSON has no number for; `metrics.jsonl` names it."""
-    return value if value is not None and math.isfinite(value) else None

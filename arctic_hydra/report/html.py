@@ -1,4 +1,4 @@
-"""Pages for people to look at: one HTML file with its style and its plots in it, readable without a network."""
+"""HTML pages in one file, with style and plots inlined: readable without a network."""
 
 from __future__ import annotations
 

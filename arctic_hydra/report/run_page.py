@@ -11,12 +11,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.component import flatten
 from arctic_hydra.data.prepare.truncation import bin_edge
 from arctic_hydra.human_numbers import format_count, format_seconds
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.report import html
-from arctic_hydra.report.header import data_table, read_config
-from arctic_hydra.run_directory import FAILED, RunDirectory, flatten, read_json
+from arctic_hydra.report.header import data_table
+from arctic_hydra.report.outcome import read_config
+from arctic_hydra.run_directory import FAILED, RunDirectory, read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.launch import __main__
 from arctic_hydra.launch.job import Job, conclude
+from arctic_hydra.launch.ranks import MachineShare, open_ranks
 from arctic_hydra.run_directory import LEAVING_SECONDS, RunDirectory
 from arctic_hydra.stopping import forwarded_signals
 from arctic_hydra.sweep.board import Board
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.1
 TERMINAL_LOG = "terminal.log"
 """File in a job's `logs/` with what its ranks print, where they do not print to the terminal."""
 
-Starter = Callable[[__main__.Place], "Started | None"]
+Starter = Callable[[MachineShare], "Started | None"]
 """Starts a job in a part of this machine; None where the run is finished already."""
 
 
@@ -82,12 +82,12 @@ class Started:
 def starter(job: Job) -> Starter:
     """Return what starts a composed job: the same steps as those of a single run."""
 
-    def start(place: __main__.Place) -> Started | None:
+    def start(place: MachineShare) -> Started | None:
         lock = job.prepare()
         if lock is None:
             return None
         try:
-            child = __main__.open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), place)
+            child = open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), place)
         except OSError:
             job.directory.release()  # else the job would count as running
             raise
@@ -99,14 +99,14 @@ def starter(job: Job) -> Starter:
 def again(entry: SweepJob) -> Starter:
     """Return what starts a job again from its `run.json`, without composing it."""
 
-    def start(place: __main__.Place) -> Started:
+    def start(place: MachineShare) -> Started:
         directory = entry.directory
         job = entry.reread()
         data, lock = job.data_digest(), directory.lock(LEAVING_SECONDS)
         directory.forget_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
-        return Started(__main__.open_ranks(directory, ranks, lock, {}, place), directory)
+        return Started(open_ranks(directory, ranks, lock, {}, place), directory)
 
     return start
 
@@ -183,7 +183,7 @@ class Pool:
         cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
         try:
             with _output(entry.directory.path, self._to_terminal) as output:
-                started = start(__main__.Place(gpus, cores, output))
+                started = start(MachineShare(gpus, cores, output))
         except (ArcticHydraError, OSError) as error:
             entry.problem = str(error)
             started = None

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.config import Run
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
+from arctic_hydra.memory import _estimated, _failed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 Findings = tuple[list[str], list[ArcticHydraError]]
@@ -35,14 +36,6 @@ def look_at(tree: dict[str, Any]) -> Findings:
 
 def _error(exit_code: int, texts: list[str]) -> ArcticHydraError:
     return ConfigError(texts) if exit_code == EXIT_BAD_CONFIG else ModelError(texts[0])
-
-
-def describe(run: Run, supervised_share: float = 1.0, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """Return the lines of the estimate, or why there is none: an estimate that fails must not end a run."""
-    try:
-        return _estimated(run, supervised_share, tokenizer)
-    except Exception as error:
-        return _failed(error)
 
 
 def find(run: Run) -> Findings:
@@ -69,18 +62,6 @@ def find(run: Run) -> Findings:
         return [], [error]
     except Exception as error:
         return _failed(error), []
-
-
-def _estimated(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    from arctic_hydra import memory
-
-    found = memory.estimate(run, memory.largest_load(run, supervised_share), tokenizer)
-    first, *more = found.lines(memory.device_memory())
-    return [f"memory   {first}", *(f"         {line}" for line in more)]
-
-
-def _failed(error: Exception) -> list[str]:
-    return [f"memory   not estimated: {(str(error).splitlines() or [type(error).__name__])[0]}"]
 
 
 def _main() -> None:

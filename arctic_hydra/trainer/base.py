@@ -27,7 +27,8 @@ from arctic_hydra.metrics import evaluation_metrics, memory_gib, model_flops, pe
 from arctic_hydra.progress import Progress
 from arctic_hydra.trainer.settings import TrainerSettings
 from arctic_hydra.trainer.spikes import describe_spike
-from arctic_hydra.trainer.toolbox import Toolbox, Totals
+from arctic_hydra.trainer.toolbox import Toolbox
+from arctic_hydra.trainer.totals import Totals
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 from arctic_hydra.batch import Batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
-from arctic_hydra.model.base import VARLEN_ATTENTION, layer_configs
+from arctic_hydra.model.layers import layer_configs
+from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.trainer.head import model_inputs, quietly
 
 _FIRST, _SECOND = 17, 12

@@ -128,6 +128,7 @@ def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
     """Return the estimate for the run that `measure` makes in `folder`."""
     from arctic_hydra import config, memory
     from arctic_hydra.cli import compose
+    from arctic_hydra.cli.overrides import normalize
 
     model = {**SIZES, "num_key_value_heads": 2, **case["model"]}
     if case["peft"] == "qlora":
@@ -150,9 +151,7 @@ def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
         f"trainer.tiled_mlp_compute={case['tiled']}",
         f"trainer.sequence_parallel_size={share}",
     ]
-    run = config.build(
-        compose.without_hydra(compose.compose_config([compose.prepare(item) for item in overrides], "config"))
-    )
+    run = config.build(compose.without_hydra(compose.compose_config([normalize(item) for item in overrides], "config")))
     return memory.estimate(run, memory.Load(1, case["length"] // share, case["supervised"] // share))
 
 

@@ -31,7 +31,8 @@ def resident_mib() -> float:
 def packed_loader(folder: Path, packs: int) -> Any:
     """Return a loader over so many packed rows, each of four examples."""
     from arctic_hydra.data.base import BatchGeometry
-    from arctic_hydra.data.cache.token_store import Chunk, JoinedStore, TokenStore, write_store
+    from arctic_hydra.data.cache.token_store import JoinedStore, TokenStore, write_store
+    from arctic_hydra.data.documents import Chunk
     from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
     from arctic_hydra.distributed import World
 

@@ -13,6 +13,7 @@ import torch
 from arctic_hydra import config, distributed, engine, runner, tasks
 from arctic_hydra.assets import ASSETS
 from arctic_hydra.cli import compose
+from arctic_hydra.cli.overrides import normalize
 from arctic_hydra.component import to_plain
 from arctic_hydra.stopping import StopRequest
 from tests.ranks import run_ranks
@@ -45,7 +46,7 @@ def compose_run(arguments: str, model: Path | None = None) -> tuple[config.Run, 
     wanted += [f"model.name_or_path={model}", "model.dtype=fp32"] if model else []
     if "data.eval_sources" in arguments:
         wanted.remove("~data.eval_sources.chat")
-    overrides = [compose.prepare(item) for item in wanted if item]
+    overrides = [normalize(item) for item in wanted if item]
     tree = to_plain(compose.without_hydra(compose.compose_config(overrides, "config")))
     return config.build(tree), tree
 

@@ -25,8 +25,10 @@ from transformers.utils import chat_template_utils
 
 from arctic_hydra.data.cache import token_store as store_module
 from arctic_hydra.data.cache.entries import open_or_build
-from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, Chunk, DamagedEntryError, TokenStore, write_store
+from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, DamagedEntryError, TokenStore, write_store
+from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.prepare import build as prepare_module
+from arctic_hydra.data.prepare.key import CODE_VERSION
 from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory, TrainOn
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World
@@ -89,7 +91,7 @@ def test_pitfall_27_b14_w6_the_key_follows_content_and_options(
 
 def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = key(small_chats, tokenizer)
-    monkeypatch.setattr(prepare_module, "CODE_VERSION", prepare_module.CODE_VERSION + 1)
+    monkeypatch.setattr(prepare_module, "CODE_VERSION", CODE_VERSION + 1)
     assert key(small_chats, tokenizer) != first
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from arctic_hydra.data.encode.chat import Encoded
-from arctic_hydra.data.encode.encoder import TextEncoder
+from arctic_hydra.data.encode.spans import Encoded
+from arctic_hydra.data.encode.text import TextEncoder
 from arctic_hydra.data.formats.messages import PlainText, RowProblem
 from tests.data.test_words import BACKENDS, TEXTS, bundled
 

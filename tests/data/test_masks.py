@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from arctic_hydra.assets.build_assets import CHAT_TEMPLATE
-from arctic_hydra.data.encode.chat import Chat, ChatEncoder, Encoded, TurnChoice
+from arctic_hydra.data.encode.chat import Chat, ChatEncoder, TurnChoice
 from arctic_hydra.data.encode.encoder import ExampleEncoder
+from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import RowProblem, check_chat
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError

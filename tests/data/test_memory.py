@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from arctic_hydra.data.cache import token_store
-from arctic_hydra.data.cache.token_store import EXAMPLES, Chunk, TokenStore, write_store
+from arctic_hydra.data.cache.token_store import EXAMPLES, TokenStore, write_store
+from arctic_hydra.data.documents import Chunk
 
 EXAMPLES_PER_CHUNK, LENGTH, CHUNKS = 20_000, 32, 20
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.data.load.order import balanced, grouped_order, mix
-from arctic_hydra.data.load.packing import epoch_order, plan_packs
+from arctic_hydra.data.load.order import balanced, epoch_order, grouped_order, mix
+from arctic_hydra.data.load.packing import plan_packs
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import FieldError
 from tests.data.samples import chat, factory, geometry, write_lines

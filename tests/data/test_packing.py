@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arctic_hydra.data.load import packing
-from arctic_hydra.data.load.packing import Steps, _pack, epoch_order, fewest_packs, plan_packs, plan_singles
+from arctic_hydra.data.load.order import epoch_order
+from arctic_hydra.data.load.packing import Steps, _pack, fewest_packs, plan_packs, plan_singles
 
 FEW, MANY = 0, 10**9
 

@@ -12,9 +12,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.data.cache.token_store import Chunk, JoinedStore, TokenStore, write_store
+from arctic_hydra.data.cache.token_store import JoinedStore, TokenStore, write_store
 from arctic_hydra.data.causal import CausalDataFactory
-from arctic_hydra.data.encode.chat import ChatEncoder, Encoded
+from arctic_hydra.data.documents import Chunk
+from arctic_hydra.data.encode.chat import ChatEncoder
+from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import check_chat
 from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
 from arctic_hydra.data.prepare.truncation import Overlong

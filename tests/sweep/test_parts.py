@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from rich.console import Console
 
 from arctic_hydra import metrics
-from arctic_hydra.cli import compose
+from arctic_hydra.cli import overrides
 from arctic_hydra.errors import ConfigError, RunLockedError
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import finish, page, pool, results
@@ -292,7 +292,7 @@ def test_a_job_that_diverged_is_the_worst_and_never_the_best(name, lines, maximi
     ],
 )
 def test_sweep_syntax_is_a_distribution(text, expected):
-    [item] = compose.parse([f"optimizer.lr={text}"])
+    [item] = overrides.parse([f"optimizer.lr={text}"])
     assert distribution("optimizer.lr", item, as_text=False) == expected
 
 

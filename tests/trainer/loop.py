@@ -19,7 +19,7 @@ from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.data.load.sequence_parallel import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
-from arctic_hydra.model.base import compile_layers
+from arctic_hydra.model.layers import compile_layers
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from arctic_hydra.optimizer.base import OptimizerFactory

@@ -14,15 +14,15 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from arctic_hydra.data.arrays import array_of, numbers_of
+from arctic_hydra.data.arrays import Array, array_of, numbers_of
+from arctic_hydra.data.documents import Chunk, Singles
 
 RELEASE_EXAMPLES = 500
 """Examples between two releases of mapped pages: each may have mapped some 128 KiB, what lies around it included."""
@@ -41,27 +41,6 @@ _SCHEMA = pa.schema(
         ("row", pa.int64()),
     ]
 )
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass
-class Chunk:
-    """Examples as flat arrays, in row order."""
-
-    ids: Array
-    """int32, the tokens of all examples one after another."""
-    mask: Array
-    """uint8, 1 where a token is trained on."""
-    lengths: Array
-    rows: Array
-    """Row number of each example within its source."""
-
-    @property
-    def supervised(self) -> Array:
-        """Trained tokens of each example, int32; no example is without tokens."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        return np.add.reduceat(self.mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
 
 
 class DamagedEntryError(Exception):
@@ -135,19 +114,6 @@ class TokenStore:
         start = self._start_of[index]
         part: Array = self._masks[self._batch_of[index]][start : start + self.lengths[index]]
         return part
-
-
-class Singles:
-    """Base of stores whose examples are one document each; fulfils a part of `windows.Examples`."""
-
-    def documents(self, index: int) -> list[int]:
-        """Return the documents of one example: itself."""
-        return [index]
-
-    @property
-    def flat(self) -> Self:
-        """The documents: the examples themselves."""
-        return self
 
 
 class JoinedStore(Singles):

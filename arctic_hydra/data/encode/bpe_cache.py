@@ -24,8 +24,8 @@ import pyarrow as pa
 import regex
 from tokenizers import models, pre_tokenizers
 
-from arctic_hydra.data.arrays import numbers_of
-from arctic_hydra.data.word_tables import END, LOSSY, Array, Stretches, WordTable
+from arctic_hydra.data.arrays import Array, numbers_of
+from arctic_hydra.data.word_tables import END, LOSSY, Stretches, WordTable
 
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out first, and the rest as if each stretch stood alone: there a number ends a text too.

@@ -9,18 +9,27 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers.utils import chat_template_utils
 
-from arctic_hydra.data.call_form import CallForm, call_form
+from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.encode.bpe_cache import WordTokenizer
-from arctic_hydra.data.encode.skeleton import Span, thought_key
+from arctic_hydra.data.encode.skeleton import thought_key
+from arctic_hydra.data.encode.spans import Encoded, Span, pairs, token_span
+from arctic_hydra.data.encode.template import (
+    FIXED_DATE,
+    GENERATION_TAG,
+    CallForm,
+    call_form,
+    compile_template,
+    rename_reasoning,
+    template_of,
+    template_problem,
+)
 from arctic_hydra.data.encode.turns import Turn, TurnFinder
 from arctic_hydra.data.encode.verify import short
 from arctic_hydra.data.formats.messages import (
@@ -29,23 +38,14 @@ from arctic_hydra.data.formats.messages import (
     Message,
     RowProblem,
     check_text,
-    malformed,
-    unusual_turn,
 )
-from arctic_hydra.data.word_tables import Array
 from arctic_hydra.data.written import WrittenChats
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOOL_TEMPLATE = "tool_use"
-"""The name that transformers looks for, among those of a tokenizer with several chat templates, for chats with tools."""
-
 _EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
-_FIXED_DATE = datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,6 @@ class TurnChoice:
 
 
 @dataclass
-class Encoded:
-    """Token ids of one example, and the token spans that are trained on."""
-
-    ids: Array
-    """int32."""
-    spans: list[Span]
-    turn_ends: list[int] = field(default_factory=list)
-    """Where a trained turn is over: the places to cut at."""
-    thoughts_left_out: int = 0
-    """Trained turns whose thoughts the template does not write."""
-
-
-@dataclass
 class Located:
     """A rendered chat, and which of its characters are trained on."""
 
@@ -90,23 +77,6 @@ class Located:
     spans: list[Span]
     """One for each turn, answer and stop tokens; with `train_on_eot=false` two, of which only the answer is trained on."""
     thoughts_left_out: int
-
-
-def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> str:
-    """Return the chat template, of chats with tools where there is one for them; raises DataError when there is none."""
-    try:
-        return str(tokenizer.get_chat_template(tools=[] if with_tools else None))
-    except ValueError as error:
-        named = tokenizer.chat_template  # Command R's have several, one of them for tools
-        what = (
-            f"several chat templates ({', '.join(named)}) and none of them is the default"
-            if named
-            else "no chat template"
-        )
-        raise DataError(
-            f"tokenizer.chat_template: the tokenizer {tokenizer.name_or_path!r} has {what}, which conversations need; pass "
-            f"tokenizer.chat_template=<file with a Jinja template>"
-        ) from error
 
 
 class ChatEncoder:
@@ -117,16 +87,16 @@ class ChatEncoder:
     ) -> None:
         self._turns = turns or TurnChoice()
         self._template = template_of(tokenizer, with_tools)
-        compiled = _compiled(self._template)
+        compiled = compile_template(self._template)
         known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
         self._reasoning_key = known[0] if len(known) == 1 else None
         self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._tagged = bool(_GENERATION_TAG.search(self._template))
+        self._tagged = bool(GENERATION_TAG.search(self._template))
         self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         if "date_string" in self._template:
-            self._variables["date_string"] = _FIXED_DATE.strftime("%d %b %Y")
+            self._variables["date_string"] = FIXED_DATE.strftime("%d %b %Y")
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {token for token in (*tokenizer.all_special_tokens, *self._turns.eot_tokens) if token}
         self._check_eot_tokens()
@@ -168,7 +138,7 @@ class ChatEncoder:
         whole = iter(self._encode_whole([item for item, known in zip(rendered, found, strict=True) if known is None]))
         results: list[Encoded | RowProblem] = []
         for item, known in zip(rendered, found, strict=True):
-            result = next(whole) if known is None else Encoded(known[0], _pairs(known[1]))
+            result = next(whole) if known is None else Encoded(known[0], pairs(known[1]))
             if not isinstance(result, RowProblem):
                 result = self._with_one_bos(result)
                 result.thoughts_left_out = item.thoughts_left_out
@@ -182,7 +152,7 @@ class ChatEncoder:
         pieces: list[list[int]] = []
         for located, encoding in zip(rendered, encodings, strict=True):
             ids = encoding.ids
-            places = [_token_span(encoding, located.text, span, len(ids)) for span in located.spans]
+            places = [token_span(encoding, located.text, span, len(ids)) for span in located.spans]
             encoded.append(Encoded(np.array(ids, dtype=np.int32), places))
             pieces += [ids[first:last] for first, last in places]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
@@ -198,7 +168,7 @@ class ChatEncoder:
     ) -> list[tuple[str, list[Span]]]:
         tagged = self._tagged and not generate
         if (known := self._reasoning_key) is not None:
-            conversations = [[_named(message, known) for message in messages] for messages in conversations]
+            conversations = [[rename_reasoning(message, known) for message in messages] for messages in conversations]
         if self._calls != CallForm():
             conversations = [[self._calls.of(message) for message in messages] for messages in conversations]
         texts, spans = chat_template_utils.render_jinja_template(
@@ -227,7 +197,7 @@ class ChatEncoder:
             except RowProblem as problem:
                 results.append(problem)
             except Exception as error:  # templates raise anything
-                results.append(_template_problem(chat, error))
+                results.append(template_problem(chat, error))
         return results
 
     def _run(
@@ -308,55 +278,3 @@ class ChatEncoder:
         spans = [(first + shift, last + shift) for first, last in encoded.spans] if shift else encoded.spans
         ends = [last for _, last in spans]
         return Encoded(ids, spans, ends) if self._turns.train_on_eot else Encoded(ids, spans[::2], ends[1::2])
-
-
-def _template_problem(chat: Chat, error: Exception) -> RowProblem:
-    """Return the problem of a chat that the template refuses: the row's own where its roles come in an unusual order."""
-    text = f"the chat template fails: {type(error).__name__}: {error}"
-    unusual = unusual_turn(chat.messages)
-    if unusual is None:
-        return RowProblem("template", f"{text}; correct it, or pass tokenizer.chat_template=<file>")
-    before = f"after {chat.messages[unusual - 1]['role']!r}" if unusual else "at the start"
-    return malformed(
-        f"message {unusual}: role {chat.messages[unusual]['role']!r} {before}, which this chat template may not take "
-        f"({text}); expected user and assistant in turn, or tokenizer.chat_template=<file> with a template that takes it"
-    )
-
-
-def _compiled(template: str) -> Any:
-    """Return what transformers compiles a template to and keeps, with a stopped clock; None where that is not to be had.
-
-    Jinja copies the global names for each rendering, and from the chain of dictionaries that it makes that is a quarter of
-    the time: here they are one. The clock cannot be a variable of the rendering: transformers makes those plain data.
-    """
-    with suppress(Exception):  # not public, so it may be gone; and of a template that does not compile, rendering tells
-        compiled = chat_template_utils._compile_jinja_template(template)
-        compiled.globals = {**compiled.globals, "strftime_now": _FIXED_DATE.strftime}
-        return compiled
-    return None
-
-
-def _pairs(bounds: Sequence[int]) -> list[Span]:
-    return list(zip(bounds[::2], bounds[1::2], strict=True))
-
-
-def _named(message: Message, known: str) -> Message:
-    """Return the message with its thoughts under the one name that the template knows."""
-    other = next((key for key in REASONING_KEYS if key in message), None)
-    if other in (None, known):
-        return message
-    return {known if key == other else key: value for key, value in message.items()}
-
-
-def _token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
-    """Return the tokens that cover a span of characters; empty at the end where none does."""
-    first_char, last_char = span
-    first = encoding.char_to_token(first_char)
-    while first is None and first_char + 1 < last_char:  # tokenizers that trim offsets leave spaces uncovered
-        first_char += 1
-        first = encoding.char_to_token(first_char)
-    last = encoding.char_to_token(last_char) if last_char < len(text) else count
-    if last is None:
-        final = encoding.char_to_token(last_char - 1)
-        last = count if final is None else final + 1
-    return (count if first is None else first, last)

@@ -12,9 +12,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
+from arctic_hydra.data.encode.spans import Span
 from arctic_hydra.data.formats.messages import REASONING_KEYS, Message
 
-Span = tuple[int, int]
 Slot = tuple[str, int]
 """`c` (content) or `t` (thoughts), and the number of the message."""
 

@@ -11,7 +11,6 @@ from typing import Any
 from arctic_hydra.data.encode.skeleton import (
     PROBE,
     Outline,
-    Span,
     constant_header,
     is_usual,
     marked,
@@ -20,6 +19,7 @@ from arctic_hydra.data.encode.skeleton import (
     thought_key,
     whole_tags,
 )
+from arctic_hydra.data.encode.spans import Span
 from arctic_hydra.data.encode.verify import (
     answer_place,
     check_complete,

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from arctic_hydra.data.encode.spans import Span
 from arctic_hydra.data.formats.messages import Chat, Message, RowProblem
-
-Span = tuple[int, int]
 
 
 def check_complete(chat: Chat, text: str, placed: Mapping[int, Span]) -> None:

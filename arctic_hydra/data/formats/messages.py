@@ -235,3 +235,19 @@ def check_text(value: Any, what: str) -> str:
                 f"{what} holds {half} at place {error.start}, half of a character that was cut in two, expected a text"
             ) from error
     return value
+
+
+Row = Mapping[str, Any]
+
+
+def with_system(row: Row, messages: Any) -> Any:
+    """Return the messages behind the text of the row's `system` column, unless they begin with a system message.
+
+    What is no list of messages is returned as it is: checking the turns says so.
+    """
+    system = row.get("system")
+    if system in (None, "") or not isinstance(messages, list) or not messages:
+        return messages
+    if isinstance(messages[0], dict) and messages[0].get("role") == "system":
+        return messages
+    return [{"role": "system", "content": check_text(system, "system")}, *messages]

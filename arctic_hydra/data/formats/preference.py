@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from arctic_hydra.data.formats.alpaca import alpaca_question
 from arctic_hydra.data.formats.messages import (
     Chat,
     Message,
+    Row,
     check_chat,
     check_media,
     check_text,
@@ -15,8 +17,9 @@ from arctic_hydra.data.formats.messages import (
     columns_of,
     malformed,
     read_tools,
+    with_system,
 )
-from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turn, with_system
+from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, sharegpt_turn
 
 _TURN_COLUMNS = ("messages", *CONVERSATION_COLUMNS)
 _PROMPT_COLUMNS = ("prompt", *_TURN_COLUMNS)

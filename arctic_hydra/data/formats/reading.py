@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.data.formats.alpaca import alpaca_question
 from arctic_hydra.data.formats.messages import (
     Chat,
     PlainText,
+    Row,
+    RowProblem,
     check_chat,
     check_media,
     check_text,
@@ -17,10 +20,15 @@ from arctic_hydra.data.formats.messages import (
     malformed,
     read_chat,
     read_tools,
+    with_system,
 )
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.role_mapping import read_mapped
-from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, Row, alpaca_question, sharegpt_turns, with_system
+from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, sharegpt_turns
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.rows.base import Rows
 
 
 class RowFormat(Enum):
@@ -179,3 +187,25 @@ _READERS: dict[RowFormat, Callable[[Reading, Row], Chat | PlainText]] = {
     RowFormat.text: _read_text,
     RowFormat.preference: _read_preference,
 }
+
+
+def detect_format(rows: Rows) -> RowFormat:
+    """Return the form of the first row that has one, among the first 100.
+
+    Raises DataError naming the first row when none has, or when a row fits several.
+    """
+    head = rows.take(range(min(100, len(rows))))
+    for index, row in enumerate(head):
+        try:
+            found = detect(row)
+        except RowProblem as problem:
+            raise DataError(f"{rows.where(index)}: {problem}") from problem
+        if found is not None:
+            return found
+    if not head:
+        return RowFormat.messages  # nothing to read; the count of rows says so
+    raise DataError(
+        f"{rows.where(0)}: no known format; got the columns {columns_of(head[0])}; expected messages, conversations, "
+        f"instruction and output, prompt and completion, question and answer, or text; set the source's role_mapping="
+        f"{{user: <column>, assistant: <column>}} or format="
+    )

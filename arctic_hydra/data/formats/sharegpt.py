@@ -1,14 +1,11 @@
-"""Parts of rows that several forms share: ShareGPT turns, a system column, Alpaca's question with its history."""
+"""ShareGPT rows: turns with `from` and `value`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from arctic_hydra.data.formats.messages import Message, check_text, columns_of, malformed
-
-Row = Mapping[str, Any]
+from arctic_hydra.data.formats.messages import Message, Row, check_text, columns_of, malformed
 
 CONVERSATION_COLUMNS = ("conversations", "conversation")
 _SHAREGPT_ROLES = {
@@ -63,32 +60,3 @@ def _calls(value: str, where: str) -> list[Any]:
     if not all(isinstance(call, dict) and "name" in call for call in calls):
         raise malformed(f"{where} (function_call): value holds no {{name, arguments}}")
     return [{"type": "function", "function": call} for call in calls]
-
-
-def with_system(row: Row, messages: Any) -> Any:
-    """Return the messages behind the text of the row's `system` column, unless they begin with a system message.
-
-    What is no list of messages is returned as it is: checking the turns says so.
-    """
-    system = row.get("system")
-    if system in (None, "") or not isinstance(messages, list) or not messages:
-        return messages
-    if isinstance(messages[0], dict) and messages[0].get("role") == "system":
-        return messages
-    return [{"role": "system", "content": check_text(system, "system")}, *messages]
-
-
-def alpaca_question(row: Row) -> list[Message]:
-    """Return the turns of `history`, and the question that `instruction` and `input` are, one of which may be empty."""
-    messages: list[Message] = []
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise malformed("history: expected a list of [question, answer] pairs")
-    for index, (question, answer) in enumerate(history):
-        messages.append({"role": "user", "content": check_text(question, f"history {index}: question")})
-        messages.append({"role": "assistant", "content": check_text(answer, f"history {index}: answer")})
-    question = check_text(row["instruction"], "instruction")
-    if row.get("input"):
-        more = check_text(row["input"], "input")
-        question = f"{question}\n{more}" if question else more
-    return [*messages, {"role": "user", "content": question}]

@@ -9,50 +9,17 @@ Shapes: B rows, T tokens per row, K supervised positions.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from arctic_hydra.batch import Batch, Window
+from arctic_hydra.data.arrays import Ints
 from arctic_hydra.data.base import BatchGeometry
-from arctic_hydra.data.cache.token_store import Array
+from arctic_hydra.data.documents import Documents, Examples
 from arctic_hydra.data.load.order import balanced
-from arctic_hydra.data.load.packing import Ints, Plan
-
-T = TypeVar("T")
-
-
-class Examples(Protocol):
-    """Prepared examples by index."""
-
-    lengths: Array
-    sources: Array
-    """Index of each example's source."""
-
-    @property
-    def flat(self) -> Documents:
-        """The documents that `documents` counts."""
-
-    def documents(self, index: int) -> list[int]:
-        """Return the documents of one example: one, or of a preference the chosen and the rejected one."""
-
-
-class Documents(Protocol):
-    """Token sequences by index."""
-
-    lengths: Array
-    sources: Array
-
-    def ids(self, index: int) -> Array:
-        """Return the int32 token ids of one document."""
-
-    def mask(self, index: int) -> Array:
-        """Return the uint8 mask of one document, 1 where a token is trained on."""
+from arctic_hydra.data.load.packing import Plan
 
 
 @dataclass(frozen=True)
@@ -101,29 +68,6 @@ class Windows:
         else:
             batch = _padded(self._store.flat, documents, self._options.pad_token_id)
         return _pin(batch) if torch.cuda.is_available() else batch
-
-
-_END: Any = object()
-
-
-def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """Yield the items in order, up to `depth` of them made ahead by a thread of this process; 0 makes each when asked."""
-    if not depth:
-        yield from items
-        return
-    waiting: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="arctic_hydra-loader")
-    try:
-        while True:
-            while len(waiting) <= depth:
-                waiting.append(pool.submit(next, items, _END))
-            item = waiting.popleft().result()
-            if item is _END:
-                return
-            yield item
-    finally:  # also when the trainer stops in the middle
-        pool.shutdown(wait=True, cancel_futures=True)
-        items.close()
 
 
 def _packed(store: Documents, documents: list[int]) -> Batch:

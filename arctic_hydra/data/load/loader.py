@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from arctic_hydra.batch import Window
+from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry, Example
-from arctic_hydra.data.cache.token_store import Array, JoinedStore, PairStore
-from arctic_hydra.data.load.batches import BatchOptions, Windows, ahead
-from arctic_hydra.data.load.order import grouped_order, mix
-from arctic_hydra.data.load.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
+from arctic_hydra.data.cache.token_store import JoinedStore, PairStore
+from arctic_hydra.data.load.batches import BatchOptions, Windows
+from arctic_hydra.data.load.order import epoch_order, grouped_order, mix
+from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
+from arctic_hydra.data.load.prefetch import prefetch
 from arctic_hydra.data.load.statistics import figures
 
 
@@ -102,7 +104,7 @@ class PackedLoader:
         """Yield this rank's windows of `epoch` from step `start` on, made ahead by a thread of this process."""
         plan = self._plan(epoch)
         cut = Windows(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
-        return ahead((cut.window(step) for step in range(start, len(cut))), self._options.prefetch_steps)
+        return prefetch((cut.window(step) for step in range(start, len(cut))), self._options.prefetch_steps)
 
     def summary(self) -> dict[str, Any]:
         """Return figures for the record: rows, tokens, supervised share, lengths, packs and their fill, per source."""

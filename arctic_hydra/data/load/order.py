@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from arctic_hydra.data.load.packing import Ints, epoch_order
-
-Array = np.ndarray[Any, Any]
+from arctic_hydra.data.arrays import Array, Ints
 
 MEGA_BATCHES = 50
 """Global batches whose examples are sorted by length together: enough to group, few enough to stay random."""
@@ -66,3 +63,10 @@ def balanced(packs: Ints, costs: Array, micro_batch_size: int, ranks: int) -> In
         load[rank_of[mine]] += costs[taken]
         start += len(mine)
     return result
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Ints:
+    """Return the order of `count` packs in an epoch: the same for any number of ranks, another in each epoch."""
+    # Raw bit generator output is stable over NumPy versions; Generator methods are not promised to be.
+    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(count)
+    return np.argsort(keys, kind="stable").astype(np.int64)

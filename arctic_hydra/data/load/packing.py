@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
+from arctic_hydra.data.arrays import Ints
 
 NEAR_ENOUGH = 0.999
 """Share of the packs of a plan that there must be at the least: nothing better is looked for then."""
@@ -122,13 +121,6 @@ def plan_singles(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
     """Return one pack for each example, in order."""
     count = len(lengths)
     return Plan(np.arange(count, dtype=np.int64), np.arange(count + 1, dtype=np.int64), int(np.sum(lengths)), capacity)
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> Ints:
-    """Return the order of `count` packs in an epoch: the same for any number of ranks, another in each epoch."""
-    # Raw bit generator output is stable over NumPy versions; Generator methods are not promised to be.
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(count)
-    return np.argsort(keys, kind="stable").astype(np.int64)
 
 
 class _Rooms:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from arctic_hydra.data.cache.token_store import Array
+from arctic_hydra.data.arrays import Array
 
 PERCENTILES = (50, 90, 99, 100)
 

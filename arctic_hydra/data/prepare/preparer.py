@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arctic_hydra.batch import IGNORE_INDEX
-from arctic_hydra.data.cache.token_store import Array, Chunk
-from arctic_hydra.data.encode.chat import Encoded, TurnChoice
+from arctic_hydra.data.arrays import Array
+from arctic_hydra.data.documents import Chunk
+from arctic_hydra.data.encode.chat import TurnChoice
 from arctic_hydra.data.encode.encoder import ExampleEncoder
+from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import RowProblem, malformed
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.reading import Reading
+from arctic_hydra.data.prepare.row_report import Report
 from arctic_hydra.data.prepare.truncation import Overlong, length_bin, pieces
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.errors import DataError
@@ -52,66 +54,6 @@ class SourceRows:
     rows: Rows
     process: bool = True
     reading: Reading = field(default_factory=Reading)
-
-
-@dataclass
-class Report:
-    """What became of the rows of one source (or of a part of them)."""
-
-    rows: int = 0
-    kept: int = 0
-    """Examples; with `overlong=split` a row may give several."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    truncated: int = 0
-    """Rows that lost tokens at an end."""
-    split: int = 0
-    """Rows that were split."""
-    tokens: int = 0
-    tokens_lost: int = 0
-    """Tokens of overlong rows that were dropped or cut off."""
-    supervised_tokens: int = 0
-    max_token_id: int = -1
-    stops: Counter[int] = field(default_factory=Counter)
-    """Ids of the tokens that trained turns end in."""
-    length_bins: Counter[int] = field(default_factory=Counter)
-    """Rows by `length_bin` of their tokens (of a pair, of its longer side), before the length policy."""
-    thoughts_left_out: int = 0
-    """Trained turns whose thoughts the chat template does not write."""
-
-    def add(self, other: Report) -> None:
-        """Add the counts of another part."""
-        self.dropped.update(other.dropped)
-        self.stops.update(other.stops)
-        self.length_bins.update(other.length_bins)
-        for name in (
-            "rows",
-            "kept",
-            "truncated",
-            "split",
-            "tokens",
-            "tokens_lost",
-            "supervised_tokens",
-            "thoughts_left_out",
-        ):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.max_token_id = max(self.max_token_id, other.max_token_id)
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Report:
-        """Return the report that `plain()` made these values of."""
-        by_number = {
-            name: Counter({int(number): count for number, count in plain[name].items()})
-            for name in ("stops", "length_bins")
-        }
-        return cls(**{**plain, "dropped": Counter(plain["dropped"]), **by_number})
-
-    def plain(self) -> dict[str, Any]:
-        """Return the counts as plain values."""
-        by_number = {
-            name: {str(number): count for number, count in sorted(getattr(self, name).items())}
-            for name in ("stops", "length_bins")
-        }
-        return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
 
 
 @dataclass

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arctic_hydra.data.cache.token_store import Chunk
-from arctic_hydra.data.prepare.preparer import Options, Preparer, Report, SourceRows
+from arctic_hydra.data.documents import Chunk
+from arctic_hydra.data.prepare.preparer import Options, Preparer, SourceRows
+from arctic_hydra.data.prepare.row_report import Report
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:

@@ -1,57 +1,15 @@
-"""Rows of files that hold neither JSON nor Parquet: Arrow, CSV, plain text."""
+"""Rows of CSV and plain text files."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from arctic_hydra.data.rows.base import ListRows, Row, Rows, without_filled_nulls
+from arctic_hydra.data.rows.base import ListRows, Row, Rows
+from arctic_hydra.data.rows.shard import START, Place, Shard, TakenRows
 from arctic_hydra.errors import DataError
-
-
-class ArrowRows(Rows):
-    """Rows of an Arrow file or stream, memory-mapped, one record batch as Python objects at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._batches: list[Any] | None = None
-        self._current: tuple[int, list[Row]] = (-1, [])
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._open())])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": None, "_current": (-1, [])}
-
-    def _open(self) -> list[Any]:
-        if self._batches is None:
-            import pyarrow as pa
-
-            mapped = pa.memory_map(str(self.path))
-            try:
-                reader = pa.ipc.open_file(mapped)
-                self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-            except pa.ArrowInvalid:  # `datasets` writes streams under the same suffix
-                mapped.seek(0)
-                self._batches = list(pa.ipc.open_stream(mapped))
-        return self._batches
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def take(self, indices: Sequence[int]) -> list[Row]:
-        rows: list[Row] = []
-        for index in indices:
-            number = int(np.searchsorted(self._starts, index, side="right")) - 1
-            if number != self._current[0]:
-                self._current = (number, [without_filled_nulls(row) for row in self._open()[number].to_pylist()])
-            rows.append(self._current[1][index - int(self._starts[number])])
-        return rows
-
-    def where(self, index: int) -> str:
-        return f"{self.path}, row {index}"
 
 
 class LinedRows(ListRows):
@@ -63,16 +21,6 @@ class LinedRows(ListRows):
 
     def where(self, index: int) -> str:
         return f"{self._origin}:{self._lines[index]}"
-
-
-def read_arrow(path: Path) -> Rows:
-    """Return the rows of an Arrow file; raises DataError when it is damaged."""
-    import pyarrow as pa
-
-    try:
-        return ArrowRows(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: a damaged Arrow file ({str(error).splitlines()[0]}); get it again") from error
 
 
 def read_csv(path: Path, delimiter: str = "") -> Rows:
@@ -163,3 +111,68 @@ def decode(data: bytes, path: Path, first_line: int) -> str:
             f"{path}:{line}: holds NUL bytes, which a crash or a full disk leaves in files; get the file again"
         )
     return text
+
+
+class _Lines:
+    """The lines of a file from a place on, which it moves along."""
+
+    def __init__(self, path: Path, place: Place) -> None:
+        self.path = path
+        self.number, self.offset = place
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            for line in file:
+                self.number += 1
+                self.offset += len(line)
+                yield line
+
+    def texts(self) -> Iterator[str]:
+        """Yield the lines as text, the end of each as a file that is read whole has it."""
+        for line in self:
+            text = decode(line, self.path, self.number)
+            yield f"{text[:-2]}\n" if text.endswith("\r\n") else text
+
+    @property
+    def place(self) -> Place:
+        """Where the next line starts."""
+        return self.number, self.offset
+
+    @property
+    def ended(self) -> bool:
+        """Whether that is the end of the file."""
+        return self.offset >= self.path.stat().st_size
+
+
+class TextLinesShard(Shard):
+    """A text file with one text per line; blank lines are skipped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
+        lines = _Lines(self._path, place)
+        texts = ((lines.number, text.removesuffix("\n")) for text in lines.texts())
+        kept = list(islice(((number, text) for number, text in texts if text.strip()), count))
+        rows = [{"text": text} for _, text in kept]
+        return TakenRows(rows, [f"{self._path}:{number}" for number, _ in kept]), lines.place, lines.ended
+
+
+class CsvShard(Shard):
+    """A CSV file with a header."""
+
+    def __init__(self, path: Path, delimiter: str = "") -> None:
+        self._path, self._delimiter = path, delimiter_of(path, delimiter)
+
+    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
+        lines = _Lines(self._path, START)
+        header: list[str] = next(
+            (values for values in csv.reader(lines.texts(), delimiter=self._delimiter) if values), []
+        )
+        if place != START:
+            lines = _Lines(self._path, place)
+        first = lines.number
+        kept = list(islice(csv_rows(lines.texts(), self._path, self._delimiter, header, first), count))
+        places = [f"{self._path}:{number}" for number, _ in kept]
+        return TakenRows([row for _, row in kept], places), lines.place, lines.ended

@@ -22,19 +22,19 @@ class BundledSource(SampledSource):
 
     def read(self, split: str) -> Rows:
         """Return the rows of `train_sft` (train) or `test_sft` (eval)."""
-        from arctic_hydra.data.source.discover import read_file
+        from arctic_hydra.data.rows.read import read_file
 
         return read_file(self._file(split))
 
     def shards(self, split: str) -> list[Shard]:
         """Return the file of the split as the only shard."""
-        from arctic_hydra.data.rows.shard import file_shards
+        from arctic_hydra.data.rows.read import file_shards
 
         return file_shards([self._file(self.split_name(split))])
 
     def content(self, split: str) -> Any:
         """Return name and content hash of the file."""
-        from arctic_hydra.data.source.discover import hash_files
+        from arctic_hydra.data.rows.fingerprint import hash_files
 
         return hash_files([self._file(split)])
 

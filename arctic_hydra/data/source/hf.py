@@ -35,15 +35,15 @@ class HFSource(SampledSource):
 
     def read(self, split: str) -> Rows:
         """Return the rows of `split`; raises DataError when they cannot be found or read."""
-        from arctic_hydra.data.source.discover import read_files
+        from arctic_hydra.data.rows.read import read_files
 
         files = self._files(split)
         return read_files(files) if files else self._load_dataset(split)
 
     def shards(self, split: str) -> list[Shard]:
         """Return a shard for each local file, or for each file of a hub set, which `datasets` streams."""
-        from arctic_hydra.data.rows.base import DatasetRows
-        from arctic_hydra.data.rows.shard import IndexedShard, IterableShard, file_shards
+        from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, IterableShard
+        from arctic_hydra.data.rows.read import file_shards
 
         name = self.split_name(split)
         files = self._files(name)
@@ -59,7 +59,8 @@ class HFSource(SampledSource):
 
     def content_outline(self, split: str) -> Any:
         """Return name, size and samples of local files; for a hub set its id and revision."""
-        from arctic_hydra.data.source.discover import files_below, measure_files
+        from arctic_hydra.data.rows.fingerprint import measure_files
+        from arctic_hydra.data.source.discover import files_below
 
         files = self._files(split)
         if files:
@@ -69,7 +70,7 @@ class HFSource(SampledSource):
 
     def content(self, split: str) -> Any:
         """Return hashes of local files; for a hub set its id, revision and the fingerprint of what was loaded."""
-        from arctic_hydra.data.source.discover import hash_files
+        from arctic_hydra.data.rows.fingerprint import hash_files
 
         files = self._files(split)
         if files:
@@ -118,7 +119,7 @@ class HFSource(SampledSource):
         return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
     def _load_dataset(self, split: str) -> Rows:
-        from arctic_hydra.data.rows.base import DatasetRows
+        from arctic_hydra.data.rows.columnar import DatasetRows
 
         return DatasetRows(self._dataset(split), f"{self.path}:{split}")
 
@@ -144,7 +145,7 @@ class HFSource(SampledSource):
 
     def _fingerprint(self, split: str) -> str:
         if self.is_local and not self._is_saved(self._local):
-            from arctic_hydra.data.rows.base import hash_rows
+            from arctic_hydra.data.rows.fingerprint import hash_rows
 
             return hash_rows(self._load_dataset(split))
         return str(self._dataset(split)._fingerprint)

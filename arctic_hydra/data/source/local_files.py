@@ -50,37 +50,37 @@ class LocalSource(SampledSource):
 
     def read(self, split: str) -> Rows:
         """Return the rows of every file, in the order of the list, within a directory or pattern by name."""
-        from arctic_hydra.data.source.discover import read_files
+        from arctic_hydra.data.rows.read import read_files
 
         return read_files(self.files(), self.read_one)
 
     def read_one(self, path: Path) -> Rows:
         """Return the rows of one file."""
-        from arctic_hydra.data.source.discover import read_file
+        from arctic_hydra.data.rows.read import read_file
 
         return read_file(path)
 
     def shards(self, split: str) -> list[Shard]:
         """Return one shard for each file."""
-        from arctic_hydra.data.rows.shard import file_shards
+        from arctic_hydra.data.rows.read import file_shards
 
         return file_shards(self.files(), self.shard_of)
 
     def shard_of(self, path: Path) -> Shard:
         """Return one file as a shard."""
-        from arctic_hydra.data.rows.shard import file_shard
+        from arctic_hydra.data.rows.read import file_shard
 
         return file_shard(path)
 
     def content_outline(self, split: str) -> Any:
         """Return name, size and samples of each file."""
-        from arctic_hydra.data.source.discover import measure_files
+        from arctic_hydra.data.rows.fingerprint import measure_files
 
         return measure_files(self.files())
 
     def content(self, split: str) -> Any:
         """Return name and content hash of each file."""
-        from arctic_hydra.data.source.discover import hash_files
+        from arctic_hydra.data.rows.fingerprint import hash_files
 
         return hash_files(self.files())
 

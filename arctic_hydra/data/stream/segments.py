@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from arctic_hydra.data.cache.token_store import Array, Chunk, Singles
+from arctic_hydra.data.arrays import Array, Ints
+from arctic_hydra.data.documents import Chunk, Singles
 from arctic_hydra.data.load.batches import BatchOptions
-from arctic_hydra.data.load.order import grouped_order
-from arctic_hydra.data.load.packing import Ints, Plan, epoch_order, plan_packs, plan_singles
-from arctic_hydra.data.prepare.build import nothing_left
-from arctic_hydra.data.prepare.preparer import Report
+from arctic_hydra.data.load.order import epoch_order, grouped_order
+from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
+from arctic_hydra.data.prepare.row_report import Report, nothing_left
 from arctic_hydra.data.prepare.workers import Prepared, Task
 from arctic_hydra.data.stream.sources import Cursor, SourceStream, next_rows
 from arctic_hydra.errors import DataError
@@ -42,7 +42,7 @@ class StreamOptions(BatchOptions):
 
 
 class Pool(Singles):
-    """Examples in memory; fulfils `windows.Examples`."""
+    """Examples in memory; fulfils the protocol `Examples`."""
 
     def __init__(self, ids: Array, masks: Array, lengths: Array, sources: Array, numbers: Ints) -> None:
         """Take int32 ids and uint8 masks of all examples one after another, and one value of the others for each."""

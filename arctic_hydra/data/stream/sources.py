@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from arctic_hydra.data.load.packing import epoch_order
+from arctic_hydra.data.load.order import epoch_order
 from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.rows.shard import START, Place, Shard
 from arctic_hydra.errors import DataError

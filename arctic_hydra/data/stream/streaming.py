@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.batch import Window
 from arctic_hydra.data.base import BatchGeometry, Example
-from arctic_hydra.data.load.batches import Windows, ahead
+from arctic_hydra.data.load.batches import Windows
+from arctic_hydra.data.load.prefetch import prefetch
 from arctic_hydra.data.load.statistics import figures
-from arctic_hydra.data.prepare.build import check_stop, check_thoughts
 from arctic_hydra.data.prepare.preparer import Options, SourceRows
+from arctic_hydra.data.prepare.row_report import check_stop, check_thoughts
 from arctic_hydra.data.prepare.workers import Prepared, Task, workers
 from arctic_hydra.data.stream.segments import Place, Segment, StreamOptions, read_segment
 from arctic_hydra.data.stream.sources import SourceStream
@@ -83,7 +84,7 @@ class StreamingLoader:
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield this rank's windows from step `start` on; reading, tokenising and packing go on ahead in threads."""
         left = Event()
-        windows = ahead(self._windows(start, left), self._options.prefetch_steps)
+        windows = prefetch(self._windows(start, left), self._options.prefetch_steps)
         try:
             for window in windows:  # noqa: UP028 (`yield from` would close `windows` before anybody knows)
                 yield window
@@ -93,7 +94,7 @@ class StreamingLoader:
 
     def _windows(self, start: int, left: Event) -> Generator[Window, None, None]:
         depth = self._options.prefetch_steps
-        segments = ahead(self._segments(self._place_of(start), left), min(1, depth))
+        segments = prefetch(self._segments(self._place_of(start), left), min(1, depth))
         try:
             for segment in segments:
                 self._forget(segment.start.step - depth - 2)  # the trainer is at most so far behind

@@ -39,7 +39,7 @@ class RunJob:
         """
         from submitit.slurm.slurm import SlurmJobEnvironment
 
-        from arctic_hydra.launch import __main__
+        from arctic_hydra.launch import ranks
         from arctic_hydra.launch.nodes import Nodes
         from arctic_hydra.run_directory import RunDirectory
 
@@ -53,7 +53,7 @@ class RunJob:
         if index > 0:
             # Ends well whatever happened: the first machine's task says how the run ended, and srun would end that task
             # for a failed one of its own accord on some clusters.
-            __main__.start_ranks(directory, self.ranks_per_node, None, secrets, nodes)
+            ranks.start_ranks(directory, self.ranks_per_node, None, secrets, nodes)
             return
         raise SystemExit(self._lead(directory, nodes, secrets))
 
@@ -65,7 +65,7 @@ class RunJob:
 
     def _lead(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
         from arctic_hydra import run_directory
-        from arctic_hydra.launch import __main__, job
+        from arctic_hydra.launch import job, ranks
 
         lock = directory.lock(LOCK_SECONDS)
         if directory.record().get("status") == run_directory.FINISHED:
@@ -76,7 +76,7 @@ class RunJob:
             status=run_directory.RUNNING, host=socket.gethostname(), requeues=self.requeues, started=time.time()
         )
         signals: list[int] = []
-        code = __main__.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
+        code = ranks.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
         ending = job.conclude(directory, code, asked_to_stop=bool(signals))
         result = ending.result or {}
         print(ending.details or f"{ending.status} at step {result['step']} {result['stop_reason']}", flush=True)

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
 
 from arctic_hydra.errors import ArcticHydraError, ConfigError, print_error
-from arctic_hydra.run_directory import RunDirectory, git_state
+from arctic_hydra.provenance import git_state
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import slurm
 
 T = TypeVar("T")

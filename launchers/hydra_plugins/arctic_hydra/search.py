@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 
-from arctic_hydra.cli import compose
+from arctic_hydra.cli import overrides
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import objective
 from arctic_hydra.sweep.conductor import Conductor
@@ -49,7 +49,7 @@ class Search:
         pruner_kwargs: Mapping[str, Any],
         params: Mapping[str, str] | None,
     ) -> None:
-        parsed = {item.get_key_element(): item for item in compose.parse(list(arguments))}
+        parsed = {item.get_key_element(): item for item in overrides.parse(list(arguments))}
         self._space = {key: item for key, item in parsed.items() if item.is_sweep_override()}
         self._fixed = [str(item.input_line) for key, item in parsed.items() if key not in self._space]
         self._conductor, self._launcher = conductor, launcher

@@ -17,7 +17,7 @@ class ExtensionSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append each extension's folder of options, where the program that composes is arctic_hydra."""
         main = next((item.path for item in search_path.get_path() if item.provider == "main"), "") or ""
-        from arctic_hydra.cli.compose import conf_dir
+        from arctic_hydra.cli.search_path import conf_dir
 
         if main.removeprefix("file://") != conf_dir():
             return

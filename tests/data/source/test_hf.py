@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arctic_hydra.data.rows.base import Rows, as_rows
+from arctic_hydra.data.rows.base import Rows
+from arctic_hydra.data.rows.read import as_rows
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.hf import HFSource

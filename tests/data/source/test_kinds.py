@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arctic_hydra.data.rows.shard import START, IterableShard
+from arctic_hydra.data.rows.columnar import IterableShard
+from arctic_hydra.data.rows.shard import START
 from arctic_hydra.data.source.arrow import ArrowSource
 from arctic_hydra.data.source.csv import CsvSource
 from arctic_hydra.data.source.hf import HFSource

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from arctic_hydra.data.rows.base import Row
-from arctic_hydra.data.rows.shard import START, file_shard
+from arctic_hydra.data.rows.fingerprint import measure_files
+from arctic_hydra.data.rows.read import file_shard
+from arctic_hydra.data.rows.shard import START
 from arctic_hydra.data.source.base import SampledSource
 from arctic_hydra.data.source.csv import CsvSource
-from arctic_hydra.data.source.discover import measure_files
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.text import TextSource

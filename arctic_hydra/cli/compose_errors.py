@@ -1,0 +1,184 @@
+"""Errors of composition, translated into one sentence each."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from arctic_hydra.cli.overrides import is_hydra_override
+from arctic_hydra.cli.search_path import conf_dir
+from arctic_hydra.component import flatten
+from arctic_hydra.errors import ConfigError
+
+LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
+NAMED_SETS = ("data.sources", "data.eval_sources")
+_ONE_TASK = (
+    "each machine has one task, which starts all of its ranks; pass ranks=<number>, or hydra.launcher.gpus_per_node"
+)
+_SAID = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")}
+"""Keys that people expect from other launchers, and what to do instead."""
+
+
+def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
+    """Return the ConfigError that says where, what was got, what was expected and what to do."""
+    text = str(error)
+    chain = list(_causes(error))
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{text.splitlines()[0]}: not a valid override; expected key=value, with quotes around special characters"
+        )
+    if isinstance(error, MissingConfigException) and "Available options in" in text:
+        return _unknown_option(text)
+    if match := re.search(r"Cannot find primary config '([^']+)'", text):
+        return ConfigError(
+            f"--config-name: got {match[1]!r}, but neither arctic_hydra nor --config-dir has such a file; expected the name of a "
+            "whole config, without .yaml"
+        )
+    if match := re.search(r"Could not load '([^']+)'", text):
+        return _no_such_option(*match[1].rpartition("/")[::2])
+    if "Ambiguous value" in text:
+        key = text.partition("'")[2].partition("=")[0]
+        value = text.partition("=")[2].partition("'")[0]
+        if key.startswith("hydra/"):
+            return ConfigError(f"{key}: got {value!r}, expected one option: all jobs of a sweep share it")
+        if is_hydra_override(key):
+            text = f"pass '{key}=\"{value}\"' for one text with commas, or {key}=[{value}] for a list"
+            return ConfigError(f"{key}: got {value!r}, which Hydra takes for values to sweep over; {text}")
+        return ConfigError(
+            f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list"
+        )
+    if match := re.search(r"Config group override deletion|Config group override must be a string or a list", text):
+        return _not_a_choice(overrides)
+    for cause in chain:
+        if match := re.search(r"Could not override '([^']+)'", str(cause)):
+            return _unknown_key(match[1], overrides, recompose)
+    for cause in chain:
+        first = str(cause).splitlines()[0] if str(cause) else ""
+        if match := re.search(r"Key '([^']+)' (?:is )?not in '?([^']+)'?", first):
+            return _unknown_key(_full_key(cause) or match[1], overrides, recompose)
+        if match := re.search(r"Cannot (?:merge DictConfig with ListConfig|assign (\S+) to Dict\[str, (\w+)\])", first):
+            return _list_group(overrides)
+        if isinstance(cause, OmegaConfBaseException) and first:
+            return ConfigError(f"{_override_of(chain, cause)}: {first}")
+    return ConfigError(text.splitlines()[0] if text else type(error).__name__)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _full_key(error: BaseException) -> str:
+    key = getattr(error, "full_key", None)
+    return str(key) if key else ""
+
+
+def _override_of(chain: list[BaseException], cause: BaseException) -> str:
+    for error in chain:
+        if match := re.search(r"Error merging override \+*([^=\s]+)", str(error)):
+            return match[1]
+    return _full_key(cause) or "config"
+
+
+def _unknown_option(text: str) -> ConfigError:
+    wanted = re.search(r"Could not find '([^']+)'", text)
+    group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
+    listing = text.partition("Available options in")[2].partition("Config search path")[0]
+    options = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
+    hint = _did_you_mean(option, options)
+    return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
+
+
+def _no_such_option(group: str, option: str) -> ConfigError:
+    options = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
+    text = f"expected one of {', '.join(options)}" if options else "but this group has no options of its own yet"
+    return ConfigError(f"{group}: got {option!r}, {text}{_did_you_mean(option, options)}")
+
+
+def _list_group(overrides: list[str]) -> ConfigError:
+    """Name the override that gives a group without options a value."""
+    for item in OverridesParser.create().parse_overrides(overrides):
+        value = item.value()
+        if item.key_or_group in NAMED_SETS and isinstance(value, list):
+            group, names = item.key_or_group.replace(".", "/"), ",".join(map(str, value))
+            return ConfigError(
+                f"{item.key_or_group}: got a list, expected named entries; choose sets with {group}=[{names}]"
+            )
+        if item.key_or_group in LIST_GROUPS and value != []:
+            return _no_such_option(item.key_or_group, str(value[0] if isinstance(value, list) else value))
+    return ConfigError(f"{' '.join(overrides)}: a list stands where named entries are due")
+
+
+def _not_a_choice(overrides: list[str]) -> ConfigError:
+    """Name the override that gives a config group something that is no name of an option."""
+    folders = {path.name: path for path in Path(conf_dir()).iterdir() if path.is_dir()}
+    for item in OverridesParser.create().parse_overrides(overrides):
+        if item.key_or_group in folders and not isinstance(item.value(), str | list):
+            options = ", ".join(sorted(path.stem for path in folders[item.key_or_group].glob("*.yaml")))
+            return ConfigError(
+                f"{item.key_or_group}: got {item.value()}, expected one of {options}, or [] where it is a list"
+            )
+    return ConfigError(f"{' '.join(overrides)}: a config group takes the name of an option")
+
+
+def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
+    """Compose again from the group choices alone, and look for the key's nearest neighbours there."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [
+        item.input_line or ""
+        for item in parsed
+        if "." not in item.key_or_group and isinstance(item.value(), str | list)
+    ]
+    choices = [line for line in choices if line.partition("=")[0].lstrip("+~") != key]
+    try:
+        known = flatten(OmegaConf.to_container(recompose(choices), resolve=False))
+    except (HydraException, OmegaConfBaseException):
+        known = flatten(OmegaConf.to_container(recompose([]), resolve=False))
+    keys = sorted(known)
+    parts = key.split(".")
+    if parts[0] in LIST_GROUPS and len(parts) > 1:
+        chosen = sorted({name.split(".")[1] for name in keys if name.startswith(f"{parts[0]}.")} - {""})
+        if parts[1] not in chosen:
+            exists = (Path(conf_dir()) / parts[0] / f"{parts[1]}.yaml").is_file()
+            remedy = (
+                f"; choose it with {parts[0]}=[{','.join([*chosen, parts[1]])}]"
+                if exists
+                else ", and there is no such option"
+            )
+            return ConfigError(
+                f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}){remedy}"
+            )
+    if key in _SAID:
+        return ConfigError(f"{key}: there is no such key; {_SAID[key]}")
+    parent = ".".join(parts[:-1])
+    siblings = [name for name in keys if name.rpartition(".")[0] == parent]
+    hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))
+    if not hint:
+        names = sorted(
+            {
+                name.removeprefix(f"{parent}.").split(".")[0]
+                for name in keys
+                if not parent or name.startswith(f"{parent}.")
+            }
+        )
+        names = [name for name in names if name != "_target_"]
+        hint = f"; {parent or 'the root'} has {', '.join(names)}" if names else ""
+    return ConfigError(f"{key}: there is no such key{hint}")
+
+
+def _prefixes(keys: list[str]) -> list[str]:
+    return sorted({".".join(parts[: n + 1]) for parts in (key.split(".") for key in keys) for n in range(len(parts))})
+
+
+def _did_you_mean(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, [name for name in words if not name.endswith("_target_")], n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,122 @@
+"""The grammar of overrides: numbers, split slices, free-form dictionaries and sweeps."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from functools import cache
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
+
+from arctic_hydra.cli.search_path import hydra_with
+from arctic_hydra.component import registered
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import parse_human_number
+
+FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
+"""Fields of our launchers and sweepers that hold a dictionary of the user's own."""
+_POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
+_SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
+# What is quoted, or escaped as Hydra writes the jobs of a sweep, stays; the other alternative is a slice, a wrong one too.
+_QUOTED_OR_SLICE = re.compile(r"""("[^"]*"|'[^']*'|[^\s,()]*\\\[[^,()]*)|[^\s,()"'\[\]]*\[[^\]"']*(?:\][^\s,()"']*)?""")
+
+
+def normalize(argument: str) -> str:
+    """Return a command-line argument in a form that Hydra's grammar takes.
+
+    Powers such as `2^20` become plain numbers (in lists, dicts and sweeps too), slices of a source's split such as
+    `train[:10%]` are quoted, and a value in a free-form dictionary such as `deepspeed.config={...}` is a forced addition,
+    since Hydra neither replaces nor extends a typed dictionary otherwise.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-"):
+        return argument
+    value = _POWER.sub(lambda match: str(parse_human_number(match[1])), value)
+    if _SPLIT_KEY.fullmatch(key):
+        value = _QUOTED_OR_SLICE.sub(lambda match: match[0] if match[1] else f"'{match[0]}'", value)
+    if not key.startswith(("+", "~")) and _free_form() & set(key.split(".")[1:]):
+        key = f"++{key}"
+    return f"{key}={value}"
+
+
+@cache
+def _free_form() -> set[str]:
+    """Return the names of the fields that hold a dictionary of the user's own."""
+    return (
+        {"additional_parameters"}
+        | {  # the one of hydra/launcher=slurm, which is no component
+            item.name
+            for cls in registered().values()
+            for item in fields(cls)
+            if str(item.type).startswith("dict[str, Any")
+        }
+        | FREE_FORM_OF_PLUGINS
+    )
+
+
+def flags(config_name: str, config_dir: str | None) -> list[str]:
+    """Return what says on a command line where configs are found, nothing where these are our own."""
+    name = [] if config_name == "config" else ["--config-name", config_name]
+    return [*name, *(["--config-dir", config_dir] if config_dir else [])]
+
+
+def is_hydra_override(override: str, part: str = "") -> bool:
+    """Whether an override is for Hydra itself, or for a part of it such as `sweeper`."""
+    return override.lstrip("+~").startswith((f"hydra.{part}", f"hydra/{part}"))
+
+
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of each job of a grid sweep, in Hydra's order."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        return [job for batch in BasicSweeper.split_arguments(parse(overrides), None) for job in batch]
+    except (HydraException, ValueError) as error:
+        raise ConfigError(f"{_not_a_grid(overrides) or str(error).splitlines()[0]}: not a valid sweep") from error
+
+
+def search_samples(overrides: list[str]) -> list[list[str]]:
+    """Return overrides that try every bound and every choice of a search once; the first are all the lowest and first."""
+    parsed = parse(overrides)
+    values = {item.get_key_element(): tried_values(item) for item in parsed}
+    base = {key: tried[0] for key, tried in values.items()}
+    variants = [{**base, key: value} for key, tried in values.items() for value in tried[1:]]
+    return [[f"{key}={value}" for key, value in sample.items()] for sample in (base, *variants)]
+
+
+def tried_values(item: Override) -> list[str]:
+    """Return an override's value as text, of a sweep its choices or its two bounds; raises ConfigError where it has none."""
+    if not item.is_sweep_override():
+        return [item.get_value_element_as_str()]
+    if item.is_discrete_sweep():
+        found = list(item.sweep_string_iterator())
+        if not found:
+            raise ConfigError(
+                f"{item.key_or_group}: got {str(item.input_line).partition('=')[2]}, which holds no value"
+            )
+        return found if not item.is_range_sweep() else [found[0], found[-1]]
+    interval = item.value()
+    assert isinstance(interval, IntervalSweep), item.input_line
+    return [str(interval.start), str(interval.end)]
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Return the parsed overrides of a sweep; raises ConfigError where the grammar refuses one."""
+    with hydra_with() as loader:
+        try:
+            return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        except (HydraException, ValueError) as error:
+            raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error
+
+
+def _not_a_grid(overrides: list[str]) -> str:
+    found = [
+        item.key_or_group for item in parse(overrides) if item.is_sweep_override() and not item.is_discrete_sweep()
+    ]
+    return (
+        f"{found[0]}: got an interval, which has no end of values; pass hydra/sweeper=optuna to search it"
+        if found
+        else ""
+    )

@@ -1,0 +1,43 @@
+"""Where Hydra finds config groups: this package, installed extensions and `--config-dir`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+
+from arctic_hydra.cli.config_cache import Memory, read_through
+
+
+def conf_dir() -> str:
+    """Return the absolute folder of the config groups: inside an installed package, beside it in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return str(inside if (inside / "config.yaml").is_file() else package.parent / "conf")
+
+
+@contextmanager
+def hydra_with(config_dir: str | None = None, memory: Memory | None = None) -> Iterator[ConfigLoader]:
+    """Have Hydra find our options, those of extensions, and those below `config_dir`; yield what loads them.
+
+    With a memory, files that an earlier composition read are not read again. A folder given by the override
+    `hydra.searchpath` instead would come too late for a whole config in it.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+        if config_dir:
+            path = GlobalHydra.instance().config_loader().get_search_path()
+            # Behind ours and those of extensions, which it cannot shadow by accident, and before the schemas: Hydra wants these last.
+            path.prepend("command-line", f"file://{Path(config_dir).absolute()}", anchor="schema")
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("arctic_hydra", path)
+        loader: Any = GlobalHydra.instance().config_loader()
+        if memory is not None:
+            read_through(memory, loader)
+        yield loader

@@ -1,0 +1,127 @@
+"""The chat template of a tokenizer: which one, compiled, and the form in which it takes tool calls."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import chat_template_utils
+
+from arctic_hydra.data.formats.messages import REASONING_KEYS, Chat, Message, RowProblem, malformed, unusual_turn
+from arctic_hydra.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOOL_TEMPLATE = "tool_use"
+"""The name that transformers looks for, among those of a tokenizer with several chat templates, for chats with tools."""
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
+FIXED_DATE = datetime(2024, 7, 26)
+_NAME, _KEY = "zqcallqz", "zqkeyqz"
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> str:
+    """Return the chat template, of chats with tools where there is one for them; raises DataError when there is none."""
+    try:
+        return str(tokenizer.get_chat_template(tools=[] if with_tools else None))
+    except ValueError as error:
+        named = tokenizer.chat_template  # Command R's have several, one of them for tools
+        what = (
+            f"several chat templates ({', '.join(named)}) and none of them is the default"
+            if named
+            else "no chat template"
+        )
+        raise DataError(
+            f"tokenizer.chat_template: the tokenizer {tokenizer.name_or_path!r} has {what}, which conversations need; pass "
+            f"tokenizer.chat_template=<file with a Jinja template>"
+        ) from error
+
+
+def template_problem(chat: Chat, error: Exception) -> RowProblem:
+    """Return the problem of a chat that the template refuses: the row's own where its roles come in an unusual order."""
+    text = f"the chat template fails: {type(error).__name__}: {error}"
+    unusual = unusual_turn(chat.messages)
+    if unusual is None:
+        return RowProblem("template", f"{text}; correct it, or pass tokenizer.chat_template=<file>")
+    before = f"after {chat.messages[unusual - 1]['role']!r}" if unusual else "at the start"
+    return malformed(
+        f"message {unusual}: role {chat.messages[unusual]['role']!r} {before}, which this chat template may not take "
+        f"({text}); expected user and assistant in turn, or tokenizer.chat_template=<file> with a template that takes it"
+    )
+
+
+def compile_template(template: str) -> Any:
+    """Return what transformers compiles a template to and keeps, with a stopped clock; None where that is not to be had.
+
+    Jinja copies the global names for each rendering, and from the chain of dictionaries that it makes that is a quarter of
+    the time: here they are one. The clock cannot be a variable of the rendering: transformers makes those plain data.
+    """
+    with suppress(Exception):  # not public, so it may be gone; and of a template that does not compile, rendering tells
+        compiled = chat_template_utils._compile_jinja_template(template)
+        compiled.globals = {**compiled.globals, "strftime_now": FIXED_DATE.strftime}
+        return compiled
+    return None
+
+
+def rename_reasoning(message: Message, known: str) -> Message:
+    """Return the message with its thoughts under the one name that the template knows."""
+    other = next((key for key in REASONING_KEYS if key in message), None)
+    if other in (None, known):
+        return message
+    return {known if key == other else key: value for key, value in message.items()}
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """The form of the calls of a message."""
+
+    as_text: bool = False
+    """Arguments as JSON text, not as an object; the call then has a type too."""
+    null_content: bool = False
+    """No content, where it is empty."""
+
+    def of(self, message: Message) -> Message:
+        """Return the message with its calls in this form; a message without calls as it is."""
+        calls = message.get("tool_calls")
+        if not calls:
+            return message
+        changed = dict(message)
+        if self.null_content and not changed.get("content"):
+            changed["content"] = None
+        if self.as_text:
+            inner = [call.get("function", call) for call in calls]
+            texts = [json.dumps(one.get("arguments") or {}, ensure_ascii=False) for one in inner]
+            changed["tool_calls"] = [
+                {"type": "function", **call, "function": {**one, "arguments": text}}
+                for call, one, text in zip(calls, inner, texts, strict=True)
+            ]
+        return changed
+
+
+_FORMS = (
+    CallForm(),
+    CallForm(null_content=True),
+    CallForm(as_text=True),
+    CallForm(as_text=True, null_content=True),
+)
+
+
+def call_form(render: Callable[[list[Message]], str]) -> CallForm:
+    """Return the first form in which a template writes a call's name and arguments; the usual one if it does in none."""
+    call = {"type": "function", "function": {"name": _NAME, "arguments": {_KEY: "1"}}}
+    messages: list[Message] = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    for form in _FORMS:
+        with suppress(Exception):  # templates raise anything
+            text = render([form.of(message) for message in messages])
+            if _NAME in text and _KEY in text:
+                return form
+    return CallForm()

@@ -1,0 +1,21 @@
+"""Alpaca rows: instruction, input, output."""
+
+from __future__ import annotations
+
+from arctic_hydra.data.formats.messages import Message, Row, check_text, malformed
+
+
+def alpaca_question(row: Row) -> list[Message]:
+    """Return the turns of `history`, and the question that `instruction` and `input` are, one of which may be empty."""
+    messages: list[Message] = []
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise malformed("history: expected a list of [question, answer] pairs")
+    for index, (question, answer) in enumerate(history):
+        messages.append({"role": "user", "content": check_text(question, f"history {index}: question")})
+        messages.append({"role": "assistant", "content": check_text(answer, f"history {index}: answer")})
+    question = check_text(row["instruction"], "instruction")
+    if row.get("input"):
+        more = check_text(row["input"], "input")
+        question = f"{question}\n{more}" if question else more
+    return [*messages, {"role": "user", "content": question}]

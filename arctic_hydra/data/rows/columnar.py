@@ -1,0 +1,208 @@
+"""Rows of Parquet and Arrow files and of Hugging Face datasets."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arctic_hydra.data.rows.base import Row, Rows
+from arctic_hydra.data.rows.shard import Place, Shard, TakenRows
+from arctic_hydra.errors import DataError
+
+
+class ParquetRows(Rows):
+    """Rows of a Parquet file, one row group in memory at a time (as Arrow; Python objects are made of what is taken)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+        self._group: tuple[int, Any] = (-1, None)
+        metadata = self._open().metadata
+        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_group": (-1, None)}
+
+    def _open(self) -> Any:
+        if self._file is None:
+            import pyarrow.parquet as pq
+
+            self._file = pq.ParquetFile(self.path, memory_map=True)
+        return self._file
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        rows: list[Row] = []
+        start = 0
+        for stop in range(1, len(indices) + 1):  # one conversion per run of rows that follow each other in a group
+            first, last = indices[start], indices[stop - 1]
+            group = bisect_right(self._starts, first) - 1
+            if stop < len(indices) and indices[stop] == last + 1 < self._starts[group + 1]:
+                continue
+            if group != self._group[0]:
+                self._group = (group, self._open().read_row_group(group))
+            taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
+            rows += map(without_filled_nulls, taken)
+            start = stop
+        return rows
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, row {index}"
+
+
+class DatasetRows(Rows):
+    """Rows of a `datasets.Dataset`."""
+
+    def __init__(self, dataset: Any, origin: str = "") -> None:
+        self._dataset = dataset
+        self._origin = origin
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        columns = self._dataset[list(indices)]
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        return [without_filled_nulls(row) for row in rows]
+
+    def where(self, index: int) -> str:
+        return f"{self._origin}, row {index}" if self._origin else f"row {index}"
+
+
+def without_filled_nulls(row: Row) -> Row:
+    """Return a row of a columnar file without the nulls in `tools` and in the arguments of tool calls.
+
+    Such a file gives every object of a column the keys of all of them, with null for those that its writer left out: an
+    argument that nobody passed. One that was passed as null cannot be told from it there; JSON keeps the difference.
+    """
+    return {name: _drop_nulls(value) if name == "tools" else _with_true_calls(value) for name, value in row.items()}
+
+
+def _with_true_calls(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("tool_calls"):
+        return {**value, "tool_calls": [_true_call(call) for call in value["tool_calls"]]}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_with_true_calls(item) for item in value]
+    return value
+
+
+def _true_call(call: Any) -> Any:
+    """Return a call whose arguments are those that were passed: none at all where its writer left the key out."""
+    if not isinstance(call, dict):
+        return call
+    inner = call["function"] if isinstance(call.get("function"), dict) else call
+    arguments = inner.get("arguments")
+    kept = _drop_nulls({**inner, "arguments": {} if arguments is None else arguments})
+    return _drop_nulls({**call, "function": kept}) if inner is not call else kept
+
+
+def _drop_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
+    return [_drop_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def read_parquet(path: Path) -> Rows:
+    import pyarrow as pa
+
+    try:
+        return ParquetRows(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: a damaged Parquet file ({str(error).splitlines()[0]}); get it again") from error
+
+
+class IndexedShard(Shard):
+    """Rows that can be taken by their number without holding them: Parquet, Arrow, sets saved by `datasets`."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
+        start = place[0]
+        stop = min(start + count, len(self._rows))
+        chosen = range(start, stop)
+        taken = TakenRows(self._rows.take(chosen), [self._rows.where(index) for index in chosen])
+        return taken, (stop, stop), stop == len(self._rows)
+
+
+class IterableShard(Shard):
+    """Rows of a `datasets.IterableDataset`; a place that it has not just read up to is reached by skipping."""
+
+    def __init__(self, dataset: Any, origin: str) -> None:
+        self._dataset, self._origin = dataset, origin
+        self._iterator: Iterator[Row] = iter(())
+        self._row = -1
+
+    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
+        start = place[0]
+        try:
+            if start != self._row:
+                self._iterator = iter(self._dataset.skip(start) if start else self._dataset)
+            rows = [without_filled_nulls(row) for row in islice(self._iterator, count)]
+        except Exception as error:  # datasets raises many kinds for one cause: the next rows could not be had
+            raise DataError(
+                f"{self._origin}, after row {start}: cannot be read on ({type(error).__name__}: {error}); expected a "
+                f"reachable set; the same command goes on from the last checkpoint"
+            ) from error
+        self._row = start + len(rows)
+        places = [f"{self._origin}, row {index}" for index in range(start, self._row)]
+        return TakenRows(rows, places), (self._row, self._row), len(rows) < count
+
+
+class ArrowRows(Rows):
+    """Rows of an Arrow file or stream, memory-mapped, one record batch as Python objects at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._batches: list[Any] | None = None
+        self._current: tuple[int, list[Row]] = (-1, [])
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._open())])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_batches": None, "_current": (-1, [])}
+
+    def _open(self) -> list[Any]:
+        if self._batches is None:
+            import pyarrow as pa
+
+            mapped = pa.memory_map(str(self.path))
+            try:
+                reader = pa.ipc.open_file(mapped)
+                self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            except pa.ArrowInvalid:  # `datasets` writes streams under the same suffix
+                mapped.seek(0)
+                self._batches = list(pa.ipc.open_stream(mapped))
+        return self._batches
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        rows: list[Row] = []
+        for index in indices:
+            number = int(np.searchsorted(self._starts, index, side="right")) - 1
+            if number != self._current[0]:
+                self._current = (number, [without_filled_nulls(row) for row in self._open()[number].to_pylist()])
+            rows.append(self._current[1][index - int(self._starts[number])])
+        return rows
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, row {index}"
+
+
+def read_arrow(path: Path) -> Rows:
+    """Return the rows of an Arrow file; raises DataError when it is damaged."""
+    import pyarrow as pa
+
+    try:
+        return ArrowRows(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: a damaged Arrow file ({str(error).splitlines()[0]}); get it again") from error

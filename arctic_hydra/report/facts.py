@@ -1,0 +1,48 @@
+"""Facts about a model that the header, the throughput and the disk estimate need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from arctic_hydra.model.layers import layer_configs
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a model, taken before the engine shards it."""
+
+    name: str
+    parameters: int
+    trainable: int
+    flops_shape: tuple[int, int, int, int]
+    """Parameters of the body, of the head (as large as the embedding), layers, attention width (0 where nothing tells it)."""
+
+
+def model_facts(model: Any) -> ModelFacts:
+    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`, in four bits in its `quant_state`.
+
+    Embedding and head are counted by their shape: an adapter may stand around them, or a copy beside them.
+    """
+    text = model.config.get_text_config()
+    sizes = {id(p): _numbers(p) for p in model.parameters()}
+    trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
+    total = sum(sizes.values())
+    table = int(text.vocab_size * text.hidden_size)
+    own_head = model.get_output_embeddings() is not None and not getattr(text, "tie_word_embeddings", False)
+    body, projected = total - table * (2 if own_head else 1), table
+    widths = [_attention_width(layer) for layer in layer_configs(model.config)]
+    shape = (body, projected, int(text.num_hidden_layers), sum(widths) // len(widths))
+    return ModelFacts(type(model).__name__, total, trainable, shape)
+
+
+def _attention_width(layer: Any) -> int:
+    """Return heads times their size from a layer's config, or 0 where it names no heads: their FLOPs are left out then."""
+    heads = getattr(layer, "num_attention_heads", None) or 0
+    return int(heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)) if heads else 0
+
+
+def _numbers(parameter: Any) -> int:
+    packed = getattr(parameter, "quant_state", None)
+    return math.prod(packed.shape) if packed else int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,59 @@
+"""How a run ended, for its record and `result.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra.config import Run
+from arctic_hydra.data.base import Loader
+from arctic_hydra.metrics import objective, read_metrics
+from arctic_hydra.redaction import redact
+from arctic_hydra.report.facts import ModelFacts
+from arctic_hydra.run_directory import FINISHED, STOPPED
+from arctic_hydra.trainer.base import Trainer
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Return the resolved, redacted config of a run."""
+    tree = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["config"]
+    return redact(tree)  # type: ignore[no-any-return]
+
+
+def statistics(loader: Loader, eval_loader: Loader | None, facts: ModelFacts) -> dict[str, Any]:
+    """Return what a run knows of its data and model before the first step, for its record."""
+    model = {"name": facts.name, "parameters": facts.parameters, "trainable": facts.trainable}
+    evaluation = eval_loader.summary() if eval_loader else None
+    return {"train": loader.summary(), "eval": evaluation, "model": model}
+
+
+def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | None) -> dict[str, Any]:
+    """Return how the run ended, for `result.json`: status, counters, first and last loss, objective."""
+    lines = list(read_metrics(trainer.tools.run_dir / "metrics.jsonl"))
+    steps = [row for row in lines if "loss" in row]
+    evaluations = [row for row in lines if "eval/loss" in row]
+    last = trainer.last_metrics or (steps[-1] if steps else {})
+    return {
+        "status": STOPPED if trainer.stop_reason and not trainer.training_finished else FINISHED,
+        "stop_reason": trainer.stop_reason,
+        "step": trainer.global_step,
+        "horizon": trainer.training_horizon,
+        "progress": trainer.progress.state_dict(),
+        "first_loss": steps[0]["loss"] if steps else None,
+        "last_loss": _finite(last.get("loss")),
+        "first_evaluation": evaluations[0] if evaluations else None,
+        "last_evaluation": evaluations[-1] if evaluations else None,
+        "objective": _finite(objective([*steps, last, *evaluations] if last else evaluations, run.objective)),
+        "resumed_from": str(resumed_from) if resumed_from else None,
+        "data": loader.summary(),
+        "data_fingerprint": loader.fingerprint,
+        "world_size": trainer.world.size,
+        "device": trainer.device.type,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return None for what JSON has no number for; `metrics.jsonl` names it."""
+    return value if value is not None and math.isfinite(value) else None

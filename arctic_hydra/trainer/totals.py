@@ -1,0 +1,63 @@
+"""Sums over the steps between two log lines."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from arctic_hydra.progress import Progress
+
+
+@dataclass
+class Totals:
+    """Figures since the last log line; the loss stays on the device until then."""
+
+    loss_sum: Any = 0.0
+    steps: int = 0
+    supervised: int = 0
+    tokens: int = 0
+    by_source: Counter[str] = field(default_factory=Counter)
+    """Supervised tokens of each data source, where there are several."""
+    flops: float = 0.0
+    start: float = field(default_factory=time.monotonic)
+    paused: float = 0.0
+    """Seconds spent on evaluation and saving, which are no part of a step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the figures as plain numbers, for a checkpoint between two lines; waits for the device."""
+        names = ("steps", "supervised", "tokens", "flops", "seconds")
+        figures = {name: getattr(self, name) for name in names}
+        return {**figures, "loss_sum": float(self.loss_sum), "by_source": dict(self.by_source)}
+
+    @classmethod
+    def resumed(cls, state: dict[str, Any]) -> Totals:
+        """Go on from what `state_dict` returned; from nothing where it is empty."""
+        if not state:
+            return cls()
+        figures = {name: value for name, value in state.items() if name not in ("seconds", "by_source")}
+        return cls(**figures, by_source=Counter(state["by_source"]), start=time.monotonic() - state["seconds"])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training since the last log line: steps, waiting for data and for other ranks."""
+        return time.monotonic() - self.start - self.paused
+
+    def metrics(self, progress: Progress, loss_sum: float, peak_tflops: float | None) -> dict[str, Any]:
+        """Return the figures of a log line: `loss_sum` is over all ranks, tokens count those of all, tflops are a rank's."""
+        seconds = self.seconds
+        tflops = self.flops / seconds / 1e12
+        return {
+            "loss": loss_sum / self.supervised if self.supervised else None,
+            "step_seconds": seconds / self.steps,
+            "tokens": progress.tokens,
+            "supervised_tokens": progress.supervised_tokens,
+            "padding_tokens": progress.padding_tokens,
+            "tokens_per_second": self.tokens / seconds,
+            "supervised_tokens_per_second": self.supervised / seconds,
+            "tflops": tflops,
+            "mfu": tflops / peak_tflops if peak_tflops else None,
+            "skipped_steps": progress.skipped_steps,
+            **{f"source_share/{name}": count / max(1, self.supervised) for name, count in self.by_source.items()},
+        }
