@@ -1,23 +1,219 @@
-"""From the factories to the model that trains: the same for training, evaluation, export and estimates."""
+"""The parts of a run, made from its factories: shared by training, evaluation, export and the memory estimate."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import engine
+from arctic_hydra import distributed, engine, log
 from arctic_hydra.checkpoint import initial_weights
-from arctic_hydra.data.base import BatchGeometry
-from arctic_hydra.errors import ModelError
+from arctic_hydra.checkpoint.base import Stream, TrainingState
+from arctic_hydra.checkpoint.initial_weights import Weights
+from arctic_hydra.config import Run, run_id
+from arctic_hydra.data.base import BatchGeometry, Loader
+from arctic_hydra.data.load.sequence_parallel import fitted
+from arctic_hydra.data.load.stop_tokens import stop_tokens
+from arctic_hydra.display import Display
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.hub import looks_like_path
+from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.model.vocabulary import fit_vocabulary
+from arctic_hydra.progress import Progress
+from arctic_hydra.report.facts import ModelFacts
+from arctic_hydra.report.outcome import read_config, statistics
+from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.stopping import StopRequest
+from arctic_hydra.tracking.base import Tracker
+from arctic_hydra.trainer.base import Trainer
+from arctic_hydra.trainer.toolbox import Toolbox
 
 if TYPE_CHECKING:
+    import deepspeed
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from arctic_hydra.config import Run
-    from arctic_hydra.distributed import World
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Data:
+    """What one rank trains and evaluates on."""
+
+    world: World
+    tokenizer: PreTrainedTokenizerBase
+    group_loader: Loader
+    """Batches of this rank's sequence group: what checkpoints describe."""
+    loader: Loader
+    """This rank's share of them."""
+    eval_loader: Loader | None
+
+
+@dataclass(kw_only=True, frozen=True)
+class Model:
+    """A model in its DeepSpeed engine, with what was made for it."""
+
+    engine: deepspeed.DeepSpeedEngine
+    engine_config: dict[str, Any]
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    facts: ModelFacts
+    start: Weights | None
+    """The weights of `init_from`, if any."""
+    weights: Weights | None
+    """The weights of a checkpoint of the run that replace them, if any."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Outputs:
+    """Where metrics go; nothing on ranks other than the first, and while a checkpoint is only evaluated."""
+
+    metrics_file: MetricsFile | None = None
+    trackers: list[Tracker] = field(default_factory=list)
+
+
+@contextmanager
+def report_exceptions(run: Run, run_dir: Path) -> Iterator[None]:
+    """Call `on_exception` of every callback for an error raised in this context, then raise it again."""
+    run.trainer.listen(list(run.callback.values()), World.from_env())
+    try:
+        yield
+    except Exception as error:
+        try:
+            run.trainer.notify("exception", run.trainer, {"error": error, "run_dir": run_dir})
+        except Exception:
+            logger.exception("a callback failed in on_exception")
+        raise
+
+
+def start_process(run: Run, run_dir: Path) -> None:
+    """Open the log of this rank and attach the components to their trainer; ConfigError where the machine cannot run it."""
+    start_log(run, run_dir)
+    if problems := run.environment_problems():
+        raise ConfigError(problems)
+    run.attach(run.trainer)
+
+
+def start_log(run: Run, run_dir: Path) -> None:
+    """Open the log of this rank, on the terminal and in `logs/`, as `log` says."""
+    world = World.from_env()
+    log.start(run_dir, world, run.log.level, to_file=run.log.writes(world), to_terminal=run.log.prints(world))
+    log.quiet_progress_bars()
+
+
+def join_ranks(run: Run) -> World:
+    """Start the process groups, seed this process, and return its place among the ranks. Collective."""
+    world, trainer = World.from_env(), run.trainer
+    distributed.start(world, trainer.collective_timeout_seconds)
+    distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
+    seed_everything(run.seed)
+    return world
+
+
+def create_loaders(run: Run, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
+    """Return this rank's training and evaluation batches, padded to one size where the model is compiled."""
+    dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
+    group_loader, eval_loader = run.data.build(tokenizer, geometry(run, dealt_to))
+    return Data(
+        world=world,
+        tokenizer=tokenizer,
+        group_loader=group_loader,
+        loader=fitted(group_loader, run.pack_tokens),
+        eval_loader=eval_loader and fitted(eval_loader, run.pack_tokens),
+    )
+
+
+def record_horizon(run: Run, run_dir: Path, data: Data) -> None:
+    """Write the training horizon into the run's record, for whoever watches it."""
+    if data.world.is_main:
+        RunDirectory(run_dir).update_record(horizon=run.trainer.training_horizon)
+
+
+def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> TrainingState:
+    """Return what checkpoints hold: everything that the rest of the run depends on. Collective."""
+    frozen = frozen_weights(run, model.engine.module)
+    loader, tokenizer = data.group_loader, data.tokenizer
+    return TrainingState(
+        model.engine,
+        model.scheduler,
+        tokenizer,
+        Progress(),
+        data.world,
+        run_dir,
+        identity={
+            "config_hash": run_id(run),
+            "data_fingerprint": loader.fingerprint,
+            "zero_stage": run.deepspeed.stage,
+            "frozen_weights": frozen,
+        },
+        logs=[run_dir / "metrics.jsonl"],
+        base=base_of(run),
+        frozen_elsewhere=frozen is not None,
+        rebuild=lambda: create_model(run, run.model.create_config(), tokenizer, model.start, quantize=False),
+        stop_tokens=lambda: stop_tokens(loader, tokenizer, getattr(run.data, "eot_tokens", ())),
+        stream=loader if isinstance(loader, Stream) else None,
+    )
+
+
+def resume(run: Run, state: TrainingState) -> Path | None:
+    """Bind the checkpoint engines to the state and restore it from the newest good checkpoint; return its path, if any."""
+    for checkpoint in run.checkpoint.values():
+        checkpoint.bind(state)
+    loaded = [checkpoint.load() for checkpoint in run.checkpoint.values() if checkpoint.auto_resume]
+    if not any(loaded) and state.world.is_main:
+        for path in state.logs:
+            path.unlink(missing_ok=True)  # lines of a start that never reached a checkpoint
+    distributed.barrier()
+    return next((path for path in loaded if path), None)
+
+
+def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
+    """Record the statistics of data and model, open `metrics.jsonl` for the lines to come, and start the trackers."""
+    if not data.world.is_main:
+        return Outputs()
+    RunDirectory(run_dir).update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
+    trackers = list(run.tracking.values())
+    for tracker in trackers:
+        tracker.start(run_dir, f"{run.name}/{run_dir.name}", read_config(run_dir))
+    return Outputs(metrics_file=MetricsFile(run_dir / "metrics.jsonl"), trackers=trackers)
+
+
+def finish_trackers(trainer: Trainer, status: str) -> None:
+    """Let every tracker end the run with `status`."""
+    for tracker in trainer.tools.trackers:
+        tracker.finish(status)
+
+
+def toolbox(
+    run: Run, run_dir: Path, data: Data, model: Model, state: TrainingState, stop: StopRequest, outputs: Outputs
+) -> Toolbox:
+    """Return what the trainer works with."""
+    horizon = run.trainer.training_horizon
+    return Toolbox(
+        world=data.world,
+        device=data.world.device,
+        run_dir=run_dir,
+        loader=data.loader,
+        eval_loader=data.eval_loader,
+        model_factory=run.model,
+        converters=run.converters,
+        engine=model.engine,
+        engine_config=model.engine_config,
+        scheduler=model.scheduler,
+        state=state,
+        checkpoints=list(run.checkpoint.values()),
+        trackers=outputs.trackers,
+        metrics_file=outputs.metrics_file,
+        display=Display(horizon, state.progress.global_step, enabled=run.log.prints(data.world)),
+        stop=stop,
+        log_interval=run.log.interval,
+        flops_shape=model.facts.flops_shape,
+        packed=bool(getattr(run.data, "packing", False)),
+    )
 
 
 def geometry(run: Run, dealt_to: World) -> BatchGeometry:
@@ -46,8 +242,8 @@ def create_model(
     run: Run,
     model_config: Any,
     tokenizer: PreTrainedTokenizerBase,
-    start: initial_weights.Weights | None = None,
-    weights: initial_weights.Weights | None = None,
+    start: Weights | None = None,
+    weights: Weights | None = None,
     *,
     quantize: bool = True,
 ) -> torch.nn.Module:
@@ -85,7 +281,7 @@ def create_model(
     return model  # type: ignore[no-any-return]
 
 
-def starting_weights(run: Run) -> initial_weights.Weights | None:
+def starting_weights(run: Run) -> Weights | None:
     """Return what `init_from` names, verified; collective."""
     return initial_weights.find_weights(Path(run.init_from)) if run.init_from else None
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from arctic_hydra.assemble import report_exceptions
 from arctic_hydra.callback.base import Callback
-from arctic_hydra.runner import telling_callbacks
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.command import SMALL, losses, only_run, run
 
@@ -66,7 +66,7 @@ def test_an_error_in_on_exception_does_not_hide_the_one_before(tmp_path, caplog)
             raise ZeroDivisionError("clumsy")
 
     run = SimpleNamespace(trainer=SFTTrainer(), callback={"clumsy": Clumsy()})
-    with pytest.raises(OSError, match="the disk is gone"), telling_callbacks(run, tmp_path):  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="the disk is gone"), report_exceptions(run, tmp_path):  # type: ignore[arg-type]
         raise OSError("the disk is gone")
     assert "a callback failed in on_exception" in caplog.text and "clumsy" in caplog.text
 

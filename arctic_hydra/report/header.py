@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.checkpoint.initial_weights import Weights
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Loader
-from arctic_hydra.distributed import World
 from arctic_hydra.human_numbers import format_count
-from arctic_hydra.report.facts import ModelFacts
 
 if TYPE_CHECKING:
-    pass
+    from arctic_hydra.assemble import Data, Model
 
 
 def print_header(
-    run: Run,
-    run_dir: Path,
-    world: World,
-    facts: ModelFacts,
-    loader: Loader,
-    eval_loader: Loader | None,
-    horizon: int,
-    resumed_from: Path | None,
-    initialised_from: Weights | None,
-    memory: list[str],
+    run: Run, run_dir: Path, data: Data, model: Model, memory: Sequence[str] = (), resumed_from: Path | None = None
 ) -> None:
-    """Say what is about to happen, on the ranks that print."""
+    """Print what is about to run, on the first rank; `memory` holds the lines of the memory estimate."""
+    world, trainer, facts = data.world, run.trainer, model.facts
     if not run.log.prints(world) or not world.is_main:
         return
-    trainer = run.trainer
     trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
     size = trainer.sequence_parallel_size
     dealt_to = ranks if size == 1 else f"{world.size // size} group(s) of {size} ranks that share each sequence"
+    began_with = model.weights or model.start
     lines = [
         f"run      {run_dir}",
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
-        f"data     {summary_line(loader)}",
-        *(f"         {line}" for line in aligned(data_table(loader.summary()))),
-        f"         evaluation: {summary_line(eval_loader) if eval_loader else 'none'}",
+        f"data     {summary_line(data.loader)}",
+        *(f"         {line}" for line in aligned(data_table(data.loader.summary()))),
+        f"         evaluation: {summary_line(data.eval_loader) if data.eval_loader else 'none'}",
         f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
-        f"steps    {horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
+        f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
     ]
-    if initialised_from is not None and resumed_from is None:
-        lines.append(f"weights  from {initialised_from.path}")
+    if began_with is not None and resumed_from is None:
+        lines.append(f"weights  from {began_with.path}")
     if resumed_from is not None:
         lines.append(f"resumed  from {resumed_from.name}")
     print("\n".join(lines), flush=True)

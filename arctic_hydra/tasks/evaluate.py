@@ -5,19 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import distributed, runner
+from arctic_hydra import assemble, distributed, runner
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.config import Run
+from arctic_hydra.report.header import print_header
 from arctic_hydra.run_directory import FINISHED
 from arctic_hydra.stopping import StopRequest
 
 
 def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Evaluate the checkpoint that `from_checkpoint` names; return its place, step and metrics. Every rank calls it."""
-    with runner.telling_callbacks(run, run_dir):
-        distributed.start(distributed.World.from_env(), run.trainer.collective_timeout_seconds)
+    trainer = run.trainer
+    with assemble.report_exceptions(run, run_dir):
+        distributed.start(distributed.World.from_env(), trainer.collective_timeout_seconds)
         weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
-        trainer, _ = runner.build(run, run_dir, stop, weights)
+        assemble.start_process(run, run_dir)
+        with trainer.event("init"):
+            data = runner.build_data(run)
+            model = runner.build_model(run, data, weights)
+            state = assemble.training_state(run, run_dir, data, model)
+            print_header(run, run_dir, data, model)
+            trainer.equip(assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
         trainer.progress.global_step = weights.step or 0
         metrics = trainer.evaluate()
         trainer.tools.display.close()

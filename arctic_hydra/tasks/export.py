@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import assemble, log
+from arctic_hydra import assemble
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, is_adapted, write_export
 from arctic_hydra.checkpoint.store import step_name
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     """Write `export-step-00000100` beside the checkpoints of the run; return its place."""
-    world = World.from_env()
-    log.start(run_dir, world, run.log.level, to_file=run.log.writes(world), to_terminal=run.log.prints(world))
-    log.quiet_progress_bars()
-    run.trainer.listen([], world)
+    assemble.start_log(run, run_dir)
+    run.trainer.listen([], World.from_env())
     run.attach(run.trainer)
     weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
     tokenizer = run.tokenizer.create_tokenizer()

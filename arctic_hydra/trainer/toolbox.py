@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Toolbox:
     """What the runner builds and the trainer works with."""
 

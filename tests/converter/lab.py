@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from arctic_hydra import config, distributed, engine, runner, tasks
+from arctic_hydra import assemble, config, distributed, engine, runner, tasks
 from arctic_hydra.assets import ASSETS
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.overrides import normalize
@@ -68,7 +68,7 @@ def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[in
     if distributed.World.from_env().is_main:
         (run_dir / "run.json").write_text(json.dumps({"config": tree}))
     distributed.barrier()
-    with runner.telling_callbacks(run, run_dir):
+    with assemble.report_exceptions(run, run_dir):
         trainer, resumed = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
     rows: list[dict[str, Any]] = []
     trainer._record = rows.append  # type: ignore[method-assign]

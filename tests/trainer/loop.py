@@ -172,10 +172,27 @@ def make_trainer(
     state = TrainingState(wrapped, schedule, None, Progress(), world, run_dir, {})  # type: ignore[arg-type]
     trainer.equip(
         Toolbox(
-            world, torch.device("cpu"), run_dir, loader, eval_loader, factory, [], wrapped, config, schedule, state, [], [],
-            None, Display(horizon, 0, enabled=False), StopRequest(run_dir / "STOP"), 1, (1, 1, 1, 1), packed,
+            world=world,
+            device=torch.device("cpu"),
+            run_dir=run_dir,
+            loader=loader,
+            eval_loader=eval_loader,
+            model_factory=factory,
+            converters=[],
+            engine=wrapped,
+            engine_config=config,
+            scheduler=schedule,
+            state=state,
+            checkpoints=[],
+            trackers=[],
+            metrics_file=None,
+            display=Display(horizon, 0, enabled=False),
+            stop=StopRequest(run_dir / "STOP"),
+            log_interval=1,
+            flops_shape=(1, 1, 1, 1),
+            packed=packed,
         )
-    )  # fmt: skip
+    )
     return trainer
 
 
