@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arctic_hydra.data.arrow import Array
 from arctic_hydra.data.masks import TOOL_TEMPLATE, ChatEncoder, Encoded, TurnChoice
 from arctic_hydra.data.messages import Chat, PlainText, RowProblem
 from arctic_hydra.data.rendered import short
-from arctic_hydra.data.word_tables import Array
 from arctic_hydra.data.words import Encoding, WordTokenizer
 
 if TYPE_CHECKING:

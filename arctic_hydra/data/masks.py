@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import chat_template_utils
 
+from arctic_hydra.data.arrow import Array
 from arctic_hydra.data.call_form import CallForm, call_form
 from arctic_hydra.data.messages import REASONING_KEYS, Chat, Message, RowProblem, check_text, malformed, unusual_turn
 from arctic_hydra.data.outline import Span, thought_key
 from arctic_hydra.data.rendered import short
 from arctic_hydra.data.turns import TurnFinder
-from arctic_hydra.data.word_tables import Array
 from arctic_hydra.data.words import WordTokenizer
 from arctic_hydra.errors import DataError
 
