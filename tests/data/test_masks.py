@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arctic_hydra.assets.build_assets import CHAT_TEMPLATE
 from arctic_hydra.data.encode.chat import Chat, ChatEncoder, TurnChoice
@@ -524,6 +527,100 @@ def test_a_turn_that_cannot_be_located_says_so() -> None:
         "no header or content tells for sure where this tool call begins and ends; pass tokenizer.chat_template=<file> with `{% gen"
         in problem
     )
+
+
+EVERY = {
+    **{name: template for name, (template, *_) in (TEMPLATES | MAKERS).items()},
+    **{f"{name}, tools": template for name, (template, *_) in TOOL_TEMPLATES.items()},
+    "qwen 3": QWEN_3,
+}
+CONTENTS = st.one_of(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+    st.sampled_from(["Zqc1qZ", " Zqc0qZ\n", "<|im_end|>", "</s>", "{{ 1 }}", "[/INST]", "<thi", "\x0b a \x85", "1s1"]),
+)
+
+
+@functools.cache
+def encoder_of(template: str) -> tuple[Any, ChatEncoder]:
+    tokenizer = make_tokenizer(template, eos_token="</s>")
+    return tokenizer, ChatEncoder(tokenizer)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(EVERY)), st.lists(CONTENTS, min_size=2, max_size=6), st.one_of(st.just(""), CONTENTS))
+def test_a_chat_is_encoded_the_same_after_others_of_its_roles(name: str, contents: list[str], system: str) -> None:
+    """What the roles tell is kept from one chat to the next; what the contents say may change what the template does."""
+    tokenizer, encoder = encoder_of(EVERY[name])
+    messages = [{"role": "system", "content": system}] * bool(system) + chat(*contents)["messages"]
+    one = Chat(messages[: len(messages) - len(contents) % 2])
+    (after,) = encoder.encode([one])
+    encoder._finder._outlines.clear()
+    (alone,) = encoder.encode([one])
+    if isinstance(after, RowProblem) or isinstance(alone, RowProblem):
+        assert str(after) == str(alone)
+        return
+    assert (after.ids.tolist(), after.spans) == (alone.ids.tolist(), alone.spans)
+    assert tokenizer.decode(after.ids) == tokenizer.apply_chat_template(one.messages, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        "{% if m.content == messages[0].content %}!{% endif %}{{ m.content }}",
+        "{% if '</think>' in '<' + m.content %}!{% endif %}{{ m.content }}",
+        "{{ {'x': '!'}[m.content] }}{{ m.content }}",
+        "{{ m.content | length }}{{ m.content }}",
+        "{{ m.content[5:] }}{{ m.content }}",
+        "{{ '!' if loop.changed(m.content) }}{{ m.content }}",
+        "{{ '!' if m.content.startswith('x') }}{{ m.content }}",
+        "{{ m.content + m.content }}",
+        "{% autoescape true %}{{ m.content }}{% endautoescape %}",
+    ],
+)
+def test_answers_of_a_template_that_looks_at_contents(looks: str) -> None:
+    template = f"{{% for m in messages %}}[{{{{ m.role }}}}]{looks}<|im_end|>{{% endfor %}}"
+    tokenizer, encoder = encoder_of(template + "{% if add_generation_prompt %}[assistant]{% endif %}")
+    for contents in (("one", "two", "x", "three"), ("x", "x", "one", " 4\n5 "), ("one", "y", "y", "x")):
+        (encoded,) = encoder.encode([Chat(chat(*contents)["messages"])])
+        assert isinstance(encoded, Encoded), encoded
+        found = [tokenizer.decode(encoded.ids[first:last]) for first, last in encoded.spans]
+        assert found == [f"{answer}<|im_end|>" for answer in contents[1::2]]
+
+
+@pytest.mark.parametrize("changes", ["m.content | replace('x', 'y')", "m.content.split('x')[0]"])
+def test_an_answer_that_the_template_changes_is_refused_whatever_came_before_it(changes: str) -> None:
+    template = f"{{% for m in messages %}}[{{{{ m.role }}}}]{{{{ {changes} }}}}<|im_end|>{{% endfor %}}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    for answers in (("two", "x"), ("x", "two")):
+        encoder = ChatEncoder(make_tokenizer(template, eos_token="</s>"))
+        found = [encoder.encode([Chat(chat("one", answer)["messages"])])[0] for answer in answers]
+        assert [isinstance(item, RowProblem) for item in found] == [answer == "x" for answer in answers]
+
+
+BLANK_BETWEEN = "{% for m in messages %}{{ m.content + '</s>' if m.role == 'assistant' else m.content.rstrip() + '\n' }}{% endfor %}"
+HEADER_WITH_SPACE = (
+    "{% for m in messages %}{{ 'Bot:' + m.content + '</s>' if m.role == 'assistant' else m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Bot: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [BLANK_BETWEEN, HEADER_WITH_SPACE], ids=["blank between", "header with space"])
+@pytest.mark.parametrize("contents", [("a\n", "b"), ("a", " b"), ("a", "\nb"), ("Bot:", "\nb")])
+def test_white_space_that_an_answer_begins_with_is_its_own(template: str, contents: tuple[str, str]) -> None:
+    assert results(template, chat(*contents)["messages"]) == [f"{contents[1]}</s>"]
+
+
+def test_a_generation_block_around_a_question_too_is_judged_by_what_the_question_says() -> None:
+    question = "{{ '#' if loop.last else '#' + messages[loop.index].content }}"
+    template = (
+        "{% for m in messages %}{% if loop.first %}{{ m.content }}!{% elif m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}\n" + question + "{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    _, encoder = encoder_of(template)
+    asked = [Chat(chat("a", "b", question, "d")["messages"]) for question in ("c", "c</s>")]
+    fine, problem = encoder.encode(asked)
+    assert isinstance(fine, Encoded) and isinstance(problem, RowProblem)
+    assert "changes the answer" in str(problem)
 
 
 def trained(choice: TurnChoice, chat: Chat, template: str = CHATML_UNTAGGED) -> list[str]:

@@ -145,7 +145,7 @@ def test_what_is_looked_up_depends_neither_on_batches_nor_on_full_tables(monkeyp
     wanted = once.encode(texts, places)
     assert all(encoding is not None for encoding in wanted)
     monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.BATCH_CHARACTERS", 500)
-    monkeypatch.setattr("arctic_hydra.data.word_tables.MOST_STRETCHES", 50)
+    monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.MOST_STRETCHES", 50)
     small = WordTokenizer.of(BACKENDS["qwen"])
     assert small is not None
     assert str(small.encode(texts, places)) == str(wanted) == str(small.encode(texts, places))

@@ -1,4 +1,4 @@
-"""Byte-level BPE one distinct word at a time: the tokens of the tokenizer itself, looked up instead of worked out again.
+"""A word-level cache for byte-level BPE: token ids are those of the tokenizer, each distinct word encoded once.
 
 A byte-level BPE tokenizer cuts a text at its added tokens, cuts what lies between into words by a regular expression, and
 encodes each word by itself. Texts repeat their words, so they are cut here and looked up in a table that the tokenizer
@@ -15,7 +15,8 @@ import random
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,6 @@ import regex
 from tokenizers import models, pre_tokenizers
 
 from arctic_hydra.data.arrays import Array, numbers_of
-from arctic_hydra.data.word_tables import END, LOSSY, Stretches, WordTable
 
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out first, and the rest as if each stretch stood alone: there a number ends a text too.
@@ -34,10 +34,18 @@ _GPT_2_BETWEEN_DIGITS = _GPT_2.replace(r" ?\p{N}+|", "").replace(r"(?!\S)", r"(?
 _ASCII_CLASSES = {"L": "a-zA-Z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
 _CLASS = re.compile(r"\\p\{(\w+)\}|\\.|[\[\]]")
 _PROBE = " {0} a{0}a A{0}A A{0}a a{0}A {0}Aa A{0}Aa {0}{0}Aa 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
+
 BATCH_CHARACTERS = 1 << 20
 """Characters that are looked up together: bounds the memory of it."""
+MOST_STRETCHES, MOST_IDS = 1 << 19, 1 << 23
+"""What the table of stretches holds before it is emptied: bounds its memory."""
+_END = "\0"
+"""A stretch without ids: it stands between two texts."""
+_LOSSY = 1
+"""Number of every stretch with a word that its tokens do not give back; it has no ids."""
 
 Encoding = tuple[Array, list[int]]
+"""Token ids of a text, and the tokens that begin at its places."""
 
 
 class WordTokenizer:
@@ -60,16 +68,16 @@ class WordTokenizer:
         self._backend = backend
         self._added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
         longest_first = sorted(self._added, key=lambda token: (-len(token), token))
-        pieces = "|".join(map(re.escape, [END, *longest_first]))
+        pieces = "|".join(map(re.escape, [_END, *longest_first]))
         self._bounds = re.compile(f"({pieces})".encode())
         ascii_pattern = _ascii_pattern(pattern)
         self._cut: Callable[[str], list[str]] = _words_by(regex.compile(pattern))
         self._cut_ascii = _words_by(re.compile(ascii_pattern, re.ASCII)) if ascii_pattern else self._cut
-        self._table = WordTable(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        self._stretches = Stretches(self._added, lambda text: map(self._table.__getitem__, self._words(text)))
+        self._table = _WordTable(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        self._stretches = _Stretches(self._added, lambda text: map(self._table.__getitem__, self._words(text)))
         self._within: dict[tuple[int, int], int | None] = {}
         self._same = {chr(code) for code in range(1, 128)}
-        self._other = {END}
+        self._other = {_END}
 
     def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoding | None]:
         """Return the ids (int32) of each text and, for its `places`, the tokens that begin there.
@@ -98,7 +106,7 @@ class WordTokenizer:
             self._within.clear()
         encoded = [text.encode() for text in texts]
         starts = np.cumsum([0, *(len(text) + 1 for text in encoded)])
-        data = END.encode().join([*encoded, b"", b""])
+        data = _END.encode().join([*encoded, b"", b""])
         cuts = self._cuts(data)
         which = self._numbers(data, cuts)
         ids, before = self._stretches.joined(which)
@@ -109,7 +117,7 @@ class WordTokenizer:
         ]
         left = iter(self._tokens_before(np.array(wanted, np.int64), data, cuts, which, before))
         bounds = np.searchsorted(cuts, starts)
-        is_lossy = np.logical_or.reduceat(which == LOSSY, bounds[:-1]).tolist()
+        is_lossy = np.logical_or.reduceat(which == _LOSSY, bounds[:-1]).tolist()
         for lossy, mine, (first, last) in zip(is_lossy, places, pairwise(before[bounds].tolist()), strict=True):
             found = [next(left) - first for _ in mine]
             yield None if lossy or any(token < 0 for token in found) else (ids[first:last], found)
@@ -156,7 +164,7 @@ class WordTokenizer:
 
     def _tokens_within(self, stretch: str, place: int) -> int | None:
         """Return the tokens before a byte within a stretch; None where a word goes over it."""
-        if stretch in self._added or self._stretches[stretch] == LOSSY:
+        if stretch in self._added or self._stretches[stretch] == _LOSSY:
             return None
         tokens = 0
         for word in self._words(stretch):
@@ -169,7 +177,7 @@ class WordTokenizer:
     def _is_known(self, text: str) -> bool:
         """Whether every character of a text is one that is cut alike."""
         if text.isascii():
-            return END not in text
+            return _END not in text
         characters = set(text)
         for new in characters - self._same - self._other:
             (self._same if self._is_cut_alike(new) else self._other).add(new)
@@ -213,6 +221,69 @@ class WordTokenizer:
         wanted = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
         mine = self.encode(texts, [[]] * len(texts))
         return all(one is not None and one[0].tolist() == ids for one, ids in zip(mine, wanted, strict=True))
+
+
+class _LossyWordError(Exception):
+    """A word that its tokens do not give back."""
+
+
+class _WordTable(dict[str, bytes]):
+    """Words to their token ids, as int32 bytes; a word that is missing is encoded by the tokenizer's model."""
+
+    def __init__(self, backend: Any, to_bytes: Any) -> None:
+        super().__init__()
+        self._backend, self._to_bytes = backend, to_bytes
+
+    def __missing__(self, word: str) -> bytes:
+        ((written, _),) = self._to_bytes.pre_tokenize_str(word)
+        ids = [token.id for token in self._backend.model.tokenize(written)]
+        if self._backend.decode(ids, skip_special_tokens=False) != word:
+            raise _LossyWordError
+        self[word] = found = np.array(ids, np.int32).tobytes()
+        return found
+
+
+class _Stretches(dict[str, int]):
+    """Stretches of text to numbers; the ids of all of them one after another."""
+
+    def __init__(self, added: dict[str, int], words: Callable[[str], Iterable[bytes]]) -> None:
+        super().__init__()
+        self._added, self._words = added, words
+        self.clear()
+
+    def __missing__(self, stretch: str) -> int:
+        try:
+            self._ids.frombytes(b"".join(self._words(stretch)))
+        except _LossyWordError:
+            self[stretch] = _LOSSY
+            return _LOSSY
+        self[stretch] = number = self._close()
+        return number
+
+    def is_full(self) -> bool:
+        """Whether there is no room for more."""
+        return len(self) > MOST_STRETCHES or len(self._ids) > MOST_IDS
+
+    def clear(self) -> None:
+        """Remove all but the added tokens."""
+        super().clear()
+        self._ids, self._ends = array("i"), array("q", [0, 0])  # number 1, _LOSSY, has no ids
+        self[_END] = self._close()
+        for token, index in self._added.items():
+            self._ids.append(index)
+            self[token] = self._close()
+
+    def _close(self) -> int:
+        self._ends.append(len(self._ids))
+        return len(self._ends) - 1
+
+    def joined(self, numbers: Array) -> tuple[Array, Array]:
+        """Return the ids of stretches one after another, and how many stand before each stretch and before the end."""
+        all_ids, ends = np.frombuffer(self._ids, np.int32), np.frombuffer(self._ends, np.int64)
+        first = ends[numbers - 1]
+        counts = ends[numbers] - first
+        before = np.concatenate([[0], np.cumsum(counts)])
+        return all_ids[np.repeat(first - before[:-1], counts) + np.arange(before[-1])], before
 
 
 def _surely_no_space() -> tuple[Array, Array]:

@@ -25,12 +25,12 @@ from arctic_hydra.data.encode.template import (
     GENERATION_TAG,
     CallForm,
     call_form,
-    compile_template,
+    fix_globals,
     rename_reasoning,
     template_of,
     template_problem,
 )
-from arctic_hydra.data.encode.turns import Turn, TurnFinder
+from arctic_hydra.data.encode.turns import TurnFinder
 from arctic_hydra.data.encode.verify import short
 from arctic_hydra.data.formats.messages import (
     REASONING_KEYS,
@@ -39,7 +39,6 @@ from arctic_hydra.data.formats.messages import (
     RowProblem,
     check_text,
 )
-from arctic_hydra.data.written import WrittenChats
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class ChatEncoder:
     ) -> None:
         self._turns = turns or TurnChoice()
         self._template = template_of(tokenizer, with_tools)
-        compiled = compile_template(self._template)
+        fix_globals(self._template)
         known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
         self._reasoning_key = known[0] if len(known) == 1 else None
         self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
@@ -109,7 +108,6 @@ class ChatEncoder:
         start = self._backend.encode("a", add_special_tokens=True).ids[:1]
         self._adds_bos = self._bos is not None and start == [self._bos]
         self._finder = TurnFinder(self._render, sorted(specials), self._turns.eot_tokens, self._tagged)
-        self._written = WrittenChats(self._template, compiled, self._variables, self._run)
 
     def _check_eot_tokens(self) -> None:
         for token in self._turns.eot_tokens:
@@ -182,33 +180,27 @@ class ChatEncoder:
         return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
 
     def _render_all(self, chats: Sequence[Chat]) -> list[Located | RowProblem]:
-        wanted = [self._turns.of(chat) for chat in chats]
-        known = [self._written.write(*both) for both in zip(chats, wanted, strict=True)]
-        # One call renders every other chat without tools: tools are an argument of the call, not of the conversation.
-        plain = [index for index, chat in enumerate(chats) if known[index] is None and chat.tools is None]
+        # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
+        plain = [index for index, chat in enumerate(chats) if chat.tools is None]
         try:
             rendered = dict(zip(plain, self._render([chats[index].messages for index in plain], None), strict=True))
         except Exception:  # some chat of the batch fails: rendered one by one below, to name it
             rendered = {}
         results: list[Located | RowProblem] = []
-        for index, (chat, mine, found) in enumerate(zip(chats, wanted, known, strict=True)):
+        for index, chat in enumerate(chats):
             try:
-                results.append(self._located(chat, mine, *(found or self._run(chat, mine, rendered.get(index)))))
+                text, marked = rendered.get(index) or self._render([chat.messages], chat.tools)[0]
+                check_text(text, "the rendered chat")  # tools and calls are in it too
+                results.append(self._located(chat, text, marked))
             except RowProblem as problem:
                 results.append(problem)
             except Exception as error:  # templates raise anything
                 results.append(template_problem(chat, error))
         return results
 
-    def _run(
-        self, chat: Chat, wanted: Sequence[int], rendered: tuple[str, list[Span]] | None = None
-    ) -> tuple[str, list[Turn]]:
-        """Return the text of a chat, by its template unless it is there, and its wanted turns."""
-        text, marked = rendered or self._render([chat.messages], chat.tools)[0]
-        check_text(text, "the rendered chat")  # tools and calls are in it too
-        return text, self._finder.find(chat, text, marked, wanted)
-
-    def _located(self, chat: Chat, wanted: Sequence[int], text: str, turns: list[Turn]) -> Located:
+    def _located(self, chat: Chat, text: str, marked: list[Span]) -> Located:
+        wanted = self._turns.of(chat)
+        turns = self._finder.find(chat, text, marked, wanted)
         thoughts = 0
         for index, turn in zip(wanted, turns, strict=True):
             message = chat.messages[index]

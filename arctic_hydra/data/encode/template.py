@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers.utils import chat_template_utils
 
@@ -56,17 +56,15 @@ def template_problem(chat: Chat, error: Exception) -> RowProblem:
     )
 
 
-def compile_template(template: str) -> Any:
-    """Return what transformers compiles a template to and keeps, with a stopped clock; None where that is not to be had.
+def fix_globals(template: str) -> None:
+    """Stop the clock of a compiled template and flatten its global names, which never change here.
 
-    Jinja copies the global names for each rendering, and from the chain of dictionaries that it makes that is a quarter of
-    the time: here they are one. The clock cannot be a variable of the rendering: transformers makes those plain data.
+    Jinja copies the names for each rendering, and from the chain of dictionaries that it makes that is a quarter of the
+    time. The clock cannot be a variable of the rendering: transformers makes those plain data.
     """
     with suppress(Exception):  # not public, so it may be gone; and of a template that does not compile, rendering tells
         compiled = chat_template_utils._compile_jinja_template(template)
         compiled.globals = {**compiled.globals, "strftime_now": FIXED_DATE.strftime}
-        return compiled
-    return None
 
 
 def rename_reasoning(message: Message, known: str) -> Message:
