@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -101,8 +101,21 @@ class DataSource(Component):
 
     @property
     def is_local(self) -> bool:
-        """Whether the rows lie on this machine, so that their content can be told without the network."""
+        """Whether the rows are on this machine, so that they can be identified without the network."""
         return True
+
+    @property
+    def weight(self) -> float | None:
+        """Share of an epoch relative to the other sources' weights; None: every row once. Subclasses may make it a field."""
+        return None
+
+    def has_split(self, split: str) -> bool:
+        """Return whether the data has a split for `split` (train or eval), as far as the config says."""
+        return True
+
+    def streaming_problems(self, mixed: bool) -> Iterator[tuple[str, str]]:
+        """Yield field and text of each setting that streaming cannot honor; `mixed`: together with other sources."""
+        return iter(())
 
     @abstractmethod
     def load(self, split: str) -> Any:
@@ -154,8 +167,23 @@ class DataFactory(Component):
 
     @property
     def needs_limit(self) -> bool:
-        """Whether the data has no known end, so that `trainer.train_iters` has to say how long a run is."""
+        """Whether the length of the data is unknown, so that `trainer.train_iters` has to set the length of the run."""
         return False
+
+    @property
+    def packs(self) -> bool:
+        """Whether a row of a batch may hold several examples, without padding."""
+        return False
+
+    @property
+    def row_tokens(self) -> int:
+        """Maximum tokens of one example; 0 if unknown."""
+        return 0
+
+    @property
+    def end_of_turn_tokens(self) -> Sequence[str]:
+        """Tokens that the config names as ends of a turn, besides the tokenizer's special tokens."""
+        return ()
 
     def identities(self, split: str) -> dict[str, Any]:
         """Return what the rows of each source of `split` (train or eval) depend on, such as content hashes."""

@@ -58,6 +58,11 @@ class SFTDataFactory(PreparedDataFactory):
             )
             raise FieldError([("mask_inputs", text)])
 
+    @property
+    def end_of_turn_tokens(self) -> list[str]:
+        """Tokens that the config names as ends of a turn, besides the tokenizer's special tokens."""
+        return self.eot_tokens
+
     def options(self) -> Options:
         """Return what turns rows into examples."""
         from arctic_hydra.data.encode.chat import TurnChoice

@@ -100,7 +100,7 @@ class PreparedDataFactory(DataFactory):
     def _order_problems(self) -> Iterator[tuple[str, str]]:
         if self.group_by_length and self.packing:
             yield "group_by_length", "has no effect beside packing=true, which leaves no padding; pass packing=false"
-        weights = {name: getattr(source, "weight", None) for name, source in self.sources.items()}
+        weights = {name: source.weight for name, source in self.sources.items()}
         without = [name for name, weight in weights.items() if weight is None]
         if 0 < len(without) < len(weights):
             text = "got none, but another source has one; expected a weight for each source or for none"
@@ -113,9 +113,9 @@ class PreparedDataFactory(DataFactory):
         if self.mix_by is not MixBy.examples and len(without) == len(weights):
             yield "mix_by", "has no effect without a weight on the sources; set data.sources.<name>.weight"
         for name, source in self.eval_sources.items():
-            if getattr(source, "weight", None) is not None:
+            if source.weight is not None:
                 yield f"eval_sources.{name}.weight", "has no effect: evaluation takes each example once; drop it"
-            if not getattr(source, "split", "") and getattr(source, "split_mapping", {}).get("eval") == "":
+            if not source.has_split("eval"):
                 text = f"a part of its training split; pass train[:1%], and data.sources.{name}.split=train[1%:]"
                 yield (
                     f"eval_sources.{name}.split",
@@ -123,16 +123,9 @@ class PreparedDataFactory(DataFactory):
                 )
 
     def _streaming_problems(self) -> Iterator[tuple[str, str]]:
-        unknown = "has no effect beside data.streaming=true, which does not know the number of rows; drop it"
         for name, source in self.sources.items():
-            for key in ("sample_ratio", "sample_count"):
-                if getattr(source, key, None) is not None:
-                    yield f"sources.{name}.{key}", unknown
-            if "[" in getattr(source, "split", ""):
-                yield f"sources.{name}.split", f"got a slice, which {unknown.replace('drop it', 'drop the slice')}"
-            if len(self.sources) > 1 and getattr(source, "weight", 0) is None:
-                text = "got none, but sources that are streamed together are mixed by weight; expected a number above 0"
-                yield f"sources.{name}.weight", text
+            for key, text in source.streaming_problems(mixed=len(self.sources) > 1):
+                yield f"sources.{name}.{key}", text
         if self.train_eval_split != [1.0, 0.0]:
             text = "beside data.streaming=true, which holds nothing out; set data.eval_sources"
             yield "train_eval_split", f"got {self.train_eval_split} {text}"
@@ -288,7 +281,7 @@ class PreparedDataFactory(DataFactory):
 
         pad = tokenizer.pad_token_id
         assert isinstance(pad, int), "tokenizer factories return tokenizers with a pad token"
-        weights = [getattr(source, "weight", None) for source in self.sources.values()] if training else []
+        weights = [source.weight for source in self.sources.values()] if training else []
         options = LoaderOptions(
             self.packing,
             pad,
@@ -300,6 +293,16 @@ class PreparedDataFactory(DataFactory):
             self.mix_by is MixBy.tokens,
         )
         return PackedLoader(store, examples, source_names, geometry, options)
+
+    @property
+    def packs(self) -> bool:
+        """Whether a row of a batch may hold several examples, without padding."""
+        return self.packing
+
+    @property
+    def row_tokens(self) -> int:
+        """Maximum tokens of one example."""
+        return self.max_length
 
     @property
     def pack_tokens(self) -> int:
@@ -326,7 +329,7 @@ class PreparedDataFactory(DataFactory):
             self.max_length,
             self.prefetch_steps,
             self.group_by_length,
-            tuple(getattr(source, "weight", None) or 1.0 for source in self.sources.values()),
+            tuple(source.weight or 1.0 for source in self.sources.values()),
             self.mix_by is MixBy.tokens,
             self.buffer_rows,
         )

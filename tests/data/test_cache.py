@@ -29,8 +29,10 @@ from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, DamagedEntry
 from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.prepare import build as prepare_module
 from arctic_hydra.data.prepare.key import CODE_VERSION
-from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory, TrainOn
+from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.sft import SFTDataFactory, TrainOn
 from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from tests.data.samples import (

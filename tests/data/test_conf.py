@@ -19,7 +19,8 @@ import arctic_hydra.tokenizer.bundled
 import arctic_hydra.tokenizer.hf  # noqa: F401
 from arctic_hydra.component import create
 from arctic_hydra.data.base import DataFactory
-from arctic_hydra.data.sft import Overlong, SFTDataFactory
+from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.tokenizer.base import TokenizerFactory
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from arctic_hydra.data.prepare import build as prepare_module
-from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory
+from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError
 from tests.data.samples import chat, factory, geometry, make_tokenizer, write_lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,22 @@ class SampledSource(DataSource):
         if {"[", "]"} & set(self.split) and not SLICE.fullmatch(self.split):
             text = f"got {self.split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]"
             raise FieldError([("split", text)])
+
+    def has_split(self, split: str) -> bool:
+        """Return whether the data has a split for `split`: false where `split_mapping` maps it to an empty name."""
+        return bool(self.split) or self.split_mapping.get(split) != ""
+
+    def streaming_problems(self, mixed: bool) -> Iterator[tuple[str, str]]:
+        """Yield field and text of each setting that needs the number of rows, and of a missing weight in a mixture."""
+        unknown = "has no effect beside data.streaming=true, which does not know the number of rows; drop"
+        for key in ("sample_ratio", "sample_count"):
+            if getattr(self, key) is not None:
+                yield key, f"{unknown} it"
+        if "[" in self.split:
+            yield "split", f"got a slice, which {unknown} the slice"
+        if mixed and self.weight is None:
+            text = "got none, but sources that are streamed together are mixed by weight; expected a number above 0"
+            yield "weight", text
 
     def load(self, split: str) -> Rows:
         """Return the rows of `split`: the slice of them, then the sample of that."""

@@ -1,0 +1,76 @@
+"""Base classes of sources and data factories: what the rest of the package reads has a value in any subclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource
+from arctic_hydra.data.causal import CausalDataFactory
+from arctic_hydra.data.preference import PreferenceDataFactory
+from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.tokenized import PreparedDataFactory
+from arctic_hydra.errors import FieldError
+
+
+@dataclass(kw_only=True)
+class OwnSource(DataSource):
+    """A user's source without the fields of the built-in ones."""
+
+    def load(self, split: str) -> Any:
+        return [{"text": "a"}]
+
+
+@dataclass(kw_only=True)
+class WeightedSource(OwnSource):
+    """A user's source that declares a weight."""
+
+    weight: float | None = None
+
+
+@dataclass(kw_only=True)
+class OwnFactory(DataFactory):
+    """A user's data factory without the fields of the built-in ones."""
+
+    def build(self, tokenizer: Any, geometry: BatchGeometry) -> Any:
+        raise NotImplementedError
+
+
+def test_sources_without_these_fields_have_no_weight_and_every_split() -> None:
+    source = OwnSource()
+    assert source.weight is None and source.has_split("eval")
+    assert not list(source.streaming_problems(mixed=True))
+    assert WeightedSource(weight=2.0).weight == 2.0
+    sources = {"one": OwnSource(), "two": OwnSource()}
+    SFTDataFactory(sources=sources, eval_sources=sources)
+    SFTDataFactory(sources=sources, streaming=True)
+    with pytest.raises(FieldError, match=r"sources\.own\.weight: got none, but another source has one"):
+        SFTDataFactory(sources={"own": OwnSource(), "mine": JsonSource(path="x", weight=1)})
+
+
+def test_the_weight_is_a_field_of_the_sources_that_declare_it_alone() -> None:
+    assert "weight" in JsonSource.__dataclass_fields__ and "weight" not in OwnSource.__dataclass_fields__
+
+
+def test_an_empty_mapped_split_does_not_exist_unless_another_is_named() -> None:
+    mapping = {"eval": ""}
+    data = dict(split_mapping=mapping)
+    from arctic_hydra.data.source.hf import HFSource
+
+    assert HFSource(path="x", **data).has_split("train") and not HFSource(path="x", **data).has_split("eval")
+    assert HFSource(path="x", split="train[:1%]", **data).has_split("eval")
+
+
+def test_factories_say_whether_they_pack_and_how_long_rows_are() -> None:
+    own = OwnFactory()
+    assert (own.packs, own.row_tokens, list(own.end_of_turn_tokens)) == (False, 0, [])
+    kinds: list[type[PreparedDataFactory]] = [SFTDataFactory, CausalDataFactory, PreferenceDataFactory]
+    for kind in kinds:
+        data = kind(sources={"mine": JsonSource(path="x")}, max_length="1Ki", packing=False)
+        assert (data.packs, data.row_tokens) == (False, 1024)
+        assert kind(sources={"mine": JsonSource(path="x")}).packs
+    data = SFTDataFactory(sources={"mine": JsonSource(path="x")}, eot_tokens=["<|im_end|>"])
+    assert data.end_of_turn_tokens == ["<|im_end|>"]
