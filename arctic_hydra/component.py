@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
@@ -28,7 +28,7 @@ from arctic_hydra.human_numbers import NumberRule
 if TYPE_CHECKING:
     import torch
 
-    from arctic_hydra.trainer.base import Trainer
+    from arctic_hydra.distributed import World
 
 ENTRY_POINT_GROUP = "arctic_hydra"
 
@@ -51,6 +51,36 @@ _LOGGING_NAMES = {
 C = TypeVar("C", bound=type)
 
 
+class RunContext(Protocol):
+    """What a component may read of the run that it belongs to; the run's trainer implements it."""
+
+    zero_stage: int
+    """ZeRO stage of the engine."""
+
+    @property
+    def world(self) -> World:
+        """This rank among all."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+
+    @property
+    def training_horizon(self) -> int:
+        """Optimizer steps of the whole run."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of the schedule's warm-up."""
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps completed."""
+
+    def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
+        """Call `on_<event>` of every callback."""
+
+
 @dataclass(kw_only=True)
 class Component(ABC):
     """Base of everything that a config builds: numeric fields converted once, the trainer known before any work.
@@ -60,6 +90,7 @@ class Component(ABC):
     """
 
     def __post_init__(self) -> None:
+        self._run: RunContext | None = None
         problems: list[tuple[str, str]] = []
         for name, enum in _enum_fields(type(self)).items():
             value = getattr(self, name)
@@ -91,18 +122,17 @@ class Component(ABC):
 
     @contextmanager
     def event(self, name: str, **facts: Any) -> Iterator[None]:
-        """Tell the run's callbacks that `name` starts and ends here; without a trainer, nobody listens."""
-        trainer: Trainer | None = getattr(self, "_trainer", None)
-        if trainer is None:
+        """Notify the run's callbacks that `name` starts and ends here; does nothing before a trainer is attached."""
+        if self._run is None:
             yield
             return
-        trainer.notify(f"{name}_start", self, facts)
+        self._run.notify(f"{name}_start", self, facts)
         yield
-        trainer.notify(f"{name}_end", self, facts)
+        self._run.notify(f"{name}_end", self, facts)
 
-    def attach(self, trainer: Trainer) -> None:
+    def attach(self, trainer: RunContext) -> None:
         """Make the trainer known to this component and to the components it holds; called before any work."""
-        self._trainer = trainer
+        self._run = trainer
         for item in fields(self):
             value = getattr(self, item.name)
             for child in value.values() if isinstance(value, dict) else [value]:
@@ -110,11 +140,10 @@ class Component(ABC):
                     child.attach(trainer)
 
     @property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> RunContext:
         """The trainer of this run."""
-        trainer: Trainer | None = getattr(self, "_trainer", None)
-        assert trainer is not None, f"{type(self).__name__}.trainer was read before the trainer attached itself"
-        return trainer
+        assert self._run is not None, f"{type(self).__name__}.trainer was read before the trainer attached itself"
+        return self._run
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ from arctic_hydra import cross_checks
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.checkpoint.hf import export_name_problem
-from arctic_hydra.component import Component, component, create, from_plain, store_root
+from arctic_hydra.component import Component, RunContext, component, create, from_plain, store_root, to_plain
 from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.converter.peft.base import PeftSlot
@@ -218,6 +218,11 @@ class Run(Component):
         """Tokens that every row of a compiled model is padded to; None leaves rows as long as they are."""
         return self.trainer.micro_batch_size * int(getattr(self.data, "max_length", 0)) if self.model.compile else None
 
+    def attach(self, trainer: RunContext) -> None:
+        """Make the trainer known to every component, and the ZeRO stage to the trainer."""
+        self.trainer.zero_stage = self.deepspeed.stage
+        super().attach(trainer)
+
     def check(self) -> None:
         """Check components against each other; pure. Raises ConfigError with every problem found."""
         if problems := list(cross_checks.problems(self)):
@@ -232,32 +237,36 @@ store_root(Run)
 
 
 def build(cfg: Any) -> Run:
-    """Turn a composed config, or the plain dict of a `run.json`, into a checked Run: the last sight of a DictConfig."""
-    run = create(from_plain(cfg) if isinstance(cfg, dict) else cfg)
+    """Build a checked Run from a composed config or the dict of a `run.json`; nothing downstream sees a DictConfig.
+
+    Raises ConfigError with every problem found.
+    """
+    run = create(from_plain(_follow_model(to_plain(cfg))))
     assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
-    _follow_model(run)
-    parts: tuple[Any, ...] = (run.optimizer, run.peft)
-    for part in parts:
-        if hasattr(part, "zero_stage"):
-            part.zero_stage = run.deepspeed.stage
+    run.attach(run.trainer)
     run.check()
     return run
 
 
-def _follow_model(run: Run) -> None:
-    """A Hugging Face tokenizer without a name of its own is the model's; exports bear the name that the model gives."""
-    tokenizer: Any = run.tokenizer
-    if getattr(tokenizer, "name_or_path", "") is None and hasattr(run.model, "name_or_path"):
-        tokenizer.name_or_path = run.model.name_or_path
-        if tokenizer.revision is None:  # of the model's repository, which is the tokenizer's
-            tokenizer.revision = getattr(run.model, "revision", None)
-    if run.model.save_name is None:
-        return
-    if problem := export_name_problem(run.model.save_name):
+def _follow_model(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a plain config with what follows the model filled in: its tokenizer, and the name of its exports.
+
+    A Hugging Face tokenizer without a name is the model's, from the same repository and revision.
+    """
+    model, tokenizer = tree.get("model") or {}, tree.get("tokenizer") or {}
+    if "name_or_path" in tokenizer and tokenizer["name_or_path"] is None and "name_or_path" in model:
+        revision = tokenizer["revision"] if tokenizer["revision"] is not None else model.get("revision")
+        tree = {**tree, "tokenizer": {**tokenizer, "name_or_path": model["name_or_path"], "revision": revision}}
+    name = model.get("save_name")
+    if name is None:
+        return tree
+    if problem := export_name_problem(str(name)):
         raise ConfigError(f"model.save_name: {problem}")
-    for engine in run.checkpoint.values():
-        if hasattr(engine, "save_name"):
-            engine.save_name = run.model.save_name
+    engines = {
+        key: {**engine, "save_name": name} if "save_name" in engine else engine
+        for key, engine in (tree.get("checkpoint") or {}).items()
+    }
+    return {**tree, "checkpoint": engines}
 
 
 def identity(run: Run) -> dict[str, Any]:

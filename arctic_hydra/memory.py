@@ -220,7 +220,7 @@ def trace_model(
                 staying += parameter.numel() * parameter.itemsize
         weights = sum(p.numel() * p.itemsize for p in model.parameters())
         passes = min(2, run.trainer.gradient_accumulation_steps)
-        with run.trainer.on_skeleton(model):
+        with run.trainer.on_meta_model(model):
             peaks = []
             for supervised in (1, load.supervised):
                 model.zero_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
@@ -34,9 +34,6 @@ class MuonFactory(AdamFactory):
     adam_lr: HumanFloat = number(5e-4, minimum=0)
     """Peak learning rate of AdamW's part."""
 
-    zero_stage: ClassVar[int] = 0
-    """ZeRO stage of the run, which `config.build` tells: from 1 on there are flat shards instead of matrices."""
-
     def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
         """Yield what this engine would do to Muon in silence."""
         if stage == 0:
@@ -59,7 +56,7 @@ class MuonFactory(AdamFactory):
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Return torch's Muon and AdamW as one optimizer, or DeepSpeed's where ZeRO shards the state."""
         groups = list(self._groups(model))
-        if self.zero_stage == 0:
+        if self.trainer.zero_stage == 0:
             from arctic_hydra.optimizer.muon_adamw import MuonAdamW
 
             return MuonAdamW(groups)
@@ -81,7 +78,9 @@ class MuonFactory(AdamFactory):
                 (muon if matrix else adam).append(parameter)
             if muon:
                 settings = {"lr": self.lr * group["lr"], "momentum": self.momentum}
-                settings |= {"nesterov": self.nesterov, "ns_steps": self.ns_steps} if self.zero_stage == 0 else {}
+                settings |= (
+                    {"nesterov": self.nesterov, "ns_steps": self.ns_steps} if self.trainer.zero_stage == 0 else {}
+                )
                 yield {**group, "params": muon, "use_muon": True, **settings}
             if adam:
                 yield {**group, "params": adam, "use_muon": False, **self.arguments(), "lr": self.adam_lr * group["lr"]}

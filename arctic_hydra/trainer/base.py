@@ -25,10 +25,10 @@ from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.metrics import evaluation_metrics, memory_gib, model_flops, peak_tflops
 from arctic_hydra.progress import Progress
+from arctic_hydra.trainer.loop_state import LoopState, StepResult, Totals
 from arctic_hydra.trainer.settings import TrainerSettings
 from arctic_hydra.trainer.spikes import describe_spike
 from arctic_hydra.trainer.toolbox import Toolbox
-from arctic_hydra.trainer.totals import Totals
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 @dataclass(kw_only=True)
 class Trainer(TrainerSettings):
     """Base of the trainers; a subclass defines `loss` and declares by type hints what it works with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.zero_stage = 0  # of the run's engine, set by `Run.attach`
 
     # -- what a subclass defines -----------------------------------------------------------------------------------
 
@@ -54,7 +58,7 @@ class Trainer(TrainerSettings):
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return float64 [num_sources, 3]: sum of losses, correct predictions and count, per data source."""
 
-    # -- the seeds' properties ---------------------------------------------------------------------------------------
+    # -- where the run is and how far ---------------------------------------------------------------------------------------
 
     @property
     def epochs_left(self) -> Iterator[int]:
@@ -80,17 +84,17 @@ class Trainer(TrainerSettings):
     @property
     def world(self) -> distributed.World:
         """This rank among all."""
-        return self._world
+        return self._loop.world
 
     @property
     def training_horizon(self) -> int:
         """Optimizer steps of the whole run, ragged last windows included."""
-        return self._horizon
+        return self._loop.horizon
 
     @property
     def warmup_steps(self) -> int:
         """Optimizer steps of the schedule's warm-up."""
-        return self._warmup_steps
+        return self._loop.warmup_steps
 
     @property
     def global_step(self) -> int:
@@ -103,6 +107,21 @@ class Trainer(TrainerSettings):
         return self.tools.state.progress
 
     @property
+    def stop_reason(self) -> str:
+        """Why the run stops early, once all ranks agree on it; else empty."""
+        return self._loop.stop_reason
+
+    @property
+    def last_metrics(self) -> dict[str, Any]:
+        """The last log line of a step; empty before the first."""
+        return self._loop.last_metrics
+
+    @property
+    def last_evaluation(self) -> dict[str, Any]:
+        """The last evaluation and its `step`; empty before the first."""
+        return self.tools.state.evaluation
+
+    @property
     def reads_head_weight(self) -> bool:
         """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
         return False
@@ -110,14 +129,13 @@ class Trainer(TrainerSettings):
     @property
     def training_finished(self) -> bool:
         """Whether the horizon is reached: a normal end."""
-        return self.global_step >= self._horizon
+        return self.global_step >= self._loop.horizon
 
     # -- set-up by the runner ----------------------------------------------------------------------------------------
 
     def listen(self, callbacks: list[Callback], world: distributed.World) -> None:
         """Take the callbacks; called first, so that they hear every moment."""
-        self._callbacks = callbacks
-        self._world = world
+        self._loop = LoopState(callbacks=callbacks, world=world)
 
     def plan(self, loader: Loader, warmup: Any) -> int:
         """Work out the training horizon from the loader, before model and scheduler exist; return it."""
@@ -125,31 +143,26 @@ class Trainer(TrainerSettings):
         if self.epochs == 0:
             steps = self.train_iters
         steps = max(steps, self.min_iterations)
-        self._horizon = min(steps, self.train_iters) if self.train_iters else steps
-        self._warmup_steps = int(warmup(self._horizon))
-        return self._horizon
+        self._loop.horizon = min(steps, self.train_iters) if self.train_iters else steps
+        self._loop.warmup_steps = int(warmup(self._loop.horizon))
+        return self._loop.horizon
 
     def equip(self, tools: Toolbox) -> None:
         """Take everything that was built; called once, before `train`."""
         self.tools = tools
-        self.stop_reason = ""
-        self.last_metrics: dict[str, Any] = {}
-        self.last_evaluation: dict[str, Any] = tools.state.evaluation
-        self._totals = Totals()
-        self._evaluated_at = int(tools.state.evaluation.get("step", -1))
-        self._spike = ""
-        self._started, self._first_step = time.monotonic(), tools.state.progress.global_step
+        self._loop.evaluated_at = int(tools.state.evaluation.get("step", -1))
+        self._loop.first_step, self._loop.started = tools.state.progress.global_step, time.monotonic()
 
     @contextmanager
-    def on_skeleton(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let `loss` work on a model without content and without an engine, as the memory estimate does before `equip`."""
+    def on_meta_model(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` run on fake tensors and without an engine, for the memory estimate; before `equip`."""
         self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
         yield
         del self.tools
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback."""
-        for callback in self._callbacks:
+        for callback in self._loop.callbacks:
             handler = getattr(callback, f"on_{event}", None)
             if handler is not None:
                 handler(self, {"component": component, **facts})
@@ -160,9 +173,13 @@ class Trainer(TrainerSettings):
         """Run to the horizon, or until a stop is agreed on."""
         with self.event("train"):
             self._check_exit()
-            if self.eval_at_start and self.global_step == 0 and not self._stop_wanted():
+            if (
+                self.eval_at_start
+                and self.global_step == 0
+                and not distributed.sum_over_ranks([self._asked_to_stop()])[0]
+            ):
                 self.evaluate()
-            self._totals = Totals.resumed(self.tools.state.interval)
+            self._loop.totals = Totals.resumed(self.tools.state.interval)
             for epoch in self.epochs_left:
                 with self.event("epoch", epoch=epoch):
                     self.epoch()
@@ -193,8 +210,7 @@ class Trainer(TrainerSettings):
     def step(self, window: Window, counts: dict[str, int]) -> None:
         """One optimizer step over the window's micro-batches: the mean over all supervised units of all ranks."""
         units = counts["supervised"]
-        self._applied, self._grad_norm, self._spike = False, math.nan, ""
-        self._learning_rate = float(self.tools.scheduler.get_last_lr()[0])
+        result = self._loop.result = StepResult(learning_rate=float(self.tools.scheduler.get_last_lr()[0]))
         if units:
             self.tools.engine.train()
             last, window_loss = len(window.micro_batches) - 1, 0.0
@@ -209,26 +225,26 @@ class Trainer(TrainerSettings):
                     self.tools.engine.set_gradient_accumulation_boundary(index == last)
                     # DeepSpeed averages gradients over ranks; times their number makes it the sum over them.
                     self.tools.engine.backward(loss_sum * scale, scale_wrt_gas=False)
-            self._totals.loss_sum = self._totals.loss_sum + window_loss
-            self._grad_norm, self._applied = optimizer_step(self.tools.engine, self.tools.engine_config)
-            if self._applied:
+            self._loop.totals.loss_sum = self._loop.totals.loss_sum + window_loss
+            result.grad_norm, result.applied = optimizer_step(self.tools.engine, self.tools.engine_config)
+            if result.applied:
                 for converter in self.tools.converters:
                     converter.post_optimizer_hook(self.tools.engine.module)
         self.tools.scheduler.step()
         for batch in window.micro_batches:  # of the body, each rank of a sequence group computes its share
             body = model_flops(*self.tools.flops_shape, batch.document_lengths, 0)
             head = model_flops(*self.tools.flops_shape, [], batch.num_supervised)
-            self._totals.flops += body / self.sequence_parallel_size + head
+            self._loop.totals.flops += body / self.sequence_parallel_size + head
 
     def evaluate(self) -> dict[str, Any]:
         """Return the token-weighted loss, perplexity and accuracy over every evaluation example, once each."""
         loader = self.tools.eval_loader
-        if loader is None or self._evaluated_at == self.global_step:
+        if loader is None or self._loop.evaluated_at == self.global_step:
             return self.last_evaluation
         import torch
 
         names = loader.source_names
-        with self.event("evaluate"), self._off_the_clock():
+        with self.event("evaluate"), self._loop.totals.off_the_clock():
             self.tools.engine.eval()
             sums = torch.zeros(len(names), 3, dtype=torch.float64, device=self.device)
             with torch.no_grad():
@@ -236,22 +252,22 @@ class Trainer(TrainerSettings):
                     for batch in window.micro_batches:
                         sums += self.evaluation_sums(batch.to(self.device), len(names))
             values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
-        self._evaluated_at = self.global_step
-        self.last_evaluation = self.tools.state.evaluation = {"step": self.global_step, **values}
+        self._loop.evaluated_at = self.global_step
+        self.tools.state.evaluation = {"step": self.global_step, **values}
         self._record({**self.last_evaluation, "epoch": self._epoch_position()})
         self.tools.display.evaluation(self.last_evaluation)
         return self.last_evaluation
 
     def checkpoint(self) -> None:
         """Let each checkpoint engine save that wants to at this step."""
-        with self._off_the_clock():
+        with self._loop.totals.off_the_clock():
             if self.tools.metrics_file is not None:
                 self.tools.metrics_file.sync()
             for engine in self.tools.checkpoints:
                 if self.tools.state.stopping or self.training_finished:
                     engine.settle()
                 if engine.do_checkpoint:
-                    self.tools.state.interval = self._totals.state_dict()
+                    self.tools.state.interval = self._loop.totals.state_dict()
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
                         engine.save()
 
@@ -259,18 +275,11 @@ class Trainer(TrainerSettings):
         """Compare the step's loss with the recent ones; the same answer on every rank, which takes one reduction."""
         loss = float(distributed.sum_tensor(window_loss.double().reshape(1))) / units
         recent = self.tools.state.recent_losses
-        self._spike = describe_spike(loss, recent, self.spike_window_steps, self.spike_sigmas)
-        if not self._spike and math.isfinite(loss):
+        spike = self._loop.result.spike = describe_spike(loss, recent, self.spike_window_steps, self.spike_sigmas)
+        if not spike and math.isfinite(loss):
             recent.append(loss)
             del recent[: -self.spike_window_steps]
-        return bool(self._spike)
-
-    @contextmanager
-    def _off_the_clock(self) -> Iterator[None]:
-        """Keep what happens here out of the figures per second."""
-        start = time.monotonic()
-        yield
-        self._totals.paused += time.monotonic() - start
+        return bool(spike)
 
     # -- pieces of the loop --------------------------------------------------------------------------------------------
 
@@ -290,23 +299,21 @@ class Trainer(TrainerSettings):
         written, by_source = more[: len(checkpoints)], more[len(checkpoints) :]
         for engine, ranks in zip(checkpoints, written, strict=True):
             if ranks == self.world.size:
-                with self._off_the_clock():
+                with self._loop.totals.off_the_clock():
                     engine.settle()
         if not stop:
-            self._totals.by_source.update(dict(zip(names, by_source, strict=False)))
+            self._loop.totals.by_source.update(dict(zip(names, by_source, strict=False)))
         else:
-            self.stop_reason = next(filter(None, distributed.gather_objects(self.tools.stop.reason)))
+            self._loop.stop_reason = next(filter(None, distributed.gather_objects(self.tools.stop.reason)))
             if self.world.is_main:
                 self.tools.stop.acknowledge()
         return {"supervised": supervised, "tokens": tokens, "padding": padding}
 
-    def _stop_wanted(self) -> bool:
-        """Whether any rank was asked to stop: one collective, outside of the steps."""
-        return bool(distributed.sum_over_ranks([self._asked_to_stop()])[0])
-
     def _asked_to_stop(self) -> int:
-        over = self.max_minutes and time.monotonic() - self._started > 60 * self.max_minutes
-        if over and self.global_step > self._first_step:  # at least one step per start, so that every start gets on
+        over = self.max_minutes and time.monotonic() - self._loop.started > 60 * self.max_minutes
+        if (
+            over and self.global_step > self._loop.first_step
+        ):  # at least one step per start, so that every start gets on
             self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} are over"
         return int(self.tools.stop.requested(look_for_file=self.world.is_main))
 
@@ -317,19 +324,21 @@ class Trainer(TrainerSettings):
         progress.epoch_step += 1
         progress.tokens += counts["tokens"]
         progress.padding_tokens += counts["padding"]
-        self._totals.steps += 1
-        self._totals.tokens += counts["tokens"]
-        if self._applied:
+        self._loop.totals.steps += 1
+        self._loop.totals.tokens += counts["tokens"]
+        if self._loop.result.applied:
             progress.supervised_tokens += counts["supervised"]
             progress.consecutive_skipped_steps = 0
         else:
             masked = counts["supervised"] == 0
             progress.skipped_steps += 1
             progress.consecutive_skipped_steps += int(not masked)
-            progress.spiked_steps += int(bool(self._spike))
-            why = self._spike or ("it has no supervised token" if masked else "its gradients are not finite")
+            progress.spiked_steps += int(bool(self._loop.result.spike))
+            why = self._loop.result.spike or (
+                "it has no supervised token" if masked else "its gradients are not finite"
+            )
             log.warning("step %d changed no weight: %s", progress.global_step, why)
-        self._totals.supervised += counts["supervised"]
+        self._loop.totals.supervised += counts["supervised"]
         state.epoch_finished = progress.epoch_step >= self.tools.loader.steps(progress.epoch)
         if state.epoch_finished:
             progress.epoch, progress.epoch_step = progress.epoch + 1, 0
@@ -344,26 +353,26 @@ class Trainer(TrainerSettings):
                 f"step {self.global_step}), so no weight moved; lower optimizer.lr, or look at the data; the state is saved"
             )
         if self.exit_iteration and self.global_step >= self.exit_iteration and not self.training_finished:
-            self.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
+            self._loop.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
 
     def _log_if_due(self) -> None:
         if self.global_step % self.tools.log_interval and not self.training_finished:
             return
         import torch
 
-        sums = torch.as_tensor(self._totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)
+        sums = torch.as_tensor(self._loop.totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)
         loss_sum = float(distributed.sum_tensor(sums.clone()))
-        self.last_metrics = {
+        self._loop.last_metrics = {
             "step": self.global_step,
             "epoch": self._epoch_position(),
-            **self._totals.metrics(self.progress, loss_sum, peak_tflops(self.device)),
-            "lr": self._learning_rate,
-            "grad_norm": self._grad_norm,
+            **self._loop.totals.metrics(self.progress, loss_sum, peak_tflops(self.device)),
+            "lr": self._loop.result.learning_rate,
+            "grad_norm": self._loop.result.grad_norm,
             "memory_gib": memory_gib(self.device),
         }
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = self.progress.spiked_steps
-        self._totals = Totals()
+        self._loop.totals = Totals()
         self._record(self.last_metrics)
         self.tools.display.step(self.last_metrics)
 

@@ -24,8 +24,6 @@ DATA = documents([20, 60, 10, 25, 12, 9, 31, 8] * 3, [1, 50, 7, 0, 7, 8, 20, 2] 
 
 def trained(folder, optimizer, stage, **settings):
     """Train six steps of four documents; return losses, final weights, and which parameters Muon took."""
-    if hasattr(optimizer, "zero_stage"):
-        optimizer.zero_stage = stage
     size = 4 // torch.distributed.get_world_size()
     trainer = make_trainer(DATA, folder, stage=stage, optimizer=optimizer, micro_batch_size=size, **settings)
     rows = []

@@ -148,6 +148,7 @@ def make_trainer(
     world = World.from_env()
     trainer = SFTTrainer(**fields)
     trainer.listen([], world)
+    trainer.zero_stage = stage
     shares = trainer.sequence_parallel_size
     distributed.start_sequence_groups(world, shares, 60)
     geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.data_parallel(shares), packed)
@@ -164,6 +165,7 @@ def make_trainer(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.size, factory.dtype, 32
     )
     optimizer = optimizer or AdamWFactory(lr=lr, weight_decay=0.0)
+    optimizer.attach(trainer)
     stepper = optimizer.create_optimizer(network)
     if factory.compile:
         compile_layers(network, factory.compile_backend)

@@ -50,10 +50,10 @@ def _shares_at_a_stop(run_dir):
     window = next(iter(trainer.train_batches))
     window.supervised_by_source = lambda count: [3, 4]
     trainer._agree(window)
-    before = dict(trainer._totals.by_source)
+    before = dict(trainer._loop.totals.by_source)
     trainer.tools.stop.reason = "received SIGTERM"
     trainer._agree(window)
-    return before, dict(trainer._totals.by_source)
+    return before, dict(trainer._loop.totals.by_source)
 
 
 def test_a_step_that_a_stop_leaves_out_counts_for_no_source(tmp_path):

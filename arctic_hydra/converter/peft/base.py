@@ -42,8 +42,6 @@ class PeftSlot(ModelConverter):
     phase: ClassVar[Phase] = Phase.adapters
     adapts: ClassVar[bool] = True
     """Whether the model is wrapped, its own weights frozen."""
-    zero_stage: ClassVar[int] = 0
-    """Stage of the run's engine; the checked run sets it."""
 
     @property
     def trains_in_full(self) -> list[str]:
@@ -149,7 +147,7 @@ class PeftFactory(PeftSlot):
                 f"tokenizer.add_tokens: {added} tokens were added, but peft's {self.type_name} cannot train their "
                 f"rows; use peft=lora, or name {' and '.join(short)} in peft.config.modules_to_save"
             )
-        if self.zero_stage == 3:
+        if self.trainer.zero_stage == 3:
             return rows_at_zero3(added, saved)
         targets, excluded = values.get("target_modules"), values.get("exclude_modules") or []
         for module in tables:

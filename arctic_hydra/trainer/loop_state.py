@@ -1,12 +1,17 @@
-"""Sums over the steps between two log lines."""
+"""What the training loop keeps between two steps, besides the counters that checkpoints hold."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.distributed import World
 from arctic_hydra.progress import Progress
 
 
@@ -24,6 +29,13 @@ class Totals:
     start: float = field(default_factory=time.monotonic)
     paused: float = 0.0
     """Seconds spent on evaluation and saving, which are no part of a step."""
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Keep what happens in this context out of the figures per second."""
+        start = time.monotonic()
+        yield
+        self.paused += time.monotonic() - start
 
     def state_dict(self) -> dict[str, Any]:
         """Return the figures as plain numbers, for a checkpoint between two lines; waits for the device."""
@@ -61,3 +73,42 @@ class Totals:
             "skipped_steps": progress.skipped_steps,
             **{f"source_share/{name}": count / max(1, self.supervised) for name, count in self.by_source.items()},
         }
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step did."""
+
+    applied: bool = False
+    """Whether weights changed; not where gradients are not finite, the loss spikes or nothing is supervised."""
+    grad_norm: float = math.nan
+    learning_rate: float = math.nan
+    """The rate that the step used."""
+    spike: str = ""
+    """Why the step's loss counts as a spike; empty where it does not."""
+
+
+@dataclass
+class LoopState:
+    """State of a trainer since this start of its run."""
+
+    callbacks: list[Callback]
+    world: World
+    horizon: int = 0
+    """Optimizer steps of the whole run."""
+    warmup_steps: int = 0
+    """Optimizer steps of the schedule's warm-up."""
+    totals: Totals = field(default_factory=Totals)
+    """Sums since the last log line."""
+    result: StepResult = field(default_factory=StepResult)
+    """The step in progress, or the last one."""
+    stop_reason: str = ""
+    """Why the run stops early, once all ranks agree on it."""
+    last_metrics: dict[str, Any] = field(default_factory=dict)
+    """The last log line of a step."""
+    evaluated_at: int = -1
+    """Step of the last evaluation."""
+    first_step: int = 0
+    """Step that this start began after."""
+    started: float = field(default_factory=time.monotonic)
+    """Seconds, on the clock of `time.monotonic`."""
