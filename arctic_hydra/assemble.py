@@ -154,7 +154,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
         base=base_of(run),
         frozen_elsewhere=frozen is not None,
         rebuild=lambda: create_model(run, run.model.create_config(), tokenizer, model.start, quantize=False),
-        stop_tokens=lambda: stop_tokens(loader, tokenizer, getattr(run.data, "eot_tokens", ())),
+        stop_tokens=lambda: stop_tokens(loader, tokenizer, run.data.end_of_turn_tokens),
         stream=loader if isinstance(loader, Stream) else None,
     )
 
@@ -212,7 +212,7 @@ def toolbox(
         stop=stop,
         log_interval=run.log.interval,
         flops_shape=model.facts.flops_shape,
-        packed=bool(getattr(run.data, "packing", False)),
+        packed=run.data.packs,
     )
 
 
@@ -256,9 +256,13 @@ def create_model(
     seed_everything(run.seed)
     if start or weights:
         engine.import_deepspeed()  # checkpoints hold three of its classes
-    run.model.quantization = run.peft.quantization_config(run.model.torch_dtype) if quantize else None  # type: ignore[misc]
     check_vocabulary(run, model_config, tokenizer)
-    model: Any = run.model.create_model(model_config)
+    quantization = run.peft.quantization_config(run.model.torch_dtype) if quantize else None
+    model: Any
+    if quantization is None:
+        model = run.model.create_model(model_config)
+    else:
+        model = run.model.create_quantized_model(model_config, quantization)
     if run.trainer.sequence_parallel_size > 1:
         from arctic_hydra.model.ulysses import share_positions
 
@@ -293,7 +297,8 @@ def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if not frozen or not (run.model.stored or run.init_from):
         return None
-    return checksum(model, frozen) if run.model.quantization is None else initial_weights.UNCHECKED
+    quantized = run.peft.quantization_config(run.model.torch_dtype) is not None
+    return initial_weights.UNCHECKED if quantized else checksum(model, frozen)
 
 
 def base_of(run: Run) -> str | None:
@@ -303,17 +308,18 @@ def base_of(run: Run) -> str | None:
     """
     if run.init_from:
         return _absolute(run.init_from) if initial_weights.holds_all_weights(Path(run.init_from)) else None
-    if not run.model.stored:
+    if run.model.weights_source is None:
         return None
-    name = str(run.model.name_or_path)  # type: ignore[attr-defined]
+    name, _ = run.model.weights_source
     return _absolute(name) if looks_like_path(name) else name
 
 
 def adapter_base(run: Run) -> tuple[str | None, str | None]:
     """Return `base_of` the run, and the revision on the hub where that is a hub id."""
     base = base_of(run)
+    source = run.model.weights_source
     on_hub = base is not None and not run.init_from and not looks_like_path(base)
-    return base, getattr(run.model, "revision", None) if on_hub else None
+    return base, source[1] if on_hub and source else None
 
 
 def _absolute(path: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_transform, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
@@ -88,6 +88,9 @@ class Component(ABC):
     Subclasses are keyword-only dataclasses whose fields ARE the config. `validate()` holds the checks of one field
     or of fields of this component among themselves; checks across components stand in `Run.check()`.
     """
+
+    option_name: ClassVar[str] = ""
+    """Name under which the class is registered in its config group; empty where it is not."""
 
     def __post_init__(self) -> None:
         self._run: RunContext | None = None

@@ -216,7 +216,7 @@ class Run(Component):
     @property
     def pack_tokens(self) -> int | None:
         """Tokens that every row of a compiled model is padded to; None leaves rows as long as they are."""
-        return self.trainer.micro_batch_size * int(getattr(self.data, "max_length", 0)) if self.model.compile else None
+        return self.trainer.micro_batch_size * self.data.row_tokens if self.model.compile else None
 
     def attach(self, trainer: RunContext) -> None:
         """Make the trainer known to every component, and the ZeRO stage to the trainer."""

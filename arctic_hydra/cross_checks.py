@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
 from arctic_hydra.component import Component
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
@@ -31,7 +32,7 @@ def problems(run: Run) -> Iterator[str]:
         stage=run.deepspeed.stage,
         model_is_stored=run.model.stored,
         added_tokens=len(run.tokenizer.add_tokens) + len(run.tokenizer.add_special_tokens),
-        head_loss=getattr(getattr(run.trainer, "head_loss", None), "name", "full"),
+        head_loss=run.trainer.head_loss_name,
     )
     yield from _length_problems(run)
     yield from _engine_problems(run)
@@ -47,7 +48,7 @@ def compatibility(run: Run) -> Iterator[str]:
     for slot in ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed"):
         declared = get_args(hints.get(slot))
         allowed = get_args(declared[0]) or declared if declared else ()
-        classes = tuple(cls for cls in allowed if isinstance(cls, type))
+        classes = tuple(cls for cls in allowed if isinstance(cls, type) and issubclass(cls, Component))
         chosen = getattr(run, slot)
         if classes and not isinstance(chosen, classes):
             names = ", ".join(f"{slot}={_option_name(cls)}" for cls in classes)
@@ -58,9 +59,9 @@ def compatibility(run: Run) -> Iterator[str]:
             )
 
 
-def _option_name(cls: type) -> str:
+def _option_name(cls: type[Component]) -> str:
     """Return the option name under which a component was registered."""
-    return str(getattr(cls, "option_name", cls.__name__))
+    return cls.option_name or cls.__name__
 
 
 def _task_problems(run: Run) -> Iterator[str]:
@@ -84,13 +85,13 @@ def _length_problems(run: Run) -> Iterator[str]:
             f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
             f"is, over as many passes as that takes; drop trainer.epochs"
         )
-    warmup = getattr(run.scheduler, "warmup_steps", None) or 0
+    warmup = run.scheduler.fixed_warmup_steps
     if trainer.train_iters and warmup > trainer.train_iters:
         yield (
             f"scheduler.warmup_steps: got {warmup}, but the run has {trainer.train_iters} optimizer steps at most "
             f"(trainer.train_iters); lower it, or train longer"
         )
-    positions, length = getattr(run.model, "max_position_embeddings", None), getattr(run.data, "max_length", None)
+    positions, length = run.model.position_limit, run.data.row_tokens
     if positions and length and length > positions:
         yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
 
@@ -100,7 +101,7 @@ def _engine_problems(run: Run) -> Iterator[str]:
     yield from deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )
-    clipping = deepspeed.config.get("gradient_clipping", getattr(deepspeed, "gradient_clipping", 0.0))
+    clipping = deepspeed.config.get("gradient_clipping", deepspeed.clipping)
     yield from run.optimizer.engine_problems(deepspeed.stage, run.model.dtype, clipping)
 
 
@@ -120,7 +121,8 @@ def _evaluation_problems(run: Run) -> Iterator[str]:
 
 
 def _checkpoint_problems(run: Run) -> Iterator[str]:
-    merge = getattr(run.checkpoint.get("hf"), "merge", None)
+    exporter = run.checkpoint.get("hf")
+    merge = exporter.merge if isinstance(exporter, HuggingFaceCheckpoint) else None
     if merge is not None and not run.peft.adapts:
         yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
     resuming = [name for name, engine in run.checkpoint.items() if engine.auto_resume]
@@ -131,7 +133,7 @@ def _checkpoint_problems(run: Run) -> Iterator[str]:
             yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
     evaluates = run.trainer.eval_frequency
     for name, engine in run.checkpoint.items():
-        every, keeps = getattr(engine, "save_every_n_steps", 0), getattr(engine, "keep_best", 0)
+        every, keeps = engine.step_interval, engine.best_kept
         if keeps and not run.data.has_evaluation:
             yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to tell the best; set data.eval_sources"
         elif keeps and every and (not evaluates or every % evaluates):
@@ -165,7 +167,7 @@ def _memory_problems(run: Run) -> Iterator[str]:
         yield "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"
     if model.compile and run.deepspeed.stage == 3:
         yield "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"
-    if model.compile and not getattr(run.data, "packing", False):
+    if model.compile and not run.data.packs:
         yield "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"
     if run.deepspeed.offloads and not run.optimizer.runs_on_cpu:
         yield (

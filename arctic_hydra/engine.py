@@ -53,6 +53,11 @@ class EngineFactory(Component):
     """Free-form DeepSpeed configuration; wins over what is filled in, and must not contradict the rest of the run."""
 
     @property
+    def clipping(self) -> float:
+        """Norm that gradients are clipped to; 0 where they are not."""
+        return 0.0
+
+    @property
     def offloads(self) -> bool:
         """Whether the optimizer steps on the CPU, by our fields or by the free-form configuration."""
         zero = self.config.get("zero_optimization", {})
@@ -76,6 +81,11 @@ class ZeROFactory(EngineFactory):
 
     gradient_clipping: HumanFloat = number(1.0, minimum=0)
     """Largest gradient norm of a step; 0 is off."""
+
+    @property
+    def clipping(self) -> float:
+        """Norm that gradients are clipped to; 0 where they are not."""
+        return float(self.gradient_clipping)
 
     def validate(self) -> None:
         if self.stage not in (0, 1, 2, 3):

@@ -16,6 +16,11 @@ class ArcticHydraError(Exception):
 
     exit_code = EXIT_FAILED
 
+    @property
+    def problems(self) -> list[str]:
+        """Each problem by itself; one, unless a subclass collects several."""
+        return [str(self)]
+
 
 class ConfigError(ArcticHydraError, ValueError):
     """The configuration asks for something impossible; holds every problem found, not only the first.
@@ -26,9 +31,14 @@ class ConfigError(ArcticHydraError, ValueError):
     exit_code = EXIT_BAD_CONFIG
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
-        assert self.problems, "a ConfigError needs at least one problem"
-        super().__init__("\n".join(self.problems))
+        self._problems = [problems] if isinstance(problems, str) else list(problems)
+        assert self._problems, "a ConfigError needs at least one problem"
+        super().__init__("\n".join(self._problems))
+
+    @property
+    def problems(self) -> list[str]:
+        """Every problem found."""
+        return self._problems
 
 
 class FieldError(ConfigError):
@@ -64,5 +74,5 @@ class RunLockedError(ArcticHydraError, RuntimeError):
 
 def print_error(error: ArcticHydraError) -> None:
     """Print each problem on a line of its own, to standard error."""
-    for problem in getattr(error, "problems", [str(error)]):
+    for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)

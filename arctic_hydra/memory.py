@@ -148,8 +148,8 @@ def estimate(run: Run, load: Load | None = None, tokenizer: PreTrainedTokenizerB
 
 def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
     """Return the heaviest micro-batch that the data may bring: rows of `data.max_length` tokens."""
-    length, micro = int(getattr(run.data, "max_length", 2048)), run.trainer.micro_batch_size
-    rows, tokens = (1, micro * length) if _packs(run) else (micro, length)
+    length, micro = run.data.row_tokens or 2048, run.trainer.micro_batch_size
+    rows, tokens = (1, micro * length) if run.data.packs else (micro, length)
     tokens = math.ceil(tokens / run.trainer.sequence_parallel_size)
     return Load(rows, tokens, max(1, round(rows * tokens * supervised_share)))
 
@@ -224,7 +224,7 @@ def trace_model(
             peaks = []
             for supervised in (1, load.supervised):
                 model.zero_grad()
-                batch = _batch(load, supervised, _packs(run)).to(torch.device(device))
+                batch = _batch(load, supervised, run.data.packs).to(torch.device(device))
                 peaks.append(_peak(run, model, batch, device, passes))
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
@@ -284,10 +284,6 @@ def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: i
         for _ in range(passes):
             run.trainer.loss(batch).backward()
     return int(live.here.peak - base), int(live.elsewhere.peak)
-
-
-def _packs(run: Run) -> bool:
-    return bool(getattr(run.data, "packing", False))
 
 
 def _batch(load: Load, supervised: int, packed: bool) -> Batch:

@@ -81,7 +81,7 @@ def leave_error(run_dir: Path, error: BaseException) -> int:
         rank,
         type(error).__name__,
         str(error),
-        problems=getattr(error, "problems", [str(error)]),
+        problems=error.problems if isinstance(error, ArcticHydraError) else [str(error)],
         expected=isinstance(error, ArcticHydraError),
         traceback=text,
         exit_code=code,

@@ -142,6 +142,16 @@ class CheckpointEngine(Component):
         return 0
 
     @property
+    def step_interval(self) -> int:
+        """Optimizer steps between saves; 0 where they do not come at regular steps."""
+        return 0
+
+    @property
+    def best_kept(self) -> int:
+        """How many of the best checkpoints this engine keeps, by an evaluation metric."""
+        return 0
+
+    @property
     def root(self) -> Path:
         """The directory below which this engine writes."""
         return self.state.run_dir
@@ -177,6 +187,11 @@ class TriggeredCheckpoint(CheckpointEngine):
     def place(self, run_dir: Path) -> Path:
         """Return the directory that this engine writes to: runs that share an `output_dir` stay apart."""
         return Path(self.output_dir) / run_dir.parent.name / run_dir.name if self.output_dir else run_dir
+
+    @property
+    def step_interval(self) -> int:
+        """Optimizer steps between saves; 0 where they do not come at regular steps."""
+        return self.save_every_n_steps
 
     def mark_saved(self) -> None:
         """Remember that the current step is on disk, by a save or because it was loaded: no trigger saves it again."""

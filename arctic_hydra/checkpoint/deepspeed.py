@@ -71,6 +71,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     can_resume: ClassVar[bool] = True
 
+    @property
+    def best_kept(self) -> int:
+        """How many of the best checkpoints this engine keeps, by `best_metric`."""
+        return self.keep_best
+
     def bind(self, state: TrainingState) -> None:
         """Take the state to save from and load into; called once, before `load` and `save`."""
         super().bind(state)

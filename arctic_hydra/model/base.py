@@ -44,10 +44,23 @@ class ModelFactory(Component):
 
     stored: ClassVar[bool] = False
     """Whether its weights come from files, so that transformers, and each start of the run, can read them again."""
-    quantization: ClassVar[Any] = None
-    """How transformers quantises the weights as it loads them; the assembly of the model sets it, for QLoRA."""
 
     outside_identity: ClassVar[frozenset[str]] = frozenset({"save_name"})
+
+    @property
+    def weights_source(self) -> tuple[str, str | None] | None:
+        """Hub id or path that the weights come from, and the revision on the hub; None where they come from no files."""
+        return None
+
+    @property
+    def trusts_remote_code(self) -> bool:
+        """Whether code from the model's repository may run (`trust_remote_code` of the options that load one)."""
+        return False
+
+    @property
+    def position_limit(self) -> int | None:
+        """Positions of the model, where the config states them; None where only the model's own config does."""
+        return None
 
     def validate(self) -> None:
         found = [name for name, aliases in DTYPE_ALIASES.items() if str(self.dtype).lower() in aliases]
@@ -82,6 +95,10 @@ class ModelFactory(Component):
     @abstractmethod
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model, on the CPU, in `dtype`; under ZeRO-3 its parameters may be partitioned already."""
+
+    def create_quantized_model(self, config: PretrainedConfig, quantization: Any) -> PreTrainedModel:
+        """Return the model with its weights quantized as they are loaded; `quantization` is transformers' config for that."""
+        raise ModelError(f"peft: got qlora, but {type(self).__name__} loads no weights to quantize; pass model=hf")
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem where the chosen attention needs a device or a package that is not here."""
@@ -118,7 +135,7 @@ class ModelFactory(Component):
                 config,
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,
-                trust_remote_code=getattr(self, "trust_remote_code", False),
+                trust_remote_code=self.trusts_remote_code,
             )
         model.tie_weights()
         return self.finish(model)

@@ -47,6 +47,16 @@ class HFModelFactory(ModelFactory):
         yield from check_model_directory(self.name_or_path)
         yield from super().check_environment()
 
+    @property
+    def weights_source(self) -> tuple[str, str | None]:
+        """Hub id or path that the weights come from, and the revision on the hub."""
+        return self.name_or_path, self.revision
+
+    @property
+    def trusts_remote_code(self) -> bool:
+        """Whether code from the model's repository may run."""
+        return self.trust_remote_code
+
     def create_config(self) -> PretrainedConfig:
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
@@ -58,6 +68,15 @@ class HFModelFactory(ModelFactory):
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Load the weights; raises ModelError when they are unreadable or do not cover the architecture."""
+        return self._load(config)
+
+    def create_quantized_model(self, config: PretrainedConfig, quantization: Any) -> PreTrainedModel:
+        """Load the weights in few bits, on the device of this rank; otherwise as `create_model`."""
+        model = self._load(config, quantization_config=quantization, device_map={"": World.from_env().device})
+        keep_differentiable(model)
+        return model
+
+    def _load(self, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
         self.prepare()
@@ -70,7 +89,7 @@ class HFModelFactory(ModelFactory):
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
-                    **self._quantized(),
+                    **arguments,
                     **where(self.name_or_path, self.revision),
                 )
         except ModelError:
@@ -84,15 +103,7 @@ class HFModelFactory(ModelFactory):
                 f"model.name_or_path: {self.name_or_path!r} lacks {len(missing)} weights of {type(model).__name__}, such as "
                 f"{', '.join(missing[:3])}; fix the checkpoint, or pass model.allow_missing_weights=true to start them random"
             )
-        if self.quantization is not None:
-            keep_differentiable(model)
         return self.finish(model)
-
-    def _quantized(self) -> dict[str, Any]:
-        """Return the arguments for weights in few bits, which are made on the device of this rank."""
-        if self.quantization is None:
-            return {}
-        return {"quantization_config": self.quantization, "device_map": {"": World.from_env().device}}
 
 
 def keep_differentiable(model: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
 from arctic_hydra.distributed import count_gpus
@@ -53,9 +53,9 @@ class LigerModelFactory(HFModelFactory):
             )
         return config
 
-    def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
+    def _load(self, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
         """Load the model, then give it Liger's kernels."""
-        model = super().create_model(config)
+        model = super()._load(config, **arguments)
         if count_gpus() == 0:
             log.warning(
                 "model.fallback=true: no CUDA GPU here, so the model runs on torch's kernels instead of Liger's"

@@ -74,6 +74,11 @@ class RandomModelFactory(ModelFactory):
             yield from check_model_directory(self.name_or_path)
         yield from super().check_environment()
 
+    @property
+    def trusts_remote_code(self) -> bool:
+        """Whether code from the model's repository may run."""
+        return self.trust_remote_code
+
     def create_config(self) -> PretrainedConfig:
         """Return the named config, or the architecture's, with the given values; raises ModelError."""
         sizes = {name: getattr(self, name) for name in _SIZES if getattr(self, name) is not None}
@@ -90,6 +95,11 @@ class RandomModelFactory(ModelFactory):
         check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
         with making_sense("model"):
             return _fitting(_resized(config, {**sizes, **self.hf_config_kwargs}))
+
+    @property
+    def position_limit(self) -> int | None:
+        """Positions of the model, where they are given."""
+        return self.max_position_embeddings
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Draw the weights, each module's from a seed of its own: the same at every ZeRO stage and on every rank.

@@ -61,6 +61,11 @@ class TinyModelFactory(ModelFactory):
         )
         return LlamaConfig(**{name: getattr(self, name) for name in names.split()}, **self.hf_config_kwargs)
 
+    @property
+    def position_limit(self) -> int | None:
+        """Positions of the model, where they are given."""
+        return self.max_position_embeddings
+
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Draw the weights in fp32 from torch's generator, so that ranks and ZeRO stages start equal; then cast."""
         from transformers import LlamaForCausalLM

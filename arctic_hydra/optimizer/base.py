@@ -34,6 +34,11 @@ class OptimizerFactory(Component):
     """Factor of the learning rate from each layer to the one below it; the embedding lies below the first layer, the
     head and the last norm lie above the last. 1 is off."""
 
+    @property
+    def peak_lr(self) -> float | None:
+        """Peak learning rate that the header shows: the field `lr` of the options that have one."""
+        return self.__dict__.get("lr")
+
     def validate(self) -> None:
         if not self.layerwise_lr_decay:
             raise ValueError(

@@ -26,6 +26,7 @@ def print_header(
     size = trainer.sequence_parallel_size
     dealt_to = ranks if size == 1 else f"{world.size // size} group(s) of {size} ranks that share each sequence"
     began_with = model.weights or model.start
+    peak_lr = "n/a" if run.optimizer.peak_lr is None else run.optimizer.peak_lr
     lines = [
         f"run      {run_dir}",
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
@@ -35,7 +36,7 @@ def print_header(
         f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
-        f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {getattr(run.optimizer, 'lr', 'n/a')}",
+        f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {peak_lr}",
     ]
     if began_with is not None and resumed_from is None:
         lines.append(f"weights  from {began_with.path}")

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 class SchedulerFactory(Component):
     """Base of the scheduler factories."""
 
+    @property
+    def fixed_warmup_steps(self) -> int:
+        """Warm-up steps that the config states; 0 where they depend on the horizon."""
+        return 0
+
     @abstractmethod
     def warmup(self, horizon: int) -> int:
         """Return the number of warm-up steps of a run of `horizon` optimizer steps."""
@@ -42,6 +47,11 @@ class WarmupScheduler(SchedulerFactory):
     """Share of the horizon to warm up over, rounded up to whole steps; ignored where `warmup_steps` is set."""
     warmup_steps: HumanInt | None = integer(None, minimum=0)
     """Optimizer steps to warm up over."""
+
+    @property
+    def fixed_warmup_steps(self) -> int:
+        """Warm-up steps that the config states; 0 where they depend on the horizon."""
+        return self.warmup_steps or 0
 
     def warmup(self, horizon: int) -> int:
         """Return the number of warm-up steps; raises ConfigError for more of them than the run has."""

@@ -73,7 +73,7 @@ def _main() -> None:
     lines, errors = find(config.build(json.load(sys.stdin)))
     answer = {
         "lines": [*lines, "         (every token supervised; the run says so again with its data's share)"],
-        "errors": [[error.exit_code, getattr(error, "problems", [str(error)])] for error in errors],
+        "errors": [[error.exit_code, error.problems] for error in errors],
     }
     print(json.dumps(answer))
 

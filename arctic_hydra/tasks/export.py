@@ -32,7 +32,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     chosen = run.checkpoint.get("hf")
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"
-    target = Path(options.output_dir or run_dir.parent) / name
+    target = options.place(run_dir.parent) / name
     merge = options.merge if options.merge is not None else assemble.base_of(run) is None
     if is_adapted(model) and merge:
         check_mergeable(model)
@@ -50,4 +50,4 @@ def _stop_tokens(
     if weights.stop_tokens is not None:
         return weights.stop_tokens
     figures = RunDirectory(trained_in).record().get("statistics", {}).get("train", {})
-    return counted_stops(figures, tokenizer, getattr(run.data, "eot_tokens", ()))
+    return counted_stops(figures, tokenizer, run.data.end_of_turn_tokens)

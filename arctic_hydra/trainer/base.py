@@ -122,6 +122,11 @@ class Trainer(TrainerSettings):
         return self.tools.state.evaluation
 
     @property
+    def head_loss_name(self) -> str:
+        """How the loss is computed from the hidden states (`head_loss`); `full` where all logits exist at once."""
+        return "full"
+
+    @property
     def reads_head_weight(self) -> bool:
         """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
         return False
@@ -280,8 +285,6 @@ class Trainer(TrainerSettings):
             recent.append(loss)
             del recent[: -self.spike_window_steps]
         return bool(spike)
-
-    # -- pieces of the loop --------------------------------------------------------------------------------------------
 
     def _agree(self, window: Window) -> dict[str, int]:
         """Sum this step's counts over the ranks and decide together what to do before it: one collective."""

@@ -65,6 +65,11 @@ class SFTTrainer(Trainer):
         yield from super().check_environment()
 
     @property
+    def head_loss_name(self) -> str:
+        """How the loss is computed from the hidden states: `head_loss`."""
+        return self.head_loss.name
+
+    @property
     def reads_head_weight(self) -> bool:
         """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
         return self.head_loss is not HeadLoss.full
