@@ -13,8 +13,9 @@ from arctic_hydra import distributed, engine, log
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.checkpoint.initial_weights import Weights
-from arctic_hydra.config import Run, run_id
+from arctic_hydra.config import Run, legacy_run_id, run_id
 from arctic_hydra.data.base import BatchGeometry, Loader
+from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.data.load.sequence_parallel import fitted
 from arctic_hydra.data.load.stop_tokens import stop_tokens
 from arctic_hydra.display import Display
@@ -114,10 +115,11 @@ def join_ranks(run: Run) -> World:
     return world
 
 
-def create_loaders(run: Run, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
+def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
     """Return this rank's training and evaluation batches, padded to one size where the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
-    group_loader, eval_loader = run.data.build(tokenizer, geometry(run, dealt_to))
+    with legacy_identity(run_dir.name == legacy_run_id(run)):
+        group_loader, eval_loader = run.data.build(tokenizer, geometry(run, dealt_to))
     return Data(
         world=world,
         tokenizer=tokenizer,
@@ -137,6 +139,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
     """Return what checkpoints hold: everything that the rest of the run depends on. Collective."""
     frozen = frozen_weights(run, model.engine.module)
     loader, tokenizer = data.group_loader, data.tokenizer
+    config_hash = run_dir.name if run_dir.name == legacy_run_id(run) else run_id(run)
     return TrainingState(
         model.engine,
         model.scheduler,
@@ -145,7 +148,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
         data.world,
         run_dir,
         identity={
-            "config_hash": run_id(run),
+            "config_hash": config_hash,
             "data_fingerprint": loader.fingerprint,
             "zero_stage": run.deepspeed.stage,
             "frozen_weights": frozen,

@@ -10,7 +10,7 @@ import importlib
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -89,8 +89,14 @@ class Component(ABC):
     or of fields of this component among themselves; checks across components stand in `Run.check()`.
     """
 
+    option_group: ClassVar[str] = ""
+    """Config group in which the class is registered; empty where it is not."""
     option_name: ClassVar[str] = ""
-    """Name under which the class is registered in its config group; empty where it is not."""
+    """Name under which it is registered there."""
+    outside_identity: ClassVar[frozenset[str]] = frozenset()
+    """Fields that do not change the result of a run."""
+    component_version: ClassVar[int] = 1
+    """Part of the identity of every run that uses the component: raise it when a default or its numerics change."""
 
     def __post_init__(self) -> None:
         self._run: RunContext | None = None
@@ -122,6 +128,19 @@ class Component(ABC):
         Read-only, and before torch loads.
         """
         return iter(())
+
+    @classmethod
+    def identity_name(cls) -> str:
+        """Return the name that run ids and cache keys know the class by: `<group>/<name>`, wherever its module is.
+
+        Before it comes the name of the entry point that registers an extension's components. A class that is not
+        registered has none but its module's and its own.
+        """
+        if not vars(cls).get("option_name"):
+            return f"{cls.__module__}.{cls.__qualname__}"
+        name = f"{cls.option_group}/{cls.option_name}"
+        owner = _extension_of(cls.__module__.partition(".")[0])
+        return f"{owner}:{name}" if owner else name
 
     @contextmanager
     def event(self, name: str, **facts: Any) -> Iterator[None]:
@@ -181,7 +200,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
             )
         cls.__annotations__ = {"_target_": "str", **cls.__dict__.get("__annotations__", {})}
         cls._target_ = target  # type: ignore[attr-defined]
-        cls.option_name = name  # type: ignore[attr-defined]
+        cls.option_group, cls.option_name = group, name  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
         _REGISTRY[group, name] = decorated
         _ALLOWED_TARGETS.add(target)
@@ -191,13 +210,19 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
     return register
 
 
+def default_of(item: Field[Any]) -> Any:
+    """Return the default of a dataclass field; MISSING, which equals no value, where it has none."""
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
 def registered(group: str | None = None) -> dict[tuple[str, str], type]:
     """Return the registered components by (group, name), of one group or of all."""
     return {key: cls for key, cls in _REGISTRY.items() if group in (None, key[0])}
 
 
-def store_root(cls: type) -> None:
+def store_root(cls: type[Component]) -> None:
     """Store the typed root and allow its target."""
+    cls.option_group, cls.option_name = "schema", "run"
     _ALLOWED_TARGETS.add(f"{cls.__module__}.{cls.__qualname__}")
     ConfigStore.instance().store(group="schema", name="run", node=cls, provider="arctic_hydra")
 
@@ -205,6 +230,13 @@ def store_root(cls: type) -> None:
 def extensions() -> list[EntryPoint]:
     """Return the entry points of installed extension packages, in name order."""
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+
+
+@cache
+def _extension_of(package: str) -> str:
+    """Return the entry point that registers the components of a package; empty where none does, as of this package's own."""
+    names = [point.name for point in extensions() if point.module.partition(".")[0] == package]
+    return names[0] if names else ""
 
 
 def load_extensions() -> None:

@@ -18,7 +18,16 @@ from arctic_hydra import cross_checks
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.checkpoint.hf import export_name_problem
-from arctic_hydra.component import Component, RunContext, component, create, from_plain, store_root, to_plain
+from arctic_hydra.component import (
+    Component,
+    RunContext,
+    component,
+    create,
+    default_of,
+    from_plain,
+    store_root,
+    to_plain,
+)
 from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.converter.peft.base import PeftSlot
@@ -270,30 +279,56 @@ def _follow_model(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values."""
-    trainer = run.trainer
-    groups = run.world_size_wanted // trainer.sequence_parallel_size
-    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * groups
-    return {**_identity_of(run), "global_batch_size": batch}
+    """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values.
 
-
-def _identity_of(value: Any) -> Any:
-    if isinstance(value, Component) and is_dataclass(value):
-        outside: frozenset[str] = getattr(type(value), "outside_identity", frozenset())
-        return {
-            item.name: _identity_of(getattr(value, item.name)) for item in fields(value) if item.name not in outside
-        }
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if not (isinstance(v, Callback) and v.watches_only)}
-        return {str(key): _identity_of(item) for key, item in kept.items()}
-    if isinstance(value, list | tuple):
-        return [_identity_of(item) for item in value]
-    return value.name if isinstance(value, Enum) else value
+    Components are named by config group and option, so classes can move without changing it.
+    """
+    return _with_batch(run, _identity_of(run, defaults=True))
 
 
 def run_id(run: Run) -> str:
-    """Return the short hash of the run's identity: its directory below `output_root/name`."""
-    text = json.dumps(identity(run), sort_keys=True, default=str)
+    """Return the short hash of the run's identity: its directory below `output_root/name`.
+
+    Fields at their default are left out, so a new field changes the id of no run that does not set it.
+    """
+    return _digest(_with_batch(run, _identity_of(run, defaults=False)))
+
+
+def legacy_run_id(run: Run) -> str:
+    """Return the id that the run had before components were known by name: by their classes, with every default.
+
+    A directory of that name is used on, so runs from before can be continued, evaluated and exported.
+    """
+    return _digest(_with_batch(run, _identity_of(run, defaults=True, by_class=True)))
+
+
+def _with_batch(run: Run, values: dict[str, Any]) -> dict[str, Any]:
+    trainer = run.trainer
+    groups = run.world_size_wanted // trainer.sequence_parallel_size
+    batch = trainer.micro_batch_size * trainer.gradient_accumulation_steps * groups
+    return {**values, "global_batch_size": batch}
+
+
+def _identity_of(value: Any, *, defaults: bool, by_class: bool = False) -> Any:
+    how = {"defaults": defaults, "by_class": by_class}
+    if isinstance(value, Component) and is_dataclass(value):
+        left_out = value.outside_identity if by_class else value.outside_identity | {"_target_"}
+        kept = {item.name: getattr(value, item.name) for item in fields(value) if item.name not in left_out}
+        if not defaults:
+            usual = {item.name: default_of(item) for item in fields(value)}
+            kept = {name: held for name, held in kept.items() if isinstance(held, Component) or held != usual[name]}
+        named = {} if by_class else {"component": value.identity_name(), "version": value.component_version}
+        return named | {name: _identity_of(held, **how) for name, held in kept.items()}
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not (isinstance(v, Callback) and v.watches_only)}
+        return {str(key): _identity_of(item, **how) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_identity_of(item, **how) for item in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

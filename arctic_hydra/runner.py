@@ -40,7 +40,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
     """Build everything that training needs; return the trainer and the checkpoint that it resumed from."""
     assemble.start_process(run, run_dir)
     with run.trainer.event("init"):
-        data = build_data(run)
+        data = build_data(run, run_dir)
         assemble.record_horizon(run, run_dir, data)
         model = build_model(run, data)
         shown = data.world.is_main and run.log.prints(data.world)
@@ -57,13 +57,13 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
     return run.trainer, resumed_from
 
 
-def build_data(run: config.Run) -> Data:
+def build_data(run: config.Run, run_dir: Path) -> Data:
     """Join the other ranks, then build the tokenizer and this rank's batches; they set the training horizon."""
     world = assemble.join_ranks(run)
     with run.trainer.event("create_tokenizer"):
         tokenizer = run.tokenizer.create_tokenizer()
     with run.trainer.event("create_loader"):
-        data = assemble.create_loaders(run, tokenizer, world)
+        data = assemble.create_loaders(run, run_dir, tokenizer, world)
     run.trainer.plan(data.loader, run.scheduler.warmup)
     return data
 

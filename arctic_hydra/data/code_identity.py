@@ -7,14 +7,30 @@ import hashlib
 import inspect
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra.component import Component
+from arctic_hydra.component import Component, default_of
 
 KNOWN_PACKAGES = frozenset((*sys.stdlib_module_names, __name__.partition(".")[0]))
+
+
+_BY_CLASS = ContextVar("by_class", default=False)
+
+
+@contextmanager
+def legacy_identity(enabled: bool) -> Iterator[None]:
+    """Within this context, identify code as before components had names: by class. For runs that began then."""
+    token = _BY_CLASS.set(enabled)
+    try:
+        yield
+    finally:
+        _BY_CLASS.reset(token)
 
 
 def code_identity(component: Component) -> dict[str, Any]:
@@ -26,10 +42,19 @@ def code_identity(component: Component) -> dict[str, Any]:
     kind = type(component)
     own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in KNOWN_PACKAGES]
     names = {name for base in own for name in base.__dict__.get("__annotations__", {})} - {"_target_"}
+    if _BY_CLASS.get():
+        return {
+            "class": f"{kind.__module__}.{kind.__qualname__}",
+            "code": [_code_of(base) for base in own],
+            "fields": {item.name: getattr(component, item.name) for item in fields(component) if item.name in names},
+        }
+    added = {item.name: getattr(component, item.name) for item in fields(component) if item.name in names}
+    usual = {item.name: default_of(item) for item in fields(component)}
     return {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "component": kind.identity_name(),
+        "version": kind.component_version,
         "code": [_code_of(base) for base in own],
-        "fields": {item.name: getattr(component, item.name) for item in fields(component) if item.name in names},
+        "fields": {name: value for name, value in added.items() if value != usual[name]},
     }
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import component, config, provenance, run_directory
 from arctic_hydra.cli import compose
+from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.launch import nodes
 from arctic_hydra.redaction import redact, redact_override
@@ -47,7 +48,9 @@ class Job:
         """Resolve and check a composed config (less Hydra's node); raises ConfigError with every problem found."""
         tree = nodes.spread(compose.resolved(cfg))
         run = config.build(tree)
-        directory = run_directory.RunDirectory(Path(run.output_root).absolute() / run.name / config.run_id(run))
+        runs = Path(run.output_root).absolute() / run.name
+        path, before = runs / config.run_id(run), runs / config.legacy_run_id(run)
+        directory = run_directory.RunDirectory(before if before.is_dir() and not path.exists() else path)
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
 
     @classmethod
@@ -101,12 +104,13 @@ class Job:
     def data_digest(self) -> str:
         """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
         data = self.run.data
-        identities = {
-            f"{split} {name}": data.identity_of(split, name)
-            for split in ("train", "eval")
-            for name, source in data.sources_of(split).items()
-            if source.is_local
-        }
+        with legacy_identity(self.directory.path.name == config.legacy_run_id(self.run)):
+            identities = {
+                f"{split} {name}": data.identity_of(split, name)
+                for split in ("train", "eval")
+                for name, source in data.sources_of(split).items()
+                if source.is_local
+            }
         return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()
 
     def secrets(self) -> dict[str, Any]:
@@ -128,7 +132,7 @@ class Job:
             status=run_directory.RUNNING,
             name=self.run.name,
             data=data,
-            config_hash=config.run_id(self.run),
+            config_hash=directory.path.name,
             overrides=self.overrides,
             identity=who,
             ranks=self.run.world_size_wanted,
