@@ -1,4 +1,4 @@
-"""Benchmark of the data room: preparation, packing, and how soon a cached run has its first batch.
+"""Benchmark of the data room: preparation, its word cache, packing, and how soon a cached run has its first batch.
 
 `nox -s bench`, or `python tests/bench/bench_data.py [--rows N] [--chats FILE]`. Prints one line for each figure, with
 the machine's load beside it, since a loaded machine says little.
@@ -14,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -104,6 +107,47 @@ def bench_streaming(source: Path, rows: int) -> None:
             windows.close()  # type: ignore[attr-defined]
 
 
+def bench_word_cache(source: Path, repeats: int = 3) -> None:
+    """Compare preparation with and without the word cache on the rows of `source`, each once: rows that repeat flatter it."""
+    from arctic_hydra.data.words import WordTokenizer
+
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repeats):
+        chunks = {}
+        for is_on in (True, False):
+            with nullcontext() if is_on else mock.patch.object(WordTokenizer, "of", return_value=None):
+                chunks[is_on], spent = prepare_here(source)
+            seconds[is_on].append(spent)
+        for with_cache, without in zip(*chunks.values(), strict=True):
+            for name in ("ids", "mask", "lengths"):
+                assert np.array_equal(getattr(with_cache, name), getattr(without, name)), (
+                    f"the word cache changes {name}"
+                )
+    rows = sum(len(chunk.lengths) for chunk in chunks[True])
+    on, off = (min(seconds[is_on]) for is_on in (True, False))
+    say(f"word cache, {rows:,} rows once, same ids", cpu_seconds=on, cpu_seconds_without=off, times=off / on)
+
+
+def prepare_here(source: Path) -> tuple[list[Any], float]:
+    """Return the chunks of `source` and the CPU seconds of all threads that preparing them took."""
+    from arctic_hydra.data.examples import Preparer, SourceRows
+    from arctic_hydra.data.formats import Reading, RowFormat
+    from arctic_hydra.data.prepare import CHUNK_ROWS
+    from arctic_hydra.data.sft import SFTDataFactory
+    from arctic_hydra.data.source.json import JsonSource
+    from arctic_hydra.data.source.rows import JsonLines
+    from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+
+    rows = JsonLines(source)
+    options = SFTDataFactory(sources={"chat": JsonSource(path=str(source))}).options()
+    begun = time.process_time()
+    chats = SourceRows("data.sources.chat", "chat", rows, reading=Reading(RowFormat.messages))
+    preparer = Preparer(chats, BundledTokenizerFactory().create_tokenizer(), options)
+    starts = range(0, len(rows), CHUNK_ROWS)
+    chunks = [preparer.chunk((start, min(start + CHUNK_ROWS, len(rows))))[0] for start in starts]
+    return chunks, time.process_time() - begun
+
+
 def real_lengths(source: Path) -> np.ndarray:
     """Return the lengths of the conversations in tokens."""
     from arctic_hydra.data.sft import SFTDataFactory
@@ -145,6 +189,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--chats", type=Path, default=CHATS if CHATS.exists() else BUNDLED)
     options = parser.parse_args()
+    bench_word_cache(options.chats)
     bench_packing(options.chats)
     bench_preparation(options.chats, options.rows)
     bench_streaming(options.chats, options.rows)

@@ -28,12 +28,8 @@ def stop_tokens(loader: Loader, tokenizer: PreTrainedTokenizerBase, ends: Sequen
     found = counted_stops(loader.summary(), tokenizer, ends)
     if len(found) < 2:
         return found
-    examples = [
-        example
-        for example in loader.preview(LOOKED_AT_EXAMPLES)
-        if sum(example.mask)
-        < len(example.mask) - 1  # else every token is trained on, and no mask tells the turns apart
-    ]
+    # Where every token is trained on, no mask tells the turns apart.
+    examples = [one for one in loader.preview(LOOKED_AT_EXAMPLES) if sum(one.mask) < len(one.mask) - 1]
     within = Counter(token for example in examples for token in _within_turns(example, set(found), tokenizer))
     return [token for token in found if within[token] <= SEPARATES * len(examples)] or found
 
