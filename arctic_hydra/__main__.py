@@ -68,7 +68,7 @@ def _dispatch(arguments: list[str]) -> int:
     cfg = compose.compose_config(options.overrides, name, options.config_dir)
     job = compose.without_hydra(cfg)
     if options.cfg:
-        Job.of(job, options.overrides)
+        Job.of(compose.resolved(job), options.overrides)
         return _show(options, cfg, job)
     # Hydra itself would ignore a launcher here. One that an experiment chooses is for its training: other tasks run here.
     launched = cfg.task is config.Task.train or any(is_hydra_override(item, "launcher") for item in options.overrides)

@@ -59,7 +59,7 @@ def block_signals() -> None:
 
 
 @contextmanager
-def born_blocked() -> Iterator[None]:
+def children_start_blocked() -> Iterator[None]:
     """Have the processes that this thread starts in the context begin with `SIGNALS` blocked.
 
     One that calls `block_signals` later thereby misses none: those that arrive while its interpreter starts stay pending.

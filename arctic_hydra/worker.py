@@ -25,7 +25,7 @@ def main() -> NoReturn:
     try:
         outcome = _run(run_file)
     except BaseException as error:
-        code = leave_error(run_file.parent, error)
+        code = write_error_report(run_file.parent, error)
         # No clean-up: a collective in it would wait for ranks that are gone.
         sys.stdout.flush()
         os._exit(code)
@@ -66,7 +66,7 @@ def _set(tree: Any, path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def leave_error(run_dir: Path, error: BaseException) -> int:
+def write_error_report(run_dir: Path, error: BaseException) -> int:
     """Write what ended this rank to `logs/error-rank<n>.json` and to its log; return its exit code."""
     import logging
 

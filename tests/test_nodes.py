@@ -16,7 +16,7 @@ from arctic_hydra.cli import compose
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch import failures, nodes
 from arctic_hydra.launch.job import Job
-from arctic_hydra.launch.rendezvous import meet
+from arctic_hydra.launch.rendezvous import join_rendezvous
 from arctic_hydra.run_directory import RunDirectory, write_error
 from tests.command import SMALL, environment, losses, only_run, run, start, wait_for_step
 from tests.ranks import free_port
@@ -81,16 +81,16 @@ def test_the_first_failing_rank_of_another_machine_is_shown(how, text, my_lab, s
 def test_a_rank_that_had_to_be_killed_is_the_cause_only_where_others_waited_for_it(message, first, tmp_path):
     directory = RunDirectory(tmp_path)
     write_error(tmp_path, 0, "ValueError", message, exit_code=1)
-    failures.explain(directory, {0: 1, 1: -9}, {1: "File x, line 1 in step"})
+    failures.report_silent_failures(directory, {0: 1, 1: -9}, {1: "File x, line 1 in step"})
     assert directory.errors()[0]["kind"] == first
 
 
-def meeting(count, index, run, port, host="localhost", patience_seconds=60.0):
-    """Call `meet` in a process of its own, as an agent does; return the process."""
+def meeting(count, index, run, port, host="localhost", timeout_seconds=60.0):
+    """Call `join_rendezvous` in a process of its own, as an agent does; return the process."""
     code = (
-        "import sys\nfrom arctic_hydra.errors import ArcticHydraError\nfrom arctic_hydra.launch.rendezvous import meet\n"
+        "import sys\nfrom arctic_hydra.errors import ArcticHydraError\nfrom arctic_hydra.launch.rendezvous import join_rendezvous\n"
         "from arctic_hydra.launch.nodes import Nodes\n"
-        f"try: store = meet(Nodes({count}, {index}, '{host}:{port}'), '{run}', {patience_seconds}); print('met')\n"
+        f"try: store = join_rendezvous(Nodes({count}, {index}, '{host}:{port}'), '{run}', {timeout_seconds}); print('met')\n"
         "except ArcticHydraError as error: sys.exit(str(error))\nsys.stdin.read()\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -119,7 +119,7 @@ def test_machines_meet_or_say_why_not():
     assert differ[1].startswith("nnodes: node 0 runs a, and this machine, node 1, b;")
 
     port = free_port()
-    output = meeting(2, 0, "a", port, patience_seconds=6).communicate(timeout=60)[0].splitlines()
+    output = meeting(2, 0, "a", port, timeout_seconds=6).communicate(timeout=60)[0].splitlines()
     assert output[0] == f"node 0: waiting for node 1 of 2 at localhost:{port}"
     assert output[1].startswith(f"rendezvous: waited 6 s for node 1 of 2 at localhost:{port}; start its command")
     assert len(output) == 2, "nothing of torch's"
@@ -137,7 +137,7 @@ def test_a_place_that_cannot_be_used_is_named():
             f"rendezvous: port {port} of this machine is in use by another program;"
         )
     with pytest.raises(ConfigError, match="rendezvous: got nowhere.invalid:29500, but this machine knows no host"):
-        meet(nodes.Nodes(2, 1, "nowhere.invalid:29500"), "a")
+        join_rendezvous(nodes.Nodes(2, 1, "nowhere.invalid:29500"), "a")
 
 
 def test_a_host_that_cannot_be_reached_ends_the_others_at_once(tmp_path):
@@ -157,11 +157,16 @@ def test_runs_that_differ_in_their_name_alone_meet_at_different_ports(tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hosts").write_text(HOSTS)
     jobs = [
-        Job.of(compose.without_hydra(compose.compose_config([f"name={name}", "hostfile=hosts"], "config")), [])
+        Job.of(
+            compose.resolved(
+                compose.without_hydra(compose.compose_config([f"name={name}", "hostfile=hosts"], "config"))
+            ),
+            [],
+        )
         for name in "ab"
     ]
     assert jobs[0].directory.path.name == jobs[1].directory.path.name
-    places = {nodes.of(job.run, job.directory.path).rendezvous for job in jobs}
+    places = {nodes.machines_of(job.run, job.directory.path).rendezvous for job in jobs}
     assert len(places) == 2
 
 
@@ -170,7 +175,7 @@ def test_a_hostfile_has_hosts_and_equal_slots(tmp_path):
     path.write_text(HOSTS)
     assert nodes.read_hostfile(path) == (["localhost", "127.0.0.1"], 1)
     tree = {"hostfile": str(path), "nnodes": 1, "node_rank": 0, "ranks": "auto"}
-    assert nodes.spread(tree) | {"ranks": "1", "nnodes": 2} == nodes.spread(tree)
+    assert nodes.apply_hostfile(tree) | {"ranks": "1", "nnodes": 2} == nodes.apply_hostfile(tree)
 
 
 @pytest.mark.parametrize(

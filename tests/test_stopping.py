@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hydra_plugins.arctic_hydra._slurm_job import RunJob
 
-from arctic_hydra.launch import __main__, job, ranks
+from arctic_hydra.launch import job, ranks
 from arctic_hydra.run_directory import RunDirectory, write_error
 from arctic_hydra.stopping import SIGNALS
 from tests.command import SMALLEST, environment, start
@@ -48,10 +48,10 @@ def wait_for_starts(folder: Path, count: int, process: subprocess.Popen) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("ranks", "module"), [(1, "arctic_hydra.worker"), (2, "arctic_hydra.launch")])
-def test_a_signal_stays_pending_while_the_interpreter_starts(ranks, module, number, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("count", "module"), [(1, "arctic_hydra.worker"), (2, "arctic_hydra.launch")])
+def test_a_signal_stays_pending_while_the_interpreter_starts(count, module, number, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", delay(tmp_path, module, "os._exit(42)"), prepend=os.pathsep)
-    child = ranks.open_ranks(RunDirectory(tmp_path), ranks, None, {})
+    child = ranks.open_ranks(RunDirectory(tmp_path), count, None, {})
     wait_for_starts(tmp_path, 1, child)
     child.send_signal(number)
     assert child.wait(60) == 42
@@ -64,14 +64,14 @@ def test_a_signal_between_the_start_of_the_ranks_and_the_wait_for_them_is_passed
         os.kill(os.getpid(), signal.SIGINT)
         return child
 
-    monkeypatch.setattr(__main__, "open_ranks", open_ranks)
+    monkeypatch.setattr(ranks, "open_ranks", open_ranks)
     signals: list[int] = []
     assert ranks.start_ranks(RunDirectory(tmp_path), 1, None, {}, signals=signals) == -signal.SIGINT
     assert signals == [signal.SIGINT]
 
 
 def test_a_signal_that_was_blocked_before_keeps_the_ranks_from_starting(tmp_path, monkeypatch):
-    monkeypatch.setattr(__main__, "open_ranks", None)
+    monkeypatch.setattr(ranks, "open_ranks", None)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_what_ends_after_a_request_to_stop_is_a_stop_unless_it_reports_an_error(
     if kind:
         write_error(tmp_path, 1, kind, f"rank 1: {kind}")
         write_error(tmp_path, 0, "RuntimeError", "Connection closed by peer", exit_code=1)
-    ending = job.conclude(directory, code, asked_to_stop=asked)
+    ending = job.record_ending(directory, code, asked_to_stop=asked)
     assert (ending.status, ending.exit_code) == (status, 75 if status == "stopped" else 1)
     assert directory.record()["status"] == status
     assert ("the same command starts again" in ending.details) == (status == "stopped")

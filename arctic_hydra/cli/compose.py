@@ -11,28 +11,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose_errors import explain
-from arctic_hydra.cli.config_cache import Memory
+from arctic_hydra.cli.compose_errors import translate_error
+from arctic_hydra.cli.config_cache import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import check_targets, to_plain
-from arctic_hydra.distributed import speak_for_machines_with
+from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ConfigError
 
 
 def compose_config(
-    overrides: list[str], config_name: str, config_dir: str | None = None, memory: Memory | None = None
+    overrides: list[str], config_name: str, config_dir: str | None = None, cache: ConfigCache | None = None
 ) -> DictConfig:
     """Compose without running anything, and check every target of the result, Hydra's own node included.
 
-    With a memory, files that an earlier composition read are not read again. Raises ConfigError in place of everything
+    With a cache, files that an earlier composition read are not read again. Raises ConfigError in place of everything
     that Hydra and OmegaConf raise.
     """
-    with hydra_with(config_dir, memory):
+    with hydra_with(config_dir, cache):
         try:
             cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             in_hydra = any(item.startswith("hydra.") for item in overrides)  # its keys may be what was mistyped
-            raise explain(
+            raise translate_error(
                 error,
                 overrides,
                 lambda kept: compose(config_name, overrides=kept, return_hydra_config=in_hydra),
@@ -50,7 +50,7 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     return job
 
 
-def place(job: DictConfig, launcher: DictConfig) -> None:
+def apply_launcher_resources(job: DictConfig, launcher: DictConfig) -> None:
     """Give a config (less Hydra's node) the ranks of the machines that its launcher asks a cluster for.
 
     A launcher does so where it has `nodes` and `gpus_per_node`: those count then, not what this machine has.
@@ -66,7 +66,7 @@ def place(job: DictConfig, launcher: DictConfig) -> None:
         raise ConfigError("nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>")
     job.nnodes = launcher.nodes
     job.ranks = str(launcher.gpus_per_node or 1) if job.ranks == "auto" else job.ranks
-    speak_for_machines_with(launcher.gpus_per_node or 0)
+    override_gpu_count(launcher.gpus_per_node or 0)
 
 
 def resolved(job: DictConfig) -> dict[str, Any]:

@@ -23,11 +23,11 @@ NAMED_SETS = ("data.sources", "data.eval_sources")
 _ONE_TASK = (
     "each machine has one task, which starts all of its ranks; pass ranks=<number>, or hydra.launcher.gpus_per_node"
 )
-_SAID = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")}
+_HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")}
 """Keys that people expect from other launchers, and what to do instead."""
 
 
-def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
+def translate_error(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
     """Return the ConfigError that says where, what was got, what was expected and what to do."""
     text = str(error)
     chain = list(_causes(error))
@@ -157,8 +157,8 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
             return ConfigError(
                 f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}){remedy}"
             )
-    if key in _SAID:
-        return ConfigError(f"{key}: there is no such key; {_SAID[key]}")
+    if key in _HINTS:
+        return ConfigError(f"{key}: there is no such key; {_HINTS[key]}")
     parent = ".".join(parts[:-1])
     siblings = [name for name in keys if name.rpartition(".")[0] == parent]
     hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))

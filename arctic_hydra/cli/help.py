@@ -58,7 +58,7 @@ def page(program: str) -> str:
     return PAGE.format(
         program=program,
         groups="\n".join(rows),
-        keys="\n".join(_row(f"{item.name}={_shown(item)}", keys[item.name]) for item in own),
+        keys="\n".join(_row(f"{item.name}={_default_text(item)}", keys[item.name]) for item in own),
     )
 
 
@@ -84,7 +84,7 @@ def group_page(group: str) -> str:
         lines += ["", f"{cls.__name__} (schema {name}): {(inspect.getdoc(cls) or '').splitlines()[0]}"]
         docs = field_docs(cls)
         lines += [
-            _row(f"{prefix}.{item.name}={_shown(item)}", docs.get(item.name, ""))
+            _row(f"{prefix}.{item.name}={_default_text(item)}", docs.get(item.name, ""))
             for item in fields(cls)
             if item.name != "_target_"
         ]
@@ -129,7 +129,7 @@ def _default_first(group: str, options: list[str]) -> list[str]:
     return first + [name for name in options if name not in first]
 
 
-def _shown(item: Any) -> str:
+def _default_text(item: Any) -> str:
     value = (
         item.default
         if item.default is not MISSING

@@ -74,7 +74,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     try:
         return [job for batch in BasicSweeper.split_arguments(parse(overrides), None) for job in batch]
     except (HydraException, ValueError) as error:
-        raise ConfigError(f"{_not_a_grid(overrides) or str(error).splitlines()[0]}: not a valid sweep") from error
+        raise ConfigError(f"{_interval_problem(overrides) or str(error).splitlines()[0]}: not a valid sweep") from error
 
 
 def search_samples(overrides: list[str]) -> list[list[str]]:
@@ -111,7 +111,7 @@ def parse(overrides: list[str]) -> list[Override]:
             raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error
 
 
-def _not_a_grid(overrides: list[str]) -> str:
+def _interval_problem(overrides: list[str]) -> str:
     found = [
         item.key_or_group for item in parse(overrides) if item.is_sweep_override() and not item.is_discrete_sweep()
     ]

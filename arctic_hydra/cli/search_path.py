@@ -12,7 +12,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
-from arctic_hydra.cli.config_cache import Memory, read_through
+from arctic_hydra.cli.config_cache import ConfigCache, read_through_cache
 
 
 def conf_dir() -> str:
@@ -23,10 +23,10 @@ def conf_dir() -> str:
 
 
 @contextmanager
-def hydra_with(config_dir: str | None = None, memory: Memory | None = None) -> Iterator[ConfigLoader]:
+def hydra_with(config_dir: str | None = None, cache: ConfigCache | None = None) -> Iterator[ConfigLoader]:
     """Have Hydra find our options, those of extensions, and those below `config_dir`; yield what loads them.
 
-    With a memory, files that an earlier composition read are not read again. A folder given by the override
+    With a cache, files that an earlier composition read are not read again. A folder given by the override
     `hydra.searchpath` instead would come too late for a whole config in it.
     """
     GlobalHydra.instance().clear()
@@ -38,6 +38,6 @@ def hydra_with(config_dir: str | None = None, memory: Memory | None = None) -> I
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("arctic_hydra", path)
         loader: Any = GlobalHydra.instance().config_loader()
-        if memory is not None:
-            read_through(memory, loader)
+        if cache is not None:
+            read_through_cache(cache, loader)
         yield loader

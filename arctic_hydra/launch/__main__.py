@@ -18,9 +18,9 @@ from typing import Any
 
 from arctic_hydra.errors import ArcticHydraError, print_error
 from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent
-from arctic_hydra.launch.failures import GRACE_SECONDS, FailureWatch, explain, living_ranks, send_signal
+from arctic_hydra.launch.failures import GRACE_SECONDS, FailureWatch, living_ranks, report_silent_failures, send_signal
 from arctic_hydra.launch.nodes import Nodes
-from arctic_hydra.launch.rendezvous import RENDEZVOUS_SECONDS, meet
+from arctic_hydra.launch.rendezvous import RENDEZVOUS_SECONDS, join_rendezvous
 from arctic_hydra.run_directory import RunDirectory, write_error
 from arctic_hydra.stopping import SIGNALS, block_signals
 
@@ -36,7 +36,7 @@ class SignalRelay:
         self._directory = directory
         self._nodes = nodes
         block_signals()
-        threading.Thread(target=self._take, name="signals", daemon=True).start()
+        threading.Thread(target=self._relay_pending, name="signals", daemon=True).start()
 
     def relay(self, number: int) -> None:
         """Send a signal to every rank; this process ends by it where the ranks have not been started.
@@ -53,13 +53,13 @@ class SignalRelay:
         for process in ranks.values():
             send_signal(process, signal.Signals(number))
 
-    def read(self, commands: Any) -> None:
+    def read_commands(self, commands: Any) -> None:
         """Take the names of signals from `commands`, a line each; its end means that whoever started this is gone."""
         for line in commands:
             self.relay(signal.Signals[line.strip()])
         os.kill(os.getpid(), signal.SIGKILL)  # the ranks die with it
 
-    def _take(self) -> None:
+    def _relay_pending(self) -> None:
         while True:
             self.relay(signal.sigwait(SIGNALS))
 
@@ -80,15 +80,15 @@ def main() -> int:
     relay = SignalRelay(directory, Nodes(options.nnodes, options.node_rank, options.rendezvous))
     if options.remote:
         os.environ.update(json.loads(sys.stdin.readline()))
-        threading.Thread(target=relay.read, args=(sys.stdin,), name="commands", daemon=True).start()
+        threading.Thread(target=relay.read_commands, args=(sys.stdin,), name="commands", daemon=True).start()
     else:
         die_with_parent()
-    code = _hold_agent(options, directory)
+    code = _run_agent(options, directory)
     directory.leave_node(options.node_rank, code)
     return code
 
 
-def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
+def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -97,9 +97,11 @@ def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
         nodes = Nodes(options.nnodes, options.node_rank, options.rendezvous)
         try:
             # Held until the end: the first machine's is the one that torch's rendezvous and the ranks share.
-            store = meet(nodes, f"{directory.path.parent.name}/{directory.path.name} on {options.ranks} rank(s)")
+            store = join_rendezvous(
+                nodes, f"{directory.path.parent.name}/{directory.path.name} on {options.ranks} rank(s)"
+            )
         except ArcticHydraError as error:
-            _tell(directory, options.node_rank, error)
+            _report_error(directory, options.node_rank, error)
             return error.exit_code
         if options.node_rank == 0:
             directory.meeting_file.parent.mkdir(exist_ok=True)
@@ -127,13 +129,13 @@ def _hold_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
     except ChildFailedError as error:
         watch.close()
         failures = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        explain(directory, failures, watch.stalled)
+        report_silent_failures(directory, failures, watch.stalled)
         return next((code for code in failures.values() if code > 0), 1)
     del store
     return 0
 
 
-def _tell(directory: RunDirectory, index: int, error: ArcticHydraError) -> None:
+def _report_error(directory: RunDirectory, index: int, error: ArcticHydraError) -> None:
     """Leave an error where the first machine's command looks for it; those of other machines look at no files."""
     if index == 0:
         write_error(directory.path, 0, type(error).__name__, str(error))

@@ -57,9 +57,9 @@ class FailureWatch:
             self.stalled[rank] = log.read_bytes()[lengths[rank] :].decode(errors="replace") if log.exists() else ""
 
 
-def _wait_for_stacks(logs: dict[int, Path], lengths: dict[int, int], patience_seconds: float = 5.0) -> None:
+def _wait_for_stacks(logs: dict[int, Path], lengths: dict[int, int], timeout_seconds: float = 5.0) -> None:
     """Wait until each rank's log holds stacks beyond its former length; a process that was frozen needs a moment."""
-    end = time.monotonic() + patience_seconds
+    end = time.monotonic() + timeout_seconds
     while time.monotonic() < end:
         added = [log.read_bytes()[lengths[rank] :] if log.exists() else b"" for rank, log in logs.items()]
         if all(b"most recent call first" in text for text in added):
@@ -87,7 +87,7 @@ def living_ranks() -> dict[int, Any]:
     return found
 
 
-def explain(directory: RunDirectory, failures: dict[int, int], stalled: dict[int, str]) -> None:
+def report_silent_failures(directory: RunDirectory, failures: dict[int, int], stalled: dict[int, str]) -> None:
     """Leave an error for ranks that ended without one: what their peers report is only that these were gone.
 
     `failures` holds exit codes by rank, in the order in which the agent saw them.

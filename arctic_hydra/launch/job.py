@@ -13,21 +13,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arctic_hydra import component, config, provenance, run_directory
-from arctic_hydra.cli import compose
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.launch import nodes
 from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.report import run_page
 from arctic_hydra.stopping import SIGNALS
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-
-_NO_ERRORS = ("KeyboardInterrupt", "RankDied", "NodeDied")
+_STOP_KINDS = ("KeyboardInterrupt", "RankDied", "NodeDied")
 """Kinds of error reports that say only that a rank or an agent ended, as one that was asked to stop may."""
 
 
@@ -43,9 +38,9 @@ class Job:
     directory: run_directory.RunDirectory
 
     @classmethod
-    def of(cls, cfg: DictConfig, overrides: list[str]) -> Job:
-        """Resolve and check a composed config (less Hydra's node); raises ConfigError with every problem found."""
-        tree = nodes.spread(compose.resolved(cfg))
+    def of(cls, tree: dict[str, Any], overrides: list[str]) -> Job:
+        """Check a resolved config, and return its job; raises ConfigError with every problem found."""
+        tree = nodes.apply_hostfile(tree)
         run = config.build(tree)
         directory = run_directory.RunDirectory(Path(run.output_root).absolute() / run.name / config.run_id(run))
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
@@ -56,7 +51,7 @@ class Job:
         tree = run_directory.read_json(directory.run_file).get("config")
         return cls(config.build(tree), tree, overrides, directory) if tree else None
 
-    def prepare(self) -> int | None:
+    def write_unless_finished(self) -> int | None:
         """Take all steps up to the start of the ranks, for a job of a sweep; return the lock, or None where it is finished.
 
         Raises ArcticHydraError where the job cannot run here; its directory is not held then.
@@ -64,10 +59,10 @@ class Job:
         if problems := self.run.environment_problems():
             raise ConfigError(problems)
         data = self.data_digest()
-        lock = self.open(run_directory.LEAVING_SECONDS)
+        lock = self.open_directory(run_directory.LOCK_GRACE_SECONDS)
         try:
-            if not self.finished(data):
-                self.write(data)
+            if not self.is_finished(data):
+                self.write_run_files(data)
                 return lock
         except BaseException:
             self.directory.release()
@@ -75,18 +70,18 @@ class Job:
         self.directory.release()  # else the job would count as running
         return None
 
-    def open(self, patience_seconds: float = 0.0) -> int:
+    def open_directory(self, timeout_seconds: float = 0.0) -> int:
         """Make the run's directory, hold it for this process, and delete what was there if `fresh`; return the lock."""
         self.directory.create()
-        lock = self.directory.lock(patience_seconds)
+        lock = self.directory.lock(timeout_seconds)
         if self.run.fresh:
             self.directory.clear()
             for engine in self.run.checkpoint.values():
-                if (place := engine.place(self.directory.path)) != self.directory.path:
-                    shutil.rmtree(place, ignore_errors=True)
+                if (folder := engine.place(self.directory.path)) != self.directory.path:
+                    shutil.rmtree(folder, ignore_errors=True)
         return lock
 
-    def finished(self, data: str) -> bool:
+    def is_finished(self, data: str) -> bool:
         """Whether the run is finished on this very data; raises ArcticHydraError where the data has changed since."""
         before = self.directory.record()
         if before.get("status") != run_directory.FINISHED:
@@ -114,7 +109,7 @@ class Job:
         hidden = component.flatten(redact(self.tree))
         return {key: value for key, value in component.flatten(self.tree).items() if hidden[key] != value}
 
-    def write(self, data: str) -> str | None:
+    def write_run_files(self, data: str) -> str | None:
         """Write what the ranks read and the record of a running job; return in what it differs from a neighbour."""
         directory = self.directory
         directory.forget_outcome()
@@ -137,7 +132,7 @@ class Job:
         )
         return run_directory.neighbour_difference(directory.path, who)
 
-    def tell_trackers(self, status: str) -> None:
+    def update_trackers(self, status: str) -> None:
         """Let the trackers end the run with `status`, where the ranks could not: a store that was away, a dead rank."""
         path = self.directory.path
         for tracker in self.run.tracking.values():
@@ -158,7 +153,7 @@ class Ending:
     """The same at length, with the traceback of an error that nobody expected."""
 
 
-def conclude(directory: run_directory.RunDirectory, code: int, *, asked_to_stop: bool = False) -> Ending:
+def record_ending(directory: run_directory.RunDirectory, code: int, *, asked_to_stop: bool = False) -> Ending:
     """Write the end of a run into its record and its report, and return it; `code` is the exit code of what `launch` started.
 
     Ranks that were asked to stop and ended without an error of their own, however that came, count as stopped.
@@ -187,7 +182,7 @@ def has_stopped(directory: run_directory.RunDirectory, code: int, *, asked_to_st
     """Whether an exit code other than 0 is that of a stop: by one of `SIGNALS`, or on request and without an error."""
     errors = directory.errors()
     if asked_to_stop:
-        return not errors or errors[0]["kind"] in _NO_ERRORS
+        return not errors or errors[0]["kind"] in _STOP_KINDS
     return not errors and -code in SIGNALS
 
 

@@ -82,7 +82,7 @@ class Hosts:
         return agents
 
 
-def of(run: Run, run_dir: Path) -> Nodes | Hosts:
+def machines_of(run: Run, run_dir: Path) -> Nodes | Hosts:
     """Return the machines that a run's own keys name; raises ConfigError where several have no place to meet.
 
     A hostfile's agents meet at a port between 10,000 and 29,999 that follows from the run's directory: runs that differ
@@ -100,7 +100,7 @@ def of(run: Run, run_dir: Path) -> Nodes | Hosts:
     return Nodes(run.nnodes, run.node_rank, run.rendezvous or "localhost:0")
 
 
-def spread(tree: dict[str, Any]) -> dict[str, Any]:
+def apply_hostfile(tree: dict[str, Any]) -> dict[str, Any]:
     """Return a resolved config with what a hostfile says filled in: the number of machines, and of ranks on each."""
     if not tree.get("hostfile"):
         return tree

@@ -16,7 +16,7 @@ from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.run_directory import RunDirectory, write_error
-from arctic_hydra.stopping import born_blocked, forwarded_signals
+from arctic_hydra.stopping import children_start_blocked, forwarded_signals
 
 _LOST_PEER = re.compile(r"time(d )?-?out|connection|closed by peer|reset by peer", re.IGNORECASE)
 """What a rank says whose peers are gone."""
@@ -74,7 +74,7 @@ def open_ranks(
     ranks: int,
     lock: int | None,
     secrets: dict[str, Any],
-    place: MachineShare | None = None,
+    share: MachineShare | None = None,
     nodes: Nodes | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the ranks of this machine and return the child that holds them.
@@ -82,31 +82,31 @@ def open_ranks(
     The child is never without an answer to `SIGNALS`: it is born with them blocked, and takes those that came in the
     meantime once it waits for them. SIGKILL ends it at any time.
     """
-    place, nodes = place or MachineShare(), nodes or Nodes()
+    share, nodes = share or MachineShare(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
     module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
     command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks), *nodes.arguments()]
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-    if place.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
+    if share.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
     if secrets:
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # leftovers of a launcher around this process would be taken for ours
     # Spinning at OpenMP's barriers makes a step on the CPU up to 15 times slower as soon as another process wants a core.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    cores = place.cores or len(os.sched_getaffinity(0))
+    cores = share.cores or len(os.sched_getaffinity(0))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
     # from this process only, so that a signal arrives once.
-    with born_blocked():
+    with children_start_blocked():
         return subprocess.Popen(
             command,
             env=environment,
             pass_fds=() if lock is None else (lock,),
             stdin=subprocess.DEVNULL,
-            stdout=place.output,
-            stderr=subprocess.STDOUT if place.output else None,
+            stdout=share.output,
+            stderr=subprocess.STDOUT if share.output else None,
             start_new_session=True,
         )
 

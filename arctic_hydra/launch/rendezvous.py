@@ -20,20 +20,20 @@ _QUIET_SECONDS = 5
 """After how long it says whom it waits for."""
 _REMIND_SECONDS = 60
 _POLL_SECONDS = 0.2
-_READING_SECONDS = 2.0
+_LINGER_SECONDS = 2.0
 """How long the first machine keeps the store open, for the others to read there why it ends."""
 
 
-def meet(nodes: Nodes, run: str, patience_seconds: float = RENDEZVOUS_SECONDS) -> Any:
+def join_rendezvous(nodes: Nodes, run: str, timeout_seconds: float = RENDEZVOUS_SECONDS) -> Any:
     """Wait until the agents of all machines are there, and return the store, open while somebody holds it.
 
     `run` says what this machine's command runs. Raises ArcticHydraError where another's runs something else, where the
-    place cannot be used, and after `patience_seconds`.
+    place cannot be used, and after `timeout_seconds`.
     """
     from torch.distributed import DistError  # takes seconds, which are nobody's delay
 
-    waiting = _Waiting(nodes, patience_seconds)
-    store = _opened(nodes, waiting)
+    waiting = _PeerWait(nodes, timeout_seconds)
+    store = _open_store(nodes, waiting)
     key = "arctic_hydra/node{}".format
     try:
         store.set(key(nodes.index), run)
@@ -41,7 +41,7 @@ def meet(nodes: Nodes, run: str, patience_seconds: float = RENDEZVOUS_SECONDS) -
         while missing:
             for index in [index for index in missing if store.check([key(index)])]:
                 missing.remove(index)
-                _compare(nodes, run, index, store.get(key(index)).decode())
+                _check_same_run(nodes, run, index, store.get(key(index)).decode())
             if missing:
                 waiting.wait(", ".join(map(str, missing)))
     except DistError as error:  # the store is gone
@@ -49,12 +49,12 @@ def meet(nodes: Nodes, run: str, patience_seconds: float = RENDEZVOUS_SECONDS) -
     return store
 
 
-class _Waiting:
+class _PeerWait:
     """Waits in small steps, says for whom, and gives up in time."""
 
-    def __init__(self, nodes: Nodes, patience_seconds: float) -> None:
+    def __init__(self, nodes: Nodes, timeout_seconds: float) -> None:
         self._nodes = nodes
-        self._patience = patience_seconds
+        self._timeout = timeout_seconds
         self._began = time.monotonic()
         self._remind = self._began + _QUIET_SECONDS
 
@@ -63,16 +63,16 @@ class _Waiting:
         time.sleep(_POLL_SECONDS)
         now = time.monotonic()
         where = f"node {whom} of {self._nodes.count} at {self._nodes.rendezvous}"
-        if now - self._began > self._patience:
+        if now - self._began > self._timeout:
             raise ArcticHydraError(
-                f"rendezvous: waited {self._patience:.0f} s for {where}; start its command, or see there why it ended"
+                f"rendezvous: waited {self._timeout:.0f} s for {where}; start its command, or see there why it ended"
             )
         if now >= self._remind:
             print(f"node {self._nodes.index}: waiting for {where}", flush=True)
             self._remind = now + _REMIND_SECONDS
 
 
-def _opened(nodes: Nodes, waiting: _Waiting) -> Any:
+def _open_store(nodes: Nodes, waiting: _PeerWait) -> Any:
     from torch.distributed import DistError, TCPStore
 
     host, _, port = nodes.rendezvous.rpartition(":")
@@ -117,11 +117,11 @@ def _reachable(host: str, port: int, *, connect: bool) -> bool:
     return True
 
 
-def _compare(nodes: Nodes, run: str, index: int, theirs: str) -> None:
+def _check_same_run(nodes: Nodes, run: str, index: int, theirs: str) -> None:
     if theirs == run:
         return
     if nodes.index == 0:
-        time.sleep(_READING_SECONDS)
+        time.sleep(_LINGER_SECONDS)
     raise ConfigError(
         f"nnodes: node {index} runs {theirs}, and this machine, node {nodes.index}, {run}; give every machine the same command, "
         "but for node_rank"

@@ -8,7 +8,7 @@
     sweep.csv, sweep.html, tracking-mlflow.json   the results
 
 Each job is a normal run in a directory of its own, `outputs/<name>/<id>/`, with `run.json` written at submission. How far
-it is and how it ended stands there, so that a kill of the conducting process loses nothing.
+it is and how it ended stands there, so that killing the sweep process loses nothing.
 
 Where jobs run is a backend: the module `arctic_hydra.sweep.<kind>` (`local`, `slurm`) with the functions of
 `directory.Backend`. The Hydra launchers that submit live in `launchers/hydra_plugins/`.

@@ -14,7 +14,7 @@ from arctic_hydra import component
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import finish, results
-from arctic_hydra.sweep.conductor import note_unlogged
+from arctic_hydra.sweep.controller import note_missing_objectives
 from arctic_hydra.sweep.directory import (
     DIED,
     FAILED,
@@ -83,13 +83,13 @@ def _chosen(sweep: Sweep, numbers: list[int] | None) -> list[SweepJob]:
 
 def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
     """Print the table of the jobs; with `--watch` until all are over."""
-    path, conductor = sweep.path, sweep.conductor()
-    print(f"sweep {relative(path)}: {f'conducted by {conductor}' if conductor else 'nobody conducts it now'}")
+    path, controller = sweep.path, sweep.owner()
+    print(f"sweep {relative(path)}: {f'conducted by {controller}' if controller else 'nobody conducts it now'}")
     wanted = [job.number for job in jobs]
     if options.watch:
         _watch(path, wanted)
     sweep = Sweep.load(path)
-    note_unlogged(sweep)
+    note_missing_objectives(sweep)
     table = [row for row in results.rows(sweep) if row.number in wanted]
     finish.show(sweep, table)
     return finish.exit_code(table)
@@ -99,7 +99,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
     """Follow the jobs until none waits or runs, as far as can be told: a live table on a terminal, a line for each change elsewhere."""
     from rich.live import Live
 
-    from arctic_hydra.sweep.board import rich_table
+    from arctic_hydra.sweep.live_table import rich_table
 
     live = Live(refresh_per_second=2) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
     before: dict[int, str] = {}
@@ -116,7 +116,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
                     print(f"job {row.number} {row.state}{f': {row.last_line}' if row.last_line else ''}", flush=True)
                 before[row.number] = row.state
             if all(row.state in OVER for row in table) or not (
-                sweep.conductor() or any(row.state in (QUEUED, RUNNING, UNKNOWN) for row in table)
+                sweep.owner() or any(row.state in (QUEUED, RUNNING, UNKNOWN) for row in table)
             ):
                 return
             time.sleep(WATCH_SECONDS)
@@ -151,9 +151,9 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     """Ask the jobs to stop."""
     found = states(sweep, jobs)
     alive = [job for job, (state, _) in zip(jobs, found, strict=True) if state not in OVER]
-    conducting = _conducting(sweep) if options.job is None else ""
-    if conducting:
-        backend(conducting).end_conductor(sweep)
+    kind = _controller_kind(sweep) if options.job is None else ""
+    if kind:
+        backend(kind).stop_controller(sweep)
         print("asked the process that conducts the sweep to start no further jobs")
     for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
         if kind:
@@ -162,9 +162,9 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     return EXIT_DONE
 
 
-def _conducting(sweep: Sweep) -> str:
+def _controller_kind(sweep: Sweep) -> str:
     """Return the backend whose jobs a living process conducts, empty where nobody conducts the sweep."""
-    if sweep.conductor() is None:
+    if sweep.owner() is None:
         return ""
     kinds = [_kind(job) for job in sweep.jobs if job.submission]
     return kinds[-1] if kinds else "slurm" if sweep.launcher == "slurm" else "local"
@@ -172,7 +172,7 @@ def _conducting(sweep: Sweep) -> str:
 
 def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
     """Run jobs again that did not finish."""
-    sweep.conduct()
+    sweep.lock()
     again = [
         job
         for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True)

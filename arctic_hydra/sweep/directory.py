@@ -70,7 +70,7 @@ class SweepJob:
 
 
 @dataclass
-class Standing:
+class BackendState:
     """What a backend knows of a job: whether it waits or runs, else why it is gone."""
 
     state: str | None
@@ -82,7 +82,7 @@ class Standing:
 class Backend(Protocol):
     """What the module `arctic_hydra.sweep.<kind>` offers for jobs whose submission has that kind."""
 
-    def standings(self, jobs: Sequence[SweepJob]) -> list[Standing]:
+    def backend_states(self, jobs: Sequence[SweepJob]) -> list[BackendState]:
         """Return how each job stands; one call for all, since a cluster is asked over the network."""
 
     def logs(self, job: SweepJob) -> list[Path]:
@@ -91,7 +91,7 @@ class Backend(Protocol):
     def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         """Ask the jobs to stop, as SIGTERM does; returns before they have."""
 
-    def end_conductor(self, sweep: Sweep) -> None:
+    def stop_controller(self, sweep: Sweep) -> None:
         """Have the process that conducts the sweep stop its jobs, start no others, and write the results."""
 
     def resubmit(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
@@ -158,14 +158,14 @@ class Sweep:
         del values["path"]
         run_directory.write_json(self.file, values)
 
-    def conduct(self, key: str = "output_root") -> None:
+    def lock(self, key: str = "output_root") -> None:
         """Make the directory, which `key` of the config places, and hold it for this process.
 
         Raises ConfigError where it cannot be written or holds another sweep, RunLockedError where the sweep is under way.
         """
         room = RunDirectory(self.path)
         room.create(key)
-        room.lock(run_directory.LEAVING_SECONDS)
+        room.lock(run_directory.LOCK_GRACE_SECONDS)
         self._room = room  # keeps the lock's file open
         self._cancelled.unlink(missing_ok=True)
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
@@ -178,16 +178,16 @@ class Sweep:
     def _cancelled(self) -> Path:
         return self.path / "cancelled"
 
-    def ask_conductor_to_end(self) -> None:
+    def request_cancellation(self) -> None:
         """Leave word for the process that conducts the sweep, on whatever machine: it starts no further jobs."""
         self._cancelled.touch()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled the sweep since its conductor started."""
+        """Whether somebody has cancelled the sweep since its controller started."""
         return self._cancelled.exists()
 
-    def conductor(self) -> str | None:
+    def owner(self) -> str | None:
         """Return who conducts the sweep now (`process <pid> on <host>, since ...`), None where nobody does."""
         return RunDirectory(self.path).holder()
 
@@ -195,25 +195,25 @@ class Sweep:
 def states(sweep: Sweep, jobs: Sequence[SweepJob] | None = None) -> list[tuple[str, str]]:
     """Return state and reason of each job, from the runs' own records and from the backends."""
     jobs = sweep.jobs if jobs is None else jobs
-    found: dict[int, Standing] = {}
+    found: dict[int, BackendState] = {}
     for kind in {job.submission["kind"] for job in jobs if job.submission}:
         mine = [job for job in jobs if job.submission and job.submission["kind"] == kind]
-        found |= {job.number: item for job, item in zip(mine, backend(kind).standings(mine), strict=True)}
-    return [_state(job, found.get(job.number, Standing(None))) for job in jobs]
+        found |= {job.number: item for job, item in zip(mine, backend(kind).backend_states(mine), strict=True)}
+    return [_state(job, found.get(job.number, BackendState(None))) for job in jobs]
 
 
-def _state(job: SweepJob, standing: Standing) -> tuple[str, str]:
+def _state(job: SweepJob, backend_state: BackendState) -> tuple[str, str]:
     entry = job.directory.record()
     status = entry.get("status", WAITING)
-    if standing.state is not None:
-        return standing.state, standing.reason
+    if backend_state.state is not None:
+        return backend_state.state, backend_state.reason
     if job.problem and status != FINISHED:
         return FAILED, job.problem
     if status == RUNNING:
         died = "died without a word (killed, or the machine went down); start the sweep again"
-        return DIED, standing.reason or died
+        return DIED, backend_state.reason or died
     if status == STOPPED and job.mark == PRUNED:
         return PRUNED, ""
     if status == FINISHED and job.problem:
         return FAILED, job.problem
-    return status, str(entry.get("error", standing.reason))
+    return status, str(entry.get("error", backend_state.reason))

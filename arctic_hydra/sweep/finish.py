@@ -12,7 +12,7 @@ from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
-from arctic_hydra.sweep.conductor import Conductor, note_unlogged
+from arctic_hydra.sweep.controller import SweepController, note_missing_objectives
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
 from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
@@ -24,21 +24,21 @@ _WORDS = {
 }
 
 
-def conclude(conductor: Conductor) -> int:
+def finish_sweep(controller: SweepController) -> int:
     """Write and print the results of a sweep that this process conducted; return its exit code."""
-    sweep = conductor.sweep
-    if conductor.detached:  # a grid's jobs go on without anybody, a search has yet to choose the next ones
+    sweep = controller.sweep
+    if controller.detached:  # a grid's jobs go on without anybody, a search has yet to choose the next ones
         return EXIT_DONE if sweep.kind == "grid" else EXIT_STOPPED_EARLY
-    table = summarize(sweep, conductor.composed)
+    table = summarize(sweep, controller.composed)
     sweep.save()  # what it noted of the jobs
-    if conductor.stop_reason:
-        print(f"the sweep was stopped ({conductor.stop_reason}); the same command resumes it")
+    if controller.stop_reason:
+        print(f"the sweep was stopped ({controller.stop_reason}); the same command resumes it")
     return exit_code(table)
 
 
 def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
     """Write the results of a sweep as it stands, print the table, and return its rows."""
-    note_unlogged(sweep)
+    note_missing_objectives(sweep)
     table = results.rows(sweep)
     show(sweep, table)
     written = [path for write in (results.write_csv, page.write) if (path := _written(write, sweep, table))]
@@ -76,7 +76,7 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Seq
     def catch_up() -> None:
         for job in jobs:
             if (status := job.directory.record().get("status")) in (run_directory.FINISHED, run_directory.FAILED):
-                job.tell_trackers(status)
+                job.update_trackers(status)
 
     try:
         tracker.group(sweep.path, f"{sweep.name}/sweep-{sweep.id}", facts, children, ending, catch_up)
@@ -97,7 +97,7 @@ def show(sweep: Sweep, table: Sequence[Row]) -> None:
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console
 
-        from arctic_hydra.sweep.board import rich_table
+        from arctic_hydra.sweep.live_table import rich_table
 
         Console().print(rich_table(table))
         print("\n".join(results.epilogue(sweep, table)))

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.sweep import pool
-from arctic_hydra.sweep.directory import RUNNING, Standing, Sweep, SweepJob
+from arctic_hydra.sweep.directory import RUNNING, BackendState, Sweep, SweepJob
 
 
-def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
+def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
     """A job runs while somebody holds its directory: the lock goes with the last of its processes."""
-    return [Standing(RUNNING if job.directory.holder() else None) for job in jobs]
+    return [BackendState(RUNNING if job.directory.holder() else None) for job in jobs]
 
 
 def logs(job: SweepJob) -> list[Path]:
@@ -35,10 +35,10 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             _terminate(submission["pid"])
 
 
-def end_conductor(sweep: Sweep) -> None:
+def stop_controller(sweep: Sweep) -> None:
     """Send SIGTERM to the sweep's own process, which passes it on to its jobs and starts no others."""
-    if conductor := sweep.conductor():
-        _terminate(_process(conductor))
+    if controller := sweep.owner():
+        _terminate(_process(controller))
 
 
 def _terminate(process: int) -> None:
@@ -57,4 +57,4 @@ def _process(holder: str) -> int:
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Run the jobs again here, and wait for them."""
     ranks = [str(job.directory.record().get("ranks", 1)) for job in jobs]
-    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run([(job, pool.again(job)) for job in jobs])
+    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run([(job, pool.restarter(job)) for job in jobs])

@@ -115,12 +115,12 @@ def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, 
     lines = math.ceil(len(keys) / columns)
     figure = html.figure(9.0, 2.8 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for place in range(lines * columns):
-        axes: Axes = grid[place // columns][place % columns]
-        if place >= len(keys):
+    for number in range(lines * columns):
+        axes: Axes = grid[number // columns][number % columns]
+        if number >= len(keys):
             axes.axis("off")
             continue
-        positions, ticks, wide = scale([row.values.get(keys[place], "") for row in rows])
+        positions, ticks, wide = scale([row.values.get(keys[number], "") for row in rows])
         for row, position in zip(rows, positions, strict=True):
             colour = _BEST if row is winner else _OTHER if row.state == FINISHED else _GREY
             axes.plot(
@@ -132,8 +132,8 @@ def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, 
                 alpha=0.85,
                 zorder=3 if row is winner else 2,
             )
-        axes.set_xlabel(html.label(keys[place]))
-        if place % columns == 0:
+        axes.set_xlabel(html.label(keys[number]))
+        if number % columns == 0:
             axes.set_ylabel("objective")
         if wide:
             axes.set_xscale("log")
@@ -179,13 +179,13 @@ def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
             linewidth=1.6,
             alpha=0.85,
         )
-    for place, (_, _, labels) in enumerate(columns):
-        axes.axvline(place, color="#444", linewidth=0.8, zorder=0)
+    for number, (_, _, labels) in enumerate(columns):
+        axes.axvline(number, color="#444", linewidth=0.8, zorder=0)
         shown = labels if len(labels) <= 6 else [labels[0], labels[-1]]
         for position, label in shown:
             axes.annotate(
                 html.label(results.short(label), _LONGEST_TICK),
-                (place, position),
+                (number, position),
                 xytext=(4, 0),
                 textcoords="offset points",
                 fontsize=8,

@@ -14,12 +14,12 @@ from typing import IO, Any
 
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.launch.job import Job, conclude
+from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks
-from arctic_hydra.run_directory import LEAVING_SECONDS, RunDirectory
+from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
 from arctic_hydra.stopping import forwarded_signals
-from arctic_hydra.sweep.board import Board
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
+from arctic_hydra.sweep.live_table import LiveTable
 from arctic_hydra.sweep.tail import Tail
 
 POLL_SECONDS = 0.1
@@ -82,12 +82,12 @@ class Started:
 def starter(job: Job) -> Starter:
     """Return what starts a composed job: the same steps as those of a single run."""
 
-    def start(place: MachineShare) -> Started | None:
-        lock = job.prepare()
+    def start(share: MachineShare) -> Started | None:
+        lock = job.write_unless_finished()
         if lock is None:
             return None
         try:
-            child = open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), place)
+            child = open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), share)
         except OSError:
             job.directory.release()  # else the job would count as running
             raise
@@ -96,17 +96,17 @@ def starter(job: Job) -> Starter:
     return start
 
 
-def again(entry: SweepJob) -> Starter:
+def restarter(entry: SweepJob) -> Starter:
     """Return what starts a job again from its `run.json`, without composing it."""
 
-    def start(place: MachineShare) -> Started:
+    def start(share: MachineShare) -> Started:
         directory = entry.directory
         job = entry.reread()
-        data, lock = job.data_digest(), directory.lock(LEAVING_SECONDS)
+        data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
         directory.forget_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
-        return Started(open_ranks(directory, ranks, lock, {}, place), directory)
+        return Started(open_ranks(directory, ranks, lock, {}, share), directory)
 
     return start
 
@@ -145,7 +145,7 @@ class Pool:
         self._signals: list[int] = []
         self._given_up: list[int] = []
         self._error: ConfigError | None = None
-        self._board = Board(sweep, live=not to_terminal)
+        self._table = LiveTable(sweep, live=not to_terminal)
 
     def run(self, work: Sequence[tuple[SweepJob, Starter]]) -> str:
         """Run the jobs; return why the rest was not started, empty where all were.
@@ -154,13 +154,13 @@ class Pool:
         """
         waiting = list(work)
         forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
-        with forwarding as self._given_up, self._board:
+        with forwarding as self._given_up, self._table:
             while (waiting and not self._stop_reason) or self._running:
                 while waiting and not self._stop_reason and len(self._running) < self._slots.count:
                     self._start(*waiting.pop(0))
                 for job in list(self._running):
                     self._look_at(job)
-                self._board.refresh()
+                self._table.refresh()
                 time.sleep(POLL_SECONDS)
         if self._error:
             raise self._error
@@ -189,11 +189,11 @@ class Pool:
             started = None
         if started is None:
             self._sweep.save()
-            self._board.ends(entry)
+            self._table.job_ended(entry)
             return
         entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus}
         self._sweep.save()
-        self._board.starts(entry)
+        self._table.job_started(entry)
         tail = Tail(entry.directory.path / "metrics.jsonl")
         self._running.append(_Running(entry, started, slot, tail))
         if self._signals:  # it came while the job was being started
@@ -203,7 +203,7 @@ class Pool:
         child = job.started.child
         code = child.poll()
         rows = job.tail.new_rows()
-        self._board.moved(job.entry, rows)
+        self._table.job_logged(job.entry, rows)
         try:
             if rows and self._observer and code is None and not self._error and self._observer(job.entry, rows):
                 job.entry.mark = PRUNED
@@ -218,9 +218,9 @@ class Pool:
         self._running.remove(job)
         # Killed on request, as a single run would be: stopped, not failed.
         code = -signal.SIGINT if code and self._given_up else code
-        conclude(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))
+        record_ending(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))
         job.started.directory.release()
-        self._board.ends(job.entry)
+        self._table.job_ended(job.entry)
 
 
 @contextmanager

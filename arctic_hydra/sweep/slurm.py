@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import run_directory
-from arctic_hydra.distributed import speak_for_machines_with
+from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.sweep.directory import UNKNOWN, Standing, Sweep, SweepJob
+from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
 """How long one of SLURM's commands may take; a busy controller answers late."""
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-_LEAST = {
+_MINIMUM = {
     "nodes": 1,
     "gpus_per_node": 0,
     "timeout_min": 0,
@@ -78,7 +78,7 @@ def check_options(options: Mapping[Any, Any]) -> None:
     """Raise ConfigError where a number of `hydra.launcher` makes no sense."""
     problems = [
         f"hydra.launcher.{key}: got {options[key]}, expected {least} or more"
-        for key, least in _LEAST.items()
+        for key, least in _MINIMUM.items()
         if options[key] is not None and options[key] < least
     ]
     if options["poll_seconds"] <= 0:
@@ -101,7 +101,7 @@ def query(job_ids: Sequence[str]) -> dict[str, JobState]:
         job_id, state, reason, nodes = line.strip().split("|")
         found[job_id] = JobState(state, "" if reason == "None" else reason, nodes)
     forgotten = [job_id for job_id in job_ids if job_id not in found]
-    found |= _accounted(forgotten) if forgotten else {}
+    found |= _query_accounting(forgotten) if forgotten else {}
     return {
         job_id: found.get(
             job_id, JobState(GONE, "SLURM does not know it: cancelled before it started, or over for long")
@@ -110,7 +110,7 @@ def query(job_ids: Sequence[str]) -> dict[str, JobState]:
     }
 
 
-def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
+def _query_accounting(job_ids: Sequence[str]) -> dict[str, JobState]:
     """Ask the accounting for jobs that the controller has forgotten; a cluster without one knows nothing."""
     try:
         listed = command("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(job_ids))
@@ -143,7 +143,7 @@ def command(*words: str) -> str:
     return done.stdout
 
 
-def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
+def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
     """Return how each job stands; SLURM is not asked for runs whose own record says how they ended.
 
     Where it does not answer, the others are `UNKNOWN`, with what their records say.
@@ -156,16 +156,16 @@ def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
     except SlurmError as error:
         why = f"the queue could not be asked: {'; '.join(str(error).splitlines())}"
         return [
-            Standing(None) if status in ended else Standing(UNKNOWN, f"{status} by its own record; {why}")
+            BackendState(None) if status in ended else BackendState(UNKNOWN, f"{status} by its own record; {why}")
             for status in found
         ]
-    return [_standing(states.get(_submission(job)["job_id"], JobState("COMPLETED"))) for job in jobs]
+    return [_backend_state(states.get(_submission(job)["job_id"], JobState("COMPLETED"))) for job in jobs]
 
 
-def _standing(state: JobState) -> Standing:
+def _backend_state(state: JobState) -> BackendState:
     if not state.over:
-        return Standing("queued" if state.waits else "running", state.reason)
-    return Standing(None, "" if state.state == "COMPLETED" else str(state))
+        return BackendState("queued" if state.waits else "running", state.reason)
+    return BackendState(None, "" if state.state == "COMPLETED" else str(state))
 
 
 def logs(job: SweepJob) -> list[Path]:
@@ -188,9 +188,9 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             directory.update_record(status=run_directory.STOPPED)
 
 
-def end_conductor(sweep: Sweep) -> None:
+def stop_controller(sweep: Sweep) -> None:
     """Leave word for the process that waits for the jobs: it may be on another machine, and cancels them itself."""
-    sweep.ask_conductor_to_end()
+    sweep.request_cancellation()
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
@@ -200,7 +200,7 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     waiting = {job.run_dir: job for job in jobs if job.run_dir in data}
     if not waiting:
         return
-    cancel_lost(sweep, {_submission(job)["launcher"]["folder"] for job in waiting.values()})
+    cancel_orphans(sweep, {_submission(job)["launcher"]["folder"] for job in waiting.values()})
     asked = {
         "sweep": str(sweep.path),
         "jobs": [{"run_dir": path, "launcher": _submission(job)["launcher"]} for path, job in waiting.items()],
@@ -215,7 +215,7 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             for job, _ in submitted:
                 job.directory.forget_outcome()
                 job.directory.update_record(status=run_directory.RUNNING, data=data[job.run_dir])
-            write_down(sweep, submitted)
+            record_submissions(sweep, submitted)
     if waiting:
         numbers = ", ".join(str(job.number) for job in waiting.values())
         raise SlurmError(f"not submitted again: job {numbers}; see above")
@@ -225,7 +225,7 @@ def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
     """Return the hash of each job's data as it is now, by run directory; a job that cannot run again fails alone."""
     found = {}
     for job in jobs:
-        speak_for_machines_with(_submission(job)["launcher"]["gpus_per_node"] or 0)
+        override_gpu_count(_submission(job)["launcher"]["gpus_per_node"] or 0)
         try:
             found[job.run_dir] = job.reread().data_digest()
         except (ArcticHydraError, OSError) as error:
@@ -234,7 +234,7 @@ def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
     return found
 
 
-def write_down(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]]) -> None:
+def record_submissions(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]]) -> None:
     """Write what became of an array's jobs into the sweep and into the runs' records, and say so."""
     for job, submission in submitted:
         job.submission = submission
@@ -244,19 +244,19 @@ def write_down(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]
         print(f"job {job.number} submitted as {submission['job_id']}", flush=True)
 
 
-def mark(sweep: Path) -> str:
+def script_marker(sweep: Path) -> str:
     """Return the line of a submission's script that says whose it is."""
     return f"# sweep {sweep}"
 
 
-def cancel_lost(sweep: Sweep, folders: set[str]) -> None:
+def cancel_orphans(sweep: Sweep, folders: set[str]) -> None:
     """Cancel what a start of this sweep submitted when it was killed before it could write down the answer.
 
     Such a job may lack what it is to run. Raises SlurmError where one does not leave the queue.
     """
     end = time.monotonic() + COMMAND_SECONDS
     cancelled: set[str] = set()
-    while lost := _lost(sweep, folders):
+    while lost := _orphans(sweep, folders):
         if new := sorted(lost - cancelled):
             print(f"{', '.join(new)} was being submitted when this sweep was killed: cancelled", flush=True)
             command("scancel", *new)
@@ -266,7 +266,7 @@ def cancel_lost(sweep: Sweep, folders: set[str]) -> None:
         time.sleep(0.5)
 
 
-def _lost(sweep: Sweep, folders: set[str]) -> set[str]:
+def _orphans(sweep: Sweep, folders: set[str]) -> set[str]:
     if not any(Path(folder).is_dir() for folder in folders):
         return set()
     submissions = [found for job in sweep.jobs for found in (job.submission, job.directory.record().get("submission"))]
@@ -277,7 +277,7 @@ def _lost(sweep: Sweep, folders: set[str]) -> set[str]:
     return {
         job_id
         for job_id, script in foreign
-        if script.is_file() and mark(sweep.path) in script.read_text(encoding="utf-8").splitlines()
+        if script.is_file() and script_marker(sweep.path) in script.read_text(encoding="utf-8").splitlines()
     }
 
 

@@ -28,7 +28,7 @@ SEARCH = [*SLURM, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.swe
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_directory, "LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(run_directory, "LOCK_GRACE_SECONDS", 0.1)
     found = Queue(tmp_path / "queue")
     monkeypatch.setenv("PATH", found.variables["PATH"])
     return found
@@ -61,10 +61,10 @@ def test_a_cancelled_job_that_could_not_write_down_its_end_is_stopped(word, stat
     """SLURM killed it before it was ready for signals, or long after them."""
     from hydra_plugins.arctic_hydra import slurm
 
-    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(slurm, "RECORD_LAG_SECONDS", 0)
     entry = SweepJob(0, [], str(tmp_path), "", {"kind": "slurm", "job_id": "7"})
     entry.directory.update_record(status="running")
-    slurm.settle([entry], {"7": JobState(word)})
+    slurm.record_lost_endings([entry], {"7": JobState(word)})
     assert entry.directory.record()["status"] == status
 
 
@@ -235,7 +235,7 @@ def test_cancelling_a_sweep_ends_the_search_that_waits_for_its_jobs(
     while_waiting(lambda: look_after(["cancel", str(sweeps(tmp_path)[0].path)]))
     from hydra_plugins.arctic_hydra import slurm
 
-    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "RECORD_LAG_SECONDS", 0.1)
     assert main(SEARCH) == 1  # this queue's jobs save nothing and end without a word
     output = capsys.readouterr().out
     assert "asked 1 job(s) to stop" in output and "the sweep was stopped (cancelled); the same command" in output

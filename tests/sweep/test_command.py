@@ -9,7 +9,7 @@ import pytest
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli import multirun
-from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.pool import Slots
 
 SEARCH = "-m hydra/sweeper=optuna"
@@ -141,10 +141,10 @@ def test_a_file_edited_while_the_jobs_run_changes_nothing(capsys):
     command = multirun.Multirun(["experiment=e", "seed=1,2", *refused], "config", "mine")
     jobs = {tuple(item): command.job(command.composed(item), item, Slots(1)) for item in command.samples()}
     sweep = multirun._sweep(command, list(jobs.values()), is_grid=True)
-    sweep.conduct()
-    conductor = Conductor(sweep, lambda wanted: pytest.fail("composed again"), jobs, Slots(1))
+    sweep.lock()
+    controller = SweepController(sweep, lambda wanted: pytest.fail("composed again"), jobs, Slots(1))
     option.write_text("# @package _global_\ntrainer: {train_iterss: [}\n")
-    multirun._hand_over(command, conductor, [list(item) for item in jobs])
+    multirun._launch(command, controller, [list(item) for item in jobs])
     assert [job.run.trainer.train_iters for job in jobs.values()] == [3, 3]
     assert [(entry.number, "CUDA" in entry.problem) for entry in sweep.jobs] == [(0, True), (1, True)]
-    assert conductor.stop_reason == ""
+    assert controller.stop_reason == ""

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra_plugins.arctic_hydra.search import distribution, mend
+from hydra_plugins.arctic_hydra.search import distribution, repair_journal
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 
@@ -25,9 +25,9 @@ from arctic_hydra.cli import overrides
 from arctic_hydra.errors import ConfigError, RunLockedError
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import finish, page, pool, results
-from arctic_hydra.sweep.board import fitting, rich_table
-from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.directory import Sweep, SweepJob, states
+from arctic_hydra.sweep.live_table import most_relevant, rich_table
 from arctic_hydra.sweep.page import scale
 from arctic_hydra.sweep.pool import Slots
 from arctic_hydra.sweep.tail import Tail
@@ -172,13 +172,13 @@ def test_a_job_that_starts_again_is_rid_of_its_former_end(tmp_path):
 
 def test_a_sweep_has_one_conductor_and_reads_back_as_it_was(tmp_path):
     sweep = sweep_of(tmp_path, ["seed=1"])
-    sweep.conduct()
+    sweep.lock()
     sweep.save()
     again = Sweep.load(tmp_path)
     assert again.jobs == sweep.jobs and again.command == sweep.command
-    assert "process" in (again.conductor() or "")
+    assert "process" in (again.owner() or "")
     with pytest.raises(RunLockedError, match="is in use by another run"):
-        again.conduct()
+        again.lock()
 
 
 def test_a_second_interrupt_leaves_jobs_stopped_and_not_failed(tmp_path):
@@ -272,9 +272,9 @@ def test_a_job_that_diverged_is_the_worst_and_never_the_best(name, lines, maximi
     assert results.best(sweep, table) is table[1] and results.best(sweep, table[:1]) is None
     text = results.text(sweep, table)
     assert "job 0 diverged: its last objective is not a finite number" in text and "best: job 1" in text
-    conductor = Conductor(sweep, None, {}, Slots(1))
-    assert conductor.value(sweep.jobs[0]) == (-math.inf if maximize else math.inf)
-    assert conductor.value(sweep.jobs[1]) == 5.0 and not sweep.jobs[0].problem
+    controller = SweepController(sweep, None, {}, Slots(1))
+    assert controller.value(sweep.jobs[0]) == (-math.inf if maximize else math.inf)
+    assert controller.value(sweep.jobs[1]) == 5.0 and not sweep.jobs[0].problem
     assert "<svg" in page.write(sweep, table).read_text()
 
 
@@ -304,10 +304,10 @@ def test_axes_have_words_few_values_and_logarithms():
 
 def test_a_journal_torn_by_a_kill_is_mended(tmp_path):
     journal = tmp_path / "study.log"
-    mend(journal)
+    repair_journal(journal)
     journal.write_text('{"a": 1}\n{"b"')
     (tmp_path / "study.log.lock").symlink_to(journal)
-    mend(journal)
+    repair_journal(journal)
     assert journal.read_text() == '{"a": 1}\n'
     assert not (tmp_path / "study.log.lock").is_symlink()
 
@@ -317,7 +317,7 @@ def test_a_table_too_long_for_the_terminal_shows_what_runs():
         results.Row(n, state, "", {}, Path())
         for n, state in enumerate(["finished", "waiting", "running", "failed", "finished"])
     ]
-    assert [row.number for row in fitting(rows, 3)] == [2, 3, 4]
+    assert [row.number for row in most_relevant(rows, 3)] == [2, 3, 4]
     assert rich_table(rows, 2).caption == "2 finished, 1 waiting, 1 running, 1 failed"
     assert rich_table(rows, 9).caption is None
 

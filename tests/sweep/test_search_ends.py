@@ -37,7 +37,7 @@ def shell(tmp_path, monkeypatch) -> Callable[..., list[str]]:
 
         def starter(job):
             def start(place):
-                lock = job.prepare()
+                lock = job.write_unless_finished()
                 if lock is None:
                     return None
                 line = lines[min(len(started), len(lines) - 1)]
@@ -107,7 +107,7 @@ def test_the_command_that_repeats_a_job_is_the_last_one_that_was_given(shell, tm
 def test_cancelling_the_only_job_of_a_search_leaves_the_search_alone(tmp_path, capsys):
     """This process conducts the sweep; to cancel the whole of it would be to send SIGTERM to this process."""
     sweep = sweep_of(tmp_path, ["seed=1"], kind="search")
-    sweep.conduct()
+    sweep.lock()
     directory = sweep.jobs[0].directory
     directory.create()
     lock = directory.lock()

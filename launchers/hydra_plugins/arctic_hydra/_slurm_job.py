@@ -46,8 +46,8 @@ class RunJob:
         environment = SlurmJobEnvironment()
         count, index = environment.num_nodes, environment.node
         # One port per job: jobs that share a machine have different numbers.
-        place = f"{environment.hostnames[0]}:{10_000 + int(environment.raw_job_id) % 20_000}"
-        nodes = Nodes(count, index, place) if count > 1 else Nodes()
+        rendezvous = f"{environment.hostnames[0]}:{10_000 + int(environment.raw_job_id) % 20_000}"
+        nodes = Nodes(count, index, rendezvous) if count > 1 else Nodes()
         directory = RunDirectory(Path(self.run_dir))
         secrets = json.loads(os.environ.get(SECRETS_VARIABLE, "{}")).get(self.run_dir, {})
         if index > 0:
@@ -55,7 +55,7 @@ class RunJob:
             # for a failed one of its own accord on some clusters.
             ranks.start_ranks(directory, self.ranks_per_node, None, secrets, nodes)
             return
-        raise SystemExit(self._lead(directory, nodes, secrets))
+        raise SystemExit(self._run_on_first_node(directory, nodes, secrets))
 
     def checkpoint(self) -> Any:
         """Return what runs when the job has been put back into the queue: submitit asks for it."""
@@ -63,7 +63,7 @@ class RunJob:
 
         return DelayedSubmission(replace(self, requeues=self.requeues + 1))
 
-    def _lead(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
+    def _run_on_first_node(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
         from arctic_hydra import run_directory
         from arctic_hydra.launch import job, ranks
 
@@ -77,10 +77,10 @@ class RunJob:
         )
         signals: list[int] = []
         code = ranks.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
-        ending = job.conclude(directory, code, asked_to_stop=bool(signals))
+        ending = job.record_ending(directory, code, asked_to_stop=bool(signals))
         result = ending.result or {}
         print(ending.details or f"{ending.status} at step {result['step']} {result['stop_reason']}", flush=True)
-        if ending.status == run_directory.STOPPED and _ought_to_resume(signals):
+        if ending.status == run_directory.STOPPED and _should_requeue(signals):
             self._requeue()
         return ending.exit_code
 
@@ -99,7 +99,7 @@ class RunJob:
             print(f"could not be put back into the queue: {error}; the same command resumes", flush=True)
 
 
-def _ought_to_resume(signals: list[int]) -> bool:
+def _should_requeue(signals: list[int]) -> bool:
     """Whether SLURM stopped this job for reasons of its own.
 
     SIGUSR2 announces the time limit, and a preemption on some clusters. SIGTERM comes with scancel, and with a preemption

@@ -56,7 +56,7 @@ def submit(
             f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); pass a folder that all machines share"
         ) from error
     snapshot = take_snapshot(folder) if options["snapshot"] else None
-    marked = {**options, "setup": [slurm.mark(sweep), *options["setup"]]}
+    marked = {**options, "setup": [slurm.script_marker(sweep), *options["setup"]]}
     for chunk in chunks(run_dirs, options["max_array_size"] or array_limit()):
         executor = make_executor(marked, snapshot)
         hidden = {run_dir: secrets[run_dir] for run_dir in chunk if secrets.get(run_dir)}

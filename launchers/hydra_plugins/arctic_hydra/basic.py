@@ -23,4 +23,4 @@ class OneByOneLauncher(SweepLauncher):
         """Run the jobs and wait for them."""
         from arctic_hydra.sweep.pool import Slots
 
-        self.conductor.run(pairs, Slots(1, self.conductor.slots.gpus[:1]), to_terminal=True)
+        self.controller.run(pairs, Slots(1, self.controller.slots.gpus[:1]), to_terminal=True)

@@ -35,4 +35,4 @@ class LocalLauncher(SweepLauncher):
 
     def run(self, pairs: "Sequence[tuple[SweepJob, Job]]") -> None:
         """Run the jobs and wait for them."""
-        self.conductor.run(pairs, self.conductor.slots, to_terminal=False)
+        self.controller.run(pairs, self.controller.slots, to_terminal=False)

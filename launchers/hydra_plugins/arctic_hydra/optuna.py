@@ -44,12 +44,12 @@ class OptunaSweeper(Sweeper):
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
-        """Take the conductor, which `__main__` gives Hydra as the task function, and make the launcher."""
-        from arctic_hydra.sweep.conductor import Conductor
+        """Take the controller, which `__main__` gives Hydra as the task function, and make the launcher."""
+        from arctic_hydra.sweep.controller import SweepController
 
-        if not isinstance(task_function, Conductor):
+        if not isinstance(task_function, SweepController):
             raise HydraException("hydra/sweeper=optuna searches over jobs of arctic_hydra only")
-        self.hydra_context, self.config, self.conductor = hydra_context, config, task_function
+        self.hydra_context, self.config, self.controller = hydra_context, config, task_function
         given: Any = {"config": config, "hydra_context": hydra_context, "task_function": task_function}
         # Ours all have `run`; no isinstance, since Hydra executes the modules of plugins again when it looks for them.
         launcher: Any = Plugins.instance().instantiate_launcher(**given)
@@ -63,4 +63,4 @@ class OptunaSweeper(Sweeper):
         """Search until there are `n_trials`."""
         from hydra_plugins.arctic_hydra.search import Search
 
-        return Search(self.conductor, self.own_launcher, arguments, **self.settings).run()
+        return Search(self.controller, self.own_launcher, arguments, **self.settings).run()

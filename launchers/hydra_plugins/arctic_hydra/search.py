@@ -19,7 +19,7 @@ from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 from arctic_hydra.cli import overrides
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import objective
-from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.directory import FAILED, FINISHED, OVER, PRUNED, SweepJob, states
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
@@ -37,7 +37,7 @@ class Search:
 
     def __init__(
         self,
-        conductor: Conductor,
+        controller: SweepController,
         launcher: SweepLauncher,
         arguments: Sequence[str],
         *,
@@ -52,11 +52,11 @@ class Search:
         parsed = {item.get_key_element(): item for item in overrides.parse(list(arguments))}
         self._space = {key: item for key, item in parsed.items() if item.is_sweep_override()}
         self._fixed = [str(item.input_line) for key, item in parsed.items() if key not in self._space]
-        self._conductor, self._launcher = conductor, launcher
-        self._n_trials, self._n_jobs = n_trials, conductor.slots.count if n_jobs is None else n_jobs
+        self._controller, self._launcher = controller, launcher
+        self._n_trials, self._n_jobs = n_trials, controller.slots.count if n_jobs is None else n_jobs
         self._sampler, self._seed, self._pruner, self._pruner_kwargs = sampler, seed, pruner, dict(pruner_kwargs)
         self._trials: dict[int, Any] = {}
-        self._left_over: set[int] = set()
+        self._unfinished: set[int] = set()
         """Trials that this start ran and that have no end yet: the next start runs them again."""
         self._check()
 
@@ -78,7 +78,7 @@ class Search:
             problems.append(f"hydra.sweeper.n_jobs: got {self._n_jobs}, expected 1 or more")
         if self._sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
             problems.append("hydra.sweeper.sampler: got cmaes, which needs the package of that name; pip install cmaes")
-        run = self._conductor.composed[0].run
+        run = self._controller.composed[0].run
         evaluated = run.trainer.eval_frequency or not run.objective.startswith(("auto", "eval/"))
         if self._pruner != "none" and not evaluated:
             problems.append(
@@ -101,8 +101,8 @@ class Search:
         """Ask for jobs and have them run until there are `n_trials`, or somebody stops the sweep."""
         self._study = self._open()
         if self._pruner != "none":
-            self._conductor.observer = self._observe
-        while not self._conductor.over and (batch := self._next_batch()):
+            self._controller.observer = self._observe
+        while not self._controller.over and (batch := self._next_batch()):
             self._run_batch(batch)
 
     def _open(self) -> Any:
@@ -111,10 +111,10 @@ class Search:
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._conductor.begin()
-        sweep = self._conductor.sweep
+        self._controller.begin()
+        sweep = self._controller.sweep
         path = sweep.path / "study.log"
-        mend(path)
+        repair_journal(path)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
             study_name=sweep.id,
@@ -134,7 +134,7 @@ class Search:
         from optuna.trial import TrialState
 
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        left = [trial for trial in running if trial.number not in self._left_over]
+        left = [trial for trial in running if trial.number not in self._unfinished]
         if left:
             return [optuna.trial.Trial(self._study, trial._trial_id) for trial in left[: self._n_jobs]]
         waiting = len(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
@@ -150,9 +150,9 @@ class Search:
         wanted = [
             (trial.number, [*self._fixed, *(f"{key}={trial.params[key]}" for key in self._space)]) for trial in batch
         ]
-        pairs = self._conductor.enter(wanted)
+        pairs = self._controller.enter(wanted)
         # Two trials may ask for one and the same run: it runs once, and both come to the same end.
-        pruned = [entry for entry in self._conductor.sweep.jobs if entry.mark == PRUNED]
+        pruned = [entry for entry in self._controller.sweep.jobs if entry.mark == PRUNED]
         once: dict[str, SweepJob] = {}
         for entry in [*pruned, *(entry for entry, _ in pairs)]:
             once.setdefault(entry.run_dir, entry)
@@ -160,13 +160,13 @@ class Search:
         for entry, _ in pairs:
             first = once[entry.run_dir]
             entry.submission, entry.mark, entry.problem = first.submission, first.mark, first.problem
-            self._tell(entry)
-        self._conductor.sweep.save()
+            self._report_result(entry)
+        self._controller.sweep.save()
 
-    def _tell(self, entry: SweepJob) -> None:
+    def _report_result(self, entry: SweepJob) -> None:
         from optuna.trial import TrialState
 
-        trial, value = self._trials[entry.number], self._conductor.value(entry)
+        trial, value = self._trials[entry.number], self._controller.value(entry)
         if value is not None:
             self._study.tell(trial, value)
         elif entry.mark == PRUNED:
@@ -174,11 +174,11 @@ class Search:
         elif self._failed_by_itself(entry):
             self._study.tell(trial, state=TrialState.FAIL)
         else:  # stopped, killed, never started, or not waited for: told failed, it could not be run again
-            self._left_over.add(entry.number)
+            self._unfinished.add(entry.number)
 
     def _failed_by_itself(self, entry: SweepJob) -> bool:
         """Whether a run came to an end that it would come to again: an error of its own, or no objective."""
-        [(state, _)] = states(self._conductor.sweep, [entry])
+        [(state, _)] = states(self._controller.sweep, [entry])
         status = entry.directory.record().get("status")
         if state not in OVER or status == FINISHED:
             return state in OVER
@@ -190,7 +190,7 @@ class Search:
         """Report a running job's evaluations to the study; return whether its pruner gives the job up."""
         trial = self._trials[entry.number]
         reported = self._study._storage.get_trial(trial._trial_id).intermediate_values
-        name = self._conductor.sweep.objective
+        name = self._controller.sweep.objective
         for row in rows:
             value = objective([row], "eval/loss" if name == "auto" else name)
             if value is not None and row["step"] > 0 and row["step"] not in reported:
@@ -251,7 +251,7 @@ def make_pruner(name: str, arguments: dict[str, Any]) -> Any:
         raise ConfigError(f"hydra.sweeper.pruner_kwargs: got {arguments} for {name}: {error}") from error
 
 
-def mend(path: Path) -> None:
+def repair_journal(path: Path) -> None:
     """Undo what a kill in the middle of a write leaves: half a line, and Optuna's own lock; the sweep's lock is ours."""
     Path(f"{path}.lock").unlink(missing_ok=True)
     if path.exists():

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from arctic_hydra.launch.job import Job
-    from arctic_hydra.sweep.conductor import Conductor
+    from arctic_hydra.sweep.controller import SweepController
     from arctic_hydra.sweep.directory import SweepJob
 
 
@@ -22,19 +22,19 @@ class SweepLauncher(Launcher):
     """Base of this program's launchers: `run` has the entered jobs run to their ends, or hands them over."""
 
     config: DictConfig
-    conductor: Conductor
+    controller: SweepController
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take the conductor, which `__main__` gives Hydra as the task function."""
-        from arctic_hydra.sweep.conductor import Conductor
+        """Take the controller, which `__main__` gives Hydra as the task function."""
+        from arctic_hydra.sweep.controller import SweepController
 
-        if not isinstance(task_function, Conductor):
+        if not isinstance(task_function, SweepController):
             raise HydraException(f"{type(self).__name__} launches jobs of arctic_hydra only")
-        self.config, self.conductor = config, task_function
+        self.config, self.controller = config, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Enter the jobs, run them, and return their objectives in order."""
-        pairs = self.conductor.enter(list(enumerate(job_overrides, start=initial_job_idx)))
+        pairs = self.controller.enter(list(enumerate(job_overrides, start=initial_job_idx)))
         self.run(pairs)
         return [
             self._answer(entry, list(overrides)) for (entry, _), overrides in zip(pairs, job_overrides, strict=True)
@@ -46,8 +46,8 @@ class SweepLauncher(Launcher):
 
     def _answer(self, entry: SweepJob, overrides: list[str]) -> JobReturn:
         # A grid's sweeper ends at the first failed answer, a search wants to know: both get what they can work with.
-        value: Any = self.conductor.value(entry)
-        status = JobStatus.COMPLETED if value is not None or self.conductor.sweep.kind == "grid" else JobStatus.FAILED
+        value: Any = self.controller.value(entry)
+        status = JobStatus.COMPLETED if value is not None or self.controller.sweep.kind == "grid" else JobStatus.FAILED
         if status is JobStatus.FAILED:
             value = RuntimeError(f"job {entry.number} has no objective")
         return JobReturn(overrides=overrides, status=status, _return_value=value)

@@ -26,7 +26,7 @@ _STYLES = {
 }
 
 
-class Board:
+class LiveTable:
     """The jobs of a sweep under way, on standard output."""
 
     def __init__(self, sweep: Sweep, *, live: bool) -> None:
@@ -36,7 +36,7 @@ class Board:
         self._rows: dict[int, Row] = {}
         self._began: dict[int, float] = {}
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         self._rows = {row.number: row for row in results.rows(self._sweep)}
         if self._wanted:
             from rich.live import Live
@@ -51,7 +51,7 @@ class Board:
         if self._live is not None:
             self._live.stop()
 
-    def starts(self, entry: SweepJob) -> None:
+    def job_started(self, entry: SweepJob) -> None:
         """Show that a job starts."""
         row = self._rows[entry.number]
         row.state, row.reason, row.seconds = RUNNING, "", None
@@ -59,11 +59,11 @@ class Board:
         values = " ".join(f"{key}={value}" for key, value in row.values.items()) or " ".join(entry.overrides)
         self._say(f"job {entry.number} of {len(self._rows)} starts: {values or 'the defaults'}")
 
-    def moved(self, entry: SweepJob, logged: list[dict[str, Any]]) -> None:
+    def job_logged(self, entry: SweepJob, logged: list[dict[str, Any]]) -> None:
         """Take in what a job has logged."""
         results.add_metrics(self._rows[entry.number], logged)
 
-    def ends(self, entry: SweepJob) -> None:
+    def job_ended(self, entry: SweepJob) -> None:
         """Show how a job ended, or that there was nothing to start."""
         began = self._began.pop(entry.number, None)
         row = next(row for row in results.rows(self._sweep) if row.number == entry.number)
@@ -91,7 +91,7 @@ class Board:
             print(text, flush=True)
 
 
-def fitting(table: Sequence[Row], lines: int) -> list[Row]:
+def most_relevant(table: Sequence[Row], lines: int) -> list[Row]:
     """Return at most `lines` rows in order: those that run before those that ended, before those that wait."""
     rank = {RUNNING: 0, QUEUED: 2, WAITING: 3}
     chosen = sorted(
@@ -108,7 +108,7 @@ def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    shown = list(table) if lines is None else fitting(table, lines)
+    shown = list(table) if lines is None else most_relevant(table, lines)
     keys = results.keys_of(table)
     names = results.short_names(keys)
     headings = [*results.HEADINGS, "loss"]
@@ -117,9 +117,9 @@ def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
     if len(shown) < len(table):
         counts = Counter(row.state for row in table)
         drawn.caption = ", ".join(f"{count} {state}" for state, count in counts.items())
-    for place, heading in enumerate([*headings, *(names[key] for key in keys)]):
+    for column, heading in enumerate([*headings, *(names[key] for key in keys)]):
         # What a job is may be cut on a narrow terminal, how it stands may not.
-        width = max([len(heading), *(len(cells[place]) for cells in body)]) if place < len(headings) else None
+        width = max([len(heading), *(len(cells[column]) for cells in body)]) if column < len(headings) else None
         right = heading in headings and heading != "status"
         drawn.add_column(heading, justify="right" if right else "left", no_wrap=True, min_width=width)
     if lines is None:  # while jobs run, their values matter more

@@ -1,6 +1,6 @@
 """The process that conducts a sweep: enters its jobs, has a launcher run them, and says how they ended.
 
-A `Conductor` takes the place of the task function that Hydra hands to a launcher; ours take its `enter`, `run` and `value`.
+A `SweepController` takes the place of the task function that Hydra hands to a launcher; ours take its `enter`, `run` and `value`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Observer = Callable[[SweepJob, list[dict[str, Any]]], bool]
 """Sees the new lines of a running job's `metrics.jsonl`; True ends the job as pruned."""
 
 
-class Conductor:
+class SweepController:
     """Conducts one sweep; `jobs` are those composed and checked already, by their overrides."""
 
     def __init__(
@@ -29,7 +29,7 @@ class Conductor:
         compose_job: Callable[[list[str]], Job],
         jobs: dict[tuple[str, ...], Job],
         slots: pool.Slots,
-        place_key: str = "output_root",
+        directory_key: str = "output_root",
     ) -> None:
         """Take also the key that says where the sweep's directory is, for an error that names it."""
         self.sweep = sweep
@@ -41,19 +41,19 @@ class Conductor:
         self.detached = False
         """Whether the jobs go on without this process; set by the launcher."""
         self._begun = False
-        self._place_key = place_key
+        self._directory_key = directory_key
         self._compose = compose_job
         self._jobs = jobs
 
     def begin(self) -> None:
         """Take the sweep's directory, and what it knows of jobs already; a second call does nothing.
 
-        A sweeper calls it once its settings are checked: what is refused leaves nothing behind. Raises what `Sweep.conduct`
+        A sweeper calls it once its settings are checked: what is refused leaves nothing behind. Raises what `Sweep.lock`
         raises.
         """
         if self._begun:
             return
-        self.sweep.conduct(self._place_key)
+        self.sweep.lock(self._directory_key)
         if self.sweep.file.exists():
             self.sweep.jobs = Sweep.load(self.sweep.path).jobs
         self._begun = True
@@ -124,7 +124,7 @@ class Conductor:
             return None
         value = objective(entry, self.sweep.objective)
         if value is None:
-            entry.problem = unlogged(entry, self.sweep.objective)
+            entry.problem = missing_objective(entry, self.sweep.objective)
             self.sweep.save()
         elif math.isnan(value):
             return -math.inf if self.sweep.maximize else math.inf
@@ -136,21 +136,23 @@ def objective(entry: SweepJob, name: str) -> float | None:
     return metrics.objective(metrics.read_metrics(entry.directory.path / "metrics.jsonl"), name)
 
 
-def note_unlogged(sweep: Sweep) -> None:
+def note_missing_objectives(sweep: Sweep) -> None:
     """Note which jobs finished and never logged the objective; saves nothing, since somebody else may conduct the sweep."""
     for entry in sweep.jobs:
         if not entry.problem and entry.directory.record().get("status") == FINISHED:
-            entry.problem = unlogged(entry, sweep.objective) if objective(entry, sweep.objective) is None else ""
+            entry.problem = (
+                missing_objective(entry, sweep.objective) if objective(entry, sweep.objective) is None else ""
+            )
 
 
-def unlogged(entry: SweepJob, name: str) -> str:
+def missing_objective(entry: SweepJob, name: str) -> str:
     """Say that a run has no such metric, and which it has."""
     rows = metrics.read_metrics(entry.directory.path / "metrics.jsonl")
     names = sorted({key for row in rows for key, value in row.items() if isinstance(value, float)})
     return f"objective: got {name}, but the run logged no such metric; it logged {', '.join(names) or 'nothing'}"
 
 
-def refuse_twins(jobs: Sequence[tuple[Sequence[str], Job]]) -> None:
+def refuse_duplicates(jobs: Sequence[tuple[Sequence[str], Job]]) -> None:
     """Raise ConfigError where two jobs of a grid are one and the same run."""
     seen: dict[str, tuple[int, Sequence[str]]] = {}
     problems = []
