@@ -62,7 +62,7 @@ def _run(run_file: Path) -> dict[str, Any]:
 
 def _set(tree: Any, path: list[str], value: Any) -> None:
     for part in path[:-1]:
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+        tree = tree[part]
     tree[path[-1]] = value
 
 

@@ -1,4 +1,4 @@
-"""What a sweep refuses before anything starts, through the real command line, in process."""
+"""What a sweep refuses before anything starts, and jobs composed once; in process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.pool import Slots
 
 SEARCH = "-m hydra/sweeper=optuna"
-
-
-@pytest.fixture(autouse=True)
-def in_tmp(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -116,21 +111,6 @@ def test_a_directory_of_another_sweep_is_refused(capsys):
     )
 
 
-def test_the_watching_command_names_what_is_wrong(capsys):
-    from arctic_hydra.sweep.__main__ import main as look
-
-    with pytest.raises(SystemExit):
-        look(["summary", "empty", "--job", "1"])
-    assert "unrecognized arguments: --job 1" in capsys.readouterr().err
-    Path("empty").mkdir()
-    assert look(["status", "empty"]) == 2
-    assert "holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
-    for text, words in (("{", "not JSON (Expecting"), ('{"method": "bayes"}', "format: got None, expected 1")):
-        Path("empty/sweep.json").write_text(text)
-        assert look(["status", "empty"]) == 2
-        assert f"sweep.json: {words}" in capsys.readouterr().err
-
-
 def test_a_file_edited_while_the_jobs_run_changes_nothing(capsys):
     """Every job was composed before the first starts; Hydra's own basic launcher would read the files again."""
     option = Path("mine/experiment/e.yaml")
@@ -139,7 +119,7 @@ def test_a_file_edited_while_the_jobs_run_changes_nothing(capsys):
     # Refused on this machine when it is started, and after it was composed: no rank has to run.
     refused = ["model=liger", "model.name_or_path=.", "ranks=1"]
     command = multirun.Multirun(["experiment=e", "seed=1,2", *refused], "config", "mine")
-    jobs = {tuple(item): command.job(command.composed(item), item, Slots(1)) for item in command.samples()}
+    jobs = {tuple(item): command.job(command.compose_job(item), item, Slots(1)) for item in command.samples()}
     sweep = multirun._sweep(command, list(jobs.values()), is_grid=True)
     sweep.lock()
     controller = SweepController(sweep, lambda wanted: pytest.fail("composed again"), jobs, Slots(1))
