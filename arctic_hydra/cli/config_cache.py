@@ -1,4 +1,4 @@
-"""A cache of config files: the jobs of a sweep compose from the files as they were first read."""
+"""A cache of config files: all jobs of a sweep compose from the files as they were first read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hydra.plugins.config_source import ConfigResult
 
 
 class ConfigCache(dict[str, ConfigResult]):
-    """What compositions have read, by path of the config: the next one takes it from here, whatever the file holds by then."""
+    """Loaded configs by path; later compositions use them, even if the files have changed."""
 
     def __deepcopy__(self, memo: object) -> ConfigCache:
-        return self  # Hydra copies what reads its files, and all copies share one cache
+        return self  # Hydra copies its config repository; all copies share one cache
 
 
 class _CachingRepository(ConfigRepository):
-    """Hydra's reader of config files that uses a cache."""
+    """Hydra's config repository, with a cache."""
 
     def __init__(self, config_search_path: ConfigSearchPath, cache: ConfigCache) -> None:
         super().__init__(config_search_path)
@@ -37,5 +37,5 @@ class _CachingRepository(ConfigRepository):
 
 
 def read_through_cache(cache: ConfigCache, loader: Any) -> None:
-    """Have Hydra's loader read its files through the cache."""
+    """Make Hydra's loader read config files through the cache."""
     loader.repository = _CachingRepository(loader.config_search_path, cache)

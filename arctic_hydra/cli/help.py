@@ -22,17 +22,17 @@ from arctic_hydra.config import Run
 from arctic_hydra.errors import ConfigError
 
 PLUGIN_OPTIONS = {"hydra/launcher": ["basic", "local", "slurm"], "hydra/sweeper": ["basic", "optuna"]}
-"""Options of the groups that Hydra's plugins fill; written down, since loading the plugins would slow the help page down."""
+"""Options that our Hydra plugins provide; listed here because loading the plugins would slow down the help page."""
 PAGE = """\
-{program}: train a language model after its pre-training, from one composed configuration
+{program}: post-train language models from one composed config
 
 usage: {program} [group=option ...] [group.key=value ...]
 
   {program}                                             the embedded default: small model, bundled chats
   {program} model=liger data=ultrachat                  a real model on real data, on a GPU
-  {program} data=json data.sources.json.path=my.jsonl   your own conversations
-  {program} -m optimizer.lr=1e-4,2e-4                   a run for each value
-  {program} optimizer.lr=1e-4 task=check                look, do not train
+  {program} data=json data.sources.json.path=my.jsonl   your own chats
+  {program} -m optimizer.lr=1e-4,2e-4                   one run per value
+  {program} optimizer.lr=1e-4 task=check                check only, do not train
 
 groups (the default first):
 {groups}
@@ -41,18 +41,18 @@ keys of the run itself:
 {keys}
 
   --help GROUP     the options of a group and their keys, such as --help trainer
-  --cfg job        the whole composed configuration, checked; nothing runs
+  --cfg job        print the whole composed config after checking it, and exit
   -m               sweep: every combination of comma-separated values, one job after another;
-                   hydra/launcher=local hydra.launcher.slots=N: N at a time, each on GPUs of its own;
+                   hydra/launcher=local hydra.launcher.slots=N: N at a time, each on its own GPUs;
                    hydra/sweeper=optuna hydra.sweeper.n_trials=N key=interval(a,b): a search
-                   python -m arctic_hydra.sweep --help: look after sweeps
+                   python -m arctic_hydra.sweep --help: manage sweeps
   hydra/launcher=slurm hydra.launcher.partition=P hydra.launcher.gpus_per_node=N
                    one run, or with -m a sweep, on a cluster; launchers/README.md lists the keys
-  --config-dir DIR more options and experiments of your own
+  --config-dir DIR a folder with your own options and experiments
   --version        the version
-  --hydra-help     what else the command line can do
+  --hydra-help     further flags of Hydra
 
-exit codes: 0 done, 1 failed, 2 bad configuration, 75 stopped early with a checkpoint (the same command resumes)
+exit codes: 0 done, 1 failed, 2 invalid config, 75 stopped early with a checkpoint (the same command resumes)
 """
 
 
@@ -108,7 +108,7 @@ def _class_lines(cls: Any, name: str, prefix: str) -> list[str]:
 
 
 def _plugin_lines(group: str) -> list[str]:
-    """Return the keys of our Hydra plugins, whose schemas are in Hydra's store once it has loaded them."""
+    """Return the documented keys of our Hydra plugins; loading them puts their schemas into Hydra's config store."""
     lines, store = [], ConfigStore.instance()
     with hydra_with():
         for folder in (group, group.replace("hydra/", "schema/")):
@@ -122,7 +122,7 @@ def _plugin_lines(group: str) -> list[str]:
 
 
 def groups() -> dict[str, list[str]]:
-    """Return the config groups with their options, including groups whose options are Hydra plugins or your own."""
+    """Return all config groups with their built-in options, which some groups do not have."""
     root = Path(conf_dir())
     folders = sorted(item for item in root.rglob("*") if item.is_dir() and any(item.glob("*.yaml")))
     found = {str(item.relative_to(root)): sorted(option.stem for option in item.glob("*.yaml")) for item in folders}

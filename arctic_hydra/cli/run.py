@@ -1,4 +1,4 @@
-"""One composed run, from its checks to the exit code."""
+"""Runs one composed config, from its checks to the exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from arctic_hydra.run_directory import relative
 
 
 def run_one(cfg: DictConfig, overrides: list[str]) -> int:
-    """Check one composed run, prepare its directory, start its ranks and report; return the exit code."""
+    """Check a composed run, write its directory, start its ranks and report the result; return the exit code."""
     job = Job.of(resolved(cfg), overrides)
     run, directory = job.run, job.directory
     if problems := run.environment_problems():
@@ -71,7 +71,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
 
 
 def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
-    """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
+    """Start the ranks of a machine other than the first, whose command writes the run directory; return the exit code."""
     run = job.run
     directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
     if run.task is config.Task.train and not run.fresh and directory.record().get("status") == run_directory.FINISHED:
@@ -81,7 +81,7 @@ def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     code = start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
     stopped = bool(code) and has_stopped(directory, code, asked_to_stop=bool(signals))
     how = "was stopped" if stopped else "failed" if code else "is done"
-    print(f"node {run.node_rank} of {run.nnodes} {how}; the command of node 0 tells how the run ended")
+    print(f"node {run.node_rank} of {run.nnodes} {how}; see the command on node 0 for the result of the run")
     if stopped or (not code and directory.result().get("status") == run_directory.STOPPED):
         return EXIT_STOPPED_EARLY
     return EXIT_FAILED if code else EXIT_DONE
@@ -92,13 +92,13 @@ def _require_run(job: Job) -> None:
         task = job.run.task
         other = "" if task is config.Task.report else ", or pass from_checkpoint=<path of a checkpoint or of a run>"
         raise ConfigError(
-            f"task: got {task.name}, but {job.directory.path} does not exist: this very configuration was never trained; "
-            f"repeat the training's overrides{other}"
+            f"task: got {task.name}, but {job.directory.path} does not exist: this config has never been trained; "
+            f"repeat the overrides of the training{other}"
         )
 
 
 def _run_on_checkpoint(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
-    """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
+    """Run a task on a checkpoint, in a subfolder of the run's directory; return the exit code."""
     run, directory = job.run, job.directory
     if run.from_checkpoint is None:
         _require_run(job)
@@ -116,7 +116,7 @@ def _run_on_checkpoint(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
 
 
 def _report_ending(directory: run_directory.RunDirectory, code: int, signals: list[int]) -> int:
-    """Write the end of the run into its record, tell the person, and return the exit code."""
+    """Record how the run ended, print it, and return the exit code."""
     ending = record_ending(directory, code, asked_to_stop=bool(signals))
     if ending.result:
         print_result(directory, ending.result)

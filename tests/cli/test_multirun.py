@@ -31,7 +31,7 @@ SEARCH = "-m hydra/sweeper=optuna"
         ),
         (
             "-m optimizer.lr=interval(1e-5,1e-3)",
-            "optimizer.lr: got an interval, which has no end of values; pass hydra/sweeper=optuna",
+            "optimizer.lr: got an interval, which has infinitely many values; pass hydra/sweeper=optuna",
         ),
         ("-m hydra/launcher=locall optimizer.lr=1,2", "hydra/launcher: got 'locall', expected one of basic, local"),
         ("-m hydra/launcher=local hydra.launcher.slots=0", "hydra.launcher.slots: got 0, expected 1 or more"),

@@ -41,8 +41,8 @@ def in_tmp(tmp_path, monkeypatch):
         ),
         (
             "-m hydra.launcher.exclude=n1,n2 seed=1,2",
-            "hydra.launcher.exclude: got 'n1,n2', which Hydra takes for values to sweep over; pass "
-            "'hydra.launcher.exclude=\"n1,n2\"' for one text with commas, or hydra.launcher.exclude=[n1,n2] for a list",
+            "hydra.launcher.exclude: got 'n1,n2', which Hydra reads as values of a sweep; pass "
+            "'hydra.launcher.exclude=\"n1,n2\"' for one string with commas, or hydra.launcher.exclude=[n1,n2] for a list",
         ),
         ("-m hydra/launcher=slurm,local seed=1,2", "hydra/launcher: got 'slurm,local', expected one option"),
         ("hydra.launcher.max_array_size=-1", "hydra.launcher.max_array_size: got -1, expected 1 or more"),
