@@ -1,6 +1,6 @@
-"""A sweep from the command line: every job is composed and checked before the first starts, then Hydra's sweeper and launcher run.
+"""Sweeps on the command line: composes and checks every job before the first one starts, then runs Hydra's sweeper and launcher.
 
-The sweep itself is in `arctic_hydra.sweep`.
+`arctic_hydra.sweep` runs the jobs and collects their results.
 """
 
 from __future__ import annotations
@@ -29,56 +29,56 @@ from arctic_hydra.sweep.directory import Sweep
 from arctic_hydra.sweep.pool import Slots
 
 _ONE_BY_ONE = "hydra_plugins.arctic_hydra.basic.OneByOneLauncher"
-"""Hydra's own basic launcher would compose each job anew, from files that may have changed since."""
+"""Replaces Hydra's basic launcher, which would compose each job again from files that may have changed."""
 _USED_HYDRA_KEYS = ("launcher", "sweeper", "sweep.dir", "searchpath")
-"""The parts of Hydra's node that a sweep goes by."""
+"""The parts of Hydra's node that a sweep uses."""
 RunOne = Callable[[DictConfig, list[str]], int]
 
 
 class Multirun:
-    """One `-m` command line, composed."""
+    """A composed `-m` command line."""
 
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
         self._flags = flags(config_name, config_dir)
-        self._cache = ConfigCache()  # a search goes on composing while somebody edits the files
+        self._cache = ConfigCache()  # a search composes jobs later, when the files may have been edited
         self._hydra_overrides = hydra_overrides = [item for item in overrides if is_hydra_override(item)]
         own = [item for item in overrides if not is_hydra_override(item)]
         self._search_path = [item for item in hydra_overrides if is_hydra_override(item, "searchpath")]
-        # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
-        # since the default model has no such key.
+        # Hydra itself would keep the defaults of swept keys here: `model=hf,liger model.name_or_path=x` would then fail,
+        # because the default model does not have this key.
         first = search_samples(own)[0]
         self.master = compose.compose_config([*hydra_overrides, *first], config_name, config_dir, self._cache)
-        """The first job's config with Hydra's node, which says how the sweep runs."""
+        """The first job's config with Hydra's node, which configures the sweep."""
         for item in hydra_overrides:
             if not any(is_hydra_override(item, part) for part in _USED_HYDRA_KEYS):
                 raise ConfigError(
-                    f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory follows from its "
-                    "config, below output_root=<folder>; hydra.sweep.dir=<folder> is the place of the sweep's own files"
+                    f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory is derived from its "
+                    "config, below output_root=<folder>; hydra.sweep.dir=<folder> sets the directory of the sweep itself"
                 )
         choices = self.master.hydra.runtime.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
         params = self.master.hydra.sweeper.get("params") or {}
         self.overrides = [*(normalize(f"{key}={value}") for key, value in params.items()), *own]
-        """The command line less Hydra's own part, with the sweeper's `params` before it."""
+        """The sweeper's `params`, then the command line without Hydra's own overrides."""
         self.command = [*self._flags, *hydra_overrides, *self.overrides]
-        """What stands behind `-m`."""
+        """The arguments after `-m`."""
 
     @property
     def on_cluster(self) -> bool:
-        """Whether the launcher asks a cluster for machines."""
+        """Whether the launcher submits jobs to a cluster."""
         return "gpus_per_node" in self.master.hydra.launcher
 
     def compose_job(self, overrides: Sequence[str]) -> DictConfig:
-        """Return one job's config, less Hydra's node."""
+        """Return one job's config without Hydra's node."""
         whole = compose.compose_config([*self._search_path, *overrides], self._name, self._dir, self._cache)
         cfg = compose.without_hydra(whole)
         compose.apply_launcher_resources(cfg, self.master.hydra.launcher)
         return cfg
 
     def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
-        """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
-        # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
+        """Return the job as it runs in a slot, where `ranks=auto` means one rank per GPU of the slot."""
+        # The launcher's settings determine the number of ranks on a cluster, so they are part of the command that repeats the job.
         own = [item for item in self._hydra_overrides if not is_hydra_override(item, "sweeper")]
         given = [*self._flags, *(own if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
@@ -87,14 +87,14 @@ class Multirun:
         return Job.of(compose.resolved(cfg), given)
 
     def samples(self) -> list[list[str]]:
-        """Return the overrides of each job of a grid, or of enough jobs of a search to try every bound and choice."""
+        """Return the overrides of every job of a grid, or of sample jobs that cover every bound and choice of a search."""
         if self.sweeper == "basic":
             return sweep_jobs(self.overrides)
         return search_samples(self.overrides)
 
 
 def execute(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
-    """Run a sweep and return its exit code: 0 all done, 1 something failed, 75 stopped early."""
+    """Run a sweep and return its exit code: 0 all jobs finished, 1 a job failed, 75 stopped early."""
     multirun = Multirun(overrides, config_name, config_dir)
     if multirun.on_cluster:
         slurm.check_options(multirun.master.hydra.launcher)
@@ -128,7 +128,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     if multirun.master.hydra.launcher.get("dry_run"):
         _launch(multirun, controller, grid)
         return EXIT_DONE
-    if grid is not None:  # a search begins when its settings are checked
+    if grid is not None:  # a search begins after its settings are checked
         controller.begin()
         controller.enter(list(enumerate(jobs)))
     try:
@@ -137,13 +137,13 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         controller.stop_reason = "interrupted"
     except ArcticHydraError:
         if any(entry.submission for entry in sweep.jobs):
-            finish.finish_sweep(controller)  # what has been done is there to be seen
+            finish.finish_sweep(controller)  # report the jobs that were submitted
         raise
     return finish.finish_sweep(controller)
 
 
 def _launch(multirun: Multirun, controller: SweepController, grid: list[list[str]] | None) -> None:
-    """Give the jobs to the launcher; a search to its sweeper, which asks for jobs as it goes."""
+    """Pass a grid to the launcher, or a search to its sweeper, which generates jobs as it goes."""
     if multirun.launcher == "basic":
         with open_dict(multirun.master):
             multirun.master.hydra.launcher = {"_target_": _ONE_BY_ONE}
@@ -151,7 +151,7 @@ def _launch(multirun: Multirun, controller: SweepController, grid: list[list[str
         context: Any = HydraContext(config_loader=loader, callbacks=Callbacks())
         given: Any = {"config": multirun.master, "hydra_context": context, "task_function": controller}
         if grid is not None:
-            # Hydra's grid sweeper would compose every job once more to see that it can be.
+            # Hydra's grid sweeper would compose every job once more, only to validate it.
             Plugins.instance().instantiate_launcher(**given).launch(grid, initial_job_idx=0)
         else:
             Plugins.instance().instantiate_sweeper(**given).sweep(multirun.overrides)
@@ -184,21 +184,21 @@ def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
 
 
 def _job_identity(job: Job) -> list[str]:
-    """Return what tells a job from others, wherever its runs land."""
+    """Return name and id of the job's run, which identify it independently of output_root."""
     return [job.run.name, job.directory.path.name]
 
 
 def refuse_mixed_objectives(jobs: list[Job]) -> None:
-    """Raise ConfigError where jobs of one sweep do not share an objective."""
+    """Raise ConfigError if the jobs of a sweep do not share one objective."""
     for key in ("objective", "maximizes"):
         values = sorted({str(getattr(job.run, key)) for job in jobs})
         if len(values) > 1:
             name = "objective_direction" if key == "maximizes" else key
-            raise ConfigError(f"{name}: got {' and '.join(values)}, but the jobs of a sweep are compared by one")
+            raise ConfigError(f"{name}: got {' and '.join(values)}, but all jobs of a sweep must have the same")
 
 
 def _run_each(jobs: list[tuple[DictConfig, list[str]]], run_one: RunOne) -> int:
-    """Do a task other than training for each job, one after another; return the first exit code that is not 0."""
+    """Run a task other than training for each job in turn; return the first nonzero exit code, else 0."""
     codes = []
     for number, (cfg, overrides) in enumerate(jobs):
         print(f"job {number}: {' '.join(redact_override(item) for item in overrides)}", flush=True)

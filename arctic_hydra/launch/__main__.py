@@ -1,6 +1,7 @@
-"""The agent of one machine: `python -m arctic_hydra.launch <run.json> <ranks>` holds torch's elastic agent, which starts the ranks.
+"""The agent of one machine: `python -m arctic_hydra.launch <run.json> <ranks>` runs torch's elastic agent, which starts the ranks.
 
-Agents of several machines meet at the first one's address (`rendezvous`) and see each other's failures in the run's directory.
+The agents of several machines connect at the address of the first one (`rendezvous`), and exchange failures through the
+run directory.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from arctic_hydra.stopping import SIGNALS, block_signals
 
 
 class SignalRelay:
-    """Passes signals on to the ranks of this machine, which agree with all others on when to stop.
+    """Forwards signals to the ranks of this machine, which agree with all other ranks on the step at which they stop.
 
-    The agent holds signals back from its own threads, and its children inherit that: no moment exists in which a signal
-    would kill a rank. Several arrivals (from a launcher, and along a process tree) do no harm.
+    The agent blocks the signals in its own threads, and its children inherit the mask, so a signal never kills a rank.
+    Receiving a signal twice (from a launcher and through the process group) is harmless.
     """
 
     def __init__(self, directory: RunDirectory, nodes: Nodes) -> None:
@@ -39,9 +40,9 @@ class SignalRelay:
         threading.Thread(target=self._relay_pending, name="signals", daemon=True).start()
 
     def relay(self, number: int) -> None:
-        """Send a signal to every rank; this process ends by it where the ranks have not been started.
+        """Send a signal to every rank of this machine; end this process by it if no rank has been started.
 
-        With several machines their ranks may be there already, waiting for these: these get a moment to appear.
+        With several machines, wait a moment for the ranks: those of other machines may already be waiting for them.
         """
         end = time.monotonic() + (GRACE_SECONDS if self._nodes.count > 1 else 0)
         while not (ranks := living_ranks()) and not self._directory.result_file.exists():
@@ -54,7 +55,7 @@ class SignalRelay:
             send_signal(process, signal.Signals(number))
 
     def read_commands(self, commands: Any) -> None:
-        """Take the names of signals from `commands`, a line each; its end means that whoever started this is gone."""
+        """Read signal names from `commands`, one per line; end of file means that the starting process has died."""
         for line in commands:
             self.relay(signal.Signals[line.strip()])
         os.kill(os.getpid(), signal.SIGKILL)  # the ranks die with it
@@ -65,7 +66,7 @@ class SignalRelay:
 
 
 def main() -> int:
-    """Hold the elastic agent of one node; return its exit code."""
+    """Run the elastic agent of one node; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m arctic_hydra.launch", description="Start the ranks of one machine."
     )
@@ -96,7 +97,7 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
     if options.nnodes > 1:
         nodes = Nodes(options.nnodes, options.node_rank, options.rendezvous)
         try:
-            # Held until the end: the first machine's is the one that torch's rendezvous and the ranks share.
+            # Keep a reference until the end: torch's rendezvous and the ranks use the store of the first machine.
             store = join_rendezvous(
                 nodes, f"{directory.path.parent.name}/{directory.path.name} on {options.ranks} rank(s)"
             )
@@ -106,20 +107,20 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
         if options.node_rank == 0:
             directory.meeting_file.parent.mkdir(exist_ok=True)
             directory.meeting_file.touch()
-    logging.disable(logging.CRITICAL)  # what failed is said in our own words, with the traceback
+    logging.disable(logging.CRITICAL)  # we report failures ourselves, with the traceback
     static = options.nnodes > 1
     launch_config = LaunchConfig(
         min_nodes=options.nnodes,
         max_nodes=options.nnodes,
         nproc_per_node=options.ranks,
         run_id=directory.path.name,
-        # With the static backend the first machine's agent holds the store, and ranks are numbered in the nodes' order.
+        # With the static backend, the agent of the first machine hosts the store, and ranks are numbered in node order.
         rdzv_backend="static" if static else "c10d",
         rdzv_endpoint=options.rendezvous,
         rdzv_configs={"rank": options.node_rank, "timeout": RENDEZVOUS_SECONDS} if static else {},
         max_restarts=0,
         monitor_interval=0.1,
-        # Torch would handle those of the relay too, and an agent that ends by one of them would fail instead.
+        # Torch would also handle the signals of the relay, and an agent that they end would count as failed.
         signals_to_handle="SIGQUIT",
     )
     os.environ[PARENT_VARIABLE] = str(os.getpid())  # for the ranks
@@ -136,7 +137,7 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
 
 
 def _report_error(directory: RunDirectory, index: int, error: ArcticHydraError) -> None:
-    """Leave an error where the first machine's command looks for it; those of other machines look at no files."""
+    """Report an error: on node 0 as a file that its command reads, on other nodes on standard error."""
     if index == 0:
         write_error(directory.path, 0, type(error).__name__, str(error))
     else:

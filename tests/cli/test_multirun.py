@@ -42,7 +42,7 @@ SEARCH = "-m hydra/sweeper=optuna"
         ),
         (
             "-m objective=loss,eval/loss",
-            "objective: got eval/loss and loss, but the jobs of a sweep are compared by one",
+            "objective: got eval/loss and loss, but all jobs of a sweep must have the same",
         ),
         (
             "-m hydra.sweep.subdir=x seed=1,2",

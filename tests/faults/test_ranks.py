@@ -20,8 +20,8 @@ START_SECONDS = 60
 """What a run takes on a busy machine until the sabotage."""
 
 
-DIED = "error: rank 1 was killed by SIGKILL; most often the kernel does that when memory runs out"
-STALLED = "error: rank 1 stalled: the others waited trainer.collective_timeout_seconds for it"
+DIED = "error: rank 1 was killed by SIGKILL, most likely by the kernel's OOM killer"
+STALLED = "error: rank 1 stalled: the other ranks waited trainer.collective_timeout_seconds for it"
 
 
 @pytest.mark.faults
@@ -36,7 +36,7 @@ STALLED = "error: rank 1 stalled: the others waited trainer.collective_timeout_s
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
                 ("raise", "save", SAVING, "ZeroDivisionError: sabotage"),
-                ("exit", "step", "tracking=[]", "error: rank 1 ended with exit code 3 without a word"),
+                ("exit", "step", "tracking=[]", "error: rank 1 exited with code 3 without reporting an error"),
                 ("freeze", "backward", "tracking=[] deepspeed=zero3", STALLED),
                 ("freeze", "save", SAVING, STALLED),
             )
