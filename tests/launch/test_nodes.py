@@ -42,7 +42,7 @@ def test_a_hostfile_has_hosts_and_equal_slots(tmp_path):
     [
         ("a 8\n", "hostfile: line 1 of {path} is 'a 8', expected `<host> slots=<number>`"),
         ("a slots=8\nb slots=4\n", "hostfile: {path} lists a 8, b 4; expected hosts with the same number of slots"),
-        ("a slots=8\na slots=8\n", "hostfile: a stands in {path} twice"),
+        ("a slots=8\na slots=8\n", "hostfile: a is listed twice in {path}"),
         ("# none\n", "hostfile: {path} lists no host"),
         ("\udcff slots=8\n", "hostfile: cannot read {path}: 'utf-8' codec can't decode byte 0xff"),
         (None, "hostfile: got {path}, but there is no such file"),

@@ -44,14 +44,16 @@ def test_machines_meet_or_say_why_not():
     port = free_port()
     differ = [ends(process) for process in [meeting(2, index, run, port) for index, run in enumerate("ab")]]
     assert differ[0].startswith(
-        "nnodes: node 1 runs b, and this machine, node 0, a; give every machine the same command"
+        "nnodes: node 1 runs b, but this machine (node 0) runs a; start the same command on every machine"
     )
-    assert differ[1].startswith("nnodes: node 0 runs a, and this machine, node 1, b;")
+    assert differ[1].startswith("nnodes: node 0 runs a, but this machine (node 1) runs b;")
 
     port = free_port()
     output = meeting(2, 0, "a", port, timeout_seconds=6).communicate(timeout=60)[0].splitlines()
     assert output[0] == f"node 0: waiting for node 1 of 2 at localhost:{port}"
-    assert output[1].startswith(f"rendezvous: waited 6 s for node 1 of 2 at localhost:{port}; start its command")
+    assert output[1].startswith(
+        f"rendezvous: timed out after 6 s waiting for node 1 of 2 at localhost:{port}; start the command"
+    )
     assert len(output) == 2, "nothing of torch's"
     for process in agree:
         process.communicate()
@@ -66,5 +68,5 @@ def test_a_place_that_cannot_be_used_is_named():
         assert in_use.communicate()[0].startswith(
             f"rendezvous: port {port} of this machine is in use by another program;"
         )
-    with pytest.raises(ConfigError, match="rendezvous: got nowhere.invalid:29500, but this machine knows no host"):
+    with pytest.raises(ConfigError, match="rendezvous: got nowhere.invalid:29500, but this machine cannot resolve"):
         join_rendezvous(nodes.Nodes(2, 1, "nowhere.invalid:29500"), "a")
