@@ -27,7 +27,7 @@ SEARCH = "-m hydra/sweeper=optuna"
         ),
         (
             "-m log.interval=1,2",
-            "log.interval=2 changes nothing in what is trained; leave one out, or give each a name of its own",
+            "because log.interval=2 does not affect training; remove one, or give them different names",
         ),
         (
             "-m optimizer.lr=interval(1e-5,1e-3)",
@@ -107,7 +107,8 @@ def test_a_directory_of_another_sweep_is_refused(capsys):
     Path("mine/sweep.json").write_text(json.dumps(other | more))
     assert main(["-m", "hydra.sweep.dir=mine", "optimizer.lr=1,2"]) == 2
     assert (
-        "mine, which holds another sweep (python -m arctic_hydra -m seed=1,2); pass a folder" in capsys.readouterr().err
+        "mine, which contains another sweep (python -m arctic_hydra -m seed=1,2); choose another"
+        in capsys.readouterr().err
     )
 
 

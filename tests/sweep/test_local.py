@@ -29,4 +29,4 @@ def test_cancelling_the_only_job_of_a_search_leaves_the_search_alone(tmp_path, c
         assert seen == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "asked the process that conducts the sweep" in capsys.readouterr().out
+    assert "asked the sweep process" in capsys.readouterr().out

@@ -21,7 +21,9 @@ def test_the_watching_command_names_what_is_wrong(capsys):
     assert "unrecognized arguments: --job 1" in capsys.readouterr().err
     Path("empty").mkdir()
     assert look(["status", "empty"]) == 2
-    assert "holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
+    assert (
+        "no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
+    )
     for text, words in (("{", "not JSON (Expecting"), ('{"method": "bayes"}', "format: got None, expected 1")):
         Path("empty/sweep.json").write_text(text)
         assert look(["status", "empty"]) == 2
@@ -48,5 +50,5 @@ def test_jobs_without_a_log_are_named_and_do_not_hide_those_of_others(queue, tmp
     capsys.readouterr()
     assert look_after(["logs", str(sweep.path), "--lines", "1"]) == 0
     first, second, line = capsys.readouterr().out.splitlines()
-    assert first == "job 0 has no log: it has not begun"
+    assert first == "job 0 has no log, because it has not started"
     assert second.startswith("job 1: ") and second.endswith("101_1_0_log.out") and line == "  last"

@@ -39,7 +39,7 @@ def test_failures_are_shown_beside_results_and_retried(tmp_path):
     assert "job 1 failed" in again.stdout
 
     status = look("status", tmp_path, code=1)
-    assert "nobody conducts it now" in status.stdout and "job 2 failed: " in status.stdout
+    assert "no process runs it now" in status.stdout and "job 2 failed: " in status.stdout
     assert "job 0 " not in look("logs", tmp_path).stdout
     assert "step 2/2" in look("logs --job 0 --lines 99", tmp_path).stdout
     assert len(look("logs --job 0 --lines 0", tmp_path).stdout.splitlines()) == 1
