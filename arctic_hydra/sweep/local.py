@@ -1,4 +1,4 @@
-"""Jobs of this machine: processes that the sweep's own process started."""
+"""The backend for jobs on this machine, which are child processes of the sweep process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from arctic_hydra.sweep.directory import RUNNING, BackendState, Sweep, SweepJob
 
 
 def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
-    """A job runs while somebody holds its directory: the lock goes with the last of its processes."""
+    """Return the state of each job: it runs while its directory is locked, which its last process releases."""
     return [BackendState(RUNNING if job.directory.holder() else None) for job in jobs]
 
 
 def logs(job: SweepJob) -> list[Path]:
-    """Return the ranks' own logs, and last what they printed."""
+    """Return the logs of the ranks, then the file with their terminal output."""
     folder = Path(job.run_dir) / "logs"
     ranks, terminal = sorted(folder.glob("rank*.log")), folder / pool.TERMINAL_LOG
     return [*ranks, terminal] if terminal.exists() else ranks
@@ -36,7 +36,7 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
 
 
 def stop_controller(sweep: Sweep) -> None:
-    """Send SIGTERM to the sweep's own process, which passes it on to its jobs and starts no others."""
+    """Send SIGTERM to the sweep process, which forwards it to its jobs and starts no others."""
     if controller := sweep.owner():
         _terminate(_process(controller))
 
@@ -47,7 +47,7 @@ def _terminate(process: int) -> None:
 
 
 def _process(holder: str) -> int:
-    """Return the process id in a lock's text; raises ConfigError where it is one of another machine."""
+    """Return the process id in a lock's text; raises ConfigError for a process of another machine."""
     match = re.match(r"process (\d+) on (.+), since", holder)
     if match is None or match[2] != socket.gethostname():
         raise ConfigError(f"the sweep runs on another machine ({holder}); cancel it there")
@@ -55,6 +55,6 @@ def _process(holder: str) -> int:
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Run the jobs again here, and wait for them."""
+    """Rerun the jobs on this machine, and wait for them."""
     ranks = [str(job.directory.record().get("ranks", 1)) for job in jobs]
     pool.Pool(sweep, pool.Slots.plan(None, ranks)).run([(job, pool.restarter(job)) for job in jobs])

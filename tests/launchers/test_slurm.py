@@ -53,7 +53,7 @@ def in_tmp(tmp_path, monkeypatch):
         ("hydra.launcher.poll_seconds=0", "hydra.launcher.poll_seconds: got 0.0, expected more than 0"),
         (
             "hydra.launcher.timeout_min=2",
-            "hydra.launcher.signal_delay_s: got 120, but hydra.launcher.timeout_min=2 gives a job 120 s: it would be told",
+            "hydra.launcher.signal_delay_s: got 120, but hydra.launcher.timeout_min=2 limits a job to 120 s, so SLURM would signal it",
         ),
         ("task=evaluate", "task: got evaluate, which runs on this machine"),
         ("", "hydra/launcher: got slurm, but there is no sbatch and no srun on this machine; submit from a login node"),

@@ -12,4 +12,4 @@ def test_a_page_that_cannot_be_written_costs_neither_table_nor_csv(tmp_path, cap
     assert [row.state for row in finish.summarize(sweep, [])] == ["waiting", "waiting"]
     output = capsys.readouterr()
     assert "waiting" in output.out and "results: " in output.out and (tmp_path / "sweep.csv").is_file()
-    assert "warning: arctic_hydra.sweep.page left out a file" in output.err and "Traceback" not in output.err
+    assert "warning: arctic_hydra.sweep.page could not write its file" in output.err and "Traceback" not in output.err

@@ -19,7 +19,10 @@ def test_a_job_whose_number_never_arrived_is_found_and_submitted_anew(queue, tmp
     assert queue.jobs == ["101_0", "101_1", "102_0", "102_1"]
     assert "Socket timed out" in capsys.readouterr().err
     assert main(command) == 0
-    assert "102 was being submitted when this sweep was killed: cancelled" in capsys.readouterr().out
+    assert (
+        "102 was submitted by a killed process of this sweep without being recorded: cancelled"
+        in capsys.readouterr().out
+    )
     assert queue.jobs == ["101_0", "101_1", "103_0", "103_1", "104"]
     [sweep] = sweeps(tmp_path)
     (sweep.path / "sweep.json").write_text((sweep.path / "sweep.json").read_text().replace('"103_0"', '"99_0"'))
@@ -33,7 +36,7 @@ def test_a_retry_finds_and_writes_down_its_jobs_too(queue, tmp_path, capsys):
     assert look_after(["cancel", str(sweep.path)]) == 0
     queue.lose_answer(104)
     assert look_after(["retry", str(sweep.path)]) == 1
-    assert "not submitted again: job 1" in capsys.readouterr().err
+    assert "not resubmitted: job 1" in capsys.readouterr().err
     assert [job.submission["job_id"] for job in sweeps(tmp_path)[0].jobs] == ["103", "102"]
     assert look_after(["retry", str(sweep.path)]) == 75
     assert (queue.jobs, [job.submission["job_id"] for job in sweeps(tmp_path)[0].jobs]) == (
@@ -82,7 +85,7 @@ def test_what_the_files_know_is_shown_while_slurm_does_not_answer(queue, tmp_pat
         ]
         assert "job 1 failed: objective: got loss, but the run logged no such metric; it logged eval/loss" in output
         assert (
-            "job 2 unknown: running by its own record; the queue could not be asked: squeue: slurm_load_jobs" in output
+            "job 2 unknown: running according to its record; cannot query the queue: squeue: slurm_load_jobs" in output
         )
         assert "best: job 0" in output
 
@@ -95,5 +98,5 @@ def test_jobs_cancelled_before_they_started_are_stopped(queue, tmp_path, capsys)
     capsys.readouterr()
     assert look_after(["cancel", str(sweep.path)]) == 0
     assert look_after(["status", str(sweep.path)]) == 75
-    assert capsys.readouterr().out.count(" stopped: GONE (SLURM does not know it: cancelled before it started") == 2
+    assert capsys.readouterr().out.count(" stopped: GONE (unknown to SLURM: cancelled before it started") == 2
     assert main([*DETACHED, "seed=1,2"]) == 0 and queue.jobs == ["102_0", "102_1"]
