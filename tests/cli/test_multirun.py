@@ -82,7 +82,10 @@ SEARCH = "-m hydra/sweeper=optuna"
             f"{SEARCH} seed=tag(log,range(1,100,5))",
             "seed: got tag(log,range(1,100,5)), which cannot be searched: a logar",
         ),
-        (f"{SEARCH} seed=shuffle(1,2,3)", "seed: got shuffle(1,2,3), which cannot be searched: a search has an order"),
+        (
+            f"{SEARCH} seed=shuffle(1,2,3)",
+            "seed: got shuffle(1,2,3), which cannot be searched: a search chooses the order",
+        ),
         ("-m seed=glob(*)", "seed: got glob(*), which holds no value"),
         (
             "-m hydra/launcher=slurm hydra.launcher.tasks_per_node=2 seed=1,2",

@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`: every job of a sweep, or a single run, as a job of a SLURM cluster."""
+"""`hydra/launcher=slurm`: runs a sweep, or a single run, as jobs of a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ if TYPE_CHECKING:
     from arctic_hydra.sweep.slurm import JobState
 
 RECORD_LAG_SECONDS = 5
-"""How long a run's own record may lag behind SLURM's word that the job is over: shared file systems cache."""
-
+"""How long a run's record may lag behind the state in SLURM, because shared file systems cache."""
 
 PROGRESS_SECONDS, PROGRESS_JOBS = 30.0, 8
-"""How often a job's step and loss are told, where no more jobs than this are waited for."""
+"""Interval at which step and loss of a job are printed, and the maximum number of waiting jobs for which they are."""
 
 
 class SlurmLauncher(SweepLauncher):
-    """Submits jobs as one array, waits for them while saying what becomes of them, and returns their objectives."""
+    """Submits jobs as arrays, waits for them while printing their states, and returns their objectives."""
 
     def __init__(self, **options: Any) -> None:
         from arctic_hydra.component import to_plain
@@ -37,7 +36,7 @@ class SlurmLauncher(SweepLauncher):
         self._options: dict[str, Any] = {key: to_plain(value) for key, value in options.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take the controller; folder and name of the jobs are those of its sweep where the config has none."""
+        """Store the controller; folder and name of the jobs default to those of its sweep."""
         from hydra_plugins.arctic_hydra import _slurm_submit
 
         from arctic_hydra.errors import ConfigError
@@ -56,7 +55,7 @@ class SlurmLauncher(SweepLauncher):
             _slurm_submit.check_sbatch()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Enter the jobs, submit them, wait for them, and return their objectives in order."""
+        """Register the jobs, submit them, wait for them, and return their objectives in order."""
         if not self._options["dry_run"]:
             return super().launch(job_overrides, initial_job_idx)
         self._print_scripts([self.controller.job(item) for item in job_overrides])
@@ -75,11 +74,11 @@ class SlurmLauncher(SweepLauncher):
             print(_slurm_submit.script(self._options, len(chunk)))
 
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
-        """Submit what is neither finished nor under way, and wait unless detached."""
+        """Submit the jobs that are neither finished nor queued, and wait unless detached."""
         self._submit(pairs)
         waiting = [entry for entry, _ in pairs if entry.submission and not entry.problem]
         if self._options["detach"]:
-            print("detached; look after the jobs with")
+            print("detached; manage the jobs with")
             print(f"  python -m arctic_hydra.sweep status {self.controller.sweep.path}")
         self.controller.detached = self._options["detach"] or not JobWatcher(self.controller, self._options).wait(
             waiting
@@ -101,7 +100,7 @@ class SlurmLauncher(SweepLauncher):
         wanted = [(entry, job) for entry, job in pairs if entry not in under_way and entry.mark != PRUNED]
         new = [(entry, job) for entry, job in wanted if self._write_run_files(entry, job)]
         secrets = {entry.run_dir: hidden for entry, job in new if (hidden := job.secrets())}
-        sweep.save()  # with what could not be prepared
+        sweep.save()  # with the problems of jobs that cannot run
         waiting = [entry for entry, _ in new]
         run_dirs = [entry.run_dir for entry in waiting]
         try:
@@ -116,7 +115,7 @@ class SlurmLauncher(SweepLauncher):
             raise
 
     def _already_queued(self, entries: Sequence[SweepJob]) -> list[SweepJob]:
-        """Return the jobs that SLURM has already, submitted by an earlier start or by another sweep with the same run."""
+        """Return the jobs that are in SLURM already, submitted by an earlier start or by another sweep with the same run."""
         from arctic_hydra.sweep import slurm
 
         found = [(entry, _submissions(entry)) for entry in entries]
@@ -131,7 +130,7 @@ class SlurmLauncher(SweepLauncher):
         return under_way
 
     def _write_run_files(self, entry: SweepJob, job: Job) -> bool:
-        """Write what the job's ranks will read; return whether there is anything to do, and that can be done."""
+        """Write the files that the job's ranks read; return whether the job has to be submitted."""
         from arctic_hydra.errors import ArcticHydraError
 
         entry.problem, entry.mark, entry.submission = "", "", None
@@ -144,12 +143,12 @@ class SlurmLauncher(SweepLauncher):
         if lock is None:
             print(f"job {entry.number} is finished already")
             return False
-        job.directory.release()  # the job itself takes it
+        job.directory.release()  # the job locks it itself
         return True
 
 
 class JobWatcher:
-    """Waits for submitted jobs, and says how they get on."""
+    """Waits for submitted jobs, and prints their progress."""
 
     def __init__(self, controller: SweepController, options: dict[str, Any]) -> None:
         self._controller = controller
@@ -159,9 +158,9 @@ class JobWatcher:
         self._unanswered = False
 
     def wait(self, entries: Sequence[SweepJob]) -> bool:
-        """Return True once all jobs are over, False where the person would rather not wait.
+        """Return True after all jobs have ended, False after Ctrl-C.
 
-        Raises the controller's ConfigError, and asks the jobs to stop.
+        Cancels the jobs if the controller raises ConfigError.
         """
         from arctic_hydra.errors import ConfigError
         from arctic_hydra.sweep import slurm
@@ -180,7 +179,7 @@ class JobWatcher:
                     if rows and self._controller.look_at(entry, rows):
                         self._prune(entry)
                 if waiting and not asked_to_end and self._controller.over:
-                    with suppress(slurm.SlurmError):  # else at the next look
+                    with suppress(slurm.SlurmError):  # else try again at the next poll
                         slurm.cancel(self._controller.sweep, waiting)
                         asked_to_end = True
                 if waiting:
@@ -189,7 +188,9 @@ class JobWatcher:
             slurm.cancel(self._controller.sweep, waiting)
             raise
         except KeyboardInterrupt:
-            print("\nno longer waiting; the jobs go on, and the same command waits for them again. They end with")
+            print(
+                "\nstopped waiting; the jobs keep running, and the same command waits for them again. To cancel them:"
+            )
             print(f"  python -m arctic_hydra.sweep cancel {self._controller.sweep.path}")
             return False
         return True
@@ -201,14 +202,14 @@ class JobWatcher:
             print(f"job {entry.number}: step {steps[-1]['step']}, loss {steps[-1]['loss']:.4f}", flush=True)
 
     def _poll(self, waiting: list[SweepJob]) -> list[SweepJob]:
-        """Say what has changed; return the jobs that are not over."""
+        """Print state changes; return the jobs that have not ended."""
         from arctic_hydra.sweep import slurm
 
         try:
             states = slurm.query([_job_id(entry) for entry in waiting])
         except slurm.SlurmError as error:
             if not self._unanswered:
-                print(f"SLURM does not answer; asking again: {error}", flush=True)
+                print(f"SLURM does not respond; retrying: {error}", flush=True)
             self._unanswered = True
             return waiting
         self._unanswered = False
@@ -231,7 +232,7 @@ class JobWatcher:
 
 
 def record_lost_endings(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
-    """Write down the end of runs whose jobs are over and that could not do so themselves: killed, or never started."""
+    """Record the end of runs whose jobs have ended without recording it: killed, or never started."""
     from arctic_hydra import run_directory
 
     def unsettled() -> list[SweepJob]:
@@ -243,14 +244,14 @@ def record_lost_endings(entries: Sequence[SweepJob], states: dict[str, JobState]
         time.sleep(0.2)
     for entry in rest:
         state = states[_job_id(entry)]
-        if state.state in ("CANCELLED", "PREEMPTED"):  # somebody asked it to stop
+        if state.state in ("CANCELLED", "PREEMPTED"):  # it was asked to stop
             entry.directory.update_record(status=run_directory.STOPPED)
         else:
             entry.directory.update_record(status=run_directory.FAILED, error=f"SLURM: {state}")
 
 
 def _was_left_running(entry: SweepJob) -> bool:
-    """Whether a run's record still says that this job runs it, and nobody does."""
+    """Whether a run's record says that this job is running it, although no process is."""
     from arctic_hydra import run_directory
 
     found = entry.directory.record()
@@ -260,7 +261,7 @@ def _was_left_running(entry: SweepJob) -> bool:
 
 
 def ending(entry: SweepJob) -> str:
-    """Return how a job ended, with the last lines of its log where it failed."""
+    """Return how a job ended, with the last lines of its log if it failed."""
     from arctic_hydra import run_directory
 
     found = entry.directory.record()
@@ -273,11 +274,11 @@ def ending(entry: SweepJob) -> str:
 
 
 def _submissions(entry: SweepJob) -> list[dict[str, Any]]:
-    """Return the jobs that may run an entry: the sweep's own, and after it the one that the run's record names."""
+    """Return the submissions that may run an entry: the sweep's, then the one in the run's record."""
     found = [entry.submission, entry.directory.record().get("submission")]
     return [submission for submission in found if submission and submission["kind"] == "slurm"]
 
 
 def _job_id(entry: SweepJob) -> str:
-    assert entry.submission is not None, "only submitted jobs are asked for"
+    assert entry.submission is not None, "only submitted jobs are queried"
     return str(entry.submission["job_id"])

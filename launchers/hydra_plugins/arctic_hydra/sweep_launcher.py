@@ -1,4 +1,4 @@
-"""What the launchers share: jobs composed and entered once, and answers that the sweepers understand."""
+"""The base of the launchers: registers jobs that were composed once, and returns results that sweepers understand."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class SweepLauncher(Launcher):
-    """Base of this program's launchers: `run` has the entered jobs run to their ends, or hands them over."""
+    """Base class of our launchers; `run` runs the registered jobs until they end, or submits them."""
 
     config: DictConfig
     controller: SweepController
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take the controller, which `__main__` gives Hydra as the task function."""
+        """Store the controller, which the command line passes to Hydra as the task function."""
         from arctic_hydra.sweep.controller import SweepController
 
         if not isinstance(task_function, SweepController):
@@ -33,7 +33,7 @@ class SweepLauncher(Launcher):
         self.config, self.controller = config, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Enter the jobs, run them, and return their objectives in order."""
+        """Register the jobs, run them, and return their objectives in order."""
         pairs = self.controller.enter(list(enumerate(job_overrides, start=initial_job_idx)))
         self.run(pairs)
         return [
@@ -42,10 +42,10 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
-        """Have the jobs run; how each ended is read from its files."""
+        """Run the jobs; their results are read from their files."""
 
     def _answer(self, entry: SweepJob, overrides: list[str]) -> JobReturn:
-        # A grid's sweeper ends at the first failed answer, a search wants to know: both get what they can work with.
+        # A grid's sweeper would stop at the first failed job, so that only a search is told of failures.
         value: Any = self.controller.value(entry)
         status = JobStatus.COMPLETED if value is not None or self.controller.sweep.kind == "grid" else JobStatus.FAILED
         if status is JobStatus.FAILED:
