@@ -52,10 +52,9 @@ def block_signals() -> None:
     Children created by `os.fork` and by multiprocessing's `fork` unblock them. Programs started by `subprocess` and by
     multiprocessing's `spawn` inherit the mask and must unblock the signals that should end them.
     """
+    # A launcher may have set them to be ignored, and sigwait never receives ignored signals.
     for number in SIGNALS:
-        signal.signal(
-            number, signal.SIG_DFL
-        )  # a launcher may have set them to be ignored, and sigwait never receives ignored signals
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS))
 

@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
     return folder, done
 
 
-def test_says_where_things_are_and_what_to_type_next(finished):
+def test_the_summary_names_the_files_and_the_next_commands(finished):
     folder, done = finished
     run_dir = only_run(folder)
     assert "Traceback" not in done.stderr + done.stdout

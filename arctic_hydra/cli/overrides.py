@@ -19,7 +19,7 @@ FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
 """Fields of our launchers and sweepers whose values are free-form dictionaries."""
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
-# The first alternative matches quoted text, and text that Hydra escaped for the jobs of a sweep; the second one slices, also invalid ones.
+# The first alternative matches quoted text, and text that Hydra escaped in the jobs of a sweep; the second matches slices.
 _QUOTED_OR_SLICE = re.compile(r"""("[^"]*"|'[^']*'|[^\s,()]*\\\[[^,()]*)|[^\s,()"'\[\]]*\[[^\]"']*(?:\][^\s,()"']*)?""")
 
 

@@ -158,7 +158,7 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
         if kind:
             backend(kind).cancel(sweep, list(group))
-    print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job waits or runs")
+    print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job is waiting or running")
     return EXIT_DONE
 
 

@@ -217,7 +217,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("argument", "text"), BAD, ids=[argument for argument, _ in BAD])
-def test_bad_config_is_refused_in_words(argument, text, capsys, tmp_path):
+def test_bad_values_are_refused_in_one_sentence(argument, text, capsys, tmp_path):
     assert main(argument.split(" ")) == 2
     error = capsys.readouterr().err
     assert f"error: {text}" in error
@@ -241,7 +241,7 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), TOGETHER, ids=[arguments for arguments, _ in TOGETHER])
-def test_what_does_not_go_together_is_refused_in_words(arguments, text, capsys):
+def test_conflicting_settings_are_refused_in_one_sentence(arguments, text, capsys):
     assert main(arguments.split()) == 2
     assert f"error: {text}" in capsys.readouterr().err
 

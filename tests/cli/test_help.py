@@ -40,11 +40,11 @@ def test_the_groups_of_hydra_plugins_list_their_options_and_keys(capsys):
     assert page.startswith("hydra/sweeper: basic, optuna\n") and "  hydra.sweeper.n_trials=20 " in page
 
 
-def test_a_group_without_options_of_ours_is_known(capsys):
+def test_a_group_without_built_in_options_has_a_page(capsys):
     assert main(["--help", "callback"]) == 0
     assert capsys.readouterr().out.startswith("callback: ")
 
 
-def test_the_groups_that_take_several_named_sets_say_so(capsys):
+def test_groups_of_named_sets_say_how_to_choose_several(capsys):
     assert main(["--help", "data/sources"]) == 0
     assert "several at once: data/sources=[acemath,...]; their keys: --help source" in capsys.readouterr().out

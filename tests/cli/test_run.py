@@ -36,7 +36,7 @@ def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
     assert process.returncode == 75
 
 
-def test_bad_rows_end_in_words_not_tracebacks(tmp_path):
+def test_bad_rows_are_reported_without_a_traceback(tmp_path):
     """One whole run for the path of a data error; the table of them is in tests/data."""
     (tmp_path / "roles.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "a"}, {"role": "wizard", "content": "b"}]}\n'
@@ -58,7 +58,7 @@ def test_bad_rows_end_in_words_not_tracebacks(tmp_path):
         ("output_root=/proc/nowhere", "output_root: cannot write to /proc/nowhere"),
     ],
 )
-def test_what_this_machine_lacks_is_said_before_anything_is_written(arguments, text, tmp_path):
+def test_missing_files_are_reported_before_anything_is_written(arguments, text, tmp_path):
     (tmp_path / "emptydir").mkdir()
     (tmp_path / "notokenizer").mkdir()
     (tmp_path / "notokenizer" / "config.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_fresh_clears_an_output_dir_elsewhere_and_runs_that_share_it_stay_apart(
     assert len(list((tmp_path / "shared").glob("default/*"))) == 2
 
 
-def test_one_interrupt_of_two_ranks_saves_and_says_so(tmp_path):
+def test_one_interrupt_of_two_ranks_saves_a_checkpoint(tmp_path):
     process = start(f"{SMALL} trainer.train_iters=5000 ranks=2 tracking=[] trainer.eval_at_start=false", tmp_path)
     wait_for_step(tmp_path, 2, process)
     process.send_signal(signal.SIGINT)

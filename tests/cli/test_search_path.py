@@ -5,7 +5,7 @@ from __future__ import annotations
 from arctic_hydra.__main__ import main
 
 
-def test_a_whole_config_and_a_launcher_of_an_experiment_are_heeded(tmp_path, capsys):
+def test_a_whole_config_and_the_launcher_of_an_experiment_are_used(tmp_path, capsys):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "whole.yaml").write_text("defaults: [config, _self_]\nseed: 5\n")
     (tmp_path / "mine" / "experiment" / "onslurm.yaml").write_text(

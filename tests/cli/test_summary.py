@@ -15,7 +15,7 @@ from arctic_hydra.cli.summary import print_result
         ("mine", "adapter_config.json", "AutoPeftModelForCausalLM"),
     ],
 )
-def test_the_end_names_the_export_and_what_loads_it(export, config, family, tmp_path, capsys):
+def test_the_summary_names_the_export_and_the_class_that_loads_it(export, config, family, tmp_path, capsys):
     """transformers alone gives the model below an adapter no rows for added tokens."""
     for folder in (tmp_path / export, tmp_path / f"{export}-step-00000001"):
         folder.mkdir()

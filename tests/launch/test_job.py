@@ -25,7 +25,7 @@ from arctic_hydra.run_directory import RunDirectory, write_error
         (1, "RankDied", False, "failed"),
     ],
 )
-def test_what_ends_after_a_request_to_stop_is_a_stop_unless_it_reports_an_error(code, kind, asked, status, tmp_path):
+def test_a_run_that_was_asked_to_stop_is_stopped_unless_it_reports_an_error(code, kind, asked, status, tmp_path):
     directory = RunDirectory(tmp_path)
     if kind:
         write_error(tmp_path, 1, kind, f"rank 1: {kind}")

@@ -12,7 +12,7 @@ from arctic_hydra.launch.job import Job
 from tests.launch.machines import HOSTS
 
 
-def test_runs_that_differ_in_their_name_alone_meet_at_different_ports(tmp_path, monkeypatch):
+def test_runs_that_differ_only_in_their_name_use_different_ports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hosts").write_text(HOSTS)
     jobs = [

@@ -42,7 +42,7 @@ def test_two_machines_equal_two_ranks_of_one(shell, tmp_path):
     assert len({only_run(tmp_path, name).name for name in found}) == 1, "machines are no part of what a run is"
 
 
-def test_a_host_that_cannot_be_reached_ends_the_others_at_once(tmp_path):
+def test_an_unreachable_host_ends_the_others_at_once(tmp_path):
     (tmp_path / "remote").write_text(
         '#!/bin/sh\nhost=$1; shift\n[ $host = bad ] && { echo "no such host" >&2; exit 255; }\nexec sh -c "$*"\n'
     )

@@ -35,7 +35,7 @@ def ends(process):
     raise AssertionError("it said nothing")
 
 
-def test_machines_meet_or_say_why_not():
+def test_machines_connect_or_report_why_not():
     """Two that agree, two that differ, and one that waits in vain and says so meanwhile."""
     port = free_port()
     agree = [meeting(2, index, "a", port) for index in range(2)]
@@ -59,7 +59,7 @@ def test_machines_meet_or_say_why_not():
         process.communicate()
 
 
-def test_a_place_that_cannot_be_used_is_named():
+def test_an_unusable_address_is_reported():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

@@ -36,7 +36,7 @@ def test_sweep_syntax_is_a_distribution(text, expected):
     assert distribution("optimizer.lr", item, as_text=False) == expected
 
 
-def test_a_journal_torn_by_a_kill_is_mended(tmp_path):
+def test_a_journal_with_an_incomplete_line_is_repaired(tmp_path):
     journal = tmp_path / "study.log"
     repair_journal(journal)
     journal.write_text('{"a": 1}\n{"b"')
@@ -115,7 +115,7 @@ def test_trials_that_were_stopped_or_killed_run_again_and_those_that_raised_do_n
     assert "stopped" not in capsys.readouterr().out.rpartition("objective")[2]
 
 
-def test_trials_that_are_one_and_the_same_run_are_pruned_together(shell_jobs, tmp_path):
+def test_trials_that_are_the_same_run_are_pruned_together(shell_jobs, tmp_path):
     """`log.interval` is no part of what a run is; a later trial of a pruned run is pruned like it, and not run."""
     bad = 'echo \'{"step": 1, "eval/loss": 9.0}\' > metrics.jsonl; exec sleep 60'
     started = shell_jobs(FINISH.replace("; echo", "; sleep 0.5; echo"), bad)  # its evaluation is seen while it runs

@@ -74,7 +74,7 @@ def test_a_search_waits_for_its_results(key, capsys):
 
 
 @pytest.mark.parametrize(("word", "status"), [("CANCELLED", "stopped"), ("OUT_OF_MEMORY", "failed")])
-def test_a_cancelled_job_that_could_not_write_down_its_end_is_stopped(word, status, tmp_path, monkeypatch):
+def test_a_cancelled_job_that_could_not_record_its_end_is_stopped(word, status, tmp_path, monkeypatch):
     """SLURM killed it before it was ready for signals, or long after them."""
     from hydra_plugins.arctic_hydra import slurm
 
@@ -93,7 +93,7 @@ def test_a_run_that_another_sweep_has_in_the_queue_is_not_submitted_twice(queue,
     assert [job.submission["job_id"] for job in sweeps(tmp_path)[1].jobs] == ["102", "101_1"]
 
 
-def test_a_job_that_cannot_be_prepared_leaves_the_others_alone(queue, tmp_path, capsys):
+def test_a_job_whose_directory_is_locked_does_not_stop_the_others(queue, tmp_path, capsys):
     assert main([*DETACHED, "seed=1"]) == 0
     [sweep] = sweeps(tmp_path)
     assert look_after(["cancel", str(sweep.path)]) == 0
@@ -108,7 +108,7 @@ def test_a_job_that_cannot_be_prepared_leaves_the_others_alone(queue, tmp_path, 
     assert queue.jobs == ["102", "103"]
 
 
-def test_a_dry_run_leaves_out_what_is_finished(queue, tmp_path, capsys):
+def test_a_dry_run_omits_finished_jobs(queue, tmp_path, capsys):
     assert main([*DETACHED, "seed=1"]) == 0
     sweeps(tmp_path)[0].jobs[0].directory.update_record(status="finished")
     capsys.readouterr()

@@ -33,7 +33,7 @@ def test_states_come_from_records_locks_and_marks(tmp_path):
     assert states(sweep)[1][0] == "died"
 
 
-def test_a_job_that_starts_again_is_rid_of_its_former_end(tmp_path):
+def test_a_job_that_starts_again_forgets_how_it_ended_before(tmp_path):
     """Refused by sbatch or failed, then finished: the table would go on with the old error."""
     sweep = sweep_of(tmp_path, ["seed=0"])
     directory = sweep.jobs[0].directory
@@ -46,7 +46,7 @@ def test_a_job_that_starts_again_is_rid_of_its_former_end(tmp_path):
     assert (states(sweep), directory.record()) == ([("finished", "")], {"status": "finished", "seconds": 7.0})
 
 
-def test_a_sweep_has_one_conductor_and_reads_back_as_it_was(tmp_path):
+def test_a_sweep_is_locked_by_one_process_and_reads_back_as_it_was(tmp_path):
     sweep = sweep_of(tmp_path, ["seed=1"])
     sweep.lock()
     sweep.save()

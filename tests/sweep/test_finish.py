@@ -6,7 +6,7 @@ from arctic_hydra.sweep import finish
 from tests.sweep.sweeps import sweep_of
 
 
-def test_a_page_that_cannot_be_written_costs_neither_table_nor_csv(tmp_path, capsys):
+def test_a_page_that_cannot_be_written_does_not_prevent_table_and_csv(tmp_path, capsys):
     sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
     (tmp_path / "sweep.html").mkdir()
     assert [row.state for row in finish.summarize(sweep, [])] == ["waiting", "waiting"]

@@ -13,7 +13,7 @@ from arctic_hydra.sweep.__main__ import main as look_after
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
 
 
-def test_the_watching_command_names_what_is_wrong(capsys):
+def test_a_directory_that_is_not_a_sweep_is_refused(capsys):
     from arctic_hydra.sweep.__main__ import main as look
 
     with pytest.raises(SystemExit):
@@ -30,7 +30,7 @@ def test_the_watching_command_names_what_is_wrong(capsys):
         assert f"sweep.json: {words}" in capsys.readouterr().err
 
 
-def test_a_watch_goes_on_while_slurm_does_not_answer(queue, tmp_path, capsys, monkeypatch):
+def test_watching_continues_while_slurm_does_not_respond(queue, tmp_path, capsys, monkeypatch):
     assert main([*DETACHED, "seed=1"]) == 0
     [sweep] = sweeps(tmp_path)
     events = [queue.go_away, queue.come_back, lambda: sweep.jobs[0].directory.update_record(status="finished")]
@@ -41,7 +41,7 @@ def test_a_watch_goes_on_while_slurm_does_not_answer(queue, tmp_path, capsys, mo
     assert told[:4] == ["running", "unknown", "running", "finished"] and events == []
 
 
-def test_jobs_without_a_log_are_named_and_do_not_hide_those_of_others(queue, tmp_path, capsys):
+def test_jobs_without_a_log_are_named_and_other_logs_are_shown(queue, tmp_path, capsys):
     """SLURM makes the file as the job begins: one that waits, or was cancelled while it waited, has none."""
     assert main([*DETACHED, "seed=1,2"]) == 0
     [sweep] = sweeps(tmp_path)

@@ -34,7 +34,7 @@ def test_a_page_shows_any_value_as_the_text_that_it_is(kind, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("marks", ["orange is the best, grey ones were pruned", "grey ones were pruned"])
-def test_a_page_says_what_its_colours_mean(marks, tmp_path):
+def test_a_page_explains_its_colors(marks, tmp_path):
     """With the best job and without, of more jobs than a legend holds."""
     sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(12)])
     for job in sweep.jobs:

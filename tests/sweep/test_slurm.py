@@ -10,7 +10,7 @@ from tests.command import ROOT
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
 
 
-def test_a_job_whose_number_never_arrived_is_found_and_submitted_anew(queue, tmp_path, capsys):
+def test_a_job_whose_submission_was_not_recorded_is_cancelled_and_resubmitted(queue, tmp_path, capsys):
     queue.lose_answer(102)
     command = [*DETACHED, "hydra.launcher.max_array_size=2", "seed=1,2,3,4,5"]
     assert main(command) == 1
@@ -30,7 +30,7 @@ def test_a_job_whose_number_never_arrived_is_found_and_submitted_anew(queue, tmp
     assert len(queue.jobs) == 5
 
 
-def test_a_retry_finds_and_writes_down_its_jobs_too(queue, tmp_path, capsys):
+def test_a_retry_records_its_submissions_too(queue, tmp_path, capsys):
     assert main([*DETACHED, "hydra.launcher.max_array_size=1", "seed=1,2"]) == 0
     [sweep] = sweeps(tmp_path)
     assert look_after(["cancel", str(sweep.path)]) == 0
@@ -45,7 +45,7 @@ def test_a_retry_finds_and_writes_down_its_jobs_too(queue, tmp_path, capsys):
     )
 
 
-def test_a_retry_takes_the_data_as_it_is_now_and_a_job_that_cannot_run_again_fails_alone(queue, tmp_path, capsys):
+def test_a_retry_uses_the_current_data_and_a_job_that_cannot_run_again_fails_alone(queue, tmp_path, capsys):
     row = (ROOT / "arctic_hydra/assets/chat/train_sft.jsonl").read_text().splitlines()[0]
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text("{\n")
@@ -66,7 +66,7 @@ def test_a_retry_takes_the_data_as_it_is_now_and_a_job_that_cannot_run_again_fai
     assert "job 0 is finished already" in capsys.readouterr().out and queue.jobs == ["103"]
 
 
-def test_what_the_files_know_is_shown_while_slurm_does_not_answer(queue, tmp_path, capsys):
+def test_records_are_shown_while_slurm_does_not_respond(queue, tmp_path, capsys):
     """A finished job without the objective is a failed one, whoever looks."""
     assert main([*DETACHED, "objective=loss", "seed=1,2,3"]) == 0
     [sweep] = sweeps(tmp_path)

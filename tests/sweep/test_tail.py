@@ -5,7 +5,7 @@ from __future__ import annotations
 from arctic_hydra.sweep.tail import Tail
 
 
-def test_the_tail_of_a_file_that_grows_is_torn_and_is_cut(tmp_path):
+def test_growing_incomplete_and_truncated_files_are_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)
     assert tail.new_rows() == []

@@ -43,7 +43,7 @@ def test_failures_are_shown_beside_results_and_retried(tmp_path):
     assert "job 0 " not in look("logs", tmp_path).stdout
     assert "step 2/2" in look("logs --job 0 --lines 99", tmp_path).stdout
     assert len(look("logs --job 0 --lines 0", tmp_path).stdout.splitlines()) == 1
-    assert "no job waits or runs" in look("cancel", tmp_path).stdout
+    assert "no job is waiting or running" in look("cancel", tmp_path).stdout
     chats(tmp_path / "bad.jsonl", 20)
     chats(tmp_path / "worse.jsonl", 10)
     assert "best: job" in look("retry", tmp_path).stdout

@@ -45,7 +45,7 @@ class SweepLauncher(Launcher):
         """Run the jobs; their results are read from their files."""
 
     def _answer(self, entry: SweepJob, overrides: list[str]) -> JobReturn:
-        # A grid's sweeper would stop at the first failed job, so that only a search is told of failures.
+        # A grid's sweeper would stop at the first failed job, so only a search gets failures.
         value: Any = self.controller.value(entry)
         status = JobStatus.COMPLETED if value is not None or self.controller.sweep.kind == "grid" else JobStatus.FAILED
         if status is JobStatus.FAILED:
