@@ -1,6 +1,6 @@
-"""The command: composes a config once, checks it, writes it into the run directory, and starts the ranks.
+"""The command line: composes and checks a config, writes it into the run directory, and starts the ranks.
 
-Imports neither torch nor deepspeed: `--help`, `--cfg job` and a typo's error take a fraction of a second.
+Imports neither torch nor deepspeed, so that `--help`, `--cfg job` and config errors take a fraction of a second.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
 
@@ -54,7 +54,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"{unknown[0]}: there is no such option; see {PROGRAM} --help")
     name = options.config_name or "config"
     if options.config_dir and not Path(options.config_dir).is_dir():
-        raise ConfigError(f"--config-dir: got {options.config_dir!r}, which is no directory")
+        raise ConfigError(f"--config-dir: got {options.config_dir!r}, not a directory")
     for flag, value in (("--config-path", options.config_path), ("--experimental-rerun", options.experimental_rerun)):
         if value:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
@@ -68,9 +68,9 @@ def _dispatch(arguments: list[str]) -> int:
     cfg = compose.compose_config(options.overrides, name, options.config_dir)
     job = compose.without_hydra(cfg)
     if options.cfg:
-        Job.of(job, options.overrides)
+        Job.of(compose.resolved(job), options.overrides)
         return _show(options, cfg, job)
-    # Hydra itself would ignore a launcher here. One that an experiment chooses is for its training: other tasks run here.
+    # Hydra itself ignores the launcher without -m. A launcher that an experiment selects applies to training only.
     launched = cfg.task is config.Task.train or any(is_hydra_override(item, "launcher") for item in options.overrides)
     if launched and cfg.hydra.runtime.choices["hydra/launcher"] != "basic":
         return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
@@ -92,7 +92,7 @@ def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
 
 
 def _hydra(arguments: list[str], name: str, task: Any) -> int:
-    """Hand the command line to Hydra itself, which exits where something fails."""
+    """Pass the command line to Hydra itself, which exits on errors."""
     import hydra
 
     sys.argv = [PROGRAM, *arguments]
@@ -102,7 +102,7 @@ def _hydra(arguments: list[str], name: str, task: Any) -> int:
 
 
 def _not_run(cfg: DictConfig) -> None:
-    raise AssertionError("this mode of Hydra runs no job")
+    raise AssertionError("this mode of Hydra does not run the task")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def alone() -> Iterator[None]:
 _GPUS_ELSEWHERE: int | None = None
 
 
-def speak_for_machines_with(gpus: int) -> None:
+def override_gpu_count(gpus: int) -> None:
     """Have `count_gpus` answer for the machines that a cluster's jobs get, in a process that only composes them."""
     global _GPUS_ELSEWHERE
     _GPUS_ELSEWHERE = gpus

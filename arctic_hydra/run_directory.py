@@ -24,7 +24,7 @@ OWN_NAMES = frozenset(
 """Files and folders that a run keeps in its directory, in lower case: exports and trackers need other names."""
 OWN_PREFIXES = ("task-", "tracking-")
 """What the names of folders of tasks and of trackers' files begin with."""
-LEAVING_SECONDS = 5.0
+LOCK_GRACE_SECONDS = 5.0
 """How long processes of a sweep that was just killed may need to let go of a directory."""
 
 

@@ -1,4 +1,4 @@
-"""Requests to stop: signals and the kill-switch file, seen at once and acted on at the next step boundary."""
+"""Stop requests by signals and the kill-switch file; training stops at the next step boundary."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopRequest:
-    """A flag that a signal or a file raises; the trainer reads it between steps and agrees on it over the ranks.
+    """A flag set by a signal or a file; the trainer checks it between steps and synchronizes it across ranks.
 
-    Signals are taken by a thread in `sigwait`: Python's own handlers do not run while the main thread sits in a
-    collective. The same signal may arrive twice (from a launcher and along a process tree): the first one counts.
+    A thread receives signals with `sigwait`, because Python's handlers do not run while the main thread blocks in a
+    collective. A signal may arrive twice (from a launcher and through the process group); only the first one counts.
     """
 
     def __init__(self, kill_switch: Path) -> None:
@@ -27,7 +27,7 @@ class StopRequest:
         self.reason = ""
 
     def requested(self, *, look_for_file: bool) -> bool:
-        """Whether somebody asked for a stop."""
+        """Whether a stop has been requested."""
         if not self.reason and look_for_file and self.kill_switch.exists():
             self.reason = f"found the kill switch {self.kill_switch}"
         return bool(self.reason)
@@ -37,7 +37,7 @@ class StopRequest:
         self.kill_switch.unlink(missing_ok=True)
 
     def watch_signals(self) -> None:
-        """Start the thread that takes `SIGNALS`; `block_signals` must have run before any other thread started."""
+        """Start the thread that receives `SIGNALS`; call `block_signals` before any other thread starts."""
         threading.Thread(target=self._wait, name="signals", daemon=True).start()
 
     def _wait(self) -> None:
@@ -47,23 +47,24 @@ class StopRequest:
 
 
 def block_signals() -> None:
-    """Hold `SIGNALS` back from every thread of this process; those that arrive stay pending until `sigwait` takes them.
+    """Block `SIGNALS` in all threads of this process; they stay pending until `sigwait` receives them.
 
-    Children of `os.fork` and of multiprocessing's `fork` get them again. Programs started through `subprocess` inherit the
-    mask, as processes of multiprocessing's `spawn` do, and have to unblock the signals they want to end by.
+    Children created by `os.fork` and by multiprocessing's `fork` unblock them. Programs started by `subprocess` and by
+    multiprocessing's `spawn` inherit the mask and must unblock the signals that should end them.
     """
+    # A launcher may have set them to be ignored, and sigwait never receives ignored signals.
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # a launcher may have left them ignored, which sigwait would not see
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS))
 
 
 @contextmanager
-def born_blocked() -> Iterator[None]:
-    """Have the processes that this thread starts in the context begin with `SIGNALS` blocked.
+def children_start_blocked() -> Iterator[None]:
+    """Start child processes with `SIGNALS` blocked while the context is open.
 
-    One that calls `block_signals` later thereby misses none: those that arrive while its interpreter starts stay pending.
-    Those of this process wait for the end of the context, or go to another of its threads.
+    A child that calls `block_signals` later misses no signal, because those that arrive while its interpreter starts stay
+    pending. Signals for this process stay pending until the context ends, or go to another of its threads.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -74,10 +75,10 @@ def born_blocked() -> Iterator[None]:
 
 @contextmanager
 def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: list[int]) -> Iterator[list[int]]:
-    """While the context is open, pass the first of `SIGNALS` on to those who are `children` then, and say what stops.
+    """While the context is open, forward the first of `SIGNALS` to the current `children`, and print that `what` stops.
 
-    All that arrive are appended to `seen`, also those that this thread had blocked before. A second interrupt kills the
-    children and enters the yielded list. Who starts a child in the context has to pass on what was seen until then.
+    Appends every signal to `seen`, including those that this thread had blocked before. A second interrupt kills the
+    children and is appended to the yielded list. Code that starts a child in the context must forward earlier signals.
     """
     first: list[float] = []
     given_up: list[int] = []
@@ -93,7 +94,7 @@ def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: li
         elif number == signal.SIGINT and time.monotonic() - first[0] > 1.0:
             given_up.append(number)
             for child in children():
-                child.kill()  # ranks below an agent die with it
+                child.kill()  # the ranks of an agent die with it
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,4 +1,4 @@
-"""One rank: reads `run.json`, builds the run from it and executes it. Never composes.
+"""One rank: builds the run from `run.json` and executes it, without composing anything.
 
 Started as `python -m arctic_hydra.worker <run.json>`, once per rank.
 """
@@ -18,21 +18,21 @@ from arctic_hydra.stopping import StopRequest, block_signals
 
 
 def main() -> NoReturn:
-    """Run this rank to its end and leave with its exit code."""
+    """Run this rank and exit with its exit code."""
     block_signals()
     die_with_parent()
     run_file = Path(sys.argv[1])
     try:
         outcome = _run(run_file)
     except BaseException as error:
-        code = leave_error(run_file.parent, error)
-        # No clean-up: a collective in it would wait for ranks that are gone.
+        code = write_error_report(run_file.parent, error)
+        # No cleanup, which could block in a collective whose other ranks have exited.
         sys.stdout.flush()
         os._exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    # A rank that stopped early still exits 0 (else the agent counts a failure); the file says what it was. Leaving at
-    # once skips library threads that would hold the exit.
+    # A rank that stopped early also exits with 0, else the agent would count a failure; result.json has the status.
+    # os._exit does not wait for the threads of libraries.
     os._exit(0 if outcome else 1)
 
 
@@ -62,12 +62,12 @@ def _run(run_file: Path) -> dict[str, Any]:
 
 def _set(tree: Any, path: list[str], value: Any) -> None:
     for part in path[:-1]:
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+        tree = tree[part]
     tree[path[-1]] = value
 
 
-def leave_error(run_dir: Path, error: BaseException) -> int:
-    """Write what ended this rank to `logs/error-rank<n>.json` and to its log; return its exit code."""
+def write_error_report(run_dir: Path, error: BaseException) -> int:
+    """Write the error of this rank to `logs/error-rank<n>.json` and to its log; return the exit code."""
     import logging
 
     from arctic_hydra.errors import EXIT_FAILED, ArcticHydraError

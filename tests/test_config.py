@@ -8,15 +8,42 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra import component, config
-from arctic_hydra.cli import compose
 from arctic_hydra.data.code_identity import code_identity, legacy_identity
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.launch.job import Job
 from arctic_hydra.optimizer.adamw import AdamWFactory
+from tests.composing import built, composed
 
 
-def built(*overrides: str) -> config.Run:
-    return config.build(compose.without_hydra(compose.compose_config(list(overrides), "config")))
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
+    (tmp_path / "data.jsonl").write_text("")
+    base = ["data=json", "data.sources.json.path=data.jsonl"]
+    absolute = ["data=json", f"data.sources.json.path={tmp_path / 'data.jsonl'}"]
+
+    def identified(arguments):
+        tree = config.absolute_paths(composed(*arguments), Path.cwd())
+        return config.run_id(config.build(tree))
+
+    same = identified(base)
+    assert identified(absolute) == same
+    assert identified([*base, "optimizer.lr=5e-4", "data.max_length=0.5Ki"]) == identified(
+        [*base, "data.max_length=512"]
+    )
+    for outside in (
+        "log.interval=5", "tracking=[]", "checkpoint=[]", "trainer.exit_iteration=3", "name=other",
+        "checkpoint.deepspeed.save_every_n_steps=3", "data.num_proc=1", "data.cache=off", "output_root=elsewhere",
+    ):  # fmt: skip
+        assert identified([*base, outside]) == same, outside
+    for inside in ("optimizer.lr=1e-3", "seed=1", "trainer.epochs=2", "data.max_length=256", "deepspeed=zero1"):
+        assert identified([*base, inside]) != same, inside
+    spread = identified([*base, "ranks=2"])
+    assert spread != same, "twice the global batch"
+    assert identified([*base, "trainer.gradient_accumulation_steps=2"]) == spread
 
 
 def test_moving_a_class_changes_neither_run_ids_nor_cache_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,10 +81,10 @@ def test_an_extension_component_is_known_by_its_entry_point(monkeypatch: pytest.
 
 
 def test_a_run_of_before_goes_on_in_its_directory(tmp_path: Path) -> None:
-    cfg = compose.without_hydra(compose.compose_config([f"output_root={tmp_path}"], "config"))
-    assert Job.of(cfg, []).directory.path.name == config.run_id(built())
+    tree = composed(f"output_root={tmp_path}")
+    assert Job.of(tree, []).directory.path.name == config.run_id(built())
     before = tmp_path / "default" / config.legacy_run_id(built())
     before.mkdir(parents=True)
-    assert Job.of(cfg, []).directory.path == before
+    assert Job.of(tree, []).directory.path == before
     with legacy_identity(True):
         assert code_identity(JsonSource(path="x"))["class"] == "arctic_hydra.data.source.json.JsonSource"

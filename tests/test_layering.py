@@ -27,7 +27,8 @@ LAYERS: dict[str, int] = {
             "trainer",
             "config",
             "assemble report memory runner tasks",
-            "launch sweep worker cli __main__",
+            "launch sweep worker",
+            "cli __main__",
         )
     )
     for name in names.split()

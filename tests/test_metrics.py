@@ -1,4 +1,4 @@
-"""`metrics.jsonl` is JSON, whatever the numbers are."""
+"""`metrics.jsonl` is valid JSON for any number, and the objective of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from arctic_hydra.metrics import MetricsFile, read_metrics
+from arctic_hydra.metrics import MetricsFile, objective, read_metrics
 
 
 def test_pitfall_18_w11_non_finite_numbers_are_valid_json_and_not_hidden(tmp_path):
@@ -26,3 +26,10 @@ def test_pitfall_18_w11_non_finite_numbers_are_valid_json_and_not_hidden(tmp_pat
         {"step": 2, "loss": 1.5, "grad_norm": 1.0, "lr": 0.1},
     ]
     assert read_metrics(path) == rows
+
+
+def test_the_objective_is_the_last_evaluation_after_training_else_the_loss():
+    start, step, end = {"step": 0, "eval/loss": 9.0}, {"step": 1, "loss": 2.0}, {"step": 1, "eval/loss": 3.0}
+    assert objective([start, step, end], "auto") == 3.0
+    assert objective([start, step], "auto") == 2.0
+    assert objective([start, step, end], "eval/accuracy") is None

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.command import ROOT, environment
-from tests.test_compose import built
+from tests.composing import built
 
 README = (ROOT / "README.md").read_text()
 TOUR = [

@@ -79,7 +79,7 @@ def test_damage_and_what_does_not_fit_are_refused(trained, tmp_path):
     [
         ("from_checkpoint=4", "from_checkpoint: got 4, but task=train starts from no chosen checkpoint"),
         ("init_from=./absent", "there is no such directory; expected an export, a checkpoint or a run's directory"),
-        ("task=export", "does not exist: this very configuration was never trained"),
+        ("task=export", "does not exist: this config has never been trained"),
         ("task=evaluate from_checkpoint=./absent", "from_checkpoint: got"),
         ("task=evaluate ~data.eval_sources.chat", "task: got evaluate, but there is no evaluation data"),
     ],

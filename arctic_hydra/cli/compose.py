@@ -1,4 +1,4 @@
-"""From a command line to a composed and checked config."""
+"""Composes a command line into a config, and checks its targets."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose_errors import explain
-from arctic_hydra.cli.config_cache import Memory
+from arctic_hydra.cli.compose_errors import translate_error
+from arctic_hydra.cli.config_cache import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import check_targets, to_plain
-from arctic_hydra.distributed import speak_for_machines_with
+from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ConfigError
 
 
 def compose_config(
-    overrides: list[str], config_name: str, config_dir: str | None = None, memory: Memory | None = None
+    overrides: list[str], config_name: str, config_dir: str | None = None, cache: ConfigCache | None = None
 ) -> DictConfig:
-    """Compose without running anything, and check every target of the result, Hydra's own node included.
+    """Compose a config without running anything, and check all of its targets, including those in Hydra's own node.
 
-    With a memory, files that an earlier composition read are not read again. Raises ConfigError in place of everything
-    that Hydra and OmegaConf raise.
+    With a cache, files that an earlier composition read are not read again. Raises ConfigError instead of the errors of
+    Hydra and OmegaConf.
     """
-    with hydra_with(config_dir, memory):
+    with hydra_with(config_dir, cache):
         try:
             cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-            in_hydra = any(item.startswith("hydra.") for item in overrides)  # its keys may be what was mistyped
-            raise explain(
+            in_hydra = any(item.startswith("hydra.") for item in overrides)  # the unknown key may be one of Hydra's own
+            raise translate_error(
                 error,
                 overrides,
                 lambda kept: compose(config_name, overrides=kept, return_hydra_config=in_hydra),
@@ -42,7 +42,7 @@ def compose_config(
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return the composed config less Hydra's own node."""
+    """Return the composed config without Hydra's own node."""
     job = cfg.copy()
     OmegaConf.set_struct(job, False)
     job.pop("hydra", None)
@@ -50,27 +50,27 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     return job
 
 
-def place(job: DictConfig, launcher: DictConfig) -> None:
-    """Give a config (less Hydra's node) the ranks of the machines that its launcher asks a cluster for.
+def apply_launcher_resources(job: DictConfig, launcher: DictConfig) -> None:
+    """Set `nnodes` and `ranks` of a config (without Hydra's node) to what its launcher requests from a cluster.
 
-    A launcher does so where it has `nodes` and `gpus_per_node`: those count then, not what this machine has.
+    This applies to launchers with `nodes` and `gpus_per_node`; the GPUs of this machine are ignored then.
     """
     several = job.nnodes != 1 or job.hostfile is not None
     if "gpus_per_node" not in launcher:
         if several:
             raise ConfigError(
-                "nnodes, hostfile: a sweep's jobs run on this machine; pass hydra/launcher=slurm for more"
+                "nnodes, hostfile: the jobs of a sweep run on this machine only; pass hydra/launcher=slurm to use several"
             )
         return
     if several:
         raise ConfigError("nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>")
     job.nnodes = launcher.nodes
     job.ranks = str(launcher.gpus_per_node or 1) if job.ranks == "auto" else job.ranks
-    speak_for_machines_with(launcher.gpus_per_node or 0)
+    override_gpu_count(launcher.gpus_per_node or 0)
 
 
 def resolved(job: DictConfig) -> dict[str, Any]:
-    """Return a composed config as a plain tree with paths absolute; raises ConfigError for what is required and missing."""
+    """Return a composed config as a plain tree with absolute paths; raises ConfigError for required keys that are not set."""
     missing = sorted(OmegaConf.missing_keys(job))
     if missing:
         raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])

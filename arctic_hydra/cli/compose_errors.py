@@ -1,4 +1,4 @@
-"""Errors of composition, translated into one sentence each."""
+"""Translates the errors of Hydra and OmegaConf into one sentence each."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ NAMED_SETS = ("data.sources", "data.eval_sources")
 _ONE_TASK = (
     "each machine has one task, which starts all of its ranks; pass ranks=<number>, or hydra.launcher.gpus_per_node"
 )
-_SAID = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")}
-"""Keys that people expect from other launchers, and what to do instead."""
+_HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")}
+"""Keys known from other launchers, with what to use instead."""
 
 
-def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
-    """Return the ConfigError that says where, what was got, what was expected and what to do."""
+def translate_error(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
+    """Return a ConfigError with the full key, the value, what was expected and what to do.
+
+    `recompose` composes the config from a subset of the overrides.
+    """
     text = str(error)
     chain = list(_causes(error))
     if isinstance(error, OverrideParseException):
@@ -50,8 +53,8 @@ def explain(error: Exception, overrides: list[str], recompose: Any) -> ConfigErr
         if key.startswith("hydra/"):
             return ConfigError(f"{key}: got {value!r}, expected one option: all jobs of a sweep share it")
         if is_hydra_override(key):
-            text = f"pass '{key}=\"{value}\"' for one text with commas, or {key}=[{value}] for a list"
-            return ConfigError(f"{key}: got {value!r}, which Hydra takes for values to sweep over; {text}")
+            text = f"pass '{key}=\"{value}\"' for one string with commas, or {key}=[{value}] for a list"
+            return ConfigError(f"{key}: got {value!r}, which Hydra reads as values of a sweep; {text}")
         return ConfigError(
             f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list"
         )
@@ -100,12 +103,12 @@ def _unknown_option(text: str) -> ConfigError:
 
 def _no_such_option(group: str, option: str) -> ConfigError:
     options = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
-    text = f"expected one of {', '.join(options)}" if options else "but this group has no options of its own yet"
+    text = f"expected one of {', '.join(options)}" if options else "but this group has no options yet"
     return ConfigError(f"{group}: got {option!r}, {text}{_did_you_mean(option, options)}")
 
 
 def _list_group(overrides: list[str]) -> ConfigError:
-    """Name the override that gives a group without options a value."""
+    """Return the error for a list or an option where named entries are expected."""
     for item in OverridesParser.create().parse_overrides(overrides):
         value = item.value()
         if item.key_or_group in NAMED_SETS and isinstance(value, list):
@@ -115,11 +118,11 @@ def _list_group(overrides: list[str]) -> ConfigError:
             )
         if item.key_or_group in LIST_GROUPS and value != []:
             return _no_such_option(item.key_or_group, str(value[0] if isinstance(value, list) else value))
-    return ConfigError(f"{' '.join(overrides)}: a list stands where named entries are due")
+    return ConfigError(f"{' '.join(overrides)}: got a list where named entries are expected")
 
 
 def _not_a_choice(overrides: list[str]) -> ConfigError:
-    """Name the override that gives a config group something that is no name of an option."""
+    """Return the error for a config group whose value is not an option name."""
     folders = {path.name: path for path in Path(conf_dir()).iterdir() if path.is_dir()}
     for item in OverridesParser.create().parse_overrides(overrides):
         if item.key_or_group in folders and not isinstance(item.value(), str | list):
@@ -127,11 +130,11 @@ def _not_a_choice(overrides: list[str]) -> ConfigError:
             return ConfigError(
                 f"{item.key_or_group}: got {item.value()}, expected one of {options}, or [] where it is a list"
             )
-    return ConfigError(f"{' '.join(overrides)}: a config group takes the name of an option")
+    return ConfigError(f"{' '.join(overrides)}: a config group takes option names")
 
 
 def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
-    """Compose again from the group choices alone, and look for the key's nearest neighbours there."""
+    """Return the error for an unknown key, with the most similar key of the config composed from the group choices alone."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [
         item.input_line or ""
@@ -157,8 +160,8 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
             return ConfigError(
                 f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}){remedy}"
             )
-    if key in _SAID:
-        return ConfigError(f"{key}: there is no such key; {_SAID[key]}")
+    if key in _HINTS:
+        return ConfigError(f"{key}: there is no such key; {_HINTS[key]}")
     parent = ".".join(parts[:-1])
     siblings = [name for name in keys if name.rpartition(".")[0] == parent]
     hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))

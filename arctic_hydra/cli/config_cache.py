@@ -1,4 +1,4 @@
-"""A cache of config files: the jobs of a sweep compose from the files as they were first read."""
+"""A cache of config files: all jobs of a sweep compose from the files as they were first read."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
 
 
-class Memory(dict[str, ConfigResult]):
-    """What compositions have read, by path of the config: the next one takes it from here, whatever the file holds by then."""
+class ConfigCache(dict[str, ConfigResult]):
+    """Loaded configs by path; later compositions use them, even if the files have changed."""
 
-    def __deepcopy__(self, memo: object) -> Memory:
-        return self  # Hydra copies what reads its files, and all copies share one memory
+    def __deepcopy__(self, memo: object) -> ConfigCache:
+        return self  # Hydra copies its config repository; all copies share one cache
 
 
-class _Remembering(ConfigRepository):
-    """Hydra's reader of config files with a memory."""
+class _CachingRepository(ConfigRepository):
+    """Hydra's config repository, with a cache."""
 
-    def __init__(self, config_search_path: ConfigSearchPath, memory: Memory) -> None:
+    def __init__(self, config_search_path: ConfigSearchPath, cache: ConfigCache) -> None:
         super().__init__(config_search_path)
-        self._memory = memory
+        self._cache = cache
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        if config_path in self._memory:
-            return deepcopy(self._memory[config_path])
+        if config_path in self._cache:
+            return deepcopy(self._cache[config_path])
         found = super().load_config(config_path)
         if found is not None:
-            self._memory[config_path] = deepcopy(found)
+            self._cache[config_path] = deepcopy(found)
         return found
 
     def config_exists(self, config_path: str) -> bool:
-        return config_path in self._memory or super().config_exists(config_path)
+        return config_path in self._cache or super().config_exists(config_path)
 
 
-def read_through(memory: Memory, loader: Any) -> None:
-    """Have Hydra's loader read its files through the memory."""
-    loader.repository = _Remembering(loader.config_search_path, memory)
+def read_through_cache(cache: ConfigCache, loader: Any) -> None:
+    """Make Hydra's loader read config files through the cache."""
+    loader.repository = _CachingRepository(loader.config_search_path, cache)

@@ -1,6 +1,6 @@
-"""A sweep from the command line: every job is composed and checked before the first starts, then Hydra's sweeper and launcher run.
+"""Sweeps on the command line: composes and checks every job before the first one starts, then runs Hydra's sweeper and launcher.
 
-The sweep itself is in `arctic_hydra.sweep`.
+`arctic_hydra.sweep` runs the jobs and collects their results.
 """
 
 from __future__ import annotations
@@ -18,87 +18,87 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arctic_hydra import config
 from arctic_hydra.cli import compose, search_path
-from arctic_hydra.cli.config_cache import Memory
+from arctic_hydra.cli.config_cache import ConfigCache
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import redact_override
 from arctic_hydra.sweep import finish, slurm
-from arctic_hydra.sweep.conductor import Conductor, refuse_twins
+from arctic_hydra.sweep.controller import SweepController, refuse_duplicates
 from arctic_hydra.sweep.directory import Sweep
 from arctic_hydra.sweep.pool import Slots
 
 _ONE_BY_ONE = "hydra_plugins.arctic_hydra.basic.OneByOneLauncher"
-"""Hydra's own basic launcher would compose each job anew, from files that may have changed since."""
-_HEEDED = ("launcher", "sweeper", "sweep.dir", "searchpath")
-"""The parts of Hydra's node that a sweep goes by."""
+"""Replaces Hydra's basic launcher, which would compose each job again from files that may have changed."""
+_USED_HYDRA_KEYS = ("launcher", "sweeper", "sweep.dir", "searchpath")
+"""The parts of Hydra's node that a sweep uses."""
 RunOne = Callable[[DictConfig, list[str]], int]
 
 
 class Multirun:
-    """One `-m` command line, composed."""
+    """A composed `-m` command line."""
 
     def __init__(self, overrides: list[str], config_name: str, config_dir: str | None) -> None:
         self._name, self._dir = config_name, config_dir
         self._flags = flags(config_name, config_dir)
-        self._memory = Memory()  # a search goes on composing while somebody edits the files
-        self._hydras = hydras = [item for item in overrides if is_hydra_override(item)]
+        self._cache = ConfigCache()  # a search composes jobs later, when the files may have been edited
+        self._hydra_overrides = hydra_overrides = [item for item in overrides if is_hydra_override(item)]
         own = [item for item in overrides if not is_hydra_override(item)]
-        self._search_path = [item for item in hydras if is_hydra_override(item, "searchpath")]
-        # Hydra itself would leave swept keys at their defaults here: `model=hf,liger model.name_or_path=x` would then fail,
-        # since the default model has no such key.
+        self._search_path = [item for item in hydra_overrides if is_hydra_override(item, "searchpath")]
+        # Hydra itself would keep the defaults of swept keys here: `model=hf,liger model.name_or_path=x` would then fail,
+        # because the default model does not have this key.
         first = search_samples(own)[0]
-        self.master = compose.compose_config([*hydras, *first], config_name, config_dir, self._memory)
-        """The first job's config with Hydra's node, which says how the sweep runs."""
-        for item in hydras:
-            if not any(is_hydra_override(item, part) for part in _HEEDED):
+        self.master = compose.compose_config([*hydra_overrides, *first], config_name, config_dir, self._cache)
+        """The first job's config with Hydra's node, which configures the sweep."""
+        for item in hydra_overrides:
+            if not any(is_hydra_override(item, part) for part in _USED_HYDRA_KEYS):
                 raise ConfigError(
-                    f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory follows from its "
-                    "config, below output_root=<folder>; hydra.sweep.dir=<folder> is the place of the sweep's own files"
+                    f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory is derived from its "
+                    "config, below output_root=<folder>; hydra.sweep.dir=<folder> sets the directory of the sweep itself"
                 )
         choices = self.master.hydra.runtime.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
         params = self.master.hydra.sweeper.get("params") or {}
         self.overrides = [*(normalize(f"{key}={value}") for key, value in params.items()), *own]
-        """The command line less Hydra's own part, with the sweeper's `params` before it."""
-        self.command = [*self._flags, *hydras, *self.overrides]
-        """What stands behind `-m`."""
+        """The sweeper's `params`, then the command line without Hydra's own overrides."""
+        self.command = [*self._flags, *hydra_overrides, *self.overrides]
+        """The arguments after `-m`."""
 
     @property
     def on_cluster(self) -> bool:
-        """Whether the launcher asks a cluster for machines."""
+        """Whether the launcher submits jobs to a cluster."""
         return "gpus_per_node" in self.master.hydra.launcher
 
-    def composed(self, overrides: Sequence[str]) -> DictConfig:
-        """Return one job's config, less Hydra's node."""
-        whole = compose.compose_config([*self._search_path, *overrides], self._name, self._dir, self._memory)
+    def compose_job(self, overrides: Sequence[str]) -> DictConfig:
+        """Return one job's config without Hydra's node."""
+        whole = compose.compose_config([*self._search_path, *overrides], self._name, self._dir, self._cache)
         cfg = compose.without_hydra(whole)
-        compose.place(cfg, self.master.hydra.launcher)
+        compose.apply_launcher_resources(cfg, self.master.hydra.launcher)
         return cfg
 
     def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
-        """Return a job as a slot runs it: `ranks=auto` is one for each of the slot's GPUs."""
-        # Where a job runs in a cluster decides how many ranks it has: the launcher is part of what repeats it.
-        own = [item for item in self._hydras if not is_hydra_override(item, "sweeper")]
-        said = [*self._flags, *(own if self.on_cluster else self._search_path), *overrides]
+        """Return the job as it runs in a slot, where `ranks=auto` means one rank per GPU of the slot."""
+        # The launcher's settings determine the number of ranks on a cluster, so they are part of the command that repeats the job.
+        own = [item for item in self._hydra_overrides if not is_hydra_override(item, "sweeper")]
+        given = [*self._flags, *(own if self.on_cluster else self._search_path), *overrides]
         if cfg.ranks == "auto" and slots.ranks:
             cfg.ranks = str(slots.ranks)
-            said.append(f"ranks={slots.ranks}")
-        return Job.of(cfg, said)
+            given.append(f"ranks={slots.ranks}")
+        return Job.of(compose.resolved(cfg), given)
 
     def samples(self) -> list[list[str]]:
-        """Return the overrides of each job of a grid, or of enough jobs of a search to try every bound and choice."""
+        """Return the overrides of every job of a grid, or of sample jobs that cover every bound and choice of a search."""
         if self.sweeper == "basic":
             return sweep_jobs(self.overrides)
         return search_samples(self.overrides)
 
 
 def execute(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
-    """Run a sweep and return its exit code: 0 all done, 1 something failed, 75 stopped early."""
+    """Run a sweep and return its exit code: 0 all jobs finished, 1 a job failed, 75 stopped early."""
     multirun = Multirun(overrides, config_name, config_dir)
     if multirun.on_cluster:
         slurm.check_options(multirun.master.hydra.launcher)
-    samples = [(sample, multirun.composed(sample)) for sample in multirun.samples()]
+    samples = [(sample, multirun.compose_job(sample)) for sample in multirun.samples()]
     slots_wanted = multirun.master.hydra.launcher.get("slots")
     slots = (
         Slots.plan(slots_wanted, [str(cfg.ranks) for _, cfg in samples]) if multirun.launcher == "local" else Slots(1)
@@ -111,47 +111,47 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
             raise ConfigError(
                 f"task: got {task}, which runs on this machine; pass hydra/launcher=basic instead of {multirun.launcher}"
             )
-        return _each([(multirun.composed(sample), list(sample)) for sample in jobs], run_one)
-    refuse_mixed(list(jobs.values()))
+        return _run_each([(multirun.compose_job(sample), list(sample)) for sample in jobs], run_one)
+    refuse_mixed_objectives(list(jobs.values()))
     is_grid = multirun.sweeper == "basic"
     if is_grid:
-        refuse_twins(listed)
+        refuse_duplicates(listed)
     sweep = _sweep(multirun, list(jobs.values()), is_grid)
-    conductor = Conductor(
+    controller = SweepController(
         sweep,
-        lambda wanted: multirun.job(multirun.composed(wanted), wanted, slots),
+        lambda wanted: multirun.job(multirun.compose_job(wanted), wanted, slots),
         jobs,
         slots,
         "hydra.sweep.dir" if multirun.master.hydra.sweep.dir else "output_root",
     )
     grid = [list(item) for item in jobs] if is_grid else None
     if multirun.master.hydra.launcher.get("dry_run"):
-        _hand_over(multirun, conductor, grid)
+        _launch(multirun, controller, grid)
         return EXIT_DONE
-    if grid is not None:  # a search begins when its settings are checked
-        conductor.begin()
-        conductor.enter(list(enumerate(jobs)))
+    if grid is not None:  # a search begins after its settings are checked
+        controller.begin()
+        controller.enter(list(enumerate(jobs)))
     try:
-        _hand_over(multirun, conductor, grid)
+        _launch(multirun, controller, grid)
     except KeyboardInterrupt:
-        conductor.stop_reason = "interrupted"
+        controller.stop_reason = "interrupted"
     except ArcticHydraError:
         if any(entry.submission for entry in sweep.jobs):
-            finish.conclude(conductor)  # what has been done is there to be seen
+            finish.finish_sweep(controller)  # report the jobs that were submitted
         raise
-    return finish.conclude(conductor)
+    return finish.finish_sweep(controller)
 
 
-def _hand_over(multirun: Multirun, conductor: Conductor, grid: list[list[str]] | None) -> None:
-    """Give the jobs to the launcher; a search to its sweeper, which asks for jobs as it goes."""
+def _launch(multirun: Multirun, controller: SweepController, grid: list[list[str]] | None) -> None:
+    """Pass a grid to the launcher, or a search to its sweeper, which generates jobs as it goes."""
     if multirun.launcher == "basic":
         with open_dict(multirun.master):
             multirun.master.hydra.launcher = {"_target_": _ONE_BY_ONE}
     with search_path.hydra_with() as loader:
         context: Any = HydraContext(config_loader=loader, callbacks=Callbacks())
-        given: Any = {"config": multirun.master, "hydra_context": context, "task_function": conductor}
+        given: Any = {"config": multirun.master, "hydra_context": context, "task_function": controller}
         if grid is not None:
-            # Hydra's grid sweeper would compose every job once more to see that it can be.
+            # Hydra's grid sweeper would compose every job once more, only to validate it.
             Plugins.instance().instantiate_launcher(**given).launch(grid, initial_job_idx=0)
         else:
             Plugins.instance().instantiate_sweeper(**given).sweep(multirun.overrides)
@@ -160,13 +160,13 @@ def _hand_over(multirun: Multirun, conductor: Conductor, grid: list[list[str]] |
 def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
     first = jobs[0].run
     if is_grid:
-        what: Any = [_who(job) for job in jobs]
+        what: Any = [_job_identity(job) for job in jobs]
     else:
         sweeper = OmegaConf.to_container(multirun.master.hydra.sweeper, resolve=True)
         assert isinstance(sweeper, dict)
         settings = {key: value for key, value in sweeper.items() if key not in ("n_trials", "n_jobs", "params")}
         objective = [first.objective, first.maximizes]
-        what = [sorted(multirun.overrides), settings, objective, _who(jobs[0])]
+        what = [sorted(multirun.overrides), settings, objective, _job_identity(jobs[0])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:10]
     chosen = multirun.master.hydra.sweep.dir
     path = (Path(chosen) if chosen else Path(first.output_root) / first.name / "sweeps" / digest).absolute()
@@ -183,22 +183,22 @@ def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
     )
 
 
-def _who(job: Job) -> list[str]:
-    """Return what tells a job from others, wherever its runs land."""
+def _job_identity(job: Job) -> list[str]:
+    """Return name and id of the job's run, which identify it independently of output_root."""
     return [job.run.name, job.directory.path.name]
 
 
-def refuse_mixed(jobs: list[Job]) -> None:
-    """Raise ConfigError where jobs of one sweep do not share an objective."""
+def refuse_mixed_objectives(jobs: list[Job]) -> None:
+    """Raise ConfigError if the jobs of a sweep do not share one objective."""
     for key in ("objective", "maximizes"):
         values = sorted({str(getattr(job.run, key)) for job in jobs})
         if len(values) > 1:
             name = "objective_direction" if key == "maximizes" else key
-            raise ConfigError(f"{name}: got {' and '.join(values)}, but the jobs of a sweep are compared by one")
+            raise ConfigError(f"{name}: got {' and '.join(values)}, but all jobs of a sweep must have the same")
 
 
-def _each(jobs: list[tuple[DictConfig, list[str]]], run_one: RunOne) -> int:
-    """Do a task other than training for each job, one after another; return the first exit code that is not 0."""
+def _run_each(jobs: list[tuple[DictConfig, list[str]]], run_one: RunOne) -> int:
+    """Run a task other than training for each job in turn; return the first nonzero exit code, else 0."""
     codes = []
     for number, (cfg, overrides) in enumerate(jobs):
         print(f"job {number}: {' '.join(redact_override(item) for item in overrides)}", flush=True)

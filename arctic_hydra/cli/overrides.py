@@ -16,19 +16,19 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 
 FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
-"""Fields of our launchers and sweepers that hold a dictionary of the user's own."""
+"""Fields of our launchers and sweepers whose values are free-form dictionaries."""
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
-# What is quoted, or escaped as Hydra writes the jobs of a sweep, stays; the other alternative is a slice, a wrong one too.
+# The first alternative matches quoted text, and text that Hydra escaped in the jobs of a sweep; the second matches slices.
 _QUOTED_OR_SLICE = re.compile(r"""("[^"]*"|'[^']*'|[^\s,()]*\\\[[^,()]*)|[^\s,()"'\[\]]*\[[^\]"']*(?:\][^\s,()"']*)?""")
 
 
 def normalize(argument: str) -> str:
-    """Return a command-line argument in a form that Hydra's grammar takes.
+    """Return a command-line argument in a form that Hydra's grammar accepts.
 
-    Powers such as `2^20` become plain numbers (in lists, dicts and sweeps too), slices of a source's split such as
-    `train[:10%]` are quoted, and a value in a free-form dictionary such as `deepspeed.config={...}` is a forced addition,
-    since Hydra neither replaces nor extends a typed dictionary otherwise.
+    Powers such as `2^20` become plain numbers (in lists, dicts and sweeps too), split slices such as `train[:10%]` are
+    quoted, and values in free-form dictionaries such as `deepspeed.config={...}` become forced additions (`++`), because
+    Hydra neither replaces nor extends a typed dictionary otherwise.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
@@ -43,10 +43,10 @@ def normalize(argument: str) -> str:
 
 @cache
 def _free_form() -> set[str]:
-    """Return the names of the fields that hold a dictionary of the user's own."""
+    """Return the names of all fields whose values are free-form dictionaries."""
     return (
         {"additional_parameters"}
-        | {  # the one of hydra/launcher=slurm, which is no component
+        | {  # of hydra/launcher=slurm, which is not a component
             item.name
             for cls in registered().values()
             for item in fields(cls)
@@ -57,7 +57,7 @@ def _free_form() -> set[str]:
 
 
 def flags(config_name: str, config_dir: str | None) -> list[str]:
-    """Return what says on a command line where configs are found, nothing where these are our own."""
+    """Return the flags that select the config on a command line, none for the default config."""
     name = [] if config_name == "config" else ["--config-name", config_name]
     return [*name, *(["--config-dir", config_dir] if config_dir else [])]
 
@@ -74,11 +74,11 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     try:
         return [job for batch in BasicSweeper.split_arguments(parse(overrides), None) for job in batch]
     except (HydraException, ValueError) as error:
-        raise ConfigError(f"{_not_a_grid(overrides) or str(error).splitlines()[0]}: not a valid sweep") from error
+        raise ConfigError(f"{_interval_problem(overrides) or str(error).splitlines()[0]}: not a valid sweep") from error
 
 
 def search_samples(overrides: list[str]) -> list[list[str]]:
-    """Return overrides that try every bound and every choice of a search once; the first are all the lowest and first."""
+    """Return overrides that try every bound and every choice of a search once, starting with the first value of every key."""
     parsed = parse(overrides)
     values = {item.get_key_element(): tried_values(item) for item in parsed}
     base = {key: tried[0] for key, tried in values.items()}
@@ -87,7 +87,7 @@ def search_samples(overrides: list[str]) -> list[list[str]]:
 
 
 def tried_values(item: Override) -> list[str]:
-    """Return an override's value as text, of a sweep its choices or its two bounds; raises ConfigError where it has none."""
+    """Return the value of an override as text, or the choices or bounds of a sweep; raises ConfigError for an empty sweep."""
     if not item.is_sweep_override():
         return [item.get_value_element_as_str()]
     if item.is_discrete_sweep():
@@ -103,7 +103,7 @@ def tried_values(item: Override) -> list[str]:
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Return the parsed overrides of a sweep; raises ConfigError where the grammar refuses one."""
+    """Parse the overrides of a sweep; raises ConfigError for invalid ones."""
     with hydra_with() as loader:
         try:
             return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
@@ -111,12 +111,12 @@ def parse(overrides: list[str]) -> list[Override]:
             raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error
 
 
-def _not_a_grid(overrides: list[str]) -> str:
+def _interval_problem(overrides: list[str]) -> str:
     found = [
         item.key_or_group for item in parse(overrides) if item.is_sweep_override() and not item.is_discrete_sweep()
     ]
     return (
-        f"{found[0]}: got an interval, which has no end of values; pass hydra/sweeper=optuna to search it"
+        f"{found[0]}: got an interval, which has infinitely many values; pass hydra/sweeper=optuna to search it"
         if found
         else ""
     )

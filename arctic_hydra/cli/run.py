@@ -1,4 +1,4 @@
-"""One composed run, from its checks to the exit code."""
+"""Runs one composed config, from its checks to the exit code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import sys
 from omegaconf import DictConfig
 
 from arctic_hydra import config, run_directory
+from arctic_hydra.cli.compose import resolved
 from arctic_hydra.cli.summary import format_number, print_result
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ConfigError, print_error
 from arctic_hydra.launch import nodes
-from arctic_hydra.launch.job import Job, conclude, has_stopped
+from arctic_hydra.launch.job import Job, has_stopped, record_ending
 from arctic_hydra.launch.ranks import start_ranks
 from arctic_hydra.redaction import redact
 from arctic_hydra.report import run_page
@@ -18,12 +19,12 @@ from arctic_hydra.run_directory import relative
 
 
 def run_one(cfg: DictConfig, overrides: list[str]) -> int:
-    """Check one composed run, prepare its directory, start its ranks and report; return the exit code."""
-    job = Job.of(cfg, overrides)
+    """Check a composed run, write its directory, start its ranks and report the result; return the exit code."""
+    job = Job.of(resolved(cfg), overrides)
     run, directory = job.run, job.directory
     if problems := run.environment_problems():
         raise ConfigError(problems)
-    machines = nodes.of(run, directory.path)
+    machines = nodes.machines_of(run, directory.path)
     if run.task is config.Task.check:
         from arctic_hydra.tasks import check
 
@@ -42,35 +43,35 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
         print(f"written to {relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
     if run.task is config.Task.report:
-        _must_exist(job)
+        _require_run(job)
         print(f"written to {relative(run_page.write(directory))}")
         return EXIT_DONE
     if run.node_rank > 0:
-        return _join(job, machines)
+        return _run_other_node(job, machines)
     if run.task is not config.Task.train:
-        return _look_at(job, machines)
+        return _run_on_checkpoint(job, machines)
     data = job.data_digest()
-    lock = job.open()
-    if job.finished(data):
+    lock = job.open_directory()
+    if job.is_finished(data):
         result = directory.record()["result"]
         print(
             f"finished already: {relative(directory.path)} (step {result['step']}, objective {format_number(result['objective'])})"
         )
         print("pass fresh=true to train it again from the start")
-        job.tell_trackers(run_directory.FINISHED)
+        job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE
-    if difference := job.write(data):
+    if difference := job.write_run_files(data):
         print(difference)
     signals: list[int] = []
     code = start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines, signals)
-    code = _conclude(directory, code, signals)
+    code = _report_ending(directory, code, signals)
     if directory.record()["status"] == run_directory.FAILED:
-        job.tell_trackers(run_directory.FAILED)
+        job.update_trackers(run_directory.FAILED)
     return code
 
 
-def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
-    """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
+def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
+    """Start the ranks of a machine other than the first, whose command writes the run directory; return the exit code."""
     run = job.run
     directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
     if run.task is config.Task.train and not run.fresh and directory.record().get("status") == run_directory.FINISHED:
@@ -80,41 +81,43 @@ def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     code = start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
     stopped = bool(code) and has_stopped(directory, code, asked_to_stop=bool(signals))
     how = "was stopped" if stopped else "failed" if code else "is done"
-    print(f"node {run.node_rank} of {run.nnodes} {how}; the command of node 0 tells how the run ended")
+    print(f"node {run.node_rank} of {run.nnodes} {how}; see the command on node 0 for the result of the run")
     if stopped or (not code and directory.result().get("status") == run_directory.STOPPED):
         return EXIT_STOPPED_EARLY
     return EXIT_FAILED if code else EXIT_DONE
 
 
-def _must_exist(job: Job) -> None:
+def _require_run(job: Job) -> None:
     if not job.directory.path.is_dir():
         task = job.run.task
         other = "" if task is config.Task.report else ", or pass from_checkpoint=<path of a checkpoint or of a run>"
         raise ConfigError(
-            f"task: got {task.name}, but {job.directory.path} does not exist: this very configuration was never trained; "
-            f"repeat the training's overrides{other}"
+            f"task: got {task.name}, but {job.directory.path} does not exist: this config has never been trained; "
+            f"repeat the overrides of the training{other}"
         )
 
 
-def _look_at(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
-    """Do a task on a checkpoint, in a folder of its own within the run's directory; return the exit code."""
+def _run_on_checkpoint(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
+    """Run a task on a checkpoint, in a subfolder of the run's directory; return the exit code."""
     run, directory = job.run, job.directory
     if run.from_checkpoint is None:
-        _must_exist(job)
+        _require_run(job)
     directory.create()
     lock = directory.lock()
-    place = directory.of_task(run.task.name)
-    place.create()
-    place.forget_outcome()
-    run_directory.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
+    task_directory = directory.of_task(run.task.name)
+    task_directory.create()
+    task_directory.forget_outcome()
+    run_directory.write_json(task_directory.run_file, {"config": redact(job.tree)}, mode=0o600)
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
     signals: list[int] = []
-    return _conclude(place, start_ranks(place, ranks, lock, job.secrets(), where, signals), signals)
+    return _report_ending(
+        task_directory, start_ranks(task_directory, ranks, lock, job.secrets(), where, signals), signals
+    )
 
 
-def _conclude(directory: run_directory.RunDirectory, code: int, signals: list[int]) -> int:
-    """Write the end of the run into its record, tell the person, and return the exit code."""
-    ending = conclude(directory, code, asked_to_stop=bool(signals))
+def _report_ending(directory: run_directory.RunDirectory, code: int, signals: list[int]) -> int:
+    """Record how the run ended, print it, and return the exit code."""
+    ending = record_ending(directory, code, asked_to_stop=bool(signals))
     if ending.result:
         print_result(directory, ending.result)
     else:

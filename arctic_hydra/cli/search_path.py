@@ -1,4 +1,4 @@
-"""Where Hydra finds config groups: this package, installed extensions and `--config-dir`."""
+"""Hydra's search path: this package, installed extensions and `--config-dir`."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
-from arctic_hydra.cli.config_cache import Memory, read_through
+from arctic_hydra.cli.config_cache import ConfigCache, read_through_cache
 
 
 def conf_dir() -> str:
-    """Return the absolute folder of the config groups: inside an installed package, beside it in a source tree."""
+    """Return the absolute path of the config groups: inside an installed package, next to it in a source tree."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return str(inside if (inside / "config.yaml").is_file() else package.parent / "conf")
 
 
 @contextmanager
-def hydra_with(config_dir: str | None = None, memory: Memory | None = None) -> Iterator[ConfigLoader]:
-    """Have Hydra find our options, those of extensions, and those below `config_dir`; yield what loads them.
+def hydra_with(config_dir: str | None = None, cache: ConfigCache | None = None) -> Iterator[ConfigLoader]:
+    """Initialize Hydra with our options, those of extensions and those in `config_dir`; yield its config loader.
 
-    With a memory, files that an earlier composition read are not read again. A folder given by the override
-    `hydra.searchpath` instead would come too late for a whole config in it.
+    With a cache, files that an earlier composition read are not read again. The override `hydra.searchpath` cannot
+    replace `config_dir`: Hydra applies it after it has loaded the primary config.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
         if config_dir:
             path = GlobalHydra.instance().config_loader().get_search_path()
-            # Behind ours and those of extensions, which it cannot shadow by accident, and before the schemas: Hydra wants these last.
+            # After our options and those of extensions, so that it cannot shadow them by accident; Hydra requires schemas last.
             path.prepend("command-line", f"file://{Path(config_dir).absolute()}", anchor="schema")
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("arctic_hydra", path)
         loader: Any = GlobalHydra.instance().config_loader()
-        if memory is not None:
-            read_through(memory, loader)
+        if cache is not None:
+            read_through_cache(cache, loader)
         yield loader

@@ -1,4 +1,4 @@
-"""What a run prints at its end: the result, where things are, and what to type next."""
+"""The summary that a run prints at its end: the result, the files, and useful next commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arctic_hydra.run_directory import PROGRAM, relative
 
 
 def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) -> None:
-    """Say how the run ended, where things are, and what to type next."""
+    """Print how the run ended, where its files are, and useful next commands."""
     path = relative(directory.path)
     if result["status"] == run_directory.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
@@ -23,7 +23,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
         return
     if "checkpoint" in result:
-        print(f"evaluated {relative(Path(result['checkpoint']))}; all figures: {path / 'result.json'}")
+        print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
         return
     print(
         f"finished {result['step']} steps; loss {format_number(result['first_loss'])} -> {format_number(result['last_loss'])}"
@@ -34,7 +34,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         print(f"evaluation loss {losses}, accuracy {last['eval/accuracy']:.1%}")
     print(f"run          {path}")
     found = [folder.parent.name for folder in sorted(directory.path.glob("*/tokenizer_config.json"))]
-    export = next((name for name in found if "-step-" not in name), None)  # of the end, whatever it is called
+    export = next((name for name in found if "-step-" not in name), None)  # the final export, whatever its name
     for label, name in (
         ("export", export),
         ("checkpoints", "checkpoints"),
@@ -45,7 +45,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
             print(f"{label:<12} {path / name}")
     if export is not None:
         is_adapter = (directory.path / export / "adapter_config.json").exists()
-        # transformers loads adapters too, but gives their model no rows for added tokens.
+        # transformers loads adapters too, but does not resize the embeddings for added tokens.
         library, family = (
             ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
         )
@@ -56,7 +56,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]
     longer = f"trainer.epochs={3 * max(1, round(result['progress']['epoch']))}"
     if any(item.startswith("trainer.train_iters=") for item in directory.record()["overrides"]):
-        longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs to count
+        longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs
     print(f"  {shlex.join([*PROGRAM.split(), *overrides, longer])}")
     print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
 

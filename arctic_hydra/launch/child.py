@@ -1,4 +1,4 @@
-"""What a process that belongs to a run does when it starts: the variables it reads, and dying with its parent."""
+"""The start of every process of a run: its environment variables, and the signal that kills it when its parent dies."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 
 SECRETS_VARIABLE = "ARCTIC_HYDRA_SECRETS"
 PARENT_VARIABLE = "ARCTIC_HYDRA_PARENT"
-"""Environment variable with the id of the process that starts this one."""
+"""Environment variable with the id of the parent process."""
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it dies, so that no rank outlives its run.
+    """Ask the kernel to kill this process when its parent dies, so that no rank outlives its run.
 
-    The kernel speaks of later deaths only: a parent that was gone before ends this process here.
+    The kernel reports only later deaths; if the parent has already died, this process exits.
     """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1

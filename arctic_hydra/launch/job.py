@@ -1,7 +1,7 @@
-"""One job: a run as the composing process sees it, from the composed config to the record of its end.
+"""One job: a run in the process that composes it, from the resolved config to the record of its end.
 
-A single run, each job of a sweep and a job on a cluster take the same steps: `Job.of` a composed config, `open` its
-directory, `write` what the ranks read, start the ranks, `conclude`.
+A single run, each job of a sweep and a job on a cluster take the same steps: `Job.of`, `open_directory`,
+`write_run_files`, start the ranks, `record_ending`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arctic_hydra import component, config, provenance, run_directory
-from arctic_hydra.cli import compose
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.launch import nodes
@@ -24,29 +23,25 @@ from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.report import run_page
 from arctic_hydra.stopping import SIGNALS
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-
-_NO_ERRORS = ("KeyboardInterrupt", "RankDied", "NodeDied")
-"""Kinds of error reports that say only that a rank or an agent ended, as one that was asked to stop may."""
+_STOP_KINDS = ("KeyboardInterrupt", "RankDied", "NodeDied")
+"""Error kinds that only report the end of a rank or agent, which is expected after a request to stop."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A composed and checked run with its directory; making one writes nothing."""
+    """A checked run and its directory; creating a job writes nothing."""
 
     run: config.Run
     tree: dict[str, Any]
     """The resolved config as plain values, secrets included."""
     overrides: list[str]
-    """What was asked for on the command line, secrets hidden."""
+    """The overrides of the command line, with secrets hidden."""
     directory: run_directory.RunDirectory
 
     @classmethod
-    def of(cls, cfg: DictConfig, overrides: list[str]) -> Job:
-        """Resolve and check a composed config (less Hydra's node); raises ConfigError with every problem found."""
-        tree = nodes.spread(compose.resolved(cfg))
+    def of(cls, tree: dict[str, Any], overrides: list[str]) -> Job:
+        """Check a resolved config, and return its job; raises ConfigError with every problem found."""
+        tree = nodes.apply_hostfile(tree)
         run = config.build(tree)
         runs = Path(run.output_root).absolute() / run.name
         path, before = runs / config.run_id(run), runs / config.legacy_run_id(run)
@@ -55,54 +50,54 @@ class Job:
 
     @classmethod
     def read(cls, directory: run_directory.RunDirectory, overrides: list[str]) -> Job | None:
-        """Return the job that a `run.json` holds, its secrets hidden; None where there is none."""
+        """Return the job of a directory's `run.json`, with secrets hidden, or None if there is no such file."""
         tree = run_directory.read_json(directory.run_file).get("config")
         return cls(config.build(tree), tree, overrides, directory) if tree else None
 
-    def prepare(self) -> int | None:
-        """Take all steps up to the start of the ranks, for a job of a sweep; return the lock, or None where it is finished.
+    def write_unless_finished(self) -> int | None:
+        """Lock the directory of a job of a sweep and write the run files; return the lock, or None if the run is finished.
 
-        Raises ArcticHydraError where the job cannot run here; its directory is not held then.
+        Raises ArcticHydraError, and releases the directory, if the job cannot run here.
         """
         if problems := self.run.environment_problems():
             raise ConfigError(problems)
         data = self.data_digest()
-        lock = self.open(run_directory.LEAVING_SECONDS)
+        lock = self.open_directory(run_directory.LOCK_GRACE_SECONDS)
         try:
-            if not self.finished(data):
-                self.write(data)
+            if not self.is_finished(data):
+                self.write_run_files(data)
                 return lock
         except BaseException:
             self.directory.release()
             raise
-        self.directory.release()  # else the job would count as running
+        self.directory.release()  # a locked directory means a running job
         return None
 
-    def open(self, patience_seconds: float = 0.0) -> int:
-        """Make the run's directory, hold it for this process, and delete what was there if `fresh`; return the lock."""
+    def open_directory(self, timeout_seconds: float = 0.0) -> int:
+        """Create and lock the run's directory, and clear it if `fresh`; return the lock."""
         self.directory.create()
-        lock = self.directory.lock(patience_seconds)
+        lock = self.directory.lock(timeout_seconds)
         if self.run.fresh:
             self.directory.clear()
             for engine in self.run.checkpoint.values():
-                if (place := engine.place(self.directory.path)) != self.directory.path:
-                    shutil.rmtree(place, ignore_errors=True)
+                if (folder := engine.place(self.directory.path)) != self.directory.path:
+                    shutil.rmtree(folder, ignore_errors=True)
         return lock
 
-    def finished(self, data: str) -> bool:
-        """Whether the run is finished on this very data; raises ArcticHydraError where the data has changed since."""
+    def is_finished(self, data: str) -> bool:
+        """Whether the run is finished on the same data; raises ArcticHydraError if the data has changed since."""
         before = self.directory.record()
         if before.get("status") != run_directory.FINISHED:
             return False
         if before["data"] != data:
             raise ArcticHydraError(
-                f"{self.directory.path} is finished, but its data has changed since; pass fresh=true to train on the data "
-                f"as it is now, or name=<another> to keep this run"
+                f"{self.directory.path} is finished, but its data has changed since; pass fresh=true to train on the current "
+                f"data, or name=<another> to keep this run"
             )
         return True
 
     def data_digest(self) -> str:
-        """Return a hash of the content of the run's local data, as its sources see it; the hub is not asked here."""
+        """Return a hash of the content of the run's local data; sources on the hub are not included."""
         data = self.run.data
         with legacy_identity(self.directory.path.name == config.legacy_run_id(self.run)):
             identities = {
@@ -114,12 +109,12 @@ class Job:
         return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()
 
     def secrets(self) -> dict[str, Any]:
-        """Return what redaction hides from `run.json`, by dotted key; the ranks get it through their environment."""
+        """Return the values that redaction hides from `run.json`, by dotted key; ranks receive them in their environment."""
         hidden = component.flatten(redact(self.tree))
         return {key: value for key, value in component.flatten(self.tree).items() if hidden[key] != value}
 
-    def write(self, data: str) -> str | None:
-        """Write what the ranks read and the record of a running job; return in what it differs from a neighbour."""
+    def write_run_files(self, data: str) -> str | None:
+        """Write the files that the ranks read and the record; return how the run differs from a finished one of its name."""
         directory = self.directory
         directory.forget_outcome()
         (directory.path / ".hydra").mkdir(exist_ok=True)
@@ -141,8 +136,8 @@ class Job:
         )
         return run_directory.neighbour_difference(directory.path, who)
 
-    def tell_trackers(self, status: str) -> None:
-        """Let the trackers end the run with `status`, where the ranks could not: a store that was away, a dead rank."""
+    def update_trackers(self, status: str) -> None:
+        """Make the trackers end the run with `status`, if the ranks could not: they died, or the store was unreachable."""
         path = self.directory.path
         for tracker in self.run.tracking.values():
             tracker.catch_up(path, f"{self.run.name}/{path.name}", redact(self.tree), status)
@@ -150,22 +145,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a job's ranks ended, as its record holds it by now."""
+    """How the ranks of a job ended, as recorded."""
 
     status: str
     exit_code: int
     result: dict[str, Any] | None = None
-    """What rank 0 left, where the ranks came to an end of their own."""
+    """The result that rank 0 wrote, if the ranks ended regularly."""
     problem: str = ""
-    """What ended a run that has no result, in short."""
+    """Short reason of a run without a result."""
     details: str = ""
-    """The same at length, with the traceback of an error that nobody expected."""
+    """Full reason, with the traceback of an unexpected error."""
 
 
-def conclude(directory: run_directory.RunDirectory, code: int, *, asked_to_stop: bool = False) -> Ending:
-    """Write the end of a run into its record and its report, and return it; `code` is the exit code of what `launch` started.
+def record_ending(directory: run_directory.RunDirectory, code: int, *, asked_to_stop: bool = False) -> Ending:
+    """Write the end of a run into its record and report, and return it; `code` is the exit code of the started child.
 
-    Ranks that were asked to stop and ended without an error of their own, however that came, count as stopped.
+    Ranks that were asked to stop and ended without reporting an error count as stopped, whatever their exit code.
     """
     ending = _ending(directory, code, asked_to_stop)
     before = directory.record()
@@ -176,10 +171,10 @@ def conclude(directory: run_directory.RunDirectory, code: int, *, asked_to_stop:
     elif ending.status == run_directory.FAILED:
         values["error"] = ending.problem
     directory.update_record(**values)
-    if "identity" in before:  # a run, not a task on one
+    if "identity" in before:  # a run, not a task on a checkpoint
         try:
             run_page.write_if_wanted(directory)
-        except KeyboardInterrupt:  # the run is over, and its record says how
+        except KeyboardInterrupt:  # the run has ended, and its record is written
             print(
                 f"interrupted: {directory.path} has no report; the same command with task=report writes it",
                 file=sys.stderr,
@@ -188,10 +183,10 @@ def conclude(directory: run_directory.RunDirectory, code: int, *, asked_to_stop:
 
 
 def has_stopped(directory: run_directory.RunDirectory, code: int, *, asked_to_stop: bool) -> bool:
-    """Whether an exit code other than 0 is that of a stop: by one of `SIGNALS`, or on request and without an error."""
+    """Whether a nonzero exit code means a stop: by one of `SIGNALS`, or on request and without an error."""
     errors = directory.errors()
     if asked_to_stop:
-        return not errors or errors[0]["kind"] in _NO_ERRORS
+        return not errors or errors[0]["kind"] in _STOP_KINDS
     return not errors and -code in SIGNALS
 
 
@@ -201,18 +196,18 @@ def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: boo
         finished = result["status"] == run_directory.FINISHED
         return Ending(result["status"], EXIT_DONE if finished else EXIT_STOPPED_EARLY, result)
     signalled = -code if code < 0 else 0
-    how = f"was killed by signal {signalled}" if signalled else f"ended with exit code {code}"
+    how = f"was killed by signal {signalled}" if signalled else f"exited with code {code}"
     if has_stopped(directory, code, asked_to_stop=asked_to_stop):
         resumable = any((directory.path / "checkpoints").glob("step-*"))
-        goes_on = "resumes from the last checkpoint" if resumable else "starts again"
+        next_start = "resumes from the last checkpoint" if resumable else "starts again"
         ended = "ended at once"
         if signalled not in SIGNALS:
             ended = f"after the request to stop, {(errors and errors[0]['message']) or f'a rank {how}'}"
-        said = f"{ended}; the same command {goes_on}"
-        return Ending(run_directory.STOPPED, EXIT_STOPPED_EARLY, problem=said, details=said)
+        reason = f"{ended}; the same command {next_start}"
+        return Ending(run_directory.STOPPED, EXIT_STOPPED_EARLY, problem=reason, details=reason)
     if not errors:
-        hint = " (a kill by signal 9 is most often the kernel's, out of memory)" if signalled == 9 else ""
-        details = f"error: a rank {how} without a word{hint}; see {logs}"
+        hint = " (signal 9 usually means that the kernel's OOM killer ended it)" if signalled == 9 else ""
+        details = f"error: a rank {how} without reporting an error{hint}; see {logs}"
         return Ending(run_directory.FAILED, EXIT_FAILED, problem=f"a rank {how}", details=details)
     first = errors[0]
     if first["expected"]:

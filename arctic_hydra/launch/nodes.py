@@ -1,7 +1,7 @@
-"""The machines of a run: where each stands among them, and starting them all from one place through ssh.
+"""The machines of a run: the index of each, and starting all of them from one machine through ssh.
 
-Several machines run one agent each (`arctic_hydra.launch`). SLURM starts them as tasks; a person starts them with one
-command per machine (`nnodes`, `node_rank`, `rendezvous`), or with one command and a hostfile in DeepSpeed's format.
+Several machines run one agent each (`arctic_hydra.launch`). SLURM starts the agents as tasks; users start them with one
+command per machine (`nnodes`, `node_rank`, `rendezvous`), or with a single command and a hostfile in DeepSpeed's format.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _HOST = re.compile(r"(?P<name>[^\s#]+)\s+slots\s*=\s*(?P<slots>\d+)\s*(?:#.*)?")
 
 @dataclass(frozen=True)
 class Nodes:
-    """How many machines a run has, which one this is, and the `host:port` where their agents meet."""
+    """The number of machines of a run, the index of this one, and the `host:port` of the rendezvous."""
 
     count: int = 1
     index: int = 0
     rendezvous: str = "localhost:0"
 
     def arguments(self) -> list[str]:
-        """Return what the agent of this machine has to be told, nothing where it is alone."""
+        """Return the arguments of this machine's agent, none for a single machine."""
         if self.count == 1:
             return []
         return ["--nnodes", str(self.count), "--node-rank", str(self.index), "--rendezvous", self.rendezvous]
@@ -57,7 +57,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Hosts:
-    """The machines of a hostfile; this process starts an agent on each, whether it runs on one of them or not."""
+    """The machines of a hostfile; this process starts an agent on each, and may run on another machine."""
 
     names: list[str]
     rendezvous: str
@@ -69,7 +69,7 @@ class Hosts:
         return len(self.names)
 
     def start(self, run_file: Path, ranks: int, secrets: dict[str, str]) -> dict[str, RemoteAgent]:
-        """Start and return the agent of every host, in their order, with `ranks` ranks each; this folder must be theirs too."""
+        """Start the agent of every host, with `ranks` ranks each, and return them in order; the hosts must share this folder."""
         shell = shlex.split(os.environ.get(REMOTE_SHELL, "ssh"))
         environment = {key: value for key, value in os.environ.items() if key.startswith(_CARRIED)} | secrets
         agents = {}
@@ -82,11 +82,11 @@ class Hosts:
         return agents
 
 
-def of(run: Run, run_dir: Path) -> Nodes | Hosts:
-    """Return the machines that a run's own keys name; raises ConfigError where several have no place to meet.
+def machines_of(run: Run, run_dir: Path) -> Nodes | Hosts:
+    """Return the machines that a run's keys name; raises ConfigError for several machines without a rendezvous.
 
-    A hostfile's agents meet at a port between 10,000 and 29,999 that follows from the run's directory: runs that differ
-    in whatever way meet at different ones, but for one case in 20,000, which is told at the meeting.
+    With a hostfile, the port is a hash of the run's directory between 10,000 and 29,999, so that different runs use
+    different ports; a collision (1 in 20,000) is reported at the rendezvous.
     """
     if run.hostfile is not None:
         names, _ = read_hostfile(Path(run.hostfile))
@@ -100,8 +100,8 @@ def of(run: Run, run_dir: Path) -> Nodes | Hosts:
     return Nodes(run.nnodes, run.node_rank, run.rendezvous or "localhost:0")
 
 
-def spread(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a resolved config with what a hostfile says filled in: the number of machines, and of ranks on each."""
+def apply_hostfile(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved config with the number of machines, and of ranks on each, filled in from its hostfile."""
     if not tree.get("hostfile"):
         return tree
     if tree["nnodes"] != 1 or tree["node_rank"] != 0:
@@ -111,40 +111,40 @@ def spread(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 class RemoteAgent:
-    """An agent on another host, held by its standard input: the environment, then names of signals, line by line.
+    """An agent on another host, controlled through its standard input: the environment, then one signal name per line.
 
-    A remote shell forwards no signals, and the end of the input tells the agent that this process is gone.
+    Remote shells do not forward signals, and the end of the input tells the agent that this process has died.
     """
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-        self._say(json.dumps(environment))
+        self._send(json.dumps(environment))
 
     def poll(self) -> int | None:
-        """Return the agent's exit code once it has ended, None before."""
+        """Return the exit code of the agent, or None while it runs."""
         return self._process.poll()
 
     def send_signal(self, number: int) -> None:
-        """Have the agent pass a signal on to its ranks."""
-        self._say(signal.Signals(number).name)
+        """Make the agent forward a signal to its ranks."""
+        self._send(signal.Signals(number).name)
 
     def kill(self) -> None:
-        """Let go of the agent, which ends it and its ranks."""
+        """Kill the remote shell, which ends the agent and its ranks."""
         self._process.kill()
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended; `wait` tells how
+            pass  # it has exited; `poll` returns its code
 
 
 def read_hostfile(path: Path) -> tuple[list[str], int]:
     """Return the hosts of a file in DeepSpeed's format (`name slots=8`, one per line) and the slots of each.
 
-    Raises ConfigError for a missing file, a malformed line, a host that comes twice, and unequal slots.
+    Raises ConfigError for a missing file, a malformed line, a repeated host, and unequal slots.
     """
     if not path.is_file():
         raise ConfigError(f"hostfile: got {path}, but there is no such file; expected lines such as `node1 slots=8`")
@@ -164,7 +164,7 @@ def read_hostfile(path: Path) -> tuple[list[str], int]:
                 f"hostfile: line {number} of {path} is {line.strip()!r}, expected `<host> slots=<number>`"
             )
         if match["name"] in slots:
-            raise ConfigError(f"hostfile: {match['name']} stands in {path} twice")
+            raise ConfigError(f"hostfile: {match['name']} is listed twice in {path}")
         slots[match["name"]] = int(match["slots"])
     if len(set(slots.values())) != 1:
         listed = ", ".join(f"{name} {count}" for name, count in slots.items()) or "no host"

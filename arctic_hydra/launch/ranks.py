@@ -1,4 +1,4 @@
-"""Start the ranks of a run and wait for them: a plain child for one rank, a child with torch's elastic agent for several."""
+"""Starts the ranks of a run and waits for them: a plain child for one rank, a child with torch's elastic agent for several."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.run_directory import RunDirectory, write_error
-from arctic_hydra.stopping import born_blocked, forwarded_signals
+from arctic_hydra.stopping import children_start_blocked, forwarded_signals
 
 _LOST_PEER = re.compile(r"time(d )?-?out|connection|closed by peer|reset by peer", re.IGNORECASE)
-"""What a rank says whose peers are gone."""
+"""Matches the errors of ranks that lost their peers."""
 
 
 def start_ranks(
@@ -30,10 +30,10 @@ def start_ranks(
     nodes: Nodes | Hosts | None = None,
     signals: list[int] | None = None,
 ) -> int:
-    """Run `ranks` ranks on this machine, or on each of several hosts, to their end; return the child's exit code.
+    """Run `ranks` ranks on this machine, or on each of several hosts, until they end; return the child's exit code.
 
-    Signals that arrive meanwhile are forwarded, and appended to `signals`. Those that this thread had blocked before arrive
-    first: a run of this process alone does not start then.
+    Signals that arrive meanwhile are forwarded and appended to `signals`. Signals that this thread had blocked are received
+    first, and then ranks on this machine alone are not started.
     """
     nodes = nodes or Nodes()
     agents: dict[str, RemoteAgent] = {}
@@ -48,7 +48,7 @@ def start_ranks(
             children += agents.values()
         else:
             children.append(open_ranks(directory, ranks, lock, secrets, nodes=nodes))
-        for child in children if seen else ():  # one came before there was anybody to pass it on to
+        for child in children if seen else ():  # a signal that arrived before the children existed
             child.kill() if given_up else child.send_signal(seen[0])
         codes = _wait_for_agents(agents, directory) if agents else [children[0].wait()]
     code = next((code for code in codes if code), 0)
@@ -59,14 +59,14 @@ def start_ranks(
 
 @dataclass(frozen=True)
 class MachineShare:
-    """What of this machine a run may use; all of it by default."""
+    """The part of this machine that a run may use; all of it by default."""
 
     gpus: tuple[str, ...] = ()
     """Devices as CUDA_VISIBLE_DEVICES names them; all that are visible when empty."""
     cores: int | None = None
     """Cores to share among the ranks; those that this process may use when None."""
     output: IO[bytes] | None = None
-    """Where the ranks print; the terminal when None."""
+    """File for the output of the ranks; the terminal when None."""
 
 
 def open_ranks(
@@ -74,39 +74,39 @@ def open_ranks(
     ranks: int,
     lock: int | None,
     secrets: dict[str, Any],
-    place: MachineShare | None = None,
+    share: MachineShare | None = None,
     nodes: Nodes | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start the ranks of this machine and return the child that holds them.
+    """Start the ranks of this machine and return the child that runs them.
 
-    The child is never without an answer to `SIGNALS`: it is born with them blocked, and takes those that came in the
-    meantime once it waits for them. SIGKILL ends it at any time.
+    The child starts with `SIGNALS` blocked, and receives those that arrived meanwhile as soon as it waits for them. Only
+    SIGKILL ends it at any time.
     """
-    place, nodes = place or MachineShare(), nodes or Nodes()
+    share, nodes = share or MachineShare(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
     module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
     command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks), *nodes.arguments()]
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-    if place.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
+    if share.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
     if secrets:
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)  # leftovers of a launcher around this process would be taken for ours
-    # Spinning at OpenMP's barriers makes a step on the CPU up to 15 times slower as soon as another process wants a core.
+        environment.pop(name, None)  # those of a launcher around this process would be mistaken for ours
+    # Spinning at OpenMP barriers makes a step on the CPU up to 15 times slower when other processes use the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    cores = place.cores or len(os.sched_getaffinity(0))
+    cores = share.cores or len(os.sched_getaffinity(0))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
-    # from this process only, so that a signal arrives once.
-    with born_blocked():
+    # The child inherits the lock, which is held until both processes have ended. In its own session it receives Ctrl-C
+    # only through this process, hence only once.
+    with children_start_blocked():
         return subprocess.Popen(
             command,
             env=environment,
             pass_fds=() if lock is None else (lock,),
             stdin=subprocess.DEVNULL,
-            stdout=place.output,
-            stderr=subprocess.STDOUT if place.output else None,
+            stdout=share.output,
+            stderr=subprocess.STDOUT if share.output else None,
             start_new_session=True,
         )
 
@@ -114,7 +114,7 @@ def open_ranks(
 def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) -> list[int]:
     """Wait for the agents of a hostfile, by host, and return their exit codes.
 
-    Once one has failed, the others end by themselves; those that wait for it at the meeting, or for too long, are let go.
+    When one has failed, the others exit too; those that wait for it at the rendezvous, or do not exit in time, are killed.
     """
     end = float("inf")
     while None in (codes := [agent.poll() for agent in agents.values()]):
@@ -126,8 +126,8 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
             [first, *_] = failed
             if not met and not directory.node_file(first).exists():
                 message = (
-                    f"hostfile: {list(agents)[first]}: ended with exit code {codes[first]} before the machines had met; what the "
-                    "remote shell or the agent there said stands above"
+                    f"hostfile: {list(agents)[first]}: exited with code {codes[first]} before the rendezvous completed; see the "
+                    "output of its shell or agent above"
                 )
                 write_error(directory.path, -first, "NodeUnreachable", message)
         if time.monotonic() >= end:
@@ -137,9 +137,9 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
 
 
 def _wait_for_peers(directory: RunDirectory, count: int) -> None:
-    """Wait until the agents of the other machines have said how they ended: the cause may be there."""
+    """Wait until the agents of the other machines have reported how they ended, which may include the cause."""
     if not directory.meeting_file.exists():
-        return  # they never worked together
+        return  # the rendezvous did not complete
     end = time.monotonic() + GRACE_SECONDS + 10
     silent = list(range(1, count))
     while silent and time.monotonic() < end:
@@ -147,10 +147,10 @@ def _wait_for_peers(directory: RunDirectory, count: int) -> None:
         silent = [index for index in silent if not directory.node_file(index).exists()]
     first = next(iter(directory.errors()), None)
     if first and not _LOST_PEER.search(first["message"]):
-        return  # a cause of its own
+        return  # a cause other than lost peers
     for index in silent:
         message = (
-            f"node {index}: its agent is gone without a word; most often the machine failed, or something killed all of "
-            f"its processes"
+            f"node {index}: its agent disappeared without reporting an error; the machine probably failed, or all of its "
+            "processes were killed"
         )
         write_error(directory.path, -index, "NodeDied", message)

@@ -1,7 +1,7 @@
-"""The rendezvous of the agents of several machines, before any rank starts: who is missing, and whether their runs agree.
+"""The rendezvous of the agents of several machines, before any rank starts: waits for all, and compares their runs.
 
-Its store is torch's, at the run's rendezvous address; torch's own rendezvous shares it afterwards. Torch's alone would wait
-without saying for whom, and report a failure as a long traceback.
+It uses torch's store at the run's rendezvous address, which torch's own rendezvous shares afterwards. That one alone would
+not say which machine it waits for, and would report failures as long tracebacks.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.launch.nodes import Nodes
 
 RENDEZVOUS_SECONDS = 900
-"""How long an agent waits for those of the other machines."""
+"""How long an agent waits for the agents of the other machines."""
 _QUIET_SECONDS = 5
-"""After how long it says whom it waits for."""
+"""Time until it prints which machines it waits for."""
 _REMIND_SECONDS = 60
 _POLL_SECONDS = 0.2
-_READING_SECONDS = 2.0
-"""How long the first machine keeps the store open, for the others to read there why it ends."""
+_LINGER_SECONDS = 2.0
+"""How long node 0 keeps the store open on failure, so that the others can read the reason."""
 
 
-def meet(nodes: Nodes, run: str, patience_seconds: float = RENDEZVOUS_SECONDS) -> Any:
-    """Wait until the agents of all machines are there, and return the store, open while somebody holds it.
+def join_rendezvous(nodes: Nodes, run: str, timeout_seconds: float = RENDEZVOUS_SECONDS) -> Any:
+    """Wait until the agents of all machines have connected, and return the store, which stays open while it is referenced.
 
-    `run` says what this machine's command runs. Raises ArcticHydraError where another's runs something else, where the
-    place cannot be used, and after `patience_seconds`.
+    `run` describes what this machine's command runs. Raises ArcticHydraError if another machine runs something else, if
+    the address cannot be used, and after `timeout_seconds`.
     """
-    from torch.distributed import DistError  # takes seconds, which are nobody's delay
+    from torch.distributed import DistError  # importing torch takes seconds, which do not count as waiting
 
-    waiting = _Waiting(nodes, patience_seconds)
-    store = _opened(nodes, waiting)
+    waiting = _PeerWait(nodes, timeout_seconds)
+    store = _open_store(nodes, waiting)
     key = "arctic_hydra/node{}".format
     try:
         store.set(key(nodes.index), run)
@@ -41,38 +41,41 @@ def meet(nodes: Nodes, run: str, patience_seconds: float = RENDEZVOUS_SECONDS) -
         while missing:
             for index in [index for index in missing if store.check([key(index)])]:
                 missing.remove(index)
-                _compare(nodes, run, index, store.get(key(index)).decode())
+                _check_same_run(nodes, run, index, store.get(key(index)).decode())
             if missing:
                 waiting.wait(", ".join(map(str, missing)))
-    except DistError as error:  # the store is gone
-        raise ArcticHydraError(f"rendezvous: {nodes.rendezvous}: node 0 has left; its command tells why") from error
+    except DistError as error:  # node 0, which hosts the store, has exited
+        raise ArcticHydraError(
+            f"rendezvous: {nodes.rendezvous}: node 0 has exited; see the output of its command for the reason"
+        ) from error
     return store
 
 
-class _Waiting:
-    """Waits in small steps, says for whom, and gives up in time."""
+class _PeerWait:
+    """Waits in short steps, prints which machines are missing, and times out."""
 
-    def __init__(self, nodes: Nodes, patience_seconds: float) -> None:
+    def __init__(self, nodes: Nodes, timeout_seconds: float) -> None:
         self._nodes = nodes
-        self._patience = patience_seconds
+        self._timeout = timeout_seconds
         self._began = time.monotonic()
         self._remind = self._began + _QUIET_SECONDS
 
-    def wait(self, whom: str) -> None:
-        """Wait a moment; raises ArcticHydraError once it has been too long."""
+    def wait(self, missing: str) -> None:
+        """Wait a moment; raises ArcticHydraError after the timeout."""
         time.sleep(_POLL_SECONDS)
         now = time.monotonic()
-        where = f"node {whom} of {self._nodes.count} at {self._nodes.rendezvous}"
-        if now - self._began > self._patience:
+        where = f"node {missing} of {self._nodes.count} at {self._nodes.rendezvous}"
+        if now - self._began > self._timeout:
             raise ArcticHydraError(
-                f"rendezvous: waited {self._patience:.0f} s for {where}; start its command, or see there why it ended"
+                f"rendezvous: timed out after {self._timeout:.0f} s waiting for {where}; start the command on that machine, or "
+                "check there why it exited"
             )
         if now >= self._remind:
             print(f"node {self._nodes.index}: waiting for {where}", flush=True)
             self._remind = now + _REMIND_SECONDS
 
 
-def _opened(nodes: Nodes, waiting: _Waiting) -> Any:
+def _open_store(nodes: Nodes, waiting: _PeerWait) -> Any:
     from torch.distributed import DistError, TCPStore
 
     host, _, port = nodes.rendezvous.rpartition(":")
@@ -99,7 +102,7 @@ def _opened(nodes: Nodes, waiting: _Waiting) -> Any:
 
 
 def _reachable(host: str, port: int, *, connect: bool) -> bool:
-    """Whether the host's name is known, and with `connect`, whether somebody listens there."""
+    """Whether the host name resolves, and with `connect`, whether the port accepts connections."""
     try:
         if connect:
             socket.create_connection((host, port), timeout=5).close()
@@ -107,9 +110,9 @@ def _reachable(host: str, port: int, *, connect: bool) -> bool:
             socket.getaddrinfo(host, port)
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            return False  # the name service is away for a moment
+            return False  # a temporary failure of name resolution
         raise ConfigError(
-            f"rendezvous: got {host}:{port}, but this machine knows no host {host!r} ({error.strerror}); expected the name or "
+            f"rendezvous: got {host}:{port}, but this machine cannot resolve {host!r} ({error.strerror}); expected the name or "
             "address of node 0"
         ) from error
     except OSError:
@@ -117,12 +120,12 @@ def _reachable(host: str, port: int, *, connect: bool) -> bool:
     return True
 
 
-def _compare(nodes: Nodes, run: str, index: int, theirs: str) -> None:
+def _check_same_run(nodes: Nodes, run: str, index: int, theirs: str) -> None:
     if theirs == run:
         return
     if nodes.index == 0:
-        time.sleep(_READING_SECONDS)
+        time.sleep(_LINGER_SECONDS)
     raise ConfigError(
-        f"nnodes: node {index} runs {theirs}, and this machine, node {nodes.index}, {run}; give every machine the same command, "
-        "but for node_rank"
+        f"nnodes: node {index} runs {theirs}, but this machine (node {nodes.index}) runs {run}; start the same command on every "
+        "machine, except for node_rank"
     )

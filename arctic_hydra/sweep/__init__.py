@@ -2,14 +2,14 @@
 
 `outputs/<name>/sweeps/<id>/` holds
 
-    sweep.json    what the sweep is, and its jobs: number, overrides, run directory, submission (see `directory`)
-    .lock         held by the process that conducts the sweep
+    sweep.json    the settings of the sweep, and its jobs: number, overrides, run directory, submission (see `directory`)
+    .lock         held by the sweep process
     study.log     a search's journal (Optuna's format)
     sweep.csv, sweep.html, tracking-mlflow.json   the results
 
-Each job is a normal run in a directory of its own, `outputs/<name>/<id>/`, with `run.json` written at submission. How far
-it is and how it ended stands there, so that a kill of the conducting process loses nothing.
+Each job is a normal run in its own directory, `outputs/<name>/<id>/`, with `run.json` written at submission. Its progress
+and its result are stored there, so killing the sweep process loses nothing.
 
-Where jobs run is a backend: the module `arctic_hydra.sweep.<kind>` (`local`, `slurm`) with the functions of
+Jobs run on a backend: the module `arctic_hydra.sweep.<kind>` (`local`, `slurm`) with the functions of
 `directory.Backend`. The Hydra launchers that submit live in `launchers/hydra_plugins/`.
 """

@@ -1,4 +1,4 @@
-"""Looking after sweeps: `python -m arctic_hydra.sweep status|logs|cancel|retry|summary <outputs/<name>/sweeps/<id>>`."""
+"""Manages sweeps: `python -m arctic_hydra.sweep status|logs|cancel|retry|summary <outputs/<name>/sweeps/<id>>`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arctic_hydra import component
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import finish, results
-from arctic_hydra.sweep.conductor import note_unlogged
+from arctic_hydra.sweep.controller import note_missing_objectives
 from arctic_hydra.sweep.directory import (
     DIED,
     FAILED,
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m arctic_hydra.sweep", description="Look after a sweep, here or on a cluster."
+        prog="python -m arctic_hydra.sweep", description="Manage a sweep, on this machine or on a cluster."
     )
     commands = parser.add_subparsers(required=True, metavar="status|logs|cancel|retry|summary")
     for function, text in (
-        (status, "how each job stands; --watch follows until all are over; exits as the sweep would"),
-        (logs, "the last lines of the logs of failed jobs, or of --job"),
+        (status, "show the state of each job; --watch follows until all have ended; exits with the sweep's exit code"),
+        (logs, "show the last lines of the logs of failed jobs, or of --job"),
         (cancel, "ask the jobs to save and stop"),
-        (retry, "run jobs that failed, died or stopped again, from the configurations they were composed to"),
+        (retry, "rerun jobs that failed, died or stopped, from their composed configs"),
         (summary, "write sweep.csv and sweep.html and group the MLflow runs, as at the end of the sweep"),
     ):
         command = commands.add_parser(function.__name__, help=text, description=text)
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         if function is not summary:
             command.add_argument("--job", type=int, action="append", metavar="N", help="only this job; may be repeated")
         if function is status:
-            command.add_argument("--watch", action="store_true", help="follow until all jobs are over")
+            command.add_argument("--watch", action="store_true", help="follow until all jobs have ended")
         if function is logs:
             command.add_argument("--lines", type=int, default=20, help="lines of each log (default 20)")
     return parser
@@ -82,24 +82,24 @@ def _chosen(sweep: Sweep, numbers: list[int] | None) -> list[SweepJob]:
 
 
 def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
-    """Print the table of the jobs; with `--watch` until all are over."""
-    path, conductor = sweep.path, sweep.conductor()
-    print(f"sweep {relative(path)}: {f'conducted by {conductor}' if conductor else 'nobody conducts it now'}")
+    """Print the table of the jobs, with `--watch` after all have ended."""
+    path, controller = sweep.path, sweep.owner()
+    print(f"sweep {relative(path)}: {f'run by {controller}' if controller else 'no process runs it now'}")
     wanted = [job.number for job in jobs]
     if options.watch:
         _watch(path, wanted)
     sweep = Sweep.load(path)
-    note_unlogged(sweep)
+    note_missing_objectives(sweep)
     table = [row for row in results.rows(sweep) if row.number in wanted]
     finish.show(sweep, table)
     return finish.exit_code(table)
 
 
 def _watch(path: Path, wanted: list[int]) -> None:
-    """Follow the jobs until none waits or runs, as far as can be told: a live table on a terminal, a line for each change elsewhere."""
+    """Follow the jobs until none is known to wait or run: as a live table on a terminal, else with a line per change."""
     from rich.live import Live
 
-    from arctic_hydra.sweep.board import rich_table
+    from arctic_hydra.sweep.live_table import rich_table
 
     live = Live(refresh_per_second=2) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
     before: dict[int, str] = {}
@@ -116,7 +116,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
                     print(f"job {row.number} {row.state}{f': {row.last_line}' if row.last_line else ''}", flush=True)
                 before[row.number] = row.state
             if all(row.state in OVER for row in table) or not (
-                sweep.conductor() or any(row.state in (QUEUED, RUNNING, UNKNOWN) for row in table)
+                sweep.owner() or any(row.state in (QUEUED, RUNNING, UNKNOWN) for row in table)
             ):
                 return
             time.sleep(WATCH_SECONDS)
@@ -126,7 +126,7 @@ def _watch(path: Path, wanted: list[int]) -> None:
 
 
 def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
-    """Print the ends of the logs."""
+    """Print the last lines of the logs."""
     shown = jobs
     if options.job is None:
         shown = [job for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True) if state in (FAILED, DIED)]
@@ -138,7 +138,7 @@ def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int
             continue
         logged = [path for path in backend(job.submission["kind"]).logs(job) if path.exists()]
         if not logged:
-            print(f"job {job.number} has no log: it has not begun")
+            print(f"job {job.number} has no log, because it has not started")
         for path in logged[-1:]:
             text = path.read_text(encoding="utf-8", errors="replace").splitlines()
             print(f"job {job.number}: {path}")
@@ -151,28 +151,28 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     """Ask the jobs to stop."""
     found = states(sweep, jobs)
     alive = [job for job, (state, _) in zip(jobs, found, strict=True) if state not in OVER]
-    conducting = _conducting(sweep) if options.job is None else ""
-    if conducting:
-        backend(conducting).end_conductor(sweep)
-        print("asked the process that conducts the sweep to start no further jobs")
+    kind = _controller_kind(sweep) if options.job is None else ""
+    if kind:
+        backend(kind).stop_controller(sweep)
+        print("asked the sweep process to start no further jobs")
     for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
         if kind:
             backend(kind).cancel(sweep, list(group))
-    print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job waits or runs")
+    print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job is waiting or running")
     return EXIT_DONE
 
 
-def _conducting(sweep: Sweep) -> str:
-    """Return the backend whose jobs a living process conducts, empty where nobody conducts the sweep."""
-    if sweep.conductor() is None:
+def _controller_kind(sweep: Sweep) -> str:
+    """Return the backend kind of the running sweep process, empty if there is none."""
+    if sweep.owner() is None:
         return ""
     kinds = [_kind(job) for job in sweep.jobs if job.submission]
     return kinds[-1] if kinds else "slurm" if sweep.launcher == "slurm" else "local"
 
 
 def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
-    """Run jobs again that did not finish."""
-    sweep.conduct()
+    """Rerun jobs that did not finish."""
+    sweep.lock()
     again = [
         job
         for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True)
@@ -188,7 +188,7 @@ def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> in
 
 
 def summary(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
-    """Write the results of the sweep as it stands."""
+    """Write the current results of the sweep."""
     return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
 
 

@@ -1,4 +1,4 @@
-"""The sweep's directory: `sweep.json`, its jobs, and how each of them stands.
+"""The sweep's directory: `sweep.json`, its jobs, and their states.
 
 {"format": 1, "id": "<hash>", "name": "<name>", "kind": "grid" | "search", "command": ["<override>", ...],
  "objective": "eval/loss", "maximize": false, "launcher": "local", "working_directory": "...",
@@ -25,27 +25,27 @@ FORMAT = 1
 WAITING, QUEUED, RUNNING, FINISHED = "waiting", "queued", run_directory.RUNNING, run_directory.FINISHED
 STOPPED, PRUNED, FAILED, DIED = run_directory.STOPPED, "pruned", run_directory.FAILED, "died"
 UNKNOWN = "unknown"
-"""How a job stands while its backend does not answer."""
+"""State of a job while its backend does not respond."""
 OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)
-"""States in which nothing of the job runs or is about to."""
+"""States of jobs that neither run nor will run."""
 
 
 @dataclass
 class SweepJob:
-    """One job of a sweep as `sweep.json` holds it."""
+    """One job of a sweep, as stored in `sweep.json`."""
 
     number: int
-    """Place in the sweep from 0; of a search, the trial's number."""
+    """Index in the sweep from 0; the trial number in a search."""
     overrides: list[str]
-    """The job's whole command line, secrets hidden."""
+    """The job's complete overrides, with secrets hidden."""
     run_dir: str
     run_file: str
     submission: dict[str, Any] | None = None
-    """Where it was handed to: `kind` names the backend, the rest is the backend's own. None: not yet."""
+    """Where it was submitted: `kind` names the backend, the rest belongs to the backend. None: not submitted yet."""
     mark: str = ""
-    """`pruned` where the search ended the job on purpose; its run is stopped."""
+    """`pruned` if the search stopped the job early; the status of its run is `stopped`."""
     problem: str = ""
-    """Why the job could not be started, or has no objective; what ended a started run stands in its record."""
+    """Why the job could not be started, or has no objective; the record of a started run says how it ended."""
 
     @property
     def directory(self) -> RunDirectory:
@@ -53,62 +53,62 @@ class SweepJob:
         return RunDirectory(Path(self.run_dir))
 
     def reread(self) -> Job:
-        """Return a started job as its `run.json` holds it, to run it again.
+        """Return the job of a written `run.json`, to run it again.
 
-        Raises ConfigError where that lacks secrets that the job was composed with, or the machine something by now.
+        Raises ConfigError if the config contained secrets, which `run.json` omits, or if the machine cannot run it now.
         """
         if "***" in self.directory.run_file.read_text(encoding="utf-8"):
             raise ConfigError(
-                f"its configuration holds secrets, which {self.directory.run_file} does not; give the sweep's command again: "
-                "it runs what is not finished"
+                f"its config contains secrets, which {self.directory.run_file} omits; repeat the sweep's command to run the "
+                "unfinished jobs"
             )
         job = Job.read(self.directory, self.overrides)
-        assert job is not None, "a job that was started has its run.json"
+        assert job is not None, "a started job has a run.json"
         if problems := job.run.environment_problems():
             raise ConfigError(problems)
         return job
 
 
 @dataclass
-class Standing:
-    """What a backend knows of a job: whether it waits or runs, else why it is gone."""
+class BackendState:
+    """A job's state according to its backend."""
 
     state: str | None
-    """`queued`, `running`, `unknown`, or None where the backend has nothing (left) of it."""
+    """`queued`, `running`, `unknown`, or None if the backend does not have the job (any more)."""
     reason: str = ""
-    """The backend's words for an end that the run itself could not write down, such as OUT_OF_MEMORY."""
+    """The backend's reason for an end that the run itself could not record, such as OUT_OF_MEMORY."""
 
 
 class Backend(Protocol):
-    """What the module `arctic_hydra.sweep.<kind>` offers for jobs whose submission has that kind."""
+    """The functions of the module `arctic_hydra.sweep.<kind>`, for jobs whose submission has that kind."""
 
-    def standings(self, jobs: Sequence[SweepJob]) -> list[Standing]:
-        """Return how each job stands; one call for all, since a cluster is asked over the network."""
+    def backend_states(self, jobs: Sequence[SweepJob]) -> list[BackendState]:
+        """Return the state of each job; one call for all, since a cluster is queried over the network."""
 
     def logs(self, job: SweepJob) -> list[Path]:
-        """Return the job's log files, the most telling last."""
+        """Return the job's log files, the most informative last."""
 
     def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-        """Ask the jobs to stop, as SIGTERM does; returns before they have."""
+        """Ask the jobs to stop, as SIGTERM does; does not wait for them."""
 
-    def end_conductor(self, sweep: Sweep) -> None:
-        """Have the process that conducts the sweep stop its jobs, start no others, and write the results."""
+    def stop_controller(self, sweep: Sweep) -> None:
+        """Make the sweep process stop its jobs, start no others, and write the results."""
 
     def resubmit(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-        """Run the jobs again from their `run.json`; writes their new submissions into the sweep."""
+        """Rerun the jobs from their `run.json`, and write their new submissions into the sweep."""
 
 
 def backend(kind: str) -> Backend:
-    """Return the backend of a submission's kind; raises ConfigError where this version has none."""
+    """Return the backend of a submission's kind; raises ConfigError for an unknown kind."""
     try:
         return cast(Backend, importlib.import_module(f"arctic_hydra.sweep.{kind}"))
     except ModuleNotFoundError as error:
-        raise ConfigError(f"sweep.json: got submission kind {kind!r}, which this version does not know") from error
+        raise ConfigError(f"sweep.json: got submission kind {kind!r}, which this version does not support") from error
 
 
 @dataclass
 class Sweep:
-    """A sweep's directory and what `sweep.json` says; `save` after changing a job."""
+    """A sweep's directory and the content of `sweep.json`; call `save` after changing a job."""
 
     path: Path
     id: str
@@ -116,7 +116,7 @@ class Sweep:
     kind: str
     """`grid` or `search`."""
     command: list[str]
-    """The overrides of the command line, secrets hidden."""
+    """The overrides of the command line, with secrets hidden."""
     objective: str
     maximize: bool
     launcher: str
@@ -126,25 +126,27 @@ class Sweep:
 
     @property
     def command_line(self) -> str:
-        """The command that makes the sweep, as a shell takes it."""
+        """The shell command that starts the sweep."""
         return shlex.join([*run_directory.PROGRAM.split(), "-m", *self.command])
 
     @property
     def file(self) -> Path:
-        """What the sweep is."""
+        """Path of `sweep.json`."""
         return self.path / "sweep.json"
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
-        """Read a sweep from its directory; raises ConfigError where there is none that this version reads."""
+        """Read a sweep from its directory; raises ConfigError if there is none, or one of an unsupported format."""
         try:
             values = run_directory.read_json(path / "sweep.json")
         except ValueError as error:
             raise ConfigError(
-                f"{path / 'sweep.json'}: not JSON ({error}); the file is damaged, or not a sweep's"
+                f"{path / 'sweep.json'}: not JSON ({error}); the file is damaged, or does not belong to a sweep"
             ) from error
         if not values:
-            raise ConfigError(f"{path}: holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>")
+            raise ConfigError(
+                f"{path}: no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>"
+            )
         if (found := values.get("format")) != FORMAT:
             raise ConfigError(
                 f"{path / 'sweep.json'}: format: got {found}, expected {FORMAT}; another program or version wrote it"
@@ -153,67 +155,67 @@ class Sweep:
         return cls(path=path, jobs=jobs, **values)
 
     def save(self) -> None:
-        """Write `sweep.json` in one step."""
+        """Write `sweep.json` atomically."""
         values = asdict(self)
         del values["path"]
         run_directory.write_json(self.file, values)
 
-    def conduct(self, key: str = "output_root") -> None:
-        """Make the directory, which `key` of the config places, and hold it for this process.
+    def lock(self, key: str = "output_root") -> None:
+        """Create the directory and lock it for this process; `key` is the config key of its path, for error messages.
 
-        Raises ConfigError where it cannot be written or holds another sweep, RunLockedError where the sweep is under way.
+        Raises ConfigError if it cannot be written or contains another sweep, RunLockedError if the sweep is running.
         """
-        room = RunDirectory(self.path)
-        room.create(key)
-        room.lock(run_directory.LEAVING_SECONDS)
-        self._room = room  # keeps the lock's file open
+        directory = RunDirectory(self.path)
+        directory.create(key)
+        directory.lock(run_directory.LOCK_GRACE_SECONDS)
+        self._directory = directory  # keeps the lock's file open
         self._cancelled.unlink(missing_ok=True)
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
             raise ConfigError(
-                f"hydra.sweep.dir: got {self.path}, which holds another sweep ({other.command_line}); pass a folder of "
-                "its own, or leave hydra.sweep.dir out: each sweep has one below outputs/<name>/sweeps"
+                f"hydra.sweep.dir: got {self.path}, which contains another sweep ({other.command_line}); choose another "
+                "folder, or remove hydra.sweep.dir: by default each sweep has its own folder in outputs/<name>/sweeps"
             )
 
     @property
     def _cancelled(self) -> Path:
         return self.path / "cancelled"
 
-    def ask_conductor_to_end(self) -> None:
-        """Leave word for the process that conducts the sweep, on whatever machine: it starts no further jobs."""
+    def request_cancellation(self) -> None:
+        """Make the sweep process, on any machine, start no further jobs."""
         self._cancelled.touch()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled the sweep since its conductor started."""
+        """Whether the sweep has been cancelled since its process started."""
         return self._cancelled.exists()
 
-    def conductor(self) -> str | None:
-        """Return who conducts the sweep now (`process <pid> on <host>, since ...`), None where nobody does."""
+    def owner(self) -> str | None:
+        """Return the process that runs the sweep now (`process <pid> on <host>, since ...`), None if there is none."""
         return RunDirectory(self.path).holder()
 
 
 def states(sweep: Sweep, jobs: Sequence[SweepJob] | None = None) -> list[tuple[str, str]]:
     """Return state and reason of each job, from the runs' own records and from the backends."""
     jobs = sweep.jobs if jobs is None else jobs
-    found: dict[int, Standing] = {}
+    found: dict[int, BackendState] = {}
     for kind in {job.submission["kind"] for job in jobs if job.submission}:
         mine = [job for job in jobs if job.submission and job.submission["kind"] == kind]
-        found |= {job.number: item for job, item in zip(mine, backend(kind).standings(mine), strict=True)}
-    return [_state(job, found.get(job.number, Standing(None))) for job in jobs]
+        found |= {job.number: item for job, item in zip(mine, backend(kind).backend_states(mine), strict=True)}
+    return [_state(job, found.get(job.number, BackendState(None))) for job in jobs]
 
 
-def _state(job: SweepJob, standing: Standing) -> tuple[str, str]:
+def _state(job: SweepJob, backend_state: BackendState) -> tuple[str, str]:
     entry = job.directory.record()
     status = entry.get("status", WAITING)
-    if standing.state is not None:
-        return standing.state, standing.reason
+    if backend_state.state is not None:
+        return backend_state.state, backend_state.reason
     if job.problem and status != FINISHED:
         return FAILED, job.problem
     if status == RUNNING:
-        died = "died without a word (killed, or the machine went down); start the sweep again"
-        return DIED, standing.reason or died
+        died = "died without reporting an error (killed, or its machine went down); start the sweep again"
+        return DIED, backend_state.reason or died
     if status == STOPPED and job.mark == PRUNED:
         return PRUNED, ""
     if status == FINISHED and job.problem:
         return FAILED, job.problem
-    return status, str(entry.get("error", standing.reason))
+    return status, str(entry.get("error", backend_state.reason))

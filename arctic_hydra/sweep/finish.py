@@ -12,7 +12,7 @@ from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
-from arctic_hydra.sweep.conductor import Conductor, note_unlogged
+from arctic_hydra.sweep.controller import SweepController, note_missing_objectives
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
 from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
@@ -24,21 +24,21 @@ _WORDS = {
 }
 
 
-def conclude(conductor: Conductor) -> int:
-    """Write and print the results of a sweep that this process conducted; return its exit code."""
-    sweep = conductor.sweep
-    if conductor.detached:  # a grid's jobs go on without anybody, a search has yet to choose the next ones
+def finish_sweep(controller: SweepController) -> int:
+    """Write and print the results of the sweep that this process ran; return its exit code."""
+    sweep = controller.sweep
+    if controller.detached:  # the jobs of a grid continue alone, but a search has not chosen its next jobs yet
         return EXIT_DONE if sweep.kind == "grid" else EXIT_STOPPED_EARLY
-    table = summarize(sweep, conductor.composed)
-    sweep.save()  # what it noted of the jobs
-    if conductor.stop_reason:
-        print(f"the sweep was stopped ({conductor.stop_reason}); the same command resumes it")
+    table = summarize(sweep, controller.composed)
+    sweep.save()  # with the problems found in jobs
+    if controller.stop_reason:
+        print(f"the sweep was stopped ({controller.stop_reason}); the same command resumes it")
     return exit_code(table)
 
 
 def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
-    """Write the results of a sweep as it stands, print the table, and return its rows."""
-    note_unlogged(sweep)
+    """Write the current results of a sweep, print the table, and return its rows."""
+    note_missing_objectives(sweep)
     table = results.rows(sweep)
     show(sweep, table)
     written = [path for write in (results.write_csv, page.write) if (path := _written(write, sweep, table))]
@@ -51,20 +51,20 @@ def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
 
 
 def _written(write: Callable[[Sweep, Sequence[Row]], Path], sweep: Sweep, table: Sequence[Row]) -> Path | None:
-    """Write one of the files; what it fails with costs a warning, and neither the others nor the MLflow runs."""
+    """Write one of the files; an error is printed as a warning, so that the other results are still written."""
     try:
         return write(sweep, table)
-    except Exception as error:  # a folder that cannot be written, or a value that a plot does not take
+    except Exception as error:  # such as an unwritable folder, or a value that cannot be plotted
         first = (str(error).splitlines() or [""])[0]
         print(
-            f"warning: {write.__module__} left out a file in {sweep.path}: {type(error).__name__}: {first}",
+            f"warning: {write.__module__} could not write its file in {sweep.path}: {type(error).__name__}: {first}",
             file=sys.stderr,
         )
         return None
 
 
 def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Sequence[Job]) -> None:
-    """Make one MLflow run the parent of the jobs' runs; a store that cannot be reached costs a warning."""
+    """Create an MLflow run as the parent of the jobs' runs; an unreachable store is only a warning."""
     winner = results.best(sweep, table)
     tags = {"arctic_hydra.sweep": str(sweep.path.resolve())}
     if winner:
@@ -76,28 +76,30 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Seq
     def catch_up() -> None:
         for job in jobs:
             if (status := job.directory.record().get("status")) in (run_directory.FINISHED, run_directory.FAILED):
-                job.tell_trackers(status)
+                job.update_trackers(status)
 
     try:
         tracker.group(sweep.path, f"{sweep.name}/sweep-{sweep.id}", facts, children, ending, catch_up)
-    except Exception as error:  # whatever a client or a server comes up with: the files are the truth
+    except Exception as error:  # any error of the client or server; the local files are complete
         first = (str(error).splitlines() or [type(error).__name__])[0]
         where = without_credentials(tracker.uri or "")
-        print(f"warning: tracking.mlflow ({where}): the sweep's runs have no parent: {first}", file=sys.stderr)
+        print(
+            f"warning: tracking.mlflow ({where}): cannot create the parent run of the sweep: {first}", file=sys.stderr
+        )
 
 
 def jobs_of(sweep: Sweep) -> list[Job]:
-    """Return a sweep's jobs as their `run.json` holds them, those that have one."""
+    """Return the jobs of a sweep that have a `run.json`, read from it."""
     read = (Job.read(entry.directory, entry.overrides) for entry in sweep.jobs)
     return [job for job in read if job is not None]
 
 
 def show(sweep: Sweep, table: Sequence[Row]) -> None:
-    """Print the table: in colour on a terminal, as plain text elsewhere."""
+    """Print the table: in color on a terminal, else as plain text."""
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console
 
-        from arctic_hydra.sweep.board import rich_table
+        from arctic_hydra.sweep.live_table import rich_table
 
         Console().print(rich_table(table))
         print("\n".join(results.epilogue(sweep, table)))
@@ -106,7 +108,7 @@ def show(sweep: Sweep, table: Sequence[Row]) -> None:
 
 
 def exit_code(table: Sequence[Row]) -> int:
-    """Return 1 where any job failed, 75 where any is not done, else 0."""
+    """Return 1 if any job failed, 75 if any is unfinished, else 0."""
     found = {row.state for row in table}
     if found & {FAILED, DIED}:
         return EXIT_FAILED

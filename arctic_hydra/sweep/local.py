@@ -1,4 +1,4 @@
-"""Jobs of this machine: processes that the sweep's own process started."""
+"""The backend for jobs on this machine, which are child processes of the sweep process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.sweep import pool
-from arctic_hydra.sweep.directory import RUNNING, Standing, Sweep, SweepJob
+from arctic_hydra.sweep.directory import RUNNING, BackendState, Sweep, SweepJob
 
 
-def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
-    """A job runs while somebody holds its directory: the lock goes with the last of its processes."""
-    return [Standing(RUNNING if job.directory.holder() else None) for job in jobs]
+def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
+    """Return the state of each job: it runs while its directory is locked, which its last process releases."""
+    return [BackendState(RUNNING if job.directory.holder() else None) for job in jobs]
 
 
 def logs(job: SweepJob) -> list[Path]:
-    """Return the ranks' own logs, and last what they printed."""
+    """Return the logs of the ranks, then the file with their terminal output."""
     folder = Path(job.run_dir) / "logs"
     ranks, terminal = sorted(folder.glob("rank*.log")), folder / pool.TERMINAL_LOG
     return [*ranks, terminal] if terminal.exists() else ranks
@@ -35,10 +35,10 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             _terminate(submission["pid"])
 
 
-def end_conductor(sweep: Sweep) -> None:
-    """Send SIGTERM to the sweep's own process, which passes it on to its jobs and starts no others."""
-    if conductor := sweep.conductor():
-        _terminate(_process(conductor))
+def stop_controller(sweep: Sweep) -> None:
+    """Send SIGTERM to the sweep process, which forwards it to its jobs and starts no others."""
+    if controller := sweep.owner():
+        _terminate(_process(controller))
 
 
 def _terminate(process: int) -> None:
@@ -47,7 +47,7 @@ def _terminate(process: int) -> None:
 
 
 def _process(holder: str) -> int:
-    """Return the process id in a lock's text; raises ConfigError where it is one of another machine."""
+    """Return the process id in a lock's text; raises ConfigError for a process of another machine."""
     match = re.match(r"process (\d+) on (.+), since", holder)
     if match is None or match[2] != socket.gethostname():
         raise ConfigError(f"the sweep runs on another machine ({holder}); cancel it there")
@@ -55,6 +55,6 @@ def _process(holder: str) -> int:
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Run the jobs again here, and wait for them."""
+    """Rerun the jobs on this machine, and wait for them."""
     ranks = [str(job.directory.record().get("ranks", 1)) for job in jobs]
-    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run([(job, pool.again(job)) for job in jobs])
+    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run([(job, pool.restarter(job)) for job in jobs])

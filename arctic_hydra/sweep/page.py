@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BEST, _OTHER, _GREY = "#c2410c", "#2563eb", "#9ca3af"
 _CURVES = [0, 1, 2, 4, 5, 6, 7, 8, 9]
-"""Colours of matplotlib's `tab10` that cannot be taken for the best job's."""
+"""Colors of matplotlib's `tab10` that differ clearly from the color of the best job."""
 _MOST_CURVES = 60
 _FEW_VALUES = 5
 _GOOD_SHARE = 0.25
@@ -27,7 +27,7 @@ _ENOUGH_JOBS = 16
 _MOST_IN_LEGEND = 10
 _LONGEST_TICK = 24
 _TICKS_IN_A_ROW = 30
-"""Characters of an axis's labels up to which they stand beside each other."""
+"""Maximum total length of tick labels that are drawn horizontally."""
 
 
 def write(sweep: Sweep, table: Sequence[Row]) -> Path:
@@ -58,7 +58,7 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
         yield "<h2>All parameters together</h2><p>One line per job: the darker, the better.</p>"
         yield html.svg(_parallel(scored, keys, sweep.maximize))
     if importance := _importance(sweep, scored, keys):
-        yield "<h2>Importance</h2><p>How much each parameter tells the best quarter of the jobs from the rest (PED-ANOVA).</p>"
+        yield "<h2>Importance</h2><p>How well each parameter separates the best quarter of the jobs from the rest (PED-ANOVA).</p>"
         yield html.svg(_bars(importance))
     curves = [(row, *results.curve(row)) for row in table if row.step is not None][:_MOST_CURVES]
     if curves:
@@ -75,15 +75,13 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     )
     failures = [row for row in table if row.last_line and row.state not in (FINISHED, PRUNED)]
     if failures:
-        yield "<h2>What went wrong</h2>"
+        yield "<h2>Failures</h2>"
         yield html.table(["job", "status", "last line"], ([row.number, row.state, row.last_line] for row in failures))
     yield f"<h2>Command</h2><pre class='command'>{html.escape(sweep.command_line)}</pre>"
 
 
 def _objective(sweep: Sweep) -> str:
-    name = (
-        "evaluation loss (training loss where nothing is evaluated)" if sweep.objective == "auto" else sweep.objective
-    )
+    name = "evaluation loss (training loss without evaluation)" if sweep.objective == "auto" else sweep.objective
     return html.escape(f"{name}, {'higher' if sweep.maximize else 'lower'} is better")
 
 
@@ -94,7 +92,7 @@ def _order(row: Row, maximize: bool) -> tuple[bool, float]:
 
 
 def scale(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]] | None, bool]:
-    """Return where values stand on an axis, its ticks where they are words or few, and whether it is logarithmic."""
+    """Return the positions of values on an axis, its ticks for text or few values, and whether it is logarithmic."""
     words = list(dict.fromkeys(values))
     try:
         numbers = [float(value) for value in values]
@@ -115,25 +113,25 @@ def _by_parameter(rows: Sequence[Row], keys: Sequence[str], winner: Row | None, 
     lines = math.ceil(len(keys) / columns)
     figure = html.figure(9.0, 2.8 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for place in range(lines * columns):
-        axes: Axes = grid[place // columns][place % columns]
-        if place >= len(keys):
+    for number in range(lines * columns):
+        axes: Axes = grid[number // columns][number % columns]
+        if number >= len(keys):
             axes.axis("off")
             continue
-        positions, ticks, wide = scale([row.values.get(keys[place], "") for row in rows])
+        positions, ticks, wide = scale([row.values.get(keys[number], "") for row in rows])
         for row, position in zip(rows, positions, strict=True):
-            colour = _BEST if row is winner else _OTHER if row.state == FINISHED else _GREY
+            color = _BEST if row is winner else _OTHER if row.state == FINISHED else _GREY
             axes.plot(
                 [position],
                 [float(row.objective or 0.0)],
                 "o",
-                color=colour,
+                color=color,
                 markersize=6,
                 alpha=0.85,
                 zorder=3 if row is winner else 2,
             )
-        axes.set_xlabel(html.label(keys[place]))
-        if place % columns == 0:
+        axes.set_xlabel(html.label(keys[number]))
+        if number % columns == 0:
             axes.set_ylabel("objective")
         if wide:
             axes.set_xscale("log")
@@ -179,13 +177,13 @@ def _parallel(rows: Sequence[Row], keys: Sequence[str], maximize: bool) -> Any:
             linewidth=1.6,
             alpha=0.85,
         )
-    for place, (_, _, labels) in enumerate(columns):
-        axes.axvline(place, color="#444", linewidth=0.8, zorder=0)
+    for number, (_, _, labels) in enumerate(columns):
+        axes.axvline(number, color="#444", linewidth=0.8, zorder=0)
         shown = labels if len(labels) <= 6 else [labels[0], labels[-1]]
         for position, label in shown:
             axes.annotate(
                 html.label(results.short(label), _LONGEST_TICK),
-                (place, position),
+                (number, position),
                 xytext=(4, 0),
                 textcoords="offset points",
                 fontsize=8,
@@ -210,7 +208,7 @@ def _curves(curves: Sequence[tuple[Row, list[int], list[float]]], winner: Row | 
         axes.plot(
             steps,
             losses,
-            marker="o" if len(steps) == 1 else None,  # a line needs two points
+            marker="o" if len(steps) == 1 else None,  # a line needs at least two points
             color=_BEST if best else colormaps["tab10"](_CURVES[number % len(_CURVES)]) if few else _GREY,
             linewidth=2.0 if best else 1.1,
             alpha=1.0 if best else 0.8,
@@ -244,7 +242,7 @@ def _bare(axes: Axes) -> None:
 
 
 def _importance(sweep: Sweep, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, float]:
-    """Return each parameter's importance in a search of enough finished jobs to tell, by falling importance."""
+    """Return the importance of each parameter of a search, highest first; empty if too few jobs have finished."""
     finished = [row for row in rows if row.state == FINISHED]
     if sweep.kind != "search" or len(keys) < 2 or len(finished) < _ENOUGH_JOBS:
         return {}
@@ -267,6 +265,6 @@ def _importance(sweep: Sweep, rows: Sequence[Row], keys: Sequence[str]) -> dict[
         }
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=row.objective))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is marked experimental
+        warnings.simplefilter("ignore")  # the evaluator is marked experimental
         evaluator = PedAnovaImportanceEvaluator(baseline_quantile=_GOOD_SHARE)
     return {key: float(share) for key, share in get_param_importances(study, evaluator=evaluator).items()}

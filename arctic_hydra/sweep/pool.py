@@ -1,4 +1,4 @@
-"""Runs jobs on this machine, as many at a time as there are slots, each in processes and on GPUs of its own."""
+"""Runs jobs on this machine in slots, each job in its own processes and on its own GPUs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import IO, Any
 
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.launch.job import Job, conclude
+from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks
-from arctic_hydra.run_directory import LEAVING_SECONDS, RunDirectory
+from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
 from arctic_hydra.stopping import forwarded_signals
-from arctic_hydra.sweep.board import Board
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
+from arctic_hydra.sweep.live_table import LiveTable
 from arctic_hydra.sweep.tail import Tail
 
 POLL_SECONDS = 0.1
 TERMINAL_LOG = "terminal.log"
-"""File in a job's `logs/` with what its ranks print, where they do not print to the terminal."""
+"""File in a job's `logs/` with the output of its ranks, unless it goes to the terminal."""
 
 Starter = Callable[[MachineShare], "Started | None"]
-"""Starts a job in a part of this machine; None where the run is finished already."""
+"""Starts a job on a part of this machine; returns None if the run is finished already."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,19 @@ class Slots:
 
     count: int
     gpus: list[list[str]] = field(default_factory=list)
-    """The devices of each slot, as CUDA_VISIBLE_DEVICES names them; empty where there are none."""
+    """The devices of each slot, as CUDA_VISIBLE_DEVICES names them; empty without GPUs."""
 
     @property
     def ranks(self) -> int | None:
-        """What `ranks=auto` means in a slot: one per GPU of it; None where there are no GPUs."""
+        """The meaning of `ranks=auto` in a slot: one per GPU; None without GPUs."""
         return len(self.gpus[0]) if self.gpus else None
 
     @classmethod
     def plan(cls, count: int | None, ranks: Sequence[str]) -> Slots:
-        """Return the slots for jobs that ask for `ranks` (numbers or `auto`); raises ConfigError where they do not fit.
+        """Return the slots for jobs that request `ranks` (numbers or `auto`); raises ConfigError if they do not fit.
 
-        By default as many as the GPUs allow, one GPU each unless `ranks` says more; without GPUs one for two cores.
+        By default there are as many slots as the GPUs allow, with one GPU each unless `ranks` requests more; without GPUs,
+        one slot per two cores.
         """
         wanted = max((int(item) for item in ranks if item != "auto"), default=1)
         gpus = _visible_gpus()
@@ -73,40 +74,40 @@ def _visible_gpus() -> list[str]:
 
 @dataclass
 class Started:
-    """A job's ranks under way, and the directory that this process holds for them."""
+    """The running ranks of a job, and the directory that this process has locked."""
 
     child: Popen[bytes]
     directory: RunDirectory
 
 
 def starter(job: Job) -> Starter:
-    """Return what starts a composed job: the same steps as those of a single run."""
+    """Return a function that starts a composed job with the steps of a single run."""
 
-    def start(place: MachineShare) -> Started | None:
-        lock = job.prepare()
+    def start(share: MachineShare) -> Started | None:
+        lock = job.write_unless_finished()
         if lock is None:
             return None
         try:
-            child = open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), place)
+            child = open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), share)
         except OSError:
-            job.directory.release()  # else the job would count as running
+            job.directory.release()  # a locked directory means a running job
             raise
         return Started(child, job.directory)
 
     return start
 
 
-def again(entry: SweepJob) -> Starter:
-    """Return what starts a job again from its `run.json`, without composing it."""
+def restarter(entry: SweepJob) -> Starter:
+    """Return a function that starts a job again from its `run.json`, without composing it."""
 
-    def start(place: MachineShare) -> Started:
+    def start(share: MachineShare) -> Started:
         directory = entry.directory
         job = entry.reread()
-        data, lock = job.data_digest(), directory.lock(LEAVING_SECONDS)
+        data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
         directory.forget_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
-        return Started(open_ranks(directory, ranks, lock, {}, place), directory)
+        return Started(open_ranks(directory, ranks, lock, {}, share), directory)
 
     return start
 
@@ -118,16 +119,16 @@ class _Running:
     slot: int
     tail: Tail
     asked_to_stop: bool = False
-    """Whether this process has asked it to: the person by a signal, the observer by pruning."""
+    """Whether this process asked it to stop, after a signal or because the observer pruned it."""
 
     def stop(self) -> None:
-        """Ask the job to stop at its next step."""
+        """Ask the job to stop at the next step."""
         self.asked_to_stop = True
         self.started.child.send_signal(signal.SIGTERM)
 
 
 class Pool:
-    """Runs jobs to their ends; what became of them stands in their records and in the sweep."""
+    """Runs jobs until they end; their results are in their records and in the sweep."""
 
     def __init__(
         self,
@@ -145,22 +146,22 @@ class Pool:
         self._signals: list[int] = []
         self._given_up: list[int] = []
         self._error: ConfigError | None = None
-        self._board = Board(sweep, live=not to_terminal)
+        self._table = LiveTable(sweep, live=not to_terminal)
 
     def run(self, work: Sequence[tuple[SweepJob, Starter]]) -> str:
-        """Run the jobs; return why the rest was not started, empty where all were.
+        """Run the jobs; return why the remaining ones were not started, empty if all were.
 
-        Raises the observer's ConfigError once the jobs under way have saved and stopped.
+        Raises the observer's ConfigError after the running jobs have saved and stopped.
         """
         waiting = list(work)
         forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
-        with forwarding as self._given_up, self._board:
+        with forwarding as self._given_up, self._table:
             while (waiting and not self._stop_reason) or self._running:
                 while waiting and not self._stop_reason and len(self._running) < self._slots.count:
                     self._start(*waiting.pop(0))
                 for job in list(self._running):
                     self._look_at(job)
-                self._board.refresh()
+                self._table.refresh()
                 time.sleep(POLL_SECONDS)
         if self._error:
             raise self._error
@@ -168,7 +169,7 @@ class Pool:
 
     @property
     def _stop_reason(self) -> str:
-        """Why no further job is started, empty while more are."""
+        """Why no further job is started, empty while jobs are started."""
         if self._signals:
             return f"received {signal.Signals(self._signals[0]).name}"
         return str(self._error or "")
@@ -189,21 +190,21 @@ class Pool:
             started = None
         if started is None:
             self._sweep.save()
-            self._board.ends(entry)
+            self._table.job_ended(entry)
             return
         entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus}
         self._sweep.save()
-        self._board.starts(entry)
+        self._table.job_started(entry)
         tail = Tail(entry.directory.path / "metrics.jsonl")
         self._running.append(_Running(entry, started, slot, tail))
-        if self._signals:  # it came while the job was being started
+        if self._signals:  # it arrived while the job was starting
             started.child.send_signal(self._signals[0])
 
     def _look_at(self, job: _Running) -> None:
         child = job.started.child
         code = child.poll()
         rows = job.tail.new_rows()
-        self._board.moved(job.entry, rows)
+        self._table.job_logged(job.entry, rows)
         try:
             if rows and self._observer and code is None and not self._error and self._observer(job.entry, rows):
                 job.entry.mark = PRUNED
@@ -216,11 +217,11 @@ class Pool:
         if code is None:
             return
         self._running.remove(job)
-        # Killed on request, as a single run would be: stopped, not failed.
+        # Killed on request: stopped, not failed, like a single run.
         code = -signal.SIGINT if code and self._given_up else code
-        conclude(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))
+        record_ending(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))
         job.started.directory.release()
-        self._board.ends(job.entry)
+        self._table.job_ended(job.entry)
 
 
 @contextmanager

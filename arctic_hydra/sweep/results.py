@@ -1,4 +1,4 @@
-"""What the jobs of a sweep came to: one row each, as a table, as `sweep.csv`, and the best of them."""
+"""The results of a sweep's jobs: rows, tables, `sweep.csv`, and the best job."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from arctic_hydra.sweep.tail import Tail
 
 @dataclass
 class Row:
-    """One job as tables show it."""
+    """One job in a table."""
 
     number: int
     state: str
     reason: str
-    """What ended it, where it did not finish; may have several lines."""
+    """Why it did not finish; may have several lines."""
     values: dict[str, str]
-    """What this job has and others have not, by key of the command line."""
+    """The values in which jobs differ, by key of the command line."""
     run_dir: Path
     objective: float | None = None
-    """NaN where the last value was no finite number; None where there is none (yet)."""
+    """NaN if the last value is not finite; None if there is none (yet)."""
     step: int | None = None
     horizon: int | None = None
     loss: float | None = None
@@ -35,17 +35,17 @@ class Row:
 
     @property
     def last_line(self) -> str:
-        """The last line of what ended the job."""
+        """The last line of the reason."""
         return self.reason.strip().splitlines()[-1] if self.reason.strip() else ""
 
     @property
     def scored(self) -> bool:
-        """Whether the job has an objective that others can be compared with."""
+        """Whether the job has a finite objective."""
         return self.objective is not None and math.isfinite(self.objective)
 
 
 def rows(sweep: Sweep) -> list[Row]:
-    """Return a row for each job, from the files of their runs."""
+    """Return a row per job, from the files of the runs."""
     varied = varied_values(sweep)
     return [
         _row(sweep, job, state, reason, values)
@@ -66,16 +66,16 @@ def _row(sweep: Sweep, job: SweepJob, state: str, reason: str, values: dict[str,
 
 
 def add_metrics(row: Row, logged: list[dict[str, object]]) -> None:
-    """Bring a row up to the last lines that its job has logged."""
+    """Update a row with the metrics that its job has logged."""
     for line in logged:
         if "loss" in line:
             row.step, row.loss = int(str(line["step"])), None if line["loss"] is None else float(str(line["loss"]))
 
 
 def varied_values(sweep: Sweep) -> list[dict[str, str]]:
-    """Return, for each job, the values of the keys in which jobs differ; of a key given twice, the last, which counts."""
+    """Return, for each job, the values of the keys in which jobs differ; the last value counts for a repeated key."""
     given = [_values(job.overrides) for job in sweep.jobs]
-    # A search may have asked for a single job yet, or for the same value each time: what it searches is in its command.
+    # A search may have run a single job so far, or repeated a value; its command contains the keys that it searches.
     compared = [*given, _values(sweep.command)] if sweep.kind == "search" else given
     varied = {key for values in given for key in values if any(other.get(key) != values[key] for other in compared)}
     return [{key: value for key, value in values.items() if key in varied} for values in given]
@@ -86,7 +86,7 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the last word of each key, or more words where two keys end alike."""
+    """Return the last part of each key, or more parts if they are ambiguous."""
     names: dict[str, str] = {}
     for key in keys:
         parts = key.split(".")
@@ -99,19 +99,19 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def keys_of(table: Sequence[Row]) -> list[str]:
-    """Return the keys that any row has, in order of appearance."""
+    """Return the keys of all rows, in order of appearance."""
     return list(dict.fromkeys(key for row in table for key in row.values))
 
 
 def best(sweep: Sweep, table: Sequence[Row]) -> Row | None:
-    """Return the finished row with the best objective, the first of equals; None where all diverged."""
+    """Return the finished row with the best objective, the first of equals; None if all diverged."""
     done = [row for row in table if row.state == FINISHED and row.scored]
     sign = -1.0 if sweep.maximize else 1.0
     return min(done, key=lambda row: sign * float(row.objective or 0.0), default=None)
 
 
 def command(sweep: Sweep, number: int) -> str:
-    """Return the command that repeats one job by itself."""
+    """Return the command that repeats one job alone."""
     job = next(job for job in sweep.jobs if job.number == number)
     return shlex.join([*PROGRAM.split(), *job.overrides])
 
@@ -125,7 +125,7 @@ def cells(row: Row, keys: Sequence[str]) -> list[str]:
 
 
 def short(value: str) -> str:
-    """Return a value of the command line for a table: a long number with five significant digits."""
+    """Shorten a command-line value for a table: long numbers get five significant digits."""
     try:
         return f"{float(value):.5g}" if len(value) > 8 else value
     except ValueError:
@@ -154,7 +154,7 @@ def text(sweep: Sweep, table: Sequence[Row]) -> str:
 
 
 def epilogue(sweep: Sweep, table: Sequence[Row]) -> list[str]:
-    """Return the lines below the table: why jobs failed, and which is the best."""
+    """Return the lines below the table: the reasons of failures, and the best job."""
     lines = [
         f"job {row.number} {row.state}: {row.last_line}"
         for row in table
@@ -176,7 +176,7 @@ def epilogue(sweep: Sweep, table: Sequence[Row]) -> list[str]:
 
 
 def write_csv(sweep: Sweep, table: Sequence[Row]) -> Path:
-    """Write `sweep.csv` in the sweep's directory: one line for each job, its varied values under their full keys."""
+    """Write `sweep.csv` in the sweep's directory: one line per job, with its values under their full keys."""
     keys = keys_of(table)
     path = sweep.path / "sweep.csv"
     with path.open("w", encoding="utf-8", newline="") as handle:

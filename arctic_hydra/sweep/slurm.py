@@ -1,6 +1,6 @@
-"""Jobs in SLURM: how they stand, from squeue and then sacct; their logs; cancelling and submitting them again.
+"""The backend for jobs in SLURM: their states from squeue and sacct, their logs, cancelling and resubmitting.
 
-A cluster without accounting has no sacct: what squeue has forgotten is then gone, and the run's own record says the rest.
+A cluster without accounting has no sacct; jobs that squeue no longer lists are then `GONE`, and their records are used.
 A job's submission is `{"kind": "slurm", "job_id": "12_0", "log": "...", "launcher": {...}, ...}`.
 """
 
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import run_directory
-from arctic_hydra.distributed import speak_for_machines_with
+from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.sweep.directory import UNKNOWN, Standing, Sweep, SweepJob
+from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
-"""How long one of SLURM's commands may take; a busy controller answers late."""
+"""Timeout of SLURM's commands; a busy controller responds slowly."""
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-_LEAST = {
+_MINIMUM = {
     "nodes": 1,
     "gpus_per_node": 0,
     "timeout_min": 0,
@@ -38,34 +38,34 @@ _LEAST = {
     "signal_delay_s": 1,
     "max_requeues": 0,
 }
-"""The smallest number that each of the launcher's keys takes."""
+"""The minimum of each numeric key of the launcher."""
 GONE = "GONE"
 """The state of a job that SLURM no longer knows."""
 
 
 class SlurmError(ArcticHydraError, RuntimeError):
-    """One of SLURM's commands failed; the text holds its own words."""
+    """One of SLURM's commands failed; the text contains its output."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as SLURM sees it."""
+    """The state of a job in SLURM."""
 
     state: str
-    """SLURM's own word, such as PENDING, RUNNING or OUT_OF_MEMORY, or `GONE`."""
+    """SLURM's name, such as PENDING, RUNNING or OUT_OF_MEMORY, or `GONE`."""
     reason: str = ""
-    """Why it waits, or how it ended, where SLURM says."""
+    """Why it waits, or how it ended, if SLURM reports it."""
     nodes: str = ""
-    """Where it runs or ran."""
+    """The nodes on which it runs or ran."""
 
     @property
     def over(self) -> bool:
-        """Whether nothing of it runs or will; a state that this code does not know is one of a job under way."""
+        """Whether the job has ended; unknown states count as running."""
         return self.state in (*ENDED, GONE)
 
     @property
     def waits(self) -> bool:
-        """Whether it is in the queue and nothing of it runs."""
+        """Whether the job is queued and not running."""
         return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 
     def __str__(self) -> str:
@@ -75,10 +75,10 @@ class JobState:
 
 
 def check_options(options: Mapping[Any, Any]) -> None:
-    """Raise ConfigError where a number of `hydra.launcher` makes no sense."""
+    """Raise ConfigError for invalid numbers in `hydra.launcher`."""
     problems = [
         f"hydra.launcher.{key}: got {options[key]}, expected {least} or more"
-        for key, least in _LEAST.items()
+        for key, least in _MINIMUM.items()
         if options[key] is not None and options[key] < least
     ]
     if options["poll_seconds"] <= 0:
@@ -86,32 +86,30 @@ def check_options(options: Mapping[Any, Any]) -> None:
     limit, delay = options["timeout_min"] * 60, options["signal_delay_s"]
     if 0 < limit <= delay:
         problems.append(
-            f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} gives a "
-            f"job {limit} s: it would be told to stop as it starts; pass a shorter delay or a longer time"
+            f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} limits a "
+            f"job to {limit} s, so SLURM would signal it immediately after the start; use a shorter delay or a longer time limit"
         )
     if problems:
         raise ConfigError(problems)
 
 
 def query(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Return the state of each job; raises SlurmError while the cluster's controller does not answer."""
+    """Return the state of each job; raises SlurmError if the cluster's controller does not respond."""
     listed = command("squeue", "-u", str(os.getuid()), "-t", "all", "-h", "-r", "-o", "%i|%T|%r|%N")
     found = {}
     for line in listed.splitlines():
         job_id, state, reason, nodes = line.strip().split("|")
         found[job_id] = JobState(state, "" if reason == "None" else reason, nodes)
     forgotten = [job_id for job_id in job_ids if job_id not in found]
-    found |= _accounted(forgotten) if forgotten else {}
+    found |= _query_accounting(forgotten) if forgotten else {}
     return {
-        job_id: found.get(
-            job_id, JobState(GONE, "SLURM does not know it: cancelled before it started, or over for long")
-        )
+        job_id: found.get(job_id, JobState(GONE, "unknown to SLURM: cancelled before it started, or finished long ago"))
         for job_id in job_ids
     }
 
 
-def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Ask the accounting for jobs that the controller has forgotten; a cluster without one knows nothing."""
+def _query_accounting(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Query the accounting for jobs that the controller no longer lists; returns nothing without accounting."""
     try:
         listed = command("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(job_ids))
     except SlurmError:
@@ -125,28 +123,28 @@ def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
 
 
 def preempted(job_id: str) -> bool:
-    """Whether a running job has to make room and has its grace time now; scancel leaves no job in that state."""
+    """Whether a running job is being preempted and in its grace time; scancel does not cause this state."""
     shown = command("scontrol", "show", "job", "-o", job_id)
     return bool(re.search(r"\bJobState=RUNNING\b", shown) and re.search(r"\bPreemptTime=\d", shown))
 
 
 def command(*words: str) -> str:
-    """Run one of SLURM's commands and return what it printed; raises SlurmError with its own words."""
+    """Run one of SLURM's commands and return its output; raises SlurmError with its error message."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise SlurmError(f"there is no {words[0]} on this machine; run this on a login node of the cluster") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{words[0]} gave no answer within {COMMAND_SECONDS} s") from error
+        raise SlurmError(f"{words[0]} did not respond within {COMMAND_SECONDS} s") from error
     if done.returncode != 0:
         raise SlurmError(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout
 
 
-def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
-    """Return how each job stands; SLURM is not asked for runs whose own record says how they ended.
+def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
+    """Return the state of each job; SLURM is not queried for runs whose records say how they ended.
 
-    Where it does not answer, the others are `UNKNOWN`, with what their records say.
+    If SLURM does not respond, the other jobs are `UNKNOWN`, with the status of their records as the reason.
     """
     ended = (run_directory.FINISHED, run_directory.FAILED)
     found = [job.directory.record().get("status") for job in jobs]
@@ -154,29 +152,29 @@ def standings(jobs: Sequence[SweepJob]) -> list[Standing]:
     try:
         states = query(asked) if asked else {}
     except SlurmError as error:
-        why = f"the queue could not be asked: {'; '.join(str(error).splitlines())}"
+        why = f"cannot query the queue: {'; '.join(str(error).splitlines())}"
         return [
-            Standing(None) if status in ended else Standing(UNKNOWN, f"{status} by its own record; {why}")
+            BackendState(None) if status in ended else BackendState(UNKNOWN, f"{status} according to its record; {why}")
             for status in found
         ]
-    return [_standing(states.get(_submission(job)["job_id"], JobState("COMPLETED"))) for job in jobs]
+    return [_backend_state(states.get(_submission(job)["job_id"], JobState("COMPLETED"))) for job in jobs]
 
 
-def _standing(state: JobState) -> Standing:
+def _backend_state(state: JobState) -> BackendState:
     if not state.over:
-        return Standing("queued" if state.waits else "running", state.reason)
-    return Standing(None, "" if state.state == "COMPLETED" else str(state))
+        return BackendState("queued" if state.waits else "running", state.reason)
+    return BackendState(None, "" if state.state == "COMPLETED" else str(state))
 
 
 def logs(job: SweepJob) -> list[Path]:
-    """Return the job's log files, the most telling last."""
+    """Return the job's log files, the most informative last."""
     return [*sorted(Path(job.run_dir).glob("logs/rank*.log")), *map(Path, _submission(job)["logs"])]
 
 
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills what is left after its KillWait.
+    """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
 
-    Those that wait are stopped with that, which nobody else could write down.
+    Queued jobs are recorded as stopped here, because they never run and so cannot do it themselves.
     """
     asked = {_submission(job)["job_id"]: job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
     states = query(list(asked))
@@ -188,19 +186,19 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             directory.update_record(status=run_directory.STOPPED)
 
 
-def end_conductor(sweep: Sweep) -> None:
-    """Leave word for the process that waits for the jobs: it may be on another machine, and cancels them itself."""
-    sweep.ask_conductor_to_end()
+def stop_controller(sweep: Sweep) -> None:
+    """Request cancellation through a file; the sweep process, maybe on another machine, cancels the jobs."""
+    sweep.request_cancellation()
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Submit the jobs again as they were, from their `run.json`; writes their new submissions into the sweep."""
+    """Resubmit the jobs unchanged from their `run.json`; writes their new submissions into the sweep."""
     data = _digests(jobs)
     sweep.save()
     waiting = {job.run_dir: job for job in jobs if job.run_dir in data}
     if not waiting:
         return
-    cancel_lost(sweep, {_submission(job)["launcher"]["folder"] for job in waiting.values()})
+    cancel_orphans(sweep, {_submission(job)["launcher"]["folder"] for job in waiting.values()})
     asked = {
         "sweep": str(sweep.path),
         "jobs": [{"run_dir": path, "launcher": _submission(job)["launcher"]} for path, job in waiting.items()],
@@ -210,22 +208,22 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         assert process.stdin is not None and process.stdout is not None, "both are pipes"
         process.stdin.write(json.dumps(asked))
         process.stdin.close()
-        for line in process.stdout:  # one for each array
+        for line in process.stdout:  # one line per array
             submitted = [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)]
             for job, _ in submitted:
                 job.directory.forget_outcome()
                 job.directory.update_record(status=run_directory.RUNNING, data=data[job.run_dir])
-            write_down(sweep, submitted)
+            record_submissions(sweep, submitted)
     if waiting:
         numbers = ", ".join(str(job.number) for job in waiting.values())
-        raise SlurmError(f"not submitted again: job {numbers}; see above")
+        raise SlurmError(f"not resubmitted: job {numbers}; see the errors above")
 
 
 def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
-    """Return the hash of each job's data as it is now, by run directory; a job that cannot run again fails alone."""
+    """Return the hash of each job's current data, by run directory; jobs that cannot run again are marked as failed."""
     found = {}
     for job in jobs:
-        speak_for_machines_with(_submission(job)["launcher"]["gpus_per_node"] or 0)
+        override_gpu_count(_submission(job)["launcher"]["gpus_per_node"] or 0)
         try:
             found[job.run_dir] = job.reread().data_digest()
         except (ArcticHydraError, OSError) as error:
@@ -234,8 +232,8 @@ def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
     return found
 
 
-def write_down(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]]) -> None:
-    """Write what became of an array's jobs into the sweep and into the runs' records, and say so."""
+def record_submissions(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]]) -> None:
+    """Write the submissions of an array into the sweep and into the records of the runs, and print them."""
     for job, submission in submitted:
         job.submission = submission
     sweep.save()
@@ -244,29 +242,32 @@ def write_down(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]
         print(f"job {job.number} submitted as {submission['job_id']}", flush=True)
 
 
-def mark(sweep: Path) -> str:
-    """Return the line of a submission's script that says whose it is."""
+def script_marker(sweep: Path) -> str:
+    """Return the comment line that identifies a sweep's sbatch scripts."""
     return f"# sweep {sweep}"
 
 
-def cancel_lost(sweep: Sweep, folders: set[str]) -> None:
-    """Cancel what a start of this sweep submitted when it was killed before it could write down the answer.
+def cancel_orphans(sweep: Sweep, folders: set[str]) -> None:
+    """Cancel jobs that an earlier process of this sweep submitted without recording them, because it was killed.
 
-    Such a job may lack what it is to run. Raises SlurmError where one does not leave the queue.
+    Such jobs may lack the files they need. Raises SlurmError if one does not leave the queue.
     """
     end = time.monotonic() + COMMAND_SECONDS
     cancelled: set[str] = set()
-    while lost := _lost(sweep, folders):
-        if new := sorted(lost - cancelled):
-            print(f"{', '.join(new)} was being submitted when this sweep was killed: cancelled", flush=True)
+    while orphans := _orphans(sweep, folders):
+        if new := sorted(orphans - cancelled):
+            print(
+                f"{', '.join(new)} was submitted by a killed process of this sweep without being recorded: cancelled",
+                flush=True,
+            )
             command("scancel", *new)
-            cancelled |= lost
+            cancelled |= orphans
         if time.monotonic() > end:
-            raise SlurmError(f"{', '.join(sorted(lost))} was cancelled, but does not leave the queue; try again later")
+            raise SlurmError(f"{', '.join(sorted(orphans))} was cancelled, but is still in the queue; try again later")
         time.sleep(0.5)
 
 
-def _lost(sweep: Sweep, folders: set[str]) -> set[str]:
+def _orphans(sweep: Sweep, folders: set[str]) -> set[str]:
     if not any(Path(folder).is_dir() for folder in folders):
         return set()
     submissions = [found for job in sweep.jobs for found in (job.submission, job.directory.record().get("submission"))]
@@ -277,10 +278,10 @@ def _lost(sweep: Sweep, folders: set[str]) -> set[str]:
     return {
         job_id
         for job_id, script in foreign
-        if script.is_file() and mark(sweep.path) in script.read_text(encoding="utf-8").splitlines()
+        if script.is_file() and script_marker(sweep.path) in script.read_text(encoding="utf-8").splitlines()
     }
 
 
 def _submission(job: SweepJob) -> dict[str, Any]:
-    assert job.submission is not None, "a job is handed to a backend before the backend is asked for it"
+    assert job.submission is not None, "only submitted jobs are queried"
     return job.submission

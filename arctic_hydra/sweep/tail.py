@@ -1,4 +1,4 @@
-"""The lines that a running job adds to its `metrics.jsonl`."""
+"""Reads the lines that a running job appends to its `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Tail:
-    """Reads a growing file of JSON lines; a file that was cut (a resumed run drops lines after its checkpoint) is read anew."""
+    """Reads a growing file of JSON lines; starts over if it was truncated (a resumed run drops lines after its checkpoint)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -293,7 +293,7 @@ def test_a_source_without_examples_is_refused(tmp_path: Path, tokenizer: Any) ->
 
 
 def test_needs_a_number_of_steps() -> None:
-    from tests.test_compose import built
+    from tests.composing import built
 
     with pytest.raises(ConfigError, match=r"trainer\.train_iters: got 0, but data\.streaming=true has no known end"):
         built("data.streaming=true")

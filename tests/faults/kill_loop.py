@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random instants, start it again, and compare its end with the uninterrupted run's.
 
-`python -m tests.faults.kill_loop --kills 108 --results kills.json`; the short form is pitfall 17 in tests/test_run.py.
+`python -m tests.faults.kill_loop --kills 108 --results kills.json`; the short form is `test_three_kills_...` in tests/test_whole_run.py.
 The kills are spread over start, step, save, evaluation and epoch end; what a run was doing when it died, what it loaded
 and which examples it read is what its ranks wrote down themselves (the callback `witness` of tests/examples/my_lab).
 """

@@ -1,51 +1,25 @@
-"""`hydra/launcher=slurm` without a cluster: scripts as printed, and what is refused at once."""
+"""`hydra/launcher=slurm`: what is refused, what is submitted, and waiting for it."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hydra_plugins.arctic_hydra._slurm_conf import SlurmConf
 
 from arctic_hydra import distributed
 from arctic_hydra.__main__ import main
-from arctic_hydra.cli.help import field_docs
-from tests.command import ROOT
-
-PAGE = (ROOT / "launchers" / "README.md").read_text()
-SCRIPTS = re.findall(
-    r"```bash\n(python -m arctic_hydra [^\n]*dry_run=true[^\n]*)\n```\n\n```bash\n(.*?)```", PAGE, re.DOTALL
-)
+from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.sweep.__main__ import main as look_after
+from arctic_hydra.sweep.directory import SweepJob
+from arctic_hydra.sweep.slurm import JobState
+from tests.launchers.slurm_sweeps import DETACHED, SEARCH, SLURM, interrupt, sweeps
+from tests.sweep.sweeps import trials
 
 
 @pytest.fixture(autouse=True)
 def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distributed, "_GPUS_ELSEWHERE", None)
-
-
-@pytest.mark.parametrize(("command", "script"), SCRIPTS, ids=["1x8", "16x8", "array"])
-def test_the_page_shows_what_dry_run_prints(command, script, capsys):
-    assert main(command.split()[3:]) == 0
-    assert capsys.readouterr().out == script + "\n"
-    assert not list(Path.cwd().iterdir()), "a dry run writes nothing"
-
-
-def test_a_long_sweep_takes_several_arrays(capsys):
-    arguments = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true", "hydra.launcher.max_array_size=3"]
-    assert main(["-m", *arguments, "seed=range(8)"]) == 0
-    assert re.findall(r"--array=(\S+)", capsys.readouterr().out) == ["0-2%3", "0-2%3", "0-1%2"]
-
-
-def test_every_option_is_on_the_page():
-    docs = field_docs(SlurmConf)
-    for item in fields(SlurmConf):
-        if not item.name.startswith("_"):
-            assert f"`{item.name}`" in PAGE, item.name
-            if item.name in docs:
-                assert docs[item.name] in " ".join(PAGE.split()), f"{item.name}: the page says something else"
 
 
 @pytest.mark.parametrize(
@@ -67,8 +41,8 @@ def test_every_option_is_on_the_page():
         ),
         (
             "-m hydra.launcher.exclude=n1,n2 seed=1,2",
-            "hydra.launcher.exclude: got 'n1,n2', which Hydra takes for values to sweep over; pass "
-            "'hydra.launcher.exclude=\"n1,n2\"' for one text with commas, or hydra.launcher.exclude=[n1,n2] for a list",
+            "hydra.launcher.exclude: got 'n1,n2', which Hydra reads as values of a sweep; pass "
+            "'hydra.launcher.exclude=\"n1,n2\"' for one string with commas, or hydra.launcher.exclude=[n1,n2] for a list",
         ),
         ("-m hydra/launcher=slurm,local seed=1,2", "hydra/launcher: got 'slurm,local', expected one option"),
         ("hydra.launcher.max_array_size=-1", "hydra.launcher.max_array_size: got -1, expected 1 or more"),
@@ -79,7 +53,7 @@ def test_every_option_is_on_the_page():
         ("hydra.launcher.poll_seconds=0", "hydra.launcher.poll_seconds: got 0.0, expected more than 0"),
         (
             "hydra.launcher.timeout_min=2",
-            "hydra.launcher.signal_delay_s: got 120, but hydra.launcher.timeout_min=2 gives a job 120 s: it would be told",
+            "hydra.launcher.signal_delay_s: got 120, but hydra.launcher.timeout_min=2 limits a job to 120 s, so SLURM would signal it",
         ),
         ("task=evaluate", "task: got evaluate, which runs on this machine"),
         ("", "hydra/launcher: got slurm, but there is no sbatch and no srun on this machine; submit from a login node"),
@@ -92,18 +66,80 @@ def test_what_is_refused(arguments, text, monkeypatch, capsys):
     assert not list(Path.cwd().iterdir()) or not arguments
 
 
-def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):
-    more = "hydra.launcher.additional_parameters={requeue: false, overcommit: false, nice: 0}"
-    asked = ["timeout_min=0", "mem_gb=0", "gpus_per_node=0", "exclusive=false", "dry_run=true", 'exclude="n1,n2"']
-    assert main(["hydra/launcher=slurm", *(f"hydra.launcher.{item}" for item in asked), more]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for line in ("--time=0", "--mem=0GB", "--gpus-per-node=0", "--no-requeue", "--nice=0", "--exclude=n1,n2"):
-        assert f"#SBATCH {line}" in lines
-    assert not [line for line in lines if "exclusive" in line or "overcommit" in line or "--requeue" in line]
-
-
 @pytest.mark.parametrize("key", ["detach", "dry_run"])
 def test_a_search_waits_for_its_results(key, capsys):
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.1,0.2)"]
     assert main(["-m", "hydra/launcher=slurm", f"hydra.launcher.{key}=true", *search]) == 2
     assert f"hydra.launcher.{key}: a search waits for results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "status"), [("CANCELLED", "stopped"), ("OUT_OF_MEMORY", "failed")])
+def test_a_cancelled_job_that_could_not_record_its_end_is_stopped(word, status, tmp_path, monkeypatch):
+    """SLURM killed it before it was ready for signals, or long after them."""
+    from hydra_plugins.arctic_hydra import slurm
+
+    monkeypatch.setattr(slurm, "RECORD_LAG_SECONDS", 0)
+    entry = SweepJob(0, [], str(tmp_path), "", {"kind": "slurm", "job_id": "7"})
+    entry.directory.update_record(status="running")
+    slurm.record_lost_endings([entry], {"7": JobState(word)})
+    assert entry.directory.record()["status"] == status
+
+
+def test_a_run_that_another_sweep_has_in_the_queue_is_not_submitted_twice(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    assert main([*DETACHED, "seed=3,2"]) == 0
+    assert "job 1 is in the queue already, as 101_1" in capsys.readouterr().out
+    assert queue.jobs == ["101_0", "101_1", "102"]
+    assert [job.submission["job_id"] for job in sweeps(tmp_path)[1].jobs] == ["102", "101_1"]
+
+
+def test_a_job_whose_directory_is_locked_does_not_stop_the_others(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1"]) == 0
+    [sweep] = sweeps(tmp_path)
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    holder = RunDirectory(sweep.jobs[0].directory.path)
+    holder.lock()
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    assert "job 0 failed: " in (output := capsys.readouterr().out) and "is in use by another run" in output
+    assert queue.jobs == ["102"]
+    assert look_after(["status", str(sweeps(tmp_path)[1].path)]) == 1
+    holder.release()
+    assert main([*DETACHED, "seed=1,2"]) == 0
+    assert queue.jobs == ["102", "103"]
+
+
+def test_a_dry_run_omits_finished_jobs(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1"]) == 0
+    sweeps(tmp_path)[0].jobs[0].directory.update_record(status="finished")
+    capsys.readouterr()
+    assert main([*SLURM, "hydra.launcher.dry_run=true", "seed=1,2,3"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("# 1 of 3 jobs are finished already\n") and "--array=0-1%2" in output
+
+
+def test_an_interrupt_ends_the_wait_for_a_search_and_the_same_command_waits_again(
+    queue, tmp_path, while_waiting, capsys
+):
+    while_waiting(interrupt)
+    assert main(SEARCH) == 75
+    assert queue.jobs == ["101"] and [trial.state.name for trial in trials(tmp_path)] == ["RUNNING"]
+    while_waiting(interrupt)
+    assert main(SEARCH) == 75
+    assert queue.jobs == ["101"] and [trial.state.name for trial in trials(tmp_path)] == ["RUNNING"]
+    assert "job 0 is in the queue already, as 101" in capsys.readouterr().out
+
+
+def test_cancelling_a_sweep_ends_the_search_that_waits_for_its_jobs(
+    queue, tmp_path, while_waiting, capsys, monkeypatch
+):
+    while_waiting(lambda: look_after(["cancel", str(sweeps(tmp_path)[0].path)]))
+    from hydra_plugins.arctic_hydra import slurm
+
+    monkeypatch.setattr(slurm, "RECORD_LAG_SECONDS", 0.1)
+    assert main(SEARCH) == 1  # this queue's jobs save nothing and end without a word
+    output = capsys.readouterr().out
+    assert "asked 1 job(s) to stop" in output and "the sweep was stopped (cancelled); the same command" in output
+    assert output.count(" submitted as ") == 1 and queue.jobs == []
+    while_waiting(interrupt)
+    assert main(SEARCH) == 75, "a new start is not cancelled any more"
+    assert (queue.jobs, [trial.state.name for trial in trials(tmp_path)]) == (["102"], ["RUNNING"])

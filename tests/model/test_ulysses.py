@@ -180,7 +180,7 @@ def test_a_model_without_heads_is_refused_where_ranks_share_sequences():
 
 
 def test_the_global_batch_counts_groups_of_ranks():
-    from tests.test_compose import built
+    from tests.composing import built
 
     shared = built("ranks=4", "trainer.sequence_parallel_size=2")
     assert config.identity(shared)["global_batch_size"] == 2

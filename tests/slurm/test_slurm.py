@@ -18,8 +18,7 @@ import pytest
 
 from tests.command import SMALL, environment, losses, metrics, only_run, run, start, wait_for_step
 from tests.slurm.cluster import Cluster
-from tests.sweep.test_local import sweep_dir
-from tests.sweep.test_search import trials
+from tests.sweep.sweeps import sweep_dir, trials
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arctic_hydra import config
-from arctic_hydra.cli import compose
 from arctic_hydra.tasks.evaluate import checkpoint_root
-
-
-def built(*overrides: str) -> config.Run:
-    return config.build(compose.without_hydra(compose.compose_config(list(overrides), "config")))
+from tests.composing import built
 
 
 def test_checkpoints_are_found_in_the_output_dir_that_they_were_written_to() -> None:

@@ -9,7 +9,7 @@ import pytest
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.errors import ConfigError
 from tests.command import SMALLEST, losses, only_run, run
-from tests.test_compose import built
+from tests.composing import built
 
 
 def test_the_trainer_brings_its_data() -> None:

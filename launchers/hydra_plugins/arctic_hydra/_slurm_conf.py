@@ -1,6 +1,7 @@
 """The options of `hydra/launcher=slurm`.
 
-A module of its own: Hydra's scan for plugins executes theirs in a way that dataclasses cannot stand.
+A separate module, because Hydra's plugin scan executes plugin modules in a way that breaks dataclasses with string
+annotations.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from hydra.core.config_store import ConfigStore
 
 @dataclass(kw_only=True)
 class SlurmConf:
-    """Where and how jobs run on the cluster; keys without a note are sbatch's own options."""
+    """How jobs run on the cluster; undocumented keys are the sbatch options of the same name."""
 
     _target_: str = "hydra_plugins.arctic_hydra.slurm.SlurmLauncher"
     nodes: int = 1
-    """Machines of each job."""
+    """Nodes per job."""
     gpus_per_node: int | None = None
-    """GPUs of each machine; `ranks=auto` starts a rank on each, or a single rank where unset."""
+    """GPUs per node; `ranks=auto` starts one rank per GPU, or a single rank when unset."""
     timeout_min: int = 240
-    """Time limit in minutes, 0 for none; a job that reaches it saves, and goes back into the queue."""
+    """Time limit in minutes, 0 for none; a job that reaches it saves a checkpoint and is requeued."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     cpus_per_task: int | None = None
-    """Cores of each machine: one task per machine holds all of its ranks."""
+    """CPU cores per node; one task per node contains all of its ranks."""
     mem_gb: float | None = None
-    """Memory of each machine, 0 for all that it has."""
+    """Memory per node in GB; 0 requests all of it."""
     gres: str | None = None
     constraint: str | None = None
     nodelist: str | None = None
@@ -42,35 +43,35 @@ class SlurmConf:
     name: str | None = None
     """Name in the queue; the run's `name` when unset."""
     array_parallelism: int = 256
-    """Jobs of an array that run at a time."""
+    """Maximum number of array jobs that run at the same time."""
     max_array_size: int | None = None
-    """Jobs of an array; a longer sweep takes several. The cluster's own limit when unset."""
+    """Maximum size of one job array; larger sweeps use several. The cluster's limit when unset."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell before the job, such as `module load cuda`."""
+    """Shell commands to run before the job, such as `module load cuda`."""
     teardown: list[str] = field(default_factory=list)
-    """Lines of shell after the job."""
+    """Shell commands to run after the job."""
     srun_args: list[str] = field(default_factory=list)
-    """Arguments of srun, which starts the task of each machine."""
+    """Arguments of srun, which starts one task per node."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)
-    """Any other option of sbatch, by its long name; `false` leaves one out, and `requeue: false` is `--no-requeue`."""
+    """Further sbatch options by their long names; `false` omits an option, and `requeue: false` means `--no-requeue`."""
     stderr_to_stdout: bool = True
-    """One log file per job, in the order in which things were said."""
+    """Write stdout and stderr to one log file, in order."""
     signal_delay_s: int = 120
-    """Seconds before the time limit at which SLURM warns the job: time for the step under way and for the save."""
+    """Seconds before the time limit at which SLURM signals the job; must cover the current step and a save."""
     max_requeues: int = 20
-    """How often a job may put itself back into the queue, after its time limit or a preemption."""
+    """How often a job may be requeued after reaching its time limit or being preempted."""
     python: str | None = None
-    """The command that runs Python on the machines, such as one inside a container; this very one when unset."""
+    """Command that runs Python on the nodes, such as one inside a container; the current interpreter when unset."""
     folder: str | None = None
-    """Folder for scripts and logs, on a file system that all machines share; the sweep's own when unset."""
+    """Folder for scripts and logs on a shared file system; the sweep directory when unset."""
     snapshot: bool = False
-    """Copy the source, and have the jobs import the copy: editing a file while they wait changes nothing."""
+    """Copy the source code and run the jobs from the copy, so that later edits do not affect them."""
     detach: bool = False
-    """Submit and leave, instead of waiting for the jobs."""
+    """Submit the jobs and exit without waiting for them."""
     dry_run: bool = False
     """Print the sbatch scripts and submit nothing."""
     poll_seconds: float = 5.0
-    """How often to ask SLURM for the jobs' states while waiting."""
+    """Interval at which to query the states of the jobs while waiting."""
 
 
 ConfigStore.instance().store(group="schema/launcher", name="slurm", node=SlurmConf, provider="arctic_hydra")

@@ -1,4 +1,4 @@
-"""What SLURM runs: one task per machine, which holds the agent of that machine's ranks.
+"""The job that SLURM runs: one task per machine, which starts the ranks of that machine.
 
 submitit unpickles a `RunJob` and calls it. Nothing is composed here: the ranks read the `run.json` of the submission.
 """
@@ -16,26 +16,26 @@ from pathlib import Path
 from typing import Any
 
 SECRETS_VARIABLE = "ARCTIC_HYDRA_JOB_SECRETS"
-"""Environment variable of a submission: what redaction hid, by run directory and dotted key."""
+"""Environment variable of a submission with the redacted values, by run directory and dotted key."""
 LOCK_SECONDS = 60
-"""How long a job waits for the lock of its run's directory: a job put back into the queue may come before the last of
-its former processes is gone, and a shared file system may take its time to notice."""
+"""How long a job waits for the lock of its run's directory: a requeued job may start before the last process of its
+previous execution has exited, and shared file systems release locks late."""
 
 
 @dataclass(frozen=True)
 class RunJob:
-    """One run as a job: picklable, and callable on every machine of its allocation."""
+    """One run as a picklable job, called on every machine of its allocation."""
 
     run_dir: str
     ranks_per_node: int
     max_requeues: int
     requeues: int = 0
-    """How often this job has put itself back into the queue."""
+    """How often this job has been requeued."""
 
     def __call__(self) -> None:
-        """Start this machine's ranks; the first machine's task leaves with the run's exit code.
+        """Start the ranks of this machine; the task of the first machine exits with the run's exit code.
 
-        Signals of SLURM's that came before, while `_slurm_start` imported its libraries, stop the run as later ones do.
+        Signals of SLURM that arrived earlier, while `_slurm_start` imported its libraries, stop the run like later ones.
         """
         from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -45,25 +45,25 @@ class RunJob:
 
         environment = SlurmJobEnvironment()
         count, index = environment.num_nodes, environment.node
-        # One port per job: jobs that share a machine have different numbers.
-        place = f"{environment.hostnames[0]}:{10_000 + int(environment.raw_job_id) % 20_000}"
-        nodes = Nodes(count, index, place) if count > 1 else Nodes()
+        # One port per job: jobs that share a machine have different ids.
+        rendezvous = f"{environment.hostnames[0]}:{10_000 + int(environment.raw_job_id) % 20_000}"
+        nodes = Nodes(count, index, rendezvous) if count > 1 else Nodes()
         directory = RunDirectory(Path(self.run_dir))
         secrets = json.loads(os.environ.get(SECRETS_VARIABLE, "{}")).get(self.run_dir, {})
         if index > 0:
-            # Ends well whatever happened: the first machine's task says how the run ended, and srun would end that task
-            # for a failed one of its own accord on some clusters.
+            # Always exits with 0: the task of the first machine reports how the run ended, and on some clusters srun
+            # would kill that task after a failed one.
             ranks.start_ranks(directory, self.ranks_per_node, None, secrets, nodes)
             return
-        raise SystemExit(self._lead(directory, nodes, secrets))
+        raise SystemExit(self._run_on_first_node(directory, nodes, secrets))
 
     def checkpoint(self) -> Any:
-        """Return what runs when the job has been put back into the queue: submitit asks for it."""
+        """Return the job to run after a requeue; called by submitit."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(replace(self, requeues=self.requeues + 1))
 
-    def _lead(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
+    def _run_on_first_node(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
         from arctic_hydra import run_directory
         from arctic_hydra.launch import job, ranks
 
@@ -77,33 +77,31 @@ class RunJob:
         )
         signals: list[int] = []
         code = ranks.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
-        ending = job.conclude(directory, code, asked_to_stop=bool(signals))
+        ending = job.record_ending(directory, code, asked_to_stop=bool(signals))
         result = ending.result or {}
         print(ending.details or f"{ending.status} at step {result['step']} {result['stop_reason']}", flush=True)
-        if ending.status == run_directory.STOPPED and _ought_to_resume(signals):
+        if ending.status == run_directory.STOPPED and _should_requeue(signals):
             self._requeue()
         return ending.exit_code
 
     def _requeue(self) -> None:
-        """Put this job back into the queue and end; return where that may not or cannot be done."""
+        """Requeue this job and exit; returns if the limit is reached or requeuing fails."""
         if self.requeues >= self.max_requeues:
-            print(
-                f"not put back into the queue: that has been done {self.requeues} times (hydra.launcher.max_requeues)"
-            )
+            print(f"not requeued: the limit of {self.requeues} requeues is reached (hydra.launcher.max_requeues)")
             return
         handler = signal.getsignal(signal.SIGUSR2)
         assert callable(handler), "submitit installs its handler before it calls a job"
         try:
             handler(signal.SIGUSR2, None)  # calls `checkpoint`, then `scontrol requeue`, and exits
         except (subprocess.SubprocessError, OSError) as error:
-            print(f"could not be put back into the queue: {error}; the same command resumes", flush=True)
+            print(f"cannot requeue: {error}; run the same command to resume", flush=True)
 
 
-def _ought_to_resume(signals: list[int]) -> bool:
-    """Whether SLURM stopped this job for reasons of its own.
+def _should_requeue(signals: list[int]) -> bool:
+    """Whether the job was stopped by a time limit or a preemption, and not by scancel.
 
-    SIGUSR2 announces the time limit, and a preemption on some clusters. SIGTERM comes with scancel, and with a preemption
-    on others: there SLURM puts back only jobs that it had to kill at the end of their grace time.
+    SIGUSR2 announces the time limit, and on some clusters a preemption. SIGTERM is sent by scancel, and by a preemption on
+    other clusters, where SLURM requeues only jobs that it had to kill at the end of their grace time.
     """
     from arctic_hydra.sweep import slurm
 
@@ -112,5 +110,5 @@ def _ought_to_resume(signals: list[int]) -> bool:
     try:
         return signal.SIGTERM in signals and slurm.preempted(os.environ["SLURM_JOB_ID"])
     except slurm.SlurmError as error:
-        print(f"cannot tell a preemption from scancel: {error}", flush=True)
+        print(f"cannot distinguish a preemption from scancel: {error}", flush=True)
         return False

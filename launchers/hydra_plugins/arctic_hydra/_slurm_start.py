@@ -1,7 +1,7 @@
-"""What SLURM's script starts on each machine: submitit's job, with the stop signals blocked before anything else.
+"""The program that SLURM's script starts on each machine: blocks the stop signals, then runs submitit's job.
 
-SLURM sends them to every process of a job, also to one that still imports its libraries, which would end by them. Here
-they stay pending until `launch.start_ranks` takes them.
+SLURM sends signals to every process of a job, and would kill one that is still importing its libraries. Blocked signals
+stay pending until `launch.ranks.start_ranks` receives them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Submitting runs to SLURM through submitit: one job for one run, an array for several.
+"""Submits runs to SLURM through submitit: a single run as a job, several as an array.
 
-`python -m hydra_plugins.arctic_hydra._slurm_submit` submits runs again, for `python -m arctic_hydra.sweep retry`.
+`python -m hydra_plugins.arctic_hydra._slurm_submit` resubmits runs, for `python -m arctic_hydra.sweep retry`.
 """
 
 from __future__ import annotations
@@ -25,38 +25,37 @@ from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import slurm
 
 T = TypeVar("T")
-# The launcher's own keys; all others are submitit's.
+# Keys of the launcher itself; all others are passed to submitit.
 _OWN = {"folder", "python", "dry_run", "detach", "snapshot", "max_requeues", "poll_seconds", "max_array_size"}
 
 
 def check_sbatch() -> None:
-    """Raise ConfigError where nothing can be submitted from this machine."""
+    """Raise ConfigError if this machine has no SLURM commands."""
     missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
     if missing:
         raise ConfigError(
             f"hydra/launcher: got slurm, but there is no {' and no '.join(missing)} on this machine; submit from a login node "
-            f"of the cluster, or look at the script with hydra.launcher.dry_run=true"
+            f"of the cluster, or print the script with hydra.launcher.dry_run=true"
         )
 
 
 def submit(
     options: dict[str, Any], run_dirs: Sequence[str], secrets: dict[str, Any], sweep: Path
 ) -> Iterator[list[dict[str, Any]]]:
-    """Submit runs whose `run.json` is written; yield the submissions of each array as soon as it is in the queue, in order.
+    """Submit runs whose `run.json` is written; yield the submissions of each array as soon as it is queued, in order.
 
-    Their scripts name the sweep, so that a job is found again whose number never arrived here.
-
-    Raises ArcticHydraError with sbatch's own words where it refuses; earlier arrays are then in the queue.
+    The scripts name the sweep, which identifies jobs whose submission was never recorded. Raises ArcticHydraError with the
+    message of sbatch if it rejects an array; earlier arrays are then queued.
     """
     folder = Path(options["folder"])
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(
-            f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); pass a folder that all machines share"
+            f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); choose a folder on a shared file system"
         ) from error
     snapshot = take_snapshot(folder) if options["snapshot"] else None
-    marked = {**options, "setup": [slurm.mark(sweep), *options["setup"]]}
+    marked = {**options, "setup": [slurm.script_marker(sweep), *options["setup"]]}
     for chunk in chunks(run_dirs, options["max_array_size"] or array_limit()):
         executor = make_executor(marked, snapshot)
         hidden = {run_dir: secrets[run_dir] for run_dir in chunk if secrets.get(run_dir)}
@@ -96,7 +95,7 @@ def run_job(options: dict[str, Any], run_dir: str) -> RunJob:
 
 
 def script(options: dict[str, Any], count: int) -> str:
-    """Return the sbatch script of an array of `count` runs, or of one; writes nothing."""
+    """Return the sbatch script of an array of `count` runs, or of a single run; writes nothing."""
     executor = make_executor(options, Path(options["folder"]) / "snapshot" if options["snapshot"] else None)
     if count > 1:
         executor.parameters["map_count"] = count
@@ -110,7 +109,7 @@ def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
     class Executor(SlurmExecutor):  # type: ignore[misc]
         @classmethod
         def affinity(cls) -> int:
-            return 2  # `check_sbatch` says in our words what is missing
+            return 2  # `check_sbatch` reports missing commands
 
         @property
         def _submitit_command_str(self) -> str:
@@ -120,7 +119,7 @@ def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
     given = {key: value for key, value in options.items() if key not in _OWN and not _is_unset(value)}
     srun_args = list(given.pop("srun_args", []))
     if options["cpus_per_task"]:
-        # Since 22.05 a step does not inherit the allocation's number, and its ranks would share one core.
+        # Since SLURM 22.05 a step does not inherit this number from the allocation, and its ranks would share one core.
         srun_args.insert(0, f"--cpus-per-task={options['cpus_per_task']}")
     asked = {key.replace("_", "-"): value for key, value in given.pop("additional_parameters", {}).items()}
     if asked.get("requeue") is False:
@@ -136,7 +135,7 @@ def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
 
 
 def _is_unset(value: Any) -> bool:
-    """Whether an option is left out of the script; 0 is a number like any other."""
+    """Whether an option is omitted from the script; 0 is a valid number."""
     return value is None or value is False or value == [] or value == {}
 
 
@@ -147,7 +146,7 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def array_limit() -> int:
-    """Return the largest array that the cluster takes; SLURM's default of 1001 where there is no cluster to ask."""
+    """Return the maximum array size of the cluster, or SLURM's default of 1001 if it cannot be queried."""
     try:
         settings = slurm.command("scontrol", "show", "config")
     except slurm.SlurmError:
@@ -158,7 +157,7 @@ def array_limit() -> int:
 
 @contextmanager
 def submission_environment(secrets: dict[str, Any], snapshot: Path | None) -> Iterator[None]:
-    """Set what a job inherits: nothing of an allocation around this process, the secrets, the snapshot's code."""
+    """Set the environment that a job inherits: without the current allocation, with the secrets and the snapshot."""
     from submitit.helpers import clean_env
 
     before = dict(os.environ)
@@ -178,9 +177,9 @@ def submission_environment(secrets: dict[str, Any], snapshot: Path | None) -> It
 
 
 def take_snapshot(folder: Path) -> Path:
-    """Copy the checkout that holds this package, less what git ignores; return the copy, which jobs import from.
+    """Copy the checkout that contains this package, without ignored files; return the copy, from which jobs import.
 
-    An installed package is copied by itself. The name holds the revision; a changed file gives another copy.
+    An installed package is copied alone. The name of the copy contains the git revision and the id of this process.
     """
     package = Path(sys.modules["arctic_hydra"].__file__ or "").resolve().parent
     root = package.parent
@@ -201,9 +200,9 @@ def take_snapshot(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Submit runs again: read `{"sweep", "jobs": [{"run_dir", "launcher"}, ...]}` from standard input.
+    """Resubmit runs: read `{"sweep", "jobs": [{"run_dir", "launcher"}, ...]}` from standard input.
 
-    Prints a line `[[run_dir, submission], ...]` for each array.
+    Prints a line `[[run_dir, submission], ...]` per array.
     """
     asked = json.load(sys.stdin)
     together: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
-"""What `hydra/launcher=basic` is here: jobs one after another on this machine, their output on the terminal.
+"""`hydra/launcher=basic`: runs jobs one after another on this machine, with their output on the terminal.
 
-Hydra's own basic launcher composes each job again from the files as they are by then; these jobs were composed before the
-first of them started.
+Hydra's own basic launcher would compose each job again from the current config files; ours runs the jobs that were
+composed before the first one started.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class OneByOneLauncher(SweepLauncher):
-    """Runs the jobs in a single slot; `multirun` puts it in the place of Hydra's basic launcher."""
+    """Runs the jobs in a single slot; `multirun` uses it instead of Hydra's basic launcher."""
 
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
         """Run the jobs and wait for them."""
         from arctic_hydra.sweep.pool import Slots
 
-        self.conductor.run(pairs, Slots(1, self.conductor.slots.gpus[:1]), to_terminal=True)
+        self.controller.run(pairs, Slots(1, self.controller.slots.gpus[:1]), to_terminal=True)

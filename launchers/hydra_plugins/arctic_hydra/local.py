@@ -1,7 +1,7 @@
-"""`hydra/launcher=local`: several jobs at a time on this machine, each on GPUs of its own."""
+"""`hydra/launcher=local`: runs several jobs at a time on this machine, each on its own GPUs."""
 
-# No `from __future__ import annotations`: Hydra executes a plugin's module before Python knows it, where a dataclass with
-# annotations as text cannot be made.
+# No `from __future__ import annotations`: Hydra executes plugin modules before it registers them in `sys.modules`, where
+# dataclasses look up string annotations.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class LocalLauncherConf:
 
     _target_: str = "hydra_plugins.arctic_hydra.local.LocalLauncher"
     slots: int | None = None
-    """Jobs at a time; as many as the GPUs allow (one each, or `ranks` each) when null, else one for two cores."""
+    """Jobs that run at the same time; null: as many as the GPUs allow (one or `ranks` each), without GPUs one per two cores."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="arctic_hydra")
@@ -35,4 +35,4 @@ class LocalLauncher(SweepLauncher):
 
     def run(self, pairs: "Sequence[tuple[SweepJob, Job]]") -> None:
         """Run the jobs and wait for them."""
-        self.conductor.run(pairs, self.conductor.slots, to_terminal=False)
+        self.controller.run(pairs, self.controller.slots, to_terminal=False)

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: a search over a space written in Hydra's sweep syntax, with Optuna's samplers and pruners."""
+"""`hydra/sweeper=optuna`: searches a space in Hydra's sweep syntax, with Optuna's samplers and pruners."""
 
 # No `from __future__ import annotations`, see local.py.
 
@@ -19,39 +19,39 @@ class OptunaSweeperConf:
 
     _target_: str = "hydra_plugins.arctic_hydra.optuna.OptunaSweeper"
     n_trials: int | None = 20
-    """Jobs in all, those of earlier starts of the same search included; `sampler=grid` takes every combination."""
+    """Total number of jobs, including earlier starts of the same search; `sampler=grid` runs every combination."""
     n_jobs: int | None = None
-    """Jobs asked for at a time; the launcher's slots when null."""
+    """Jobs per batch; the launcher's slots when null."""
     sampler: str = "tpe"
     """tpe, random, grid or cmaes."""
     seed: int = 0
-    """Seed of the sampler; the same search with the same seed and `n_jobs` asks for the same values."""
+    """Seed of the sampler; a search with the same seed and `n_jobs` proposes the same values."""
     pruner: str = "none"
-    """none, median, percentile, hyperband or successive_halving: ends jobs whose evaluations fall behind."""
+    """none, median, percentile, hyperband or successive_halving; stops jobs with poor intermediate evaluations."""
     pruner_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's pruner, such as {n_startup_trials:3}."""
     params: dict[str, str] | None = None
-    """The space, for config files: key to sweep syntax; the command line's comes after and wins."""
+    """Search space for config files: keys mapped to sweep syntax; the command line has precedence."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSweeperConf, provider="arctic_hydra")
 
 
 class OptunaSweeper(Sweeper):
-    """Asks an Optuna study for values, has the launcher run the jobs, and tells the study what they came to."""
+    """Asks an Optuna study for values, runs the jobs with the launcher, and reports the results to the study."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
-        """Take the conductor, which `__main__` gives Hydra as the task function, and make the launcher."""
-        from arctic_hydra.sweep.conductor import Conductor
+        """Store the controller, which the command line passes to Hydra as the task function, and create the launcher."""
+        from arctic_hydra.sweep.controller import SweepController
 
-        if not isinstance(task_function, Conductor):
+        if not isinstance(task_function, SweepController):
             raise HydraException("hydra/sweeper=optuna searches over jobs of arctic_hydra only")
-        self.hydra_context, self.config, self.conductor = hydra_context, config, task_function
+        self.hydra_context, self.config, self.controller = hydra_context, config, task_function
         given: Any = {"config": config, "hydra_context": hydra_context, "task_function": task_function}
-        # Ours all have `run`; no isinstance, since Hydra executes the modules of plugins again when it looks for them.
+        # All of ours have `run`; isinstance would fail, because Hydra executes plugin modules again when it scans for them.
         launcher: Any = Plugins.instance().instantiate_launcher(**given)
         if not hasattr(launcher, "run"):
             raise HydraException(
@@ -60,7 +60,7 @@ class OptunaSweeper(Sweeper):
         self.own_launcher: Any = launcher
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Search until there are `n_trials`."""
+        """Run the search until there are `n_trials` trials."""
         from hydra_plugins.arctic_hydra.search import Search
 
-        return Search(self.conductor, self.own_launcher, arguments, **self.settings).run()
+        return Search(self.controller, self.own_launcher, arguments, **self.settings).run()

@@ -1,7 +1,7 @@
-"""The search behind `hydra/sweeper=optuna`: an Optuna study in the sweep's directory, asked and told.
+"""The search behind `hydra/sweeper=optuna`: runs the trials of an Optuna study in the sweep's directory.
 
-A batch of values is a function of the seed and of what the trials before it came to, so that a search that was killed goes
-on as it would have gone on. Values of `choice()` and of lists are asked for as the text that the command line takes.
+A batch of values depends only on the seed and on the results of earlier trials, so that a killed search continues
+unchanged. Values of `choice()` and of lists are represented as command-line text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 from arctic_hydra.cli import overrides
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import objective
-from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.directory import FAILED, FINISHED, OVER, PRUNED, SweepJob, states
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
@@ -33,11 +33,11 @@ PRUNERS = {
 
 
 class Search:
-    """One study and the jobs that it asks for."""
+    """One study and its jobs."""
 
     def __init__(
         self,
-        conductor: Conductor,
+        controller: SweepController,
         launcher: SweepLauncher,
         arguments: Sequence[str],
         *,
@@ -52,12 +52,12 @@ class Search:
         parsed = {item.get_key_element(): item for item in overrides.parse(list(arguments))}
         self._space = {key: item for key, item in parsed.items() if item.is_sweep_override()}
         self._fixed = [str(item.input_line) for key, item in parsed.items() if key not in self._space]
-        self._conductor, self._launcher = conductor, launcher
-        self._n_trials, self._n_jobs = n_trials, conductor.slots.count if n_jobs is None else n_jobs
+        self._controller, self._launcher = controller, launcher
+        self._n_trials, self._n_jobs = n_trials, controller.slots.count if n_jobs is None else n_jobs
         self._sampler, self._seed, self._pruner, self._pruner_kwargs = sampler, seed, pruner, dict(pruner_kwargs)
         self._trials: dict[int, Any] = {}
-        self._left_over: set[int] = set()
-        """Trials that this start ran and that have no end yet: the next start runs them again."""
+        self._unfinished: set[int] = set()
+        """Trials without a result that this process ran; the next start runs them again."""
         self._check()
 
     def _check(self) -> None:
@@ -78,12 +78,12 @@ class Search:
             problems.append(f"hydra.sweeper.n_jobs: got {self._n_jobs}, expected 1 or more")
         if self._sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
             problems.append("hydra.sweeper.sampler: got cmaes, which needs the package of that name; pip install cmaes")
-        run = self._conductor.composed[0].run
+        run = self._controller.composed[0].run
         evaluated = run.trainer.eval_frequency or not run.objective.startswith(("auto", "eval/"))
         if self._pruner != "none" and not evaluated:
             problems.append(
-                f"hydra.sweeper.pruner: got {self._pruner}, but trainer.eval_frequency=0, so that there is nothing to judge a "
-                "job by before its end; set trainer.eval_frequency, or hydra.sweeper.pruner=none"
+                f"hydra.sweeper.pruner: got {self._pruner}, but trainer.eval_frequency=0, so that jobs have no "
+                "intermediate evaluations; set trainer.eval_frequency, or hydra.sweeper.pruner=none"
             )
         for key in self._space:
             try:
@@ -98,11 +98,11 @@ class Search:
         return distribution(key, self._space[key], as_text=self._sampler == "grid")
 
     def run(self) -> None:
-        """Ask for jobs and have them run until there are `n_trials`, or somebody stops the sweep."""
+        """Run batches of trials until there are `n_trials`, or the sweep is stopped."""
         self._study = self._open()
         if self._pruner != "none":
-            self._conductor.observer = self._observe
-        while not self._conductor.over and (batch := self._next_batch()):
+            self._controller.observer = self._observe
+        while not self._controller.over and (batch := self._next_batch()):
             self._run_batch(batch)
 
     def _open(self) -> Any:
@@ -111,10 +111,10 @@ class Search:
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._conductor.begin()
-        sweep = self._conductor.sweep
+        self._controller.begin()
+        sweep = self._controller.sweep
         path = sweep.path / "study.log"
-        mend(path)
+        repair_journal(path)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
             study_name=sweep.id,
@@ -129,18 +129,18 @@ class Search:
         return study
 
     def _next_batch(self) -> list[Any]:
-        """Return trials to run: first those that a stopped start left over, then new ones."""
+        """Return trials to run: first those that an earlier start did not finish, then new ones."""
         import optuna
         from optuna.trial import TrialState
 
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        left = [trial for trial in running if trial.number not in self._left_over]
+        left = [trial for trial in running if trial.number not in self._unfinished]
         if left:
             return [optuna.trial.Trial(self._study, trial._trial_id) for trial in left[: self._n_jobs]]
         waiting = len(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         asked = len(self._study.trials) - waiting
         wanted = waiting if self._sampler == "grid" else (self._n_trials or 0) - asked
-        # A new sampler for each batch: its draws then depend on the trials before, not on when this process started.
+        # A new sampler for each batch, so that its draws depend only on earlier trials, not on when this process started.
         self._study.sampler = make_sampler(self._sampler, [self._seed, asked], self._n_jobs)
         space = {key: self._distribution(key) for key in self._space}
         return [self._study.ask(space) for _ in range(min(wanted, self._n_jobs))]
@@ -150,9 +150,9 @@ class Search:
         wanted = [
             (trial.number, [*self._fixed, *(f"{key}={trial.params[key]}" for key in self._space)]) for trial in batch
         ]
-        pairs = self._conductor.enter(wanted)
-        # Two trials may ask for one and the same run: it runs once, and both come to the same end.
-        pruned = [entry for entry in self._conductor.sweep.jobs if entry.mark == PRUNED]
+        pairs = self._controller.enter(wanted)
+        # Several trials may be the same run: it runs once, and all of them get its result.
+        pruned = [entry for entry in self._controller.sweep.jobs if entry.mark == PRUNED]
         once: dict[str, SweepJob] = {}
         for entry in [*pruned, *(entry for entry, _ in pairs)]:
             once.setdefault(entry.run_dir, entry)
@@ -160,37 +160,37 @@ class Search:
         for entry, _ in pairs:
             first = once[entry.run_dir]
             entry.submission, entry.mark, entry.problem = first.submission, first.mark, first.problem
-            self._tell(entry)
-        self._conductor.sweep.save()
+            self._report_result(entry)
+        self._controller.sweep.save()
 
-    def _tell(self, entry: SweepJob) -> None:
+    def _report_result(self, entry: SweepJob) -> None:
         from optuna.trial import TrialState
 
-        trial, value = self._trials[entry.number], self._conductor.value(entry)
+        trial, value = self._trials[entry.number], self._controller.value(entry)
         if value is not None:
             self._study.tell(trial, value)
         elif entry.mark == PRUNED:
             self._study.tell(trial, state=TrialState.PRUNED)
         elif self._failed_by_itself(entry):
             self._study.tell(trial, state=TrialState.FAIL)
-        else:  # stopped, killed, never started, or not waited for: told failed, it could not be run again
-            self._left_over.add(entry.number)
+        else:  # stopped, killed, never started, or detached; a trial reported as failed could not run again
+            self._unfinished.add(entry.number)
 
     def _failed_by_itself(self, entry: SweepJob) -> bool:
-        """Whether a run came to an end that it would come to again: an error of its own, or no objective."""
-        [(state, _)] = states(self._conductor.sweep, [entry])
+        """Whether a run failed in a way that it would fail again: with an error, or without an objective."""
+        [(state, _)] = states(self._controller.sweep, [entry])
         status = entry.directory.record().get("status")
         if state not in OVER or status == FINISHED:
             return state in OVER
         errors = entry.directory.errors()
-        # What was written in a rank's stead, when it was killed or stalled, has no time.
+        # Errors that were written on behalf of a killed or stalled rank have no time.
         return status == FAILED and not entry.problem and bool(errors) and errors[0]["time"] > 0
 
     def _observe(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
-        """Report a running job's evaluations to the study; return whether its pruner gives the job up."""
+        """Report a running job's evaluations to the study; return whether its pruner stops the job."""
         trial = self._trials[entry.number]
         reported = self._study._storage.get_trial(trial._trial_id).intermediate_values
-        name = self._conductor.sweep.objective
+        name = self._controller.sweep.objective
         for row in rows:
             value = objective([row], "eval/loss" if name == "auto" else name)
             if value is not None and row["step"] > 0 and row["step"] not in reported:
@@ -201,14 +201,14 @@ class Search:
 
 
 def distribution(key: str, item: Override, *, as_text: bool) -> Any:
-    """Return Optuna's distribution for a sweep in Hydra's syntax; raises ConfigError for what makes no sense in a search."""
+    """Return Optuna's distribution for a sweep in Hydra's syntax; raises ConfigError for unsupported sweeps."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep: Any = item.value()
     log = not isinstance(sweep, Glob) and "log" in sweep.tags
     try:
         if isinstance(sweep, ChoiceSweep | RangeSweep) and sweep.shuffle:
-            raise ValueError("a search has an order of its own; leave shuffle out")
+            raise ValueError("a search chooses the order itself; remove shuffle")
         if isinstance(sweep, IntervalSweep):
             kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
             return kind(sweep.start, sweep.end, log=log)
@@ -216,11 +216,11 @@ def distribution(key: str, item: Override, *, as_text: bool) -> Any:
             values = [float(value) if not isinstance(value, int) else value for value in sweep.range()]
             whole = all(isinstance(value, int) for value in values)
             if log and not (whole and sweep.step == 1):
-                raise ValueError("a logarithm has no step; pass tag(log,interval(a,b)), or leave out the tag")
+                raise ValueError("a logarithmic range has no step; pass tag(log,interval(a,b)), or remove the tag")
             kind = IntDistribution if whole else FloatDistribution
             return kind(min(values), max(values), step=abs(sweep.step), log=log)
         if log:
-            raise ValueError("a list of choices has no logarithm")
+            raise ValueError("choices cannot be logarithmic; remove the tag")
         return CategoricalDistribution(list(item.sweep_string_iterator()))
     except ValueError as error:
         text = str(item.input_line).partition("=")[2]
@@ -228,7 +228,7 @@ def distribution(key: str, item: Override, *, as_text: bool) -> Any:
 
 
 def make_sampler(name: str, seeds: list[int], n_jobs: int) -> Any:
-    """Return a new sampler, seeded by several numbers; grids are enqueued, so theirs only fills in."""
+    """Return a new sampler, seeded by several numbers; grids are enqueued and need only a placeholder."""
     import numpy
     from optuna import samplers
 
@@ -241,7 +241,7 @@ def make_sampler(name: str, seeds: list[int], n_jobs: int) -> Any:
 
 
 def make_pruner(name: str, arguments: dict[str, Any]) -> Any:
-    """Return the pruner; raises ConfigError where Optuna's takes no such arguments."""
+    """Return the pruner; raises ConfigError for invalid arguments."""
     from optuna import pruners
 
     given = {"percentile": 25.0, **arguments} if name == "percentile" else arguments
@@ -251,8 +251,8 @@ def make_pruner(name: str, arguments: dict[str, Any]) -> Any:
         raise ConfigError(f"hydra.sweeper.pruner_kwargs: got {arguments} for {name}: {error}") from error
 
 
-def mend(path: Path) -> None:
-    """Undo what a kill in the middle of a write leaves: half a line, and Optuna's own lock; the sweep's lock is ours."""
+def repair_journal(path: Path) -> None:
+    """Remove an incomplete line and Optuna's lock, which a kill may leave; the sweep's own lock excludes other processes."""
     Path(f"{path}.lock").unlink(missing_ok=True)
     if path.exists():
         content = path.read_bytes()

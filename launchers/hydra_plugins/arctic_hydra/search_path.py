@@ -1,4 +1,4 @@
-"""Adds the `conf` package of each installed extension to the search path of arctic_hydra, and of no other program."""
+"""Adds the `conf` packages of installed extensions to the search path of arctic_hydra, but not of other Hydra programs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ENTRY_POINT_GROUP = "arctic_hydra"
 
 
 class ExtensionSearchPath(SearchPathPlugin):
-    """Appends `pkg://<package>.conf`: an extension adds options, and cannot shadow ours by accident."""
+    """Appends `pkg://<package>.conf`, so that an extension adds options, but cannot shadow ours by accident."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append each extension's folder of options, where the program that composes is arctic_hydra."""
+        """Append the options of each extension if the composing program is arctic_hydra."""
         main = next((item.path for item in search_path.get_path() if item.provider == "main"), "") or ""
         from arctic_hydra.cli.search_path import conf_dir
 

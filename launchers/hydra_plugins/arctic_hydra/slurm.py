@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`: every job of a sweep, or a single run, as a job of a SLURM cluster."""
+"""`hydra/launcher=slurm`: runs a sweep, or a single run, as jobs of a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from arctic_hydra.launch.job import Job
-    from arctic_hydra.sweep.conductor import Conductor
+    from arctic_hydra.sweep.controller import SweepController
     from arctic_hydra.sweep.directory import SweepJob
     from arctic_hydra.sweep.slurm import JobState
 
-SETTLE_SECONDS = 5
-"""How long a run's own record may lag behind SLURM's word that the job is over: shared file systems cache."""
-
+RECORD_LAG_SECONDS = 5
+"""How long a run's record may lag behind the state in SLURM, because shared file systems cache."""
 
 PROGRESS_SECONDS, PROGRESS_JOBS = 30.0, 8
-"""How often a job's step and loss are told, where no more jobs than this are waited for."""
+"""Interval at which step and loss of a job are printed, and the maximum number of waiting jobs for which they are."""
 
 
 class SlurmLauncher(SweepLauncher):
-    """Submits jobs as one array, waits for them while saying what becomes of them, and returns their objectives."""
+    """Submits jobs as arrays, waits for them while printing their states, and returns their objectives."""
 
     def __init__(self, **options: Any) -> None:
         from arctic_hydra.component import to_plain
@@ -37,13 +36,13 @@ class SlurmLauncher(SweepLauncher):
         self._options: dict[str, Any] = {key: to_plain(value) for key, value in options.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take the conductor; folder and name of the jobs are those of its sweep where the config has none."""
+        """Store the controller; folder and name of the jobs default to those of its sweep."""
         from hydra_plugins.arctic_hydra import _slurm_submit
 
         from arctic_hydra.errors import ConfigError
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        sweep = self.conductor.sweep
+        sweep = self.controller.sweep
         if sweep.kind == "search":
             for key in ("detach", "dry_run"):
                 if self._options[key]:
@@ -56,10 +55,10 @@ class SlurmLauncher(SweepLauncher):
             _slurm_submit.check_sbatch()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Enter the jobs, submit them, wait for them, and return their objectives in order."""
+        """Register the jobs, submit them, wait for them, and return their objectives in order."""
         if not self._options["dry_run"]:
             return super().launch(job_overrides, initial_job_idx)
-        self._print_scripts([self.conductor.job(item) for item in job_overrides])
+        self._print_scripts([self.controller.job(item) for item in job_overrides])
         return [JobReturn(overrides=list(item), status=JobStatus.COMPLETED) for item in job_overrides]
 
     def _print_scripts(self, jobs: Sequence[Job]) -> None:
@@ -75,13 +74,15 @@ class SlurmLauncher(SweepLauncher):
             print(_slurm_submit.script(self._options, len(chunk)))
 
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
-        """Submit what is neither finished nor under way, and wait unless detached."""
+        """Submit the jobs that are neither finished nor queued, and wait unless detached."""
         self._submit(pairs)
         waiting = [entry for entry, _ in pairs if entry.submission and not entry.problem]
         if self._options["detach"]:
-            print("detached; look after the jobs with")
-            print(f"  python -m arctic_hydra.sweep status {self.conductor.sweep.path}")
-        self.conductor.detached = self._options["detach"] or not Watch(self.conductor, self._options).wait(waiting)
+            print("detached; manage the jobs with")
+            print(f"  python -m arctic_hydra.sweep status {self.controller.sweep.path}")
+        self.controller.detached = self._options["detach"] or not JobWatcher(self.controller, self._options).wait(
+            waiting
+        )
 
     def _submit(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
         from hydra_plugins.arctic_hydra import _slurm_submit
@@ -91,20 +92,20 @@ class SlurmLauncher(SweepLauncher):
         from arctic_hydra.sweep import slurm
         from arctic_hydra.sweep.directory import PRUNED
 
-        sweep = self.conductor.sweep
-        slurm.cancel_lost(sweep, {self._options["folder"]})
-        under_way = self._under_way([entry for entry, _ in pairs])
+        sweep = self.controller.sweep
+        slurm.cancel_orphans(sweep, {self._options["folder"]})
+        under_way = self._already_queued([entry for entry, _ in pairs])
         for entry in under_way:
             print(f"job {entry.number} is in the queue already, as {_job_id(entry)}")
         wanted = [(entry, job) for entry, job in pairs if entry not in under_way and entry.mark != PRUNED]
-        new = [(entry, job) for entry, job in wanted if self._prepare(entry, job)]
+        new = [(entry, job) for entry, job in wanted if self._write_run_files(entry, job)]
         secrets = {entry.run_dir: hidden for entry, job in new if (hidden := job.secrets())}
-        sweep.save()  # with what could not be prepared
+        sweep.save()  # with the problems of jobs that cannot run
         waiting = [entry for entry, _ in new]
         run_dirs = [entry.run_dir for entry in waiting]
         try:
             for submissions in _slurm_submit.submit(self._options, run_dirs, secrets, sweep.path):
-                slurm.write_down(sweep, list(zip(waiting, submissions, strict=False)))
+                slurm.record_submissions(sweep, list(zip(waiting, submissions, strict=False)))
                 waiting = waiting[len(submissions) :]
         except ArcticHydraError as error:
             for entry in waiting:
@@ -113,8 +114,8 @@ class SlurmLauncher(SweepLauncher):
             sweep.save()
             raise
 
-    def _under_way(self, entries: Sequence[SweepJob]) -> list[SweepJob]:
-        """Return the jobs that SLURM has already, submitted by an earlier start or by another sweep with the same run."""
+    def _already_queued(self, entries: Sequence[SweepJob]) -> list[SweepJob]:
+        """Return the jobs that are in SLURM already, submitted by an earlier start or by another sweep with the same run."""
         from arctic_hydra.sweep import slurm
 
         found = [(entry, _submissions(entry)) for entry in entries]
@@ -128,13 +129,13 @@ class SlurmLauncher(SweepLauncher):
                 under_way.append(entry)
         return under_way
 
-    def _prepare(self, entry: SweepJob, job: Job) -> bool:
-        """Write what the job's ranks will read; return whether there is anything to do, and that can be done."""
+    def _write_run_files(self, entry: SweepJob, job: Job) -> bool:
+        """Write the files that the job's ranks read; return whether the job has to be submitted."""
         from arctic_hydra.errors import ArcticHydraError
 
         entry.problem, entry.mark, entry.submission = "", "", None
         try:
-            lock = job.prepare()
+            lock = job.write_unless_finished()
         except (ArcticHydraError, OSError) as error:
             entry.problem = str(error)
             print(f"job {entry.number} failed: {error}", flush=True)
@@ -142,24 +143,24 @@ class SlurmLauncher(SweepLauncher):
         if lock is None:
             print(f"job {entry.number} is finished already")
             return False
-        job.directory.release()  # the job itself takes it
+        job.directory.release()  # the job locks it itself
         return True
 
 
-class Watch:
-    """Waits for submitted jobs, and says how they get on."""
+class JobWatcher:
+    """Waits for submitted jobs, and prints their progress."""
 
-    def __init__(self, conductor: Conductor, options: dict[str, Any]) -> None:
-        self._conductor = conductor
+    def __init__(self, controller: SweepController, options: dict[str, Any]) -> None:
+        self._controller = controller
         self._poll_seconds: float = options["poll_seconds"]
-        self._told: dict[int, str] = {}
-        self._tells_again: dict[int, float] = {}
+        self._printed: dict[int, str] = {}
+        self._next_progress: dict[int, float] = {}
         self._unanswered = False
 
     def wait(self, entries: Sequence[SweepJob]) -> bool:
-        """Return True once all jobs are over, False where the person would rather not wait.
+        """Return True after all jobs have ended, False after Ctrl-C.
 
-        Raises the conductor's ConfigError, and asks the jobs to stop.
+        Cancels the jobs if the controller raises ConfigError.
         """
         from arctic_hydra.errors import ConfigError
         from arctic_hydra.sweep import slurm
@@ -170,52 +171,54 @@ class Watch:
         waiting = list(entries)
         try:
             while waiting:
-                waiting = self._look(waiting)
+                waiting = self._poll(waiting)
                 for entry in waiting:
                     rows = tails[entry.number].new_rows()
                     if len(waiting) <= PROGRESS_JOBS:
-                        self._tell_progress(entry, rows)
-                    if rows and self._conductor.look_at(entry, rows):
+                        self._print_progress(entry, rows)
+                    if rows and self._controller.look_at(entry, rows):
                         self._prune(entry)
-                if waiting and not asked_to_end and self._conductor.over:
-                    with suppress(slurm.SlurmError):  # else at the next look
-                        slurm.cancel(self._conductor.sweep, waiting)
+                if waiting and not asked_to_end and self._controller.over:
+                    with suppress(slurm.SlurmError):  # else try again at the next poll
+                        slurm.cancel(self._controller.sweep, waiting)
                         asked_to_end = True
                 if waiting:
                     time.sleep(self._poll_seconds)
         except ConfigError:
-            slurm.cancel(self._conductor.sweep, waiting)
+            slurm.cancel(self._controller.sweep, waiting)
             raise
         except KeyboardInterrupt:
-            print("\nno longer waiting; the jobs go on, and the same command waits for them again. They end with")
-            print(f"  python -m arctic_hydra.sweep cancel {self._conductor.sweep.path}")
+            print(
+                "\nstopped waiting; the jobs keep running, and the same command waits for them again. To cancel them:"
+            )
+            print(f"  python -m arctic_hydra.sweep cancel {self._controller.sweep.path}")
             return False
         return True
 
-    def _tell_progress(self, entry: SweepJob, rows: Sequence[dict[str, Any]]) -> None:
+    def _print_progress(self, entry: SweepJob, rows: Sequence[dict[str, Any]]) -> None:
         steps = [row for row in rows if row.get("loss") is not None]
-        if steps and time.monotonic() >= self._tells_again.get(entry.number, 0.0):
-            self._tells_again[entry.number] = time.monotonic() + PROGRESS_SECONDS
+        if steps and time.monotonic() >= self._next_progress.get(entry.number, 0.0):
+            self._next_progress[entry.number] = time.monotonic() + PROGRESS_SECONDS
             print(f"job {entry.number}: step {steps[-1]['step']}, loss {steps[-1]['loss']:.4f}", flush=True)
 
-    def _look(self, waiting: list[SweepJob]) -> list[SweepJob]:
-        """Say what has changed; return the jobs that are not over."""
+    def _poll(self, waiting: list[SweepJob]) -> list[SweepJob]:
+        """Print state changes; return the jobs that have not ended."""
         from arctic_hydra.sweep import slurm
 
         try:
             states = slurm.query([_job_id(entry) for entry in waiting])
         except slurm.SlurmError as error:
             if not self._unanswered:
-                print(f"SLURM does not answer; asking again: {error}", flush=True)
+                print(f"SLURM does not respond; retrying: {error}", flush=True)
             self._unanswered = True
             return waiting
         self._unanswered = False
-        settle(waiting, states)
+        record_lost_endings(waiting, states)
         for entry in waiting:
             state = states[_job_id(entry)]
             text = ending(entry) if state.over else str(state)
-            if self._told.get(entry.number) != text:
-                self._told[entry.number] = text
+            if self._printed.get(entry.number) != text:
+                self._printed[entry.number] = text
                 print(f"job {entry.number} ({_job_id(entry)}): {text}", flush=True)
         return [entry for entry in waiting if not states[_job_id(entry)].over]
 
@@ -224,31 +227,31 @@ class Watch:
         from arctic_hydra.sweep.directory import PRUNED
 
         entry.mark = PRUNED
-        self._conductor.sweep.save()
-        slurm.cancel(self._conductor.sweep, [entry])
+        self._controller.sweep.save()
+        slurm.cancel(self._controller.sweep, [entry])
 
 
-def settle(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
-    """Write down the end of runs whose jobs are over and that could not do so themselves: killed, or never started."""
+def record_lost_endings(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
+    """Record the end of runs whose jobs have ended without recording it: killed, or never started."""
     from arctic_hydra import run_directory
 
     def unsettled() -> list[SweepJob]:
         over = [entry for entry in entries if states[_job_id(entry)].over]
         return [entry for entry in over if _was_left_running(entry)]
 
-    end = time.monotonic() + SETTLE_SECONDS
+    end = time.monotonic() + RECORD_LAG_SECONDS
     while (rest := unsettled()) and time.monotonic() < end:
         time.sleep(0.2)
     for entry in rest:
         state = states[_job_id(entry)]
-        if state.state in ("CANCELLED", "PREEMPTED"):  # somebody asked it to stop
+        if state.state in ("CANCELLED", "PREEMPTED"):  # it was asked to stop
             entry.directory.update_record(status=run_directory.STOPPED)
         else:
             entry.directory.update_record(status=run_directory.FAILED, error=f"SLURM: {state}")
 
 
 def _was_left_running(entry: SweepJob) -> bool:
-    """Whether a run's record still says that this job runs it, and nobody does."""
+    """Whether a run's record says that this job is running it, although no process is."""
     from arctic_hydra import run_directory
 
     found = entry.directory.record()
@@ -258,7 +261,7 @@ def _was_left_running(entry: SweepJob) -> bool:
 
 
 def ending(entry: SweepJob) -> str:
-    """Return how a job ended, with the last lines of its log where it failed."""
+    """Return how a job ended, with the last lines of its log if it failed."""
     from arctic_hydra import run_directory
 
     found = entry.directory.record()
@@ -271,11 +274,11 @@ def ending(entry: SweepJob) -> str:
 
 
 def _submissions(entry: SweepJob) -> list[dict[str, Any]]:
-    """Return the jobs that may run an entry: the sweep's own, and after it the one that the run's record names."""
+    """Return the submissions that may run an entry: the sweep's, then the one in the run's record."""
     found = [entry.submission, entry.directory.record().get("submission")]
     return [submission for submission in found if submission and submission["kind"] == "slurm"]
 
 
 def _job_id(entry: SweepJob) -> str:
-    assert entry.submission is not None, "only submitted jobs are asked for"
+    assert entry.submission is not None, "only submitted jobs are queried"
     return str(entry.submission["job_id"])

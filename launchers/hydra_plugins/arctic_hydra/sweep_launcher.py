@@ -1,4 +1,4 @@
-"""What the launchers share: jobs composed and entered once, and answers that the sweepers understand."""
+"""The base of the launchers: registers jobs that were composed once, and returns results that sweepers understand."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from arctic_hydra.launch.job import Job
-    from arctic_hydra.sweep.conductor import Conductor
+    from arctic_hydra.sweep.controller import SweepController
     from arctic_hydra.sweep.directory import SweepJob
 
 
 class SweepLauncher(Launcher):
-    """Base of this program's launchers: `run` has the entered jobs run to their ends, or hands them over."""
+    """Base class of our launchers; `run` runs the registered jobs until they end, or submits them."""
 
     config: DictConfig
-    conductor: Conductor
+    controller: SweepController
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take the conductor, which `__main__` gives Hydra as the task function."""
-        from arctic_hydra.sweep.conductor import Conductor
+        """Store the controller, which the command line passes to Hydra as the task function."""
+        from arctic_hydra.sweep.controller import SweepController
 
-        if not isinstance(task_function, Conductor):
+        if not isinstance(task_function, SweepController):
             raise HydraException(f"{type(self).__name__} launches jobs of arctic_hydra only")
-        self.config, self.conductor = config, task_function
+        self.config, self.controller = config, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Enter the jobs, run them, and return their objectives in order."""
-        pairs = self.conductor.enter(list(enumerate(job_overrides, start=initial_job_idx)))
+        """Register the jobs, run them, and return their objectives in order."""
+        pairs = self.controller.enter(list(enumerate(job_overrides, start=initial_job_idx)))
         self.run(pairs)
         return [
             self._answer(entry, list(overrides)) for (entry, _), overrides in zip(pairs, job_overrides, strict=True)
@@ -42,12 +42,12 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
-        """Have the jobs run; how each ended is read from its files."""
+        """Run the jobs; their results are read from their files."""
 
     def _answer(self, entry: SweepJob, overrides: list[str]) -> JobReturn:
-        # A grid's sweeper ends at the first failed answer, a search wants to know: both get what they can work with.
-        value: Any = self.conductor.value(entry)
-        status = JobStatus.COMPLETED if value is not None or self.conductor.sweep.kind == "grid" else JobStatus.FAILED
+        # A grid's sweeper would stop at the first failed job, so only a search gets failures.
+        value: Any = self.controller.value(entry)
+        status = JobStatus.COMPLETED if value is not None or self.controller.sweep.kind == "grid" else JobStatus.FAILED
         if status is JobStatus.FAILED:
             value = RuntimeError(f"job {entry.number} has no objective")
         return JobReturn(overrides=overrides, status=status, _return_value=value)

@@ -1,4 +1,4 @@
-"""Whole runs, from the command line to the files: what a person gets, and what survives an interruption."""
+"""Whole runs, from the command line to the files, and what survives an interruption."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from arctic_hydra import run_directory
-from arctic_hydra.cli.summary import print_result
 from arctic_hydra.run_directory import is_own_name
-from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
+from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
 SHORT = f"{SMALL} trainer.train_iters=12 trainer.eval_frequency=6 optimizer.lr=2e-3"
@@ -34,7 +32,7 @@ def finished(tmp_path_factory):
     return folder, done
 
 
-def test_says_where_things_are_and_what_to_type_next(finished):
+def test_the_summary_names_the_files_and_the_next_commands(finished):
     folder, done = finished
     run_dir = only_run(folder)
     assert "Traceback" not in done.stderr + done.stdout
@@ -58,7 +56,7 @@ def test_every_name_in_the_run_directory_is_reserved(finished):
     assert [name for name in sorted(names) if not is_own_name(name)] == []
 
 
-def test_w30_loss_falls_and_metrics_are_complete(finished):
+def test_loss_falls_and_metrics_are_complete(finished):
     run_dir = only_run(finished[0])
     rows = metrics(run_dir)
     fallen = losses(run_dir)
@@ -88,7 +86,7 @@ def test_export_loads_in_transformers_and_answers(finished):
     assert model.generate(**chat, max_new_tokens=4).shape[1] > chat["input_ids"].shape[1]
 
 
-def test_w23_w25_w32_record_says_what_was_run(finished):
+def test_record_says_what_was_run(finished):
     run_dir = only_run(finished[0])
     record = json.loads((run_dir / "record.json").read_text())
     assert record["status"] == "finished"
@@ -147,7 +145,7 @@ def test_fresh_starts_over_and_is_bit_identical(finished, tmp_path):
     assert weights_digest(only_run(tmp_path / "copy")) == before
 
 
-def test_w12_sigterm_mid_epoch_then_the_same_command_is_bit_identical(tmp_path):
+def test_sigterm_mid_epoch_then_the_same_command_is_bit_identical(tmp_path):
     arguments = f"{SMALL} trainer.train_iters=30 checkpoint.deepspeed.save_every_n_steps=0 tracking=[]"
     run(arguments, tmp_path / mkdir(tmp_path, "straight"))
     stopped = tmp_path / mkdir(tmp_path, "stopped")
@@ -170,7 +168,7 @@ def mkdir(parent, name):
     return name
 
 
-def test_pitfall_17_b4_w3_three_kills_two_ranks_accumulation_dropout_partial_window(tmp_path):
+def test_three_kills_resume_bit_identically_with_two_ranks_accumulation_and_dropout(tmp_path):
     """SIGKILL at random instants; the same command each time; the end is bit-identical to the uninterrupted run."""
     arguments = (
         f"{SMALL} ranks=2 trainer.gradient_accumulation_steps=3 trainer.epochs=2 data.sources.chat.sample_count=100 "
@@ -207,31 +205,6 @@ def test_sweep_over_zero_stages_agrees_to_1e_5(tmp_path):
     for other in table[1:]:
         assert other == pytest.approx(table[0], abs=1e-5)
     assert done.stdout.count("  finished ") == 4
-
-
-def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):
-    arguments = f"{SMALL} trainer.train_iters=8 tracking=[]"
-    done = run(f"{arguments} trainer.exit_iteration=3", tmp_path, code=75)
-    assert "stopped at step 3 of 8: reached trainer.exit_iteration=3" in done.stdout
-    run_dir = only_run(tmp_path)
-    assert [path.name for path in (run_dir / "checkpoints").glob("step-*")] == ["step-00000003"]
-    (run_dir / "STOP").touch()
-    done = run(arguments, tmp_path, code=75)
-    assert "found the kill switch" in done.stdout
-    assert not (run_dir / "STOP").exists()
-    run(arguments, tmp_path)
-    assert len(losses(run_dir)) == 8
-
-
-def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
-    arguments = f"{SMALL} trainer.train_iters=500 tracking=[]"
-    process = start(arguments, tmp_path)
-    wait_for_step(tmp_path, 1, process)
-    done = run(arguments, tmp_path, code=1)
-    assert f"is in use by another run (process {process.pid}" in done.stderr
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    assert process.returncode == 75
 
 
 def test_a_liger_model_from_a_local_directory_on_data_in_ultrachat_layout(finished, tmp_path):
@@ -271,101 +244,3 @@ def test_a_local_model_partitioned_over_two_ranks_in_bf16(finished, tmp_path):
     theirs, ours = (load_file(path / "model.safetensors") for path in (export, only_run(tmp_path) / "export"))
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     assert {str(value.dtype) for value in ours.values()} == {"torch.bfloat16"}
-
-
-def test_bad_rows_end_in_words_not_tracebacks(tmp_path):
-    """One whole run for the path of a data error; the table of them is in tests/data."""
-    (tmp_path / "roles.jsonl").write_text(
-        '{"messages": [{"role": "user", "content": "a"}, {"role": "wizard", "content": "b"}]}\n'
-    )
-    done = run("data=json data.sources.json.path=roles.jsonl", tmp_path, code=1)
-    assert "roles.jsonl:1: message 1" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert json.loads((only_run(tmp_path) / "record.json").read_text())["status"] == "failed"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ("data=json data.sources.json.path=absent.jsonl", "data.sources.json.path"),
-        ("data=ultrachat data.sources.ultrachat.path=./absent", "data.sources.ultrachat.path"),
-        ("model=hf model.name_or_path=./absent", "model.name_or_path: got"),
-        ("model=hf model.name_or_path=./emptydir", "holds no config.json"),
-        ("model=hf model.name_or_path=./notokenizer", "tokenizer.name_or_path"),
-        ("output_root=/proc/nowhere", "output_root: cannot write to /proc/nowhere"),
-    ],
-)
-def test_what_this_machine_lacks_is_said_before_anything_is_written(arguments, text, tmp_path):
-    (tmp_path / "emptydir").mkdir()
-    (tmp_path / "notokenizer").mkdir()
-    (tmp_path / "notokenizer" / "config.json").write_text("{}")
-    before = sorted(tmp_path.iterdir())
-    done = run(arguments, tmp_path, code=2)
-    assert text in done.stderr
-    assert "Traceback" not in done.stderr
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_w16_exit_iteration_again_does_nothing_more(tmp_path):
-    arguments = f"{SMALL} trainer.train_iters=6 trainer.exit_iteration=2 tracking=[]"
-    for _ in range(2):
-        run(arguments, tmp_path, code=75)
-        assert len(losses(only_run(tmp_path))) == 2
-
-
-def test_fresh_clears_an_output_dir_elsewhere_and_runs_that_share_it_stay_apart(tmp_path):
-    arguments = f"{SMALL} trainer.train_iters=6 tracking=[] checkpoint.deepspeed.output_dir=shared"
-    run(f"{arguments} trainer.exit_iteration=2", tmp_path, code=75)
-    run(f"{arguments} trainer.exit_iteration=1 fresh=true", tmp_path, code=75)
-    assert [path.name for path in (tmp_path / "shared").glob("default/*/checkpoints/step-*")] == ["step-00000001"]
-    run(f"{arguments} seed=1 trainer.exit_iteration=1", tmp_path, code=75)
-    assert len(list((tmp_path / "shared").glob("default/*"))) == 2
-
-
-def test_one_interrupt_of_two_ranks_saves_and_says_so(tmp_path):
-    process = start(f"{SMALL} trainer.train_iters=5000 ranks=2 tracking=[] trainer.eval_at_start=false", tmp_path)
-    wait_for_step(tmp_path, 2, process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, output
-    assert "SIGINT: stopping at the next step; interrupt again to end at once" in output
-    assert "the same command resumes" in output
-    assert list((only_run(tmp_path) / "checkpoints").glob("step-*"))
-
-
-def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):
-    process = start(f"{SMALL} trainer.train_iters=5000 tracking=[]", tmp_path)
-    wait_for_rank(process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 75, output
-    assert "the same command" in output
-
-
-@pytest.mark.parametrize(
-    ("export", "config", "family"),
-    [
-        ("export", "config.json", "AutoModelForCausalLM"),
-        ("mine", "adapter_config.json", "AutoPeftModelForCausalLM"),
-    ],
-)
-def test_the_end_names_the_export_and_what_loads_it(export, config, family, tmp_path, capsys):
-    """transformers alone gives the model below an adapter no rows for added tokens."""
-    for folder in (tmp_path / export, tmp_path / f"{export}-step-00000001"):
-        folder.mkdir()
-        (folder / config).touch()
-        (folder / "tokenizer_config.json").touch()
-    (tmp_path / "record.json").write_text('{"overrides": []}')
-    figures = {
-        "status": run_directory.FINISHED,
-        "step": 1,
-        "first_loss": 2.0,
-        "last_loss": 1.0,
-        "progress": {"epoch": 1},
-    }
-    print_result(run_directory.RunDirectory(tmp_path), {**figures, "first_evaluation": {}, "last_evaluation": {}})
-    out = capsys.readouterr().out
-    assert f"export       {tmp_path / export}\n" in out
-    assert f"  {family}.from_pretrained({str(tmp_path / export)!r})" in out

@@ -1,6 +1,6 @@
-"""The process that conducts a sweep: enters its jobs, has a launcher run them, and says how they ended.
+"""The controller of a sweep: registers its jobs, which a launcher runs, and evaluates their results.
 
-A `Conductor` takes the place of the task function that Hydra hands to a launcher; ours take its `enter`, `run` and `value`.
+Hydra passes a `SweepController` to the launcher as its task function; our launchers call its `enter`, `run` and `value`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from arctic_hydra.sweep import pool
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
 
 Observer = Callable[[SweepJob, list[dict[str, Any]]], bool]
-"""Sees the new lines of a running job's `metrics.jsonl`; True ends the job as pruned."""
+"""Receives new lines of a running job's `metrics.jsonl`; returns True to prune the job."""
 
 
-class Conductor:
-    """Conducts one sweep; `jobs` are those composed and checked already, by their overrides."""
+class SweepController:
+    """Controls one sweep; `jobs` are the jobs composed so far, by overrides."""
 
     def __init__(
         self,
@@ -29,31 +29,31 @@ class Conductor:
         compose_job: Callable[[list[str]], Job],
         jobs: dict[tuple[str, ...], Job],
         slots: pool.Slots,
-        place_key: str = "output_root",
+        directory_key: str = "output_root",
     ) -> None:
-        """Take also the key that says where the sweep's directory is, for an error that names it."""
+        """`directory_key` is the config key that determines the sweep's directory, for error messages."""
         self.sweep = sweep
         self.slots = slots
         self.observer: Observer | None = None
         """Set by a sweeper that prunes."""
         self.stop_reason = ""
-        """Why no further job is started, such as a signal; set by the launcher."""
+        """Why no further job is started, such as a signal."""
         self.detached = False
-        """Whether the jobs go on without this process; set by the launcher."""
+        """Whether the jobs continue without this process; set by the launcher."""
         self._begun = False
-        self._place_key = place_key
+        self._directory_key = directory_key
         self._compose = compose_job
         self._jobs = jobs
 
     def begin(self) -> None:
-        """Take the sweep's directory, and what it knows of jobs already; a second call does nothing.
+        """Lock the sweep's directory and load its earlier jobs; a second call does nothing.
 
-        A sweeper calls it once its settings are checked: what is refused leaves nothing behind. Raises what `Sweep.conduct`
-        raises.
+        Sweepers call it after checking their settings, so that an invalid sweep writes nothing. Raises the errors of
+        `Sweep.lock`.
         """
         if self._begun:
             return
-        self.sweep.conduct(self._place_key)
+        self.sweep.lock(self._directory_key)
         if self.sweep.file.exists():
             self.sweep.jobs = Sweep.load(self.sweep.path).jobs
         self._begun = True
@@ -61,20 +61,20 @@ class Conductor:
 
     @property
     def over(self) -> bool:
-        """Whether no further job is to be started by this process: stopped, cancelled, or no longer waited for."""
+        """Whether this process starts no further jobs: stopped, cancelled or detached."""
         if not self.stop_reason and self.sweep.is_cancelled:
             self.stop_reason = "cancelled"
         return bool(self.stop_reason) or self.detached
 
     def job(self, overrides: Sequence[str]) -> Job:
-        """Return the job of these overrides, composed once: a file edited meanwhile changes nothing."""
+        """Return the job of these overrides, composed once, so that later edits of config files do not affect it."""
         key = tuple(overrides)
         if key not in self._jobs:
             self._jobs[key] = self._compose(list(key))
         return self._jobs[key]
 
     def enter(self, wanted: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[SweepJob, Job]]:
-        """Write numbered jobs into `sweep.json`, keeping what it knows of those that it has."""
+        """Write numbered jobs into `sweep.json`, keeping the submissions of jobs that it contains already."""
         known = {entry.number: entry for entry in self.sweep.jobs}
         pairs = []
         for number, overrides in wanted:
@@ -83,23 +83,23 @@ class Conductor:
             if entry is None or entry.run_dir != str(job.directory.path):
                 entry = SweepJob(number, job.overrides, str(job.directory.path), str(job.directory.run_file))
                 known[number] = entry
-            entry.overrides = job.overrides  # the same run may be asked for in other words than before
+            entry.overrides = job.overrides  # the same run may have been requested with other overrides before
             pairs.append((entry, job))
         self.sweep.jobs = [known[number] for number in sorted(known)]
         self.sweep.save()
         return pairs
 
     def run(self, pairs: Sequence[tuple[SweepJob, Job]], slots: pool.Slots, *, to_terminal: bool) -> None:
-        """Run entered jobs on this machine, and wait for them."""
+        """Run registered jobs on this machine, and wait for them."""
         for entry, _ in pairs:
             entry.problem, entry.mark = "", entry.mark if entry.mark == PRUNED else ""
         work = [(entry, pool.starter(job)) for entry, job in pairs if entry.mark != PRUNED]
         self.stop_reason = pool.Pool(self.sweep, slots, self.look_at, to_terminal=to_terminal).run(work)
 
     def look_at(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
-        """See what a running job has logged; return whether to prune it.
+        """Process the new metrics of a running job; return whether to prune it.
 
-        Raises ConfigError as soon as it shows that the objective is none of the metrics that are logged.
+        Raises ConfigError as soon as the metrics show that the objective is never logged.
         """
         name = self.sweep.objective
         kind = "eval/loss" if name.startswith("eval/") else "loss"
@@ -111,20 +111,20 @@ class Conductor:
 
     @property
     def composed(self) -> list[Job]:
-        """The jobs composed so far, of a search those that tried its bounds too."""
+        """The jobs composed so far, including those that only checked the bounds of a search."""
         return list(self._jobs.values())
 
     def value(self, entry: SweepJob) -> float | None:
-        """Return the objective of a finished job, None of any other; notes it where the run never logged one.
+        """Return the objective of a finished job, else None; records a problem if the run never logged one.
 
-        One that is no number is infinitely bad: a search learns to stay away from there, as it would not from a failure.
+        NaN counts as infinitely bad, so that a search avoids the region; samplers ignore failed trials.
         """
         [(state, _)] = states(self.sweep, [entry])
         if state != FINISHED:
             return None
         value = objective(entry, self.sweep.objective)
         if value is None:
-            entry.problem = unlogged(entry, self.sweep.objective)
+            entry.problem = missing_objective(entry, self.sweep.objective)
             self.sweep.save()
         elif math.isnan(value):
             return -math.inf if self.sweep.maximize else math.inf
@@ -132,26 +132,28 @@ class Conductor:
 
 
 def objective(entry: SweepJob, name: str) -> float | None:
-    """Return a job's objective from what it has logged, NaN where it diverged."""
+    """Return a job's objective from its metrics, NaN if it diverged."""
     return metrics.objective(metrics.read_metrics(entry.directory.path / "metrics.jsonl"), name)
 
 
-def note_unlogged(sweep: Sweep) -> None:
-    """Note which jobs finished and never logged the objective; saves nothing, since somebody else may conduct the sweep."""
+def note_missing_objectives(sweep: Sweep) -> None:
+    """Mark finished jobs that never logged the objective; does not save, since another process may run the sweep."""
     for entry in sweep.jobs:
         if not entry.problem and entry.directory.record().get("status") == FINISHED:
-            entry.problem = unlogged(entry, sweep.objective) if objective(entry, sweep.objective) is None else ""
+            entry.problem = (
+                missing_objective(entry, sweep.objective) if objective(entry, sweep.objective) is None else ""
+            )
 
 
-def unlogged(entry: SweepJob, name: str) -> str:
-    """Say that a run has no such metric, and which it has."""
+def missing_objective(entry: SweepJob, name: str) -> str:
+    """Return the message for a run without this metric, listing those it has."""
     rows = metrics.read_metrics(entry.directory.path / "metrics.jsonl")
     names = sorted({key for row in rows for key, value in row.items() if isinstance(value, float)})
     return f"objective: got {name}, but the run logged no such metric; it logged {', '.join(names) or 'nothing'}"
 
 
-def refuse_twins(jobs: Sequence[tuple[Sequence[str], Job]]) -> None:
-    """Raise ConfigError where two jobs of a grid are one and the same run."""
+def refuse_duplicates(jobs: Sequence[tuple[Sequence[str], Job]]) -> None:
+    """Raise ConfigError if two jobs of a grid are the same run."""
     seen: dict[str, tuple[int, Sequence[str]]] = {}
     problems = []
     for number, (overrides, job) in enumerate(jobs):
@@ -162,10 +164,10 @@ def refuse_twins(jobs: Sequence[tuple[Sequence[str], Job]]) -> None:
         mine = " ".join(item for item in overrides if item not in theirs)
         before = " ".join(item for item in theirs if item not in overrides)
         which = f"job {number} ({mine}) and job {other} ({before})" if mine else f"job {number} and job {other}"
-        what = mine or "the same value twice"
+        what = mine or "a repeated value"
         problems.append(
-            f"-m: {which} are the same run, {path}: {what} changes nothing in what is trained; leave one out, or give each a "
-            "name of its own with name=<a>,<b>"
+            f"-m: {which} are the same run ({path}), because {what} does not affect training; remove one, or give them "
+            "different names with name=<a>,<b>"
         )
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""What a sweep refuses before anything starts, through the real command line, in process."""
+"""What a sweep refuses before anything starts, and jobs composed once; in process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import pytest
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli import multirun
-from arctic_hydra.sweep.conductor import Conductor
+from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.pool import Slots
 
 SEARCH = "-m hydra/sweeper=optuna"
-
-
-@pytest.fixture(autouse=True)
-def in_tmp(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +27,11 @@ def in_tmp(tmp_path, monkeypatch):
         ),
         (
             "-m log.interval=1,2",
-            "log.interval=2 changes nothing in what is trained; leave one out, or give each a name of its own",
+            "because log.interval=2 does not affect training; remove one, or give them different names",
         ),
         (
             "-m optimizer.lr=interval(1e-5,1e-3)",
-            "optimizer.lr: got an interval, which has no end of values; pass hydra/sweeper=optuna",
+            "optimizer.lr: got an interval, which has infinitely many values; pass hydra/sweeper=optuna",
         ),
         ("-m hydra/launcher=locall optimizer.lr=1,2", "hydra/launcher: got 'locall', expected one of basic, local"),
         ("-m hydra/launcher=local hydra.launcher.slots=0", "hydra.launcher.slots: got 0, expected 1 or more"),
@@ -47,7 +42,7 @@ def in_tmp(tmp_path, monkeypatch):
         ),
         (
             "-m objective=loss,eval/loss",
-            "objective: got eval/loss and loss, but the jobs of a sweep are compared by one",
+            "objective: got eval/loss and loss, but all jobs of a sweep must have the same",
         ),
         (
             "-m hydra.sweep.subdir=x seed=1,2",
@@ -87,7 +82,10 @@ def in_tmp(tmp_path, monkeypatch):
             f"{SEARCH} seed=tag(log,range(1,100,5))",
             "seed: got tag(log,range(1,100,5)), which cannot be searched: a logar",
         ),
-        (f"{SEARCH} seed=shuffle(1,2,3)", "seed: got shuffle(1,2,3), which cannot be searched: a search has an order"),
+        (
+            f"{SEARCH} seed=shuffle(1,2,3)",
+            "seed: got shuffle(1,2,3), which cannot be searched: a search chooses the order",
+        ),
         ("-m seed=glob(*)", "seed: got glob(*), which holds no value"),
         (
             "-m hydra/launcher=slurm hydra.launcher.tasks_per_node=2 seed=1,2",
@@ -112,23 +110,9 @@ def test_a_directory_of_another_sweep_is_refused(capsys):
     Path("mine/sweep.json").write_text(json.dumps(other | more))
     assert main(["-m", "hydra.sweep.dir=mine", "optimizer.lr=1,2"]) == 2
     assert (
-        "mine, which holds another sweep (python -m arctic_hydra -m seed=1,2); pass a folder" in capsys.readouterr().err
+        "mine, which contains another sweep (python -m arctic_hydra -m seed=1,2); choose another"
+        in capsys.readouterr().err
     )
-
-
-def test_the_watching_command_names_what_is_wrong(capsys):
-    from arctic_hydra.sweep.__main__ import main as look
-
-    with pytest.raises(SystemExit):
-        look(["summary", "empty", "--job", "1"])
-    assert "unrecognized arguments: --job 1" in capsys.readouterr().err
-    Path("empty").mkdir()
-    assert look(["status", "empty"]) == 2
-    assert "holds no sweep.json; expected a sweep's directory, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
-    for text, words in (("{", "not JSON (Expecting"), ('{"method": "bayes"}', "format: got None, expected 1")):
-        Path("empty/sweep.json").write_text(text)
-        assert look(["status", "empty"]) == 2
-        assert f"sweep.json: {words}" in capsys.readouterr().err
 
 
 def test_a_file_edited_while_the_jobs_run_changes_nothing(capsys):
@@ -139,12 +123,12 @@ def test_a_file_edited_while_the_jobs_run_changes_nothing(capsys):
     # Refused on this machine when it is started, and after it was composed: no rank has to run.
     refused = ["model=liger", "model.name_or_path=.", "ranks=1"]
     command = multirun.Multirun(["experiment=e", "seed=1,2", *refused], "config", "mine")
-    jobs = {tuple(item): command.job(command.composed(item), item, Slots(1)) for item in command.samples()}
+    jobs = {tuple(item): command.job(command.compose_job(item), item, Slots(1)) for item in command.samples()}
     sweep = multirun._sweep(command, list(jobs.values()), is_grid=True)
-    sweep.conduct()
-    conductor = Conductor(sweep, lambda wanted: pytest.fail("composed again"), jobs, Slots(1))
+    sweep.lock()
+    controller = SweepController(sweep, lambda wanted: pytest.fail("composed again"), jobs, Slots(1))
     option.write_text("# @package _global_\ntrainer: {train_iterss: [}\n")
-    multirun._hand_over(command, conductor, [list(item) for item in jobs])
+    multirun._launch(command, controller, [list(item) for item in jobs])
     assert [job.run.trainer.train_iters for job in jobs.values()] == [3, 3]
     assert [(entry.number, "CUDA" in entry.problem) for entry in sweep.jobs] == [(0, True), (1, True)]
-    assert conductor.stop_reason == ""
+    assert controller.stop_reason == ""

@@ -1,4 +1,4 @@
-"""What a person sees while jobs run: a live table on a terminal, a line for each change elsewhere."""
+"""Progress of running jobs: a live table on a terminal, else a line per change."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _STYLES = {
 }
 
 
-class Board:
-    """The jobs of a sweep under way, on standard output."""
+class LiveTable:
+    """Shows the jobs of a running sweep on standard output."""
 
     def __init__(self, sweep: Sweep, *, live: bool) -> None:
         self._sweep = sweep
@@ -36,7 +36,7 @@ class Board:
         self._rows: dict[int, Row] = {}
         self._began: dict[int, float] = {}
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         self._rows = {row.number: row for row in results.rows(self._sweep)}
         if self._wanted:
             from rich.live import Live
@@ -51,31 +51,31 @@ class Board:
         if self._live is not None:
             self._live.stop()
 
-    def starts(self, entry: SweepJob) -> None:
-        """Show that a job starts."""
+    def job_started(self, entry: SweepJob) -> None:
+        """Show that a job has started."""
         row = self._rows[entry.number]
         row.state, row.reason, row.seconds = RUNNING, "", None
         self._began[entry.number] = time.monotonic()
         values = " ".join(f"{key}={value}" for key, value in row.values.items()) or " ".join(entry.overrides)
         self._say(f"job {entry.number} of {len(self._rows)} starts: {values or 'the defaults'}")
 
-    def moved(self, entry: SweepJob, logged: list[dict[str, Any]]) -> None:
-        """Take in what a job has logged."""
+    def job_logged(self, entry: SweepJob, logged: list[dict[str, Any]]) -> None:
+        """Update a job with the metrics it has logged."""
         results.add_metrics(self._rows[entry.number], logged)
 
-    def ends(self, entry: SweepJob) -> None:
-        """Show how a job ended, or that there was nothing to start."""
+    def job_ended(self, entry: SweepJob) -> None:
+        """Show how a job ended, or that it was finished already."""
         began = self._began.pop(entry.number, None)
         row = next(row for row in results.rows(self._sweep) if row.number == entry.number)
         self._rows[entry.number] = row
         objective = "" if row.objective is None else f", objective {row.objective:.4f}"
-        took = " already" if began is None and row.state == FINISHED else ""
-        took = took if began is None else f" after {format_seconds(time.monotonic() - began)}"
+        duration = " already" if began is None and row.state == FINISHED else ""
+        duration = duration if began is None else f" after {format_seconds(time.monotonic() - began)}"
         why = f": {row.last_line}" if row.last_line else ""
-        self._say(f"job {entry.number} {row.state}{took}{objective}{why}")
+        self._say(f"job {entry.number} {row.state}{duration}{objective}{why}")
 
     def refresh(self) -> None:
-        """Draw the live table anew."""
+        """Redraw the live table."""
         if self._live is not None:
             for number, began in self._began.items():
                 row = self._rows[number]
@@ -91,8 +91,8 @@ class Board:
             print(text, flush=True)
 
 
-def fitting(table: Sequence[Row], lines: int) -> list[Row]:
-    """Return at most `lines` rows in order: those that run before those that ended, before those that wait."""
+def most_relevant(table: Sequence[Row], lines: int) -> list[Row]:
+    """Return at most `lines` rows in order, preferring running jobs, then ended ones, then waiting ones."""
     rank = {RUNNING: 0, QUEUED: 2, WAITING: 3}
     chosen = sorted(
         table, key=lambda row: (rank.get(row.state, 1), -row.number if row.state not in rank else row.number)
@@ -101,14 +101,14 @@ def fitting(table: Sequence[Row], lines: int) -> list[Row]:
 
 
 def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
-    """Return the jobs as a table in colour, with their directories.
+    """Return the jobs as a table in color, with their directories.
 
-    With `lines`, those that matter most now without their directories, and how many jobs each state has.
+    With `lines`, the table has only that many jobs and no directories; the caption counts the jobs by state.
     """
     from rich.table import Table
     from rich.text import Text
 
-    shown = list(table) if lines is None else fitting(table, lines)
+    shown = list(table) if lines is None else most_relevant(table, lines)
     keys = results.keys_of(table)
     names = results.short_names(keys)
     headings = [*results.HEADINGS, "loss"]
@@ -117,12 +117,12 @@ def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
     if len(shown) < len(table):
         counts = Counter(row.state for row in table)
         drawn.caption = ", ".join(f"{count} {state}" for state, count in counts.items())
-    for place, heading in enumerate([*headings, *(names[key] for key in keys)]):
-        # What a job is may be cut on a narrow terminal, how it stands may not.
-        width = max([len(heading), *(len(cells[place]) for cells in body)]) if place < len(headings) else None
+    for column, heading in enumerate([*headings, *(names[key] for key in keys)]):
+        # A narrow terminal may truncate the parameters of a job, but not its state.
+        width = max([len(heading), *(len(cells[column]) for cells in body)]) if column < len(headings) else None
         right = heading in headings and heading != "status"
         drawn.add_column(heading, justify="right" if right else "left", no_wrap=True, min_width=width)
-    if lines is None:  # while jobs run, their values matter more
+    if lines is None:  # while jobs run, their parameters are more useful
         drawn.add_column("directory", overflow="fold")
         body = [[*cells, str(relative(row.run_dir))] for row, cells in zip(shown, body, strict=True)]
     for row, cells in zip(shown, body, strict=True):

@@ -1,0 +1,107 @@
+"""One run from its checks to the exit code: refusals, stops, interrupts and fresh starts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.command import SMALL, losses, only_run, run, start, wait_for_rank, wait_for_step
+
+
+def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):
+    arguments = f"{SMALL} trainer.train_iters=8 tracking=[]"
+    done = run(f"{arguments} trainer.exit_iteration=3", tmp_path, code=75)
+    assert "stopped at step 3 of 8: reached trainer.exit_iteration=3" in done.stdout
+    run_dir = only_run(tmp_path)
+    assert [path.name for path in (run_dir / "checkpoints").glob("step-*")] == ["step-00000003"]
+    (run_dir / "STOP").touch()
+    done = run(arguments, tmp_path, code=75)
+    assert "found the kill switch" in done.stdout
+    assert not (run_dir / "STOP").exists()
+    run(arguments, tmp_path)
+    assert len(losses(run_dir)) == 8
+
+
+def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
+    arguments = f"{SMALL} trainer.train_iters=500 tracking=[]"
+    process = start(arguments, tmp_path)
+    wait_for_step(tmp_path, 1, process)
+    done = run(arguments, tmp_path, code=1)
+    assert f"is in use by another run (process {process.pid}" in done.stderr
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 75
+
+
+def test_bad_rows_are_reported_without_a_traceback(tmp_path):
+    """One whole run for the path of a data error; the table of them is in tests/data."""
+    (tmp_path / "roles.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "wizard", "content": "b"}]}\n'
+    )
+    done = run("data=json data.sources.json.path=roles.jsonl", tmp_path, code=1)
+    assert "roles.jsonl:1: message 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((only_run(tmp_path) / "record.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("data=json data.sources.json.path=absent.jsonl", "data.sources.json.path"),
+        ("data=ultrachat data.sources.ultrachat.path=./absent", "data.sources.ultrachat.path"),
+        ("model=hf model.name_or_path=./absent", "model.name_or_path: got"),
+        ("model=hf model.name_or_path=./emptydir", "holds no config.json"),
+        ("model=hf model.name_or_path=./notokenizer", "tokenizer.name_or_path"),
+        ("output_root=/proc/nowhere", "output_root: cannot write to /proc/nowhere"),
+    ],
+)
+def test_missing_files_are_reported_before_anything_is_written(arguments, text, tmp_path):
+    (tmp_path / "emptydir").mkdir()
+    (tmp_path / "notokenizer").mkdir()
+    (tmp_path / "notokenizer" / "config.json").write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    done = run(arguments, tmp_path, code=2)
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_exit_iteration_again_does_nothing_more(tmp_path):
+    arguments = f"{SMALL} trainer.train_iters=6 trainer.exit_iteration=2 tracking=[]"
+    for _ in range(2):
+        run(arguments, tmp_path, code=75)
+        assert len(losses(only_run(tmp_path))) == 2
+
+
+def test_fresh_clears_an_output_dir_elsewhere_and_runs_that_share_it_stay_apart(tmp_path):
+    arguments = f"{SMALL} trainer.train_iters=6 tracking=[] checkpoint.deepspeed.output_dir=shared"
+    run(f"{arguments} trainer.exit_iteration=2", tmp_path, code=75)
+    run(f"{arguments} trainer.exit_iteration=1 fresh=true", tmp_path, code=75)
+    assert [path.name for path in (tmp_path / "shared").glob("default/*/checkpoints/step-*")] == ["step-00000001"]
+    run(f"{arguments} seed=1 trainer.exit_iteration=1", tmp_path, code=75)
+    assert len(list((tmp_path / "shared").glob("default/*"))) == 2
+
+
+def test_one_interrupt_of_two_ranks_saves_a_checkpoint(tmp_path):
+    process = start(f"{SMALL} trainer.train_iters=5000 ranks=2 tracking=[] trainer.eval_at_start=false", tmp_path)
+    wait_for_step(tmp_path, 2, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "SIGINT: stopping at the next step; interrupt again to end at once" in output
+    assert "the same command resumes" in output
+    assert list((only_run(tmp_path) / "checkpoints").glob("step-*"))
+
+
+def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):
+    process = start(f"{SMALL} trainer.train_iters=5000 tracking=[]", tmp_path)
+    wait_for_rank(process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert "the same command" in output

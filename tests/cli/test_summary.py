@@ -1,0 +1,35 @@
+"""What a run prints at its end."""
+
+from __future__ import annotations
+
+import pytest
+
+from arctic_hydra import run_directory
+from arctic_hydra.cli.summary import print_result
+
+
+@pytest.mark.parametrize(
+    ("export", "config", "family"),
+    [
+        ("export", "config.json", "AutoModelForCausalLM"),
+        ("mine", "adapter_config.json", "AutoPeftModelForCausalLM"),
+    ],
+)
+def test_the_summary_names_the_export_and_the_class_that_loads_it(export, config, family, tmp_path, capsys):
+    """transformers alone gives the model below an adapter no rows for added tokens."""
+    for folder in (tmp_path / export, tmp_path / f"{export}-step-00000001"):
+        folder.mkdir()
+        (folder / config).touch()
+        (folder / "tokenizer_config.json").touch()
+    (tmp_path / "record.json").write_text('{"overrides": []}')
+    figures = {
+        "status": run_directory.FINISHED,
+        "step": 1,
+        "first_loss": 2.0,
+        "last_loss": 1.0,
+        "progress": {"epoch": 1},
+    }
+    print_result(run_directory.RunDirectory(tmp_path), {**figures, "first_evaluation": {}, "last_evaluation": {}})
+    out = capsys.readouterr().out
+    assert f"export       {tmp_path / export}\n" in out
+    assert f"  {family}.from_pretrained({str(tmp_path / export)!r})" in out

@@ -1,0 +1,23 @@
+"""Composes configs in process, as the command line does."""
+
+from __future__ import annotations
+
+from arctic_hydra import config
+from arctic_hydra.cli import compose
+from arctic_hydra.cli.overrides import normalize
+from arctic_hydra.component import to_plain
+from tests.command import ROOT
+
+GOLDEN = ROOT / "tests" / "golden" / "config_keys.txt"
+"""The keys of the default composition."""
+
+
+def composed(*overrides: str) -> dict:
+    """Return the composed config of a command line as a plain tree."""
+    normalized = [normalize(item) for item in overrides]
+    return to_plain(compose.without_hydra(compose.compose_config(normalized, "config")))
+
+
+def built(*overrides: str) -> config.Run:
+    """Return the checked run of a command line."""
+    return config.build(composed(*overrides))

@@ -1,0 +1,36 @@
+"""The record of a job's end."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from arctic_hydra.launch import job
+from arctic_hydra.run_directory import RunDirectory, write_error
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "asked", "status"),
+    [
+        (1, None, True, "stopped"),
+        (-signal.SIGKILL, None, True, "stopped"),
+        (-signal.SIGINT, None, False, "stopped"),
+        (1, "KeyboardInterrupt", True, "stopped"),
+        (1, "RankDied", True, "stopped"),
+        (1, "ValueError", True, "failed"),
+        (1, None, False, "failed"),
+        (-signal.SIGKILL, None, False, "failed"),
+        (1, "KeyboardInterrupt", False, "failed"),
+        (1, "RankDied", False, "failed"),
+    ],
+)
+def test_a_run_that_was_asked_to_stop_is_stopped_unless_it_reports_an_error(code, kind, asked, status, tmp_path):
+    directory = RunDirectory(tmp_path)
+    if kind:
+        write_error(tmp_path, 1, kind, f"rank 1: {kind}")
+        write_error(tmp_path, 0, "RuntimeError", "Connection closed by peer", exit_code=1)
+    ending = job.record_ending(directory, code, asked_to_stop=asked)
+    assert (ending.status, ending.exit_code) == (status, 75 if status == "stopped" else 1)
+    assert directory.record()["status"] == status
+    assert ("the same command starts again" in ending.details) == (status == "stopped")

@@ -1,0 +1,46 @@
+"""The sbatch scripts, as the page of the launchers shows them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from arctic_hydra import distributed
+from arctic_hydra.__main__ import main
+from tests.command import ROOT
+
+PAGE = (ROOT / "launchers" / "README.md").read_text()
+SCRIPTS = re.findall(
+    r"```bash\n(python -m arctic_hydra [^\n]*dry_run=true[^\n]*)\n```\n\n```bash\n(.*?)```", PAGE, re.DOTALL
+)
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "_GPUS_ELSEWHERE", None)
+
+
+@pytest.mark.parametrize(("command", "script"), SCRIPTS, ids=["1x8", "16x8", "array"])
+def test_the_page_shows_what_dry_run_prints(command, script, capsys):
+    assert main(command.split()[3:]) == 0
+    assert capsys.readouterr().out == script + "\n"
+    assert not list(Path.cwd().iterdir()), "a dry run writes nothing"
+
+
+def test_a_long_sweep_takes_several_arrays(capsys):
+    arguments = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true", "hydra.launcher.max_array_size=3"]
+    assert main(["-m", *arguments, "seed=range(8)"]) == 0
+    assert re.findall(r"--array=(\S+)", capsys.readouterr().out) == ["0-2%3", "0-2%3", "0-1%2"]
+
+
+def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):
+    more = "hydra.launcher.additional_parameters={requeue: false, overcommit: false, nice: 0}"
+    asked = ["timeout_min=0", "mem_gb=0", "gpus_per_node=0", "exclusive=false", "dry_run=true", 'exclude="n1,n2"']
+    assert main(["hydra/launcher=slurm", *(f"hydra.launcher.{item}" for item in asked), more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in ("--time=0", "--mem=0GB", "--gpus-per-node=0", "--no-requeue", "--nice=0", "--exclude=n1,n2"):
+        assert f"#SBATCH {line}" in lines
+    assert not [line for line in lines if "exclusive" in line or "overcommit" in line or "--requeue" in line]

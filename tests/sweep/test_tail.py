@@ -1,0 +1,17 @@
+"""Reading a file that grows."""
+
+from __future__ import annotations
+
+from arctic_hydra.sweep.tail import Tail
+
+
+def test_growing_incomplete_and_truncated_files_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.new_rows() == []
+    path.write_text('{"step": 1}\n{"st')
+    assert tail.new_rows() == [{"step": 1}]
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert tail.new_rows() == [{"step": 2}]
+    path.write_text('{"step": 1}\n')
+    assert tail.new_rows() == [{"step": 1}]
