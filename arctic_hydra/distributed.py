@@ -176,7 +176,7 @@ def barrier() -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def without_sequence_group() -> Iterator[None]:
     """Within this context this rank computes by itself: nothing is exchanged within its sequence group."""
     global _SEQUENCE
     kept, _SEQUENCE = _SEQUENCE, None

@@ -232,7 +232,7 @@ def initialize(
     if any("ns_method" in group for group in optimizer.param_groups):  # DeepSpeed's Muon needs whole gradients
         config["zero_optimization"] = {"reduce_scatter": False, **config["zero_optimization"]}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
-    with _no_first_step(optimizer):
+    with _undo_initial_step(optimizer):
         engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
     for name, buffer in engine.module.named_buffers():
         if name in buffers and buffer.dtype != buffers[name].dtype:
@@ -255,7 +255,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def _no_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _undo_initial_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Undo the step on zero gradients by which DeepSpeed allocates optimizer state.
 
     Left alone it decays the weights once and, at ZeRO-0 in bf16, leaves Adam's step count one ahead, so that the first

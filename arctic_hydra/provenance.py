@@ -18,7 +18,7 @@ PACKAGES = (
 ).split()
 
 
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return what the result may depend on besides the config: host, versions, and the code's revisions.
 
     `git` is this program's checkout, None where it is installed without one; `working_directory` has its own, where option

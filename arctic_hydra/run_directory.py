@@ -18,13 +18,13 @@ from arctic_hydra.errors import ConfigError, RunLockedError
 PROGRAM = "python -m arctic_hydra"
 """What a person types."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
-OWN_NAMES = frozenset(
+RESERVED_NAMES = frozenset(
     "checkpoints config.yaml logs metrics.jsonl preview.html record.json report.html result.json run.json stop".split()
 )
 """Files and folders that a run keeps in its directory, in lower case: exports and trackers need other names."""
-OWN_PREFIXES = ("task-", "tracking-")
+RESERVED_PREFIXES = ("task-", "tracking-")
 """What the names of folders of tasks and of trackers' files begin with."""
-LEAVING_SECONDS = 5.0
+LOCK_GRACE_SECONDS = 5.0
 """How long processes of a sweep that was just killed may need to let go of a directory."""
 
 
@@ -50,7 +50,7 @@ class RunDirectory:
         """What rank 0 leaves for the composing process."""
         return self.path / "result.json"
 
-    def of_task(self, task: str) -> RunDirectory:
+    def task_directory(self, task: str) -> RunDirectory:
         """Return the folder of a task that works on this run, with logs and a result of its own."""
         return RunDirectory(self.path / f"task-{task}")
 
@@ -142,18 +142,18 @@ class RunDirectory:
         return self.path / "logs" / f"node{index}.ended"
 
     @property
-    def meeting_file(self) -> Path:
+    def rendezvous_file(self) -> Path:
         """What the first machine's agent leaves once the agents of all machines have met."""
         return self.path / "logs" / "nodes.met"
 
-    def leave_node(self, index: int, code: int) -> None:
+    def write_node_exit(self, index: int, code: int) -> None:
         """Write that the agent of machine `index` ended with an exit code, negative for a signal."""
         if not self.path.is_dir():
             return  # a run of this machine's own, which the first machine knows nothing of
         self.node_file(index).parent.mkdir(exist_ok=True)
         self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
 
-    def forget_outcome(self) -> None:
+    def clear_outcome(self) -> None:
         """Remove what an earlier start of this run left about its end, in files and in the record."""
         self.result_file.unlink(missing_ok=True)
         before = self.record()
@@ -165,9 +165,9 @@ class RunDirectory:
                 path.unlink()
 
 
-def is_own_name(name: str) -> bool:
+def is_reserved_name(name: str) -> bool:
     """Whether a run keeps something of its own under `name` in its directory; case does not count, as on some file systems."""
-    return name.lower() in OWN_NAMES or name.lower().startswith(OWN_PREFIXES)
+    return name.lower() in RESERVED_NAMES or name.lower().startswith(RESERVED_PREFIXES)
 
 
 def relative(path: Path) -> Path:
@@ -192,7 +192,7 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
     beside.replace(path)
 
 
-def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
+def difference_from_last_finished(path: Path, identity: dict[str, Any]) -> str | None:
     """Say in what a run differs from the latest finished run beside it, if in five values at most."""
     others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
     for other in sorted(others, key=lambda item: item.stat().st_mtime, reverse=True):

@@ -19,7 +19,7 @@ def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatc
     def interrupted(directory):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job.report, "write", interrupted)
+    monkeypatch.setattr(job.run_page, "write", interrupted)
     (tmp_path / "run.json").write_text('{"config": {"log": {"report": true}}}')
     assert job.conclude(directory, 0).exit_code == 0
     assert directory.record()["status"] == run_directory.FINISHED
@@ -41,7 +41,7 @@ def test_the_program_and_the_working_directory_have_a_revision_each(tmp_path, mo
     git(theirs, "commit", "-qm", "mine")
     (theirs / "option.yaml").write_text("seed: 2\n")
     monkeypatch.chdir(theirs)
-    found = provenance.surroundings()
+    found = provenance.environment()
     around = found["working_directory"]
     assert around["git"]["revision"] == git(theirs, "rev-parse", "HEAD") and around["path"] == str(theirs)
     assert around["git"]["dirty"] and "+seed: 2" in around["git"]["diff"]
@@ -50,6 +50,6 @@ def test_the_program_and_the_working_directory_have_a_revision_each(tmp_path, mo
 
     # Installed below that checkout, as in its .venv: nothing of the program is in the revision around it.
     shutil.copytree(repository / "arctic_hydra", theirs / "venv" / "arctic_hydra")
-    code = "import json; from arctic_hydra import record; print(json.dumps(record.surroundings()))"
+    code = "import json; from arctic_hydra import provenance; print(json.dumps(provenance.environment()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=theirs / "venv", capture_output=True, text=True, check=True)
     assert '"git": null, "working_directory": {' in done.stdout

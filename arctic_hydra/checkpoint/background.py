@@ -95,7 +95,7 @@ class BackgroundSave:
         self._thread.start()
 
     @property
-    def written(self) -> bool:
+    def done(self) -> bool:
         """Whether the thread is done, successfully or not."""
         return not self._thread.is_alive()
 

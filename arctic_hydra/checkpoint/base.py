@@ -90,7 +90,7 @@ class CheckpointEngine(Component):
         """Take the state to save from and load into; called once, before `load` and `save`."""
         self.state = state
 
-    def place(self, run_dir: Path) -> Path:
+    def directory_of(self, run_dir: Path) -> Path:
         """Return the directory that this engine writes to for the run in `run_dir`."""
         return run_dir
 
@@ -127,14 +127,14 @@ class CheckpointEngine(Component):
         """
 
     @property
-    def written(self) -> bool:
-        """Whether a save in the background waits on this rank for `settle`; asked before every step."""
+    def save_ready(self) -> bool:
+        """Whether a save in the background waits on this rank for `finish_save`; asked before every step."""
         return False
 
-    def settle(self) -> None:
+    def finish_save(self) -> None:
         """Complete a save in the background, waiting for it; collective.
 
-        The trainer calls it once `written` is true on all ranks, and before the run ends or stops.
+        The trainer calls it once `save_ready` is true on all ranks, and before the run ends or stops.
         """
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
@@ -172,9 +172,9 @@ class TriggeredCheckpoint(CheckpointEngine):
     @property
     def root(self) -> Path:
         """The directory below which this engine writes."""
-        return self.place(self.state.run_dir)
+        return self.directory_of(self.state.run_dir)
 
-    def place(self, run_dir: Path) -> Path:
+    def directory_of(self, run_dir: Path) -> Path:
         """Return the directory that this engine writes to: runs that share an `output_dir` stay apart."""
         return Path(self.output_dir) / run_dir.parent.name / run_dir.name if self.output_dir else run_dir
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
+from arctic_hydra.checkpoint.files import synced_size
 from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, Stage, step_name
 from arctic_hydra.component import component
 from arctic_hydra.errors import CheckpointError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from arctic_hydra.checkpoint.background import BackgroundSave
-    from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
 
 logger = logging.getLogger("arctic_hydra.checkpoint")
 
@@ -104,24 +104,24 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
         Raises CheckpointError, the same on every rank, when any rank could not write; nothing is published then. With
         `on_error=warn` it warns and returns None instead, unless the run is about to stop and needs this one. With
-        `asynchronous` it returns as soon as everything is copied, and `settle` publishes; an error comes up there.
+        `asynchronous` it returns as soon as everything is copied, and `finish_save` publishes; an error comes up there.
         Call it at an optimizer-step boundary: gradients of a half accumulated window are in no file.
         """
-        self.settle()
+        self.finish_save()
         try:
             return self._save()
         except CheckpointError as error:
             if self.on_error is OnError.stop or self.state.stopping:
                 raise
-            self._go_on_without(self.state.progress.global_step, error)
+            self._log_failed_save(self.state.progress.global_step, error)
             return None
 
     @property
-    def written(self) -> bool:
-        """Whether a save in the background has written all files of this rank and waits for `settle`."""
-        return self._pending is not None and self._pending.written
+    def save_ready(self) -> bool:
+        """Whether a save in the background has written all files of this rank and waits for `finish_save`."""
+        return self._pending is not None and self._pending.done
 
-    def settle(self) -> None:
+    def finish_save(self) -> None:
         """Publish what is written in the background, waiting for its end; collective, and nothing where there is none.
 
         Raises CheckpointError, the same on every rank, when any rank could not write; with `on_error=warn` it warns.
@@ -137,15 +137,15 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             self._saved = None  # so that a run which stops at this very step saves it again
             if self.on_error is OnError.stop:
                 raise
-            self._go_on_without(pending.stage.step, error)
+            self._log_failed_save(pending.stage.step, error)
 
-    def _go_on_without(self, step: int, error: CheckpointError) -> None:
+    def _log_failed_save(self, step: int, error: CheckpointError) -> None:
         if self.state.world.is_main:
             logger.error("TRAINING GOES ON WITHOUT A CHECKPOINT of step %d: %s", step, error)
 
     def _save(self) -> Path:
         from arctic_hydra.checkpoint.background import BackgroundSave
-        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, write_tensors
+        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, save_files, write_tensors
 
         state = self.state
         stage = self._store.begin(state.progress.global_step)
@@ -159,7 +159,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         with stage.keep_error():
             put(self._rank_file(), self._rank_state())
         try:
-            self._hand_over(SafeCheckpointEngine(self._store, stage, put, self._left_out()), stage)
+            engine = SafeCheckpointEngine(self._store, stage, put, self._omitted_names())
+            save_files(state.engine, engine, stage, omit_frozen=state.frozen_elsewhere)
         except Exception:
             self._buffers.release()
             raise
@@ -189,28 +190,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             contents["stream"] = self.state.stream.state_dict(self.state.progress.epoch_step)
         return contents
 
-    def _hand_over(self, safe: SafeCheckpointEngine, stage: Stage) -> None:
-        """Let DeepSpeed hand all its files to `safe`; returns when all ranks have agreed that this went well."""
-        from arctic_hydra.checkpoint.writer import going_through
-
-        engine = self.state.engine
-        try:
-            with going_through(engine, safe):
-                # save_latest=False: DeepSpeed writes `latest` before the other ranks' files exist.
-                engine.save_checkpoint(
-                    str(stage.path.parent),
-                    tag=stage.path.name,
-                    save_latest=False,
-                    exclude_frozen_parameters=self.state.frozen_elsewhere,
-                )
-        except Exception as error:
-            if safe.agreed:
-                raise
-            # This rank failed before the commit that its peers now wait in: meet them there.
-            stage.error = stage.error or f"{type(error).__name__}: {error}"
-            self._store.agree(stage)
-
-    def _left_out(self) -> frozenset[str]:
+    def _omitted_names(self) -> frozenset[str]:
         """Return the names of the frozen parameters that the start of a run reads again; tied ones have several."""
         if not self.state.frozen_elsewhere:
             return frozenset()
@@ -220,7 +200,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     def _load_weights(self, src: dict[str, Any], dst: torch.nn.Module) -> None:
         """Put the weights of a checkpoint into the model; only those that it leaves out on purpose may be missing."""
         result = dst.load_state_dict(src, strict=False)
-        missing = set(result.missing_keys) - self._left_out()
+        missing = set(result.missing_keys) - self._omitted_names()
         if missing or result.unexpected_keys:
             raise RuntimeError(
                 f"its weights are not this model's: missing {sorted(missing)[:5]}, unexpected {result.unexpected_keys[:5]}"
@@ -236,7 +216,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "recent_losses": list(state.recent_losses),
             "metric": self._metric(),
             "stop_tokens": state.stop_tokens(),
-            "log_offsets": {self._log_key(path): _synced_size(path) for path in state.logs},
+            "log_offsets": {self._log_key(path): synced_size(path) for path in state.logs},
         }
 
     def _metric(self) -> dict[str, Any] | None:
@@ -268,15 +248,15 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         if found is None:
             return None
         self._check_identity(found)
-        self._agree(self._try(self._check_readable, found), found)
+        self._raise_if_any_failed(self._error_of(self._check_readable, found), found)
         if found.manifest["world_size"] == self.state.world.size:
-            self._agree(self._try(self._restore, found), found)
+            self._raise_if_any_failed(self._error_of(self._restore, found), found)
         else:
-            self._restore_reshaped(found)
+            self._restore_resharded(found)
         self.state.progress.load_state_dict(found.manifest["progress"])
         self.state.evaluation = dict(found.manifest["evaluation"])
         self.state.recent_losses = list(found.manifest["recent_losses"])
-        self._agree(self._try(self._cut_logs, found), found)
+        self._raise_if_any_failed(self._error_of(self._truncate_logs, found), found)
         self.mark_saved()
         if self.state.world.is_main:
             logger.info("resumed from %s", found.path)
@@ -302,16 +282,12 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def _check_readable(self, found: Checkpoint) -> None:
         """Parse each file once, spread over the ranks, so that a refused one stops all ranks before any collective."""
-        from arctic_hydra.checkpoint.writer import load_tensors
+        from arctic_hydra.checkpoint.writer import check_readable
 
         names = [name for name in sorted(found.manifest["files"]) if name.endswith(".pt")]
-        for name in names[self.state.world.rank :: self.state.world.size]:
-            try:
-                load_tensors(found.path / name, mmap=True)
-            except Exception as error:
-                raise RuntimeError(f"{name} cannot be loaded without running code from it ({error})") from error
+        check_readable(found.path, names[self.state.world.rank :: self.state.world.size])
 
-    def _restore_reshaped(self, found: Checkpoint) -> None:
+    def _restore_resharded(self, found: Checkpoint) -> None:
         """Restore a checkpoint of another number of ranks: its data are the same, so its global batch is as well."""
         place = self._store.root / f".tmp-reshaped-{found.path.name}"
         ranks, error = self.state.world.size, None
@@ -320,16 +296,16 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             from arctic_hydra.checkpoint.reshape import reshape
 
             remove_folder(place)
-            error = self._try(lambda known: reshape(known.path, place, ranks), found)
+            error = self._error_of(lambda known: reshape(known.path, place, ranks), found)
             logger.warning(
                 "%s was saved by %d ranks and is cut anew for %d: weights, optimizer, schedule and data position go on; "
                 "random states start anew, so dropout differs, and sums over ranks are rounded in another order",
                 found.path.name, found.manifest["world_size"], ranks,
             )  # fmt: skip
-        self._agree(error, found)
+        self._raise_if_any_failed(error, found)
         try:
-            self._agree(
-                self._try(lambda known: self._restore(Checkpoint(place, known.manifest), known.path), found), found
+            self._raise_if_any_failed(
+                self._error_of(lambda known: self._restore(Checkpoint(place, known.manifest), known.path), found), found
             )
         finally:
             distributed.barrier()
@@ -339,10 +315,10 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     def _restore(self, found: Checkpoint, original: Path | None = None) -> None:
         """Load a checkpoint's files; with `original`, they were cut anew from it, and this rank has no state in it."""
         from arctic_hydra.checkpoint import rank_state
-        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, going_through, load_tensors
+        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, load_tensors, replace_checkpoint_engine
 
         engine = self.state.engine
-        with going_through(engine, SafeCheckpointEngine()):
+        with replace_checkpoint_engine(engine, SafeCheckpointEngine()):
             loaded, _ = engine.load_checkpoint(
                 str(found.path.parent),
                 tag=found.path.name,
@@ -357,9 +333,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         if original is not None:
             states = [load_tensors(path) for path in sorted(original.glob("rank-*.pt"))]
             rank_state.set_schedule_state(self.state.scheduler, first["schedule"])
-            self.state.interval = rank_state.share([state["interval"] for state in states], self.state.world.size)
+            self.state.interval = rank_state.redistribute_interval(
+                [state["interval"] for state in states], self.state.world.size
+            )
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
-            rank_state.seed_from(found.step)
+            rank_state.reseed(found.step)
             return
         mine = load_tensors(found.path / self._rank_file())
         engine.micro_steps = mine["micro_steps"]
@@ -367,7 +345,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
         rank_state.set_random_state(mine["random"])
 
-    def _cut_logs(self, found: Checkpoint) -> None:
+    def _truncate_logs(self, found: Checkpoint) -> None:
         if not self.state.world.is_main:
             return
         offsets: dict[str, int] = found.manifest["log_offsets"]
@@ -380,7 +358,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             else:
                 os.truncate(path, size)
 
-    def _try(self, action: Callable[[Checkpoint], None], found: Checkpoint) -> str | None:
+    def _error_of(self, action: Callable[[Checkpoint], None], found: Checkpoint) -> str | None:
         try:
             action(found)
         except Exception as error:
@@ -388,23 +366,10 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             return f"{type(error).__name__}: {error}"
         return None
 
-    def _agree(self, error: str | None, found: Checkpoint) -> None:
+    def _raise_if_any_failed(self, error: str | None, found: Checkpoint) -> None:
         failed = [f"rank {rank}: {text}" for rank, text in enumerate(distributed.gather_objects(error)) if text]
         if failed:
             raise CheckpointError(
                 f"{found.path} passed its checks but could not be loaded: {'; '.join(failed)}. "
                 "Move that directory away to resume from the one before, or pass fresh=true to start over"
             )
-
-
-def _synced_size(path: Path) -> int:
-    """Return the length of a log in bytes, durable on disk; 0 when it does not exist yet."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return 0
-    try:
-        os.fsync(descriptor)
-        return os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)

@@ -107,6 +107,19 @@ def hash_file(path: Path) -> FileRecord:
     return FileRecord(count, digest.hexdigest())
 
 
+def synced_size(path: Path) -> int:
+    """Return the length of a file in bytes, durable on disk; 0 when it does not exist yet."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return 0
+    try:
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
 def publish_folder(stage: Path, target: Path) -> None:
     """Give the finished directory `stage` the name `target`, durably; what stood there is removed afterwards.
 
@@ -128,7 +141,7 @@ def publish_folder(stage: Path, target: Path) -> None:
         sync_folder(parent)
 
 
-def retire_folder(path: Path) -> None:
+def remove_published_folder(path: Path) -> None:
     """Remove a published directory: renamed first, so that a half removed one is never taken for a good one."""
     doomed = path.with_name(f".del-{path.name}")
     remove_folder(doomed)

@@ -29,7 +29,7 @@ def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path, whole: b
 
     Raises OSError where a file cannot be written, on that rank and once all ranks are through.
     """
-    wanted = None if whole else _adapter_parameters(model)
+    wanted = None if whole else _exported_parameters(model)
     weights: dict[str, torch.Tensor] = {}
     copies: dict[int, torch.Tensor] = {}
     problem: OSError | None = None
@@ -62,7 +62,7 @@ def _host_copy(value: torch.Tensor, file: Path) -> torch.Tensor:
     return mapped.view(whole.shape)
 
 
-def _adapter_parameters(model: torch.nn.Module) -> set[int] | None:
+def _exported_parameters(model: torch.nn.Module) -> set[int] | None:
     """Return which tensors a PEFT wrapper can ask for (the base stays where it is), or None: all of them."""
     if not hasattr(model, "peft_config"):
         return None
@@ -87,7 +87,7 @@ def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return parameters and persistent buffers by name; tied ones once, under the name that the model lists first.
 
     Tensors are mapped from the files where these hold them whole, so they take memory only as they are read.
@@ -95,20 +95,20 @@ def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
     [*shards] = sorted(path.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"), key=rank_of)
     if not shards:
         state = load_tensors(path / "mp_rank_00_model_states.pt", mmap=True)
-        return _without_tied(state["module"], state["shared_params"] or {})  # None at ZeRO-0
+        return _drop_tied(state["module"], state["shared_params"] or {})  # None at ZeRO-0
     states = [load_tensors(shard, mmap=True) for shard in shards]
     optimizers = [
         load_tensors(found, mmap=True) for found in sorted(path.glob("*zero_pp_rank_*_optim_states.pt"), key=rank_of)
     ]
     first = states[0]
     weights = {name: first["module"][name] for name in first["buffer_names"]}
-    weights |= dict(_frozen(states))
+    weights |= dict(_merge_frozen(states))
     groups = [optimizer["optimizer_state_dict"]["fp32_flat_groups"] for optimizer in optimizers]
     if len(groups[0]) != len(first["param_shapes"]):  # very large groups are cut into sub-groups, in the same order
         shapes = {name: shape for group in first["param_shapes"] for name, shape in group.items()}
-        return weights | dict(_joined(shapes, [torch.cat(flat) for flat in groups]))
+        return weights | dict(_merge_partitions(shapes, [torch.cat(flat) for flat in groups]))
     for index, shapes in enumerate(first["param_shapes"]):
-        weights |= dict(_joined(shapes, [flat[index] for flat in groups]))
+        weights |= dict(_merge_partitions(shapes, [flat[index] for flat in groups]))
     return weights
 
 
@@ -117,11 +117,11 @@ def rank_of(path: Path) -> int:
     return int(path.name.split("zero_pp_rank_")[1].split("_")[0])
 
 
-def _without_tied(module: dict[str, torch.Tensor], tied: dict[str, str]) -> dict[str, torch.Tensor]:
+def _drop_tied(module: dict[str, torch.Tensor], tied: dict[str, str]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.items() if name not in tied}
 
 
-def _joined(shapes: dict[str, torch.Size], flats: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _merge_partitions(shapes: dict[str, torch.Size], flats: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each parameter of one group from the ranks' flat vectors."""
     offset = 0
     for name, shape in shapes.items():
@@ -132,7 +132,7 @@ def _joined(shapes: dict[str, torch.Size], flats: list[torch.Tensor]) -> Iterato
         offset += part
 
 
-def _frozen(states: list[dict[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
+def _merge_frozen(states: list[dict[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parameters that no optimizer holds: below a LoRA adapter, or of a frozen layer."""
     for name, shape in (states[0]["frozen_param_shapes"] or {}).items():
         whole = torch.cat([state["frozen_param_fragments"][name].flatten() for state in states])

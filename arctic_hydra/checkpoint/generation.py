@@ -14,7 +14,7 @@ SpecialTokens = dict[str, int | list[int] | None]
 
 
 @contextmanager
-def ready_to_generate(
+def generation_configs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]
 ) -> Iterator[SpecialTokens]:
     """Give the model, within this context, the configs that its users need; training goes on with its own.
@@ -27,9 +27,9 @@ def ready_to_generate(
     if hasattr(model, "exported_use_cache"):
         model.config.use_cache = model.exported_use_cache
     for name, value in tokens.items():
-        _put(model.config.get_text_config(), name, value)
+        _set_if_accepted(model.config.get_text_config(), name, value)
         if hasattr(model.config, name):
-            _put(model.config, name, value)
+            _set_if_accepted(model.config, name, value)
     if generation is not None:
         model.generation_config = deepcopy(generation)
         model.generation_config.update(**tokens)
@@ -48,10 +48,14 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     own stop tokens as far as they are special tokens of this tokenizer, which do not begin a text.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    own = [token for token in _own(model, tokenizer, "eos_token_id") if token not in (bos, tokenizer.unk_token_id)]
+    own = [
+        token
+        for token in _configured_tokens(model, tokenizer, "eos_token_id")
+        if token not in (bos, tokenizer.unk_token_id)
+    ]
     stops = list(dict.fromkeys([*trained, *([] if eos is None else [eos]), *own]))
     if bos is None:
-        bos = next(iter(_own(model, tokenizer, "bos_token_id")), None)
+        bos = next(iter(_configured_tokens(model, tokenizer, "bos_token_id")), None)
     return {
         "eos_token_id": stops if len(stops) > 1 else next(iter(stops), None),
         "pad_token_id": tokenizer.pad_token_id,
@@ -59,7 +63,7 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     }
 
 
-def _own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+def _configured_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
     """Return the ids in the model's configs that somebody chose and that mean a special token in this tokenizer.
 
     Nobody chose the default of a config's class, such as Llama's 2: it may mean any token of another tokenizer.
@@ -74,7 +78,7 @@ def _own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) 
     return [token for token in found if token in special]
 
 
-def _put(config: PretrainedConfig, name: str, value: int | list[int] | None) -> None:
+def _set_if_accepted(config: PretrainedConfig, name: str, value: int | list[int] | None) -> None:
     """Set a value of a config; where its class refuses it, the first of several, or nothing."""
     from huggingface_hub.errors import StrictDataclassError
 

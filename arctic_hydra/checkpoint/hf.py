@@ -14,7 +14,7 @@ from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
-from arctic_hydra.run_directory import is_own_name
+from arctic_hydra.run_directory import is_reserved_name
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     def _merges(self) -> bool:
         """Whether this run has an adapter that is exported merged."""
         known = self.state.base is not None or self.state.rebuild is None
-        return is_adapted(self.state.engine.module) and (not known if self.merge is None else self.merge)
+        return has_adapter(self.state.engine.module) and (not known if self.merge is None else self.merge)
 
     def save(self) -> Path:
         """Export the model and tokenizer and return the directory; collective.
@@ -97,7 +97,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             weights = gather_weights(model, keep=is_main, beside=gathered, whole=whole)
             if is_main:
                 if self._merges:
-                    model = self._rebuilt(weights)
+                    model = self._merged_copy(weights)
                     weights = model.state_dict()
                 write_export(model, weights, self.state.tokenizer, target, self, self.state.stop_tokens())
         except Exception as problem:
@@ -117,9 +117,9 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             logger.info("exported %s", target)
         return target
 
-    def _rebuilt(self, weights: dict[str, torch.Tensor]) -> Any:
+    def _merged_copy(self, weights: dict[str, torch.Tensor]) -> Any:
         """Return a merged copy of the model with these weights, on the CPU; the training's own stays as it is."""
-        from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, initialise
+        from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
         from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
 
         assert self.state.rebuild is not None, "a run with an adapter knows how to make its model once more"
@@ -130,7 +130,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             set_random_state(kept)
         trained = {name for name, value in self.state.engine.module.named_parameters() if value.requires_grad}
         chosen = {name: value for name, value in weights.items() if not self.state.frozen_elsewhere or name in trained}
-        initialise(model, chosen, Weights(self.state.run_dir, self.state.progress.global_step, UNCHECKED))
+        load_into(model, chosen, Weights(self.state.run_dir, self.state.progress.global_step, UNCHECKED))
         return model.merge_and_unload()
 
     def load(self) -> Path | None:
@@ -145,12 +145,12 @@ def export_name_problem(name: str) -> str | None:
     """Return why an export cannot be called `name`, or None where it can."""
     if not _NAME.fullmatch(name):
         return f"got {name!r}, expected a plain directory name"
-    if is_own_name(name):
+    if is_reserved_name(name):
         return f"got {name!r}, which the run directory itself uses; expected another name, such as export"
     return None
 
 
-def is_adapted(model: Any) -> bool:
+def has_adapter(model: Any) -> bool:
     """Whether peft has wrapped the model."""
     return hasattr(model, "peft_config")
 
@@ -177,7 +177,7 @@ def write_export(
     from transformers import GenerationConfig
 
     from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
-    from arctic_hydra.checkpoint.generation import ready_to_generate
+    from arctic_hydra.checkpoint.generation import generation_configs
 
     if not hasattr(model, "save_pretrained"):
         raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
@@ -186,8 +186,8 @@ def write_export(
     stage.mkdir(parents=True)
     try:
         sharding = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
-        base = model.get_base_model() if is_adapted(model) else model
-        with ready_to_generate(base, tokenizer, stop_tokens) as tokens:
+        base = model.get_base_model() if has_adapter(model) else model
+        with generation_configs(base, tokenizer, stop_tokens) as tokens:
             model.save_pretrained(stage, state_dict=weights, **sharding)
         if base is not model:  # peft saves no such file with an adapter
             GenerationConfig(**tokens).save_pretrained(stage)

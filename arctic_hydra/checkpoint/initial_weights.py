@@ -47,7 +47,7 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
         nested = [path, path / "checkpoints"]
         holder = next((folder for folder in nested if CheckpointStore(folder, 1).steps()), None)
         if holder is None:
-            return _weights(store.verified(path))
+            return _as_weights(store.verified(path))
         store, which = CheckpointStore(holder, distributed.World.from_env().rank), None
     if which is None:
         newest = store.newest()
@@ -55,11 +55,11 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
             raise CheckpointError(
                 f"{store.root} holds no checkpoint; train first, or pass from_checkpoint=<path of a checkpoint>"
             )
-        return _weights(newest)
-    return _weights(store.best() if which == "best" else store.at(int(which)))
+        return _as_weights(newest)
+    return _as_weights(store.best() if which == "best" else store.at(int(which)))
 
 
-def _weights(found: Checkpoint) -> Weights:
+def _as_weights(found: Checkpoint) -> Weights:
     stops = found.manifest.get("stop_tokens")
     frozen = found.manifest["identity"].get("frozen_weights")
     return Weights(found.path, found.step, frozen, None if stops is None else tuple(stops))
@@ -77,29 +77,29 @@ def is_export(path: Path) -> bool:
     return any(path.glob("*.safetensors"))
 
 
-def holds_all_weights(path: Path) -> bool:
+def is_full_model_export(path: Path) -> bool:
     """Whether `path` is an export of a whole model, which transformers loads by itself."""
     return is_export(path) and not (path / ADAPTER).exists()
 
 
-def read(weights: Weights) -> dict[str, torch.Tensor]:
+def read_weights(weights: Weights) -> dict[str, torch.Tensor]:
     """Return the weights by name; those of an adapter's export have peft's names, without the adapter's own.
 
     Tensors of a checkpoint are mapped from its files where these hold them whole. Raises CheckpointError.
     """
     if weights.step is not None or (weights.path / MANIFEST).exists():
-        from arctic_hydra.checkpoint.full_weights import checkpoint_weights
+        from arctic_hydra.checkpoint.full_weights import read_checkpoint_weights
 
-        return checkpoint_weights(weights.path)
-    return dict(_exported(weights.path))
+        return read_checkpoint_weights(weights.path)
+    return dict(_read_export(weights.path))
 
 
-def fits(stored: dict[str, torch.Tensor], model: torch.nn.Module) -> bool:
+def has_every_name(stored: dict[str, torch.Tensor], model: torch.nn.Module) -> bool:
     """Whether the model has every name of `stored`."""
     return set(stored) <= set(model.state_dict(keep_vars=True))
 
 
-def initialise(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: Weights) -> None:
+def load_into(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: Weights) -> None:
     """Set every parameter and persistent buffer of `model` from what `weights` holds; collective under ZeRO-3.
 
     Where it leaves frozen weights out, those of the model stay, and must be the ones it was trained over. Raises
@@ -108,7 +108,7 @@ def initialise(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights:
     import torch
 
     if weights.step is None and (weights.path / ADAPTER).exists():
-        stored = _with_adapter_name(model, stored)
+        stored = _as_model_names(model, stored)
     state = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     for name, value in state.items():
@@ -118,9 +118,9 @@ def initialise(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights:
     partial = weights.frozen is not None or (weights.path / ADAPTER).exists()
     shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in wanted.items()}
     problems = [
-        _listed("the model has no", sorted(stored.keys() - wanted.keys())),
-        _listed("it lacks", [] if partial else absent),
-        _listed(
+        _summarize("the model has no", sorted(stored.keys() - wanted.keys())),
+        _summarize("it lacks", [] if partial else absent),
+        _summarize(
             "the shapes differ of",
             [f"{n} ({tuple(stored[n].shape)}, model {s})" for n, s in shapes.items() if stored[n].shape != s],
         ),
@@ -151,7 +151,7 @@ def _check_frozen(model: torch.nn.Module, absent: list[str], weights: Weights) -
         )
 
 
-def _with_adapter_name(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _as_model_names(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return an exported adapter's weights under the names that they have in `model`."""
     import peft
 
@@ -163,12 +163,12 @@ def _with_adapter_name(model: Any, stored: dict[str, torch.Tensor]) -> dict[str,
     return {str(exported.get(name, name)): value for name, value in stored.items()}
 
 
-def _listed(what: str, names: list[str]) -> str:
+def _summarize(what: str, names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{what} {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
-def _exported(path: Path) -> Iterator[tuple[str, Any]]:
+def _read_export(path: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

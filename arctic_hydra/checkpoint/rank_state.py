@@ -37,7 +37,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
-def seed_from(step: int) -> None:
+def reseed(step: int) -> None:
     """Seed every generator from the rank's own seed and `step`, so that a part of a run never repeats the draws before."""
     seed = (torch.initial_seed() + 1_000_003 * (step + 1)) % 2**32
     random.seed(seed)
@@ -63,7 +63,7 @@ def set_schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler, state: d
             group["lr"] = rate
 
 
-def share(intervals: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
+def redistribute_interval(intervals: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
     """Return what each of `ranks` ranks goes on with of the figures since the last log line that other ranks saved.
 
     The loss and the FLOPs are sums over a rank's own batches; everything else is the same on all ranks.

@@ -30,7 +30,7 @@ from arctic_hydra.checkpoint.files import (
     hash_file,
     publish_folder,
     remove_folder,
-    retire_folder,
+    remove_published_folder,
     sync_folder,
     write_durably,
 )
@@ -124,7 +124,7 @@ class CheckpointStore:
                     remove_folder(leftover)
                 self._check_space()
                 stage.path.mkdir(mode=0o700)
-        self._raise_alike(stage, distributed.broadcast_object([stage.error]))
+        self._raise_on_all_ranks(stage, distributed.broadcast_object([stage.error]))
         return stage
 
     def agree(self, stage: Stage) -> None:
@@ -133,7 +133,7 @@ class CheckpointStore:
             with stage.keep_error():
                 sync_folder(stage.path)
         gathered = distributed.gather_objects((stage.error, stage.files))
-        self._raise_alike(stage, [error for error, _ in gathered])
+        self._raise_on_all_ranks(stage, [error for error, _ in gathered])
         stage.files = {name: record for _, files in gathered for name, record in files.items()}
 
     def publish(self, stage: Stage, facts: dict[str, Any]) -> Path:
@@ -149,8 +149,8 @@ class CheckpointStore:
                 _write_manifest(stage, facts)
                 publish_folder(stage.path, target)
                 self._rejected.discard(target.name)
-                self._tidy(target)
-        self._raise_alike(stage, distributed.broadcast_object([stage.error]))
+                self._update_latest_and_prune(target)
+        self._raise_on_all_ranks(stage, distributed.broadcast_object([stage.error]))
         return target
 
     def _check_space(self) -> None:
@@ -162,7 +162,7 @@ class CheckpointStore:
                 gib = 1 << 30
                 raise OSError(f"{free / gib:.3g} GiB free below {self.root}, {needed / gib:.3g} GiB needed")
 
-    def _tidy(self, target: Path) -> None:
+    def _update_latest_and_prune(self, target: Path) -> None:
         """Point `latest` at the new checkpoint and prune; it is published already, so a failure here only warns."""
         try:
             write_durably(self.root / "latest", lambda file: file.write(f"{target.name}\n".encode()))
@@ -179,11 +179,11 @@ class CheckpointStore:
         for path in self.steps():
             if kept >= self.keep_last:
                 if path not in best:
-                    retire_folder(path)
-            elif path.name not in self._rejected and _complaint(path, full=False) is None:
+                    remove_published_folder(path)
+            elif path.name not in self._rejected and _find_damage(path, full=False) is None:
                 kept += 1
 
-    def _raise_alike(self, stage: Stage, errors: list[str | None]) -> None:
+    def _raise_on_all_ranks(self, stage: Stage, errors: list[str | None]) -> None:
         failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error is not None]
         if not failed:
             return
@@ -206,7 +206,7 @@ class CheckpointStore:
         problem: str | None = None
         if self._is_main:
             try:
-                found, problem = self._choose()
+                found, problem = self._find_newest_valid()
             except OSError as error:
                 problem = f"{self.root} cannot be read: {error}"
         found, problem = distributed.broadcast_object((found, problem))
@@ -214,15 +214,15 @@ class CheckpointStore:
             raise CheckpointError(problem)
         return None if found is None else Checkpoint(*found)
 
-    def _choose(self) -> tuple[tuple[Path, dict[str, Any]] | None, str | None]:
+    def _find_newest_valid(self) -> tuple[tuple[Path, dict[str, Any]] | None, str | None]:
         rejected: list[str] = []
         for path in self.steps():
-            complaint = _complaint(path, full=True)
-            if complaint is None:
+            damage = _find_damage(path, full=True)
+            if damage is None:
                 return (path, _read_manifest(path)), None
-            logger.warning("checkpoint %s is rejected: %s", path, complaint)
+            logger.warning("checkpoint %s is rejected: %s", path, damage)
             self._rejected.add(path.name)
-            rejected.append(f"{path.name}: {complaint}")
+            rejected.append(f"{path.name}: {damage}")
         if not rejected:
             return None, None
         return None, (
@@ -252,14 +252,14 @@ class CheckpointStore:
 
     def verified(self, path: Path) -> Checkpoint:
         """Return the checkpoint in `path`, every file hashed. Raises CheckpointError on every rank if it is not good."""
-        complaint: str | None = None
+        damage: str | None = None
         if self._is_main:
-            complaint = _complaint(path, full=True) if path.is_dir() else "there is no such directory"
-        complaint = distributed.broadcast_object(complaint)
-        if complaint is not None:
+            damage = _find_damage(path, full=True) if path.is_dir() else "there is no such directory"
+        damage = distributed.broadcast_object(damage)
+        if damage is not None:
             steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in self.steps()) or "none"
             raise CheckpointError(
-                f"checkpoint {path} cannot be used: {complaint}. Steps below {self.root}: {steps}; "
+                f"checkpoint {path} cannot be used: {damage}. Steps below {self.root}: {steps}; "
                 "pass from_checkpoint=<step>, or the path of another checkpoint"
             )
         return Checkpoint(path, _read_manifest(path))
@@ -315,7 +315,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return body
 
 
-def _complaint(path: Path, *, full: bool) -> str | None:
+def _find_damage(path: Path, *, full: bool) -> str | None:
     """Return what is wrong with a published checkpoint, or None; `full` hashes every file, else sizes decide."""
     try:
         files: dict[str, dict[str, Any]] = _read_manifest(path)["files"]
@@ -331,10 +331,10 @@ def _complaint(path: Path, *, full: bool) -> str | None:
     if not full:
         return None
     with ThreadPoolExecutor(_READERS) as pool:
-        return next(_differences(path, files, pool), None)
+        return next(_mismatches(path, files, pool), None)
 
 
-def _differences(path: Path, files: dict[str, dict[str, Any]], pool: ThreadPoolExecutor) -> Iterator[str]:
+def _mismatches(path: Path, files: dict[str, dict[str, Any]], pool: ThreadPoolExecutor) -> Iterator[str]:
     hashes = {name: pool.submit(hash_file, path / name) for name in files}
     for name, pending in hashes.items():
         try:

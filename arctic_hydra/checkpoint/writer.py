@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -29,6 +29,15 @@ def load_tensors(path: str | Path, map_location: Any = "cpu", *, mmap: bool = Fa
     """Return what a checkpoint file holds; code in it is refused (pickle.UnpicklingError) and never runs."""
     with torch.serialization.safe_globals(_allowed_classes()):
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+def check_readable(folder: Path, names: Iterable[str]) -> None:
+    """Parse files of a checkpoint. Raises RuntimeError for the first that `load_tensors` refuses."""
+    for name in names:
+        try:
+            load_tensors(folder / name, mmap=True)
+        except Exception as error:
+            raise RuntimeError(f"{name} cannot be loaded without running code from it ({error})") from error
 
 
 def _allowed_classes() -> list[Any]:
@@ -122,7 +131,7 @@ class SafeCheckpointEngine:
 
 
 @contextmanager
-def going_through(engine: Any, safe: SafeCheckpointEngine) -> Iterator[None]:
+def replace_checkpoint_engine(engine: Any, safe: SafeCheckpointEngine) -> Iterator[None]:
     """Let the DeepSpeed engine save and load through `safe`, and copy no recovery scripts, inside the `with`."""
     original = engine.checkpoint_engine
     engine.checkpoint_engine = safe
@@ -132,3 +141,19 @@ def going_through(engine: Any, safe: SafeCheckpointEngine) -> Iterator[None]:
     finally:
         engine.checkpoint_engine = original
         del engine._copy_recovery_script
+
+
+def save_files(engine: Any, safe: SafeCheckpointEngine, stage: Stage, *, omit_frozen: bool) -> None:
+    """Let DeepSpeed pass all its files to `safe`; returns when all ranks have agreed that this went well."""
+    try:
+        with replace_checkpoint_engine(engine, safe):
+            # save_latest=False: DeepSpeed writes `latest` before the other ranks' files exist.
+            engine.save_checkpoint(
+                str(stage.path.parent), tag=stage.path.name, save_latest=False, exclude_frozen_parameters=omit_frozen
+            )
+    except Exception as error:
+        if safe.agreed:
+            raise
+        # This rank failed before the commit that its peers now wait in: join them there.
+        stage.error = stage.error or f"{type(error).__name__}: {error}"
+        safe.commit(None)

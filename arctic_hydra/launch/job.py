@@ -64,7 +64,7 @@ class Job:
         if problems := self.run.environment_problems():
             raise ConfigError(problems)
         data = self.data_digest()
-        lock = self.open(run_directory.LEAVING_SECONDS)
+        lock = self.open(run_directory.LOCK_GRACE_SECONDS)
         try:
             if not self.finished(data):
                 self.write(data)
@@ -82,7 +82,7 @@ class Job:
         if self.run.fresh:
             self.directory.clear()
             for engine in self.run.checkpoint.values():
-                if (place := engine.place(self.directory.path)) != self.directory.path:
+                if (place := engine.directory_of(self.directory.path)) != self.directory.path:
                     shutil.rmtree(place, ignore_errors=True)
         return lock
 
@@ -117,7 +117,7 @@ class Job:
     def write(self, data: str) -> str | None:
         """Write what the ranks read and the record of a running job; return in what it differs from a neighbour."""
         directory = self.directory
-        directory.forget_outcome()
+        directory.clear_outcome()
         (directory.path / ".hydra").mkdir(exist_ok=True)
         clean = redact(self.tree)
         for path, content in (("config.yaml", clean), (".hydra/overrides.yaml", self.overrides)):
@@ -133,9 +133,9 @@ class Job:
             identity=who,
             ranks=self.run.world_size_wanted,
             started=time.time(),
-            **provenance.surroundings(),
+            **provenance.environment(),
         )
-        return run_directory.neighbour_difference(directory.path, who)
+        return run_directory.difference_from_last_finished(directory.path, who)
 
     def tell_trackers(self, status: str) -> None:
         """Let the trackers end the run with `status`, where the ranks could not: a store that was away, a dead rank."""

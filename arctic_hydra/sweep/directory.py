@@ -165,7 +165,7 @@ class Sweep:
         """
         room = RunDirectory(self.path)
         room.create(key)
-        room.lock(run_directory.LEAVING_SECONDS)
+        room.lock(run_directory.LOCK_GRACE_SECONDS)
         self._room = room  # keeps the lock's file open
         self._cancelled.unlink(missing_ok=True)
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:

@@ -16,7 +16,7 @@ from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.launch.job import Job, conclude
 from arctic_hydra.launch.ranks import MachineShare, open_ranks
-from arctic_hydra.run_directory import LEAVING_SECONDS, RunDirectory
+from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
 from arctic_hydra.stopping import forwarded_signals
 from arctic_hydra.sweep.board import Board
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
@@ -102,8 +102,8 @@ def again(entry: SweepJob) -> Starter:
     def start(place: MachineShare) -> Started:
         directory = entry.directory
         job = entry.reread()
-        data, lock = job.data_digest(), directory.lock(LEAVING_SECONDS)
-        directory.forget_outcome()
+        data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
+        directory.clear_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
         return Started(open_ranks(directory, ranks, lock, {}, place), directory)

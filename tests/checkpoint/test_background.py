@@ -68,7 +68,7 @@ def test_w26_the_files_hold_what_a_save_at_once_writes(options, in_ranks, lab, t
             place = str(tmp_path / str(asynchronous))
             checkpoint = lab.checkpoint(state, asynchronous=asynchronous, output_dir=place)
             path = checkpoint.save()
-            checkpoint.settle()
+            checkpoint.finish_save()
             files = sorted(path.glob("*.pt"))
             saved.append({file.name: (lab.hash(load_tensors(file)), file.stat().st_size) for file in files})
         return saved
@@ -95,7 +95,7 @@ def test_the_manifest_is_of_the_saved_step(in_ranks, lab, tmp_path) -> None:
         state.evaluation["eval/loss"] = 9.0
         state.recent_losses.append(9.0)
         log.write_text("step 1\nstep 2\n")
-        checkpoint.settle()
+        checkpoint.finish_save()
         return json.loads((tmp_path / ROOT / "step-00000001" / "manifest.json").read_text())
 
     [manifest] = in_ranks(1, run)
@@ -115,8 +115,8 @@ def test_the_next_save_waits_for_the_one_before_and_the_last_ones_and_the_best_a
             state.evaluation = {"step": state.progress.global_step, "eval/loss": loss}
             checkpoint.save()
             seen.append(published(tmp_path))
-        checkpoint.settle()
-        assert not checkpoint.written
+        checkpoint.finish_save()
+        assert not checkpoint.save_ready
         return [*seen, published(tmp_path)]
 
     assert in_ranks(2, run) == [[[], [1], [2], [2, 3], [2, 4]]] * 2
@@ -146,7 +146,7 @@ def test_a_failed_save_warns_and_a_run_that_stops_there_saves_that_step_again(in
         with full_disk():
             checkpoint.save()
             assert not checkpoint.do_checkpoint, "the step is being saved"
-            checkpoint.settle()
+            checkpoint.finish_save()
         asked = checkpoint.do_checkpoint
         state.stopping = True
         checkpoint.save()

@@ -83,9 +83,9 @@ def test_pitfall_17_25_b5_b11_w2_resume_in_new_processes_is_bit_exact(
             saved = lab.digest(state)
             lab.train(state, 3)
             if asynchronous:
-                assert not path.exists() and not checkpoint.written
+                assert not path.exists() and not checkpoint.save_ready
                 go_on()
-                checkpoint.settle()
+                checkpoint.finish_save()
         return path, saved, lab.digest(state)
 
     def resumed(rank: int) -> Any:
@@ -158,7 +158,7 @@ def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(
                 calls = record_calls(kill_at=point)
                 checkpoint = lab.checkpoint(state, keep_last=1, asynchronous=asynchronous)
                 checkpoint.save()
-                checkpoint.settle()
+                checkpoint.finish_save()
                 (tmp_path / "calls").write_text(" ".join(calls))
                 os._exit(0)
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -225,7 +225,7 @@ def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(
             files.HashingWriter.write = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
         checkpoint = lab.checkpoint(state, asynchronous=asynchronous)
         checkpoint.save()
-        checkpoint.settle()
+        checkpoint.finish_save()
 
     def resumed(rank: int) -> str:
         state = lab.start(tmp_path, rank, zero=zero, world_size=2)
@@ -251,19 +251,19 @@ def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(
         checkpoint = lab.checkpoint(state, asynchronous=asynchronous)
         lab.train(state, 1)
         checkpoint.save()
-        checkpoint.settle()
+        checkpoint.finish_save()
         lab.train(state, 1)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if rank == broken:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         if asynchronous:
             checkpoint.save()
-        text = message(checkpoint.settle if asynchronous else checkpoint.save)
+        text = message(checkpoint.finish_save if asynchronous else checkpoint.save)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         found = lab.checkpoint(state)._store.newest().path.name
         left = names(tmp_path / ROOT)
         again = checkpoint.save().name
-        checkpoint.settle()
+        checkpoint.finish_save()
         return text, found, left, again, lab.checkpoint(state)._store.newest().path.name
 
     first, second = in_ranks(2, run)

@@ -28,7 +28,7 @@ SEARCH = [*SLURM, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.swe
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_directory, "LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(run_directory, "LOCK_GRACE_SECONDS", 0.1)
     found = Queue(tmp_path / "queue")
     monkeypatch.setenv("PATH", found.variables["PATH"])
     return found
