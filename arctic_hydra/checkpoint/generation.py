@@ -1,4 +1,4 @@
-"""What the configs of an export say about generation: where it stops, the padding, and the cache."""
+"""Generation settings in the configs of an export: stop, padding and bos tokens, and the KV cache."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SpecialTokens = dict[str, int | list[int] | None]
 def generation_configs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]
 ) -> Iterator[SpecialTokens]:
-    """Give the model, within this context, the configs that its users need; training goes on with its own.
+    """Within this context, give the model configs for generation; the training configs are restored afterwards.
 
-    They hold the `special_tokens`, which are returned, and the cache setting from before training switched it off.
+    The configs have the `special_tokens`, which are yielded, and the `use_cache` setting that training had disabled.
     """
     tokens = special_tokens(model, tokenizer, trained)
     kept, generation = model.config, getattr(model, "generation_config", None)
@@ -42,10 +42,10 @@ def generation_configs(
 
 
 def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]) -> SpecialTokens:
-    """Return the ids of the stop, padding and bos tokens by the names of transformers: an int for one, a list for several.
+    """Return the ids of the stop, padding and bos tokens by transformers' names: an int for one, a list for several.
 
-    Generation stops at the tokens that answers are `trained` to end in, at the tokenizer's eos token, and at the model's
-    own stop tokens as far as they are special tokens of this tokenizer, which do not begin a text.
+    Generation stops at the stop tokens that were `trained`, at the tokenizer's eos token, and at the stop tokens in the
+    model's configs if they are special tokens of this tokenizer other than bos and unk.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     own = [
@@ -64,9 +64,9 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 
 
 def _configured_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
-    """Return the ids in the model's configs that somebody chose and that mean a special token in this tokenizer.
+    """Return the ids set explicitly in the model's configs that are special tokens of this tokenizer.
 
-    Nobody chose the default of a config's class, such as Llama's 2: it may mean any token of another tokenizer.
+    Defaults of a config class, such as Llama's 2, are skipped: they may be any token of another tokenizer.
     """
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     config = model.config.get_text_config()
@@ -79,12 +79,12 @@ def _configured_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def _set_if_accepted(config: PretrainedConfig, name: str, value: int | list[int] | None) -> None:
-    """Set a value of a config; where its class refuses it, the first of several, or nothing."""
+    """Set a value of a config; if its class rejects a list, set the first element, or nothing if it rejects that too."""
     from huggingface_hub.errors import StrictDataclassError
 
     for accepted in (value, *value[:1]) if isinstance(value, list) else (value,):
         try:
             setattr(config, name, accepted)
-        except StrictDataclassError:  # some take one stop token only, some need a bos token
+        except StrictDataclassError:  # some accept a single stop token only, some require a bos token
             continue
         return

@@ -1,7 +1,7 @@
-"""The same checkpoint for another number of ranks: DeepSpeed's files cut anew, nothing else changed.
+"""Resharding of a checkpoint: DeepSpeed's files, partitioned for another number of ranks.
 
-ZeRO-1 and 2 cut one flat vector per parameter group into equal, aligned parts; ZeRO-3 cuts every parameter by itself.
-Optimizer moments are cut as the fp32 weights are. Random states belong to a rank and cannot be carried over.
+ZeRO-1 and 2 split one flat vector per parameter group into equal, aligned parts; ZeRO-3 splits every parameter.
+Optimizer moments are split like the fp32 weights. RNG states belong to one rank and cannot be carried over.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from arctic_hydra.checkpoint.full_weights import rank_of
 from arctic_hydra.checkpoint.writer import load_tensors
 
 _ALIGNMENT = 2
-"""Elements per rank that DeepSpeed's ZeRO-1 and 2 pad a flat group to a multiple of."""
+"""ZeRO-1 and 2 pad a flat group to a multiple of this number of elements per rank."""
 
 Repartition = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 def reshape(source: Path, target: Path, ranks: int) -> None:
-    """Write DeepSpeed's files of the checkpoint `source` as `ranks` ranks would have written them into `target`.
+    """Write DeepSpeed's files of the checkpoint `source` to `target`, as `ranks` ranks would have written them.
 
-    Raises ValueError for a layout that this function does not know.
+    Raises ValueError for an unknown layout.
     """
     target.mkdir()
     try:
@@ -60,7 +60,7 @@ def _repartition_optimizer(
         else ("base_optimizer_state", "single_partition_of_fp32_groups")
     )
     if inner not in states[0] or flat not in states[0] or len(states[0][flat]) != len(shapes):
-        raise ValueError("its optimizer files have a layout that cannot be cut for another number of ranks")
+        raise ValueError("its optimizer files have a layout that cannot be resharded to another number of ranks")
     state = dict(states[0])
     repartitions = [
         _repartition_parameters(group, rank, ranks) if stage3 else _repartition_group(group, rank, ranks)
@@ -95,7 +95,7 @@ def _total(shapes: dict[str, torch.Size]) -> int:
 
 
 def _part_length(shapes: dict[str, torch.Size], ranks: int) -> int:
-    """Return the length of one rank's part of a flat group, padding included."""
+    """Return the length of one rank's part of a flat group, including padding."""
     unit = _ALIGNMENT * ranks
     return -(-_total(shapes) // unit) * unit // ranks
 

@@ -72,7 +72,7 @@ def run_one(cfg: DictConfig, overrides: list[str]) -> int:
 def _join(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Start this machine's ranks of a run that the first machine's command writes; return the exit code."""
     run = job.run
-    directory = job.directory if run.task is config.Task.train else job.directory.task_directory(run.task.name)
+    directory = job.directory if run.task is config.Task.train else job.directory.of_task(run.task.name)
     if run.task is config.Task.train and not run.fresh and directory.record().get("status") == run_directory.FINISHED:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
@@ -103,9 +103,9 @@ def _look_at(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         _must_exist(job)
     directory.create()
     lock = directory.lock()
-    place = directory.task_directory(run.task.name)
+    place = directory.of_task(run.task.name)
     place.create()
-    place.clear_outcome()
+    place.forget_outcome()
     run_directory.write_json(place.run_file, {"config": redact(job.tree)}, mode=0o600)
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
     signals: list[int] = []

@@ -117,7 +117,7 @@ class Job:
     def write(self, data: str) -> str | None:
         """Write what the ranks read and the record of a running job; return in what it differs from a neighbour."""
         directory = self.directory
-        directory.clear_outcome()
+        directory.forget_outcome()
         (directory.path / ".hydra").mkdir(exist_ok=True)
         clean = redact(self.tree)
         for path, content in (("config.yaml", clean), (".hydra/overrides.yaml", self.overrides)):
@@ -133,9 +133,9 @@ class Job:
             identity=who,
             ranks=self.run.world_size_wanted,
             started=time.time(),
-            **provenance.environment(),
+            **provenance.surroundings(),
         )
-        return run_directory.difference_from_last_finished(directory.path, who)
+        return run_directory.neighbour_difference(directory.path, who)
 
     def tell_trackers(self, status: str) -> None:
         """Let the trackers end the run with `status`, where the ranks could not: a store that was away, a dead rank."""

@@ -121,7 +121,7 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
         time.sleep(0.1)
         failed = [index for index, code in enumerate(codes) if code]
         if failed and end == float("inf"):
-            met = directory.rendezvous_file.exists()
+            met = directory.meeting_file.exists()
             end = time.monotonic() + (2 * GRACE_SECONDS if met else 0)
             [first, *_] = failed
             if not met and not directory.node_file(first).exists():
@@ -138,7 +138,7 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
 
 def _wait_for_peers(directory: RunDirectory, count: int) -> None:
     """Wait until the agents of the other machines have said how they ended: the cause may be there."""
-    if not directory.rendezvous_file.exists():
+    if not directory.meeting_file.exists():
         return  # they never worked together
     end = time.monotonic() + GRACE_SECONDS + 10
     silent = list(range(1, count))

@@ -103,7 +103,7 @@ def again(entry: SweepJob) -> Starter:
         directory = entry.directory
         job = entry.reread()
         data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
-        directory.clear_outcome()
+        directory.forget_outcome()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
         return Started(open_ranks(directory, ranks, lock, {}, place), directory)

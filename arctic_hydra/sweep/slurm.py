@@ -213,7 +213,7 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         for line in process.stdout:  # one for each array
             submitted = [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)]
             for job, _ in submitted:
-                job.directory.clear_outcome()
+                job.directory.forget_outcome()
                 job.directory.update_record(status=run_directory.RUNNING, data=data[job.run_dir])
             write_down(sweep, submitted)
     if waiting:

@@ -225,9 +225,9 @@ def test_another_base_than_the_trained_one_is_refused(model, tmp_path):
             return str(error)
 
     export = lab.in_ranks(1, tried, "task=export", tmp_path / "run" / "task-export")
-    assert "was trained over other frozen ones than this model's" in export
+    assert "the frozen weights they were trained with differ from this model's" in export
     resumed = lab.in_ranks(1, tried, "", tmp_path / "run")
-    assert "belongs to a different run: frozen_weights: checkpoint" in resumed
+    assert "was saved by a different run: frozen_weights: checkpoint" in resumed
 
 
 @pytest.mark.parametrize("tied", [False, True])
