@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from arctic_hydra import run_directory
 from arctic_hydra.cli.summary import print_result
-from arctic_hydra.run_directory import is_reserved_name
+from arctic_hydra.run_directory import is_own_name
 from tests.command import ROOT, SMALL, SMALLEST, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 
 CHAT = ROOT.parent / "shared" / "data" / "chat"
@@ -55,7 +55,7 @@ def test_every_name_in_the_run_directory_is_reserved(finished):
     folder, _ = finished
     names = {path.name for path in only_run(folder).iterdir() if not path.name.startswith(".")} - {"export"}
     assert {"checkpoints", "metrics.jsonl"} < names
-    assert [name for name in sorted(names) if not is_reserved_name(name)] == []
+    assert [name for name in sorted(names) if not is_own_name(name)] == []
 
 
 def test_w30_loss_falls_and_metrics_are_complete(finished):

@@ -57,7 +57,7 @@ def test_a_copy_is_deep_keeps_shared_storage_and_reuses_its_memory(libraries) ->
 
 
 @pytest.mark.parametrize("options", [dict(zero=0), dict(zero=2, bf16=True), dict(zero=3, lora=True)])
-def test_w26_the_files_hold_what_a_save_at_once_writes(options, in_ranks, lab, tmp_path) -> None:
+def test_the_files_are_those_of_a_synchronous_save(options, in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:
         from arctic_hydra.checkpoint.writer import load_tensors
 
@@ -153,7 +153,7 @@ def test_a_failed_save_warns_and_a_run_that_stops_there_saves_that_step_again(in
         return asked, published(tmp_path), caplog.text
 
     [(asked, steps, text)] = in_ranks(1, run)
-    assert "TRAINING GOES ON WITHOUT A CHECKPOINT of step 1" in text and "File too large" in text
+    assert "TRAINING CONTINUES WITHOUT A CHECKPOINT of step 1" in text and "File too large" in text
     assert asked and steps == [1]
 
 

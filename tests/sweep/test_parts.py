@@ -162,10 +162,10 @@ def test_a_job_that_starts_again_is_rid_of_its_former_end(tmp_path):
     sweep = sweep_of(tmp_path, ["seed=0"])
     directory = sweep.jobs[0].directory
     directory.create()
-    directory.clear_outcome()
+    directory.forget_outcome()
     assert not directory.record_file.exists()
     directory.update_record(status="failed", error="it was refused", result={"step": 3}, seconds=7.0)
-    directory.clear_outcome()
+    directory.forget_outcome()
     directory.update_record(status="finished")
     assert (states(sweep), directory.record()) == ([("finished", "")], {"status": "finished", "seconds": 7.0})
 

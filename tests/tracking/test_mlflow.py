@@ -1,4 +1,4 @@
-"""MLflow: what arrives in a real SQLite store, and what a run notices of a store that is away (nothing)."""
+"""The MLflow tracker with a real SQLite store, and with a server that does not respond."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from arctic_hydra.tracking import sender
+from arctic_hydra.component import create, to_plain
 from arctic_hydra.tracking.mlflow import STATE_FILE, MLflowTracker, flat_params, metric_key
 
+CONF = Path(__file__).parents[2] / "conf"
 CONFIG = {
     "seed": 42,
     "optimizer": {"lr": 1e-5, "betas": [0.9, 0.95]},
@@ -131,7 +133,7 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
 def test_catching_up_sends_what_a_store_that_was_away_missed_and_only_once(run_dir, monkeypatch, caplog) -> None:
     write_steps(run_dir, range(1, 6))
     MLflowTracker(uri="http://127.0.0.1:9").catch_up(run_dir, "r", CONFIG, "finished")
-    assert "tracking.mlflow (http://127.0.0.1:9)" in caplog.text and "the same command is given again" in caplog.text
+    assert "tracking.mlflow (http://127.0.0.1:9)" in caplog.text and "the same command is run again" in caplog.text
     MLflowTracker().catch_up(run_dir, "r", CONFIG, "finished")
     client, run = store(run_dir)
     assert (run.info.status, steps_of(client, run)) == ("FINISHED", [1, 2, 3, 4, 5])
@@ -178,7 +180,7 @@ def test_a_dead_server_costs_no_step_and_is_replayed_later(
     (record,) = caplog.records
     assert record.name == "arctic_hydra.tracking"
     assert "tracking.mlflow (http://127.0.0.1:" in record.getMessage()
-    assert "metrics.jsonl keeps every step" in record.getMessage()
+    assert "metrics.jsonl records every step" in record.getMessage()
     assert "hunter2" not in record.getMessage()
 
     later = MLflowTracker()
@@ -250,62 +252,14 @@ def test_keys_and_params_are_made_acceptable() -> None:
     }
 
 
-class FlakyStore:
-    """A connection that holds points, and fails on request."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.fail = False
-        self.closed = ""
-
-    def open(self) -> None:
-        if self.fail:
-            raise ConnectionError("away")
-
-    def send(self, points: list[sender.Point]) -> None:
-        if self.fail:
-            raise ConnectionError("away")
-        self.steps += [point.step for point in points if point.step > max(self.steps, default=0)]
-
-    def close(self, status: str) -> None:
-        self.closed = status
+def test_mlflow_takes_its_uri_from_its_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    with initialize_config_dir(str(CONF / "tracking"), version_base="1.3"):
+        cfg = compose("mlflow")
+    assert to_plain(cfg)["tracking"]["mlflow"]["uri"] == "http://127.0.0.1:5000"
 
 
-@pytest.mark.faults
-def test_a_store_that_goes_away_and_comes_back_gets_every_step(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.01)
-    monkeypatch.setattr(sender, "LONGEST_RETRY_SECONDS", 0.05)
-    flaky = FlakyStore()
-    thread = sender.Sender(flaky, run_dir / "metrics.jsonl", "tracking.flaky")
-    thread.start()
-
-    def steps(numbers: range) -> None:
-        for step in numbers:
-            write_steps(run_dir, range(step, step + 1))
-            thread.put(step, {"loss": 1.0})
-        time.sleep(0.2)
-
-    steps(range(1, 4))
-    assert flaky.steps == [1, 2, 3]
-    flaky.fail = True
-    steps(range(4, 2000))
-    flaky.fail = False
-    steps(range(2000, 2003))
-    thread.finish("stopped")
-    assert flaky.steps == list(range(1, 2003))
-    assert flaky.closed == "stopped"
-    assert [record.getMessage().split(".")[0] for record in caplog.records] == ["tracking"]
-
-
-def test_a_store_slower_than_the_run_gets_every_step(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "QUEUE_POINTS", 4)
-    thread = sender.Sender(flaky := FlakyStore(), run_dir / "metrics.jsonl", "tracking.slow")
-    thread.start()
-    time.sleep(0.1)
-    for step in range(1, 50):
-        write_steps(run_dir, range(step, step + 1))
-        thread.put(step, {"loss": 1.0})
-    thread.finish("finished")
-    assert flaky.steps == list(range(1, 50))
+def test_the_option_builds(tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONF / "tracking"), version_base="1.3"):
+        cfg = compose("mlflow", ["tracking.mlflow.experiment=mine"])
+    assert create(cfg.tracking.mlflow).experiment == "mine"
