@@ -106,7 +106,7 @@ def test_triggers_save_each_step_once(in_ranks, lab, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("output_dir", [None, "disk"])
-def test_runs_that_share_an_output_dir_write_to_directories_of_their_own(output_dir) -> None:
+def test_runs_that_share_an_output_dir_write_to_separate_directories(output_dir) -> None:
     from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
 
     run_dir = Path("outputs/default/0123abcd")

@@ -1,4 +1,4 @@
-"""The `deepspeed` checkpoint engine, on real engines."""
+"""The `deepspeed` checkpoint engine with real DeepSpeed engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = "checkpoints"
 
 @contextmanager
 def held_back_writes() -> Iterator[Callable[[], None]]:
-    """Let no byte of a checkpoint be written before the yielded function is called."""
+    """Block all writes to checkpoint files until the yielded function is called."""
     from arctic_hydra.checkpoint import files
 
     gate, write = threading.Event(), files.HashingWriter.write
@@ -68,7 +68,7 @@ CASES = [
 def test_resume_in_new_processes_is_bit_exact(world_size, options, asynchronous, in_ranks, lab, tmp_path) -> None:
     """Weights, optimizer, learning rates, counters and the next draws of every rank, dropout on.
 
-    An asynchronous save writes its first byte only when the run is three steps on: what it saves must be a copy.
+    An asynchronous save writes its first byte only three steps later, so it must have copied its contents.
     """
     options = {"world_size": world_size, **options}
 
@@ -97,11 +97,11 @@ def test_resume_in_new_processes_is_bit_exact(world_size, options, asynchronous,
     assert in_ranks(world_size, resumed) == expected
     assert expected[0][0] == tmp_path / ROOT / "step-00000002"
     draws = [digest["draws"] for _, digest, _ in expected]
-    assert len({tuple(d) for d in draws}) == world_size, "the ranks must draw differently, else the test shows nothing"
+    assert len({tuple(d) for d in draws}) == world_size, "the test needs ranks with different random numbers"
 
 
-def test_what_a_checkpoint_holds(in_ranks, lab, tmp_path) -> None:
-    """No scripts, no pickles readable by others, a manifest that says what the run is."""
+def test_contents_of_a_checkpoint(in_ranks, lab, tmp_path) -> None:
+    """No scripts, no files readable by others, and a manifest that identifies the run."""
 
     def run(rank: int) -> None:
         state = lab.start(tmp_path, rank, zero=2)
@@ -148,8 +148,8 @@ def test_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(asynchronous,
             generator = random.getstate()
             child = os.fork()
             if child == 0:
-                random.setstate(generator)  # python reseeds it in a forked child
-                # gloo's threads do not survive a fork; alone in the world there is nobody to wait for.
+                random.setstate(generator)  # Python reseeds it in a forked child
+                # gloo's threads do not survive a fork, and a single rank needs no barrier.
                 torch.distributed.barrier = lambda *args, **kwargs: None
                 calls = record_calls(kill_at=point)
                 checkpoint = lab.checkpoint(state, keep_last=1, asynchronous=asynchronous)
@@ -174,14 +174,14 @@ def test_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(asynchronous,
         return steps, calls
 
     [(steps, calls)] = in_ranks(1, sweep)
-    assert steps == sorted(steps), "published once, at one moment"
+    assert steps == sorted(steps), "the checkpoint must appear at one point and stay"
     assert set(steps) == {1, 2}
     assert {"fsync", "replace", "rename", "write", "unlink", "rmdir", "mkdir"} == set(calls)
     assert len(steps) == len(calls) > 100
 
 
 def record_calls(kill_at: int | None) -> list[str]:
-    """Record each operation on files from here on; die just before (a write: in the midst of) operation `kill_at`."""
+    """Record each file operation; SIGKILL this process before operation `kill_at`, or halfway through a write."""
     from arctic_hydra.checkpoint import files
 
     calls: list[str] = []
@@ -234,8 +234,10 @@ def test_sigkill_of_one_rank_in_a_save_publishes_nothing(zero, asynchronous, in_
 @pytest.mark.parametrize(
     ("zero", "broken", "asynchronous"), [(2, 0, False), (2, 1, False), (3, 0, False), (3, 1, False), (2, 1, True)]
 )
-def test_a_full_disk_on_one_rank_fails_all_ranks_alike(zero, broken, asynchronous, in_ranks, lab, tmp_path) -> None:
-    """Nothing is published, the previous checkpoint loads, and once there is room the next save works."""
+def test_a_full_disk_on_one_rank_fails_all_ranks_with_the_same_error(
+    zero, broken, asynchronous, in_ranks, lab, tmp_path
+) -> None:
+    """Nothing is published, the previous checkpoint loads, and the next save with enough space works."""
 
     def run(rank: int) -> Any:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -268,8 +270,10 @@ def test_a_full_disk_on_one_rank_fails_all_ranks_alike(zero, broken, asynchronou
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(asynchronous, in_ranks, lab, tmp_path) -> None:
-    """Peers already wait in DeepSpeed's commit when this rank fails before it."""
+def test_an_error_in_deepspeed_on_one_rank_fails_all_ranks_with_the_same_error(
+    asynchronous, in_ranks, lab, tmp_path
+) -> None:
+    """The peers already wait in DeepSpeed's commit when this rank fails before it."""
 
     def run(rank: int) -> str:
         state = lab.start(tmp_path, rank, zero=2, world_size=2)
@@ -284,7 +288,7 @@ def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(asynchronou
     assert names(tmp_path / ROOT) == []
 
 
-def test_unwritable_place_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
+def test_an_unwritable_directory_fails_all_ranks_with_the_same_error(in_ranks, lab, tmp_path) -> None:
     (tmp_path / ROOT).write_text("a file where the directory should be")
 
     def run(rank: int) -> str:
@@ -297,7 +301,7 @@ def test_unwritable_place_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None
     assert "rank 0: FileExistsError" in first and str(tmp_path / ROOT) in first
 
 
-def test_another_run_is_refused_with_what_differs(in_ranks, lab, tmp_path) -> None:
+def test_a_checkpoint_of_another_run_is_rejected_with_the_differences(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> list[str]:
         state = lab.start(tmp_path, rank, zero=2)
         lab.train(state, 1)
@@ -316,7 +320,7 @@ def test_another_run_is_refused_with_what_differs(in_ranks, lab, tmp_path) -> No
     assert "zero_stage: checkpoint 2, this run 'other'" in zero
 
 
-def test_logs_are_cut_back_to_the_checkpoint_so_that_each_step_stands_once(in_ranks, lab, tmp_path, caplog) -> None:
+def test_loading_truncates_logs_to_their_length_at_the_save(in_ranks, lab, tmp_path, caplog) -> None:
     log, other, young = tmp_path / "metrics.jsonl", tmp_path.parent / f"{tmp_path.name}-x.log", tmp_path / "young.log"
 
     def run(rank: int) -> None:
@@ -333,11 +337,11 @@ def test_logs_are_cut_back_to_the_checkpoint_so_that_each_step_stands_once(in_ra
 
     in_ranks(1, run)
     assert log.read_text() == "step 1\n"
-    assert other.read_text() == "a\n", "shorter than recorded: left as it is"
+    assert other.read_text() == "a\n", "shorter than recorded, so unchanged"
     assert young.read_text() == ""
 
 
-def test_nothing_there_is_none_and_nothing_usable_is_an_error(in_ranks, lab, tmp_path) -> None:
+def test_no_checkpoint_is_none_and_no_valid_checkpoint_is_an_error(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:
         state = lab.start(tmp_path, rank, zero=2, world_size=2)
         checkpoint = lab.checkpoint(state)

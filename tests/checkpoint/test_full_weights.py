@@ -9,7 +9,7 @@ import pytest
 
 
 def test_gathering_at_zero_3_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
-    """Never more than one is whole, and its copy is backed by a file, which is gone afterwards."""
+    """At most one parameter is gathered at a time, and its copy is backed by a file."""
 
     def run(rank: int) -> Any:
         from arctic_hydra.checkpoint import full_weights
@@ -57,4 +57,4 @@ def test_a_checkpoint_holds_the_weights_that_a_gather_returns(zero, world_size, 
 
     results = in_ranks(world_size, run)
     assert results == [results[0]] * world_size
-    assert results[0][0] != results[0][1], "the checksum tells other weights apart"
+    assert results[0][0] != results[0][1], "other weights have another checksum"

@@ -1,4 +1,4 @@
-"""Weights that a run starts from: found by what `init_from` names, and refused where they do not fit the model."""
+"""Weights that a run starts from: found on disk, and rejected if they do not fit the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_model(libraries: Any, width: int = 2, tied: bool = False) -> Any:
     return model
 
 
-def test_an_export_is_told_from_a_checkpoint_by_its_files(libraries, tmp_path: Path) -> None:
+def test_exports_and_checkpoints_are_recognized_by_their_files(libraries, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     for name in ("model.safetensors", initial_weights.ADAPTER):
@@ -46,7 +46,7 @@ def test_every_weight_is_set(tied, libraries, tmp_path) -> None:
     assert all(value.equal(target.state_dict()[name]) for name, value in source.state_dict().items())
 
 
-def test_weights_of_another_model_are_refused_with_what_differs(libraries, tmp_path) -> None:
+def test_weights_of_another_model_are_rejected_with_the_differences(libraries, tmp_path) -> None:
     model = make_model(libraries)
     stored = {**make_model(libraries, width=3).state_dict(), "2.weight": libraries.torch.ones(1)}
     del stored["1.bias"]
@@ -58,7 +58,7 @@ def test_weights_of_another_model_are_refused_with_what_differs(libraries, tmp_p
         initial_weights.load_into(model, stored, initial_weights.Weights(tmp_path, 3))
 
 
-def test_other_frozen_weights_than_those_of_the_training_are_refused(libraries, tmp_path) -> None:
+def test_frozen_weights_must_be_those_of_the_training(libraries, tmp_path) -> None:
     from arctic_hydra.checkpoint.full_weights import checksum
 
     model = make_model(libraries)

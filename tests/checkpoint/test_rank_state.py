@@ -1,4 +1,4 @@
-"""The state of a rank that DeepSpeed's files lack."""
+"""State of a rank that DeepSpeed does not save."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 
 
-def test_every_generator_goes_on_after_a_weights_only_load(libraries, tmp_path) -> None:
+def test_every_generator_continues_after_a_weights_only_load(libraries, tmp_path) -> None:
     import numpy
 
     from arctic_hydra.checkpoint import rank_state

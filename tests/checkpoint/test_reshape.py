@@ -11,8 +11,10 @@ ROOT = "checkpoints"
 
 @pytest.mark.parametrize(("zero", "bf16"), [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_weights_moments_and_counters_survive_a_change_of_ranks(zero, before, after, in_ranks, bf16, lab, tmp_path):
-    """Weights, moments and counters survive 1 -> 2 -> 1 ranks bit for bit; random states start anew."""
+def test_weights_moments_and_learning_rates_survive_a_change_of_ranks(
+    zero, before, after, in_ranks, bf16, lab, tmp_path
+):
+    """Weights, moments and learning rates survive 1 -> 2 -> 1 ranks bit for bit; RNG states are reseeded."""
 
     def first(rank: int) -> Any:
         state = lab.start(tmp_path, rank, zero=zero, world_size=before, bf16=bf16)
@@ -23,7 +25,7 @@ def test_weights_moments_and_counters_survive_a_change_of_ranks(zero, before, af
     def other(rank: int) -> Any:
         state = lab.start(tmp_path, rank, zero=zero, world_size=after, bf16=bf16, seed=9)
         lab.checkpoint(state).load()
-        state.progress.global_step += 1  # a step of its own name, with nothing trained in between
+        state.progress.global_step += 1  # another step name, without training in between
         state.engine.global_steps += 1
         lab.checkpoint(state).save()
         return lab.draw(5)

@@ -1,4 +1,4 @@
-"""What DeepSpeed reads and writes through: no code from a checkpoint runs, and weights can be left out."""
+"""DeepSpeed's files: code in a checkpoint never runs, and frozen weights can be omitted."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Malicious:
 
 
 @pytest.mark.parametrize("pattern", ["rank-00001.pt", "*model_states.pt", "*optim_states.pt"])
-def test_code_in_a_checkpoint_is_refused_and_does_not_run(pattern, in_ranks, lab, tmp_path) -> None:
-    """The manifest fits the file: who can write one can write both, so hashes are no defence here."""
+def test_code_in_a_checkpoint_is_rejected_and_does_not_run(pattern, in_ranks, lab, tmp_path) -> None:
+    """The manifest matches the file: whoever can change one can change both, so hashes do not protect here."""
     evidence = tmp_path / "ran"
 
     def run(rank: int) -> str:
@@ -66,7 +66,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(pattern, in_ranks, lab
         ("model.layers.0.lora_A.weight", False),
     ],
 )
-def test_a_save_leaves_out_weights_and_their_quantization_state(name, is_left_out, libraries, tmp_path) -> None:
+def test_a_save_omits_weights_and_their_quantization_state(name, is_left_out, libraries, tmp_path) -> None:
     from arctic_hydra.checkpoint.store import CheckpointStore, Stage
     from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
 

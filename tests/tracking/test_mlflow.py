@@ -112,7 +112,7 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
     wait_for_state(run_dir)
     first.finish("stopped")
     assert store(run_dir)[1].info.status == "KILLED"
-    # A kill right after step 7: the checkpoint of step 5 cuts the file back, and what was noted down is older still.
+    # A kill right after step 7: resuming truncates the file to step 5, and the state file is older still.
     (run_dir / "metrics.jsonl").unlink()
     write_steps(run_dir, range(1, 6))
     state = json.loads((run_dir / STATE_FILE).read_text())
@@ -120,7 +120,7 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
     second = MLflowTracker()
     second.start(run_dir, "r", CONFIG | {"seed": 43})
     log_steps(second, run_dir, range(6, 11))
-    second.log(10, {"eval/loss": 1.5})  # an evaluation after the line of its step
+    second.log(10, {"eval/loss": 1.5})  # an evaluation, logged after its step
     second.finish("finished")
     client, run = store(run_dir)
     assert run.info.run_id == state["run_id"]
@@ -130,7 +130,7 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
     assert steps_of(client, run, "eval/loss") == [10]
 
 
-def test_catching_up_sends_what_a_store_that_was_away_missed_and_only_once(run_dir, monkeypatch, caplog) -> None:
+def test_catching_up_sends_missing_steps_once(run_dir, monkeypatch, caplog) -> None:
     write_steps(run_dir, range(1, 6))
     MLflowTracker(uri="http://127.0.0.1:9").catch_up(run_dir, "r", CONFIG, "finished")
     assert "tracking.mlflow (http://127.0.0.1:9)" in caplog.text and "the same command is run again" in caplog.text
@@ -140,12 +140,12 @@ def test_catching_up_sends_what_a_store_that_was_away_missed_and_only_once(run_d
     caplog.clear()
     monkeypatch.setattr("arctic_hydra.tracking.mlflow._import_client", lambda: 1 / 0)
     MLflowTracker().catch_up(run_dir, "r", CONFIG, "finished")
-    assert not caplog.records, "nothing was missing, so the store is not asked"
+    assert not caplog.records, "nothing was missing, so the store is not contacted"
 
 
-def test_a_run_whose_ranks_are_gone_is_ended_from_outside(run_dir: Path) -> None:
+def test_a_run_whose_ranks_have_exited_is_ended_by_catching_up(run_dir: Path) -> None:
     MLflowTracker().catch_up(run_dir, "r", CONFIG, "failed")
-    assert not (run_dir / STATE_FILE).exists(), "a run that failed before it got to the store is not created there"
+    assert not (run_dir / STATE_FILE).exists(), "a run that failed before it reached the store is not created there"
     tracker = MLflowTracker()
     tracker.start(run_dir, "r", CONFIG)
     wait_for_state(run_dir)
@@ -165,7 +165,7 @@ def silent_server() -> Iterator[str]:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("server", ["refuses", "silent"])
-def test_a_dead_server_costs_no_step_and_is_replayed_later(
+def test_a_dead_server_does_not_slow_steps_down_and_no_step_is_lost(
     server: str, silent_server: str, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = "http://127.0.0.1:9" if server == "refuses" else silent_server.replace("://", "://user:hunter2@")
@@ -237,12 +237,12 @@ def test_importing_the_option_imports_no_mlflow() -> None:
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "", "/tmp/mlruns"])
-def test_a_uri_that_is_no_url_is_refused(uri: str) -> None:
+def test_a_uri_that_is_not_a_url_is_rejected(uri: str) -> None:
     with pytest.raises(ValueError, match=r"uri: got '.*', expected a URL such as sqlite:///"):
         MLflowTracker(uri=uri)
 
 
-def test_keys_and_params_are_made_acceptable() -> None:
+def test_keys_and_params_are_made_valid() -> None:
     assert metric_key("eval/ultra|chat@2/../loss") == "eval/loss"
     assert metric_key("/a//b\u00e9") == "a/b_"
     assert flat_params({"a": {}, "b": {"c": None, "uri": "http://me:pw@host/x"}}) == {
@@ -252,7 +252,9 @@ def test_keys_and_params_are_made_acceptable() -> None:
     }
 
 
-def test_mlflow_takes_its_uri_from_its_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_uri_defaults_to_the_environment_variable_of_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     with initialize_config_dir(str(CONF / "tracking"), version_base="1.3"):
         cfg = compose("mlflow")

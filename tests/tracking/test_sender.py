@@ -1,4 +1,4 @@
-"""The thread between a run and a metric store that is slow, away or back again."""
+"""The thread that sends metrics to a store, which may be slow or unavailable for a while."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_steps(folder: Path, steps: range) -> None:
 
 
 class FlakyStore:
-    """A connection that holds points, and fails on request."""
+    """A connection that stores points and fails on request."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -39,7 +39,7 @@ class FlakyStore:
 
 
 @pytest.mark.faults
-def test_a_store_that_goes_away_and_comes_back_gets_every_step(
+def test_a_store_that_was_unavailable_gets_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sender, "LINGER_SECONDS", 0.01)
