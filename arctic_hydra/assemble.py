@@ -271,17 +271,17 @@ def create_model(
 
         share_positions(model)
     fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
-    stored = initial_weights.read(start) if start else {}
-    if start and initial_weights.fits(stored, model):
-        initial_weights.initialise(model, stored, start)
+    stored = initial_weights.read_weights(start) if start else {}
+    if start and initial_weights.has_every_name(stored, model):
+        initial_weights.load_into(model, stored, start)
         start = None
     seed_everything(run.seed)  # loading draws more or fewer numbers at ZeRO-3
     for converter in run.converters:
         model = converter.convert(model)
     if start:
-        initial_weights.initialise(model, stored, start)
+        initial_weights.load_into(model, stored, start)
     if weights:
-        initial_weights.initialise(model, initial_weights.read(weights), weights)
+        initial_weights.load_into(model, initial_weights.read_weights(weights), weights)
     if hasattr(model, "peft_config"):
         adapter = model.peft_config["default"]
         adapter.base_model_name_or_path, adapter.revision = adapter_base(run)
@@ -310,7 +310,7 @@ def base_of(run: Run) -> str | None:
     A hub id, or the absolute path of a directory: an export is loaded from anywhere.
     """
     if run.init_from:
-        return _absolute(run.init_from) if initial_weights.holds_all_weights(Path(run.init_from)) else None
+        return _absolute(run.init_from) if initial_weights.is_full_model_export(Path(run.init_from)) else None
     if run.model.weights_source is None:
         return None
     name, _ = run.model.weights_source

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a live bar on a terminal, plain lines elsewhere."""
+"""Progress display of a run: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arctic_hydra.human_numbers import format_count, format_seconds
 
 
 class Display:
-    """Progress of one run on standard output; says nothing on ranks that do not print."""
+    """Shows the progress of one run on standard output; silent if not `enabled`."""
 
     def __init__(self, horizon: int, done: int, enabled: bool) -> None:
         self.horizon = horizon
@@ -36,7 +36,7 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=text)
         elif time.monotonic() - self._last_line > 1.0 or step in (self._start_step + 1, self.horizon):
-            # Plain output is for log files: about one line a second, the first and the last always.
+            # Plain output is for log files: about one line per second, always including the first and the last step.
             self._last_line = time.monotonic()
             self.say(f"step {step}/{self.horizon}  {text}  left {self._left(step)}")
 
@@ -48,7 +48,7 @@ class Display:
         )
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Print a line, above the bar if there is one."""
         if not self.enabled:
             return
         if self._bar is not None:
@@ -56,11 +56,11 @@ class Display:
         else:
             try:
                 print(text, flush=True)
-            except BrokenPipeError:  # whoever read our output has gone; the run goes on
+            except BrokenPipeError:  # the reader of our output has exited; training continues
                 self.enabled = False
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar and restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""The world of ranks: where this process stands in it, and the few collectives that the rest of the package uses."""
+"""Process groups: the rank of this process, and the collectives that the rest of the package uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """This process among all ranks, read from the environment that torch's launchers set."""
+    """Rank and world size of this process, as set by torch's launchers in the environment."""
 
     rank: int = 0
     size: int = 1
@@ -26,7 +26,7 @@ class World:
 
     @classmethod
     def from_env(cls) -> World:
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; one rank where they are unset."""
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; a single rank if they are unset."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         rank, size, local_rank, local_size = (
             int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)
@@ -39,13 +39,13 @@ class World:
         return self.rank == 0
 
     def data_parallel(self, sequence_parallel_size: int) -> World:
-        """Return this rank's place among the groups of ranks that share their sequences: what a loader deals to."""
+        """Return the data-parallel world: ranks that share their sequences count as one."""
         groups = self.size // sequence_parallel_size
         return World(self.rank // sequence_parallel_size, groups, self.local_rank, self.local_size)
 
     @property
     def device(self) -> torch.device:
-        """The CUDA device of this local rank, else the CPU."""
+        """The CUDA device of this local rank, or the CPU without CUDA."""
         import torch
 
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -56,7 +56,7 @@ _CPU_GROUP: Any = None
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """The ranks that share each sequence: `rank` of `size` holds its part of the tokens."""
+    """Ranks that share each sequence (sequence parallelism): `rank` of `size` holds its part of the tokens."""
 
     rank: int
     size: int
@@ -68,10 +68,10 @@ _SEQUENCE: SequenceGroup | None = None
 
 
 def start(world: World, timeout_seconds: float) -> None:
-    """Start the process group: nccl with CUDA, else gloo; and a gloo group for small host-side agreements.
+    """Start the process group (nccl with CUDA, else gloo) and a gloo group for small collectives on the CPU.
 
-    `timeout_seconds` bounds each collective, so a rank whose peer is gone fails instead of hanging. A second call does
-    nothing.
+    `timeout_seconds` limits each collective, so a rank whose peer has died fails instead of hanging. A second call has
+    no effect.
     """
     global _CPU_GROUP
     import torch
@@ -80,7 +80,7 @@ def start(world: World, timeout_seconds: float) -> None:
     if dist.is_initialized():
         return
     timeout = timedelta(seconds=timeout_seconds)
-    # Groups that libraries make later (DeepSpeed's) take these; half an hour, left alone.
+    # Default of the groups that libraries (DeepSpeed) create later; otherwise half an hour.
     c10d: Any = dist.distributed_c10d
     c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
     cuda = torch.cuda.is_available()
@@ -88,7 +88,7 @@ def start(world: World, timeout_seconds: float) -> None:
         torch.cuda.set_device(world.local_rank)
     backend = "nccl" if cuda else "gloo"
     if world.size == 1:
-        # A store of its own: a lone rank needs no port, so runs side by side never collide.
+        # An in-process store needs no port, so concurrent single-rank runs cannot collide.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
@@ -98,7 +98,7 @@ def start(world: World, timeout_seconds: float) -> None:
 
 
 def start_sequence_groups(world: World, size: int, timeout_seconds: float) -> None:
-    """Make the groups of `size` neighbouring ranks that share each sequence; every rank calls it, 1 means none."""
+    """Create the groups of `size` consecutive ranks that share each sequence; collective. A `size` of 1 creates none."""
     global _SEQUENCE
     import torch.distributed as dist
 
@@ -112,12 +112,12 @@ def start_sequence_groups(world: World, size: int, timeout_seconds: float) -> No
 
 
 def sequence_group() -> SequenceGroup | None:
-    """Return the group that shares this rank's sequences, or None where each rank has its own."""
+    """Return the group of ranks that share this rank's sequences, or None without sequence parallelism."""
     return _SEQUENCE
 
 
 def stop() -> None:
-    """Leave the process group; safe to call when it never started."""
+    """Destroy the process group, if there is one."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -125,7 +125,7 @@ def stop() -> None:
 
 
 def sum_over_ranks(values: list[int]) -> list[int]:
-    """Return the element-wise sum of host integers over all ranks: one small CPU collective."""
+    """Return the element-wise sum of integers over all ranks, with one small collective on the CPU."""
     import torch
     import torch.distributed as dist
 
@@ -168,7 +168,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this function."""
     import torch.distributed as dist
 
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -176,8 +176,8 @@ def barrier() -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Within this context this rank computes by itself: nothing is exchanged within its sequence group."""
+def without_sequence_group() -> Iterator[None]:
+    """Disable the communication of sequence parallelism within this context: the rank holds whole sequences."""
     global _SEQUENCE
     kept, _SEQUENCE = _SEQUENCE, None
     try:
@@ -198,7 +198,7 @@ def override_gpu_count(gpus: int) -> None:
 def count_gpus() -> int:
     """Return the number of NVIDIA GPUs that this process may use, without importing torch.
 
-    CUDA_VISIBLE_DEVICES decides where it is set; else the driver's own list, so a wrong driver still counts.
+    Counts the devices that the driver lists, even if torch cannot use them, as far as CUDA_VISIBLE_DEVICES allows.
     """
     if _GPUS_ELSEWHERE is not None:
         return _GPUS_ELSEWHERE
@@ -210,10 +210,10 @@ def count_gpus() -> int:
 
 
 def gathered(value: torch.Tensor, *, writes: bool = False) -> AbstractContextManager[Any]:
-    """Return a context in which a partitioned parameter is whole; with `writes`, rank 0's changes reach all ranks."""
+    """Return a context that gathers a partitioned parameter (ZeRO-3); with `writes`, rank 0's changes are kept on all ranks."""
     if not hasattr(value, "ds_id"):
         return nullcontext()
-    # Only the engine module may import DeepSpeed; a partitioned parameter exists only once it has been loaded.
+    # Only the engine module may import DeepSpeed; it is loaded if there is a partitioned parameter.
     zero = sys.modules["deepspeed"].zero
     context: AbstractContextManager[Any] = zero.GatheredParameters([value], modifier_rank=0 if writes else None)
     return context

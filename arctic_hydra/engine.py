@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: its configuration filled from the rest of the run, its start, and one exact optimizer step.
+"""The DeepSpeed engine: its configuration, its initialization and the optimizer step.
 
 The only module that imports deepspeed.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import deepspeed
     import torch
 
-# Top-level keys that DeepSpeed reads; it ignores any other without a word, so a typo would pass.
+# Top-level keys that DeepSpeed reads; it silently ignores all others, so a typo would go unnoticed.
 KNOWN_KEYS = frozenset(
     """activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comms_logger communication_data_type
     compile compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
@@ -46,11 +46,11 @@ class EngineFactory(Component):
     stage: int = 0
     """ZeRO stage: 0 replicates all state, 1 shards optimizer state over the ranks, 2 also gradients, 3 also parameters."""
     offload_optimizer: bool = False
-    """Keep optimizer state and the fp32 weights in the host's memory and step there (ZeRO-1 and up)."""
+    """Keep optimizer states and fp32 weights in host memory and run the optimizer step there (ZeRO-1 and up)."""
     offload_parameters: bool = False
-    """Keep the model's weights in the host's memory too, until a layer needs them (ZeRO-3)."""
+    """Also keep the model weights in host memory until a layer needs them (ZeRO-3)."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Free-form DeepSpeed configuration; wins over what is filled in, and must not contradict the rest of the run."""
+    """Free-form DeepSpeed configuration; overrides the generated values and must not contradict the rest of the config."""
 
     @property
     def clipping(self) -> float:
@@ -59,7 +59,7 @@ class EngineFactory(Component):
 
     @property
     def offloads(self) -> bool:
-        """Whether the optimizer steps on the CPU, by our fields or by the free-form configuration."""
+        """Whether the optimizer steps on the CPU, through our fields or the free-form configuration."""
         zero = self.config.get("zero_optimization", {})
         chosen = zero.get("offload_optimizer", {}) if isinstance(zero, dict) else {}
         return self.offload_optimizer or (chosen or {}).get("device", "none") != "none"
@@ -80,7 +80,7 @@ class ZeROFactory(EngineFactory):
     """A DeepSpeed engine at one ZeRO stage (Rajbhandari et al. 2020)."""
 
     gradient_clipping: HumanFloat = number(1.0, minimum=0)
-    """Largest gradient norm of a step; 0 is off."""
+    """Maximum gradient norm; 0 disables clipping."""
 
     @property
     def clipping(self) -> float:
@@ -165,7 +165,7 @@ class ZeROFactory(EngineFactory):
 
 @contextmanager
 def model_init(config: dict[str, Any]) -> Iterator[None]:
-    """Within this context `from_pretrained` partitions parameters as it reads them, if `config` is ZeRO-3."""
+    """Within this context `from_pretrained` partitions parameters while loading, if `config` is ZeRO-3."""
     if config["zero_optimization"]["stage"] != 3:
         yield
         return
@@ -183,19 +183,22 @@ def model_init(config: dict[str, Any]) -> Iterator[None]:
 
 
 def import_deepspeed() -> Any:
-    """Import deepspeed with its habits curbed: no compiler and no mlflow at start-up, nothing on the terminal."""
-    with _silent_stderr(), _without("mlflow"):  # its import tries out a linker, which complains there
+    """Import deepspeed without running a compiler, without importing mlflow and without output on the terminal."""
+    with _silent_stderr(), _without("mlflow"):  # the import tests a linker, which prints errors
         import deepspeed
 
-    # Its gloo backend would compile a shared-memory collective with g++ at every first start (30 s), which only
-    # inference uses; reported as not compatible, it is left out and gloo does the work.
+    # The gloo backend would compile a shared-memory collective with g++ on first use (30 s), which only inference needs.
+    # Marking it as incompatible makes DeepSpeed use plain gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 @contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Let an import fail that takes a second and that only DeepSpeed's autotuner would use, unless it was done before."""
+    """Make the import of `module` fail within this context, unless it is already imported.
+
+    Importing mlflow takes a second, and only DeepSpeed's autotuner uses it.
+    """
     is_blocked = module not in sys.modules
     if is_blocked:
         sys.modules[module] = None  # type: ignore[assignment]
@@ -207,7 +210,7 @@ def _without(module: str) -> Iterator[None]:
 
 
 def _optimizer_class(name: str) -> Any:
-    """Return an optimizer class of DeepSpeed; its kernels compile when it is first made."""
+    """Return an optimizer class of DeepSpeed; its kernels are compiled when it is first instantiated."""
     ds = import_deepspeed()
     if name != "MuonWithAuxAdam":
         return getattr(ds.ops.adam, name)
@@ -215,7 +218,7 @@ def _optimizer_class(name: str) -> Any:
     from deepspeed.runtime import compiler
 
     compile_ = compiler.compile
-    if not torch.cuda.is_available():  # on the CPU the compiler takes a minute and gains nothing
+    if not torch.cuda.is_available():  # on the CPU, compiling takes a minute without a benefit
         compiler.compile = lambda: lambda function: function
     try:
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
@@ -230,19 +233,19 @@ deepspeed_ops.provide(_optimizer_class)
 def initialize(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
 ) -> deepspeed.DeepSpeedEngine:
-    """Return the engine around `model` and `optimizer`; the learning-rate schedule stays with the trainer.
+    """Return the engine for `model` and `optimizer`; the trainer keeps the learning-rate schedule.
 
-    Buffers that were fp32 (RoPE's frequencies) stay fp32: DeepSpeed would cast them with the weights, and positions
-    beyond 256 would fall together in bf16.
+    fp32 buffers (the RoPE frequencies) stay fp32: DeepSpeed would cast them with the weights, and bf16 cannot
+    distinguish positions beyond 256.
     """
     ds = import_deepspeed()
     config = dict(config)
     if is_plain(config):
-        config["gradient_clipping"] = 0.0  # `optimizer_step` clips, so that it can see the norm and skip
+        config["gradient_clipping"] = 0.0  # `optimizer_step` clips, because it needs the norm to skip non-finite steps
     if any("ns_method" in group for group in optimizer.param_groups):  # DeepSpeed's Muon needs whole gradients
         config["zero_optimization"] = {"reduce_scatter": False, **config["zero_optimization"]}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
-    with _no_first_step(optimizer):
+    with _undo_initial_step(optimizer):
         engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
     for name, buffer in engine.module.named_buffers():
         if name in buffers and buffer.dtype != buffers[name].dtype:
@@ -252,7 +255,7 @@ def initialize(
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Send the standard error of this process and of the compilers it starts nowhere."""
+    """Discard the standard error of this process and of its child processes."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -265,11 +268,11 @@ def _silent_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def _no_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Undo the step on zero gradients by which DeepSpeed allocates optimizer state.
+def _undo_initial_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Undo the step with zero gradients that DeepSpeed takes to allocate the optimizer states.
 
-    Left alone it decays the weights once and, at ZeRO-0 in bf16, leaves Adam's step count one ahead, so that the first
-    real update is a quarter too small.
+    That step would apply weight decay once and, at ZeRO-0 in bf16, leave Adam's step count at 1, which makes the first
+    real update a quarter too small.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -287,16 +290,16 @@ def _no_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def is_plain(config: dict[str, Any]) -> bool:
-    """Whether DeepSpeed wraps the optimizer not at all: ZeRO-0 in fp32."""
+    """Whether DeepSpeed uses the optimizer without a wrapper: ZeRO-0 in fp32."""
     half = any(config[key]["enabled"] for key in ("bf16", "fp16"))
     return not half and config["zero_optimization"]["stage"] == 0
 
 
 def optimizer_step(engine: deepspeed.DeepSpeedEngine, config: dict[str, Any]) -> tuple[float, bool]:
-    """Apply the accumulated gradients; return their norm before clipping, and whether weights were changed.
+    """Apply the accumulated gradients; return their norm before clipping and whether the weights were updated.
 
-    A step with a non-finite norm changes neither weights nor optimizer state. DeepSpeed sees to that from ZeRO-1 on
-    and in half precision; at ZeRO-0 in fp32 it would write NaN into the weights, so this function skips there itself.
+    A step with a non-finite norm changes neither weights nor optimizer states. DeepSpeed skips such steps at ZeRO-1 and
+    up and in half precision; at ZeRO-0 in fp32 it would write NaN into the weights, so this function skips them itself.
     """
     if not is_plain(config):
         engine.step()

@@ -1,4 +1,4 @@
-"""Errors a person can act on, and the exit codes they map to."""
+"""Errors that users can act on, and their exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXIT_STOPPED_EARLY = 75  # EX_TEMPFAIL: stopped with a resumable checkpoint
 
 
 class ArcticHydraError(Exception):
-    """Base of every error whose text is meant for the person at the terminal (no traceback shown)."""
+    """Base of the errors whose text is shown to the user without a traceback."""
 
     exit_code = EXIT_FAILED
 
@@ -23,7 +23,7 @@ class ArcticHydraError(Exception):
 
 
 class ConfigError(ArcticHydraError, ValueError):
-    """The configuration asks for something impossible; holds every problem found, not only the first.
+    """The config is invalid; holds every problem found, not only the first.
 
     Each problem is one string: where (full config key), what it got, what it expected, what to do.
     """
@@ -42,9 +42,9 @@ class ConfigError(ArcticHydraError, ValueError):
 
 
 class FieldError(ConfigError):
-    """One or more fields of one component hold a refused value; keys are relative to the component.
+    """One or more fields of one component have an invalid value; keys are relative to the component.
 
-    `config.build` turns `lr` into `optimizer.lr` before a person sees it.
+    `config.build` turns `lr` into `optimizer.lr` before the error is shown.
     """
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
@@ -57,7 +57,7 @@ class TargetError(ConfigError):
 
 
 class DataError(ArcticHydraError, ValueError):
-    """The data cannot be trained on: a file is missing or damaged, a row is malformed, nothing is left."""
+    """The data cannot be used: a file is missing or damaged, a row is malformed, or no example is left."""
 
 
 class ModelError(ArcticHydraError, ValueError):
@@ -65,7 +65,7 @@ class ModelError(ArcticHydraError, ValueError):
 
 
 class CheckpointError(ArcticHydraError, RuntimeError):
-    """A checkpoint could not be written or none of those present can be loaded."""
+    """A checkpoint could not be written, or none of the existing ones can be loaded."""
 
 
 class RunLockedError(ArcticHydraError, RuntimeError):
@@ -73,6 +73,6 @@ class RunLockedError(ArcticHydraError, RuntimeError):
 
 
 def print_error(error: ArcticHydraError) -> None:
-    """Print each problem on a line of its own, to standard error."""
+    """Print each problem on one line to standard error."""
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)

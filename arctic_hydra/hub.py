@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers at all: its clients retry a dead connection for a minute before they say so."""
+"""Reachability of the Hugging Face hub, checked first because its clients retry for a minute when there is no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name can only be meant as a path: a hub id is `name` or `owner/name`, and no existing path."""
+    """Whether `name` is a path rather than a hub id (`name` or `owner/name`)."""
     return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1 or Path(name).exists()
 
 
@@ -26,11 +26,11 @@ def hub_reachable(timeout_seconds: float = 3.0) -> bool:
     endpoint = urlsplit(constants.ENDPOINT)
     proxy = proxy_of(endpoint)
     try:
-        # A proxy without a scheme is one of plain HTTP, as for the hub's client.
+        # A proxy without a scheme means HTTP, as in the hub's client.
         first = endpoint if proxy is None else urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         address = (first.hostname or "", first.port or _PORTS.get(first.scheme, 80))
     except ValueError:
-        return True  # of no form that is known here: the hub's client says so
+        return True  # an unknown form of address: let the hub's client report it
     try:
         socket.create_connection(address, timeout_seconds).close()
     except OSError:
@@ -39,7 +39,7 @@ def hub_reachable(timeout_seconds: float = 3.0) -> bool:
 
 
 def proxy_of(endpoint: SplitResult) -> str | None:
-    """Return the proxy that the environment names for an address, or None."""
+    """Return the proxy that the environment sets for `endpoint`, or None."""
     if urllib.request.proxy_bypass(endpoint.netloc):
         return None
     proxies = urllib.request.getproxies()
@@ -48,7 +48,7 @@ def proxy_of(endpoint: SplitResult) -> str | None:
 
 @contextmanager
 def cache_only_when_unreachable() -> Iterator[None]:
-    """Let the hub's clients use nothing but their cache while the hub does not answer."""
+    """Switch the hub's clients to offline mode within this context if the hub cannot be reached."""
     import datasets
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""Numbers as people write them: `50%`, `1e-6`, `2^20`, `1K`, `8Ki`, `1_000`.
+"""Parsing and formatting of human-friendly numbers: `50%`, `1e-6`, `2^20`, `1K`, `8Ki`, `1_000`.
 
 A field typed `HumanInt` or `HumanFloat` passes OmegaConf as `int | float | str` and is converted once, in
 `Component.__post_init__`; type checkers see the plain `int` or `float` that it then holds.
@@ -29,9 +29,9 @@ _PLAIN = re.compile(rf"{_DECIMAL}(?:e[+-]?\d+)?")
 
 
 def parse_human_number(value: int | float | str) -> int | float:
-    """Return the number that `value` writes; an int where it is integral and was not written as a float.
+    """Return `value` as a number: an int if it is integral and not written as a float.
 
-    Accepts ints and floats unchanged (bool is refused) and the text forms in `FORMS`, upper or lower case.
+    Returns ints and floats unchanged (bool is refused) and parses the forms in `FORMS`, in upper or lower case.
     `-2^2` is -4, as in mathematics. Raises ValueError for anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -57,14 +57,14 @@ def _integral(number: float) -> int | float:
 
 @dataclass(frozen=True)
 class NumberRule:
-    """What a numeric field accepts: integers only or any real number, between inclusive bounds."""
+    """Constraints of a numeric field: integers or real numbers, between inclusive bounds."""
 
     integer: bool
     minimum: float | None = None
     maximum: float | None = None
 
     def convert(self, value: Any) -> int | float:
-        """Return the converted number; raise ValueError with got, expected and bounds if it is refused."""
+        """Return the converted number. Raises ValueError, with what it got and expected, if `value` is invalid."""
         number = parse_human_number(value)
         if not math.isfinite(number):
             raise ValueError(f"got {value!r}, expected a finite number")
@@ -82,19 +82,19 @@ class NumberRule:
 
 
 def integer(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field that holds a whole number once converted; `None` stays None where it is the default."""
+    """Return a dataclass field that is converted to an integer; None is allowed if it is the default."""
     return field(default=default, metadata={"number": NumberRule(True, minimum, maximum)})
 
 
 def number(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field that holds a real number once converted; `None` stays None where it is the default."""
+    """Return a dataclass field that is converted to a float; None is allowed if it is the default."""
     return field(default=default, metadata={"number": NumberRule(False, minimum, maximum)})
 
 
 def convert_leaves(node: Any) -> Any:
     """Return a copy of a nested dict or list with every human-friendly number string converted.
 
-    Strings that are no numbers (`"auto"`, `"cpu"`) stay. Used for the free-form `deepspeed.config`.
+    Other strings (`"auto"`, `"cpu"`) stay unchanged. Used for the free-form `deepspeed.config`.
     """
     if isinstance(node, Mapping):
         return {key: convert_leaves(value) for key, value in node.items()}
@@ -109,7 +109,7 @@ def convert_leaves(node: Any) -> Any:
 
 
 def format_count(count: float) -> str:
-    """Write a count for people, in powers of 1000 with three significant digits: 4_812_032 -> `4.81M`."""
+    """Format a count in powers of 1000 with three significant digits: 4_812_032 -> `4.81M`."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(count) >= limit:
             return f"{count / limit:.3g}{suffix}"
@@ -117,7 +117,7 @@ def format_count(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration for people: `3.2s`, `4m05s`, `2h03m`."""
+    """Format a duration: `3.2s`, `4m05s`, `2h03m`."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Logging: one file per rank in the run directory, and the terminal for the ranks that print."""
+"""Logging: one file per rank in the run directory, and standard error for ranks that print."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ CHATTY_LIBRARIES = (
 
 
 def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal: bool) -> None:
-    """Send this package's records to `logs/rank<n>.log` below `run_dir` and to standard error.
+    """Log to `logs/rank<n>.log` below `run_dir` and to standard error.
 
-    Other libraries are heard from WARNING on in the file, from ERROR on at the terminal.
+    Records of other libraries are included from WARNING in the file and from ERROR on the terminal.
     """
     root = logging.getLogger()
     root.handlers.clear()
@@ -44,7 +44,7 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
         file_handler.setFormatter(logging.Formatter(FORMAT))
         file_handler.addFilter(context)
         root.addHandler(file_handler)
-        # The launcher asks for it when another rank has failed and this one does not end.
+        # The launcher sends SIGUSR1 when another rank has failed and this one does not exit.
         faulthandler.register(signal.SIGUSR1, file=os.open(path, os.O_WRONLY | os.O_APPEND), all_threads=True)
     if to_terminal:
         terminal = _TerminalHandler()
@@ -59,7 +59,7 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
 
 
 class _TerminalHandler(logging.Handler):
-    """Writes to standard error, or above the bar while there is one."""
+    """Writes to standard error, or above the progress bar if there is one."""
 
     say: Callable[[str], None] | None = None
 
@@ -72,7 +72,7 @@ class _TerminalHandler(logging.Handler):
 
 
 def set_terminal(say: Callable[[str], None] | None) -> None:
-    """Send records for the terminal through `say`, which knows how to print above a bar; None ends that."""
+    """Print terminal records with `say`, which prints above the progress bar; None restores standard error."""
     _TerminalHandler.say = staticmethod(say) if say else None
 
 
@@ -91,7 +91,7 @@ def _only_ours(record: logging.LogRecord) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Set what other libraries read from the environment when they are imported; user settings win."""
+    """Set environment variables that reduce the output of other libraries on import; values set by the user win."""
     for name, value in {
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -103,10 +103,12 @@ def quiet_libraries() -> None:
 
 
 def quiet_progress_bars() -> None:
-    """Switch off the bars that other libraries draw over ours."""
+    """Disable the progress bars of other libraries, which would overwrite ours."""
     import transformers
 
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read by its import, which not every run needs
+    os.environ.setdefault(
+        "HF_DATASETS_DISABLE_PROGRESS_BARS", "1"
+    )  # read when datasets is imported, which not every run does
     if datasets := sys.modules.get("datasets"):
         datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

@@ -201,7 +201,7 @@ def trace_model(
     # The mode remembers tensors by weak references, and torch converts no parameter that has any: peft does that.
     mode.fake_tensor_converter.set_tensor_memo = lambda *_: None
     tokens, added = _vocabulary(run, tokenizer)
-    with mode, distributed.alone(), _experts_in_any_dtype():
+    with mode, distributed.without_sequence_group(), _experts_in_any_dtype():
         with torch.device(device):
             skeleton = run.model.create_skeleton(config)
             fit_vocabulary(skeleton, tokens, added, run.tokenizer.pad_vocab_to_multiple_of)

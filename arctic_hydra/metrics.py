@@ -1,4 +1,4 @@
-"""Metrics: accumulated on the device, reduced once per log line, written to `metrics.jsonl`."""
+"""Metrics of a run: the file `metrics.jsonl`, FLOPs, memory and evaluation results."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ _PEAK_TFLOPS = {
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line, valid JSON throughout (non-finite numbers become null and say so)."""
+    """The file `metrics.jsonl`: one JSON object per line.
+
+    JSON has no NaN or infinity: such values are written as null and their names are listed under `non_finite`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line in one write, so that a kill tears at most the last line."""
+        """Append one line in one write, so that a kill can truncate only the last line."""
         bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
         clean = {name: None if name in bad else value for name, value in values.items()}
         if bad:
@@ -42,7 +45,7 @@ class MetricsFile:
         self._file.flush()
 
     def sync(self) -> None:
-        """Force what was written to the disk."""
+        """Flush the file to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -52,7 +55,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl`; a torn last line (a kill in mid-write) is left out."""
+    """Return the rows of a `metrics.jsonl`, without an incomplete last line that a kill may have left."""
     rows: list[dict[str, Any]] = []
     if path.exists():
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -62,10 +65,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def objective(rows: list[dict[str, Any]], name: str) -> float | None:
-    """Return the last value of a metric, NaN where that is no finite number, None where it was never logged.
+    """Return the last value of a metric: NaN if it is not finite, None if it was never logged.
 
-    `auto` is the evaluation loss after training, else the training loss. An earlier value never stands in for a last one
-    that is NaN or infinite: a run that diverged is not what it was before.
+    `auto` means the evaluation loss after training, else the training loss. A non-finite last value is never replaced by
+    an earlier one, because the run has diverged.
     """
     if name == "auto":
         trained = [row for row in rows if row["step"] > 0]
@@ -87,11 +90,11 @@ def model_flops(
     lengths: list[int],
     supervised: int,
 ) -> float:
-    """Return the FLOPs of one forward and backward over documents of `lengths` tokens, `supervised` of them trained on.
+    """Return the FLOPs of a forward and backward pass over documents of `lengths` tokens, `supervised` of them in the loss.
 
     6 per parameter and token (2 forward, 4 backward), plus causal attention: 12 * layers * width * length^2 / 2
-    (PaLM, appendix B, halved for the causal mask); the head sees supervised positions only. Recomputation is not
-    counted, so the rate gives MFU, not HFU.
+    (PaLM, appendix B, halved for the causal mask). The head is computed for supervised positions only. Recomputation is
+    not counted, so the rate is MFU, not HFU.
     """
     squares = sum(n * n for n in lengths)
     matmul = body_parameters * sum(lengths) + head_parameters * supervised
@@ -99,7 +102,7 @@ def model_flops(
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Return the device's dense bf16 peak in TFLOP/s, or None where it is not known (any CPU)."""
+    """Return the dense bf16 peak of the device in TFLOP/s, or None if it is unknown (any CPU)."""
     import torch
 
     if device.type != "cuda":
@@ -109,7 +112,7 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB: allocated on the device with CUDA, else resident of this process."""
+    """Return the peak memory in GiB: allocated on the device with CUDA, else the resident memory of this process."""
     import torch
 
     if device.type == "cuda":
@@ -120,7 +123,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 def evaluation_metrics(sums: list[list[float]], names: Iterable[str]) -> dict[str, float]:
-    """Turn per-source sums into metrics: the total, and each source where there are several."""
+    """Turn per-source sums (loss, correct tokens, tokens) into metrics of all sources, and of each if there are several."""
     names = list(names)
     rows = [("eval", [sum(column) for column in zip(*sums, strict=True)])]
     if len(names) > 1:

@@ -1,4 +1,4 @@
-"""Patterns over parameter names: regular expressions that are searched for anywhere in a name."""
+"""Regular expressions over parameter names, matched anywhere in a name."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _SHOWN = 3
 
 
 def check_patterns(field: str, patterns: list[str]) -> None:
-    """Raise ValueError, starting with the field's name, for what is no regular expression."""
+    """Raise ValueError, starting with the field's name, for a pattern that is empty or not a valid regular expression."""
     for pattern in patterns:
         try:
             if not pattern:
                 raise ValueError(
-                    f"{field}: got an empty pattern, which matches everything; expected such as 'layers.0.'"
+                    f"{field}: got an empty pattern, which matches everything; expected a regular expression such as 'layers.0.'"
                 )
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{field}: got {pattern!r}, which is no regular expression ({error})") from error
+            raise ValueError(f"{field}: got {pattern!r}, which is not a valid regular expression ({error})") from error
 
 
 def matching(key: str, patterns: list[str], names: Iterable[str]) -> set[str]:
-    """Return the names in which any of the patterns is found.
+    """Return the names that match any of the patterns.
 
-    Raises ConfigError for each pattern that is found nowhere: a request without effect. `key` is the full config key.
+    Raises ConfigError for patterns that match no name, since they would have no effect. `key` is the full config key.
     """
     names = list(names)
     found = {pattern: {name for name in names if re.search(pattern, name)} for pattern in patterns}
@@ -37,7 +37,7 @@ def matching(key: str, patterns: list[str], names: Iterable[str]) -> set[str]:
 
 
 def near_names(pattern: str, names: Iterable[str]) -> str:
-    """Return a hint for an error: names with a part like the pattern's last one, else the first few."""
+    """Return a hint for an error message: names with a part similar to the last word of the pattern, else the first few."""
     names = list(names)
     words = re.findall(r"[A-Za-z_]\w*", pattern)
     parts = {part: name for name in reversed(names) for part in name.split(".")}

@@ -1,4 +1,4 @@
-"""What a result depends on besides its config: package versions, host and git revisions."""
+"""The environment of a run for its record: package versions, host and git revisions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PACKAGES = (
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what the result may depend on besides the config: host, versions, and the code's revisions.
+    """Return what a result may depend on besides the config: host, package versions and git revisions.
 
-    `git` is this program's checkout, None where it is installed without one; `working_directory` has its own, where option
-    files and data may lie.
+    `git` is the checkout of this package, None if it is installed without one. `working_directory` has its own entry,
+    because it may contain option files and data.
     """
     code = Path(__file__).resolve()
     versions: dict[str, str] = {}
@@ -44,12 +44,12 @@ def surroundings() -> dict[str, Any]:
 
 
 def _is_tracked(path: Path) -> bool:
-    """Whether a git checkout holds a file: one that is merely installed below it (in its `.venv`) has no revision there."""
+    """Whether git tracks a file; a package installed into a `.venv` inside a checkout is not part of its revision."""
     return _git(path.parent, "ls-files", "--error-unmatch", path.name) is not None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the revision and the uncommitted diff of the git checkout around `folder`; None outside of one."""
+    """Return the revision and the uncommitted diff of the git checkout that contains `folder`, or None."""
     revision = _git(folder, "rev-parse", "HEAD")
     if revision is None:
         return None
@@ -58,7 +58,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """Return what git prints, None where it fails or is not there."""
+    """Return the output of a git command, or None if it fails or git is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=10

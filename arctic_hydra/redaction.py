@@ -1,4 +1,4 @@
-"""Secrets kept out of files, terminals and trackers."""
+"""Masking of secrets before configs and messages are written, printed or sent."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SECRET_ITEM = re.compile(
     re.IGNORECASE,
 )
 SECRET = re.compile(r"^(?!add_(special_)?tokens$)(.*_)?(token|key|password|secret|credential)s?$", re.IGNORECASE)
-"""Names of secrets; `add_tokens` and `add_special_tokens` of a tokenizer hold none."""
+"""Names of secrets; `add_tokens` and `add_special_tokens` of a tokenizer are excluded."""
 
 
 def without_credentials(text: str, mark: str = "***@") -> str:
-    """Return `text` with `mark` in place of the `user:password@` of any URL in it."""
+    """Return `text` with the `user:password@` of every URL replaced by `mark`."""
     return CREDENTIALS.sub(f"://{mark}", text)
 
 
 def redact_override(text: str) -> str:
-    """Return an override of the command line without the secrets in it, in nested values too."""
+    """Return a command-line override with its secrets masked, including those in nested values."""
     key, equals, value = text.partition("=")
     if SECRET.search(key.rpartition(".")[2]) and value:
         return f"{key}{equals}***"
@@ -28,8 +28,8 @@ def redact_override(text: str) -> str:
 
 
 def redact(tree: Any) -> Any:
-    """Return a plain config with `***` for the values of secret-looking keys (token, key, password, secret) and for the
-    credentials in URLs."""
+    """Return a plain config with `***` for the values of secret keys (token, key, password, secret, credential) and for
+    the credentials in URLs."""
     if isinstance(tree, dict):
         return {k: "***" if SECRET.search(str(k)) and isinstance(v, str) and v else redact(v) for k, v in tree.items()}
     if isinstance(tree, list):

@@ -1,4 +1,4 @@
-"""The run directory: its lock, the files that say what the run is, and how it ended."""
+"""The run directory: its lock, and the files that describe a run and its result."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError, RunLockedError
 
 PROGRAM = "python -m arctic_hydra"
-"""What a person types."""
+"""The command as the user types it."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
-OWN_NAMES = frozenset(
+RESERVED_NAMES = frozenset(
     "checkpoints config.yaml logs metrics.jsonl preview.html record.json report.html result.json run.json stop".split()
 )
-"""Files and folders that a run keeps in its directory, in lower case: exports and trackers need other names."""
-OWN_PREFIXES = ("task-", "tracking-")
-"""What the names of folders of tasks and of trackers' files begin with."""
+"""Files and folders of a run directory, in lower case; exports and trackers must use other names."""
+RESERVED_PREFIXES = ("task-", "tracking-")
+"""Prefixes of task folders and of tracker files."""
 LOCK_GRACE_SECONDS = 5.0
-"""How long processes of a sweep that was just killed may need to let go of a directory."""
+"""Time that the processes of a killed sweep may need to release the lock of a directory."""
 
 
 class RunDirectory:
-    """One run's directory; methods that write are for the composing process and for rank 0."""
+    """The directory of one run; only the composing process and rank 0 write to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,25 +37,25 @@ class RunDirectory:
 
     @property
     def run_file(self) -> Path:
-        """What a rank reads: the composed config and the command."""
+        """Input of the ranks: the composed config and the command."""
         return self.path / "run.json"
 
     @property
     def record_file(self) -> Path:
-        """What the run is and how it ended."""
+        """Description of the run, its status and its result."""
         return self.path / "record.json"
 
     @property
     def result_file(self) -> Path:
-        """What rank 0 leaves for the composing process."""
+        """Result that rank 0 writes for the composing process."""
         return self.path / "result.json"
 
     def of_task(self, task: str) -> RunDirectory:
-        """Return the folder of a task that works on this run, with logs and a result of its own."""
+        """Return the folder of a task on this run, which has its own logs and result."""
         return RunDirectory(self.path / f"task-{task}")
 
     def create(self, key: str = "output_root") -> None:
-        """Make the directory, private to the user; raises ConfigError where that cannot be done, naming what placed it."""
+        """Create the directory, private to the user. Raises ConfigError if that fails; `key` is the config key to blame."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             probe = self.path / f".probe-{uuid.uuid4().hex}"
@@ -67,9 +67,9 @@ class RunDirectory:
             ) from error
 
     def lock(self, patience_seconds: float = 0.0) -> int:
-        """Hold the directory for this process and return the descriptor, which a child may inherit.
+        """Lock the directory for this process and return the file descriptor, which a child may inherit.
 
-        Raises RunLockedError that names the holder when another live process has it, also after `patience_seconds`.
+        Raises RunLockedError, naming the holder, if another process still holds the lock after `patience_seconds`.
         """
         end = time.monotonic() + patience_seconds
         handle = (self.path / ".lock").open("a+")
@@ -84,7 +84,7 @@ class RunDirectory:
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
                 raise RunLockedError(
-                    f"{self.path} is in use by another run ({holder}); wait for it, or stop it"
+                    f"{self.path} is in use by another run ({holder}); wait until it ends, or stop it"
                 ) from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
@@ -93,13 +93,13 @@ class RunDirectory:
         return handle.fileno()
 
     def release(self) -> None:
-        """Give up this process's hold; the directory stays locked until the children that inherited it are gone too."""
+        """Release the lock of this process; children that inherited the descriptor keep the directory locked until they exit."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def holder(self) -> str | None:
-        """Return who holds the directory now (`process <pid> on <host>, since <when>`), None where nobody does."""
+        """Return the holder of the lock (`process <pid> on <host>, since <time>`), or None if it is free."""
         path = self.path / ".lock"
         if not path.exists():
             return None
@@ -111,50 +111,50 @@ class RunDirectory:
         return None
 
     def clear(self) -> None:
-        """Delete everything in the directory but the lock."""
+        """Delete everything in the directory except the lock file."""
         for item in self.path.iterdir():
             if item.name != ".lock":
                 shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 
     def record(self) -> dict[str, Any]:
-        """Return the record, empty where there is none."""
+        """Return the record; empty if there is none."""
         return read_json(self.record_file)
 
     def update_record(self, **values: Any) -> None:
-        """Set values of the record."""
+        """Set values in the record."""
         write_json(self.record_file, {**self.record(), **values})
 
     def result(self) -> dict[str, Any]:
-        """Return what rank 0 left, empty where it did not get that far."""
+        """Return the result that rank 0 wrote; empty if it wrote none."""
         return read_json(self.result_file)
 
     def errors(self) -> list[dict[str, Any]]:
-        """Return the errors that ranks left, the earliest first."""
+        """Return the error reports of the ranks, earliest first."""
         found = [read_json(path) for path in (self.path / "logs").glob("error-rank*.json")]
         return sorted(found, key=lambda error: float(error["time"]))
 
     def error_files(self) -> set[tuple[str, int]]:
-        """Return name and time of change of the errors that ranks left: what tells a new one from an old one."""
+        """Return names and modification times of the error reports, to detect new ones."""
         return {(path.name, path.stat().st_mtime_ns) for path in (self.path / "logs").glob("error-rank*.json")}
 
     def node_file(self, index: int) -> Path:
-        """What the agent of machine `index` leaves when it ends."""
+        """Return the file that the agent of node `index` writes when it exits."""
         return self.path / "logs" / f"node{index}.ended"
 
     @property
     def meeting_file(self) -> Path:
-        """What the first machine's agent leaves once the agents of all machines have met."""
+        """File that the agent of the first node creates once the rendezvous is complete."""
         return self.path / "logs" / "nodes.met"
 
     def leave_node(self, index: int, code: int) -> None:
-        """Write that the agent of machine `index` ended with an exit code, negative for a signal."""
+        """Record that the agent of node `index` exited with `code`, negative for a signal."""
         if not self.path.is_dir():
-            return  # a run of this machine's own, which the first machine knows nothing of
+            return  # not shared with the first node
         self.node_file(index).parent.mkdir(exist_ok=True)
         self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
 
     def forget_outcome(self) -> None:
-        """Remove what an earlier start of this run left about its end, in files and in the record."""
+        """Remove the result and the errors of an earlier start of this run, from files and from the record."""
         self.result_file.unlink(missing_ok=True)
         before = self.record()
         kept = {key: value for key, value in before.items() if key not in ("result", "error")}
@@ -166,22 +166,22 @@ class RunDirectory:
 
 
 def is_own_name(name: str) -> bool:
-    """Whether a run keeps something of its own under `name` in its directory; case does not count, as on some file systems."""
-    return name.lower() in OWN_NAMES or name.lower().startswith(OWN_PREFIXES)
+    """Whether a run uses `name` in its directory. Case is ignored, because some file systems ignore it."""
+    return name.lower() in RESERVED_NAMES or name.lower().startswith(RESERVED_PREFIXES)
 
 
 def relative(path: Path) -> Path:
-    """Return a path below the working directory without that part."""
+    """Return `path` relative to the working directory if it is below it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file, empty where it is absent."""
+    """Return the JSON object in a file; empty if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # type: ignore[no-any-return]
 
 
 def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
-    """Replace a JSON file in one step, so that a reader never sees half of it."""
+    """Replace a JSON file atomically."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
@@ -193,7 +193,7 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
 
 
 def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
-    """Say in what a run differs from the latest finished run beside it, if in five values at most."""
+    """Return how a run differs from the latest finished run of the same name, or None for more than five values."""
     others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
     for other in sorted(others, key=lambda item: item.stat().st_mtime, reverse=True):
         record = read_json(other)
@@ -209,7 +209,7 @@ def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
 
 
 def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) -> None:
-    """Write `logs/error-rank<n>.json`; for a rank that could not do so itself, a `cause` before all other errors."""
+    """Write `logs/error-rank<n>.json`. Without `more`, it is written on behalf of a rank and sorts before all others."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     cause = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}

@@ -1,4 +1,4 @@
-"""DeepSpeed as this package starts it."""
+"""Imports at the start of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def test_a_start_imports_neither_mlflow_nor_datasets_unless_they_are_used():
-    """Each takes a second or half of one, of each rank: DeepSpeed's autotuner imports mlflow, our bars datasets."""
+    """DeepSpeed's autotuner would import mlflow, and disabling progress bars datasets: up to a second for each rank."""
     code = (
         "import sys; from arctic_hydra import engine, log; engine.import_deepspeed(); log.quiet_progress_bars(); "
         "print(sorted({'mlflow', 'datasets'} & sys.modules.keys())); import datasets, mlflow; "
@@ -18,7 +18,7 @@ def test_a_start_imports_neither_mlflow_nor_datasets_unless_they_are_used():
 
 
 def test_prepared_data_is_written_and_opened_without_pandas():
-    """pyarrow's own conversions would import it: a quarter of a second of each start, and of each helper's."""
+    """pyarrow's conversions would import it: a quarter of a second for each rank and worker process."""
     code = (
         "import sys, numpy as np; from pathlib import Path; from tempfile import mkdtemp; "
         "from arctic_hydra.data.cache.token_store import Chunk, TokenStore, write_store; "

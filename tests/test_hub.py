@@ -1,4 +1,4 @@
-"""Whether the hub answers: the first hop is tried, which may be a proxy."""
+"""Reachability of the hub, directly or through a proxy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("endpoint", "environment", "expected"), CASES)
-def test_the_first_hop_is_tried(endpoint, environment, expected, listening, dead, monkeypatch):
+def test_the_hub_or_its_proxy_is_contacted(endpoint, environment, expected, listening, dead, monkeypatch):
     from huggingface_hub import constants
 
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
@@ -64,7 +64,7 @@ def test_the_first_hop_is_tried(endpoint, environment, expected, listening, dead
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """Answers as the hub does: one model asks for access, every other name is none of its own."""
+    """Responds like the hub: one gated model, and no repository for every other name."""
 
     def do_GET(self):
         code, kind = (403, "GatedRepo") if "/gated/" in self.path else (404, "RepoNotFound")
@@ -107,7 +107,7 @@ except ModelError as error:
         ("nobody/nothing", "'nobody/nothing' cannot be loaded: nobody/nothing is not a local folder"),
     ],
 )
-def test_what_the_hub_refuses_is_said_at_once_in_one_line(name, words, hub, tmp_path):
+def test_errors_of_the_hub_are_reported_at_once_in_one_line(name, words, hub, tmp_path):
     kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     asked = kept | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", LOADING, name], env=asked, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` is valid JSON for any number, and the objective of a run."""
+"""`metrics.jsonl` and the numbers in it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from arctic_hydra.metrics import MetricsFile, objective, read_metrics
+from arctic_hydra.metrics import MetricsFile, evaluation_metrics, model_flops, objective, read_metrics
 
 
-def test_pitfall_18_w11_non_finite_numbers_are_valid_json_and_not_hidden(tmp_path):
+def test_non_finite_numbers_are_valid_json_and_not_hidden(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     file.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
@@ -18,7 +18,7 @@ def test_pitfall_18_w11_non_finite_numbers_are_valid_json_and_not_hidden(tmp_pat
     file.close()
 
     def refuse(name):
-        pytest.fail(f"{name} is no JSON")
+        pytest.fail(f"{name} is not JSON")
 
     rows = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
     assert rows == [
@@ -33,3 +33,37 @@ def test_the_objective_is_the_last_evaluation_after_training_else_the_loss():
     assert objective([start, step, end], "auto") == 3.0
     assert objective([start, step], "auto") == 2.0
     assert objective([start, step, end], "eval/accuracy") is None
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert read_metrics(path) == [{"step": 1}]
+    assert read_metrics(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "expected"),
+    [
+        ([{"step": 0, "eval/loss": 3.0}, {"step": 1, "loss": 2.0}], "auto", 2.0),
+        ([{"step": 1, "loss": 2.0}, {"step": 1, "eval/loss": 1.0}], "auto", 1.0),
+        ([{"step": 1, "loss": 2.0}, {"step": 2, "loss": None, "non_finite": ["loss"]}], "auto", math.nan),
+        ([{"step": 1, "mfu": 0.4}, {"step": 2, "mfu": None}], "mfu", 0.4),
+        ([{"step": 1, "loss": 2.0}], "mfu", None),
+    ],
+)
+def test_the_objective_is_the_last_value_and_nan_where_the_run_diverged(rows, name, expected):
+    assert objective(rows, name) == pytest.approx(expected, nan_ok=True)
+
+
+def test_evaluations_weigh_tokens_and_name_several_sources():
+    metrics = evaluation_metrics([[2.0, 1.0, 2.0], [4.0, 3.0, 6.0], [0.0, 0.0, 0.0]], ["a", "b", "empty"])
+    assert metrics["eval/loss"] == 6 / 8 and metrics["eval/accuracy"] == 4 / 8
+    assert metrics["eval/perplexity"] == pytest.approx(math.exp(6 / 8))
+    assert (metrics["eval/a/loss"], metrics["eval/b/loss"]) == (1.0, 4 / 6)
+    assert "eval/empty/loss" not in metrics
+    assert set(evaluation_metrics([[2.0, 1.0, 2.0]], ["a"])) == {"eval/loss", "eval/perplexity", "eval/accuracy"}
+
+
+def test_flops_count_the_head_for_supervised_tokens_only_and_attention_per_document():
+    assert model_flops(10, 4, 2, 3, [5, 7], supervised=6) == 6 * (10 * 12 + 4 * 6) + 6 * 2 * 3 * (25 + 49)

@@ -1,11 +1,11 @@
-"""Secrets are hidden from files."""
+"""Secrets are masked before anything is written, printed or sent."""
 
 from __future__ import annotations
 
+from arctic_hydra.redaction import redact, redact_override, without_credentials
 
-def test_secrets_do_not_reach_files(tmp_path):
-    from arctic_hydra.redaction import redact, redact_override
 
+def test_secrets_are_masked_in_overrides_and_configs():
     assert redact_override("a.hf_token=hf_x") == "a.hf_token=***"
     assert redact_override("data.x={token: hf_SECRET, b: 1}") == "data.x={token: ***, b: 1}"
     assert redact_override("tracking.mlflow.uri=http://a:b@host/") == "tracking.mlflow.uri=http://***@host/"
@@ -20,3 +20,9 @@ def test_secrets_do_not_reach_files(tmp_path):
         "x": {"api_key": "***", "n": 1},
         "u": ["s3://***@b"],
     }
+
+
+def test_credentials_in_urls_are_masked_and_other_urls_stay():
+    text = "cannot reach http://me:pw@host:5000/x, see https://example.org/@user"
+    assert without_credentials(text) == "cannot reach http://***@host:5000/x, see https://example.org/@user"
+    assert without_credentials("sqlite://a:b@host/x", mark="") == "sqlite://host/x"

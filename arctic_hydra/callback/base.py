@@ -1,4 +1,4 @@
-"""Callbacks: user code at every moment of a run."""
+"""Base of the callbacks: user code that runs at each event of a run."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ EVENTS = (*(f"on_{moment}_{edge}" for moment in MOMENTS for edge in ("start", "e
 class Callback(Component):
     """Base of the callbacks: define any of `EVENTS` as `def on_step_end(self, trainer, facts)`.
 
-    `facts` holds what is known at that moment, such as the batch, the loss or the metrics. They run in the order in
-    which they are chosen; an error in one ends the run.
+    `facts` holds the values of the event, such as the batch, the loss or the metrics. Callbacks run in the order in
+    which they are selected; an error in one ends the run.
     """
 
     watches_only: ClassVar[bool] = True
-    """Whether the callback leaves the result of the run as it is; if not, its fields are part of the run's identity."""
+    """Whether the callback does not affect the result of the run; if false, its fields are part of the run's identity."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         unknown = [name for name in vars(cls) if name.startswith("on_") and name not in EVENTS]
         if unknown:
-            raise TypeError(f"{cls.__name__}.{unknown[0]} is no event; the events are {', '.join(EVENTS)}")
+            raise TypeError(f"{cls.__name__}.{unknown[0]} is not an event; the events are {', '.join(EVENTS)}")
 
     def on_exception(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Act on the error in `facts["error"]` before the run in `facts["run_dir"]` ends with it.
+        """Handle the error in `facts["error"]` before the run in `facts["run_dir"]` ends with it.
 
-        It may come while the run is built, before there is a `trainer.tools`. An error in here goes to the log.
+        It may be called while the run is built, before `trainer.tools` exists. An error raised here is logged.
         """

@@ -1,4 +1,4 @@
-"""Checkpoints: a store that publishes only what is complete, and one module per option of the group `checkpoint`."""
+"""Checkpoint engines, one module per option of the config group `checkpoint`, and the store they share."""
 
 from arctic_hydra.checkpoint import deepspeed as deepspeed
 from arctic_hydra.checkpoint import hf as hf

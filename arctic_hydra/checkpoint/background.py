@@ -1,8 +1,8 @@
-"""Saving beside training: contents are copied to host memory at once, and written by a thread.
+"""Background saves: contents are copied to host memory, then a thread writes them.
 
-The thread writes, hashes and fsyncs this rank's files and nothing else. Every collective of a save, the commit above
-all, stays on the main thread: training's own collectives (and NCCL) then never meet one of another thread, all ranks
-commit at the same step boundary, and a failed save stops all of them at the same step.
+The thread only writes, hashes and fsyncs the files of this rank. All collectives of a save stay on the main thread:
+they cannot interleave with those of training (or NCCL), all ranks commit after the same step, and a failed save stops
+all ranks at the same step.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from arctic_hydra.checkpoint.writer import write_tensors
 
 
 class HostBuffers:
-    """Host memory for copies of tensors, kept from one save to the next: pinned where there is CUDA.
+    """Host memory for copies of tensors, reused by later saves; pinned with CUDA.
 
-    Pinning, and touching fresh pages, would take longer than the copy itself.
+    Pinning and first-touching memory would take longer than the copy itself.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class HostBuffers:
     def copy(self, contents: Any) -> Any:
         """Return a deep copy of nested containers with every tensor in host memory.
 
-        Copies share storage where the tensors do, so both are the same file to torch.save. Copies from a device are
-        complete only once it is synchronised.
+        Copies share storage if the tensors do, so torch.save writes the same file. Copies from a device are complete
+        only after it is synchronized.
         """
         return self._copy(contents, {}, {})
 
     def release(self) -> None:
-        """Take back all memory; copies made so far are invalid from here on."""
+        """Reclaim all memory for the next save, which invalidates the copies made so far."""
         for storage in self._used:
             self._free.setdefault(storage.nbytes(), []).append(storage)
         self._used = []
@@ -48,13 +48,13 @@ class HostBuffers:
             if host is None:
                 host = storages[source._cdata] = self._storage(source.nbytes())
                 host.copy_(source, non_blocking=True)
-            place = (item.storage_offset(), item.size(), item.stride())
-            return torch.empty(0, dtype=item.dtype).set_(host, *place)  # type: ignore[call-overload]
+            layout = (item.storage_offset(), item.size(), item.stride())
+            return torch.empty(0, dtype=item.dtype).set_(host, *layout)  # type: ignore[call-overload]
         if id(item) in seen:
             return seen[id(item)]
         made: Any
         if isinstance(item, dict | list):
-            made = seen[id(item)] = copy.copy(item)  # keeps the class, and what else it holds
+            made = seen[id(item)] = copy.copy(item)  # keeps the class and its attributes
             for key, value in item.items() if isinstance(item, dict) else enumerate(item):
                 made[key] = self._copy(value, seen, storages)
         elif type(item) is tuple:
@@ -74,7 +74,7 @@ class HostBuffers:
 
 
 class BackgroundSave:
-    """One save of this rank: `hold` what to write, `start` the thread, `wait` for it; errors are kept in the stage."""
+    """One background save of this rank: `hold` copies contents, `start` writes them in a thread; errors are kept in the stage."""
 
     def __init__(self, stage: Stage, buffers: HostBuffers, facts: dict[str, Any]) -> None:
         self.stage = stage
@@ -89,18 +89,18 @@ class BackgroundSave:
             self._contents.append((name, self._buffers.copy(contents)))
 
     def start(self) -> None:
-        """Start writing, once the copies are complete: training may change what they were made from."""
+        """Start writing once the copies are complete; training may change the originals after this call."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._thread.start()
 
     @property
-    def written(self) -> bool:
-        """Whether the thread is done, successfully or not."""
+    def done(self) -> bool:
+        """Whether the thread has finished, successfully or not."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Return once the thread is done, and give the memory back."""
+        """Wait for the thread and release its memory."""
         self._thread.join()
         self._contents = []
         self._buffers.release()

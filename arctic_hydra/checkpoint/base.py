@@ -1,4 +1,4 @@
-"""Checkpoint engines: when to save, and the contract that each engine fills."""
+"""Base of the checkpoint engines: the interface of an engine, its state, and the triggers for saving."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Stream(Protocol):
-    """Data whose place is more than a number of steps; the same on every rank."""
+    """Training data whose position is not just a number of steps; the same on every rank."""
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """Return what another stream needs to go on after `step` steps of the epoch: tensors, numbers, lists and dicts."""
+        """Return the position after `step` steps of the epoch, as tensors, numbers, lists and dicts."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called."""
+        """Continue from the position in `state`."""
 
 
 @dataclass
 class TrainingState:
-    """What a checkpoint engine reads and writes; one object, shared with the trainer that moves it on."""
+    """The state that checkpoint engines save and restore; one object, shared with the trainer, which updates it."""
 
     engine: deepspeed.DeepSpeedEngine
     """The DeepSpeed engine; its `.module` is the model (or its PEFT wrapper)."""
@@ -44,54 +44,54 @@ class TrainingState:
     world: World
     run_dir: Path
     identity: dict[str, Any]
-    """What the run is, JSON-able: at least `config_hash`, `data_fingerprint`, `versions`, `zero_stage`."""
+    """Identity of the run as JSON values: at least `config_hash`, `data_fingerprint`, `versions`, `zero_stage`."""
     logs: list[Path] = field(default_factory=list)
-    """Append-only files whose length is recorded at save and cut back at load, so that each step stands once."""
+    """Append-only files, truncated on load to their length at the save, so that each step appears once."""
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """The last evaluation and its `step`; empty before the first."""
+    """Metrics of the last evaluation and its `step`; empty before the first."""
     recent_losses: list[float] = field(default_factory=list)
-    """Losses of the last steps, while a loss-spike guard is on."""
+    """Losses of the last steps, if loss spikes are detected."""
     interval: dict[str, Any] = field(default_factory=dict)
-    """This rank's figures since the last log line, as of the save; empty in a new run."""
+    """This rank's sums since the last log line, as of the save; empty in a new run."""
     stream: Stream | None = None
-    """The training data, where it is streamed."""
+    """The training data if it is streamed."""
     epoch_finished: bool = False
     """Whether the last completed step ended an epoch."""
     training_finished: bool = False
-    """Whether the last step of the run is done."""
+    """Whether the last step of the run is completed."""
     stopping: bool = False
-    """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a resumable state."""
+    """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a checkpoint to resume from."""
     base: str | None = None
-    """Directory or hub id from which transformers loads the weights that an adapter was trained over, if there is one."""
+    """Directory or hub id of the base model of an adapter; None if transformers cannot load that model from anywhere."""
     frozen_elsewhere: bool = False
-    """Whether frozen weights are read again, from where they came, at every start: checkpoints leave them out then."""
+    """Whether every start loads the frozen weights from their original files, so that checkpoints omit them."""
     rebuild: Callable[[], torch.nn.Module] | None = None
-    """Makes the model once more as it was before its first step, whole, unquantised and on the CPU; draws random numbers."""
+    """Creates the initial model again: not partitioned, not quantized, on the CPU. Draws random numbers."""
     stop_tokens: Callable[[], list[int]] = list
-    """Returns the ids of the tokens that turns were trained to end in, as far as is known at the time."""
+    """Returns the ids of the stop tokens in the training data, as far as known so far."""
 
 
 @dataclass(kw_only=True)
 class CheckpointEngine(Component):
-    """Base of the checkpoint engines; several may run side by side, keyed by name under `checkpoint`.
+    """Base of the checkpoint engines; a run may have several, keyed by name under `checkpoint`.
 
     `save()` and `load()` are collective: every rank calls them, at the same step.
     """
 
     enabled: bool = True
-    """Whether this engine saves at all."""
+    """Whether this engine saves."""
     auto_resume: bool = False
-    """Whether a run that finds checkpoints of this engine in its directory resumes from them; at most one may."""
+    """Whether a run resumes from checkpoints of this engine in its directory; at most one engine may."""
 
     can_resume: ClassVar[bool] = False
-    """Whether `load()` restores a run exactly."""
+    """Whether `load()` restores the full state of a run."""
 
     def bind(self, state: TrainingState) -> None:
         """Take the state to save from and load into; called once, before `load` and `save`."""
         self.state = state
 
-    def place(self, run_dir: Path) -> Path:
-        """Return the directory that this engine writes to for the run in `run_dir`."""
+    def directory_of(self, run_dir: Path) -> Path:
+        """Return the directory below which this engine writes for the run in `run_dir`."""
         return run_dir
 
     @property
@@ -101,44 +101,44 @@ class CheckpointEngine(Component):
 
     @property
     def training_finished(self) -> bool:
-        """Whether the last step of the run is done."""
+        """Whether the last step of the run is completed."""
         return self.state.training_finished
 
     @property
     @abstractmethod
     def do_checkpoint(self) -> bool:
-        """Whether to save now; asked at every step boundary, after the counters moved."""
+        """Whether to save now; read after every optimizer step, when the counters are updated."""
 
     @property
     @abstractmethod
     def checkpoint_dir(self) -> Path:
-        """The directory that the next `save()` publishes."""
+        """The directory that the next `save()` creates."""
 
     @property
     @abstractmethod
     def latest_checkpoint_exists(self) -> bool:
-        """Whether there is any checkpoint of this engine to consider."""
+        """Whether there is any checkpoint of this engine."""
 
     @abstractmethod
     def save(self) -> Path | None:
-        """Write the state under `checkpoint_dir` and return that path; nothing incomplete is ever visible there.
+        """Write the state to `checkpoint_dir` and return that path; the directory appears only when it is complete.
 
-        None where it could not be saved and the run is to go on without.
+        Returns None if saving failed and training is to continue without this checkpoint.
         """
 
     @property
-    def written(self) -> bool:
-        """Whether a save in the background waits on this rank for `settle`; asked before every step."""
+    def save_ready(self) -> bool:
+        """Whether this rank has written its files of a background save, so that `finish_save` can publish it."""
         return False
 
-    def settle(self) -> None:
-        """Complete a save in the background, waiting for it; collective.
+    def finish_save(self) -> None:
+        """Wait for the background save and publish it; collective.
 
-        The trainer calls it once `written` is true on all ranks, and before the run ends or stops.
+        The trainer calls this once `save_ready` is true on all ranks, and before the run ends or stops.
         """
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
-        """Return about how much free disk the saves of a run take at most, all together."""
+        """Return an estimate of the disk space in bytes that all saves of the run need together."""
         return 0
 
     @property
@@ -158,21 +158,21 @@ class CheckpointEngine(Component):
 
     @abstractmethod
     def load(self) -> Path | None:
-        """Restore the newest good checkpoint and return its path, or None when there is none at all."""
+        """Restore the newest valid checkpoint and return its path, or None if there are no checkpoints."""
 
 
 @dataclass(kw_only=True)
 class TriggeredCheckpoint(CheckpointEngine):
-    """The triggers that the built-in engines share: any of them saves, 0 is off."""
+    """Triggers of the built-in engines. Each trigger saves independently; 0 disables it."""
 
     save_every_n_steps: HumanInt = integer(0, minimum=0)
     """Optimizer steps between saves."""
     save_every_n_epochs: HumanInt = integer(0, minimum=0)
     """Epochs between saves: after epochs n, 2n, ..."""
     save_end_of_training: bool = False
-    """Save once the last step is done."""
+    """Save after the last step."""
     output_dir: str | None = None
-    """Directory to write below, as `<output_dir>/<name>/<id>`; the run directory when unset."""
+    """Base directory for this engine's files, in `<output_dir>/<name>/<id>`; the run directory when unset."""
 
     def bind(self, state: TrainingState) -> None:
         """Take the state to save from and load into; called once, before `load` and `save`."""
@@ -182,10 +182,10 @@ class TriggeredCheckpoint(CheckpointEngine):
     @property
     def root(self) -> Path:
         """The directory below which this engine writes."""
-        return self.place(self.state.run_dir)
+        return self.directory_of(self.state.run_dir)
 
-    def place(self, run_dir: Path) -> Path:
-        """Return the directory that this engine writes to: runs that share an `output_dir` stay apart."""
+    def directory_of(self, run_dir: Path) -> Path:
+        """Return the directory below which this engine writes; runs that share an `output_dir` get separate ones."""
         return Path(self.output_dir) / run_dir.parent.name / run_dir.name if self.output_dir else run_dir
 
     @property
@@ -194,14 +194,14 @@ class TriggeredCheckpoint(CheckpointEngine):
         return self.save_every_n_steps
 
     def mark_saved(self) -> None:
-        """Remember that the current step is on disk, by a save or because it was loaded: no trigger saves it again."""
+        """Record that the current step was saved or loaded, so that no trigger saves it again."""
         self._saved = (self.state.progress.global_step, self.checkpoint_dir)
 
     @property
     def do_checkpoint(self) -> bool:
-        """Whether any trigger holds for the step just completed; never twice for one step and directory.
+        """Whether a trigger fires for the step just completed; at most once per step and directory.
 
-        An engine that can resume also saves when the run stops early, whatever its triggers say.
+        An engine that can resume also saves when the run stops early, independent of its triggers.
         """
         progress = self.state.progress
         if not self.enabled or progress.global_step == 0:
@@ -218,7 +218,7 @@ class TriggeredCheckpoint(CheckpointEngine):
 
 
 def check_space(engines: Iterable[CheckpointEngine], parameters: int, trainable: int, bytes_per_parameter: int) -> None:
-    """Refuse, before training, a disk that will not hold what the checkpoint engines are going to write."""
+    """Raise CheckpointError before training if a disk is too small for the files of the checkpoint engines."""
     needed: dict[int, tuple[Path, int]] = {}
     for engine in engines:
         if engine.enabled:

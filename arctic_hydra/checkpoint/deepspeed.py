@@ -1,4 +1,4 @@
-"""The `deepspeed` checkpoint engine: everything needed to go on exactly where the run stood."""
+"""The `deepspeed` checkpoint engine: complete, resumable checkpoints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
+from arctic_hydra.checkpoint.files import synced_size
 from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, Stage, step_name
 from arctic_hydra.component import component
 from arctic_hydra.errors import CheckpointError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from arctic_hydra.checkpoint.background import BackgroundSave
-    from arctic_hydra.checkpoint.writer import SafeCheckpointEngine
 
 logger = logging.getLogger("arctic_hydra.checkpoint")
 
@@ -30,14 +30,14 @@ MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage", "frozen_weights")
 
 
 class OnError(Enum):
-    """What a failed save does."""
+    """What happens after a failed save."""
 
     stop = "stop"
     warn = "warn"
 
 
 class BestWhen(Enum):
-    """Which end of a metric is the better one."""
+    """Whether lower or higher values of a metric are better."""
 
     lowest = "lowest"
     highest = "highest"
@@ -45,29 +45,29 @@ class BestWhen(Enum):
 
 @component(group="checkpoint", name="deepspeed")
 class DeepSpeedCheckpoint(TriggeredCheckpoint):
-    """Resumable checkpoints in `checkpoints/step-00000100`, verified on load; resume is bit-exact on the same world.
+    """Resumable checkpoints in `checkpoints/step-00000100`, verified on load; resuming with the same world is bit-exact.
 
-    Each holds DeepSpeed's files (weights, optimizer, loss scaler), one `rank-00000.pt` per rank (random states,
+    A checkpoint contains DeepSpeed's files (weights, optimizer, loss scaler), one `rank-00000.pt` per rank (RNG states,
     learning-rate schedule) and `manifest.json` (counters, identity of the run, lengths of the log files, sha256 of
-    every file). A run that stops early saves one as well, whatever the triggers say. Frozen weights that came from files
-    are left out, and compared by a checksum when they are read again.
+    every file). A run that stops early also saves one, independent of the triggers. Frozen weights that were loaded from
+    files are omitted; a checksum detects if those files have changed.
     """
 
     auto_resume: bool = True
-    """Whether a run that finds checkpoints of this engine in its directory resumes from them."""
+    """Whether a run resumes from checkpoints of this engine in its directory."""
     keep_last: HumanInt | None = integer(2, minimum=1)
-    """Good checkpoints to keep, the newest; null keeps all. With 1, damage to the only one loses the run."""
+    """Number of newest valid checkpoints to keep; null keeps all. With 1, a damaged checkpoint loses the run."""
     keep_best: HumanInt = integer(0, minimum=0)
-    """Checkpoints to keep besides those, the best by `best_metric`; only steps that are evaluated take part."""
+    """Additionally keep this many of the best checkpoints by `best_metric`; only evaluated steps count."""
     best_metric: str = "eval/loss"
-    """The figure of an evaluation that `keep_best` and `from_checkpoint=best` go by."""
+    """Evaluation metric used by `keep_best` and `from_checkpoint=best`."""
     best_when: BestWhen = BestWhen.lowest
-    """Whether the lowest or the highest value of it is the best."""
+    """Whether the lowest or the highest value of `best_metric` is the best."""
     on_error: OnError = OnError.stop
-    """A save that fails (a full disk) stops the run, or only warns; the checkpoint before it stays good either way."""
+    """What a failed save (such as on a full disk) does: stop the run, or only warn. Earlier checkpoints stay valid."""
     asynchronous: bool = False
-    """Save beside training: a step waits only until this rank's share is copied to host memory (as much as its files
-    take, kept between saves); the checkpoint appears at the first step boundary after all ranks have written theirs."""
+    """Save in the background: a step only waits for the copy of its rank's shard to host memory (as large as the files of
+    the rank, allocated once). The checkpoint appears after the first step for which all ranks have written their files."""
 
     can_resume: ClassVar[bool] = True
 
@@ -86,10 +86,10 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         self._pending: BackgroundSave | None = None
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
-        """Return the size of the checkpoints still to come: weights, fp32 masters and Adam's two moments each."""
+        """Return the size of the checkpoints yet to be written: weights, fp32 master weights and two Adam moments each."""
         held = trainable if self.state.frozen_elsewhere else parameters
         each = held * bytes_per_parameter + trainable * 12
-        kept = (self.keep_last or 1) + self.keep_best + 1  # one more while it is written
+        kept = (self.keep_last or 1) + self.keep_best + 1  # plus the one being written
         return each * max(1, kept - len(self._store.steps()))
 
     @property
@@ -99,37 +99,37 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     @property
     def latest_checkpoint_exists(self) -> bool:
-        """Whether there is any checkpoint to consider, good or not."""
+        """Whether there is any checkpoint, valid or not."""
         return bool(self._store.steps())
 
     # ---- save ----------------------------------------------------------------------------------------------------
 
     def save(self) -> Path | None:
-        """Save the step just completed and return the directory that holds it, once published; collective.
+        """Save the step just completed and return its directory, once published; collective.
 
-        Raises CheckpointError, the same on every rank, when any rank could not write; nothing is published then. With
-        `on_error=warn` it warns and returns None instead, unless the run is about to stop and needs this one. With
-        `asynchronous` it returns as soon as everything is copied, and `settle` publishes; an error comes up there.
-        Call it at an optimizer-step boundary: gradients of a half accumulated window are in no file.
+        Raises the same CheckpointError on every rank if any rank failed to write; nothing is published then. With
+        `on_error=warn` it warns and returns None instead, unless the run is about to stop and needs this checkpoint.
+        With `asynchronous` it returns after copying, and `finish_save` publishes the checkpoint or raises the error.
+        Must be called after an optimizer step: partially accumulated gradients are not saved.
         """
-        self.settle()
+        self.finish_save()
         try:
             return self._save()
         except CheckpointError as error:
             if self.on_error is OnError.stop or self.state.stopping:
                 raise
-            self._go_on_without(self.state.progress.global_step, error)
+            self._log_failed_save(self.state.progress.global_step, error)
             return None
 
     @property
-    def written(self) -> bool:
-        """Whether a save in the background has written all files of this rank and waits for `settle`."""
-        return self._pending is not None and self._pending.written
+    def save_ready(self) -> bool:
+        """Whether the background save of this rank has written its files, so that `finish_save` can publish it."""
+        return self._pending is not None and self._pending.done
 
-    def settle(self) -> None:
-        """Publish what is written in the background, waiting for its end; collective, and nothing where there is none.
+    def finish_save(self) -> None:
+        """Wait for the background save and publish it; collective, without effect if there is none.
 
-        Raises CheckpointError, the same on every rank, when any rank could not write; with `on_error=warn` it warns.
+        Raises the same CheckpointError on every rank if any rank failed to write; with `on_error=warn` it warns.
         """
         if self._pending is None:
             return
@@ -139,24 +139,24 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             self._store.agree(pending.stage)
             self._publish(pending.stage, pending.facts)
         except CheckpointError as error:
-            self._saved = None  # so that a run which stops at this very step saves it again
+            self._saved = None  # a run that stops at this step must save it again
             if self.on_error is OnError.stop:
                 raise
-            self._go_on_without(pending.stage.step, error)
+            self._log_failed_save(pending.stage.step, error)
 
-    def _go_on_without(self, step: int, error: CheckpointError) -> None:
+    def _log_failed_save(self, step: int, error: CheckpointError) -> None:
         if self.state.world.is_main:
-            logger.error("TRAINING GOES ON WITHOUT A CHECKPOINT of step %d: %s", step, error)
+            logger.error("TRAINING CONTINUES WITHOUT A CHECKPOINT of step %d: %s", step, error)
 
     def _save(self) -> Path:
         from arctic_hydra.checkpoint.background import BackgroundSave
-        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, write_tensors
+        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, save_files, write_tensors
 
         state = self.state
         stage = self._store.begin(state.progress.global_step)
         facts: dict[str, Any] = {}
         with stage.keep_error():
-            facts = self._facts() if state.world.is_main else {}
+            facts = self._manifest_facts() if state.world.is_main else {}
         pending = None
         if self.asynchronous and not (state.stopping or state.training_finished):
             pending = BackgroundSave(stage, self._buffers, facts)
@@ -164,7 +164,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         with stage.keep_error():
             put(self._rank_file(), self._rank_state())
         try:
-            self._hand_over(SafeCheckpointEngine(self._store, stage, put, self._left_out()), stage)
+            engine = SafeCheckpointEngine(self._store, stage, put, self._omitted_names())
+            save_files(state.engine, engine, stage, omit_frozen=state.frozen_elsewhere)
         except Exception:
             self._buffers.release()
             raise
@@ -194,44 +195,23 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             contents["stream"] = self.state.stream.state_dict(self.state.progress.epoch_step)
         return contents
 
-    def _hand_over(self, safe: SafeCheckpointEngine, stage: Stage) -> None:
-        """Let DeepSpeed hand all its files to `safe`; returns when all ranks have agreed that this went well."""
-        from arctic_hydra.checkpoint.writer import going_through
-
-        engine = self.state.engine
-        try:
-            with going_through(engine, safe):
-                # save_latest=False: DeepSpeed writes `latest` before the other ranks' files exist.
-                engine.save_checkpoint(
-                    str(stage.path.parent),
-                    tag=stage.path.name,
-                    save_latest=False,
-                    exclude_frozen_parameters=self.state.frozen_elsewhere,
-                )
-        except Exception as error:
-            if safe.agreed:
-                raise
-            # This rank failed before the commit that its peers now wait in: meet them there.
-            stage.error = stage.error or f"{type(error).__name__}: {error}"
-            self._store.agree(stage)
-
-    def _left_out(self) -> frozenset[str]:
-        """Return the names of the frozen parameters that the start of a run reads again; tied ones have several."""
+    def _omitted_names(self) -> frozenset[str]:
+        """Return the names (several for tied ones) of the frozen parameters that checkpoints omit."""
         if not self.state.frozen_elsewhere:
             return frozenset()
         named = self.state.engine.module.named_parameters(remove_duplicate=False)
         return frozenset(name for name, parameter in named if not parameter.requires_grad)
 
     def _load_weights(self, src: dict[str, Any], dst: torch.nn.Module) -> None:
-        """Put the weights of a checkpoint into the model; only those that it leaves out on purpose may be missing."""
+        """Load the weights of a checkpoint into the model; only the omitted ones may be missing."""
         result = dst.load_state_dict(src, strict=False)
-        missing = set(result.missing_keys) - self._left_out()
+        missing = set(result.missing_keys) - self._omitted_names()
         if missing or result.unexpected_keys:
             raise RuntimeError(
-                f"its weights are not this model's: missing {sorted(missing)[:5]}, unexpected {result.unexpected_keys[:5]}"
+                f"its weights do not fit this model: missing {sorted(missing)[:5]}, unexpected {result.unexpected_keys[:5]}"
             )
 
-    def _facts(self) -> dict[str, Any]:
+    def _manifest_facts(self) -> dict[str, Any]:
         state = self.state
         return {
             "world_size": state.world.size,
@@ -241,11 +221,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "recent_losses": list(state.recent_losses),
             "metric": self._metric(),
             "stop_tokens": state.stop_tokens(),
-            "log_offsets": {self._log_key(path): _synced_size(path) for path in state.logs},
+            "log_offsets": {self._log_key(path): synced_size(path) for path in state.logs},
         }
 
     def _metric(self) -> dict[str, Any] | None:
-        """Return the metric of this very step, where it was evaluated; `rank_by` is lower for better."""
+        """Return the metric of this step if it was evaluated; a lower `rank_by` is better."""
         evaluation = self.state.evaluation
         value = evaluation.get(self.best_metric)
         if value is None or evaluation["step"] != self.state.progress.global_step:
@@ -263,39 +243,39 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     # ---- load ----------------------------------------------------------------------------------------------------
 
     def load(self) -> Path | None:
-        """Restore the newest good checkpoint and return its directory, or None when there is none; collective.
+        """Restore the newest valid checkpoint and return its directory, or None if there are none; collective.
 
-        Weights, optimizer, schedule, counters and this rank's random states are set; `state.logs` are cut back to
-        their recorded lengths. Raises CheckpointError, the same on every rank, when checkpoints are there but none is
-        usable, when the newest good one is of another run, or when a rank cannot load it.
+        Sets weights, optimizer, schedule, counters and this rank's RNG states, and truncates `state.logs` to their
+        recorded lengths. Raises the same CheckpointError on every rank if there are checkpoints but none is usable,
+        if the newest valid one belongs to another run, or if a rank cannot load it.
         """
         found = self._store.newest()
         if found is None:
             return None
         self._check_identity(found)
-        self._agree(self._try(self._check_readable, found), found)
+        self._raise_if_any_failed(self._error_of(self._check_readable, found), found)
         if found.manifest["world_size"] == self.state.world.size:
-            self._agree(self._try(self._restore, found), found)
+            self._raise_if_any_failed(self._error_of(self._restore, found), found)
         else:
-            self._restore_reshaped(found)
+            self._restore_resharded(found)
         self.state.progress.load_state_dict(found.manifest["progress"])
         self.state.evaluation = dict(found.manifest["evaluation"])
         self.state.recent_losses = list(found.manifest["recent_losses"])
-        self._agree(self._try(self._cut_logs, found), found)
+        self._raise_if_any_failed(self._error_of(self._truncate_logs, found), found)
         self.mark_saved()
         if self.state.world.is_main:
             logger.info("resumed from %s", found.path)
         return found.path
 
     def _check_identity(self, found: Checkpoint) -> None:
-        """Compare what the checkpoint is of with what this run is; the same on every rank, no communication."""
+        """Compare the identities of the checkpoint and of this run; the same result on every rank."""
         then, now = found.manifest["identity"], json.loads(json.dumps(self.state.identity))
         differing = [key for key in MUST_MATCH if then.get(key) != now.get(key)]
         if differing:
             values = "; ".join(f"{key}: checkpoint {then.get(key)!r}, this run {now.get(key)!r}" for key in differing)
             raise CheckpointError(
-                f"{found.path} belongs to a different run: {values}. "
-                "Start with the config, data and global batch it was saved with, or pass fresh=true to start over"
+                f"{found.path} was saved by a different run: {values}. "
+                "Use the config, data and global batch size it was saved with, or pass fresh=true to start over"
             )
         if self.state.world.is_main and then.get("versions") != now.get("versions"):
             logger.warning(
@@ -306,48 +286,45 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             )
 
     def _check_readable(self, found: Checkpoint) -> None:
-        """Parse each file once, spread over the ranks, so that a refused one stops all ranks before any collective."""
-        from arctic_hydra.checkpoint.writer import load_tensors
+        """Parse each file once, distributed over the ranks, so that an unreadable file stops all ranks before they load."""
+        from arctic_hydra.checkpoint.writer import check_readable
 
         names = [name for name in sorted(found.manifest["files"]) if name.endswith(".pt")]
-        for name in names[self.state.world.rank :: self.state.world.size]:
-            try:
-                load_tensors(found.path / name, mmap=True)
-            except Exception as error:
-                raise RuntimeError(f"{name} cannot be loaded without running code from it ({error})") from error
+        check_readable(found.path, names[self.state.world.rank :: self.state.world.size])
 
-    def _restore_reshaped(self, found: Checkpoint) -> None:
-        """Restore a checkpoint of another number of ranks: its data are the same, so its global batch is as well."""
-        place = self._store.root / f".tmp-reshaped-{found.path.name}"
+    def _restore_resharded(self, found: Checkpoint) -> None:
+        """Restore a checkpoint from another number of ranks; `_check_identity` has verified that the global batch is equal."""
+        target = self._store.root / f".tmp-reshaped-{found.path.name}"
         ranks, error = self.state.world.size, None
         if self.state.world.is_main:
             from arctic_hydra.checkpoint.files import remove_folder
             from arctic_hydra.checkpoint.reshape import reshape
 
-            remove_folder(place)
-            error = self._try(lambda known: reshape(known.path, place, ranks), found)
+            remove_folder(target)
+            error = self._error_of(lambda known: reshape(known.path, target, ranks), found)
             logger.warning(
-                "%s was saved by %d ranks and is cut anew for %d: weights, optimizer, schedule and data position go on; "
-                "random states start anew, so dropout differs, and sums over ranks are rounded in another order",
+                "resharding %s from %d ranks to %d: weights, optimizer, schedule and data position are restored; "
+                "RNG states are not, so dropout differs, and cross-rank reductions round in a different order",
                 found.path.name, found.manifest["world_size"], ranks,
             )  # fmt: skip
-        self._agree(error, found)
+        self._raise_if_any_failed(error, found)
         try:
-            self._agree(
-                self._try(lambda known: self._restore(Checkpoint(place, known.manifest), known.path), found), found
+            self._raise_if_any_failed(
+                self._error_of(lambda known: self._restore(Checkpoint(target, known.manifest), known.path), found),
+                found,
             )
         finally:
             distributed.barrier()
             if self.state.world.is_main:
-                remove_folder(place)
+                remove_folder(target)
 
     def _restore(self, found: Checkpoint, original: Path | None = None) -> None:
-        """Load a checkpoint's files; with `original`, they were cut anew from it, and this rank has no state in it."""
+        """Load the files of a checkpoint; with `original`, they were resharded from it and hold no state of this rank."""
         from arctic_hydra.checkpoint import rank_state
-        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, going_through, load_tensors
+        from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, load_tensors, replace_checkpoint_engine
 
         engine = self.state.engine
-        with going_through(engine, SafeCheckpointEngine()):
+        with replace_checkpoint_engine(engine, SafeCheckpointEngine()):
             loaded, _ = engine.load_checkpoint(
                 str(found.path.parent),
                 tag=found.path.name,
@@ -362,9 +339,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         if original is not None:
             states = [load_tensors(path) for path in sorted(original.glob("rank-*.pt"))]
             rank_state.set_schedule_state(self.state.scheduler, first["schedule"])
-            self.state.interval = rank_state.share([state["interval"] for state in states], self.state.world.size)
+            self.state.interval = rank_state.redistribute_interval(
+                [state["interval"] for state in states], self.state.world.size
+            )
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
-            rank_state.seed_from(found.step)
+            rank_state.reseed(found.step)
             return
         mine = load_tensors(found.path / self._rank_file())
         engine.micro_steps = mine["micro_steps"]
@@ -372,7 +351,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
         rank_state.set_random_state(mine["random"])
 
-    def _cut_logs(self, found: Checkpoint) -> None:
+    def _truncate_logs(self, found: Checkpoint) -> None:
         if not self.state.world.is_main:
             return
         offsets: dict[str, int] = found.manifest["log_offsets"]
@@ -381,11 +360,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             if size is None or there == size:
                 continue
             if there < size:
-                logger.warning("%s has %d bytes, %d at the save: lines are missing", path, there, size)
+                logger.warning("%s has %d bytes but had %d at the save: lines are missing", path, there, size)
             else:
                 os.truncate(path, size)
 
-    def _try(self, action: Callable[[Checkpoint], None], found: Checkpoint) -> str | None:
+    def _error_of(self, action: Callable[[Checkpoint], None], found: Checkpoint) -> str | None:
         try:
             action(found)
         except Exception as error:
@@ -393,23 +372,10 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             return f"{type(error).__name__}: {error}"
         return None
 
-    def _agree(self, error: str | None, found: Checkpoint) -> None:
+    def _raise_if_any_failed(self, error: str | None, found: Checkpoint) -> None:
         failed = [f"rank {rank}: {text}" for rank, text in enumerate(distributed.gather_objects(error)) if text]
         if failed:
             raise CheckpointError(
                 f"{found.path} passed its checks but could not be loaded: {'; '.join(failed)}. "
-                "Move that directory away to resume from the one before, or pass fresh=true to start over"
+                "Move that directory away to resume from the previous checkpoint, or pass fresh=true to start over"
             )
-
-
-def _synced_size(path: Path) -> int:
-    """Return the length of a log in bytes, durable on disk; 0 when it does not exist yet."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return 0
-    try:
-        os.fsync(descriptor)
-        return os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Durable files: written beside, hashed while writing, fsynced, renamed; and directories that trade places."""
+"""Durable files and directories: written under a temporary name, hashed, fsynced and renamed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _RENAME_EXCHANGE = 2
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file held when it was written."""
+    """Size and hash of a file when it was written."""
 
     bytes: int
     sha256: str
 
 
 class HashingWriter:
-    """A sequential binary file that hashes what passes through it and keeps the first OSError it met.
+    """A sequential binary file that hashes its contents and keeps the first OSError.
 
-    torch's zip writer replaces an error of the file below it (a full disk) by a text of its own; the kept one says why.
+    torch's zip writer replaces errors of the underlying file (a full disk) by its own; the kept one has the cause.
     """
 
     def __init__(self, raw: IO[bytes]) -> None:
@@ -50,7 +50,7 @@ class HashingWriter:
         return len(view)
 
     def flush(self) -> None:
-        """Hand buffered bytes to the system."""
+        """Flush buffered bytes to the operating system."""
         self._raw.flush()
 
     @property
@@ -60,7 +60,7 @@ class HashingWriter:
 
 
 def write_durably(path: Path, write: Callable[[HashingWriter], object]) -> FileRecord:
-    """Create `path` from what `write` writes: first as `<path>.part`, fsynced, then renamed. Raises OSError."""
+    """Create `path` with the contents that `write` produces: `<path>.part` is fsynced, then renamed. Raises OSError."""
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as raw:
         writer = HashingWriter(raw)
@@ -77,7 +77,7 @@ def write_durably(path: Path, write: Callable[[HashingWriter], object]) -> FileR
 
 
 def sync_folder(path: Path) -> None:
-    """Make the entries of the directory `path` durable."""
+    """Fsync the directory `path`, which makes its entries durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -86,7 +86,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Make every file and directory below `path` durable; for files that a library wrote by itself."""
+    """Fsync every file and directory below `path`; for files that a library has written."""
     for folder, _, names in os.walk(path):
         for name in names:
             descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
@@ -107,10 +107,23 @@ def hash_file(path: Path) -> FileRecord:
     return FileRecord(count, digest.hexdigest())
 
 
-def publish_folder(stage: Path, target: Path) -> None:
-    """Give the finished directory `stage` the name `target`, durably; what stood there is removed afterwards.
+def synced_size(path: Path) -> int:
+    """Fsync a file and return its size in bytes; 0 if it does not exist."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return 0
+    try:
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
-    Where the system can exchange two names in one step (Linux), `target` exists at every moment.
+
+def publish_folder(stage: Path, target: Path) -> None:
+    """Rename the complete directory `stage` to `target`, durably, replacing an existing one.
+
+    If the system can exchange two names atomically (Linux), `target` exists at all times.
     """
     parent = target.parent
     if target.exists():
@@ -128,8 +141,8 @@ def publish_folder(stage: Path, target: Path) -> None:
         sync_folder(parent)
 
 
-def retire_folder(path: Path) -> None:
-    """Remove a published directory: renamed first, so that a half removed one is never taken for a good one."""
+def remove_published_folder(path: Path) -> None:
+    """Remove a published directory after renaming it, so that a partially removed one is not mistaken for a valid one."""
     doomed = path.with_name(f".del-{path.name}")
     remove_folder(doomed)
     os.rename(path, doomed)
@@ -137,13 +150,13 @@ def retire_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove the directory `path` if it is there."""
+    """Remove the directory `path` if it exists."""
     if path.exists():
         shutil.rmtree(path)
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step; False where the system or the file system cannot."""
+    """Exchange two names atomically; return False if the system or the file system does not support it."""
     renameat2 = _renameat2()
     if renameat2 is None:
         return False

@@ -1,7 +1,7 @@
-"""Whole weights on the CPU, whatever ZeRO stage holds them: gathered from the ranks, or read from a checkpoint's files.
+"""Full weights on the CPU for any ZeRO stage: gathered from the ranks, or read from the files of a checkpoint.
 
-Below ZeRO-3 one file of a checkpoint holds the whole model. At ZeRO-3 each parameter is cut evenly over the ranks (its last
-part padded), and a rank's parts follow each other in one flat fp32 vector per parameter group.
+Below ZeRO-3 one file of a checkpoint contains the whole model. At ZeRO-3 each parameter is partitioned evenly over the
+ranks (the last part is padded), and a rank's parts are concatenated in one flat fp32 vector per parameter group.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from arctic_hydra.distributed import gathered
 def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path, whole: bool = False) -> dict[str, torch.Tensor]:
     """Return parameters and persistent buffers by name, on the CPU, in the model's dtypes; collective.
 
-    Of a PEFT model only what its export can ask for, unless it is to be `whole`.
+    For a PEFT model these are only the tensors that its export needs, unless `whole` is set.
 
-    Ranks with `keep` false take part and return {}. Partitioned parameters (ZeRO-3) are gathered one at a time and kept in
-    files in the directory `beside`, mapped into memory: the device and the host hold one full parameter at most, and
-    what page cache the rest takes the system can have back. The caller removes the files. Tied parameters are one tensor
-    under each of their names, which is how save_pretrained knows them.
+    Ranks with `keep` false take part in the collectives and return {}. Partitioned parameters (ZeRO-3) are gathered one at
+    a time and stored in memory-mapped files in the directory `beside`, which the caller removes: device and host hold at
+    most one full parameter at a time, and the system can reclaim the page cache of the files. Tied parameters are the
+    same tensor under each of their names, as save_pretrained expects.
 
-    Raises OSError where a file cannot be written, on that rank and once all ranks are through.
+    Raises OSError on a rank that cannot write a file, after all ranks have finished.
     """
-    wanted = None if whole else _adapter_parameters(model)
+    wanted = None if whole else _exported_parameters(model)
     weights: dict[str, torch.Tensor] = {}
     copies: dict[int, torch.Tensor] = {}
     problem: OSError | None = None
@@ -39,7 +39,7 @@ def gather_weights(model: torch.nn.Module, *, keep: bool, beside: Path, whole: b
         if id(value) not in copies:
             copies[id(value)] = torch.empty(0)
             with gathered(value):
-                # Read inside: leaving the block gives the full parameter's memory back.
+                # Copy inside the context: leaving it releases the full parameter.
                 if keep and problem is None:
                     try:
                         copies[id(value)] = _host_copy(value, beside / f"{len(copies)}")
@@ -56,14 +56,14 @@ def _host_copy(value: torch.Tensor, file: Path) -> torch.Tensor:
     if not hasattr(value, "ds_id") or not whole.numel():
         return whole.to("cpu", copy=True).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as raw:  # written, not mapped and filled: a full disk is then an error, not a SIGBUS
+    with file.open("wb") as raw:  # not written through the mapping, where a full disk would raise SIGBUS
         raw.write(memoryview(whole.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
     mapped = torch.from_file(str(file), shared=False, size=whole.numel(), dtype=whole.dtype)
     return mapped.view(whole.shape)
 
 
-def _adapter_parameters(model: torch.nn.Module) -> set[int] | None:
-    """Return which tensors a PEFT wrapper can ask for (the base stays where it is), or None: all of them."""
+def _exported_parameters(model: torch.nn.Module) -> set[int] | None:
+    """Return the ids of the tensors that the export of a PEFT model needs, or None (all) for other models."""
     if not hasattr(model, "peft_config"):
         return None
     wrapper: Any = model
@@ -74,9 +74,9 @@ def _adapter_parameters(model: torch.nn.Module) -> set[int] | None:
 
 
 def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
-    """Return a short hash over parameters by name, the same at every ZeRO stage and number of ranks; collective.
+    """Return a short hash of parameters by name, equal for every ZeRO stage and number of ranks; collective.
 
-    One pass on the device that holds them. It tells another base model from this one; it is no proof against malice.
+    It takes one pass on the device of the parameters. It detects a different base model, but is not cryptographic.
     """
     parameters = dict(model.named_parameters())
     digest = hashlib.sha256()
@@ -87,42 +87,42 @@ def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return parameters and persistent buffers by name; tied ones once, under the name that the model lists first.
+def read_checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return parameters and persistent buffers by name; tied ones once, under the first of their names.
 
-    Tensors are mapped from the files where these hold them whole, so they take memory only as they are read.
+    Tensors that a file contains whole are memory-mapped, so they take memory only when they are read.
     """
     [*shards] = sorted(path.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"), key=rank_of)
     if not shards:
         state = load_tensors(path / "mp_rank_00_model_states.pt", mmap=True)
-        return _without_tied(state["module"], state["shared_params"] or {})  # None at ZeRO-0
+        return _drop_tied(state["module"], state["shared_params"] or {})  # None at ZeRO-0
     states = [load_tensors(shard, mmap=True) for shard in shards]
     optimizers = [
         load_tensors(found, mmap=True) for found in sorted(path.glob("*zero_pp_rank_*_optim_states.pt"), key=rank_of)
     ]
     first = states[0]
     weights = {name: first["module"][name] for name in first["buffer_names"]}
-    weights |= dict(_frozen(states))
+    weights |= dict(_merge_frozen(states))
     groups = [optimizer["optimizer_state_dict"]["fp32_flat_groups"] for optimizer in optimizers]
-    if len(groups[0]) != len(first["param_shapes"]):  # very large groups are cut into sub-groups, in the same order
+    if len(groups[0]) != len(first["param_shapes"]):  # very large groups are split into sub-groups, in the same order
         shapes = {name: shape for group in first["param_shapes"] for name, shape in group.items()}
-        return weights | dict(_joined(shapes, [torch.cat(flat) for flat in groups]))
+        return weights | dict(_merge_partitions(shapes, [torch.cat(flat) for flat in groups]))
     for index, shapes in enumerate(first["param_shapes"]):
-        weights |= dict(_joined(shapes, [flat[index] for flat in groups]))
+        weights |= dict(_merge_partitions(shapes, [flat[index] for flat in groups]))
     return weights
 
 
 def rank_of(path: Path) -> int:
-    """Return which rank wrote one of DeepSpeed's per-rank files."""
+    """Return the rank that wrote one of DeepSpeed's per-rank files."""
     return int(path.name.split("zero_pp_rank_")[1].split("_")[0])
 
 
-def _without_tied(module: dict[str, torch.Tensor], tied: dict[str, str]) -> dict[str, torch.Tensor]:
+def _drop_tied(module: dict[str, torch.Tensor], tied: dict[str, str]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.items() if name not in tied}
 
 
-def _joined(shapes: dict[str, torch.Size], flats: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each parameter of one group from the ranks' flat vectors."""
+def _merge_partitions(shapes: dict[str, torch.Size], flats: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each parameter of one group, merged from the flat vectors of the ranks."""
     offset = 0
     for name, shape in shapes.items():
         count = shape.numel()
@@ -132,8 +132,8 @@ def _joined(shapes: dict[str, torch.Size], flats: list[torch.Tensor]) -> Iterato
         offset += part
 
 
-def _frozen(states: list[dict[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the parameters that no optimizer holds: below a LoRA adapter, or of a frozen layer."""
+def _merge_frozen(states: list[dict[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the frozen parameters, which no optimizer holds, merged from the ranks."""
     for name, shape in (states[0]["frozen_param_shapes"] or {}).items():
         whole = torch.cat([state["frozen_param_fragments"][name].flatten() for state in states])
         yield name, whole[: shape.numel()].view(shape)

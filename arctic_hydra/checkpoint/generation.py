@@ -1,4 +1,4 @@
-"""What the configs of an export say about generation: where it stops, the padding, and the cache."""
+"""Generation settings in the configs of an export: stop, padding and bos tokens, and the KV cache."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SpecialTokens = dict[str, int | list[int] | None]
 
 
 @contextmanager
-def ready_to_generate(
+def generation_configs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]
 ) -> Iterator[SpecialTokens]:
-    """Give the model, within this context, the configs that its users need; training goes on with its own.
+    """Within this context, give the model configs for generation; the training configs are restored afterwards.
 
-    They hold the `special_tokens`, which are returned, and the cache setting from before training switched it off.
+    The configs have the `special_tokens`, which are yielded, and the `use_cache` setting that training had disabled.
     """
     tokens = special_tokens(model, tokenizer, trained)
     kept, generation = model.config, getattr(model, "generation_config", None)
@@ -27,9 +27,9 @@ def ready_to_generate(
     if hasattr(model, "exported_use_cache"):
         model.config.use_cache = model.exported_use_cache
     for name, value in tokens.items():
-        _put(model.config.get_text_config(), name, value)
+        _set_if_accepted(model.config.get_text_config(), name, value)
         if hasattr(model.config, name):
-            _put(model.config, name, value)
+            _set_if_accepted(model.config, name, value)
     if generation is not None:
         model.generation_config = deepcopy(generation)
         model.generation_config.update(**tokens)
@@ -42,16 +42,20 @@ def ready_to_generate(
 
 
 def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]) -> SpecialTokens:
-    """Return the ids of the stop, padding and bos tokens by the names of transformers: an int for one, a list for several.
+    """Return the ids of the stop, padding and bos tokens by transformers' names: an int for one, a list for several.
 
-    Generation stops at the tokens that answers are `trained` to end in, at the tokenizer's eos token, and at the model's
-    own stop tokens as far as they are special tokens of this tokenizer, which do not begin a text.
+    Generation stops at the stop tokens that were `trained`, at the tokenizer's eos token, and at the stop tokens in the
+    model's configs if they are special tokens of this tokenizer other than bos and unk.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    own = [token for token in _own(model, tokenizer, "eos_token_id") if token not in (bos, tokenizer.unk_token_id)]
+    own = [
+        token
+        for token in _configured_tokens(model, tokenizer, "eos_token_id")
+        if token not in (bos, tokenizer.unk_token_id)
+    ]
     stops = list(dict.fromkeys([*trained, *([] if eos is None else [eos]), *own]))
     if bos is None:
-        bos = next(iter(_own(model, tokenizer, "bos_token_id")), None)
+        bos = next(iter(_configured_tokens(model, tokenizer, "bos_token_id")), None)
     return {
         "eos_token_id": stops if len(stops) > 1 else next(iter(stops), None),
         "pad_token_id": tokenizer.pad_token_id,
@@ -59,10 +63,10 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     }
 
 
-def _own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
-    """Return the ids in the model's configs that somebody chose and that mean a special token in this tokenizer.
+def _configured_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    """Return the ids set explicitly in the model's configs that are special tokens of this tokenizer.
 
-    Nobody chose the default of a config's class, such as Llama's 2: it may mean any token of another tokenizer.
+    Defaults of a config class, such as Llama's 2, are skipped: they may be any token of another tokenizer.
     """
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     config = model.config.get_text_config()
@@ -74,13 +78,13 @@ def _own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) 
     return [token for token in found if token in special]
 
 
-def _put(config: PretrainedConfig, name: str, value: int | list[int] | None) -> None:
-    """Set a value of a config; where its class refuses it, the first of several, or nothing."""
+def _set_if_accepted(config: PretrainedConfig, name: str, value: int | list[int] | None) -> None:
+    """Set a value of a config; if its class rejects a list, set the first element, or nothing if it rejects that too."""
     from huggingface_hub.errors import StrictDataclassError
 
     for accepted in (value, *value[:1]) if isinstance(value, list) else (value,):
         try:
             setattr(config, name, accepted)
-        except StrictDataclassError:  # some take one stop token only, some need a bos token
+        except StrictDataclassError:  # some accept a single stop token only, some require a bos token
             continue
         return

@@ -1,4 +1,4 @@
-"""The `hf` checkpoint engine: an export that transformers loads."""
+"""The `hf` checkpoint engine: exports in the format of transformers."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _SIZE = re.compile(r"\d+[KMGT]i?B")
 
 @component(group="checkpoint", name="hf")
 class HuggingFaceCheckpoint(TriggeredCheckpoint):
-    """Exports for AutoModelForCausalLM and AutoTokenizer: safetensors, configs, tokenizer with its chat template.
+    """Exports for AutoModelForCausalLM and AutoTokenizer: safetensors, configs, and the tokenizer with its chat template.
 
-    The end of training goes to `export`, a save on the way to `export-step-00000100` beside it; each appears complete
-    or not at all. Weights keep the dtype the model trains in. An adapter is saved by itself or merged (`merge`). The
-    configs name every stop token that was trained, and the padding. Nothing resumes from an export.
+    The final export is `export`, intermediate ones are `export-step-00000100`; each appears only when it is complete.
+    Weights keep the dtype of training. An adapter is saved separately or merged (`merge`). The configs contain every stop
+    token that was trained, and the padding token. A run cannot resume from an export.
     """
 
     save_end_of_training: bool = True
-    """Save once the last step is done."""
+    """Save after the last step."""
     save_name: str = "export"
-    """Directory name of the export at the end of training, and prefix of those on the way."""
+    """Directory of the final export, and prefix of intermediate exports."""
     max_shard_size: str | None = None
-    """Largest safetensors file, such as 5GB; transformers' default when unset."""
+    """Maximum size of a safetensors file, such as 5GB; transformers' default when unset."""
     merge: bool | None = None
-    """Of a run with `peft`: true adds the adapter into the weights and exports a whole model, false exports the adapter
-    alone; unset: the adapter, where the model it belongs to can be loaded from somewhere."""
+    """With `peft`: true exports the merged model, false the adapter; unset exports the adapter if its base model can be
+    loaded, else the merged model."""
 
     can_resume: ClassVar[bool] = False
 
@@ -61,31 +61,31 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
 
     @property
     def latest_checkpoint_exists(self) -> bool:
-        """Whether any export is there."""
+        """Whether there is any export."""
         names = [path.name for path in self.root.iterdir()] if self.root.is_dir() else []
         return any(name == self.save_name or name.startswith(f"{self.save_name}-step-") for name in names)
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
-        """Return the size of one export; each replaces nothing but itself, so those on the way are not counted."""
+        """Return the size of the final export; intermediate exports are not counted."""
         return (parameters if self._merges else trainable) * bytes_per_parameter
 
     def bind(self, state: TrainingState) -> None:
-        """Take the state to save from; called once, before `save`. Refuses to merge what cannot be merged."""
+        """Take the state to save from; called once, before `save`. Raises ConfigError if the adapter cannot be merged."""
         super().bind(state)
         if self._merges:
             check_mergeable(state.engine.module)
 
     @property
     def _merges(self) -> bool:
-        """Whether this run has an adapter that is exported merged."""
+        """Whether this run has an adapter and exports the merged model."""
         known = self.state.base is not None or self.state.rebuild is None
-        return is_adapted(self.state.engine.module) and (not known if self.merge is None else self.merge)
+        return has_adapter(self.state.engine.module) and (not known if self.merge is None else self.merge)
 
     def save(self) -> Path:
         """Export the model and tokenizer and return the directory; collective.
 
-        An existing export of that name is replaced in one step. Raises CheckpointError, the same on every rank, when
-        it cannot be written; what was there before then stays.
+        An existing export with that name is replaced atomically. Raises the same CheckpointError on every rank if the
+        export cannot be written; an existing one is then kept.
         """
         from arctic_hydra.checkpoint.full_weights import gather_weights
 
@@ -97,7 +97,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             weights = gather_weights(model, keep=is_main, beside=gathered, whole=whole)
             if is_main:
                 if self._merges:
-                    model = self._rebuilt(weights)
+                    model = self._merged_copy(weights)
                     weights = model.state_dict()
                 write_export(model, weights, self.state.tokenizer, target, self, self.state.stop_tokens())
         except Exception as problem:
@@ -117,12 +117,12 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             logger.info("exported %s", target)
         return target
 
-    def _rebuilt(self, weights: dict[str, torch.Tensor]) -> Any:
-        """Return a merged copy of the model with these weights, on the CPU; the training's own stays as it is."""
-        from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, initialise
+    def _merged_copy(self, weights: dict[str, torch.Tensor]) -> Any:
+        """Return a merged copy of the model with these weights, on the CPU; the model in training is not changed."""
+        from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
         from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
 
-        assert self.state.rebuild is not None, "a run with an adapter knows how to make its model once more"
+        assert self.state.rebuild is not None, "a run with an adapter can create its model again"
         kept = random_state()
         try:
             model = self.state.rebuild()
@@ -130,19 +130,19 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
             set_random_state(kept)
         trained = {name for name, value in self.state.engine.module.named_parameters() if value.requires_grad}
         chosen = {name: value for name, value in weights.items() if not self.state.frozen_elsewhere or name in trained}
-        initialise(model, chosen, Weights(self.state.run_dir, self.state.progress.global_step, UNCHECKED))
+        load_into(model, chosen, Weights(self.state.run_dir, self.state.progress.global_step, UNCHECKED))
         return model.merge_and_unload()
 
     def load(self) -> Path | None:
-        """Raise CheckpointError: an export holds weights only."""
+        """Raise CheckpointError: an export contains weights only."""
         raise CheckpointError(
-            "checkpoint.hf: an export holds weights only and no run resumes from it; "
+            "checkpoint.hf: an export contains weights only, so a run cannot resume from it; "
             "resume with checkpoint=[deepspeed,hf], or start a new run from these weights with init_from=<export>"
         )
 
 
 def export_name_problem(name: str) -> str | None:
-    """Return why an export cannot be called `name`, or None where it can."""
+    """Return why `name` is not a valid name for an export, or None."""
     if not _NAME.fullmatch(name):
         return f"got {name!r}, expected a plain directory name"
     if is_own_name(name):
@@ -150,13 +150,13 @@ def export_name_problem(name: str) -> str | None:
     return None
 
 
-def is_adapted(model: Any) -> bool:
+def has_adapter(model: Any) -> bool:
     """Whether peft has wrapped the model."""
     return hasattr(model, "peft_config")
 
 
 def check_mergeable(model: Any) -> None:
-    """Raise ConfigError for an adapter that cannot be added into the weights."""
+    """Raise ConfigError if the adapter of `model` cannot be merged into its weights."""
     if not hasattr(model.base_model, "merge_and_unload"):
         kind = model.peft_config["default"].peft_type.value
         raise ConfigError(f"checkpoint.hf.merge: peft cannot merge a {kind} adapter; pass checkpoint.hf.merge=false")
@@ -170,14 +170,14 @@ def write_export(
     options: HuggingFaceCheckpoint,
     stop_tokens: Sequence[int] = (),
 ) -> None:
-    """Publish model and tokenizer as `target`, complete or not at all.
+    """Write model and tokenizer to the directory `target`, which appears only when it is complete.
 
-    `weights` are whole and on the CPU; `stop_tokens` are the ids that answers are trained to end in.
+    `weights` are the full weights on the CPU; `stop_tokens` are the ids of the stop tokens that were trained.
     """
     from transformers import GenerationConfig
 
     from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
-    from arctic_hydra.checkpoint.generation import ready_to_generate
+    from arctic_hydra.checkpoint.generation import generation_configs
 
     if not hasattr(model, "save_pretrained"):
         raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
@@ -186,10 +186,10 @@ def write_export(
     stage.mkdir(parents=True)
     try:
         sharding = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
-        base = model.get_base_model() if is_adapted(model) else model
-        with ready_to_generate(base, tokenizer, stop_tokens) as tokens:
+        base = model.get_base_model() if has_adapter(model) else model
+        with generation_configs(base, tokenizer, stop_tokens) as tokens:
             model.save_pretrained(stage, state_dict=weights, **sharding)
-        if base is not model:  # peft saves no such file with an adapter
+        if base is not model:  # peft does not save this file with an adapter
             GenerationConfig(**tokens).save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         sync_tree(stage)

@@ -1,4 +1,4 @@
-"""Where weights come from: a checkpoint of this or another run, or an export; found, verified, and put into a model."""
+"""Finding, verifying and loading the weights that a run starts from: a checkpoint of any run, or an export."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 UNCHECKED = "unchecked"
-"""Stands for the checksum of weights that are held in another form when they are loaded again: quantised ones."""
+"""Placeholder for the checksum of quantized weights, which cannot be compared with unquantized ones."""
 ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights on disk that were verified as far as their kind allows."""
+    """Verified weights on disk: a checkpoint (verified by its manifest) or an export."""
 
     path: Path
     step: int | None
     """Completed optimizer steps of a checkpoint; None for an export."""
     frozen: str | None = None
-    """The checksum of the frozen weights that it leaves out, or UNCHECKED; None where it holds everything."""
+    """Checksum of the frozen weights that a checkpoint omits, or UNCHECKED; None if it contains all weights."""
     stop_tokens: tuple[int, ...] | None = None
-    """Ids of the tokens that turns were trained to end in; None of an export, and of checkpoints before this was kept."""
+    """Ids of the stop tokens that were trained; None for an export and for checkpoints of older versions."""
 
 
 def find_checkpoint(root: Path, which: str | None) -> Weights:
-    """Return the checkpoint that `from_checkpoint` names; collective, and the same on every rank.
+    """Return the checkpoint that `from_checkpoint` selects; collective, the same on every rank.
 
-    `which` is a step, `best`, the path of a checkpoint (or of the directory that holds several), or None for the
-    newest good one below `root`. Every file is hashed; damage is a CheckpointError, never a silent second choice,
-    unless the newest was asked for.
+    `which` is a step, `best`, the path of a checkpoint or of a directory of checkpoints, or None for the newest valid
+    one below `root`. Every hash is verified. Raises CheckpointError if the selected checkpoint is damaged; only the
+    newest one falls back to an older one.
     """
     store = CheckpointStore(root, distributed.World.from_env().rank)
     if which is not None and which != "best" and not which.isdigit():
@@ -47,68 +47,68 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
         nested = [path, path / "checkpoints"]
         holder = next((folder for folder in nested if CheckpointStore(folder, 1).steps()), None)
         if holder is None:
-            return _weights(store.verified(path))
+            return _as_weights(store.verified(path))
         store, which = CheckpointStore(holder, distributed.World.from_env().rank), None
     if which is None:
         newest = store.newest()
         if newest is None:
             raise CheckpointError(
-                f"{store.root} holds no checkpoint; train first, or pass from_checkpoint=<path of a checkpoint>"
+                f"{store.root} contains no checkpoint; train first, or pass from_checkpoint=<path of a checkpoint>"
             )
-        return _weights(newest)
-    return _weights(store.best() if which == "best" else store.at(int(which)))
+        return _as_weights(newest)
+    return _as_weights(store.best() if which == "best" else store.at(int(which)))
 
 
-def _weights(found: Checkpoint) -> Weights:
+def _as_weights(found: Checkpoint) -> Weights:
     stops = found.manifest.get("stop_tokens")
     frozen = found.manifest["identity"].get("frozen_weights")
     return Weights(found.path, found.step, frozen, None if stops is None else tuple(stops))
 
 
 def find_weights(path: Path) -> Weights:
-    """Return what `init_from` names: an export, a checkpoint, or the directory of a run (its newest checkpoint)."""
+    """Return the weights that `init_from` selects: an export, a checkpoint, or a run directory (its newest checkpoint)."""
     if is_export(path):
         return Weights(path, None)
     return find_checkpoint(path, str(path))
 
 
 def is_export(path: Path) -> bool:
-    """Whether `path` holds safetensors files of a model or an adapter."""
+    """Whether `path` contains safetensors files of a model or an adapter."""
     return any(path.glob("*.safetensors"))
 
 
-def holds_all_weights(path: Path) -> bool:
-    """Whether `path` is an export of a whole model, which transformers loads by itself."""
+def is_full_model_export(path: Path) -> bool:
+    """Whether `path` is an export of a full model rather than of an adapter."""
     return is_export(path) and not (path / ADAPTER).exists()
 
 
-def read(weights: Weights) -> dict[str, torch.Tensor]:
-    """Return the weights by name; those of an adapter's export have peft's names, without the adapter's own.
+def read_weights(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return the weights by name; those of an exported adapter have peft's names without the name of the adapter.
 
-    Tensors of a checkpoint are mapped from its files where these hold them whole. Raises CheckpointError.
+    Tensors that a file of a checkpoint contains whole are memory-mapped. Raises CheckpointError.
     """
     if weights.step is not None or (weights.path / MANIFEST).exists():
-        from arctic_hydra.checkpoint.full_weights import checkpoint_weights
+        from arctic_hydra.checkpoint.full_weights import read_checkpoint_weights
 
-        return checkpoint_weights(weights.path)
-    return dict(_exported(weights.path))
+        return read_checkpoint_weights(weights.path)
+    return dict(_read_export(weights.path))
 
 
-def fits(stored: dict[str, torch.Tensor], model: torch.nn.Module) -> bool:
-    """Whether the model has every name of `stored`."""
+def has_every_name(stored: dict[str, torch.Tensor], model: torch.nn.Module) -> bool:
+    """Whether the model has a parameter or buffer for every name in `stored`."""
     return set(stored) <= set(model.state_dict(keep_vars=True))
 
 
-def initialise(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: Weights) -> None:
-    """Set every parameter and persistent buffer of `model` from what `weights` holds; collective under ZeRO-3.
+def load_into(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: Weights) -> None:
+    """Set every parameter and persistent buffer of `model` from `stored`, the contents of `weights`; collective at ZeRO-3.
 
-    Where it leaves frozen weights out, those of the model stay, and must be the ones it was trained over. Raises
-    CheckpointError when they are not, or a name or a shape differs: nothing is left at random, nothing is left over.
+    Frozen weights that a checkpoint omits keep the values of the model, which must be those of the original training.
+    Raises CheckpointError if they differ, or if names or shapes do not match exactly.
     """
     import torch
 
     if weights.step is None and (weights.path / ADAPTER).exists():
-        stored = _with_adapter_name(model, stored)
+        stored = _as_model_names(model, stored)
     state = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     for name, value in state.items():
@@ -118,24 +118,24 @@ def initialise(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights:
     partial = weights.frozen is not None or (weights.path / ADAPTER).exists()
     shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in wanted.items()}
     problems = [
-        _listed("the model has no", sorted(stored.keys() - wanted.keys())),
-        _listed("it lacks", [] if partial else absent),
-        _listed(
+        _summarize("the model has no", sorted(stored.keys() - wanted.keys())),
+        _summarize("it lacks", [] if partial else absent),
+        _summarize(
             "the shapes differ of",
             [f"{n} ({tuple(stored[n].shape)}, model {s})" for n, s in shapes.items() if stored[n].shape != s],
         ),
     ]
     if any(problems):
         raise CheckpointError(
-            f"the weights in {weights.path} are not of this model: {'; '.join(filter(None, problems))}. "
-            "Choose the model (and its shape) that they were saved from"
+            f"the weights in {weights.path} do not fit this model: {'; '.join(filter(None, problems))}. "
+            "Use the model config (and shape) that they were saved with"
         )
     if weights.frozen not in (None, UNCHECKED):
         _check_frozen(model, absent, weights)
     with torch.no_grad():
         for name, value in wanted.items():
             with distributed.gathered(value, writes=True):
-                if value.numel():  # under ZeRO-3 rank 0 holds the whole, and gives the others their part
+                if value.numel():  # at ZeRO-3 rank 0 sets the full value, which is then partitioned
                     value.copy_(stored[name])
 
 
@@ -146,29 +146,30 @@ def _check_frozen(model: torch.nn.Module, absent: list[str], weights: Weights) -
     found = checksum(model, [name for name in absent if name in parameters])
     if found != weights.frozen:
         raise CheckpointError(
-            f"{weights.path} holds only the weights that train, and was trained over other frozen ones than this model's "
-            f"(checksum {weights.frozen}, here {found}): the files of the base model have changed, or another is chosen"
+            f"{weights.path} contains only the trained weights, and the frozen weights they were trained with differ from this "
+            f"model's (checksum {weights.frozen}, here {found}): the base model's files have changed, or a different base "
+            "model is selected"
         )
 
 
-def _with_adapter_name(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return an exported adapter's weights under the names that they have in `model`."""
+def _as_model_names(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights of an exported adapter under their names in `model`."""
     import peft
 
     if not isinstance(model, peft.PeftModel):
-        return stored  # refused for its names
-    # Names in place of tensors: what peft would export under which name.
+        return stored  # `load_into` reports the names
+    # Passing names instead of tensors yields the map from exported names to names in the model.
     own: Any = {name: name for name in model.state_dict(keep_vars=True)}
     exported = peft.get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
     return {str(exported.get(name, name)): value for name, value in stored.items()}
 
 
-def _listed(what: str, names: list[str]) -> str:
+def _summarize(what: str, names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{what} {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
-def _exported(path: Path) -> Iterator[tuple[str, Any]]:
+def _read_export(path: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

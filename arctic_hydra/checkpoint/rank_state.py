@@ -1,7 +1,6 @@
-"""What a rank needs beyond DeepSpeed's files to go on exactly: random states, schedule, counter, figures to log.
+"""State of a rank that DeepSpeed does not save: RNG states, schedule, and sums since the last log line.
 
 Everything is a tensor, number, string, list or dict, so that it loads with `weights_only=True`.
-DeepSpeed restores none of it: no random state at all, one `client_state` for all ranks below ZeRO-3.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of the generators of python, numpy, torch and this rank's CUDA device."""
+    """Return the RNG states of python, numpy, torch and this rank's CUDA device."""
     version, internal, gauss_next = random.getstate()
     kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
     return {
@@ -27,7 +26,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set every generator to what `random_state()` returned."""
+    """Restore the RNG states that `random_state()` returned."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -37,8 +36,8 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
-def seed_from(step: int) -> None:
-    """Seed every generator from the rank's own seed and `step`, so that a part of a run never repeats the draws before."""
+def reseed(step: int) -> None:
+    """Seed every RNG from the seed of the rank and `step`, so that a resumed run does not repeat earlier random numbers."""
     seed = (torch.initial_seed() + 1_000_003 * (step + 1)) % 2**32
     random.seed(seed)
     numpy.random.seed(seed)
@@ -46,7 +45,7 @@ def seed_from(step: int) -> None:
 
 
 def schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
-    """Return the scheduler's state and the learning rates in force: loading a scheduler alone sets no rate."""
+    """Return the state of the scheduler and the current learning rates, which loading a scheduler does not set."""
     return {
         "scheduler": _plain(scheduler.state_dict()),
         "learning_rates": [float(group["lr"]) for group in scheduler.optimizer.param_groups],
@@ -63,17 +62,17 @@ def set_schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler, state: d
             group["lr"] = rate
 
 
-def share(intervals: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
-    """Return what each of `ranks` ranks goes on with of the figures since the last log line that other ranks saved.
+def redistribute_interval(intervals: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
+    """Return the sums since the last log line for each of `ranks` ranks, from those saved by another number of ranks.
 
-    The loss and the FLOPs are sums over a rank's own batches; everything else is the same on all ranks.
+    `loss_sum` and `flops` are sums over the batches of one rank; all other values are equal on all ranks.
     """
     own = {name: sum(figures[name] for figures in intervals) / ranks for name in ("loss_sum", "flops") if intervals[0]}
     return intervals[0] | own
 
 
 def _plain(value: Any) -> Any:
-    """Copy nested containers with numpy scalars as Python numbers, which a weights-only load accepts."""
+    """Return a copy of nested containers with numpy scalars as Python numbers, for `weights_only=True`."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -1,7 +1,7 @@
-"""The same checkpoint for another number of ranks: DeepSpeed's files cut anew, nothing else changed.
+"""Resharding of a checkpoint: DeepSpeed's files, partitioned for another number of ranks.
 
-ZeRO-1 and 2 cut one flat vector per parameter group into equal, aligned parts; ZeRO-3 cuts every parameter by itself.
-Optimizer moments are cut as the fp32 weights are. Random states belong to a rank and cannot be carried over.
+ZeRO-1 and 2 split one flat vector per parameter group into equal, aligned parts; ZeRO-3 splits every parameter.
+Optimizer moments are split like the fp32 weights. RNG states belong to one rank and cannot be carried over.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from arctic_hydra.checkpoint.full_weights import rank_of
 from arctic_hydra.checkpoint.writer import load_tensors
 
 _ALIGNMENT = 2
-"""Elements per rank that DeepSpeed's ZeRO-1 and 2 pad a flat group to a multiple of."""
+"""ZeRO-1 and 2 pad a flat group to a multiple of this number of elements per rank."""
 
-Cut = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+Repartition = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 def reshape(source: Path, target: Path, ranks: int) -> None:
-    """Write DeepSpeed's files of the checkpoint `source` as `ranks` ranks would have written them into `target`.
+    """Write DeepSpeed's files of the checkpoint `source` to `target`, as `ranks` ranks would have written them.
 
-    Raises ValueError for a layout that this function does not know.
+    Raises ValueError for an unknown layout.
     """
     target.mkdir()
     try:
@@ -37,19 +37,19 @@ def reshape(source: Path, target: Path, ranks: int) -> None:
             name = models[0].name.replace("zero_pp_rank_0_", f"zero_pp_rank_{rank}_")
             state = {**states[0], "dp_world_size": ranks}
             if state.get("frozen_param_fragments"):
-                state["frozen_param_fragments"] = _frozen(states, rank, ranks)
+                state["frozen_param_fragments"] = _repartition_frozen(states, rank, ranks)
             torch.save(state, target / name)
         if shards:
             optimizers = [load_tensors(path, mmap=True) for path in shards]
             for rank in range(ranks):
-                cut = _optimizer(optimizers, states[0]["param_shapes"], rank, ranks)
-                torch.save(cut, target / shards[0].name.replace("zero_pp_rank_0_", f"zero_pp_rank_{rank}_"))
+                repartitioned = _repartition_optimizer(optimizers, states[0]["param_shapes"], rank, ranks)
+                torch.save(repartitioned, target / shards[0].name.replace("zero_pp_rank_0_", f"zero_pp_rank_{rank}_"))
     except BaseException:
         shutil.rmtree(target)
         raise
 
 
-def _optimizer(
+def _repartition_optimizer(
     shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]], rank: int, ranks: int
 ) -> dict[str, Any]:
     states = [shard["optimizer_state_dict"] for shard in shards]
@@ -60,20 +60,23 @@ def _optimizer(
         else ("base_optimizer_state", "single_partition_of_fp32_groups")
     )
     if inner not in states[0] or flat not in states[0] or len(states[0][flat]) != len(shapes):
-        raise ValueError("its optimizer files have a layout that cannot be cut for another number of ranks")
+        raise ValueError("its optimizer files have a layout that cannot be resharded to another number of ranks")
     state = dict(states[0])
-    cuts = [_by_parameter(group, rank, ranks) if stage3 else _by_group(group, rank, ranks) for group in shapes]
-    state[flat] = [cut([old[flat][index] for old in states]) for index, cut in enumerate(cuts)]
+    repartitions = [
+        _repartition_parameters(group, rank, ranks) if stage3 else _repartition_group(group, rank, ranks)
+        for group in shapes
+    ]
+    state[flat] = [repartition([old[flat][index] for old in states]) for index, repartition in enumerate(repartitions)]
     base = {**state[inner], "state": {}}
-    for index, cut in enumerate(cuts):
+    for index, repartition in enumerate(repartitions):
         moments = [old[inner]["state"][index] for old in states]
         base["state"][index] = {
-            name: cut([moment[name] for moment in moments]) if _is_cut(value) else value
+            name: repartition([moment[name] for moment in moments]) if _is_partitioned(value) else value
             for name, value in moments[0].items()
         }
     state[inner] = base
     if not stage3:
-        parts = [_part(group, ranks) for group in shapes]
+        parts = [_part_length(group, ranks) for group in shapes]
         over = [part * (rank + 1) - _total(group) for part, group in zip(parts, shapes, strict=True)]
         paddings = [max(0, min(part, more)) for part, more in zip(parts, over, strict=True)]
         state["group_paddings"] = paddings
@@ -83,7 +86,7 @@ def _optimizer(
     return {**shards[0], "optimizer_state_dict": state}
 
 
-def _is_cut(value: Any) -> bool:
+def _is_partitioned(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 1
 
 
@@ -91,24 +94,24 @@ def _total(shapes: dict[str, torch.Size]) -> int:
     return sum(shape.numel() for shape in shapes.values())
 
 
-def _part(shapes: dict[str, torch.Size], ranks: int) -> int:
-    """Return the length of one rank's part of a flat group, padding included."""
+def _part_length(shapes: dict[str, torch.Size], ranks: int) -> int:
+    """Return the length of one rank's part of a flat group, including padding."""
     unit = _ALIGNMENT * ranks
     return -(-_total(shapes) // unit) * unit // ranks
 
 
-def _by_group(shapes: dict[str, torch.Size], rank: int, ranks: int) -> Any:
-    total, part = _total(shapes), _part(shapes, ranks)
+def _repartition_group(shapes: dict[str, torch.Size], rank: int, ranks: int) -> Any:
+    total, part = _total(shapes), _part_length(shapes, ranks)
 
-    def cut(parts: list[torch.Tensor]) -> torch.Tensor:
+    def repartition(parts: list[torch.Tensor]) -> torch.Tensor:
         whole = torch.cat([value.flatten() for value in parts])[:total]
         return _padded(whole[rank * part : (rank + 1) * part], part)
 
-    return cut
+    return repartition
 
 
-def _by_parameter(shapes: dict[str, torch.Size], rank: int, ranks: int) -> Any:
-    def cut(parts: list[torch.Tensor]) -> torch.Tensor:
+def _repartition_parameters(shapes: dict[str, torch.Size], rank: int, ranks: int) -> Any:
+    def repartition(parts: list[torch.Tensor]) -> torch.Tensor:
         offset, mine = 0, []
         for shape in shapes.values():
             old = -(-shape.numel() // len(parts))
@@ -117,7 +120,7 @@ def _by_parameter(shapes: dict[str, torch.Size], rank: int, ranks: int) -> Any:
             offset += old
         return torch.cat(mine)
 
-    return cut
+    return repartition
 
 
 def _slice(whole: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
@@ -129,9 +132,9 @@ def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, length - values.numel())).clone()
 
 
-def _frozen(states: list[dict[str, Any]], rank: int, ranks: int) -> dict[str, torch.Tensor]:
-    cut = {}
+def _repartition_frozen(states: list[dict[str, Any]], rank: int, ranks: int) -> dict[str, torch.Tensor]:
+    partitions = {}
     for name, shape in states[0]["frozen_param_shapes"].items():
         whole = torch.cat([state["frozen_param_fragments"][name].flatten() for state in states])[: shape.numel()]
-        cut[name] = _slice(whole, rank, ranks)
-    return cut
+        partitions[name] = _slice(whole, rank, ranks)
+    return partitions

@@ -1,12 +1,12 @@
-"""The save protocol: what is published is complete, what is loaded was verified, and all ranks agree on both.
+"""The save protocol: published checkpoints are complete, loaded ones are verified, and all ranks agree on both.
 
     begin     rank 0 removes leftovers and creates `.tmp-step-00000100`
     write     every rank: each file as `.part`, hashed while writing, fsynced, renamed; an error is kept, not raised
     agree     errors of all ranks are gathered: all ranks raise the same CheckpointError, or none does
-              (a save in the background agrees twice: that all contents are copied, and that all files are written)
+              (a background save does this twice: after copying the contents, and after writing the files)
     publish   rank 0: manifest, rename to `step-00000100`, `latest`, prune
 
-`latest` is for people and other tools: loading never trusts it. Nothing here knows what the files hold.
+`latest` is for users and other tools; loading does not use it. This module does not know the contents of the files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from arctic_hydra.checkpoint.files import (
     hash_file,
     publish_folder,
     remove_folder,
-    retire_folder,
+    remove_published_folder,
     sync_folder,
     write_durably,
 )
@@ -51,7 +51,7 @@ def step_name(step: int) -> str:
 
 @dataclass
 class Stage:
-    """A checkpoint being written by this rank; errors are kept until all ranks agree on them."""
+    """A checkpoint that this rank is writing; errors are kept until `CheckpointStore.agree` raises them on all ranks."""
 
     step: int
     path: Path
@@ -59,13 +59,13 @@ class Stage:
     error: str | None = None
 
     def write(self, name: str, write: Callable[[HashingWriter], object]) -> None:
-        """Write one file of this rank; after a first error nothing more is written."""
+        """Write one file of this rank; does nothing after an error."""
         if self.error is None:
             with self.keep_error():
                 self.files[name] = write_durably(self.path / name, write)
 
     def keep_error(self) -> _KeepError:
-        """Return a context that keeps an exception as this rank's error instead of raising it."""
+        """Return a context that stores an exception as this rank's error instead of raising it."""
         return _KeepError(self)
 
 
@@ -84,7 +84,7 @@ class _KeepError:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint whose manifest and files were verified."""
+    """A published checkpoint whose manifest and files have been verified."""
 
     path: Path
     manifest: dict[str, Any]
@@ -96,7 +96,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The directory `root` that holds `step-*` checkpoints; every public method but `steps` is collective."""
+    """The directory `root` with the `step-*` checkpoints; every public method except `steps` is collective."""
 
     def __init__(self, root: Path, rank: int, keep_last: int | None = None, keep_best: int = 0) -> None:
         self.root = root
@@ -106,7 +106,7 @@ class CheckpointStore:
         self._rejected: set[str] = set()
 
     def steps(self) -> list[Path]:
-        """Return the directories of published checkpoints, newest first, unverified."""
+        """Return the directories of published checkpoints, newest first, without verifying them."""
         if not self.root.is_dir():
             return []
         found = [(int(match[1]), path) for path in self.root.iterdir() if (match := _STEP.fullmatch(path.name))]
@@ -115,7 +115,7 @@ class CheckpointStore:
     # ---- save ----------------------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> Stage:
-        """Create the stage directory of `step` on all ranks' behalf. Raises CheckpointError on every rank."""
+        """Create the stage directory of `step`, on rank 0. Raises CheckpointError on every rank if that fails."""
         stage = Stage(step, self.root / f".tmp-{step_name(step)}")
         if self._is_main:
             with stage.keep_error():
@@ -124,23 +124,22 @@ class CheckpointStore:
                     remove_folder(leftover)
                 self._check_space()
                 stage.path.mkdir(mode=0o700)
-        self._raise_alike(stage, distributed.broadcast_object([stage.error]))
+        self._raise_on_all_ranks(stage, distributed.broadcast_object([stage.error]))
         return stage
 
     def agree(self, stage: Stage) -> None:
-        """Collect what every rank wrote. Raises the same CheckpointError on all ranks if any rank failed."""
+        """Gather the file records of all ranks. Raises the same CheckpointError on every rank if any rank failed."""
         if stage.error is None:
             with stage.keep_error():
                 sync_folder(stage.path)
         gathered = distributed.gather_objects((stage.error, stage.files))
-        self._raise_alike(stage, [error for error, _ in gathered])
+        self._raise_on_all_ranks(stage, [error for error, _ in gathered])
         stage.files = {name: record for _, files in gathered for name, record in files.items()}
 
     def publish(self, stage: Stage, facts: dict[str, Any]) -> Path:
-        """Write the manifest (`facts` and the files), rename the stage, and prune; return the published directory.
+        """Write the manifest (`facts` and the file records), rename the stage and prune; return the published directory.
 
-        Rank 0 works, with its facts; all ranks return together. Raises CheckpointError on every rank if it could not
-        be published.
+        Rank 0 does the work, with its `facts`. Raises CheckpointError on every rank if publishing failed.
         """
         target = self.root / step_name(stage.step)
         if self._is_main:
@@ -149,12 +148,12 @@ class CheckpointStore:
                 _write_manifest(stage, facts)
                 publish_folder(stage.path, target)
                 self._rejected.discard(target.name)
-                self._tidy(target)
-        self._raise_alike(stage, distributed.broadcast_object([stage.error]))
+                self._update_latest_and_prune(target)
+        self._raise_on_all_ranks(stage, distributed.broadcast_object([stage.error]))
         return target
 
     def _check_space(self) -> None:
-        """Refuse before the first byte rather than at the last: a checkpoint is about as large as the one before."""
+        """Raise OSError if there is too little space for a checkpoint of about the size of the newest one."""
         for newest in self.steps()[:1]:
             needed = int(1.1 * sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()))
             free = shutil.disk_usage(self.root).free
@@ -162,28 +161,30 @@ class CheckpointStore:
                 gib = 1 << 30
                 raise OSError(f"{free / gib:.3g} GiB free below {self.root}, {needed / gib:.3g} GiB needed")
 
-    def _tidy(self, target: Path) -> None:
-        """Point `latest` at the new checkpoint and prune; it is published already, so a failure here only warns."""
+    def _update_latest_and_prune(self, target: Path) -> None:
+        """Update `latest` and prune. The checkpoint is already published, so a failure only logs a warning."""
         try:
             write_durably(self.root / "latest", lambda file: file.write(f"{target.name}\n".encode()))
             sync_folder(self.root)
             self._prune()
         except OSError as error:
-            logger.warning("%s is complete, but tidying %s failed: %s", target.name, self.root, error)
+            logger.warning(
+                "%s is complete, but updating `latest` or pruning in %s failed: %s", target.name, self.root, error
+            )
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep_last` good checkpoints, but the best; damaged ones do not count."""
+        """Remove checkpoints older than the newest `keep_last` valid ones, except the best; damaged ones do not count."""
         if self.keep_last is None:
             return
         kept, best = 0, self._ranked()[: self.keep_best]
         for path in self.steps():
             if kept >= self.keep_last:
                 if path not in best:
-                    retire_folder(path)
-            elif path.name not in self._rejected and _complaint(path, full=False) is None:
+                    remove_published_folder(path)
+            elif path.name not in self._rejected and _find_damage(path, full=False) is None:
                 kept += 1
 
-    def _raise_alike(self, stage: Stage, errors: list[str | None]) -> None:
+    def _raise_on_all_ranks(self, stage: Stage, errors: list[str | None]) -> None:
         failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error is not None]
         if not failed:
             return
@@ -191,22 +192,22 @@ class CheckpointStore:
             shutil.rmtree(stage.path, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {stage.step} below {self.root} was not saved and nothing was published; "
-            f"earlier ones are untouched. {'; '.join(failed)}. Free space or make the directory writable, "
-            "then run the same command again: it resumes from the newest good checkpoint"
+            f"earlier ones are unchanged. {'; '.join(failed)}. Free space or make the directory writable, "
+            "then run the same command again: it resumes from the newest valid checkpoint"
         )
 
     # ---- load ----------------------------------------------------------------------------------------------------
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that verifies, the same on every rank; None when there is none at all.
+        """Return the newest valid checkpoint, the same on every rank; None if there are no checkpoints.
 
-        Rank 0 reads and hashes. Raises CheckpointError on every rank when there are some and none is usable.
+        Rank 0 verifies the files. Raises CheckpointError on every rank if there are checkpoints but none is valid.
         """
         found: tuple[Path, dict[str, Any]] | None = None
         problem: str | None = None
         if self._is_main:
             try:
-                found, problem = self._choose()
+                found, problem = self._find_newest_valid()
             except OSError as error:
                 problem = f"{self.root} cannot be read: {error}"
         found, problem = distributed.broadcast_object((found, problem))
@@ -214,36 +215,36 @@ class CheckpointStore:
             raise CheckpointError(problem)
         return None if found is None else Checkpoint(*found)
 
-    def _choose(self) -> tuple[tuple[Path, dict[str, Any]] | None, str | None]:
+    def _find_newest_valid(self) -> tuple[tuple[Path, dict[str, Any]] | None, str | None]:
         rejected: list[str] = []
         for path in self.steps():
-            complaint = _complaint(path, full=True)
-            if complaint is None:
+            damage = _find_damage(path, full=True)
+            if damage is None:
                 return (path, _read_manifest(path)), None
-            logger.warning("checkpoint %s is rejected: %s", path, complaint)
+            logger.warning("rejected checkpoint %s: %s", path, damage)
             self._rejected.add(path.name)
-            rejected.append(f"{path.name}: {complaint}")
+            rejected.append(f"{path.name}: {damage}")
         if not rejected:
             return None, None
         return None, (
-            f"{self.root} holds {len(rejected)} checkpoint(s), none usable: the run refuses to start from step 0. "
-            f"{'; '.join(rejected)}. Restore one of them, or pass fresh=true to give them up and start over"
+            f"{self.root} contains {len(rejected)} checkpoint(s), but none is usable, so the run does not silently start from "
+            f"step 0. {'; '.join(rejected)}. Restore one of them, or pass fresh=true to discard them and start over"
         )
 
     def at(self, step: int) -> Checkpoint:
-        """Return the checkpoint of `step`, verified. Raises CheckpointError on every rank if it is absent or damaged."""
+        """Return the verified checkpoint of `step`. Raises CheckpointError on every rank if it is missing or damaged."""
         return self.verified(self.root / step_name(step))
 
     def best(self) -> Checkpoint:
-        """Return the checkpoint with the best metric, verified; only those saved with one take part."""
+        """Return the verified checkpoint with the best metric, among those saved with a metric."""
         path, problem = None, None
         if self._is_main:
             ranked = self._ranked()
             path = ranked[0] if ranked else None
             if path is None:
                 problem = (
-                    f"{self.root} holds no checkpoint with a metric, so none is the best; set "
-                    "checkpoint.deepspeed.keep_best and evaluate while training, or choose a step"
+                    f"{self.root} holds no checkpoint with a metric, so none can be the best; set "
+                    "checkpoint.deepspeed.keep_best and evaluate during training, or choose a step"
                 )
         path, problem = distributed.broadcast_object((path, problem))
         if path is None:
@@ -251,21 +252,21 @@ class CheckpointStore:
         return self.verified(path)
 
     def verified(self, path: Path) -> Checkpoint:
-        """Return the checkpoint in `path`, every file hashed. Raises CheckpointError on every rank if it is not good."""
-        complaint: str | None = None
+        """Return the checkpoint in `path` after verifying every hash. Raises CheckpointError on every rank if it is invalid."""
+        damage: str | None = None
         if self._is_main:
-            complaint = _complaint(path, full=True) if path.is_dir() else "there is no such directory"
-        complaint = distributed.broadcast_object(complaint)
-        if complaint is not None:
+            damage = _find_damage(path, full=True) if path.is_dir() else "there is no such directory"
+        damage = distributed.broadcast_object(damage)
+        if damage is not None:
             steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in self.steps()) or "none"
             raise CheckpointError(
-                f"checkpoint {path} cannot be used: {complaint}. Steps below {self.root}: {steps}; "
+                f"checkpoint {path} cannot be used: {damage}. Steps below {self.root}: {steps}; "
                 "pass from_checkpoint=<step>, or the path of another checkpoint"
             )
         return Checkpoint(path, _read_manifest(path))
 
     def _ranked(self) -> list[Path]:
-        """Return the checkpoints with a metric, the best (then the newest) first."""
+        """Return the checkpoints with a metric, best first, newer ones first among equals."""
         metrics: list[tuple[float, Path]] = []
         for path in self.steps():
             try:
@@ -278,7 +279,7 @@ class CheckpointStore:
 
 
 def _check_all_recorded(stage: Stage) -> None:
-    """A file that no rank reported was not hashed and cannot be verified: better no checkpoint than such a one."""
+    """Raise RuntimeError if the stage has files that no rank recorded, which have no hash, or lacks recorded files."""
     found = {str(path.relative_to(stage.path)) for path in stage.path.rglob("*") if path.is_file()}
     if unknown := sorted(found - stage.files.keys()):
         raise RuntimeError(f"files that did not pass through the store: {', '.join(unknown)}")
@@ -288,7 +289,7 @@ def _check_all_recorded(stage: Stage) -> None:
 
 def _write_manifest(stage: Stage, facts: dict[str, Any]) -> None:
     files = {name: asdict(record) for name, record in sorted(stage.files.items())}
-    # Through JSON once, so that the digest is of exactly what a reader gets back (tuples as lists, keys as strings).
+    # A round trip through JSON, so that the digest covers what a reader gets (tuples as lists, keys as strings).
     body = json.loads(json.dumps({"format": FORMAT, "step": stage.step, **facts, "files": files}))
     text = json.dumps({**body, "self_sha256": _digest(body)}, indent=1)
     write_durably(stage.path / MANIFEST, lambda file: file.write(text.encode()))
@@ -300,11 +301,11 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint. Raises ValueError or OSError, the text saying what is wrong with it."""
+    """Return the manifest of a checkpoint. Raises ValueError or OSError whose text describes the damage."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
-        raise ValueError(f"{MANIFEST} is missing: it was never completed") from None
+        raise ValueError(f"{MANIFEST} is missing: the checkpoint is incomplete") from None
     except ValueError as error:
         raise ValueError(f"{MANIFEST} is not valid JSON ({error})") from None
     body = dict(manifest) if isinstance(manifest, dict) else {}
@@ -315,8 +316,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return body
 
 
-def _complaint(path: Path, *, full: bool) -> str | None:
-    """Return what is wrong with a published checkpoint, or None; `full` hashes every file, else sizes decide."""
+def _find_damage(path: Path, *, full: bool) -> str | None:
+    """Return the damage of a published checkpoint, or None; `full` also verifies hashes, otherwise only sizes."""
     try:
         files: dict[str, dict[str, Any]] = _read_manifest(path)["files"]
     except (OSError, ValueError) as error:
@@ -331,10 +332,10 @@ def _complaint(path: Path, *, full: bool) -> str | None:
     if not full:
         return None
     with ThreadPoolExecutor(_READERS) as pool:
-        return next(_differences(path, files, pool), None)
+        return next(_mismatches(path, files, pool), None)
 
 
-def _differences(path: Path, files: dict[str, dict[str, Any]], pool: ThreadPoolExecutor) -> Iterator[str]:
+def _mismatches(path: Path, files: dict[str, dict[str, Any]], pool: ThreadPoolExecutor) -> Iterator[str]:
     hashes = {name: pool.submit(hash_file, path / name) for name in files}
     for name, pending in hashes.items():
         try:
@@ -343,4 +344,4 @@ def _differences(path: Path, files: dict[str, dict[str, Any]], pool: ThreadPoolE
             yield f"{name} cannot be read ({error})"
             continue
         if actual != files[name]["sha256"]:
-            yield f"{name} is damaged: sha256 {actual[:12]}..., expected {files[name]['sha256'][:12]}..."
+            yield f"{name} is damaged: its sha256 is {actual[:12]}..., expected {files[name]['sha256'][:12]}..."

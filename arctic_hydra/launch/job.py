@@ -80,7 +80,7 @@ class Job:
         if self.run.fresh:
             self.directory.clear()
             for engine in self.run.checkpoint.values():
-                if (folder := engine.place(self.directory.path)) != self.directory.path:
+                if (folder := engine.directory_of(self.directory.path)) != self.directory.path:
                     shutil.rmtree(folder, ignore_errors=True)
         return lock
 

@@ -36,4 +36,4 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
 def checkpoint_root(run: Run, run_dir: Path) -> Path:
     """Return where the run that `run_dir` belongs to keeps its checkpoints."""
     engine, trained_in = run.checkpoint.get("deepspeed"), run_dir.parent
-    return (engine.place(trained_in) if engine else trained_in) / "checkpoints"
+    return (engine.directory_of(trained_in) if engine else trained_in) / "checkpoints"

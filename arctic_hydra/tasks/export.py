@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import assemble
 from arctic_hydra.checkpoint import initial_weights
-from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, is_adapted, write_export
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, has_adapter, write_export
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
 from arctic_hydra.data.load.stop_tokens import counted_stops
@@ -32,9 +32,9 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     chosen = run.checkpoint.get("hf")
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"
-    target = options.place(run_dir.parent) / name
+    target = options.directory_of(run_dir.parent) / name
     merge = options.merge if options.merge is not None else assemble.base_of(run) is None
-    if is_adapted(model) and merge:
+    if has_adapter(model) and merge:
         check_mergeable(model)
         model = model.merge_and_unload()
     write_export(

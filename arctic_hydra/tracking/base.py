@@ -1,4 +1,4 @@
-"""Trackers: where a run's parameters and metrics go besides its own directory, which stays the truth."""
+"""Base of the trackers, which send parameters and metrics to a store besides the run directory."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from arctic_hydra.component import Component
 
 @dataclass(kw_only=True)
 class Tracker(Component):
-    """Base of the trackers; only global rank 0 calls them, and no fault of theirs ever ends a run."""
+    """Base of the trackers; only global rank 0 calls them, and their failures never end a run."""
 
     @abstractmethod
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
-        """Open the run `name`, or open it again where `run_dir` shows that it was opened before; `config` is resolved
-        and redacted."""
+        """Create the run `name` in the store, or reopen it if `run_dir` shows that it exists. `config` is resolved and
+        has its secrets masked."""
 
     @abstractmethod
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record metrics of one step."""
+        """Record the metrics of one step."""
 
     def catch_up(self, run_dir: Path, name: str, config: dict[str, Any], status: str) -> None:
-        """Send what the run in `run_dir` left unsent and end it with `status`; for the composing process, once the
-        ranks are gone. Does nothing where nothing is missing, or where the tracker keeps no memory of its own."""
+        """Send what the run in `run_dir` has not sent yet and end it with `status`. The composing process calls this
+        after the ranks have exited. Does nothing by default, for trackers that cannot resume a run."""
 
     @abstractmethod
     def finish(self, status: str) -> None:
-        """Close the run with `finished`, `stopped` or `failed`; waits 10 seconds at most."""
+        """End the run with `finished`, `stopped` or `failed`; waits at most 10 seconds."""

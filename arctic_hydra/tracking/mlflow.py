@@ -1,4 +1,4 @@
-"""MLflow: by default a SQLite file beside the runs, which needs no server; `mlflow ui` shows it."""
+"""Tracking with MLflow, by default in a SQLite file next to the runs, which needs no server; `mlflow ui` shows it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.tracking.sender import Point, Sender, read_points, warn
 
 STATE_FILE = "tracking-mlflow.json"
-"""File in the run directory that names the MLflow run, so that a later start continues it."""
+"""File in the run directory with the id of the MLflow run, which a later start continues."""
 
 _PARAM_CHARACTERS = 6000
 _PARAMS_PER_REQUEST = 100
@@ -30,8 +30,8 @@ _KEY_CHARACTERS = 250
 _LOCK_SECONDS = 120.0
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
-# MLflow reads these when it is imported and at each request. Its own defaults wait minutes for a dead server and report
-# usage to its makers; what the user set wins.
+# Read by MLflow on import and on each request. Its defaults wait minutes for an unresponsive server and send telemetry;
+# values set by the user win.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -43,36 +43,36 @@ _ENVIRONMENT = {
 
 @component(group="tracking", name="mlflow")
 class MLflowTracker(Tracker):
-    """Parameters, metrics and the resolved config as one MLflow run, which a resumed run continues."""
+    """Logs parameters, metrics and the resolved config to one MLflow run; a resumed run continues it."""
 
     uri: str | None = None
     """Tracking store (sqlite:///<file>, http://<host>:<port>, ...); `<output_root>/mlflow.db` when unset."""
     experiment: str = "arctic_hydra"
-    """MLflow experiment that holds the run; created where it does not exist."""
+    """MLflow experiment of the run; created if it does not exist."""
 
     def validate(self) -> None:
         if self.uri is not None and not re.match(r"[a-z0-9+-]+://|databricks$", self.uri):
             raise ValueError(
                 f"uri: got {without_credentials(self.uri, mark='')!r}, expected a URL such as sqlite:///runs/mlflow.db or "
-                f"http://127.0.0.1:5000 (MLflow has given up its file store)"
+                f"http://127.0.0.1:5000 (MLflow no longer supports its file store)"
             )
         if not self.experiment.strip():
             raise ValueError(f"experiment: got {self.experiment!r}, expected a name")
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
-        """Open the run in the background, and first send what `metrics.jsonl` holds and the store lacks."""
+        """Open the run in the background and send the rows of `metrics.jsonl` that the store does not have."""
         connection = self._connection(run_dir, name, config)
         self._sender = Sender(connection, connection.metrics_path, connection.label)
         self._sender.start()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Queue the metrics of one step; returns at once."""
+        """Queue the metrics of one step; never blocks."""
         self._sender.put(step, metrics)
 
     def catch_up(self, run_dir: Path, name: str, config: dict[str, Any], status: str) -> None:
-        """Send what the store lacks of the run in `run_dir` and end it with `status`, where that was not done yet.
+        """Send what the store does not have of the run in `run_dir` and end it with `status`, unless that is already done.
 
-        A run that failed before it reached the store is not created there. Takes some seconds where the store is away.
+        A run that failed before it reached the store is not created there. Takes some seconds if the store is unavailable.
         """
         connection = self._connection(run_dir, name, config)
         if connection.closed_with == status or (status == "failed" and not connection.opened):
@@ -81,7 +81,7 @@ class MLflowTracker(Tracker):
             connection.open()
             connection.send(read_points(connection.metrics_path))
             connection.close(status)
-        except Exception as error:  # whatever a tracking library raises
+        except Exception as error:  # MLflow raises many types
             warn(connection.label, f"{type(error).__name__}: {error}")
 
     def _connection(self, run_dir: Path, name: str, config: dict[str, Any]) -> MLflowRun:
@@ -91,7 +91,7 @@ class MLflowTracker(Tracker):
         )
 
     def finish(self, status: str) -> None:
-        """Send what is left and end the MLflow run: FINISHED, KILLED (stopped early) or FAILED."""
+        """Send the remaining metrics and end the MLflow run: FINISHED, KILLED (stopped early) or FAILED."""
         self._sender.finish(status)
 
     def group(
@@ -103,10 +103,10 @@ class MLflowTracker(Tracker):
         ending: Ending,
         catch_up: Callable[[], None],
     ) -> None:
-        """Make (or bring up to date) one MLflow run for a sweep, the parent of its jobs' runs; may block and may raise.
+        """Create or update one MLflow run for a sweep, the parent of its jobs' runs; may block and may raise.
 
-        `facts` become the parent's parameters; `children` are the jobs' run directories. `catch_up` is called once the store
-        has answered, and brings the jobs' runs up to date.
+        `facts` become the parameters of the parent; `children` are the run directories of the jobs. `catch_up` updates the
+        runs of the jobs and is called once the store has responded.
         """
         uri = _absolute(self.uri or f"sqlite:///{sweep_dir.resolve().parents[2] / 'mlflow.db'}")
         parent = MLflowRun(uri, self.experiment, sweep_dir.resolve(), name, facts)
@@ -123,17 +123,17 @@ class MLflowTracker(Tracker):
 
 @dataclass(frozen=True)
 class Ending:
-    """What a sweep's MLflow run says about its end."""
+    """Result of a sweep, for its MLflow run."""
 
     status: str
     """finished, stopped or failed."""
     objective: float | None
-    """The best job's; None where none has finished."""
+    """Objective of the best job; None if no job has finished."""
     tags: dict[str, str]
 
 
 class MLflowRun:
-    """One run directory's run in an MLflow store; every method may block and may raise."""
+    """The run of one run directory in an MLflow store; every method may block and may raise."""
 
     def __init__(self, uri: str, experiment: str, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         self._uri = _absolute(uri)
@@ -146,7 +146,7 @@ class MLflowRun:
         self.label = f"tracking.mlflow ({without_credentials(uri, mark='')})"
         self._client: Any = None
         self._run_id = ""
-        self._described = False
+        self._config_logged = False
         self._status: str | None = None
         self._last_step = -1
         self._last_steps: dict[str, int] = {}
@@ -158,12 +158,12 @@ class MLflowRun:
 
     @property
     def closed_with(self) -> str | None:
-        """The status that the run was ended with after its last metrics; None where it never was, or in this store."""
+        """The status with which the run was ended after its last metrics; None if it was not ended in this store."""
         status: str | None = self._state().get("status")
         return status
 
     def open(self) -> None:
-        """Create the run, or open again the one that the run directory names, and learn what the store holds."""
+        """Create the run, or reopen the one that the run directory refers to, and read the last step of each metric."""
         client_class = _import_client()
         with self._creation_lock():
             self._create_database(client_class)
@@ -172,19 +172,19 @@ class MLflowRun:
         run = self._known_run()
         if run is None:
             run = self._client.create_run(experiment_id, run_name=self._name, tags=self._tags())
-            self._described = False
+            self._config_logged = False
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
         self._run_id = run.info.run_id
-        # The store is the authority: a kill between sending and noting it down must not send a step twice.
+        # Ask the store rather than our state file: a kill between sending and writing that file must not send a step twice.
         self._last_steps = {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
         self._last_step = max(self._last_steps.values(), default=-1)
         self._write_state()
-        if not self._described:
-            self._describe()
+        if not self._config_logged:
+            self._log_config()
 
     def send(self, points: list[Point]) -> None:
-        """Store the metrics that are newer than what the run holds of each."""
+        """Store the metrics that are newer than the last stored step of each."""
         from mlflow.entities import Metric
 
         metrics = [
@@ -206,7 +206,7 @@ class MLflowRun:
         self._client.set_tag(run_id, "mlflow.parentRunId", self._run_id)
 
     def summarize(self, objective: float | None, tags: dict[str, str]) -> None:
-        """Store one number and tags for the whole run."""
+        """Store the objective and tags of the whole run."""
         if objective is not None:
             self._client.log_metric(self._run_id, "objective", objective)
         for key, value in tags.items():
@@ -219,7 +219,7 @@ class MLflowRun:
         self._write_state()
 
     def _tags(self) -> dict[str, str]:
-        """Return what MLflow's pages show as user, source and version, from the record of the run."""
+        """Return the tags that MLflow shows as user, source and version, from the record of the run."""
         from mlflow.tracking.context.registry import resolve_tags
 
         path = self._run_dir / "record.json"
@@ -235,7 +235,7 @@ class MLflowRun:
         return dict(resolve_tags(tags))
 
     def _creation_lock(self) -> AbstractContextManager[Any]:
-        """Let one process at a time create a SQLite store: its migrations fail where two of them meet."""
+        """Let one process at a time create a SQLite store, because concurrent migrations fail."""
         path = _sqlite_path(self._uri)
         if path is None:
             return nullcontext()
@@ -246,7 +246,7 @@ class MLflowRun:
         return lock
 
     def _create_database(self, client_class: Any) -> None:
-        """Create a SQLite store under a temporary name: a kill within its migrations would leave it broken for good."""
+        """Create a SQLite store under a temporary name: a kill during its migrations would leave it unusable."""
         path = _sqlite_path(self._uri)
         if path is None or path.exists():
             return
@@ -268,10 +268,12 @@ class MLflowRun:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return str(self._client.get_experiment_by_name(self._experiment).experiment_id)  # another run was faster
+            return str(
+                self._client.get_experiment_by_name(self._experiment).experiment_id
+            )  # another run created it first
 
     def _known_run(self) -> Any:
-        """Return the run that an earlier start of this run directory opened in this store, if it is still there."""
+        """Return the run that an earlier start of this run directory opened in this store, if it still exists."""
         from mlflow.exceptions import MlflowException
 
         state = self._state()
@@ -283,11 +285,11 @@ class MLflowRun:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        self._described = state["described"]
+        self._config_logged = state["described"]
         return run if run.info.lifecycle_stage == "active" else None
 
-    def _describe(self) -> None:
-        """Store the config: as flat parameters, which MLflow never lets change, and whole as `config.yaml`."""
+    def _log_config(self) -> None:
+        """Store the config as flat parameters, which MLflow does not allow to change, and as the artifact `config.yaml`."""
         import yaml
         from mlflow.entities import Param
 
@@ -296,11 +298,11 @@ class MLflowRun:
             self._client.log_batch(self._run_id, params=chunk)
         text = without_credentials(yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True), mark="")
         self._client.log_text(self._run_id, text, "config.yaml")
-        self._described = True
+        self._config_logged = True
         self._write_state()
 
     def _state(self) -> dict[str, Any]:
-        """Return what was noted down about this run directory's run in this store; empty where there is none."""
+        """Return the saved state of this run directory's run in this store; empty if there is none."""
         if not self._state_path.exists():
             return {}
         state: dict[str, Any] = json.loads(self._state_path.read_text(encoding="utf-8"))
@@ -311,7 +313,7 @@ class MLflowRun:
             "uri": without_credentials(self._uri, mark=""),
             "run_id": self._run_id,
             "last_step": self._last_step,
-            "described": self._described,
+            "described": self._config_logged,
             "status": self._status,
         }
         part = self._state_path.with_name(f"{STATE_FILE}.part")
@@ -320,7 +322,7 @@ class MLflowRun:
 
 
 def flat_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the leaves of a config by dotted key, as text of at most 6000 characters."""
+    """Return the leaves of a config by dotted key, as text of at most 6000 characters each."""
     params: dict[str, str] = {}
     for key, value in _leaves(config, ""):
         text = without_credentials(str(value), mark="")
@@ -337,7 +339,7 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def metric_key(name: str) -> str:
-    """Return `name` with what MLflow refuses in a key replaced: odd characters, and forms that are no plain path."""
+    """Return `name` as a valid MLflow key: special characters are replaced and the path is normalized."""
     return posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)).lstrip("./")[:_KEY_CHARACTERS] or "_"
 
 
@@ -362,7 +364,7 @@ def _import_client() -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # After the import, which sets levels of its own; urllib3 would announce each retry.
+    # After the import, which sets these levels itself; urllib3 would log each retry.
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return MlflowClient

@@ -1,4 +1,4 @@
-"""No tracker, as an option of its own: `tracking=none` reads better on a command line than `tracking=[]`."""
+"""No tracker; `tracking=none` is easier to read on a command line than `tracking=[]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from arctic_hydra.tracking.base import Tracker
 
 @component(group="tracking", name="none")
 class NoTracker(Tracker):
-    """Sends nothing anywhere; `metrics.jsonl` is written all the same."""
+    """Sends nothing; `metrics.jsonl` is still written."""
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""A background thread between a run and a metric store: whatever the store does, a step never waits for it."""
+"""Background thread that sends metrics to a store, so that a step never waits for the store."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from arctic_hydra.redaction import without_credentials
 log = logging.getLogger("arctic_hydra.tracking")
 
 QUEUE_POINTS = 1000
-"""Points held in memory; what does not fit is read back from `metrics.jsonl`."""
+"""Points held in memory; further ones are read back from `metrics.jsonl`."""
 FINISH_SECONDS = 9.0
-"""Longest wait at the end of a run."""
+"""Maximum time to wait at the end of a run."""
 LINGER_SECONDS = 0.5
-"""Time between two looks at the queue: what arrives within it is sent in one request."""
+"""Time between two reads of the queue; all points that arrive in between are sent in one request."""
 LONGEST_RETRY_SECONDS = 60.0
 
 
@@ -36,23 +36,23 @@ class Point:
 
 
 class Connection(Protocol):
-    """One run in one store; only the sender's thread calls it, and any exception means that the store is away."""
+    """One run in one store; only the sender's thread calls it. Any exception means that the store is unavailable."""
 
     def open(self) -> None:
-        """Create the run, or open the one that this run directory names; may be called again after a failure."""
+        """Create the run, or reopen the one that the run directory refers to; called again after a failure."""
 
     def send(self, points: list[Point]) -> None:
-        """Store what the run does not hold yet; points that it holds are left out."""
+        """Store the points that the run does not have yet."""
 
     def close(self, status: str) -> None:
         """End the run with `finished`, `stopped` or `failed`."""
 
 
 class Sender:
-    """Feeds a connection from a bounded queue, and from `metrics.jsonl` whatever the queue could not hold.
+    """Sends points from a bounded queue to a connection, and from `metrics.jsonl` what did not fit into the queue.
 
-    A failure is one warning; the connection is tried again with growing pauses, and after each reopening the file is
-    replayed, so nothing is lost while the run lives, and what is left is sent when the same command is given again.
+    The first failure logs a warning; later attempts use exponential backoff. After each reconnect the file is replayed,
+    so no step is lost while the run lasts; running the same command again sends what is still missing.
     """
 
     def __init__(self, connection: Connection, metrics_path: Path, what: str) -> None:
@@ -72,23 +72,23 @@ class Sender:
         self._thread = threading.Thread(target=self._work, name="arctic_hydra.tracking", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; returns at once."""
+        """Start the thread."""
         self._thread.start()
 
     def put(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the metrics of one step; never waits."""
+        """Queue the metrics of one step; never blocks."""
         try:
             self._queue.put_nowait(Point(step, dict(metrics), time.time()))
         except queue.Full:
             self._overflowed = True
 
     def finish(self, status: str) -> None:
-        """Send what is left, end the run and the thread; gives up after `FINISH_SECONDS`."""
+        """Send the remaining points, end the run and the thread; gives up after `FINISH_SECONDS`."""
         self._status = status
         self._stop.set()
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._warn_once(f"no answer within {FINISH_SECONDS:.0f} seconds at the end of the run")
+            self._warn_once(f"no response within {FINISH_SECONDS:.0f} seconds at the end of the run")
 
     def _work(self) -> None:
         while True:
@@ -96,7 +96,7 @@ class Sender:
                 self._attempt(self._open)
             stopping = self._stop.wait(LINGER_SECONDS)
             if stopping and not self._connected and self._was_connected:
-                self._attempt(self._open)  # one that was never reached is not waited for again
+                self._attempt(self._open)  # a last attempt, unless the store was never reachable
             if self._connected:
                 self._attempt(self._drain)
             if stopping:
@@ -107,7 +107,7 @@ class Sender:
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a tracking library raises, the run goes on
+        except Exception as error:  # whatever a tracking library raises, training continues
             self._connected = False
             self._failures += 1
             self._retry_at = time.monotonic() + min(LONGEST_RETRY_SECONDS, 2.0**self._failures)
@@ -138,17 +138,17 @@ class Sender:
 
 
 def warn(what: str, problem: str) -> None:
-    """Say that a store is away, without credentials, and that nothing is lost."""
+    """Log a warning that a store is unavailable, without credentials."""
     log.warning(
-        "%s: %s. The run goes on and metrics.jsonl keeps every step; what is missing is sent once the store answers, at "
-        "the latest when the same command is given again.",
+        "%s: %s. Training continues and metrics.jsonl records every step; missing data is uploaded once the store responds, "
+        "or when the same command is run again.",
         what,
         without_credentials(" ".join(problem.split()))[:300],
     )
 
 
 def read_points(path: Path) -> list[Point]:
-    """Return the numbers of a `metrics.jsonl` as points, dated by the file's last change."""
+    """Return the numbers in a `metrics.jsonl` as points, with the modification time of the file as their time."""
     seconds = path.stat().st_mtime if path.exists() else time.time()
     return [Point(int(row["step"]), _numbers(row), seconds) for row in read_metrics(path)]
 

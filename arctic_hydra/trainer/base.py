@@ -270,7 +270,7 @@ class Trainer(TrainerSettings):
                 self.tools.metrics_file.sync()
             for engine in self.tools.checkpoints:
                 if self.tools.state.stopping or self.training_finished:
-                    engine.settle()
+                    engine.finish_save()
                 if engine.do_checkpoint:
                     self.tools.state.interval = self._loop.totals.state_dict()
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
@@ -295,7 +295,7 @@ class Trainer(TrainerSettings):
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
-                *(int(engine.written) for engine in checkpoints),
+                *(int(engine.save_ready) for engine in checkpoints),
                 *(window.supervised_by_source(len(names)) if len(names) > 1 else ()),
             ]
         )
@@ -303,7 +303,7 @@ class Trainer(TrainerSettings):
         for engine, ranks in zip(checkpoints, written, strict=True):
             if ranks == self.world.size:
                 with self._loop.totals.off_the_clock():
-                    engine.settle()
+                    engine.finish_save()
         if not stop:
             self._loop.totals.by_source.update(dict(zip(names, by_source, strict=False)))
         else:

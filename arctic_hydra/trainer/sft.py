@@ -82,7 +82,10 @@ class SFTTrainer(Trainer):
         from arctic_hydra.trainer.isolation import check_causality, check_isolation
 
         super().equip(tools)
-        with distributed.alone(), ExitStack() as exact:  # the tokens that try it out are no part of a shared sequence
+        with (
+            distributed.without_sequence_group(),
+            ExitStack() as exact,
+        ):  # the tokens that try it out are no part of a shared sequence
             for converter in tools.converters:
                 exact.enter_context(converter.exactly(tools.engine.module))
             attention, sharing = tools.model_factory.attn_implementation, self.sequence_parallel_size

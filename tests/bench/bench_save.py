@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> tuple[list[tuple[str, float, float]], dict[str, Any]]:
-    """Return per block its kind, its seconds and those in `Trainer.checkpoint` and `settle`; and what the saves held."""
+    """Return per block its kind, its seconds and those in `Trainer.checkpoint` and `finish_save`; and what the saves held."""
     from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
     from arctic_hydra.checkpoint.store import CheckpointStore
     from arctic_hydra.metrics import memory_gib
@@ -122,19 +122,19 @@ class Clock:
 
     @contextmanager
     def watching(self, engine: Any) -> Any:
-        """Count `settle` of `engine` where it is called inside."""
+        """Count `finish_save` of `engine` where it is called inside."""
         if engine is None:
             yield
             return
-        settle = engine.settle
+        finish_save = engine.finish_save
 
         def timed() -> None:
             with self.running():
-                settle()
+                finish_save()
 
-        engine.settle = timed
+        engine.finish_save = timed
         yield
-        del engine.settle
+        del engine.finish_save
 
 
 if __name__ == "__main__":

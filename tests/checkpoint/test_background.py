@@ -1,4 +1,4 @@
-"""Saving beside training: what is copied, when it appears, and what becomes of a save that fails."""
+"""Background saves: what is copied, when the checkpoint appears, and how failures are handled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def published(run_dir: Path) -> list[int]:
 
 @contextmanager
 def full_disk():
-    """No file of this process may grow beyond 20 kB."""
+    """Limit the files of this process to 20 kB."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
@@ -57,7 +57,7 @@ def test_a_copy_is_deep_keeps_shared_storage_and_reuses_its_memory(libraries) ->
 
 
 @pytest.mark.parametrize("options", [dict(zero=0), dict(zero=2, bf16=True), dict(zero=3, lora=True)])
-def test_w26_the_files_hold_what_a_save_at_once_writes(options, in_ranks, lab, tmp_path) -> None:
+def test_the_files_are_those_of_a_synchronous_save(options, in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:
         from arctic_hydra.checkpoint.writer import load_tensors
 
@@ -68,7 +68,7 @@ def test_w26_the_files_hold_what_a_save_at_once_writes(options, in_ranks, lab, t
             place = str(tmp_path / str(asynchronous))
             checkpoint = lab.checkpoint(state, asynchronous=asynchronous, output_dir=place)
             path = checkpoint.save()
-            checkpoint.settle()
+            checkpoint.finish_save()
             files = sorted(path.glob("*.pt"))
             saved.append({file.name: (lab.hash(load_tensors(file)), file.stat().st_size) for file in files})
         return saved
@@ -80,8 +80,8 @@ def test_w26_the_files_hold_what_a_save_at_once_writes(options, in_ranks, lab, t
     assert all(beside[name][1] <= at_once[name][1] for name in at_once), "shared storage is written once"
 
 
-def test_the_manifest_is_of_the_saved_step(in_ranks, lab, tmp_path) -> None:
-    """Counters, evaluation, losses and the lengths of the logs, though all of them moved on before it was written."""
+def test_the_manifest_describes_the_saved_step(in_ranks, lab, tmp_path) -> None:
+    """Counters, evaluation, losses and log lengths are those of the save, although all change before it is written."""
     log = tmp_path / "metrics.jsonl"
 
     def run(rank: int) -> Any:
@@ -95,7 +95,7 @@ def test_the_manifest_is_of_the_saved_step(in_ranks, lab, tmp_path) -> None:
         state.evaluation["eval/loss"] = 9.0
         state.recent_losses.append(9.0)
         log.write_text("step 1\nstep 2\n")
-        checkpoint.settle()
+        checkpoint.finish_save()
         return json.loads((tmp_path / ROOT / "step-00000001" / "manifest.json").read_text())
 
     [manifest] = in_ranks(1, run)
@@ -106,7 +106,7 @@ def test_the_manifest_is_of_the_saved_step(in_ranks, lab, tmp_path) -> None:
     assert manifest["log_offsets"] == {"metrics.jsonl": len("step 1\n")}
 
 
-def test_the_next_save_waits_for_the_one_before_and_the_last_ones_and_the_best_are_kept(in_ranks, lab, tmp_path):
+def test_a_save_waits_for_the_previous_one_and_prunes(in_ranks, lab, tmp_path):
     def run(rank: int) -> list[list[int]]:
         state, seen = lab.start(tmp_path, rank, zero=2, world_size=2), []
         checkpoint = lab.checkpoint(state, asynchronous=True, keep_last=1, keep_best=1)
@@ -115,14 +115,14 @@ def test_the_next_save_waits_for_the_one_before_and_the_last_ones_and_the_best_a
             state.evaluation = {"step": state.progress.global_step, "eval/loss": loss}
             checkpoint.save()
             seen.append(published(tmp_path))
-        checkpoint.settle()
-        assert not checkpoint.written
+        checkpoint.finish_save()
+        assert not checkpoint.save_ready
         return [*seen, published(tmp_path)]
 
     assert in_ranks(2, run) == [[[], [1], [2], [2, 3], [2, 4]]] * 2
 
 
-def test_a_run_that_stops_or_ends_saves_at_once(in_ranks, lab, tmp_path) -> None:
+def test_a_run_that_stops_or_ends_saves_synchronously(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:
         state = lab.start(tmp_path, rank, zero=0)
         checkpoint = lab.checkpoint(state, asynchronous=True)
@@ -138,7 +138,7 @@ def test_a_run_that_stops_or_ends_saves_at_once(in_ranks, lab, tmp_path) -> None
     assert in_ranks(1, run) == [[[1], [1, 2]]]
 
 
-def test_a_failed_save_warns_and_a_run_that_stops_there_saves_that_step_again(in_ranks, lab, tmp_path, caplog):
+def test_after_a_failed_save_a_stopping_run_saves_the_step_again(in_ranks, lab, tmp_path, caplog):
     def run(rank: int) -> Any:
         state = lab.start(tmp_path, rank, zero=2)
         checkpoint = lab.checkpoint(state, asynchronous=True, on_error="warn", save_every_n_steps=1)
@@ -146,18 +146,18 @@ def test_a_failed_save_warns_and_a_run_that_stops_there_saves_that_step_again(in
         with full_disk():
             checkpoint.save()
             assert not checkpoint.do_checkpoint, "the step is being saved"
-            checkpoint.settle()
+            checkpoint.finish_save()
         asked = checkpoint.do_checkpoint
         state.stopping = True
         checkpoint.save()
         return asked, published(tmp_path), caplog.text
 
     [(asked, steps, text)] = in_ranks(1, run)
-    assert "TRAINING GOES ON WITHOUT A CHECKPOINT of step 1" in text and "File too large" in text
+    assert "TRAINING CONTINUES WITHOUT A CHECKPOINT of step 1" in text and "File too large" in text
     assert asked and steps == [1]
 
 
-def test_a_failed_save_stops_the_run_at_the_next_one(in_ranks, lab, tmp_path) -> None:
+def test_a_failed_save_raises_at_the_next_save_on_all_ranks(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> str:
         state = lab.start(tmp_path, rank, zero=2, world_size=2)
         checkpoint = lab.checkpoint(state, asynchronous=True)

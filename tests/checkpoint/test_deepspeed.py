@@ -1,4 +1,4 @@
-"""The `deepspeed` checkpoint engine, on real engines."""
+"""The `deepspeed` checkpoint engine with real DeepSpeed engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = "checkpoints"
 
 @contextmanager
 def held_back_writes() -> Iterator[Callable[[], None]]:
-    """Let no byte of a checkpoint be written before the yielded function is called."""
+    """Block all writes to checkpoint files until the yielded function is called."""
     from arctic_hydra.checkpoint import files
 
     gate, write = threading.Event(), files.HashingWriter.write
@@ -65,12 +65,10 @@ CASES = [
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize(("world_size", "options"), CASES)
-def test_pitfall_17_25_b5_b11_w2_resume_in_new_processes_is_bit_exact(
-    world_size, options, asynchronous, in_ranks, lab, tmp_path
-) -> None:
+def test_resume_in_new_processes_is_bit_exact(world_size, options, asynchronous, in_ranks, lab, tmp_path) -> None:
     """Weights, optimizer, learning rates, counters and the next draws of every rank, dropout on.
 
-    An asynchronous save writes its first byte only when the run is three steps on: what it saves must be a copy.
+    An asynchronous save writes its first byte only three steps later, so it must have copied its contents.
     """
     options = {"world_size": world_size, **options}
 
@@ -83,9 +81,9 @@ def test_pitfall_17_25_b5_b11_w2_resume_in_new_processes_is_bit_exact(
             saved = lab.digest(state)
             lab.train(state, 3)
             if asynchronous:
-                assert not path.exists() and not checkpoint.written
+                assert not path.exists() and not checkpoint.save_ready
                 go_on()
-                checkpoint.settle()
+                checkpoint.finish_save()
         return path, saved, lab.digest(state)
 
     def resumed(rank: int) -> Any:
@@ -99,11 +97,11 @@ def test_pitfall_17_25_b5_b11_w2_resume_in_new_processes_is_bit_exact(
     assert in_ranks(world_size, resumed) == expected
     assert expected[0][0] == tmp_path / ROOT / "step-00000002"
     draws = [digest["draws"] for _, digest, _ in expected]
-    assert len({tuple(d) for d in draws}) == world_size, "the ranks must draw differently, else the test shows nothing"
+    assert len({tuple(d) for d in draws}) == world_size, "the test needs ranks with different random numbers"
 
 
-def test_what_a_checkpoint_holds(in_ranks, lab, tmp_path) -> None:
-    """No scripts, no pickles readable by others, a manifest that says what the run is."""
+def test_contents_of_a_checkpoint(in_ranks, lab, tmp_path) -> None:
+    """No scripts, no files readable by others, and a manifest that identifies the run."""
 
     def run(rank: int) -> None:
         state = lab.start(tmp_path, rank, zero=2)
@@ -124,9 +122,7 @@ def test_what_a_checkpoint_holds(in_ranks, lab, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(
-    asynchronous, in_ranks, lab, tmp_path
-) -> None:
+def test_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(asynchronous, in_ranks, lab, tmp_path) -> None:
     """SIGKILL at every write, fsync, rename and directory operation of one save."""
     root, baseline = tmp_path / ROOT, tmp_path / "baseline"
 
@@ -152,13 +148,13 @@ def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(
             generator = random.getstate()
             child = os.fork()
             if child == 0:
-                random.setstate(generator)  # python reseeds it in a forked child
-                # gloo's threads do not survive a fork; alone in the world there is nobody to wait for.
+                random.setstate(generator)  # Python reseeds it in a forked child
+                # gloo's threads do not survive a fork, and a single rank needs no barrier.
                 torch.distributed.barrier = lambda *args, **kwargs: None
                 calls = record_calls(kill_at=point)
                 checkpoint = lab.checkpoint(state, keep_last=1, asynchronous=asynchronous)
                 checkpoint.save()
-                checkpoint.settle()
+                checkpoint.finish_save()
                 (tmp_path / "calls").write_text(" ".join(calls))
                 os._exit(0)
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -178,14 +174,14 @@ def test_pitfall_26_sigkill_anywhere_in_a_save_leaves_a_checkpoint_that_loads(
         return steps, calls
 
     [(steps, calls)] = in_ranks(1, sweep)
-    assert steps == sorted(steps), "published once, at one moment"
+    assert steps == sorted(steps), "the checkpoint must appear at one point and stay"
     assert set(steps) == {1, 2}
     assert {"fsync", "replace", "rename", "write", "unlink", "rmdir", "mkdir"} == set(calls)
     assert len(steps) == len(calls) > 100
 
 
 def record_calls(kill_at: int | None) -> list[str]:
-    """Record each operation on files from here on; die just before (a write: in the midst of) operation `kill_at`."""
+    """Record each file operation; SIGKILL this process before operation `kill_at`, or halfway through a write."""
     from arctic_hydra.checkpoint import files
 
     calls: list[str] = []
@@ -211,9 +207,7 @@ def record_calls(kill_at: int | None) -> list[str]:
 
 
 @pytest.mark.parametrize(("zero", "asynchronous"), [(2, False), (3, False), (3, True)])
-def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(
-    zero, asynchronous, in_ranks, lab, tmp_path
-) -> None:
+def test_sigkill_of_one_rank_in_a_save_publishes_nothing(zero, asynchronous, in_ranks, lab, tmp_path) -> None:
     def killed(rank: int) -> None:
         from arctic_hydra.checkpoint import files
 
@@ -225,7 +219,7 @@ def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(
             files.HashingWriter.write = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
         checkpoint = lab.checkpoint(state, asynchronous=asynchronous)
         checkpoint.save()
-        checkpoint.settle()
+        checkpoint.finish_save()
 
     def resumed(rank: int) -> str:
         state = lab.start(tmp_path, rank, zero=zero, world_size=2)
@@ -240,10 +234,10 @@ def test_pitfall_26_sigkill_of_one_rank_in_a_save_publishes_nothing(
 @pytest.mark.parametrize(
     ("zero", "broken", "asynchronous"), [(2, 0, False), (2, 1, False), (3, 0, False), (3, 1, False), (2, 1, True)]
 )
-def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(
+def test_a_full_disk_on_one_rank_fails_all_ranks_with_the_same_error(
     zero, broken, asynchronous, in_ranks, lab, tmp_path
 ) -> None:
-    """Nothing is published, the previous checkpoint loads, and once there is room the next save works."""
+    """Nothing is published, the previous checkpoint loads, and the next save with enough space works."""
 
     def run(rank: int) -> Any:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -251,19 +245,19 @@ def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(
         checkpoint = lab.checkpoint(state, asynchronous=asynchronous)
         lab.train(state, 1)
         checkpoint.save()
-        checkpoint.settle()
+        checkpoint.finish_save()
         lab.train(state, 1)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if rank == broken:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         if asynchronous:
             checkpoint.save()
-        text = message(checkpoint.settle if asynchronous else checkpoint.save)
+        text = message(checkpoint.finish_save if asynchronous else checkpoint.save)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         found = lab.checkpoint(state)._store.newest().path.name
         left = names(tmp_path / ROOT)
         again = checkpoint.save().name
-        checkpoint.settle()
+        checkpoint.finish_save()
         return text, found, left, again, lab.checkpoint(state)._store.newest().path.name
 
     first, second = in_ranks(2, run)
@@ -276,8 +270,10 @@ def test_pitfall_26_a_full_disk_on_one_rank_fails_all_ranks_alike(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(asynchronous, in_ranks, lab, tmp_path) -> None:
-    """Peers already wait in DeepSpeed's commit when this rank fails before it."""
+def test_an_error_in_deepspeed_on_one_rank_fails_all_ranks_with_the_same_error(
+    asynchronous, in_ranks, lab, tmp_path
+) -> None:
+    """The peers already wait in DeepSpeed's commit when this rank fails before it."""
 
     def run(rank: int) -> str:
         state = lab.start(tmp_path, rank, zero=2, world_size=2)
@@ -292,7 +288,7 @@ def test_an_error_inside_deepspeed_on_one_rank_fails_all_ranks_alike(asynchronou
     assert names(tmp_path / ROOT) == []
 
 
-def test_unwritable_place_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
+def test_an_unwritable_directory_fails_all_ranks_with_the_same_error(in_ranks, lab, tmp_path) -> None:
     (tmp_path / ROOT).write_text("a file where the directory should be")
 
     def run(rank: int) -> str:
@@ -305,7 +301,7 @@ def test_unwritable_place_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None
     assert "rank 0: FileExistsError" in first and str(tmp_path / ROOT) in first
 
 
-def test_another_run_is_refused_with_what_differs(in_ranks, lab, tmp_path) -> None:
+def test_a_checkpoint_of_another_run_is_rejected_with_the_differences(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> list[str]:
         state = lab.start(tmp_path, rank, zero=2)
         lab.train(state, 1)
@@ -324,79 +320,7 @@ def test_another_run_is_refused_with_what_differs(in_ranks, lab, tmp_path) -> No
     assert "zero_stage: checkpoint 2, this run 'other'" in zero
 
 
-@pytest.mark.parametrize(("zero", "bf16"), [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)])
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_ranks_goes_on_with_the_very_same_state(zero, before, after, in_ranks, bf16, lab, tmp_path):
-    """Weights, moments and counters survive 1 -> 2 -> 1 ranks bit for bit; random states start anew."""
-
-    def first(rank: int) -> Any:
-        state = lab.start(tmp_path, rank, zero=zero, world_size=before, bf16=bf16)
-        lab.train(state, 2)
-        lab.checkpoint(state).save()
-        return lab.digest(state)
-
-    def other(rank: int) -> Any:
-        state = lab.start(tmp_path, rank, zero=zero, world_size=after, bf16=bf16, seed=9)
-        lab.checkpoint(state).load()
-        state.progress.global_step += 1  # a step of its own name, with nothing trained in between
-        state.engine.global_steps += 1
-        lab.checkpoint(state).save()
-        return lab.draw(5)
-
-    def back(rank: int) -> Any:
-        state = lab.start(tmp_path, rank, zero=zero, world_size=before, bf16=bf16, seed=9)
-        lab.checkpoint(state).load()
-        return lab.digest(state)
-
-    expected = in_ranks(before, first)
-    draws = in_ranks(after, other)
-    assert len({tuple(drawn) for drawn in draws}) == after
-    for ours, wanted in zip(in_ranks(before, back), expected, strict=True):
-        for name in ("weights", "optimizer", "rates"):
-            assert ours[name] == wanted[name], name
-    assert not list((tmp_path / ROOT).glob(".tmp-*"))
-
-
-class Malicious:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("pattern", ["rank-00001.pt", "*model_states.pt", "*optim_states.pt"])
-def test_code_in_a_checkpoint_is_refused_and_does_not_run(pattern, in_ranks, lab, tmp_path) -> None:
-    """The manifest fits the file: who can write one can write both, so hashes are no defence here."""
-    evidence = tmp_path / "ran"
-
-    def run(rank: int) -> str:
-        import torch
-
-        from arctic_hydra import distributed
-        from arctic_hydra.checkpoint import store
-
-        state = lab.start(tmp_path, rank, zero=2, world_size=2)
-        lab.train(state, 1)
-        path = lab.checkpoint(state).save()
-        if rank == 0:
-            [victim, *_] = path.glob(pattern)
-            torch.save({"x": Malicious(evidence)}, victim)
-            manifest = store._read_manifest(path)
-            stage = store.Stage(1, path, {name: store.hash_file(path / name) for name in manifest.pop("files")})
-            store._write_manifest(stage, manifest)
-        distributed.barrier()
-        return message(lab.checkpoint(state).load)
-
-    first, second = in_ranks(2, run)
-    assert first == second
-    assert "cannot be loaded without running code from it" in first
-    assert not evidence.exists()
-
-
-def test_logs_are_cut_back_to_the_checkpoint_so_that_each_step_stands_once(in_ranks, lab, tmp_path, caplog) -> None:
+def test_loading_truncates_logs_to_their_length_at_the_save(in_ranks, lab, tmp_path, caplog) -> None:
     log, other, young = tmp_path / "metrics.jsonl", tmp_path.parent / f"{tmp_path.name}-x.log", tmp_path / "young.log"
 
     def run(rank: int) -> None:
@@ -413,34 +337,11 @@ def test_logs_are_cut_back_to_the_checkpoint_so_that_each_step_stands_once(in_ra
 
     in_ranks(1, run)
     assert log.read_text() == "step 1\n"
-    assert other.read_text() == "a\n", "shorter than recorded: left as it is"
+    assert other.read_text() == "a\n", "shorter than recorded, so unchanged"
     assert young.read_text() == ""
 
 
-def test_b5_w2_triggers_save_each_step_once(in_ranks, lab, tmp_path) -> None:
-    def run(rank: int) -> list[Any]:
-        state = lab.start(tmp_path, rank, zero=0)
-        checkpoint = lab.checkpoint(state, save_every_n_steps="2", keep_last=None)
-        asked = [checkpoint.do_checkpoint]
-        for _ in range(3):
-            lab.train(state, 1)
-            asked.append(checkpoint.do_checkpoint)
-            if asked[-1]:
-                checkpoint.save()
-                asked.append(checkpoint.do_checkpoint)
-        state.stopping = True
-        asked.append(checkpoint.do_checkpoint)
-        checkpoint.enabled = False
-        asked.append(checkpoint.do_checkpoint)
-        again = lab.checkpoint(state, save_every_n_steps=2)
-        again.load()
-        asked.append(again.do_checkpoint)
-        return asked
-
-    assert in_ranks(1, run) == [[False, False, True, False, False, True, False, False]]
-
-
-def test_nothing_there_is_none_and_nothing_usable_is_an_error(in_ranks, lab, tmp_path) -> None:
+def test_no_checkpoint_is_none_and_no_valid_checkpoint_is_an_error(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:
         state = lab.start(tmp_path, rank, zero=2, world_size=2)
         checkpoint = lab.checkpoint(state)
@@ -454,5 +355,8 @@ def test_nothing_there_is_none_and_nothing_usable_is_an_error(in_ranks, lab, tmp
     first, second = in_ranks(2, run)
     assert first == second
     assert first[:2] == ((False, None), True)
-    assert "refuses to start from step 0" in first[2] and "rank-00001.pt is missing" in first[2]
+    assert (
+        "none is usable, so the run does not silently start from step 0" in first[2]
+        and "rank-00001.pt is missing" in first[2]
+    )
     assert "fresh=true" in first[2]

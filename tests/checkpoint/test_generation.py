@@ -1,4 +1,4 @@
-"""What an export says about generation: it stops where answers were trained to end, at nothing that means another token."""
+"""Generation settings of exports: trained stop tokens are included, ids with another meaning in the tokenizer are not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def exported(folder: Path, model: Any, tokenizer: Any, trained: list[int]) -> tu
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_export_stops_where_answers_end(case, libraries, tmp_path) -> None:
+def test_stop_padding_and_bos_tokens_of_an_export(case, libraries, tmp_path) -> None:
     values, own, trained, named, expected = CASES[case]
     model = libraries.Llama(libraries.LlamaConfig(**SIZES, **values))
     if own is not None:
@@ -68,11 +68,11 @@ def test_an_export_stops_where_answers_end(case, libraries, tmp_path) -> None:
     for said in exported(tmp_path / "export", model, make_tokenizer(**named), trained):
         assert tuple(said.get(f"{name}_token_id") for name in ("eos", "pad", "bos")) == expected
     assert own is None or said["temperature"] == 0.6
-    assert (model.config.to_dict(), model.generation_config.to_dict()) == before, "training goes on with its own"
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before, "the configs of training are restored"
 
 
-def test_a_config_that_takes_one_stop_token_gets_the_first(libraries, tmp_path) -> None:
-    """An export that fails at the end of a run would be worse."""
+def test_a_config_that_accepts_one_stop_token_gets_the_first(libraries, tmp_path) -> None:
+    """Otherwise the export would fail at the end of a run."""
     from huggingface_hub.errors import StrictDataclassError
 
     class OneStop(libraries.LlamaConfig):

@@ -1,4 +1,4 @@
-"""The `hf` export, loaded back with transformers in a fresh process."""
+"""The `hf` export, loaded with transformers in a new process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,8 @@ def stored_names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("world_size", "options"), CASES)
-def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in_ranks, lab, tmp_path) -> None:
-    """Whole weights of every ZeRO stage, in the training dtype, tied or not, with tokenizer and chat template."""
+def test_an_export_loads_with_equal_logits(world_size, options, in_ranks, lab, tmp_path) -> None:
+    """Full weights of every ZeRO stage, in the training dtype, tied or not, with tokenizer and chat template."""
 
     def run(rank: int) -> Any:
         state = lab.start(tmp_path, rank, world_size=world_size, tokenizer=make_tokenizer(), **options)
@@ -96,37 +95,8 @@ def test_pitfall_20_21_an_export_loads_with_equal_logits(world_size, options, in
     assert (text, ids) == ("two one ", [2, 1])
 
 
-def test_w26_zero_3_export_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
-    """Never more than one is whole, and its copy is backed by a file, which is gone afterwards."""
-
-    def run(rank: int) -> Any:
-        from arctic_hydra.checkpoint import full_weights
-
-        state = lab.start(tmp_path, rank, zero=3, world_size=2)
-        model, original, most = state.engine.module, full_weights.gathered, []
-
-        @contextmanager
-        def watched(value: Any) -> Any:
-            with original(value):
-                yield
-                most.append(sum(parameter.numel() for parameter in model.parameters()))
-
-        full_weights.gathered = watched
-        copies = full_weights.gather_weights(model, keep=rank == 0, beside=tmp_path / "beside")
-        largest = max(parameter.ds_numel for parameter in model.parameters())
-        with open("/proc/self/maps") as maps:
-            mapped = [line.split()[0].split("-") for line in maps if str(tmp_path / "beside") in line]
-        ranges = [(int(first, 16), int(last, 16)) for first, last in mapped]
-        backed = [any(first <= copy.data_ptr() < last for first, last in ranges) for copy in copies.values()]
-        return max(most), largest, len(backed), sum(backed), len(list(model.parameters()))
-
-    main, other = in_ranks(2, run)
-    assert main[0] == main[1] and other[0] == other[1]
-    assert main[2] == main[3] == main[4] > 10 and other[2] == 0
-
-
-def test_w9_a_zero_3_export_holds_buffers_and_counts_its_bytes(in_ranks, lab, tmp_path) -> None:
-    """ArcticTraining leaves buffers out and takes two bytes for every number."""
+def test_a_zero_3_export_holds_buffers_and_counts_its_bytes(in_ranks, lab, tmp_path) -> None:
+    """The index counts the bytes of each dtype, not two per element."""
 
     def run(rank: int) -> None:
         import torch
@@ -149,7 +119,7 @@ def test_w9_a_zero_3_export_holds_buffers_and_counts_its_bytes(in_ranks, lab, tm
     assert files > 1 and seen == [0, 1, 2, 3, 4] and index["metadata"]["total_size"] == size
 
 
-def test_zero_3_export_onto_a_full_disk_fails_all_ranks_alike(in_ranks, lab, tmp_path) -> None:
+def test_a_zero_3_export_to_a_full_disk_fails_all_ranks_with_the_same_error(in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> str:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         state = lab.start(tmp_path, rank, zero=3, world_size=2, tokenizer=make_tokenizer())
@@ -164,7 +134,7 @@ def test_zero_3_export_onto_a_full_disk_fails_all_ranks_alike(in_ranks, lab, tmp
 
 
 @pytest.mark.parametrize(("world_size", "zero"), [(1, 0), (2, 3)])
-def test_pitfall_22_a_peft_model_is_saved_as_its_adapter(world_size, zero, in_ranks, lab, tmp_path) -> None:
+def test_a_peft_model_is_exported_as_its_adapter(world_size, zero, in_ranks, lab, tmp_path) -> None:
     def run(rank: int) -> Any:
         state = lab.start(tmp_path, rank, world_size=world_size, zero=zero, lora=True, tokenizer=make_tokenizer())
         lab.train(state, 2)
@@ -193,8 +163,8 @@ def test_pitfall_22_a_peft_model_is_saved_as_its_adapter(world_size, zero, in_ra
     assert in_ranks(1, load)[0] == expected
 
 
-def test_saves_on_the_way_stand_beside_the_final_export_which_is_replaced(in_ranks, lab, tmp_path) -> None:
-    """The final one is there at every moment of its replacement, sharded as asked."""
+def test_intermediate_exports_are_kept_and_the_final_one_is_replaced_atomically(in_ranks, lab, tmp_path) -> None:
+    """The final export exists at all times during its replacement, sharded by `max_shard_size`."""
 
     def run(rank: int) -> Any:
         from arctic_hydra.checkpoint import files
@@ -204,7 +174,7 @@ def test_saves_on_the_way_stand_beside_the_final_export_which_is_replaced(in_ran
         asked = [checkpoint.latest_checkpoint_exists]
         lab.train(state, 1)
         asked.append(checkpoint.do_checkpoint)
-        on_the_way = checkpoint.save().name
+        intermediate = checkpoint.save().name
         asked += [checkpoint.do_checkpoint, checkpoint.latest_checkpoint_exists]
         lab.train(state, 1)
         state.training_finished = True
@@ -214,11 +184,11 @@ def test_saves_on_the_way_stand_beside_the_final_export_which_is_replaced(in_ran
         seen, exchange = [], files._exchange
         files._exchange = lambda *names: (seen.append(sorted(os.listdir(final))), exchange(*names))[1]
         checkpoint.save()
-        return asked, on_the_way, seen
+        return asked, intermediate, seen
 
-    [(asked, on_the_way, seen)] = in_ranks(1, run)
+    [(asked, intermediate, seen)] = in_ranks(1, run)
     assert asked == [False, True, False, True]
-    assert on_the_way == "export-step-00000001"
+    assert intermediate == "export-step-00000001"
     assert seen == [["old"]]
     assert sorted(os.listdir(tmp_path)) == ["export", "export-step-00000001"]
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
@@ -226,8 +196,8 @@ def test_saves_on_the_way_stand_beside_the_final_export_which_is_replaced(in_ran
     assert not (tmp_path / "export" / "old").exists()
 
 
-def test_a_run_that_ends_on_a_step_already_exported_still_gets_its_final_export(in_ranks, lab, tmp_path) -> None:
-    """Early stopping decides after the triggers of that step were asked."""
+def test_a_run_that_ends_at_an_exported_step_still_writes_the_final_export(in_ranks, lab, tmp_path) -> None:
+    """Early stopping decides after the triggers of that step are evaluated."""
 
     def run(rank: int) -> list[bool]:
         state = lab.start(tmp_path, rank, zero=0, tokenizer=make_tokenizer())
@@ -244,7 +214,7 @@ def test_a_run_that_ends_on_a_step_already_exported_still_gets_its_final_export(
     assert sorted(os.listdir(tmp_path)) == ["export", "export-step-00000001"]
 
 
-def test_a_failed_export_fails_all_ranks_alike_and_keeps_the_old_one(in_ranks, lab, tmp_path) -> None:
+def test_a_failed_export_fails_all_ranks_and_keeps_the_old_one(in_ranks, lab, tmp_path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "old").touch()
 
@@ -268,8 +238,8 @@ def test_a_failed_export_fails_all_ranks_alike_and_keeps_the_old_one(in_ranks, l
 
 
 @pytest.mark.parametrize("persistence_threshold", [0, 100_000])
-def test_saving_and_exporting_do_not_disturb_training(persistence_threshold, in_ranks, lab, tmp_path) -> None:
-    """ZeRO-3 keeps small parameters gathered; gathering them again for an export must not change the run."""
+def test_saving_and_exporting_do_not_change_training(persistence_threshold, in_ranks, lab, tmp_path) -> None:
+    """ZeRO-3 keeps small parameters gathered; gathering them for an export must not affect training."""
 
     def run(rank: int, save: bool) -> Any:
         options = dict(zero=3, world_size=2, persistence_threshold=persistence_threshold)

@@ -170,9 +170,9 @@ def test_resume_is_bit_exact_from_a_checkpoint_of_what_trains(kind, ranks, stage
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     lab.in_ranks(ranks, lab.perform, arguments, whole, model)
     lab.in_ranks(ranks, lab.perform, f"{arguments} trainer.exit_iteration=2", parts, model)
-    from arctic_hydra.checkpoint.full_weights import checkpoint_weights
+    from arctic_hydra.checkpoint.full_weights import read_checkpoint_weights
 
-    held = checkpoint_weights(parts / "checkpoints" / "step-00000002")
+    held = read_checkpoint_weights(parts / "checkpoints" / "step-00000002")
     assert held and not any("layers.0.mlp" in name and "lora" not in name for name in held)
     lab.in_ranks(ranks, lab.perform, arguments, parts, model)
     assert losses(parts) == losses(whole)
@@ -225,9 +225,9 @@ def test_another_base_than_the_trained_one_is_refused(model, tmp_path):
             return str(error)
 
     export = lab.in_ranks(1, tried, "task=export", tmp_path / "run" / "task-export")
-    assert "was trained over other frozen ones than this model's" in export
+    assert "the frozen weights they were trained with differ from this model's" in export
     resumed = lab.in_ranks(1, tried, "", tmp_path / "run")
-    assert "belongs to a different run: frozen_weights: checkpoint" in resumed
+    assert "was saved by a different run: frozen_weights: checkpoint" in resumed
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -31,7 +31,7 @@ def test_ranks_change_and_every_example_is_seen_once(first, second, my_lab, tmp_
     run(f"{ARGUMENTS} {first}", straight, PYTHONPATH=str(my_lab))
     run(f"{ARGUMENTS} {first} trainer.exit_iteration=3", changed, code=75, PYTHONPATH=str(my_lab))
     done = run(f"{ARGUMENTS} {second}", changed, PYTHONPATH=str(my_lab))
-    assert "is cut anew for" in done.stderr and "resumed  from step-00000003" in done.stdout
+    assert "resharding step-00000003 from" in done.stderr and "resumed  from step-00000003" in done.stdout
     assert losses(only_run(changed)) == pytest.approx(losses(only_run(straight)), abs=1e-5)
     assert examples(only_run(changed)) == examples(only_run(straight))
     assert set(examples(only_run(changed)).values()) == {1}

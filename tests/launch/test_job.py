@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from arctic_hydra import run_directory
 from arctic_hydra.launch import job
 from arctic_hydra.run_directory import RunDirectory, write_error
 
@@ -34,3 +35,19 @@ def test_a_run_that_was_asked_to_stop_is_stopped_unless_it_reports_an_error(code
     assert (ending.status, ending.exit_code) == (status, 75 if status == "stopped" else 1)
     assert directory.record()["status"] == status
     assert ("the same command starts again" in ending.details) == (status == "stopped")
+
+
+def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatch, capsys):
+    """It comes where the page is made, after the record was written."""
+    directory = RunDirectory(tmp_path)
+    directory.update_record(status=run_directory.RUNNING, identity={})
+    run_directory.write_json(directory.result_file, {"status": run_directory.FINISHED})
+
+    def interrupted(directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job.run_page, "write", interrupted)
+    (tmp_path / "run.json").write_text('{"config": {"log": {"report": true}}}')
+    assert job.record_ending(directory, 0, asked_to_stop=False).exit_code == 0
+    assert directory.record()["status"] == run_directory.FINISHED
+    assert "has no report; the same command with task=report writes it" in capsys.readouterr().err

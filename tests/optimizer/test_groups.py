@@ -90,7 +90,7 @@ def test_patterns_without_effect_or_twice_are_refused(model, fields, text):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"no_decay": ["("]}, r"no_decay: got '\(', which is no regular expression"),
+        ({"no_decay": ["("]}, r"no_decay: got '\(', which is not a valid regular expression"),
         ({"no_decay": [""]}, "no_decay: got an empty pattern"),
         ({"groups": {"x": {"patterns": ["a"]}}}, "groups.x: got .* expected patterns with lr_scale or weight_decay"),
         ({"groups": {"x": {"patterns": ["a"], "lr": 1}}}, "groups.x.lr: there is no such key; a group has patterns, lr_scale"),

@@ -1,4 +1,4 @@
-"""MLflow: what arrives in a real SQLite store, and what a run notices of a store that is away (nothing)."""
+"""The MLflow tracker with a real SQLite store, and with a server that does not respond."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from arctic_hydra.tracking import sender
+from arctic_hydra.component import create, to_plain
 from arctic_hydra.tracking.mlflow import STATE_FILE, MLflowTracker, flat_params, metric_key
 
+CONF = Path(__file__).parents[2] / "conf"
 CONFIG = {
     "seed": 42,
     "optimizer": {"lr": 1e-5, "betas": [0.9, 0.95]},
@@ -110,7 +112,7 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
     wait_for_state(run_dir)
     first.finish("stopped")
     assert store(run_dir)[1].info.status == "KILLED"
-    # A kill right after step 7: the checkpoint of step 5 cuts the file back, and what was noted down is older still.
+    # A kill right after step 7: resuming truncates the file to step 5, and the state file is older still.
     (run_dir / "metrics.jsonl").unlink()
     write_steps(run_dir, range(1, 6))
     state = json.loads((run_dir / STATE_FILE).read_text())
@@ -118,7 +120,7 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
     second = MLflowTracker()
     second.start(run_dir, "r", CONFIG | {"seed": 43})
     log_steps(second, run_dir, range(6, 11))
-    second.log(10, {"eval/loss": 1.5})  # an evaluation after the line of its step
+    second.log(10, {"eval/loss": 1.5})  # an evaluation, logged after its step
     second.finish("finished")
     client, run = store(run_dir)
     assert run.info.run_id == state["run_id"]
@@ -128,22 +130,22 @@ def test_resume_continues_the_run_and_sends_no_step_twice(run_dir: Path) -> None
     assert steps_of(client, run, "eval/loss") == [10]
 
 
-def test_catching_up_sends_what_a_store_that_was_away_missed_and_only_once(run_dir, monkeypatch, caplog) -> None:
+def test_catching_up_sends_missing_steps_once(run_dir, monkeypatch, caplog) -> None:
     write_steps(run_dir, range(1, 6))
     MLflowTracker(uri="http://127.0.0.1:9").catch_up(run_dir, "r", CONFIG, "finished")
-    assert "tracking.mlflow (http://127.0.0.1:9)" in caplog.text and "the same command is given again" in caplog.text
+    assert "tracking.mlflow (http://127.0.0.1:9)" in caplog.text and "the same command is run again" in caplog.text
     MLflowTracker().catch_up(run_dir, "r", CONFIG, "finished")
     client, run = store(run_dir)
     assert (run.info.status, steps_of(client, run)) == ("FINISHED", [1, 2, 3, 4, 5])
     caplog.clear()
     monkeypatch.setattr("arctic_hydra.tracking.mlflow._import_client", lambda: 1 / 0)
     MLflowTracker().catch_up(run_dir, "r", CONFIG, "finished")
-    assert not caplog.records, "nothing was missing, so the store is not asked"
+    assert not caplog.records, "nothing was missing, so the store is not contacted"
 
 
-def test_a_run_whose_ranks_are_gone_is_ended_from_outside(run_dir: Path) -> None:
+def test_a_run_whose_ranks_have_exited_is_ended_by_catching_up(run_dir: Path) -> None:
     MLflowTracker().catch_up(run_dir, "r", CONFIG, "failed")
-    assert not (run_dir / STATE_FILE).exists(), "a run that failed before it got to the store is not created there"
+    assert not (run_dir / STATE_FILE).exists(), "a run that failed before it reached the store is not created there"
     tracker = MLflowTracker()
     tracker.start(run_dir, "r", CONFIG)
     wait_for_state(run_dir)
@@ -163,7 +165,7 @@ def silent_server() -> Iterator[str]:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("server", ["refuses", "silent"])
-def test_a_dead_server_costs_no_step_and_is_replayed_later(
+def test_a_dead_server_does_not_slow_steps_down_and_no_step_is_lost(
     server: str, silent_server: str, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = "http://127.0.0.1:9" if server == "refuses" else silent_server.replace("://", "://user:hunter2@")
@@ -178,7 +180,7 @@ def test_a_dead_server_costs_no_step_and_is_replayed_later(
     (record,) = caplog.records
     assert record.name == "arctic_hydra.tracking"
     assert "tracking.mlflow (http://127.0.0.1:" in record.getMessage()
-    assert "metrics.jsonl keeps every step" in record.getMessage()
+    assert "metrics.jsonl records every step" in record.getMessage()
     assert "hunter2" not in record.getMessage()
 
     later = MLflowTracker()
@@ -235,12 +237,12 @@ def test_importing_the_option_imports_no_mlflow() -> None:
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "", "/tmp/mlruns"])
-def test_a_uri_that_is_no_url_is_refused(uri: str) -> None:
+def test_a_uri_that_is_not_a_url_is_rejected(uri: str) -> None:
     with pytest.raises(ValueError, match=r"uri: got '.*', expected a URL such as sqlite:///"):
         MLflowTracker(uri=uri)
 
 
-def test_keys_and_params_are_made_acceptable() -> None:
+def test_keys_and_params_are_made_valid() -> None:
     assert metric_key("eval/ultra|chat@2/../loss") == "eval/loss"
     assert metric_key("/a//b\u00e9") == "a/b_"
     assert flat_params({"a": {}, "b": {"c": None, "uri": "http://me:pw@host/x"}}) == {
@@ -250,62 +252,16 @@ def test_keys_and_params_are_made_acceptable() -> None:
     }
 
 
-class FlakyStore:
-    """A connection that holds points, and fails on request."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.fail = False
-        self.closed = ""
-
-    def open(self) -> None:
-        if self.fail:
-            raise ConnectionError("away")
-
-    def send(self, points: list[sender.Point]) -> None:
-        if self.fail:
-            raise ConnectionError("away")
-        self.steps += [point.step for point in points if point.step > max(self.steps, default=0)]
-
-    def close(self, status: str) -> None:
-        self.closed = status
-
-
-@pytest.mark.faults
-def test_a_store_that_goes_away_and_comes_back_gets_every_step(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_uri_defaults_to_the_environment_variable_of_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.01)
-    monkeypatch.setattr(sender, "LONGEST_RETRY_SECONDS", 0.05)
-    flaky = FlakyStore()
-    thread = sender.Sender(flaky, run_dir / "metrics.jsonl", "tracking.flaky")
-    thread.start()
-
-    def steps(numbers: range) -> None:
-        for step in numbers:
-            write_steps(run_dir, range(step, step + 1))
-            thread.put(step, {"loss": 1.0})
-        time.sleep(0.2)
-
-    steps(range(1, 4))
-    assert flaky.steps == [1, 2, 3]
-    flaky.fail = True
-    steps(range(4, 2000))
-    flaky.fail = False
-    steps(range(2000, 2003))
-    thread.finish("stopped")
-    assert flaky.steps == list(range(1, 2003))
-    assert flaky.closed == "stopped"
-    assert [record.getMessage().split(".")[0] for record in caplog.records] == ["tracking"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    with initialize_config_dir(str(CONF / "tracking"), version_base="1.3"):
+        cfg = compose("mlflow")
+    assert to_plain(cfg)["tracking"]["mlflow"]["uri"] == "http://127.0.0.1:5000"
 
 
-def test_a_store_slower_than_the_run_gets_every_step(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "QUEUE_POINTS", 4)
-    thread = sender.Sender(flaky := FlakyStore(), run_dir / "metrics.jsonl", "tracking.slow")
-    thread.start()
-    time.sleep(0.1)
-    for step in range(1, 50):
-        write_steps(run_dir, range(step, step + 1))
-        thread.put(step, {"loss": 1.0})
-    thread.finish("finished")
-    assert flaky.steps == list(range(1, 50))
+def test_the_option_builds(tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONF / "tracking"), version_base="1.3"):
+        cfg = compose("mlflow", ["tracking.mlflow.experiment=mine"])
+    assert create(cfg.tracking.mlflow).experiment == "mine"

@@ -83,12 +83,12 @@ def test_pitfall_19_steps_below_the_resolution_of_bf16_add_up_in_fp32(tmp_path):
 class SlowSaves:
     """A checkpoint engine that saves after every step, slowly."""
 
-    do_checkpoint, written = True, False
+    do_checkpoint, save_ready = True, False
 
     def save(self):
         time.sleep(0.05)
 
-    def settle(self):
+    def finish_save(self):
         pass
 
 

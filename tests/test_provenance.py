@@ -1,4 +1,4 @@
-"""What a run's record says of its surroundings."""
+"""What `record.json` says about the environment of a run."""
 
 from __future__ import annotations
 
@@ -6,24 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from arctic_hydra import __version__, provenance, run_directory
-from arctic_hydra.launch import job
-
-
-def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatch, capsys):
-    """It comes where the page is made, after the record was written."""
-    directory = run_directory.RunDirectory(tmp_path)
-    directory.update_record(status=run_directory.RUNNING, identity={})
-    run_directory.write_json(directory.result_file, {"status": run_directory.FINISHED})
-
-    def interrupted(directory):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(job.report, "write", interrupted)
-    (tmp_path / "run.json").write_text('{"config": {"log": {"report": true}}}')
-    assert job.conclude(directory, 0).exit_code == 0
-    assert directory.record()["status"] == run_directory.FINISHED
-    assert "has no report; the same command with task=report writes it" in capsys.readouterr().err
+from arctic_hydra import __version__, provenance
 
 
 def git(folder, *words):
@@ -50,6 +33,13 @@ def test_the_program_and_the_working_directory_have_a_revision_each(tmp_path, mo
 
     # Installed below that checkout, as in its .venv: nothing of the program is in the revision around it.
     shutil.copytree(repository / "arctic_hydra", theirs / "venv" / "arctic_hydra")
-    code = "import json; from arctic_hydra import record; print(json.dumps(record.surroundings()))"
+    code = "import json; from arctic_hydra import provenance; print(json.dumps(provenance.surroundings()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=theirs / "venv", capture_output=True, text=True, check=True)
     assert '"git": null, "working_directory": {' in done.stdout
+
+
+def test_a_folder_outside_of_a_checkout_has_no_revision(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.git_state(tmp_path) is None
+    monkeypatch.setenv("PATH", "")  # a machine without git
+    assert provenance.git_state(tmp_path) is None

@@ -1,9 +1,10 @@
-"""The options of the config group, as Hydra composes them."""
+"""When the engines save, the space they need, and the options of the config group as Hydra composes them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 import arctic_hydra.checkpoint
+from arctic_hydra.checkpoint.base import check_space
 from arctic_hydra.component import create
-from arctic_hydra.errors import ConfigError
+from arctic_hydra.errors import CheckpointError, ConfigError
 
 CONF = Path(arctic_hydra.checkpoint.__file__).parents[2] / "conf" / "checkpoint"
 
@@ -78,3 +80,51 @@ def test_importing_the_options_loads_no_torch() -> None:
     )
     root = CONF.parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_triggers_save_each_step_once(in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> list[Any]:
+        state = lab.start(tmp_path, rank, zero=0)
+        checkpoint = lab.checkpoint(state, save_every_n_steps="2", keep_last=None)
+        asked = [checkpoint.do_checkpoint]
+        for _ in range(3):
+            lab.train(state, 1)
+            asked.append(checkpoint.do_checkpoint)
+            if asked[-1]:
+                checkpoint.save()
+                asked.append(checkpoint.do_checkpoint)
+        state.stopping = True
+        asked.append(checkpoint.do_checkpoint)
+        checkpoint.enabled = False
+        asked.append(checkpoint.do_checkpoint)
+        again = lab.checkpoint(state, save_every_n_steps=2)
+        again.load()
+        asked.append(again.do_checkpoint)
+        return asked
+
+    assert in_ranks(1, run) == [[False, False, True, False, False, True, False, False]]
+
+
+@pytest.mark.parametrize("output_dir", [None, "disk"])
+def test_runs_that_share_an_output_dir_write_to_separate_directories(output_dir) -> None:
+    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+
+    run_dir = Path("outputs/default/0123abcd")
+    expected = Path("disk/default/0123abcd") if output_dir else run_dir
+    assert HuggingFaceCheckpoint(output_dir=output_dir).directory_of(run_dir) == expected
+
+
+def test_the_space_of_all_engines_on_a_disk_is_checked_together(tmp_path, monkeypatch) -> None:
+    class Engine:
+        enabled = True
+        root = tmp_path / "not" / "there" / "yet"
+
+        def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
+            return parameters * bytes_per_parameter
+
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(3 * 2**30))
+    check_space([Engine()], 2**30, 0, 2)  # type: ignore[list-item]
+    expected = rf"checkpoint: 3 GiB are free at {tmp_path}, but about 4 GiB are needed for 1.07B parameters"
+    with pytest.raises(CheckpointError, match=expected):
+        check_space([Engine(), Engine()], 2**30, 0, 2)  # type: ignore[list-item]

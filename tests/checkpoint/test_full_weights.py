@@ -1,0 +1,60 @@
+"""Full weights on the CPU, gathered from the ranks or read from a checkpoint."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+
+def test_gathering_at_zero_3_holds_one_parameter_at_a_time(in_ranks, lab, tmp_path) -> None:
+    """At most one parameter is gathered at a time, and its copy is backed by a file."""
+
+    def run(rank: int) -> Any:
+        from arctic_hydra.checkpoint import full_weights
+
+        state = lab.start(tmp_path, rank, zero=3, world_size=2)
+        model, original, most = state.engine.module, full_weights.gathered, []
+
+        @contextmanager
+        def watched(value: Any) -> Any:
+            with original(value):
+                yield
+                most.append(sum(parameter.numel() for parameter in model.parameters()))
+
+        full_weights.gathered = watched
+        copies = full_weights.gather_weights(model, keep=rank == 0, beside=tmp_path / "beside")
+        largest = max(parameter.ds_numel for parameter in model.parameters())
+        with open("/proc/self/maps") as maps:
+            mapped = [line.split()[0].split("-") for line in maps if str(tmp_path / "beside") in line]
+        ranges = [(int(first, 16), int(last, 16)) for first, last in mapped]
+        backed = [any(first <= copy.data_ptr() < last for first, last in ranges) for copy in copies.values()]
+        return max(most), largest, len(backed), sum(backed), len(list(model.parameters()))
+
+    main, other = in_ranks(2, run)
+    assert main[0] == main[1] and other[0] == other[1]
+    assert main[2] == main[3] == main[4] > 10 and other[2] == 0
+
+
+@pytest.mark.parametrize(("zero", "world_size"), [(0, 1), (2, 1), (3, 2)])
+def test_a_checkpoint_holds_the_weights_that_a_gather_returns(zero, world_size, in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> Any:
+        from arctic_hydra.checkpoint import full_weights
+
+        state = lab.start(tmp_path, rank, zero=zero, world_size=world_size)
+        lab.train(state, 1)
+        path = lab.checkpoint(state).save()
+        gathered = full_weights.gather_weights(state.engine.module, keep=rank == 0, beside=tmp_path / "beside")
+        read = full_weights.read_checkpoint_weights(path)
+        first = full_weights.checksum(state.engine.module, ["lm_head.weight"])
+        lab.train(state, 1)
+        second = full_weights.checksum(state.engine.module, ["lm_head.weight"])
+        if rank == 0:
+            assert gathered.keys() == read.keys()
+            assert all(gathered[name].equal(read[name]) for name in read)
+        return first, second
+
+    results = in_ranks(world_size, run)
+    assert results == [results[0]] * world_size
+    assert results[0][0] != results[0][1], "other weights have another checksum"

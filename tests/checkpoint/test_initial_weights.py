@@ -1,0 +1,71 @@
+"""Weights that a run starts from: found on disk, and rejected if they do not fit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.checkpoint import initial_weights
+from arctic_hydra.errors import CheckpointError
+
+
+def make_model(libraries: Any, width: int = 2, tied: bool = False) -> Any:
+    torch = libraries.torch
+    model = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Linear(width, width))
+    if tied:
+        model[1].weight = model[0].weight
+    return model
+
+
+def test_exports_and_checkpoints_are_recognized_by_their_files(libraries, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for name in ("model.safetensors", initial_weights.ADAPTER):
+        (tmp_path / name[:5]).mkdir()
+        save_file({"x": libraries.torch.ones(2)}, tmp_path / name[:5] / name)
+    whole, adapter = tmp_path / "model", tmp_path / "adapt"
+    assert initial_weights.find_weights(whole) == initial_weights.Weights(whole, None)
+    assert [initial_weights.is_full_model_export(path) for path in (whole, adapter)] == [True, False]
+    assert initial_weights.read_weights(initial_weights.find_weights(whole))["x"].tolist() == [1, 1]
+    (whole / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"model/model.safetensors cannot be read"):
+        initial_weights.read_weights(initial_weights.find_weights(whole))
+    with pytest.raises(CheckpointError, match="nothing cannot be used: there is no such directory"):
+        initial_weights.find_weights(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_weight_is_set(tied, libraries, tmp_path) -> None:
+    source, target = (make_model(libraries, tied=tied) for _ in range(2))
+    stored = dict(source.state_dict())
+    if tied:
+        del stored["1.weight"]  # a checkpoint holds tied weights once
+    initial_weights.load_into(target, stored, initial_weights.Weights(tmp_path, 3))
+    assert all(value.equal(target.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+def test_weights_of_another_model_are_rejected_with_the_differences(libraries, tmp_path) -> None:
+    model = make_model(libraries)
+    stored = {**make_model(libraries, width=3).state_dict(), "2.weight": libraries.torch.ones(1)}
+    del stored["1.bias"]
+    expected = (
+        r"do not fit this model: the model has no 2.weight; it lacks 1.bias; "
+        r"the shapes differ of 0.weight \(\(3, 3\), model \(2, 2\)\), .*Choose the model"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        initial_weights.load_into(model, stored, initial_weights.Weights(tmp_path, 3))
+
+
+def test_frozen_weights_must_be_those_of_the_training(libraries, tmp_path) -> None:
+    from arctic_hydra.checkpoint.full_weights import checksum
+
+    model = make_model(libraries)
+    trained = {name: value for name, value in model.state_dict().items() if name.startswith("1.")}
+    digest = checksum(model, ["0.weight", "0.bias"])
+    initial_weights.load_into(model, trained, initial_weights.Weights(tmp_path, 3, digest))
+    model[0].bias.data += 1
+    with pytest.raises(CheckpointError, match=rf"checksum {digest}, here "):
+        initial_weights.load_into(model, trained, initial_weights.Weights(tmp_path, 3, digest))
+    initial_weights.load_into(model, trained, initial_weights.Weights(tmp_path, 3, initial_weights.UNCHECKED))

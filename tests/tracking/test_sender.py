@@ -1,0 +1,78 @@
+"""The thread that sends metrics to a store, which may be slow or unavailable for a while."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from arctic_hydra.tracking import sender
+
+
+def write_steps(folder: Path, steps: range) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in steps:
+            file.write(json.dumps({"step": step, "loss": 1 / step, "mfu": None, "eval/a@b": 0.5}) + "\n")
+
+
+class FlakyStore:
+    """A connection that stores points and fails on request."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.fail = False
+        self.closed = ""
+
+    def open(self) -> None:
+        if self.fail:
+            raise ConnectionError("away")
+
+    def send(self, points: list[sender.Point]) -> None:
+        if self.fail:
+            raise ConnectionError("away")
+        self.steps += [point.step for point in points if point.step > max(self.steps, default=0)]
+
+    def close(self, status: str) -> None:
+        self.closed = status
+
+
+@pytest.mark.faults
+def test_a_store_that_was_unavailable_gets_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "LONGEST_RETRY_SECONDS", 0.05)
+    flaky = FlakyStore()
+    thread = sender.Sender(flaky, tmp_path / "metrics.jsonl", "tracking.flaky")
+    thread.start()
+
+    def steps(numbers: range) -> None:
+        for step in numbers:
+            write_steps(tmp_path, range(step, step + 1))
+            thread.put(step, {"loss": 1.0})
+        time.sleep(0.2)
+
+    steps(range(1, 4))
+    assert flaky.steps == [1, 2, 3]
+    flaky.fail = True
+    steps(range(4, 2000))
+    flaky.fail = False
+    steps(range(2000, 2003))
+    thread.finish("stopped")
+    assert flaky.steps == list(range(1, 2003))
+    assert flaky.closed == "stopped"
+    assert [record.getMessage().split(".")[0] for record in caplog.records] == ["tracking"]
+
+
+def test_a_store_slower_than_the_run_gets_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "QUEUE_POINTS", 4)
+    thread = sender.Sender(flaky := FlakyStore(), tmp_path / "metrics.jsonl", "tracking.slow")
+    thread.start()
+    time.sleep(0.1)
+    for step in range(1, 50):
+        write_steps(tmp_path, range(step, step + 1))
+        thread.put(step, {"loss": 1.0})
+    thread.finish("finished")
+    assert flaky.steps == list(range(1, 50))
