@@ -62,7 +62,7 @@ class Batch:
 
 
 @dataclass
-class Window:
+class StepBatch:
     """The micro-batches of one optimizer step on one rank; every rank has the same number of them."""
 
     micro_batches: list[Batch]
@@ -78,3 +78,7 @@ class Window:
         """Return the supervised positions of this rank in this step, for each data source."""
         counts = [batch.source_K.bincount(minlength=num_sources).tolist() for batch in self.micro_batches]
         return [sum(column) for column in zip(*counts, strict=True)]
+
+
+Window = StepBatch
+"""The former name, kept for extension packages."""

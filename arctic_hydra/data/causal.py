@@ -8,15 +8,15 @@ from arctic_hydra.component import component
 from arctic_hydra.data.base import DataSource
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Overlong
-from arctic_hydra.data.tokenized import PreparedDataFactory
+from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import FieldError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.prepare.preparer import Options
+    from arctic_hydra.data.prepare.preparer import PrepareOptions
 
 
 @component(group="data", name="causal")
-class CausalDataFactory(PreparedDataFactory):
+class CausalDataFactory(TokenizedDataFactory):
     """Texts as they are, each ended by the eos token; no chat template touches them."""
 
     column: str = "text"
@@ -40,8 +40,8 @@ class CausalDataFactory(PreparedDataFactory):
         """Return how a source's rows are read: one column, whatever else they hold."""
         return Reading(RowFormat.text, text_column=self.column)
 
-    def options(self) -> Options:
+    def options(self) -> PrepareOptions:
         """Return what turns rows into examples."""
-        from arctic_hydra.data.prepare.preparer import Options
+        from arctic_hydra.data.prepare.preparer import PrepareOptions
 
-        return Options(self.max_length, True, self.overlong.value, self.malformed.value)
+        return PrepareOptions(self.max_length, True, self.overlong.value, self.malformed.value)

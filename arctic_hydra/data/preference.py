@@ -8,19 +8,19 @@ from arctic_hydra.component import component
 from arctic_hydra.data.base import DataSource
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Overlong
-from arctic_hydra.data.tokenized import PreparedDataFactory
+from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import FieldError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from arctic_hydra.data.cache.token_store import PairStore
-    from arctic_hydra.data.prepare.preparer import Options
+    from arctic_hydra.data.prepare.preparer import PrepareOptions
     from arctic_hydra.distributed import World
 
 
 @component(group="data", name="preference")
-class PreferenceDataFactory(PreparedDataFactory):
+class PreferenceDataFactory(TokenizedDataFactory):
     """Pairs of conversations that differ in their last answer, which is what is trained on.
 
     `max_length` bounds each side; a pack holds up to twice as many tokens, and never half a pair.
@@ -53,13 +53,13 @@ class PreferenceDataFactory(PreparedDataFactory):
         """Return how a source's rows are read: a row that is no preference says so."""
         return Reading(RowFormat.preference)
 
-    def options(self) -> Options:
+    def options(self) -> PrepareOptions:
         """Return what turns rows into pairs: only the last answers are trained on."""
         from arctic_hydra.data.encode.chat import TurnChoice
-        from arctic_hydra.data.prepare.preparer import Options
+        from arctic_hydra.data.prepare.preparer import PrepareOptions
 
         turns = TurnChoice(last_only=True)
-        return Options(self.max_length, True, self.overlong.value, self.malformed.value, turns, pairs=True)
+        return PrepareOptions(self.max_length, True, self.overlong.value, self.malformed.value, turns, pairs=True)
 
     def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> PairStore:
         """Return the prepared pairs of `split`."""

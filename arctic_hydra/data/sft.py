@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from arctic_hydra.component import component
 from arctic_hydra.data.formats.messages import ROLES
 from arctic_hydra.data.formats.reading import Reading, RowFormat
-from arctic_hydra.data.tokenized import PreparedDataFactory
+from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import DataError, FieldError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.prepare.preparer import Options
+    from arctic_hydra.data.prepare.preparer import PrepareOptions
     from arctic_hydra.data.rows.base import Rows
 
 
@@ -25,7 +25,7 @@ class TrainOn(Enum):
 
 
 @component(group="data", name="sft")
-class SFTDataFactory(PreparedDataFactory):
+class SFTDataFactory(TokenizedDataFactory):
     """Conversations, rendered with the chat template and trained on each answer and its stop token."""
 
     mask_inputs: bool = True
@@ -58,10 +58,10 @@ class SFTDataFactory(PreparedDataFactory):
             )
             raise FieldError([("mask_inputs", text)])
 
-    def options(self) -> Options:
+    def options(self) -> PrepareOptions:
         """Return what turns rows into examples."""
         from arctic_hydra.data.encode.chat import TurnChoice
-        from arctic_hydra.data.prepare.preparer import Options
+        from arctic_hydra.data.prepare.preparer import PrepareOptions
 
         turns = TurnChoice(
             tuple(self.train_roles),
@@ -70,7 +70,7 @@ class SFTDataFactory(PreparedDataFactory):
             tuple(self.eot_tokens),
             self.train_on_eot,
         )
-        return Options(self.max_length, self.mask_inputs, self.overlong.value, self.malformed.value, turns)
+        return PrepareOptions(self.max_length, self.mask_inputs, self.overlong.value, self.malformed.value, turns)
 
     def resolve(self, rows: Rows, reading: Reading) -> Reading:
         """Refuse preferences that are not declared as such: only their chosen side would be trained on."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from arctic_hydra.data.arrays import Ints
     from arctic_hydra.data.cache.token_store import JoinedStore, PairStore, TokenStore
-    from arctic_hydra.data.prepare.preparer import Options, SourceRows
+    from arctic_hydra.data.prepare.preparer import PrepareOptions, SourceRows
     from arctic_hydra.data.rows.base import Rows
     from arctic_hydra.data.stream.sources import SourceStream
     from arctic_hydra.distributed import World
@@ -47,7 +47,7 @@ class MixBy(Enum):
 
 
 @dataclass(kw_only=True)
-class PreparedDataFactory(DataFactory):
+class TokenizedDataFactory(DataFactory):
     """Base: rows are encoded once, kept in a cache, and served as packs or padded rows."""
 
     max_length: HumanInt = integer(2048, minimum=2)
@@ -219,19 +219,24 @@ class PreparedDataFactory(DataFactory):
 
         identities = self.identities(split)
         return JoinedStore(
-            {name: self._process_one(split, name, identities[name], tokenizer, world) for name in identities}
+            {name: self._process_source(split, name, identities[name], tokenizer, world) for name in identities}
         )
 
-    def _process_one(
+    def _process_source(
         self, split: str, name: str, identity: dict[str, Any], tokenizer: PreTrainedTokenizerBase, world: World
     ) -> TokenStore:
         from arctic_hydra.data.cache.entries import build_private, default_cache_dir, open_or_build
-        from arctic_hydra.data.prepare.build import prepare
-        from arctic_hydra.data.prepare.key import prepared_key
-        from arctic_hydra.data.prepare.row_report import Report, check_stop, check_supervised, check_thoughts
+        from arctic_hydra.data.prepare.build import build_entry
+        from arctic_hydra.data.prepare.key import cache_key
+        from arctic_hydra.data.prepare.row_report import (
+            RowReport,
+            warn_about_dropped_reasoning,
+            warn_about_stop_token,
+            warn_about_unsupervised_rows,
+        )
 
         options = self.options()
-        key = prepared_key(identity, tokenizer, options)
+        key = cache_key(identity, tokenizer, options)
         builders = 1 if self.cache else max(1, world.local_size)
         workers = self.num_proc or max(1, len(os.sched_getaffinity(0)) // builders)
 
@@ -239,7 +244,7 @@ class PreparedDataFactory(DataFactory):
             with self.event("load", split=split, source=name):
                 rows = self.load(split, name)
             with self.event("process", split=split, source=name):
-                prepare(directory, rows, tokenizer, options, workers)
+                build_entry(directory, rows, tokenizer, options, workers)
 
         if self.cache:
             directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
@@ -247,13 +252,13 @@ class PreparedDataFactory(DataFactory):
         else:
             store = build_private(key, build)
         if world.is_main:
-            check_supervised(self._key(split, name), store.report)
-            check_stop(self._key(split, name), Report.from_plain(store.report), tokenizer)
-            check_thoughts(self._key(split, name), store.report["thoughts_left_out"])
+            warn_about_unsupervised_rows(self._key(split, name), store.report)
+            warn_about_stop_token(self._key(split, name), RowReport.from_dict(store.report), tokenizer)
+            warn_about_dropped_reasoning(self._key(split, name), store.report["thoughts_left_out"])
         return store
 
     @abstractmethod
-    def options(self) -> Options:
+    def options(self) -> PrepareOptions:
         """Return what turns rows into examples."""
 
     def split(self, store: JoinedStore | PairStore, seed: int) -> tuple[Ints, Ints]:
@@ -308,7 +313,7 @@ class PreparedDataFactory(DataFactory):
 
     def create_stream(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> Loader:
         """Return the loader that reads the training sources while it is asked for windows."""
-        from arctic_hydra.data.prepare.key import prepared_key
+        from arctic_hydra.data.prepare.key import cache_key
         from arctic_hydra.data.stream.segments import StreamOptions
         from arctic_hydra.data.stream.streaming import StreamingLoader
 
@@ -333,7 +338,7 @@ class PreparedDataFactory(DataFactory):
         content = [identities, geometry.seed, geometry.global_batch_size, asdict(replace(batching, prefetch_steps=0))]
         cores = max(1, len(os.sched_getaffinity(0)) // max(1, geometry.world.local_size))
         processes = self.num_proc or min(STREAM_PROCESSES, cores)
-        fingerprint = prepared_key(content, tokenizer, options)
+        fingerprint = cache_key(content, tokenizer, options)
         return StreamingLoader(streams, sources, tokenizer, options, fingerprint, geometry, batching, processes)
 
     def _open_stream(self, name: str, seed: int) -> tuple[SourceStream, SourceRows]:
@@ -341,13 +346,13 @@ class PreparedDataFactory(DataFactory):
         from arctic_hydra.data.prepare.preparer import SourceRows
         from arctic_hydra.data.rows.base import JoinedRows
         from arctic_hydra.data.stream.sources import Cursor, SourceStream
-        from arctic_hydra.data.stream.streaming import LOOKED_AT_ROWS
+        from arctic_hydra.data.stream.streaming import PREVIEW_ROWS
 
         source, key = self.sources[name], self._key("train", name)
         try:
             with self.event("load", split="train", source=name):
                 stream = SourceStream(key, source.shards("train"), seed)
-                rows = JoinedRows(stream.read(Cursor(), LOOKED_AT_ROWS)[0])
+                rows = JoinedRows(stream.read(Cursor(), PREVIEW_ROWS)[0])
             reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
         except DataError as error:
             raise DataError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error

@@ -27,10 +27,12 @@ from arctic_hydra.data.cache import token_store as store_module
 from arctic_hydra.data.cache.entries import open_or_build
 from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, DamagedEntryError, TokenStore, write_store
 from arctic_hydra.data.documents import Chunk
-from arctic_hydra.data.prepare import build as prepare_module
+from arctic_hydra.data.prepare import key as key_module
 from arctic_hydra.data.prepare.key import CODE_VERSION
-from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory, TrainOn
+from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.sft import SFTDataFactory, TrainOn
 from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from tests.data.samples import (
@@ -91,7 +93,7 @@ def test_pitfall_27_b14_w6_the_key_follows_content_and_options(
 
 def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = key(small_chats, tokenizer)
-    monkeypatch.setattr(prepare_module, "CODE_VERSION", CODE_VERSION + 1)
+    monkeypatch.setattr(key_module, "CODE_VERSION", CODE_VERSION + 1)
     assert key(small_chats, tokenizer) != first
 
 
@@ -101,7 +103,7 @@ def test_the_key_of_a_template_that_writes_the_date_is_that_of_yesterday(
     tokenizer = make_tokenizer("{{ strftime_now('%Y-%m-%d') }}" + CHATML_UNTAGGED)
     first = factory(small_chats).process("train", tokenizer, World())
     monkeypatch.setattr(SFTDataFactory, "load", lambda *_: pytest.fail("the cache was not used"))
-    for module in (prepare_module, chat_template_utils):
+    for module in (key_module, chat_template_utils):
         for name, real in (("date", date), ("datetime", datetime)):
             monkeypatch.setattr(module, name, tomorrow(real), raising=False)
     assert key(small_chats, tokenizer) == first.key

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arctic_hydra.data.prepare.truncation import Overlong, pieces
+from arctic_hydra.data.prepare.truncation import Overlong, kept_spans
 from arctic_hydra.distributed import World
 from tests.data.samples import chat, factory, write_lines
 
@@ -27,7 +27,7 @@ CUTTING = (Overlong.keep_start, Overlong.keep_end, Overlong.split)
 def test_pieces_fit_and_cover(length: int, limit: int, ends: set[int], head: int, policy: Overlong) -> None:
     length = max(length, limit + 1)
     turn_ends = sorted(end for end in ends if end <= length)
-    parts = pieces(length, limit, policy, turn_ends, head)
+    parts = kept_spans(length, limit, policy, turn_ends, head)
     assert all(0 <= start < stop <= length and stop - start + (head if start else 0) <= limit for start, stop in parts)
     if policy is Overlong.split:
         assert [parts[0][0], *(stop for _, stop in parts)] == [*(start for start, _ in parts), length]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from tests.data.samples import factory, geometry
 
 
@@ -62,7 +62,7 @@ def test_ragged_last_window_has_equal_micro_batches_on_every_rank(
     assert seen == Counter(range(37))
 
 
-def test_a_rank_without_packs_gets_a_dummy(small_chats: Path, tokenizer: Any) -> None:
+def test_a_rank_without_packs_gets_an_empty_batch(small_chats: Path, tokenizer: Any) -> None:
     loader, _ = factory(small_chats, max_length=2048).build(tokenizer, geometry(1, 1, rank=3, size=4))
     (window,) = loader.windows(0)
     (batch,) = window.micro_batches
@@ -139,7 +139,7 @@ def test_w16_windows_start_anywhere_without_prefetching_too_and_threads_end(smal
     assert ids(loader.windows(3, start=4)) == whole[4:]
     assert [window.step_in_epoch for window in loader.windows(3, start=4)] == list(range(4, loader.steps(3)))
     stopped = loader.windows(0)
-    assert isinstance(next(stopped), Window)
+    assert isinstance(next(stopped), StepBatch)
     stopped.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 

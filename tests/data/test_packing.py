@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from arctic_hydra.data.load import packing
 from arctic_hydra.data.load.order import epoch_order
-from arctic_hydra.data.load.packing import Steps, _pack, fewest_packs, plan_packs, plan_singles
+from arctic_hydra.data.load.packing import WorkBudget, _pack, fewest_packs, plan_packs, plan_singles
 
 FEW, MANY = 0, 10**9
 
@@ -31,16 +31,16 @@ def test_pitfall_06_packs_hold_each_example_once_and_never_too_much(lengths: lis
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> int:
-    """Return the packs that plain best-fit-decreasing opens: one item after another, kept rooms sorted."""
-    rooms: list[int] = []
+    """Return the packs that plain best-fit-decreasing opens: one item after another, kept open_bins sorted."""
+    open_bins: list[int] = []
     opened = 0
     for length in sorted(lengths, reverse=True):
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
+        place = bisect_left(open_bins, length)
+        if place == len(open_bins):
             opened += 1
-            insort(rooms, capacity - length)
+            insort(open_bins, capacity - length)
         else:
-            insort(rooms, rooms.pop(place) - length)
+            insort(open_bins, open_bins.pop(place) - length)
     return opened
 
 
@@ -55,16 +55,16 @@ LENGTHS = st.one_of(
 def test_never_more_packs_than_best_fit_decreasing(lengths: list[int], capacity: int, steps: int) -> None:
     array = np.array(lengths, dtype=np.int64)
     plain = best_fit_decreasing(lengths, capacity)
-    assert len(_pack(array, capacity, Steps(FEW))) == plain, "the histogram form is best-fit-decreasing"
+    assert len(_pack(array, capacity, WorkBudget(FEW))) == plain, "the histogram form is best-fit-decreasing"
     assert fewest_packs(array, capacity) <= len(plan_packs(array, capacity)) <= plain
-    assert fewest_packs(array, capacity) <= len(_pack(array, capacity, Steps(steps)))
+    assert fewest_packs(array, capacity) <= len(_pack(array, capacity, WorkBudget(steps)))
 
 
 @given(st.lists(st.integers(20, 60), min_size=1, max_size=400), st.integers(60, 150), st.sampled_from([50_000, MANY]))
 @settings(deadline=None, max_examples=100)
 def test_filling_to_the_brim_first_loses_nothing(lengths: list[int], capacity: int, steps: int) -> None:
     array = np.array(lengths, dtype=np.int64)
-    plan = _pack(array, capacity, Steps(steps))
+    plan = _pack(array, capacity, WorkBudget(steps))
     assert sorted(plan.examples.tolist()) == list(range(len(lengths)))
     assert all(0 < array[plan.pack(index)].sum() <= capacity for index in range(len(plan)))
 
@@ -108,7 +108,7 @@ def test_fill_of_many_examples() -> None:
 def test_fill_without_short_examples() -> None:
     """Best-fit-decreasing alone leaves a gap in each pack that no example is short enough for."""
     lengths = np.random.default_rng(0).normal(210, 60, 200_000).clip(78, 591).astype(int)
-    assert _pack(lengths, 4096, Steps(FEW)).fill < 0.999 < plan_packs(lengths, 4096).fill
+    assert _pack(lengths, 4096, WorkBudget(FEW)).fill < 0.999 < plan_packs(lengths, 4096).fill
 
 
 def test_too_long_and_empty_examples_are_refused() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.prepare import build as prepare_module
-from arctic_hydra.data.sft import Malformed, Overlong, SFTDataFactory
+from arctic_hydra.data.prepare import build as build_module
+from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError
 from tests.data.samples import chat, factory, geometry, make_tokenizer, write_lines
@@ -167,8 +169,8 @@ def test_worker_processes_give_the_same_examples(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_lines(tmp_path / "many.jsonl", [chat(f"q {n}", "word " * (n % 40)) for n in range(400)])
-    monkeypatch.setattr(prepare_module, "CHUNK_ROWS", 64)
-    monkeypatch.setattr(prepare_module, "WORTH_SECONDS", 1e-6)
+    monkeypatch.setattr(build_module, "CHUNK_ROWS", 64)
+    monkeypatch.setattr(build_module, "SECONDS_PER_HELPER", 1e-6)
     stores = [
         factory(path, max_length=40, cache=False, num_proc=n).process("train", tokenizer, World()) for n in (1, 2)
     ]

@@ -15,9 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.data.causal import CausalDataFactory
-from arctic_hydra.data.prepare.preparer import Preparer
+from arctic_hydra.data.prepare.preparer import RowPreparer
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.text import TextSource
@@ -53,7 +53,7 @@ def rows_of(batch: Batch) -> list[tuple[int, int]]:
     return [(flat[start], length) for start, length in zip(starts, batch.document_lengths, strict=False)]
 
 
-def same(left: Window, right: Window) -> bool:
+def same(left: StepBatch, right: StepBatch) -> bool:
     """Whether two windows are bit-identical."""
     pairs = zip(left.micro_batches, right.micro_batches, strict=True)
     fields = ((vars(one), vars(other)) for one, other in pairs)
@@ -203,15 +203,15 @@ def test_figures_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None
 def test_leaving_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_lines(tmp_path / "a.jsonl", [chat(f"q {n}", "a") for n in range(4000)])
     loader, _ = factory(path, streaming=True, max_length=64, buffer_rows=2000).build(tokenizer, geometry(steps=10_000))
-    prepared, left, plain = [], threading.Event(), Preparer.chunk
+    prepared, left, plain = [], threading.Event(), RowPreparer.prepare_chunk
 
-    def slow(preparer: Preparer, task: tuple[int, int]) -> Any:
-        prepared.append(task)
+    def slow(preparer: RowPreparer, start: int, stop: int) -> Any:
+        prepared.append(start)
         if len(prepared) > 9:  # in the second segment
             assert left.wait(60)
-        return plain(preparer, task)
+        return plain(preparer, start, stop)
 
-    monkeypatch.setattr(Preparer, "chunk", slow)
+    monkeypatch.setattr(RowPreparer, "prepare_chunk", slow)
     windows = loader.windows(0)
     next(windows)
     while len(prepared) < 10:
@@ -238,7 +238,7 @@ def test_plain_texts_are_streamed_too(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_worker_processes_give_the_same_windows(small_chats: Path, tokenizer: Any) -> None:
-    def windows(**fields: Any) -> list[Window]:
+    def windows(**fields: Any) -> list[StepBatch]:
         made = factory(small_chats, streaming=True, max_length=128, buffer_rows=25, **fields)
         return list(made.build(tokenizer, geometry(2, 1, steps=25))[0].windows(0))
 

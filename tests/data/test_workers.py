@@ -12,7 +12,7 @@ import pytest
 
 ENDS = """
 import os, signal
-from arctic_hydra.data import workers
+from arctic_hydra.data.prepare import workers
 if __name__ == "__main__":
     with workers._pool(1, [], None, None) as pool:
         print(pool.submit(os.getpid).result(), flush=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from arctic_hydra.data.cache.entries import KEY, default_cache_dir, leftovers, lock_of, remove
+from arctic_hydra.data.cache.entries import KEY, default_cache_dir, leftovers, lock_of, remove_entry
 from arctic_hydra.data.cache.token_store import MANIFEST
 from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE
 from arctic_hydra.human_numbers import format_count, format_seconds
@@ -33,7 +33,7 @@ class Entry:
     used: float
     """When a run last opened it, in seconds since the epoch; of a leftover, when it was last changed."""
     report: dict[str, Any]
-    whole: bool
+    complete: bool
     """Whether a run could open it; else it is being built or deleted, or what a killed process left."""
 
     @property
@@ -56,20 +56,20 @@ def entries(cache_dir: Path) -> list[Entry]:
 
 def _entry(folder: Path, is_leftover: bool) -> Entry:
     manifest = folder / MANIFEST
-    whole = not is_leftover and manifest.exists()
+    complete = not is_leftover and manifest.exists()
     report: dict[str, Any] = {}
     with suppress(ValueError, LookupError, TypeError, FileNotFoundError):
         report = dict(json.loads(manifest.read_text(encoding="utf-8"))["report"])
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Entry(folder, size, (manifest if whole else folder).stat().st_mtime, report, whole)
+    return Entry(folder, size, (manifest if complete else folder).stat().st_mtime, report, complete)
 
 
-def prune(doomed: list[Entry]) -> list[Entry]:
+def prune(chosen: list[Entry]) -> list[Entry]:
     """Delete entries and return those that went; what another process is building or deleting right now stays."""
     gone = []
-    for entry in doomed:
+    for entry in chosen:
         with suppress(Timeout, FileNotFoundError), lock_of(entry.path).acquire(timeout=0):
-            remove(entry.path)
+            remove_entry(entry.path)
             gone.append(entry)
     return gone
 
@@ -120,7 +120,7 @@ def _print(cache_dir: Path, found: list[Entry]) -> None:
     for entry in found:
         age = format_seconds(max(0.0, time.time() - entry.used))
         counts = f"{entry.report.get('kept', 0):,} examples, {format_count(entry.report.get('tokens', 0))} tokens, used"
-        what = counts if entry.whole else "being built or deleted, or left by a process that was killed, changed"
+        what = counts if entry.complete else "being built or deleted, or left by a process that was killed, changed"
         print(f"{entry.key}  {_size(entry.size_bytes):>9}  {what} {age} ago")
     print(f"{len(found)} entries, {_size(sum(entry.size_bytes for entry in found))} in {cache_dir}")
 

@@ -19,7 +19,7 @@ from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, Tok
 from arctic_hydra.errors import DataError
 
 KEY = re.compile("[0-9a-f]{32}")
-"""What `prepare.prepared_key` gives: the name of an entry."""
+"""What `prepare.key.cache_key` gives: the name of an entry."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def default_cache_dir() -> Path:
 def build_private(key: str, build: Callable[[Path], None]) -> TokenStore:
     """Build in a private temporary directory that is gone again when this returns; the store stays readable."""
     with (
-        _room_for(_no_room_off),
+        _explain_full_disk(_temporary_directory_full),
         tempfile.TemporaryDirectory(prefix="arctic_hydra-", ignore_cleanup_errors=True) as name,
     ):
         build(Path(name))
@@ -60,12 +60,12 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
                 return TokenStore(entry, key)  # another process built it meanwhile
             except DamagedEntryError as damage:
                 log.warning("prepared data in %s is damaged (%s): building it again", entry, damage)
-                remove(entry)
+                remove_entry(entry)
         for leftover in leftovers(root, key):  # the lock is ours: nobody works on them any more
-            remove(leftover)
+            remove_entry(leftover)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
         try:
-            with _room_for(partial(_unwritable, root)):
+            with _explain_full_disk(partial(_cache_unwritable, root)):
                 build(part)
             part.rename(entry)
         finally:
@@ -104,17 +104,17 @@ def _make_private(directory: Path) -> None:
         if not os.access(directory, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _unwritable(directory, error) from error
+        raise _cache_unwritable(directory, error) from error
 
 
-def _unwritable(directory: Path, error: OSError) -> DataError:
+def _cache_unwritable(directory: Path, error: OSError) -> DataError:
     return DataError(
         f"data.cache_dir: cannot write to {directory} ({error.strerror}); expected a directory of yours with room; "
         f"pass data.cache_dir=<directory>, or data.cache=off"
     )
 
 
-def _no_room_off(error: OSError) -> DataError:
+def _temporary_directory_full(error: OSError) -> DataError:
     return DataError(
         f"data.cache: off prepares data below {tempfile.gettempdir()}, which cannot be written ({error.strerror}); "
         f"expected room for the tokens of all sources; set the environment variable TMPDIR, or pass data.cache=on"
@@ -122,13 +122,13 @@ def _no_room_off(error: OSError) -> DataError:
 
 
 @contextmanager
-def _room_for(told: Callable[[OSError], DataError]) -> Iterator[None]:
+def _explain_full_disk(as_data_error: Callable[[OSError], DataError]) -> Iterator[None]:
     """Raise a full disk as an error that says where."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise told(error) from error
+            raise as_data_error(error) from error
         raise
 
 
@@ -137,7 +137,7 @@ def leftovers(root: Path, key: str = "*") -> list[Path]:
     return [path for what in ("part-*", "removed*") for path in root.glob(f"{key}.{what}")]
 
 
-def remove(directory: Path) -> None:
+def remove_entry(directory: Path) -> None:
     """Delete an entry, or what is left of one; the caller holds its lock.
 
     It is gone at once for readers, whatever happens to the deletion; one that has it open keeps its mapping.

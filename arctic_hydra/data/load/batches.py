@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.data.arrays import Ints
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.documents import Documents, Examples
@@ -30,7 +30,7 @@ class BatchOptions:
     pad_token_id: int
 
 
-class Windows:
+class StepBatches:
     """The packs of one plan in one order, cut into this rank's windows."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Windows:
     def __len__(self) -> int:
         return -(-len(self._order) // self._geometry.global_batch_size)
 
-    def window(self, step: int) -> Window:
+    def step_batch(self, step: int) -> StepBatch:
         """Return this rank's micro-batches of one step; the last step may hold fewer packs than the others."""
         geometry = self._geometry
         packs = self._order[step * geometry.global_batch_size : (step + 1) * geometry.global_batch_size]
@@ -56,13 +56,13 @@ class Windows:
             mine = first + geometry.world.rank * geometry.micro_batch_size
             stop = min(mine + geometry.micro_batch_size, first + per_micro)
             batches.append(self._batch(packs[mine:stop]))
-        return Window(batches, step_in_epoch=step)
+        return StepBatch(batches, step_in_epoch=step)
 
     def _batch(self, packs: Ints) -> Batch:
         examples = [int(example) for pack in packs for example in self._plan.pack(int(pack))]
         documents = [document for example in examples for document in self._store.documents(example)]
         if not documents:
-            batch = _dummy(self._options.pad_token_id, self._options.packing)
+            batch = _empty_batch(self._options.pad_token_id, self._options.packing)
         elif self._options.packing:
             batch = _packed(self._store.flat, documents)
         else:
@@ -122,7 +122,7 @@ def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
     )
 
 
-def _dummy(pad_token_id: int, packing: bool) -> Batch:
+def _empty_batch(pad_token_id: int, packing: bool) -> Batch:
     """Return one token that nothing is learned from: each rank has to take part in every forward of the others."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return Batch(

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from arctic_hydra.batch import Window
+from arctic_hydra.batch import StepBatch
 from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.cache.token_store import JoinedStore, PairStore
-from arctic_hydra.data.load.batches import BatchOptions, Windows
+from arctic_hydra.data.load.batches import BatchOptions, StepBatches
 from arctic_hydra.data.load.order import epoch_order, grouped_order, mix
 from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
 from arctic_hydra.data.load.prefetch import prefetch
-from arctic_hydra.data.load.statistics import figures
+from arctic_hydra.data.load.statistics import length_statistics
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ class PackedLoader:
             return grouped_order(lengths, geometry.global_batch_size, geometry.seed, epoch)
         return epoch_order(len(plan), geometry.seed, epoch)
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+    def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
         """Yield this rank's windows of `epoch` from step `start` on, made ahead by a thread of this process."""
         plan = self._plan(epoch)
-        cut = Windows(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
-        return prefetch((cut.window(step) for step in range(start, len(cut))), self._options.prefetch_steps)
+        cut = StepBatches(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
+        return prefetch((cut.step_batch(step) for step in range(start, len(cut))), self._options.prefetch_steps)
 
     def summary(self) -> dict[str, Any]:
         """Return figures for the record: rows, tokens, supervised share, lengths, packs and their fill, per source."""
@@ -114,10 +114,10 @@ class PackedLoader:
         per_source: dict[str, Any] = {}
         for index, name in enumerate(self.source_names):
             mine = sources == index
-            figures = _figures(lengths[mine], supervised[mine])
+            figures = _statistics(lengths[mine], supervised[mine])
             per_source[name] = {"prepared": self._store.report[name], **figures}
         return {
-            **_figures(lengths, supervised),
+            **_statistics(lengths, supervised),
             "packing": self._options.packing,
             "packs": len(self.plan),
             "fill": round(self.plan.fill, 6),
@@ -143,5 +143,5 @@ class PackedLoader:
         return found
 
 
-def _figures(lengths: Array, supervised: Array) -> dict[str, Any]:
-    return figures(np.bincount(lengths, minlength=1), int(supervised.sum()))
+def _statistics(lengths: Array, supervised: Array) -> dict[str, Any]:
+    return length_statistics(np.bincount(lengths, minlength=1), int(supervised.sum()))

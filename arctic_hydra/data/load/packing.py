@@ -15,13 +15,13 @@ import numpy as np
 
 from arctic_hydra.data.arrays import Ints
 
-NEAR_ENOUGH = 0.999
+GOOD_ENOUGH = 0.999
 """Share of the packs of a plan that there must be at the least: nothing better is looked for then."""
-STEPS_OF_ONE_LOOK = 2_000
+STEPS_PER_LOOKUP = 2_000
 """What a look at the lengths costs besides the lengths that it goes over, in the time of one of them: some ns."""
-STEPS_OF_AN_EXAMPLE = 1_000
+STEPS_PER_EXAMPLE = 1_000
 """Steps for each example that may go into filling packs exactly: a fraction of the time that packing takes anyway."""
-MOST_STEPS = 40_000_000
+MAX_STEPS = 40_000_000
 """Most steps of filling packs exactly, some 0.2 s; what is left then is packed best-fit."""
 
 
@@ -62,10 +62,10 @@ def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
         raise ValueError(f"example {worst} has {int(lengths[worst])} tokens, more than a pack of {capacity} holds")
     if len(lengths) and int(lengths.min()) < 1:
         raise ValueError(f"example {int(lengths.argmin())} has no tokens")
-    plan = _pack(lengths, capacity, Steps(0))
-    if fewest_packs(lengths, capacity) < NEAR_ENOUGH * len(plan):
+    plan = _pack(lengths, capacity, WorkBudget(0))
+    if fewest_packs(lengths, capacity) < GOOD_ENOUGH * len(plan):
         # No short examples to fill the gaps that best-fit leaves: choose what leaves none.
-        other = _pack(lengths, capacity, Steps(min(STEPS_OF_AN_EXAMPLE * len(lengths), MOST_STEPS)))
+        other = _pack(lengths, capacity, WorkBudget(min(STEPS_PER_EXAMPLE * len(lengths), MAX_STEPS)))
         plan = other if len(other) < len(plan) else plan
     return plan
 
@@ -87,7 +87,7 @@ def fewest_packs(lengths: Ints, capacity: int) -> int:
     return max(int((number[-1] - number[half] + own).max(initial=0)), -(-int(tokens[-1]) // capacity))
 
 
-class Steps:
+class WorkBudget:
     """Work that may still be done: a count and not a time, so that every machine makes the same plan."""
 
     def __init__(self, left: int) -> None:
@@ -100,20 +100,23 @@ class Steps:
         return enough
 
 
-def _pack(lengths: Ints, capacity: int, steps: Steps) -> Plan:
+def _pack(lengths: Ints, capacity: int, steps: WorkBudget) -> Plan:
     """Return the best-fit-decreasing plan, after as many packs as can be filled exactly in so many steps."""
     longest_first = np.argsort(-lengths, kind="stable")
     sizes, starts, counts = _histogram(lengths[longest_first])
     bins = np.empty(len(lengths), dtype=np.int64)
-    rooms = _Rooms()
-    done = _fill_exactly(rooms, capacity, sizes, starts, counts, bins, steps)
+    open_bins = _OpenBins()
+    done = _fill_exactly(open_bins, capacity, sizes, starts, counts, bins, steps)
     for size, start, count, placed in zip(sizes, starts, counts, done, strict=True):
         while placed < count:
-            room, ids = rooms.tightest(size) or (capacity, rooms.open(-(-(count - placed) // (capacity // size))))
-            placed += _fill(rooms, room, ids, size, bins[start + placed : start + count])
+            room, ids = open_bins.tightest(size) or (
+                capacity,
+                open_bins.open(-(-(count - placed) // (capacity // size))),
+            )
+            placed += _fill(open_bins, room, ids, size, bins[start + placed : start + count])
     # Within a pack: longest first, in the order of placing.
     by_bin = np.argsort(bins, kind="stable")
-    bounds = np.searchsorted(bins[by_bin], np.arange(rooms.opened + 1))
+    bounds = np.searchsorted(bins[by_bin], np.arange(open_bins.opened + 1))
     return Plan(longest_first[by_bin], bounds.astype(np.int64), int(lengths.sum()), capacity)
 
 
@@ -123,7 +126,7 @@ def plan_singles(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
     return Plan(np.arange(count, dtype=np.int64), np.arange(count + 1, dtype=np.int64), int(np.sum(lengths)), capacity)
 
 
-class _Rooms:
+class _OpenBins:
     """Bins grouped by the room they have left."""
 
     def __init__(self) -> None:
@@ -159,19 +162,19 @@ class _Rooms:
         self._groups[room].append(ids)
 
 
-def _fill(rooms: _Rooms, room: int, ids: Ints, size: int, target: Ints) -> int:
+def _fill(open_bins: _OpenBins, room: int, ids: Ints, size: int, target: Ints) -> int:
     """Put items of one size into alike bins, each filled before the next; return how many found a place."""
     each = room // size
     count = min(len(target), each * len(ids))
     whole, rest = divmod(count, each)
     target[: whole * each] = np.repeat(ids[:whole], each)
-    rooms.put(room - each * size, ids[:whole])
+    open_bins.put(room - each * size, ids[:whole])
     used = whole
     if rest:
         target[whole * each : count] = ids[whole]
-        rooms.put(room - rest * size, ids[whole : whole + 1])
+        open_bins.put(room - rest * size, ids[whole : whole + 1])
         used += 1
-    rooms.put(room, ids[used:])
+    open_bins.put(room, ids[used:])
     return count
 
 
@@ -185,7 +188,13 @@ def _histogram(descending: Ints) -> tuple[list[int], list[int], list[int]]:
 
 
 def _fill_exactly(
-    rooms: _Rooms, capacity: int, sizes: list[int], starts: list[int], counts: list[int], bins: Ints, steps: Steps
+    open_bins: _OpenBins,
+    capacity: int,
+    sizes: list[int],
+    starts: list[int],
+    counts: list[int],
+    bins: Ints,
+    steps: WorkBudget,
 ) -> list[int]:
     """Fill bins to the brim, alike ones at once, as long as steps are left; return how many of each size are placed.
 
@@ -198,7 +207,7 @@ def _fill_exactly(
     for size in sizes:  # longest first
         while left[size] and (pattern := _pattern(left, capacity, there, size, steps)):
             times = min(int(left[one]) // number for one, number in pattern.items())
-            ids = rooms.open(times)
+            ids = open_bins.open(times)
             for one, number in pattern.items():
                 first = start_of[one] + count_of[one] - int(left[one])
                 bins[first : first + times * number] = np.repeat(ids, number)
@@ -210,7 +219,7 @@ def _fill_exactly(
     return [count - int(left[size]) for size, count in zip(sizes, counts, strict=True)]
 
 
-def _pattern(left: Ints, capacity: int, there: list[int], first: int, steps: Steps) -> dict[int, int] | None:
+def _pattern(left: Ints, capacity: int, there: list[int], first: int, steps: WorkBudget) -> dict[int, int] | None:
     """Return sizes and how many of each that make up exactly `capacity`, `first` among them.
 
     `there` are the sizes that are left, shortest first. None where nothing is found, or no steps are left.
@@ -233,10 +242,10 @@ def _pattern(left: Ints, capacity: int, there: list[int], first: int, steps: Ste
     return None
 
 
-def _exactly(left: Ints, room: int, there: list[int], taken: dict[int, int], steps: Steps) -> list[int] | None:
+def _exactly(left: Ints, room: int, there: list[int], taken: dict[int, int], steps: WorkBudget) -> list[int] | None:
     """Return none, one or two sizes that sum to `room` and are still there, the most plentiful ones; None if none do."""
     least, half = max(there[0], room - there[-1]), room // 2  # the shorter of two is from `least` to `half`
-    if not steps.take(STEPS_OF_ONE_LOOK + max(half - least, 0)):
+    if not steps.take(STEPS_PER_LOOKUP + max(half - least, 0)):
         return None
     if room == 0:
         return []

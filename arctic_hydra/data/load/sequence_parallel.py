@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.distributed import sequence_group
 
@@ -39,10 +39,10 @@ class FittedLoader:
         """Optimizer steps in `epoch`."""
         return self._loader.steps(epoch)
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+    def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
         """Yield the windows of `epoch` from step `start` on."""
         for window in self._loader.windows(epoch, start):
-            yield Window([part(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch)
+            yield StepBatch([part(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch)
 
     def preview(self, count: int) -> list[Example]:
         """Return up to `count` whole examples of each source."""

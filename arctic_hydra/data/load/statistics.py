@@ -11,7 +11,7 @@ from arctic_hydra.data.arrays import Array
 PERCENTILES = (50, 90, 99, 100)
 
 
-def figures(length_counts: Array, supervised_tokens: int) -> dict[str, Any]:
+def length_statistics(length_counts: Array, supervised_tokens: int) -> dict[str, Any]:
     """Return the figures of examples of which `length_counts[n]` have n tokens."""
     examples = int(length_counts.sum())
     tokens = int((length_counts * np.arange(len(length_counts))).sum())

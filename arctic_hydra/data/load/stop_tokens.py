@@ -12,9 +12,9 @@ from arctic_hydra.data.base import Example, Loader
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LOOKED_AT_EXAMPLES = 200
+SAMPLED_EXAMPLES = 200
 """Examples of each source that are searched for stop tokens within turns, where there are several stop tokens."""
-SEPARATES = 0.1
+SEPARATOR_SHARE = 0.1
 """Share of them from which on a token within turns separates their parts, rather than being part of some text."""
 
 
@@ -30,12 +30,12 @@ def stop_tokens(loader: Loader, tokenizer: PreTrainedTokenizerBase, ends: Sequen
         return found
     examples = [
         example
-        for example in loader.preview(LOOKED_AT_EXAMPLES)
+        for example in loader.preview(SAMPLED_EXAMPLES)
         if sum(example.mask)
         < len(example.mask) - 1  # else every token is trained on, and no mask tells the turns apart
     ]
     within = Counter(token for example in examples for token in _within_turns(example, set(found), tokenizer))
-    return [token for token in found if within[token] <= SEPARATES * len(examples)] or found
+    return [token for token in found if within[token] <= SEPARATOR_SHARE * len(examples)] or found
 
 
 def counted_stops(figures: dict[str, Any], tokenizer: PreTrainedTokenizerBase, ends: Sequence[str] = ()) -> list[int]:

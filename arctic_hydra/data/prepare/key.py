@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.data.encode.template import template_of
-from arctic_hydra.data.prepare.preparer import Options
+from arctic_hydra.data.prepare.preparer import PrepareOptions
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ CODE_VERSION = 7
 """Raise when the same rows and options would give other tokens, masks or reports: it is part of the cache key."""
 
 
-def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Options) -> str:
+def cache_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> str:
     """Return the cache key of a source: a hash over its rows, tokenizer, template, options and this code's version."""
     backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     backend.no_truncation()

@@ -20,8 +20,8 @@ from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import RowProblem, malformed
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.reading import Reading
-from arctic_hydra.data.prepare.row_report import Report
-from arctic_hydra.data.prepare.truncation import Overlong, length_bin, pieces
+from arctic_hydra.data.prepare.row_report import RowReport
+from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.errors import DataError
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What turns rows into examples, besides the tokenizer."""
 
     max_length: int
@@ -65,10 +65,10 @@ class _Example:
     thoughts_left_out: int = 0
 
 
-class Preparer:
+class RowPreparer:
     """Holds what every chunk needs; one in each process."""
 
-    def __init__(self, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    def __init__(self, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> None:
         self._source = source
         self._options = options
         self._policy = Overlong[options.overlong]
@@ -76,19 +76,19 @@ class Preparer:
         self._bos = tokenizer.bos_token_id
         self._vocabulary = len(tokenizer)
 
-    def of(self, rows: Rows) -> Preparer:
+    def with_rows(self, rows: Rows) -> RowPreparer:
         """Return a preparer of other rows of the same source, such as the next ones of a stream."""
         other = copy(self)
         other._source = replace(self._source, rows=rows)
         return other
 
-    def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
+    def prepare_chunk(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         """Prepare rows [start, stop)."""
-        with _uncollected():
-            return self._pairs(*task) if self._options.pairs else self._chunk(*task)
+        with _no_garbage_collection():
+            return (self._prepare_pairs if self._options.pairs else self._prepare_examples)(start, stop)
 
-    def _chunk(self, start: int, stop: int) -> tuple[Chunk, Report]:
-        report = Report(rows=stop - start)
+    def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
+        report = RowReport(rows=stop - start)
         parts: list[tuple[int, Array, Array]] = []
         for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
             if isinstance(item, RowProblem):
@@ -98,13 +98,13 @@ class Preparer:
             for token in item.stops:  # quicker than Counter.update for the few of a row
                 report.stops[token] += 1
             parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
-        return _counted(_without_untrained(_assemble(parts), report), report), report
+        return _with_counts(_without_unsupervised(_assemble(parts), report), report), report
 
-    def _pairs(self, start: int, stop: int) -> tuple[Chunk, Report]:
-        report = Report(rows=stop - start)
+    def _prepare_pairs(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
+        report = RowReport(rows=stop - start)
         kept: list[tuple[int, Array, Array]] = []
         assert self._encoder is not None, "preferences are encoded here"
-        read = [_guard(read_preference, row) for row in self._source.rows.take(range(start, stop))]
+        read = [_value_or_problem(read_preference, row) for row in self._source.rows.take(range(start, stop))]
         both = [side for pair in read for side in ([pair, pair] if isinstance(pair, RowProblem) else pair)]
         encoded = self._encoder.encode(both)
         for row, *sides in zip(range(start, stop), encoded[0::2], encoded[1::2], strict=True):
@@ -125,15 +125,15 @@ class Preparer:
                 kept += [(row, *part) for part in parts]
                 report.stops.update(stop for side in pair for stop in side.stops)
                 report.thoughts_left_out += sum(side.thoughts_left_out for side in pair)
-        chunk = _counted(_assemble(kept), report)
+        chunk = _with_counts(_assemble(kept), report)
         report.kept //= 2
         return chunk, report
 
     def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
         rows = self._source.rows.take(range(start, stop))
         if self._encoder is None:
-            return [_guard(_read_tokens, row, self._vocabulary) for row in rows]
-        read = [_guard(self._source.reading.read, row) for row in rows]
+            return [_value_or_problem(_read_tokens, row, self._vocabulary) for row in rows]
+        read = [_value_or_problem(self._source.reading.read, row) for row in rows]
         return [item if isinstance(item, RowProblem) else self._masked(item) for item in self._encoder.encode(read)]
 
     def _masked(self, encoded: Encoded) -> _Example:
@@ -144,7 +144,7 @@ class Preparer:
         stops = [int(encoded.ids[end - 1]) for end in ends] if self._options.turns.train_on_eot else []
         return _Example(encoded.ids, mask, ends, stops, encoded.thoughts_left_out)
 
-    def _fit(self, row: int, sides: Sequence[_Example], report: Report) -> list[tuple[Array, Array]]:
+    def _fit(self, row: int, sides: Sequence[_Example], report: RowReport) -> list[tuple[Array, Array]]:
         """Return ids and mask of the parts that are kept of an example, or of both sides of a pair; none of what is dropped."""
         limit, longest = self._options.max_length, sides[0]
         for side in sides:
@@ -162,7 +162,7 @@ class Preparer:
                 f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
             )
         head = int(self._bos is not None and longest.ids[0] == self._bos)
-        places = None if self._policy is Overlong.drop else self._places(sides, longest, head)
+        places = None if self._policy is Overlong.drop else self._kept_spans(sides, longest, head)
         if places is None:
             report.dropped["overlong"] += 1
             report.tokens_lost += sum(len(side.ids) for side in sides)
@@ -173,22 +173,24 @@ class Preparer:
         report.tokens_lost += lost
         return [part for side, own in zip(sides, places, strict=True) for part in _cut(side, own, head)]
 
-    def _places(self, sides: Sequence[_Example], longest: _Example, head: int) -> list[list[tuple[int, int]]] | None:
+    def _kept_spans(
+        self, sides: Sequence[_Example], longest: _Example, head: int
+    ) -> list[list[tuple[int, int]]] | None:
         """Return which parts of each side are kept; None of a pair whose longer answer leaves no room for its prompt."""
         limit = self._options.max_length
         if len(sides) > 1 and self._policy is Overlong.keep_end:  # the prompt is cut once for both: it is one prompt
-            ((start, _),) = pieces(len(longest.ids), limit, self._policy, longest.turn_ends, head)
+            ((start, _),) = kept_spans(len(longest.ids), limit, self._policy, longest.turn_ends, head)
             if any(start >= int(side.mask.argmax()) for side in sides):
                 return None
             return [[(start, len(side.ids))] for side in sides]
         return [
-            pieces(len(side.ids), limit, self._policy, side.turn_ends, head)
+            kept_spans(len(side.ids), limit, self._policy, side.turn_ends, head)
             if len(side.ids) > limit
             else [(0, len(side.ids))]
             for side in sides
         ]
 
-    def _refuse(self, row: int, problem: RowProblem, report: Report) -> None:
+    def _refuse(self, row: int, problem: RowProblem, report: RowReport) -> None:
         # A template or a tokenizer that does not fit, and a mix of formats, are no matter of single rows.
         if problem.reason == "malformed" and self._options.malformed == "drop":
             report.dropped["malformed"] += 1
@@ -220,7 +222,7 @@ def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:
     return Chunk(ids, mask, lengths, np.array([row for row, _, _ in parts], dtype=np.int64))
 
 
-def _without_untrained(chunk: Chunk, report: Report) -> Chunk:
+def _without_unsupervised(chunk: Chunk, report: RowReport) -> Chunk:
     """Return the parts with a trained token: a row without any such part is dropped, of others the part is lost."""
     trained = chunk.supervised > 0
     if trained.all():
@@ -233,7 +235,7 @@ def _without_untrained(chunk: Chunk, report: Report) -> Chunk:
     return Chunk(chunk.ids[tokens], chunk.mask[tokens], chunk.lengths[trained], chunk.rows[trained])
 
 
-def _counted(chunk: Chunk, report: Report) -> Chunk:
+def _with_counts(chunk: Chunk, report: RowReport) -> Chunk:
     """Return the chunk of the examples that are kept, and count them."""
     report.kept = len(chunk.lengths)
     report.tokens, report.supervised_tokens = len(chunk.ids), int(chunk.mask.sum())
@@ -242,7 +244,7 @@ def _counted(chunk: Chunk, report: Report) -> Chunk:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def _no_garbage_collection() -> Iterator[None]:
     """Keep the garbage collector out: it would search the many objects of a chunk again and again, and find no cycle."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -253,7 +255,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _guard(read: Any, row: Row, *more: Any) -> Any:
+def _value_or_problem(read: Any, row: Row, *more: Any) -> Any:
     try:
         return read(row, *more)
     except RowProblem as problem:

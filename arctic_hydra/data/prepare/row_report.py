@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MANY_EMPTY = 0.1
+UNSUPERVISED_WARNING_SHARE = 0.1
 """Share of a source's rows without anything to train on from which on it is said aloud."""
 ADVICE = {
     "overlong": "raise data.max_length or pass data.overlong=keep_start, keep_end or split",
@@ -23,7 +23,7 @@ ADVICE = {
 
 
 @dataclass
-class Report:
+class RowReport:
     """What became of the rows of one source (or of a part of them)."""
 
     rows: int = 0
@@ -46,7 +46,7 @@ class Report:
     thoughts_left_out: int = 0
     """Trained turns whose thoughts the chat template does not write."""
 
-    def add(self, other: Report) -> None:
+    def add(self, other: RowReport) -> None:
         """Add the counts of another part."""
         self.dropped.update(other.dropped)
         self.stops.update(other.stops)
@@ -65,15 +65,15 @@ class Report:
         self.max_token_id = max(self.max_token_id, other.max_token_id)
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Report:
-        """Return the report that `plain()` made these values of."""
+    def from_dict(cls, plain: dict[str, Any]) -> RowReport:
+        """Return the report that `to_dict()` made these values of."""
         by_number = {
             name: Counter({int(number): count for number, count in plain[name].items()})
             for name in ("stops", "length_bins")
         }
         return cls(**{**plain, "dropped": Counter(plain["dropped"]), **by_number})
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the counts as plain values."""
         by_number = {
             name: {str(number): count for number, count in sorted(getattr(self, name).items())}
@@ -82,7 +82,7 @@ class Report:
         return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
 
 
-def check_stop(key: str, report: Report, tokenizer: PreTrainedTokenizerBase) -> None:
+def warn_about_stop_token(key: str, report: RowReport, tokenizer: PreTrainedTokenizerBase) -> None:
     """Warn where answers end in another token than the one that generation stops at."""
     if not report.stops:
         return
@@ -97,7 +97,7 @@ def check_stop(key: str, report: Report, tokenizer: PreTrainedTokenizerBase) -> 
         )
 
 
-def check_thoughts(key: str, left_out: int) -> None:
+def warn_about_dropped_reasoning(key: str, left_out: int) -> None:
     """Warn where the rows hold thoughts that the chat template does not write: right for old turns, else a surprise."""
     if left_out:
         log.warning(
@@ -109,10 +109,10 @@ def check_thoughts(key: str, left_out: int) -> None:
         )
 
 
-def check_supervised(key: str, report: dict[str, Any]) -> None:
+def warn_about_unsupervised_rows(key: str, report: dict[str, Any]) -> None:
     """Warn where many rows have nothing to train on, as after a wrong role, weight or cut; `report` is a plain one."""
     empty = report["dropped"].get("no_supervised_token", 0)
-    if empty > MANY_EMPTY * report["rows"]:
+    if empty > UNSUPERVISED_WARNING_SHARE * report["rows"]:
         log.warning(
             "%s: %d of %d rows are left out because no token of them is trained on; expected few; %s",
             key,
@@ -122,7 +122,7 @@ def check_supervised(key: str, report: dict[str, Any]) -> None:
         )
 
 
-def nothing_left(key: str, report: Report) -> str:
+def no_examples_message(key: str, report: RowReport) -> str:
     """Return the error text of a source that has no example: its counts, and what to do about them."""
     reasons = sorted(report.dropped)
     counts = [report.rows, report.kept, *(report.dropped[reason] for reason in reasons)]

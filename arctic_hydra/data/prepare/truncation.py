@@ -31,7 +31,7 @@ def bin_edge(number: int) -> float:
     return float(2 ** (number / _BINS_PER_DOUBLING))
 
 
-def pieces(
+def kept_spans(
     length: int, limit: int, policy: Overlong, turn_ends: Sequence[int], repeated: int = 0
 ) -> list[tuple[int, int]]:
     """Return the parts [start, stop) of an example of `length` > `limit` tokens that are kept, each at most `limit` long.

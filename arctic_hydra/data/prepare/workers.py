@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arctic_hydra.data.documents import Chunk
-from arctic_hydra.data.prepare.preparer import Options, Preparer, SourceRows
-from arctic_hydra.data.prepare.row_report import Report
+from arctic_hydra.data.prepare.preparer import PrepareOptions, RowPreparer, SourceRows
+from arctic_hydra.data.prepare.row_report import RowReport
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,61 +38,62 @@ class Task:
     rows: Rows | None = None
 
 
-Prepared = tuple[Chunk, Report]
+PreparedChunk = tuple[Chunk, RowReport]
+TaskRunner = Callable[[Iterable[Task]], Iterator[PreparedChunk]]
 
 
 @contextmanager
-def workers(
-    sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options, processes: int
-) -> Iterator[Callable[[Iterable[Task]], Iterator[Prepared]]]:
+def task_runner(
+    sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, processes: int
+) -> Iterator[TaskRunner]:
     """Give a function that prepares tasks and yields their results in order, with one process in this very one.
 
     Raises DataError when a process dies.
     """
     if processes < 2:
-        preparers = [Preparer(source, tokenizer, options) for source in sources]
-        yield lambda tasks: (_prepare(preparers, task) for task in tasks)
+        preparers = [RowPreparer(source, tokenizer, options) for source in sources]
+        yield lambda tasks: (_run_task(preparers, task) for task in tasks)
         return
     with _pool(processes, sources, tokenizer, options) as pool:
 
-        def prepare(tasks: Iterable[Task]) -> Iterator[Prepared]:
+        def run_tasks(tasks: Iterable[Task]) -> Iterator[PreparedChunk]:
             try:
-                yield from pool.map(_work, tasks)
+                yield from pool.map(_run_task_in_worker, tasks)
             except BrokenProcessPool as error:
-                raise _died(processes) from error
+                raise _worker_died(processes) from error
 
-        yield prepare
+        yield run_tasks
 
 
-def shared(
-    preparer: Preparer,
+def prepare_with_helpers(
+    preparer: RowPreparer,
     tasks: Sequence[Task],
     helpers: int,
     source: SourceRows,
     tokenizer: PreTrainedTokenizerBase,
-    options: Options,
-) -> Iterator[Prepared]:
+    options: PrepareOptions,
+) -> Iterator[PreparedChunk]:
     """Yield the results of tasks of `source` in order; this process, too, does what its helpers have not begun."""
-    results: deque[Future[Prepared]] = deque()
+    results: deque[Future[PreparedChunk]] = deque()
     waiting = deque(tasks)
     with _pool(helpers, [source], tokenizer, options) as pool:
         try:
             while results or waiting:
                 while waiting and sum(not result.done() for result in results) < 2 * helpers:
-                    results.append(pool.submit(_work, waiting.popleft()))
+                    results.append(pool.submit(_run_task_in_worker, waiting.popleft()))
                 if waiting and not results[0].done():
-                    results.append(_done_here(preparer, waiting.popleft()))
+                    results.append(_run_here(preparer, waiting.popleft()))
                 else:
                     yield results.popleft().result()
         except BrokenProcessPool as error:
-            raise _died(helpers) from error
+            raise _worker_died(helpers) from error
 
 
-def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
+def _run_here(preparer: RowPreparer, task: Task) -> Future[PreparedChunk]:
     """Return the result of a task; an error waits for its turn, so that the first bad row is the one told."""
-    future: Future[Prepared] = Future()
+    future: Future[PreparedChunk] = Future()
     try:
-        future.set_result(_prepare([preparer], task))
+        future.set_result(_run_task([preparer], task))
     except DataError as error:
         future.set_exception(error)
     return future
@@ -100,7 +101,7 @@ def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
 
 @contextmanager
 def _pool(
-    processes: int, sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options
+    processes: int, sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: PrepareOptions
 ) -> Iterator[ProcessPoolExecutor]:
     """Give a pool whose processes take what they need from a file.
 
@@ -113,7 +114,7 @@ def _pool(
         pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
         file.flush()
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(path,))
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(path,))
         try:
             yield pool
         except BaseException:
@@ -122,31 +123,31 @@ def _pool(
         pool.shutdown(wait=False, cancel_futures=True)  # everything is there: they may end on their own
 
 
-def _died(processes: int) -> DataError:
+def _worker_died(processes: int) -> DataError:
     return DataError(
         f"data.num_proc: one of {processes} preparation processes died (out of memory?); pass a lower data.num_proc"
     )
 
 
-_PREPARERS: list[Preparer] = []
+_WORKER_PREPARERS: list[RowPreparer] = []
 
 
-def _start(path: str) -> None:
+def _start_worker(path: str) -> None:
     # The parent may block signals and decides alone when to stop; a worker dies of SIGTERM and leaves Ctrl-C to it.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         return  # the work was done before this process had started
     sources, tokenizer, options = pickle.loads(content)
-    _PREPARERS[:] = [Preparer(source, tokenizer, options) for source in sources]
+    _WORKER_PREPARERS[:] = [RowPreparer(source, tokenizer, options) for source in sources]
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """End this process when its parent is gone, killed or not: nobody would tell it, and it would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "helpers are started by this package alone"
@@ -154,10 +155,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(task: Task) -> Prepared:
-    return _prepare(_PREPARERS, task)
+def _run_task_in_worker(task: Task) -> PreparedChunk:
+    return _run_task(_WORKER_PREPARERS, task)
 
 
-def _prepare(preparers: Sequence[Preparer], task: Task) -> Prepared:
+def _run_task(preparers: Sequence[RowPreparer], task: Task) -> PreparedChunk:
     preparer = preparers[task.source]
-    return (preparer if task.rows is None else preparer.of(task.rows)).chunk((task.start, task.stop))
+    return (preparer if task.rows is None else preparer.with_rows(task.rows)).prepare_chunk(task.start, task.stop)

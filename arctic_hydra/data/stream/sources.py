@@ -29,13 +29,13 @@ class Cursor:
     """Where the next row of the current shard is."""
     rows_in_pass: int = 0
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the cursor as plain values."""
         return {**vars(self), "place": list(self.place)}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Cursor:
-        """Return the cursor that `plain()` made these values of."""
+    def from_dict(cls, plain: dict[str, Any]) -> Cursor:
+        """Return the cursor that `to_dict()` made these values of."""
         return cls(**{**plain, "place": tuple(plain["place"])})
 
 
