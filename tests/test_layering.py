@@ -42,7 +42,7 @@ DATA_LAYERS: dict[str, int] = {
             "formats cache",
             "encode base",
             "prepare source load",
-            "stream",
+            "stream checks",
             "tokenized",
         )
     )

@@ -57,7 +57,9 @@ def test_the_pieces_of_a_document_are_on_one_side_of_the_split(tmp_path: Path, t
     paths[0].write_text("word " * 200)
     data = causal(paths[0], max_length=64, train_eval_split=[0.9, 0.1])
     store = data.process("train", tokenizer, World())
-    with pytest.raises(FieldError, match="holds out 1 of 1 rows that have examples; nothing is left to train on"):
+    with pytest.raises(
+        FieldError, match="holds out 1 of the 1 rows that have examples, which leaves nothing to train on"
+    ):
         data.split(store, 7)
 
 

@@ -120,7 +120,7 @@ def test_the_fingerprint_knows_the_order(small_chats: Path, tmp_path: Path, toke
 
 def test_requests_without_effect_are_refused(small_chats: Path, tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"group_by_length": True}, "group_by_length: has no effect beside packing=true"),
+        ({"group_by_length": True}, "group_by_length: has no effect together with packing=true"),
         ({"mix_by": "tokens"}, "mix_by: has no effect without a weight"),
         (
             {"sources": two_sources(tmp_path, small_chats, one=1)},
@@ -128,7 +128,7 @@ def test_requests_without_effect_are_refused(small_chats: Path, tmp_path: Path) 
         ),
         (
             {"eval_sources": {"e": JsonSource(path="x", weight=1)}},
-            r"eval_sources\.e\.weight: has no effect: evaluation takes each example once",
+            r"eval_sources\.e\.weight: has no effect: evaluation uses each example once",
         ),
     ]
     for fields, message in cases:

@@ -279,7 +279,7 @@ def test_bundled_data_builds_both_loaders(tokenizer: Any) -> None:
         ({"train_eval_split": ["x", 1.0]}, "train_eval_split: got 'x', expected a number"),
         (
             {"train_eval_split": [0.9, 0.1], "eval_sources": {"e": BundledSource()}},
-            r"got \[0.9, 0.1\] beside eval_sources \(e\)",
+            r"got \[0.9, 0.1\] together with eval_sources \(e\)",
         ),
         ({"sources": {}}, "sources: got none, expected at least one"),
     ],
