@@ -15,8 +15,8 @@ from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, DataError, FieldError
+from tests.data.load.samples import documents
 from tests.data.samples import CHATML_UNTAGGED, chat, geometry, make_tokenizer, shared, write_lines
-from tests.data.test_loader import documents
 from tests.test_compose import built
 
 EXPLICIT = {"prompt": "Which?", "chosen": "this one", "rejected": "that"}

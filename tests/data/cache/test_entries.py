@@ -1,119 +1,30 @@
-"""Prepared data: the right key, one builder at a time, nothing half-built or damaged ever read."""
+"""Cache entries: one builder at a time, and no partial or damaged entry is ever read."""
 
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from transformers.utils import chat_template_utils
 
-from arctic_hydra.data.cache import token_store as store_module
 from arctic_hydra.data.cache.entries import open_or_build
-from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, DamagedEntryError, TokenStore, write_store
-from arctic_hydra.data.documents import Chunk
-from arctic_hydra.data.prepare import key as key_module
-from arctic_hydra.data.prepare.key import CODE_VERSION
-from arctic_hydra.data.prepare.truncation import Overlong
-from arctic_hydra.data.sft import SFTDataFactory, TrainOn
-from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.tokenized import Malformed
+from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, TokenStore, write_store
+from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
+from tests.data.cache.samples import chunks, entries, key
 from tests.data.samples import (
-    CHATML_TAGS_WITH_HEADER,
-    CHATML_UNTAGGED,
-    QWEN_TOOLS,
     chat,
     factory,
-    make_tokenizer,
     write_lines,
 )
-
-
-def key(path: Path, tokenizer: Any, **fields: Any) -> str:
-    return factory(path, **fields).process("train", tokenizer, World()).key
-
-
-def entries(cache: Path) -> list[Path]:
-    return sorted(path for path in (cache / "prepared").iterdir() if path.is_dir())
-
-
-def with_templates(**named: str) -> Any:
-    tokenizer = make_tokenizer(None)
-    tokenizer.chat_template = named
-    return tokenizer
-
-
-def test_pitfall_27_b14_w6_the_key_follows_content_and_options(
-    small_chats: Path, tokenizer: Any, private_cache: Path
-) -> None:
-    first = key(small_chats, tokenizer)
-    os.utime(small_chats, (1, 1))
-    assert key(small_chats, tokenizer) == first, "touching the file changes nothing"
-    elsewhere = small_chats.parent / "moved" / small_chats.name
-    elsewhere.parent.mkdir()
-    shutil.copy(small_chats, elsewhere)
-    assert key(elsewhere, tokenizer) == first, "the place of the file changes nothing"
-    assert key(small_chats, tokenizer, packing=False, num_proc=2) == first, "packing works on prepared data"
-    others = [
-        key(small_chats, tokenizer, max_length=100),
-        key(small_chats, tokenizer, mask_inputs=False),
-        key(small_chats, tokenizer, overlong=Overlong.keep_end),
-        key(small_chats, tokenizer, malformed=Malformed.drop),
-        key(small_chats, tokenizer, train_on=TrainOn.last),
-        key(small_chats, make_tokenizer(tokenizer.chat_template, eos_token="</s>")),
-        key(small_chats, make_tokenizer(tokenizer.chat_template)),
-        key(small_chats, make_tokenizer(CHATML_UNTAGGED)),
-        key(small_chats, with_templates(default=CHATML_UNTAGGED, tool_use=QWEN_TOOLS)),
-        key(small_chats, with_templates(default=CHATML_UNTAGGED, tool_use=CHATML_TAGS_WITH_HEADER)),
-    ]
-    stat = small_chats.stat()
-    small_chats.write_bytes(small_chats.read_bytes().replace(b"Answer 3", b"Answer 4"))
-    os.utime(small_chats, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    others.append(key(small_chats, tokenizer))
-    assert len({first, *others}) == 12
-    assert len(entries(private_cache)) == 12
-
-
-def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = key(small_chats, tokenizer)
-    monkeypatch.setattr(key_module, "CODE_VERSION", CODE_VERSION + 1)
-    assert key(small_chats, tokenizer) != first
-
-
-def test_the_key_of_a_template_that_writes_the_date_is_that_of_yesterday(
-    small_chats: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = make_tokenizer("{{ strftime_now('%Y-%m-%d') }}" + CHATML_UNTAGGED)
-    first = factory(small_chats).process("train", tokenizer, World())
-    monkeypatch.setattr(SFTDataFactory, "load", lambda *_: pytest.fail("the cache was not used"))
-    for module in (key_module, chat_template_utils):
-        for name, real in (("date", date), ("datetime", datetime)):
-            monkeypatch.setattr(module, name, tomorrow(real), raising=False)
-    assert key(small_chats, tokenizer) == first.key
-
-
-def tomorrow(kind: Any) -> Any:
-    """Return the class with a clock that is a day ahead."""
-    ahead = timedelta(days=1)
-    clock = {name: classmethod(lambda cls, name=name: getattr(kind, name)() + ahead) for name in ("today", "now")}
-    return type(kind.__name__, (kind,), clock)
 
 
 def test_second_run_reads_what_the_first_wrote(
@@ -127,7 +38,7 @@ def test_second_run_reads_what_the_first_wrote(
         assert (again.ids(index) == first.ids(index)).all() and (again.mask(index) == first.mask(index)).all()
 
 
-def test_w31_directories_are_private(small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path) -> None:
+def test_directories_are_private(small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path) -> None:
     key(small_chats, tokenizer)
     for path in (private_cache, private_cache / "prepared", *entries(private_cache)):
         assert path.stat().st_mode & 0o777 == 0o700, path
@@ -135,7 +46,7 @@ def test_w31_directories_are_private(small_chats: Path, tokenizer: Any, private_
     assert (tmp_path / "mine" / "prepared").stat().st_mode & 0o777 == 0o700
 
 
-def test_w19_cache_off_leaves_nothing_behind_and_is_no_part_of_the_key(
+def test_cache_off_leaves_nothing_behind_and_is_not_in_the_key(
     small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
@@ -177,59 +88,6 @@ def test_a_damaged_entry_is_built_again(small_chats: Path, tokenizer: Any, priva
     assert entries(private_cache) == [entry]
 
 
-def chunks() -> list[Chunk]:
-    return [Chunk(np.arange(5, dtype=np.int32), np.ones(5, np.uint8), np.array([2, 3], np.int32), np.array([0, 1]))]
-
-
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from([EXAMPLES, MANIFEST]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_w17_any_bit_that_flips_is_found(tmp_path: Path, name: str, place: float, bit: int) -> None:
-    """Of 60 damaged files of the right size, 43 had been trained on as other tokens."""
-    write_store(folder := Path(tempfile.mkdtemp(dir=tmp_path)), chunks(), lambda: {"rows": 2})
-    TokenStore(folder, "k")
-    content = bytearray((folder / name).read_bytes())
-    content[int(place * len(content))] ^= 1 << bit
-    (folder / name).write_bytes(content)
-    if name == EXAMPLES or meaning(bytes(content)) != {"rows": 2}:
-        with pytest.raises(DamagedEntryError):
-            TokenStore(folder, "k")
-
-
-def meaning(manifest: bytes) -> Any:
-    """Return the report in a manifest: white space in it means nothing."""
-    try:
-        return json.loads(manifest)["report"]
-    except (ValueError, LookupError):
-        return None
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "message"),
-    [
-        ("length", [2, 4], "lengths"),
-        ("length", [0, 3], "lengths"),
-        ("supervised", [2, 9], "counts of trained tokens"),
-        ("row", [-1, 1], "row numbers"),
-        ("row", [1, 0], "row numbers"),
-        ("ids", [[0, 1, 2], [3, 4]], "offsets"),
-        ("row", [0, None], "1 numbers are missing"),
-    ],
-)
-def test_numbers_that_cannot_be_are_refused_whoever_wrote_them(
-    tmp_path: Path, column: str, values: list[Any], message: str
-) -> None:
-    write_store(tmp_path, chunks(), dict)
-    table = pa.ipc.open_file(tmp_path / EXAMPLES).read_all()
-    index = table.schema.get_field_index(column)
-    table = table.set_column(index, column, pa.array(values, table.schema.field(column).type))
-    with pa.ipc.new_file(tmp_path / EXAMPLES, table.schema) as writer:
-        writer.write_table(table)
-    (tmp_path / MANIFEST).unlink()
-    store_module._write_manifest(tmp_path, 2, {})
-    with pytest.raises(DamagedEntryError, match=message):
-        TokenStore(tmp_path, "k")
-
-
 def build_slowly(part: Path, log: Path, seconds: float) -> None:
     with log.open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -242,7 +100,7 @@ def open_in_child(cache: Path, log: Path, seconds: float, queue: Any) -> None:
     queue.put((os.getpid(), store.ids(1).tolist()))
 
 
-def test_w17_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> None:
+def test_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     queue, log = context.Queue(), tmp_path / "builders"
     children = [context.Process(target=open_in_child, args=(tmp_path / "c", log, 0.5, queue)) for _ in range(3)]
@@ -256,7 +114,7 @@ def test_w17_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> 
 
 
 @pytest.mark.faults
-def test_pitfall_26_a_killed_builder_blocks_nobody(tmp_path: Path) -> None:
+def test_a_killed_builder_blocks_nobody(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     log = tmp_path / "builders"
     child = context.Process(target=open_in_child, args=(tmp_path / "c", log, 60.0, context.Queue()))
@@ -332,20 +190,6 @@ def test_a_disk_that_fills_while_data_is_prepared(small_chats: Path, tmp_path: P
     assert f"DataError: {message.format(scratch)}" in done.stderr and "(File too large)" in done.stderr, done.stderr
     assert not any(scratch.iterdir())
     assert cache == "off" or entries(tmp_path / "c") == []
-
-
-def test_one_changed_source_prepares_only_that_one(
-    small_chats: Path, tmp_path: Path, tokenizer: Any, private_cache: Path
-) -> None:
-    other = write_lines(tmp_path / "other.jsonl", [chat("q", "a")])
-    sources = {"one": JsonSource(path=str(small_chats)), "two": JsonSource(path=str(other))}
-    first = key(small_chats, tokenizer, sources=sources)
-    before = entries(private_cache)
-    times = {path: path.stat().st_mtime_ns for path in before}
-    write_lines(other, [chat("q", "b")])
-    assert key(small_chats, tokenizer, sources=sources) != first
-    assert len(before) == 2 and len(entries(private_cache)) == 3
-    assert {path: path.stat().st_mtime_ns for path in before} == times
 
 
 def test_an_unwritable_cache_directory_is_named(small_chats: Path, tokenizer: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m arctic_hydra.data.cache`: what is there, and making room."""
+"""The command `python -m arctic_hydra.data.cache`: list and prune."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_list_shows_entries(filled: Path, capsys: pytest.CaptureFixture[str]) ->
     assert all(re.search(r"37 examples, .* tokens, used \d+.* ago", line) for line in shown[:2])
 
 
-def test_w31_prune_by_key_age_and_all(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_by_key_age_and_all(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer, older = entries(filled)
     os.utime(older.path / "manifest.json", (0, time.time() - 3 * 86_400))
     assert main(["prune", "--older-than", "4"]) == 0 and len(entries(filled)) == 2
@@ -83,7 +83,7 @@ def test_what_killed_processes_left_is_listed_and_deleted(filled: Path, capsys: 
     assert [path.name for path in (filled / "prepared").iterdir() if path.is_dir()] == ["mine"], "not ours"
 
 
-def test_w31_what_a_living_process_works_on_stays(filled: Path) -> None:
+def test_entries_in_use_by_a_running_process_stay(filled: Path) -> None:
     root, key = filled / "prepared", "0123456789abcdef" * 2
     (root / f"{key}.part-x7").mkdir()
     with FileLock(root / f"{key}.lock"):
