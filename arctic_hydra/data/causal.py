@@ -1,4 +1,4 @@
-"""Plain text data: every token is trained on, long documents are sliced, short ones packed."""
+"""Plain text data: every token is supervised; long documents are sliced, short ones packed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @component(group="data", name="causal")
 class CausalDataFactory(TokenizedDataFactory):
-    """Texts as they are, each ended by the eos token; no chat template touches them."""
+    """Plain texts, each followed by the eos token, without a chat template."""
 
     column: str = "text"
-    """Column that holds the text."""
+    """Column with the text."""
     overlong: Overlong = Overlong.split
-    """What becomes of a text longer than `max_length`; split: it is sliced."""
+    """How to handle texts longer than `max_length`; split slices them."""
 
     def validate(self) -> None:
-        """Refuse sources that declare another form than text, besides what every prepared data factory checks."""
+        """Check that no source declares another format than text, and the fields of the base class."""
         super().validate()
         problems = [
             (f"{group}.{name}.format", f"got {source.format.value}, expected text: this data trains on plain texts")
@@ -37,11 +37,11 @@ class CausalDataFactory(TokenizedDataFactory):
             raise FieldError(problems)
 
     def reading(self, source: DataSource) -> Reading:
-        """Return how a source's rows are read: one column, whatever else they hold."""
+        """Return how to read a source's rows: a single column."""
         return Reading(RowFormat.text, text_column=self.column)
 
     def options(self) -> PrepareOptions:
-        """Return what turns rows into examples."""
+        """Return the options that determine how rows become examples; part of the cache key."""
         from arctic_hydra.data.prepare.preparer import PrepareOptions
 
         return PrepareOptions(self.max_length, True, self.overlong.value, self.malformed.value)

@@ -1,8 +1,8 @@
 """From a plan of packs to the micro-batches of each optimizer step.
 
-Window s takes packs [s*G, (s+1)*G) of the order, G being the global batch size. Slot i of a window goes to micro-batch
-i // (micro_batch_size * ranks) of rank (i // micro_batch_size) % ranks, so that micro-batch size, accumulation and ranks
-only cut the same sequence of global batches in other pieces.
+Step s takes packs [s*G, (s+1)*G) of the order, where G is the global batch size. Slot i of a step goes to micro-batch
+i // (micro_batch_size * ranks) of rank (i // micro_batch_size) % ranks. The sequence of global batches therefore does not
+depend on micro-batch size, accumulation and ranks; they only determine how each global batch is divided.
 
 Shapes: B rows, T tokens per row, K supervised positions.
 """
@@ -31,7 +31,7 @@ class BatchOptions:
 
 
 class StepBatches:
-    """The packs of one plan in one order, cut into this rank's windows."""
+    """The packs of one plan in one order, divided into the steps of this rank."""
 
     def __init__(
         self, store: Examples, plan: Plan, order: Ints, geometry: BatchGeometry, options: BatchOptions
@@ -45,7 +45,7 @@ class StepBatches:
         return -(-len(self._order) // self._geometry.global_batch_size)
 
     def step_batch(self, step: int) -> StepBatch:
-        """Return this rank's micro-batches of one step; the last step may hold fewer packs than the others."""
+        """Return this rank's micro-batches of one step; the last step may have fewer packs than the others."""
         geometry = self._geometry
         packs = self._order[step * geometry.global_batch_size : (step + 1) * geometry.global_batch_size]
         if geometry.world.size > 1:
@@ -71,13 +71,13 @@ class StepBatches:
 
 
 def _packed(store: Documents, documents: list[int]) -> Batch:
-    """Return the documents one after another in one row of T tokens."""
+    """Return the documents concatenated in one row of T tokens."""
     lengths = store.lengths[documents].astype(np.int64)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     ids_T = np.concatenate([store.ids(document) for document in documents]).astype(np.int64)
     mask_T = np.concatenate([store.mask(document) for document in documents]).astype(bool)
     positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
-    mask_T[bounds[:-1]] = False  # the last token of the document before must not predict the first of this one
+    mask_T[bounds[:-1]] = False  # the last token of a document must not predict the first of the next
     places_K = np.flatnonzero(mask_T)
     source_T = np.repeat(store.sources[documents], lengths)
     return Batch(
@@ -97,7 +97,7 @@ def _packed(store: Documents, documents: list[int]) -> Batch:
 
 
 def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
-    """Return one document a row, right-padded to the longest."""
+    """Return one document per row, right-padded to the longest."""
     lengths = store.lengths[documents].astype(np.int64)
     shape = (len(documents), int(lengths.max()))
     ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
@@ -123,7 +123,7 @@ def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
 
 
 def _empty_batch(pad_token_id: int, packing: bool) -> Batch:
-    """Return one token that nothing is learned from: each rank has to take part in every forward of the others."""
+    """Return a one-token batch without loss, with which this rank joins the collectives of the step."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return Batch(
         input_ids_BT=torch.full((1, 1), pad_token_id, dtype=torch.int64),

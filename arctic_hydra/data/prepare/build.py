@@ -1,4 +1,4 @@
-"""Prepare a source's rows: worker processes tokenize them, and the examples are written as a cache entry."""
+"""Build a cache entry: worker processes tokenize the rows of a source, and the examples are written to disk."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1000
 SECONDS_PER_HELPER = 3.0
-"""A helper takes a second or two to start: there is one for so many seconds that this process alone would need."""
+"""Remaining single-process time that justifies one helper process, which takes a second or two to start."""
 MIN_CHUNK_SECONDS = 0.06
-"""What a chunk takes at least: where even that is worth every helper, they start beside the first chunk."""
+"""Lower bound of the time per chunk; if even that justifies all helpers, they start along with the first chunk."""
 
 
 def build_entry(
     directory: Path, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, num_proc: int
 ) -> None:
-    """Write the examples of a source below `directory`, the same whatever `num_proc` is.
+    """Write the examples of a source to `directory`; they do not depend on `num_proc`.
 
-    Raises DataError naming source, row and reason, or with a table of counts when nothing is left.
+    Raises DataError with source, row and reason, or with a table of counts if no example is left.
     """
     total = RowReport()
 
@@ -45,7 +45,7 @@ def build_entry(
 
     write_store(directory, chunks(), total.to_dict)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"
-    log.info("%s: %d examples from %d rows, left out: %s", source.key, total.kept, total.rows, left_out)
+    log.info("%s: %d examples from %d rows, dropped: %s", source.key, total.kept, total.rows, left_out)
 
 
 def _prepared_chunks(

@@ -1,4 +1,4 @@
-"""Rows to examples: read, encoded, masked, fitted to the longest length, and every row that is left out counted."""
+"""Rows to examples: read, encode, mask and truncate them, and count every row that is dropped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What turns rows into examples, besides the tokenizer."""
+    """What determines how rows become examples, besides the tokenizer; part of the cache key."""
 
     max_length: int
     mask_inputs: bool
@@ -41,12 +41,12 @@ class PrepareOptions:
     """`error` or `drop`."""
     turns: TurnChoice = field(default_factory=TurnChoice)
     pairs: bool = False
-    """Whether rows are preferences, each of which gives two examples: the chosen one, then the rejected one."""
+    """Whether rows are preferences, each of which becomes two documents: chosen, then rejected."""
 
 
 @dataclass
 class SourceRows:
-    """The rows of one source, and how to read and to speak about them."""
+    """The rows of one source, how to read them, and its name in messages."""
 
     key: str
     """Full config key, such as `data.sources.chat`."""
@@ -66,7 +66,7 @@ class _Example:
 
 
 class RowPreparer:
-    """Holds what every chunk needs; one in each process."""
+    """Turns ranges of a source's rows into examples; each process has its own."""
 
     def __init__(self, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> None:
         self._source = source
@@ -77,13 +77,13 @@ class RowPreparer:
         self._vocabulary = len(tokenizer)
 
     def with_rows(self, rows: Rows) -> RowPreparer:
-        """Return a preparer of other rows of the same source, such as the next ones of a stream."""
+        """Return a preparer for other rows of the same source, such as the next ones of a stream."""
         other = copy(self)
         other._source = replace(self._source, rows=rows)
         return other
 
     def prepare_chunk(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
-        """Prepare rows [start, stop)."""
+        """Return the examples of rows [start, stop), and what became of the rows."""
         with _no_garbage_collection():
             return (self._prepare_pairs if self._options.pairs else self._prepare_examples)(start, stop)
 
@@ -95,7 +95,7 @@ class RowPreparer:
                 self._refuse(row, item, report)
                 continue
             report.thoughts_left_out += item.thoughts_left_out
-            for token in item.stops:  # quicker than Counter.update for the few of a row
+            for token in item.stops:  # faster than Counter.update for a few tokens
                 report.stops[token] += 1
             parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
         return _with_counts(_without_unsupervised(_assemble(parts), report), report), report
@@ -103,7 +103,7 @@ class RowPreparer:
     def _prepare_pairs(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         report = RowReport(rows=stop - start)
         kept: list[tuple[int, Array, Array]] = []
-        assert self._encoder is not None, "preferences are encoded here"
+        assert self._encoder is not None, "preferences have no pre-tokenized form"
         read = [_value_or_problem(read_preference, row) for row in self._source.rows.take(range(start, stop))]
         both = [side for pair in read for side in ([pair, pair] if isinstance(pair, RowProblem) else pair)]
         encoded = self._encoder.encode(both)
@@ -119,7 +119,7 @@ class RowPreparer:
             answers = [ids[mask.astype(bool)] for ids, mask in parts]
             if not all(len(answer) for answer in answers):
                 report.dropped["no_supervised_token"] += 1
-            elif np.array_equal(*answers):  # also where the difference was cut off: there is nothing to prefer
+            elif np.array_equal(*answers):  # also if the difference was truncated
                 report.dropped["no_difference"] += 1
             else:
                 kept += [(row, *part) for part in parts]
@@ -145,12 +145,12 @@ class RowPreparer:
         return _Example(encoded.ids, mask, ends, stops, encoded.thoughts_left_out)
 
     def _fit(self, row: int, sides: Sequence[_Example], report: RowReport) -> list[tuple[Array, Array]]:
-        """Return ids and mask of the parts that are kept of an example, or of both sides of a pair; none of what is dropped."""
+        """Return ids and mask of the kept parts of an example or of both sides of a pair; nothing if it is dropped."""
         limit, longest = self._options.max_length, sides[0]
         for side in sides:
             longest = side if len(side.ids) > len(longest.ids) else longest
         length = len(longest.ids)
-        if not length:  # an empty text, and a tokenizer that adds nothing
+        if not length:  # an empty text with a tokenizer that adds no tokens
             report.dropped["no_supervised_token"] += 1
             return []
         report.length_bins[length_bin(length)] += 1
@@ -176,9 +176,11 @@ class RowPreparer:
     def _kept_spans(
         self, sides: Sequence[_Example], longest: _Example, head: int
     ) -> list[list[tuple[int, int]]] | None:
-        """Return which parts of each side are kept; None of a pair whose longer answer leaves no room for its prompt."""
+        """Return the spans of each side that are kept; None for a pair whose longer answer leaves no room for the prompt."""
         limit = self._options.max_length
-        if len(sides) > 1 and self._policy is Overlong.keep_end:  # the prompt is cut once for both: it is one prompt
+        if (
+            len(sides) > 1 and self._policy is Overlong.keep_end
+        ):  # both sides have the same prompt, so it is truncated equally
             ((start, _),) = kept_spans(len(longest.ids), limit, self._policy, longest.turn_ends, head)
             if any(start >= int(side.mask.argmax()) for side in sides):
                 return None
@@ -191,26 +193,22 @@ class RowPreparer:
         ]
 
     def _refuse(self, row: int, problem: RowProblem, report: RowReport) -> None:
-        # A template or a tokenizer that does not fit, and a mix of formats, are no matter of single rows.
+        # Only malformed rows can be dropped; other problems, such as an unsuitable template, concern all rows.
         if problem.reason == "malformed" and self._options.malformed == "drop":
             report.dropped["malformed"] += 1
             return
-        drop = (
-            "; correct the row, or pass data.malformed=drop to leave such rows out"
-            if problem.reason == "malformed"
-            else ""
-        )
+        drop = "; fix the row, or pass data.malformed=drop to skip such rows" if problem.reason == "malformed" else ""
         raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
 
 
 def _cut(item: _Example, places: list[tuple[int, int]], head: int) -> list[tuple[Array, Array]]:
-    """Return ids and mask of parts of an example; those that do not begin with it get its first `head` tokens, the BOS."""
+    """Return ids and mask of spans of an example; those after the first begin with its first `head` tokens (the BOS), too."""
     fitted: list[tuple[Array, Array]] = []
     for start, stop in places:
         part, mask = item.ids[start:stop], item.mask[start:stop]
         if start and head:
             part, mask = np.concatenate([item.ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
-        mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
+        mask[:1] = 0  # the first token has no predecessor that could predict it
         fitted.append((part, mask))
     return fitted
 
@@ -223,7 +221,7 @@ def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:
 
 
 def _without_unsupervised(chunk: Chunk, report: RowReport) -> Chunk:
-    """Return the parts with a trained token: a row without any such part is dropped, of others the part is lost."""
+    """Return the parts with supervised tokens; count rows without any as dropped, and tokens of other removed parts as lost."""
     trained = chunk.supervised > 0
     if trained.all():
         return chunk
@@ -236,7 +234,7 @@ def _without_unsupervised(chunk: Chunk, report: RowReport) -> Chunk:
 
 
 def _with_counts(chunk: Chunk, report: RowReport) -> Chunk:
-    """Return the chunk of the examples that are kept, and count them."""
+    """Count the examples of the chunk in the report, and return the chunk."""
     report.kept = len(chunk.lengths)
     report.tokens, report.supervised_tokens = len(chunk.ids), int(chunk.mask.sum())
     report.max_token_id = int(chunk.ids.max()) if len(chunk.ids) else -1
@@ -245,7 +243,7 @@ def _with_counts(chunk: Chunk, report: RowReport) -> Chunk:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keep the garbage collector out: it would search the many objects of a chunk again and again, and find no cycle."""
+    """Disable the garbage collector, which would scan the many objects of a chunk repeatedly and find no cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -263,14 +261,11 @@ def _value_or_problem(read: Any, row: Row, *more: Any) -> Any:
 
 
 def _read_tokens(row: Row, vocabulary: int) -> _Example:
-    """Return the example of a row that is tokenised already, with ids below `vocabulary`.
-
-    Labels are aligned with the ids, not shifted.
-    """
+    """Return the example of a pre-tokenized row, with ids below `vocabulary`; labels are aligned with the ids, not shifted."""
     ids, labels = row.get("input_ids"), row.get("labels")
     if not isinstance(ids, list) or not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
         columns = ", ".join(sorted(row))
-        raise malformed(f"process=false needs 'input_ids', a list of token ids; got the columns {columns}")
+        raise malformed(f"process=false requires 'input_ids', a list of token ids; got the columns {columns}")
     tokens = np.array(ids, dtype=np.int32)
     highest = int(tokens.argmax())
     if tokens[highest] >= vocabulary:
@@ -281,7 +276,7 @@ def _read_tokens(row: Row, vocabulary: int) -> _Example:
     if labels is None:
         return _Example(tokens, np.ones(len(ids), dtype=np.uint8), [], [])
     if not isinstance(labels, list) or len(labels) != len(ids):
-        raise malformed(f"labels must be a list as long as input_ids ({len(ids)})")
+        raise malformed(f"labels must be a list of the same length as input_ids ({len(ids)})")
     mask = np.array([label != IGNORE_INDEX for label in labels], dtype=np.uint8)
     for place in np.flatnonzero(mask):
         if labels[place] != ids[place]:

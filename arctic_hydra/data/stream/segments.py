@@ -1,11 +1,11 @@
-"""A stream cut into segments, each packed by itself; what fills no step goes on to the next.
+"""A stream divided into segments that are packed separately; examples that do not fill a step move to the next segment.
 
-A segment is the next `buffer_rows` rows. Its examples, and those that the segment before left over, are packed together;
-the packs are shuffled, and as many as fill whole steps are trained on: those with an example that waits already, then the
-fullest. The examples of the others wait. So every step has a full global batch, but for the last one of a pass where there
-is one source, which takes all that is left: each pass then holds every example exactly once.
+A segment is the next `buffer_rows` rows. Their examples, and those left over from the previous segment, are packed together
+and the packs are shuffled. As many packs as fill whole steps are used: first those with a left-over example, then the
+fullest. The examples of the other packs are left over. So every step has a full global batch, except the last step of a
+pass over a single source, which takes all remaining packs: each pass then contains every example exactly once.
 
-Everything follows from the seed and from where a segment begins, never from ranks.
+The result depends on the seed and on the start of the segment, not on ranks.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class StreamOptions(BatchOptions):
 
 
 class ExamplePool(Singles):
-    """Examples in memory; fulfils the protocol `Examples`."""
+    """Examples in memory; implements the protocol `Examples`."""
 
     def __init__(self, ids: Array, masks: Array, lengths: Array, sources: Array, numbers: Ints) -> None:
-        """Take int32 ids and uint8 masks of all examples one after another, and one value of the others for each."""
+        """Take the concatenated int32 ids and uint8 masks of all examples, and the other arrays with one value per example."""
         self.all_ids, self.all_masks, self.lengths, self.sources, self.numbers = ids, masks, lengths, sources, numbers
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
@@ -61,7 +61,7 @@ class ExamplePool(Singles):
         return self.all_masks[self._starts[index] : self._starts[index + 1]]
 
     def take(self, chosen: Ints) -> ExamplePool:
-        """Return copies of some examples."""
+        """Return copies of the chosen examples."""
         ids = _joined((self.ids(int(one)) for one in chosen), np.int32)
         masks = _joined((self.mask(int(one)) for one in chosen), np.uint8)
         return ExamplePool(ids, masks, self.lengths[chosen], self.sources[chosen], self.numbers[chosen])
@@ -79,7 +79,7 @@ class ExamplePool(Singles):
 
     @classmethod
     def from_chunk(cls, chunk: Chunk, source: int, first_number: int) -> ExamplePool:
-        """Return the examples that were prepared together, numbered from `first_number` on."""
+        """Return the examples of a chunk, numbered from `first_number` on."""
         count = len(chunk.lengths)
         sources = np.full(count, source, dtype=np.int32)
         return cls(chunk.ids, chunk.mask, chunk.lengths, sources, first_number + np.arange(count, dtype=np.int64))
@@ -91,25 +91,25 @@ def _joined(parts: Iterable[Array], dtype: Any) -> Array:
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands between two segments, and what it has brought so far."""
+    """The state of a stream between two segments: its position, the left-over examples and the counts so far."""
 
     cursors: list[Cursor]
     waiting: ExamplePool
-    """Examples that the segments before left over."""
+    """Examples left over from previous segments."""
     reports: list[RowReport]
     length_counts: Array
-    """int64 [sources, max_length + 1]: how many examples of each length were kept."""
+    """int64 [sources, max_length + 1]: number of kept examples of each length."""
     segment: int = 0
     step: int = 0
-    """Steps before this state."""
+    """Steps up to this state."""
     examples: int = 0
-    """Examples that were read before this state."""
+    """Examples that were read up to this state."""
     packs: int = 0
     packed_tokens: int = 0
 
     @classmethod
     def start(cls, sources: int, max_length: int) -> StreamState:
-        """Return the beginning of a stream."""
+        """Return the state at the start of a stream."""
         counts = np.zeros((sources, max_length + 1), dtype=np.int64)
         return cls([Cursor()] * sources, ExamplePool.concatenate([]), [RowReport() for _ in range(sources)], counts)
 
@@ -127,7 +127,7 @@ class StreamState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> StreamState:
-        """Return the state that `state_dict()` made this state of."""
+        """Return the state with these values, as `state_dict()` returns them."""
         pool = {name: tensor.numpy() for name, tensor in state["waiting"].items()}
         return cls(
             [Cursor.from_dict(plain) for plain in state["cursors"]],
@@ -143,7 +143,7 @@ _COUNTERS = ("segment", "step", "examples", "packs", "packed_tokens")
 
 @dataclass(frozen=True)
 class Segment:
-    """What is trained on between two places: packs of a pool of examples, in order."""
+    """The training data between two states: packs of a pool of examples, in order."""
 
     pool: ExamplePool
     plan: Plan
@@ -162,7 +162,7 @@ def read_segment(
 ) -> Segment:
     """Return the segment that begins at `state`; `batch` is the global batch in packs.
 
-    Raises DataError when a source cannot be read, or has had a whole pass without an example.
+    Raises DataError if a source cannot be read, or if a whole pass over it gave no example.
     """
     alone = len(streams) == 1
     tasks, cursors = _read_rows(state, streams, options)
@@ -171,7 +171,7 @@ def read_segment(
         if after.passes > before.passes and report.kept == 0:
             raise DataError(no_examples_message(stream.key, report))
     pool = ExamplePool.concatenate([state.waiting, *new])
-    # Packing goes by length; which of the examples of one length goes where is drawn here.
+    # Packing depends on the lengths alone; the shuffle decides which examples of equal length share a pack.
     drawn = epoch_order(len(pool), seed + 1, state.segment)
     plan = (plan_packs if options.packing else plan_singles)(pool.lengths[drawn], options.max_length)
     plan = replace(plan, examples=drawn[plan.examples])
@@ -198,7 +198,7 @@ def read_segment(
 def _read_rows(
     state: StreamState, streams: Sequence[SourceStream], options: StreamOptions
 ) -> tuple[list[Task], list[Cursor]]:
-    """Return the rows of the next segment as tasks, and where each source stands after them."""
+    """Return the rows of the next segment as tasks, and the cursor of each source after them."""
     alone = len(streams) == 1
     rows = [report.rows for report in state.reports]
     sizes = [report.tokens if options.mix_by_tokens else report.kept for report in state.reports]
@@ -217,7 +217,7 @@ def _read_rows(
 def _read_examples(
     state: StreamState, tasks: Sequence[Task], run_tasks: TaskRunner
 ) -> tuple[StreamState, list[ExamplePool]]:
-    """Return the state with what the tasks bring counted in, and their examples."""
+    """Run the tasks; return the state with updated counts, and the new examples."""
     reports = [RowReport() for _ in state.reports]
     counts, examples, new = state.length_counts.copy(), state.examples, []
     for report, before in zip(reports, state.reports, strict=True):
@@ -231,7 +231,7 @@ def _read_examples(
 
 
 def _full_steps(plan: Plan, lengths: Array, waiting: int, batch: int) -> Ints:
-    """Return as many packs as fill whole steps: those with one of the first `waiting` examples first, then the fullest."""
+    """Return as many packs as fill whole steps, preferring those with one of the first `waiting` examples, then full ones."""
     count = len(plan) // batch * batch
     if not count:
         return np.empty(0, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""Windows over sets that are read while training: tokenised and packed ahead, resumed exactly.
+"""The loader of streamed data: rows are tokenized and packed during training, and a resumed run continues exactly.
 
-Every rank reads the stream and takes its part of each window. A checkpoint holds the state where the current segment
-began; resuming reads that segment again.
+Every rank reads the whole stream and takes its part of each step. A checkpoint contains the state at the start of the
+current segment; resuming reads that segment again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREVIEW_ROWS = 200
-"""Rows of each source that are read before training: to tell their form, and what they give."""
+"""Rows of each source that are read before training, to detect their format and for statistics and previews."""
 
 
 class StreamingLoader:
-    """Windows of a stream; fulfils `data.base.Loader` with one epoch of as many steps as the run has."""
+    """Batches of a stream; implements `data.base.Loader` with a single epoch that is as long as the run."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class StreamingLoader:
         options: StreamOptions,
         processes: int,
     ) -> None:
-        """Serve the streams; `sources` say how their rows are read, and hold the first of them."""
+        """Serve the streams; `sources` contain their first rows and how to read rows."""
         self.fingerprint = fingerprint
         self.source_names = [source.name for source in sources]
         self._streams, self._geometry, self._options = streams, geometry, options
@@ -59,7 +59,7 @@ class StreamingLoader:
         self._latest = self._prepare_preview(tokenizer)
 
     def _prepare_preview(self, tokenizer: PreTrainedTokenizerBase) -> StreamState:
-        """Prepare the first rows of each source, so that what is wrong with them is said before a model is built."""
+        """Tokenize the first rows of each source, so that their problems are reported before a model is built."""
         sources = self._runner_arguments[0]
         reports, counts = [], self._start.length_counts.copy()
         self._preview: list[Example] = []
@@ -78,15 +78,15 @@ class StreamingLoader:
         return replace(self._start, reports=reports, length_counts=counts)
 
     def steps(self, epoch: int) -> int:
-        """Optimizer steps of the run: a stream has no end of its own."""
+        """Optimizer steps of the run, because a stream has no end."""
         return self._geometry.most_steps
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
-        """Yield this rank's windows from step `start` on; reading, tokenising and packing go on ahead in threads."""
+        """Yield this rank's batches of each step from `start` on; reading, tokenizing and packing run ahead in threads."""
         stopped = Event()
         windows = prefetch(self._windows(start, stopped), self._options.prefetch_steps)
         try:
-            for window in windows:  # noqa: UP028 (`yield from` would close `windows` before anybody knows)
+            for window in windows:  # noqa: UP028 (`yield from` would close `windows` before `stopped` is set)
                 yield window
         finally:
             stopped.set()
@@ -97,7 +97,9 @@ class StreamingLoader:
         segments = prefetch(self._segments(self._state_before(start), stopped), min(1, depth))
         try:
             for segment in segments:
-                self._drop_states_before(segment.start.step - depth - 2)  # the trainer is at most so far behind
+                self._drop_states_before(
+                    segment.start.step - depth - 2
+                )  # the trainer is at most `depth` + 2 steps behind
                 self._states.append(segment.end)
                 self._latest = segment.end
                 cut = StepBatches(segment.pool, segment.plan, segment.order, self._geometry, self._options)
@@ -117,7 +119,7 @@ class StreamingLoader:
 
             def unless_stopped(tasks: Iterable[Task]) -> Iterator[PreparedChunk]:
                 for prepared in run_tasks(tasks):
-                    if stopped.is_set():  # the trainer has stopped and is not to wait for the rest of a segment
+                    if stopped.is_set():  # the trainer has stopped and should not wait for the rest of a segment
                         raise CancelledError
                     yield prepared
 
@@ -147,25 +149,25 @@ class StreamingLoader:
         )  # fmt: skip
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """Return what another loader, on any rank, needs to go on after `step` steps."""
+        """Return the state with which a loader on any rank can continue after `step` steps."""
         return self._state_before(step).state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called."""
+        """Continue from a state that `state_dict` returned."""
         self._latest = StreamState.from_state_dict(state)
         self._states = [self._start, self._latest]
 
     def _state_before(self, step: int) -> StreamState:
-        """Return the beginning of the segment that holds the step, or of the last one before it that is known."""
+        """Return the start of the segment that contains the step, or of the latest known segment before it."""
         return [state for state in list(self._states) if state.step <= step][-1]
 
     def _drop_states_before(self, step: int) -> None:
-        """Drop the states that no checkpoint after `step` steps needs, but for the very first."""
+        """Drop the states that no checkpoint after `step` steps needs, except the first."""
         while len(self._states) > 2 and self._states[2].step <= step:
             del self._states[1]
 
     def preview(self, count: int) -> list[Example]:
-        """Return up to `count` examples of each source, its first ones."""
+        """Return up to the first `count` examples of each source."""
         return [
             example
             for name in self.source_names
@@ -173,7 +175,7 @@ class StreamingLoader:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """Return figures of what was read so far; before the first step, of the first rows of each source."""
+        """Return statistics of the rows read so far; before the first step, of the first rows of each source."""
         state, options = self._latest, self._options
         sources = {
             name: {"prepared": report.to_dict(), **length_statistics(counts, report.supervised_tokens)}

@@ -169,7 +169,7 @@ def test_a_small_file_system_that_fills_while_the_cache_is_built(
     ("cache", "message"),
     [
         ("on", "data.cache_dir: cannot write to "),
-        ("off", "data.cache: off prepares data below {}, which cannot be written "),
+        ("off", "data.cache: off stores tokenized data in {}, which cannot be written "),
     ],
 )
 def test_a_disk_that_fills_while_data_is_prepared(small_chats: Path, tmp_path: Path, cache: str, message: str) -> None:

@@ -76,7 +76,7 @@ def test_what_killed_processes_left_is_listed_and_deleted(filled: Path, capsys: 
     assert sorted(entry.key for entry in entries(filled)) == names and len(names) == 6
     assert main(["list"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert sum("left by a process that was killed" in line for line in shown) == 5
+    assert sum("left by a killed process" in line for line in shown) == 5
     assert main(["prune", "--older-than", "1"]) == 0 and len(entries(filled)) == 6
     assert main(["prune", "--all"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("deleted 6 of 6 entries")

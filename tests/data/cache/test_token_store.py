@@ -47,7 +47,7 @@ def meaning(manifest: bytes) -> Any:
     [
         ("length", [2, 4], "lengths"),
         ("length", [0, 3], "lengths"),
-        ("supervised", [2, 9], "counts of trained tokens"),
+        ("supervised", [2, 9], "counts of supervised tokens"),
         ("row", [-1, 1], "row numbers"),
         ("row", [1, 0], "row numbers"),
         ("ids", [[0, 1, 2], [3, 4]], "offsets"),

@@ -80,12 +80,12 @@ def test_rows_that_are_tokenized_already(tmp_path: Path) -> None:
     assert [store.mask(index).tolist() for index in (0, 1)] == [[0, 1, 1], [0, 1]]
     assert store.report["ids"]["dropped"] == {"no_supervised_token": 1}
     for bad, message in (
-        ({"input_ids": [5, "x"]}, "needs 'input_ids', a list of token ids"),
+        ({"input_ids": [5, "x"]}, "requires 'input_ids', a list of token ids"),
         (
             {"input_ids": [5, len(tokenizer), 6]},
             rf"ids\.jsonl:1: input_ids\[1\] is {len(tokenizer)}, but the tokenizer has {len(tokenizer)} tokens; expected",
         ),
-        ({"input_ids": [5, 6], "labels": [6]}, r"labels must be a list as long as input_ids \(2\)"),
+        ({"input_ids": [5, 6], "labels": [6]}, r"labels must be a list of the same length as input_ids \(2\)"),
         ({"input_ids": [5, 6], "labels": [-100, 7]}, r"labels\[1\] is 7, but input_ids\[1\] is 6"),
     ):
         write_lines(path, [bad])

@@ -16,7 +16,7 @@ def test_nothing_left_is_an_error_with_a_table(tmp_path: Path, tokenizer: Any) -
     rows = [chat("q", "word " * 100), chat("word " * 100, "a")]
     path = write_lines(tmp_path / "long.jsonl", rows)
     table = r"source \| rows \| kept \| overlong\n  data\.sources\.mine \| 2 \| 0 \| 2\n"
-    with pytest.raises(DataError, match=rf"(?s)no example is left.*{table}.*raise data\.max_length"):
+    with pytest.raises(DataError, match=rf"(?s)no examples left after filtering.*{table}.*raise data\.max_length"):
         factory(path, max_length=20).build(tokenizer, geometry())
 
 
@@ -30,7 +30,5 @@ def test_many_rows_without_supervised_tokens_are_a_warning_from_the_cache_too(
     for _ in range(2):
         caplog.clear()
         factory(path).process("train", tokenizer, World())
-        said = (
-            f"data.sources.mine: {empty} of 10 rows are left out because no token of them is trained on; expected few"
-        )
+        said = f"data.sources.mine: {empty} of 10 rows were dropped because they have no supervised token; check that"
         assert (said in caplog.text) is warned

@@ -48,8 +48,8 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, tokenizer: Any, mix_by: str
 def test_a_source_without_examples_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     path = write_lines(tmp_path / "a.jsonl", [chat("word " * 90, "a")] * 3)
     loader, _ = factory(path, streaming=True, max_length=16, prefetch_steps=0).build(tokenizer, geometry(steps=9))
-    with pytest.raises(DataError, match=r"no example is left; (.|\n)*overlong"):
+    with pytest.raises(DataError, match=r"no examples left after filtering; (.|\n)*overlong"):
         next(iter(loader.windows(0)))
     (tmp_path / "b.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match=r"data\.sources\.mine: holds no row; expected at least one"):
+    with pytest.raises(DataError, match=r"data\.sources\.mine: has no rows; expected at least one"):
         factory(tmp_path / "b.jsonl", streaming=True).build(tokenizer, geometry(steps=9))
