@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from arctic_hydra.data.checks import field_problems
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.json import JsonSource
@@ -38,6 +39,14 @@ from tests.data.samples import factory
 def test_refused_fields(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError, match=message):
         SFTDataFactory(**{"sources": {"chat": BundledSource()}, **fields})
+
+
+def test_shares_are_converted_once_and_checking_writes_no_field() -> None:
+    data = SFTDataFactory(sources={"chat": BundledSource()}, train_eval_split=["80%", 0.2])
+    assert data.train_eval_split == [0.8, 0.2], "at construction, as every numeric field"
+    data.train_eval_split = ["80%", "20%"]
+    assert list(field_problems(data)) == []
+    assert data.train_eval_split == ["80%", "20%"]
 
 
 def test_requests_without_effect_are_refused(small_chats: Path, tmp_path: Path) -> None:

@@ -78,21 +78,21 @@ def _packed(store: Documents, documents: list[int]) -> Batch:
     mask_T = np.concatenate([store.mask(document) for document in documents]).astype(bool)
     positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
     mask_T[bounds[:-1]] = False  # the last token of a document must not predict the first of the next
-    places_K = np.flatnonzero(mask_T)
+    positions_K = np.flatnonzero(mask_T)
     source_T = np.repeat(store.sources[documents], lengths)
     return Batch(
         input_ids_BT=torch.from_numpy(ids_T)[None],
         position_ids_BT=torch.from_numpy(positions_T)[None],
-        rows_K=torch.from_numpy(places_K - 1),
-        targets_K=torch.from_numpy(ids_T[places_K]),
-        source_K=torch.from_numpy(source_T[places_K].astype(np.int64)),
+        rows_K=torch.from_numpy(positions_K - 1),
+        targets_K=torch.from_numpy(ids_T[positions_K]),
+        source_K=torch.from_numpy(source_T[positions_K].astype(np.int64)),
         cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
         max_seqlen=int(lengths.max()),
         num_tokens=int(bounds[-1]),
         num_padding=0,
         example_ids=documents,
         document_lengths=lengths.tolist(),
-        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[places_K]),
+        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[positions_K]),
     )
 
 
@@ -106,19 +106,19 @@ def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
         ids_BT[row, : lengths[row]] = store.ids(document)
         mask_BT[row, : lengths[row]] = store.mask(document)
     mask_BT[:, 0] = False
-    places_K = np.flatnonzero(mask_BT)
+    positions_K = np.flatnonzero(mask_BT)
     return Batch(
         input_ids_BT=torch.from_numpy(ids_BT),
         position_ids_BT=torch.from_numpy(np.tile(np.arange(shape[1]), (shape[0], 1))),
-        rows_K=torch.from_numpy(places_K - 1),
-        targets_K=torch.from_numpy(ids_BT.reshape(-1)[places_K]),
-        source_K=torch.from_numpy(store.sources[documents][places_K // shape[1]].astype(np.int64)),
+        rows_K=torch.from_numpy(positions_K - 1),
+        targets_K=torch.from_numpy(ids_BT.reshape(-1)[positions_K]),
+        source_K=torch.from_numpy(store.sources[documents][positions_K // shape[1]].astype(np.int64)),
         max_seqlen=shape[1],
         num_tokens=int(lengths.sum()),
         num_padding=int(shape[0] * shape[1] - lengths.sum()),
         example_ids=documents,
         document_lengths=lengths.tolist(),
-        document_K=torch.from_numpy(places_K // shape[1]),
+        document_K=torch.from_numpy(positions_K // shape[1]),
     )
 
 

@@ -133,9 +133,9 @@ class PackedLoader:
         found: list[Example] = []
         for index, name in enumerate(self.source_names):
             mine = self._examples[self._store.sources[self._examples] == index]
-            for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
+            for position in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
                 flat = self._store.flat
-                documents = self._store.documents(int(mine[place]))
+                documents = self._store.documents(int(mine[position]))
                 sides = ("",) if len(documents) == 1 else ("chosen", "rejected")
                 for document, side in zip(documents, sides, strict=True):
                     ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()

@@ -141,15 +141,15 @@ class _OpenBins:
 
     def tightest(self, size: int) -> tuple[int, Ints] | None:
         """Remove and return a group of bins with the least room that is at least `size`."""
-        place = bisect_left(self._sorted, size)
-        if place == len(self._sorted):
+        index = bisect_left(self._sorted, size)
+        if index == len(self._sorted):
             return None
-        room = self._sorted[place]
+        room = self._sorted[index]
         groups = self._groups[room]
         ids = groups.pop()
         if not groups:
             del self._groups[room]
-            del self._sorted[place]
+            del self._sorted[index]
         return room, ids
 
     def put(self, room: int, ids: Ints) -> None:
@@ -225,9 +225,9 @@ def _pattern(left: Ints, capacity: int, remaining: list[int], first: int, budget
     `remaining` are the sizes of the remaining items, shortest first. None if nothing is found within the budget.
     """
     pattern: dict[int, int] = {}
-    room, place = capacity, bisect_left(remaining, first)
-    while place >= 0 and budget.left:
-        size = remaining[place]
+    room, index = capacity, bisect_left(remaining, first)
+    while index >= 0 and budget.left:
+        size = remaining[index]
         most = min(int(left[size]), room // size)
         for number in range(most, max(most - 3, 1) - 1, -1):
             found = pattern | {size: number}
@@ -238,7 +238,7 @@ def _pattern(left: Ints, capacity: int, remaining: list[int], first: int, budget
                 return found
         pattern[size] = most
         room -= most * size
-        place = min(place, bisect_right(remaining, room)) - 1
+        index = min(index, bisect_right(remaining, room)) - 1
     return None
 
 

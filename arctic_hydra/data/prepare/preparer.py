@@ -162,16 +162,16 @@ class RowPreparer:
                 f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
             )
         head = int(self._bos is not None and longest.ids[0] == self._bos)
-        places = None if self._policy is Overlong.drop else self._kept_spans(sides, longest, head)
-        if places is None:
+        spans = None if self._policy is Overlong.drop else self._kept_spans(sides, longest, head)
+        if spans is None:
             report.dropped["overlong"] += 1
             report.tokens_lost += sum(len(side.ids) for side in sides)
             return []
-        lost = sum(len(side.ids) for side in sides) - sum(stop - start for own in places for start, stop in own)
+        lost = sum(len(side.ids) for side in sides) - sum(stop - start for own in spans for start, stop in own)
         report.truncated += lost > 0
-        report.split += any(len(own) > 1 for own in places)
+        report.split += any(len(own) > 1 for own in spans)
         report.tokens_lost += lost
-        return [part for side, own in zip(sides, places, strict=True) for part in _cut(side, own, head)]
+        return [part for side, own in zip(sides, spans, strict=True) for part in _cut(side, own, head)]
 
     def _kept_spans(
         self, sides: Sequence[_Example], longest: _Example, head: int
@@ -201,10 +201,10 @@ class RowPreparer:
         raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
 
 
-def _cut(item: _Example, places: list[tuple[int, int]], head: int) -> list[tuple[Array, Array]]:
-    """Return ids and mask of spans of an example; those after the first begin with its first `head` tokens (the BOS), too."""
+def _cut(item: _Example, spans: list[tuple[int, int]], head: int) -> list[tuple[Array, Array]]:
+    """Return ids and mask of spans of an example; those that do not start at 0 get its first `head` tokens (the BOS)."""
     fitted: list[tuple[Array, Array]] = []
-    for start, stop in places:
+    for start, stop in spans:
         part, mask = item.ids[start:stop], item.mask[start:stop]
         if start and head:
             part, mask = np.concatenate([item.ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
@@ -278,10 +278,10 @@ def _read_tokens(row: Row, vocabulary: int) -> _Example:
     if not isinstance(labels, list) or len(labels) != len(ids):
         raise malformed(f"labels must be a list of the same length as input_ids ({len(ids)})")
     mask = np.array([label != IGNORE_INDEX for label in labels], dtype=np.uint8)
-    for place in np.flatnonzero(mask):
-        if labels[place] != ids[place]:
+    for index in np.flatnonzero(mask):
+        if labels[index] != ids[index]:
             raise malformed(
-                f"labels[{place}] is {labels[place]}, but input_ids[{place}] is {ids[place]}; expected {IGNORE_INDEX} "
+                f"labels[{index}] is {labels[index]}, but input_ids[{index}] is {ids[index]}; expected {IGNORE_INDEX} "
                 f"or the same id (labels are not shifted)"
             )
     return _Example(tokens, mask, [], [])

@@ -44,8 +44,8 @@ def kept_spans(
     if policy is Overlong.keep_end:
         earliest = length - (limit - repeated)
         before_last = turn_ends[:-1]  # what follows the last answer is not a turn
-        place = bisect_left(before_last, earliest)
-        return [(before_last[place] if place < len(before_last) else earliest, length)]
+        index = bisect_left(before_last, earliest)
+        return [(before_last[index] if index < len(before_last) else earliest, length)]
     assert policy is Overlong.split, f"{policy} keeps nothing"
     parts, start = [], 0
     while length - start > limit - (repeated if start else 0):
@@ -57,5 +57,5 @@ def kept_spans(
 
 def _last_end(turn_ends: Sequence[int], start: int, latest: int) -> int:
     """Return the last turn end after `start` and up to `latest`; `latest` if there is none."""
-    place = bisect_right(turn_ends, latest) - 1
-    return turn_ends[place] if place >= 0 and turn_ends[place] > start else latest
+    index = bisect_right(turn_ends, latest) - 1
+    return turn_ends[index] if index >= 0 and turn_ends[index] > start else latest

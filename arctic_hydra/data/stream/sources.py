@@ -13,7 +13,7 @@ from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.rows.shard import START, Place, Shard
 from arctic_hydra.errors import DataError
 
-PIECE_ROWS = 250
+ROWS_PER_TASK = 250
 """Rows per task of a worker."""
 
 
@@ -57,7 +57,7 @@ class SourceStream:
         while count:
             shard = self._shards[order[cursor.shard]]
             try:
-                rows, place, ended = shard.read(cursor.place, min(count, PIECE_ROWS))
+                rows, place, ended = shard.read(cursor.place, min(count, ROWS_PER_TASK))
             except DataError as error:
                 raise DataError(f"{self.key}: {error}") from error
             if len(rows):
