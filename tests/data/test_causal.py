@@ -106,7 +106,7 @@ def test_other_forms_are_refused() -> None:
     limit=st.integers(4, 20),
 )
 def test_pieces_of_texts_join_to_the_texts_and_never_exceed_max_length(texts: list[str], limit: int) -> None:
-    """ArcticTraining's `always_max_length` overshoots and its filter drops; TRL's packing cuts without a word."""
+    """ArcticTraining's `always_max_length` overshoots and its filter drops; TRL's packing truncates silently."""
     tokenizer = make_tokenizer(None)
     texts = [*texts, "always here"]
     whole = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]

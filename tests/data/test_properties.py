@@ -39,7 +39,7 @@ PIECES = [
 CONTENT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
 
-FORMS = [  # template, what stands before an answer and is generated too, stop tokens
+FORMS = [  # template, supervised text before an answer, stop tokens
     (CHATML_UNTAGGED, "", "<|im_end|>"),
     (CHATML_TAGS_WITHOUT_STOP, "", "<|im_end|>"),
     (COHERE_2, "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),

@@ -78,7 +78,7 @@ def test_the_pieces_of_a_document_are_on_one_side_of_the_split(tmp_path: Path, t
         data.split(store, 7)
 
 
-def test_one_changed_source_prepares_only_that_one(
+def test_only_a_changed_source_is_tokenized_again(
     small_chats: Path, tmp_path: Path, tokenizer: Any, private_cache: Path
 ) -> None:
     other = write_lines(tmp_path / "other.jsonl", [chat("q", "a")])

@@ -114,7 +114,7 @@ def test_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> None
 
 
 @pytest.mark.faults
-def test_a_killed_builder_blocks_nobody(tmp_path: Path) -> None:
+def test_a_killed_builder_does_not_block_others(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     log = tmp_path / "builders"
     child = context.Process(target=open_in_child, args=(tmp_path / "c", log, 60.0, context.Queue()))
@@ -172,7 +172,7 @@ def test_a_small_file_system_that_fills_while_the_cache_is_built(
         ("off", "data.cache: off stores tokenized data in {}, which cannot be written "),
     ],
 )
-def test_a_disk_that_fills_while_data_is_prepared(small_chats: Path, tmp_path: Path, cache: str, message: str) -> None:
+def test_a_disk_that_fills_while_data_is_tokenized(small_chats: Path, tmp_path: Path, cache: str, message: str) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from arctic_hydra.distributed import World;"
         "from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory; from tests.data.samples import factory;"

@@ -91,7 +91,7 @@ def test_entries_in_use_by_a_running_process_stay(filled: Path) -> None:
         assert [entry.key for entry in entries(filled)] == [f"{key}.part-x7"]
 
 
-def test_an_entry_that_ends_while_it_is_deleted_is_no_error(filled: Path) -> None:
+def test_an_entry_deleted_by_another_process_is_not_an_error(filled: Path) -> None:
     first, second = entries(filled)
     shutil.rmtree(first.path)
     assert prune([first, second]) == [second]

@@ -54,7 +54,7 @@ def meaning(manifest: bytes) -> Any:
         ("row", [0, None], "1 numbers are missing"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_whoever_wrote_them(
+def test_inconsistent_numbers_are_refused_even_with_a_valid_checksum(
     tmp_path: Path, column: str, values: list[Any], message: str
 ) -> None:
     write_store(tmp_path, chunks(), dict)
@@ -99,9 +99,9 @@ def test_reading_at_random_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     for index in order:
         opened.ids(int(index)).sum()
     held = resident_mib(tmp_path / EXAMPLES)
-    assert held > 20, "mapped pages pile up when nothing lets them go"
+    assert held > 20, "mapped pages accumulate unless they are released"
     monkeypatch.undo()
     for index in order:
         opened.ids(int(index)).sum()
     assert resident_mib(tmp_path / EXAMPLES) < held / 2
-    assert view.tolist() == list(range(LENGTH)), "what was handed out before stays readable"
+    assert view.tolist() == list(range(LENGTH)), "arrays returned earlier remain readable"

@@ -37,7 +37,7 @@ def test_windows_start_anywhere_without_prefetching_too_and_threads_end(small_ch
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 
 
-def test_packs_are_drawn_anew_each_epoch_and_for_each_seed(small_chats: Path, tokenizer: Any) -> None:
+def test_packs_differ_by_epoch_and_seed(small_chats: Path, tokenizer: Any) -> None:
     made = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1))[0]
     again = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1))[0]
     other = factory(small_chats, max_length=128, prefetch_steps=0).build(tokenizer, geometry(1, 1, seed=8))[0]
@@ -56,7 +56,7 @@ def test_packs_are_drawn_anew_each_epoch_and_for_each_seed(small_chats: Path, to
     assert order(made, 0) != order(made, 1) and order(made, 0) != order(other, 0)
 
 
-def test_an_example_can_be_looked_at(small_chats: Path, tokenizer: Any) -> None:
+def test_previews_show_evenly_spaced_examples(small_chats: Path, tokenizer: Any) -> None:
     loader, _ = factory(small_chats).build(tokenizer, geometry())
     example = loader.preview(37)[5]
     assert (example.source, example.row) == ("mine", 5)
@@ -65,7 +65,7 @@ def test_an_example_can_be_looked_at(small_chats: Path, tokenizer: Any) -> None:
     assert tokenizer.decode(answer) == "Answer 5. <|im_end|>"
 
 
-def test_fingerprint_tells_what_decides_the_order(small_chats: Path, tokenizer: Any) -> None:
+def test_the_fingerprint_follows_everything_that_determines_the_batches(small_chats: Path, tokenizer: Any) -> None:
     def mark(micro: int = 2, accumulation: int = 2, rank: int = 0, size: int = 1, seed: int = 7, **fields: Any) -> str:
         return (
             factory(small_chats, **fields)
@@ -98,7 +98,7 @@ def test_a_run_sees_the_mix_of_its_epoch(small_chats: Path, tmp_path: Path, toke
     assert seen[0] != seen[1]
 
 
-def test_the_fingerprint_knows_the_order(small_chats: Path, tmp_path: Path, tokenizer: Any) -> None:
+def test_the_fingerprint_follows_weights_and_grouping(small_chats: Path, tmp_path: Path, tokenizer: Any) -> None:
     plain = two_sources(tmp_path, small_chats)
     weighted = two_sources(tmp_path, small_chats, one=1, two=2)
     variants: list[dict[str, Any]] = [
@@ -126,7 +126,7 @@ def stored(rows: list[list[tuple[int, bool]]]) -> JoinedStore:
     lengths = np.array([len(row) for row in rows], np.int32)
     ids = np.array([token for row in rows for token, _ in row], np.int32)
     mask = np.array([trained for row in rows for _, trained in row], np.uint8)
-    mask[np.cumsum([0, *lengths[:-1]])] = 0  # as preparation does: nothing comes before a first token
+    mask[np.cumsum([0, *lengths[:-1]])] = 0  # as in preparation: a first token has no predecessor
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), [Chunk(ids, mask, lengths, np.arange(len(rows)))], dict)
         return JoinedStore({"mine": TokenStore(Path(folder), "key")})

@@ -29,7 +29,7 @@ def spread(window: np.ndarray[Any, Any], costs: np.ndarray[Any, Any], micro: int
     return float(sums.max() / sums.mean())
 
 
-def test_ranks_get_alike_work() -> None:
+def test_ranks_get_similar_work() -> None:
     many = np.minimum(np.random.default_rng(4).lognormal(5.9, 0.9, 40_000).astype(np.int64) + 1, 4096)
     plan = plan_packs(many, 4096)
     costs = np.add.reduceat(many[plan.examples].astype(np.float64) ** 2, plan.bounds[:-1])
@@ -39,7 +39,7 @@ def test_ranks_get_alike_work() -> None:
         window = order[start : start + 64]
         before.append(spread(window, costs, 2, 8))
         after.append(spread(balanced(window, costs, 2, 8), costs, 2, 8))
-    assert np.mean(before) > 1.3 and np.mean(after) < 1.06, "the slowest rank beside the mean"
+    assert np.mean(before) > 1.3 and np.mean(after) < 1.06, "the slowest rank relative to the mean"
 
 
 def test_grouping_saves_padding_and_stays_random() -> None:
@@ -55,7 +55,7 @@ def test_grouping_saves_padding_and_stays_random() -> None:
 
 
 @pytest.mark.parametrize("by_tokens", [False, True])
-def test_mixing_follows_the_weights_and_is_drawn_anew(by_tokens: bool) -> None:
+def test_mixing_follows_the_weights_and_is_resampled(by_tokens: bool) -> None:
     sources = np.repeat([0, 1, 2], [3000, 900, 100])
     sizes = LENGTHS if by_tokens else np.ones(4000, np.int64)
     drawn = [mix(sources, sizes, [1, 2, 1], 7, epoch) for epoch in (0, 1, 0)]

@@ -61,7 +61,7 @@ def test_never_more_packs_than_best_fit_decreasing(lengths: list[int], capacity:
 
 @given(st.lists(st.integers(20, 60), min_size=1, max_size=400), st.integers(60, 150), st.sampled_from([50_000, MANY]))
 @settings(deadline=None, max_examples=100)
-def test_filling_to_the_brim_first_loses_nothing(lengths: list[int], capacity: int, steps: int) -> None:
+def test_filling_packs_exactly_loses_nothing(lengths: list[int], capacity: int, steps: int) -> None:
     array = np.array(lengths, dtype=np.int64)
     plan = _pack(array, capacity, WorkBudget(steps))
     assert sorted(plan.examples.tolist()) == list(range(len(lengths)))

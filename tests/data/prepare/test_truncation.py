@@ -23,7 +23,7 @@ CUTTING = (Overlong.keep_start, Overlong.keep_end, Overlong.split)
     head=st.integers(0, 1),
     policy=st.sampled_from(CUTTING),
 )
-def test_pieces_fit_and_cover(length: int, limit: int, ends: set[int], head: int, policy: Overlong) -> None:
+def test_kept_spans_fit_and_cover(length: int, limit: int, ends: set[int], head: int, policy: Overlong) -> None:
     length = max(length, limit + 1)
     turn_ends = sorted(end for end in ends if end <= length)
     parts = kept_spans(length, limit, policy, turn_ends, head)

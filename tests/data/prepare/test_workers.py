@@ -1,4 +1,4 @@
-"""Helper processes of a preparation: what they leave behind."""
+"""Worker processes: they exit with their parent process and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(1)"])
-def test_helpers_end_with_their_process_and_leave_no_file(end: str, tmp_path: Path) -> None:
+def test_workers_exit_with_their_parent_and_leave_no_file(end: str, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(ENDS.format(end))
     (tmp_path / "files").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "files")}

@@ -1,4 +1,4 @@
-"""Helpers of the streaming tests: shards of rows whose tokens tell which row they are."""
+"""Helpers of the streaming tests: shards of rows whose token ids are the row number."""
 
 from __future__ import annotations
 

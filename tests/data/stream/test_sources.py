@@ -24,7 +24,7 @@ def test_shards_and_rows_come_in_another_order_each_pass_and_seed(tmp_path: Path
     assert shards[0] != shards[1] and shards[0] != shards[2] and first[:8] != sorted(first[:8])
 
 
-def test_the_next_rows_make_up_for_what_is_missing() -> None:
+def test_the_next_rows_compensate_for_deviations() -> None:
     assert next_rows([1, 1], [0, 0], [0, 0], 5) == [3, 2]
     assert next_rows([2, 1], [30, 0], [30, 0], 30) == [10, 20]
     assert next_rows([1, 1], [10, 10], [100, 300], 40) == [34, 6], "in tokens: rows of the first have a third as many"

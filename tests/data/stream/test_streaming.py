@@ -102,7 +102,7 @@ def test_every_pass_holds_every_row_once_on_any_ranks_and_resumes(
     assert all(same(one, other) for one, other in zip(rest, per_rank[ranks - 1][stop:], strict=True))
 
 
-def test_figures_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None:
+def test_statistics_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None:
     made = factory(small_chats, streaming=True, max_length=128, buffer_rows=10)
     loader, evaluation = made.build(tokenizer, geometry(1, 1, steps=100))
     assert evaluation is None and loader.steps(0) == 100
@@ -121,7 +121,7 @@ def test_figures_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 
 
-def test_leaving_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_lines(tmp_path / "a.jsonl", [chat(f"q {n}", "a") for n in range(4000)])
     loader, _ = factory(path, streaming=True, max_length=64, buffer_rows=2000).build(tokenizer, geometry(steps=10_000))
     prepared, left, plain = [], threading.Event(), RowPreparer.prepare_chunk
