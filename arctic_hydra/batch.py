@@ -19,9 +19,9 @@ IGNORE_INDEX = -100
 class Batch:
     """One micro-batch of one rank.
 
-    Packed: B is 1, documents stand one after another, `position_ids_BT` restarts at each and `cu_seqlens` marks
-    their bounds. Padded: one document a row, right-padded, `cu_seqlens` is None. Either way no attention mask is
-    needed: attention is causal and padding only follows real tokens.
+    Packed: B is 1, the documents are concatenated, `position_ids_BT` restarts at each and `cu_seqlens` marks their
+    bounds. Padded: one document per row, right-padded, `cu_seqlens` is None. Neither form needs an attention mask:
+    attention is causal and padding only follows real tokens.
     """
 
     input_ids_BT: torch.Tensor
@@ -43,26 +43,26 @@ class Batch:
     num_padding: int = 0
     """Padding tokens."""
     example_ids: list[int] = field(default_factory=list)
-    """Indices of the prepared examples in this micro-batch, in order."""
+    """Indices of the examples in this micro-batch, in order."""
     document_lengths: list[int] = field(default_factory=list)
-    """Tokens of each document, in order; of preferences, chosen and rejected stand in turn, both in one batch."""
+    """Tokens of each document, in order; for preferences, chosen and rejected alternate within one batch."""
     document_K: torch.Tensor | None = None
-    """int64 index of the document of each supervised position: what sums per document, such as DPO's, are taken over."""
+    """int64 index of the document of each supervised position, for sums per document such as DPO's."""
 
     @property
     def num_supervised(self) -> int:
-        """Positions that the loss is computed on (known on the host: no device synchronisation)."""
+        """Positions that the loss is computed on (known on the host, without a device synchronization)."""
         return int(self.targets_K.shape[0])
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch with its tensors on `device` (asynchronous copies where memory is pinned)."""
+        """Return the batch with its tensors on `device` (copied asynchronously from pinned memory)."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         moved = {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in values.items()}
         return Batch(**moved)
 
 
 @dataclass
-class Window:
+class StepBatch:
     """The micro-batches of one optimizer step on one rank; every rank has the same number of them."""
 
     micro_batches: list[Batch]
@@ -78,3 +78,7 @@ class Window:
         """Return the supervised positions of this rank in this step, for each data source."""
         counts = [batch.source_K.bincount(minlength=num_sources).tolist() for batch in self.micro_batches]
         return [sum(column) for column in zip(*counts, strict=True)]
+
+
+Window = StepBatch
+"""The former name, kept for extension packages."""

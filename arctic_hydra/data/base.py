@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from arctic_hydra.batch import Window
+from arctic_hydra.batch import StepBatch
 from arctic_hydra.component import Component
 from arctic_hydra.data.code_identity import code_identity
 from arctic_hydra.data.formats.messages import ROLES
@@ -64,7 +64,7 @@ class Loader(Protocol):
     def steps(self, epoch: int) -> int:
         """Optimizer steps in `epoch` (from 0), the ragged last one included."""
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+    def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
         """Yield this rank's windows of `epoch` from step `start` on, in an order drawn from the seed and the epoch."""
 
     def preview(self, count: int) -> list[Example]:

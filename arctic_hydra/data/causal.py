@@ -1,4 +1,4 @@
-"""Plain text data: every token is trained on, long documents are sliced, short ones packed."""
+"""Plain text data: every token is supervised; long documents are sliced, short ones packed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from arctic_hydra.component import component
 from arctic_hydra.data.base import DataSource
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Overlong
-from arctic_hydra.data.tokenized import PreparedDataFactory
+from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import FieldError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.prepare.preparer import Options
+    from arctic_hydra.data.prepare.preparer import PrepareOptions
 
 
 @component(group="data", name="causal")
-class CausalDataFactory(PreparedDataFactory):
-    """Texts as they are, each ended by the eos token; no chat template touches them."""
+class CausalDataFactory(TokenizedDataFactory):
+    """Plain texts, each followed by the eos token, without a chat template."""
 
     column: str = "text"
-    """Column that holds the text."""
+    """Column with the text."""
     overlong: Overlong = Overlong.split
-    """What becomes of a text longer than `max_length`; split: it is sliced."""
+    """How to handle texts longer than `max_length`; split slices them."""
 
     def validate(self) -> None:
-        """Refuse sources that declare another form than text, besides what every prepared data factory checks."""
+        """Check that no source declares another format than text, and the fields of the base class."""
         super().validate()
         problems = [
             (f"{group}.{name}.format", f"got {source.format.value}, expected text: this data trains on plain texts")
@@ -37,11 +37,11 @@ class CausalDataFactory(PreparedDataFactory):
             raise FieldError(problems)
 
     def reading(self, source: DataSource) -> Reading:
-        """Return how a source's rows are read: one column, whatever else they hold."""
+        """Return how to read a source's rows: a single column."""
         return Reading(RowFormat.text, text_column=self.column)
 
-    def options(self) -> Options:
-        """Return what turns rows into examples."""
-        from arctic_hydra.data.prepare.preparer import Options
+    def options(self) -> PrepareOptions:
+        """Return the options that determine how rows become examples; part of the cache key."""
+        from arctic_hydra.data.prepare.preparer import PrepareOptions
 
-        return Options(self.max_length, True, self.overlong.value, self.malformed.value)
+        return PrepareOptions(self.max_length, True, self.overlong.value, self.malformed.value)

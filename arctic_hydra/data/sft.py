@@ -1,4 +1,4 @@
-"""Supervised fine-tuning data: conversations, trained on their answers."""
+"""Supervised fine-tuning data: conversations with a loss on their answers."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import TYPE_CHECKING
 from arctic_hydra.component import component
 from arctic_hydra.data.formats.messages import ROLES
 from arctic_hydra.data.formats.reading import Reading, RowFormat
-from arctic_hydra.data.tokenized import PreparedDataFactory
+from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import DataError, FieldError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.prepare.preparer import Options
+    from arctic_hydra.data.prepare.preparer import PrepareOptions
     from arctic_hydra.data.rows.base import Rows
 
 
 class TrainOn(Enum):
-    """Which turns are trained on."""
+    """Which turns are supervised."""
 
     all = "all"
     last = "last"
 
 
 @component(group="data", name="sft")
-class SFTDataFactory(PreparedDataFactory):
-    """Conversations, rendered with the chat template and trained on each answer and its stop token."""
+class SFTDataFactory(TokenizedDataFactory):
+    """Conversations, rendered with the chat template; each answer and its stop token are supervised."""
 
     mask_inputs: bool = True
-    """Train on answers only; false: on every token."""
+    """Train on answers only; false trains on every token."""
     train_on: TrainOn = TrainOn.all
-    """Train on all turns of `train_roles`, or on the last one of each conversation."""
+    """Train on all turns of `train_roles`, or only on the last one of each conversation."""
     train_roles: list[str] = field(default_factory=lambda: ["assistant"])
-    """Roles whose turns are trained on; a message with `weight: 0` is left out."""
+    """Roles whose turns are trained on; messages with `weight: 0` are excluded."""
     ignore_empty_think: bool = False
-    """Leave an empty `<think></think>` at the start of an answer out of the loss."""
+    """Exclude an empty `<think></think>` at the start of an answer from the loss."""
     eot_tokens: list[str] = field(default_factory=list)
-    """Tokens that end a turn, as the chat template writes them, where they are not among the tokenizer's special tokens."""
+    """Tokens with which the chat template ends a turn, if they are not special tokens of the tokenizer."""
     train_on_eot: bool = True
-    """Train on the tokens that end a turn; false: on the answers alone, for a model that knows how to stop."""
+    """Train on the tokens that end a turn; false trains on the answers only, for a model that already stops."""
 
     def validate(self) -> None:
-        """Check the roles, besides what every prepared data factory checks."""
+        """Check the roles and the masking options, and the fields of the base class."""
         super().validate()
         unknown = [role for role in self.train_roles if role not in ROLES]
         if unknown or not self.train_roles:
@@ -53,8 +53,8 @@ class SFTDataFactory(PreparedDataFactory):
         chosen = self.train_on is not TrainOn.all or self.train_roles != ["assistant"] or self.ignore_empty_think
         if not self.mask_inputs and (chosen or not self.train_on_eot):
             text = (
-                "got false, which trains on every token, beside train_on, train_roles, ignore_empty_think or "
-                "train_on_eot; drop one"
+                "got false, which trains on every token, together with train_on, train_roles, ignore_empty_think or "
+                "train_on_eot; remove one"
             )
             raise FieldError([("mask_inputs", text)])
 
@@ -63,10 +63,10 @@ class SFTDataFactory(PreparedDataFactory):
         """Tokens that the config names as ends of a turn, besides the tokenizer's special tokens."""
         return self.eot_tokens
 
-    def options(self) -> Options:
-        """Return what turns rows into examples."""
+    def options(self) -> PrepareOptions:
+        """Return the options that determine how rows become examples; part of the cache key."""
         from arctic_hydra.data.encode.chat import TurnChoice
-        from arctic_hydra.data.prepare.preparer import Options
+        from arctic_hydra.data.prepare.preparer import PrepareOptions
 
         turns = TurnChoice(
             tuple(self.train_roles),
@@ -75,14 +75,14 @@ class SFTDataFactory(PreparedDataFactory):
             tuple(self.eot_tokens),
             self.train_on_eot,
         )
-        return Options(self.max_length, self.mask_inputs, self.overlong.value, self.malformed.value, turns)
+        return PrepareOptions(self.max_length, self.mask_inputs, self.overlong.value, self.malformed.value, turns)
 
     def resolve(self, rows: Rows, reading: Reading) -> Reading:
-        """Refuse preferences that are not declared as such: only their chosen side would be trained on."""
+        """Return the reading with its format; preferences must be declared, since only their chosen side is used here."""
         found = super().resolve(rows, reading)
         if found.detected and found.format is RowFormat.preference:
             raise DataError(
-                f"{rows.where(0)}: the rows are preferences (chosen, rejected), expected conversations; declare "
-                f"format=preference to train on the chosen answers alone"
+                f"{rows.where(0)}: the rows are preferences (chosen, rejected), expected conversations; set "
+                f"format=preference to train on the chosen answers only"
             )
         return found

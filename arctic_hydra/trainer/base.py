@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import Component
 from arctic_hydra.data.base import Loader
@@ -67,7 +67,7 @@ class Trainer(TrainerSettings):
             yield self.progress.epoch
 
     @property
-    def train_batches(self) -> Iterator[Window]:
+    def train_batches(self) -> Iterator[StepBatch]:
         """This rank's windows of the current epoch from the current position on."""
         if self.overfit_first_batch:
             first = next(iter(self.tools.loader.windows(0, 0)))
@@ -212,7 +212,7 @@ class Trainer(TrainerSettings):
             self.tools.state.stopping = True
             self.checkpoint()
 
-    def step(self, window: Window, counts: dict[str, int]) -> None:
+    def step(self, window: StepBatch, counts: dict[str, int]) -> None:
         """One optimizer step over the window's micro-batches: the mean over all supervised units of all ranks."""
         units = counts["supervised"]
         result = self._loop.result = StepResult(learning_rate=float(self.tools.scheduler.get_last_lr()[0]))
@@ -286,7 +286,7 @@ class Trainer(TrainerSettings):
             del recent[: -self.spike_window_steps]
         return bool(spike)
 
-    def _agree(self, window: Window) -> dict[str, int]:
+    def _agree(self, window: StepBatch) -> dict[str, int]:
         """Sum this step's counts over the ranks and decide together what to do before it: one collective."""
         checkpoints, names = self.tools.checkpoints, self.tools.loader.source_names
         supervised, tokens, padding, stop, *more = distributed.sum_over_ranks(

@@ -21,7 +21,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arctic_hydra.batch import Window
+from arctic_hydra.batch import StepBatch
 from tests.ranks import run_ranks
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "repeat_interleave"}
@@ -73,14 +73,14 @@ def per_micro_batch(run_dir: Path, stage: int, ours: bool, packed: bool) -> dict
     trainer = make_trainer(data, run_dir, stage=stage, packed=packed, gradient_accumulation_steps=MANY)
     engine = trainer.tools.engine
 
-    def our_step(window: Window) -> None:
+    def our_step(window: StepBatch) -> None:
         counts = trainer._agree(window)
         trainer.step(window, counts)
         trainer._advance(counts)
         trainer._check_exit()
         trainer.checkpoint()
 
-    def minimal_step(window: Window) -> None:
+    def minimal_step(window: StepBatch) -> None:
         for index, batch in enumerate(window.micro_batches):
             labels = torch.full_like(batch.input_ids_BT, -100).flatten()
             labels[batch.rows_K + 1] = batch.targets_K
@@ -97,7 +97,7 @@ def per_micro_batch(run_dir: Path, stage: int, ours: bool, packed: bool) -> dict
     first, second, third = trainer.train_batches
     step = our_step if ours else minimal_step
     step(first)  # sets things up
-    few = counted(lambda: step(Window(second.micro_batches[:FEW], 1)))
+    few = counted(lambda: step(StepBatch(second.micro_batches[:FEW], 1)))
     many = counted(lambda: step(third))
     return {name: (many[name] - few[name]) / (MANY - FEW) for name in sorted(many | few) if many[name] != few[name]}
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.formats.reading import RowFormat
@@ -16,7 +19,12 @@ from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.text import SampleBy, TextSource
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError
-from tests.data.samples import geometry, make_tokenizer, shared, write_lines
+from tests.data.samples import (
+    geometry,
+    make_tokenizer,
+    shared,
+    write_lines,
+)
 
 
 def causal(path: Path, **fields: Any) -> CausalDataFactory:
@@ -39,26 +47,6 @@ def test_an_empty_text_without_any_token_is_left_out(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": ""}, {"text": "one two"}])
     store = causal(path).process("train", tokenizer, World())
     assert store.rows.tolist() == [1] and store.report["mine"]["dropped"] == {"no_supervised_token": 1}
-
-
-def test_the_pieces_of_a_document_are_on_one_side_of_the_split(tmp_path: Path, tokenizer: Any) -> None:
-    """Ten documents of ten had been trained on and evaluated on."""
-    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    for path in paths:
-        path.write_text("".join(" ".join(f"d{n}w{place}" for place in range(60 * n)) + "\n" for n in range(1, 6)))
-    sources = {path.stem: TextSource(path=str(path)) for path in paths}
-    data = CausalDataFactory(sources=sources, num_proc=1, max_length=64, train_eval_split=[0.7, 0.3])
-    store = data.process("train", tokenizer, World())
-    train, held_out = (
-        [(int(store.sources[index]), int(store.rows[index])) for index in part] for part in data.split(store, 7)
-    )
-    assert len(set(train)) == 7 and len(set(held_out)) == 3 and not set(train) & set(held_out)
-    assert len(train) + len(held_out) == len(store) > 30
-    paths[0].write_text("word " * 200)
-    data = causal(paths[0], max_length=64, train_eval_split=[0.9, 0.1])
-    store = data.process("train", tokenizer, World())
-    with pytest.raises(FieldError, match="holds out 1 of 1 rows that have examples; nothing is left to train on"):
-        data.split(store, 7)
 
 
 @pytest.mark.parametrize("name", ["c4_demo.jsonl", "wiki_demo.txt"])
@@ -110,3 +98,35 @@ def test_other_forms_are_refused() -> None:
         FieldError, match=r"sources\.mine\.format: got alpaca, expected text: this data trains on plain"
     ):
         CausalDataFactory(sources=sources)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60), max_size=8),
+    limit=st.integers(4, 20),
+)
+def test_pieces_of_texts_join_to_the_texts_and_never_exceed_max_length(texts: list[str], limit: int) -> None:
+    """ArcticTraining's `always_max_length` overshoots and its filter drops; TRL's packing truncates silently."""
+    tokenizer = make_tokenizer(None)
+    texts = [*texts, "always here"]
+    whole = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
+    whole = [ids for ids in whole if len(ids) > 1]  # a lone eos token has nothing before it to predict it
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_lines(Path(folder) / "texts.jsonl", [{"text": text} for text in texts])
+        data = CausalDataFactory(
+            sources={"mine": JsonSource(path=str(path))},
+            max_length=limit,
+            cache=False,
+            num_proc=1,
+            overlong=Overlong.split,
+        )
+        store = data.process("train", tokenizer, World())
+    pieces: dict[int, list[int]] = {}
+    for index in range(len(store)):
+        assert store.lengths[index] <= limit
+        pieces.setdefault(int(store.rows[index]), []).extend(store.ids(index).tolist())
+    lost = store.report["mine"]["tokens_lost"]
+    joined = [pieces[row] for row in sorted(pieces)]
+    assert sum(map(len, joined)) + lost == sum(map(len, whole)), "every token is kept, or counted as lost"
+    assert not lost or any(len(ids) % limit == 1 for ids in whole), "only a piece of one token cannot be trained on"
+    assert lost or joined == whole

@@ -736,7 +736,7 @@ def test_thoughts_that_the_template_leaves_out_are_counted_and_said(
             said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
             assert store.report["mine"]["thoughts_left_out"] == count
             assert [
-                f"data.sources.mine: the thoughts (reasoning_content, reasoning or thinking) of {count} trained turns are not in the rendered chats"
+                f"data.sources.mine: the reasoning (reasoning_content, reasoning or thinking) of {count} supervised turns is dropped by the chat template"
                 in text
                 for text in said
             ] == [True] * bool(count)
@@ -764,11 +764,11 @@ def test_a_stop_token_that_generation_does_not_know_is_warned_of(
         ({"eot_tokens": [""]}, "eot_tokens: got '', expected tokens of the tokenizer"),
         (
             {"mask_inputs": False, "train_on_eot": False},
-            "mask_inputs: got false, which trains on every token, beside .* train_on_eot",
+            "mask_inputs: got false, which trains on every token, together with .* train_on_eot",
         ),
         (
             {"mask_inputs": False, "train_on": "last"},
-            "mask_inputs: got false, which trains on every token, beside train_on",
+            "mask_inputs: got false, which trains on every token, together with train_on",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Preferences: both sides of a pair masked alike and never parted, whatever the batch."""
+"""Preference pairs: both sides are masked equally and never separated, for any batch geometry."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, DataError, FieldError
 from tests.composing import built
+from tests.data.load.samples import documents
 from tests.data.samples import CHATML_UNTAGGED, chat, geometry, make_tokenizer, shared, write_lines
-from tests.data.test_loader import documents
 
 EXPLICIT = {"prompt": "Which?", "chosen": "this one", "rejected": "that"}
 IMPLICIT = {key: chat("Hm", "so", "Which?", answer)["messages"] for key, answer in (("chosen", "a"), ("rejected", "b"))}
@@ -68,7 +68,7 @@ def test_pairs_stay_together_and_come_once(rows: Path, tokenizer: Any, packing: 
     assert seen == Counter(range(48))
 
 
-def test_what_cannot_be_preferred_is_counted(tmp_path: Path, tokenizer: Any) -> None:
+def test_unusable_pairs_are_dropped_and_counted(tmp_path: Path, tokenizer: Any) -> None:
     long, alike = {**EXPLICIT, "rejected": "word " * 99}, {**EXPLICIT, "rejected": "this one"}
     path = write_lines(tmp_path / "odd.jsonl", [EXPLICIT, long, alike, {**EXPLICIT, "chosen": None}])
     dropped = pairs(path, max_length=40, malformed=Malformed.drop).process("train", tokenizer, World())
@@ -145,7 +145,7 @@ def test_refused_fields(fields: dict[str, Any], message: str) -> None:
         pairs(Path("x"), **fields)
 
 
-def test_a_trainer_of_answers_refuses_pairs() -> None:
+def test_the_sft_trainer_refuses_preference_data() -> None:
     message = (
         r"data: got preference \(PreferenceDataFactory\), but trainer=sft \(SFTTrainer\) works with data=sft; task=pre"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from arctic_hydra import distributed, engine
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.data.load.sequence_parallel import fitted
@@ -86,7 +86,7 @@ class MemoryLoader:
     def steps(self, epoch: int) -> int:
         return -(-len(self.documents) // self.global_batch)
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+    def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
         across = self.micro_batch_size * self.world.size
         for step in range(start, self.steps(epoch)):
             chosen = self.documents[step * self.global_batch :][: self.global_batch]
@@ -95,7 +95,7 @@ class MemoryLoader:
                 first = index * across + self.world.rank * self.micro_batch_size
                 last = min(first + self.micro_batch_size, (index + 1) * across)
                 micros.append(batch_of(chosen[first:last], self.packed))
-            yield Window(micros, step)
+            yield StepBatch(micros, step)
 
     def preview(self, count: int) -> list[Any]:
         return []

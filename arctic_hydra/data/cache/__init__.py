@@ -1,1 +1,1 @@
-"""The cache of prepared data: entries keyed by content, and the command that lists and prunes them."""
+"""The cache of tokenized data: entries keyed by content, and the command that lists and prunes them."""

@@ -1,6 +1,6 @@
-"""The cache of prepared data: `python -m arctic_hydra.data.cache list`, or `prune` to make room.
+"""The command of the tokenized-data cache: `python -m arctic_hydra.data.cache list`, or `prune` to free disk space.
 
-`prune` takes what to delete: `--older-than 30` (days since last used), `--all`, or keys as `list` shows them.
+`prune` requires what to delete: `--older-than 30` (days since last use), `--all`, or keys as shown by `list`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from arctic_hydra.data.cache.entries import KEY, default_cache_dir, leftovers, lock_of, remove
+from arctic_hydra.data.cache.entries import KEY, default_cache_dir, leftovers, lock_of, remove_entry
 from arctic_hydra.data.cache.token_store import MANIFEST
 from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE
 from arctic_hydra.human_numbers import format_count, format_seconds
@@ -26,15 +26,15 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the cache, or what is left of one."""
+    """One entry of the cache, or the remains of one."""
 
     path: Path
     size_bytes: int
     used: float
-    """When a run last opened it, in seconds since the epoch; of a leftover, when it was last changed."""
+    """Time of last use in seconds since the epoch; for an incomplete entry, of the last change."""
     report: dict[str, Any]
-    whole: bool
-    """Whether a run could open it; else it is being built or deleted, or what a killed process left."""
+    complete: bool
+    """Whether a run could open it; otherwise it is being built or deleted, or was left by a killed process."""
 
     @property
     def key(self) -> str:
@@ -43,50 +43,50 @@ class Entry:
 
 
 def entries(cache_dir: Path) -> list[Entry]:
-    """Return the entries of a cache and what is left of some, the one used last first."""
+    """Return the entries of a cache, complete or not, most recently used first."""
     root = cache_dir / "prepared"
     left = set(leftovers(root))
     found = []
     for folder in root.glob("*/"):
-        if KEY.fullmatch(folder.name.partition(".")[0]):  # nothing else is ours
-            with suppress(FileNotFoundError):  # published or deleted while we look
+        if KEY.fullmatch(folder.name.partition(".")[0]):  # other directories were not created by this package
+            with suppress(FileNotFoundError):  # published or deleted at the same time
                 found.append(_entry(folder, folder in left))
     return sorted(found, key=lambda entry: -entry.used)
 
 
 def _entry(folder: Path, is_leftover: bool) -> Entry:
     manifest = folder / MANIFEST
-    whole = not is_leftover and manifest.exists()
+    complete = not is_leftover and manifest.exists()
     report: dict[str, Any] = {}
     with suppress(ValueError, LookupError, TypeError, FileNotFoundError):
         report = dict(json.loads(manifest.read_text(encoding="utf-8"))["report"])
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Entry(folder, size, (manifest if whole else folder).stat().st_mtime, report, whole)
+    return Entry(folder, size, (manifest if complete else folder).stat().st_mtime, report, complete)
 
 
-def prune(doomed: list[Entry]) -> list[Entry]:
-    """Delete entries and return those that went; what another process is building or deleting right now stays."""
+def prune(chosen: list[Entry]) -> list[Entry]:
+    """Delete entries and return the deleted ones; entries that another process is building or deleting are skipped."""
     gone = []
-    for entry in doomed:
+    for entry in chosen:
         with suppress(Timeout, FileNotFoundError), lock_of(entry.path).acquire(timeout=0):
-            remove(entry.path)
+            remove_entry(entry.path)
             gone.append(entry)
     return gone
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m arctic_hydra.data.cache", description="The cache of prepared data."
+        prog="python -m arctic_hydra.data.cache", description="The cache of tokenized data."
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=None, help="data.cache_dir of the runs; the default one if unset"
+        "--cache-dir", type=Path, default=None, help="data.cache_dir of the runs; the default directory if unset"
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show every entry, the one used last first")
+    commands.add_parser("list", help="list the entries, most recently used first")
     pruning = commands.add_parser("prune", help="delete entries")
-    pruning.add_argument("keys", nargs="*", help="entries to delete, by the start of their key")
-    pruning.add_argument("--older-than", type=float, metavar="DAYS", help="delete what was not used for so many days")
+    pruning.add_argument("keys", nargs="*", help="entries to delete, by a prefix of their key")
+    pruning.add_argument("--older-than", type=float, metavar="DAYS", help="delete entries not used for DAYS days")
     pruning.add_argument("--all", action="store_true", help="delete every entry")
     options = parser.parse_args(argv)
     cache_dir = options.cache_dir or default_cache_dir()
@@ -99,13 +99,16 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_CONFIG
     unknown = [key for key in options.keys if not any(entry.key.startswith(key) for entry in found)]
     if unknown:
-        print(f"error: prune: {unknown[0]}: there is no such entry in {cache_dir}; see list", file=sys.stderr)
+        print(
+            f"error: prune: {unknown[0]}: there is no such entry in {cache_dir}; run `list` to show the entries",
+            file=sys.stderr,
+        )
         return EXIT_BAD_CONFIG
     oldest = None if options.older_than is None else time.time() - options.older_than * SECONDS_PER_DAY
     try:
         gone = prune([entry for entry in found if _is_chosen(entry, options.keys, options.all, oldest)])
     except OSError as error:
-        print(f"error: prune: cannot delete from {cache_dir} ({error}); expected a cache of yours", file=sys.stderr)
+        print(f"error: prune: cannot delete from {cache_dir} ({error}); expected a cache that you own", file=sys.stderr)
         return EXIT_BAD_CONFIG
     print(f"deleted {len(gone)} of {len(found)} entries, {_size(sum(entry.size_bytes for entry in gone))}")
     return EXIT_DONE
@@ -120,7 +123,7 @@ def _print(cache_dir: Path, found: list[Entry]) -> None:
     for entry in found:
         age = format_seconds(max(0.0, time.time() - entry.used))
         counts = f"{entry.report.get('kept', 0):,} examples, {format_count(entry.report.get('tokens', 0))} tokens, used"
-        what = counts if entry.whole else "being built or deleted, or left by a process that was killed, changed"
+        what = counts if entry.complete else "incomplete: in use, or left by a killed process; changed"
         print(f"{entry.key}  {_size(entry.size_bytes):>9}  {what} {age} ago")
     print(f"{len(found)} entries, {_size(sum(entry.size_bytes for entry in found))} in {cache_dir}")
 

@@ -1,4 +1,4 @@
-"""The cache's entries: each built by one process while others wait, published whole, and built again when damaged."""
+"""Cache entries: built by one process while others wait, published atomically, and rebuilt if damaged."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, Tok
 from arctic_hydra.errors import DataError
 
 KEY = re.compile("[0-9a-f]{32}")
-"""What `prepare.prepared_key` gives: the name of an entry."""
+"""Pattern of an entry's name, as returned by `prepare.key.cache_key`."""
 
 log = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
-    """Return the user's cache directory for this package, by the XDG rules."""
+    """Return the user's cache directory for this package, following the XDG specification."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "arctic_hydra"
 
 
 def build_private(key: str, build: Callable[[Path], None]) -> TokenStore:
-    """Build in a private temporary directory that is gone again when this returns; the store stays readable."""
+    """Build in a temporary directory that is deleted before this returns; the store remains readable."""
     with (
-        _room_for(_no_room_off),
+        _explain_full_disk(_temporary_directory_full),
         tempfile.TemporaryDirectory(prefix="arctic_hydra-", ignore_cleanup_errors=True) as name,
     ):
         build(Path(name))
@@ -43,7 +43,7 @@ def build_private(key: str, build: Callable[[Path], None]) -> TokenStore:
 def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> TokenStore:
     """Return entry `key` of the cache, built by exactly one process; the others wait for its lock.
 
-    A killed builder blocks nobody: the lock ends with its holder.
+    If the builder is killed, the operating system releases the lock and another process builds the entry.
     """
     root = cache_dir / "prepared"
     entry = root / key
@@ -52,33 +52,33 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
         _mark_used(entry)
         return store
     except DamagedEntryError:
-        pass  # missing or damaged: looked at again under the lock
+        pass  # missing or damaged: checked again under the lock
     _make_private(root)
     with _locked(lock_of(entry)):
         if entry.exists():
             try:
-                return TokenStore(entry, key)  # another process built it meanwhile
+                return TokenStore(entry, key)  # built by another process in the meantime
             except DamagedEntryError as damage:
-                log.warning("prepared data in %s is damaged (%s): building it again", entry, damage)
-                remove(entry)
-        for leftover in leftovers(root, key):  # the lock is ours: nobody works on them any more
-            remove(leftover)
+                log.warning("cached data in %s is damaged (%s); rebuilding it", entry, damage)
+                remove_entry(entry)
+        for leftover in leftovers(root, key):  # no other process uses them, because this one holds the lock
+            remove_entry(leftover)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
         try:
-            with _room_for(partial(_unwritable, root)):
+            with _explain_full_disk(partial(_cache_unwritable, root)):
                 build(part)
             part.rename(entry)
         finally:
-            shutil.rmtree(part, ignore_errors=True)  # nothing is there any more once it was renamed
+            shutil.rmtree(part, ignore_errors=True)  # does nothing after the rename
         _sync_directory(root)
-        return TokenStore(entry, key)  # under the lock: nobody takes it away before it is open
+        return TokenStore(entry, key)  # under the lock, so that it cannot be deleted before it is open
 
 
 def _mark_used(entry: Path) -> None:
     try:
-        os.utime(entry / MANIFEST)  # `data.cache prune --older-than` goes by it
+        os.utime(entry / MANIFEST)  # read by `data.cache prune --older-than`
     except OSError:
-        pass  # a cache that this user may only read
+        pass  # a read-only cache
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _locked(lock: FileLock) -> Iterator[None]:
     try:
         lock.acquire(timeout=2)
     except Timeout:
-        log.info("waiting for another process that prepares the same data (lock %s)", lock.lock_file)
+        log.info("waiting for another process that tokenizes the same data (lock %s)", lock.lock_file)
         lock.acquire()
     try:
         yield
@@ -104,54 +104,54 @@ def _make_private(directory: Path) -> None:
         if not os.access(directory, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _unwritable(directory, error) from error
+        raise _cache_unwritable(directory, error) from error
 
 
-def _unwritable(directory: Path, error: OSError) -> DataError:
+def _cache_unwritable(directory: Path, error: OSError) -> DataError:
     return DataError(
-        f"data.cache_dir: cannot write to {directory} ({error.strerror}); expected a directory of yours with room; "
+        f"data.cache_dir: cannot write to {directory} ({error.strerror}); expected a writable directory with enough space; "
         f"pass data.cache_dir=<directory>, or data.cache=off"
     )
 
 
-def _no_room_off(error: OSError) -> DataError:
+def _temporary_directory_full(error: OSError) -> DataError:
     return DataError(
-        f"data.cache: off prepares data below {tempfile.gettempdir()}, which cannot be written ({error.strerror}); "
-        f"expected room for the tokens of all sources; set the environment variable TMPDIR, or pass data.cache=on"
+        f"data.cache: off stores tokenized data in {tempfile.gettempdir()}, which cannot be written ({error.strerror}); "
+        f"expected space for the tokens of all sources; set the environment variable TMPDIR, or pass data.cache=on"
     )
 
 
 @contextmanager
-def _room_for(told: Callable[[OSError], DataError]) -> Iterator[None]:
-    """Raise a full disk as an error that says where."""
+def _explain_full_disk(as_data_error: Callable[[OSError], DataError]) -> Iterator[None]:
+    """Convert the error of a full disk to one that names the directory and what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise told(error) from error
+            raise as_data_error(error) from error
         raise
 
 
 def leftovers(root: Path, key: str = "*") -> list[Path]:
-    """Return what builders and removals of an entry leave when they are killed, and what those at work have now."""
+    """Return the directories of unfinished builds and deletions of an entry, whether running or killed."""
     return [path for what in ("part-*", "removed*") for path in root.glob(f"{key}.{what}")]
 
 
-def remove(directory: Path) -> None:
-    """Delete an entry, or what is left of one; the caller holds its lock.
+def remove_entry(directory: Path) -> None:
+    """Delete an entry, complete or not; the caller holds its lock.
 
-    It is gone at once for readers, whatever happens to the deletion; one that has it open keeps its mapping.
+    Readers no longer find it even if the deletion is interrupted; those that have it open keep their mapping.
     """
     key = directory.name.partition(".")[0]
     doomed = Path(tempfile.mkdtemp(prefix=f"{key}.removed-", dir=directory.parent))
     try:
-        directory.rename(doomed)  # onto the empty directory, which nobody else has
+        directory.rename(doomed)  # replaces the empty directory, whose name is unique
     finally:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
 def lock_of(entry: Path) -> FileLock:
-    """Return the lock that the builder of an entry holds; it belongs to the operating system and ends with its holder."""
+    """Return the lock that the builder of an entry holds; the operating system releases it when the process ends."""
     return FileLock(entry.with_name(f"{entry.name.partition('.')[0]}.lock"), mode=0o600)
 
 

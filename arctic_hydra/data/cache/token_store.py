@@ -1,10 +1,9 @@
-"""Prepared examples on disk: Arrow files, memory-mapped and read without copying.
+"""Tokenized examples on disk: Arrow files, memory-mapped and read without copying.
 
-An entry is checked whole each time it is opened, however large: a bit that flipped on a disk, or a page that was never
-written before a power cut, would be trained on as other tokens. XXH3 goes over some 20 GB a second where the page cache
-holds the file, and as fast as the disk reads where it does not; the SHA-256 of the source's files, which is part of the
-key, takes several times as long. Checking parts at their first use instead would find damage in the middle of a run,
-where nothing can be built again.
+The whole entry is verified each time it is opened, because a flipped bit, or a page lost in a power failure, would change
+the tokens that are trained on. XXH3 processes about 20 GB/s from the page cache, and otherwise runs at the speed of the
+disk; the SHA-256 of the source files, which is part of the key, takes several times as long. Verifying parts at their
+first use would detect damage only during training, when the entry can no longer be rebuilt.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from arctic_hydra.data.arrays import Array, array_of, numbers_of
 from arctic_hydra.data.documents import Chunk, Singles
 
 RELEASE_EXAMPLES = 500
-"""Examples between two releases of mapped pages: each may have mapped some 128 KiB, what lies around it included."""
+"""Examples between two releases of mapped pages; reading one maps up to about 128 KiB, including read-ahead."""
 
 EXAMPLES = "examples.arrow"
 MANIFEST = "manifest.json"
@@ -44,25 +43,25 @@ _SCHEMA = pa.schema(
 
 
 class DamagedEntryError(Exception):
-    """A cache entry that does not hold what its manifest says."""
+    """A cache entry whose content differs from its manifest."""
 
 
 class TokenStore:
-    """The prepared examples of one source by index; `ids` and `mask` are views of the mapped file."""
+    """The tokenized examples of one source by index; `ids` and `mask` return views of the mapped file."""
 
     def __init__(self, directory: Path, key: str) -> None:
         self.key = key
         manifest = _read_manifest(directory)
         self.report: dict[str, Any] = manifest["report"]
         try:
-            # The mapping stays valid when the file is unlinked, so a private store needs no later clean-up.
+            # The mapping remains valid after the file is unlinked, so a private store needs no cleanup.
             with (directory / EXAMPLES).open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             reader = pa.ipc.open_file(pa.py_buffer(self._map))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
             self._take(batches)
             problem = self._problem(batches, manifest["examples"])
-        # An empty file is a ValueError, as most of Arrow's errors are.
+        # An empty file raises ValueError, as do most errors in Arrow.
         except (ValueError, OSError, LookupError, pa.ArrowException) as error:
             raise DamagedEntryError(str(error)) from error
         if problem:
@@ -70,7 +69,7 @@ class TokenStore:
         self._served = 0
 
     def _take(self, batches: list[pa.RecordBatch]) -> None:
-        """Keep the columns: ids and masks as views of the file, and a copy of the numbers of each example."""
+        """Keep ids and masks as views of the file, and copies of the columns with one number per example."""
         self.lengths = _column(batches, "length")
         self.supervised = _column(batches, "supervised")
         self.rows = _column(batches, "row")
@@ -80,9 +79,9 @@ class TokenStore:
         self._start_of = np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in _offsets(batches, "ids"))])
 
     def _problem(self, batches: list[pa.RecordBatch], examples: int) -> str | None:
-        """Return which numbers cannot be: an example would be cut out of another's tokens, or out of none; None if all can."""
+        """Return which numbers are inconsistent, so that examples would have wrong tokens; None if there are none."""
         if len(self.lengths) != examples:
-            return f"holds {len(self.lengths)} examples, the manifest says {examples}"
+            return f"has {len(self.lengths)} examples, but the manifest says {examples}"
         offsets, mask_offsets = _offsets(batches, "ids"), _offsets(batches, "mask")
         spans = np.concatenate([np.empty(0, np.int32), *map(np.diff, offsets)])
         bad = {
@@ -91,10 +90,10 @@ class TokenStore:
                 for part, mask_part, ids, mask in zip(offsets, mask_offsets, self._ids, self._masks, strict=True)
             ),
             "lengths": np.any((self.lengths < 1) | (self.lengths != spans)),
-            "counts of trained tokens": np.any((self.supervised < 0) | (self.supervised > self.lengths)),
+            "counts of supervised tokens": np.any((self.supervised < 0) | (self.supervised > self.lengths)),
             "row numbers": np.any((self.rows < 0) | (np.diff(self.rows, prepend=0) < 0)),
         }
-        return next((f"has {name} that cannot be" for name, found in bad.items() if found), None)
+        return next((f"has inconsistent {name}" for name, found in bad.items() if found), None)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -103,7 +102,7 @@ class TokenStore:
         """Return the int32 token ids of one example."""
         self._served += 1
         if self._served % RELEASE_EXAMPLES == 0:
-            # Pages that were read count as this process's memory until they are unmapped; the system keeps them cached.
+            # Pages that were read count as memory of this process until they are released; the page cache still has them.
             self._map.madvise(mmap.MADV_DONTNEED)
         start = self._start_of[index]
         part: Array = self._ids[self._batch_of[index]][start : start + self.lengths[index]]
@@ -117,7 +116,7 @@ class TokenStore:
 
 
 class JoinedStore(Singles):
-    """The prepared examples of several sources, one source after another."""
+    """The tokenized examples of several sources, concatenated."""
 
     def __init__(self, stores: dict[str, TokenStore]) -> None:
         parts = list(stores.values())
@@ -145,7 +144,7 @@ class JoinedStore(Singles):
 
 
 class PairStore:
-    """Preferences: example i is documents 2i (chosen) and 2i + 1 (rejected) of `flat`; its length is that of both."""
+    """Preferences: example i is documents 2i (chosen) and 2i + 1 (rejected) of `flat`; its length is their sum."""
 
     def __init__(self, flat: JoinedStore) -> None:
         self.flat, self.key, self.report = flat, flat.key, flat.report
@@ -157,12 +156,12 @@ class PairStore:
         return len(self.lengths)
 
     def documents(self, index: int) -> list[int]:
-        """Return the documents of one example: the chosen one, then the rejected one."""
+        """Return the documents of one example: chosen, then rejected."""
         return [2 * index, 2 * index + 1]
 
 
 def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]]) -> None:
-    """Write chunks as they come, then the manifest with `report()`; everything is on disk when this returns."""
+    """Write the chunks, then the manifest with `report()`; everything is synced to disk when this returns."""
     examples = 0
     with (directory / EXAMPLES).open("xb") as file:
         with pa.ipc.new_file(file, _SCHEMA) as writer:
@@ -185,7 +184,7 @@ def _write_manifest(directory: Path, examples: int, report: dict[str, Any]) -> N
 
 
 def _checksum(path: Path) -> str:
-    """Return the XXH3 checksum of a file's content."""
+    """Return the XXH3 checksum of a file."""
     found, buffer = xxhash.xxh3_64(), memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -224,10 +223,10 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         if manifest["layout"] != LAYOUT_VERSION:
             raise DamagedEntryError(f"has layout {manifest['layout']}, expected {LAYOUT_VERSION}")
         if manifest.pop("checksum") != _checksum_of_values(manifest):
-            raise DamagedEntryError("the manifest is not what was written")
+            raise DamagedEntryError("the manifest does not match its checksum")
         for name, checksum in manifest["files"].items():
             if _checksum(directory / name) != checksum:
-                raise DamagedEntryError(f"{name} is not what was written")
+                raise DamagedEntryError(f"{name} does not match its checksum")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
     return manifest

@@ -1,1 +1,1 @@
-"""Prepared documents to batches: packing, order, micro-batches."""
+"""Tokenized documents to batches: packing, order and micro-batches."""

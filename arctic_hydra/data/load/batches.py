@@ -1,8 +1,8 @@
 """From a plan of packs to the micro-batches of each optimizer step.
 
-Window s takes packs [s*G, (s+1)*G) of the order, G being the global batch size. Slot i of a window goes to micro-batch
-i // (micro_batch_size * ranks) of rank (i // micro_batch_size) % ranks, so that micro-batch size, accumulation and ranks
-only cut the same sequence of global batches in other pieces.
+Step s takes packs [s*G, (s+1)*G) of the order, where G is the global batch size. Slot i of a step goes to micro-batch
+i // (micro_batch_size * ranks) of rank (i // micro_batch_size) % ranks. The sequence of global batches therefore does not
+depend on micro-batch size, accumulation and ranks; they only determine how each global batch is divided.
 
 Shapes: B rows, T tokens per row, K supervised positions.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.data.arrays import Ints
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.documents import Documents, Examples
@@ -30,8 +30,8 @@ class BatchOptions:
     pad_token_id: int
 
 
-class Windows:
-    """The packs of one plan in one order, cut into this rank's windows."""
+class StepBatches:
+    """The packs of one plan in one order, divided into the steps of this rank."""
 
     def __init__(
         self, store: Examples, plan: Plan, order: Ints, geometry: BatchGeometry, options: BatchOptions
@@ -44,8 +44,8 @@ class Windows:
     def __len__(self) -> int:
         return -(-len(self._order) // self._geometry.global_batch_size)
 
-    def window(self, step: int) -> Window:
-        """Return this rank's micro-batches of one step; the last step may hold fewer packs than the others."""
+    def step_batch(self, step: int) -> StepBatch:
+        """Return this rank's micro-batches of one step; the last step may have fewer packs than the others."""
         geometry = self._geometry
         packs = self._order[step * geometry.global_batch_size : (step + 1) * geometry.global_batch_size]
         if geometry.world.size > 1:
@@ -56,13 +56,13 @@ class Windows:
             mine = first + geometry.world.rank * geometry.micro_batch_size
             stop = min(mine + geometry.micro_batch_size, first + per_micro)
             batches.append(self._batch(packs[mine:stop]))
-        return Window(batches, step_in_epoch=step)
+        return StepBatch(batches, step_in_epoch=step)
 
     def _batch(self, packs: Ints) -> Batch:
         examples = [int(example) for pack in packs for example in self._plan.pack(int(pack))]
         documents = [document for example in examples for document in self._store.documents(example)]
         if not documents:
-            batch = _dummy(self._options.pad_token_id, self._options.packing)
+            batch = _empty_batch(self._options.pad_token_id, self._options.packing)
         elif self._options.packing:
             batch = _packed(self._store.flat, documents)
         else:
@@ -71,33 +71,33 @@ class Windows:
 
 
 def _packed(store: Documents, documents: list[int]) -> Batch:
-    """Return the documents one after another in one row of T tokens."""
+    """Return the documents concatenated in one row of T tokens."""
     lengths = store.lengths[documents].astype(np.int64)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     ids_T = np.concatenate([store.ids(document) for document in documents]).astype(np.int64)
     mask_T = np.concatenate([store.mask(document) for document in documents]).astype(bool)
     positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
-    mask_T[bounds[:-1]] = False  # the last token of the document before must not predict the first of this one
-    places_K = np.flatnonzero(mask_T)
+    mask_T[bounds[:-1]] = False  # the last token of a document must not predict the first of the next
+    positions_K = np.flatnonzero(mask_T)
     source_T = np.repeat(store.sources[documents], lengths)
     return Batch(
         input_ids_BT=torch.from_numpy(ids_T)[None],
         position_ids_BT=torch.from_numpy(positions_T)[None],
-        rows_K=torch.from_numpy(places_K - 1),
-        targets_K=torch.from_numpy(ids_T[places_K]),
-        source_K=torch.from_numpy(source_T[places_K].astype(np.int64)),
+        rows_K=torch.from_numpy(positions_K - 1),
+        targets_K=torch.from_numpy(ids_T[positions_K]),
+        source_K=torch.from_numpy(source_T[positions_K].astype(np.int64)),
         cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
         max_seqlen=int(lengths.max()),
         num_tokens=int(bounds[-1]),
         num_padding=0,
         example_ids=documents,
         document_lengths=lengths.tolist(),
-        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[places_K]),
+        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[positions_K]),
     )
 
 
 def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
-    """Return one document a row, right-padded to the longest."""
+    """Return one document per row, right-padded to the longest."""
     lengths = store.lengths[documents].astype(np.int64)
     shape = (len(documents), int(lengths.max()))
     ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
@@ -106,24 +106,24 @@ def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
         ids_BT[row, : lengths[row]] = store.ids(document)
         mask_BT[row, : lengths[row]] = store.mask(document)
     mask_BT[:, 0] = False
-    places_K = np.flatnonzero(mask_BT)
+    positions_K = np.flatnonzero(mask_BT)
     return Batch(
         input_ids_BT=torch.from_numpy(ids_BT),
         position_ids_BT=torch.from_numpy(np.tile(np.arange(shape[1]), (shape[0], 1))),
-        rows_K=torch.from_numpy(places_K - 1),
-        targets_K=torch.from_numpy(ids_BT.reshape(-1)[places_K]),
-        source_K=torch.from_numpy(store.sources[documents][places_K // shape[1]].astype(np.int64)),
+        rows_K=torch.from_numpy(positions_K - 1),
+        targets_K=torch.from_numpy(ids_BT.reshape(-1)[positions_K]),
+        source_K=torch.from_numpy(store.sources[documents][positions_K // shape[1]].astype(np.int64)),
         max_seqlen=shape[1],
         num_tokens=int(lengths.sum()),
         num_padding=int(shape[0] * shape[1] - lengths.sum()),
         example_ids=documents,
         document_lengths=lengths.tolist(),
-        document_K=torch.from_numpy(places_K // shape[1]),
+        document_K=torch.from_numpy(positions_K // shape[1]),
     )
 
 
-def _dummy(pad_token_id: int, packing: bool) -> Batch:
-    """Return one token that nothing is learned from: each rank has to take part in every forward of the others."""
+def _empty_batch(pad_token_id: int, packing: bool) -> Batch:
+    """Return a one-token batch without loss, with which this rank joins the collectives of the step."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return Batch(
         input_ids_BT=torch.full((1, 1), pad_token_id, dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""Windows over a set that is prepared as a whole: a plan for each epoch, addressable by (epoch, step)."""
+"""The loader of data that is tokenized ahead of training: one packing plan per epoch, addressable by (epoch, step)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from arctic_hydra.batch import Window
+from arctic_hydra.batch import StepBatch
 from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.cache.token_store import JoinedStore, PairStore
-from arctic_hydra.data.load.batches import BatchOptions, Windows
+from arctic_hydra.data.load.batches import BatchOptions, StepBatches
 from arctic_hydra.data.load.order import epoch_order, grouped_order, mix
 from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
 from arctic_hydra.data.load.prefetch import prefetch
-from arctic_hydra.data.load.statistics import figures
+from arctic_hydra.data.load.statistics import length_statistics
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class LoaderOptions(BatchOptions):
     prefetch_steps: int
     group_by_length: bool = False
     weights: tuple[float, ...] = ()
-    """Share of each source in an epoch; empty: every example once."""
+    """Share of each source in an epoch; empty: every example is used once."""
     mix_by_tokens: bool = False
 
 
 class PackedLoader:
-    """Windows over prepared examples, addressable by (epoch, step); fulfils `data.base.Loader`."""
+    """Batches of tokenized examples, addressable by (epoch, step); implements `data.base.Loader`."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class PackedLoader:
         geometry: BatchGeometry,
         options: LoaderOptions,
     ) -> None:
-        """Serve the given examples of `store`: packed, or one a row where packing is off."""
+        """Serve the given examples of `store`: packed, or one per row with packing off."""
         self.source_names = source_names
         self._store, self._examples = store, examples
         self._geometry, self._options = geometry, options
@@ -68,13 +68,13 @@ class PackedLoader:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def steps(self, epoch: int) -> int:
-        """Optimizer steps in `epoch`, the ragged last one included."""
-        # Without weights every epoch has as many packs: their number follows from the lengths alone.
+        """Optimizer steps in `epoch`, including the partial last one."""
+        # Without weights, the number of packs depends on the lengths alone and is the same in every epoch.
         packs = len(self._plan(epoch) if self._options.weights else self.plan)
         return -(-packs // self._geometry.global_batch_size)
 
     def _plan(self, epoch: int) -> Plan:
-        """Return the packs of an epoch, drawn anew for each where the order is random."""
+        """Return the packs of an epoch; with a random order, each epoch has other packs."""
         if self._planned is not None and self._planned[0] == epoch:
             return self._planned[1]
         options, geometry, chosen = self._options, self._geometry, self._examples
@@ -83,7 +83,7 @@ class PackedLoader:
             sizes = lengths if options.mix_by_tokens else np.ones(len(lengths), dtype=np.int64)
             chosen = chosen[mix(self._store.sources[chosen], sizes, options.weights, geometry.seed, epoch)]
         if options.packing and options.shuffle:
-            # Packing goes by length; which of the examples of one length goes where is drawn here.
+            # Packing depends on the lengths alone; the shuffle decides which examples of equal length share a pack.
             chosen = chosen[epoch_order(len(chosen), geometry.seed + 1, epoch)]
         make = plan_packs if options.packing else plan_singles
         plan = make(self._store.lengths[chosen], options.max_length)
@@ -100,24 +100,24 @@ class PackedLoader:
             return grouped_order(lengths, geometry.global_batch_size, geometry.seed, epoch)
         return epoch_order(len(plan), geometry.seed, epoch)
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
-        """Yield this rank's windows of `epoch` from step `start` on, made ahead by a thread of this process."""
+    def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
+        """Yield this rank's batches of each step of `epoch` from step `start` on, prefetched in a background thread."""
         plan = self._plan(epoch)
-        cut = Windows(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
-        return prefetch((cut.window(step) for step in range(start, len(cut))), self._options.prefetch_steps)
+        cut = StepBatches(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
+        return prefetch((cut.step_batch(step) for step in range(start, len(cut))), self._options.prefetch_steps)
 
     def summary(self) -> dict[str, Any]:
-        """Return figures for the record: rows, tokens, supervised share, lengths, packs and their fill, per source."""
+        """Return statistics for the run's record: rows, tokens, supervised share, lengths, packs and fill, also per source."""
         lengths = self._store.lengths[self._examples]
         supervised = self._store.supervised[self._examples]
         sources = self._store.sources[self._examples]
         per_source: dict[str, Any] = {}
         for index, name in enumerate(self.source_names):
             mine = sources == index
-            figures = _figures(lengths[mine], supervised[mine])
+            figures = _statistics(lengths[mine], supervised[mine])
             per_source[name] = {"prepared": self._store.report[name], **figures}
         return {
-            **_figures(lengths, supervised),
+            **_statistics(lengths, supervised),
             "packing": self._options.packing,
             "packs": len(self.plan),
             "fill": round(self.plan.fill, 6),
@@ -129,13 +129,13 @@ class PackedLoader:
         }
 
     def preview(self, count: int) -> list[Example]:
-        """Return up to `count` examples of each source, spread evenly over it."""
+        """Return up to `count` examples of each source, evenly spaced."""
         found: list[Example] = []
         for index, name in enumerate(self.source_names):
             mine = self._examples[self._store.sources[self._examples] == index]
-            for place in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
+            for position in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
                 flat = self._store.flat
-                documents = self._store.documents(int(mine[place]))
+                documents = self._store.documents(int(mine[position]))
                 sides = ("",) if len(documents) == 1 else ("chosen", "rejected")
                 for document, side in zip(documents, sides, strict=True):
                     ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()
@@ -143,5 +143,5 @@ class PackedLoader:
         return found
 
 
-def _figures(lengths: Array, supervised: Array) -> dict[str, Any]:
-    return figures(np.bincount(lengths, minlength=1), int(supervised.sum()))
+def _statistics(lengths: Array, supervised: Array) -> dict[str, Any]:
+    return length_statistics(np.bincount(lengths, minlength=1), int(supervised.sum()))

@@ -1,8 +1,8 @@
-"""Which examples share a pack: global best-fit-decreasing, done on the histogram of lengths.
+"""Which examples share a pack: global best-fit-decreasing on the histogram of lengths.
 
-Best-fit-decreasing (Johnson, 1973) puts each item, longest first, into the fullest bin that still takes it. Items of
-one length are alike, and so are bins with the same room left: both are moved in groups, so the cost depends on the
-number of distinct lengths rather than on the number of examples.
+Best-fit-decreasing (Johnson, 1973) puts each item, longest first, into the fullest bin that still has room for it. Items of
+equal length are interchangeable, and so are bins with equal remaining room. Both are processed in groups, so the cost
+depends on the number of distinct lengths rather than on the number of examples.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 from arctic_hydra.data.arrays import Ints
 
-NEAR_ENOUGH = 0.999
-"""Share of the packs of a plan that there must be at the least: nothing better is looked for then."""
-STEPS_OF_ONE_LOOK = 2_000
-"""What a look at the lengths costs besides the lengths that it goes over, in the time of one of them: some ns."""
-STEPS_OF_AN_EXAMPLE = 1_000
-"""Steps for each example that may go into filling packs exactly: a fraction of the time that packing takes anyway."""
-MOST_STEPS = 40_000_000
-"""Most steps of filling packs exactly, some 0.2 s; what is left then is packed best-fit."""
+GOOD_ENOUGH = 0.999
+"""Ratio of the lower bound to the number of packs from which on no better plan is searched."""
+STEPS_PER_LOOKUP = 2_000
+"""Fixed cost of one lookup, in steps; a step takes as long as visiting one length, a few ns."""
+STEPS_PER_EXAMPLE = 1_000
+"""Steps per example for filling packs exactly: a fraction of the time of best-fit-decreasing."""
+MAX_STEPS = 40_000_000
+"""Maximum steps for filling packs exactly, about 0.2 s; the remaining examples are packed by best-fit-decreasing."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Plan:
     tokens: int
     """Tokens of all examples."""
     capacity: int
-    """Most tokens that one pack may hold."""
+    """Maximum tokens per pack."""
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -45,14 +45,14 @@ class Plan:
 
     @property
     def fill(self) -> float:
-        """Share of the packs' room that tokens take."""
+        """Share of the packs' capacity that is filled with tokens."""
         return self.tokens / (len(self) * self.capacity) if len(self) else 0.0
 
 
 def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
-    """Return packs of at most `capacity` tokens that hold each example exactly once, no more than best-fit-decreasing makes.
+    """Return packs of at most `capacity` tokens with each example exactly once, at most as many as best-fit-decreasing needs.
 
-    Deterministic, and the work for n examples is bounded by n log n and a constant.
+    Deterministic; the work for n examples is bounded by n log n plus a constant.
 
     Raises ValueError when an example is longer than a pack.
     """
@@ -62,19 +62,19 @@ def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
         raise ValueError(f"example {worst} has {int(lengths[worst])} tokens, more than a pack of {capacity} holds")
     if len(lengths) and int(lengths.min()) < 1:
         raise ValueError(f"example {int(lengths.argmin())} has no tokens")
-    plan = _pack(lengths, capacity, Steps(0))
-    if fewest_packs(lengths, capacity) < NEAR_ENOUGH * len(plan):
-        # No short examples to fill the gaps that best-fit leaves: choose what leaves none.
-        other = _pack(lengths, capacity, Steps(min(STEPS_OF_AN_EXAMPLE * len(lengths), MOST_STEPS)))
+    plan = _pack(lengths, capacity, WorkBudget(0))
+    if fewest_packs(lengths, capacity) < GOOD_ENOUGH * len(plan):
+        # Best-fit leaves gaps that no example is short enough for, so search for combinations that leave none.
+        other = _pack(lengths, capacity, WorkBudget(min(STEPS_PER_EXAMPLE * len(lengths), MAX_STEPS)))
         plan = other if len(other) < len(plan) else plan
     return plan
 
 
 def fewest_packs(lengths: Ints, capacity: int) -> int:
-    """Return a number of packs below which no packing is possible: bound L2 of Martello and Toth (1990).
+    """Return a lower bound of the number of packs: the bound L2 of Martello and Toth (1990).
 
-    For a length k: examples above capacity - k have a pack each that takes none of k or more, those above half a pack
-    have one each too, and the others from k on need what room these leave, and packs of their own.
+    For a length k: each example above capacity - k needs a pack that has no room for one of k or more. Each example above
+    half a pack needs a separate pack, too. The other examples from k on fill the room that these leave, then further packs.
     """
     counts = np.bincount(lengths, minlength=capacity + 1)
     number, tokens = np.cumsum(counts), np.cumsum(counts * np.arange(capacity + 1))
@@ -87,33 +87,36 @@ def fewest_packs(lengths: Ints, capacity: int) -> int:
     return max(int((number[-1] - number[half] + own).max(initial=0)), -(-int(tokens[-1]) // capacity))
 
 
-class Steps:
-    """Work that may still be done: a count and not a time, so that every machine makes the same plan."""
+class WorkBudget:
+    """A budget counted in steps, not in time, so that every machine computes the same plan."""
 
     def __init__(self, left: int) -> None:
         self.left = left
 
     def take(self, count: int) -> bool:
-        """Take steps; false when fewer were left."""
+        """Spend steps; return False if fewer were left."""
         enough = self.left >= count
         self.left = max(self.left - count, 0)
         return enough
 
 
-def _pack(lengths: Ints, capacity: int, steps: Steps) -> Plan:
-    """Return the best-fit-decreasing plan, after as many packs as can be filled exactly in so many steps."""
+def _pack(lengths: Ints, capacity: int, budget: WorkBudget) -> Plan:
+    """Return the best-fit-decreasing plan of what remains after filling packs exactly within the budget."""
     longest_first = np.argsort(-lengths, kind="stable")
     sizes, starts, counts = _histogram(lengths[longest_first])
     bins = np.empty(len(lengths), dtype=np.int64)
-    rooms = _Rooms()
-    done = _fill_exactly(rooms, capacity, sizes, starts, counts, bins, steps)
+    open_bins = _OpenBins()
+    done = _fill_exactly(open_bins, capacity, sizes, starts, counts, bins, budget)
     for size, start, count, placed in zip(sizes, starts, counts, done, strict=True):
         while placed < count:
-            room, ids = rooms.tightest(size) or (capacity, rooms.open(-(-(count - placed) // (capacity // size))))
-            placed += _fill(rooms, room, ids, size, bins[start + placed : start + count])
-    # Within a pack: longest first, in the order of placing.
+            room, ids = open_bins.tightest(size) or (
+                capacity,
+                open_bins.open(-(-(count - placed) // (capacity // size))),
+            )
+            placed += _fill(open_bins, room, ids, size, bins[start + placed : start + count])
+    # Within a pack: longest first, in the order of placement.
     by_bin = np.argsort(bins, kind="stable")
-    bounds = np.searchsorted(bins[by_bin], np.arange(rooms.opened + 1))
+    bounds = np.searchsorted(bins[by_bin], np.arange(open_bins.opened + 1))
     return Plan(longest_first[by_bin], bounds.astype(np.int64), int(lengths.sum()), capacity)
 
 
@@ -123,8 +126,8 @@ def plan_singles(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
     return Plan(np.arange(count, dtype=np.int64), np.arange(count + 1, dtype=np.int64), int(np.sum(lengths)), capacity)
 
 
-class _Rooms:
-    """Bins grouped by the room they have left."""
+class _OpenBins:
+    """Open bins, grouped by their remaining room."""
 
     def __init__(self) -> None:
         self._groups: dict[int, list[Ints]] = {}
@@ -137,20 +140,20 @@ class _Rooms:
         return np.arange(self.opened - count, self.opened, dtype=np.int64)
 
     def tightest(self, size: int) -> tuple[int, Ints] | None:
-        """Take out a group of bins with the least room that is at least `size`."""
-        place = bisect_left(self._sorted, size)
-        if place == len(self._sorted):
+        """Remove and return a group of bins with the least room that is at least `size`."""
+        index = bisect_left(self._sorted, size)
+        if index == len(self._sorted):
             return None
-        room = self._sorted[place]
+        room = self._sorted[index]
         groups = self._groups[room]
         ids = groups.pop()
         if not groups:
             del self._groups[room]
-            del self._sorted[place]
+            del self._sorted[index]
         return room, ids
 
     def put(self, room: int, ids: Ints) -> None:
-        """Add bins that have `room` left."""
+        """Add bins with `room` remaining."""
         if room == 0 or len(ids) == 0:
             return
         if room not in self._groups:
@@ -159,24 +162,24 @@ class _Rooms:
         self._groups[room].append(ids)
 
 
-def _fill(rooms: _Rooms, room: int, ids: Ints, size: int, target: Ints) -> int:
-    """Put items of one size into alike bins, each filled before the next; return how many found a place."""
+def _fill(open_bins: _OpenBins, room: int, ids: Ints, size: int, target: Ints) -> int:
+    """Put items of one size into bins of equal room, filling each before the next; return how many were placed."""
     each = room // size
     count = min(len(target), each * len(ids))
     whole, rest = divmod(count, each)
     target[: whole * each] = np.repeat(ids[:whole], each)
-    rooms.put(room - each * size, ids[:whole])
+    open_bins.put(room - each * size, ids[:whole])
     used = whole
     if rest:
         target[whole * each : count] = ids[whole]
-        rooms.put(room - rest * size, ids[whole : whole + 1])
+        open_bins.put(room - rest * size, ids[whole : whole + 1])
         used += 1
-    rooms.put(room, ids[used:])
+    open_bins.put(room, ids[used:])
     return count
 
 
 def _histogram(descending: Ints) -> tuple[list[int], list[int], list[int]]:
-    """Return each distinct length, where its run starts and how long the run is."""
+    """Return each distinct length with the start and the length of its run."""
     if len(descending) == 0:
         return [], [], []
     starts = np.concatenate([[0], np.flatnonzero(np.diff(descending)) + 1])
@@ -185,58 +188,66 @@ def _histogram(descending: Ints) -> tuple[list[int], list[int], list[int]]:
 
 
 def _fill_exactly(
-    rooms: _Rooms, capacity: int, sizes: list[int], starts: list[int], counts: list[int], bins: Ints, steps: Steps
+    open_bins: _OpenBins,
+    capacity: int,
+    sizes: list[int],
+    starts: list[int],
+    counts: list[int],
+    bins: Ints,
+    budget: WorkBudget,
 ) -> list[int]:
-    """Fill bins to the brim, alike ones at once, as long as steps are left; return how many of each size are placed.
+    """Fill bins completely, equal ones at once, within the budget; return how many items of each size were placed.
 
     A pattern takes the longest sizes first and ends in one or two sizes that fit exactly.
     """
     left = np.zeros(capacity + 1, dtype=np.int64)
     left[sizes] = counts
     start_of, count_of = dict(zip(sizes, starts, strict=True)), dict(zip(sizes, counts, strict=True))
-    there = sizes[::-1]
+    remaining = sizes[::-1]
     for size in sizes:  # longest first
-        while left[size] and (pattern := _pattern(left, capacity, there, size, steps)):
+        while left[size] and (pattern := _pattern(left, capacity, remaining, size, budget)):
             times = min(int(left[one]) // number for one, number in pattern.items())
-            ids = rooms.open(times)
+            ids = open_bins.open(times)
             for one, number in pattern.items():
                 first = start_of[one] + count_of[one] - int(left[one])
                 bins[first : first + times * number] = np.repeat(ids, number)
                 left[one] -= times * number
                 if not left[one]:
-                    del there[bisect_left(there, one)]
-        if not steps.left or not there:
+                    del remaining[bisect_left(remaining, one)]
+        if not budget.left or not remaining:
             break
     return [count - int(left[size]) for size, count in zip(sizes, counts, strict=True)]
 
 
-def _pattern(left: Ints, capacity: int, there: list[int], first: int, steps: Steps) -> dict[int, int] | None:
-    """Return sizes and how many of each that make up exactly `capacity`, `first` among them.
+def _pattern(left: Ints, capacity: int, remaining: list[int], first: int, budget: WorkBudget) -> dict[int, int] | None:
+    """Return a count per size that sums to exactly `capacity` and includes `first`.
 
-    `there` are the sizes that are left, shortest first. None where nothing is found, or no steps are left.
+    `remaining` are the sizes of the remaining items, shortest first. None if nothing is found within the budget.
     """
     pattern: dict[int, int] = {}
-    room, place = capacity, bisect_left(there, first)
-    while place >= 0 and steps.left:
-        size = there[place]
+    room, index = capacity, bisect_left(remaining, first)
+    while index >= 0 and budget.left:
+        size = remaining[index]
         most = min(int(left[size]), room // size)
         for number in range(most, max(most - 3, 1) - 1, -1):
             found = pattern | {size: number}
-            rest = _exactly(left, room - number * size, there, found, steps)
+            rest = _exactly(left, room - number * size, remaining, found, budget)
             if rest is not None:
                 for last in rest:
                     found[last] = found.get(last, 0) + 1
                 return found
         pattern[size] = most
         room -= most * size
-        place = min(place, bisect_right(there, room)) - 1
+        index = min(index, bisect_right(remaining, room)) - 1
     return None
 
 
-def _exactly(left: Ints, room: int, there: list[int], taken: dict[int, int], steps: Steps) -> list[int] | None:
-    """Return none, one or two sizes that sum to `room` and are still there, the most plentiful ones; None if none do."""
-    least, half = max(there[0], room - there[-1]), room // 2  # the shorter of two is from `least` to `half`
-    if not steps.take(STEPS_OF_ONE_LOOK + max(half - least, 0)):
+def _exactly(
+    left: Ints, room: int, remaining: list[int], taken: dict[int, int], budget: WorkBudget
+) -> list[int] | None:
+    """Return up to two of the remaining sizes that sum to `room`, preferring the most frequent; None if there are none."""
+    least, half = max(remaining[0], room - remaining[-1]), room // 2  # the shorter of two is from `least` to `half`
+    if not budget.take(STEPS_PER_LOOKUP + max(half - least, 0)):
         return None
     if room == 0:
         return []

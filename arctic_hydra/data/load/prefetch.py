@@ -1,4 +1,4 @@
-"""Read ahead in a thread."""
+"""Prefetching in a background thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _END: Any = object()
 
 
 def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """Yield the items in order, up to `depth` of them made prefetch by a thread of this process; 0 makes each when asked."""
+    """Yield the items in order, up to `depth` of them produced ahead by a thread; 0 produces each item on demand."""
     if not depth:
         yield from items
         return
@@ -26,6 +26,6 @@ def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, 
             if item is _END:
                 return
             yield item
-    finally:  # also when the trainer stops in the middle
+    finally:  # also if the trainer stops early
         pool.shutdown(wait=True, cancel_futures=True)
         items.close()

@@ -1,6 +1,6 @@
-"""Windows fitted to the model: rows of constant length, and for ranks that share sequences, each its part of them.
+"""Batches with rows of constant length, divided among the ranks of a sequence group.
 
-Targets are chosen from whole sequences before these are cut, so the token after a cut is predicted like any other.
+Targets are selected from whole sequences before these are divided, so the token after a boundary is predicted like any other.
 
 Shapes: B rows, T tokens per row, t of them on this rank, K supervised positions.
 """
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.distributed import sequence_group
 
 
 def fitted(loader: Loader, row_tokens: int | None = None) -> Loader:
-    """Return `loader` with rows padded to `row_tokens` where given, and cut among the ranks of a sequence group."""
+    """Return `loader` with rows padded to `row_tokens`, if given, and divided among the ranks of a sequence group."""
     group = sequence_group()
     if group is None:
         return loader if row_tokens is None else FittedLoader(loader, 0, 1, row_tokens)
@@ -28,10 +28,10 @@ def fitted(loader: Loader, row_tokens: int | None = None) -> Loader:
 
 
 class FittedLoader:
-    """Another loader's windows, of each sequence the part of one rank among `size`; fulfils `data.base.Loader`."""
+    """The batches of another loader, reduced to one rank's part of each sequence; implements `data.base.Loader`."""
 
     def __init__(self, loader: Loader, rank: int, size: int, row_tokens: int | None = None) -> None:
-        """Cut the windows of `loader`, which deals to groups of `size` ranks, for member `rank` of this group."""
+        """Take the part of member `rank` of a group of `size` ranks; `loader` serves the same batches to the whole group."""
         self._loader, self._arguments = loader, (rank, size, row_tokens)
         self.fingerprint, self.source_names = loader.fingerprint, loader.source_names
 
@@ -39,25 +39,25 @@ class FittedLoader:
         """Optimizer steps in `epoch`."""
         return self._loader.steps(epoch)
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
-        """Yield the windows of `epoch` from step `start` on."""
+    def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
+        """Yield this rank's batches of each step of `epoch` from step `start` on."""
         for window in self._loader.windows(epoch, start):
-            yield Window([part(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch)
+            yield StepBatch([part(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch)
 
     def preview(self, count: int) -> list[Example]:
         """Return up to `count` whole examples of each source."""
         return self._loader.preview(count)
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures of the whole data."""
+        """Return the statistics of the whole data."""
         return self._loader.summary()
 
 
 def part(batch: Batch, rank: int, size: int, row_tokens: int | None = None) -> Batch:
     """Return rank's part of the tokens of `batch`, padded to `row_tokens` and to a multiple of `size`.
 
-    The padding of a packed row is a document of its own. `cu_seqlens`, `max_seqlen` and `document_lengths` stay those of
-    the whole sequence, which attention sees.
+    The padding of a packed row is a separate document. `cu_seqlens`, `max_seqlen` and `document_lengths` remain those of
+    the whole sequence, because attention covers all of it.
     """
     rows, length = batch.input_ids_BT.shape
     width = -(-max(length, row_tokens or 0) // size)

@@ -1,4 +1,4 @@
-"""Figures of examples for a person: how many, how long, how much of them is trained on."""
+"""Statistics of examples: their number, their lengths and the share of supervised tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from arctic_hydra.data.arrays import Array
 PERCENTILES = (50, 90, 99, 100)
 
 
-def figures(length_counts: Array, supervised_tokens: int) -> dict[str, Any]:
-    """Return the figures of examples of which `length_counts[n]` have n tokens."""
+def length_statistics(length_counts: Array, supervised_tokens: int) -> dict[str, Any]:
+    """Return the statistics of examples of which `length_counts[n]` have n tokens."""
     examples = int(length_counts.sum())
     tokens = int((length_counts * np.arange(len(length_counts))).sum())
     below = np.cumsum(length_counts)
-    places = [int(np.ceil(percent / 100 * (examples - 1))) for percent in PERCENTILES]
-    lengths = np.searchsorted(below, places, side="right") if examples else [0] * len(PERCENTILES)
+    ranks = [int(np.ceil(percent / 100 * (examples - 1))) for percent in PERCENTILES]
+    lengths = np.searchsorted(below, ranks, side="right") if examples else [0] * len(PERCENTILES)
     return {
         "examples": examples,
         "tokens": tokens,

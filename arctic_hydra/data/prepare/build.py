@@ -1,4 +1,4 @@
-"""Prepare a source's rows: worker processes tokenize them, and the examples are written as a cache entry."""
+"""Build a cache entry: worker processes tokenize the rows of a source, and the examples are written to disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from arctic_hydra.data.cache.token_store import write_store
 from arctic_hydra.data.documents import Chunk
-from arctic_hydra.data.prepare.preparer import Options, Preparer, SourceRows
-from arctic_hydra.data.prepare.row_report import Report, nothing_left
-from arctic_hydra.data.prepare.workers import Prepared, Task, shared
+from arctic_hydra.data.prepare.preparer import PrepareOptions, RowPreparer, SourceRows
+from arctic_hydra.data.prepare.row_report import RowReport, no_examples_message
+from arctic_hydra.data.prepare.workers import PreparedChunk, Task, prepare_with_helpers
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,43 +21,43 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1000
-WORTH_SECONDS = 3.0
-"""A helper takes a second or two to start: there is one for so many seconds that this process alone would need."""
-QUICKEST_SECONDS = 0.06
-"""What a chunk takes at least: where even that is worth every helper, they start beside the first chunk."""
+SECONDS_PER_HELPER = 3.0
+"""Remaining single-process time that justifies one helper process, which takes a second or two to start."""
+MIN_CHUNK_SECONDS = 0.06
+"""Lower bound of the time per chunk; if even that justifies all helpers, they start along with the first chunk."""
 
 
-def prepare(
-    directory: Path, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options, num_proc: int
+def build_entry(
+    directory: Path, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, num_proc: int
 ) -> None:
-    """Write the examples of a source below `directory`, the same whatever `num_proc` is.
+    """Write the examples of a source to `directory`; they do not depend on `num_proc`.
 
-    Raises DataError naming source, row and reason, or with a table of counts when nothing is left.
+    Raises DataError with source, row and reason, or with a table of counts if no example is left.
     """
-    total = Report()
+    total = RowReport()
 
     def chunks() -> Iterator[Chunk]:
-        for chunk, report in _results(source, tokenizer, options, num_proc):
+        for chunk, report in _prepared_chunks(source, tokenizer, options, num_proc):
             total.add(report)
             yield chunk
         if total.kept == 0:
-            raise DataError(nothing_left(source.key, total))
+            raise DataError(no_examples_message(source.key, total))
 
-    write_store(directory, chunks(), total.plain)
+    write_store(directory, chunks(), total.to_dict)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"
-    log.info("%s: %d examples from %d rows, left out: %s", source.key, total.kept, total.rows, left_out)
+    log.info("%s: %d examples from %d rows, dropped: %s", source.key, total.kept, total.rows, left_out)
 
 
-def _results(
-    source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options, num_proc: int
-) -> Iterator[Prepared]:
+def _prepared_chunks(
+    source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, num_proc: int
+) -> Iterator[PreparedChunk]:
     count = len(source.rows)
     tasks = [Task(0, start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
-    preparer, begun = Preparer(source, tokenizer, options), time.perf_counter()
+    preparer, begun = RowPreparer(source, tokenizer, options), time.perf_counter()
     for done, task in enumerate(tasks):
-        left, each = len(tasks) - done, (time.perf_counter() - begun) / done if done else QUICKEST_SECONDS
-        helpers = min(num_proc - 1, left - 1, int(each * left / WORTH_SECONDS))
+        left, each = len(tasks) - done, (time.perf_counter() - begun) / done if done else MIN_CHUNK_SECONDS
+        helpers = min(num_proc - 1, left - 1, int(each * left / SECONDS_PER_HELPER))
         if helpers > 0 and (done or helpers == num_proc - 1):
-            yield from shared(preparer, tasks[done:], helpers, source, tokenizer, options)
+            yield from prepare_with_helpers(preparer, tasks[done:], helpers, source, tokenizer, options)
             return
-        yield preparer.chunk((task.start, task.stop))
+        yield preparer.prepare_chunk(task.start, task.stop)

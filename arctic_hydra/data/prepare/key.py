@@ -1,4 +1,4 @@
-"""The cache key of prepared data."""
+"""The cache key of tokenized data."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.data.encode.template import template_of
-from arctic_hydra.data.prepare.preparer import Options
+from arctic_hydra.data.prepare.preparer import PrepareOptions
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CODE_VERSION = 7
-"""Raise when the same rows and options would give other tokens, masks or reports: it is part of the cache key."""
+"""Part of the cache key; increment it when the same rows and options give different tokens, masks or reports."""
 
 
-def prepared_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Options) -> str:
-    """Return the cache key of a source: a hash over its rows, tokenizer, template, options and this code's version."""
+def cache_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> str:
+    """Return the cache key of a source: a hash of its rows, tokenizer, template, options and the version of this code."""
     backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     backend.no_truncation()
     backend.no_padding()
     templates: list[str] = []
     for with_tools in (False, True):
-        with suppress(DataError):  # none: fine for texts, and conversations say so when they are encoded
+        with suppress(DataError):  # texts need no template, and encoding reports a missing one
             templates.append(template_of(tokenizer, with_tools))
     parts = {
         "code": CODE_VERSION,

@@ -1,4 +1,4 @@
-"""Rows to examples: read, encoded, masked, fitted to the longest length, and every row that is left out counted."""
+"""Rows to examples: read, encode, mask and truncate them, and count every row that is dropped."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import RowProblem, malformed
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.reading import Reading
-from arctic_hydra.data.prepare.row_report import Report
-from arctic_hydra.data.prepare.truncation import Overlong, length_bin, pieces
+from arctic_hydra.data.prepare.row_report import RowReport
+from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.errors import DataError
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What turns rows into examples, besides the tokenizer."""
+class PrepareOptions:
+    """What determines how rows become examples, besides the tokenizer; part of the cache key."""
 
     max_length: int
     mask_inputs: bool
@@ -41,12 +41,12 @@ class Options:
     """`error` or `drop`."""
     turns: TurnChoice = field(default_factory=TurnChoice)
     pairs: bool = False
-    """Whether rows are preferences, each of which gives two examples: the chosen one, then the rejected one."""
+    """Whether rows are preferences, each of which becomes two documents: chosen, then rejected."""
 
 
 @dataclass
 class SourceRows:
-    """The rows of one source, and how to read and to speak about them."""
+    """The rows of one source, how to read them, and its name in messages."""
 
     key: str
     """Full config key, such as `data.sources.chat`."""
@@ -65,10 +65,10 @@ class _Example:
     thoughts_left_out: int = 0
 
 
-class Preparer:
-    """Holds what every chunk needs; one in each process."""
+class RowPreparer:
+    """Turns ranges of a source's rows into examples; each process has its own."""
 
-    def __init__(self, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    def __init__(self, source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> None:
         self._source = source
         self._options = options
         self._policy = Overlong[options.overlong]
@@ -76,35 +76,35 @@ class Preparer:
         self._bos = tokenizer.bos_token_id
         self._vocabulary = len(tokenizer)
 
-    def of(self, rows: Rows) -> Preparer:
-        """Return a preparer of other rows of the same source, such as the next ones of a stream."""
+    def with_rows(self, rows: Rows) -> RowPreparer:
+        """Return a preparer for other rows of the same source, such as the next ones of a stream."""
         other = copy(self)
         other._source = replace(self._source, rows=rows)
         return other
 
-    def chunk(self, task: tuple[int, int]) -> tuple[Chunk, Report]:
-        """Prepare rows [start, stop)."""
-        with _uncollected():
-            return self._pairs(*task) if self._options.pairs else self._chunk(*task)
+    def prepare_chunk(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
+        """Return the examples of rows [start, stop), and what became of the rows."""
+        with _no_garbage_collection():
+            return (self._prepare_pairs if self._options.pairs else self._prepare_examples)(start, stop)
 
-    def _chunk(self, start: int, stop: int) -> tuple[Chunk, Report]:
-        report = Report(rows=stop - start)
+    def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
+        report = RowReport(rows=stop - start)
         parts: list[tuple[int, Array, Array]] = []
         for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
             if isinstance(item, RowProblem):
                 self._refuse(row, item, report)
                 continue
             report.thoughts_left_out += item.thoughts_left_out
-            for token in item.stops:  # quicker than Counter.update for the few of a row
+            for token in item.stops:  # faster than Counter.update for a few tokens
                 report.stops[token] += 1
             parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
-        return _counted(_without_untrained(_assemble(parts), report), report), report
+        return _with_counts(_without_unsupervised(_assemble(parts), report), report), report
 
-    def _pairs(self, start: int, stop: int) -> tuple[Chunk, Report]:
-        report = Report(rows=stop - start)
+    def _prepare_pairs(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
+        report = RowReport(rows=stop - start)
         kept: list[tuple[int, Array, Array]] = []
-        assert self._encoder is not None, "preferences are encoded here"
-        read = [_guard(read_preference, row) for row in self._source.rows.take(range(start, stop))]
+        assert self._encoder is not None, "preferences have no pre-tokenized form"
+        read = [_value_or_problem(read_preference, row) for row in self._source.rows.take(range(start, stop))]
         both = [side for pair in read for side in ([pair, pair] if isinstance(pair, RowProblem) else pair)]
         encoded = self._encoder.encode(both)
         for row, *sides in zip(range(start, stop), encoded[0::2], encoded[1::2], strict=True):
@@ -119,21 +119,21 @@ class Preparer:
             answers = [ids[mask.astype(bool)] for ids, mask in parts]
             if not all(len(answer) for answer in answers):
                 report.dropped["no_supervised_token"] += 1
-            elif np.array_equal(*answers):  # also where the difference was cut off: there is nothing to prefer
+            elif np.array_equal(*answers):  # also if the difference was truncated
                 report.dropped["no_difference"] += 1
             else:
                 kept += [(row, *part) for part in parts]
                 report.stops.update(stop for side in pair for stop in side.stops)
                 report.thoughts_left_out += sum(side.thoughts_left_out for side in pair)
-        chunk = _counted(_assemble(kept), report)
+        chunk = _with_counts(_assemble(kept), report)
         report.kept //= 2
         return chunk, report
 
     def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
         rows = self._source.rows.take(range(start, stop))
         if self._encoder is None:
-            return [_guard(_read_tokens, row, self._vocabulary) for row in rows]
-        read = [_guard(self._source.reading.read, row) for row in rows]
+            return [_value_or_problem(_read_tokens, row, self._vocabulary) for row in rows]
+        read = [_value_or_problem(self._source.reading.read, row) for row in rows]
         return [item if isinstance(item, RowProblem) else self._masked(item) for item in self._encoder.encode(read)]
 
     def _masked(self, encoded: Encoded) -> _Example:
@@ -144,13 +144,13 @@ class Preparer:
         stops = [int(encoded.ids[end - 1]) for end in ends] if self._options.turns.train_on_eot else []
         return _Example(encoded.ids, mask, ends, stops, encoded.thoughts_left_out)
 
-    def _fit(self, row: int, sides: Sequence[_Example], report: Report) -> list[tuple[Array, Array]]:
-        """Return ids and mask of the parts that are kept of an example, or of both sides of a pair; none of what is dropped."""
+    def _fit(self, row: int, sides: Sequence[_Example], report: RowReport) -> list[tuple[Array, Array]]:
+        """Return ids and mask of the kept parts of an example or of both sides of a pair; nothing if it is dropped."""
         limit, longest = self._options.max_length, sides[0]
         for side in sides:
             longest = side if len(side.ids) > len(longest.ids) else longest
         length = len(longest.ids)
-        if not length:  # an empty text, and a tokenizer that adds nothing
+        if not length:  # an empty text with a tokenizer that adds no tokens
             report.dropped["no_supervised_token"] += 1
             return []
         report.length_bins[length_bin(length)] += 1
@@ -162,53 +162,53 @@ class Preparer:
                 f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
             )
         head = int(self._bos is not None and longest.ids[0] == self._bos)
-        places = None if self._policy is Overlong.drop else self._places(sides, longest, head)
-        if places is None:
+        spans = None if self._policy is Overlong.drop else self._kept_spans(sides, longest, head)
+        if spans is None:
             report.dropped["overlong"] += 1
             report.tokens_lost += sum(len(side.ids) for side in sides)
             return []
-        lost = sum(len(side.ids) for side in sides) - sum(stop - start for own in places for start, stop in own)
+        lost = sum(len(side.ids) for side in sides) - sum(stop - start for own in spans for start, stop in own)
         report.truncated += lost > 0
-        report.split += any(len(own) > 1 for own in places)
+        report.split += any(len(own) > 1 for own in spans)
         report.tokens_lost += lost
-        return [part for side, own in zip(sides, places, strict=True) for part in _cut(side, own, head)]
+        return [part for side, own in zip(sides, spans, strict=True) for part in _cut(side, own, head)]
 
-    def _places(self, sides: Sequence[_Example], longest: _Example, head: int) -> list[list[tuple[int, int]]] | None:
-        """Return which parts of each side are kept; None of a pair whose longer answer leaves no room for its prompt."""
+    def _kept_spans(
+        self, sides: Sequence[_Example], longest: _Example, head: int
+    ) -> list[list[tuple[int, int]]] | None:
+        """Return the spans of each side that are kept; None for a pair whose longer answer leaves no room for the prompt."""
         limit = self._options.max_length
-        if len(sides) > 1 and self._policy is Overlong.keep_end:  # the prompt is cut once for both: it is one prompt
-            ((start, _),) = pieces(len(longest.ids), limit, self._policy, longest.turn_ends, head)
+        if (
+            len(sides) > 1 and self._policy is Overlong.keep_end
+        ):  # both sides have the same prompt, so it is truncated equally
+            ((start, _),) = kept_spans(len(longest.ids), limit, self._policy, longest.turn_ends, head)
             if any(start >= int(side.mask.argmax()) for side in sides):
                 return None
             return [[(start, len(side.ids))] for side in sides]
         return [
-            pieces(len(side.ids), limit, self._policy, side.turn_ends, head)
+            kept_spans(len(side.ids), limit, self._policy, side.turn_ends, head)
             if len(side.ids) > limit
             else [(0, len(side.ids))]
             for side in sides
         ]
 
-    def _refuse(self, row: int, problem: RowProblem, report: Report) -> None:
-        # A template or a tokenizer that does not fit, and a mix of formats, are no matter of single rows.
+    def _refuse(self, row: int, problem: RowProblem, report: RowReport) -> None:
+        # Only malformed rows can be dropped; other problems, such as an unsuitable template, concern all rows.
         if problem.reason == "malformed" and self._options.malformed == "drop":
             report.dropped["malformed"] += 1
             return
-        drop = (
-            "; correct the row, or pass data.malformed=drop to leave such rows out"
-            if problem.reason == "malformed"
-            else ""
-        )
+        drop = "; fix the row, or pass data.malformed=drop to skip such rows" if problem.reason == "malformed" else ""
         raise DataError(f"{self._source.key}: {self._source.rows.where(row)}: {problem}{drop}")
 
 
-def _cut(item: _Example, places: list[tuple[int, int]], head: int) -> list[tuple[Array, Array]]:
-    """Return ids and mask of parts of an example; those that do not begin with it get its first `head` tokens, the BOS."""
+def _cut(item: _Example, spans: list[tuple[int, int]], head: int) -> list[tuple[Array, Array]]:
+    """Return ids and mask of spans of an example; those that do not start at 0 get its first `head` tokens (the BOS)."""
     fitted: list[tuple[Array, Array]] = []
-    for start, stop in places:
+    for start, stop in spans:
         part, mask = item.ids[start:stop], item.mask[start:stop]
         if start and head:
             part, mask = np.concatenate([item.ids[:1], part]), np.concatenate([[0], mask]).astype(np.uint8)
-        mask[:1] = 0  # nothing comes before the first token, so nothing can predict it
+        mask[:1] = 0  # the first token has no predecessor that could predict it
         fitted.append((part, mask))
     return fitted
 
@@ -220,8 +220,8 @@ def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:
     return Chunk(ids, mask, lengths, np.array([row for row, _, _ in parts], dtype=np.int64))
 
 
-def _without_untrained(chunk: Chunk, report: Report) -> Chunk:
-    """Return the parts with a trained token: a row without any such part is dropped, of others the part is lost."""
+def _without_unsupervised(chunk: Chunk, report: RowReport) -> Chunk:
+    """Return the parts with supervised tokens; count rows without any as dropped, and tokens of other removed parts as lost."""
     trained = chunk.supervised > 0
     if trained.all():
         return chunk
@@ -233,8 +233,8 @@ def _without_untrained(chunk: Chunk, report: Report) -> Chunk:
     return Chunk(chunk.ids[tokens], chunk.mask[tokens], chunk.lengths[trained], chunk.rows[trained])
 
 
-def _counted(chunk: Chunk, report: Report) -> Chunk:
-    """Return the chunk of the examples that are kept, and count them."""
+def _with_counts(chunk: Chunk, report: RowReport) -> Chunk:
+    """Count the examples of the chunk in the report, and return the chunk."""
     report.kept = len(chunk.lengths)
     report.tokens, report.supervised_tokens = len(chunk.ids), int(chunk.mask.sum())
     report.max_token_id = int(chunk.ids.max()) if len(chunk.ids) else -1
@@ -242,8 +242,8 @@ def _counted(chunk: Chunk, report: Report) -> Chunk:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector out: it would search the many objects of a chunk again and again, and find no cycle."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Disable the garbage collector, which would scan the many objects of a chunk repeatedly and find no cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -253,7 +253,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _guard(read: Any, row: Row, *more: Any) -> Any:
+def _value_or_problem(read: Any, row: Row, *more: Any) -> Any:
     try:
         return read(row, *more)
     except RowProblem as problem:
@@ -261,14 +261,11 @@ def _guard(read: Any, row: Row, *more: Any) -> Any:
 
 
 def _read_tokens(row: Row, vocabulary: int) -> _Example:
-    """Return the example of a row that is tokenised already, with ids below `vocabulary`.
-
-    Labels are aligned with the ids, not shifted.
-    """
+    """Return the example of a pre-tokenized row, with ids below `vocabulary`; labels are aligned with the ids, not shifted."""
     ids, labels = row.get("input_ids"), row.get("labels")
     if not isinstance(ids, list) or not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
         columns = ", ".join(sorted(row))
-        raise malformed(f"process=false needs 'input_ids', a list of token ids; got the columns {columns}")
+        raise malformed(f"process=false requires 'input_ids', a list of token ids; got the columns {columns}")
     tokens = np.array(ids, dtype=np.int32)
     highest = int(tokens.argmax())
     if tokens[highest] >= vocabulary:
@@ -279,12 +276,12 @@ def _read_tokens(row: Row, vocabulary: int) -> _Example:
     if labels is None:
         return _Example(tokens, np.ones(len(ids), dtype=np.uint8), [], [])
     if not isinstance(labels, list) or len(labels) != len(ids):
-        raise malformed(f"labels must be a list as long as input_ids ({len(ids)})")
+        raise malformed(f"labels must be a list of the same length as input_ids ({len(ids)})")
     mask = np.array([label != IGNORE_INDEX for label in labels], dtype=np.uint8)
-    for place in np.flatnonzero(mask):
-        if labels[place] != ids[place]:
+    for index in np.flatnonzero(mask):
+        if labels[index] != ids[index]:
             raise malformed(
-                f"labels[{place}] is {labels[place]}, but input_ids[{place}] is {ids[place]}; expected {IGNORE_INDEX} "
+                f"labels[{index}] is {labels[index]}, but input_ids[{index}] is {ids[index]}; expected {IGNORE_INDEX} "
                 f"or the same id (labels are not shifted)"
             )
     return _Example(tokens, mask, [], [])

@@ -1,4 +1,4 @@
-"""What became of each source's rows, and when too few of them are left."""
+"""Report of what became of a source's rows, and the warnings and the error that follow from it."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MANY_EMPTY = 0.1
-"""Share of a source's rows without anything to train on from which on it is said aloud."""
+UNSUPERVISED_WARNING_SHARE = 0.1
+"""Share of rows without supervised tokens above which a warning is logged."""
 ADVICE = {
     "overlong": "raise data.max_length or pass data.overlong=keep_start, keep_end or split",
-    "no_supervised_token": "check that answers are not empty and not cut off by data.max_length",
+    "no_supervised_token": "check that answers are not empty and not truncated by data.max_length",
     "malformed": "pass data.malformed=error to see the first such row",
 }
-"""What to do about rows that are left out, by reason."""
+"""What to do about dropped rows, by reason."""
 
 
 @dataclass
-class Report:
-    """What became of the rows of one source (or of a part of them)."""
+class RowReport:
+    """What became of the rows of one source, or of a part of them; its fields are stored in cache entries."""
 
     rows: int = 0
     kept: int = 0
-    """Examples; with `overlong=split` a row may give several."""
+    """Number of examples; with `overlong=split`, a row may become several."""
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
-    """Rows that lost tokens at an end."""
+    """Rows that were truncated at the start or the end."""
     split: int = 0
     """Rows that were split."""
     tokens: int = 0
     tokens_lost: int = 0
-    """Tokens of overlong rows that were dropped or cut off."""
+    """Tokens of overlong rows that were dropped or truncated."""
     supervised_tokens: int = 0
     max_token_id: int = -1
     stops: Counter[int] = field(default_factory=Counter)
-    """Ids of the tokens that trained turns end in."""
+    """Ids of the tokens that supervised turns end in."""
     length_bins: Counter[int] = field(default_factory=Counter)
-    """Rows by `length_bin` of their tokens (of a pair, of its longer side), before the length policy."""
+    """Rows by `length_bin` of their tokens (for a pair, of its longer side), before truncation."""
     thoughts_left_out: int = 0
-    """Trained turns whose thoughts the chat template does not write."""
+    """Supervised turns whose reasoning the chat template does not render."""
 
-    def add(self, other: Report) -> None:
+    def add(self, other: RowReport) -> None:
         """Add the counts of another part."""
         self.dropped.update(other.dropped)
         self.stops.update(other.stops)
@@ -65,15 +65,15 @@ class Report:
         self.max_token_id = max(self.max_token_id, other.max_token_id)
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Report:
-        """Return the report that `plain()` made these values of."""
+    def from_dict(cls, plain: dict[str, Any]) -> RowReport:
+        """Return the report with these values, as `to_dict()` returns them."""
         by_number = {
             name: Counter({int(number): count for number, count in plain[name].items()})
             for name in ("stops", "length_bins")
         }
         return cls(**{**plain, "dropped": Counter(plain["dropped"]), **by_number})
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the counts as plain values."""
         by_number = {
             name: {str(number): count for number, count in sorted(getattr(self, name).items())}
@@ -82,39 +82,39 @@ class Report:
         return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
 
 
-def check_stop(key: str, report: Report, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn where answers end in another token than the one that generation stops at."""
+def warn_about_stop_token(key: str, report: RowReport, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn if answers end in another token than the one at which generation stops."""
     if not report.stops:
         return
     ((stop, _),) = report.stops.most_common(1)
     if stop != tokenizer.eos_token_id:
         log.warning(
-            "%s: answers are trained to end in %r, but tokenizer.eos_token is %r: generation that stops at the eos token "
-            "alone will run on; expected one token for both; set the template's stop token as eos_token of the tokenizer",
+            "%s: answers are trained to end in %r, but tokenizer.eos_token is %r: generation that stops only at the eos token "
+            "will not stop after answers; expected the same token; set the template's stop token as the tokenizer's eos_token",
             key,
             tokenizer.decode([stop]),
             tokenizer.eos_token,
         )
 
 
-def check_thoughts(key: str, left_out: int) -> None:
-    """Warn where the rows hold thoughts that the chat template does not write: right for old turns, else a surprise."""
+def warn_about_dropped_reasoning(key: str, left_out: int) -> None:
+    """Warn if the chat template drops reasoning of the rows, which is intended for earlier turns only."""
     if left_out:
         log.warning(
-            "%s: the thoughts (reasoning_content, reasoning or thinking) of %d trained turns are not in the rendered chats, "
-            "so they are not trained on; expected the chat template to write them; pass tokenizer.chat_template=<file> with "
-            "one that does, or leave them out of the rows",
+            "%s: the reasoning (reasoning_content, reasoning or thinking) of %d supervised turns is dropped by the chat "
+            "template, so it is not trained on; pass tokenizer.chat_template=<file> with a template that renders it, or "
+            "remove it from the rows",
             key,
             left_out,
         )
 
 
-def check_supervised(key: str, report: dict[str, Any]) -> None:
-    """Warn where many rows have nothing to train on, as after a wrong role, weight or cut; `report` is a plain one."""
+def warn_about_unsupervised_rows(key: str, report: dict[str, Any]) -> None:
+    """Warn if many rows have no supervised token, as with a wrong role or weight; `report` is from `RowReport.to_dict`."""
     empty = report["dropped"].get("no_supervised_token", 0)
-    if empty > MANY_EMPTY * report["rows"]:
+    if empty > UNSUPERVISED_WARNING_SHARE * report["rows"]:
         log.warning(
-            "%s: %d of %d rows are left out because no token of them is trained on; expected few; %s",
+            "%s: %d of %d rows were dropped because they have no supervised token; %s",
             key,
             empty,
             report["rows"],
@@ -122,11 +122,11 @@ def check_supervised(key: str, report: dict[str, Any]) -> None:
         )
 
 
-def nothing_left(key: str, report: Report) -> str:
-    """Return the error text of a source that has no example: its counts, and what to do about them."""
+def no_examples_message(key: str, report: RowReport) -> str:
+    """Return the error message for a source without examples, with its counts and what to do."""
     reasons = sorted(report.dropped)
     counts = [report.rows, report.kept, *(report.dropped[reason] for reason in reasons)]
     lines = [" | ".join(["source", "rows", "kept", *reasons]), " | ".join([key, *map(str, counts)])]
     hints = [ADVICE[reason] for reason in reasons if reason in ADVICE] or ["check the source's path and split"]
     table = "\n  ".join(lines)
-    return f"{key}: no example is left; expected at least one\n  {table}\n{'; '.join(hints)}"
+    return f"{key}: no examples left after filtering; expected at least one\n  {table}\n{'; '.join(hints)}"

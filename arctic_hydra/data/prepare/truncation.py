@@ -1,4 +1,4 @@
-"""What becomes of examples that are too long: dropped, cut at an end, or split; between turns where that is possible."""
+"""Policies for examples that are too long: drop, truncate at an end, or split; between turns where possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import log2
 
 
 class Overlong(Enum):
-    """What becomes of an example longer than `max_length`."""
+    """How to handle an example longer than `max_length`."""
 
     drop = "drop"
     keep_start = "keep_start"
@@ -22,30 +22,30 @@ _BINS_PER_DOUBLING = 4
 
 
 def length_bin(length: int) -> int:
-    """Return the bin of a length in a histogram whose bins widen by the fourth root of 2."""
+    """Return the bin of a length in a logarithmic histogram with four bins per doubling."""
     return int(_BINS_PER_DOUBLING * log2(length) + 1e-9)
 
 
 def bin_edge(number: int) -> float:
-    """Return where a bin of that histogram begins, in tokens."""
+    """Return the lower edge of a bin of that histogram, in tokens."""
     return float(2 ** (number / _BINS_PER_DOUBLING))
 
 
-def pieces(
+def kept_spans(
     length: int, limit: int, policy: Overlong, turn_ends: Sequence[int], repeated: int = 0
 ) -> list[tuple[int, int]]:
-    """Return the parts [start, stop) of an example of `length` > `limit` tokens that are kept, each at most `limit` long.
+    """Return the spans [start, stop) of an example of `length` > `limit` tokens that are kept, each at most `limit` long.
 
-    Cuts fall on `turn_ends` (ascending, where an answer is over) wherever one leaves something to keep, else anywhere.
-    Parts that do not begin at 0 leave room for `repeated` tokens, the BOS that will be put before them.
+    Boundaries fall on `turn_ends` (ascending ends of answers) if one of them leaves anything to keep, else anywhere.
+    Spans that do not start at 0 leave room for `repeated` tokens, the BOS that will be prepended to them.
     """
     if policy is Overlong.keep_start:
         return [(0, _last_end(turn_ends, 0, limit))]
     if policy is Overlong.keep_end:
         earliest = length - (limit - repeated)
-        before_last = turn_ends[:-1]  # what follows the last answer is no turn
-        place = bisect_left(before_last, earliest)
-        return [(before_last[place] if place < len(before_last) else earliest, length)]
+        before_last = turn_ends[:-1]  # what follows the last answer is not a turn
+        index = bisect_left(before_last, earliest)
+        return [(before_last[index] if index < len(before_last) else earliest, length)]
     assert policy is Overlong.split, f"{policy} keeps nothing"
     parts, start = [], 0
     while length - start > limit - (repeated if start else 0):
@@ -56,6 +56,6 @@ def pieces(
 
 
 def _last_end(turn_ends: Sequence[int], start: int, latest: int) -> int:
-    """Return the last turn end after `start` and up to `latest`; `latest` where there is none."""
-    place = bisect_right(turn_ends, latest) - 1
-    return turn_ends[place] if place >= 0 and turn_ends[place] > start else latest
+    """Return the last turn end after `start` and up to `latest`; `latest` if there is none."""
+    index = bisect_right(turn_ends, latest) - 1
+    return turn_ends[index] if index >= 0 and turn_ends[index] > start else latest

@@ -1,4 +1,4 @@
-"""Processes that turn rows into examples; or this process alone, where that is quicker."""
+"""Worker processes that turn rows into examples, or the current process if that is faster."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arctic_hydra.data.documents import Chunk
-from arctic_hydra.data.prepare.preparer import Options, Preparer, SourceRows
-from arctic_hydra.data.prepare.row_report import Report
+from arctic_hydra.data.prepare.preparer import PrepareOptions, RowPreparer, SourceRows
+from arctic_hydra.data.prepare.row_report import RowReport
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """Rows [start, stop) of a source: of those that the workers know, or of other `rows` that come along."""
+    """Rows [start, stop) of a source: of the rows that the workers have, or of `rows` if given."""
 
     source: int
     start: int
@@ -38,61 +38,62 @@ class Task:
     rows: Rows | None = None
 
 
-Prepared = tuple[Chunk, Report]
+PreparedChunk = tuple[Chunk, RowReport]
+TaskRunner = Callable[[Iterable[Task]], Iterator[PreparedChunk]]
 
 
 @contextmanager
-def workers(
-    sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options, processes: int
-) -> Iterator[Callable[[Iterable[Task]], Iterator[Prepared]]]:
-    """Give a function that prepares tasks and yields their results in order, with one process in this very one.
+def task_runner(
+    sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, processes: int
+) -> Iterator[TaskRunner]:
+    """Provide a function that yields the results of tasks in order; with one process, they run in the current one.
 
-    Raises DataError when a process dies.
+    The function raises DataError if a worker process dies.
     """
     if processes < 2:
-        preparers = [Preparer(source, tokenizer, options) for source in sources]
-        yield lambda tasks: (_prepare(preparers, task) for task in tasks)
+        preparers = [RowPreparer(source, tokenizer, options) for source in sources]
+        yield lambda tasks: (_run_task(preparers, task) for task in tasks)
         return
     with _pool(processes, sources, tokenizer, options) as pool:
 
-        def prepare(tasks: Iterable[Task]) -> Iterator[Prepared]:
+        def run_tasks(tasks: Iterable[Task]) -> Iterator[PreparedChunk]:
             try:
-                yield from pool.map(_work, tasks)
+                yield from pool.map(_run_task_in_worker, tasks)
             except BrokenProcessPool as error:
-                raise _died(processes) from error
+                raise _worker_died(processes) from error
 
-        yield prepare
+        yield run_tasks
 
 
-def shared(
-    preparer: Preparer,
+def prepare_with_helpers(
+    preparer: RowPreparer,
     tasks: Sequence[Task],
     helpers: int,
     source: SourceRows,
     tokenizer: PreTrainedTokenizerBase,
-    options: Options,
-) -> Iterator[Prepared]:
-    """Yield the results of tasks of `source` in order; this process, too, does what its helpers have not begun."""
-    results: deque[Future[Prepared]] = deque()
+    options: PrepareOptions,
+) -> Iterator[PreparedChunk]:
+    """Yield the results of tasks of `source` in order; this process also runs tasks that no helper has started."""
+    results: deque[Future[PreparedChunk]] = deque()
     waiting = deque(tasks)
     with _pool(helpers, [source], tokenizer, options) as pool:
         try:
             while results or waiting:
                 while waiting and sum(not result.done() for result in results) < 2 * helpers:
-                    results.append(pool.submit(_work, waiting.popleft()))
+                    results.append(pool.submit(_run_task_in_worker, waiting.popleft()))
                 if waiting and not results[0].done():
-                    results.append(_done_here(preparer, waiting.popleft()))
+                    results.append(_run_here(preparer, waiting.popleft()))
                 else:
                     yield results.popleft().result()
         except BrokenProcessPool as error:
-            raise _died(helpers) from error
+            raise _worker_died(helpers) from error
 
 
-def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
-    """Return the result of a task; an error waits for its turn, so that the first bad row is the one told."""
-    future: Future[Prepared] = Future()
+def _run_here(preparer: RowPreparer, task: Task) -> Future[PreparedChunk]:
+    """Return the result of a task run in this process; errors are kept in order, so that the first bad row is reported."""
+    future: Future[PreparedChunk] = Future()
     try:
-        future.set_result(_prepare([preparer], task))
+        future.set_result(_run_task([preparer], task))
     except DataError as error:
         future.set_exception(error)
     return future
@@ -100,64 +101,64 @@ def _done_here(preparer: Preparer, task: Task) -> Future[Prepared]:
 
 @contextmanager
 def _pool(
-    processes: int, sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: Options
+    processes: int, sources: Sequence[SourceRows], tokenizer: PreTrainedTokenizerBase, options: PrepareOptions
 ) -> Iterator[ProcessPoolExecutor]:
-    """Give a pool whose processes take what they need from a file.
+    """Provide a pool whose processes read their input from a file.
 
-    As arguments it would go through a pipe, which holds 64 KiB: the start of each process would wait until it has imported
-    its modules, one process after another.
+    Arguments would be passed through a pipe with a capacity of 64 KiB, so each process could start only after the previous
+    one has imported its modules.
     """
-    # Spawned, not forked: a rank may hold CUDA and the threads of its process group by now.
+    # Spawned, not forked: a rank may already use CUDA and have threads of its process group.
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryFile() as file:  # without a name: it ends with this process, whatever ends that
+    with tempfile.TemporaryFile() as file:  # unnamed, so that nothing remains even if this process is killed
         pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
         file.flush()
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(path,))
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(path,))
         try:
             yield pool
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-        pool.shutdown(wait=False, cancel_futures=True)  # everything is there: they may end on their own
+        pool.shutdown(wait=False, cancel_futures=True)  # all results are in; the processes exit on their own
 
 
-def _died(processes: int) -> DataError:
+def _worker_died(processes: int) -> DataError:
     return DataError(
-        f"data.num_proc: one of {processes} preparation processes died (out of memory?); pass a lower data.num_proc"
+        f"data.num_proc: one of {processes} worker processes died (out of memory?); pass a lower data.num_proc"
     )
 
 
-_PREPARERS: list[Preparer] = []
+_WORKER_PREPARERS: list[RowPreparer] = []
 
 
-def _start(path: str) -> None:
-    # The parent may block signals and decides alone when to stop; a worker dies of SIGTERM and leaves Ctrl-C to it.
+def _start_worker(path: str) -> None:
+    # The parent may block signals and decides when to stop; workers exit on SIGTERM and ignore Ctrl-C.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
-        return  # the work was done before this process had started
+        return  # the work was finished before this process started
     sources, tokenizer, options = pickle.loads(content)
-    _PREPARERS[:] = [Preparer(source, tokenizer, options) for source in sources]
+    _WORKER_PREPARERS[:] = [RowPreparer(source, tokenizer, options) for source in sources]
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, killed or not: nobody would tell it, and it would wait for ever."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends, even if it is killed; the worker would otherwise wait forever."""
     parent = multiprocessing.parent_process()
-    assert parent is not None, "helpers are started by this package alone"
+    assert parent is not None, "workers are started by this package only"
     parent.join()
     os._exit(1)
 
 
-def _work(task: Task) -> Prepared:
-    return _prepare(_PREPARERS, task)
+def _run_task_in_worker(task: Task) -> PreparedChunk:
+    return _run_task(_WORKER_PREPARERS, task)
 
 
-def _prepare(preparers: Sequence[Preparer], task: Task) -> Prepared:
+def _run_task(preparers: Sequence[RowPreparer], task: Task) -> PreparedChunk:
     preparer = preparers[task.source]
-    return (preparer if task.rows is None else preparer.of(task.rows)).chunk((task.start, task.stop))
+    return (preparer if task.rows is None else preparer.with_rows(task.rows)).prepare_chunk(task.start, task.stop)

@@ -1,1 +1,1 @@
-"""Streamed data: rows tokenized and packed while training reads them."""
+"""Streamed data: rows are tokenized and packed during training."""

@@ -1,4 +1,4 @@
-"""The rows of streamed sources in order: shards drawn anew in each pass, and how many rows of each source come next."""
+"""The rows of streamed sources: shards in a new order in each pass, and the number of rows to read from each source."""
 
 from __future__ import annotations
 
@@ -13,50 +13,51 @@ from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.rows.shard import START, Place, Shard
 from arctic_hydra.errors import DataError
 
-PIECE_ROWS = 250
-"""Rows that are tokenised together, by one worker."""
+ROWS_PER_TASK = 250
+"""Rows per task of a worker."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a stream stands in one source."""
+    """Position of a stream in one source; its fields are stored in checkpoints."""
 
     passes: int = 0
-    """Passes over the source that are complete."""
+    """Completed passes over the source."""
     shard: int = 0
-    """Shards of this pass that are complete."""
+    """Completed shards of this pass."""
     place: Place = START
-    """Where the next row of the current shard is."""
+    """Position of the next row in the current shard."""
     rows_in_pass: int = 0
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the cursor as plain values."""
         return {**vars(self), "place": list(self.place)}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Cursor:
-        """Return the cursor that `plain()` made these values of."""
+    def from_dict(cls, plain: dict[str, Any]) -> Cursor:
+        """Return the cursor with these values, as `to_dict()` returns them."""
         return cls(**{**plain, "place": tuple(plain["place"])})
 
 
 class SourceStream:
-    """The shards of one source in the order of each pass: the same for a seed, whoever reads them."""
+    """The shards of one source; their order in each pass depends on the seed only, so all ranks read the same rows."""
 
     def __init__(self, key: str, shards: Sequence[Shard], seed: int) -> None:
         self.key = key
         self._shards, self._seed = shards, seed
 
     def read(self, cursor: Cursor, count: int) -> tuple[list[Rows], Cursor]:
-        """Return up to `count` rows from the cursor on in pieces, and the cursor behind them.
+        """Return up to `count` rows from the cursor on, in pieces, and the cursor after them.
 
-        Fewer come where a pass ends: the next call begins the next one. Raises DataError when a whole pass has no row.
+        At the end of a pass fewer rows are returned, and the next call starts the next pass. Raises DataError if a whole pass
+        has no row.
         """
         pieces: list[Rows] = []
         order = epoch_order(len(self._shards), self._seed, cursor.passes)
         while count:
             shard = self._shards[order[cursor.shard]]
             try:
-                rows, place, ended = shard.read(cursor.place, min(count, PIECE_ROWS))
+                rows, place, ended = shard.read(cursor.place, min(count, ROWS_PER_TASK))
             except DataError as error:
                 raise DataError(f"{self.key}: {error}") from error
             if len(rows):
@@ -68,17 +69,17 @@ class SourceStream:
             elif cursor.shard + 1 < len(self._shards):
                 cursor = Cursor(cursor.passes, cursor.shard + 1, START, in_pass)
             elif in_pass == 0:
-                raise DataError(f"{self.key}: holds no row; expected at least one")
+                raise DataError(f"{self.key}: has no rows; expected at least one")
             else:
                 return pieces, Cursor(cursor.passes + 1)
         return pieces, cursor
 
 
 def next_rows(weights: Sequence[float], rows: Sequence[int], sizes: Sequence[int], count: int) -> list[int]:
-    """Return how many of the next `count` rows come from each source, so that its share of all sizes is its weight.
+    """Return how many of the next `count` rows to read from each source, so that its share of all sizes equals its weight.
 
-    `rows` and `sizes` are what came from each so far, sizes in the unit of the weights (examples or tokens). What a source
-    has too much or too little of is made up for.
+    `rows` and `sizes` are the totals of each source so far, with sizes in the unit of the weights (examples or tokens).
+    Deviations from the weights so far are compensated.
     """
     shares = np.array(weights, dtype=np.float64) / float(sum(weights))
     so_far = np.array(sizes, dtype=np.float64)
@@ -90,7 +91,7 @@ def next_rows(weights: Sequence[float], rows: Sequence[int], sizes: Sequence[int
     wanted = np.maximum(0.0, shares * (so_far.sum() + coming) - so_far) / per_row
     exact = wanted * (count / wanted.sum())
     whole = np.floor(exact).astype(np.int64)
-    # The largest remainders get what rounding left over.
+    # Rows lost to rounding go to the largest remainders.
     for index in np.argsort(whole - exact, kind="stable")[: count - int(whole.sum())]:
         whole[index] += 1
     return [int(number) for number in whole]

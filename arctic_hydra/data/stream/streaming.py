@@ -1,7 +1,7 @@
-"""Windows over sets that are read while training: tokenised and packed ahead, resumed exactly.
+"""The loader of streamed data: rows are tokenized and packed during training, and a resumed run continues exactly.
 
-Every rank reads the stream and takes its part of each window. A checkpoint holds the place where the current segment
-began; resuming reads that segment again.
+Every rank reads the whole stream and takes its part of each step. A checkpoint contains the state at the start of the
+current segment; resuming reads that segment again.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.batch import Window
+from arctic_hydra.batch import StepBatch
 from arctic_hydra.data.base import BatchGeometry, Example
-from arctic_hydra.data.load.batches import Windows
+from arctic_hydra.data.load.batches import StepBatches
 from arctic_hydra.data.load.prefetch import prefetch
-from arctic_hydra.data.load.statistics import figures
-from arctic_hydra.data.prepare.preparer import Options, SourceRows
-from arctic_hydra.data.prepare.row_report import check_stop, check_thoughts
-from arctic_hydra.data.prepare.workers import Prepared, Task, workers
-from arctic_hydra.data.stream.segments import Place, Segment, StreamOptions, read_segment
+from arctic_hydra.data.load.statistics import length_statistics
+from arctic_hydra.data.prepare.preparer import PrepareOptions, SourceRows
+from arctic_hydra.data.prepare.row_report import warn_about_dropped_reasoning, warn_about_stop_token
+from arctic_hydra.data.prepare.workers import PreparedChunk, Task, task_runner
+from arctic_hydra.data.stream.segments import Segment, StreamOptions, StreamState, read_segment
 from arctic_hydra.data.stream.sources import SourceStream
 from arctic_hydra.human_numbers import format_count
 
@@ -30,104 +30,106 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT_ROWS = 200
-"""Rows of each source that are read before training: to tell their form, and what they give."""
+PREVIEW_ROWS = 200
+"""Rows of each source that are read before training, to detect their format and for statistics and previews."""
 
 
 class StreamingLoader:
-    """Windows of a stream; fulfils `data.base.Loader` with one epoch of as many steps as the run has."""
+    """Batches of a stream; implements `data.base.Loader` with a single epoch that is as long as the run."""
 
     def __init__(
         self,
         streams: Sequence[SourceStream],
         sources: Sequence[SourceRows],
         tokenizer: PreTrainedTokenizerBase,
-        preparing: Options,
+        prepare_options: PrepareOptions,
         fingerprint: str,
         geometry: BatchGeometry,
         options: StreamOptions,
         processes: int,
     ) -> None:
-        """Serve the streams; `sources` say how their rows are read, and hold the first of them."""
+        """Serve the streams; `sources` contain their first rows and how to read rows."""
         self.fingerprint = fingerprint
         self.source_names = [source.name for source in sources]
         self._streams, self._geometry, self._options = streams, geometry, options
-        self._workers = (sources, tokenizer, preparing)
+        self._runner_arguments = (sources, tokenizer, prepare_options)
         self._processes = processes
-        self._start = Place.start(len(streams), options.max_length)
-        self._places = [self._start]
-        self._seen = self._look(tokenizer)
+        self._start = StreamState.start(len(streams), options.max_length)
+        self._states = [self._start]
+        self._latest = self._prepare_preview(tokenizer)
 
-    def _look(self, tokenizer: PreTrainedTokenizerBase) -> Place:
-        """Prepare the first rows of each source, so that what is wrong with them is said before a model is built."""
-        sources = self._workers[0]
+    def _prepare_preview(self, tokenizer: PreTrainedTokenizerBase) -> StreamState:
+        """Tokenize the first rows of each source, so that their problems are reported before a model is built."""
+        sources = self._runner_arguments[0]
         reports, counts = [], self._start.length_counts.copy()
-        self._shown: list[Example] = []
-        with workers(*self._workers, processes=1) as prepare:
+        self._preview: list[Example] = []
+        with task_runner(*self._runner_arguments, processes=1) as run_tasks:
             tasks = [Task(index, 0, len(source.rows)) for index, source in enumerate(sources)]
-            for index, (chunk, report) in enumerate(prepare(tasks)):
-                check_stop(sources[index].key, report, tokenizer)
-                check_thoughts(sources[index].key, report.thoughts_left_out)
+            for index, (chunk, report) in enumerate(run_tasks(tasks)):
+                warn_about_stop_token(sources[index].key, report, tokenizer)
+                warn_about_dropped_reasoning(sources[index].key, report.thoughts_left_out)
                 reports.append(report)
                 ends = chunk.lengths.cumsum()
                 for row, length, end in zip(chunk.rows, chunk.lengths, ends, strict=True):
                     counts[index, length] += 1
                     part = slice(end - length, end)
                     ids, mask = chunk.ids[part].tolist(), chunk.mask[part].tolist()
-                    self._shown.append(Example(self.source_names[index], int(row), ids, mask))
+                    self._preview.append(Example(self.source_names[index], int(row), ids, mask))
         return replace(self._start, reports=reports, length_counts=counts)
 
     def steps(self, epoch: int) -> int:
-        """Optimizer steps of the run: a stream has no end of its own."""
+        """Optimizer steps of the run, because a stream has no end."""
         return self._geometry.most_steps
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
-        """Yield this rank's windows from step `start` on; reading, tokenising and packing go on ahead in threads."""
-        left = Event()
-        windows = prefetch(self._windows(start, left), self._options.prefetch_steps)
+    def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
+        """Yield this rank's batches of each step from `start` on; reading, tokenizing and packing run ahead in threads."""
+        stopped = Event()
+        windows = prefetch(self._windows(start, stopped), self._options.prefetch_steps)
         try:
-            for window in windows:  # noqa: UP028 (`yield from` would close `windows` before anybody knows)
+            for window in windows:  # noqa: UP028 (`yield from` would close `windows` before `stopped` is set)
                 yield window
         finally:
-            left.set()
+            stopped.set()
             windows.close()
 
-    def _windows(self, start: int, left: Event) -> Generator[Window, None, None]:
+    def _windows(self, start: int, stopped: Event) -> Generator[StepBatch, None, None]:
         depth = self._options.prefetch_steps
-        segments = prefetch(self._segments(self._place_of(start), left), min(1, depth))
+        segments = prefetch(self._segments(self._state_before(start), stopped), min(1, depth))
         try:
             for segment in segments:
-                self._forget(segment.start.step - depth - 2)  # the trainer is at most so far behind
-                self._places.append(segment.end)
-                self._seen = segment.end
-                cut = Windows(segment.pool, segment.plan, segment.order, self._geometry, self._options)
+                self._drop_states_before(
+                    segment.start.step - depth - 2
+                )  # the trainer is at most `depth` + 2 steps behind
+                self._states.append(segment.end)
+                self._latest = segment.end
+                cut = StepBatches(segment.pool, segment.plan, segment.order, self._geometry, self._options)
                 for step in range(max(start, segment.start.step), segment.end.step):
                     if step == self._geometry.most_steps:
                         return
-                    window = cut.window(step - segment.start.step)
+                    window = cut.step_batch(step - segment.start.step)
                     for batch in window.micro_batches:
                         batch.example_ids = [int(segment.pool.numbers[index]) for index in batch.example_ids]
                     yield replace(window, step_in_epoch=step)
         finally:
             segments.close()
 
-    def _segments(self, place: Place, left: Event) -> Generator[Segment, None, None]:
+    def _segments(self, state: StreamState, stopped: Event) -> Generator[Segment, None, None]:
         geometry = self._geometry
-        with workers(*self._workers, processes=self._processes) as prepare:
+        with task_runner(*self._runner_arguments, processes=self._processes) as run_tasks:
 
-            def unless_left(tasks: Iterable[Task]) -> Iterator[Prepared]:
-                for prepared in prepare(tasks):
-                    if left.is_set():  # the trainer has stopped and is not to wait for the rest of a segment
+            def unless_stopped(tasks: Iterable[Task]) -> Iterator[PreparedChunk]:
+                for prepared in run_tasks(tasks):
+                    if stopped.is_set():  # the trainer has stopped and should not wait for the rest of a segment
                         raise CancelledError
                     yield prepared
 
             while True:
                 segment = read_segment(
-                    place, self._streams, unless_left, self._options, geometry.global_batch_size, geometry.seed
+                    state, self._streams, unless_stopped, self._options, geometry.global_batch_size, geometry.seed
                 )
                 self._report(segment)
                 yield segment
-                place = segment.end
+                state = segment.end
 
     def _report(self, segment: Segment) -> None:
         passed = any(
@@ -147,47 +149,47 @@ class StreamingLoader:
         )  # fmt: skip
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """Return what another loader, on any rank, needs to go on after `step` steps."""
-        return self._place_of(step).state_dict()
+        """Return the state with which a loader on any rank can continue after `step` steps."""
+        return self._state_before(step).state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called."""
-        self._seen = Place.from_state_dict(state)
-        self._places = [self._start, self._seen]
+        """Continue from a state that `state_dict` returned."""
+        self._latest = StreamState.from_state_dict(state)
+        self._states = [self._start, self._latest]
 
-    def _place_of(self, step: int) -> Place:
-        """Return the beginning of the segment that holds the step, or of the last one before it that is known."""
-        return [place for place in list(self._places) if place.step <= step][-1]
+    def _state_before(self, step: int) -> StreamState:
+        """Return the start of the segment that contains the step, or of the latest known segment before it."""
+        return [state for state in list(self._states) if state.step <= step][-1]
 
-    def _forget(self, step: int) -> None:
-        """Drop the places that no checkpoint after `step` steps needs, but for the very first."""
-        while len(self._places) > 2 and self._places[2].step <= step:
-            del self._places[1]
+    def _drop_states_before(self, step: int) -> None:
+        """Drop the states that no checkpoint after `step` steps needs, except the first."""
+        while len(self._states) > 2 and self._states[2].step <= step:
+            del self._states[1]
 
     def preview(self, count: int) -> list[Example]:
-        """Return up to `count` examples of each source, its first ones."""
+        """Return up to the first `count` examples of each source."""
         return [
             example
             for name in self.source_names
-            for example in [shown for shown in self._shown if shown.source == name][:count]
+            for example in [shown for shown in self._preview if shown.source == name][:count]
         ]
 
     def summary(self) -> dict[str, Any]:
-        """Return figures of what was read so far; before the first step, of the first rows of each source."""
-        place, options = self._seen, self._options
+        """Return statistics of the rows read so far; before the first step, of the first rows of each source."""
+        state, options = self._latest, self._options
         sources = {
-            name: {"prepared": report.plain(), **figures(counts, report.supervised_tokens)}
-            for name, report, counts in zip(self.source_names, place.reports, place.length_counts, strict=True)
+            name: {"prepared": report.to_dict(), **length_statistics(counts, report.supervised_tokens)}
+            for name, report, counts in zip(self.source_names, state.reports, state.length_counts, strict=True)
         }
-        supervised = sum(report.supervised_tokens for report in place.reports)
-        room = place.packs * options.max_length
+        supervised = sum(report.supervised_tokens for report in state.reports)
+        room = state.packs * options.max_length
         return {
-            **figures(place.length_counts.sum(axis=0), supervised),
+            **length_statistics(state.length_counts.sum(axis=0), supervised),
             "streaming": True,
-            "passes": {name: cursor.passes for name, cursor in zip(self.source_names, place.cursors, strict=True)},
+            "passes": {name: cursor.passes for name, cursor in zip(self.source_names, state.cursors, strict=True)},
             "packing": options.packing,
-            "packs": place.packs,
-            "fill": round(place.packed_tokens / room, 6) if room else 0.0,
+            "packs": state.packs,
+            "fill": round(state.packed_tokens / room, 6) if room else 0.0,
             "max_length": options.max_length,
             "sources": sources,
             "fingerprint": self.fingerprint,

@@ -1,4 +1,4 @@
-"""The stop tokens of a run: every one that turns are trained to end in, and nothing that also stands within them."""
+"""The stop tokens of a run: every token that turns are trained to end in, and none that also occurs within them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ from tests.data.samples import (
 from tests.data.test_causal import causal
 
 TEXT_STOP = CHATML_UNTAGGED.replace("<|im_end|>", "###")
+
+
 TALKS = [chat("q", f"a {index}", "r", "b") for index in range(20)]
+
+
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rom"}}}
+
+
 CALLS = [
     {
         "messages": [
@@ -39,10 +45,14 @@ CALLS = [
         "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
     }
 ]
+
+
 THOUGHTS = [
     {"messages": [*TALKS[0]["messages"][:3], {"role": "assistant", "content": "b", "thinking": f"hm {index}"}]}
     for index in range(20)
 ]
+
+
 CASES = {
     # rows, template, fields of the data, stop tokens, the most frequent first
     "tags": (TALKS, None, {}, ["<|im_end|>"]),

@@ -1,8 +1,9 @@
-"""`python -m arctic_hydra.data.cache`: what is there, and making room."""
+"""The command `python -m arctic_hydra.data.cache`: list and prune."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,10 @@ def test_list_shows_entries(filled: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["list"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3 and shown[-1].startswith("2 entries, 0.0 MiB in ")
-    assert all("37 examples" in line and "used 0" in line for line in shown[:2])
+    assert all(re.search(r"37 examples, .* tokens, used \d+.* ago", line) for line in shown[:2])
 
 
-def test_w31_prune_by_key_age_and_all(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_by_key_age_and_all(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer, older = entries(filled)
     os.utime(older.path / "manifest.json", (0, time.time() - 3 * 86_400))
     assert main(["prune", "--older-than", "4"]) == 0 and len(entries(filled)) == 2
@@ -75,14 +76,14 @@ def test_what_killed_processes_left_is_listed_and_deleted(filled: Path, capsys: 
     assert sorted(entry.key for entry in entries(filled)) == names and len(names) == 6
     assert main(["list"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert sum("left by a process that was killed" in line for line in shown) == 5
+    assert sum("left by a killed process" in line for line in shown) == 5
     assert main(["prune", "--older-than", "1"]) == 0 and len(entries(filled)) == 6
     assert main(["prune", "--all"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("deleted 6 of 6 entries")
     assert [path.name for path in (filled / "prepared").iterdir() if path.is_dir()] == ["mine"], "not ours"
 
 
-def test_w31_what_a_living_process_works_on_stays(filled: Path) -> None:
+def test_entries_in_use_by_a_running_process_stay(filled: Path) -> None:
     root, key = filled / "prepared", "0123456789abcdef" * 2
     (root / f"{key}.part-x7").mkdir()
     with FileLock(root / f"{key}.lock"):
@@ -90,7 +91,7 @@ def test_w31_what_a_living_process_works_on_stays(filled: Path) -> None:
         assert [entry.key for entry in entries(filled)] == [f"{key}.part-x7"]
 
 
-def test_an_entry_that_ends_while_it_is_deleted_is_no_error(filled: Path) -> None:
+def test_an_entry_deleted_by_another_process_is_not_an_error(filled: Path) -> None:
     first, second = entries(filled)
     shutil.rmtree(first.path)
     assert prune([first, second]) == [second]

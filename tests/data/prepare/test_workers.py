@@ -1,4 +1,4 @@
-"""Helper processes of a preparation: what they leave behind."""
+"""Worker processes: they exit with their parent process and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ENDS = """
 import os, signal
-from arctic_hydra.data import workers
+from arctic_hydra.data.prepare import workers
 if __name__ == "__main__":
     with workers._pool(1, [], None, None) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(1)"])
-def test_helpers_end_with_their_process_and_leave_no_file(end: str, tmp_path: Path) -> None:
+def test_workers_exit_with_their_parent_and_leave_no_file(end: str, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(ENDS.format(end))
     (tmp_path / "files").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "files")}

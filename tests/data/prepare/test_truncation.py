@@ -1,4 +1,4 @@
-"""What becomes of long examples: no token lost, invented or trained twice beyond what the policy says and the report counts."""
+"""Truncation: no token is lost, invented or trained twice beyond what the policy says and the report counts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arctic_hydra.data.prepare.truncation import Overlong, pieces
+from arctic_hydra.data.prepare.truncation import Overlong, kept_spans
 from arctic_hydra.distributed import World
 from tests.data.samples import chat, factory, write_lines
 
@@ -24,10 +23,10 @@ CUTTING = (Overlong.keep_start, Overlong.keep_end, Overlong.split)
     head=st.integers(0, 1),
     policy=st.sampled_from(CUTTING),
 )
-def test_pieces_fit_and_cover(length: int, limit: int, ends: set[int], head: int, policy: Overlong) -> None:
+def test_kept_spans_fit_and_cover(length: int, limit: int, ends: set[int], head: int, policy: Overlong) -> None:
     length = max(length, limit + 1)
     turn_ends = sorted(end for end in ends if end <= length)
-    parts = pieces(length, limit, policy, turn_ends, head)
+    parts = kept_spans(length, limit, policy, turn_ends, head)
     assert all(0 <= start < stop <= length and stop - start + (head if start else 0) <= limit for start, stop in parts)
     if policy is Overlong.split:
         assert [parts[0][0], *(stop for _, stop in parts)] == [*(start for start, _ in parts), length]
@@ -81,34 +80,3 @@ def test_a_turn_too_long_is_cut_anyway_and_nothing_is_trained_twice(tmp_path: Pa
     assert joined.tolist() == whole.ids(0).tolist() and split.lengths.max() == 24
     # Only the first token of each later part goes untrained: nothing in the part comes before it.
     assert split.supervised.sum() == whole.supervised.sum() - (len(split) - 1)
-
-
-def test_parts_of_a_tokenizer_that_writes_bos_begin_with_it(tmp_path: Path) -> None:
-    from tests.data.samples import CHATML_UNTAGGED, make_tokenizer
-
-    tokenizer = make_tokenizer(CHATML_UNTAGGED, adds_bos=True)
-    path = write_lines(tmp_path / "long.jsonl", [chat(*LONG)])
-    split = prepared(path, tokenizer, Overlong.split)
-    assert len(split) > 1 and split.lengths.max() <= 24
-    for index in range(len(split)):
-        assert (
-            split.ids(index).tolist().count(tokenizer.bos_token_id) == 1
-            and split.ids(index)[0] == tokenizer.bos_token_id
-        )
-
-
-@pytest.mark.parametrize("policy", CUTTING)
-def test_rows_without_anything_trained_are_counted(policy: Overlong, tmp_path: Path, tokenizer: Any) -> None:
-    path = write_lines(tmp_path / "long.jsonl", [chat("word " * 100, "a"), chat("q", "a")])
-    report = prepared(path, tokenizer, policy).report["mine"]
-    assert report["dropped"] == ({"no_supervised_token": 1} if policy is Overlong.keep_start else {})
-    assert report["rows"] == 2 and report["kept"] == (1 if policy is Overlong.keep_start else 2)
-
-
-def test_masks_of_split_rows_keep_to_the_answers(tmp_path: Path, tokenizer: Any) -> None:
-    path = write_lines(tmp_path / "long.jsonl", [chat(*LONG)])
-    split = prepared(path, tokenizer, Overlong.split, train_on="last")
-    assert len(split) == 1, "parts without a trained turn are no examples"
-    whole = prepared(path, tokenizer, Overlong.drop, 512)
-    assert split.report["mine"]["tokens_lost"] == len(whole.ids(0)) - len(split.ids(0))
-    assert tokenizer.decode(split.ids(0)[split.mask(0).astype(bool)]) == LONG[-1] + "<|im_end|>"

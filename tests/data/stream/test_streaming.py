@@ -15,45 +15,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.batch import Batch, Window
+from arctic_hydra.batch import StepBatch
 from arctic_hydra.data.causal import CausalDataFactory
-from arctic_hydra.data.prepare.preparer import Preparer
-from arctic_hydra.data.sft import SFTDataFactory
-from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.prepare.preparer import RowPreparer
 from arctic_hydra.data.source.text import TextSource
-from arctic_hydra.data.stream.sources import next_rows
-from arctic_hydra.errors import ConfigError, DataError, FieldError
+from arctic_hydra.errors import ConfigError, DataError
 from tests.command import SMALL, losses, only_run, run
 from tests.data.samples import chat, factory, geometry, write_lines
-
-CAPACITY = 16
-
-
-def write_shards(folder: Path, lengths: list[list[int]]) -> int:
-    """Write rows of token ids, a shard for each list; the ids of row n are n, n, n, ... Return how many there are."""
-    row = 0
-    for index, shard in enumerate(lengths):
-        rows = [{"input_ids": [row + place] * length} for place, length in enumerate(shard)]
-        write_lines(folder / f"{index}.jsonl", rows)
-        row += len(shard)
-    return row
+from tests.data.stream.samples import CAPACITY, rows_of, tokens_factory, write_shards
 
 
-def tokens_factory(folder: Path, **fields: Any) -> SFTDataFactory:
-    source = JsonSource(path=str(folder), process=False)
-    settings = {"max_length": CAPACITY, "streaming": True, "num_proc": 1, "prefetch_steps": 0}
-    return SFTDataFactory(sources={"tokens": source}, **{**settings, **fields})
-
-
-def rows_of(batch: Batch) -> list[tuple[int, int]]:
-    """Return (first id, length) of each document."""
-    flat = batch.input_ids_BT.reshape(-1).tolist()
-    width = batch.input_ids_BT.shape[1]
-    starts = batch.cu_seqlens.tolist() if batch.cu_seqlens is not None else range(0, len(flat), width)
-    return [(flat[start], length) for start, length in zip(starts, batch.document_lengths, strict=False)]
-
-
-def same(left: Window, right: Window) -> bool:
+def same(left: StepBatch, right: StepBatch) -> bool:
     """Whether two windows are bit-identical."""
     pairs = zip(left.micro_batches, right.micro_batches, strict=True)
     fields = ((vars(one), vars(other)) for one, other in pairs)
@@ -130,58 +102,7 @@ def test_every_pass_holds_every_row_once_on_any_ranks_and_resumes(
     assert all(same(one, other) for one, other in zip(rest, per_rank[ranks - 1][stop:], strict=True))
 
 
-def test_steps_are_full_until_a_pass_ends(tmp_path: Path, tokenizer: Any) -> None:
-    write_shards(tmp_path, [[5] * 20, [9] * 21])
-    loader, _ = tokens_factory(tmp_path, buffer_rows=6, packing=False).build(tokenizer, geometry(4, 1, steps=22))
-    sizes = [len(batch.example_ids) for window in loader.windows(0) for batch in window.micro_batches]
-    assert sizes == [*[4] * 10, 1] * 2, "41 rows: ten full steps and the rest, in each pass"
-    assert loader.summary()["passes"] == {"tokens": 2}
-
-
-def test_shards_and_rows_come_in_another_order_each_pass_and_seed(tmp_path: Path, tokenizer: Any) -> None:
-    write_shards(tmp_path, [[2] * 8] * 6)
-
-    def order(seed: int) -> list[int]:
-        made = tokens_factory(tmp_path, buffer_rows=8, packing=False)
-        windows = made.build(tokenizer, geometry(seed=seed, steps=96))[0].windows(0)
-        return [row for window in windows for batch in window.micro_batches for row, _ in rows_of(batch)]
-
-    first, second, other = order(1)[:48], order(1)[48:], order(2)[:48]
-    assert sorted(first) == sorted(second) == sorted(other) == list(range(48))
-    shards = [[row // 8 for row in rows[::8]] for rows in (first, second, other)]
-    assert shards[0] != shards[1] and shards[0] != shards[2] and first[:8] != sorted(first[:8])
-
-
-@pytest.mark.parametrize(("mix_by", "expected"), [("examples", 3.0), ("tokens", 3.0)])
-def test_sources_are_mixed_by_weight(tmp_path: Path, tokenizer: Any, mix_by: str, expected: float) -> None:
-    for name, length in (("short", 3), ("long", 12)):
-        (tmp_path / name).mkdir()
-        write_shards(tmp_path / name, [[length] * 30])
-    sources = {
-        name: JsonSource(path=str(tmp_path / name), process=False, weight=weight)
-        for name, weight in (("short", 3), ("long", 1))
-    }
-    made = SFTDataFactory(
-        sources=sources, streaming=True, num_proc=1, max_length=24, buffer_rows=40, mix_by=mix_by, prefetch_steps=0
-    )
-    loader, _ = made.build(tokenizer, geometry(steps=120))
-    counts: Counter[int] = Counter()
-    for window in loader.windows(0):
-        for batch in window.micro_batches:
-            for length in batch.document_lengths:
-                counts[length] += length if mix_by == "tokens" else 1
-    assert counts[3] / counts[12] == pytest.approx(expected, rel=0.1)
-    assert loader.summary()["passes"]["short"] > loader.summary()["passes"]["long"]
-
-
-def test_the_next_rows_make_up_for_what_is_missing() -> None:
-    assert next_rows([1, 1], [0, 0], [0, 0], 5) == [3, 2]
-    assert next_rows([2, 1], [30, 0], [30, 0], 30) == [10, 20]
-    assert next_rows([1, 1], [10, 10], [100, 300], 40) == [34, 6], "in tokens: rows of the first have a third as many"
-    assert sum(next_rows([0.1, 0.7, 0.2], [3, 9, 1], [3, 9, 1], 7)) == 7
-
-
-def test_figures_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None:
+def test_statistics_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None:
     made = factory(small_chats, streaming=True, max_length=128, buffer_rows=10)
     loader, evaluation = made.build(tokenizer, geometry(1, 1, steps=100))
     assert evaluation is None and loader.steps(0) == 100
@@ -200,18 +121,18 @@ def test_figures_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 
 
-def test_leaving_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_lines(tmp_path / "a.jsonl", [chat(f"q {n}", "a") for n in range(4000)])
     loader, _ = factory(path, streaming=True, max_length=64, buffer_rows=2000).build(tokenizer, geometry(steps=10_000))
-    prepared, left, plain = [], threading.Event(), Preparer.chunk
+    prepared, left, plain = [], threading.Event(), RowPreparer.prepare_chunk
 
-    def slow(preparer: Preparer, task: tuple[int, int]) -> Any:
-        prepared.append(task)
+    def slow(preparer: RowPreparer, start: int, stop: int) -> Any:
+        prepared.append(start)
         if len(prepared) > 9:  # in the second segment
             assert left.wait(60)
-        return plain(preparer, task)
+        return plain(preparer, start, stop)
 
-    monkeypatch.setattr(Preparer, "chunk", slow)
+    monkeypatch.setattr(RowPreparer, "prepare_chunk", slow)
     windows = loader.windows(0)
     next(windows)
     while len(prepared) < 10:
@@ -238,35 +159,12 @@ def test_plain_texts_are_streamed_too(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_worker_processes_give_the_same_windows(small_chats: Path, tokenizer: Any) -> None:
-    def windows(**fields: Any) -> list[Window]:
+    def windows(**fields: Any) -> list[StepBatch]:
         made = factory(small_chats, streaming=True, max_length=128, buffer_rows=25, **fields)
         return list(made.build(tokenizer, geometry(2, 1, steps=25))[0].windows(0))
 
     plain, ahead = windows(prefetch_steps=0), windows(num_proc=2)
     assert all(same(one, other) for one, other in zip(plain, ahead, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("fields", "source", "text"),
-    [
-        ({}, {"sample_count": 5}, r"sources\.mine\.sample_count: has no effect beside data\.streaming=true"),
-        ({}, {"split": "train[:10%]"}, r"sources\.mine\.split: got a slice, .*; drop the slice"),
-        ({"train_eval_split": [0.9, 0.1]}, {}, r"train_eval_split: .* holds nothing out; set data\.eval_sources"),
-    ],
-)
-def test_what_a_stream_cannot_do_is_refused(fields: dict[str, Any], source: dict[str, Any], text: str) -> None:
-    with pytest.raises(FieldError, match=text):
-        SFTDataFactory(sources={"mine": JsonSource(path="x", **source)}, streaming=True, **fields)
-
-
-def test_a_buffer_without_a_stream_is_refused() -> None:
-    with pytest.raises(FieldError, match=r"buffer_rows: has no effect on data that is prepared as a whole"):
-        SFTDataFactory(sources={"mine": JsonSource(path="x")}, buffer_rows=5)
-
-
-def test_streamed_sources_need_weights() -> None:
-    with pytest.raises(FieldError, match=r"sources\.a\.weight: got none, but sources that are streamed together"):
-        SFTDataFactory(sources={"a": JsonSource(path="x"), "b": JsonSource(path="y")}, streaming=True)
 
 
 def test_a_bad_row_far_in_is_named_by_file_and_line(tmp_path: Path, tokenizer: Any) -> None:
@@ -280,16 +178,6 @@ def test_a_bad_row_far_in_is_named_by_file_and_line(tmp_path: Path, tokenizer: A
         DataError, match=r"a\.jsonl:301: not JSON \(.*line 1 column 13 .*got '\{\"messages\":'; expected"
     ):
         list(loader.windows(0))
-
-
-def test_a_source_without_examples_is_refused(tmp_path: Path, tokenizer: Any) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [chat("word " * 90, "a")] * 3)
-    loader, _ = factory(path, streaming=True, max_length=16, prefetch_steps=0).build(tokenizer, geometry(steps=9))
-    with pytest.raises(DataError, match=r"no example is left; (.|\n)*overlong"):
-        next(iter(loader.windows(0)))
-    (tmp_path / "b.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match=r"data\.sources\.mine: holds no row; expected at least one"):
-        factory(tmp_path / "b.jsonl", streaming=True).build(tokenizer, geometry(steps=9))
 
 
 def test_needs_a_number_of_steps() -> None:

@@ -1,0 +1,75 @@
+"""Checks of the fields of `TokenizedDataFactory`, as pairs of a field and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from arctic_hydra.human_numbers import parse_human_number
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.tokenized import TokenizedDataFactory
+
+
+def field_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
+    """Yield the problems of a data factory's fields; reads nothing but the config."""
+    if not data.sources:
+        yield (
+            "sources",
+            "got none, expected at least one; choose datasets with data/sources=[<name>,...], or add your own with "
+            "+source@data.sources.<name>=json",
+        )
+    yield from _split_problems(data)
+    yield from _order_problems(data)
+    if data.streaming:
+        yield from _streaming_problems(data)
+
+
+def _split_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
+    got = data.train_eval_split
+    try:
+        shares = [float(parse_human_number(share)) for share in got]
+    except ValueError as error:
+        yield "train_eval_split", str(error)
+        return
+    if len(shares) != 2 or not all(0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        yield "train_eval_split", f"got {got}, expected two shares from 0 to 1 that sum to 1, such as [0.9, 0.1]"
+    elif shares[0] == 0:
+        yield "train_eval_split", f"got {got}, which leaves nothing to train on; expected a first share above 0"
+    elif shares[1] > 0 and data.eval_sources:
+        names = ", ".join(data.eval_sources)
+        drop = " ".join(f"~data.eval_sources.{name}" for name in data.eval_sources)
+        text = f"got {got} together with eval_sources ({names}); expected one of them; pass [1.0, 0.0], or {drop}"
+        yield "train_eval_split", text
+
+
+def _order_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
+    if data.group_by_length and data.packing:
+        yield "group_by_length", "has no effect together with packing=true, which adds no padding; pass packing=false"
+    weights = {name: source.weight for name, source in data.sources.items()}
+    without = [name for name, weight in weights.items() if weight is None]
+    if 0 < len(without) < len(weights):
+        text = "got none, but another source has one; expected a weight for each source or for none"
+        yield from ((f"sources.{name}.weight", text) for name in without)
+    if data.buffer_rows != type(data).buffer_rows and not data.streaming:
+        yield "buffer_rows", "has no effect without data.streaming=true; remove it, or pass data.streaming=true"
+    if data.mix_by is not type(data).mix_by and len(without) == len(weights):
+        yield "mix_by", "has no effect without a weight on the sources; set data.sources.<name>.weight"
+    for name, source in data.eval_sources.items():
+        if source.weight is not None:
+            yield f"eval_sources.{name}.weight", "has no effect: evaluation uses each example once; remove it"
+        if not source.has_split("eval"):
+            text = f"a part of its training split; pass train[:1%], and data.sources.{name}.split=train[1%:]"
+            yield (
+                f"eval_sources.{name}.split",
+                f"got none, but this dataset has no evaluation split; expected {text}",
+            )
+
+
+def _streaming_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
+    for name, source in data.sources.items():
+        for key, text in source.streaming_problems(mixed=len(data.sources) > 1):
+            yield f"sources.{name}.{key}", text
+    if data.train_eval_split != [1.0, 0.0]:
+        text = "together with data.streaming=true, which cannot hold rows out; set data.eval_sources"
+        yield "train_eval_split", f"got {data.train_eval_split} {text}"

@@ -1,0 +1,198 @@
+"""Cache entries: one builder at a time, and no partial or damaged entry is ever read."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.data.cache.entries import open_or_build
+from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, TokenStore, write_store
+from arctic_hydra.data.sft import SFTDataFactory
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import DataError
+from tests.data.cache.samples import chunks, entries, key
+from tests.data.samples import (
+    chat,
+    factory,
+    write_lines,
+)
+
+
+def test_second_run_reads_what_the_first_wrote(
+    small_chats: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = factory(small_chats).process("train", tokenizer, World())
+    monkeypatch.setattr(SFTDataFactory, "load", lambda *_: pytest.fail("the cache was not used"))
+    again = factory(small_chats).process("train", tokenizer, World())
+    assert again.report == first.report
+    for index in range(len(first)):
+        assert (again.ids(index) == first.ids(index)).all() and (again.mask(index) == first.mask(index)).all()
+
+
+def test_directories_are_private(small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path) -> None:
+    key(small_chats, tokenizer)
+    for path in (private_cache, private_cache / "prepared", *entries(private_cache)):
+        assert path.stat().st_mode & 0o777 == 0o700, path
+    key(small_chats, tokenizer, cache_dir=str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "prepared").stat().st_mode & 0o777 == 0o700
+
+
+def test_cache_off_leaves_nothing_behind_and_is_not_in_the_key(
+    small_chats: Path, tokenizer: Any, private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    store = factory(small_chats, cache=False).process("train", tokenizer, World())
+    assert not private_cache.exists() and not any((tmp_path / "scratch").iterdir())
+    cached = factory(small_chats).process("train", tokenizer, World())
+    assert store.key == cached.key
+    assert [store.ids(index).tolist() for index in range(37)] == [cached.ids(index).tolist() for index in range(37)]
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncate", "no manifest", "garbage manifest", "wrong count", "not arrow", "one token"]
+)
+def test_a_damaged_entry_is_built_again(small_chats: Path, tokenizer: Any, private_cache: Path, damage: str) -> None:
+    first = factory(small_chats).process("train", tokenizer, World())
+    expected = [first.ids(index).tolist() for index in range(len(first))]
+    (entry,) = entries(private_cache)
+    examples, manifest = entry / EXAMPLES, entry / MANIFEST
+    size = examples.stat().st_size
+    if damage == "truncate":
+        os.truncate(examples, examples.stat().st_size // 2)
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "garbage manifest":
+        manifest.write_text("{")
+    elif damage == "wrong count":
+        manifest.write_text(manifest.read_text().replace('"examples": 37', '"examples": 36'))
+    elif damage == "one token":
+        content = bytearray(examples.read_bytes())
+        content[content.index(first.ids(20).tobytes())] ^= 1
+        examples.unlink()  # the first store still looks at the file
+        examples.write_bytes(content)
+    else:
+        examples.unlink()
+        examples.write_bytes(b"x" * size)
+    again = factory(small_chats).process("train", tokenizer, World())
+    assert [again.ids(index).tolist() for index in range(len(again))] == expected
+    assert entries(private_cache) == [entry]
+
+
+def build_slowly(part: Path, log: Path, seconds: float) -> None:
+    with log.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(seconds)
+    write_store(part, chunks(), dict)
+
+
+def open_in_child(cache: Path, log: Path, seconds: float, queue: Any) -> None:
+    store = open_or_build(cache, "k", lambda part: build_slowly(part, log, seconds))
+    queue.put((os.getpid(), store.ids(1).tolist()))
+
+
+def test_processes_that_want_the_same_data_build_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    queue, log = context.Queue(), tmp_path / "builders"
+    children = [context.Process(target=open_in_child, args=(tmp_path / "c", log, 0.5, queue)) for _ in range(3)]
+    for child in children:
+        child.start()
+    results = [queue.get(timeout=30) for _ in children]
+    for child in children:
+        child.join(30)
+    assert [ids for _, ids in results] == [[2, 3, 4]] * 3
+    assert len(log.read_text().splitlines()) == 1
+
+
+@pytest.mark.faults
+def test_a_killed_builder_does_not_block_others(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    log = tmp_path / "builders"
+    child = context.Process(target=open_in_child, args=(tmp_path / "c", log, 60.0, context.Queue()))
+    child.start()
+    deadline = time.monotonic() + 20
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join(10)
+    store = open_or_build(tmp_path / "c", "k", lambda part: build_slowly(part, log, 0))
+    assert isinstance(store, TokenStore) and store.mask(0).tolist() == [1, 1]
+    assert sorted(path.name for path in (tmp_path / "c" / "prepared").iterdir() if path.is_dir()) == ["k"]
+
+
+def test_a_failing_build_publishes_nothing(tmp_path: Path, tokenizer: Any, private_cache: Path) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", [chat("a", "b"), {"messages": "x"}])
+    for _ in range(2):
+        with pytest.raises(DataError, match="messages is a str"):
+            key(path, tokenizer)
+    assert entries(private_cache) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    def fill(part: Path) -> None:
+        (part / EXAMPLES).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .* \(No space left on device\)"):
+        open_or_build(tmp_path / "c", "k", fill)
+    assert entries(tmp_path / "c") == []
+
+
+@pytest.mark.faults
+def test_a_small_file_system_that_fills_while_the_cache_is_built(
+    small_chats: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .*disk.* \(No space left on device\)"):
+            key(small_chats, tokenizer, cache_dir=str(disk))
+        assert entries(disk) == []
+    finally:
+        subprocess.run(["umount", "-l", disk], capture_output=True)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("on", "data.cache_dir: cannot write to "),
+        ("off", "data.cache: off stores tokenized data in {}, which cannot be written "),
+    ],
+)
+def test_a_disk_that_fills_while_data_is_tokenized(small_chats: Path, tmp_path: Path, cache: str, message: str) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from arctic_hydra.distributed import World;"
+        "from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory; from tests.data.samples import factory;"
+        "tokenizer = BundledTokenizerFactory().create_tokenizer(); resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900));"
+        "factory(Path(sys.argv[1]), cache_dir=sys.argv[2], cache=sys.argv[3] == 'on').process('train', tokenizer, World())"
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(small_chats), str(tmp_path / "c"), cache],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    assert f"DataError: {message.format(scratch)}" in done.stderr and "(File too large)" in done.stderr, done.stderr
+    assert not any(scratch.iterdir())
+    assert cache == "off" or entries(tmp_path / "c") == []
+
+
+def test_an_unwritable_cache_directory_is_named(small_chats: Path, tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .*file.*; pass data\.cache_dir="):
+        key(small_chats, tokenizer, cache_dir=str(tmp_path / "file"))
