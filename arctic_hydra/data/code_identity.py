@@ -28,13 +28,13 @@ def code_identity(component: Component) -> dict[str, Any]:
     names = {name for base in own for name in base.__dict__.get("__annotations__", {})} - {"_target_"}
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
-        "code": [_code_of(base) for base in own],
+        "code": [_module_hash(base) for base in own],
         "fields": {item.name: getattr(component, item.name) for item in fields(component) if item.name in names},
     }
 
 
 @cache
-def _code_of(kind: type) -> str:
+def _module_hash(kind: type) -> str:
     """Return a hash of a class's module: of its statements, since a resumed run may have other comments."""
     module = sys.modules.get(kind.__module__)
     try:

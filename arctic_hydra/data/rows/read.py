@@ -8,9 +8,9 @@ from typing import Any
 
 from arctic_hydra.data.rows.base import JoinedRows, ListRows, Rows
 from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, ParquetRows, read_arrow, read_parquet
-from arctic_hydra.data.rows.jsonl import JsonLinesShard, _read_array, read_lines
+from arctic_hydra.data.rows.jsonl import JsonLinesShard, read_json_array, read_json_lines
 from arctic_hydra.data.rows.lines import CsvShard, TextLinesShard, read_csv, read_text
-from arctic_hydra.data.rows.shard import OpenedWhenRead, Shard
+from arctic_hydra.data.rows.shard import LazyShard, Shard
 from arctic_hydra.errors import DataError
 
 _KNOWN_STARTS = {
@@ -58,7 +58,7 @@ def read_file(path: Path) -> Rows:
     if text.startswith(b"<"):
         start_text = text[:77].decode("utf-8", errors="replace")
         raise DataError(f"{path}: looks like an HTML page, not data; it starts with {start_text!r}; download it again")
-    return _read_array(path) if text.startswith(b"[") else read_lines(path)
+    return read_json_array(path) if text.startswith(b"[") else read_json_lines(path)
 
 
 def check_readable(path: Path) -> bytes:
@@ -98,4 +98,4 @@ def file_shard(path: Path) -> Shard:
 
 def file_shards(paths: Sequence[Path], make: Callable[[Path], Shard] = file_shard) -> list[Shard]:
     """Return a shard for each file, none of them opened yet."""
-    return [OpenedWhenRead(lambda path=path: make(path)) for path in paths]  # type: ignore[misc]
+    return [LazyShard(lambda path=path: make(path)) for path in paths]  # type: ignore[misc]

@@ -10,7 +10,7 @@ import numpy as np
 
 from arctic_hydra.data.load.order import epoch_order
 from arctic_hydra.data.rows.base import Rows
-from arctic_hydra.data.rows.shard import START, Place, Shard
+from arctic_hydra.data.rows.shard import START, ByteOffset, Shard
 from arctic_hydra.errors import DataError
 
 PIECE_ROWS = 250
@@ -25,7 +25,7 @@ class Cursor:
     """Passes over the source that are complete."""
     shard: int = 0
     """Shards of this pass that are complete."""
-    place: Place = START
+    place: ByteOffset = START
     """Where the next row of the current shard is."""
     rows_in_pass: int = 0
 
@@ -36,7 +36,7 @@ class Cursor:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Cursor:
         """Return the cursor that `plain()` made these values of."""
-        return cls(**{**plain, "place": tuple(plain["place"])})
+        return cls(**{**plain, "place": ByteOffset(*plain["place"])})
 
 
 class SourceStream:

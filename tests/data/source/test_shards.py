@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from arctic_hydra.data.rows.base import Row
-from arctic_hydra.data.rows.fingerprint import measure_files
+from arctic_hydra.data.rows.fingerprint import fingerprint_files
 from arctic_hydra.data.rows.read import file_shard
 from arctic_hydra.data.rows.shard import START
 from arctic_hydra.data.source.base import SampledSource
@@ -120,15 +120,15 @@ def test_outlines_read_little_of_large_files(tmp_path: Path) -> None:
             file.seek(at)
             file.write(b"x" * 200_000)
         try:
-            return str(measure_files(paths))
+            return str(fingerprint_files(paths))
         finally:
             with paths[1].open("r+b") as file:
                 file.seek(at)
                 file.write(bytes(200_000))
 
-    before = str(measure_files(paths))
+    before = str(fingerprint_files(paths))
     assert len({before, *(outline(at) for at in (0, 40_000_000, 79_800_000))}) == 4
-    assert str(measure_files(paths)) == before
+    assert str(fingerprint_files(paths)) == before
 
 
 def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
