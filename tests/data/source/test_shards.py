@@ -145,7 +145,7 @@ def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("a.json", b'[{"a": 1}]', r"a\.json: is one JSON array, .*; convert it with `jq"),
+        ("a.json", b'[{"a": 1}]', r"a\.json: is a single JSON array, .*; convert it with `jq"),
         ("a.txt", b"fine\nb\xffd\n", r"a\.txt:2: byte 0xff is not UTF-8"),
         ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv:3: has 1 fields, but the header has 2 \(a, b\)"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: not JSON"),
