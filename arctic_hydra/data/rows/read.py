@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.data.rows.base import JoinedRows, ListRows, Rows
-from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, ParquetRows, read_arrow, read_parquet
+from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, read_arrow, read_parquet
 from arctic_hydra.data.rows.file_kind import FileKind, file_kind
 from arctic_hydra.data.rows.jsonl import JsonLinesShard, read_json_array, read_json_lines
 from arctic_hydra.data.rows.lines import CsvShard, TextLinesShard, read_csv, read_text
@@ -23,7 +23,7 @@ _READERS: dict[FileKind, Callable[[Path], Rows]] = {
     FileKind.json_lines: read_json_lines,
 }
 _SHARDS: dict[FileKind, Callable[[Path], Shard]] = {
-    FileKind.parquet: lambda path: IndexedShard(ParquetRows(path)),
+    FileKind.parquet: lambda path: IndexedShard(read_parquet(path)),
     FileKind.arrow: lambda path: IndexedShard(read_arrow(path)),
     FileKind.csv: CsvShard,
     FileKind.text: TextLinesShard,

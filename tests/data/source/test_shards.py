@@ -147,6 +147,9 @@ def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
     [
         ("a.json", b'[{"a": 1}]', r"a\.json: is a single JSON array, .*; convert it with `jq"),
         ("a.txt", b"fine\nb\xffd\n", r"a\.txt:2: byte 0xff is not UTF-8"),
+        ("a.parquet", b"PAR1 no more", "a damaged Parquet file"),
+        ("a.arrow", b"ARROW1 no more", "a damaged Arrow file"),
+        ("a.jsonl", b"<!DOCTYPE html>", r"a\.jsonl: looks like an HTML page, not data"),
         ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv:3: has 1 fields, but the header has 2 \(a, b\)"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", b'{"a": 1}\n\0\0\n', r"a\.jsonl:2: holds NUL bytes"),
