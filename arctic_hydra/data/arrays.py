@@ -13,7 +13,7 @@ import pyarrow as pa
 Array = np.ndarray[Any, Any]
 
 
-def numbers_of(array: pa.Array) -> Array:
+def to_numpy(array: pa.Array) -> Array:
     """Return the values of an Arrow array of numbers, as a view of its buffer; raises ValueError where some are missing."""
     if array.null_count:
         raise ValueError(f"{array.null_count} numbers are missing")
@@ -24,7 +24,7 @@ def numbers_of(array: pa.Array) -> Array:
     return np.frombuffer(buffer, dtype, count=len(array), offset=array.offset * dtype.itemsize)
 
 
-def array_of(numbers: Array) -> pa.Array:
+def to_arrow(numbers: Array) -> pa.Array:
     """Return an Arrow array over the values of a numpy array of numbers, which must not change while it is used."""
     kind = pa.from_numpy_dtype(numbers.dtype)
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))])

@@ -12,7 +12,7 @@ from arctic_hydra.component import Component
 from arctic_hydra.data.code_identity import code_identity
 from arctic_hydra.data.formats.messages import ROLES
 from arctic_hydra.data.formats.reading import RowFormat
-from arctic_hydra.data.formats.role_mapping import mapping_problems, places
+from arctic_hydra.data.formats.role_mapping import mapped_paths, mapping_problems
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError
 
@@ -94,7 +94,7 @@ class DataSource(Component):
             problems.append(f"got a mapping beside format={self.format.value}, expected format=question_answer")
         if problems:
             raise FieldError([("role_mapping", problem) for problem in problems])
-        if self.content_key and not any("." in place for _, place in places(self.role_mapping)):
+        if self.content_key and not any("." in place for _, place in mapped_paths(self.role_mapping)):
             raise FieldError(
                 [("content_key", "has no effect without a path (array.field.value) in role_mapping; drop it")]
             )
@@ -132,9 +132,9 @@ class DataSource(Component):
         """
         from arctic_hydra.data.rows.columnar import IndexedShard
         from arctic_hydra.data.rows.read import as_rows
-        from arctic_hydra.data.rows.shard import OpenedWhenRead
+        from arctic_hydra.data.rows.shard import LazyShard
 
-        return [OpenedWhenRead(lambda: IndexedShard(as_rows(self.load(split))))]
+        return [LazyShard(lambda: IndexedShard(as_rows(self.load(split))))]
 
     def outline(self, split: str) -> dict[str, Any]:
         """Return plain values that tell the rows without reading them all, such as names, sizes and samples of files."""

@@ -45,7 +45,7 @@ def code_identity(component: Component) -> dict[str, Any]:
     if _BY_CLASS.get():
         return {
             "class": f"{kind.__module__}.{kind.__qualname__}",
-            "code": [_code_of(base) for base in own],
+            "code": [_module_hash(base) for base in own],
             "fields": {item.name: getattr(component, item.name) for item in fields(component) if item.name in names},
         }
     added = {item.name: getattr(component, item.name) for item in fields(component) if item.name in names}
@@ -53,13 +53,13 @@ def code_identity(component: Component) -> dict[str, Any]:
     return {
         "component": kind.identity_name(),
         "version": kind.component_version,
-        "code": [_code_of(base) for base in own],
+        "code": [_module_hash(base) for base in own],
         "fields": {name: value for name, value in added.items() if value != usual[name]},
     }
 
 
 @cache
-def _code_of(kind: type) -> str:
+def _module_hash(kind: type) -> str:
     """Return a hash of a class's module: of its statements, since a resumed run may have other comments."""
     module = sys.modules.get(kind.__module__)
     try:

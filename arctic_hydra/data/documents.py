@@ -29,7 +29,7 @@ class Chunk:
         return np.add.reduceat(self.mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
 
 
-class Singles:
+class SingleDocuments:
     """Base of stores whose examples are one document each; part of the protocol `Examples`."""
 
     def documents(self, index: int) -> list[int]:

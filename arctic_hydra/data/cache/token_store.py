@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from arctic_hydra.data.arrays import Array, array_of, numbers_of
-from arctic_hydra.data.documents import Chunk, Singles
+from arctic_hydra.data.arrays import Array, to_arrow, to_numpy
+from arctic_hydra.data.documents import Chunk, SingleDocuments
 
 RELEASE_EXAMPLES = 500
 """Examples between two releases of mapped pages; reading one maps up to about 128 KiB, including read-ahead."""
@@ -73,8 +73,8 @@ class TokenStore:
         self.lengths = _column(batches, "length")
         self.supervised = _column(batches, "supervised")
         self.rows = _column(batches, "row")
-        self._ids = [numbers_of(batch.column("ids").values) for batch in batches]
-        self._masks = [numbers_of(batch.column("mask").values) for batch in batches]
+        self._ids = [to_numpy(batch.column("ids").values) for batch in batches]
+        self._masks = [to_numpy(batch.column("mask").values) for batch in batches]
         self._batch_of = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
         self._start_of = np.concatenate([np.empty(0, np.int32), *(part[:-1] for part in _offsets(batches, "ids"))])
 
@@ -115,7 +115,7 @@ class TokenStore:
         return part
 
 
-class JoinedStore(Singles):
+class JoinedStore(SingleDocuments):
     """The tokenized examples of several sources, concatenated."""
 
     def __init__(self, stores: dict[str, TokenStore]) -> None:
@@ -197,24 +197,24 @@ def _checksum_of_values(manifest: dict[str, Any]) -> str:
 
 
 def _record_batch(chunk: Chunk) -> pa.RecordBatch:
-    offsets = array_of(np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32))
+    offsets = to_arrow(np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32))
     columns = [
-        pa.ListArray.from_arrays(offsets, array_of(chunk.ids)),
-        pa.ListArray.from_arrays(offsets, array_of(chunk.mask)),
-        array_of(chunk.lengths.astype(np.int32)),
-        array_of(chunk.supervised),
-        array_of(chunk.rows.astype(np.int64)),
+        pa.ListArray.from_arrays(offsets, to_arrow(chunk.ids)),
+        pa.ListArray.from_arrays(offsets, to_arrow(chunk.mask)),
+        to_arrow(chunk.lengths.astype(np.int32)),
+        to_arrow(chunk.supervised),
+        to_arrow(chunk.rows.astype(np.int64)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
 def _column(batches: list[pa.RecordBatch], name: str) -> Array:
-    parts = [numbers_of(batch.column(name)) for batch in batches]
+    parts = [to_numpy(batch.column(name)) for batch in batches]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _offsets(batches: list[pa.RecordBatch], name: str) -> list[Array]:
-    return [numbers_of(batch.column(name).offsets) for batch in batches]
+    return [to_numpy(batch.column(name).offsets) for batch in batches]
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

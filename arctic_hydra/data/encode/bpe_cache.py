@@ -25,7 +25,7 @@ import pyarrow as pa
 import regex
 from tokenizers import models, pre_tokenizers
 
-from arctic_hydra.data.arrays import Array, numbers_of
+from arctic_hydra.data.arrays import Array, to_numpy
 
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out first, and the rest as if each stretch stood alone: there a number ends a text too.
@@ -128,7 +128,7 @@ class WordTokenizer:
         numbered = stretches.dictionary_encode()
         distinct: list[str] = numbered.dictionary.to_pylist()
         numbers = np.fromiter(map(self._stretches.__getitem__, distinct), np.int64, len(distinct))
-        found: Array = numbers[numbers_of(numbered.indices)]
+        found: Array = numbers[to_numpy(numbered.indices)]
         return found
 
     def _tokens_before(self, places: Array, data: bytes, cuts: Array, which: Array, before: Array) -> list[int]:

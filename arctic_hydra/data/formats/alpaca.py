@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from arctic_hydra.data.formats.messages import Message, Row, check_text, malformed
+from typing import TYPE_CHECKING
+
+from arctic_hydra.data.formats.messages import Message, check_text, malformed
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.rows.base import Row
 
 
 def alpaca_question(row: Row) -> list[Message]:

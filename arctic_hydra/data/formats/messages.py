@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.rows.base import Row
 
 Message = dict[str, Any]
 
@@ -54,7 +56,7 @@ def malformed(text: str) -> RowProblem:
     return RowProblem("malformed", text)
 
 
-def read_chat(row: Mapping[str, Any], column: str = "messages") -> Chat:
+def read_chat(row: Row, column: str = "messages") -> Chat:
     """Return the checked conversation in `column` of a row, with its tools.
 
     Raises RowProblem: no such column, an unknown role, a tool's answer before any turn that could have called it,
@@ -67,7 +69,7 @@ def read_chat(row: Mapping[str, Any], column: str = "messages") -> Chat:
     return check_chat(row[column], read_tools(row), column)
 
 
-def columns_of(row: Mapping[str, Any]) -> str:
+def columns_of(row: Row) -> str:
     """Return the names of the columns that hold something, for a person."""
     return ", ".join(sorted(name for name, value in row.items() if value is not None)) or "(none)"
 
@@ -119,7 +121,7 @@ def unusual_turn(messages: list[Message]) -> int | None:
     return next((index for index, (before, role) in pairs if before not in _USUALLY_FOLLOWS[role]), None)
 
 
-def check_media(row: Mapping[str, Any]) -> None:
+def check_media(row: Row) -> None:
     """Check that no column beside the texts holds an image or the like; raises RowProblem naming it."""
     for name in _MEDIA_COLUMNS:
         value = row.get(name)
@@ -128,7 +130,7 @@ def check_media(row: Mapping[str, Any]) -> None:
             raise malformed(f"column '{name}' holds {many}, but this trains on text only; expected rows of text")
 
 
-def read_tools(row: Mapping[str, Any]) -> list[Any] | None:
+def read_tools(row: Row) -> list[Any] | None:
     """Return the row's tool schemas, None where it has none; `tools` may be JSON text.
 
     Raises RowProblem when it is neither a list of objects nor JSON text of one.
@@ -200,7 +202,7 @@ def _check_message(message: Any, index: int) -> None:
     if isinstance(content, list) and content and all(map(_is_text_part, content)):
         for number, part in enumerate(content):
             check_text(part["text"], f"message {index} ({role}): content[{number}]")
-    elif not _is_plain(content):
+    elif not _is_plain_ascii(content):
         check_text(content, f"message {index} ({role}): content")
 
 
@@ -211,7 +213,7 @@ def _is_text_part(part: Any) -> bool:
     return all(value is None for key, value in part.items() if key not in ("type", "text"))
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain_ascii(value: Any) -> bool:
     """Whether `check_text` has nothing to look for."""
     return isinstance(value, str) and value.isascii() and "\0" not in value
 
@@ -237,10 +239,7 @@ def check_text(value: Any, what: str) -> str:
     return value
 
 
-Row = Mapping[str, Any]
-
-
-def with_system(row: Row, messages: Any) -> Any:
+def prepend_system(row: Row, messages: Any) -> Any:
     """Return the messages behind the text of the row's `system` column, unless they begin with a system message.
 
     What is no list of messages is returned as it is: checking the turns says so.

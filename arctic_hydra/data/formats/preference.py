@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.data.formats.alpaca import alpaca_question
 from arctic_hydra.data.formats.messages import (
     Chat,
     Message,
-    Row,
     check_chat,
     check_media,
     check_text,
     check_turns,
     columns_of,
     malformed,
+    prepend_system,
     read_tools,
-    with_system,
 )
 from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, sharegpt_turn
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.rows.base import Row
 
 _TURN_COLUMNS = ("messages", *CONVERSATION_COLUMNS)
 _PROMPT_COLUMNS = ("prompt", *_TURN_COLUMNS)
@@ -38,27 +40,27 @@ def read_preference(row: Row) -> tuple[Chat, Chat]:
     the conversations or another column, or is not the same for both answers.
     """
     check_media(row)
-    sides = _sides(row)
+    sides = _read_sides(row)
     prompt = _prompt(row, sides)
-    chats = [_whole(row, name, prompt, side) for name, side in zip(("chosen", "rejected"), sides, strict=True)]
+    chats = [_conversation(row, name, prompt, side) for name, side in zip(("chosen", "rejected"), sides, strict=True)]
     if chats[0].messages[:-1] != chats[1].messages[:-1]:
         raise malformed("chosen and rejected differ before their last answer; expected the same prompt in both")
     return chats[0], chats[1]
 
 
-def _sides(row: Row) -> list[list[Message]]:
+def _read_sides(row: Row) -> list[list[Message]]:
     """Return the messages of both sides: whole conversations, or answers alone."""
     names = ("chosen", "rejected")
     transcripts = [_transcript(side) if isinstance(side := row.get(name), str) else None for name in names]
     found = [transcript for transcript in transcripts if transcript]
-    sides = found if len(found) == 2 else [_side(row, name) for name in names]
+    sides = found if len(found) == 2 else [_read_side(row, name) for name in names]
     for name, side in zip(names, sides, strict=True):
         if (role := side[-1]["role"]) != "assistant":
             raise malformed(f"{name} ends in a {role} turn, expected the assistant's answer at its end")
     return sides
 
 
-def _side(row: Row, name: str) -> list[Message]:
+def _read_side(row: Row, name: str) -> list[Message]:
     side = row.get(name)
     if isinstance(side, str):
         return [{"role": "assistant", "content": check_text(side, name)}]
@@ -92,15 +94,15 @@ def _prompt(row: Row, sides: list[list[Message]]) -> list[Message]:
 
     Empty where there is none; then both sides have it in them.
     """
-    is_whole = all(side[0]["role"] != "assistant" and _asks(side) for side in sides)
-    found = _stated_prompts(row, is_whole)
+    is_whole = all(side[0]["role"] != "assistant" and _has_user_turn(side) for side in sides)
+    found = _prompt_columns(row, is_whole)
     for name, messages in list(found.items()):
         if any(
-            _key(messages[-1]) == _key(side[-1]) for side in sides
+            _turn_key(messages[-1]) == _turn_key(side[-1]) for side in sides
         ):  # some sets repeat the whole chosen conversation
             found[name] = messages[:-1]
     if not any(found.values()):
-        if not all(map(_asks, sides)):
+        if not all(map(_has_user_turn, sides)):
             raise malformed(
                 f"no prompt for chosen and rejected; got the columns {columns_of(row)}; expected prompt, messages, "
                 f"conversations, question or instruction beside them, or whole conversations in both"
@@ -108,27 +110,29 @@ def _prompt(row: Row, sides: list[list[Message]]) -> list[Message]:
         return []
     longest = max(found, key=lambda name: len(found[name]))
     for name, messages in found.items():
-        if not _holds(found[longest], messages):
+        if not _contains_turns(found[longest], messages):
             raise malformed(
                 f"the columns {longest} and {name} hold different prompts; expected one; remove the one that is none"
             )
     return found[longest]
 
 
-def _stated_prompts(row: Row, is_whole: bool) -> dict[str, list[Message]]:
+def _prompt_columns(row: Row, is_whole: bool) -> dict[str, list[Message]]:
     """Return the messages in each column that holds a prompt; whole conversations need no column with a question."""
     names = [name for name in _PROMPT_COLUMNS if row.get(name)]
     if not is_whole:
         names += [name for name in _QUESTION_COLUMNS if row.get(name)]
     found = {
-        name: _stated(row[name], name, is_whole) for name in names if not (name == "input" and row.get("instruction"))
+        name: _read_prompt_column(row[name], name, is_whole)
+        for name in names
+        if not (name == "input" and row.get("instruction"))
     }
     if row.get("instruction") and not is_whole:
         found["instruction"] = alpaca_question(row)
     return {name: messages for name, messages in found.items() if messages}
 
 
-def _stated(value: Any, name: str, is_whole: bool) -> list[Message]:
+def _read_prompt_column(value: Any, name: str, is_whole: bool) -> list[Message]:
     """Return the messages of a prompt column; beside whole conversations one may hold something else, which is none."""
     if isinstance(value, list) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value):
         return _messages(value, name)
@@ -141,14 +145,14 @@ def _stated(value: Any, name: str, is_whole: bool) -> list[Message]:
     raise malformed(f"{name} is a {type(value).__name__}, expected {kinds}: the prompt of chosen and rejected")
 
 
-def _whole(row: Row, name: str, prompt: list[Message], side: list[Message]) -> Chat:
+def _conversation(row: Row, name: str, prompt: list[Message], side: list[Message]) -> Chat:
     """Return the conversation of a side, which repeats the prompt or goes on from it."""
     systems = [message for message in prompt if message["role"] == "system"]
     asked = [message for message in prompt if message["role"] != "system"]
     # An answer that a question follows goes on from the prompt, unless it begins like it.
     compared = side[: len(asked)] if side[0]["role"] == "assistant" else side
-    messages = [*systems, *side] if not _holds(side, systems) else side
-    if not _holds(compared, asked):
+    messages = [*systems, *side] if not _contains_turns(side, systems) else side
+    if not _contains_turns(compared, asked):
         before, after = prompt[-1]["role"], side[0]["role"]
         # A prompt that ends in a question goes on with its answer.
         if (before == "assistant") == (after == "assistant"):
@@ -157,18 +161,18 @@ def _whole(row: Row, name: str, prompt: list[Message], side: list[Message]) -> C
                 f"with {after!r}); got the columns {columns_of(row)}; expected one prompt"
             )
         messages = [*prompt, *side]
-    return check_chat(with_system(row, messages), read_tools(row), name)
+    return check_chat(prepend_system(row, messages), read_tools(row), name)
 
 
-def _asks(side: list[Message]) -> bool:
+def _has_user_turn(side: list[Message]) -> bool:
     return any(message["role"] == "user" for message in side)
 
 
-def _holds(messages: list[Message], part: list[Message]) -> bool:
+def _contains_turns(messages: list[Message], part: list[Message]) -> bool:
     """Whether the messages hold the turns of `part`, one after another."""
-    keys, wanted = [_key(message) for message in messages], [_key(message) for message in part]
+    keys, wanted = [_turn_key(message) for message in messages], [_turn_key(message) for message in part]
     return any(keys[start : start + len(wanted)] == wanted for start in range(len(keys) - len(wanted) + 1))
 
 
-def _key(message: Message) -> tuple[Any, str]:
+def _turn_key(message: Message) -> tuple[Any, str]:
     return message["role"], (message.get("content") or "").strip()

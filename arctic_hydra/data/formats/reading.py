@@ -11,16 +11,15 @@ from arctic_hydra.data.formats.alpaca import alpaca_question
 from arctic_hydra.data.formats.messages import (
     Chat,
     PlainText,
-    Row,
     RowProblem,
     check_chat,
     check_media,
     check_text,
     columns_of,
     malformed,
+    prepend_system,
     read_chat,
     read_tools,
-    with_system,
 )
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.role_mapping import read_mapped
@@ -28,7 +27,7 @@ from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, sharegpt_tu
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
-    from arctic_hydra.data.rows.base import Rows
+    from arctic_hydra.data.rows.base import Row, Rows
 
 
 class RowFormat(Enum):
@@ -121,12 +120,12 @@ def _conversation_form(value: Any) -> RowFormat:
 def _read_messages(reading: Reading, row: Row) -> Chat:
     name = next((name for name in ("messages", *CONVERSATION_COLUMNS) if row.get(name) is not None), "messages")
     if row.get("system"):
-        row = {**row, name: with_system(row, row.get(name))}
+        row = {**row, name: prepend_system(row, row.get(name))}
     return read_chat(row, name)
 
 
 def _read_sharegpt(reading: Reading, row: Row) -> Chat:
-    return check_chat(with_system(row, sharegpt_turns(row)), read_tools(row), "conversations")
+    return check_chat(prepend_system(row, sharegpt_turns(row)), read_tools(row), "conversations")
 
 
 def _read_alpaca(reading: Reading, row: Row) -> Chat:
@@ -134,7 +133,7 @@ def _read_alpaca(reading: Reading, row: Row) -> Chat:
         if name not in row:
             raise malformed(f"no '{name}' column; got the columns {columns_of(row)}; expected instruction and output")
     answer = {"role": "assistant", "content": check_text(row["output"], "output")}
-    return check_chat(with_system(row, [*alpaca_question(row), answer]), read_tools(row))
+    return check_chat(prepend_system(row, [*alpaca_question(row), answer]), read_tools(row))
 
 
 def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
@@ -142,7 +141,7 @@ def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
     if prompt is None or completion is None:
         raise malformed(f"no 'prompt' and 'completion'; got the columns {columns_of(row)}")
     if isinstance(prompt, list) and isinstance(completion, list):
-        messages = with_system(row, [*prompt, *completion])
+        messages = prepend_system(row, [*prompt, *completion])
         chat = check_chat(messages, read_tools(row), "prompt and completion")
         given, context = chat.weights or [1] * len(messages), len(messages) - len(completion)
         # Answers in the prompt are context: only the completion is trained on.
@@ -162,7 +161,7 @@ def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
 def _read_question_answer(reading: Reading, row: Row) -> Chat:
     messages = read_mapped(row, reading.role_mapping or QUESTION_ANSWER, reading.content_key)
     if not reading.role_mapping:  # a mapping names the column of each role itself
-        messages = with_system(row, messages)
+        messages = prepend_system(row, messages)
     return check_chat(messages, read_tools(row), "role_mapping")
 
 

@@ -7,15 +7,18 @@ A place is a column (`question`) or a path `array.field.value` (`messages.role.u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.data.formats.messages import Message, check_text, columns_of, malformed
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.rows.base import Row
 
 CONTENT_KEYS = ("content", "text", "message", "value")
 
 
-def places(role_mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (role, place) in the order of the mapping; a role may have a list of places."""
+def mapped_paths(role_mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (role, place) in the order of the mapping; a role may have a list of mapped_paths."""
     return [
         (str(role), str(place))
         for role, value in role_mapping.items()
@@ -26,35 +29,35 @@ def places(role_mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
 def mapping_problems(role_mapping: Mapping[str, Any], roles: tuple[str, ...]) -> list[str]:
     """Return what is wrong with a mapping."""
     problems = []
-    for role, place in places(role_mapping):
+    for role, place in mapped_paths(role_mapping):
         if role not in roles:
             problems.append(f"got the role {role!r}, expected one of {', '.join(roles)}")
         if place.count(".") not in (0, 2):
             problems.append(f"got {place!r} for {role}, expected a column or a path array.field.value")
     fields: dict[str, str] = {}
-    for _, place in places(role_mapping):
+    for _, place in mapped_paths(role_mapping):
         if place.count(".") == 2:
             array, name, _ = place.split(".")
             if fields.setdefault(array, name) != name:
                 problems.append(f"got {array}.{name} beside {array}.{fields[array]}, expected one field for the roles")
-    if role_mapping and not any(role == "assistant" for role, _ in places(role_mapping)):
+    if role_mapping and not any(role == "assistant" for role, _ in mapped_paths(role_mapping)):
         problems.append("got no place for assistant, so there is nothing to train on")
     return problems
 
 
-def read_mapped(row: Mapping[str, Any], role_mapping: Mapping[str, Any], content_key: str | None) -> list[Message]:
+def read_mapped(row: Row, role_mapping: Mapping[str, Any], content_key: str | None) -> list[Message]:
     """Return the messages of a row in the order of the mapping, the items of an array in their own order.
 
     Empty system texts are left out. Raises RowProblem for a missing column, or an item whose role is not mapped.
     """
     messages: list[Message] = []
     arrays: dict[str, dict[str, str]] = {}
-    for role, place in places(role_mapping):
+    for role, place in mapped_paths(role_mapping):
         if place.count(".") == 2:
             array, name, value = place.split(".")
             arrays.setdefault(f"{array}.{name}", {})[value] = role
     done: set[str] = set()
-    for role, place in places(role_mapping):
+    for role, place in mapped_paths(role_mapping):
         key = place.rpartition(".")[0]
         if not key:
             content = _column(row, place)
@@ -66,13 +69,13 @@ def read_mapped(row: Mapping[str, Any], role_mapping: Mapping[str, Any], content
     return messages
 
 
-def _column(row: Mapping[str, Any], name: str) -> Any:
+def _column(row: Row, name: str) -> Any:
     if name not in row:
         raise malformed(f"no '{name}' column, which role_mapping names; got the columns {columns_of(row)}")
     return row[name]
 
 
-def _array(row: Mapping[str, Any], key: str, roles: dict[str, str], content_key: str | None) -> list[Message]:
+def _array(row: Row, key: str, roles: dict[str, str], content_key: str | None) -> list[Message]:
     array, _, name = key.partition(".")
     items = _column(row, array)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.data.formats.messages import Message, Row, check_text, columns_of, malformed
+from arctic_hydra.data.formats.messages import Message, check_text, columns_of, malformed
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.rows.base import Row
 
 CONVERSATION_COLUMNS = ("conversations", "conversation")
 _SHAREGPT_ROLES = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from arctic_hydra.data.rows.base import Row, Rows
-from arctic_hydra.data.rows.shard import Place, Shard, TakenRows
+from arctic_hydra.data.rows.shard import ByteOffset, LocatedRows, Shard
 from arctic_hydra.errors import DataError
 
 
@@ -50,7 +50,7 @@ class ParquetRows(Rows):
             if group != self._group[0]:
                 self._group = (group, self._open().read_row_group(group))
             taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
-            rows += map(without_filled_nulls, taken)
+            rows += map(drop_schema_nulls, taken)
             start = stop
         return rows
 
@@ -71,30 +71,30 @@ class DatasetRows(Rows):
     def take(self, indices: Sequence[int]) -> list[Row]:
         columns = self._dataset[list(indices)]
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-        return [without_filled_nulls(row) for row in rows]
+        return [drop_schema_nulls(row) for row in rows]
 
     def where(self, index: int) -> str:
         return f"{self._origin}, row {index}" if self._origin else f"row {index}"
 
 
-def without_filled_nulls(row: Row) -> Row:
+def drop_schema_nulls(row: Row) -> Row:
     """Return a row of a columnar file without the nulls in `tools` and in the arguments of tool calls.
 
     Such a file gives every object of a column the keys of all of them, with null for those that its writer left out: an
     argument that nobody passed. One that was passed as null cannot be told from it there; JSON keeps the difference.
     """
-    return {name: _drop_nulls(value) if name == "tools" else _with_true_calls(value) for name, value in row.items()}
+    return {name: _drop_nulls(value) if name == "tools" else _clean_tool_calls(value) for name, value in row.items()}
 
 
-def _with_true_calls(value: Any) -> Any:
+def _clean_tool_calls(value: Any) -> Any:
     if isinstance(value, dict) and value.get("tool_calls"):
-        return {**value, "tool_calls": [_true_call(call) for call in value["tool_calls"]]}
+        return {**value, "tool_calls": [_clean_tool_call(call) for call in value["tool_calls"]]}
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [_with_true_calls(item) for item in value]
+        return [_clean_tool_calls(item) for item in value]
     return value
 
 
-def _true_call(call: Any) -> Any:
+def _clean_tool_call(call: Any) -> Any:
     """Return a call whose arguments are those that were passed: none at all where its writer left the key out."""
     if not isinstance(call, dict):
         return call
@@ -125,12 +125,12 @@ class IndexedShard(Shard):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
-        start = place[0]
+    def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
+        start = offset.number
         stop = min(start + count, len(self._rows))
         chosen = range(start, stop)
-        taken = TakenRows(self._rows.take(chosen), [self._rows.where(index) for index in chosen])
-        return taken, (stop, stop), stop == len(self._rows)
+        taken = LocatedRows(self._rows.take(chosen), [self._rows.where(index) for index in chosen])
+        return taken, ByteOffset(stop, stop), stop == len(self._rows)
 
 
 class IterableShard(Shard):
@@ -141,12 +141,12 @@ class IterableShard(Shard):
         self._iterator: Iterator[Row] = iter(())
         self._row = -1
 
-    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
-        start = place[0]
+    def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
+        start = offset.number
         try:
             if start != self._row:
                 self._iterator = iter(self._dataset.skip(start) if start else self._dataset)
-            rows = [without_filled_nulls(row) for row in islice(self._iterator, count)]
+            rows = [drop_schema_nulls(row) for row in islice(self._iterator, count)]
         except Exception as error:  # datasets raises many kinds for one cause: the next rows could not be had
             raise DataError(
                 f"{self._origin}, after row {start}: cannot be read on ({type(error).__name__}: {error}); expected a "
@@ -154,7 +154,7 @@ class IterableShard(Shard):
             ) from error
         self._row = start + len(rows)
         places = [f"{self._origin}, row {index}" for index in range(start, self._row)]
-        return TakenRows(rows, places), (self._row, self._row), len(rows) < count
+        return LocatedRows(rows, places), ByteOffset(self._row, self._row), len(rows) < count
 
 
 class ArrowRows(Rows):
@@ -190,7 +190,7 @@ class ArrowRows(Rows):
         for index in indices:
             number = int(np.searchsorted(self._starts, index, side="right")) - 1
             if number != self._current[0]:
-                self._current = (number, [without_filled_nulls(row) for row in self._open()[number].to_pylist()])
+                self._current = (number, [drop_schema_nulls(row) for row in self._open()[number].to_pylist()])
             rows.append(self._current[1][index - int(self._starts[number])])
         return rows
 

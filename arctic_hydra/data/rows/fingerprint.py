@@ -35,7 +35,7 @@ def hash_files(paths: Sequence[Path]) -> list[list[str]]:
     return [[path.name, hash_file(path)] for path in paths]
 
 
-def measure_files(paths: Sequence[Path]) -> list[list[str | int]]:
+def fingerprint_files(paths: Sequence[Path]) -> list[list[str | int]]:
     """Return name, size and a hash of blocks of each file: what can be told of files that may be too large to be hashed.
 
     Small sets are read whole. Of others an edit that keeps the size and lies between two blocks is not seen. Times do not

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from arctic_hydra.data.rows.base import ListRows, Row, Rows
-from arctic_hydra.data.rows.lines import _Lines
-from arctic_hydra.data.rows.shard import Place, Shard
+from arctic_hydra.data.rows.lines import LineReader
+from arctic_hydra.data.rows.shard import ByteOffset, Shard
 from arctic_hydra.errors import DataError
 
 
-class JsonLines(Rows):
+class JsonLinesRows(Rows):
     """One JSON object per line; only the line bounds are held, each line is parsed when it is taken."""
 
     def __init__(self, path: Path) -> None:
@@ -98,8 +98,8 @@ def _excerpt(line: bytes) -> str:
     return repr(text + "..." if len(line) > 77 else text)
 
 
-def read_lines(path: Path) -> Rows:
-    rows = JsonLines(path)
+def read_json_lines(path: Path) -> Rows:
+    rows = JsonLinesRows(path)
     try:
         rows.take([0])
     except DataError as error:
@@ -119,7 +119,7 @@ def _is_one_object(path: Path) -> bool:
         return False
 
 
-def _read_array(path: Path) -> Rows:
+def read_json_array(path: Path) -> Rows:
     data = path.read_bytes()
     try:
         rows = json.loads(data.decode("utf-8-sig"))
@@ -144,7 +144,7 @@ def _read_array(path: Path) -> Rows:
     return ListRows(rows, str(path))
 
 
-class RawLines(Rows):
+class UnparsedJsonRows(Rows):
     """Lines of JSON that are parsed when they are taken, so in the process that needs them."""
 
     def __init__(self, path: Path, numbers: Sequence[int], lines: Sequence[bytes]) -> None:
@@ -166,8 +166,12 @@ class JsonLinesShard(Shard):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
-        lines = _Lines(self._path, place)
+    def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
+        lines = LineReader(self._path, offset)
         filled = ((lines.number, line) for line in lines if line.strip())
         kept = list(islice(filled, count))
-        return RawLines(self._path, [n for n, _ in kept], [line for _, line in kept]), lines.place, lines.ended
+        return (
+            UnparsedJsonRows(self._path, [n for n, _ in kept], [line for _, line in kept]),
+            lines.position,
+            lines.ended,
+        )

@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 from arctic_hydra.data.rows.base import ListRows, Row, Rows
-from arctic_hydra.data.rows.shard import START, Place, Shard, TakenRows
+from arctic_hydra.data.rows.shard import START, ByteOffset, LocatedRows, Shard
 from arctic_hydra.errors import DataError
 
 
-class LinedRows(ListRows):
+class LineNumberedRows(ListRows):
     """Rows in memory that know the line each one starts on."""
 
     def __init__(self, rows: Sequence[Row], path: Path, lines: Sequence[int]) -> None:
@@ -32,7 +32,7 @@ def read_csv(path: Path, delimiter: str = "") -> Rows:
     found = list(csv_rows(lines, path, delimiter_of(path, delimiter)))
     if not found:
         raise DataError(f"{path}: holds no row below its header; expected at least one")
-    return LinedRows([row for _, row in found], path, [line for line, _ in found])
+    return LineNumberedRows([row for _, row in found], path, [line for line, _ in found])
 
 
 def delimiter_of(path: Path, delimiter: str) -> str:
@@ -77,7 +77,7 @@ def read_text(path: Path, sample_by: str) -> Rows:
     kept = [(line, part) for line, part in found if part.strip()]
     if not kept:
         raise DataError(f"{path}: the file is empty; expected text")
-    return LinedRows([{"text": part} for _, part in kept], path, [line for line, _ in kept])
+    return LineNumberedRows([{"text": part} for _, part in kept], path, [line for line, _ in kept])
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
@@ -113,12 +113,12 @@ def decode(data: bytes, path: Path, first_line: int) -> str:
     return text
 
 
-class _Lines:
+class LineReader:
     """The lines of a file from a place on, which it moves along."""
 
-    def __init__(self, path: Path, place: Place) -> None:
+    def __init__(self, path: Path, offset: ByteOffset) -> None:
         self.path = path
-        self.number, self.offset = place
+        self.number, self.offset = offset
 
     def __iter__(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -135,9 +135,9 @@ class _Lines:
             yield f"{text[:-2]}\n" if text.endswith("\r\n") else text
 
     @property
-    def place(self) -> Place:
+    def position(self) -> ByteOffset:
         """Where the next line starts."""
-        return self.number, self.offset
+        return ByteOffset(self.number, self.offset)
 
     @property
     def ended(self) -> bool:
@@ -151,12 +151,12 @@ class TextLinesShard(Shard):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
-        lines = _Lines(self._path, place)
+    def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
+        lines = LineReader(self._path, offset)
         texts = ((lines.number, text.removesuffix("\n")) for text in lines.texts())
         kept = list(islice(((number, text) for number, text in texts if text.strip()), count))
         rows = [{"text": text} for _, text in kept]
-        return TakenRows(rows, [f"{self._path}:{number}" for number, _ in kept]), lines.place, lines.ended
+        return LocatedRows(rows, [f"{self._path}:{number}" for number, _ in kept]), lines.position, lines.ended
 
 
 class CsvShard(Shard):
@@ -165,14 +165,14 @@ class CsvShard(Shard):
     def __init__(self, path: Path, delimiter: str = "") -> None:
         self._path, self._delimiter = path, delimiter_of(path, delimiter)
 
-    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
-        lines = _Lines(self._path, START)
+    def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
+        lines = LineReader(self._path, START)
         header: list[str] = next(
             (values for values in csv.reader(lines.texts(), delimiter=self._delimiter) if values), []
         )
-        if place != START:
-            lines = _Lines(self._path, place)
+        if offset != START:
+            lines = LineReader(self._path, offset)
         first = lines.number
         kept = list(islice(csv_rows(lines.texts(), self._path, self._delimiter, header, first), count))
         places = [f"{self._path}:{number}" for number, _ in kept]
-        return TakenRows([row for _, row in kept], places), lines.place, lines.ended
+        return LocatedRows([row for _, row in kept], places), lines.position, lines.ended

@@ -1,4 +1,4 @@
-"""Read the rows of a file, whatever its format."""
+"""Reads the rows of a file of any kind, as a whole or as a shard of a stream."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.data.rows.base import JoinedRows, ListRows, Rows
-from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, ParquetRows, read_arrow, read_parquet
-from arctic_hydra.data.rows.jsonl import JsonLinesShard, _read_array, read_lines
+from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, read_arrow, read_parquet
+from arctic_hydra.data.rows.file_kind import FileKind, file_kind
+from arctic_hydra.data.rows.jsonl import JsonLinesShard, read_json_array, read_json_lines
 from arctic_hydra.data.rows.lines import CsvShard, TextLinesShard, read_csv, read_text
-from arctic_hydra.data.rows.shard import OpenedWhenRead, Shard
+from arctic_hydra.data.rows.shard import LazyShard, Shard
 from arctic_hydra.errors import DataError
 
-_KNOWN_STARTS = {
-    b"\x1f\x8b": "gzip-compressed; unpack it first (`gunzip`)",
-    b"PK\x03\x04": "a zip archive; unpack it first (`unzip`)",
-    b"(\xb5/\xfd": "zstd-compressed; unpack it first (`unzstd`)",
-    b"\xff\xfe": "UTF-16; convert it (`iconv -f utf-16 -t utf-8`)",
-    b"\xfe\xff": "UTF-16; convert it (`iconv -f utf-16 -t utf-8`)",
-    b"version https://git-lfs": "a git-lfs pointer, not the data; run `git lfs pull`",
+_READERS: dict[FileKind, Callable[[Path], Rows]] = {
+    FileKind.parquet: read_parquet,
+    FileKind.arrow: read_arrow,
+    FileKind.csv: read_csv,
+    FileKind.text: lambda path: read_text(path, "line"),
+    FileKind.json_array: read_json_array,
+    FileKind.json_lines: read_json_lines,
+}
+_SHARDS: dict[FileKind, Callable[[Path], Shard]] = {
+    FileKind.parquet: lambda path: IndexedShard(read_parquet(path)),
+    FileKind.arrow: lambda path: IndexedShard(read_arrow(path)),
+    FileKind.csv: CsvShard,
+    FileKind.text: TextLinesShard,
+    FileKind.json_lines: JsonLinesShard,
+    FileKind.empty: JsonLinesShard,  # a stream may contain shards without rows
 }
 
 
 def as_rows(value: Any, origin: str = "") -> Rows:
-    """Wrap what a source's `load` returned."""
+    """Wrap the result of a source's `load`: `Rows`, a `datasets.Dataset` or a list of dicts."""
     if isinstance(value, Rows):
         return value
     if hasattr(value, "column_names"):
@@ -33,69 +42,36 @@ def as_rows(value: Any, origin: str = "") -> Rows:
 
 
 def read_files(paths: Sequence[Path], read: Callable[[Path], Rows] | None = None) -> Rows:
-    """Return the rows of the files, one after another; `read` reads one, `read_file` where none is given."""
+    """Return the rows of the files one after another, each read with `read` (`read_file` by default)."""
     parts = [(read or read_file)(path) for path in paths]
     return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
 
 def read_file(path: Path) -> Rows:
-    """Return the rows of a file: Parquet, Arrow, JSON or JSON Lines by content, CSV and text (a row a line) by suffix.
+    """Return the rows of a file of any `FileKind`; of a text file, one row per line.
 
-    Raises DataError naming the file and what it is instead.
+    Raises DataError naming the file and the reason.
     """
-    head = check_readable(path)
-    if head.startswith(b"PAR1"):
-        return read_parquet(path)
-    if head.startswith(b"ARROW1") or path.suffix == ".arrow":
-        return read_arrow(path)
-    if path.suffix in (".csv", ".tsv"):
-        return read_csv(path)
-    if path.suffix == ".txt" and not head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"{", b"[")):
-        return read_text(path, "line")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text:
+    kind = file_kind(path)
+    if kind is FileKind.empty:
         raise DataError(f"{path}: the file is empty; expected JSON or JSON Lines with one object per row")
-    if text.startswith(b"<"):
-        start_text = text[:77].decode("utf-8", errors="replace")
-        raise DataError(f"{path}: looks like an HTML page, not data; it starts with {start_text!r}; download it again")
-    return _read_array(path) if text.startswith(b"[") else read_lines(path)
-
-
-def check_readable(path: Path) -> bytes:
-    """Return the first bytes of a file; raises DataError when it is missing, unreadable or of a kind that needs a tool."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a file of rows; check the path")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    for start, what in _KNOWN_STARTS.items():
-        if head.startswith(start):
-            raise DataError(f"{path}: is {what}; expected JSON, JSON Lines, Parquet, Arrow, CSV or text")
-    return head
+    return _READERS[kind](path)
 
 
 def file_shard(path: Path) -> Shard:
-    """Return the shard of a file, of the format that `read_file` would read it as. Raises DataError for what has no lines."""
-    head = check_readable(path)
-    if head.startswith(b"PAR1"):
-        return IndexedShard(ParquetRows(path))
-    if head.startswith(b"ARROW1") or path.suffix == ".arrow":
-        return IndexedShard(read_arrow(path))
-    if path.suffix in (".csv", ".tsv"):
-        return CsvShard(path)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if path.suffix == ".txt" and not text.startswith((b"{", b"[")):
-        return TextLinesShard(path)
-    if text.startswith(b"["):
+    """Return a file as a shard, of the kind that `read_file` would read it as.
+
+    Raises DataError for a JSON array, which cannot be read in parts.
+    """
+    kind = file_kind(path)
+    if kind is FileKind.json_array:
         raise DataError(
-            f"{path}: is one JSON array, which has to be read whole; expected one object per line to stream from; convert "
-            f"it with `jq -c '.[]'`"
+            f"{path}: is a single JSON array, which cannot be streamed; expected one object per line; convert it with "
+            f"`jq -c '.[]'`"
         )
-    return JsonLinesShard(path)
+    return _SHARDS[kind](path)
 
 
 def file_shards(paths: Sequence[Path], make: Callable[[Path], Shard] = file_shard) -> list[Shard]:
-    """Return a shard for each file, none of them opened yet."""
-    return [OpenedWhenRead(lambda path=path: make(path)) for path in paths]  # type: ignore[misc]
+    """Return a shard for each file; `make` opens it when it is first read."""
+    return [LazyShard(lambda path=path: make(path)) for path in paths]  # type: ignore[misc]

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from arctic_hydra.data.rows.base import Row, Rows
 
-Place = tuple[int, int]
-"""How many rows (lines, in files of lines) lie before, and where reading goes on: a byte in such files, else a row."""
 
-START: Place = (0, 0)
+class ByteOffset(NamedTuple):
+    """Position between two rows of a shard, from which it can be read on."""
+
+    number: int
+    """Rows before this position; in files that are read line by line, lines."""
+    offset: int
+    """Byte that the next line starts at; in other shards the same as `number`."""
+
+
+START = ByteOffset(0, 0)
 
 
 class Shard(ABC):
     """A file or a part of a set whose rows come in one order."""
 
     @abstractmethod
-    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
-        """Return up to `count` rows from `place` on, the place behind them, and whether nothing can follow.
+    def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
+        """Return up to `count` rows from `offset` on, the offset after them, and whether nothing can follow.
 
         Raises DataError naming file, line and reason when rows cannot be read.
         """
 
 
-class TakenRows(Rows):
+class LocatedRows(Rows):
     """Rows in memory, each with the name of its place."""
 
     def __init__(self, rows: Sequence[Row], places: Sequence[str]) -> None:
@@ -40,17 +48,17 @@ class TakenRows(Rows):
         return self._places[index]
 
 
-class OpenedWhenRead(Shard):
+class LazyShard(Shard):
     """A shard that is opened when it is first read and closed at its end: a set may have thousands."""
 
     def __init__(self, make: Callable[[], Shard]) -> None:
         self._make = make
         self._shard: Shard | None = None
 
-    def read(self, place: Place, count: int) -> tuple[Rows, Place, bool]:
+    def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
         if self._shard is None:
             self._shard = self._make()
-        rows, place, ended = self._shard.read(place, count)
+        rows, offset, ended = self._shard.read(offset, count)
         if ended:
             self._shard = None
-        return rows, place, ended
+        return rows, offset, ended

@@ -55,14 +55,14 @@ class SampledSource(DataSource):
 
     def streaming_problems(self, mixed: bool) -> Iterator[tuple[str, str]]:
         """Yield field and text of each setting that needs the number of rows, and of a missing weight in a mixture."""
-        unknown = "has no effect beside data.streaming=true, which does not know the number of rows; drop"
+        unknown = "has no effect with data.streaming=true, where the number of rows is unknown; remove"
         for key in ("sample_ratio", "sample_count"):
             if getattr(self, key) is not None:
                 yield key, f"{unknown} it"
         if "[" in self.split:
             yield "split", f"got a slice, which {unknown} the slice"
         if mixed and self.weight is None:
-            text = "got none, but sources that are streamed together are mixed by weight; expected a number above 0"
+            text = "got none, but streamed sources are mixed by weight; expected a number above 0"
             yield "weight", text
 
     def load(self, split: str) -> Rows:

@@ -31,16 +31,16 @@ class CsvSource(LocalSource):
 
     def read_one(self, path: Path) -> Rows:
         """Return the rows of one file."""
+        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import read_csv
-        from arctic_hydra.data.rows.read import check_readable
 
         check_readable(path)
         return read_csv(path, self.delimiter)
 
     def shard_of(self, path: Path) -> Shard:
         """Return one file as a shard."""
+        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import CsvShard
-        from arctic_hydra.data.rows.read import check_readable
 
         check_readable(path)
         return CsvShard(path, self.delimiter)

@@ -14,7 +14,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 _FORMATS = {".jsonl": ".json", ".tsv": ".csv"}
 """Suffixes of the same format as another."""
 
-_NO_DATA = {"config", "dataset_dict", "dataset_info", "dataset_infos", "license", "readme"}
+_NOT_DATA = {"config", "dataset_dict", "dataset_info", "dataset_infos", "license", "readme"}
 """Names, less suffix, of files that lie beside the data of a set."""
 _SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
 """What `datasets` takes for the name of a split in the names of files and folders."""
@@ -38,10 +38,10 @@ def find_split(directory: Path, split: str) -> list[Path]:
                 inner = sorted(path for path in (folder / split).iterdir() if path.suffix in SUFFIXES)
                 if inner:
                     return inner
-    return _of_one_format(_unnamed(directory), directory) if split == "train" else []
+    return _check_one_format(_files_without_split(directory), directory) if split == "train" else []
 
 
-def _unnamed(directory: Path) -> list[Path]:
+def _files_without_split(directory: Path) -> list[Path]:
     """Return all data files below a directory, or none where one of them carries the name of a split."""
     found: list[Path] = []
     for folder, inner, names in os.walk(directory):
@@ -55,10 +55,10 @@ def _unnamed(directory: Path) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    return path.suffix in SUFFIXES and path.stem.lower() not in _NO_DATA and not path.name.startswith(".")
+    return path.suffix in SUFFIXES and path.stem.lower() not in _NOT_DATA and not path.name.startswith(".")
 
 
-def _of_one_format(files: list[Path], directory: Path) -> list[Path]:
+def _check_one_format(files: list[Path], directory: Path) -> list[Path]:
     formats = {_FORMATS.get(path.suffix, path.suffix): path for path in reversed(files)}
     if len(formats) > 1:
         examples = ", ".join(str(path.relative_to(directory)) for path in sorted(formats.values()))
@@ -74,7 +74,7 @@ def splits_in(directory: Path) -> list[str]:
     folders = [folder for folder in (directory, directory / "data") if folder.is_dir()]
     files = [path for folder in folders for path in folder.iterdir() if _is_data(path)]
     names = {re.sub(r"-\d.*$", "", path.stem) for path in files}
-    return sorted(names | ({"train"} if _unnamed(directory) else set()))
+    return sorted(names | ({"train"} if _files_without_split(directory) else set()))
 
 
 def files_below(directory: Path) -> list[Path]:

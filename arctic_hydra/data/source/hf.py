@@ -30,8 +30,8 @@ class HFSource(SampledSource):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem for a local path that is missing."""
-        if self.is_local and not self._local.exists():
-            yield f"path: {self._missing()}"
+        if self.is_local and not self._local_path.exists():
+            yield f"path: {self._missing_path()}"
 
     def read(self, split: str) -> Rows:
         """Return the rows of `split`; raises DataError when they cannot be found or read."""
@@ -50,7 +50,7 @@ class HFSource(SampledSource):
         if files:
             return file_shards(files)
         origin = f"{self.path}:{name}"
-        if self.is_local and self._is_saved(self._local):
+        if self.is_local and self._is_saved(self._local_path):
             return [IndexedShard(DatasetRows(self._dataset(name), origin))]
         dataset = self._dataset(name, streaming=True)
         count = dataset.num_shards
@@ -59,13 +59,13 @@ class HFSource(SampledSource):
 
     def content_outline(self, split: str) -> Any:
         """Return name, size and samples of local files; for a hub set its id and revision."""
-        from arctic_hydra.data.rows.fingerprint import measure_files
+        from arctic_hydra.data.rows.fingerprint import fingerprint_files
         from arctic_hydra.data.source.discover import files_below
 
         files = self._files(split)
         if files:
-            return measure_files(files)
-        place = measure_files(files_below(self._local)) if self.is_local else self.path
+            return fingerprint_files(files)
+        place = fingerprint_files(files_below(self._local_path)) if self.is_local else self.path
         return [place, self.revision, sorted(self.kwargs.items())]
 
     def content(self, split: str) -> Any:
@@ -78,16 +78,16 @@ class HFSource(SampledSource):
         return [self.path, self.revision, sorted(self.kwargs.items()), self._fingerprint(split)]
 
     @property
-    def _local(self) -> Path:
+    def _local_path(self) -> Path:
         return Path(self.path).expanduser()
 
     @property
     def is_local(self) -> bool:
-        return self.path.startswith(("/", ".", "~")) or self._local.exists()
+        return self.path.startswith(("/", ".", "~")) or self._local_path.exists()
 
-    def _missing(self) -> str:
+    def _missing_path(self) -> str:
         return (
-            f"{self.path!r}: no such file or directory ({self._local.absolute()}); expected a data set in "
+            f"{self.path!r}: no such file or directory ({self._local_path.absolute()}); expected a data set in "
             f"the hub's layout, a file or a hub id; check the path"
         )
 
@@ -97,18 +97,18 @@ class HFSource(SampledSource):
 
         if not self.is_local:
             return []
-        if not self._local.exists():
-            raise DataError(self._missing())
-        if self._local.is_file():
-            return [self._local]
+        if not self._local_path.exists():
+            raise DataError(self._missing_path())
+        if self._local_path.is_file():
+            return [self._local_path]
         # The mode of verifying a download means nothing for local files; any other argument is for `datasets`.
-        if self.kwargs.keys() - {"verification_mode"} or self._is_saved(self._local):
+        if self.kwargs.keys() - {"verification_mode"} or self._is_saved(self._local_path):
             return []
-        found = find_split(self._local, split)
+        found = find_split(self._local_path, split)
         if not found:
-            known = splits_in(self._local)
+            known = splits_in(self._local_path)
             raise DataError(
-                f"{self._local}: no file of split {split!r}; expected {split}.jsonl, {split}.json, "
+                f"{self._local_path}: no file of split {split!r}; expected {split}.jsonl, {split}.json, "
                 f"{split}-00000.parquet or the same below data/; found splits: {', '.join(known) or 'none'}; "
                 f"set the source's split= or split_mapping={{train: ..., eval: ...}}"
             )
@@ -129,8 +129,8 @@ class HFSource(SampledSource):
         from arctic_hydra.hub import cache_only_when_unreachable
 
         try:
-            if self.is_local and self._is_saved(self._local):
-                saved = datasets.load_from_disk(str(self._local))
+            if self.is_local and self._is_saved(self._local_path):
+                saved = datasets.load_from_disk(str(self._local_path))
                 return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
             with nullcontext() if self.is_local else cache_only_when_unreachable():
                 arguments = {**self.kwargs, "streaming": True} if streaming else self.kwargs
@@ -144,7 +144,7 @@ class HFSource(SampledSource):
             ) from error
 
     def _fingerprint(self, split: str) -> str:
-        if self.is_local and not self._is_saved(self._local):
+        if self.is_local and not self._is_saved(self._local_path):
             from arctic_hydra.data.rows.fingerprint import hash_rows
 
             return hash_rows(self._load_dataset(split))

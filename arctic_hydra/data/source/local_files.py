@@ -74,9 +74,9 @@ class LocalSource(SampledSource):
 
     def content_outline(self, split: str) -> Any:
         """Return name, size and samples of each file."""
-        from arctic_hydra.data.rows.fingerprint import measure_files
+        from arctic_hydra.data.rows.fingerprint import fingerprint_files
 
-        return measure_files(self.files())
+        return fingerprint_files(self.files())
 
     def content(self, split: str) -> Any:
         """Return name and content hash of each file."""

@@ -36,8 +36,9 @@ class TextSource(LocalSource):
 
     def read_one(self, path: Path) -> Rows:
         """Return the rows of one file."""
+        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import read_text
-        from arctic_hydra.data.rows.read import check_readable, read_file
+        from arctic_hydra.data.rows.read import read_file
 
         check_readable(path)
         return read_file(path) if path.suffix in ROW_FILES else read_text(path, self.sample_by.value)
@@ -45,8 +46,9 @@ class TextSource(LocalSource):
     def shard_of(self, path: Path) -> Shard:
         """Return one file as a shard; of texts that are no lines, a whole file is in memory at a time."""
         from arctic_hydra.data.rows.columnar import IndexedShard
+        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import TextLinesShard
-        from arctic_hydra.data.rows.read import check_readable, file_shard
+        from arctic_hydra.data.rows.read import file_shard
 
         check_readable(path)
         if path.suffix in ROW_FILES:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from arctic_hydra.data.arrays import Array, Ints
-from arctic_hydra.data.documents import Chunk, Singles
+from arctic_hydra.data.documents import Chunk, SingleDocuments
 from arctic_hydra.data.load.batches import BatchOptions
 from arctic_hydra.data.load.order import epoch_order, grouped_order
 from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
@@ -41,7 +41,7 @@ class StreamOptions(BatchOptions):
     buffer_rows: int
 
 
-class ExamplePool(Singles):
+class ExamplePool(SingleDocuments):
     """Examples in memory; implements the protocol `Examples`."""
 
     def __init__(self, ids: Array, masks: Array, lengths: Array, sources: Array, numbers: Ints) -> None:

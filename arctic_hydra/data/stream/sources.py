@@ -10,7 +10,7 @@ import numpy as np
 
 from arctic_hydra.data.load.order import epoch_order
 from arctic_hydra.data.rows.base import Rows
-from arctic_hydra.data.rows.shard import START, Place, Shard
+from arctic_hydra.data.rows.shard import START, ByteOffset, Shard
 from arctic_hydra.errors import DataError
 
 ROWS_PER_TASK = 250
@@ -25,7 +25,7 @@ class Cursor:
     """Completed passes over the source."""
     shard: int = 0
     """Completed shards of this pass."""
-    place: Place = START
+    place: ByteOffset = START
     """Position of the next row in the current shard."""
     rows_in_pass: int = 0
 
@@ -36,7 +36,7 @@ class Cursor:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Cursor:
         """Return the cursor with these values, as `to_dict()` returns them."""
-        return cls(**{**plain, "place": tuple(plain["place"])})
+        return cls(**{**plain, "place": ByteOffset(*plain["place"])})
 
 
 class SourceStream:

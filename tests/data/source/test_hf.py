@@ -1,21 +1,18 @@
-"""Data sets in the hub's layout, by directory, file or id."""
+"""Data sets in the layout of the Hugging Face hub, by directory, file or id."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from arctic_hydra.data.rows.base import Rows
-from arctic_hydra.data.rows.read import as_rows
 from arctic_hydra.data.sft import SFTDataFactory
-from arctic_hydra.data.source.bundled import BundledSource
 from arctic_hydra.data.source.hf import HFSource
-from arctic_hydra.errors import DataError, FieldError
+from arctic_hydra.errors import DataError
 from tests.data.samples import chat, write_lines
 
 MAPPING = {"train": "train_sft", "eval": "test_sft"}
@@ -61,32 +58,6 @@ def test_a_file_and_a_split_folder_work_too(tmp_path: Path) -> None:
     assert contents(HFSource(path=str(tmp_path)).load("train")) == ["two"]
 
 
-def test_files_that_name_no_split_are_all_of_train(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for name in ("b.jsonl", "a.json", "data/latest-2024.jsonl", ".hidden.jsonl", "config.json"):
-        write_lines(tmp_path / name, [chat(name, "a")])
-    for beside in ("README.md", "LICENSE.txt", ".gitattributes"):
-        (tmp_path / beside).write_text("x")
-    source = HFSource(path=str(tmp_path))
-    assert contents(source.load("train")) == ["a.json", "b.jsonl", "data/latest-2024.jsonl"]
-    with pytest.raises(DataError, match=r"no file of split 'eval'; .*found splits: a, b, latest, train; set"):
-        source.load("eval")
-
-    (tmp_path / "more.csv").write_text("text\nx\n")
-    with pytest.raises(
-        DataError, match=r"name no split and are of several formats \(a\.json, more\.csv\); .*set the source's path="
-    ):
-        source.load("train")
-
-    for name in ("my-test.jsonl", "validation/b.jsonl"):
-        (tmp_path / "more.csv").unlink(missing_ok=True)
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_lines(tmp_path / name, [chat("not to train on", "a")])
-        with pytest.raises(DataError, match="no file of split 'train'"):
-            source.load("train")
-        (tmp_path / name).unlink()
-
-
 def test_a_missing_split_names_those_that_are_there(hub_directory: Path) -> None:
     with pytest.raises(
         DataError, match=r"no file of split 'train'; .*found splits: test_sft, train_sft, train_sft_gen; set the"
@@ -94,7 +65,7 @@ def test_a_missing_split_names_those_that_are_there(hub_directory: Path) -> None
         HFSource(path=str(hub_directory)).load("train")
 
 
-def test_what_a_source_lacks_is_said_with_its_key_before_ranks_start(hub_directory: Path) -> None:
+def test_a_missing_split_is_reported_with_the_key_of_the_source(hub_directory: Path) -> None:
     sources = {"mine": HFSource(path=str(hub_directory))}
     for data, split, key in (
         (SFTDataFactory(sources=sources), "train", r"data\.sources\.mine: /"),
@@ -126,26 +97,6 @@ def test_an_unreachable_hub_id_fails_quickly_and_clearly(tmp_path: Path, monkeyp
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize("fields", [{"sample_count": 2}, {"sample_ratio": "50%"}])
-def test_samples_are_drawn_by_seed_in_row_order(hub_directory: Path, fields: dict[str, Any]) -> None:
-    def draw(**more: Any) -> list[str]:
-        return contents(HFSource(path=str(hub_directory), split="train_sft", **fields, **more).load("train"))
-
-    assert len(draw()) == 2 and draw() == sorted(draw()) == draw()
-    assert len({tuple(draw(sample_seed=seed)) for seed in range(8)}) > 1
-
-
-def test_w6_samples_and_splits_are_part_of_the_identity(hub_directory: Path) -> None:
-    variants: list[dict[str, Any]] = [
-        {},
-        {"sample_count": 2},
-        {"sample_count": 2, "sample_seed": 1},
-        {"split": "test_sft"},
-    ]
-    base = {"path": str(hub_directory), "split_mapping": MAPPING}
-    assert len({str(HFSource(**{**base, **fields}).identity("train")) for fields in variants}) == 4
-
-
 def test_saved_datasets_load_and_have_an_identity(tmp_path: Path) -> None:
     import datasets
 
@@ -155,29 +106,12 @@ def test_saved_datasets_load_and_have_an_identity(tmp_path: Path) -> None:
     assert source.identity("train") == source.identity("train")
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"sample_ratio": 0.5, "sample_count": 3}, "sample_ratio: got 0.5 beside sample_count=3; expected one of them"),
-        ({"sample_ratio": 0}, "sample_ratio: got 0, which leaves no row"),
-        ({"sample_ratio": 1.5}, "sample_ratio: got 1.5, expected 1 or less"),
-        ({"sample_count": 0}, "sample_count: got 0, expected 1 or more"),
-    ],
-)
-def test_refused_fields(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(FieldError, match=message):
-        HFSource(path="x", **fields)
-
-
-def test_bundled_splits() -> None:
-    assert len(BundledSource().load("train")) == 957
-    assert len(BundledSource(split="test_sft").load("train")) == 100
-    with pytest.raises(DataError, match="the bundled data has no split 'x'; expected train"):
-        BundledSource(split="x").load("train")
-
-
-def test_lists_and_datasets_of_other_sources_are_wrapped() -> None:
+def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
     import datasets
 
-    rows = [chat("one", "a"), chat("two", "b")]
-    assert contents(as_rows(rows)) == contents(as_rows(datasets.Dataset.from_list(rows))) == ["one", "two"]
+    source = HFSource(path=str(tmp_path / "saved"))
+    outlines = []
+    for word in ("one", "two"):
+        datasets.Dataset.from_list([{"text": word}]).save_to_disk(str(tmp_path / "saved"))
+        outlines.append(str(source.outline("train")))
+    assert outlines[0] != outlines[1]

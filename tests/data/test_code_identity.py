@@ -1,4 +1,4 @@
-"""A user's own sources and data factories: other code is other data, though the files are the same."""
+"""Code of user-defined sources and data factories: changed code is other data, though the files are the same."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def prepared(source: Any, tokenizer: Any) -> tuple[str, str]:
     return store.key, tokenizer.decode(store.ids(0))
 
 
-def test_w6_a_source_that_overrides_load_never_gets_anothers_tokens(module: Module, rows: str, tokenizer: Any) -> None:
+def test_a_source_that_overrides_load_never_gets_the_tokens_of_another(
+    module: Module, rows: str, tokenizer: Any
+) -> None:
     """It got those of plain JsonSource on the same file, from the cache."""
     seen = [prepared(JsonSource(path=rows), tokenizer)]
     for method in ("upper", "lower"):
@@ -87,7 +89,7 @@ def test_w6_a_source_that_overrides_load_never_gets_anothers_tokens(module: Modu
     assert prepared(again, tokenizer) == seen[2]
 
 
-def test_the_code_of_a_users_base_class_and_the_fields_it_adds_count(module: Module, rows: str) -> None:
+def test_the_code_of_a_base_class_and_the_fields_it_adds_are_part_of_it(module: Module, rows: str) -> None:
     identities = []
     for method in ("upper", "lower"):
         module("my_base", source_text(method, name="Base"))
@@ -97,7 +99,7 @@ def test_the_code_of_a_users_base_class_and_the_fields_it_adds_count(module: Mod
     assert identities[0]["class"] == "my_derived.Mine" and identities[1]["fields"] == {"times": 2}
 
 
-def test_a_users_data_factory_counts_too(module: Module, rows: str) -> None:
+def test_the_code_of_a_data_factory_is_part_of_it(module: Module, rows: str) -> None:
     text = "from arctic_hydra.data.sft import SFTDataFactory\n\n\nclass Mine(SFTDataFactory):\n    number = {}\n"
     seen = []
     for number in (1, 2):
@@ -106,7 +108,7 @@ def test_a_users_data_factory_counts_too(module: Module, rows: str) -> None:
     assert len(set(seen)) == 2
 
 
-def test_a_class_of_a_prompt_is_taken_for_no_other_and_ours_have_no_code() -> None:
+def test_a_class_typed_at_a_prompt_is_unique_and_built_in_ones_have_no_code() -> None:
     kinds = []
     for _ in range(2):
         scope: dict[str, Any] = {"JsonSource": JsonSource, "__name__": "nowhere"}

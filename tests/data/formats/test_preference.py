@@ -1,8 +1,9 @@
 # ruff: noqa: E501 (tables of rows and messages)
-"""Preference rows in the layouts of real sets: no column that holds the prompt is lost, none contradicts another."""
+"""Preference rows in the layouts of real sets: no column that contains the prompt is lost, none contradicts another."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.preference import PreferenceDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World
-from tests.data.samples import write_lines
+from tests.data.samples import shared, write_lines
 
 S, U, A, B = ({"role": role, "content": text} for role, text in (("system", "s"), ("user", "q"), ("assistant", "a"), ("assistant", "b")))  # fmt: skip
+
+
 FIRST = [{"role": "assistant", "content": "let me look"}, {"role": "user", "content": "ok"}]
+
+
 GPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
 TEXTS = {"chosen": "a", "rejected": "b"}
+
+
 WHOLE = {"chosen": [U, A], "rejected": [U, B]}
+
 
 LAYOUTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "orca_dpo_pairs": ({"system": "s", "question": "q", **TEXTS}, [S, U]),
@@ -53,7 +63,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_prompt_of_each_layout_stands_before_both_answers(name: str) -> None:
+def test_the_prompt_of_each_layout_precedes_both_answers(name: str) -> None:
     row, prompt = LAYOUTS[name]
     chosen, rejected = read_preference(row)
     assert chosen.messages == [*prompt, A] and rejected.messages == [*prompt, B]
@@ -70,6 +80,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [U, A], "chosen": [B], "rejected": "c"}, "chosen neither repeats the prompt .*ends in 'assistant', and chosen begins with 'assistant'"),
     ({"prompt": "q", "chosen": "a\0", "rejected": "b"}, "chosen holds a NUL character at place 1"),
     ({"chosen": [U, A], "rejected": [{**U, "content": "other"}, B]}, "differ before their last answer"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "videos": ["x"]}, "column 'videos' holds 1 of them"),
+    ({"prompt": "q", "chosen": 1, "rejected": "b"}, "chosen: expected a text, a message or a list"),
+    ({"chosen": [U, A], "rejected": [{**U, "content": "other"}, A]}, "differ before their last answer"),
 ]  # fmt: skip
 
 
@@ -87,3 +100,12 @@ def test_the_prompt_reaches_the_tokens(tmp_path: Path, tokenizer: Any) -> None:
     texts = [tokenizer.decode(store.flat.ids(document)) for document in range(4)]
     assert all("user\nq<|im_end|>" in text for text in texts) and "Human" not in "".join(texts)
     assert all(text.startswith("<|im_start|>system\ns<|im_end|>") for text in texts[:2])
+
+
+def test_real_preferences_share_their_prompt() -> None:
+    rows = json.loads(shared("dpo/dpo_en_demo.json").read_text())
+    for row in rows:
+        chosen, rejected = read_preference(row)
+        assert chosen.messages[-1]["content"] == row["chosen"]["value"]
+        assert rejected.messages[-1]["content"] == row["rejected"]["value"]
+        assert chosen.messages[:-1] == rejected.messages[:-1] and len(chosen.messages) == len(row["conversations"]) + 1

@@ -1,0 +1,92 @@
+"""Parquet, Arrow and saved datasets: nulls that the schema adds are dropped, damaged files are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from arctic_hydra.data.rows.columnar import IterableShard
+from arctic_hydra.data.rows.shard import START
+from arctic_hydra.data.source.arrow import ArrowSource
+from arctic_hydra.data.source.hf import HFSource
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.data.source.parquet import ParquetSource
+from arctic_hydra.errors import DataError
+from tests.data.samples import write_lines
+from tests.data.source.files import every_row
+
+
+def call(**arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def with_tool(arguments: dict[str, Any], properties: dict[str, Any], **function: Any) -> dict[str, Any]:
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call(**arguments)]},
+    ]
+    schema = {"name": "f", "parameters": {"type": "object", "properties": properties}, **function}
+    return {"messages": turns, "tools": [{"type": "function", "function": schema}], "note": None}
+
+
+TOOL_ROWS = [
+    with_tool({"city": "Oslo", "at": {"day": 1}}, {"city": {"type": "string", "enum": ["Oslo", None]}}, strict=True),
+    with_tool({"a": 1, "at": {"hour": [2]}}, {"a": {"type": "integer"}}),
+    with_tool({}, {}),
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved", "streamed", "json"])
+def test_nulls_that_the_schema_adds_to_calls_and_tools_are_dropped(tmp_path: Path, kind: str) -> None:
+    """Columnar files give every object the keys of all of them; the null of a JSON file was written by someone."""
+    import datasets
+
+    table = pa.Table.from_pylist(TOOL_ROWS)
+    assert table.to_pylist() != TOOL_ROWS, "the file adds nulls"
+    wanted = TOOL_ROWS
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+        rows = ParquetSource(path=str(tmp_path / "a.parquet")).load("train").take(range(3))
+    elif kind == "arrow":
+        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+            file.write_table(table)
+        rows = ArrowSource(path=str(tmp_path / "a.arrow")).load("train").take(range(3))
+    elif kind == "saved":
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+        rows = HFSource(path=str(tmp_path / "saved")).load("train").take(range(3))
+    elif kind == "streamed":
+        shard = IterableShard(datasets.Dataset(table).to_iterable_dataset(), "origin")
+        rows = shard.read(START, 3)[0].take(range(3))
+    else:
+        wanted = [with_tool({"city": None}, {"city": {"default": None}})]
+        rows = JsonSource(path=str(write_lines(tmp_path / "a.jsonl", wanted))).load("train").take([0])
+    calls = [row["messages"][1]["tool_calls"] for row in rows]
+    assert calls == [row["messages"][1]["tool_calls"] for row in wanted]
+    assert [row["tools"] for row in rows] == [row["tools"] for row in wanted]
+
+
+def test_a_call_with_null_arguments_has_empty_ones(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": arguments}]}]}
+        for arguments in ({"x": 1}, None)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = ParquetSource(path=str(tmp_path / "a.parquet")).load("train").take([0, 1])
+    assert [row["messages"][0]["tool_calls"][0]["arguments"] for row in found] == [{"x": 1}, {}]
+
+
+BAD: list[tuple[type[Any], str, bytes, str]] = [
+    (ArrowSource, "a.arrow", b"ARROW1 no more", "a damaged Arrow file"),
+    (ParquetSource, "a.parquet", b"PAR1 no more", "a damaged Parquet file"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "content", "message"), BAD)
+def test_bad_files_are_named(tmp_path: Path, kind: type[Any], name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        every_row(kind(path=str(tmp_path / name)))

@@ -1,0 +1,36 @@
+"""JSON Lines: rows know their line, damaged lines are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.errors import DataError
+from tests.data.samples import chat
+from tests.data.source.files import every_row
+
+ROWS = [chat("one", "1"), chat("zwei 你好", "2"), chat("three", "3")]
+
+
+def test_rows_name_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n" + json.dumps(ROWS[0]) + "\n\n" + json.dumps(ROWS[1]) + "\n")
+    rows = JsonSource(path=str(path)).load("train")
+    assert [rows.where(index) for index in (0, 1)] == [f"{path}:2", f"{path}:4"]
+
+
+BAD: list[tuple[type[Any], str, bytes, str]] = [
+    (JsonSource, "a.jsonl", b'{"text": "a"}\n\0\0\0\0\n', r"a\.jsonl:2: holds NUL bytes, which a crash or a full disk"),
+    (JsonSource, "a.jsonl", b'{"text": "a"}\n{"text": "b\n', r"a\.jsonl:2: not JSON .*the file may be cut off"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "content", "message"), BAD)
+def test_bad_files_are_named(tmp_path: Path, kind: type[Any], name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        every_row(kind(path=str(tmp_path / name)))
