@@ -109,7 +109,7 @@ def bench_streaming(source: Path, rows: int) -> None:
 
 def bench_word_cache(source: Path, repeats: int = 3) -> None:
     """Compare preparation with and without the word cache on the rows of `source`, each once: rows that repeat flatter it."""
-    from arctic_hydra.data.words import WordTokenizer
+    from arctic_hydra.data.encode.bpe_cache import WordTokenizer
 
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(repeats):
@@ -130,19 +130,19 @@ def bench_word_cache(source: Path, repeats: int = 3) -> None:
 
 def prepare_here(source: Path) -> tuple[list[Any], float]:
     """Return the chunks of `source` and the CPU seconds of all threads that preparing them took."""
-    from arctic_hydra.data.examples import Preparer, SourceRows
-    from arctic_hydra.data.formats import Reading, RowFormat
-    from arctic_hydra.data.prepare import CHUNK_ROWS
+    from arctic_hydra.data.formats.reading import Reading, RowFormat
+    from arctic_hydra.data.prepare.build import CHUNK_ROWS
+    from arctic_hydra.data.prepare.preparer import RowPreparer, SourceRows
+    from arctic_hydra.data.rows.jsonl import JsonLines
     from arctic_hydra.data.sft import SFTDataFactory
     from arctic_hydra.data.source.json import JsonSource
-    from arctic_hydra.data.source.rows import JsonLines
     from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 
     rows = JsonLines(source)
     options = SFTDataFactory(sources={"chat": JsonSource(path=str(source))}).options()
     begun = time.process_time()
     chats = SourceRows("data.sources.chat", "chat", rows, reading=Reading(RowFormat.messages))
-    preparer = Preparer(chats, BundledTokenizerFactory().create_tokenizer(), options)
+    preparer = RowPreparer(chats, BundledTokenizerFactory().create_tokenizer(), options)
     starts = range(0, len(rows), CHUNK_ROWS)
     chunks = [preparer.chunk((start, min(start + CHUNK_ROWS, len(rows))))[0] for start in starts]
     return chunks, time.process_time() - begun

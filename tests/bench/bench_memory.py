@@ -92,9 +92,16 @@ def parts(folder: Path, case: dict[str, Any]) -> tuple[ModelFactory, list[ModelC
     adapter = (QLoraFactory if case["peft"] == "qlora" else LoraFactory)()
     if case["peft"] == "qlora":
         options = {"dtype": "fp32", "disable_activation_checkpoint": True, **case["model"]}
-        factory = HFModelFactory(name_or_path=str(stored(folder)), **options)
-        factory.quantization = adapter.quantization_config(factory.torch_dtype)
+        factory = QuantizedModelFactory(name_or_path=str(stored(folder)), **options)
     return factory, [*converters, adapter]
+
+
+class QuantizedModelFactory(HFModelFactory):
+    """Loads its weights in few bits, as a run with `peft=qlora` does."""
+
+    def create_model(self, config: Any) -> Any:
+        """Return the quantized model."""
+        return self.create_quantized_model(config, QLoraFactory().quantization_config(self.torch_dtype))
 
 
 def windowed(case: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.preference import PreferenceDataFactory
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.tokenized import PreparedDataFactory
+from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import FieldError
 
 
@@ -67,7 +67,7 @@ def test_an_empty_mapped_split_does_not_exist_unless_another_is_named() -> None:
 def test_factories_say_whether_they_pack_and_how_long_rows_are() -> None:
     own = OwnFactory()
     assert (own.packs, own.row_tokens, list(own.end_of_turn_tokens)) == (False, 0, [])
-    kinds: list[type[PreparedDataFactory]] = [SFTDataFactory, CausalDataFactory, PreferenceDataFactory]
+    kinds: list[type[TokenizedDataFactory]] = [SFTDataFactory, CausalDataFactory, PreferenceDataFactory]
     for kind in kinds:
         data = kind(sources={"mine": JsonSource(path="x")}, max_length="1Ki", packing=False)
         assert (data.packs, data.row_tokens) == (False, 1024)
