@@ -5,7 +5,9 @@ Imports neither torch nor deepspeed, so that `--help`, `--cfg job` and config er
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from arctic_hydra.cli.run import run_one
 from arctic_hydra.errors import (
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_STOPPED_EARLY,
     ArcticHydraError,
     ConfigError,
     print_error,
 )
 from arctic_hydra.launch.job import Job
 from arctic_hydra.run_directory import PROGRAM
+from arctic_hydra.stopping import SIGNALS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [normalize(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
         component.load_extensions()
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if code == EXIT_STOPPED_EARLY:
+            # Another interrupt while the interpreter exits would replace the exit code.
+            atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
+        return code
     except ArcticHydraError as error:
         print_error(error)
         return error.exit_code

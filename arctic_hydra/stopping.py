@@ -60,11 +60,11 @@ def block_signals() -> None:
 
 
 @contextmanager
-def children_start_blocked() -> Iterator[None]:
-    """Start child processes with `SIGNALS` blocked while the context is open.
+def blocked_signals() -> Iterator[None]:
+    """Block `SIGNALS` in this thread while the context is open; they stay pending until it ends, or go to another thread.
 
-    A child that calls `block_signals` later misses no signal, because those that arrive while its interpreter starts stay
-    pending. Signals for this process stay pending until the context ends, or go to another of its threads.
+    Child processes that the thread starts meanwhile inherit the mask. One that calls `block_signals` later misses no signal,
+    because those that arrive while its interpreter starts stay pending.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -33,6 +33,17 @@ def test_composing_imports_neither_torch_nor_deepspeed(arguments):
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
 
 
+def test_interrupts_while_the_interpreter_exits_keep_the_exit_code_of_a_stop():
+    code = (
+        "import atexit, subprocess; from arctic_hydra import __main__ as program\n"
+        "interrupt = ['sh', '-c', 'while kill -INT $PPID; do :; done']\n"
+        "atexit.register(lambda: subprocess.Popen(interrupt, stderr=subprocess.DEVNULL))\n"
+        "program._dispatch = lambda arguments: 75\n"
+        "raise SystemExit(program.main([]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 75
+
+
 def test_flags_and_overrides_come_in_any_order(capfd):
     assert main(["seed=3", "--cfg", "job", "trainer.epochs=2", "--package", "trainer"]) == 0
     assert "epochs: 2" in capfd.readouterr().out

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 
-from arctic_hydra.stopping import SIGNALS, StopRequest, children_start_blocked, forwarded_signals
+from arctic_hydra.stopping import SIGNALS, StopRequest, blocked_signals, forwarded_signals
 
 
 def blocked() -> set[int]:
@@ -42,7 +42,7 @@ def test_the_first_signal_is_the_reason(tmp_path):
 def test_children_inherit_the_mask_and_this_thread_gets_its_own_back():
     before = blocked()
     code = "import signal; print(*sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))"
-    with children_start_blocked():
+    with blocked_signals():
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert set(map(int, SIGNALS)) <= set(map(int, child.stdout.split()))
     assert blocked() == before

@@ -21,7 +21,7 @@ from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, Arct
 from arctic_hydra.launch import nodes
 from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.report import run_page
-from arctic_hydra.stopping import SIGNALS
+from arctic_hydra.stopping import SIGNALS, blocked_signals
 
 _STOP_KINDS = ("KeyboardInterrupt", "RankDied", "NodeDied")
 """Error kinds that only report the end of a rank or agent, which is expected after a request to stop."""
@@ -170,7 +170,8 @@ def record_ending(directory: run_directory.RunDirectory, code: int, *, asked_to_
         values["result"] = ending.result
     elif ending.status == run_directory.FAILED:
         values["error"] = ending.problem
-    directory.update_record(**values)
+    with blocked_signals():  # an interrupt must not leave a run that has ended marked as running
+        directory.update_record(**values)
     if "identity" in before:  # a run, not a task on a checkpoint
         try:
             run_page.write_if_wanted(directory)

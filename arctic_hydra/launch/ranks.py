@@ -16,7 +16,7 @@ from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.run_directory import RunDirectory, write_error
-from arctic_hydra.stopping import children_start_blocked, forwarded_signals
+from arctic_hydra.stopping import blocked_signals, forwarded_signals
 
 _LOST_PEER = re.compile(r"time(d )?-?out|connection|closed by peer|reset by peer", re.IGNORECASE)
 """Matches the errors of ranks that lost their peers."""
@@ -99,7 +99,7 @@ def open_ranks(
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # The child inherits the lock, which is held until both processes have ended. In its own session it receives Ctrl-C
     # only through this process, hence only once.
-    with children_start_blocked():
+    with blocked_signals():
         return subprocess.Popen(
             command,
             env=environment,
