@@ -5,8 +5,10 @@ Imports neither torch nor deepspeed: `--help`, `--cfg job` and a typo's error ta
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from arctic_hydra.errors import (
 from arctic_hydra.job import Job, conclude, has_stopped
 from arctic_hydra.record import PROGRAM, relative
 from arctic_hydra.redaction import redact
+from arctic_hydra.stopping import SIGNALS
 from arctic_hydra.tasks import report
 
 
@@ -34,7 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [compose.prepare(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
         component.load_extensions()
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if code == EXIT_STOPPED_EARLY:
+            # Another interrupt while the interpreter ends would replace the exit code.
+            atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
+        return code
     except ArcticHydraError as error:
         print_error(error)
         return error.exit_code

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra import compose, config, nodes, record
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.redaction import redact, redact_override
-from arctic_hydra.stopping import SIGNALS
+from arctic_hydra.stopping import SIGNALS, blocked_signals
 from arctic_hydra.tasks import report
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ def conclude(directory: record.RunDirectory, code: int, *, asked_to_stop: bool =
         values["result"] = ending.result
     elif ending.status == record.FAILED:
         values["error"] = ending.problem
-    directory.update_record(**values)
+    with blocked_signals():  # a run that is over is not to be left as a running one
+        directory.update_record(**values)
     if "identity" in before:  # a run, not a task on one
         try:
             report.write_if_wanted(directory)

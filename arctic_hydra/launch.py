@@ -25,7 +25,7 @@ from arctic_hydra.errors import ArcticHydraError, print_error
 from arctic_hydra.meeting import RENDEZVOUS_SECONDS, meet
 from arctic_hydra.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.record import RunDirectory
-from arctic_hydra.stopping import SIGNALS, block_signals, born_blocked, forwarded_signals
+from arctic_hydra.stopping import SIGNALS, block_signals, blocked_signals, forwarded_signals
 from arctic_hydra.worker import PARENT_VARIABLE, SECRETS_VARIABLE, die_with_parent, write_error
 
 GRACE_SECONDS = 10
@@ -113,7 +113,7 @@ def open_ranks(
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # The child inherits the lock: it is held until the last of both is gone. In a session of its own it hears of Ctrl-C
     # from this process only, so that a signal arrives once.
-    with born_blocked():
+    with blocked_signals():
         return subprocess.Popen(
             command,
             env=environment,

@@ -59,11 +59,11 @@ def block_signals() -> None:
 
 
 @contextmanager
-def born_blocked() -> Iterator[None]:
-    """Have the processes that this thread starts in the context begin with `SIGNALS` blocked.
+def blocked_signals() -> Iterator[None]:
+    """Block `SIGNALS` in this thread while the context is open; they arrive at its end, or at another thread.
 
-    One that calls `block_signals` later thereby misses none: those that arrive while its interpreter starts stay pending.
-    Those of this process wait for the end of the context, or go to another of its threads.
+    Processes that this thread starts in the context begin with them blocked. One that calls `block_signals` later thereby
+    misses none: those that arrive while its interpreter starts stay pending.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -138,6 +138,17 @@ def test_a_signal_of_slurm_s_before_the_job_is_loaded_stops_it(number, code, tmp
     assert DelayedSubmission.load(tmp_path / "101_submitted.pkl").function.requeues == (number == signal.SIGUSR2)
 
 
+def test_interrupts_of_an_interpreter_that_ends_leave_the_exit_code_of_a_stop():
+    code = (
+        "import atexit, subprocess; from arctic_hydra import __main__ as program\n"
+        "interrupt = ['sh', '-c', 'while kill -INT $PPID; do :; done']\n"
+        "atexit.register(lambda: subprocess.Popen(interrupt, stderr=subprocess.DEVNULL))\n"
+        "program._dispatch = lambda arguments: 75\n"
+        "raise SystemExit(program.main([]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 75
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "more", "reasons"),
