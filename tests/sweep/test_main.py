@@ -13,20 +13,19 @@ from arctic_hydra.sweep.__main__ import main as look_after
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
 
 
-def test_a_directory_that_is_not_a_sweep_is_refused(capsys):
-    from arctic_hydra.sweep.__main__ import main as look
-
+def test_a_directory_that_is_not_a_sweep_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        look(["summary", "empty", "--job", "1"])
+        look_after(["summary", "empty", "--job", "1"])
     assert "unrecognized arguments: --job 1" in capsys.readouterr().err
     Path("empty").mkdir()
-    assert look(["status", "empty"]) == 2
+    assert look_after(["status", "empty"]) == 2
     assert (
         "no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
     )
     for text, words in (("{", "not JSON (Expecting"), ('{"method": "bayes"}', "format: got None, expected 1")):
         Path("empty/sweep.json").write_text(text)
-        assert look(["status", "empty"]) == 2
+        assert look_after(["status", "empty"]) == 2
         assert f"sweep.json: {words}" in capsys.readouterr().err
 
 
