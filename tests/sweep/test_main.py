@@ -36,8 +36,10 @@ def test_watching_continues_while_slurm_does_not_respond(queue, tmp_path, capsys
     monkeypatch.setattr(time, "sleep", lambda seconds: events.pop(0)() if seconds == WATCH_SECONDS else None)
     capsys.readouterr()
     look_after(["status", str(sweep.path), "--watch"])
-    told = [line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.startswith("job 0 ")]
-    assert told[:4] == ["running", "unknown", "running", "finished"] and events == []
+    shown_states = [
+        line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.startswith("job 0 ")
+    ]
+    assert shown_states[:4] == ["running", "unknown", "running", "finished"] and events == []
 
 
 def test_jobs_without_a_log_are_named_and_other_logs_are_shown(queue, tmp_path, capsys):
