@@ -208,7 +208,7 @@ def test_sweep_over_zero_stages_agrees_to_1e_5(tmp_path):
 
 
 def test_a_liger_model_from_a_local_directory_on_data_in_ultrachat_layout(finished, tmp_path):
-    """The real command, offline: a model directory, a tokenizer of its own, and train_sft/test_sft files."""
+    """The real command, offline: a model directory, its tokenizer, and train_sft/test_sft files."""
     export = only_run(finished[0]) / "export"
     data = tmp_path / "ultrachat"
     data.mkdir()

@@ -17,11 +17,12 @@ from arctic_hydra.cli.summary import print_result
 )
 def test_the_summary_names_the_export_and_the_class_that_loads_it(export, config, family, tmp_path, capsys):
     """transformers alone gives the model below an adapter no rows for added tokens."""
-    for folder in (tmp_path / export, tmp_path / f"{export}-step-00000001"):
-        folder.mkdir()
+    run_dir = tmp_path / "run"
+    for folder in (run_dir / export, run_dir / f"{export}-step-00000001"):
+        folder.mkdir(parents=True)
         (folder / config).touch()
         (folder / "tokenizer_config.json").touch()
-    (tmp_path / "record.json").write_text('{"overrides": []}')
+    (run_dir / "record.json").write_text('{"overrides": []}')
     figures = {
         "status": run_directory.FINISHED,
         "step": 1,
@@ -29,7 +30,7 @@ def test_the_summary_names_the_export_and_the_class_that_loads_it(export, config
         "last_loss": 1.0,
         "progress": {"epoch": 1},
     }
-    print_result(run_directory.RunDirectory(tmp_path), {**figures, "first_evaluation": {}, "last_evaluation": {}})
+    print_result(run_directory.RunDirectory(run_dir), {**figures, "first_evaluation": {}, "last_evaluation": {}})
     out = capsys.readouterr().out
-    assert f"export       {tmp_path / export}\n" in out
-    assert f"  {family}.from_pretrained({str(tmp_path / export)!r})" in out
+    assert f"export       run/{export}\n" in out
+    assert f"  {family}.from_pretrained('run/{export}')" in out

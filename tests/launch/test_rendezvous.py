@@ -16,7 +16,7 @@ from tests.ranks import free_port
 
 
 def meeting(count, index, run, port, host="localhost", timeout_seconds=60.0):
-    """Call `join_rendezvous` in a process of its own, as an agent does; return the process."""
+    """Call `join_rendezvous` in a separate process, as an agent does; return the process."""
     code = (
         "import sys\nfrom arctic_hydra.errors import ArcticHydraError\nfrom arctic_hydra.launch.rendezvous import join_rendezvous\n"
         "from arctic_hydra.launch.nodes import Nodes\n"

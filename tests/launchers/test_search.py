@@ -62,14 +62,14 @@ def test_a_search_prunes_fails_and_goes_on(tmp_path):
     first = trials(tmp_path)
     assert len(first) == 4
     run(f"{search} hydra.sweeper.n_trials=6", tmp_path, code=None)
-    told = trials(tmp_path)
-    assert [item.state for item in told[:4]] == [item.state for item in first]
-    assert len(told) == 6 and len({json.dumps(item.params) for item in told}) == 6
+    reported = trials(tmp_path)
+    assert [item.state for item in reported[:4]] == [item.state for item in first]
+    assert len(reported) == 6 and len({json.dumps(item.params) for item in reported}) == 6
     rows = table(tmp_path)
     words = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-    assert [words[row["status"]] for row in rows] == [item.state.name for item in told]
-    assert [float(row["optimizer.lr"]) for row in rows] == [item.params["optimizer.lr"] for item in told]
-    for row, item in zip(rows, told, strict=True):
+    assert [words[row["status"]] for row in rows] == [item.state.name for item in reported]
+    assert [float(row["optimizer.lr"]) for row in rows] == [item.params["optimizer.lr"] for item in reported]
+    for row, item in zip(rows, reported, strict=True):
         assert ("bad" in item.params["data.sources.json.path"]) == (row["status"] == "failed")
         if row["status"] == "finished":
             assert float(row["objective"]) == item.value

@@ -136,7 +136,7 @@ def test_cancelling_a_sweep_ends_the_search_that_waits_for_its_jobs(
     from hydra_plugins.arctic_hydra import slurm
 
     monkeypatch.setattr(slurm, "RECORD_LAG_SECONDS", 0.1)
-    assert main(SEARCH) == 1  # this queue's jobs save nothing and end without a word
+    assert main(SEARCH) == 1  # the jobs of this queue neither save nor record their end
     output = capsys.readouterr().out
     assert "asked 1 job(s) to stop" in output and "the sweep was stopped (cancelled); the same command" in output
     assert output.count(" submitted as ") == 1 and queue.jobs == []

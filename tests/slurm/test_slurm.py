@@ -123,7 +123,7 @@ def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(clust
 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     experiments = [item.experiment_id for item in client.search_experiments()]
-    name = f"default/{only_run(tmp_path).name}"  # beside it stands the sweep's own run
+    name = f"default/{only_run(tmp_path).name}"  # the sweep's own run is also there
     tracked = [found for found in client.search_runs(experiments) if found.info.run_name == name]
     assert [found.info.status for found in tracked] == ["FINISHED"], "one run for all three starts"
     logged = client.get_metric_history(tracked[0].info.run_id, "loss")
@@ -132,7 +132,7 @@ def test_preempted_then_timed_out_on_two_nodes_equals_an_uninterrupted_run(clust
 
 @pytest.mark.parametrize("accounting", [True, False])
 def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request, my_lab, tmp_path):
-    """Raised, sys.exit, cancelled, killed by SIGKILL: each is said, the good one's result stands, nothing hangs."""
+    """Raised, sys.exit, cancelled, killed by SIGKILL: each is reported, the good job's result is kept, nothing hangs."""
     cluster = request.getfixturevalue("cluster" if accounting else "bare_cluster")
     ways = "none,raise,sys_exit,kill,freeze" if accounting else "none,raise,freeze"
     snapshot = "" if accounting else "hydra.launcher.snapshot=true"
@@ -241,11 +241,11 @@ def test_a_search_is_interrupted_taken_up_again_and_cancelled(cluster, tmp_path)
 
     process = start(search, tmp_path, **cluster.variables)
     assert process.stdout is not None
-    told = list(itertools.takewhile(lambda line: "RUNNING on" not in line, process.stdout))
+    first_lines = list(itertools.takewhile(lambda line: "RUNNING on" not in line, process.stdout))
     run(f"cancel {sweep_dir(tmp_path)}", tmp_path, module="arctic_hydra.sweep", **cluster.variables)
     output, _ = process.communicate(timeout=120)
     assert (process.returncode, output.count(" submitted as ")) == (75, 0), output
-    assert f"job 0 is in the queue already, as {job_id}\n" in told
+    assert f"job 0 is in the queue already, as {job_id}\n" in first_lines
     assert "the sweep was stopped (cancelled)" in output
     assert [record["status"] for record in records(tmp_path)] == ["stopped"]
     assert [trial.state.name for trial in trials(tmp_path)] == ["RUNNING"]
@@ -253,7 +253,7 @@ def test_a_search_is_interrupted_taken_up_again_and_cancelled(cluster, tmp_path)
 
 
 def test_arrays_of_a_killed_start_are_not_submitted_twice(cluster, tmp_path):
-    """SIGKILL between two arrays; a number that never arrived stands in no file, but in the script of a queued job."""
+    """SIGKILL between two arrays; a submission that was not recorded is found through the script of the queued job."""
     later = "hydra.launcher.detach=true 'hydra.launcher.additional_parameters={begin: now+1hour}'"
     grid = f"-m {TINY} tracking=[] {SLURM} {later} hydra.launcher.max_array_size=2 seed=1,2,3,4,5,6"
     process = start(grid, tmp_path, **cluster.variables)
@@ -271,7 +271,7 @@ def test_arrays_of_a_killed_start_are_not_submitted_twice(cluster, tmp_path):
     (sweep / "sweep.json").write_text(json.dumps(known))
     done = run(grid, tmp_path, **cluster.variables)
     assert done.stdout.count("is in the queue already, as") == 2
-    assert "when this sweep was killed: cancelled" in done.stdout
+    assert "submitted by a killed process of this sweep without being recorded: cancelled" in done.stdout
     assert len(cluster.command("squeue -h -r -o %i").split()) == 6
     cluster.command("scancel --me")
 

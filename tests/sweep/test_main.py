@@ -13,20 +13,19 @@ from arctic_hydra.sweep.__main__ import main as look_after
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
 
 
-def test_a_directory_that_is_not_a_sweep_is_refused(capsys):
-    from arctic_hydra.sweep.__main__ import main as look
-
+def test_a_directory_that_is_not_a_sweep_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        look(["summary", "empty", "--job", "1"])
+        look_after(["summary", "empty", "--job", "1"])
     assert "unrecognized arguments: --job 1" in capsys.readouterr().err
     Path("empty").mkdir()
-    assert look(["status", "empty"]) == 2
+    assert look_after(["status", "empty"]) == 2
     assert (
         "no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>" in capsys.readouterr().err
     )
     for text, words in (("{", "not JSON (Expecting"), ('{"method": "bayes"}', "format: got None, expected 1")):
         Path("empty/sweep.json").write_text(text)
-        assert look(["status", "empty"]) == 2
+        assert look_after(["status", "empty"]) == 2
         assert f"sweep.json: {words}" in capsys.readouterr().err
 
 
@@ -37,8 +36,10 @@ def test_watching_continues_while_slurm_does_not_respond(queue, tmp_path, capsys
     monkeypatch.setattr(time, "sleep", lambda seconds: events.pop(0)() if seconds == WATCH_SECONDS else None)
     capsys.readouterr()
     look_after(["status", str(sweep.path), "--watch"])
-    told = [line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.startswith("job 0 ")]
-    assert told[:4] == ["running", "unknown", "running", "finished"] and events == []
+    shown_states = [
+        line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.startswith("job 0 ")
+    ]
+    assert shown_states[:4] == ["running", "unknown", "running", "finished"] and events == []
 
 
 def test_jobs_without_a_log_are_named_and_other_logs_are_shown(queue, tmp_path, capsys):

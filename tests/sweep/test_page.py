@@ -17,7 +17,7 @@ NASTY = ["$_$", r"$\x$", "a^$b$", r"\$x$$", "<b>&", "/a/long/path/to/the/data/of
 
 @pytest.mark.parametrize("kind", ["grid", "search"])
 def test_a_page_shows_any_value_as_the_text_that_it_is(kind, tmp_path):
-    """matplotlib takes what stands between two dollar signs for a formula."""
+    """matplotlib would render text between two dollar signs as a formula."""
     keys = ["data.sources.a$_$.pattern", "seed"]
     jobs = [[f"{keys[0]}={value}", f"seed={n}"] for n, value in enumerate(NASTY * 3)]
     sweep = sweep_of(tmp_path, *jobs, kind=kind)

@@ -52,7 +52,7 @@ def test_a_grid_of_one_job_varies_nothing(tmp_path):
 )
 @pytest.mark.parametrize("maximize", [False, True])
 def test_a_job_that_diverged_is_the_worst_and_never_the_best(name, lines, maximize, tmp_path):
-    """Neither its training loss nor an earlier evaluation stands in; a search is told the worst number that there is."""
+    """Neither its training loss nor an earlier evaluation replaces the objective; a search gets infinity."""
     sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
     sweep.objective, sweep.maximize = name, maximize
     for job, logged in zip(sweep.jobs, (lines, [{"step": 1, "loss": 5.0}, {"step": 2, "eval/loss": 5.0}]), strict=True):
