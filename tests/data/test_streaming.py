@@ -249,8 +249,8 @@ def test_worker_processes_give_the_same_windows(small_chats: Path, tokenizer: An
 @pytest.mark.parametrize(
     ("fields", "source", "text"),
     [
-        ({}, {"sample_count": 5}, r"sources\.mine\.sample_count: has no effect beside data\.streaming=true"),
-        ({}, {"split": "train[:10%]"}, r"sources\.mine\.split: got a slice, .*; drop the slice"),
+        ({}, {"sample_count": 5}, r"sources\.mine\.sample_count: has no effect with data\.streaming=true"),
+        ({}, {"split": "train[:10%]"}, r"sources\.mine\.split: got a slice, .*; remove the slice"),
         ({"train_eval_split": [0.9, 0.1]}, {}, r"train_eval_split: .* holds nothing out; set data\.eval_sources"),
     ],
 )

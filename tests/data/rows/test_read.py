@@ -24,7 +24,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
         GOOD + b"\nmessages: yes\n",
         r"bad\.jsonl:2: not JSON \(.*\); got 'messages: yes'; expected one JSON object per line",
     ),
-    "cut off": (GOOD + b"\n\n" + GOOD[:20], r"bad\.jsonl:3: not JSON .*the file may be cut off"),
+    "cut off": (GOOD + b"\n\n" + GOOD[:20], r"bad\.jsonl:3: not JSON .*the file may be truncated"),
     "not utf-8": (
         GOOD + b"\n" + GOOD.replace(b'"q"', b'"\xe9"'),
         r"bad\.jsonl:2: byte \d+ of the line \(0xe9\) is not UTF-8",
@@ -35,7 +35,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
         b"version https://git-lfs.github.com/spec/v1\n",
         "is a git-lfs pointer, not the data; run `git lfs pull`",
     ),
-    "one object": (json.dumps(chat("q", "a"), indent=1).encode(), "holds one JSON object over several lines"),
+    "one object": (json.dumps(chat("q", "a"), indent=1).encode(), "contains a single JSON object over several lines"),
     "array of text": (b'["a"]', "row 0: got a JSON str, expected an object"),
     "bad array": (b'[\n{"messages": []},\n}]', r"bad\.jsonl:3: not JSON"),
     "lines of text": (GOOD + b'\n"text"\n', r"bad\.jsonl:2: got a JSON str, expected an object"),
@@ -63,7 +63,7 @@ def test_bad_files_are_named(name: str, tmp_path: Path, tokenizer: Any) -> None:
         ("a.jsonl", b"<!DOCTYPE html>", r"a\.jsonl: looks like an HTML page, not data"),
         ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv:3: has 1 fields, but the header has 2 \(a, b\)"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"a": 1}\n\0\0\n', r"a\.jsonl:2: holds NUL bytes"),
+        ("a.jsonl", b'{"a": 1}\n\0\0\n', r"a\.jsonl:2: contains NUL bytes"),
         ("a.jsonl.gz", b"\x1f\x8b\x08", r"a\.jsonl\.gz: is gzip-compressed"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the built-in sources share: splits, slices, samples and the identity that they are part of."""
+"""The base of the built-in sources: splits, slices, samples, and the identity of the rows."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ def test_samples_and_splits_are_part_of_the_identity(hub_directory: Path) -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sample_ratio": 0.5, "sample_count": 3}, "sample_ratio: got 0.5 beside sample_count=3; expected one of them"),
-        ({"sample_ratio": 0}, "sample_ratio: got 0, which leaves no row"),
+        (
+            {"sample_ratio": 0.5, "sample_count": 3},
+            "sample_ratio: got 0.5 together with sample_count=3; expected one of them",
+        ),
+        ({"sample_ratio": 0}, "sample_ratio: got 0, which leaves no rows"),
         ({"sample_ratio": 1.5}, "sample_ratio: got 1.5, expected 1 or less"),
         ({"sample_count": 0}, "sample_count: got 0, expected 1 or more"),
     ],
@@ -73,7 +76,7 @@ def test_refused_fields(fields: dict[str, Any], message: str) -> None:
         ("train[:]", list(range(10))),
     ],
 )
-def test_splits_take_slices(tmp_path: Path, split: str, numbers: list[int]) -> None:
+def test_splits_can_be_sliced(tmp_path: Path, split: str, numbers: list[int]) -> None:
     write(tmp_path / "train.jsonl")
     for source in (HFSource(path=str(tmp_path), split=split), JsonSource(path=str(tmp_path), split=split)):
         rows = source.load("train")
@@ -88,11 +91,11 @@ def test_slices_are_checked_and_part_of_the_identity(tmp_path: Path) -> None:
         FieldError, match=r"split: got 'train\[10\]', expected a name and a slice such as train\[:10%\]"
     ):
         JsonSource(path=path, split="train[10]")
-    with pytest.raises(DataError, match=r"split=train\[20:\] leaves no row"):
+    with pytest.raises(DataError, match=r"split=train\[20:\] leaves no rows"):
         JsonSource(path=path, split="train[20:]").load("train")
 
 
-def test_a_share_that_holds_no_row_is_named(tmp_path: Path) -> None:
+def test_a_share_without_rows_is_named(tmp_path: Path) -> None:
     path = str(write(tmp_path / "train.jsonl"))
     with pytest.raises(
         DataError, match=r"sample_ratio=0\.01 of 10 rows leaves none; .*; raise it, or set sample_count"

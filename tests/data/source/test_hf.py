@@ -58,7 +58,7 @@ def test_a_file_and_a_split_folder_work_too(tmp_path: Path) -> None:
     assert contents(HFSource(path=str(tmp_path)).load("train")) == ["two"]
 
 
-def test_a_missing_split_names_those_that_are_there(hub_directory: Path) -> None:
+def test_a_missing_split_lists_the_existing_ones(hub_directory: Path) -> None:
     with pytest.raises(
         DataError, match=r"no file of split 'train'; .*found splits: test_sft, train_sft, train_sft_gen; set the"
     ):

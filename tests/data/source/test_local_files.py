@@ -23,7 +23,7 @@ from arctic_hydra.errors import FieldError
     ],
 )  # fmt: skip
 def test_files_by_path_have_no_splits(fields: dict[str, Any], message: str) -> None:
-    """Of a directory with train.jsonl and test.jsonl both would be read, whatever was asked for."""
+    """Of a directory with train.jsonl and test.jsonl, both would be read for any split."""
     with pytest.raises(FieldError, match=message):
         JsonSource(path="a.jsonl", **fields)
 
