@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.rows.base import Row, Rows
+from arctic_hydra.data.rows.base import Row
 from arctic_hydra.data.rows.read import as_rows, file_shard
 from arctic_hydra.data.rows.shard import START
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat, factory, geometry
+from tests.data.source.files import questions
 
 GOOD = json.dumps(chat("q", "a")).encode()
 
@@ -78,12 +79,8 @@ def test_shards_that_cannot_be_read_are_named(name: str, content: bytes, error: 
         read()
 
 
-def contents(rows: Rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
-
-
 def test_lists_and_datasets_of_other_sources_are_wrapped() -> None:
     import datasets
 
     rows = [chat("one", "a"), chat("two", "b")]
-    assert contents(as_rows(rows)) == contents(as_rows(datasets.Dataset.from_list(rows))) == ["one", "two"]
+    assert questions(as_rows(rows)) == questions(as_rows(datasets.Dataset.from_list(rows))) == ["one", "two"]

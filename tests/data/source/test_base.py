@@ -7,32 +7,16 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import DataError, FieldError
-from tests.data.samples import chat, write_lines
-from tests.data.source.files import ROWS, write
-
-MAPPING = {"train": "train_sft", "eval": "test_sft"}
-
-
-def contents(rows: Rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
-
-
-@pytest.fixture
-def hub_directory(tmp_path: Path) -> Path:
-    write_lines(tmp_path / "train_sft.jsonl", [chat(f"train {n}", "a") for n in range(4)])
-    write_lines(tmp_path / "test_sft.jsonl", [chat("test", "a")])
-    write_lines(tmp_path / "train_sft_gen.jsonl", [chat("other split", "a")])
-    return tmp_path
+from tests.data.source.files import HUB_SPLITS, ROWS, questions, write
 
 
 @pytest.mark.parametrize("fields", [{"sample_count": 2}, {"sample_ratio": "50%"}])
 def test_samples_are_drawn_by_seed_in_row_order(hub_directory: Path, fields: dict[str, Any]) -> None:
     def draw(**more: Any) -> list[str]:
-        return contents(HFSource(path=str(hub_directory), split="train_sft", **fields, **more).load("train"))
+        return questions(HFSource(path=str(hub_directory), split="train_sft", **fields, **more).load("train"))
 
     assert len(draw()) == 2 and draw() == sorted(draw()) == draw()
     assert len({tuple(draw(sample_seed=seed)) for seed in range(8)}) > 1
@@ -45,7 +29,7 @@ def test_samples_and_splits_are_part_of_the_identity(hub_directory: Path) -> Non
         {"sample_count": 2, "sample_seed": 1},
         {"split": "test_sft"},
     ]
-    base = {"path": str(hub_directory), "split_mapping": MAPPING}
+    base = {"path": str(hub_directory), "split_mapping": HUB_SPLITS}
     assert len({str(HFSource(**{**base, **fields}).identity("train")) for fields in variants}) == 4
 
 

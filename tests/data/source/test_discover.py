@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat, write_lines
-from tests.data.source.files import ROWS
-
-
-def contents(rows: Rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
+from tests.data.source.files import ROWS, questions
 
 
 def test_files_that_name_no_split_are_all_of_train(tmp_path: Path) -> None:
@@ -26,7 +21,7 @@ def test_files_that_name_no_split_are_all_of_train(tmp_path: Path) -> None:
     for name in ("README.md", "LICENSE.txt", ".gitattributes"):
         (tmp_path / name).write_text("x")
     source = HFSource(path=str(tmp_path))
-    assert contents(source.load("train")) == ["a.json", "b.jsonl", "data/latest-2024.jsonl"]
+    assert questions(source.load("train")) == ["a.json", "b.jsonl", "data/latest-2024.jsonl"]
     with pytest.raises(DataError, match=r"no file of split 'eval'; .*found splits: a, b, latest, train; set"):
         source.load("eval")
 
