@@ -1,6 +1,6 @@
-"""Arrow arrays as numpy arrays and back, without copying and without pandas.
+"""Conversion between Arrow arrays of integers and numpy arrays, without copies and without pandas.
 
-pyarrow's own conversions import pandas where it is installed, with the first array: a quarter of a second at each start.
+pyarrow's own conversions import pandas if it is installed, which costs a quarter of a second at each start.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 Array = np.ndarray[Any, Any]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def to_numpy(array: pa.Array) -> Array:
-    """Return the values of an Arrow array of numbers, as a view of its buffer; raises ValueError where some are missing."""
+    """Return an Arrow array of integers as a view of its buffer; raises ValueError if it contains nulls."""
     if array.null_count:
         raise ValueError(f"{array.null_count} numbers are missing")
     dtype = np.dtype(str(array.type))  # such as int32; `to_pandas_dtype` may import pandas
@@ -25,9 +26,6 @@ def to_numpy(array: pa.Array) -> Array:
 
 
 def to_arrow(numbers: Array) -> pa.Array:
-    """Return an Arrow array over the values of a numpy array of numbers, which must not change while it is used."""
+    """Return an Arrow array that shares the memory of a contiguous numpy array, which must not change while it is used."""
     kind = pa.from_numpy_dtype(numbers.dtype)
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))])
-
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]

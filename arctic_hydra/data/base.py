@@ -1,4 +1,4 @@
-"""Data factories and sources: the contract between rows on disk and the windows that a trainer steps through."""
+"""Base classes of data sources and data factories, and the loader protocol that the trainer reads from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchGeometry:
-    """How one optimizer step is cut into micro-batches."""
+    """How an optimizer step is divided into micro-batches."""
 
     micro_batch_size: int
     """Packs (or, unpacked, examples) per micro-batch and rank."""
@@ -31,7 +31,7 @@ class BatchGeometry:
     world: World
     seed: int
     most_steps: int = 0
-    """Optimizer steps of the run, where they are limited; 0: the data decides."""
+    """Limit of optimizer steps; 0: none, the data determines the length of the run."""
 
     @property
     def global_batch_size(self) -> int:
@@ -41,62 +41,62 @@ class BatchGeometry:
 
 @dataclass(frozen=True)
 class Example:
-    """One prepared example, for a person to look at."""
+    """One tokenized example, for display."""
 
     source: str
     row: int
     """Row number within the source."""
     ids: list[int]
     mask: list[int]
-    """1 where a token is trained on."""
+    """1 for each token that is trained on."""
     side: str = ""
-    """Of a preference, `chosen` or `rejected`."""
+    """`chosen` or `rejected` for a preference, otherwise empty."""
 
 
 class Loader(Protocol):
-    """Windows of one optimizer step each, addressable by position: resuming costs nothing."""
+    """Batches of one optimizer step each, addressable by position, so that resuming reads no earlier batches."""
 
     fingerprint: str
-    """Hash of everything that decides the content and order of the windows, ranks aside."""
+    """Hash of everything that determines content and order of the batches; independent of the number of ranks."""
     source_names: list[str]
     """Names that `Batch.source_K` indexes."""
 
     def steps(self, epoch: int) -> int:
-        """Optimizer steps in `epoch` (from 0), the ragged last one included."""
+        """Return the optimizer steps in `epoch` (from 0), including an incomplete last one."""
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
-        """Yield this rank's windows of `epoch` from step `start` on, in an order drawn from the seed and the epoch."""
+        """Yield this rank's batches of `epoch`, starting at step `start`; the order follows from seed and epoch."""
 
     def preview(self, count: int) -> list[Example]:
-        """Return up to `count` examples of each source to look at."""
+        """Return up to `count` examples of each source, for display."""
 
     def summary(self) -> dict[str, Any]:
-        """Return plain figures about the data for the record: rows, tokens, supervised share, fill, per source."""
+        """Return statistics of the data for the run record: rows, tokens, supervised share, fill, per source."""
 
 
 @dataclass(kw_only=True)
 class DataSource(Component):
-    """Base of the data sources: where rows come from."""
+    """Base of the data sources, which provide rows."""
 
     process: bool = True
-    """Whether rows are conversations or texts; false: they hold `input_ids` (and `labels`) already."""
+    """Whether rows are conversations or texts to tokenize; false: they contain `input_ids` (and `labels`)."""
     format: RowFormat = RowFormat.auto
-    """Form of the rows; auto: told by the columns, and a row in another form is an error."""
+    """Format of the rows; auto detects it from the columns, and a row in another format is an error."""
     role_mapping: dict[str, Any] = field(default_factory=dict)
-    """From roles to columns or paths, as in `{user: question, assistant: messages.role.assistant}`."""
+    """Maps roles to columns or paths, as in `{user: question, assistant: messages.role.assistant}`."""
     content_key: str | None = None
-    """Where items of a `role_mapping` path hold their text; the first of content, text, message, value when unset."""
+    """Key of the text in the items of a `role_mapping` path; unset: the first of content, text, message, value."""
 
     def validate(self) -> None:
-        """Check the role mapping; subclasses that check more call it too."""
+        """Check the role mapping; subclasses that override it call it too."""
         problems = mapping_problems(self.role_mapping, ROLES)
         if self.role_mapping and self.format not in (RowFormat.auto, RowFormat.question_answer):
-            problems.append(f"got a mapping beside format={self.format.value}, expected format=question_answer")
+            problems.append(f"got a mapping together with format={self.format.value}, expected format=question_answer")
         if problems:
             raise FieldError([("role_mapping", problem) for problem in problems])
-        if self.content_key and not any("." in place for _, place in mapped_paths(self.role_mapping)):
+        if self.content_key and not any("." in path for _, path in mapped_paths(self.role_mapping)):
             raise FieldError(
-                [("content_key", "has no effect without a path (array.field.value) in role_mapping; drop it")]
+                [("content_key", "has no effect without a path (array.field.value) in role_mapping; remove it")]
             )
 
     @property
@@ -121,14 +121,14 @@ class DataSource(Component):
     def load(self, split: str) -> Any:
         """Return the rows: a `Rows`, a `datasets.Dataset` or a list of dicts.
 
-        `split` is `train` or `eval`; the source maps it to a name of its own. Raises DataError naming file, line and
-        reason when rows cannot be read.
+        `split` is `train` or `eval`; the source maps it to the name that the data uses. Raises DataError naming file,
+        line and reason if rows cannot be read.
         """
 
     def shards(self, split: str) -> list[Any]:
-        """Return the pieces that streaming reads one after another, `data.source.shards.Shard`.
+        """Return the shards (`data.rows.shard.Shard`) that streaming reads one after another.
 
-        Here one, of rows that `load` returned; sources whose rows may not fit into memory override it.
+        By default a single shard with the rows that `load` returns; sources whose rows may not fit into memory override it.
         """
         from arctic_hydra.data.rows.columnar import IndexedShard
         from arctic_hydra.data.rows.read import as_rows
@@ -137,13 +137,13 @@ class DataSource(Component):
         return [LazyShard(lambda: IndexedShard(as_rows(self.load(split))))]
 
     def outline(self, split: str) -> dict[str, Any]:
-        """Return plain values that tell the rows without reading them all, such as names, sizes and samples of files."""
+        """Return plain values that identify the rows without reading all of them, such as names, sizes and sampled hashes of files."""
         return self.identity(split)
 
     def identity(self, split: str) -> dict[str, Any]:
-        """Return plain values that change whenever the rows change: part of the cache key, beside the code of a user's class.
+        """Return plain values that change whenever the rows change: part of the cache key, as is the code of a user's class.
 
-        Here a hash of every row; sources that can tell without reading the rows override it.
+        By default a hash of every row; sources that can identify the rows without reading them override it.
         """
         from arctic_hydra.data.rows.fingerprint import hash_rows
         from arctic_hydra.data.rows.read import as_rows
@@ -162,7 +162,7 @@ class DataFactory(Component):
 
     @property
     def has_evaluation(self) -> bool:
-        """Whether there will be an evaluation loader."""
+        """Whether `build` returns an evaluation loader."""
         return bool(self.eval_sources)
 
     @property
@@ -186,7 +186,7 @@ class DataFactory(Component):
         return ()
 
     def identities(self, split: str) -> dict[str, Any]:
-        """Return what the rows of each source of `split` (train or eval) depend on, such as content hashes."""
+        """Return the identity of the rows of each source of `split` (train or eval), such as content hashes."""
         return {name: self.identity_of(split, name) for name in self.sources_of(split)}
 
     def sources_of(self, split: str) -> dict[str, DataSource]:
@@ -194,7 +194,7 @@ class DataFactory(Component):
         return self.sources if split == "train" else self.eval_sources
 
     def identity_of(self, split: str, name: str) -> dict[str, Any]:
-        """Return plain values that change whenever the rows of a source change; raises DataError naming the source."""
+        """Return the identity of the rows of one source; raises DataError naming the source."""
         try:
             return self.row_identity(self.sources_of(split)[name], split)
         except DataError as error:
@@ -204,16 +204,16 @@ class DataFactory(Component):
         return f"data.{'sources' if split == 'train' else 'eval_sources'}.{name}"
 
     def row_identity(self, source: DataSource, split: str) -> dict[str, Any]:
-        """Return plain values that change whenever the rows of a source change, or a user's own code that makes them."""
+        """Return plain values that change whenever a source's rows change, or the user-defined code that produces them."""
         return {"rows": self.rows_of(source, split), "code": [code_identity(source), code_identity(self)]}
 
     def rows_of(self, source: DataSource, split: str) -> dict[str, Any]:
-        """Return what tells a source's rows from others."""
+        """Return plain values that change whenever a source's rows change."""
         return source.identity(split)
 
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:
-        """Return the training loader, and the evaluation loader where there is evaluation data.
+        """Return the training loader, and the evaluation loader if there is evaluation data.
 
-        Every rank calls it and gets the same plan; the evaluation loader holds each example exactly once, unshuffled.
+        Every rank calls it and gets the same plan; the evaluation loader contains each example exactly once, unshuffled.
         """

@@ -34,10 +34,10 @@ def legacy_identity(enabled: bool) -> Iterator[None]:
 
 
 def code_identity(component: Component) -> dict[str, Any]:
-    """Return the class of a source or data factory as plain values; for a user's own, its code and the fields it adds.
+    """Return the class of a source or data factory as plain values, with the code and the added fields of a user-defined one.
 
-    The code is the module of each class that it derives from, this package's and Python's aside. What these modules
-    import is not in it: whoever changes only that prunes the cache, or passes `data.cache=off`.
+    The code is the module of each class in its MRO, except for classes of this package and the standard library. It does
+    not cover what these modules import: after a change there, prune the cache or pass `data.cache=off`.
     """
     kind = type(component)
     own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in KNOWN_PACKAGES]
@@ -60,12 +60,12 @@ def code_identity(component: Component) -> dict[str, Any]:
 
 @cache
 def _module_hash(kind: type) -> str:
-    """Return a hash of a class's module: of its statements, since a resumed run may have other comments."""
+    """Return a hash of the syntax tree of a class's module, which does not change with its comments."""
     module = sys.modules.get(kind.__module__)
     try:
         content = ast.dump(ast.parse(inspect.getsource(module))).encode()  # type: ignore[arg-type]
     except (OSError, TypeError, SyntaxError):
         file = getattr(module, "__file__", None)
-        # Typed at a prompt: taken for no other class of that name.
+        # Defined in an interactive session, so nothing identifies it: never equal to another class of that name.
         content = Path(file).read_bytes() if file else os.urandom(16)
     return hashlib.sha256(content).hexdigest()

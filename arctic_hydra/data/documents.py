@@ -1,4 +1,4 @@
-"""Tokenized documents, as loaders read them."""
+"""Tokenized documents in the form that loaders read."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from arctic_hydra.data.arrays import Array
 
 @dataclass
 class Chunk:
-    """Examples as flat arrays, in row order."""
+    """Tokenized examples as flat arrays, in the order of their rows."""
 
     ids: Array
-    """int32, the tokens of all examples one after another."""
+    """int32, the tokens of all examples concatenated."""
     mask: Array
-    """uint8, 1 where a token is trained on."""
+    """uint8, 1 for each token that is trained on."""
     lengths: Array
     rows: Array
     """Row number of each example within its source."""
 
     @property
     def supervised(self) -> Array:
-        """Trained tokens of each example, int32; no example is without tokens."""
+        """Number of trained tokens of each example, int32; every example has at least one token."""
         starts = np.cumsum(self.lengths) - self.lengths
         return np.add.reduceat(self.mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
 
 
 class SingleDocuments:
-    """Base of stores whose examples are one document each; part of the protocol `Examples`."""
+    """Base of stores whose examples consist of one document each; part of the protocol `Examples`."""
 
     def documents(self, index: int) -> list[int]:
-        """Return the documents of one example: itself."""
+        """Return the document of one example: the example itself."""
         return [index]
 
     @property
     def flat(self) -> Self:
-        """The documents: the examples themselves."""
+        """The documents, which are the examples themselves."""
         return self
 
 
 class Examples(Protocol):
-    """Prepared examples by index."""
+    """Tokenized examples by index."""
 
     lengths: Array
     sources: Array
@@ -51,10 +51,10 @@ class Examples(Protocol):
 
     @property
     def flat(self) -> Documents:
-        """The documents that `documents` counts."""
+        """The documents that `documents` refers to."""
 
     def documents(self, index: int) -> list[int]:
-        """Return the documents of one example: one, or of a preference the chosen and the rejected one."""
+        """Return the documents of one example: one, or for a preference the chosen and the rejected one."""
 
 
 class Documents(Protocol):
@@ -67,4 +67,4 @@ class Documents(Protocol):
         """Return the int32 token ids of one document."""
 
     def mask(self, index: int) -> Array:
-        """Return the uint8 mask of one document, 1 where a token is trained on."""
+        """Return the uint8 mask of one document, 1 for each token that is trained on."""

@@ -51,7 +51,7 @@ def test_sources_without_these_fields_have_no_weight_and_every_split() -> None:
         SFTDataFactory(sources={"own": OwnSource(), "mine": JsonSource(path="x", weight=1)})
 
 
-def test_the_weight_is_a_field_of_the_sources_that_declare_it_alone() -> None:
+def test_the_weight_is_a_config_key_only_of_sources_that_declare_it() -> None:
     assert "weight" in JsonSource.__dataclass_fields__ and "weight" not in OwnSource.__dataclass_fields__
 
 
@@ -64,7 +64,7 @@ def test_an_empty_mapped_split_does_not_exist_unless_another_is_named() -> None:
     assert HFSource(path="x", split="train[:1%]", **data).has_split("eval")
 
 
-def test_factories_say_whether_they_pack_and_how_long_rows_are() -> None:
+def test_factories_have_packing_and_row_length() -> None:
     own = OwnFactory()
     assert (own.packs, own.row_tokens, list(own.end_of_turn_tokens)) == (False, 0, [])
     kinds: list[type[TokenizedDataFactory]] = [SFTDataFactory, CausalDataFactory, PreferenceDataFactory]

@@ -44,9 +44,9 @@ Module = Callable[..., Any]
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
-    """A function that writes a module of the user's and imports it anew."""
+    """A function that writes a user module and reimports it."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it is told by a time in whole seconds
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # bytecode is matched by a modification time in whole seconds
     written: list[str] = []
 
     def imported(name: str, text: str) -> Any:
@@ -79,13 +79,13 @@ def prepared(source: Any, tokenizer: Any) -> tuple[str, str]:
 def test_a_source_that_overrides_load_never_gets_the_tokens_of_another(
     module: Module, rows: str, tokenizer: Any
 ) -> None:
-    """It got those of plain JsonSource on the same file, from the cache."""
+    """It used to get those of JsonSource on the same file from the cache."""
     seen = [prepared(JsonSource(path=rows), tokenizer)]
     for method in ("upper", "lower"):
         seen.append(prepared(module("my_rows", source_text(method)).Mine(path=rows), tokenizer))
     assert ["It is Said" in seen[0][1], "IT IS SAID" in seen[1][1], "it is said" in seen[2][1]] == [True] * 3
     assert len({key for key, _ in seen}) == 3
-    again = module("my_rows", "# A comment is no other code.\n" + source_text("lower")).Mine(path=rows)
+    again = module("my_rows", "# Only a comment was added.\n" + source_text("lower")).Mine(path=rows)
     assert prepared(again, tokenizer) == seen[2]
 
 

@@ -1,4 +1,4 @@
-"""The options in conf/: each composes into the typed slots, and follows what the command line says."""
+"""The data options in conf/ compose into the typed slots and take overrides."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_cache_takes_on_and_off(repository: Path, text: str, value: bool) -> Non
     assert built(repository, f"data.cache={text}").data.cache is value
 
 
-def test_ultrachat_evaluates_where_it_trains(repository: Path) -> None:
+def test_ultrachat_evaluates_on_the_set_it_trains_on(repository: Path) -> None:
     hub = built(repository, "data=ultrachat").data
     assert hub.sources["ultrachat"].path == hub.eval_sources["ultrachat"].path == "HuggingFaceH4/ultrachat_200k"
     local = built(
@@ -80,7 +80,7 @@ def test_json_needs_a_path(repository: Path) -> None:
     assert (data.max_length, data.train_eval_split, data.has_evaluation) == (1024, [0.9, 0.1], True)
 
 
-def test_held_out_split_beside_eval_sources_says_what_to_pass(repository: Path) -> None:
+def test_a_held_out_split_with_eval_sources_names_the_override(repository: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"data\.train_eval_split: got .* beside eval_sources \(chat\); .*~data\.eval_sources\.chat"
     ):

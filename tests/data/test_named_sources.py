@@ -1,4 +1,4 @@
-"""The named data sets: each option reads a small local file in exactly its set's layout, every turn in order."""
+"""The named data sets: each option reads local files in the layout of its set on the hub, every turn in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.data.test_conf import built
 
 Turns = list[tuple[str, str]]
 SETS: dict[str, tuple[list[str], dict[str, Any], Turns]] = {
-    # The files as the hub has them, a row with all of its columns, and the chat that it is.
+    # The files on the hub, a row with all of its columns, and the conversation in it.
     "openorca": (
         ["1M-GPT4-Augmented.parquet", "3_5M-GPT3_5-Augmented.parquet"],
         {"id": "niv.242684", "system_prompt": "Be exact.", "question": "2 + 2?", "response": "4"},
@@ -105,7 +105,7 @@ SETS: dict[str, tuple[list[str], dict[str, Any], Turns]] = {
     ),
 }
 
-BESIDE = {
+OTHER_SPLITS = {
     "ultrachat": ["data/test_sft-00000-of-00001-f7dfac4afe5b93f4.parquet"],
     "acemath": ["data/general_sft_stage1.parquet", "data/math_sft.parquet"],
 }
@@ -113,9 +113,9 @@ BESIDE = {
 
 
 def write_set(folder: Path, name: str) -> None:
-    """Write a set as its repository lies on the hub: each of its files holds one row."""
+    """Write a data set as its repository on the hub is laid out, with one row per file."""
     files, row, _ = SETS[name]
-    for file in [*files, *BESIDE.get(name, [])]:
+    for file in [*files, *OTHER_SPLITS.get(name, [])]:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         content = row if file in files else {"no": "row of this split"}
@@ -125,8 +125,8 @@ def write_set(folder: Path, name: str) -> None:
             path.write_text(json.dumps([content], indent=1))
         else:
             write_lines(path, [content])
-    for beside in ("README.md", "LICENSE", ".gitattributes"):
-        (folder / beside).write_text("not data")
+    for name in ("README.md", "LICENSE", ".gitattributes"):
+        (folder / name).write_text("not data")
     (folder / "dataset_infos.json").write_text("{}")
     (folder / ".cache" / "huggingface").mkdir(parents=True)
     (folder / ".cache" / "huggingface" / "train.json").write_text("{}")
@@ -147,8 +147,8 @@ def test_named_sets_read_their_layout(name: str, tmp_path: Path, repository: Pat
     json.dumps(store.report)
 
 
-def test_a_set_is_trained_and_evaluated_on_in_parts(tmp_path: Path, repository: Path, tokenizer: Any) -> None:
-    """MetaMathQA has one split: both sides read the same file, and no row twice."""
+def test_a_set_is_divided_for_training_and_evaluation(tmp_path: Path, repository: Path, tokenizer: Any) -> None:
+    """MetaMathQA has a single split: training and evaluation read disjoint parts of the same file."""
     rows = [{"query": f"{number} + 1?", "response": str(number + 1)} for number in range(20)]
     (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(rows))
     data = built(

@@ -1,1 +1,1 @@
-"""Row formats to conversations, texts and preference pairs."""
+"""Row formats, read into conversations, plain texts and preference pairs."""

@@ -1,4 +1,4 @@
-"""Alpaca rows: instruction, input, output."""
+"""Alpaca rows: `instruction`, `input` and `output`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def alpaca_question(row: Row) -> list[Message]:
-    """Return the turns of `history`, and the question that `instruction` and `input` are, one of which may be empty."""
+    """Return the turns of `history` and the question in `instruction` and `input`, one of which may be empty."""
     messages: list[Message] = []
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):

@@ -1,4 +1,4 @@
-"""Checking conversations in the OpenAI form before anything renders them."""
+"""Conversations in the OpenAI format, checked before a chat template renders them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 
-# Which roles usually stand before each role; None is the start of the conversation.
+# Roles that usually precede each role; None is the start of the conversation.
 _USUALLY_FOLLOWS: dict[str, tuple[str | None, ...]] = {
     "system": (None,),
     "developer": (None, "system"),
@@ -26,7 +26,7 @@ _USUALLY_FOLLOWS: dict[str, tuple[str | None, ...]] = {
 
 
 class RowProblem(ValueError):
-    """What is wrong with one row; whoever knows source and row number turns it into a DataError or a count."""
+    """A problem with one row; the caller, which knows source and row number, raises it as a DataError or counts it."""
 
     def __init__(self, reason: str, text: str) -> None:
         self.reason = reason
@@ -40,27 +40,27 @@ class Chat:
     messages: list[Message]
     tools: list[Any] | None = None
     weights: list[int] | None = None
-    """1 or 0 for each message: whether it may be trained on; None is 1 for all."""
+    """1 or 0 for each message: whether it may be trained on; None: 1 for all."""
 
 
 @dataclass
 class PlainText:
-    """A text that no chat template touches; trained on from character `start`."""
+    """A text that is not rendered with a chat template; trained on from character `start`."""
 
     text: str
     start: int = 0
 
 
 def malformed(text: str) -> RowProblem:
-    """Return the problem of a row that is no proper example."""
+    """Return the problem of a row that is not a valid example."""
     return RowProblem("malformed", text)
 
 
 def read_chat(row: Row, column: str = "messages") -> Chat:
     """Return the checked conversation in `column` of a row, with its tools.
 
-    Raises RowProblem: no such column, an unknown role, a tool's answer before any turn that could have called it,
-    content that is no text, no answer.
+    Raises RowProblem if the column is missing, a role is unknown, a tool message precedes every assistant message, a
+    content is not a text, or there is no answer.
     """
     if row.get(column) is None:
         raise malformed(
@@ -70,14 +70,14 @@ def read_chat(row: Row, column: str = "messages") -> Chat:
 
 
 def columns_of(row: Row) -> str:
-    """Return the names of the columns that hold something, for a person."""
+    """Return the names of the columns that are not null, for messages."""
     return ", ".join(sorted(name for name, value in row.items() if value is not None)) or "(none)"
 
 
 def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "messages") -> Chat:
-    """Return checked messages without the keys that hold None or no calls; raises RowProblem naming the message.
+    """Return checked messages without null values and empty `tool_calls`; raises RowProblem naming the message.
 
-    The order of the roles is the template's matter: some take two questions in a row, some refuse them.
+    The order of roles is left to the template: some accept two user messages in a row, some refuse them.
     """
     check_turns(messages, column)
     if not any(message["role"] == "assistant" for message in messages):
@@ -91,9 +91,9 @@ def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "mes
             message["content"] = "".join(part["text"] for part in message["content"])
         if "tool_calls" in message:
             message["tool_calls"] = _read_calls(message["tool_calls"], f"message {index}")
-            if not message["tool_calls"]:  # templates ask whether the key is there
+            if not message["tool_calls"]:  # templates test whether the key exists
                 del message["tool_calls"]
-            message.setdefault("content", "")  # what templates want of a call without a text is told by `call_form`
+            message.setdefault("content", "")  # the encoder adapts a call without text to the template
     return Chat(kept, tools, weights if 0 in weights else None)
 
 
@@ -109,31 +109,31 @@ def check_turns(messages: Any, column: str = "messages") -> None:
         answered = answered or message["role"] == "assistant"
         if message["role"] == "tool" and not answered:
             raise malformed(
-                f"message {index}: role 'tool' cannot stand before the first assistant message; expected tool messages "
+                f"message {index}: role 'tool' before the first assistant message; expected tool messages "
                 f"after an assistant's call"
             )
 
 
 def unusual_turn(messages: list[Message]) -> int | None:
-    """Return the first message whose role does not usually follow the one before it; None if there is none."""
+    """Return the index of the first message whose role does not usually follow the previous one; None if there is none."""
     roles = [message["role"] for message in messages]
     pairs = enumerate(zip([None, *roles], roles, strict=False))
     return next((index for index, (before, role) in pairs if before not in _USUALLY_FOLLOWS[role]), None)
 
 
 def check_media(row: Row) -> None:
-    """Check that no column beside the texts holds an image or the like; raises RowProblem naming it."""
+    """Check that no column contains images, videos or audio; raises RowProblem naming the column."""
     for name in _MEDIA_COLUMNS:
         value = row.get(name)
         if value is not None and value != [] and value != "":
             many = f"{len(value)} of them" if isinstance(value, list) else "one"
-            raise malformed(f"column '{name}' holds {many}, but this trains on text only; expected rows of text")
+            raise malformed(f"column '{name}' contains {many}, but training is on text only; expected rows of text")
 
 
 def read_tools(row: Row) -> list[Any] | None:
-    """Return the row's tool schemas, None where it has none; `tools` may be JSON text.
+    """Return the row's tool schemas, None if it has none; `tools` may be JSON text.
 
-    Raises RowProblem when it is neither a list of objects nor JSON text of one.
+    Raises RowProblem if it is neither a list of objects nor JSON text of one.
     """
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
@@ -145,7 +145,7 @@ def read_tools(row: Row) -> list[Any] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise malformed(f"tools is {type(tools).__name__}, expected a list of JSON schemas")
-    # Templates are written for the OpenAI form, {type: function, function: {...}}.
+    # Templates expect the OpenAI format, {type: function, function: {...}}.
     return [tool if "type" in tool or "name" not in tool else {"type": "function", "function": tool} for tool in tools]
 
 
@@ -156,14 +156,14 @@ def _read_calls(calls: Any, where: str) -> list[Any]:
 
 
 def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a call with its arguments as an object: OpenAI sends JSON text, templates would write that as a string."""
+    """Return a call with its arguments as an object: OpenAI sends JSON text, which templates would render as a string."""
     inner = call.get("function", call)
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise malformed(f"{where}: a tool call has no name, expected {{function: {{name, arguments}}}}")
     arguments = inner.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}  # "" is none at all
+            arguments = json.loads(arguments) if arguments.strip() else {}  # "" means no arguments
         except ValueError as error:
             raise malformed(f"{where}: the arguments of a tool call are not JSON ({error})") from error
     if not isinstance(arguments, dict | type(None)):
@@ -185,12 +185,14 @@ def _check_message(message: Any, index: int) -> None:
     role = message.get("role")
     if role not in ROLES:
         hint = (
-            "; ShareGPT rows (from, value) have another form" if "from" in message or role in ("human", "gpt") else ""
+            "; ShareGPT rows (from, value) have a different format"
+            if "from" in message or role in ("human", "gpt")
+            else ""
         )
         raise malformed(f"message {index}: role {role!r}, expected one of {', '.join(ROLES)}{hint}")
     content = message.get("content")
-    if message.get("function_call"):  # templates know of no such thing
-        raise malformed(f"message {index} ({role}): function_call is OpenAI's former form, expected tool_calls")
+    if message.get("function_call"):  # templates do not support it
+        raise malformed(f"message {index} ({role}): function_call is OpenAI's deprecated format, expected tool_calls")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return
     for key in REASONING_KEYS:
@@ -207,42 +209,42 @@ def _check_message(message: Any, index: int) -> None:
 
 
 def _is_text_part(part: Any) -> bool:
-    """Whether a part of a content is `{type: text, text: ...}` and nothing else; None is what a column leaves empty."""
+    """Whether a content part is `{type: text, text: ...}` with no other value; columnar files add null values."""
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         return False
     return all(value is None for key, value in part.items() if key not in ("type", "text"))
 
 
 def _is_plain_ascii(value: Any) -> bool:
-    """Whether `check_text` has nothing to look for."""
+    """Whether `check_text` accepts the value; faster for the common case."""
     return isinstance(value, str) and value.isascii() and "\0" not in value
 
 
 def check_text(value: Any, what: str) -> str:
-    """Return `value` where it is a text to train on; raises RowProblem saying what it is instead."""
+    """Return `value` if it is a text to train on; raises RowProblem saying what it is instead."""
     if not isinstance(value, str):
         got = "null" if value is None else type(value).__name__
         kinds = {part.get("type") for part in value if isinstance(part, dict)} if isinstance(value, list) else set()
         media = sorted(str(kind) for kind in kinds - {"text", None})
-        hint = f" (with {', '.join(media)} parts; this trains on text only)" if media else ""
+        hint = f" (with {', '.join(media)} parts; training is on text only)" if media else ""
         raise malformed(f"{what} is {got}{hint}, expected a text")
     if "\0" in value:
-        raise malformed(f"{what} holds a NUL character at place {value.index(chr(0))}, expected a text")
+        raise malformed(f"{what} contains a NUL character at position {value.index(chr(0))}, expected a text")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(value[error.start]):04x}"
             raise malformed(
-                f"{what} holds {half} at place {error.start}, half of a character that was cut in two, expected a text"
+                f"{what} contains {half} at position {error.start}, half of a surrogate pair, expected a text"
             ) from error
     return value
 
 
 def prepend_system(row: Row, messages: Any) -> Any:
-    """Return the messages behind the text of the row's `system` column, unless they begin with a system message.
+    """Return the messages preceded by the row's `system` column, unless they begin with a system message.
 
-    What is no list of messages is returned as it is: checking the turns says so.
+    Anything other than a list of messages is returned unchanged, for `check_turns` to refuse.
     """
     system = row.get("system")
     if system in (None, "") or not isinstance(messages, list) or not messages:

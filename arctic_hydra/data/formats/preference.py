@@ -1,4 +1,4 @@
-"""Rows with a chosen and a rejected answer, read into two conversations that share everything before the last answer."""
+"""Preference rows, read into two conversations that differ only in the last answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _TURN_COLUMNS = ("messages", *CONVERSATION_COLUMNS)
 _PROMPT_COLUMNS = ("prompt", *_TURN_COLUMNS)
 _QUESTION_COLUMNS = ("question", "input")
-# The texts of Anthropic's hh-rlhf and of what was made after it.
+# The transcripts of Anthropic's hh-rlhf and the sets derived from it.
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
@@ -34,10 +34,10 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 def read_preference(row: Row) -> tuple[Chat, Chat]:
     """Return the chosen and the rejected conversation, each with the prompt.
 
-    The prompt is what both conversations begin with, and what stands in columns of its own: `prompt`, `messages` or
-    `conversations` (a text or turns), a `system` text, and for answers alone `question`, or `instruction` and `input`.
-    Texts of "Human:" and "Assistant:" turns are conversations. Raises RowProblem when a prompt is missing, contradicts
-    the conversations or another column, or is not the same for both answers.
+    The prompt is the common beginning of both conversations, or is given in separate columns: `prompt`, `messages` or
+    `conversations` (a text or turns), a `system` text, and for single answers `question`, or `instruction` and `input`.
+    Texts of "Human:" and "Assistant:" turns are parsed as conversations. Raises RowProblem if the prompt is missing,
+    contradicts the conversations or another column, or differs between the answers.
     """
     check_media(row)
     sides = _read_sides(row)
@@ -49,14 +49,14 @@ def read_preference(row: Row) -> tuple[Chat, Chat]:
 
 
 def _read_sides(row: Row) -> list[list[Message]]:
-    """Return the messages of both sides: whole conversations, or answers alone."""
+    """Return the messages of both sides: whole conversations, or only the answers."""
     names = ("chosen", "rejected")
     transcripts = [_transcript(side) if isinstance(side := row.get(name), str) else None for name in names]
     found = [transcript for transcript in transcripts if transcript]
     sides = found if len(found) == 2 else [_read_side(row, name) for name in names]
     for name, side in zip(names, sides, strict=True):
         if (role := side[-1]["role"]) != "assistant":
-            raise malformed(f"{name} ends in a {role} turn, expected the assistant's answer at its end")
+            raise malformed(f"{name} ends with a {role} turn, expected the assistant's answer at its end")
     return sides
 
 
@@ -71,14 +71,14 @@ def _read_side(row: Row, name: str) -> list[Message]:
 
 
 def _messages(turns: list[Any], where: str) -> list[Message]:
-    """Return turns in the OpenAI or the ShareGPT form as messages, checked one by one."""
+    """Return turns in the OpenAI or ShareGPT format as checked messages."""
     messages = [sharegpt_turn(turn, f"{where} {n}") if "from" in turn else turn for n, turn in enumerate(turns)]
     check_turns(messages, where)
     return messages
 
 
 def _transcript(text: str) -> list[Message] | None:
-    """Return the turns of a text that is a conversation between "Human:" and "Assistant:", None for any other text."""
+    """Return the turns of a text with "Human:" and "Assistant:" turns, None for any other text."""
     marks = list(_SPEAKER.finditer(text))
     if not marks or marks[0].start() or marks[0][1] != "Human" or len(marks) == 1:
         return None
@@ -90,9 +90,9 @@ def _transcript(text: str) -> list[Message] | None:
 
 
 def _prompt(row: Row, sides: list[list[Message]]) -> list[Message]:
-    """Return the prompt that stands in columns of its own: the longest one, which has to hold the others.
+    """Return the prompt given in separate columns: the longest one, which must contain the others.
 
-    Empty where there is none; then both sides have it in them.
+    Empty if there is none; then both sides contain the prompt.
     """
     is_whole = all(side[0]["role"] != "assistant" and _has_user_turn(side) for side in sides)
     found = _prompt_columns(row, is_whole)
@@ -105,20 +105,20 @@ def _prompt(row: Row, sides: list[list[Message]]) -> list[Message]:
         if not all(map(_has_user_turn, sides)):
             raise malformed(
                 f"no prompt for chosen and rejected; got the columns {columns_of(row)}; expected prompt, messages, "
-                f"conversations, question or instruction beside them, or whole conversations in both"
+                f"conversations, question or instruction as a column, or whole conversations in both"
             )
         return []
     longest = max(found, key=lambda name: len(found[name]))
     for name, messages in found.items():
         if not _contains_turns(found[longest], messages):
             raise malformed(
-                f"the columns {longest} and {name} hold different prompts; expected one; remove the one that is none"
+                f"columns {longest} and {name} contain different prompts; expected one prompt; remove the column that is not the prompt"
             )
     return found[longest]
 
 
 def _prompt_columns(row: Row, is_whole: bool) -> dict[str, list[Message]]:
-    """Return the messages in each column that holds a prompt; whole conversations need no column with a question."""
+    """Return the messages of each column with a prompt; question columns are ignored for whole conversations."""
     names = [name for name in _PROMPT_COLUMNS if row.get(name)]
     if not is_whole:
         names += [name for name in _QUESTION_COLUMNS if row.get(name)]
@@ -133,7 +133,7 @@ def _prompt_columns(row: Row, is_whole: bool) -> dict[str, list[Message]]:
 
 
 def _read_prompt_column(value: Any, name: str, is_whole: bool) -> list[Message]:
-    """Return the messages of a prompt column; beside whole conversations one may hold something else, which is none."""
+    """Return the messages of a prompt column; next to whole conversations it may contain something else, which is ignored."""
     if isinstance(value, list) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value):
         return _messages(value, name)
     if isinstance(value, str) and name not in _TURN_COLUMNS:
@@ -146,19 +146,19 @@ def _read_prompt_column(value: Any, name: str, is_whole: bool) -> list[Message]:
 
 
 def _conversation(row: Row, name: str, prompt: list[Message], side: list[Message]) -> Chat:
-    """Return the conversation of a side, which repeats the prompt or goes on from it."""
+    """Return the conversation of a side, which repeats or continues the prompt."""
     systems = [message for message in prompt if message["role"] == "system"]
     asked = [message for message in prompt if message["role"] != "system"]
-    # An answer that a question follows goes on from the prompt, unless it begins like it.
+    # A side that begins with an answer continues the prompt, unless it begins like the prompt.
     compared = side[: len(asked)] if side[0]["role"] == "assistant" else side
     messages = [*systems, *side] if not _contains_turns(side, systems) else side
     if not _contains_turns(compared, asked):
         before, after = prompt[-1]["role"], side[0]["role"]
-        # A prompt that ends in a question goes on with its answer.
+        # A prompt that ends with a question must be continued by its answer.
         if (before == "assistant") == (after == "assistant"):
             raise malformed(
-                f"{name} neither repeats the prompt beside it nor goes on from it (which ends in {before!r}, and {name} begins "
-                f"with {after!r}); got the columns {columns_of(row)}; expected one prompt"
+                f"{name} neither repeats nor continues the prompt (the prompt ends with {before!r}, and {name} begins with "
+                f"{after!r}); got the columns {columns_of(row)}; expected one prompt"
             )
         messages = [*prompt, *side]
     return check_chat(prepend_system(row, messages), read_tools(row), name)
@@ -169,7 +169,7 @@ def _has_user_turn(side: list[Message]) -> bool:
 
 
 def _contains_turns(messages: list[Message], part: list[Message]) -> bool:
-    """Whether the messages hold the turns of `part`, one after another."""
+    """Whether the messages contain the turns of `part` in sequence."""
     keys, wanted = [_turn_key(message) for message in messages], [_turn_key(message) for message in part]
     return any(keys[start : start + len(wanted)] == wanted for start in range(len(keys) - len(wanted) + 1))
 

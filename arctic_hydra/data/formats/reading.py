@@ -1,4 +1,4 @@
-"""The forms in which people keep examples, told apart by their columns, and read into conversations or plain texts."""
+"""Row formats, detected from their columns, and read into conversations or plain texts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class RowFormat(Enum):
-    """The form of a source's rows."""
+    """Format of a source's rows."""
 
     auto = "auto"
     messages = "messages"
@@ -48,56 +48,54 @@ QUESTION_ANSWER = {"user": "question", "assistant": "answer"}
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of one source are read."""
+    """Settings for reading the rows of one source."""
 
     format: RowFormat = RowFormat.auto
     role_mapping: dict[str, Any] = field(default_factory=dict)
     content_key: str | None = None
     text_column: str = "text"
     detected: bool = False
-    """Whether the format was found out from the rows; then a row in another one is an error."""
+    """Whether the format was detected from the rows; then a row in another format is an error."""
 
     def read(self, row: Row) -> Chat | PlainText:
-        """Return the example in `row`; raises RowProblem when it is none, or has another form than the others."""
+        """Return the example in `row`; raises RowProblem if it is invalid or has another format than the others."""
         if self.detected:
             found = detect(row)
             if found not in (None, self.format):
                 raise mixed(row, found, self.format)
-        if self.format is not RowFormat.text and not self.role_mapping:  # both say what of a row counts
+        if self.format is not RowFormat.text and not self.role_mapping:  # both name the columns that are used
             check_media(row)
         return _READERS[self.format](self, row)
 
 
 def mixed(row: Row, found: RowFormat | None, expected: RowFormat) -> Exception:
-    """Return the problem of a row whose form differs from the rows before it; never dropped silently."""
+    """Return the problem of a row whose format differs from that of the previous rows; it is never dropped silently."""
     problem = malformed(
-        f"mixed schemas: this row has the form {found.value if found else 'unknown'} (columns {columns_of(row)}), but "
-        f"the rows before it have the form {expected.value}; expected one form in a source; make them two sources, or "
-        f"declare the source's format="
+        f"mixed schemas: this row has the format {found.value if found else 'unknown'} (columns {columns_of(row)}), but "
+        f"the previous rows have the format {expected.value}; expected one format per source; make them two sources, or "
+        f"set the source's format="
     )
     problem.reason = "mixed"
     return problem
 
 
 def detect(row: Row) -> RowFormat | None:
-    """Return the form of a row by its columns, None where it has none that is known.
+    """Return the format of a row by its columns, None if it is unknown.
 
-    Raises RowProblem when it fits several.
+    Raises RowProblem if several formats match.
     """
     present = {name for name, value in row.items() if value is not None}
     if {"chosen", "rejected"} <= present:
-        return RowFormat.preference  # whatever column beside them holds the question, see `pairs`
+        return RowFormat.preference  # any other column may contain the prompt, see `formats.preference`
     found = [form for form, names in _SIGNATURES if names <= present]
     if RowFormat.alpaca in found and RowFormat.text in found:
-        found.remove(RowFormat.text)  # Alpaca's own files have the same question and answer as one text beside them
+        found.remove(RowFormat.text)  # the original Alpaca files repeat question and answer in a text column
     conversation = next((name for name in CONVERSATION_COLUMNS if name in present), None)
-    if conversation and row[conversation] != []:  # an empty one has no form, and is malformed in either
-        found.append(_conversation_form(row[conversation]))
+    if conversation and row[conversation] != []:  # an empty one is malformed in any format
+        found.append(_conversation_format(row[conversation]))
     if len(found) > 1:
         names = ", ".join(form.value for form in found)
-        problem = malformed(
-            f"the columns {columns_of(row)} fit several formats ({names}); declare the source's format="
-        )
+        problem = malformed(f"the columns {columns_of(row)} fit several formats ({names}); set the source's format=")
         problem.reason = "mixed"
         raise problem
     return found[0] if found else None
@@ -112,7 +110,7 @@ _SIGNATURES: list[tuple[RowFormat, set[str]]] = [
 ]
 
 
-def _conversation_form(value: Any) -> RowFormat:
+def _conversation_format(value: Any) -> RowFormat:
     first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
     return RowFormat.messages if "role" in first else RowFormat.sharegpt
 
@@ -144,15 +142,15 @@ def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
         messages = prepend_system(row, [*prompt, *completion])
         chat = check_chat(messages, read_tools(row), "prompt and completion")
         given, context = chat.weights or [1] * len(messages), len(messages) - len(completion)
-        # Answers in the prompt are context: only the completion is trained on.
+        # Answers in the prompt are context; only the completion is trained on.
         chat.weights = [0] * context + given[context:]
         return chat
     if isinstance(prompt, list) or isinstance(completion, list):
         raise malformed("prompt and completion: expected two texts or two lists of messages, got one of each")
     if row.get("system"):
         raise malformed(
-            "system: got a text beside a plain prompt and completion, which no chat template joins; expected prompt and "
-            "completion as lists of messages, or no system"
+            "system: got a text together with a plain prompt and completion, which are not rendered with a chat template; "
+            "expected prompt and completion as lists of messages, or no system"
         )
     start = len(check_text(prompt, "prompt"))
     return PlainText(prompt + check_text(completion, "completion"), start)
@@ -160,7 +158,7 @@ def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
 
 def _read_question_answer(reading: Reading, row: Row) -> Chat:
     messages = read_mapped(row, reading.role_mapping or QUESTION_ANSWER, reading.content_key)
-    if not reading.role_mapping:  # a mapping names the column of each role itself
+    if not reading.role_mapping:  # a mapping already names the column of the system text
         messages = prepend_system(row, messages)
     return check_chat(messages, read_tools(row), "role_mapping")
 
@@ -173,7 +171,7 @@ def _read_text(reading: Reading, row: Row) -> PlainText:
 
 
 def _read_preference(reading: Reading, row: Row) -> Chat:
-    """Return the chosen conversation: what supervised training makes of preferences."""
+    """Return the chosen conversation, which supervised training uses of a preference."""
     return read_preference(row)[0]
 
 
@@ -189,9 +187,9 @@ _READERS: dict[RowFormat, Callable[[Reading, Row], Chat | PlainText]] = {
 
 
 def detect_format(rows: Rows) -> RowFormat:
-    """Return the form of the first row that has one, among the first 100.
+    """Return the format of the first of 100 rows whose format is known.
 
-    Raises DataError naming the first row when none has, or when a row fits several.
+    Raises DataError naming the row if there is none, or if a row fits several formats.
     """
     head = rows.take(range(min(100, len(rows))))
     for index, row in enumerate(head):
@@ -202,7 +200,7 @@ def detect_format(rows: Rows) -> RowFormat:
         if found is not None:
             return found
     if not head:
-        return RowFormat.messages  # nothing to read; the count of rows says so
+        return RowFormat.messages  # there are no rows, which is reported later
     raise DataError(
         f"{rows.where(0)}: no known format; got the columns {columns_of(head[0])}; expected messages, conversations, "
         f"instruction and output, prompt and completion, question and answer, or text; set the source's role_mapping="

@@ -1,7 +1,7 @@
-"""Conversations from columns: `role_mapping` says where each role's text stands.
+"""Conversations from columns: `role_mapping` maps each role to the location of its texts.
 
-A place is a column (`question`) or a path `array.field.value` (`messages.role.user`): the items of column `array` whose
-`field` equals `value`. Items of one array keep their order, whatever their roles.
+A location is a column (`question`) or a path `array.field.value` (`messages.role.user`): the items of column `array` whose
+`field` equals `value`. The items of an array keep their order across roles.
 """
 
 from __future__ import annotations
@@ -18,51 +18,53 @@ CONTENT_KEYS = ("content", "text", "message", "value")
 
 
 def mapped_paths(role_mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (role, place) in the order of the mapping; a role may have a list of mapped_paths."""
+    """Return (role, column or path) in the order of the mapping; a role may be mapped to a list."""
     return [
-        (str(role), str(place))
+        (str(role), str(path))
         for role, value in role_mapping.items()
-        for place in (value if isinstance(value, list) else [value])
+        for path in (value if isinstance(value, list) else [value])
     ]
 
 
 def mapping_problems(role_mapping: Mapping[str, Any], roles: tuple[str, ...]) -> list[str]:
-    """Return what is wrong with a mapping."""
+    """Return the problems of a mapping."""
     problems = []
-    for role, place in mapped_paths(role_mapping):
+    for role, path in mapped_paths(role_mapping):
         if role not in roles:
             problems.append(f"got the role {role!r}, expected one of {', '.join(roles)}")
-        if place.count(".") not in (0, 2):
-            problems.append(f"got {place!r} for {role}, expected a column or a path array.field.value")
+        if path.count(".") not in (0, 2):
+            problems.append(f"got {path!r} for {role}, expected a column or a path array.field.value")
     fields: dict[str, str] = {}
-    for _, place in mapped_paths(role_mapping):
-        if place.count(".") == 2:
-            array, name, _ = place.split(".")
+    for _, path in mapped_paths(role_mapping):
+        if path.count(".") == 2:
+            array, name, _ = path.split(".")
             if fields.setdefault(array, name) != name:
-                problems.append(f"got {array}.{name} beside {array}.{fields[array]}, expected one field for the roles")
+                problems.append(
+                    f"got {array}.{name} together with {array}.{fields[array]}, expected one field for the roles"
+                )
     if role_mapping and not any(role == "assistant" for role, _ in mapped_paths(role_mapping)):
-        problems.append("got no place for assistant, so there is nothing to train on")
+        problems.append("got no assistant, so there is nothing to train on")
     return problems
 
 
 def read_mapped(row: Row, role_mapping: Mapping[str, Any], content_key: str | None) -> list[Message]:
-    """Return the messages of a row in the order of the mapping, the items of an array in their own order.
+    """Return the messages of a row in the order of the mapping, with the items of an array in their original order.
 
-    Empty system texts are left out. Raises RowProblem for a missing column, or an item whose role is not mapped.
+    Empty system texts are omitted. Raises RowProblem for a missing column, or an item whose role is not mapped.
     """
     messages: list[Message] = []
     arrays: dict[str, dict[str, str]] = {}
-    for role, place in mapped_paths(role_mapping):
-        if place.count(".") == 2:
-            array, name, value = place.split(".")
+    for role, path in mapped_paths(role_mapping):
+        if path.count(".") == 2:
+            array, name, value = path.split(".")
             arrays.setdefault(f"{array}.{name}", {})[value] = role
     done: set[str] = set()
-    for role, place in mapped_paths(role_mapping):
-        key = place.rpartition(".")[0]
+    for role, path in mapped_paths(role_mapping):
+        key = path.rpartition(".")[0]
         if not key:
-            content = _column(row, place)
+            content = _column(row, path)
             if not (role == "system" and content in (None, "")):
-                messages.append({"role": role, "content": check_text(content, f"{place} ({role})")})
+                messages.append({"role": role, "content": check_text(content, f"{path} ({role})")})
         elif key not in done:
             done.add(key)
             messages += _array(row, key, arrays[key], content_key)
@@ -89,9 +91,7 @@ def _array(row: Row, key: str, roles: dict[str, str], content_key: str | None) -
         content = next((key for key in ([content_key] if content_key else CONTENT_KEYS) if key in item), None)
         if content is None:
             expected = content_key or ", ".join(CONTENT_KEYS)
-            raise malformed(
-                f"{array} {index}: has no text; got the keys {', '.join(sorted(item))}, expected {expected}"
-            )
+            raise malformed(f"{array} {index}: no text; got the keys {', '.join(sorted(item))}, expected {expected}")
         if roles[value] == "system" and item[content] in (None, ""):
             continue
         messages.append({"role": roles[value], "content": check_text(item[content], f"{array} {index} ({value})")})

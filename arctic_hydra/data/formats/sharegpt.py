@@ -26,7 +26,7 @@ _SHAREGPT_ROLES = {
 
 
 def sharegpt_turns(row: Row) -> list[Message]:
-    """Return the messages of a row's {from, value} turns; raises RowProblem naming the turn that is none."""
+    """Return the messages of a row's {from, value} turns; raises RowProblem naming an invalid turn."""
     name = next((name for name in CONVERSATION_COLUMNS if row.get(name) is not None), None)
     if name is None:
         raise malformed(
@@ -61,5 +61,5 @@ def _calls(value: str, where: str) -> list[Any]:
         ) from error
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise malformed(f"{where} (function_call): value holds no {{name, arguments}}")
+        raise malformed(f"{where} (function_call): value is not {{name, arguments}} or a list of these")
     return [{"type": "function", "function": call} for call in calls]

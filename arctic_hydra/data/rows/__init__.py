@@ -1,1 +1,1 @@
-"""Rows of files: JSON Lines, Parquet, Arrow, CSV and text, whole or as shards of a stream."""
+"""Reading rows from JSON Lines, Parquet, Arrow, CSV and text files, as a whole or in shards."""

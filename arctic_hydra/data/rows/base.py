@@ -1,4 +1,4 @@
-"""Rows of a source, read lazily in chunks and picklable, so that worker processes parse their own part."""
+"""Sequences of rows, read lazily and picklable, so that each worker process parses its own part."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Row = dict[str, Any]
 
 
 class Rows(ABC):
-    """A sequence of rows that can say where each one came from."""
+    """A sequence of rows that knows the location of each one in its file."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def take(self, indices: Sequence[int]) -> list[Row]:
-        """Return the rows at `indices`; raises DataError naming file and line for one that cannot be read."""
+        """Return the rows at `indices`; raises DataError naming file and line of one that cannot be read."""
 
     def where(self, index: int) -> str:
-        """Name the place of row `index` for a person."""
+        """Return the location of row `index` for messages, such as `a.jsonl:12`."""
         return f"row {index}"
 
     def columns(self) -> list[str]:
@@ -32,7 +32,7 @@ class Rows(ABC):
 
 
 class ListRows(Rows):
-    """Rows in memory; `origin` is the file they came from."""
+    """Rows in memory; `origin` names the file they were read from."""
 
     def __init__(self, rows: Sequence[Row], origin: str = "") -> None:
         self._rows = rows
@@ -49,7 +49,7 @@ class ListRows(Rows):
 
 
 class JoinedRows(Rows):
-    """The rows of several files, one after another."""
+    """The concatenated rows of several files."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = list(parts)
@@ -64,11 +64,11 @@ class JoinedRows(Rows):
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         rows: list[Row] = []
-        places = [self._locate(index) for index in indices]
+        located = [self._locate(index) for index in indices]
         start = 0
-        for stop in range(1, len(places) + 1):  # one call per run of rows that share a file
-            if stop == len(places) or places[stop][0] != places[start][0]:
-                rows += self._parts[places[start][0]].take([inner for _, inner in places[start:stop]])
+        for stop in range(1, len(located) + 1):  # one call for consecutive rows of the same file
+            if stop == len(located) or located[stop][0] != located[start][0]:
+                rows += self._parts[located[start][0]].take([inner for _, inner in located[start:stop]])
                 start = stop
         return rows
 
@@ -78,7 +78,7 @@ class JoinedRows(Rows):
 
 
 class SelectedRows(Rows):
-    """Some rows of another sequence, in the order of `indices`."""
+    """A selection of another sequence's rows, in the order of `indices`."""
 
     def __init__(self, rows: Rows, indices: np.ndarray[Any, np.dtype[np.int64]]) -> None:
         self._rows = rows
@@ -95,24 +95,24 @@ class SelectedRows(Rows):
 
 
 def slice_rows(rows: Rows, start: str, stop: str) -> Rows:
-    """Return rows [start, stop): numbers or percents as text, empty for an end, negative from the end."""
+    """Return rows [start, stop), given as numbers or percentages; empty: first or last row, negative: from the end."""
 
-    def place(text: str, default: int) -> int:
+    def bound(text: str, default: int) -> int:
         if not text:
             return default
         return round(len(rows) * int(text[:-1]) / 100) if text.endswith("%") else int(text)
 
     everything = np.arange(len(rows), dtype=np.int64)
-    return SelectedRows(rows, everything[slice(place(start, 0), place(stop, len(rows)))])
+    return SelectedRows(rows, everything[slice(bound(start, 0), bound(stop, len(rows)))])
 
 
 def sample_rows(rows: Rows, ratio: float | None, count: int | None, seed: int) -> Rows:
-    """Return a random subset in its original order: a share, or a number of rows (all where there are fewer)."""
+    """Return a random subset in the original order, given as a share or as a number of rows (all if there are fewer)."""
     if ratio is None and count is None:
         return rows
     wanted = count if count is not None else round(len(rows) * cast(float, ratio))
     if wanted >= len(rows):
         return rows
-    # Raw bit generator output is stable over NumPy versions; Generator methods are not promised to be.
+    # The raw output of a bit generator is stable across NumPy versions; that of Generator methods may change.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(rows)), kind="stable")
     return SelectedRows(rows, np.sort(order[:wanted]).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files and of Hugging Face datasets."""
+"""Rows of Parquet files, Arrow files and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from arctic_hydra.errors import DataError
 
 
 class ParquetRows(Rows):
-    """Rows of a Parquet file, one row group in memory at a time (as Arrow; Python objects are made of what is taken)."""
+    """Rows of a Parquet file, with one row group in memory at a time (as Arrow; only the rows taken become Python objects)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class ParquetRows(Rows):
     def take(self, indices: Sequence[int]) -> list[Row]:
         rows: list[Row] = []
         start = 0
-        for stop in range(1, len(indices) + 1):  # one conversion per run of rows that follow each other in a group
+        for stop in range(1, len(indices) + 1):  # one conversion for consecutive rows of the same row group
             first, last = indices[start], indices[stop - 1]
             group = bisect_right(self._starts, first) - 1
             if stop < len(indices) and indices[stop] == last + 1 < self._starts[group + 1]:
@@ -80,8 +80,9 @@ class DatasetRows(Rows):
 def drop_schema_nulls(row: Row) -> Row:
     """Return a row of a columnar file without the nulls in `tools` and in the arguments of tool calls.
 
-    Such a file gives every object of a column the keys of all of them, with null for those that its writer left out: an
-    argument that nobody passed. One that was passed as null cannot be told from it there; JSON keeps the difference.
+    The schema of such a file gives every object of a column the keys of all of them, with null where an object lacks a
+    key, such as an argument that was not passed. An argument passed as null cannot be distinguished from that; in JSON
+    it can, so JSON rows keep their nulls.
     """
     return {name: _drop_nulls(value) if name == "tools" else _clean_tool_calls(value) for name, value in row.items()}
 
@@ -95,7 +96,7 @@ def _clean_tool_calls(value: Any) -> Any:
 
 
 def _clean_tool_call(call: Any) -> Any:
-    """Return a call whose arguments are those that were passed: none at all where its writer left the key out."""
+    """Return a tool call with the arguments that were passed; an empty dict if it has none."""
     if not isinstance(call, dict):
         return call
     inner = call["function"] if isinstance(call.get("function"), dict) else call
@@ -111,6 +112,7 @@ def _drop_nulls(value: Any) -> Any:
 
 
 def read_parquet(path: Path) -> Rows:
+    """Return the rows of a Parquet file; raises DataError if it is damaged."""
     import pyarrow as pa
 
     try:
@@ -120,7 +122,7 @@ def read_parquet(path: Path) -> Rows:
 
 
 class IndexedShard(Shard):
-    """Rows that can be taken by their number without holding them: Parquet, Arrow, sets saved by `datasets`."""
+    """Rows that can be taken by number without loading all of them: Parquet, Arrow, sets saved by `datasets`."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
@@ -134,7 +136,7 @@ class IndexedShard(Shard):
 
 
 class IterableShard(Shard):
-    """Rows of a `datasets.IterableDataset`; a place that it has not just read up to is reached by skipping."""
+    """Rows of a `datasets.IterableDataset`; reading from any other offset than the current one skips rows first."""
 
     def __init__(self, dataset: Any, origin: str) -> None:
         self._dataset, self._origin = dataset, origin
@@ -147,18 +149,18 @@ class IterableShard(Shard):
             if start != self._row:
                 self._iterator = iter(self._dataset.skip(start) if start else self._dataset)
             rows = [drop_schema_nulls(row) for row in islice(self._iterator, count)]
-        except Exception as error:  # datasets raises many kinds for one cause: the next rows could not be had
+        except Exception as error:  # datasets raises many exception types if it cannot read on
             raise DataError(
-                f"{self._origin}, after row {start}: cannot be read on ({type(error).__name__}: {error}); expected a "
-                f"reachable set; the same command goes on from the last checkpoint"
+                f"{self._origin}, after row {start}: reading failed ({type(error).__name__}: {error}); check that the dataset "
+                f"is reachable, then run the same command to resume from the last checkpoint"
             ) from error
         self._row = start + len(rows)
-        places = [f"{self._origin}, row {index}" for index in range(start, self._row)]
-        return LocatedRows(rows, places), ByteOffset(self._row, self._row), len(rows) < count
+        locations = [f"{self._origin}, row {index}" for index in range(start, self._row)]
+        return LocatedRows(rows, locations), ByteOffset(self._row, self._row), len(rows) < count
 
 
 class ArrowRows(Rows):
-    """Rows of an Arrow file or stream, memory-mapped, one record batch as Python objects at a time."""
+    """Rows of a memory-mapped Arrow file or stream; one record batch at a time is converted to Python objects."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -177,7 +179,7 @@ class ArrowRows(Rows):
             try:
                 reader = pa.ipc.open_file(mapped)
                 self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-            except pa.ArrowInvalid:  # `datasets` writes streams under the same suffix
+            except pa.ArrowInvalid:  # `datasets` writes the stream format with the same suffix
                 mapped.seek(0)
                 self._batches = list(pa.ipc.open_stream(mapped))
         return self._batches
@@ -199,7 +201,7 @@ class ArrowRows(Rows):
 
 
 def read_arrow(path: Path) -> Rows:
-    """Return the rows of an Arrow file; raises DataError when it is damaged."""
+    """Return the rows of an Arrow file; raises DataError if it is damaged."""
     import pyarrow as pa
 
     try:

@@ -1,4 +1,4 @@
-"""Hashes of files and rows: the content part of cache keys."""
+"""Hashes of files and rows, which identify the content in cache keys."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from arctic_hydra.data.rows.base import Rows
 
 WHOLE_BYTES = 2**26
-"""Files of a set that together are no larger are hashed whole where others are sampled."""
+"""Data sets up to this size are hashed completely; of larger ones, blocks are sampled."""
 SAMPLED_BLOCKS, BLOCK_BYTES = 2**10, 2**14
-"""What is hashed of a larger set: so many blocks over all of its files, but at least two of each."""
+"""Number of sampled blocks over all files of a set (at least two of each file), and their size."""
 
 
 def hash_rows(rows: Rows) -> str:
-    """Return a hash over the content and order of all rows."""
+    """Return a hash of the content and order of all rows."""
     digest = hashlib.sha256()
     for start in range(0, len(rows), 1000):
         for row in rows.take(range(start, min(start + 1000, len(rows)))):
@@ -31,15 +31,15 @@ def hash_file(path: Path) -> str:
 
 
 def hash_files(paths: Sequence[Path]) -> list[list[str]]:
-    """Return name and content hash of each file; a file's place and times do not matter."""
+    """Return name and content hash of each file, independent of its directory and timestamps."""
     return [[path.name, hash_file(path)] for path in paths]
 
 
 def fingerprint_files(paths: Sequence[Path]) -> list[list[str | int]]:
-    """Return name, size and a hash of blocks of each file: what can be told of files that may be too large to be hashed.
+    """Return name, size and a hash of each file, sampled if the files are large.
 
-    Small sets are read whole. Of others an edit that keeps the size and lies between two blocks is not seen. Times do not
-    count here either: a copy on another machine holds the same rows at the same offsets, and is resumed from.
+    In a sampled file, an edit between two blocks that keeps the size is not detected. Timestamps are ignored, so that a
+    run can resume from a copy on another machine, which has the same rows at the same offsets.
     """
     sizes = [path.stat().st_size for path in paths]
     blocks = max(2, SAMPLED_BLOCKS // max(1, len(paths)))
@@ -51,7 +51,7 @@ def fingerprint_files(paths: Sequence[Path]) -> list[list[str | int]]:
 
 
 def _hash_blocks(path: Path, size: int, count: int) -> str:
-    """Return the SHA-256 of blocks that are spread evenly over a file, its first and its last among them."""
+    """Return the SHA-256 of evenly spaced blocks of a file, including its first and last."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for index in range(count):

@@ -18,7 +18,7 @@ from arctic_hydra.errors import DataError
 
 
 class JsonLinesRows(Rows):
-    """One JSON object per line; only the line bounds are held, each line is parsed when it is taken."""
+    """One JSON object per line; only the bounds of lines are kept in memory, each line is parsed when it is taken."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,10 +54,10 @@ class JsonLinesRows(Rows):
 
 
 def parse_json_line(line: bytes, rows: Rows, index: int, is_last: bool = False) -> Row:
-    """Return the object on a line, row `index` of `rows`; raises DataError that names the place when there is none."""
+    """Return the object on a line, row `index` of `rows`; raises DataError naming the line if it is not a JSON object."""
     if b"\0" in line:
         raise DataError(
-            f"{rows.where(index)}: holds NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
+            f"{rows.where(index)}: contains NUL bytes, which a crash or a full disk leaves in files; expected one JSON "
             f"object per line; get the file again"
         )
     line = line.rstrip()
@@ -75,7 +75,7 @@ def parse_json_line(line: bytes, rows: Rows, index: int, is_last: bool = False) 
     except ValueError as error:
         raise DataError(
             f"{rows.where(index)}: not JSON ({error}); got {_excerpt(line)}; expected one JSON object per line; "
-            f"{'the file may be cut off: ' if is_last else ''}correct or remove the line"
+            f"{'the file may be truncated: ' if is_last else ''}correct or remove the line"
         ) from error
     if not isinstance(row, dict):
         raise DataError(
@@ -85,7 +85,7 @@ def parse_json_line(line: bytes, rows: Rows, index: int, is_last: bool = False) 
 
 
 def _line_ends(data: mmap.mmap) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the offset of each newline, and of the end of the data where the last line has none."""
+    """Return the offset of each newline, and the end of the data if the last line has no newline."""
     raw, step = np.frombuffer(data, np.uint8), 1 << 20  # bounds the memory of the comparison
     found = [np.flatnonzero(raw[at : at + step] == ord("\n")) + at for at in range(0, len(raw), step)]
     if data[len(data) - 1] != ord("\n"):
@@ -99,13 +99,14 @@ def _excerpt(line: bytes) -> str:
 
 
 def read_json_lines(path: Path) -> Rows:
+    """Return the rows of a JSON Lines file; raises DataError if the first one is not a JSON object on one line."""
     rows = JsonLinesRows(path)
     try:
         rows.take([0])
     except DataError as error:
         if _is_one_object(path):
             raise DataError(
-                f"{path}: holds one JSON object over several lines; expected one object per line, or an array [...] of "
+                f"{path}: contains a single JSON object over several lines; expected one object per line, or an array [...] of "
                 f"objects; write its rows as an array"
             ) from error
         raise
@@ -120,6 +121,7 @@ def _is_one_object(path: Path) -> bool:
 
 
 def read_json_array(path: Path) -> Rows:
+    """Return the rows of a JSON file with an array of objects; raises DataError naming the line or row at fault."""
     data = path.read_bytes()
     try:
         rows = json.loads(data.decode("utf-8-sig"))
@@ -145,7 +147,7 @@ def read_json_array(path: Path) -> Rows:
 
 
 class UnparsedJsonRows(Rows):
-    """Lines of JSON that are parsed when they are taken, so in the process that needs them."""
+    """Lines of JSON that are parsed when they are taken, in the process that needs them."""
 
     def __init__(self, path: Path, numbers: Sequence[int], lines: Sequence[bytes]) -> None:
         self._path, self._numbers, self._lines = path, numbers, lines

@@ -13,7 +13,7 @@ from arctic_hydra.errors import DataError
 
 
 class LineNumberedRows(ListRows):
-    """Rows in memory that know the line each one starts on."""
+    """Rows in memory, each with the line that it starts on."""
 
     def __init__(self, rows: Sequence[Row], path: Path, lines: Sequence[int]) -> None:
         super().__init__(rows, str(path))
@@ -24,26 +24,26 @@ class LineNumberedRows(ListRows):
 
 
 def read_csv(path: Path, delimiter: str = "") -> Rows:
-    """Return the rows of a CSV file with a header; empty: comma, or tab for .tsv.
+    """Return the rows of a CSV file with a header; an empty `delimiter` is a comma, or a tab for .tsv.
 
     Raises DataError naming the line of a row with too many or too few fields.
     """
     lines = (f"{line}\n" for line in _text(path).split("\n"))
     found = list(csv_rows(lines, path, delimiter_of(path, delimiter)))
     if not found:
-        raise DataError(f"{path}: holds no row below its header; expected at least one")
+        raise DataError(f"{path}: has no rows below its header; expected at least one")
     return LineNumberedRows([row for _, row in found], path, [line for line, _ in found])
 
 
 def delimiter_of(path: Path, delimiter: str) -> str:
-    """Return what stands between the values of a CSV file, where it is not given."""
+    """Return the delimiter of a CSV file, by its suffix if `delimiter` is empty."""
     return delimiter or ("\t" if path.suffix == ".tsv" else ",")
 
 
 def csv_rows(
     lines: Iterable[str], path: Path, delimiter: str, header: list[str] | None = None, before: int = 0
 ) -> Iterator[tuple[int, Row]]:
-    """Yield line number and row; the first line is the header unless one is given. `before` lines came earlier."""
+    """Yield line number and row; the first line is the header unless one is given. `before` lines were read already."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(lines, delimiter=delimiter)
     line = before + 1
@@ -58,7 +58,7 @@ def csv_rows(
             if len(values) != len(header):
                 raise DataError(
                     f"{path}:{start}: has {len(values)} fields, but the header has {len(header)} ({', '.join(header)}); "
-                    f"expected as many; quote texts that hold the delimiter"
+                    f"expected the same number; quote texts that contain the delimiter"
                 )
             yield start, dict(zip(header, values, strict=True))
     except csv.Error as error:
@@ -66,7 +66,7 @@ def csv_rows(
 
 
 def read_text(path: Path, sample_by: str) -> Rows:
-    """Return one row {text} for each line or paragraph of a text file, or one for all of it; blank ones are skipped."""
+    """Return one row {text} for each line or paragraph of a text file, or for the whole file; blank ones are skipped."""
     text = _text(path)
     if sample_by == "document":
         found: list[tuple[int, str]] = [(1, text)]
@@ -96,7 +96,7 @@ def _text(path: Path) -> str:
 
 
 def decode(data: bytes, path: Path, first_line: int) -> str:
-    """Return the text of a file, or of its lines from `first_line` on; raises DataError naming the line."""
+    """Decode a file, or its lines starting at `first_line`; raises DataError naming the line that is not text."""
     try:
         text = data.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -108,13 +108,13 @@ def decode(data: bytes, path: Path, first_line: int) -> str:
     if "\0" in text:
         line = first_line + text.count("\n", 0, text.index("\0"))
         raise DataError(
-            f"{path}:{line}: holds NUL bytes, which a crash or a full disk leaves in files; get the file again"
+            f"{path}:{line}: contains NUL bytes, which a crash or a full disk leaves in files; get the file again"
         )
     return text
 
 
 class LineReader:
-    """The lines of a file from a place on, which it moves along."""
+    """Iterates over the lines of a file starting at an offset, and keeps track of its position."""
 
     def __init__(self, path: Path, offset: ByteOffset) -> None:
         self.path = path
@@ -129,19 +129,19 @@ class LineReader:
                 yield line
 
     def texts(self) -> Iterator[str]:
-        """Yield the lines as text, the end of each as a file that is read whole has it."""
+        """Yield the lines as text, with CRLF line ends converted as in a file that is read as a whole."""
         for line in self:
             text = decode(line, self.path, self.number)
             yield f"{text[:-2]}\n" if text.endswith("\r\n") else text
 
     @property
     def position(self) -> ByteOffset:
-        """Where the next line starts."""
+        """Offset of the next line."""
         return ByteOffset(self.number, self.offset)
 
     @property
     def ended(self) -> bool:
-        """Whether that is the end of the file."""
+        """Whether the position is the end of the file."""
         return self.offset >= self.path.stat().st_size
 
 
@@ -174,5 +174,5 @@ class CsvShard(Shard):
             lines = LineReader(self._path, offset)
         first = lines.number
         kept = list(islice(csv_rows(lines.texts(), self._path, self._delimiter, header, first), count))
-        places = [f"{self._path}:{number}" for number, _ in kept]
-        return LocatedRows([row for _, row in kept], places), lines.position, lines.ended
+        locations = [f"{self._path}:{number}" for number, _ in kept]
+        return LocatedRows([row for _, row in kept], locations), lines.position, lines.ended

@@ -1,4 +1,4 @@
-"""Shards of a source, read a few rows at a time from any offset: what streaming needs."""
+"""Shards of a source, which streaming reads a few rows at a time from any offset."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from arctic_hydra.data.rows.base import Row, Rows
 
 
 class ByteOffset(NamedTuple):
-    """Position between two rows of a shard, from which it can be read on."""
+    """Position between two rows of a shard, from which reading can resume."""
 
     number: int
     """Rows before this position; in files that are read line by line, lines."""
     offset: int
-    """Byte that the next line starts at; in other shards the same as `number`."""
+    """Byte at which the next line starts; in other shards the same as `number`."""
 
 
 START = ByteOffset(0, 0)
 
 
 class Shard(ABC):
-    """A file or a part of a set whose rows come in one order."""
+    """A file or a part of a data set, with its rows in a fixed order."""
 
     @abstractmethod
     def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
-        """Return up to `count` rows from `offset` on, the offset after them, and whether nothing can follow.
+        """Return up to `count` rows starting at `offset`, the offset after them, and whether the shard has ended.
 
-        Raises DataError naming file, line and reason when rows cannot be read.
+        Raises DataError naming file, line and reason if rows cannot be read.
         """
 
 
 class LocatedRows(Rows):
-    """Rows in memory, each with the name of its place."""
+    """Rows in memory, each with its location."""
 
-    def __init__(self, rows: Sequence[Row], places: Sequence[str]) -> None:
-        self._rows, self._places = rows, places
+    def __init__(self, rows: Sequence[Row], locations: Sequence[str]) -> None:
+        self._rows, self._locations = rows, locations
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -45,11 +45,11 @@ class LocatedRows(Rows):
         return [self._rows[index] for index in indices]
 
     def where(self, index: int) -> str:
-        return self._places[index]
+        return self._locations[index]
 
 
 class LazyShard(Shard):
-    """A shard that is opened when it is first read and closed at its end: a set may have thousands."""
+    """A shard that is opened when it is first read and closed at its end, since a data set may have thousands of shards."""
 
     def __init__(self, make: Callable[[], Shard]) -> None:
         self._make = make

@@ -1,4 +1,4 @@
-"""What the built-in sources share: a split, and a sample of the rows."""
+"""Base of the built-in sources: splits, slices and samples of the rows."""
 
 from __future__ import annotations
 
@@ -20,31 +20,29 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SampledSource(DataSource):
-    """A source that maps split names and may take only a sample; subclasses read rows and identify them."""
+    """A source that maps split names and can use a sample of the rows; subclasses read and identify the rows."""
 
     split: str = ""
-    """Split to read; empty: `train` for sources, `eval` for eval_sources. A slice may follow: `train[:10%]`, `[100:200]`, `[-50:]`."""
+    """Split to read, with an optional slice: `train[:10%]`, `[100:200]`, `[-50:]`; empty: `train` for sources, `eval` for eval_sources."""
     split_mapping: dict[str, str] = field(default_factory=dict)
-    """From a split name to what the data calls it, as in `{train: train_sft, eval: test_sft}`; empty where it has none."""
+    """Maps split names to those of the data, as in `{train: train_sft, eval: test_sft}`; an empty name: no such split."""
     sample_ratio: HumanFloat | None = number(None, minimum=0, maximum=1)
-    """Share of the rows to use, chosen at random; excludes `sample_count`."""
+    """Share of the rows to use, drawn at random; excludes `sample_count`."""
     sample_count: HumanInt | None = integer(None, minimum=1)
-    """Number of rows to use, chosen at random (all where there are fewer); excludes `sample_ratio`."""
+    """Number of rows to use, drawn at random (all if there are fewer); excludes `sample_ratio`."""
     weight: HumanFloat | None = number(None, minimum=1e-9)
-    """Share of an epoch beside the other sources' weights, drawn anew in each epoch; unset: every row once."""
+    """Share of an epoch relative to the other sources' weights, resampled every epoch; unset: every row once."""
     sample_seed: HumanInt = integer(42, minimum=0)
-    """Seed of the choice of rows."""
+    """Seed of the sample."""
 
     def validate(self) -> None:
-        """Refuse two sample sizes at once, and an empty sample."""
+        """Check that at most one sample size is set, that it is not 0, and that a slice can be parsed."""
         super().validate()
         if self.sample_ratio is not None and self.sample_count is not None:
-            text = (
-                f"got {self.sample_ratio} beside sample_count={self.sample_count}; expected one of them; drop the other"
-            )
+            text = f"got {self.sample_ratio} together with sample_count={self.sample_count}; expected one of them; remove one"
             raise FieldError([("sample_ratio", text)])
         if self.sample_ratio == 0:
-            raise FieldError([("sample_ratio", "got 0, which leaves no row; expected more than 0")])
+            raise FieldError([("sample_ratio", "got 0, which leaves no rows; expected more than 0")])
         if {"[", "]"} & set(self.split) and not SLICE.fullmatch(self.split):
             text = f"got {self.split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]"
             raise FieldError([("split", text)])
@@ -66,18 +64,18 @@ class SampledSource(DataSource):
             yield "weight", text
 
     def load(self, split: str) -> Rows:
-        """Return the rows of `split`: the slice of them, then the sample of that."""
+        """Return the rows of `split`, first sliced, then sampled."""
         from arctic_hydra.data.rows.base import sample_rows, slice_rows
 
         rows = self.read(self.split_name(split))
         if bounds := self._slice():
             rows = slice_rows(rows, *bounds)
             if not len(rows):
-                raise DataError(f"split={self.split} leaves no row; expected a slice that holds some")
+                raise DataError(f"split={self.split} leaves no rows; expected a slice with at least one")
         sample = sample_rows(rows, self.sample_ratio, self.sample_count, self.sample_seed)
         if len(rows) and not len(sample):
             raise DataError(
-                f"sample_ratio={self.sample_ratio} of {len(rows)} rows leaves none; expected a share of at least one; raise it, "
+                f"sample_ratio={self.sample_ratio} of {len(rows)} rows leaves none; expected at least one; raise it, "
                 f"or set sample_count"
             )
         return sample
@@ -90,16 +88,16 @@ class SampledSource(DataSource):
         return {"split": name, "slice": self._slice(), "sample": sample, "process": self.process, "content": content}
 
     def outline(self, split: str) -> dict[str, Any]:
-        """Return the split and what is known of its rows without reading them."""
+        """Return the split and what identifies its content without reading all of it."""
         name = self.split_name(split)
         return {"split": name, "process": self.process, "content": self.content_outline(name)}
 
     def content_outline(self, split: str) -> Any:
-        """Return plain values that tell the rows of `split` without reading them all."""
+        """Return plain values that identify the rows of `split` without reading all of them."""
         return self.content(split)
 
     def split_name(self, split: str) -> str:
-        """Return what the data calls this split, its slice aside."""
+        """Return the data's name of this split, without the slice."""
         name = self.split.partition("[")[0] or split
         return self.split_mapping.get(name, name)
 
@@ -109,8 +107,8 @@ class SampledSource(DataSource):
 
     @abstractmethod
     def read(self, split: str) -> Rows:
-        """Return all rows of the split that the data calls `split`."""
+        """Return all rows of a split, given by the data's name of it."""
 
     @abstractmethod
     def content(self, split: str) -> Any:
-        """Return plain values that change whenever the rows of `split` change."""
+        """Return plain values that change whenever the rows of a split change, given by the data's name of it."""

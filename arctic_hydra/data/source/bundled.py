@@ -1,4 +1,4 @@
-"""The chat set that comes with the package."""
+"""The conversations that are part of the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @component(group="source", name="bundled")
 class BundledSource(SampledSource):
-    """957 training and 100 evaluation conversations of GSM8K in UltraChat's layout: needs no network."""
+    """957 training and 100 evaluation conversations of GSM8K in UltraChat's layout; works offline."""
 
     def read(self, split: str) -> Rows:
         """Return the rows of `train_sft` (train) or `test_sft` (eval)."""

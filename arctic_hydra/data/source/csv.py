@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @component(group="source", name="csv")
 class CsvSource(LocalSource):
-    """One or more CSV files with a header; every value is a text."""
+    """One or more CSV files with a header; all values are read as text."""
 
     delimiter: str = ""
-    """What stands between values; empty: a comma, or a tab in .tsv files."""
+    """Field separator; empty: a comma, or a tab in .tsv files."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
 
@@ -46,7 +46,7 @@ class CsvSource(LocalSource):
         return CsvShard(path, self.delimiter)
 
     def content_outline(self, split: str) -> Any:
-        """Return name, size and samples of each file, and the delimiter."""
+        """Return name, size and sampled hash of each file, and the delimiter."""
         return [super().content_outline(split), self.delimiter]
 
     def content(self, split: str) -> Any:

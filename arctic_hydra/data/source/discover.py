@@ -1,4 +1,4 @@
-"""Find the data files of a split below a directory."""
+"""Finds data files by path, directory or pattern, and those of a split."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from arctic_hydra.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 _FORMATS = {".jsonl": ".json", ".tsv": ".csv"}
-"""Suffixes of the same format as another."""
+"""Suffixes that denote the same format as another suffix."""
 
 _NOT_DATA = {"config", "dataset_dict", "dataset_info", "dataset_infos", "license", "readme"}
-"""Names, less suffix, of files that lie beside the data of a set."""
+"""Names without suffix of files that accompany a data set."""
 _SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
-"""What `datasets` takes for the name of a split in the names of files and folders."""
+"""Words in the names of files and folders that `datasets` treats as the name of a split."""
 
 
 def find_split(directory: Path, split: str) -> list[Path]:
     """Return the files of `split` in a directory laid out as on the hub, sorted.
 
-    `train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or files in a folder `train_sft/`. As `datasets` has it, all
-    data files are of split `train` where none of them carries the name of a split. Empty if there is none; raises DataError
-    when those without names are of several formats.
+    `train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or files in a folder `train_sft/`. As in `datasets`, all
+    data files belong to split `train` if none of their names contains the name of a split. Returns an empty list if there
+    are none; raises DataError if files without a split have several formats.
     """
     suffixes = "|".join(map(re.escape, SUFFIXES))
     name = re.compile(rf"{re.escape(split)}(-\d[^/]*)?({suffixes})")
@@ -42,14 +42,14 @@ def find_split(directory: Path, split: str) -> list[Path]:
 
 
 def _files_without_split(directory: Path) -> list[Path]:
-    """Return all data files below a directory, or none where one of them carries the name of a split."""
+    """Return all data files below a directory, or none if the name of one contains the name of a split."""
     found: list[Path] = []
     for folder, inner, names in os.walk(directory):
         inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
         found += filter(_is_data, (Path(folder) / name for name in sorted(names)))
     for path in found:
-        place = path.relative_to(directory).with_suffix("").as_posix().lower()
-        if _SPLIT_WORDS & set(re.split(r"[-._ 0-9/]+", place)):
+        name = path.relative_to(directory).with_suffix("").as_posix().lower()
+        if _SPLIT_WORDS & set(re.split(r"[-._ 0-9/]+", name)):
             return []
     return found
 
@@ -63,8 +63,8 @@ def _check_one_format(files: list[Path], directory: Path) -> list[Path]:
     if len(formats) > 1:
         examples = ", ".join(str(path.relative_to(directory)) for path in sorted(formats.values()))
         raise DataError(
-            f"{directory}: its files name no split and are of several formats ({examples}); expected files of one format, or "
-            f"named after their splits; set the source's path=<file>"
+            f"{directory}: its files name no split and have several formats ({examples}); expected files of one format, or "
+            f"files named after their splits; set the source's path=<file>"
         )
     return files
 
@@ -78,22 +78,22 @@ def splits_in(directory: Path) -> list[str]:
 
 
 def files_below(directory: Path) -> list[Path]:
-    """Return every file of rows below a directory that `datasets` reads or has saved, sorted; its own caches aside."""
+    """Return every file of rows below a directory that `datasets` reads or has saved, sorted, without its caches."""
     found = (path for path in directory.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     return sorted(path for path in found if not path.name.startswith((".", "cache-")))
 
 
 def find_files(paths: Iterable[str], suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files that each of `paths` names: a file, a directory (its files with these suffixes) or a glob pattern.
+    """Return the files of each path, which is a file, a directory (its files with these suffixes) or a glob pattern.
 
-    Raises DataError for one that names none, and for a file that is named twice.
+    Raises DataError for a path without files, and for a file that is named twice.
     """
     found: list[Path] = []
     for path in paths:
         found += _files_of(Path(path).expanduser(), suffixes)
     twice = {file for file in found if found.count(file) > 1}
     if twice:
-        raise DataError(f"{min(twice)}: the path names it twice, expected each file once; drop one")
+        raise DataError(f"{min(twice)}: the path names it twice, expected each file once; remove one")
     return found
 
 
@@ -104,7 +104,7 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and not file.name.startswith("."))
         if not found:
-            raise DataError(f"{path}: the directory holds no {kinds} file; expected at least one")
+            raise DataError(f"{path}: the directory contains no {kinds} file; expected at least one")
         return found
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
     if not matches:

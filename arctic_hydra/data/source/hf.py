@@ -22,26 +22,26 @@ class HFSource(SampledSource):
     """A data set by hub id, by local directory in the hub's layout, or by file."""
 
     path: str = "???"
-    """Hub id, local directory (`train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or unnamed: all train) or file."""
+    """Hub id, file, or local directory (`train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`; without split names: all train)."""
     revision: str | None = None
     """Hub revision: branch, tag or commit."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of `datasets.load_dataset`."""
+    """Additional arguments of `datasets.load_dataset`."""
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem for a local path that is missing."""
+        """Yield a problem if a local path does not exist."""
         if self.is_local and not self._local_path.exists():
             yield f"path: {self._missing_path()}"
 
     def read(self, split: str) -> Rows:
-        """Return the rows of `split`; raises DataError when they cannot be found or read."""
+        """Return the rows of `split`; raises DataError if they cannot be found or read."""
         from arctic_hydra.data.rows.read import read_files
 
         files = self._files(split)
         return read_files(files) if files else self._load_dataset(split)
 
     def shards(self, split: str) -> list[Shard]:
-        """Return a shard for each local file, or for each file of a hub set, which `datasets` streams."""
+        """Return a shard for each local file, or for each file of a data set on the hub, which `datasets` streams."""
         from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, IterableShard
         from arctic_hydra.data.rows.read import file_shards
 
@@ -58,18 +58,18 @@ class HFSource(SampledSource):
         return [IterableShard(part, f"{origin}, shard {index}") for index, part in enumerate(parts)]
 
     def content_outline(self, split: str) -> Any:
-        """Return name, size and samples of local files; for a hub set its id and revision."""
+        """Return name, size and sampled hash of local files; for a data set on the hub its id and revision."""
         from arctic_hydra.data.rows.fingerprint import fingerprint_files
         from arctic_hydra.data.source.discover import files_below
 
         files = self._files(split)
         if files:
             return fingerprint_files(files)
-        place = fingerprint_files(files_below(self._local_path)) if self.is_local else self.path
-        return [place, self.revision, sorted(self.kwargs.items())]
+        location = fingerprint_files(files_below(self._local_path)) if self.is_local else self.path
+        return [location, self.revision, sorted(self.kwargs.items())]
 
     def content(self, split: str) -> Any:
-        """Return hashes of local files; for a hub set its id, revision and the fingerprint of what was loaded."""
+        """Return hashes of local files; for a data set on the hub its id, revision and fingerprint."""
         from arctic_hydra.data.rows.fingerprint import hash_files
 
         files = self._files(split)
@@ -92,7 +92,7 @@ class HFSource(SampledSource):
         )
 
     def _files(self, split: str) -> list[Path]:
-        """Return the local files of `split`; none means that `datasets` has to load it."""
+        """Return the local files of `split`; empty if `datasets` has to load it."""
         from arctic_hydra.data.source.discover import find_split, splits_in
 
         if not self.is_local:
@@ -101,7 +101,7 @@ class HFSource(SampledSource):
             raise DataError(self._missing_path())
         if self._local_path.is_file():
             return [self._local_path]
-        # The mode of verifying a download means nothing for local files; any other argument is for `datasets`.
+        # verification_mode is about downloads and has no effect on local files; all other arguments need `datasets`.
         if self.kwargs.keys() - {"verification_mode"} or self._is_saved(self._local_path):
             return []
         found = find_split(self._local_path, split)
@@ -135,7 +135,7 @@ class HFSource(SampledSource):
             with nullcontext() if self.is_local else cache_only_when_unreachable():
                 arguments = {**self.kwargs, "streaming": True} if streaming else self.kwargs
                 return datasets.load_dataset(self.path, split=split, revision=self.revision, **arguments)
-        except Exception as error:  # datasets raises many kinds for one cause: the split could not be loaded
+        except Exception as error:  # datasets raises many exception types if it cannot load a split
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
             raise DataError(
                 f"{self.path!r}, split {split!r}: cannot be loaded ({type(error).__name__}: {reason}); "

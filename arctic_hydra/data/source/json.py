@@ -10,6 +10,6 @@ from arctic_hydra.data.source.local_files import LocalSource
 
 @component(group="source", name="json")
 class JsonSource(LocalSource):
-    """One or more JSON or JSON Lines files; which of both is told by content."""
+    """One or more JSON or JSON Lines files; the format is detected from the content."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl")

@@ -1,4 +1,4 @@
-"""What the sources share that read files of one kind."""
+"""Base of the sources that read files by path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LocalSource(SampledSource):
-    """Files by name, directory or pattern; all of their rows are used whatever the split, but for its slice."""
+    """Files by name, directory or pattern; all of their rows are used for any split, apart from its slice."""
 
     path: Any = "???"
     """File, directory, glob pattern, or a list of these."""
@@ -26,7 +26,7 @@ class LocalSource(SampledSource):
     suffixes: ClassVar[tuple[str, ...]]
 
     def validate(self) -> None:
-        """Refuse the name of a split, which files have not: whoever asked for one of several got the rows of all."""
+        """Refuse split names: files by path have no splits, so a named one would silently get all rows."""
         super().validate()
         problems = []
         name = self.split.partition("[")[0]
@@ -37,19 +37,19 @@ class LocalSource(SampledSource):
                 ("split", f"got {self.split!r}, but files by path have no splits: all rows are read; pass {drop}")
             )
         if self.split_mapping:
-            problems.append(("split_mapping", "has no effect on files by path, which have no splits; drop it"))
+            problems.append(("split_mapping", "has no effect on files by path, which have no splits; remove it"))
         if problems:
             raise FieldError(problems)
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem when the path matches no file."""
+        """Yield a problem if the path matches no file."""
         try:
             self.files()
         except DataError as error:
             yield f"path: {error}"
 
     def read(self, split: str) -> Rows:
-        """Return the rows of every file, in the order of the list, within a directory or pattern by name."""
+        """Return the rows of all files, in the order of the list, and within a directory or pattern by name."""
         from arctic_hydra.data.rows.read import read_files
 
         return read_files(self.files(), self.read_one)
@@ -73,7 +73,7 @@ class LocalSource(SampledSource):
         return file_shard(path)
 
     def content_outline(self, split: str) -> Any:
-        """Return name, size and samples of each file."""
+        """Return name, size and sampled hash of each file."""
         from arctic_hydra.data.rows.fingerprint import fingerprint_files
 
         return fingerprint_files(self.files())
@@ -85,7 +85,7 @@ class LocalSource(SampledSource):
         return hash_files(self.files())
 
     def files(self) -> list[Path]:
-        """Return the files; raises DataError when there is none."""
+        """Return the files; raises DataError if there are none."""
         from arctic_hydra.data.source.discover import find_files
 
         return find_files(self.path if isinstance(self.path, list) else [str(self.path)], self.suffixes)

@@ -18,7 +18,7 @@ ROW_FILES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 
 
 class SampleBy(Enum):
-    """What one row of a text file is."""
+    """Unit of a text file that becomes one row."""
 
     line = "line"
     paragraph = "paragraph"
@@ -27,10 +27,10 @@ class SampleBy(Enum):
 
 @component(group="source", name="text")
 class TextSource(LocalSource):
-    """One or more text files; files of rows (.jsonl, .parquet, ...) give their texts by column."""
+    """One or more text files, or files of rows (.jsonl, .parquet, ...) with a column of texts."""
 
     sample_by: SampleBy = SampleBy.line
-    """Whether a line, a paragraph (ended by a blank line) or a whole file is one text."""
+    """Whether a line, a paragraph (ended by a blank line) or the whole file is one text."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", *ROW_FILES)
 
@@ -44,7 +44,7 @@ class TextSource(LocalSource):
         return read_file(path) if path.suffix in ROW_FILES else read_text(path, self.sample_by.value)
 
     def shard_of(self, path: Path) -> Shard:
-        """Return one file as a shard; of texts that are no lines, a whole file is in memory at a time."""
+        """Return one file as a shard; unless texts are lines, the whole file is read into memory."""
         from arctic_hydra.data.rows.columnar import IndexedShard
         from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import TextLinesShard
@@ -56,9 +56,9 @@ class TextSource(LocalSource):
         return TextLinesShard(path) if self.sample_by is SampleBy.line else IndexedShard(self.read_one(path))
 
     def content_outline(self, split: str) -> Any:
-        """Return name, size and samples of each file, and how texts are cut."""
+        """Return name, size and sampled hash of each file, and the unit of texts."""
         return [super().content_outline(split), self.sample_by.value]
 
     def content(self, split: str) -> Any:
-        """Return name and content hash of each file, and how texts are cut."""
+        """Return name and content hash of each file, and the unit of texts."""
         return [super().content(split), self.sample_by.value]

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of rows and messages)
-"""Conversations in the OpenAI form: each message is checked before a template renders it."""
+"""Conversations in the OpenAI format: each message is checked before a template renders it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "from and value": ({"messages": [{"from": "human", "value": "x"}]}, "role None, expected one of .*ShareGPT"),
     "tool first": (
         {"messages": [QUESTION, {"role": "tool", "content": ""}, ANSWER]},
-        "message 1: role 'tool' cannot stand before the first assistant message",
+        "message 1: role 'tool' before the first assistant message",
     ),
     "null content": (
         {"messages": [QUESTION, {"role": "assistant", "content": None}]},
@@ -47,19 +47,19 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "half a character in a part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "q\ud83d"}]}, ANSWER]},
-        r"message 0 \(user\): content\[0\] holds \\ud83d at place 1",
+        r"message 0 \(user\): content\[0\] contains \\ud83d at position 1",
     ),
     "half a character": (
         {"messages": [{"role": "user", "content": "q\ud83d"}, ANSWER]},
-        r"message 0 \(user\): content holds \\ud83d at place 1, half of a character that was cut in two, expected a text",
+        r"message 0 \(user\): content contains \\ud83d at position 1, half of a surrogate pair, expected a text",
     ),
     "half a character in tools": (
         {"messages": [QUESTION, ANSWER], "tools": [{"name": "\ud83d"}]},
-        r"the rendered chat holds \\ud83d at place \d+",
+        r"the rendered chat contains \\ud83d at position \d+",
     ),
     "images": (
         {"messages": [QUESTION, ANSWER], "images": ["x.png"]},
-        "column 'images' holds 1 of them, but this trains",
+        "column 'images' contains 1 of them, but training is",
     ),
     "no answer": ({"messages": [QUESTION]}, "no assistant message, so there is nothing to train on"),
     "tools a text": ({"messages": [QUESTION, ANSWER], "tools": "x"}, "tools is str, expected a list"),
@@ -80,16 +80,16 @@ def test_bad_rows_are_named_and_may_be_dropped(name: str, tmp_path: Path, tokeni
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text"}]}]}, r"content is list \(with image parts; this trains on text only\)"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text"}]}]}, r"content is list \(with image parts; training is on text only\)"),
     ({"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}, "message 1: weight is 0.5, expected 0"),
     ({"messages": [QUESTION, {**ANSWER, "reasoning": ["x"]}]}, r"\(assistant\): reasoning is list, expected a text"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "arguments of a tool call are not JSON"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]}, "message 1: the arguments of a tool call are a list, expected an object"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "message 1: a tool call has no name, expected {function: {name, arguments}}"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": "f"}]}]}, "message 1: a tool call has no name"),
-    ({"messages": [QUESTION, {**ANSWER, "function_call": {"name": "f"}}]}, "function_call is OpenAI's former form, expected tool_calls"),
+    ({"messages": [QUESTION, {**ANSWER, "function_call": {"name": "f"}}]}, "function_call is OpenAI's deprecated format, expected tool_calls"),
     ({"messages": [QUESTION, ANSWER], "tools": "[}"}, "tools is str, expected a list of JSON schemas or JSON"),
-    ({"messages": [QUESTION, ANSWER], "image": {"bytes": b"x"}}, "column 'image' holds one, but this trains on text only"),
+    ({"messages": [QUESTION, ANSWER], "image": {"bytes": b"x"}}, "column 'image' contains one, but training is on text only"),
 ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_a_call_without_arguments_has_empty_ones() -> None:
         assert read.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {}}}]
 
 
-def test_tools_reach_the_template_in_the_openai_form(tmp_path: Path, tokenizer: Any) -> None:
+def test_tools_reach_the_template_in_the_openai_format(tmp_path: Path, tokenizer: Any) -> None:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     rows = [{"conversations": turns, "tools": json.dumps([TOOL])}, {"conversations": turns, "tools": ""}]
     store = factory(write_lines(tmp_path / "t.jsonl", rows)).process("train", tokenizer, World())

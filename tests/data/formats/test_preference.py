@@ -33,7 +33,7 @@ WHOLE = {"chosen": [U, A], "rejected": [U, B]}
 
 LAYOUTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "orca_dpo_pairs": ({"system": "s", "question": "q", **TEXTS}, [S, U]),
-    "messages hold the question": ({"messages": [U], "chosen": A, "rejected": B}, [U]),
+    "question in messages": ({"messages": [U], "chosen": A, "rejected": B}, [U]),
     "alpaca": ({"instruction": "q", "input": "", **TEXTS}, [U]),
     "alpaca with input, history, system": (
         {"instruction": "i", "input": "x", "history": [["q", "a"]], "system": "s", **TEXTS},
@@ -73,14 +73,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"id": 3, **TEXTS}, "no prompt for chosen and rejected; got the columns chosen, id, rejected; expected prompt, messages, conv"),
     ({"prompt": "", **TEXTS}, "no prompt for chosen and rejected"),
     ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"}, "no prompt for chosen and rejected"),
-    ({"prompt": "other", **WHOLE}, "chosen neither repeats the prompt beside it nor goes on from it .*got the columns chosen, prompt, rej"),
-    ({"prompt": "x", "question": "y", **TEXTS}, "the columns prompt and question hold different prompts; expected one"),
+    ({"prompt": "other", **WHOLE}, "chosen neither repeats nor continues the prompt .*got the columns chosen, prompt, rej"),
+    ({"prompt": "x", "question": "y", **TEXTS}, "columns prompt and question contain different prompts; expected one prompt; remove"),
     ({"messages": "q", **TEXTS}, "messages is a str, expected a list of messages: the prompt of chosen and rejected"),
-    ({"chosen": [U, A, U], "rejected": [U, B, U]}, "chosen ends in a user turn, expected the assistant's answer"),
-    ({"prompt": [U, A], "chosen": [B], "rejected": "c"}, "chosen neither repeats the prompt .*ends in 'assistant', and chosen begins with 'assistant'"),
-    ({"prompt": "q", "chosen": "a\0", "rejected": "b"}, "chosen holds a NUL character at place 1"),
+    ({"chosen": [U, A, U], "rejected": [U, B, U]}, "chosen ends with a user turn, expected the assistant's answer"),
+    ({"prompt": [U, A], "chosen": [B], "rejected": "c"}, "chosen neither repeats nor continues the prompt .*ends with 'assistant', and chosen begins with 'assistant'"),
+    ({"prompt": "q", "chosen": "a\0", "rejected": "b"}, "chosen contains a NUL character at position 1"),
     ({"chosen": [U, A], "rejected": [{**U, "content": "other"}, B]}, "differ before their last answer"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "videos": ["x"]}, "column 'videos' holds 1 of them"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "videos": ["x"]}, "column 'videos' contains 1 of them"),
     ({"prompt": "q", "chosen": 1, "rejected": "b"}, "chosen: expected a text, a message or a list"),
     ({"chosen": [U, A], "rejected": [{**U, "content": "other"}, A]}, "differ before their last answer"),
 ]  # fmt: skip

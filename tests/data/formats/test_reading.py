@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of rows and messages)
-"""Each form of rows: detected from its columns, read into the same conversations, and strict about what does not fit."""
+"""Each row format: detected from its columns, read into the same conversations; rows in other formats are refused."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ FORMS: list[tuple[RowFormat, dict[str, Any], list[dict[str, Any]]]] = [
 
 
 @pytest.mark.parametrize(("form", "row", "messages"), FORMS, ids=[f"{form.value}{n}" for n, (form, _, _) in enumerate(FORMS)])  # fmt: skip
-def test_forms_are_detected_by_columns_and_read_alike(
+def test_formats_are_detected_by_columns_and_read_alike(
     form: RowFormat, row: dict[str, Any], messages: list[dict[str, Any]]
 ) -> None:
     assert detect(row) is form
-    assert detect({**row, "unused": None, "completion": row.get("completion")}) is form, "a column of null is no column"
+    assert detect({**row, "unused": None, "completion": row.get("completion")}) is form, "null columns are ignored"
     for reading in (Reading(form), Reading(form, detected=True)):
         read = reading.read(row)
         assert isinstance(read, Chat) and read.messages == messages
 
 
-def test_plain_prompts_and_texts_need_no_template() -> None:
+def test_plain_prompts_and_texts_are_read_without_a_template() -> None:
     assert Reading(RowFormat.prompt_completion).read({"prompt": "ab", "completion": "c"}) == PlainText("abc", 2)
     assert Reading(RowFormat.text).read({"text": "abc", "id": 1}) == PlainText("abc")
     assert detect({"text": "abc"}) is RowFormat.text
@@ -87,11 +87,11 @@ def test_answers_in_a_prompt_are_context() -> None:
 BAD: list[tuple[RowFormat, dict[str, Any], str]] = [
     (RowFormat.prompt_completion, {"prompt": "x"}, "no 'prompt' and 'completion'; got the columns prompt"),
     (RowFormat.prompt_completion, {"prompt": "x", "completion": [ANSWER]}, "two texts or two lists of messages"),
-    (RowFormat.prompt_completion, {"prompt": "x", "completion": "y", "system": "s"}, "system: got a text beside a plain prompt and completion"),
+    (RowFormat.prompt_completion, {"prompt": "x", "completion": "y", "system": "s"}, "system: got a text together with a plain prompt and completion"),
     (RowFormat.question_answer, {"question": "q", "answer": "a", "system": 3}, "system is int, expected a text"),
     (RowFormat.text, {"text": 3}, "text is int, expected a text"),
-    (RowFormat.text, {"text": "a\0b"}, "text holds a NUL character at place 1"),
-    (RowFormat.text, {"text": "é\ud83d"}, r"text holds \\ud83d at place 1, half of a character that was cut in two"),
+    (RowFormat.text, {"text": "a\0b"}, "text contains a NUL character at position 1"),
+    (RowFormat.text, {"text": "é\ud83d"}, r"text contains \\ud83d at position 1, half of a surrogate pair"),
 ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_bad_rows_say_what_is_wrong(form: RowFormat, row: dict[str, Any], messag
     assert caught.value.reason == "malformed"
 
 
-def test_columns_of_media_may_be_empty_or_beside_what_is_named() -> None:
+def test_media_columns_may_be_empty_or_unused() -> None:
     row = {"question": "q", "answer": "a", "images": ["x.png"]}
     mapping = {"user": "question", "assistant": "answer"}
     read = Reading(RowFormat.question_answer, mapping).read(row)
@@ -114,15 +114,15 @@ def test_mixed_schemas_name_the_line_and_are_never_dropped(tmp_path: Path, token
     path = write_lines(tmp_path / "mixed.jsonl", [chat("q", "a"), {"instruction": "x", "output": "y"}])
     for malformed in Malformed:
         message = (
-            r"data\.sources\.mine: .*mixed\.jsonl:2: mixed schemas: this row has the form alpaca \(columns instruction, "
-            r"output\), but the rows before it have the form messages; .*make them two sources"
+            r"data\.sources\.mine: .*mixed\.jsonl:2: mixed schemas: this row has the format alpaca \(columns instruction, "
+            r"output\), but the previous rows have the format messages; .*make them two sources"
         )
         with pytest.raises(DataError, match=message):
             factory(path, malformed=malformed).process("train", tokenizer, World())
 
 
 @pytest.mark.parametrize("first", [chat("q", "a")["messages"], [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]])  # fmt: skip
-def test_an_empty_conversation_is_malformed_in_either_form(tmp_path: Path, tokenizer: Any, first: list[Any]) -> None:
+def test_an_empty_conversation_is_malformed_in_either_format(tmp_path: Path, tokenizer: Any, first: list[Any]) -> None:
     path = write_lines(tmp_path / "e.jsonl", [{"conversations": turns} for turns in ([], first, [])])
     store = factory(path, malformed=Malformed.drop).process("train", tokenizer, World())
     assert store.rows.tolist() == [1] and store.report["mine"]["dropped"] == {"malformed": 2}
@@ -130,7 +130,7 @@ def test_an_empty_conversation_is_malformed_in_either_form(tmp_path: Path, token
         factory(path).process("train", tokenizer, World())
 
 
-def test_rows_that_fit_several_forms_need_a_declaration(tmp_path: Path, tokenizer: Any) -> None:
+def test_rows_that_fit_several_formats_need_a_setting(tmp_path: Path, tokenizer: Any) -> None:
     path = write_lines(tmp_path / "both.jsonl", [{**chat("q", "a"), "text": "t"}])
     with pytest.raises(
         DataError, match=r"both\.jsonl:1: the columns messages, text fit several formats \(messages, text"
@@ -141,7 +141,7 @@ def test_rows_that_fit_several_forms_need_a_declaration(tmp_path: Path, tokenize
     assert tokenizer.decode(store.ids(0)) == "t<|im_end|>"
 
 
-def test_unknown_columns_say_what_is_known(tmp_path: Path, tokenizer: Any) -> None:
+def test_unknown_columns_list_the_known_formats(tmp_path: Path, tokenizer: Any) -> None:
     path = write_lines(tmp_path / "odd.jsonl", [{"a": 1}])
     with pytest.raises(
         DataError, match=r"odd\.jsonl:1: no known format; got the columns a; expected messages,.*role_map"

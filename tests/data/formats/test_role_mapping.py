@@ -54,11 +54,11 @@ def test_columns_by_role_leave_out_empty_system_texts() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"role_mapping": {"user": "q"}}, "role_mapping: got no place for assistant"),
+        ({"role_mapping": {"user": "q"}}, "role_mapping: got no assistant"),
         ({"role_mapping": {"human": "q", "assistant": "a"}}, "role_mapping: got the role 'human', expected one of system,"),
         ({"role_mapping": {"user": "a.b", "assistant": "a"}}, "got 'a.b' for user, expected a column or a path array.field"),
-        ({"role_mapping": {"user": "a.b.c", "assistant": "a.d.e"}}, "got a.d beside a.b, expected one field"),
-        ({"role_mapping": {"assistant": "a"}, "format": RowFormat.text}, "got a mapping beside format=text"),
+        ({"role_mapping": {"user": "a.b.c", "assistant": "a.d.e"}}, "got a.d together with a.b, expected one field"),
+        ({"role_mapping": {"assistant": "a"}, "format": RowFormat.text}, "got a mapping together with format=text"),
         ({"content_key": "text"}, "content_key: has no effect without a path"),
     ],
 )  # fmt: skip

@@ -18,9 +18,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"from": "gpt", "value": None}]}, r"message 0 \(gpt\): value is null, expected a text"),
     ({"conversations": [{"from": "gpt", "value": [["x"]]}]}, "value is list, expected a text"),
     ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, r"\(function_call\): value is not JSON"),
-    ({"conversations": [{"from": "function_call", "value": "[1]"}]}, "holds no {name, arguments}"),
+    ({"conversations": [{"from": "function_call", "value": "[1]"}]}, "value is not {name, arguments} or a list"),
     ({"conversations": [{"from": "human", "value": "x"}], "tools": "[", "system": 1}, "system is int, expected a text"),
-    ({"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}], "images": ["x.png"]}, "column 'images' holds 1 of them, but this trains on text only"),
+    ({"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}], "images": ["x.png"]}, "column 'images' contains 1 of them, but training is on text only"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Sequences of rows: joined, sliced and sampled, each row with the name of its place."""
+"""Sequences of rows: joined, sliced and sampled, each row with its location."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ TOOL_ROWS = [
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "saved", "streamed", "json"])
 def test_nulls_that_the_schema_adds_to_calls_and_tools_are_dropped(tmp_path: Path, kind: str) -> None:
-    """Columnar files give every object the keys of all of them; the null of a JSON file was written by someone."""
+    """The schema of a columnar file adds null for missing keys; a null in a JSON file is kept."""
     import datasets
 
     table = pa.Table.from_pylist(TOOL_ROWS)
-    assert table.to_pylist() != TOOL_ROWS, "the file adds nulls"
+    assert table.to_pylist() != TOOL_ROWS, "the schema adds nulls"
     wanted = TOOL_ROWS
     if kind == "parquet":
         pq.write_table(table, tmp_path / "a.parquet")

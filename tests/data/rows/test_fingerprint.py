@@ -7,8 +7,8 @@ from pathlib import Path
 from arctic_hydra.data.rows.fingerprint import fingerprint_files
 
 
-def test_outlines_read_little_of_large_files(tmp_path: Path) -> None:
-    """Files of 80 MB, sparse on the disk: the ends and blocks between them count."""
+def test_large_files_are_sampled(tmp_path: Path) -> None:
+    """Sparse files of 80 MB: changes at both ends and in the middle are detected."""
     paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for path in paths:
         with path.open("wb") as file:

@@ -24,8 +24,13 @@ def test_rows_name_their_line(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[type[Any], str, bytes, str]] = [
-    (JsonSource, "a.jsonl", b'{"text": "a"}\n\0\0\0\0\n', r"a\.jsonl:2: holds NUL bytes, which a crash or a full disk"),
-    (JsonSource, "a.jsonl", b'{"text": "a"}\n{"text": "b\n', r"a\.jsonl:2: not JSON .*the file may be cut off"),
+    (
+        JsonSource,
+        "a.jsonl",
+        b'{"text": "a"}\n\0\0\0\0\n',
+        r"a\.jsonl:2: contains NUL bytes, which a crash or a full disk",
+    ),
+    (JsonSource, "a.jsonl", b'{"text": "a"}\n{"text": "b\n', r"a\.jsonl:2: not JSON .*the file may be truncated"),
 ]
 
 

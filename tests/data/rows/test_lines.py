@@ -14,9 +14,9 @@ from tests.data.source.files import every_row
 
 BAD: list[tuple[type[Any], str, bytes, str]] = [
     (CsvSource, "a.csv", b"q,a\n1,2\n3\n", r"a\.csv:3: has 1 fields, but the header has 2 \(q, a\)"),
-    (CsvSource, "a.csv", b"q,a\n", "holds no row below its header"),
+    (CsvSource, "a.csv", b"q,a\n", "has no rows below its header"),
     (CsvSource, "a.csv", b"q,a\n1,\xe9\n", r"a\.csv:2: byte 0xe9 is not UTF-8"),
-    (CsvSource, "a.csv", b"q,a\n1,2\n\0\0,3\n", r"a\.csv:3: holds NUL bytes"),
+    (CsvSource, "a.csv", b"q,a\n1,2\n\0\0,3\n", r"a\.csv:3: contains NUL bytes"),
     (CsvSource, "a.csv", b"PK\x03\x04", "is a zip archive; unpack it first"),
     (TextSource, "a.txt", b"\n\n", "the file is empty; expected text"),
     (TextSource, "a.txt", b"one\n\xff\xfe\n", r"a\.txt:2: byte 0xff is not UTF-8"),

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.rows.base import Row, Rows
+from arctic_hydra.data.rows.base import Row
 from arctic_hydra.data.rows.read import as_rows, file_shard
 from arctic_hydra.data.rows.shard import START
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat, factory, geometry
+from tests.data.source.files import questions
 
 GOOD = json.dumps(chat("q", "a")).encode()
 
@@ -24,7 +25,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
         GOOD + b"\nmessages: yes\n",
         r"bad\.jsonl:2: not JSON \(.*\); got 'messages: yes'; expected one JSON object per line",
     ),
-    "cut off": (GOOD + b"\n\n" + GOOD[:20], r"bad\.jsonl:3: not JSON .*the file may be cut off"),
+    "cut off": (GOOD + b"\n\n" + GOOD[:20], r"bad\.jsonl:3: not JSON .*the file may be truncated"),
     "not utf-8": (
         GOOD + b"\n" + GOOD.replace(b'"q"', b'"\xe9"'),
         r"bad\.jsonl:2: byte \d+ of the line \(0xe9\) is not UTF-8",
@@ -35,7 +36,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
         b"version https://git-lfs.github.com/spec/v1\n",
         "is a git-lfs pointer, not the data; run `git lfs pull`",
     ),
-    "one object": (json.dumps(chat("q", "a"), indent=1).encode(), "holds one JSON object over several lines"),
+    "one object": (json.dumps(chat("q", "a"), indent=1).encode(), "contains a single JSON object over several lines"),
     "array of text": (b'["a"]', "row 0: got a JSON str, expected an object"),
     "bad array": (b'[\n{"messages": []},\n}]', r"bad\.jsonl:3: not JSON"),
     "lines of text": (GOOD + b'\n"text"\n', r"bad\.jsonl:2: got a JSON str, expected an object"),
@@ -63,7 +64,7 @@ def test_bad_files_are_named(name: str, tmp_path: Path, tokenizer: Any) -> None:
         ("a.jsonl", b"<!DOCTYPE html>", r"a\.jsonl: looks like an HTML page, not data"),
         ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv:3: has 1 fields, but the header has 2 \(a, b\)"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"a": 1}\n\0\0\n', r"a\.jsonl:2: holds NUL bytes"),
+        ("a.jsonl", b'{"a": 1}\n\0\0\n', r"a\.jsonl:2: contains NUL bytes"),
         ("a.jsonl.gz", b"\x1f\x8b\x08", r"a\.jsonl\.gz: is gzip-compressed"),
     ],
 )
@@ -78,12 +79,8 @@ def test_shards_that_cannot_be_read_are_named(name: str, content: bytes, error: 
         read()
 
 
-def contents(rows: Rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
-
-
 def test_lists_and_datasets_of_other_sources_are_wrapped() -> None:
     import datasets
 
     rows = [chat("one", "a"), chat("two", "b")]
-    assert contents(as_rows(rows)) == contents(as_rows(datasets.Dataset.from_list(rows))) == ["one", "two"]
+    assert questions(as_rows(rows)) == questions(as_rows(datasets.Dataset.from_list(rows))) == ["one", "two"]

@@ -1,4 +1,4 @@
-"""Shards: read on from any offset, every kind of file gives the rows that reading it as a whole gives."""
+"""Shards: reading from any offset gives the same rows as reading the whole file, for every kind of file."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def test_reading_from_every_offset_gives_the_rows_of_the_whole_file(kind: str, t
     rows = source.load("train")
     whole = rows.take(range(len(rows)))
     (shard,) = source.shards("train")
-    place, ended, found, places = START, False, [], [START]
+    offset, ended, found, offsets = START, False, [], [START]
     while not ended:
-        part, place, ended = shard.read(place, 4)
+        part, offset, ended = shard.read(offset, 4)
         found += part.take(range(len(part)))
-        places.append(place)
+        offsets.append(offset)
         if kind != "datasets":
             wheres = [rows.where(len(found) - len(part) + index) for index in range(len(part))]
             assert [part.where(index) for index in range(len(part))] == wheres
     assert found == whole and len(whole) > 5
-    for index, start in enumerate(places[:-1]):
+    for index, start in enumerate(offsets[:-1]):
         (fresh,) = source.shards("train")
         part, _, _ = fresh.read(start, 4)
         assert part.take(range(len(part))) == whole[4 * index : 4 * index + 4]

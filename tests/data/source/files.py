@@ -1,4 +1,4 @@
-"""Files of the same rows in every kind, for the tests of sources and of the readers below them."""
+"""Helpers for the tests of sources and row readers: the same rows in files of every kind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.source.hf import HFSource
 from tests.data.samples import write_lines
 
 ROWS = [{"question": f"Frage {index}?", "answer": 'so, "wie"\nimmer'} for index in range(10)]
 
 
+HUB_SPLITS = {"train": "train_sft", "eval": "test_sft"}
+"""Splits of the fixture `hub_directory`."""
+
+
 def write(path: Path) -> Path:
+    """Write ROWS to a file of the kind that its suffix says."""
     table = pa.Table.from_pylist(ROWS)
     if path.suffix == ".parquet":
         pq.write_table(table, path, row_group_size=3)
@@ -37,7 +43,13 @@ def write(path: Path) -> Path:
     return path
 
 
+def questions(rows: Rows) -> list[str]:
+    """Return the first message of each conversation."""
+    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
+
+
 def every_row(source: Any) -> list[dict[str, Any]]:
+    """Return all training rows of a source."""
     rows = source.load("train")
     taken: list[dict[str, Any]] = rows.take(range(len(rows)))
     return taken

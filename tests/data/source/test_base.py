@@ -1,4 +1,4 @@
-"""What the built-in sources share: splits, slices, samples and the identity that they are part of."""
+"""The base of the built-in sources: splits, slices, samples, and the identity of the rows."""
 
 from __future__ import annotations
 
@@ -7,32 +7,16 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import DataError, FieldError
-from tests.data.samples import chat, write_lines
-from tests.data.source.files import ROWS, write
-
-MAPPING = {"train": "train_sft", "eval": "test_sft"}
-
-
-def contents(rows: Rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
-
-
-@pytest.fixture
-def hub_directory(tmp_path: Path) -> Path:
-    write_lines(tmp_path / "train_sft.jsonl", [chat(f"train {n}", "a") for n in range(4)])
-    write_lines(tmp_path / "test_sft.jsonl", [chat("test", "a")])
-    write_lines(tmp_path / "train_sft_gen.jsonl", [chat("other split", "a")])
-    return tmp_path
+from tests.data.source.files import HUB_SPLITS, ROWS, questions, write
 
 
 @pytest.mark.parametrize("fields", [{"sample_count": 2}, {"sample_ratio": "50%"}])
 def test_samples_are_drawn_by_seed_in_row_order(hub_directory: Path, fields: dict[str, Any]) -> None:
     def draw(**more: Any) -> list[str]:
-        return contents(HFSource(path=str(hub_directory), split="train_sft", **fields, **more).load("train"))
+        return questions(HFSource(path=str(hub_directory), split="train_sft", **fields, **more).load("train"))
 
     assert len(draw()) == 2 and draw() == sorted(draw()) == draw()
     assert len({tuple(draw(sample_seed=seed)) for seed in range(8)}) > 1
@@ -45,15 +29,18 @@ def test_samples_and_splits_are_part_of_the_identity(hub_directory: Path) -> Non
         {"sample_count": 2, "sample_seed": 1},
         {"split": "test_sft"},
     ]
-    base = {"path": str(hub_directory), "split_mapping": MAPPING}
+    base = {"path": str(hub_directory), "split_mapping": HUB_SPLITS}
     assert len({str(HFSource(**{**base, **fields}).identity("train")) for fields in variants}) == 4
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sample_ratio": 0.5, "sample_count": 3}, "sample_ratio: got 0.5 beside sample_count=3; expected one of them"),
-        ({"sample_ratio": 0}, "sample_ratio: got 0, which leaves no row"),
+        (
+            {"sample_ratio": 0.5, "sample_count": 3},
+            "sample_ratio: got 0.5 together with sample_count=3; expected one of them",
+        ),
+        ({"sample_ratio": 0}, "sample_ratio: got 0, which leaves no rows"),
         ({"sample_ratio": 1.5}, "sample_ratio: got 1.5, expected 1 or less"),
         ({"sample_count": 0}, "sample_count: got 0, expected 1 or more"),
     ],
@@ -73,7 +60,7 @@ def test_refused_fields(fields: dict[str, Any], message: str) -> None:
         ("train[:]", list(range(10))),
     ],
 )
-def test_splits_take_slices(tmp_path: Path, split: str, numbers: list[int]) -> None:
+def test_splits_can_be_sliced(tmp_path: Path, split: str, numbers: list[int]) -> None:
     write(tmp_path / "train.jsonl")
     for source in (HFSource(path=str(tmp_path), split=split), JsonSource(path=str(tmp_path), split=split)):
         rows = source.load("train")
@@ -88,11 +75,11 @@ def test_slices_are_checked_and_part_of_the_identity(tmp_path: Path) -> None:
         FieldError, match=r"split: got 'train\[10\]', expected a name and a slice such as train\[:10%\]"
     ):
         JsonSource(path=path, split="train[10]")
-    with pytest.raises(DataError, match=r"split=train\[20:\] leaves no row"):
+    with pytest.raises(DataError, match=r"split=train\[20:\] leaves no rows"):
         JsonSource(path=path, split="train[20:]").load("train")
 
 
-def test_a_share_that_holds_no_row_is_named(tmp_path: Path) -> None:
+def test_a_share_without_rows_is_named(tmp_path: Path) -> None:
     path = str(write(tmp_path / "train.jsonl"))
     with pytest.raises(
         DataError, match=r"sample_ratio=0\.01 of 10 rows leaves none; .*; raise it, or set sample_count"

@@ -7,32 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat, write_lines
-from tests.data.source.files import ROWS
-
-
-def contents(rows: Rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
+from tests.data.source.files import ROWS, questions
 
 
 def test_files_that_name_no_split_are_all_of_train(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("b.jsonl", "a.json", "data/latest-2024.jsonl", ".hidden.jsonl", "config.json"):
         write_lines(tmp_path / name, [chat(name, "a")])
-    for beside in ("README.md", "LICENSE.txt", ".gitattributes"):
-        (tmp_path / beside).write_text("x")
+    for name in ("README.md", "LICENSE.txt", ".gitattributes"):
+        (tmp_path / name).write_text("x")
     source = HFSource(path=str(tmp_path))
-    assert contents(source.load("train")) == ["a.json", "b.jsonl", "data/latest-2024.jsonl"]
+    assert questions(source.load("train")) == ["a.json", "b.jsonl", "data/latest-2024.jsonl"]
     with pytest.raises(DataError, match=r"no file of split 'eval'; .*found splits: a, b, latest, train; set"):
         source.load("eval")
 
     (tmp_path / "more.csv").write_text("text\nx\n")
     with pytest.raises(
-        DataError, match=r"name no split and are of several formats \(a\.json, more\.csv\); .*set the source's path="
+        DataError, match=r"name no split and have several formats \(a\.json, more\.csv\); .*set the source's path="
     ):
         source.load("train")
 
@@ -63,7 +58,7 @@ def test_directories_and_patterns_join_files_by_name(tmp_path: Path) -> None:
         assert rows.where(0) == f"{tmp_path / 'a.json'}, row 0" and rows.where(2) == f"{tmp_path / 'b.jsonl'}:2"
     (tmp_path / "empty").mkdir()
     for path, message in (
-        (tmp_path / "empty", "holds no .json or .jsonl file"),
+        (tmp_path / "empty", "contains no .json or .jsonl file"),
         (tmp_path / "*.csv", "no such file .*glob"),
     ):
         with pytest.raises(DataError, match=message):

@@ -9,33 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arctic_hydra.data.rows.base import Rows
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat, write_lines
-
-MAPPING = {"train": "train_sft", "eval": "test_sft"}
-
-
-def contents(rows: Rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows.take(range(len(rows)))]
-
-
-@pytest.fixture
-def hub_directory(tmp_path: Path) -> Path:
-    write_lines(tmp_path / "train_sft.jsonl", [chat(f"train {n}", "a") for n in range(4)])
-    write_lines(tmp_path / "test_sft.jsonl", [chat("test", "a")])
-    write_lines(tmp_path / "train_sft_gen.jsonl", [chat("other split", "a")])
-    return tmp_path
+from tests.data.source.files import HUB_SPLITS, questions
 
 
 def test_split_files_are_found_by_name(hub_directory: Path) -> None:
-    source = HFSource(path=str(hub_directory), split_mapping=MAPPING)
-    assert contents(source.load("train")) == [f"train {n}" for n in range(4)]
-    assert contents(source.load("eval")) == ["test"]
-    named = HFSource(path=str(hub_directory), split="train_sft_gen", split_mapping=MAPPING)
-    assert contents(named.load("train")) == ["other split"]
+    source = HFSource(path=str(hub_directory), split_mapping=HUB_SPLITS)
+    assert questions(source.load("train")) == [f"train {n}" for n in range(4)]
+    assert questions(source.load("eval")) == ["test"]
+    named = HFSource(path=str(hub_directory), split="train_sft_gen", split_mapping=HUB_SPLITS)
+    assert questions(named.load("train")) == ["other split"]
     assert source.load("train").where(2).endswith("train_sft.jsonl:3")
 
 
@@ -45,20 +31,20 @@ def test_parquet_shards_below_data_are_joined_in_order(tmp_path: Path) -> None:
         rows = [chat(f"shard {shard} row {n}", "a") for n in range(5)]
         name = f"train_sft-{shard:05}-of-00002-a1b2.parquet"
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / name, row_group_size=2)
-    rows_read = HFSource(path=str(tmp_path), split_mapping=MAPPING).load("train")
-    assert contents(rows_read) == [f"shard {shard} row {n}" for shard in (0, 1) for n in range(5)]
+    rows_read = HFSource(path=str(tmp_path), split_mapping=HUB_SPLITS).load("train")
+    assert questions(rows_read) == [f"shard {shard} row {n}" for shard in (0, 1) for n in range(5)]
     assert rows_read.where(6).endswith("train_sft-00001-of-00002-a1b2.parquet, row 1")
 
 
 def test_a_file_and_a_split_folder_work_too(tmp_path: Path) -> None:
     write_lines(tmp_path / "any.jsonl", [chat("one", "a")])
-    assert contents(HFSource(path=str(tmp_path / "any.jsonl")).load("train")) == ["one"]
+    assert questions(HFSource(path=str(tmp_path / "any.jsonl")).load("train")) == ["one"]
     (tmp_path / "train").mkdir()
     write_lines(tmp_path / "train" / "b.json", [chat("two", "a")])
-    assert contents(HFSource(path=str(tmp_path)).load("train")) == ["two"]
+    assert questions(HFSource(path=str(tmp_path)).load("train")) == ["two"]
 
 
-def test_a_missing_split_names_those_that_are_there(hub_directory: Path) -> None:
+def test_a_missing_split_lists_the_existing_ones(hub_directory: Path) -> None:
     with pytest.raises(
         DataError, match=r"no file of split 'train'; .*found splits: test_sft, train_sft, train_sft_gen; set the"
     ):
@@ -102,7 +88,7 @@ def test_saved_datasets_load_and_have_an_identity(tmp_path: Path) -> None:
 
     datasets.Dataset.from_list([chat("saved", "a")]).save_to_disk(str(tmp_path / "saved"))
     source = HFSource(path=str(tmp_path / "saved"))
-    assert contents(source.load("train")) == ["saved"]
+    assert questions(source.load("train")) == ["saved"]
     assert source.identity("train") == source.identity("train")
 
 

@@ -1,4 +1,4 @@
-"""JSON and JSON Lines files, told apart by content."""
+"""JSON and JSON Lines files, distinguished by content."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import FieldError
+from tests.data.samples import write_lines
 
 
 @pytest.mark.parametrize(
@@ -23,22 +23,14 @@ from arctic_hydra.errors import FieldError
     ],
 )  # fmt: skip
 def test_files_by_path_have_no_splits(fields: dict[str, Any], message: str) -> None:
-    """Of a directory with train.jsonl and test.jsonl both would be read, whatever was asked for."""
+    """Of a directory with train.jsonl and test.jsonl, both would be read for any split."""
     with pytest.raises(FieldError, match=message):
         JsonSource(path="a.jsonl", **fields)
 
 
-ROWS = [{"id": str(n), "text": f"line {n}, ü\u2028 and\x85more" + (" x" * n)} for n in range(23)]
-
-
-def jsonl(path: Path) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
-    path.write_text("\ufeff" + "\n\n".join(lines) + "\n\n", encoding="utf-8")
-
-
 def test_outlines_notice_a_file_that_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    jsonl(path)
+    write_lines(path, [{"text": f"line {n}"} for n in range(23)])
     source, hub = JsonSource(path=str(tmp_path)), HFSource(path=str(path))
     content = path.read_bytes()
     before = [source.outline("train"), hub.outline("train")]

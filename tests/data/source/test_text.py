@@ -10,7 +10,7 @@ from tests.data.samples import write_lines
 from tests.data.source.files import every_row
 
 
-def test_a_stream_has_the_rows_of_each_way_to_cut(tmp_path: Path) -> None:
+def test_a_stream_has_the_same_rows_for_each_unit(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n\n\nthree\n")
     for sample_by in SampleBy:
