@@ -106,9 +106,8 @@ def quiet_progress_bars() -> None:
     """Disable the progress bars of other libraries, which would overwrite ours."""
     import transformers
 
-    os.environ.setdefault(
-        "HF_DATASETS_DISABLE_PROGRESS_BARS", "1"
-    )  # read when datasets is imported, which not every run does
+    # datasets reads the variable when it is imported, which not every run does.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if datasets := sys.modules.get("datasets"):
         datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

@@ -268,9 +268,8 @@ class MLflowRun:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return str(
-                self._client.get_experiment_by_name(self._experiment).experiment_id
-            )  # another run created it first
+            # Another run created it at the same time.
+            return str(self._client.get_experiment_by_name(self._experiment).experiment_id)
 
     def _known_run(self) -> Any:
         """Return the run that an earlier start of this run directory opened in this store, if it still exists."""

@@ -52,7 +52,7 @@ def test_weights_of_another_model_are_rejected_with_the_differences(libraries, t
     del stored["1.bias"]
     expected = (
         r"do not fit this model: the model has no 2.weight; it lacks 1.bias; "
-        r"the shapes differ of 0.weight \(\(3, 3\), model \(2, 2\)\), .*Choose the model"
+        r"the shapes differ of 0.weight \(\(3, 3\), model \(2, 2\)\), .*Use the model config"
     )
     with pytest.raises(CheckpointError, match=expected):
         initial_weights.load_into(model, stored, initial_weights.Weights(tmp_path, 3))
