@@ -66,12 +66,12 @@ def _entry(folder: Path, is_leftover: bool) -> Entry:
 
 def prune(chosen: list[Entry]) -> list[Entry]:
     """Delete entries and return the deleted ones; entries that another process is building or deleting are skipped."""
-    gone = []
+    deleted = []
     for entry in chosen:
         with suppress(Timeout, FileNotFoundError), lock_of(entry.path).acquire(timeout=0):
             remove_entry(entry.path)
-            gone.append(entry)
-    return gone
+            deleted.append(entry)
+    return deleted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,11 +106,11 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_CONFIG
     oldest = None if options.older_than is None else time.time() - options.older_than * SECONDS_PER_DAY
     try:
-        gone = prune([entry for entry in found if _is_chosen(entry, options.keys, options.all, oldest)])
+        deleted = prune([entry for entry in found if _is_chosen(entry, options.keys, options.all, oldest)])
     except OSError as error:
         print(f"error: prune: cannot delete from {cache_dir} ({error}); expected a cache that you own", file=sys.stderr)
         return EXIT_BAD_CONFIG
-    print(f"deleted {len(gone)} of {len(found)} entries, {_size(sum(entry.size_bytes for entry in gone))}")
+    print(f"deleted {len(deleted)} of {len(found)} entries, {_size(sum(entry.size_bytes for entry in deleted))}")
     return EXIT_DONE
 
 

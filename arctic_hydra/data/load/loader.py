@@ -103,8 +103,8 @@ class PackedLoader:
     def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
         """Yield this rank's batches of each step of `epoch` from step `start` on, prefetched in a background thread."""
         plan = self._plan(epoch)
-        cut = StepBatches(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
-        return prefetch((cut.step_batch(step) for step in range(start, len(cut))), self._options.prefetch_steps)
+        batches = StepBatches(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
+        return prefetch((batches.step_batch(step) for step in range(start, len(batches))), self._options.prefetch_steps)
 
     def summary(self) -> dict[str, Any]:
         """Return statistics for the run's record: rows, tokens, supervised share, lengths, packs and fill, also per source."""

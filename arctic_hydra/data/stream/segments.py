@@ -62,19 +62,19 @@ class ExamplePool(SingleDocuments):
 
     def take(self, chosen: Ints) -> ExamplePool:
         """Return copies of the chosen examples."""
-        ids = _joined((self.ids(int(one)) for one in chosen), np.int32)
-        masks = _joined((self.mask(int(one)) for one in chosen), np.uint8)
+        ids = _concatenated((self.ids(int(one)) for one in chosen), np.int32)
+        masks = _concatenated((self.mask(int(one)) for one in chosen), np.uint8)
         return ExamplePool(ids, masks, self.lengths[chosen], self.sources[chosen], self.numbers[chosen])
 
     @classmethod
     def concatenate(cls, pools: Sequence[ExamplePool]) -> ExamplePool:
         """Return the examples of several pools."""
         return cls(
-            _joined((pool.all_ids for pool in pools), np.int32),
-            _joined((pool.all_masks for pool in pools), np.uint8),
-            _joined((pool.lengths for pool in pools), np.int32),
-            _joined((pool.sources for pool in pools), np.int32),
-            _joined((pool.numbers for pool in pools), np.int64),
+            _concatenated((pool.all_ids for pool in pools), np.int32),
+            _concatenated((pool.all_masks for pool in pools), np.uint8),
+            _concatenated((pool.lengths for pool in pools), np.int32),
+            _concatenated((pool.sources for pool in pools), np.int32),
+            _concatenated((pool.numbers for pool in pools), np.int64),
         )
 
     @classmethod
@@ -85,7 +85,7 @@ class ExamplePool(SingleDocuments):
         return cls(chunk.ids, chunk.mask, chunk.lengths, sources, first_number + np.arange(count, dtype=np.int64))
 
 
-def _joined(parts: Iterable[Array], dtype: Any) -> Array:
+def _concatenated(parts: Iterable[Array], dtype: Any) -> Array:
     return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
 
 
@@ -94,7 +94,7 @@ class StreamState:
     """The state of a stream between two segments: its position, the left-over examples and the counts so far."""
 
     cursors: list[Cursor]
-    waiting: ExamplePool
+    left_over: ExamplePool
     """Examples left over from previous segments."""
     reports: list[RowReport]
     length_counts: Array
@@ -115,7 +115,7 @@ class StreamState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, lists and dicts."""
-        pool = self.waiting
+        pool = self.left_over
         arrays = {"ids": pool.all_ids, "masks": pool.all_masks, "lengths": pool.lengths, "sources": pool.sources}
         return {
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -166,31 +166,31 @@ def read_segment(
     """
     alone = len(streams) == 1
     tasks, cursors = _read_rows(state, streams, options)
-    read, new = _read_examples(state, tasks, run_tasks)
-    for stream, before, after, report in zip(streams, state.cursors, cursors, read.reports, strict=True):
+    advanced, new = _read_examples(state, tasks, run_tasks)
+    for stream, before, after, report in zip(streams, state.cursors, cursors, advanced.reports, strict=True):
         if after.passes > before.passes and report.kept == 0:
             raise DataError(no_examples_message(stream.key, report))
-    pool = ExamplePool.concatenate([state.waiting, *new])
+    pool = ExamplePool.concatenate([state.left_over, *new])
     # Packing depends on the lengths alone; the shuffle decides which examples of equal length share a pack.
     drawn = epoch_order(len(pool), seed + 1, state.segment)
     plan = (plan_packs if options.packing else plan_singles)(pool.lengths[drawn], options.max_length)
     plan = replace(plan, examples=drawn[plan.examples])
     ends = alone and cursors[0].passes > state.cursors[0].passes
-    kept = np.arange(len(plan)) if ends else _full_steps(plan, pool.lengths, len(state.waiting), batch)
+    kept = np.arange(len(plan)) if ends else _full_steps(plan, pool.lengths, len(state.left_over), batch)
     if options.group_by_length:
         order = kept[grouped_order(pool.lengths[plan.examples[kept]], batch, seed, state.segment)]
     else:
         order = kept[epoch_order(len(kept), seed, state.segment)]
-    left = np.setdiff1d(np.arange(len(plan)), kept)
-    waiting = pool.take(np.sort(_examples_of(plan, left)))
+    unused = np.setdiff1d(np.arange(len(plan)), kept)
+    left_over = pool.take(np.sort(_examples_of(plan, unused)))
     end = replace(
-        read,
+        advanced,
         cursors=cursors,
-        waiting=waiting,
+        left_over=left_over,
         segment=state.segment + 1,
         step=state.step + -(-len(kept) // batch),
         packs=state.packs + len(kept),
-        packed_tokens=state.packed_tokens + int(pool.lengths.sum()) - int(waiting.lengths.sum()),
+        packed_tokens=state.packed_tokens + int(pool.lengths.sum()) - int(left_over.lengths.sum()),
     )
     return Segment(pool, plan, order, state, end)
 
@@ -230,14 +230,14 @@ def _read_examples(
     return replace(state, reports=reports, length_counts=counts, examples=examples), new
 
 
-def _full_steps(plan: Plan, lengths: Array, waiting: int, batch: int) -> Ints:
-    """Return as many packs as fill whole steps, preferring those with one of the first `waiting` examples, then full ones."""
+def _full_steps(plan: Plan, lengths: Array, left_over: int, batch: int) -> Ints:
+    """Return as many packs as fill whole steps, preferring those with one of the first `left_over` examples, then full ones."""
     count = len(plan) // batch * batch
     if not count:
         return np.empty(0, dtype=np.int64)
     starts = plan.bounds[:-1]
     tokens = np.add.reduceat(lengths[plan.examples], starts)
-    waits = np.logical_or.reduceat(plan.examples < waiting, starts)
+    waits = np.logical_or.reduceat(plan.examples < left_over, starts)
     return np.sort(np.lexsort((-tokens, ~waits))[:count])
 
 

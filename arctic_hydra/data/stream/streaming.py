@@ -97,16 +97,15 @@ class StreamingLoader:
         segments = prefetch(self._segments(self._state_before(start), stopped), min(1, depth))
         try:
             for segment in segments:
-                self._drop_states_before(
-                    segment.start.step - depth - 2
-                )  # the trainer is at most `depth` + 2 steps behind
+                # The trainer is at most `depth` + 2 steps behind.
+                self._drop_states_before(segment.start.step - depth - 2)
                 self._states.append(segment.end)
                 self._latest = segment.end
-                cut = StepBatches(segment.pool, segment.plan, segment.order, self._geometry, self._options)
+                batches = StepBatches(segment.pool, segment.plan, segment.order, self._geometry, self._options)
                 for step in range(max(start, segment.start.step), segment.end.step):
                     if step == self._geometry.most_steps:
                         return
-                    window = cut.step_batch(step - segment.start.step)
+                    window = batches.step_batch(step - segment.start.step)
                     for batch in window.micro_batches:
                         batch.example_ids = [int(segment.pool.numbers[index]) for index in batch.example_ids]
                     yield replace(window, step_in_epoch=step)
@@ -118,10 +117,10 @@ class StreamingLoader:
         with task_runner(*self._runner_arguments, processes=self._processes) as run_tasks:
 
             def unless_stopped(tasks: Iterable[Task]) -> Iterator[PreparedChunk]:
-                for prepared in run_tasks(tasks):
+                for chunk in run_tasks(tasks):
                     if stopped.is_set():  # the trainer has stopped and should not wait for the rest of a segment
                         raise CancelledError
-                    yield prepared
+                    yield chunk
 
             while True:
                 segment = read_segment(
