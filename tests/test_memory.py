@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (tables of arguments and messages)
 """The memory estimate: close to what a real run holds, and its parts by closed form."""
 
 from __future__ import annotations
@@ -8,14 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from arctic_hydra import config, memory
-from arctic_hydra.cli import compose
+from arctic_hydra import memory
 from arctic_hydra.converter.base import ModelConverter
-from arctic_hydra.errors import EXIT_FAILED, ConfigError, ModelError
 from arctic_hydra.memory import describe
 from arctic_hydra.tasks import check
 from tests.bench.bench_memory import case, estimated, measure
-from tests.command import SMALL, run
+from tests.composing import built
 from tests.ranks import run_ranks
 
 HALF = {"dtype": "bf16", "disable_activation_checkpoint": False}
@@ -49,10 +46,6 @@ class TrainsNorms(ModelConverter):
         return model
 
 
-def composed(*overrides):
-    return config.build(compose.without_hydra(compose.compose_config(list(overrides), "config")))
-
-
 TRACE = memory.Trace(parameters=1000, trainable=400, other=0, activations=50, head=5)
 
 
@@ -67,14 +60,14 @@ TRACE = memory.Trace(parameters=1000, trainable=400, other=0, activations=50, he
     ],
 )
 def test_what_the_engine_holds_on_each_of_four_ranks(stage, dtype, parameters, optimizer, gradients):
-    chosen = composed(f"deepspeed=zero{stage}", f"model.dtype={dtype}", "ranks=4")
+    chosen = built(f"deepspeed=zero{stage}", f"model.dtype={dtype}", "ranks=4")
     settings = chosen.deepspeed.fill(1, 1, 4, dtype, 64)
     held = memory.engine_bytes(chosen, settings, TRACE, 4)
     assert (held.parameters, held.optimizer, held.gradients) == (parameters, optimizer, gradients)
 
 
 def test_frozen_parameters_need_no_optimizer_state():
-    chosen = composed("data.max_length=64")
+    chosen = built("data.max_length=64")
     whole = memory.estimate(chosen)
     chosen.converter["norms"] = TrainsNorms()
     part = memory.estimate(chosen)
@@ -85,11 +78,11 @@ def test_frozen_parameters_need_no_optimizer_state():
 
 
 def test_longer_rows_and_more_supervised_positions_cost_more():
-    chosen = composed("trainer.head_loss=full")
+    chosen = built("trainer.head_loss=full")
     short, long = (memory.estimate(chosen, memory.Load(1, tokens, 32)) for tokens in (512, 2048))
     assert long.trace.activations / short.trace.activations > 3.5
     full = memory.estimate(chosen, memory.Load(1, 2048, 2048)).trace.head
-    chunked = memory.estimate(composed("trainer.head_chunk_rows=64"), memory.Load(1, 2048, 2048)).trace.head
+    chunked = memory.estimate(built("trainer.head_chunk_rows=64"), memory.Load(1, 2048, 2048)).trace.head
     assert full > 2048 * 4096 * 4  # at least the logits of all supervised positions, in fp32
     assert chunked < full / 4
 
@@ -139,7 +132,7 @@ def test_experts_are_described_in_every_dtype(dtype):
     """torch describes its grouped product, with which they multiply, in bf16 only."""
     sizes = "model.hidden_size=64 model.intermediate_size=64 model.num_attention_heads=4 model.num_key_value_heads=2"
     shape = f"model=random model.architecture=mixtral {sizes} model.vocab_size=4096 model.num_hidden_layers=2".split()
-    chosen = composed(*shape, f"model.dtype={dtype}")
+    chosen = built(*shape, f"model.dtype={dtype}")
     short, long = (memory.estimate(chosen, memory.Load(1, tokens, 1)).trace.activations for tokens in (512, 2048))
     assert long > 2 * short > 0
 
@@ -152,7 +145,7 @@ def test_attention_sees_documents_as_the_run_gives_them(packing, monkeypatch):
     seen = []
     attend = attention._by_document
     monkeypatch.setattr(attention, "_by_document", lambda *given: seen.append(given[-2:]) or attend(*given))
-    memory.estimate(composed(f"data.packing={packing}", "data.max_length=64"))
+    memory.estimate(built(f"data.packing={packing}", "data.max_length=64"))
     assert seen
     for bounds, longest in seen:
         assert (bounds is not None and tuple(bounds.shape) == (2,) and longest == 64) if packing else bounds is None
@@ -164,51 +157,16 @@ def test_says_whether_it_fits():
     assert found.lines(2 * memory.GIB)[-1].startswith("DOES NOT FIT: 100% of the 2 GiB")
 
 
-def test_task_check_and_the_header_print_it(tmp_path):
-    checked = run(f"{SMALL} task=check", tmp_path).stdout.splitlines()
-    assert checked[1].startswith("memory   0.0")
-    assert checked[1].endswith("GiB per rank at its peak, in the backward pass")
-    assert "optimizer 0.00" in checked[2]
-    trained = run(f"{SMALL} trainer.train_iters=1 tracking=[] checkpoint=[] trainer.eval_at_end=false", tmp_path).stdout
-    assert any(line.startswith("memory   0.0") for line in trained.splitlines())
-
-
-def test_task_check_ends_as_the_run_would(tmp_path):
-    done = run("task=check model=hf model.name_or_path=nobody/nothing", tmp_path, code=EXIT_FAILED)
-    tokenizer, model = done.stderr.splitlines()
-    assert tokenizer.startswith("error: tokenizer.name_or_path: 'nobody/nothing' is no local path and cannot be loaded")
-    assert model.startswith("error: model.name_or_path: 'nobody/nothing' cannot be loaded")
-    assert not done.stdout
-
-
-IMPOSSIBLE = [
-    ("ranks=2 trainer.sequence_parallel_size=2 model.num_attention_heads=1 model.num_key_value_heads=1", ConfigError, "got 2, but the model has 1 attention heads"),
-    ("peft=lora peft.target_modules=[qq_proj]", ConfigError, "peft.target_modules: 'qq_proj' matches no module; did you mean 'q_proj'"),
-    ("model.vocab_size=100", ModelError, "model: has 100 embedding rows, but the tokenizer has 4096 tokens"),
-    ("tokenizer.add_tokens=[the]", ConfigError, "tokenizer.add_tokens: 'the' is in the vocabulary already"),
-    ("optimizer.no_decay=[embedd]", ConfigError, "optimizer.no_decay: 'embedd' matches no parameter; did you mean"),
-    ("deepspeed=zero3 model.tie_word_embeddings=false peft=lora peft.modules_to_save=[lm_head] tokenizer.add_tokens=[uno]", ConfigError, "at ZeRO-3 peft cannot train single rows"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("arguments", "kind", "text"), IMPOSSIBLE, ids=[item[0] for item in IMPOSSIBLE])
-def test_what_would_end_the_run_is_no_failed_estimate(arguments, kind, text):
-    lines, [error] = check.find(composed(*arguments.split()))
-    assert not lines
-    assert type(error) is kind
-    assert text in str(error)
-
-
 def test_an_estimate_that_fails_says_nothing_of_the_run(monkeypatch):
     def fail(*_):
         raise RuntimeError("fake tensors cannot do this\nand more")
 
     monkeypatch.setattr(memory, "trace_model", fail)
     expected = ["memory   not estimated: fake tensors cannot do this"]
-    assert check.find(composed("data.max_length=64")) == (expected, [])
-    assert describe(composed("data.max_length=64")) == expected
+    assert check.find(built("data.max_length=64")) == (expected, [])
+    assert describe(built("data.max_length=64")) == expected
 
 
 def test_nothing_of_a_check_ends_a_run():
-    [line] = describe(composed("peft=lora", "peft.target_modules=[qq_proj]"))
+    [line] = describe(built("peft=lora", "peft.target_modules=[qq_proj]"))
     assert line.startswith("memory   not estimated: peft.target_modules: 'qq_proj' matches no module")

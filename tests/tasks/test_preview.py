@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.data.base import Example
-from arctic_hydra.report.header import aligned, data_table
 from arctic_hydra.tasks.preview import harmless, pieces, span
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import run
@@ -63,17 +62,3 @@ def test_what_steers_a_terminal_is_shown_as_a_sign() -> None:
     plain = "Zeile\n\tö 漢字 שלום 👩\u200d💻"
     assert harmless(plain) == plain
     assert span(("<b>\u202e\0", True)) == "<mark>&lt;b&gt;‹U+202E›␀</mark>", "on the page too"
-
-
-def figures(**changes: object) -> dict[str, object]:
-    prepared = {"rows": 5, "dropped": {}, "truncated": 0, "split": 0, "tokens_lost": 0, **changes}
-    lengths = {"p50": 10, "p90": 20, "p99": 20, "p100": 20}
-    source = {"prepared": prepared, "examples": 4, "tokens": 50, "supervised_share": 0.5, "length_tokens": lengths}
-    return {"length_tokens": lengths, "sources": {"one": source}}
-
-
-def test_the_table_says_what_became_of_the_rows() -> None:
-    table = aligned(data_table(figures(dropped={"malformed": 1}, split=1200, tokens_lost=3)))
-    assert re.fullmatch(r"source +rows +examples +tokens +trained +p50 +p90 +p99 +p100 +left out or cut", table[0])
-    assert re.fullmatch(r"one +5 +4 +50 +50% +10 +20 +20 +20 +1 malformed, 1,200 split, 3 tokens lost", table[1])
-    assert data_table(figures())[1][-1] == "nothing"

@@ -1,0 +1,46 @@
+# ruff: noqa: E501 (tables of arguments and messages)
+"""`task=check`: what the run would need, and what would end it."""
+
+from __future__ import annotations
+
+import pytest
+
+from arctic_hydra.errors import EXIT_FAILED, ConfigError, ModelError
+from arctic_hydra.tasks import check
+from tests.command import SMALL, run
+from tests.composing import built
+
+
+def test_task_check_and_the_header_print_it(tmp_path):
+    checked = run(f"{SMALL} task=check", tmp_path).stdout.splitlines()
+    assert checked[1].startswith("memory   0.0")
+    assert checked[1].endswith("GiB per rank at its peak, in the backward pass")
+    assert "optimizer 0.00" in checked[2]
+    trained = run(f"{SMALL} trainer.train_iters=1 tracking=[] checkpoint=[] trainer.eval_at_end=false", tmp_path).stdout
+    assert any(line.startswith("memory   0.0") for line in trained.splitlines())
+
+
+def test_task_check_ends_as_the_run_would(tmp_path):
+    done = run("task=check model=hf model.name_or_path=nobody/nothing", tmp_path, code=EXIT_FAILED)
+    tokenizer, model = done.stderr.splitlines()
+    assert tokenizer.startswith("error: tokenizer.name_or_path: 'nobody/nothing' is no local path and cannot be loaded")
+    assert model.startswith("error: model.name_or_path: 'nobody/nothing' cannot be loaded")
+    assert not done.stdout
+
+
+IMPOSSIBLE = [
+    ("ranks=2 trainer.sequence_parallel_size=2 model.num_attention_heads=1 model.num_key_value_heads=1", ConfigError, "got 2, but the model has 1 attention heads"),
+    ("peft=lora peft.target_modules=[qq_proj]", ConfigError, "peft.target_modules: 'qq_proj' matches no module; did you mean 'q_proj'"),
+    ("model.vocab_size=100", ModelError, "model: has 100 embedding rows, but the tokenizer has 4096 tokens"),
+    ("tokenizer.add_tokens=[the]", ConfigError, "tokenizer.add_tokens: 'the' is in the vocabulary already"),
+    ("optimizer.no_decay=[embedd]", ConfigError, "optimizer.no_decay: 'embedd' matches no parameter; did you mean"),
+    ("deepspeed=zero3 model.tie_word_embeddings=false peft=lora peft.modules_to_save=[lm_head] tokenizer.add_tokens=[uno]", ConfigError, "at ZeRO-3 peft cannot train single rows"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "kind", "text"), IMPOSSIBLE, ids=[item[0] for item in IMPOSSIBLE])
+def test_what_would_end_the_run_is_no_failed_estimate(arguments, kind, text):
+    lines, [error] = check.find(built(*arguments.split()))
+    assert not lines
+    assert type(error) is kind
+    assert text in str(error)

@@ -1,0 +1,74 @@
+"""Components: fields converted once, the registry, and what a component may read of its run."""
+
+from __future__ import annotations
+
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from arctic_hydra import component
+from arctic_hydra.component import Component, default_of, flatten, registered
+from arctic_hydra.errors import FieldError
+from arctic_hydra.human_numbers import HumanInt, integer
+
+
+class Color(Enum):
+    red = 1
+    blue = 2
+
+
+@pytest.fixture
+def thing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A component of a group of its own."""
+    monkeypatch.setattr(component, "_REGISTRY", {})
+
+    @component.component(group="things", name="thing")
+    class Thing(Component):
+        count: HumanInt = integer(1, minimum=1)
+        color: Color = Color.red
+
+    return Thing
+
+
+def test_fields_are_converted_once_and_every_problem_is_reported(thing: Any) -> None:
+    made = thing(count="2Ki", color="blue")
+    assert (made.count, made.color) == (2048, Color.blue)
+    with pytest.raises(FieldError) as caught:
+        thing(count=0, color="green")
+    assert [name for name, _ in caught.value.fields] == ["color", "count"]
+    assert "expected one of red, blue" in str(caught.value)
+
+
+def test_the_registry_knows_group_and_name_and_refuses_a_second_one(thing: Any) -> None:
+    assert registered("things") == {("things", "thing"): thing}
+    assert (thing.option_group, thing.option_name, thing.identity_name()) == ("things", "thing", "things/thing")
+    with pytest.raises(ValueError, match="things=thing is already .*Thing; .*Other needs another name"):
+
+        @component.component(group="things", name="thing")
+        class Other(Component):
+            pass
+
+
+def test_a_component_reads_its_run_through_the_trainer_and_notifies_its_callbacks(thing: Any) -> None:
+    made, heard = thing(), []
+    with made.event("work"):  # nothing is attached yet
+        pass
+    with pytest.raises(AssertionError, match="was read before the trainer attached itself"):
+        _ = made.device
+    run = SimpleNamespace(
+        device="cpu", world=SimpleNamespace(size=4, rank=2), notify=lambda *event: heard.append(event)
+    )
+    made.attach(run)
+    assert (made.trainer, made.device, made.world_size, made.global_rank) == (run, "cpu", 4, 2)
+    with made.event("work", part=1):
+        pass
+    assert heard == [("work_start", made, {"part": 1}), ("work_end", made, {"part": 1})]
+
+
+def test_defaults_and_leaves(thing: Any) -> None:
+    from dataclasses import fields
+
+    assert {item.name: default_of(item) for item in fields(thing)}["count"] == 1
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
