@@ -1,4 +1,4 @@
-"""Runs the program as a person does: a subprocess, through a shell."""
+"""Runs the program as a person does: a process of its own, from a command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = f"{shlex.quote(sys.executable)} -m arctic_hydra"
@@ -22,11 +24,17 @@ SMALL = f"{SMALLEST} data.eval_sources.chat.sample_count=20"
 """The same for the bundled chats, with fewer of them to evaluate on."""
 
 
+_SHELL = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
+"""The variables before any test ran: libraries that tests import leave some behind."""
+
+
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of a person's shell: this checkout importable, nothing of the test run."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
     path = os.pathsep.join(part for part in (more.pop("PYTHONPATH", ""), str(ROOT), str(ROOT / "launchers")) if part)
-    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
+    return {**_SHELL, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
+
+
+SERVER = warm.Server(environment())
 
 
 def run(
@@ -36,10 +44,18 @@ def run(
     code: int | None = 0,
     timeout: float = 300,
     module: str = "arctic_hydra",
+    fresh: bool = False,
     **more: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program with `arguments` in `folder` and check its exit code; None takes any."""
-    done = subprocess.run(
+    """Run the program with `arguments` in `folder` and check its exit code; None takes any.
+
+    It runs in a fork of a warm process, see tests/warm.py, unless `fresh` asks for interpreters of its own or `more`
+    variables do.
+    """
+    done = None
+    if not (fresh or more or set("$`|&;<>*?") & set(arguments)):  # nothing that takes a shell
+        done = SERVER.run(module, shlex.split(arguments), folder, timeout)
+    done = done or subprocess.run(
         f"{shlex.quote(sys.executable)} -m {module} {arguments}",
         shell=True,
         cwd=folder,

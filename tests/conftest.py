@@ -20,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every
 _PATHS = [str(ROOT), str(ROOT / "launchers"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
 
+import tests.command  # noqa: E402, F401  # takes its environment from this one, as it is now
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:

@@ -1,0 +1,258 @@
+"""Runs `python -m <module> ...` in a process forked from a warm one, which has imported what every rank imports.
+
+`python -m tests.warm` is the server: a fresh interpreter that imports the libraries, starts no thread, and forks one child
+per order. The child has its own folder, environment, session, arguments and standard streams, and runs the module as
+`python -m` does. A `python -m` that it starts in turn becomes a fork as well, of a spare child that it forked before the
+module's first line, so that this one begins as clean as the server.
+
+A fresh interpreter does what a fork cannot: variables that imports read and that differ from the server's, a CUDA device
+(the driver does not survive a fork), other programs. Two differences remain: forks of one server share its hash seed, and
+/proc shows the server's command line and environment for them, where an agent looks for its ranks to stop them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2}
+"""How many Python processes a module may start as forks, if not one; those beyond are fresh."""
+RANK_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""What a run adds for its ranks and OpenMP reads when it is loaded; a process that only composes loads none."""
+READ_LATER = frozenset(
+    "ARCTIC_HYDRA_PARENT ARCTIC_HYDRA_SECRETS GROUP_RANK GROUP_WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT "
+    "RANK ROLE_NAME ROLE_RANK ROLE_WORLD_SIZE TORCH_NCCL_ASYNC_ERROR_HANDLING WORLD_SIZE".split()
+)
+"""Variables, beside TORCHELASTIC_*, that no import reads: these may differ from the server's."""
+
+_inherited: dict[str, str] = {}
+"""The server's own environment, in it and its forks."""
+_spares: list[Spare] = []
+
+
+def import_libraries() -> None:
+    """Import what every rank imports, in its order."""
+    from arctic_hydra import distributed
+
+    if distributed.count_gpus() == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    runner, transformers = map(importlib.import_module, ("arctic_hydra.runner", "transformers"))
+    for name in ("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM"):
+        getattr(transformers, name)  # which imports it
+    runner.engine.import_deepspeed()
+    # Imported by each engine from ZeRO-1 on; by way of torch.compile, which this function does without, it takes seconds.
+    importlib.import_module("arctic_hydra.optimizer.deepspeed_ops").optimizer_class("MuonWithAuxAdam")
+
+
+class Server:
+    """The client's end of a warm process, which starts with the first run and ends with this one."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the server
+        self._starting = threading.Lock()
+        self.failure = ""
+        """Why there is no warm process any more."""
+
+    @cached_property
+    def _process(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command, number = [sys.executable, "-m", "tests.warm"], theirs.fileno()
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
+            environment = RANK_VARIABLES | self._environment
+            process = subprocess.Popen([*command, str(number)], cwd=ROOT, env=environment, pass_fds=[number], **streams)
+        return ours, process
+
+    def run(
+        self, module: str, arguments: list[str], folder: Path, timeout: float
+    ) -> subprocess.CompletedProcess[str] | None:
+        """Run `python -m module arguments` in `folder`; return None where the server cannot start it."""
+        from arctic_hydra import distributed
+
+        if self.failure or distributed.count_gpus():
+            return None
+        with self._starting:
+            orders, process = self._process
+        command = [sys.executable, "-m", module, *arguments]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, open(os.devnull) as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            with theirs, suppress(OSError):  # the server is gone: nothing will answer
+                order = _order(command, str(folder), self._environment, [])
+                socket.send_fds(orders, [order], [item.fileno() for item in (theirs, nothing, out, err)])
+            ours.settimeout(timeout)
+            try:
+                if not ours.recv(64):
+                    self._log.seek(0)
+                    self.failure = f"it ended with {process.wait()}: {self._log.read()[-2000:]}"
+                    warnings.warn(f"no warm process; runs take longer from here on: {self.failure}", stacklevel=3)
+                    return None
+                code = ours.recv(64)
+            except TimeoutError as error:  # closing our end has the child killed
+                raise subprocess.TimeoutExpired(command, timeout, _text(out), _text(err)) from error
+            assert code, f"somebody killed the process that waits for {command}"
+            return subprocess.CompletedProcess(command, int(code), _text(out), _text(err))
+
+    def close(self) -> None:
+        """End the server and wait for it."""
+        if "_process" in vars(self):
+            orders, process = self._process
+            orders.close()
+            process.wait(60)
+
+
+def _text(file: Any) -> str:
+    file.seek(0)
+    return str(file.read().decode())
+
+
+def _order(command: list[str], folder: str, environment: dict[str, str], blocked: list[int]) -> bytes:
+    return json.dumps([command[1:], folder, environment, blocked]).encode()
+
+
+def serve(orders: socket.socket) -> NoReturn:
+    """Fork a process per order until the client is gone."""
+    from arctic_hydra import log
+
+    _inherited.update(os.environ)
+    subprocess.Popen._execute_child = _start_child  # type: ignore[attr-defined]
+    log.quiet_libraries()
+    import_libraries()
+    gc.freeze()  # else each collection in a fork looks at all of it, and copies it
+    while True:
+        order, fds, *_ = socket.recv_fds(orders, 1 << 20, 8)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # the process of an earlier order
+        if not order:
+            os._exit(0)
+        if _fork() == 0:
+            orders.close()
+            _attend(order, socket.socket(fileno=fds[0]), fds[1:])
+        for fd in fds:
+            os.close(fd)
+
+
+def _fork() -> int:
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: of these a fork has the caller's alone, but the locks of all"
+    return os.fork()
+
+
+def _attend(order: bytes, client: socket.socket, fds: list[int]) -> NoReturn:
+    """Have a child execute the order; tell the client its exit code, or kill the child if the client is gone."""
+    child = _fork()
+    if child == 0:
+        client.close()
+        _execute(order, fds)
+    client.send(b"started")
+    ended = os.pidfd_open(child)
+    if ended not in select.select([ended, client], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(BrokenPipeError):
+        client.send(str(code).encode())
+    os._exit(0)
+
+
+def _execute(order: bytes, fds: list[int]) -> NoReturn:
+    """Become the process that the order asks for, with `fds` as its standard streams and what else it inherits."""
+    words, folder, environment, blocked = json.loads(order)
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, fd in enumerate(fds[:3]):
+        os.dup2(fd, number)
+        os.close(fd)
+    unbuffered, module, *arguments = words[0] == "-u", *words[words.index("-m") + 1 :]
+    if unbuffered:
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    for _ in range(SPARES.get(module, 1)):
+        _spares.append(Spare())
+    sys.argv, sys.path[0] = ["-m", *arguments], folder
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+class Spare:
+    """A child that waits for what it is to become."""
+
+    def __init__(self) -> None:
+        self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = _fork()
+        if self.pid:
+            theirs.close()
+            return
+        for spare in (self, *_spares):
+            spare.orders.close()
+        _spares.clear()
+        order, fds, *_ = socket.recv_fds(theirs, 1 << 20, 16)
+        theirs.close()
+        if not order:
+            os._exit(0)
+        _execute(order, fds)
+
+
+_start_fresh = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+
+def _start_child(self: Any, args: Any, *more: Any) -> None:
+    """Stand in for `Popen._execute_child`: have a spare become the child if it can, else start it as ever."""
+    executable, preexec, _, pass_fds, cwd, env, _, _, shell, *pipes = more[:15]
+    environment = dict(os.environ if env is None else env)
+    in_new_session = more[20] and not (executable or preexec or shell)
+    is_module = in_new_session and tuple(args[:3]) == (sys.executable, "-u", "-m")
+    if not (_spares and is_module and _imports_alike(environment)):
+        _start_fresh(self, args, *more)
+        return
+    spare = _spares.pop()
+    streams = [fd if fd != -1 else number for number, fd in enumerate((pipes[0], pipes[3], pipes[5]))]
+    blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+    with spare.orders:
+        order = _order([*args], os.fspath(cwd or os.getcwd()), environment, blocked)
+        socket.send_fds(spare.orders, [order], [*streams, *pass_fds])
+    self.pid, self._child_created = spare.pid, True
+    self._close_pipe_fds(*pipes)
+
+
+def _imports_alike(environment: dict[str, str]) -> bool:
+    def read(variables: dict[str, str]) -> dict[str, str]:
+        return {k: v for k, v in variables.items() if k not in READ_LATER and not k.startswith("TORCHELASTIC_")}
+
+    return read(RANK_VARIABLES | environment) == read(_inherited)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
