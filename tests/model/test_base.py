@@ -10,6 +10,7 @@ from arctic_hydra.errors import ModelError
 from arctic_hydra.model import base
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.random import RandomModelFactory
+from tests.converter import lab
 from tests.trainer.loop import tiny_factory
 
 
@@ -106,3 +107,21 @@ def test_a_model_that_cannot_recompute_activations():
     maker = RandomModelFactory(architecture="jetmoe", vocab_size=96, hidden_size=32, num_hidden_layers=2)
     with pytest.raises(ModelError, match="disable_activation_checkpoint: got false, but JetMoeForCausalLM cannot"):
         maker.create_model(maker.create_config())
+
+
+@pytest.mark.parametrize("kind", ["hf", "tiny", "random"])
+def test_a_token_that_pads_and_ends_answers_gets_a_gradient_at_the_input(kind, tmp_path):
+    """transformers builds the embedding with `padding_idx`, which leaves the row of the pad token without a gradient."""
+    tokens = {"pad_token_id": 3, "eos_token_id": 3}
+    if kind == "tiny":
+        maker = tiny_factory(tie_word_embeddings=False, hf_config_kwargs=tokens)
+    elif kind == "random":
+        sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        maker = RandomModelFactory(architecture="llama", dtype="fp32", **sizes, hf_config_kwargs=tokens)
+    else:
+        name = str(lab.save_model(tmp_path, vocabulary=96, **tokens))
+        maker = HFModelFactory(name_or_path=name, dtype="fp32")
+    model = maker.create_model(maker.create_config())
+    assert (model.config.pad_token_id, model.config.eos_token_id) == (3, 3)
+    model(input_ids=torch.tensor([[5, 3, 7, 9]]), use_cache=False).logits.square().sum().backward()
+    assert model.get_input_embeddings().weight.grad[3].any()
