@@ -177,6 +177,7 @@ class ModelFactory(Component):
             model.exported_use_cache = model.config.use_cache
             model.config.use_cache = False
         freeze_beside_text(model)
+        train_pad_token(model)
         if not self.disable_activation_checkpoint:
             if not model.supports_gradient_checkpointing:
                 raise ModelError(
@@ -205,3 +206,15 @@ def freeze_beside_text(model: PreTrainedModel) -> None:
     if beside:
         towers = sorted({name.removeprefix("model.").partition(".")[0] for name in beside})
         log.info("%s of %s: frozen, no text reaches it", " and ".join(towers), type(model).__name__)
+
+
+def train_pad_token(model: PreTrainedModel) -> None:
+    """Let the embedding row of the pad token get gradients.
+
+    transformers builds the input embedding with the config's pad token as `padding_idx`, and torch gives that row no
+    gradient. Where a tokenizer has no pad token, a stop token takes its place, which is also an input of the model. The
+    loss does not depend on padding, so a separate pad token gets no gradient in any case.
+    """
+    embedding: Any = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None:
+        embedding.padding_idx = None

@@ -15,6 +15,7 @@ from arctic_hydra.assets import ASSETS
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.overrides import normalize
 from arctic_hydra.component import to_plain
+from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.stopping import StopRequest
 from tests.ranks import run_ranks
 
@@ -104,6 +105,18 @@ def _logits(trainer: Any, ids: list[int]) -> torch.Tensor:
 def train_each(cases: dict[str, str], folder: Path, model: Path | None) -> dict[str, Any]:
     """Train several runs, one after the other, in this rank."""
     return {name: train(arguments, folder / name, model) for name, arguments in cases.items()}
+
+
+def errors_of(cases: list[str], folder: Path, model: Path | None) -> dict[str, str]:
+    """Return what each run fails with, or "trained"."""
+    found = {}
+    for number, arguments in enumerate(cases):
+        try:
+            train(arguments, folder / str(number), model)
+            found[arguments] = "trained"
+        except ArcticHydraError as error:
+            found[arguments] = str(error)
+    return found
 
 
 def in_ranks(size: int, function: Any, *arguments: Any) -> Any:

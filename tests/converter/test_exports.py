@@ -87,7 +87,7 @@ def loaded_logits(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "tied", "stage"), CASES)
-def test_pitfall_21_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
+def test_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
     chosen, merges = KINDS[kind]
     ranks = 2 if stage == 3 else 1
     model = None if chosen.startswith("model=tiny") else models[tied]

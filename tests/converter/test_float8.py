@@ -12,14 +12,13 @@ from arctic_hydra.errors import ConfigError
 from tests.converter import lab
 from tests.trainer.loop import tiny_factory
 
-pytestmark = pytest.mark.extras
-
 
 def trained(kind, folder, model):
     arguments = f"converter=[float8] converter.float8.emulate=true converter.float8.recipe={kind}"
     return lab.train_each({"plain": "checkpoint=[]", "float8": f"{arguments} checkpoint=[]"}, folder, model)
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("kind", ["tensorwise", "rowwise"])
 def test_its_losses_are_near_the_plain_ones(kind, tmp_path):
     lab.warm()
@@ -35,6 +34,7 @@ def test_its_losses_are_near_the_plain_ones(kind, tmp_path):
 RECIPES = ["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_any_number_of_tokens_suits_the_kernel(recipe, monkeypatch):
     """CUDA's kernel takes an inner dimension and a last one that are multiples of 16; the CPU's takes any."""
@@ -59,6 +59,7 @@ def test_any_number_of_tokens_suits_the_kernel(recipe, monkeypatch):
         assert float((p.grad - q.grad).norm() / q.grad.norm()) < 0.2, name
 
 
+@pytest.mark.extras
 def test_within_exactly_there_is_no_rounding():
     factory, ids = tiny_factory(tie_word_embeddings=False), torch.arange(9)[None]
     model = factory.create_model(factory.create_config()).eval()
@@ -71,8 +72,27 @@ def test_within_exactly_there_is_no_rounding():
         assert not torch.equal(model(ids).logits, plain)
 
 
+@pytest.mark.extras
 def test_a_model_without_a_layer_to_convert_is_refused():
     factory = tiny_factory(hidden_size=24, intermediate_size=40)
     model = factory.create_model(factory.create_config())
     with pytest.raises(ConfigError, match="converter.float8: LlamaForCausalLM has no linear layer to convert"):
         Float8Converter(emulate=True).convert(model)
+
+
+ENVIRONMENT = [
+    ("converter=[float8]", "converter.float8.recipe: converter=.float8. needs torchao, which is not installed"),
+    ("converter=[float8]", "converter.float8.recipe: converter=.float8. needs a CUDA GPU, .* or pass converter.float8.emulate=true"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
+def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    absent = ("bitsandbytes", "torchao")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=text):
+        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())

@@ -20,7 +20,7 @@ def network(attention, **values):
 
 
 @pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager", "flex_attention"])
-def test_pitfall_04_a_pack_equals_its_documents_alone(attention):
+def test_a_pack_equals_its_documents_alone(attention):
     model = network(attention)
     with torch.no_grad():
         packed = supervised_logits(model, batch_of([A, B]))[0]
@@ -29,7 +29,7 @@ def test_pitfall_04_a_pack_equals_its_documents_alone(attention):
 
 
 @pytest.mark.parametrize("attention", ["arctic_varlen", "sdpa", "eager", "flex_attention"])
-def test_pitfall_04_a_changed_token_leaves_the_other_document_bit_equal(attention):
+def test_a_changed_token_leaves_the_other_document_bit_equal(attention):
     model = network(attention)
     changed = ([(A[0][0] + 1) % 128, *A[0][1:]], A[1])
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_pitfall_04_a_changed_token_leaves_the_other_document_bit_equal(attentio
     assert torch.equal(before, after)
 
 
-def test_pitfall_11_padded_rows_equal_documents_alone():
+def test_padded_rows_equal_documents_alone():
     model = network("arctic_varlen")
     with torch.no_grad():
         padded = supervised_logits(model, batch_of([A, B], packed=False))[0]

@@ -88,7 +88,7 @@ print("equal")
 
 
 @pytest.mark.parametrize(
-    "script", [LOSSES, CROSS_ENTROPY, ROPE_AND_LEAKS], ids=["fused loss", "cross-entropy", "rope, pitfall 28: no leaks"]
+    "script", [LOSSES, CROSS_ENTROPY, ROPE_AND_LEAKS], ids=["fused loss", "cross-entropy", "rope, no leaks"]
 )
 def test_kernels_in_the_interpreter(script):
     done = subprocess.run(

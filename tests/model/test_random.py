@@ -130,44 +130,6 @@ def test_values_that_the_models_code_does_not_know(tmp_path):
         stored.create_config()
 
 
-@pytest.mark.parametrize(
-    ("architecture", "values", "attention", "instead"),
-    [
-        (
-            "gptj",
-            {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4},
-            "arctic_varlen",
-            "eager, and data.packing",
-        ),
-        ("gptj", {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "sdpa", "eager, and data.packing=false"),
-        (
-            "falcon",
-            {"hidden_size": 32, "num_hidden_layers": 1},
-            "arctic_varlen",
-            "eager or sdpa, and data.packing=false",
-        ),
-    ],
-)
-def test_attention_that_an_architecture_does_not_have(tmp_path, architecture, values, attention, instead):
-    text = f"model.attn_implementation: got {attention}, which .*ForCausalLM does not have; pass .*={instead}"
-    values = {**values, "num_attention_heads": 4} if architecture == "falcon" else values
-    shape = {"architecture": architecture, "dtype": "fp32", "vocab_size": 96, "hf_config_kwargs": values}
-    maker = RandomModelFactory(**shape, attn_implementation=attention)
-    with pytest.raises(ModelError, match=text):
-        maker.create_model(maker.create_config())
-    eager = RandomModelFactory(**shape, attn_implementation="eager", disable_activation_checkpoint=True)
-    eager.create_model(eager.create_config()).save_pretrained(tmp_path)
-    stored = HFModelFactory(name_or_path=str(tmp_path), dtype="fp32", attn_implementation=attention)
-    with pytest.raises(ModelError, match=text):
-        stored.create_model(stored.create_config())
-
-
-def test_a_model_that_cannot_recompute_activations():
-    maker = factory(architecture="jetmoe", intermediate_size=None, head_dim=None)
-    with pytest.raises(ModelError, match="disable_activation_checkpoint: got false, but JetMoeForCausalLM cannot"):
-        maker.create_model(maker.create_config())
-
-
 def test_one_of_name_and_architecture():
     with pytest.raises(ValueError, match=r"architecture: got both of name_or_path and architecture; pass"):
         factory(name_or_path="x/y")

@@ -90,7 +90,7 @@ def isolated(_):
     return seen
 
 
-def test_w10_packed_documents_do_not_see_each_other_across_ranks(tmp_path):
+def test_packed_documents_do_not_see_each_other_across_ranks(tmp_path):
     first, second = run_ranks(2, isolated, tmp_path)
     assert not torch.equal(first[0][0], first[1][0])  # document A did change
     assert sum(len(rank[0][1]) for rank in (first, second)) == 29

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -208,3 +208,9 @@ def full_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
         with deepspeed.zero.GatheredParameters(list(module.parameters())):
             return {name: value.detach().float().clone() for name, value in module.named_parameters()}
     return {name: value.detach().float().clone() for name, value in module.named_parameters()}
+
+
+def attached(component: Any, zero_stage: int = 0) -> Any:
+    """Return `component`, attached to a run at `zero_stage`, for tests without a trainer."""
+    component.attach(SimpleNamespace(zero_stage=zero_stage))
+    return component

@@ -9,23 +9,22 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from arctic_hydra.errors import ConfigError
-from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.trainer.balance import find_balance, real_tokens
-from arctic_hydra.trainer.chunked import LogitTransform, TokenLoss
+from arctic_hydra.trainer.chunked import LogitTransform
 from arctic_hydra.trainer.head import Head, model_inputs, tap_head
 from arctic_hydra.trainer.loss import LossComputer, plain_losses, supervised_logits
-from arctic_hydra.trainer.sft import HeadLoss, SFTTrainer
-from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
+from tests.trainer.heads import SIZES, Shifted, Squared, llama, some_batch
+from tests.trainer.loop import batch_of, documents
 
 CPU = torch.device("cpu")
-SIZES = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
-}  # fmt: skip
+
+
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+
+
 EXPERTS = {"output_router_logits": True, "router_aux_loss_coef": 0.3, "num_experts_per_tok": 2}
+
+
 ARCHITECTURES = {
     "llama": ({}, LogitTransform()),
     "llama, tied": ({"tie_word_embeddings": True}, LogitTransform()),
@@ -84,16 +83,6 @@ def test_loss_equals_the_models_own_forward(name, packed):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4, msg=key)
 
 
-def some_batch():
-    return batch_of(documents([17], [9], vocabulary=96))
-
-
-def llama(tied=False):
-    factory = tiny_factory(vocab_size=96, tie_word_embeddings=tied)
-    torch.manual_seed(0)
-    return factory.create_model(factory.create_config()).eval()
-
-
 def sums(model):
     """Return what training and evaluation would see, with the head tapped if it can be."""
     head = tap_head(model, CPU)
@@ -119,34 +108,6 @@ def test_a_copy_of_the_model_has_a_head_of_its_own():
     assert torch.equal(model(**inputs).logits, before)
 
 
-def test_evaluation_is_plain_cross_entropy_whatever_training_adds():
-    model, batch = llama(), some_batch()
-    head = tap_head(model, CPU)
-    full, tapped = (LossComputer(model, h, TokenLoss(0.1, 1e-2)) for h in (None, head))
-    torch.testing.assert_close(tapped.evaluation_sums(batch, 1), full.evaluation_sums(batch, 1))
-    torch.testing.assert_close(tapped.loss_sum(batch), full.loss_sum(batch))
-    assert tapped.evaluation_sums(batch, 1)[0, 0] < tapped.loss_sum(batch)
-
-
-class Squared(transformers.LlamaForCausalLM):
-    """A head that no table knows: its logits are squared."""
-
-    def forward(self, **inputs):
-        output = super().forward(**inputs)
-        output["logits"] = output.logits.square()
-        return output
-
-
-class Shifted(transformers.LlamaForCausalLM):
-    """A head beside which stands something else."""
-
-    def forward(self, **inputs):
-        output = super().forward(**inputs)
-        if output.logits.shape[-1] == 96:
-            output["logits"] = output.logits + torch.arange(96.0)
-        return output
-
-
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [(Squared, "Squared does something unknown to its logits"), (Shifted, "not what its head alone gives")],
@@ -170,8 +131,6 @@ def test_an_adapter_on_the_head_takes_the_models_own_forward():
     logits = supervised_logits(model, some_batch())[0]
     assert rows == [some_batch().num_supervised]
     torch.testing.assert_close(loss, plain_losses(logits, some_batch().targets_K).sum())
-    assert not SFTTrainer(head_loss="full").reads_head_weight
-    assert SFTTrainer().reads_head_weight
 
 
 def test_a_trained_copy_of_the_head_is_tapped():
@@ -212,65 +171,3 @@ def test_a_head_that_trains_the_rows_of_added_tokens_is_tapped(tied):
     for ours, theirs in zip(found[True], found[False], strict=True):
         assert theirs.any()
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-
-
-class SquaredFactory(TinyModelFactory):
-    """Makes models of class Squared."""
-
-    def create_model(self, config):
-        model = super().create_model(config)
-        model.__class__ = Squared
-        return model
-
-
-def _refused(folder):
-    factory = SquaredFactory(**{name: getattr(tiny_factory(), name) for name in SIZES if name != "pad_token_id"})
-    with pytest.raises(ConfigError, match=r"trainer.head_loss: got chunked, but .*; pass trainer.head_loss=full"):
-        make_trainer(documents([9], [5]), folder, model=factory, head_loss="chunked")
-    return make_trainer(documents([9], [5]), folder, model=factory)._losses.head
-
-
-def test_a_loss_that_the_model_cannot_have_is_refused(tmp_path):
-    assert run_ranks(1, _refused, tmp_path) == [None]
-
-
-def test_liger_without_cuda_is_refused():
-    [problem] = SFTTrainer(head_loss=HeadLoss.liger).check_environment()
-    assert problem.startswith("head_loss: got liger, but its kernel needs a CUDA GPU")
-
-
-DATA = documents([20, 60, 10, 25, 12, 9, 31, 8], [1, 50, 7, 0, 7, 8, 20, 2])
-TERMS = {"plain": {}, "label smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 1e-2}}
-
-
-def _trained(folder, stage, terms, **settings):
-    """Train two steps of four documents; return losses and final weights."""
-    trainer = make_trainer(DATA, folder, stage=stage, lr=1e-3, **terms, **settings)
-    rows = []
-    trainer._record = rows.append
-    trainer.train()
-    return [row["loss"] for row in rows], full_weights(trainer)
-
-
-def _all_terms(folder, stage, settings):
-    return {name: _trained(folder, stage, terms, **settings) for name, terms in TERMS.items()}
-
-
-@pytest.fixture(scope="module")
-def full_logits(tmp_path_factory):
-    settings = {"micro_batch_size": 4, "head_loss": "full"}
-    return run_ranks(1, _all_terms, tmp_path_factory.mktemp("full"), 0, settings)[0]
-
-
-@pytest.mark.parametrize(("ranks", "stage", "packed"), [(1, 0, False), (2, 0, True), (2, 2, True), (2, 3, False)])
-def test_chunks_equal_all_logits_on_ranks_and_stages(full_logits, tmp_path, ranks, stage, packed):
-    settings = {"micro_batch_size": 4 // ranks, "packed": packed, "head_chunk_rows": 3}
-    for ours in run_ranks(ranks, _all_terms, tmp_path, stage, settings):
-        for name, (losses, weights) in ours.items():
-            expected, wanted = full_logits[name]
-            assert losses == pytest.approx(expected, abs=1e-6)
-            far = max(float((weights[key] - wanted[key]).abs().max()) for key in wanted)
-            print(
-                f"{name}: losses within {max(abs(a - b) for a, b in zip(losses, expected, strict=True)):.1e}, weights {far:.1e}"
-            )
-            assert far < 2e-5, name

@@ -1,4 +1,4 @@
-"""QLoRA on the CPU: the adapter of a model in few bits equals that of the same model, its weights rounded as those bits are."""
+"""QLoRA on the CPU: the adapter of a quantized model equals that of the same model with its weights rounded alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from arctic_hydra.errors import ConfigError
 from tests.converter import lab
 from tests.converter.test_exports import IDS, loaded_logits
 
@@ -92,3 +93,20 @@ def _trained_logits(folder, model):
     loaded = PeftModel.from_pretrained(base, folder / "export").train()
     with torch.no_grad():
         return ours, loaded(input_ids=torch.tensor([IDS])).logits[0]
+
+
+ENVIRONMENT = [
+    ("peft=qlora", "peft.quantization: peft=qlora needs bitsandbytes, which is not installed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
+def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    absent = ("bitsandbytes", "torchao")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=text):
+        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables of arguments and messages)
 """Every type of the installed peft that adapts layers trains, and its adapter loads with peft to equal logits."""
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from tests.converter import lab
 from tests.converter.test_exports import IDS, loaded_logits
 
 LAYERS = "target_modules:[q_proj,v_proj]"
+
+
 CONFIGS = {
     "BOFT": f"{LAYERS},boft_block_size:4",
     "C3A": f"{LAYERS},block_size:8",
@@ -29,6 +32,8 @@ CONFIGS = {
     "VBLORA": f"{LAYERS},vector_length:8,num_vectors:32",
     "WAVEFT": f"{LAYERS},n_frequency:64",
 }
+
+
 NEEDS = {"ADAMSS": "scikit-learn"}
 """Types for which peft wants a package that is not ours."""
 
@@ -58,3 +63,31 @@ def test_every_type_that_adapts_layers_trains_and_is_exported(tmp_path):
         assert result["losses"][1] != result["losses"][0] and all(norm > 0 for norm in result["norms"]), name
         logits = loaded_logits(tmp_path / name / "export")
         torch.testing.assert_close(logits, result["logits"], atol=1e-5, rtol=0, msg=name)
+
+
+REFUSED = [
+    ("peft=any peft.peft_type=prefix_tuning", "peft.peft_type: got PREFIX_TUNING, which cannot be trained here: it puts virtual tokens before the text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "text"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
+def test_a_type_that_cannot_be_trained_is_refused(arguments, text, model):
+    with pytest.raises(ConfigError, match=text):
+        lab.compose_run(arguments, None if "model=tiny" in arguments else model)
+
+
+ENVIRONMENT = [
+    ("peft=any peft.peft_type=IA4", "peft.peft_type: got IA4, expected one of .*; did you mean IA3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
+def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    absent = ("bitsandbytes", "torchao")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=text):
+        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())

@@ -9,7 +9,7 @@ import torch
 
 from tests.converter import lab
 
-pytestmark = pytest.mark.xdist_group("table")  # what they share is made once
+pytestmark = pytest.mark.xdist_group("ranks_and_stages")  # what they share is made once
 
 IA3 = (
     "peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj,v_proj,down_proj],feedforward_modules:[down_proj]}"
@@ -80,7 +80,7 @@ def test_each_feature_trains_and_what_is_frozen_has_no_optimizer_state(results):
     assert all("lora_" in name for name in found["lora"]["weights"])
 
 
-def test_w14_an_adapter_trains_on_ranks_that_share_each_sequence(results, tmp_path):
+def test_an_adapter_trains_on_ranks_that_share_each_sequence(results, tmp_path):
     """Evaluation too, at ZeRO-3 too."""
     shared = "peft=lora ranks=2 trainer.sequence_parallel_size=2 trainer.gradient_accumulation_steps=2 checkpoint=[]"
     model = lab.save_model(tmp_path / "model")
@@ -93,7 +93,7 @@ def test_w14_an_adapter_trains_on_ranks_that_share_each_sequence(results, tmp_pa
             torch.testing.assert_close(found["weights"][name], value, atol=2e-6, rtol=0, msg=name)
 
 
-def test_pitfall_24_adapters_get_the_same_gradients_with_activation_checkpointing(results):
+def test_adapters_get_the_same_gradients_with_activation_checkpointing(results):
     with_it, without = results(1, 0)["lora"], results(1, 0)["no-checkpointing"]
     assert (with_it["recomputes"], without["recomputes"]) == (True, False)
     assert with_it["losses"] == without["losses"] and with_it["norms"] == without["norms"]
