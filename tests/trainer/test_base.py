@@ -32,7 +32,7 @@ def _rates(folder, accumulations):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_pitfall_12_b3_w1_w30_the_schedule_ends_with_the_epochs_whatever_a_step_is_cut_into(ranks, tmp_path):
+def test_the_schedule_ends_with_the_epochs_whatever_a_step_is_cut_into(ranks, tmp_path):
     """ArcticTraining counts micro-batches, so that half of the schedule is left over at accumulation 2; it logs the next rate."""
     accumulations = (1, 2, 4)
     for found in run_ranks(ranks, _rates, tmp_path, accumulations):
@@ -72,7 +72,7 @@ def _small_steps(folder, stages):
     return moved
 
 
-def test_pitfall_19_steps_below_the_resolution_of_bf16_add_up_in_fp32(tmp_path):
+def test_steps_below_the_resolution_of_bf16_add_up_in_fp32(tmp_path):
     [moved] = run_ranks(1, _small_steps, tmp_path, (0, 1, 2, 3))
     assert len(moved) == 4
     for masters, weights in moved:
@@ -104,7 +104,7 @@ def _clocked(folder):
     return time.monotonic() - start, steps
 
 
-def test_w22_evaluation_and_saving_are_no_part_of_a_step(tmp_path):
+def test_evaluation_and_saving_are_excluded_from_the_step_time(tmp_path):
     [(seconds, steps)] = run_ranks(1, _clocked, tmp_path)
     assert len(steps) == 6
     assert sum(steps) <= seconds - 6 * (0.05 + 0.05)
@@ -142,7 +142,7 @@ def _heard(folder):
     return heard
 
 
-def test_w29_methods_that_call_the_original_fire_each_event_once(tmp_path):
+def test_methods_that_call_the_original_fire_each_event_once(tmp_path):
     [heard] = run_ranks(1, _heard, tmp_path)
     counts = {"train": 1, "epoch": 1, "step": 4, "loss": 13, "backward": 13, "evaluate": 1}
     assert heard == {f"{name}_{moment}": count for name, count in counts.items() for moment in ("start", "end")}
@@ -155,7 +155,7 @@ def _killed(folder):
     return trainer.global_step, trainer.stop_reason
 
 
-def test_w12_a_kill_switch_stops_all_ranks_at_one_step_and_is_cleared(tmp_path):
+def test_a_kill_switch_stops_all_ranks_at_one_step_and_is_cleared(tmp_path):
     outcomes = run_ranks(2, _killed, tmp_path)
     assert [step for step, _ in outcomes] == [2, 2]
     assert outcomes[0][1] == outcomes[1][1] and "found the kill switch" in outcomes[0][1]

@@ -28,7 +28,7 @@ def _lines(run_dir, settings):
     return [{name: row[name] for name in figures} for row in rows]
 
 
-def test_pitfall_25_the_line_after_a_resume_is_that_of_the_uninterrupted_run(tmp_path):
+def test_the_line_after_a_resume_is_that_of_the_uninterrupted_run(tmp_path):
     one, two = {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 1}
     expected = run_ranks(2, _lines, tmp_path / "straight", two)[0]
     assert [row["step"] for row in expected] == [3, 6, 8]

@@ -40,14 +40,14 @@ def assert_equal(ours, theirs, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
-def test_pitfall_01_b7_w8_accumulation_is_one_batch(reference, tmp_path, packed):
+def test_accumulation_is_one_batch(reference, tmp_path, packed):
     ours = run_ranks(1, _case, tmp_path, {"micro_batch_size": 1, "gradient_accumulation_steps": 4, "packed": packed})[0]
     assert_equal(ours, reference)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(("ranks", "accumulation"), [(1, 4), (2, 2)])
-def test_pitfall_02_b7_w8_ranks_and_stages_are_one_batch(reference, tmp_path, stage, ranks, accumulation):
+def test_ranks_and_stages_are_one_batch(reference, tmp_path, stage, ranks, accumulation):
     settings = {"micro_batch_size": 1, "gradient_accumulation_steps": accumulation, "stage": stage}
     for ours in run_ranks(ranks, _case, tmp_path, settings):
         assert_equal(ours, reference)
@@ -94,7 +94,7 @@ def _masked(folder):
     return rows, before, trainer.progress.state_dict()
 
 
-def test_pitfall_03_w11_a_step_without_supervised_tokens_moves_nothing(tmp_path):
+def test_a_step_without_supervised_tokens_moves_nothing(tmp_path):
     rows, weights, progress = run_ranks(1, _masked, tmp_path)[0]
     assert [row["loss"] is None for row in rows] == [False, True, False]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -114,7 +114,7 @@ def _partial(folder):
     return rows, [float(value) for value in losses], trainer.training_horizon
 
 
-def test_pitfall_13_last_partial_window_steps_with_its_own_tokens(tmp_path):
+def test_last_partial_window_steps_with_its_own_tokens(tmp_path):
     rows, losses, horizon = run_ranks(1, _partial, tmp_path)[0]
     assert (horizon, len(rows), len(losses)) == (3, 3, 10)
     assert rows[2]["loss"] == pytest.approx((losses[8] + losses[9]) / (2 + 11), rel=1e-6)
@@ -149,7 +149,7 @@ def _non_finite(folder, stage):
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_pitfall_18_w11_non_finite_step_is_skipped_and_counted(tmp_path, stage):
+def test_non_finite_step_is_skipped_and_counted(tmp_path, stage):
     rows, weights, progress = run_ranks(1, _non_finite, tmp_path, stage)[0]
     assert not math.isfinite(rows[1]["loss"])
     assert not math.isfinite(rows[1]["grad_norm"])
@@ -195,7 +195,7 @@ def _rope_dtype(folder):
     return {name: str(buffer.dtype) for name, buffer in module.named_buffers()}, str(next(module.parameters()).dtype)
 
 
-def test_pitfall_19_rope_frequencies_stay_fp32_in_bf16(tmp_path):
+def test_rope_frequencies_stay_fp32_in_bf16(tmp_path):
     buffers, weights = run_ranks(1, _rope_dtype, tmp_path)[0]
     assert weights == "torch.bfloat16"
     assert buffers
@@ -217,7 +217,7 @@ def _evaluated(folder, settings):
         (2, {"micro_batch_size": 3, "stage": 3}),
     ],
 )
-def test_pitfall_16_b8_evaluation_does_not_depend_on_the_cut(tmp_path, ranks, settings):
+def test_evaluation_does_not_depend_on_the_cut(tmp_path, ranks, settings):
     expected = run_ranks(1, _evaluated, tmp_path, {"micro_batch_size": 1})[0]
     for ours in run_ranks(ranks, _evaluated, tmp_path, settings):
         assert ours["eval/loss"] == pytest.approx(expected["eval/loss"], abs=1e-6)

@@ -9,7 +9,7 @@ from tests.ranks import run_ranks
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_b9_w21_a_micro_batch_adds_no_host_read_and_no_collective(packed, tmp_path):
+def test_a_micro_batch_adds_no_host_read_and_no_collective(packed, tmp_path):
     for added in run_ranks(RANKS, per_micro_batch, tmp_path, 0, True, packed):
         added.pop("Tensor.tolist" if packed else "", None)  # the CPU's attention, of a tensor on the host
         assert added == {}
