@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every
 _PATHS = [str(ROOT), str(ROOT / "launchers"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
 
-import tests.command  # noqa: E402, F401  # takes its environment from this one, as it is now
+import tests.command  # noqa: E402  # takes its environment from this one, as it is now
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +38,11 @@ def my_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "--target", str(target), str(source)], check=True)
     return target
+
+
+def pytest_unconfigure() -> None:
+    """Leave no warm process behind."""
+    tests.command.SERVER.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

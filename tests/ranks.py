@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -9,6 +10,8 @@ import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from tests.warm import import_libraries
 
 
 def free_port() -> int:
@@ -23,6 +26,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout:
 
     Each rank is a process of its own, also for size 1: engines and process groups leave state behind.
     """
+    import_libraries()  # else every rank would
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     port = free_port()
@@ -59,6 +63,7 @@ def _rank(
     try:
         import torch
 
+        gc.freeze()  # DeepSpeed collects garbage often, and what the parent imported is none
         torch.set_num_threads(1)  # OpenMP's pool of the parent does not survive the fork
         from arctic_hydra import distributed
 

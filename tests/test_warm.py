@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -90,15 +91,15 @@ def wait_for_the_end_of(process: int) -> None:
 
 
 def test_a_server_that_is_gone_is_done_without(tmp_path):
-    server = warm.Server(environment())
-    server._process[1].kill()
-    with pytest.warns(UserWarning, match="no warm process; runs take longer from here on: it ended with -9"):
+    with closing(warm.Server(environment())) as server:
+        server.process[0].kill()
+        with pytest.warns(UserWarning, match="no warm process; runs take longer from here on: it ended with -9"):
+            assert server.run("arctic_hydra", ["--version"], tmp_path, 60) is None
         assert server.run("arctic_hydra", ["--version"], tmp_path, 60) is None
-    assert server.run("arctic_hydra", ["--version"], tmp_path, 60) is None
 
 
 def test_the_server_ends_with_its_client(tmp_path):
-    code = "from tests import command, warm; print(command.SERVER._process[1].pid, flush=True); input()"
+    code = "from tests import command; print(command.SERVER.process[0].pid, flush=True); input()"
     client = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

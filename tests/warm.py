@@ -30,11 +30,11 @@ import warnings
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2}
-"""How many Python processes a module may start as forks, if not one; those beyond are fresh."""
+SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 8}
+"""How many Python processes a module may start as forks, or one with this argument, if not one; those beyond are fresh."""
 RANK_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE"}
 """What a run adds for its ranks and OpenMP reads when it is loaded; a process that only composes loads none."""
 READ_LATER = frozenset(
@@ -67,20 +67,21 @@ class Server:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the server
         self._starting = threading.Lock()
         self.failure = ""
         """Why there is no warm process any more."""
 
     @cached_property
-    def _process(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    def process(self) -> tuple[subprocess.Popen[bytes], socket.socket, IO[str]]:
+        """The server, the socket for its orders, and what it prints."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the server
         with theirs:
             command, number = [sys.executable, "-m", "tests.warm"], theirs.fileno()
-            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             environment = RANK_VARIABLES | self._environment
             process = subprocess.Popen([*command, str(number)], cwd=ROOT, env=environment, pass_fds=[number], **streams)
-        return ours, process
+        return process, ours, log
 
     def run(
         self, module: str, arguments: list[str], folder: Path, timeout: float
@@ -91,7 +92,7 @@ class Server:
         if self.failure or distributed.count_gpus():
             return None
         with self._starting:
-            orders, process = self._process
+            process, orders, log = self.process
         command = [sys.executable, "-m", module, *arguments]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, open(os.devnull) as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -101,8 +102,8 @@ class Server:
             ours.settimeout(timeout)
             try:
                 if not ours.recv(64):
-                    self._log.seek(0)
-                    self.failure = f"it ended with {process.wait()}: {self._log.read()[-2000:]}"
+                    log.seek(0)
+                    self.failure = f"it ended with {process.wait()}: {log.read()[-2000:]}"
                     warnings.warn(f"no warm process; runs take longer from here on: {self.failure}", stacklevel=3)
                     return None
                 code = ours.recv(64)
@@ -113,10 +114,11 @@ class Server:
 
     def close(self) -> None:
         """End the server and wait for it."""
-        if "_process" in vars(self):
-            orders, process = self._process
+        if "process" in vars(self):
+            process, orders, log = self.process
             orders.close()
             process.wait(60)
+            log.close()
 
 
 def _text(file: Any) -> str:
@@ -187,7 +189,7 @@ def _execute(order: bytes, fds: list[int]) -> NoReturn:
     unbuffered, module, *arguments = words[0] == "-u", *words[words.index("-m") + 1 :]
     if unbuffered:
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
-    for _ in range(SPARES.get(module, 1)):
+    for _ in range(next((count for word, count in SPARES.items() if word in (module, *arguments)), 1)):
         _spares.append(Spare())
     sys.argv, sys.path[0] = ["-m", *arguments], folder
     code = 0

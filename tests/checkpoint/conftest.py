@@ -21,23 +21,21 @@ from typing import Any
 
 import pytest
 
+from tests.warm import import_libraries
+
 TIMEOUT_SECONDS = 90
 
 
 @pytest.fixture(scope="session")
 def libraries() -> SimpleNamespace:
     """The heavy libraries, warm, so that a forked rank starts at once."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import_libraries()
     import deepspeed
+    import peft  # noqa: F401  # which some ranks use
     import torch
     import transformers
-
-    # Imported by the first engine of a process, and by way of torch.compile it takes seconds.
-    from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    # Else every rank compiles a shared-memory operator with g++ before its first collective.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return SimpleNamespace(
         torch=torch, deepspeed=deepspeed, transformers=transformers, LlamaConfig=LlamaConfig, Llama=LlamaForCausalLM
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from arctic_hydra import assemble, config, distributed, engine, runner, tasks
+from arctic_hydra import assemble, config, distributed, runner, tasks
 from arctic_hydra.assets import ASSETS
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.overrides import normalize
@@ -18,6 +18,7 @@ from arctic_hydra.component import to_plain
 from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.stopping import StopRequest
 from tests.ranks import run_ranks
+from tests.warm import import_libraries
 
 SHORT = (
     "model=hf data.max_length=128 data.num_proc=1 data.sources.chat.sample_count=60 ~data.eval_sources.chat tracking=[] "
@@ -125,7 +126,8 @@ def in_ranks(size: int, function: Any, *arguments: Any) -> Any:
 
 
 def warm() -> None:
-    """Import what forked ranks share."""
-    for name in ("peft", "transformers", "arctic_hydra.data.sft"):
+    """Do what each forked rank would do again: import libraries, have Hydra find its plugins and parse its grammar."""
+    import_libraries()
+    for name in ("peft", "arctic_hydra.data.sft"):
         importlib.import_module(name)
-    engine.import_deepspeed()
+    compose_run("")
