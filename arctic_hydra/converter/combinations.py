@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from arctic_hydra.converter.base import ModelConverter, Phase
-from arctic_hydra.converter.peft.base import PeftFactory, PeftSlot, is_named, rows_at_zero3
+from arctic_hydra.converter.peft.base import PeftFactory, PeftSlot, is_named, zero3_rows_problem
 from arctic_hydra.converter.peft.qlora import QLoraFactory
 
 
@@ -31,7 +31,7 @@ def problems(
     if isinstance(peft, QLoraFactory) and stage == 3:
         yield "peft: got qlora, but ZeRO-3 cannot cut weights that are held in few bits; pass deepspeed=zero2, or peft=lora"
     if added_tokens and stage == 3 and not peft.trains_in_full:
-        yield rows_at_zero3(added_tokens, ["embed_tokens", "lm_head"])
+        yield zero3_rows_problem(added_tokens, ["embed_tokens", "lm_head"])
     targets = peft.values().get("target_modules")
     if head_loss in ("liger", "chunked") and targets not in (None, "all-linear") and is_named(targets, "lm_head"):
         yield (

@@ -16,9 +16,9 @@ from transformers import AttentionInterface
 from arctic_hydra.distributed import sequence_group
 from arctic_hydra.errors import ModelError
 from arctic_hydra.model.names import VARLEN_ATTENTION
-from arctic_hydra.model.ulysses import attend_together
+from arctic_hydra.model.ulysses import ulysses_attention
 
-_MOST_HEAD_SIZE, _AMPERE = 256, (8, 0)
+_MAX_HEAD_SIZE, _AMPERE = 256, (8, 0)
 _UNSUPPORTED = {"softcap": "attention logit softcapping", "s_aux": "attention sinks"}
 
 
@@ -60,15 +60,15 @@ def varlen_attention(
     dropout = dropout if module.training else 0.0
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return _by_document(query, key, value, scaling, dropout, sliding_window, cu_seq_lens_q, max_length_q)
+        return _attend_by_document(query, key, value, scaling, dropout, sliding_window, cu_seq_lens_q, max_length_q)
 
     group = sequence_group()
     if group is not None:
-        return attend_together(attend, query_BHTD, key_BHTD, value_BHTD, group), None
+        return ulysses_attention(attend, query_BHTD, key_BHTD, value_BHTD, group), None
     return attend(query_BHTD, key_BHTD, value_BHTD), None
 
 
-def _by_document(
+def _attend_by_document(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -80,7 +80,7 @@ def _by_document(
 ) -> torch.Tensor:
     if cu_seqlens is None:
         return _attend(query, key, value, scaling, dropout, window).transpose(1, 2).contiguous()
-    if query.is_cuda and dropout == 0.0 and kernel_takes(query, key, value):
+    if query.is_cuda and dropout == 0.0 and kernel_supports(query, key, value):
         return _varlen_cuda(query, key, value, scaling, window, cu_seqlens, longest)
     # Tensors without content, of a memory estimate, have no bounds either: they stand for one document.
     bounds = [0, query.shape[2]] if isinstance(cu_seqlens, FakeTensor) else cu_seqlens.tolist()
@@ -91,14 +91,14 @@ def _by_document(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
-def kernel_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+def kernel_supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether torch's `varlen_attn` takes these: half precision, one head size, a multiple of 8 up to 256, from Ampere on.
 
     Everything else, such as fp32 or the narrower values of DeepSeek's latent attention, goes document by document.
     """
     size = query.shape[-1]
     same = key.shape[-1] == value.shape[-1] == size
-    if query.dtype not in (torch.bfloat16, torch.float16) or not same or size % 8 or size > _MOST_HEAD_SIZE:
+    if query.dtype not in (torch.bfloat16, torch.float16) or not same or size % 8 or size > _MAX_HEAD_SIZE:
         return False
     return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= _AMPERE
 

@@ -114,23 +114,22 @@ class ModelFactory(Component):
                 f"one, or pass model.attn_implementation={VARLEN_ATTENTION} (the flash attention inside torch)"
             )
 
-    def prepare(self) -> None:
-        """Do what comes before making a model: raise ModelError for a dtype that the device lacks, register attention."""
+    def check_dtype(self) -> None:
+        """Raise ModelError for a dtype that this machine's GPU does not support."""
         import torch
 
         if self.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
             raise ModelError(
-                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not have; pass model.dtype=fp16 or fp32"
+                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not support; pass model.dtype=fp16 or fp32"
             )
-        self.register_attention()
 
-    def create_skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
+    def create_meta_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model as `create_model` does, but without reading weights: for the memory estimate's fake tensors."""
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
         self.register_attention()
-        with self.known_attention(config), no_init_weights():  # some draw by the values of the weights
+        with self.explain_attention_errors(config), no_init_weights():  # some draw by the values of the weights
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=self.torch_dtype,
@@ -148,7 +147,7 @@ class ModelFactory(Component):
             register()
 
     @contextmanager
-    def known_attention(self, config: PretrainedConfig) -> Iterator[None]:
+    def explain_attention_errors(self, config: PretrainedConfig) -> Iterator[None]:
         """Raise ModelError within this context where the architecture does not have the chosen attention.
 
         Most look it up in transformers' interface, where ours stands too; older ones have a table of their own, or none.
@@ -176,7 +175,7 @@ class ModelFactory(Component):
         if hasattr(model.config, "use_cache"):
             model.exported_use_cache = model.config.use_cache
             model.config.use_cache = False
-        freeze_beside_text(model)
+        freeze_unused_towers(model)
         train_pad_token(model)
         if not self.disable_activation_checkpoint:
             if not model.supports_gradient_checkpointing:
@@ -191,7 +190,7 @@ class ModelFactory(Component):
         return model
 
 
-def freeze_beside_text(model: PreTrainedModel) -> None:
+def freeze_unused_towers(model: PreTrainedModel) -> None:
     """Freeze the towers of a model that takes images or sound as well as text, which get no gradient from text.
 
     From ZeRO-1 on, where an optimizer sees one flat piece of memory, weight decay would shrink them all the same.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-_LOOKED_FOR = re.compile(r'getattr\(\s*[\w.]*config,\s*"(\w+)"')
-_TAKEN = re.compile(r'kwargs\.(?:pop|get)\(\s*"(\w+)"')
+_READ_WITH_DEFAULT = re.compile(r'getattr\(\s*[\w.]*config,\s*"(\w+)"')
+_TAKEN_BY_CONSTRUCTOR = re.compile(r'kwargs\.(?:pop|get)\(\s*"(\w+)"')
 
 
 @component(group="model", name="hf")
@@ -60,8 +60,8 @@ class HFModelFactory(ModelFactory):
     def create_config(self) -> PretrainedConfig:
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
-        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
-        with making_sense("model.hf_config_kwargs"):
+        check_config_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+        with explain_config_errors("model.hf_config_kwargs"):
             for name, value in self.hf_config_kwargs.items():
                 setattr(config, name, value)
         return config
@@ -73,15 +73,16 @@ class HFModelFactory(ModelFactory):
     def create_quantized_model(self, config: PretrainedConfig, quantization: Any) -> PreTrainedModel:
         """Load the weights in few bits, on the device of this rank; otherwise as `create_model`."""
         model = self._load(config, quantization_config=quantization, device_map={"": World.from_env().device})
-        keep_differentiable(model)
+        keep_4bit_differentiable(model)
         return model
 
     def _load(self, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        self.prepare()
+        self.check_dtype()
+        self.register_attention()
         try:
-            with self.known_attention(config):
+            with self.explain_attention_errors(config):
                 model, info = AutoModelForCausalLM.from_pretrained(
                     os.path.expanduser(self.name_or_path),
                     config=config,
@@ -90,13 +91,13 @@ class HFModelFactory(ModelFactory):
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
                     **arguments,
-                    **where(self.name_or_path, self.revision),
+                    **hub_arguments(self.name_or_path, self.revision),
                 )
         except ModelError:
             raise
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
-            raise unreadable(self.name_or_path, error) from error
+            raise load_error(self.name_or_path, error) from error
         missing = sorted(info["missing_keys"])
         if missing and not self.allow_missing_weights:
             raise ModelError(
@@ -106,7 +107,7 @@ class HFModelFactory(ModelFactory):
         return self.finish(model)
 
 
-def keep_differentiable(model: PreTrainedModel) -> None:
+def keep_4bit_differentiable(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking weights in four bits at the first evaluation on the CPU.
 
     On a CPU with AVX512-BF16 it does that for good, in a form without a backward pass: from then on the gradients of
@@ -135,20 +136,24 @@ def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool
 
     try:
         return AutoConfig.from_pretrained(
-            os.path.expanduser(name_or_path), trust_remote_code=trust_remote_code, **where(name_or_path, revision)
+            os.path.expanduser(name_or_path),
+            trust_remote_code=trust_remote_code,
+            **hub_arguments(name_or_path, revision),
         )
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise unreadable(name_or_path, error) from error
+        raise load_error(name_or_path, error) from error
 
 
-def check_values(config: PretrainedConfig, values: dict[str, Any], key: str, *, made_anew: bool = False) -> None:
+def check_config_values(
+    config: PretrainedConfig, values: dict[str, Any], key: str, *, constructed: bool = False
+) -> None:
     """Raise ModelError for a value that nothing reads: neither the config has it, nor does the model's code look for it.
 
     That code asks some configs for values that they need not have, such as the `head_dim` of Qwen3-MoE. Others are read only
     when a config is made, such as the `global_head_dim` of Gemma 4: they count where it is `made_anew` from the values.
     """
     for name in values:
-        if not (_has(config, name) or name in _read_by_code(type(config), made_anew)):
+        if not (_has(config, name) or name in _read_by_code(type(config), constructed)):
             raise ModelError(f"{key}.{name}: {type(config).__name__} has no such value; see its documentation")
 
 
@@ -159,22 +164,24 @@ def _has(config: PretrainedConfig, name: str) -> bool:
         return True
 
 
-def _read_by_code(kind: type[PretrainedConfig], made_anew: bool) -> set[str]:
+def _read_by_code(kind: type[PretrainedConfig], constructed: bool) -> set[str]:
     """Return the values that the architecture's code looks for in a config, or takes when one is made, with a default."""
     folder = Path(inspect.getfile(kind)).parent
-    found = {name for path in folder.glob("modeling_*.py") for name in _LOOKED_FOR.findall(path.read_text("utf-8"))}
-    if made_anew:
-        found |= set(_TAKEN.findall(inspect.getsource(kind)))
+    found = {
+        name for path in folder.glob("modeling_*.py") for name in _READ_WITH_DEFAULT.findall(path.read_text("utf-8"))
+    }
+    if constructed:
+        found |= set(_TAKEN_BY_CONSTRUCTOR.findall(inspect.getsource(kind)))
     return found
 
 
-def where(name_or_path: str, revision: str | None) -> dict[str, Any]:
+def hub_arguments(name_or_path: str, revision: str | None) -> dict[str, Any]:
     """Return where to look: the hub's client retries a dead connection for a minute, so its cache alone decides then."""
     return {"revision": revision, "local_files_only": looks_like_path(name_or_path) or not hub_reachable()}
 
 
 @contextmanager
-def making_sense(key: str) -> Iterator[None]:
+def explain_config_errors(key: str) -> Iterator[None]:
     """Raise ModelError within this context where transformers can make no config, or no model, of the values under `key`."""
     try:
         yield
@@ -193,7 +200,7 @@ def _in_one_line(error: Exception) -> str:
     return lines[0] if isinstance(error, ImportError | OSError | ValueError) else f"{type(error).__name__}: {lines[0]}"
 
 
-def unreadable(name_or_path: str, error: Exception) -> ModelError:
+def load_error(name_or_path: str, error: Exception) -> ModelError:
     """Return an error that says in one line why a model cannot be loaded."""
     first = _in_one_line(error)
     hint = "check the name, your access and the network, or pass a local directory"

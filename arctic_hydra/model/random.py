@@ -13,7 +13,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.base import ModelFactory
-from arctic_hydra.model.hf import check_model_directory, check_values, making_sense, read_config
+from arctic_hydra.model.hf import check_config_values, check_model_directory, explain_config_errors, read_config
 from arctic_hydra.model.layers import layer_configs
 
 if TYPE_CHECKING:
@@ -86,15 +86,15 @@ class RandomModelFactory(ModelFactory):
             from transformers import AutoConfig
 
             config = _config_of(str(self.architecture))
-            check_values(config, sizes, "model", made_anew=True)
-            check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
-            with making_sense("model"):
-                return _fitting(AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs}))
+            check_config_values(config, sizes, "model", constructed=True)
+            check_config_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", constructed=True)
+            with explain_config_errors("model"):
+                return _checked(AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs}))
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
-        check_values(config, sizes, "model", made_anew=True)
-        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
-        with making_sense("model"):
-            return _fitting(_resized(config, {**sizes, **self.hf_config_kwargs}))
+        check_config_values(config, sizes, "model", constructed=True)
+        check_config_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", constructed=True)
+        with explain_config_errors("model"):
+            return _checked(_resized(config, {**sizes, **self.hf_config_kwargs}))
 
     @property
     def position_limit(self) -> int | None:
@@ -110,9 +110,10 @@ class RandomModelFactory(ModelFactory):
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
-        self.prepare()
+        self.check_dtype()
+        self.register_attention()
         device = torch.device(World.from_env().device)
-        with making_sense("model"), self.known_attention(config), device, no_init_weights():
+        with explain_config_errors("model"), self.explain_attention_errors(config), device, no_init_weights():
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=self.torch_dtype,
@@ -120,7 +121,7 @@ class RandomModelFactory(ModelFactory):
                 trust_remote_code=self.trust_remote_code,
             )
         model.tie_weights()
-        _draw(model, torch.initial_seed())
+        _initialize_weights(model, torch.initial_seed())
         return self.finish(model)
 
 
@@ -138,7 +139,7 @@ def _config_of(architecture: str) -> PretrainedConfig:
     return AutoConfig.for_model(architecture)
 
 
-def _fitting(config: PretrainedConfig) -> PretrainedConfig:
+def _checked(config: PretrainedConfig) -> PretrainedConfig:
     """Return the config; raises ModelError where sizes that were given leave others behind which no model can have."""
     for layer in layer_configs(config):
         heads, shared = (getattr(layer, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
@@ -173,7 +174,7 @@ def _resized(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConf
     return type(config).from_dict({**kept, **values})
 
 
-def _draw(model: PreTrainedModel, seed: int) -> None:
+def _initialize_weights(model: PreTrainedModel, seed: int) -> None:
     """Run the architecture's own initialisation, seeded anew for each module by its name; collective under ZeRO-3."""
     import torch
     from transformers import PreTrainedModel

@@ -70,7 +70,8 @@ class TinyModelFactory(ModelFactory):
         """Draw the weights in fp32 from torch's generator, so that ranks and ZeRO stages start equal; then cast."""
         from transformers import LlamaForCausalLM
 
-        self.prepare()
+        self.check_dtype()
+        self.register_attention()
         config._attn_implementation = self.attn_implementation
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():  # not .to(): RoPE's frequencies, a buffer, stay fp32

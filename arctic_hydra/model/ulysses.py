@@ -69,7 +69,7 @@ def _with_longest_position(
     return tuple(part[:, :-1] for part in found) if isinstance(found, tuple) else found[:, :-1]
 
 
-def attend_together(
+def ulysses_attention(
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     query_BHtD: torch.Tensor,
     key_BHtD: torch.Tensor,
@@ -80,23 +80,23 @@ def attend_together(
 
     `attend` gets [B, H/R, T, D] and returns [B, T, H/R, D]. Key and value heads fewer than ranks are repeated.
     """
-    whole = [_deal_heads(_repeated(x, group.size), group) for x in (query_BHtD, key_BHtD, value_BHtD)]
-    return _deal_tokens(attend(*whole), group)
+    whole = [_scatter_heads(_repeat_heads(x, group.size), group) for x in (query_BHtD, key_BHtD, value_BHtD)]
+    return _scatter_tokens(attend(*whole), group)
 
 
-def _repeated(x_BHtD: torch.Tensor, ranks: int) -> torch.Tensor:
+def _repeat_heads(x_BHtD: torch.Tensor, ranks: int) -> torch.Tensor:
     heads = x_BHtD.shape[1]
     return x_BHtD if heads >= ranks else x_BHtD.repeat_interleave(ranks // heads, dim=1)
 
 
-def _deal_heads(x_BHtD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+def _scatter_heads(x_BHtD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
     B, H, t, D = x_BHtD.shape
     parts = x_BHtD.reshape(B, group.size, H // group.size, t, D).transpose(0, 1)  # one for each rank
     parts = _exchange(parts, group)  # one from each rank, in the order of the sequence
     return parts.permute(1, 2, 0, 3, 4).reshape(B, H // group.size, t * group.size, D)
 
 
-def _deal_tokens(x_BThD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+def _scatter_tokens(x_BThD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
     B, T, h, D = x_BThD.shape
     parts = x_BThD.reshape(B, group.size, T // group.size, h, D).transpose(0, 1)
     parts = _exchange(parts, group)  # one from each rank, in the order of the heads

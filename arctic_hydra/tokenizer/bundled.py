@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from arctic_hydra.assets import ASSETS
 from arctic_hydra.component import component
 from arctic_hydra.tokenizer.base import TokenizerFactory
+from arctic_hydra.tokenizer.loading import environment_problems, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,12 +23,8 @@ class BundledTokenizerFactory(TokenizerFactory):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem for a template file that is missing."""
-        from arctic_hydra.tokenizer.loading import environment_problems
-
         yield from environment_problems(None, self.chat_template)
 
     def create_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the bundled tokenizer; its pad, end and start tokens are distinct."""
-        from arctic_hydra.tokenizer.loading import load_tokenizer
-
         return self.extend(load_tokenizer(str(ASSETS / "tokenizer"), self.chat_template))

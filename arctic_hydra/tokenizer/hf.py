@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from arctic_hydra.component import component
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.tokenizer.base import TokenizerFactory
+from arctic_hydra.tokenizer.loading import environment_problems, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,14 +29,10 @@ class HFTokenizerFactory(TokenizerFactory):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem for a local path that is missing or holds no tokenizer."""
-        from arctic_hydra.tokenizer.loading import environment_problems
-
         yield from environment_problems(self.name_or_path, self.chat_template)
 
     def create_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the fast tokenizer, its pad token set; raises ModelError when it cannot be loaded."""
-        from arctic_hydra.tokenizer.loading import load_tokenizer
-
         if not self.name_or_path:
             raise ConfigError(
                 "tokenizer.name_or_path: not set, and the model names none to take it from; expected a hub id or a "

@@ -1,4 +1,4 @@
-"""Loading a tokenizer and making it fit for training; imports transformers, so only methods import this module."""
+"""Load a tokenizer, with its chat template and a pad token."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from arctic_hydra.batch import Batch
 from arctic_hydra.distributed import SequenceGroup, sequence_group
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.ulysses import sum_over_group
-from arctic_hydra.trainer.head import model_inputs, probe_batch, quietly
+from arctic_hydra.trainer.head import model_inputs, probe_batch, probing, unwrap
 
 _FUNCTION = "load_balancing_loss_func"
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
@@ -38,7 +38,7 @@ class Balance:
     """The globals of the architecture's module, where its forward looks the function up."""
 
     @contextmanager
-    def over(self, batch: Batch) -> Iterator[None]:
+    def restricted_to(self, batch: Batch) -> Iterator[None]:
         """Have the model's forward compute the loss over the real tokens of `batch`, and of its other parts elsewhere."""
         group, real_BT = sequence_group(), real_tokens(batch)
         if self.namespace is None or (group is None and real_BT is None):
@@ -62,7 +62,7 @@ def find_balance(engine: Any, device: torch.device, sharing: int) -> Balance | N
     Raises ModelError for a weight that cannot be found. Where `sharing` ranks hold a sequence each rank sees a part of the means, so
     the loss must be the usual one; raises ConfigError for a model with another one.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     namespace = _namespace(model)
     original: Any = (namespace or {}).get(_FUNCTION)
     calls: list[dict[str, Any]] = []
@@ -71,11 +71,11 @@ def find_balance(engine: Any, device: torch.device, sharing: int) -> Balance | N
         calls.append(inspect.signature(original).bind(*given, **named).arguments)
         return original(*given, **named)
 
-    with quietly(engine), _replaced(namespace, recorded):
+    with probing(engine), _replaced(namespace, recorded):
         loss = getattr(engine(**model_inputs(probe_batch(model, device))), "aux_loss", None)
     if loss is None:
         return None
-    if sharing > 1 and not (calls and _is_usual(calls[-1], loss)):
+    if sharing > 1 and not (calls and _is_standard_loss(calls[-1], loss)):
         raise ConfigError(
             f"trainer.sequence_parallel_size: got {sharing}, but {type(model).__name__} balances its experts by a loss of its own, "
             "which cannot be computed from parts of a sequence; pass trainer.sequence_parallel_size=1, or "
@@ -121,7 +121,7 @@ def real_tokens(batch: Batch) -> torch.Tensor | None:
     return torch.arange(start, start + width, device=device)[None] < lengths_B1
 
 
-def _is_usual(arguments: dict[str, Any], loss: torch.Tensor) -> bool:
+def _is_standard_loss(arguments: dict[str, Any], loss: torch.Tensor) -> bool:
     if not isinstance(arguments["gate_logits"], tuple) or arguments["gate_logits"][0].ndim != 2:
         return False
     ours = balance_loss(arguments["gate_logits"], arguments["top_k"], None, None)

@@ -90,13 +90,18 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return inputs
 
 
+def unwrap(engine: Any) -> Any:
+    """Return the model inside an engine; a model that no engine wraps is returned as it is."""
+    return getattr(engine, "module", engine)
+
+
 def tap_head(engine: Any, device: torch.device) -> Head | str:
     """Return the tapped head of the engine's model, or why the loss needs its logits; collective.
 
     Two forward passes over eight tokens: one finds out what the model does to its logits, by giving it known ones; the
     other proves that the head with that transform gives the model's logits.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     projection = _projection(model)
     if isinstance(projection, str):
         return projection
@@ -108,12 +113,12 @@ def _proven_transform(engine: Any, model: Any, projection: nn.Module, device: to
     batch = probe_batch(model, device)
     grid, seen = torch.tensor(_GRID, dtype=torch.float64, device=device), []
 
-    def stand_in(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    def replace_logits(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         seen.append(output)
         return grid[None, None] if len(seen) == 1 else output
 
-    with quietly(engine):
-        handle = projection.register_forward_hook(stand_in)
+    with probing(engine):
+        handle = projection.register_forward_hook(replace_logits)
         of_grid, of_logits = (engine(**model_inputs(batch)).logits for _ in range(2))
         handle.remove()
     called_once = len(seen) == 2 and of_grid.numel() == len(_GRID)
@@ -127,7 +132,7 @@ def _proven_transform(engine: Any, model: Any, projection: nn.Module, device: to
     return transform
 
 
-def untried_head(model: nn.Module) -> Head | None:
+def plain_head(model: nn.Module) -> Head | None:
     """Return the tapped head of a model without content, taken to be a plain one; None where it has no linear head."""
     projection = _projection(model)
     return None if isinstance(projection, str) else Head(model, projection, AS_IS)
@@ -174,7 +179,7 @@ def probe_batch(model: Any, device: torch.device) -> Batch:
 
 
 @contextmanager
-def quietly(engine: Any) -> Iterator[None]:
+def probing(engine: Any) -> Iterator[None]:
     """Neither gradients nor dropout nor compilation: a probe leaves no trace, in the random state either."""
     training = engine.training
     engine.eval()

@@ -18,7 +18,7 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.layers import layer_configs
 from arctic_hydra.model.names import VARLEN_ATTENTION
-from arctic_hydra.trainer.head import model_inputs, quietly
+from arctic_hydra.trainer.head import model_inputs, probing, unwrap
 
 _FIRST, _SECOND = 17, 12
 """Tokens of the two documents."""
@@ -30,20 +30,20 @@ def check_causality(engine: Any, device: torch.device, attention: str) -> None:
     transformers builds no mask for `arctic_varlen`, which is causal by itself: an architecture with an attention of its
     own, which knows nothing of that name, may then have none at all.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     documents = [replace(_two_documents(step, model, device), cu_seqlens=None) for step in (7, 11)]
     ids, changed = (batch.input_ids_BT[0] for batch in documents)
     changed[:-1], changed[-1] = ids[:-1], 0 if int(ids[-1]) else 1  # another last token
-    with _watched() as calls:
+    with _recorded_calls() as calls:
         try:
             change, scale = _change(engine, documents, slice(None, -1))
         except Exception as error:
             if attention != VARLEN_ATTENTION or calls:
                 raise
-            raise _not_taken(model) from error
+            raise _attention_not_called(model) from error
     has_heads = any(getattr(layer, "num_attention_heads", None) for layer in layer_configs(model.config))
     if attention == VARLEN_ATTENTION and has_heads and not calls:
-        raise _not_taken(model)
+        raise _attention_not_called(model)
     if change > _tolerance(model) * scale:
         raise ConfigError(
             f"model: in {type(model).__name__} with model.attn_implementation={attention} tokens see later ones: another last token "
@@ -62,7 +62,7 @@ def check_isolation(engine: Any, device: torch.device, attention: str, sharing: 
     recurrent layers, convolutions and masks of a model's own know nothing of them. Two forward passes over two packed
     documents, between which the first one changes, must give the second one the same logits.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     documents = [_two_documents(step, model, device) for step in (7, 11)]
     change, scale = _change(engine, documents, slice(_FIRST, None))
     if change <= _tolerance(model) * scale:
@@ -85,7 +85,7 @@ def check_isolation(engine: Any, device: torch.device, attention: str, sharing: 
 
 def _change(engine: Any, batches: list[Batch], tokens: slice) -> tuple[float, float]:
     """Return how far the logits of `tokens` are apart between two batches, and the largest of them."""
-    with quietly(engine):
+    with probing(engine):
         before_TV, after_TV = (engine(**model_inputs(batch)).logits[0, tokens].float() for batch in batches)
     return float((before_TV - after_TV).abs().max()), float(before_TV.abs().max())
 
@@ -95,7 +95,7 @@ def _tolerance(model: torch.nn.Module) -> float:
 
 
 @contextmanager
-def _watched() -> Iterator[list[bool]]:
+def _recorded_calls() -> Iterator[list[bool]]:
     """Yield a list that grows with each call of our attention within this context."""
     calls: list[bool] = []
 
@@ -110,7 +110,7 @@ def _watched() -> Iterator[list[bool]]:
         AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
 
 
-def _not_taken(model: torch.nn.Module) -> ConfigError:
+def _attention_not_called(model: torch.nn.Module) -> ConfigError:
     return ConfigError(
         f"model.attn_implementation: got {VARLEN_ATTENTION}, but {type(model).__name__} attends in a way of its own and never calls "
         "it; pass model.attn_implementation=eager, and data.packing=false should the documents of a row then see each other"

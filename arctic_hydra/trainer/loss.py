@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from arctic_hydra.batch import Batch
 from arctic_hydra.trainer.balance import Balance
 from arctic_hydra.trainer.chunked import PLAIN, TokenLoss, chunked_evaluation, chunked_losses
-from arctic_hydra.trainer.head import Head, model_inputs
+from arctic_hydra.trainer.head import Head, model_inputs, unwrap
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LossComputer:
         The load-balancing loss of a mixture of experts, where the model's config asks for it, counts once per supervised
         position: divided by their number it stands beside the mean token loss as in transformers.
         """
-        with self.balance.over(batch) if self.balance else nullcontext():
+        with self.balance.restricted_to(batch) if self.balance else nullcontext():
             if self.head is None:
                 logits_KV, output = supervised_logits(self.engine, batch)
                 loss = plain_losses(logits_KV, batch.targets_K, self.token_loss).sum()
@@ -101,7 +101,7 @@ def supervised_logits(engine: Any, batch: Batch) -> tuple[torch.Tensor, Any]:
     With one row, transformers projects just those positions; with several (padded) rows or a model without
     `logits_to_keep`, all are projected and then chosen from.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper hands all on to it
     if batch.input_ids_BT.shape[0] == 1 and "logits_to_keep" in inspect.signature(inner.forward).parameters:
         output = engine(**model_inputs(batch), logits_to_keep=batch.rows_K)

@@ -95,10 +95,10 @@ class SFTTrainer(Trainer):
     def on_meta_model(self, model: torch.nn.Module) -> Iterator[None]:
         """Let `loss` work on a model without content: a head that cannot be tried out is taken to be a plain one."""
         from arctic_hydra.trainer.chunked import TokenLoss
-        from arctic_hydra.trainer.head import untried_head
+        from arctic_hydra.trainer.head import plain_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        head = untried_head(model) if self.head_loss is not HeadLoss.full else None
+        head = plain_head(model) if self.head_loss is not HeadLoss.full else None
         with super().on_meta_model(model):
             self._losses = LossComputer(
                 model, head, TokenLoss(self.label_smoothing, self.z_loss), False, self.head_chunk_rows

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arctic_hydra.errors import ModelError
-from arctic_hydra.model.attention import kernel_takes, varlen_attention
+from arctic_hydra.model.attention import kernel_supports, varlen_attention
 from arctic_hydra.trainer.loss import model_inputs, supervised_logits
 from tests.trainer.loop import batch_of, documents, tiny_factory
 
@@ -99,7 +99,7 @@ def test_a_transform_that_it_lacks_is_refused(extra, text):
 def test_what_the_cuda_kernel_does_not_take_goes_document_by_document(dtype, query, value, taken):
     """Its limits are torch's: half precision, one head size, a multiple of 8 up to 256."""
     q, v = torch.zeros(1, 2, 3, query, dtype=dtype), torch.zeros(1, 2, 3, value, dtype=dtype)
-    assert kernel_takes(q, q, v) is taken
+    assert kernel_supports(q, q, v) is taken
 
 
 def test_values_narrower_than_queries_keep_documents_apart():

@@ -36,10 +36,10 @@ def test_bf16_on_a_gpu_without_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     with pytest.raises(
-        ModelError, match="model.dtype: got bf16, which Tesla V100 does not have; pass model.dtype=fp16"
+        ModelError, match="model.dtype: got bf16, which Tesla V100 does not support; pass model.dtype=fp16"
     ):
-        tiny_factory(dtype="bf16").prepare()
-    tiny_factory(dtype="fp16").prepare()
+        tiny_factory(dtype="bf16").check_dtype()
+    tiny_factory(dtype="fp16").check_dtype()
 
 
 def test_what_text_does_not_reach_does_not_train(tmp_path):
@@ -65,7 +65,7 @@ def test_what_text_does_not_reach_does_not_train(tmp_path):
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None) == ("language_model" in name), name
     with FakeTensorMode(allow_non_fake_inputs=True):  # its vision tower draws weights by their values
-        skeleton = factory.create_skeleton(factory.create_config())
+        skeleton = factory.create_meta_model(factory.create_config())
     assert {n for n, p in skeleton.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }

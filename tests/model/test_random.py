@@ -12,7 +12,7 @@ import torch
 from arctic_hydra import engine
 from arctic_hydra.checkpoint.full_weights import gather_weights
 from arctic_hydra.errors import ModelError
-from arctic_hydra.model.hf import HFModelFactory, check_values
+from arctic_hydra.model.hf import HFModelFactory, check_config_values
 from arctic_hydra.model.random import RandomModelFactory
 from tests.command import losses, only_run, run
 from tests.ranks import run_ranks
@@ -79,11 +79,11 @@ def test_values_that_only_the_models_code_knows(tmp_path):
     config = made.create_config()
     assert made.create_model(config).model.layers[0].self_attn.q_proj.weight.shape == (4 * 16, 32)
     config.save_pretrained(tmp_path)
-    check_values(config, {"head_dim": 8}, "model.hf_config_kwargs")
+    check_config_values(config, {"head_dim": 8}, "model.hf_config_kwargs")
     named = RandomModelFactory(name_or_path=str(tmp_path), head_dim=8)
     assert named.create_config().head_dim == 8
     with pytest.raises(ModelError, match="model.hf_config_kwargs.head_dims: Qwen3MoeConfig has no such value"):
-        check_values(config, {"head_dims": 8}, "model.hf_config_kwargs")
+        check_config_values(config, {"head_dims": 8}, "model.hf_config_kwargs")
 
 
 def test_a_value_that_only_a_new_config_takes():
@@ -91,7 +91,7 @@ def test_a_value_that_only_a_new_config_takes():
     config = factory(architecture="gemma4_text", hf_config_kwargs=values).create_config()
     assert [layer.head_dim for layer in config.per_layer_config] == [8, 16]
     with pytest.raises(ModelError, match="global_head_dim: Gemma4TextConfig has no such value"):
-        check_values(config, {"global_head_dim": 32}, "model.hf_config_kwargs")
+        check_config_values(config, {"global_head_dim": 32}, "model.hf_config_kwargs")
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ class PeftFactory(PeftSlot):
                 f"rows; use peft=lora, or name {' and '.join(short)} in peft.config.modules_to_save"
             )
         if self.trainer.zero_stage == 3:
-            return rows_at_zero3(added, saved)
+            return zero3_rows_problem(added, saved)
         targets, excluded = values.get("target_modules"), values.get("exclude_modules") or []
         for module in tables:
             name = names[module]
@@ -183,7 +183,7 @@ class PeftFactory(PeftSlot):
         return {**values, "ensure_weight_tying": True} if whole else values
 
 
-def rows_at_zero3(added: int, tables: list[str]) -> str:
+def zero3_rows_problem(added: int, tables: list[str]) -> str:
     """Return why added tokens do not go with ZeRO-3, whose shards peft cannot train single rows of; `tables` have them."""
     return (
         f"tokenizer: got {added} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
