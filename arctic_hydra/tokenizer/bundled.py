@@ -1,4 +1,4 @@
-"""The tokenizer that comes with the package: byte-level BPE, 4096 entries, made from the bundled chat slice."""
+"""The bundled tokenizer: byte-level BPE with 4096 entries, trained on the bundled chats."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @component(group="tokenizer", name="bundled")
 class BundledTokenizerFactory(TokenizerFactory):
-    """The bundled tokenizer: needs no network and no model."""
+    """The bundled tokenizer; needs neither network nor model."""
 
     chat_template: str | None = None
-    """Path of a Jinja chat template, or the template itself; the bundled ChatML-like one when unset."""
+    """Path of a Jinja chat template, or the template itself; by default the bundled one, similar to ChatML."""
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem for a template file that is missing."""
+        """Yield a problem if the template file is missing."""
         yield from environment_problems(None, self.chat_template)
 
     def create_tokenizer(self) -> PreTrainedTokenizerBase:

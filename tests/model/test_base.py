@@ -78,19 +78,19 @@ def test_what_text_does_not_reach_does_not_train(tmp_path):
             "gptj",
             {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4},
             "arctic_varlen",
-            "eager, and data.packing",
+            "eager, plus data.packing",
         ),
-        ("gptj", {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "sdpa", "eager, and data.packing=false"),
+        ("gptj", {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "sdpa", "eager, plus data.packing=false"),
         (
             "falcon",
             {"hidden_size": 32, "num_hidden_layers": 1},
             "arctic_varlen",
-            "eager or sdpa, and data.packing=false",
+            "eager or sdpa, plus data.packing=false",
         ),
     ],
 )
 def test_attention_that_an_architecture_does_not_have(tmp_path, architecture, values, attention, instead):
-    text = f"model.attn_implementation: got {attention}, which .*ForCausalLM does not have; pass .*={instead}"
+    text = f"model.attn_implementation: got {attention}, which .*ForCausalLM does not support; pass .*={instead}"
     values = {**values, "num_attention_heads": 4} if architecture == "falcon" else values
     shape = {"architecture": architecture, "dtype": "fp32", "vocab_size": 96, "hf_config_kwargs": values}
     maker = RandomModelFactory(**shape, attn_implementation=attention)

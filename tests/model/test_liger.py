@@ -107,7 +107,7 @@ def test_an_architecture_without_kernels_is_refused(tmp_path):
 
     transformers.GPT2Config().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(
-        ModelError, match=r"Liger has no kernels for model type 'gpt2'; pass model=hf \(Liger knows .*qwen3"
+        ModelError, match=r"Liger has no kernels for model type 'gpt2'; pass model=hf \(Liger supports .*qwen3"
     ):
         LigerModelFactory(name_or_path=str(tmp_path / "gpt2")).create_config()
     config = tiny_factory().create_config()

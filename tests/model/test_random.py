@@ -111,7 +111,7 @@ def test_a_value_that_only_a_new_config_takes():
         ),
         (
             {"architecture": "smollm3", "vocab_size": 96},
-            "model.vocab_size: got 96, but the config's pad_token_id=128004 lies beyond it; pass .*pad_token_id: null",
+            "model.vocab_size: got 96, but the config's pad_token_id=128004 is not below it; pass .*pad_token_id: null",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def test_an_unreachable_hub_id_fails_quickly_and_clearly(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     with pytest.raises(
-        ModelError, match=r"'nobody/nothing' is no local path and cannot be loaded .*offline, download it first"
+        ModelError, match=r"'nobody/nothing' is not a local path and cannot be loaded .*offline, download it first"
     ):
         HFTokenizerFactory(name_or_path="nobody/nothing").create_tokenizer()
     assert time.monotonic() - start < 20

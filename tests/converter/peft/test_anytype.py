@@ -66,7 +66,7 @@ def test_every_type_that_adapts_layers_trains_and_is_exported(tmp_path):
 
 
 REFUSED = [
-    ("peft=any peft.peft_type=prefix_tuning", "peft.peft_type: got PREFIX_TUNING, which cannot be trained here: it puts virtual tokens before the text"),
+    ("peft=any peft.peft_type=prefix_tuning", "peft.peft_type: got PREFIX_TUNING, which is not supported: it prepends virtual tokens to the text"),
 ]  # fmt: skip
 
 

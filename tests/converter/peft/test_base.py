@@ -33,12 +33,12 @@ def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, t
 BUILT = [
     ("peft=lora peft.target_modules=[q_proj,k_prj]", r"peft.target_modules: 'k_prj' matches no module; did you mean 'k_proj' \(as in model.layers.0.self_attn.k_proj\)"),
     ("peft=lora peft.modules_to_save=[embed_token]", "peft.modules_to_save: 'embed_token' matches no module; did you mean 'embed_tokens'"),
-    ("peft=lora peft.target_modules=[input_layernorm]", "peft: LORA cannot be put on LlamaForCausalLM: Target module LlamaRMSNorm"),
+    ("peft=lora peft.target_modules=[input_layernorm]", "peft: LORA cannot be applied to LlamaForCausalLM: Target module LlamaRMSNorm"),
     ("peft=any peft.peft_type=IA3 tokenizer.add_tokens=[uno]", "tokenizer.add_tokens: 1 tokens were added, but peft's IA3 cannot train their rows"),
     ("peft=lora tokenizer.add_tokens=[uno] peft.target_modules=[q_proj,lm_head]", r"peft.target_modules: got lm_head, but 1 tokens were added, .* leave it out .*peft.modules_to_save=\[embed_tokens,lm_head\]"),
     ("peft=lora tokenizer.add_tokens=[uno] peft.target_modules='.*(q_proj|embed_tokens)'", "peft.target_modules: got model.embed_tokens, but 1 tokens were added"),
     ("peft=lora deepspeed=zero3 tokenizer.add_tokens=[uno] peft.modules_to_save=[lm_head]", r"tokenizer: got 1 tokens to add, but at ZeRO-3 .* pass peft.modules_to_save=\[lm_head,embed_tokens\]"),
-    ("peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj],feedforward_modules:[],modules_to_save:[embed_tokens]} model.hf_config_kwargs={tie_word_embeddings:true}", "peft: model.embed_tokens of this model shares its weight with another module, and IA3 would take them apart"),
+    ("peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj],feedforward_modules:[],modules_to_save:[embed_tokens]} model.hf_config_kwargs={tie_word_embeddings:true}", "peft: model.embed_tokens of this model shares its weight with another module, and IA3 would untie them"),
     ("peft=lora peft.target_modules=[embed_tokens] model.hf_config_kwargs={tie_word_embeddings:true}", r"peft: model.embed_tokens of this model shares its weight with another module, and LORA would .* peft.modules_to_save=\[embed_tokens\], which"),
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from tests.converter import lab
 from tests.trainer.loop import attached, batch_of, tiny_factory
 
 REFUSED = [
-    ("peft=lora peft.config={r:8}", "peft.config.r: is a field of its own; pass peft.r="),
+    ("peft=lora peft.config={r:8}", "peft.config.r: this option has the field itself; pass peft.r="),
     ("peft=lora peft.init_lora_weights=eva", "peft.init_lora_weights: got eva, which needs data"),
     ("peft=lora peft.target_modules=[]", r"peft.target_modules: got \[\], expected all-linear"),
 ]  # fmt: skip
