@@ -127,14 +127,14 @@ def test_a_weight_of_an_unknown_name_is_refused(monkeypatch):
     model = network("jetmoe", **JETMOE)
     monkeypatch.setattr(balance, "_COEFFICIENTS", ("router_aux_loss_coef",))
     with pytest.raises(
-        ModelError, match="output_router_logits is on, but JetMoeForCausalLM tells no weight of its router"
+        ModelError, match="output_router_logits is on, but JetMoeForCausalLM has no router loss coefficient"
     ):
         find_balance(model, CPU, 1)
 
 
 def test_another_loss_than_the_usual_one_is_refused_where_ranks_share_sequences():
     with pytest.raises(
-        ConfigError, match="sequence_parallel_size: got 2, but DogeForCausalLM balances its experts by a loss"
+        ConfigError, match="sequence_parallel_size: got 2, but DogeForCausalLM has its own load-balancing loss"
     ):
         find_balance(network("doge", **DOGE), CPU, 2)
 

@@ -110,7 +110,10 @@ def test_a_copy_of_the_model_has_a_head_of_its_own():
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(Squared, "Squared does something unknown to its logits"), (Shifted, "not what its head alone gives")],
+    [
+        (Squared, "Squared transforms its logits in an unknown way"),
+        (Shifted, "differ from what its head alone computes"),
+    ],
 )
 def test_an_unknown_transform_takes_the_models_own_forward(kind, reason):
     model, batch = llama(), some_batch()
@@ -124,7 +127,7 @@ def test_an_unknown_transform_takes_the_models_own_forward(kind, reason):
 def test_an_adapter_on_the_head_takes_the_models_own_forward():
     model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
     head, loss, _ = sums(model.eval())
-    assert head == "an adapter stands on its output head, past which the weight would be read"
+    assert head == "its LM head has an adapter, which reading the weight directly would bypass"
     assert loss.requires_grad
     rows = []
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))

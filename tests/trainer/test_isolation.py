@@ -80,14 +80,16 @@ def test_a_model_that_never_calls_our_attention_is_refused() -> None:
         if attention == "eager":
             check_causality(model, torch.device("cpu"), attention)
             continue
-        with pytest.raises(ConfigError, match="got arctic_varlen, but BloomForCausalLM attends in a way of its own"):
+        with pytest.raises(ConfigError, match="got arctic_varlen, but BloomForCausalLM has its own attention code"):
             check_causality(model, torch.device("cpu"), attention)
 
 
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
     maker = factory("bert", "eager")
     model = maker.create_model(maker.create_config())
-    with pytest.raises(ConfigError, match="in BertLMHeadModel with .*eager tokens see later ones: .*is_decoder: true"):
+    with pytest.raises(
+        ConfigError, match="in BertLMHeadModel with .*eager tokens depend on later ones: .*is_decoder: true"
+    ):
         check_causality(model, torch.device("cpu"), "eager")
 
 
@@ -95,7 +97,7 @@ def test_a_state_that_runs_through_a_sequence_is_refused_where_ranks_share_it() 
     maker = factory("falcon_h1", "arctic_varlen")
     model = maker.create_model(maker.create_config())
     with pytest.raises(
-        ConfigError, match=r"sequence_parallel_size: got 2, but tokens of FalconH1ForCausalLM depend on others"
+        ConfigError, match=r"sequence_parallel_size: got 2, but in FalconH1ForCausalLM tokens interact outside"
     ):
         check_isolation(model, torch.device("cpu"), "arctic_varlen", 2)
 
