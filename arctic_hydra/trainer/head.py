@@ -151,9 +151,9 @@ def _projection(model: Any) -> nn.Module | str:
     adapter = getattr(head, "token_adapter", None)
     linear = head if adapter is None else adapter.base_layer
     if hasattr(linear, "base_layer"):
-        return "its LM head has an adapter, which reading the weight directly would bypass"
+        return "the LM head has an adapter, which reading the weight directly would bypass"
     if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
-        return f"its LM head is a {type(linear).__name__}, not a plain linear layer"
+        return f"the LM head is a {type(linear).__name__}, not a plain linear layer"
     return linear if adapter is None else adapter  # type: ignore[no-any-return]
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of arguments and messages)
-"""Converters, adapters and engines that do not go together are refused when a run is composed."""
+"""Converters, adapters and engines that cannot be combined are refused when a run is composed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
-def test_what_does_not_go_together_is_refused(arguments, text, model):
+def test_unsupported_combinations_are_refused(arguments, text, model):
     with pytest.raises(ConfigError, match=text):
         lab.compose_run(arguments, None if "model=tiny" in arguments else model)

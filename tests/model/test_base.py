@@ -31,7 +31,7 @@ def test_flash_attention_without_gpu_or_package(name, monkeypatch):
     assert "but flash_absent and kernels_absent are not installed; install one, or pass model.attn" in problem
 
 
-def test_bf16_on_a_gpu_without_it(monkeypatch):
+def test_bf16_on_a_gpu_that_does_not_support_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
@@ -42,7 +42,7 @@ def test_bf16_on_a_gpu_without_it(monkeypatch):
     tiny_factory(dtype="fp16").check_dtype()
 
 
-def test_what_text_does_not_reach_does_not_train(tmp_path):
+def test_towers_that_text_does_not_use_are_frozen(tmp_path):
     from transformers import AutoModelForCausalLM, Gemma3Config
 
     text = {
@@ -89,7 +89,7 @@ def test_what_text_does_not_reach_does_not_train(tmp_path):
         ),
     ],
 )
-def test_attention_that_an_architecture_does_not_have(tmp_path, architecture, values, attention, instead):
+def test_unsupported_attention_is_refused_with_an_alternative(tmp_path, architecture, values, attention, instead):
     text = f"model.attn_implementation: got {attention}, which .*ForCausalLM does not support; pass .*={instead}"
     values = {**values, "num_attention_heads": 4} if architecture == "falcon" else values
     shape = {"architecture": architecture, "dtype": "fp32", "vocab_size": 96, "hf_config_kwargs": values}
@@ -103,7 +103,7 @@ def test_attention_that_an_architecture_does_not_have(tmp_path, architecture, va
         stored.create_model(stored.create_config())
 
 
-def test_a_model_that_cannot_recompute_activations():
+def test_a_model_that_cannot_recompute_activations_is_refused():
     maker = RandomModelFactory(architecture="jetmoe", vocab_size=96, hidden_size=32, num_hidden_layers=2)
     with pytest.raises(ModelError, match="disable_activation_checkpoint: got false, but JetMoeForCausalLM cannot"):
         maker.create_model(maker.create_config())

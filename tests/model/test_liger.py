@@ -1,4 +1,4 @@
-"""Liger's kernels against torch's, in Triton's interpreter: processes of their own, tiny shapes."""
+"""Liger's kernels against torch's, in Triton's interpreter, in separate processes and on tiny shapes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ print("equal")
 @pytest.mark.parametrize(
     "script", [LOSSES, CROSS_ENTROPY, ROPE_AND_LEAKS], ids=["fused loss", "cross-entropy", "rope, no leaks"]
 )
-def test_kernels_in_the_interpreter(script):
+def test_kernels_equal_torch_in_the_interpreter(script):
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=environment(TRITON_INTERPRET="1"),

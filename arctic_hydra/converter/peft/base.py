@@ -187,7 +187,7 @@ def zero3_rows_problem(added: int, tables: list[str]) -> str:
     """Return the error for added tokens at ZeRO-3, where peft cannot train single rows of the sharded `tables`."""
     return (
         f"tokenizer: got {added} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
-        f"peft.modules_to_save=[{','.join(tables)}] (all rows train; embed_tokens alone where they are tied), or deepspeed=zero2"
+        f"peft.modules_to_save=[{','.join(tables)}] (all rows train; embed_tokens alone if they are tied), or deepspeed=zero2"
     )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -19,15 +21,8 @@ ENVIRONMENT = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
-def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    absent = ("bitsandbytes", "torchao")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match=text):
-        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())
+def test_environment_problems(arguments, text, model, monkeypatch):
+    assert re.search(text, lab.environment_problems(arguments, model, monkeypatch))
 
 
 BUILT = [
@@ -43,7 +38,7 @@ BUILT = [
 ]  # fmt: skip
 
 
-def test_what_the_model_does_not_have_is_named_with_what_it_has(model, tmp_path):
+def test_unsupported_modules_and_tokens_are_refused(model, tmp_path):
     import re
 
     found = lab.in_ranks(1, lab.errors_of, [arguments for arguments, _ in BUILT], tmp_path, model)
