@@ -203,7 +203,7 @@ def trace_model(
     tokens, added = _vocabulary(run, tokenizer)
     with mode, distributed.without_sequence_group(), _experts_in_any_dtype():
         with torch.device(device):
-            skeleton = run.model.create_skeleton(config)
+            skeleton = run.model.create_meta_model(config)
             fit_vocabulary(skeleton, tokens, added, run.tokenizer.pad_vocab_to_multiple_of)
             model: torch.nn.Module = skeleton
             saved, largest = quantised(run, model)

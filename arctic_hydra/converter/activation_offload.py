@@ -1,4 +1,4 @@
-"""Checkpointed activations wait for the backward pass in the host's memory."""
+"""Offload checkpointed activations to host memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ActivationOffload(ModelConverter):
-    """The input of each recomputed layer is copied to pinned host memory: `trainer.activation_checkpoint_cpu_offload`."""
+    """Copies the input of each recomputed layer to pinned host memory (`trainer.activation_checkpoint_cpu_offload`)."""
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Wrap the checkpoint function of each recomputed layer; raises ModelError when no layer is recomputed."""
+        """Wrap the checkpoint function of each recomputed layer; raises ModelError if no layer is recomputed."""
         found = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
         if not found:
             raise ModelError(

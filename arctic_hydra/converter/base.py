@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 
 class Phase(IntEnum):
-    """What a converter does; one of a later phase never runs before one of an earlier phase."""
+    """What a converter does; a converter never runs before one of an earlier phase."""
 
     modules = 0
     """Changes or replaces modules."""
     trainable = 1
     """Chooses which parameters train."""
     adapters = 2
-    """Freezes the model and puts adapters on top."""
+    """Freezes the model and adds adapters."""
 
 
 @dataclass(kw_only=True)
 class ModelConverter(Component):
-    """Base of the converters; they run in the order in which they are chosen, `peft` last."""
+    """Base of the converters; they run in the order of the config, `peft` last."""
 
     phase: ClassVar[Phase] = Phase.modules
-    """What this converter does, by which the order is checked."""
+    """What this converter does; the order of phases is checked."""
 
     @abstractmethod
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the converted model: the same object changed in place, or a wrapper."""
 
     def exactly(self, model: torch.nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which `model` computes without any rounding of this converter: probes look at it there."""
+        """Return a context in which `model` computes without this converter's rounding, for probes of the model."""
         return nullcontext()
 
     def post_optimizer_hook(self, model: torch.nn.Module) -> None:
-        """Act on the model after each real optimizer step; the loop calls it, once per step at every ZeRO stage."""
+        """Act on the model after each real optimizer step; called by the training loop once per step, at every ZeRO stage."""

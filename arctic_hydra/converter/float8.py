@@ -1,4 +1,4 @@
-"""Matrix products in float8, through torchao."""
+"""Float8 matrix products, through torchao."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     import torch
 
 _MULTIPLE = 16
-"""Both sizes of a matrix that the float8 kernels take are multiples of it."""
+"""The float8 kernels need both sizes of a matrix to be multiples of this."""
 
 
 @component(group="converter", name="float8")
 class Float8Converter(ModelConverter):
-    """Linear layers multiply in float8 with dynamic scaling (torchao); weights and optimizer keep their dtype.
+    """Linear layers multiply in float8 with dynamic scaling (torchao); weights and optimizer state keep their dtype.
 
-    Needs a GPU of compute capability 8.9 (Ada) or 9.0 (Hopper) on, unless it is emulated.
+    Needs a GPU of compute capability 8.9 (Ada) or higher, unless emulated.
     """
 
     recipe: str = "tensorwise"
-    """tensorwise, rowwise or rowwise_with_gw_hp: how scales are shared, from fast to exact."""
+    """tensorwise, rowwise or rowwise_with_gw_hp: granularity of the scales, from fastest to most exact."""
     exclude: list[str] = field(default_factory=lambda: ["lm_head"])
-    """Patterns of linear layers that stay as they are."""
+    """Patterns of linear layers to leave unchanged."""
     emulate: bool = False
-    """Round to float8 but multiply in the model's dtype, on any device: shows what float8 does to a loss, slowly."""
+    """Round to float8 but multiply in the model's dtype, on any device: slow, but shows the effect of float8 on a loss."""
 
     def validate(self) -> None:
         known = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
@@ -43,25 +43,25 @@ class Float8Converter(ModelConverter):
         check_patterns("exclude", self.exclude)
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where torchao or a GPU is missing; whether the GPU knows float8 shows once torch is loaded."""
+        """Yield a problem if torchao or a GPU is missing; `convert` checks whether the GPU supports float8."""
         if importlib.util.find_spec("torchao") is None:
             yield "recipe: converter=[float8] needs torchao, which is not installed; pip install torchao, or leave float8 out"
         if count_gpus() == 0 and not self.emulate:
             yield (
                 "recipe: converter=[float8] needs a CUDA GPU, and this machine has none; leave float8 out, or pass "
-                "converter.float8.emulate=true to look at its rounding"
+                "converter.float8.emulate=true to study its rounding"
             )
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Replace linear layers in place; raises ConfigError for a GPU without float8."""
+        """Replace linear layers in place; raises ConfigError for a GPU that does not support float8."""
         import torch
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
         if not self.emulate and torch.cuda.get_device_capability() < (8, 9):
             raise ConfigError(
-                f"converter.float8: {torch.cuda.get_device_name()} has no float8 (compute capability 8.9 or more); leave it out"
+                f"converter.float8: {torch.cuda.get_device_name()} does not support float8 (compute capability 8.9 or higher); leave it out"
             )
-        # Not its subclasses: those that hold weights in few bits, for one, multiply in a way of their own.
+        # Not its subclasses: quantized layers, for example, have their own product.
         linear = {name: m for name, m in model.named_modules() if type(m) is torch.nn.Linear}
         excluded = matching("converter.float8.exclude", self.exclude, linear)
 
@@ -71,17 +71,17 @@ class Float8Converter(ModelConverter):
 
         if not any(wanted(module, name) for name, module in linear.items()):
             raise ConfigError(
-                f"converter.float8: {type(model).__name__} has no linear layer to convert: none whose sizes are multiples of "
-                f"{_MULTIPLE} is left beside converter.float8.exclude={self.exclude}; leave float8 out"
+                f"converter.float8: {type(model).__name__} has no linear layer to convert; expected one whose sizes are multiples of "
+                f"{_MULTIPLE} outside converter.float8.exclude={self.exclude}; leave float8 out"
             )
-        # The inner dimension of the weight gradient's product is the tokens: any number of them, but for the padding.
+        # The inner dimension of the weight gradient's product is the number of tokens, which padding makes a multiple.
         recipe = Float8LinearConfig.from_recipe_name(self.recipe)
         config = replace(recipe, emulate=self.emulate, pad_inner_dim=True)
         return convert_to_float8_training(model, module_filter_fn=wanted, config=config)  # type: ignore[no-any-return]
 
     @contextmanager
     def exactly(self, model: torch.nn.Module) -> Iterator[None]:
-        """Multiply in the model's dtype within this context: a scale is shared by all tokens, so each depends on each."""
+        """Multiply in the model's dtype within this context: tokens share a scale, so each depends on all others."""
         import torch
         from torchao.float8.float8_linear import Float8Linear
 

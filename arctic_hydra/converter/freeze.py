@@ -1,4 +1,4 @@
-"""Training a part of the model: parameters frozen by pattern."""
+"""Freeze parameters by pattern."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 @component(group="converter", name="freeze")
 class FreezeConverter(ModelConverter):
-    """Freezes parameters by pattern; they get neither gradients nor optimizer state.
+    """Freezes parameters by pattern; they have neither gradients nor optimizer state.
 
-    Patterns are regular expressions, searched for in names such as `model.layers.0.self_attn.q_proj.weight`.
+    Patterns are regular expressions that are searched for in names such as `model.layers.0.self_attn.q_proj.weight`.
     """
 
     patterns: list[str] = field(default_factory=list)
-    """What to freeze, such as [embed_tokens,'layers.[0-7]\\.']; the rest trains."""
+    """Parameters to freeze, such as [embed_tokens,'layers.[0-7]\\.']; the others train."""
     trainable: list[str] = field(default_factory=list)
-    """The inverse: what to train, such as [lm_head,norm]; the rest is frozen. Give one of the two."""
+    """The inverse: parameters to train, such as [lm_head,norm]; the others are frozen. Set one of the two fields."""
 
     phase: ClassVar[Phase] = Phase.trainable
 
@@ -36,15 +36,15 @@ class FreezeConverter(ModelConverter):
         if bool(self.patterns) == bool(self.trainable):
             given = "both" if self.patterns else "neither"
             raise ValueError(
-                f"patterns: got {given} of patterns and trainable, expected one of them, such as [embed_tokens]"
+                f"patterns: got {given} of patterns and trainable, expected exactly one of them, such as patterns=[embed_tokens]"
             )
         check_patterns("patterns", self.patterns)
         check_patterns("trainable", self.trainable)
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Freeze in place; a tied parameter is chosen by any of its names.
+        """Freeze in place; a tied parameter matches by any of its names.
 
-        Raises ConfigError for a pattern that matches nothing, and where nothing is left to train.
+        Raises ConfigError for a pattern that matches nothing, and if no parameter is left to train.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         key, patterns = ("patterns", self.patterns) if self.patterns else ("trainable", self.trainable)
@@ -55,7 +55,9 @@ class FreezeConverter(ModelConverter):
         every = {id(p): (int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in parameters.values()}
         trained = sum(size for size, trains in every.values() if trains)
         if not trained:
-            raise ConfigError(f"converter.freeze.{key}: {patterns} freezes the whole model, so nothing would train")
+            raise ConfigError(
+                f"converter.freeze.{key}: {patterns} freezes the whole model; expected patterns that leave parameters to train"
+            )
         log.info(
             "freeze: %s of %s parameters train", format_count(trained), format_count(sum(n for n, _ in every.values()))
         )

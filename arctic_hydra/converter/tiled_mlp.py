@@ -1,8 +1,8 @@
-"""Tiled MLP (Bekman et al. 2025, ALST): the tokens of a row go through the MLP in parts, recomputed one by one.
+"""Tiled MLP (Bekman et al. 2025, ALST): the MLP processes the tokens of a row in tiles, which are recomputed in turn.
 
-The wide intermediate activations exist for one part at a time. DeepSpeed's TiledMLP fails where a row has fewer tokens
-than parts, and knows one form of MLP; torch's checkpointing per part works for any that treats tokens one by one, and
-autograd hands each weight's gradient to ZeRO once.
+The wide intermediate activations exist for one tile at a time. DeepSpeed's TiledMLP fails for rows with fewer tokens than
+tiles, and supports one form of MLP; torch's checkpointing per tile works for any MLP without interaction between tokens, and
+autograd passes each weight's gradient to ZeRO once.
 
 Shapes: B rows, T tokens, C channels.
 """
@@ -26,18 +26,18 @@ GATED = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
 
 @component(group="converter", name="tiled_mlp")
 class TiledMLP(ModelConverter):
-    """Every gated MLP of the model works on a part of the tokens at a time."""
+    """Every gated MLP of the model processes its tokens in tiles."""
 
     tiles: HumanInt = integer(8, minimum=2)
-    """Parts of each row; the same on every rank, so that ZeRO-3 gathers weights equally often."""
+    """Tiles per row; the same on every rank, so that ZeRO-3 gathers weights equally often."""
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Wrap the forward of each gated MLP of this very model; raises ModelError when there is none."""
+        """Wrap the forward of each gated MLP of this model only; raises ModelError if there is none."""
         found = [module for module in model.modules() if _is_gated_mlp(module)]
         if not found:
             raise ModelError(
                 f"trainer.tiled_mlp_compute: {type(model).__name__} has no MLP with gate_proj, up_proj and down_proj (or "
-                f"gate_up_proj and down_proj) to tile; drop it, or the converter tiled_mlp"
+                f"gate_up_proj and down_proj) to tile; leave the option out (also as converter=[tiled_mlp])"
             )
         for module in found:
             module.forward = functools.partial(_tiled, module.forward, self.tiles)

@@ -1,4 +1,4 @@
-"""`arctic_varlen`: attention that never crosses a document bound, on CUDA and on the CPU.
+"""`arctic_varlen`: attention within document boundaries, on CUDA and the CPU.
 
 Shapes: B rows, H heads, T tokens, D head size, N documents.
 """
@@ -16,18 +16,18 @@ from transformers import AttentionInterface
 from arctic_hydra.distributed import sequence_group
 from arctic_hydra.errors import ModelError
 from arctic_hydra.model.names import VARLEN_ATTENTION
-from arctic_hydra.model.ulysses import attend_together
+from arctic_hydra.model.ulysses import ulysses_attention
 
-_MOST_HEAD_SIZE, _AMPERE = 256, (8, 0)
+_MAX_HEAD_SIZE, _AMPERE = 256, (8, 0)
 _UNSUPPORTED = {"softcap": "attention logit softcapping", "s_aux": "attention sinks"}
 
 
 def register() -> None:
-    """Make `arctic_varlen` known to transformers; it builds no mask for a name without a mask function."""
+    """Register `arctic_varlen` with transformers, which builds no mask for a name without a mask function."""
     AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
 
 
-@torch.compiler.disable  # document bounds differ from batch to batch
+@torch.compiler.disable  # document boundaries differ from batch to batch
 def varlen_attention(
     module: torch.nn.Module,
     query_BHTD: torch.Tensor,
@@ -41,34 +41,34 @@ def varlen_attention(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention within each document, [B, T, H, D], and no weights.
+    """Return causal attention within each document, [B, T, H, D], and None for the attention weights.
 
-    Packed rows come as B = 1 with `cu_seq_lens_q` (int32, [N+1]) and `max_length_q`; without them each row is one
-    document, right-padded, and causality alone keeps real tokens from seeing padding. Where ranks share a sequence, T is
-    this rank's part of it and `cu_seq_lens_q` that of the whole. Raises ModelError for a model that needs a mask or a
-    transform that this function does not have.
+    Packed rows have B = 1, `cu_seq_lens_q` (int32, [N+1]) and `max_length_q`. Without these, each row is one right-padded
+    document, and causality keeps real tokens from attending to padding. If ranks share a sequence, T is this rank's part,
+    and `cu_seq_lens_q` describes the whole sequence. Raises ModelError for a model that needs a mask or a transform which
+    this function does not support.
     """
     for name, meaning in _UNSUPPORTED.items():
         if kwargs.get(name) is not None:
             raise ModelError(
-                f"model.attn_implementation: {VARLEN_ATTENTION} has no {meaning}, which this model needs; use eager"
+                f"model.attn_implementation: {VARLEN_ATTENTION} does not support {meaning}, which this model needs; pass eager"
             )
     if attention_mask is not None:
-        raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} takes no attention mask; use sdpa")
+        raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} does not take an attention mask; pass sdpa")
     if not getattr(module, "is_causal", True):
-        raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} is causal, this model is not; use sdpa")
+        raise ModelError(f"model.attn_implementation: {VARLEN_ATTENTION} is causal, but this model is not; pass sdpa")
     dropout = dropout if module.training else 0.0
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return _by_document(query, key, value, scaling, dropout, sliding_window, cu_seq_lens_q, max_length_q)
+        return _attend_by_document(query, key, value, scaling, dropout, sliding_window, cu_seq_lens_q, max_length_q)
 
     group = sequence_group()
     if group is not None:
-        return attend_together(attend, query_BHTD, key_BHTD, value_BHTD, group), None
+        return ulysses_attention(attend, query_BHTD, key_BHTD, value_BHTD, group), None
     return attend(query_BHTD, key_BHTD, value_BHTD), None
 
 
-def _by_document(
+def _attend_by_document(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -80,9 +80,9 @@ def _by_document(
 ) -> torch.Tensor:
     if cu_seqlens is None:
         return _attend(query, key, value, scaling, dropout, window).transpose(1, 2).contiguous()
-    if query.is_cuda and dropout == 0.0 and kernel_takes(query, key, value):
+    if query.is_cuda and dropout == 0.0 and kernel_supports(query, key, value):
         return _varlen_cuda(query, key, value, scaling, window, cu_seqlens, longest)
-    # Tensors without content, of a memory estimate, have no bounds either: they stand for one document.
+    # The fake tensors of a memory estimate hold no boundaries: the row is taken as one document.
     bounds = [0, query.shape[2]] if isinstance(cu_seqlens, FakeTensor) else cu_seqlens.tolist()
     parts = [
         _attend(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, dropout, window)
@@ -91,14 +91,14 @@ def _by_document(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
-def kernel_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether torch's `varlen_attn` takes these: half precision, one head size, a multiple of 8 up to 256, from Ampere on.
+def kernel_supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch's `varlen_attn` supports these: half precision, one head size, a multiple of 8 up to 256, from Ampere on.
 
-    Everything else, such as fp32 or the narrower values of DeepSeek's latent attention, goes document by document.
+    Everything else, such as fp32 or the narrower values of DeepSeek's latent attention, is computed document by document.
     """
     size = query.shape[-1]
     same = key.shape[-1] == value.shape[-1] == size
-    if query.dtype not in (torch.bfloat16, torch.float16) or not same or size % 8 or size > _MOST_HEAD_SIZE:
+    if query.dtype not in (torch.bfloat16, torch.float16) or not same or size % 8 or size > _MAX_HEAD_SIZE:
         return False
     return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= _AMPERE
 

@@ -1,4 +1,4 @@
-"""Model factories: the base, and what all options for Hugging Face models share."""
+"""Base class of the model factories."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class ModelFactory(Component):
-    """Base of the model factories: `create_config()` describes the model, `create_model(config)` makes it."""
+    """Base of the model factories: `create_config()` returns the model's config, `create_model(config)` the model."""
 
     dtype: str = "bf16"
-    """bf16, fp16 or fp32: the type of weights and activations; optimizer state is fp32 throughout."""
+    """bf16, fp16 or fp32: data type of weights and activations; optimizer state is always fp32."""
     attn_implementation: str = VARLEN_ATTENTION
     """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
     disable_activation_checkpoint: bool = False
-    """Keep all activations instead of computing them again in the backward pass."""
+    """Keep all activations instead of recomputing them in the backward pass."""
     activation_checkpoint_every_n_layers: int = 1
-    """Recompute the activations of every n-th layer only and keep those of the others; 1 is all layers."""
+    """Recompute the activations of every n-th layer only and keep the others; 1 recomputes all layers."""
     compile: bool = False
-    """Compile each layer with torch.compile; packs are padded to `data.max_length`, so that shapes stay."""
+    """Compile each layer with torch.compile; packs are padded to `data.max_length` to keep shapes constant."""
     compile_backend: str = "inductor"
     """Backend of torch.compile: `inductor`, or `aot_eager`, which traces but generates no code."""
     save_name: str | None = None
     """Directory name of this model's exports, instead of `checkpoint.hf.save_name`."""
 
     stored: ClassVar[bool] = False
-    """Whether its weights come from files, so that transformers, and each start of the run, can read them again."""
+    """Whether the weights are read from files, so that each start of the run can read them again."""
 
     outside_identity: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
     @property
     def weights_source(self) -> tuple[str, str | None] | None:
-        """Hub id or path that the weights come from, and the revision on the hub; None where they come from no files."""
+        """Hub id or path of the weights, and the revision on the hub; None if they are not read from files."""
         return None
 
     @property
@@ -59,7 +59,7 @@ class ModelFactory(Component):
 
     @property
     def position_limit(self) -> int | None:
-        """Positions of the model, where the config states them; None where only the model's own config does."""
+        """Maximum number of positions, if a field sets it; None if only the model's own config does."""
         return None
 
     def validate(self) -> None:
@@ -83,25 +83,25 @@ class ModelFactory(Component):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch knows it."""
+        """`dtype` as a `torch.dtype`."""
         import torch
 
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.dtype]
 
     @abstractmethod
     def create_config(self) -> PretrainedConfig:
-        """Return the object from which `create_model` makes the model; raises ModelError."""
+        """Return the config that `create_model` builds the model from; raises ModelError."""
 
     @abstractmethod
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Return the model, on the CPU, in `dtype`; under ZeRO-3 its parameters may be partitioned already."""
+        """Return the model on the CPU, in `dtype`; under ZeRO-3 its parameters may already be partitioned."""
 
     def create_quantized_model(self, config: PretrainedConfig, quantization: Any) -> PreTrainedModel:
         """Return the model with its weights quantized as they are loaded; `quantization` is transformers' config for that."""
         raise ModelError(f"peft: got qlora, but {type(self).__name__} loads no weights to quantize; pass model=hf")
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where the chosen attention needs a device or a package that is not here."""
+        """Yield a problem if the chosen attention needs a GPU or a package that this machine lacks."""
         packages = FLASH_PACKAGES.get(self.attn_implementation, ())
         if self.attn_implementation in NEEDS_CUDA and count_gpus() == 0:
             yield (
@@ -114,23 +114,25 @@ class ModelFactory(Component):
                 f"one, or pass model.attn_implementation={VARLEN_ATTENTION} (the flash attention inside torch)"
             )
 
-    def prepare(self) -> None:
-        """Do what comes before making a model: raise ModelError for a dtype that the device lacks, register attention."""
+    def check_dtype(self) -> None:
+        """Raise ModelError for a dtype that this machine's GPU does not support."""
         import torch
 
         if self.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
             raise ModelError(
-                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not have; pass model.dtype=fp16 or fp32"
+                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not support; pass model.dtype=fp16 or fp32"
             )
-        self.register_attention()
 
-    def create_skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Return the model as `create_model` does, but without reading weights: for the memory estimate's fake tensors."""
+    def create_meta_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Return the model without reading or initializing weights, for the memory estimate's fake tensors."""
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
         self.register_attention()
-        with self.known_attention(config), no_init_weights():  # some draw by the values of the weights
+        with (
+            self.explain_attention_errors(config),
+            no_init_weights(),
+        ):  # some initialize depending on the weights' values
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=self.torch_dtype,
@@ -141,17 +143,18 @@ class ModelFactory(Component):
         return self.finish(model)
 
     def register_attention(self) -> None:
-        """Make our attention known to transformers where this model asks for it."""
+        """Register `arctic_varlen` with transformers if this model uses it."""
         if self.attn_implementation == VARLEN_ATTENTION:
             from arctic_hydra.model.attention import register
 
             register()
 
     @contextmanager
-    def known_attention(self, config: PretrainedConfig) -> Iterator[None]:
-        """Raise ModelError within this context where the architecture does not have the chosen attention.
+    def explain_attention_errors(self, config: PretrainedConfig) -> Iterator[None]:
+        """Turn the error of an architecture without the chosen attention into a ModelError.
 
-        Most look it up in transformers' interface, where ours stands too; older ones have a table of their own, or none.
+        Most architectures look attention up in transformers' AttentionInterface, where ours is registered; older ones
+        have their own table, or none.
         """
         from transformers import AutoModelForCausalLM
 
@@ -164,19 +167,20 @@ class ModelFactory(Component):
             kind = AutoModelForCausalLM._model_mapping[type(config)]
             known = "eager or sdpa" if kind._supports_sdpa else "eager"
             raise ModelError(
-                f"model.attn_implementation: got {self.attn_implementation}, which {kind.__name__} does not have; pass "
-                f"model.attn_implementation={known}, and data.packing=false should the documents of a row then see each other"
+                f"model.attn_implementation: got {self.attn_implementation}, which {kind.__name__} does not support; pass "
+                f"model.attn_implementation={known}, plus data.packing=false if packed documents then attend to each other"
             ) from error
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Apply what every option shares: no cache, activation checkpointing, nothing trained that text does not reach.
+        """Apply the settings that all options share, such as activation checkpointing; return the model.
 
-        What the config said of the cache stays on the model as `exported_use_cache`, for its exports.
+        The key-value cache is switched off; the config's own `use_cache` is kept on the model as `exported_use_cache`, for
+        exports.
         """
         if hasattr(model.config, "use_cache"):
             model.exported_use_cache = model.config.use_cache
             model.config.use_cache = False
-        freeze_beside_text(model)
+        freeze_unused_towers(model)
         train_pad_token(model)
         if not self.disable_activation_checkpoint:
             if not model.supports_gradient_checkpointing:
@@ -191,21 +195,21 @@ class ModelFactory(Component):
         return model
 
 
-def freeze_beside_text(model: PreTrainedModel) -> None:
-    """Freeze the towers of a model that takes images or sound as well as text, which get no gradient from text.
+def freeze_unused_towers(model: PreTrainedModel) -> None:
+    """Freeze the vision and audio towers of a multimodal model, which get no gradient from text.
 
-    From ZeRO-1 on, where an optimizer sees one flat piece of memory, weight decay would shrink them all the same.
+    From ZeRO-1 on, the optimizer updates one flat buffer, in which weight decay would shrink them nevertheless.
     """
     if model.config.get_text_config() is model.config:
         return
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     reached = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
-    beside = {name: p for name, p in model.named_parameters() if id(p) not in reached and p.requires_grad}
-    for parameter in beside.values():
+    unused = {name: p for name, p in model.named_parameters() if id(p) not in reached and p.requires_grad}
+    for parameter in unused.values():
         parameter.requires_grad_(False)
-    if beside:
-        towers = sorted({name.removeprefix("model.").partition(".")[0] for name in beside})
-        log.info("%s of %s: frozen, no text reaches it", " and ".join(towers), type(model).__name__)
+    if unused:
+        towers = sorted({name.removeprefix("model.").partition(".")[0] for name in unused})
+        log.info("froze %s of %s: text-only training never uses it", " and ".join(towers), type(model).__name__)
 
 
 def train_pad_token(model: PreTrainedModel) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-_LOOKED_FOR = re.compile(r'getattr\(\s*[\w.]*config,\s*"(\w+)"')
-_TAKEN = re.compile(r'kwargs\.(?:pop|get)\(\s*"(\w+)"')
+_READ_WITH_DEFAULT = re.compile(r'getattr\(\s*[\w.]*config,\s*"(\w+)"')
+_TAKEN_BY_CONSTRUCTOR = re.compile(r'kwargs\.(?:pop|get)\(\s*"(\w+)"')
 
 
 @component(group="model", name="hf")
@@ -36,20 +36,20 @@ class HFModelFactory(ModelFactory):
     trust_remote_code: bool = False
     """Run model code that comes with the weights; recorded in the run record."""
     hf_config_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Values that replace those of the model's own config, such as {attention_dropout: 0.1}."""
+    """Values that override the model's own config, such as {attention_dropout: 0.1}."""
     allow_missing_weights: bool = False
-    """Accept a checkpoint that lacks weights of the architecture; they start random."""
+    """Accept a checkpoint that lacks weights of the architecture, and initialize those randomly."""
 
     stored: ClassVar[bool] = True
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where a local model directory is missing or holds no model."""
+        """Yield a problem if a local model directory is missing or contains no model."""
         yield from check_model_directory(self.name_or_path)
         yield from super().check_environment()
 
     @property
     def weights_source(self) -> tuple[str, str | None]:
-        """Hub id or path that the weights come from, and the revision on the hub."""
+        """Hub id or path of the weights, and the revision on the hub."""
         return self.name_or_path, self.revision
 
     @property
@@ -60,28 +60,29 @@ class HFModelFactory(ModelFactory):
     def create_config(self) -> PretrainedConfig:
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
-        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
-        with making_sense("model.hf_config_kwargs"):
+        check_config_values(config, self.hf_config_kwargs, "model.hf_config_kwargs")
+        with explain_config_errors("model.hf_config_kwargs"):
             for name, value in self.hf_config_kwargs.items():
                 setattr(config, name, value)
         return config
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Load the weights; raises ModelError when they are unreadable or do not cover the architecture."""
+        """Load the weights; raises ModelError when they cannot be read or some of the architecture's are missing."""
         return self._load(config)
 
     def create_quantized_model(self, config: PretrainedConfig, quantization: Any) -> PreTrainedModel:
-        """Load the weights in few bits, on the device of this rank; otherwise as `create_model`."""
+        """Load the weights quantized, on the device of this rank; otherwise like `create_model`."""
         model = self._load(config, quantization_config=quantization, device_map={"": World.from_env().device})
-        keep_differentiable(model)
+        keep_4bit_differentiable(model)
         return model
 
     def _load(self, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        self.prepare()
+        self.check_dtype()
+        self.register_attention()
         try:
-            with self.known_attention(config):
+            with self.explain_attention_errors(config):
                 model, info = AutoModelForCausalLM.from_pretrained(
                     os.path.expanduser(self.name_or_path),
                     config=config,
@@ -90,27 +91,27 @@ class HFModelFactory(ModelFactory):
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
                     **arguments,
-                    **where(self.name_or_path, self.revision),
+                    **hub_arguments(self.name_or_path, self.revision),
                 )
         except ModelError:
             raise
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
-            raise unreadable(self.name_or_path, error) from error
+            raise load_error(self.name_or_path, error) from error
         missing = sorted(info["missing_keys"])
         if missing and not self.allow_missing_weights:
             raise ModelError(
                 f"model.name_or_path: {self.name_or_path!r} lacks {len(missing)} weights of {type(model).__name__}, such as "
-                f"{', '.join(missing[:3])}; fix the checkpoint, or pass model.allow_missing_weights=true to start them random"
+                f"{', '.join(missing[:3])}; fix the checkpoint, or pass model.allow_missing_weights=true to initialize them randomly"
             )
         return self.finish(model)
 
 
-def keep_differentiable(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking weights in four bits at the first evaluation on the CPU.
+def keep_4bit_differentiable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on the CPU.
 
-    On a CPU with AVX512-BF16 it does that for good, in a form without a backward pass: from then on the gradients of
-    all that lies below such a layer are zero, without a word (bitsandbytes 0.50, `Linear4bit.forward`).
+    On a CPU with AVX512-BF16 the repacking is permanent, and the new form has no backward pass: from then on, all
+    gradients below such a layer are silently zero (bitsandbytes 0.50, `Linear4bit.forward`).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -118,14 +119,14 @@ def keep_differentiable(model: PreTrainedModel) -> None:
 
 
 def check_model_directory(name_or_path: str) -> Iterator[str]:
-    """Yield a problem where a name can only be a local directory, and none that holds a model's config."""
+    """Yield a problem if a name can only mean a local directory, but no directory with a model's config exists there."""
     if not looks_like_path(name_or_path):
         return
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
-        yield f"name_or_path: got {name_or_path!r}, which is no directory; pass a hub id or a local model directory"
+        yield f"name_or_path: got {name_or_path!r}, which is not a directory; pass a hub id or a local model directory"
     elif not (folder / "config.json").is_file():
-        yield f"name_or_path: got {name_or_path!r}, which holds no config.json; expected a model directory"
+        yield f"name_or_path: got {name_or_path!r}, which contains no config.json; expected a model directory"
 
 
 def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
@@ -135,65 +136,72 @@ def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool
 
     try:
         return AutoConfig.from_pretrained(
-            os.path.expanduser(name_or_path), trust_remote_code=trust_remote_code, **where(name_or_path, revision)
+            os.path.expanduser(name_or_path),
+            trust_remote_code=trust_remote_code,
+            **hub_arguments(name_or_path, revision),
         )
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise unreadable(name_or_path, error) from error
+        raise load_error(name_or_path, error) from error
 
 
-def check_values(config: PretrainedConfig, values: dict[str, Any], key: str, *, made_anew: bool = False) -> None:
-    """Raise ModelError for a value that nothing reads: neither the config has it, nor does the model's code look for it.
+def check_config_values(
+    config: PretrainedConfig, values: dict[str, Any], key: str, *, constructed: bool = False
+) -> None:
+    """Raise ModelError for a value without effect: the config does not have it, and the model's code does not read it.
 
-    That code asks some configs for values that they need not have, such as the `head_dim` of Qwen3-MoE. Others are read only
-    when a config is made, such as the `global_head_dim` of Gemma 4: they count where it is `made_anew` from the values.
+    The code reads some values that a config may lack, such as the `head_dim` of Qwen3-MoE. Other values are read only by the
+    config's constructor, such as the `global_head_dim` of Gemma 4; they are accepted if the config is `constructed` from
+    the values.
     """
     for name in values:
-        if not (_has(config, name) or name in _read_by_code(type(config), made_anew)):
+        if not (_has(config, name) or name in _read_by_code(type(config), constructed)):
             raise ModelError(f"{key}.{name}: {type(config).__name__} has no such value; see its documentation")
 
 
 def _has(config: PretrainedConfig, name: str) -> bool:
     try:
         return hasattr(config, name)
-    except RuntimeError:  # its layers have it, each its own: see `layer_configs`
+    except RuntimeError:  # the value differs between layers, see `layer_configs`
         return True
 
 
-def _read_by_code(kind: type[PretrainedConfig], made_anew: bool) -> set[str]:
-    """Return the values that the architecture's code looks for in a config, or takes when one is made, with a default."""
+def _read_by_code(kind: type[PretrainedConfig], constructed: bool) -> set[str]:
+    """Return the values that the architecture's code reads from a config, or its constructor takes, with a default."""
     folder = Path(inspect.getfile(kind)).parent
-    found = {name for path in folder.glob("modeling_*.py") for name in _LOOKED_FOR.findall(path.read_text("utf-8"))}
-    if made_anew:
-        found |= set(_TAKEN.findall(inspect.getsource(kind)))
+    found = {
+        name for path in folder.glob("modeling_*.py") for name in _READ_WITH_DEFAULT.findall(path.read_text("utf-8"))
+    }
+    if constructed:
+        found |= set(_TAKEN_BY_CONSTRUCTOR.findall(inspect.getsource(kind)))
     return found
 
 
-def where(name_or_path: str, revision: str | None) -> dict[str, Any]:
-    """Return where to look: the hub's client retries a dead connection for a minute, so its cache alone decides then."""
+def hub_arguments(name_or_path: str, revision: str | None) -> dict[str, Any]:
+    """Return revision and `local_files_only`: offline, the hub's client would retry for a minute before using its cache."""
     return {"revision": revision, "local_files_only": looks_like_path(name_or_path) or not hub_reachable()}
 
 
 @contextmanager
-def making_sense(key: str) -> Iterator[None]:
-    """Raise ModelError within this context where transformers can make no config, or no model, of the values under `key`."""
+def explain_config_errors(key: str) -> Iterator[None]:
+    """Turn an error of transformers about the config values under `key` into a ModelError."""
     try:
         yield
     except ModelError:
         raise
-    except Exception as error:  # its checks have errors of their own, its code raises any
+    except Exception as error:  # its checks define their own errors, its code raises any
         raise ModelError(f"{key}: {_in_one_line(error)}; see the documentation of the architecture's config") from error
 
 
 def _in_one_line(error: Exception) -> str:
     from huggingface_hub.errors import StrictDataclassError
 
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more is known"]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     if isinstance(error, StrictDataclassError):  # the cause comes last, its type before it
         return lines[-1]
     return lines[0] if isinstance(error, ImportError | OSError | ValueError) else f"{type(error).__name__}: {lines[0]}"
 
 
-def unreadable(name_or_path: str, error: Exception) -> ModelError:
+def load_error(name_or_path: str, error: Exception) -> ModelError:
     """Return an error that says in one line why a model cannot be loaded."""
     first = _in_one_line(error)
     hint = "check the name, your access and the network, or pass a local directory"

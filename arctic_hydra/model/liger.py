@@ -27,10 +27,10 @@ class LigerModelFactory(HFModelFactory):
     """A Hugging Face model whose RoPE, RMSNorm and SwiGLU run in Liger's kernels; needs CUDA."""
 
     fallback: bool = False
-    """Without CUDA, run the same model on torch's own kernels instead of stopping."""
+    """Without CUDA, run the model with torch's kernels instead of failing."""
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where there is no CUDA device and no fallback was asked for."""
+        """Yield a problem if there is no CUDA device and `fallback` is off."""
         if not self.fallback and count_gpus() == 0:
             yield (
                 "fallback: got false, but the kernels of model=liger need a CUDA GPU and this machine has none; "
@@ -39,9 +39,9 @@ class LigerModelFactory(HFModelFactory):
         yield from super().check_environment()
 
     def create_config(self) -> PretrainedConfig:
-        """Return the model's config; raises ModelError for an architecture that Liger does not know.
+        """Return the model's config; raises ModelError for an architecture that Liger does not support.
 
-        Liger itself only logs an unknown architecture and leaves the model as it is.
+        Liger itself only logs such an architecture and leaves the model unchanged.
         """
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
@@ -49,16 +49,16 @@ class LigerModelFactory(HFModelFactory):
         if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
             known = ", ".join(sorted(MODEL_TYPE_TO_APPLY_LIGER_FN))
             raise ModelError(
-                f"model: Liger has no kernels for model type {config.model_type!r}; pass model=hf (Liger knows {known})"
+                f"model: Liger has no kernels for model type {config.model_type!r}; pass model=hf (Liger supports {known})"
             )
         return config
 
     def _load(self, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
-        """Load the model, then give it Liger's kernels."""
+        """Load the model, then apply Liger's kernels to it."""
         model = super()._load(config, **arguments)
         if count_gpus() == 0:
             log.warning(
-                "model.fallback=true: no CUDA GPU here, so the model runs on torch's kernels instead of Liger's"
+                "model.fallback=true: this machine has no CUDA GPU, so the model runs on torch's kernels instead of Liger's"
             )
         else:
             apply_kernels(model)
@@ -66,11 +66,11 @@ class LigerModelFactory(HFModelFactory):
 
 
 def apply_kernels(model: PreTrainedModel, **which: bool) -> None:
-    """Give one model Liger's kernels (`which`: rope, rms_norm, swiglu, ...; all by default) and no other.
+    """Apply Liger's kernels (`which`: rope, rms_norm, swiglu, ...; all by default) to this model only.
 
-    Liger patches the module that defines the architecture as well, so that every later model of it would run its
-    kernels. That is undone here, and functions that it replaced there (RoPE) are bound to this model's layers instead.
-    The loss is left to the trainer, which calls Liger's itself.
+    Liger also patches the module that defines the architecture, which would affect every model created later. That is
+    undone here, and the functions that it replaced there (RoPE) are bound to this model's layers instead. The loss is left
+    to the trainer, which calls Liger's kernel directly.
     """
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
@@ -93,7 +93,7 @@ def apply_kernels(model: PreTrainedModel, **which: bool) -> None:
 
 
 def _with_globals(function: FunctionType, patches: dict[str, FunctionType]) -> FunctionType:
-    """Return the same function, to which the names in `patches` mean something else."""
+    """Return a copy of `function` that sees `patches` in place of globals of these names."""
     copy = FunctionType(
         function.__code__,
         {**function.__globals__, **patches},

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 DTYPE_ALIASES = {
     "bf16": ("bf16", "bfloat16", "torch.bfloat16", "torch.bf16", "bfloat"),
     "fp16": ("fp16", "float16", "half", "torch.float16", "torch.fp16", "torch.half"),

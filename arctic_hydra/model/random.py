@@ -1,4 +1,4 @@
-"""Models with random weights, of any shape: for benchmarks, and for training from nothing."""
+"""Models of any shape with random weights, for benchmarks and for training from scratch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.base import ModelFactory
-from arctic_hydra.model.hf import check_model_directory, check_values, making_sense, read_config
+from arctic_hydra.model.hf import check_config_values, check_model_directory, explain_config_errors, read_config
 from arctic_hydra.model.layers import layer_configs
 
 if TYPE_CHECKING:
@@ -30,18 +30,18 @@ _SIZES = (
 
 @component(group="model", name="random")
 class RandomModelFactory(ModelFactory):
-    """A causal language model whose shape is named or given, and whose weights are drawn on the device."""
+    """A causal language model with random weights, initialized on the device, in the shape of a config or of the fields below."""
 
     name_or_path: str | None = None
-    """Hub id or local directory of the config that gives the shape; no weights are read."""
+    """Hub id or local directory of a config that defines the shape; no weights are read."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
     """Run model code that comes with the config; recorded in the run record."""
     architecture: str | None = None
-    """Model type of transformers such as `qwen3`, instead of `name_or_path`; the sizes below say the rest."""
+    """Model type of transformers such as `qwen3`, instead of `name_or_path`, with the sizes below."""
     vocab_size: HumanInt | None = integer(None, minimum=1)
-    """Rows of the embedding; at least the tokenizer's length. This and the sizes below: the config's own when unset."""
+    """Rows of the embedding, at least the tokenizer's length. This and the sizes below default to the config's values."""
     hidden_size: HumanInt | None = integer(None, minimum=1)
     """Width of the residual stream."""
     intermediate_size: HumanInt | None = integer(None, minimum=1)
@@ -57,7 +57,7 @@ class RandomModelFactory(ModelFactory):
     max_position_embeddings: HumanInt | None = integer(None, minimum=1)
     """Longest document, in tokens."""
     hf_config_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further values of the config, such as {tie_word_embeddings: true}."""
+    """Further config values, such as {tie_word_embeddings: true}."""
 
     def validate(self) -> None:
         super().validate()
@@ -69,7 +69,7 @@ class RandomModelFactory(ModelFactory):
             )
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where a local model directory is missing or holds no config."""
+        """Yield a problem if a local model directory is missing or contains no config."""
         if self.name_or_path is not None:
             yield from check_model_directory(self.name_or_path)
         yield from super().check_environment()
@@ -80,39 +80,40 @@ class RandomModelFactory(ModelFactory):
         return self.trust_remote_code
 
     def create_config(self) -> PretrainedConfig:
-        """Return the named config, or the architecture's, with the given values; raises ModelError."""
+        """Return the named config, or the architecture's default, with the given values; raises ModelError."""
         sizes = {name: getattr(self, name) for name in _SIZES if getattr(self, name) is not None}
         if self.name_or_path is None:
             from transformers import AutoConfig
 
             config = _config_of(str(self.architecture))
-            check_values(config, sizes, "model", made_anew=True)
-            check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
-            with making_sense("model"):
-                return _fitting(AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs}))
+            check_config_values(config, sizes, "model", constructed=True)
+            check_config_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", constructed=True)
+            with explain_config_errors("model"):
+                return _checked(AutoConfig.for_model(self.architecture, **{**sizes, **self.hf_config_kwargs}))
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
-        check_values(config, sizes, "model", made_anew=True)
-        check_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", made_anew=True)
-        with making_sense("model"):
-            return _fitting(_resized(config, {**sizes, **self.hf_config_kwargs}))
+        check_config_values(config, sizes, "model", constructed=True)
+        check_config_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", constructed=True)
+        with explain_config_errors("model"):
+            return _checked(_resized(config, {**sizes, **self.hf_config_kwargs}))
 
     @property
     def position_limit(self) -> int | None:
-        """Positions of the model, where they are given."""
+        """Maximum number of positions, if given."""
         return self.max_position_embeddings
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Draw the weights, each module's from a seed of its own: the same at every ZeRO stage and on every rank.
+        """Initialize the weights, with a seed per module: the same at every ZeRO stage and on every rank.
 
-        Under ZeRO-3 one module at a time is whole, on rank 0. Raises ModelError for a config that no causal model has.
+        Under ZeRO-3, one module at a time is gathered, on rank 0. Raises ModelError for a config without a causal model.
         """
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
-        self.prepare()
+        self.check_dtype()
+        self.register_attention()
         device = torch.device(World.from_env().device)
-        with making_sense("model"), self.known_attention(config), device, no_init_weights():
+        with explain_config_errors("model"), self.explain_attention_errors(config), device, no_init_weights():
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=self.torch_dtype,
@@ -120,7 +121,7 @@ class RandomModelFactory(ModelFactory):
                 trust_remote_code=self.trust_remote_code,
             )
         model.tie_weights()
-        _draw(model, torch.initial_seed())
+        _initialize_weights(model, torch.initial_seed())
         return self.finish(model)
 
 
@@ -138,8 +139,8 @@ def _config_of(architecture: str) -> PretrainedConfig:
     return AutoConfig.for_model(architecture)
 
 
-def _fitting(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the config; raises ModelError where sizes that were given leave others behind which no model can have."""
+def _checked(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the config; raises ModelError for sizes that contradict each other."""
     for layer in layer_configs(config):
         heads, shared = (getattr(layer, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
         if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
@@ -151,14 +152,14 @@ def _fitting(config: PretrainedConfig) -> PretrainedConfig:
     rows, padding = getattr(text, "vocab_size", None), getattr(text, "pad_token_id", None)
     if isinstance(rows, int) and isinstance(padding, int) and padding >= rows:
         raise ModelError(
-            f"model.vocab_size: got {rows}, but the config's pad_token_id={padding} lies beyond it; pass "
-            "model.hf_config_kwargs={pad_token_id: null} (padding here is the tokenizer's matter), or a larger vocabulary"
+            f"model.vocab_size: got {rows}, but the config's pad_token_id={padding} is not below it; pass "
+            "model.hf_config_kwargs={pad_token_id: null} (padding follows the tokenizer), or a larger vocabulary"
         )
     return config
 
 
 def _resized(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:
-    """Return the config made anew with `values`; what it had derived from replaced ones is derived again."""
+    """Return the config rebuilt with `values`; what was derived from replaced values is derived again."""
     old, text = config.to_dict(), config.get_text_config()
     derived = set(values)
     if "num_hidden_layers" in values:  # lists with an entry per layer
@@ -173,8 +174,8 @@ def _resized(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConf
     return type(config).from_dict({**kept, **values})
 
 
-def _draw(model: PreTrainedModel, seed: int) -> None:
-    """Run the architecture's own initialisation, seeded anew for each module by its name; collective under ZeRO-3."""
+def _initialize_weights(model: PreTrainedModel, seed: int) -> None:
+    """Run the architecture's own initialization, seeded for each module by its name; collective under ZeRO-3."""
     import torch
     from transformers import PreTrainedModel
     from transformers.integrations import is_deepspeed_zero3_enabled
@@ -182,11 +183,11 @@ def _draw(model: PreTrainedModel, seed: int) -> None:
 
     names = {id(part): name for name, part in model.named_modules()}
 
-    def seeded(initialise: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+    def seeded(initialize: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
         def run(part: nn.Module) -> None:
             digest = hashlib.sha256(f"{seed} {names[id(part)]}".encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-            initialise(part)
+            initialize(part)
 
         return run
 

@@ -1,4 +1,4 @@
-"""The embedded default: a small Llama-shaped model with random weights."""
+"""A small built-in Llama with random weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @component(group="model", name="tiny")
 class TinyModelFactory(ModelFactory):
-    """A Llama of about 5 million parameters, random from the run's seed: trains on two CPU cores in minutes."""
+    """A Llama of about 5 million parameters, initialized from the run's seed; trains on two CPU cores in minutes."""
 
     dtype: str = "fp32"
     """fp32 by default: fast on every CPU."""
     disable_activation_checkpoint: bool = True
-    """Activations of so small a model are kept."""
+    """True by default: the activations of such a small model are kept."""
     vocab_size: HumanInt = integer(4096, minimum=1)
     """Rows of the embedding; at least the tokenizer's length."""
     hidden_size: HumanInt = integer(256, minimum=1)
@@ -63,14 +63,15 @@ class TinyModelFactory(ModelFactory):
 
     @property
     def position_limit(self) -> int | None:
-        """Positions of the model, where they are given."""
+        """Maximum number of positions."""
         return self.max_position_embeddings
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Draw the weights in fp32 from torch's generator, so that ranks and ZeRO stages start equal; then cast."""
+        """Initialize in fp32 from torch's generator, so that ranks and ZeRO stages start equal, then cast."""
         from transformers import LlamaForCausalLM
 
-        self.prepare()
+        self.check_dtype()
+        self.register_attention()
         config._attn_implementation = self.attn_implementation
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():  # not .to(): RoPE's frequencies, a buffer, stay fp32

@@ -1,8 +1,10 @@
-"""Ulysses sequence parallelism (Jacobs et al. 2023): ranks hold parts of a sequence, and heads while attending.
+"""Ulysses sequence parallelism (Jacobs et al. 2023): each rank holds a part of the tokens, and part of the heads during
+attention.
 
-Around attention, one all-to-all turns [all heads, part of the tokens] into [part of the heads, all tokens], another one
-turns the result back. Every other layer sees only its rank's tokens. DeepSpeed's own form of it replaces attention for
-every model of the process, gathers position ids in each layer and knows no packed sequences, so this is ours.
+Before attention, an all-to-all turns [all heads, part of the tokens] into [part of the heads, all tokens]; after it,
+another one turns the result back. Every other layer sees only its rank's tokens. DeepSpeed's implementation is not used: it
+replaces attention for every model of the process, gathers position ids in each layer and does not support packed
+sequences.
 
 Shapes: B rows, H heads, T tokens of the whole sequence, t = T / R of this rank, D head size, R ranks of the group.
 """
@@ -22,15 +24,15 @@ from arctic_hydra.model.layers import layer_configs
 
 
 def check_heads(config: Any, size: int) -> None:
-    """Refuse a group size that the model's heads cannot be dealt to; raises ConfigError with the numbers."""
+    """Raise ConfigError for a group size over which the model's heads cannot be distributed."""
     if size == 1:
         return
     for layer in layer_configs(config):
         heads = getattr(layer, "num_attention_heads", None)
         if not heads:
             raise ConfigError(
-                f"trainer.sequence_parallel_size: got {size}, but a {config.model_type} model has no attention heads to be dealt "
-                "to the ranks; pass trainer.sequence_parallel_size=1"
+                f"trainer.sequence_parallel_size: got {size}, but a {config.model_type} model has no attention heads to "
+                "distribute over the ranks; pass trainer.sequence_parallel_size=1"
             )
         shared = int(getattr(layer, "num_key_value_heads", None) or heads)
         if heads % size:
@@ -45,10 +47,10 @@ def check_heads(config: Any, size: int) -> None:
 
 
 def share_positions(model: torch.nn.Module) -> None:
-    """Have rotary embeddings whose frequencies follow the longest position see that of whole sequences, in place.
+    """Make rotary embeddings whose frequencies depend on the longest position use that of the whole sequence, in place.
 
-    Such are longrope's (Phi-3) and dynamic NTK's: of the ranks that share a sequence, those with its beginning alone would
-    rotate by other frequencies than the rest.
+    This concerns longrope (Phi-3) and dynamic NTK: otherwise, the ranks with the beginning of a sequence would use other
+    frequencies than the rest.
     """
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
@@ -69,7 +71,7 @@ def _with_longest_position(
     return tuple(part[:, :-1] for part in found) if isinstance(found, tuple) else found[:, :-1]
 
 
-def attend_together(
+def ulysses_attention(
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     query_BHtD: torch.Tensor,
     key_BHtD: torch.Tensor,
@@ -78,25 +80,25 @@ def attend_together(
 ) -> torch.Tensor:
     """Return `attend(query, key, value)` over the whole sequence, [B, t, H, D]: this rank's tokens, all heads.
 
-    `attend` gets [B, H/R, T, D] and returns [B, T, H/R, D]. Key and value heads fewer than ranks are repeated.
+    `attend` gets [B, H/R, T, D] and returns [B, T, H/R, D]. Key and value heads are repeated if there are fewer of them than ranks.
     """
-    whole = [_deal_heads(_repeated(x, group.size), group) for x in (query_BHtD, key_BHtD, value_BHtD)]
-    return _deal_tokens(attend(*whole), group)
+    whole = [_scatter_heads(_repeat_heads(x, group.size), group) for x in (query_BHtD, key_BHtD, value_BHtD)]
+    return _scatter_tokens(attend(*whole), group)
 
 
-def _repeated(x_BHtD: torch.Tensor, ranks: int) -> torch.Tensor:
+def _repeat_heads(x_BHtD: torch.Tensor, ranks: int) -> torch.Tensor:
     heads = x_BHtD.shape[1]
     return x_BHtD if heads >= ranks else x_BHtD.repeat_interleave(ranks // heads, dim=1)
 
 
-def _deal_heads(x_BHtD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+def _scatter_heads(x_BHtD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
     B, H, t, D = x_BHtD.shape
     parts = x_BHtD.reshape(B, group.size, H // group.size, t, D).transpose(0, 1)  # one for each rank
     parts = _exchange(parts, group)  # one from each rank, in the order of the sequence
     return parts.permute(1, 2, 0, 3, 4).reshape(B, H // group.size, t * group.size, D)
 
 
-def _deal_tokens(x_BThD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+def _scatter_tokens(x_BThD: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
     B, T, h, D = x_BThD.shape
     parts = x_BThD.reshape(B, group.size, T // group.size, h, D).transpose(0, 1)
     parts = _exchange(parts, group)  # one from each rank, in the order of the heads
@@ -108,7 +110,7 @@ def _exchange(parts: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
 
 
 class _AllToAll(torch.autograd.Function):
-    """Send part i of the first dimension to rank i, and receive one from each; its gradient takes the way back."""
+    """Send part i of the first dimension to rank i, and receive one from each; the backward pass reverses it."""
 
     @staticmethod
     def forward(ctx: Any, parts: torch.Tensor, group: Any) -> torch.Tensor:
@@ -126,7 +128,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 def sum_over_group(value: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
-    """Return `value` summed over the ranks of the group, for all of them; its gradient is the sum of theirs."""
+    """Return `value` summed over the ranks of the group, on all of them; its gradient is the sum of theirs."""
     return _Sum.apply(value, group.group)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""Rows of the embedding and the head for tokens that the model has not seen."""
+"""Rows of embedding and head for added tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def fit_vocabulary(model: PreTrainedModel, tokens: int, added: list[int], multiple: int) -> None:
-    """Give the model rows for a tokenizer of `tokens` tokens, of which those of the ids `added` are new to it.
+    """Resize the model's vocabulary for a tokenizer of `tokens` tokens, of which the ids `added` are new to the model.
 
-    Rows grow where there are too few, to a multiple of `multiple`; new tokens start at the mean of the known ones'
-    rows (Hewitt 2021), also where the model had spare rows. The ids stay on the model as `added_token_ids`, for
+    Embedding and head grow to a multiple of `multiple` if they have too few rows. New tokens start at the mean of the known
+    tokens' rows (Hewitt 2021), also in spare rows of the model. The ids are stored on the model as `added_token_ids`, for
     converters. Collective under ZeRO-3.
     """
     import torch

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @component(group="optimizer", name="adamw")
 class AdamWFactory(AdamFactory):
-    """AdamW (Loshchilov and Hutter 2019) in torch's fused form, on CPU and CUDA."""
+    """AdamW (Loshchilov and Hutter 2019) in torch's fused implementation, on CPU and CUDA."""
 
     runs_on_cpu: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Optimizer factories and the parameter groups that they share."""
+"""Base of the optimizer factories: parameter groups and the fields of Adam."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _GROUP_KEYS = ("patterns", "lr_scale", "weight_decay")
 
 @dataclass(kw_only=True)
 class OptimizerFactory(Component):
-    """Base of the optimizer factories; patterns are regular expressions, searched for in parameter names."""
+    """Base of the optimizer factories; patterns are regular expressions that are searched for in parameter names."""
 
     no_decay: list[str] = field(default_factory=list)
-    """Patterns of weights without weight decay, such as [embed_tokens]; biases and norms never have it."""
+    """Patterns of weights without weight decay, such as [embed_tokens]; biases and norms are never decayed."""
     groups: dict[str, Any] = field(default_factory=dict)
-    """Groups by a name of yours: {head: {patterns: [lm_head], lr_scale: 0.1, weight_decay: 0}}; lr_scale multiplies the
-    learning rate all along its schedule. A parameter may be in one group only."""
+    """Named parameter groups: {head: {patterns: [lm_head], lr_scale: 0.1, weight_decay: 0}}; lr_scale multiplies the
+    learning rate throughout the schedule. A parameter may be in one group only."""
     layerwise_lr_decay: Any = number(1.0, minimum=0, maximum=1)
-    """Factor of the learning rate from each layer to the one below it; the embedding lies below the first layer, the
-    head and the last norm lie above the last. 1 is off."""
+    """Learning rate multiplier per layer, from the top layer downwards; the embedding is below the first layer, the head
+    and the last norm are above the last. 1 disables."""
 
     @property
     def peak_lr(self) -> float | None:
-        """Peak learning rate that the header shows: the field `lr` of the options that have one."""
+        """Peak learning rate shown in the header: the field `lr`, if the option has one."""
         return self.__dict__.get("lr")
 
     def validate(self) -> None:
         if not self.layerwise_lr_decay:
             raise ValueError(
-                "layerwise_lr_decay: got 0, expected more: lower layers would not train; use converter=[freeze]"
+                "layerwise_lr_decay: got 0, expected more than 0; to freeze the lower layers, use converter=[freeze]"
             )
         check_patterns("no_decay", self.no_decay)
         self.groups = convert_leaves(self.groups)
@@ -64,26 +64,26 @@ class OptimizerFactory(Component):
                     raise ValueError(f"{key}.{value}: got {given!r}, expected a number of 0 or more")
 
     state_bytes_per_parameter: ClassVar[int] = 8
-    """Bytes of optimizer state per trained parameter, the master copy of the weights left out (Adam: two fp32 moments)."""
+    """Bytes of optimizer state per trained parameter, without the master copy of the weights (Adam: two fp32 moments)."""
 
     runs_on_cpu: ClassVar[bool] = False
-    """Whether it can step on the CPU while the model is on a GPU, as offloading needs."""
+    """Whether it can update parameters on the CPU while the model is on a GPU, as offloading requires."""
     needs_offload: ClassVar[bool] = False
-    """Whether it steps parameters on the CPU only: on a machine with GPUs, those that offloading brings there."""
+    """Whether it updates parameters on the CPU only, so that a machine with GPUs needs optimizer offloading."""
 
     @abstractmethod
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Return an optimizer over the trainable parameters of `model`; raises ConfigError when there are none."""
+        """Return an optimizer over the trainable parameters of `model`; raises ConfigError if there are none."""
 
     def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
-        """Yield, with full keys, why this optimizer cannot work at a ZeRO stage, in a dtype, or with clipped gradients."""
+        """Yield, with full config keys, why this optimizer does not support a ZeRO stage, a dtype or gradient clipping."""
         return iter(())
 
     def parameter_groups(self, model: torch.nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return torch's parameter groups of the trainable parameters, each with its `lr` and `weight_decay`.
 
-        Those with the unscaled learning rate come first, so that the schedule's first value is `lr`'s. Raises
-        ConfigError where nothing trains, and for patterns that match nothing or one parameter twice.
+        Groups with the unscaled learning rate come first, so that the logged rate is that of `lr`. Raises ConfigError if
+        nothing trains, and for patterns that match nothing or the same parameter twice.
         """
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trainable:
@@ -98,12 +98,12 @@ class OptimizerFactory(Component):
         found: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
         for name, parameter in trainable.items():
             found.setdefault((scales[name], decays[name]), []).append(parameter)
-        # Sorted, so that the order does not hang on which parameter a model lists first.
+        # Sorted, so that the order does not depend on which parameter a model lists first.
         order = sorted(found, key=lambda key: (key[0] != 1.0, -key[0], -key[1]))
         return [{"params": found[key], "lr": lr * key[0], "weight_decay": key[1]} for key in order]
 
     def _members(self, names: list[str]) -> dict[str, str]:
-        """Return the group of each parameter that is in one."""
+        """Return the group of each parameter that belongs to one."""
         members: dict[str, str] = {}
         for group, values in self.groups.items():
             for name in matching(f"optimizer.groups.{group}.patterns", values["patterns"], names):
@@ -124,7 +124,7 @@ class OptimizerFactory(Component):
         if not layers:
             raise ConfigError(
                 f"optimizer.layerwise_lr_decay: got {decay}, but no trainable parameter lies in a numbered layer "
-                f"(the names are such as {', '.join(names[:3])}); use optimizer.groups"
+                f"(got names such as {', '.join(names[:3])}); use optimizer.groups"
             )
         top = max(layers.values()) + 1
         depths = {name: layers.get(name, -1 if _EMBEDDING.search(name) else top) for name in names}
@@ -133,7 +133,7 @@ class OptimizerFactory(Component):
 
 @dataclass(kw_only=True)
 class AdamFactory(OptimizerFactory):
-    """The fields that every Adam shares."""
+    """Fields that all Adam variants share."""
 
     lr: HumanFloat = number(5e-4, minimum=0)
     """Peak learning rate, per optimizer step."""
@@ -155,5 +155,5 @@ class AdamFactory(OptimizerFactory):
 
 
 def is_matrix(parameter: torch.nn.Parameter) -> bool:
-    """Whether a parameter has two dimensions or more; under ZeRO-3 its own shape is that of its shard."""
+    """Whether a parameter has two or more dimensions; under ZeRO-3 `shape` is that of the shard."""
     return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2

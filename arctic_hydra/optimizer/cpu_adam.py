@@ -1,4 +1,4 @@
-"""DeepSpeed's AdamW for parameters that live on the CPU."""
+"""DeepSpeed's AdamW for parameters on the CPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @component(group="optimizer", name="cpu_adam")
 class CPUAdamFactory(AdamFactory):
-    """AdamW vectorised for the CPU, for optimizer offload; DeepSpeed compiles it at the first use."""
+    """AdamW vectorized for the CPU, for optimizer offloading; DeepSpeed compiles it on first use."""
 
     runs_on_cpu: ClassVar[bool] = True
     needs_offload: ClassVar[bool] = True
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where the extension cannot be compiled."""
+        """Yield a problem if the extension cannot be compiled."""
         yield from compiler_problems("cpu_adam", needs_cuda=False)
 
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:

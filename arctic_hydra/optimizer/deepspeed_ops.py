@@ -1,4 +1,4 @@
-"""DeepSpeed's optimizer classes, handed in by the engine: the only module that may import DeepSpeed."""
+"""DeepSpeed's optimizer classes, provided by the engine, the only module that may import DeepSpeed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _find: Callable[[str], Any] | None = None
 
 
 def provide(find: Callable[[str], Any]) -> None:
-    """Take the function that returns an optimizer class of DeepSpeed by its name."""
+    """Register the function that returns a DeepSpeed optimizer class by name."""
     global _find
     _find = find
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """Return DeepSpeed's optimizer class `name`, such as FusedAdam."""
-    assert _find is not None, "the engine hands in DeepSpeed's optimizers when it is imported"
+    assert _find is not None, "the engine provides DeepSpeed's optimizers when it is imported"
     return _find(name)  # type: ignore[no-any-return]
 
 
 def compiler_problems(operation: str, needs_cuda: bool) -> Iterator[str]:
-    """Yield why DeepSpeed could not compile `operation` (`fused_adam`, `cpu_adam`) on this machine; none where it was built in."""
+    """Yield why DeepSpeed could not compile `operation` (`fused_adam`, `cpu_adam`) on this machine; nothing if it is prebuilt."""
     spec = importlib.util.find_spec("deepspeed")  # finds, does not import
     folder = Path(str(spec.origin)).parent if spec else Path()
     if any(folder.glob(f"ops/adam/{operation}_op*.so")):
@@ -40,6 +40,6 @@ def compiler_problems(operation: str, needs_cuda: bool) -> Iterator[str]:
         missing.append("nvcc (set CUDA_HOME)")
     if missing:
         yield (
-            f"_target_: DeepSpeed compiles {operation} at its first use, and this machine lacks {', '.join(missing)}; install "
-            f"that, or pass optimizer=adamw"
+            f"_target_: DeepSpeed compiles {operation} on first use, and this machine lacks {', '.join(missing)}; install "
+            f"it, or pass optimizer=adamw"
         )

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @component(group="optimizer", name="fused_adam")
 class FusedAdamFactory(AdamFactory):
-    """AdamW in DeepSpeed's fused kernel, which it compiles at the first use."""
+    """AdamW in DeepSpeed's fused kernel, which is compiled on first use."""
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where the kernel cannot be compiled."""
+        """Yield a problem if the kernel cannot be compiled."""
         yield from compiler_problems("fused_adam", needs_cuda=count_gpus() > 0)
 
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:

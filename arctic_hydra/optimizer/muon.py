@@ -15,46 +15,49 @@ if TYPE_CHECKING:
 
 _DEEPSPEED_STEPS = 5
 _TOKEN_ROWS = "trainable_tokens_delta"
-"""Part of the names that peft gives to rows of an embedding which train by themselves."""
+"""Part of the parameter names of single embedding rows that peft trains."""
 
 
 @component(group="optimizer", name="muon")
 class MuonFactory(AdamFactory):
-    """Muon (Jordan et al. 2024: momentum, orthogonalised by Newton-Schulz) on weights with two dimensions between the
-    embeddings and the head; AdamW on these, on single rows of theirs, on norms and biases."""
+    """Muon (Jordan et al. 2024: momentum, orthogonalized by Newton-Schulz) on hidden matrices, AdamW on everything else:
+    embeddings, the head, single rows of these, norms and biases."""
 
     lr: HumanFloat = number(1e-3, minimum=0)
-    """Peak learning rate of the matrices, scaled by sqrt(max(1, rows / columns)) of each; per optimizer step."""
+    """Peak learning rate of the matrices, each scaled by sqrt(max(1, rows / columns)), per optimizer step."""
     momentum: HumanFloat = number(0.95, minimum=0, maximum=1)
     """Decay rate of the matrices' momentum."""
     nesterov: bool = True
-    """Look one step ahead along the momentum."""
+    """Use Nesterov momentum."""
     ns_steps: HumanInt = integer(_DEEPSPEED_STEPS, minimum=1, maximum=99)
     """Newton-Schulz iterations."""
     adam_lr: HumanFloat = number(5e-4, minimum=0)
-    """Peak learning rate of AdamW's part."""
+    """Peak learning rate of the parameters that AdamW updates."""
 
     def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
-        """Yield what this engine would do to Muon in silence."""
+        """Yield what this engine would silently change about Muon."""
         if stage == 0:
             if dtype != "fp32":
                 yield (
-                    f"optimizer: got muon, but with model.dtype={dtype} DeepSpeed flattens the matrices at ZeRO-0, where nothing "
-                    f"orthogonalises them; pass deepspeed=zero1"
+                    f"optimizer: got muon, but with model.dtype={dtype} DeepSpeed flattens the matrices at ZeRO-0, so they "
+                    f"cannot be orthogonalized; pass deepspeed=zero1"
                 )
             return
         if not self.nesterov:
-            yield "optimizer.nesterov: got false, but DeepSpeed's Muon (ZeRO 1 to 3) has it always; pass optimizer.nesterov=true"
+            yield "optimizer.nesterov: got false, but DeepSpeed's Muon (ZeRO 1 to 3) always uses it; pass optimizer.nesterov=true"
         if self.ns_steps != _DEEPSPEED_STEPS:
-            yield f"optimizer.ns_steps: got {self.ns_steps}, but DeepSpeed's Muon (ZeRO 1 to 3) takes {_DEEPSPEED_STEPS}; leave it there"
+            yield (
+                f"optimizer.ns_steps: got {self.ns_steps}, but DeepSpeed's Muon (ZeRO 1 to 3) always takes {_DEEPSPEED_STEPS}; "
+                f"pass optimizer.ns_steps={_DEEPSPEED_STEPS}"
+            )
         if clipping:
             yield (
-                f"optimizer: got muon, but deepspeed.gradient_clipping={clipping:g} would clip the orthogonalised updates from ZeRO-1 "
+                f"optimizer: got muon, but deepspeed.gradient_clipping={clipping:g} clips the orthogonalized updates from ZeRO-1 "
                 f"on, not the gradients; pass deepspeed.gradient_clipping=0"
             )
 
     def create_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Return torch's Muon and AdamW as one optimizer, or DeepSpeed's where ZeRO shards the state."""
+        """Return torch's Muon and AdamW as one optimizer, or DeepSpeed's if ZeRO shards the state."""
         groups = list(self._groups(model))
         if self.trainer.zero_stage == 0:
             from arctic_hydra.optimizer.muon_adamw import MuonAdamW
@@ -64,11 +67,11 @@ class MuonFactory(AdamFactory):
             for parameter in group["params"]:
                 parameter.use_muon = group["use_muon"]
             if group["use_muon"]:
-                group["ns_method"] = "standard"  # torch's iteration, in bf16 as there
+                group["ns_method"] = "standard"  # torch's iteration, in bf16 as in torch
         return optimizer_class("MuonWithAuxAdam")(groups)  # type: ignore[call-arg]
 
     def _groups(self, model: Any) -> Iterator[dict[str, Any]]:
-        """Split each parameter group into what Muon and what AdamW takes."""
+        """Split each parameter group into one for Muon and one for AdamW."""
         ends = _embeddings_and_head(model)
         for group in self.parameter_groups(model, 1.0, self.weight_decay):
             muon: list[Any] = []
@@ -87,9 +90,9 @@ class MuonFactory(AdamFactory):
 
 
 def _embeddings_and_head(model: Any) -> set[int]:
-    """Return the ids of the parameters whose rows are looked up, or are classes: they map no vectors to vectors.
+    """Return the ids of the parameters of all embeddings and of the head, which AdamW updates.
 
-    Those of tokens, positions and the head, what peft puts around them, and its rows of single tokens.
+    These include what peft wraps around them, and the rows of single tokens that it trains.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""torch's Muon and AdamW behind one optimizer, whose groups say by `use_muon` which of them takes their parameters."""
+"""torch's Muon and AdamW behind one optimizer; `use_muon` of a group chooses between them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups with `use_muon` go to `torch.optim.Muon`, the others to `torch.optim.AdamW`; both share groups and state."""
+    """Updates groups with `use_muon` by `torch.optim.Muon`, the others by `torch.optim.AdamW`; both share groups and state."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
@@ -25,7 +25,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Update all parameters; `closure` is not supported."""
         assert closure is None, "MuonAdamW takes no closure"
         for kind, part in self._parts.items():
-            # Loading a state replaces groups and state, so they are handed on at every step.
+            # Loading a state replaces groups and state, so they are passed on at every step.
             part.param_groups = [group for group in self.param_groups if group["use_muon"] is kind]
             part.state = self.state
             part.step()

@@ -1,4 +1,4 @@
-"""Scheduler factories: a learning-rate factor in closed form for each optimizer step, counted from 1."""
+"""Scheduler factories: the learning-rate factor of each optimizer step, counted from 1, in closed form."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ class SchedulerFactory(Component):
 
     @property
     def fixed_warmup_steps(self) -> int:
-        """Warm-up steps that the config states; 0 where they depend on the horizon."""
+        """Warmup steps set in the config; 0 if their number depends on the horizon."""
         return 0
 
     @abstractmethod
     def warmup(self, horizon: int) -> int:
-        """Return the number of warm-up steps of a run of `horizon` optimizer steps."""
+        """Return the number of warmup steps of a run of `horizon` optimizer steps."""
 
     @abstractmethod
     def create_scheduler(self, optimizer: torch.optim.Optimizer, horizon: int) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return a scheduler whose learning rate, once stepped n-1 times, is the one of optimizer step n."""
+        """Return a scheduler that has the learning rate of optimizer step n after n-1 steps."""
 
 
 @dataclass(kw_only=True)
 class WarmupScheduler(SchedulerFactory):
-    """Linear warm-up from above 0 to the peak, then the curve that a subclass gives.
+    """Linear warmup from above 0 to the peak, then the curve of the subclass.
 
     Step n of `horizon` (n from 1) has the factor `rise(n / warmup)` while n <= warmup, else `curve((n - warmup) / (horizon -
-    warmup))`: the first step moves, step `warmup` has the peak, the last step has the curve's last value. These are
-    transformers' formulas, read at n instead of n - 1.
+    warmup))`: the first rate is above 0, step `warmup` has the peak, and the last step has the curve's last value. These
+    are transformers' formulas at n instead of n - 1.
     """
 
     warmup_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
-    """Share of the horizon to warm up over, rounded up to whole steps; ignored where `warmup_steps` is set."""
+    """Warmup as a share of the training steps, rounded up to whole steps; ignored if `warmup_steps` is set."""
     warmup_steps: HumanInt | None = integer(None, minimum=0)
-    """Optimizer steps to warm up over."""
+    """Optimizer steps of the warmup."""
 
     @property
     def fixed_warmup_steps(self) -> int:
-        """Warm-up steps that the config states; 0 where they depend on the horizon."""
+        """Warmup steps set in the config; 0 if their number depends on the horizon."""
         return self.warmup_steps or 0
 
     def warmup(self, horizon: int) -> int:
-        """Return the number of warm-up steps; raises ConfigError for more of them than the run has."""
+        """Return the number of warmup steps; raises ConfigError if the run has fewer steps."""
         steps = self.warmup_steps
         if steps is None:  # the decimal that was written, not its nearest float: 7% of 100 steps are 7
             steps = math.ceil(Fraction(repr(float(self.warmup_ratio))) * horizon)
@@ -65,12 +65,12 @@ class WarmupScheduler(SchedulerFactory):
         return steps
 
     def rise(self, progress: float) -> float:
-        """Return the factor of the peak learning rate at `progress` in (0, 1] of the warm-up."""
+        """Return the factor of the peak learning rate at `progress` in (0, 1] of the warmup."""
         return progress
 
     @abstractmethod
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak learning rate at `progress` in [0, 1] of the steps after the warm-up."""
+        """Return the factor of the peak learning rate at `progress` in [0, 1] of the steps after the warmup."""
 
     def factor(self, step: int, horizon: int) -> float:
         """Return the factor of the peak learning rate at optimizer step `step`, from 1; constant after the horizon."""

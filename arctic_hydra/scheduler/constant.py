@@ -8,8 +8,8 @@ from arctic_hydra.scheduler.base import WarmupScheduler
 
 @component(group="scheduler", name="constant")
 class ConstantScheduler(WarmupScheduler):
-    """The peak learning rate to the end, after the warm-up."""
+    """The peak learning rate after the warmup, to the end."""
 
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
+        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warmup."""
         return 1.0

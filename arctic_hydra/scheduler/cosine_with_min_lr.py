@@ -11,11 +11,11 @@ from arctic_hydra.scheduler.base import WarmupScheduler
 
 @component(group="scheduler", name="cosine_with_min_lr")
 class CosineWithMinLRScheduler(WarmupScheduler):
-    """Half a cosine from the peak to a share of it."""
+    """Half a cosine from the peak to a fraction of it."""
 
     min_lr_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
-    """Last learning rate, as a share of the peak."""
+    """Final learning rate as a fraction of the peak."""
 
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
+        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warmup."""
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -12,9 +12,9 @@ _TIMESCALE_STEPS = 10_000
 
 @component(group="scheduler", name="inverse_sqrt")
 class InverseSqrtScheduler(WarmupScheduler):
-    """The peak times sqrt(warmup / step) after the warm-up (Vaswani et al. 2017).
+    """The peak times sqrt(warmup / step) after the warmup (Vaswani et al. 2017).
 
-    Without a warm-up sqrt(10000 / (10000 + step)), as in transformers.
+    Without warmup sqrt(10000 / (10000 + step)), as in transformers.
     """
 
     def factor(self, step: int, horizon: int) -> float:

@@ -8,8 +8,8 @@ from arctic_hydra.scheduler.base import WarmupScheduler
 
 @component(group="scheduler", name="linear")
 class LinearScheduler(WarmupScheduler):
-    """A straight line from the peak to 0."""
+    """Linear decay from the peak to 0."""
 
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
+        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warmup."""
         return 1.0 - progress

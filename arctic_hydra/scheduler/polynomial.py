@@ -11,13 +11,13 @@ from arctic_hydra.scheduler.base import WarmupScheduler
 
 @component(group="scheduler", name="polynomial")
 class PolynomialScheduler(WarmupScheduler):
-    """A power of the remaining share, from the peak to a share of it."""
+    """Polynomial decay from the peak to a fraction of it."""
 
     power: HumanFloat = number(1.0, minimum=0)
-    """Exponent; 1 is a straight line."""
+    """Exponent; 1 is linear."""
     min_lr_ratio: HumanFloat = number(0.0, minimum=0, maximum=1)
-    """Last learning rate, as a share of the peak."""
+    """Final learning rate as a fraction of the peak."""
 
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warm-up."""
+        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warmup."""
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * math.pow(1.0 - progress, self.power)

@@ -1,4 +1,4 @@
-"""Tokenizer factories."""
+"""Base of the tokenizer factories."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class TokenizerFactory(Component):
     """Base of the tokenizer factories."""
 
     add_tokens: list[str] = field(default_factory=list)
-    """Tokens to add to the vocabulary; the model gets rows for them, which start at the mean of the others."""
+    """Tokens to add to the vocabulary; the model gets rows for them, initialized to the mean of the others."""
     add_special_tokens: list[str] = field(default_factory=list)
-    """The same for tokens that decoding can leave out and no text may be split at, such as ['<|tool|>']."""
+    """Special tokens to add, such as ['<|tool|>']; decoding can skip them."""
     pad_vocab_to_multiple_of: int = 1
-    """Grow the model's embedding to a multiple of this many rows, such as 64; 1 keeps its size."""
+    """Pad the rows of the model's embedding to a multiple of this number, such as 64; 1 disables."""
 
     def validate(self) -> None:
         both = [*self.add_tokens, *self.add_special_tokens]
@@ -32,14 +32,14 @@ class TokenizerFactory(Component):
             raise ValueError(f"pad_vocab_to_multiple_of: got {self.pad_vocab_to_multiple_of}, expected 1 or more")
 
     def extend(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-        """Add the tokens that were asked for; raises ConfigError for one that is there already."""
+        """Add the configured tokens; raises ConfigError for one that the vocabulary already has."""
         from transformers import AddedToken
 
         known = tokenizer.get_vocab()
         for key in ("add_tokens", "add_special_tokens"):
             if there := [token for token in getattr(self, key) if token in known]:
                 raise ConfigError(
-                    f"tokenizer.{key}: {', '.join(map(repr, there))} is in the vocabulary already; leave it out"
+                    f"tokenizer.{key}: {', '.join(map(repr, there))} is already in the vocabulary; leave it out"
                 )
         tokenizer.add_tokens(list(self.add_tokens))
         special = [AddedToken(token, special=True, normalized=False) for token in self.add_special_tokens]
@@ -53,4 +53,4 @@ class TokenizerFactory(Component):
 
     @abstractmethod
     def create_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return a fast tokenizer with a pad token; raises ModelError when it cannot be loaded."""
+        """Return a fast tokenizer with a pad token; raises ModelError if it cannot be loaded."""

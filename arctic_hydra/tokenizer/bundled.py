@@ -1,4 +1,4 @@
-"""The tokenizer that comes with the package: byte-level BPE, 4096 entries, made from the bundled chat slice."""
+"""The bundled tokenizer: byte-level BPE with 4096 entries, trained on the bundled chats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from arctic_hydra.assets import ASSETS
 from arctic_hydra.component import component
 from arctic_hydra.tokenizer.base import TokenizerFactory
+from arctic_hydra.tokenizer.loading import environment_problems, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,19 +16,15 @@ if TYPE_CHECKING:
 
 @component(group="tokenizer", name="bundled")
 class BundledTokenizerFactory(TokenizerFactory):
-    """The bundled tokenizer: needs no network and no model."""
+    """The bundled tokenizer; needs neither network nor model."""
 
     chat_template: str | None = None
-    """Path of a Jinja chat template, or the template itself; the bundled ChatML-like one when unset."""
+    """Path of a Jinja chat template, or the template itself; by default the bundled one, similar to ChatML."""
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem for a template file that is missing."""
-        from arctic_hydra.tokenizer.loading import environment_problems
-
+        """Yield a problem if the template file is missing."""
         yield from environment_problems(None, self.chat_template)
 
     def create_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the bundled tokenizer; its pad, end and start tokens are distinct."""
-        from arctic_hydra.tokenizer.loading import load_tokenizer
-
         return self.extend(load_tokenizer(str(ASSETS / "tokenizer"), self.chat_template))

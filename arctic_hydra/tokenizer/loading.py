@@ -1,4 +1,4 @@
-"""Loading a tokenizer and making it fit for training; imports transformers, so only methods import this module."""
+"""Load a tokenizer, with its chat template and a pad token."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def template_problem(value: str | None) -> str | None:
 
 
 def environment_problems(name: str | None, chat_template: str | None) -> Iterator[str]:
-    """Yield what this machine lacks for these settings."""
+    """Yield the files that these settings need and this machine lacks."""
     for problem in (local_problem(name, "name_or_path") if name else None, template_problem(chat_template)):
         if problem:
             yield problem
@@ -61,7 +61,7 @@ def environment_problems(name: str | None, chat_template: str | None) -> Iterato
 def load_tokenizer(name: str, chat_template: str | None, **options: Any) -> PreTrainedTokenizerBase:
     """Return a fast tokenizer with a pad token from a local directory or a hub id.
 
-    Never reaches the network for something that looks like a path. Raises ModelError when it cannot be loaded.
+    Never uses the network for a name that looks like a path. Raises ModelError if the tokenizer cannot be loaded.
     """
     for problem in (local_problem(name, "tokenizer.name_or_path"), template_problem(chat_template)):
         if problem:
@@ -69,13 +69,13 @@ def load_tokenizer(name: str, chat_template: str | None, **options: Any) -> PreT
     from transformers import AutoTokenizer
 
     local = looks_like_path(name)
-    # The hub's client retries a dead connection for a minute: then its cache alone decides, at once.
+    # Offline, the hub's client would retry for a minute before it uses its cache.
     cache_only = local or not hub_reachable()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(Path(name).expanduser()) if local else name, local_files_only=cache_only, **options
         )
-    except Exception as error:  # transformers raises many kinds for one cause: it could not be loaded
+    except Exception as error:  # transformers raises many types for a failed load
         raise ModelError(_load_failure(name, local, error)) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
@@ -94,7 +94,7 @@ def _load_failure(name: str, local: bool, error: Exception) -> str:
     if local:
         return f"tokenizer.name_or_path: the tokenizer in {name!r} cannot be loaded ({reason}); check its files"
     return (
-        f"tokenizer.name_or_path: {name!r} is no local path and cannot be loaded from the Hugging Face hub or its "
+        f"tokenizer.name_or_path: {name!r} is not a local path and cannot be loaded from the Hugging Face hub or its "
         f"cache ({reason}); expected a hub id that is reachable or cached, or a local directory (write ./{name} to "
         f"mean one); offline, download it first and set tokenizer.name_or_path=<directory>"
     )
@@ -108,6 +108,6 @@ def _ensure_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"tokenizer.name_or_path: {name!r} has neither a pad token nor an eos token; expected one of them; add "
             f'"pad_token" to its tokenizer_config.json'
         )
-    # Safe: what is trained on comes from explicit masks, never from comparing with the pad id.
+    # Safe: supervised tokens come from explicit masks, never from a comparison with the pad id.
     tokenizer.pad_token = tokenizer.eos_token
     log.info("tokenizer %s has no pad token: padding uses the eos token %r", name, tokenizer.eos_token)

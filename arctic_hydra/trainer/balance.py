@@ -1,9 +1,9 @@
-"""The load-balancing loss of a mixture of experts: over the real tokens of whole sequences, wherever their parts are.
+"""The load-balancing loss of a mixture of experts, over the real tokens of whole sequences.
 
-transformers computes it in the model's forward, by a function `load_balancing_loss_func` of the architecture's own module
-(Switch Transformers, Fedus et al. 2021, equations 4 to 6): the number of experts times the sum over them of the share of
-tokens that each one gets and the mean probability that it has. Both are means over tokens: padding must stay out of them,
-and where ranks share a sequence, they are over the tokens of all these ranks.
+transformers computes it in the model's forward, in the function `load_balancing_loss_func` of the architecture's module
+(Switch Transformers, Fedus et al. 2021, equations 4 to 6): the number of experts times the sum over experts of the share of
+tokens routed to the expert times its mean probability. Both are means over tokens: they must exclude padding, and include
+the tokens of all ranks that share a sequence.
 
 Shapes: B rows, T tokens of this rank, E experts.
 """
@@ -22,24 +22,24 @@ from arctic_hydra.batch import Batch
 from arctic_hydra.distributed import SequenceGroup, sequence_group
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.ulysses import sum_over_group
-from arctic_hydra.trainer.head import model_inputs, probe_batch, quietly
+from arctic_hydra.trainer.head import model_inputs, probe_batch, probing, unwrap
 
 _FUNCTION = "load_balancing_loss_func"
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
-"""Where models, or their configs, keep the weight of the loss; DBRX's model takes its own from a part of its config."""
+"""Attributes of models or configs that hold the loss coefficient; DBRX's model reads it from a part of its config."""
 
 
 @dataclass(frozen=True)
 class Balance:
-    """What a model adds to its loss for balanced experts."""
+    """The load-balancing loss of a model."""
 
     coefficient: float
     namespace: dict[str, Any] | None
-    """The globals of the architecture's module, where its forward looks the function up."""
+    """The globals of the architecture's module, in which its forward looks up the function."""
 
     @contextmanager
-    def over(self, batch: Batch) -> Iterator[None]:
-        """Have the model's forward compute the loss over the real tokens of `batch`, and of its other parts elsewhere."""
+    def restricted_to(self, batch: Batch) -> Iterator[None]:
+        """Make the model's forward compute the loss over the real tokens of `batch`, including its parts on other ranks."""
         group, real_BT = sequence_group(), real_tokens(batch)
         if self.namespace is None or (group is None and real_BT is None):
             yield
@@ -57,12 +57,12 @@ class Balance:
 
 
 def find_balance(engine: Any, device: torch.device, sharing: int) -> Balance | None:
-    """Return what the engine's model adds for balanced experts, or None where its config asks for nothing; collective.
+    """Return the load-balancing loss of the engine's model, or None if its config does not enable one; collective.
 
-    Raises ModelError for a weight that cannot be found. Where `sharing` ranks hold a sequence each rank sees a part of the means, so
-    the loss must be the usual one; raises ConfigError for a model with another one.
+    Raises ModelError if its coefficient is not found. If `sharing` ranks share a sequence, each rank has only part of the
+    means, which works for the standard loss alone; raises ConfigError for a model with another one.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     namespace = _namespace(model)
     original: Any = (namespace or {}).get(_FUNCTION)
     calls: list[dict[str, Any]] = []
@@ -71,14 +71,14 @@ def find_balance(engine: Any, device: torch.device, sharing: int) -> Balance | N
         calls.append(inspect.signature(original).bind(*given, **named).arguments)
         return original(*given, **named)
 
-    with quietly(engine), _replaced(namespace, recorded):
+    with probing(engine), _replaced(namespace, recorded):
         loss = getattr(engine(**model_inputs(probe_batch(model, device))), "aux_loss", None)
     if loss is None:
         return None
-    if sharing > 1 and not (calls and _is_usual(calls[-1], loss)):
+    if sharing > 1 and not (calls and _is_standard_loss(calls[-1], loss)):
         raise ConfigError(
-            f"trainer.sequence_parallel_size: got {sharing}, but {type(model).__name__} balances its experts by a loss of its own, "
-            "which cannot be computed from parts of a sequence; pass trainer.sequence_parallel_size=1, or "
+            f"trainer.sequence_parallel_size: got {sharing}, but {type(model).__name__} has its own load-balancing loss, which "
+            "cannot be computed from parts of a sequence; pass trainer.sequence_parallel_size=1, or "
             "model.hf_config_kwargs={output_router_logits: false}"
         )
     return Balance(_coefficient(model), namespace)
@@ -102,18 +102,18 @@ def balance_loss(
     if group is not None:
         sums = sum_over_group(sums, group)
     chosen_E, probability_E, tokens = sums.split([experts, experts, 1])
-    tokens = tokens.clamp(min=1.0)  # of a batch that only fills a step up there are none
+    tokens = tokens.clamp(min=1.0)  # a batch that only completes a step has none
     return experts * (chosen_E / tokens * probability_E / tokens).sum()
 
 
 def real_tokens(batch: Batch) -> torch.Tensor | None:
-    """Return which of this rank's tokens are no padding, bool [B, T]; None where all are, and where none is anywhere."""
+    """Return a mask of this rank's tokens that are not padding, bool [B, T]; None if all are real, or none on any rank."""
     rows, width = batch.input_ids_BT.shape
     group = sequence_group()
     if batch.num_tokens == rows * width or (group is None and not batch.num_tokens):
         return None
     if batch.cu_seqlens is not None or not batch.num_tokens:
-        lengths, start = [batch.num_tokens] * rows, 0  # padding only follows
+        lengths, start = [batch.num_tokens] * rows, 0  # padding is at the end
     else:
         lengths, start = batch.document_lengths, 0 if group is None else group.rank * width
     device = batch.input_ids_BT.device
@@ -121,7 +121,7 @@ def real_tokens(batch: Batch) -> torch.Tensor | None:
     return torch.arange(start, start + width, device=device)[None] < lengths_B1
 
 
-def _is_usual(arguments: dict[str, Any], loss: torch.Tensor) -> bool:
+def _is_standard_loss(arguments: dict[str, Any], loss: torch.Tensor) -> bool:
     if not isinstance(arguments["gate_logits"], tuple) or arguments["gate_logits"][0].ndim != 2:
         return False
     ours = balance_loss(arguments["gate_logits"], arguments["top_k"], None, None)
@@ -129,7 +129,7 @@ def _is_usual(arguments: dict[str, Any], loss: torch.Tensor) -> bool:
 
 
 def _namespace(model: torch.nn.Module) -> dict[str, Any] | None:
-    """Return the globals of the forward that computes the loss, below whatever wraps the model."""
+    """Return the globals of the forward that computes the loss, below any wrapper of the model."""
     for module in model.modules():
         found: dict[str, Any] = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
         if _FUNCTION in found:
@@ -156,6 +156,6 @@ def _coefficient(model: Any) -> float:
         if isinstance(value, int | float):
             return float(value)
     raise ModelError(
-        f"model.hf_config_kwargs: output_router_logits is on, but {type(model).__name__} tells no weight of its router loss "
+        f"model.hf_config_kwargs: output_router_logits is on, but {type(model).__name__} has no router loss coefficient "
         f"(looked for {' and '.join(_COEFFICIENTS)}); pass model.hf_config_kwargs={{output_router_logits: false}}"
     )

@@ -1,4 +1,4 @@
-"""Causal language modelling: next-token cross-entropy on every token of plain texts."""
+"""Causal language modeling: next-token cross-entropy on every token of plain text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from arctic_hydra.trainer.sft import SFTTrainer
 
 @component(group="trainer", name="causal")
 class CausalTrainer(SFTTrainer):
-    """Trains on every token; the loss is that of supervised fine-tuning, the data decides what is supervised."""
+    """Trains on every token, with the loss of supervised fine-tuning; the data marks what is supervised."""
 
-    data: ClassVar[CausalDataFactory]  # type: ignore[assignment]  # a declaration of its own, see cross_checks
+    data: ClassVar[CausalDataFactory]  # type: ignore[assignment]  # its own declaration, see cross_checks

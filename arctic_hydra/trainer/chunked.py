@@ -1,4 +1,4 @@
-"""Token losses from hidden states, a chunk of rows at a time: the logits of all rows never exist at once.
+"""Token losses from hidden states, one chunk of rows at a time, so that the logits of all rows never exist at once.
 
 Shapes: K rows (supervised positions), H hidden width, V vocabulary, C rows of a chunk.
 """
@@ -13,12 +13,12 @@ import torch
 from torch.nn.functional import linear
 
 _CHUNK_BYTES = 2**26
-"""Size of a chunk's logits in fp32 when no number of rows is asked for: large enough for matrix products to be fast."""
+"""Default size of a chunk's logits in fp32: large enough for fast matrix products."""
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What an architecture does to its logits: `x * scale`, then `softcap * tanh(x / softcap)` where there is a cap."""
+    """An architecture's transform of its logits: `x * scale`, then `softcap * tanh(x / softcap)` if there is a cap."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -35,7 +35,7 @@ class TokenLoss:
     """The loss of one token, from its logits x and its target y.
 
     `-log p_y`, or with label smoothing s (Szegedy et al. 2016) `(1 - s) * -log p_y + s * mean_v(-log p_v)`; plus
-    `z_loss * logsumexp(x)^2` (PaLM, Chowdhery et al. 2022, section 5), which keeps the normaliser near 1.
+    `z_loss * logsumexp(x)^2` (PaLM, Chowdhery et al. 2022, section 5), which keeps the normalizer near 1.
     """
 
     label_smoothing: float = 0.0
@@ -62,8 +62,8 @@ def chunked_losses(
 ) -> torch.Tensor:
     """Return the loss of each row, fp32 [K], with gradients to hidden states, weight and bias.
 
-    The backward pass computes each chunk's logits again from the row's saved logsumexp, so between the passes nothing
-    of size V is kept. Products run in the dtype of the weight; sums over rows and over the vocabulary in fp32.
+    The backward pass recomputes each chunk's logits and uses the saved logsumexp of each row, so nothing of size V is kept
+    between the passes. Products run in the dtype of the weight; sums over rows and over the vocabulary in fp32.
     """
     rows = chunk_rows or default_chunk_rows(weight_VH.shape[0])
     return _ChunkedLosses.apply(  # type: ignore[no-any-return,no-untyped-call]
@@ -97,7 +97,7 @@ def _chunks(
     transform: LogitTransform,
     chunk_rows: int,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield the rows and the logits [C, V] of each chunk, in fp32 and free to be overwritten."""
+    """Yield the rows and the logits [C, V] of each chunk, in fp32; the caller may overwrite them."""
     rows = chunk_rows or default_chunk_rows(weight_VH.shape[0])
     for start in range(0, len(hidden_KH), rows):
         part = slice(start, start + rows)
@@ -105,7 +105,7 @@ def _chunks(
 
 
 class _ChunkedLosses(torch.autograd.Function):
-    """Row losses that keep their logsumexp and compute their logits twice."""
+    """Row losses that save the logsumexp and compute the logits twice."""
 
     @staticmethod
     def forward(
@@ -162,20 +162,20 @@ class _ChunkedLosses(torch.autograd.Function):
 
 
 def _slope(logits_CV: torch.Tensor, transform: LogitTransform) -> torch.Tensor | float | None:
-    """Return the derivative of the transform at the transformed logits, or None where it is 1 everywhere."""
+    """Return the derivative of the transform at the transformed logits, or None if it is 1 everywhere."""
     if transform.softcap is None:
         return None if transform.scale == 1.0 else transform.scale
     return logits_CV.div(transform.softcap).square_().mul_(-transform.scale).add_(transform.scale)
 
 
 def _logsumexp(logits_CV: torch.Tensor) -> torch.Tensor:
-    """Return logsumexp over the vocabulary [C]; overwrites the logits, as torch's own would need twice their memory."""
+    """Return logsumexp over the vocabulary [C]; overwrites the logits, because torch's own needs twice their memory."""
     peak_C1 = logits_CV.amax(-1, keepdim=True)
     return logits_CV.sub_(peak_C1).exp_().sum(-1).log_().add_(peak_C1[:, 0])
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add `a @ b` to `total`, which is fp32 also where the factors are half precision."""
+    """Add `a @ b` to `total`, which is fp32 even if the factors are half precision."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif a.is_cuda:

@@ -1,8 +1,8 @@
-"""The model's head: found, tried out once, and then fed with supervised rows only.
+"""The output head of a model, tapped to compute the loss from supervised rows only.
 
-The loss is computed inside the head's own forward, which the model calls as ever: DeepSpeed's hooks around it gather
-the weight under ZeRO-3, in both passes, and the gradients take their usual way. What stands between hidden states and
-head, and the router losses of a mixture of experts, are the model's own code.
+The loss is computed inside the head's own forward, which the model calls as usual: DeepSpeed's hooks around it gather the
+weight under ZeRO-3, in both passes, and gradients flow as usual. Everything between hidden states and head, and the
+router losses of a mixture of experts, remains the model's own code.
 
 Shapes: B rows, T tokens, K supervised positions, H hidden width, V vocabulary.
 """
@@ -22,15 +22,15 @@ from arctic_hydra.batch import Batch
 from arctic_hydra.trainer.chunked import AS_IS, LogitTransform
 
 Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""From hidden states [B, T, H], weight [V, H] and bias [V] of the head to a result."""
+"""Computes a result from hidden states [B, T, H] and the head's weight [V, H] and bias [V]."""
 
 
 class Head:
-    """A linear output head whose input can be tapped: what `compute` makes of it replaces the logits.
+    """A linear output head whose input can be tapped: the result of `compute` replaces the logits.
 
-    The tap consists of a forward that computes, and of hooks that run after DeepSpeed's own (registered before): one
-    hands the model a placeholder for the logits, one puts the result into the model's output, where the engine hooks
-    it for the backward pass. All three do nothing outside of `run`.
+    The tap consists of a forward that computes the result, and of two hooks that run after DeepSpeed's own (registered
+    earlier): one passes a placeholder for the logits to the model, one puts the result into the model's output, where the
+    engine hooks it for the backward pass. All three are inactive outside of `run`.
     """
 
     def __init__(self, model: nn.Module, projection: nn.Module, transform: LogitTransform) -> None:
@@ -57,13 +57,13 @@ class Head:
                 assert self._result is not None, "the model did not call its output head"
                 output["logits"], self._result = self._result, None
 
-        projection.forward = MethodType(forward, projection)  # type: ignore[method-assign]  # a copy of the model gets its own
-        # On the outermost module: DeepSpeed hooks what PEFT wraps around the layer too, and the result has to pass it.
+        projection.forward = MethodType(forward, projection)  # type: ignore[method-assign]  # copied with the model
+        # On the outermost module: DeepSpeed also hooks PEFT's wrapper of the layer, and the result has to pass through it.
         model.get_output_embeddings().register_forward_hook(take)  # type: ignore[operator]
         model.register_forward_hook(put)
 
     def run(self, engine: Any, batch: Batch, compute: Compute) -> tuple[torch.Tensor, Any]:
-        """Run the model over `batch`; return what `compute` made of the head's input, and the model's output."""
+        """Run the model over `batch`; return the result of `compute` for the head's input, and the model's output."""
         self._compute = compute
         try:
             output = engine(**model_inputs(batch))
@@ -73,7 +73,7 @@ class Head:
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Return what the model's forward takes; no attention mask and no cache, so that packed documents stay apart."""
+    """Return the inputs of the model's forward, without attention mask and cache, which would break document isolation."""
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
         "position_ids": batch.position_ids_BT,
@@ -90,13 +90,18 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-def tap_head(engine: Any, device: torch.device) -> Head | str:
-    """Return the tapped head of the engine's model, or why the loss needs its logits; collective.
+def unwrap(engine: Any) -> Any:
+    """Return the model inside an engine; a model that no engine wraps is returned as it is."""
+    return getattr(engine, "module", engine)
 
-    Two forward passes over eight tokens: one finds out what the model does to its logits, by giving it known ones; the
-    other proves that the head with that transform gives the model's logits.
+
+def tap_head(engine: Any, device: torch.device) -> Head | str:
+    """Return the tapped head of the engine's model, or the reason why the loss needs all logits; collective.
+
+    Two forward passes over eight tokens: the first finds the model's transform of its logits by injecting known ones; the
+    second verifies that the head with this transform gives the model's logits.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     projection = _projection(model)
     if isinstance(projection, str):
         return projection
@@ -108,59 +113,59 @@ def _proven_transform(engine: Any, model: Any, projection: nn.Module, device: to
     batch = probe_batch(model, device)
     grid, seen = torch.tensor(_GRID, dtype=torch.float64, device=device), []
 
-    def stand_in(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    def replace_logits(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         seen.append(output)
         return grid[None, None] if len(seen) == 1 else output
 
-    with quietly(engine):
-        handle = projection.register_forward_hook(stand_in)
+    with probing(engine):
+        handle = projection.register_forward_hook(replace_logits)
         of_grid, of_logits = (engine(**model_inputs(batch)).logits for _ in range(2))
         handle.remove()
     called_once = len(seen) == 2 and of_grid.numel() == len(_GRID)
     transform = _fit_transform(grid, of_grid.flatten()) if called_once else None
     if transform is None:
-        return f"{type(model).__name__} does something unknown to its logits"
+        return f"{type(model).__name__} transforms its logits in an unknown way"
     ours, theirs = transform(seen[-1].float().clone()), of_logits.float()
     tolerance = 1e-4 if of_logits.dtype == torch.float32 else 4e-2
     if ours.shape != theirs.shape or not bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max()):
-        return f"the logits of {type(model).__name__} are not what its head alone gives"
+        return f"the logits of {type(model).__name__} differ from what its head alone computes"
     return transform
 
 
-def untried_head(model: nn.Module) -> Head | None:
-    """Return the tapped head of a model without content, taken to be a plain one; None where it has no linear head."""
+def plain_head(model: nn.Module) -> Head | None:
+    """Return the tapped head of a model on fake tensors, assumed to have no transform; None if the head is not linear."""
     projection = _projection(model)
     return None if isinstance(projection, str) else Head(model, projection, AS_IS)
 
 
 def _projection(model: Any) -> nn.Module | str:
-    """Return the module that projects to the vocabulary, or why there is none to be tapped.
+    """Return the module that projects to the vocabulary, or the reason why it cannot be tapped.
 
-    It is a linear layer, or PEFT's layer over one that trains the rows of some tokens.
+    It is a linear layer, or PEFT's layer around one that trains the rows of some tokens.
     """
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if hasattr(head, "modules_to_save"):  # PEFT trains a copy of it
         head = head.modules_to_save[head.active_adapters[0]]
     if head is None:
-        return f"{type(model).__name__} names no output head"
+        return f"{type(model).__name__} does not provide its LM head"
     adapter = getattr(head, "token_adapter", None)
     linear = head if adapter is None else adapter.base_layer
     if hasattr(linear, "base_layer"):
-        return "an adapter stands on its output head, past which the weight would be read"
+        return "the LM head has an adapter, which reading the weight directly would bypass"
     if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
-        return f"its output head is a {type(linear).__name__}, no plain linear layer"
+        return f"the LM head is a {type(linear).__name__}, not a plain linear layer"
     return linear if adapter is None else adapter  # type: ignore[no-any-return]
 
 
 def _weight_and_bias(projection: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return what the projection multiplies by and adds; PEFT's layer puts its rows into a copy, and drops the bias."""
+    """Return weight and bias of the projection; PEFT's layer inserts its rows into a copy of the weight and drops the bias."""
     if isinstance(projection, nn.Linear):
         return projection.weight, projection.bias
     return projection.get_merged_weights(projection.active_adapters), None
 
 
 def probe_batch(model: Any, device: torch.device) -> Batch:
-    """Return eight tokens to try a model out on."""
+    """Return a batch of eight tokens for probing a model."""
     tokens, vocabulary = 8, int(model.config.get_text_config().vocab_size)
     positions = torch.arange(tokens, device=device)
     return Batch(
@@ -174,8 +179,8 @@ def probe_batch(model: Any, device: torch.device) -> Batch:
 
 
 @contextmanager
-def quietly(engine: Any) -> Iterator[None]:
-    """Neither gradients nor dropout nor compilation: a probe leaves no trace, in the random state either."""
+def probing(engine: Any) -> Iterator[None]:
+    """Run the model without gradients, dropout and compilation, so that a probe does not change the random state either."""
     training = engine.training
     engine.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -183,12 +188,12 @@ def quietly(engine: Any) -> Iterator[None]:
     engine.train(training)
 
 
-# From where a softcap is linear to where it has long saturated.
+# From where a softcap is linear to where it has saturated.
 _GRID = [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1e6, -0.1, -3.0, -30.0, -1e6]
 
 
 def _fit_transform(given: torch.Tensor, seen: torch.Tensor) -> LogitTransform | None:
-    """Return the transform that took `given` to `seen`, or None where it is no scale and no softcap."""
+    """Return the transform from `given` to `seen`, or None if it is not a scale with or without a softcap."""
     x, y = given.double().tolist(), seen.double().tolist()
     if not all(math.isfinite(value) for value in y):
         return None
@@ -203,5 +208,5 @@ def _fit_transform(given: torch.Tensor, seen: torch.Tensor) -> LogitTransform | 
 
 
 def _round(value: float) -> float:
-    """Drop the digits that the model's own fp32 arithmetic left behind."""
+    """Drop digits below the precision of the model's fp32 arithmetic."""
     return float(f"{value:.6g}")

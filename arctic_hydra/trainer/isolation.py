@@ -1,4 +1,4 @@
-"""Whether a model's tokens see what they should, tried out on a few of them: no later ones, and none of another document.
+"""Probe that a model's tokens attend neither to later tokens nor to other documents.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -18,51 +18,51 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.layers import layer_configs
 from arctic_hydra.model.names import VARLEN_ATTENTION
-from arctic_hydra.trainer.head import model_inputs, quietly
+from arctic_hydra.trainer.head import model_inputs, probing, unwrap
 
 _FIRST, _SECOND = 17, 12
-"""Tokens of the two documents."""
+"""Lengths of the two documents."""
 
 
 def check_causality(engine: Any, device: torch.device, attention: str) -> None:
-    """Raise ConfigError for a model that does not take the chosen attention, or whose tokens see later ones; collective.
+    """Raise ConfigError for a model that ignores the chosen attention, or whose tokens depend on later ones; collective.
 
-    transformers builds no mask for `arctic_varlen`, which is causal by itself: an architecture with an attention of its
-    own, which knows nothing of that name, may then have none at all.
+    transformers builds no mask for `arctic_varlen`, which is causal by itself. An architecture with its own attention code,
+    which ignores that name, may then have no mask at all.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     documents = [replace(_two_documents(step, model, device), cu_seqlens=None) for step in (7, 11)]
     ids, changed = (batch.input_ids_BT[0] for batch in documents)
     changed[:-1], changed[-1] = ids[:-1], 0 if int(ids[-1]) else 1  # another last token
-    with _watched() as calls:
+    with _recorded_calls() as calls:
         try:
             change, scale = _change(engine, documents, slice(None, -1))
         except Exception as error:
             if attention != VARLEN_ATTENTION or calls:
                 raise
-            raise _not_taken(model) from error
+            raise _attention_not_called(model) from error
     has_heads = any(getattr(layer, "num_attention_heads", None) for layer in layer_configs(model.config))
     if attention == VARLEN_ATTENTION and has_heads and not calls:
-        raise _not_taken(model)
+        raise _attention_not_called(model)
     if change > _tolerance(model) * scale:
         raise ConfigError(
-            f"model: in {type(model).__name__} with model.attn_implementation={attention} tokens see later ones: another last token "
-            f"changed logits before it by {change:.2g} (their largest: {scale:.2g}); expected a causal model (for BERT and its kin pass "
-            "model.hf_config_kwargs={is_decoder: true})"
+            f"model: in {type(model).__name__} with model.attn_implementation={attention} tokens depend on later ones: changing the "
+            f"last token changed earlier logits by {change:.2g} (their largest: {scale:.2g}); expected a causal model (for BERT and "
+            "similar models pass model.hf_config_kwargs={is_decoder: true})"
         )
 
 
 def check_isolation(engine: Any, device: torch.device, attention: str, sharing: int = 1) -> None:
-    """Raise ConfigError for a model in which one document of a packed row sees another; collective.
+    """Raise ConfigError for a model in which the documents of a packed row affect each other; collective.
 
-    Such a model is refused as well where `sharing` ranks hold a sequence, packed or not: what mixes documents mixes tokens outside
-    of attention, and attention alone reaches those of the other ranks.
+    Such a model is also refused if `sharing` ranks share a sequence, packed or not: it mixes tokens outside attention, and
+    only attention communicates across ranks.
 
-    Attention keeps documents apart by their bounds, but not every architecture hands them on to its attention, and
-    recurrent layers, convolutions and masks of a model's own know nothing of them. Two forward passes over two packed
-    documents, between which the first one changes, must give the second one the same logits.
+    Attention isolates documents by their boundaries, but not every architecture passes these on to its attention, and
+    recurrent layers, convolutions and a model's own masks ignore them. In two forward passes over two packed documents, of
+    which only the first differs, the logits of the second must be the same.
     """
-    model = getattr(engine, "module", engine)
+    model = unwrap(engine)
     documents = [_two_documents(step, model, device) for step in (7, 11)]
     change, scale = _change(engine, documents, slice(_FIRST, None))
     if change <= _tolerance(model) * scale:
@@ -70,22 +70,22 @@ def check_isolation(engine: Any, device: torch.device, attention: str, sharing: 
     name = type(model).__name__
     if sharing > 1:
         raise ConfigError(
-            f"trainer.sequence_parallel_size: got {sharing}, but tokens of {name} depend on others outside of attention, which alone "
-            f"reaches the parts of a sequence that other ranks hold; pass trainer.sequence_parallel_size=1"
+            f"trainer.sequence_parallel_size: got {sharing}, but in {name} tokens interact outside attention (recurrent layers, "
+            f"convolutions), and only attention communicates across the ranks that share a sequence; pass trainer.sequence_parallel_size=1"
         )
     other = ""
     if attention == VARLEN_ATTENTION:
         other = ", or try model.attn_implementation=sdpa or eager, whose masks are built from the positions"
     raise ConfigError(
         f"data.packing: got true, but {name} mixes the documents of a packed row with "
-        f"model.attn_implementation={attention}: another first document changed the logits of the second by {change:.2g} "
+        f"model.attn_implementation={attention}: changing the first document changed the logits of the second by {change:.2g} "
         f"(their largest: {scale:.2g}); pass data.packing=false{other}"
     )
 
 
 def _change(engine: Any, batches: list[Batch], tokens: slice) -> tuple[float, float]:
-    """Return how far the logits of `tokens` are apart between two batches, and the largest of them."""
-    with quietly(engine):
+    """Return the largest difference between the logits of `tokens` in two batches, and the largest logit."""
+    with probing(engine):
         before_TV, after_TV = (engine(**model_inputs(batch)).logits[0, tokens].float() for batch in batches)
     return float((before_TV - after_TV).abs().max()), float(before_TV.abs().max())
 
@@ -95,8 +95,8 @@ def _tolerance(model: torch.nn.Module) -> float:
 
 
 @contextmanager
-def _watched() -> Iterator[list[bool]]:
-    """Yield a list that grows with each call of our attention within this context."""
+def _recorded_calls() -> Iterator[list[bool]]:
+    """Yield a list that grows with each call of `arctic_varlen` within this context."""
     calls: list[bool] = []
 
     def watched(*given: Any, **named: Any) -> Any:
@@ -110,10 +110,10 @@ def _watched() -> Iterator[list[bool]]:
         AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
 
 
-def _not_taken(model: torch.nn.Module) -> ConfigError:
+def _attention_not_called(model: torch.nn.Module) -> ConfigError:
     return ConfigError(
-        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {type(model).__name__} attends in a way of its own and never calls "
-        "it; pass model.attn_implementation=eager, and data.packing=false should the documents of a row then see each other"
+        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {type(model).__name__} has its own attention code and never calls "
+        "it; pass model.attn_implementation=eager, plus data.packing=false if packed documents then attend to each other"
     )
 
 

@@ -1,4 +1,4 @@
-"""Losses over supervised positions only: rows are chosen before the head projects them.
+"""Losses over supervised positions only: rows are selected before the head projects them.
 
 Shapes: B rows, T tokens, K supervised positions, H hidden width, V vocabulary.
 """
@@ -16,31 +16,31 @@ from torch.nn.functional import cross_entropy
 from arctic_hydra.batch import Batch
 from arctic_hydra.trainer.balance import Balance
 from arctic_hydra.trainer.chunked import PLAIN, TokenLoss, chunked_evaluation, chunked_losses
-from arctic_hydra.trainer.head import Head, model_inputs
+from arctic_hydra.trainer.head import Head, model_inputs, unwrap
 
 
 @dataclass(frozen=True)
 class LossComputer:
-    """Sums of token losses from an engine and, where it could be tapped, its head."""
+    """Computes sums of token losses from an engine and, if it could be tapped, its head."""
 
     engine: Any
     head: Head | None
-    """None: the model's own forward gives the logits of all supervised positions at once."""
+    """None: take the logits of all supervised positions at once from the model's own forward."""
     token_loss: TokenLoss = PLAIN
     liger: bool = False
-    """Liger's fused kernel instead of chunks."""
+    """Use Liger's fused kernel instead of chunks."""
     chunk_rows: int = 0
-    """Rows of logits at a time; 0 chooses by the vocabulary."""
+    """Rows of logits at a time; 0 derives it from the vocabulary size."""
     balance: Balance | None = None
-    """What the model adds for balanced experts; None: nothing."""
+    """The model's load-balancing loss, if any."""
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """Return the token losses summed over the supervised positions, in fp32.
 
-        The load-balancing loss of a mixture of experts, where the model's config asks for it, counts once per supervised
-        position: divided by their number it stands beside the mean token loss as in transformers.
+        The load-balancing loss of a mixture of experts, if the model's config enables it, counts once per supervised
+        position: divided by their number, it is added to the mean token loss as in transformers.
         """
-        with self.balance.over(batch) if self.balance else nullcontext():
+        with self.balance.restricted_to(batch) if self.balance else nullcontext():
             if self.head is None:
                 logits_KV, output = supervised_logits(self.engine, batch)
                 loss = plain_losses(logits_KV, batch.targets_K, self.token_loss).sum()
@@ -74,7 +74,7 @@ class LossComputer:
             )
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-        scale = transform.scale  # of the logits, which without a bias is one of the hidden states
+        scale = transform.scale  # of the logits, applied to the hidden states and the bias instead
         return liger_fused_linear_cross_entropy(  # type: ignore[no-any-return]
             hidden_KH if scale == 1.0 else hidden_KH * scale,
             weight_VH,
@@ -84,7 +84,7 @@ class LossComputer:
             label_smoothing=self.token_loss.label_smoothing,
             reduction="sum",
             softcap=transform.softcap,
-            accum_dtype=torch.float32,  # else weight gradients add up in bf16
+            accum_dtype=torch.float32,  # else weight gradients accumulate in bf16
         )
 
     def _head_evaluation(
@@ -96,13 +96,15 @@ class LossComputer:
 
 
 def supervised_logits(engine: Any, batch: Batch) -> tuple[torch.Tensor, Any]:
-    """Return the logits [K, V] at the supervised positions as the model's own forward gives them, and its output.
+    """Return the logits [K, V] at the supervised positions from the model's own forward, and its output.
 
-    With one row, transformers projects just those positions; with several (padded) rows or a model without
-    `logits_to_keep`, all are projected and then chosen from.
+    With one row, transformers projects only those positions; with several (padded) rows or a model without
+    `logits_to_keep`, all positions are projected and the supervised ones selected.
     """
-    model = getattr(engine, "module", engine)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper hands all on to it
+    model = unwrap(engine)
+    inner = (
+        model.get_base_model() if hasattr(model, "get_base_model") else model
+    )  # PEFT's wrapper passes all arguments to it
     if batch.input_ids_BT.shape[0] == 1 and "logits_to_keep" in inspect.signature(inner.forward).parameters:
         output = engine(**model_inputs(batch), logits_to_keep=batch.rows_K)
         return output.logits[0], output

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class HeadLoss(Enum):
-    """How the loss gets from hidden states to token losses."""
+    """How token losses are computed from hidden states."""
 
     auto = "auto"
     liger = "liger"
@@ -44,14 +44,14 @@ class SFTTrainer(Trainer):
     """Trains on the assistant's answers."""
 
     label_smoothing: HumanFloat = number(0.0, minimum=0, maximum=1)
-    """Share of the target's probability that is spread over the whole vocabulary; training only."""
+    """Share of the target probability that is spread over the vocabulary; training only."""
     z_loss: HumanFloat = number(0.0, minimum=0)
     """Weight of the squared logsumexp of each token's logits (PaLM: 1e-4); training only."""
     head_loss: HeadLoss = HeadLoss.auto
-    """liger (fused, CUDA) and chunked never hold the logits of all supervised tokens; full does. auto: liger on CUDA, else
-    chunked, and full for an architecture whose head is not understood."""
+    """liger (fused, CUDA) and chunked never hold the logits of all supervised tokens, full does. auto: liger on CUDA, else
+    chunked; full for an architecture with an unknown head."""
     head_chunk_rows: HumanInt = integer(0, minimum=0)
-    """Tokens whose logits exist at once with head_loss=chunked, and in evaluation; 0: 64 MiB of them."""
+    """Tokens per chunk of logits with head_loss=chunked and in evaluation; 0 chooses chunks of 64 MiB."""
 
     model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory | RandomModelFactory]
     data: ClassVar[SFTDataFactory]
@@ -59,7 +59,7 @@ class SFTTrainer(Trainer):
     outside_identity: ClassVar[frozenset[str]] = Trainer.outside_identity | {"head_loss", "head_chunk_rows"}
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where Liger's kernel is asked for and there is no CUDA device."""
+        """Yield a problem if Liger's kernel is chosen and there is no CUDA device."""
         if self.head_loss is HeadLoss.liger and count_gpus() == 0:
             yield "head_loss: got liger, but its kernel needs a CUDA GPU and this machine has none; pass trainer.head_loss=auto"
         yield from super().check_environment()
@@ -71,13 +71,13 @@ class SFTTrainer(Trainer):
 
     @property
     def reads_head_weight(self) -> bool:
-        """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
+        """Whether the loss reads the LM head's weight directly, which bypasses an adapter on the head."""
         return self.head_loss is not HeadLoss.full
 
     def equip(self, tools: Toolbox) -> None:
-        """Take everything that was built, and try the model out: no token sees what it should not, its head is found.
+        """Receive the tools of the run, probe the model's attention and find its LM head; collective.
 
-        Collective; raises ConfigError for a model whose tokens see later ones, or those of another packed document.
+        Raises ConfigError for a model whose tokens depend on later ones, or on another packed document.
         """
         from arctic_hydra.trainer.isolation import check_causality, check_isolation
 
@@ -96,12 +96,12 @@ class SFTTrainer(Trainer):
 
     @contextmanager
     def on_meta_model(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let `loss` work on a model without content: a head that cannot be tried out is taken to be a plain one."""
+        """Let `loss` run on fake tensors, for the memory estimate; the LM head cannot be probed and is assumed to be plain."""
         from arctic_hydra.trainer.chunked import TokenLoss
-        from arctic_hydra.trainer.head import untried_head
+        from arctic_hydra.trainer.head import plain_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        head = untried_head(model) if self.head_loss is not HeadLoss.full else None
+        head = plain_head(model) if self.head_loss is not HeadLoss.full else None
         with super().on_meta_model(model):
             self._losses = LossComputer(
                 model, head, TokenLoss(self.label_smoothing, self.z_loss), False, self.head_chunk_rows
@@ -128,7 +128,7 @@ class SFTTrainer(Trainer):
                 raise ConfigError(
                     f"trainer.head_loss: got {self.head_loss.name}, but {head}; pass trainer.head_loss=full"
                 )
-            log.warning("the loss takes the logits of all supervised tokens at once: %s", head)
+            log.warning("computing the loss from all supervised logits at once, because %s", head)
             head = None
         liger = self.head_loss is HeadLoss.liger or (self.head_loss is HeadLoss.auto and tools.device.type == "cuda")
         losses = TokenLoss(self.label_smoothing, self.z_loss)

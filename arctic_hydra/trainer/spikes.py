@@ -1,4 +1,4 @@
-"""When a loss is a spike: against the mean and the deviation of the steps before it (as OLMo-core's SkipStepOptimizer)."""
+"""Detection of loss spikes by the mean and standard deviation of recent steps (as in OLMo-core's SkipStepOptimizer)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 
 
 def describe_spike(loss: float, recent: list[float], window: int, sigmas: float) -> str:
-    """Say why `loss` is a spike after the `recent` ones, or return an empty string; none is one until `window` are known."""
+    """Return why `loss` is a spike compared with the `recent` ones, or an empty string; nothing is before `window` steps."""
     if len(recent) < window or not math.isfinite(loss):
         return ""
     mean = statistics.fmean(recent)

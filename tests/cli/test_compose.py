@@ -204,7 +204,7 @@ BAD = [
         for split in ("train[50%]", "[5]", "train[:50%", "train[a:b]", "[1:2,5:6]", "[:1]+[2:]", "train[:]]")
     ),
     ("optimizer=muon model.dtype=bf16", "optimizer: got muon, but with model.dtype=bf16 DeepSpeed flattens the matrices at ZeRO-0"),
-    ("optimizer=muon deepspeed=zero1", "optimizer: got muon, but deepspeed.gradient_clipping=1 would clip the orthogonalised updates"),
+    ("optimizer=muon deepspeed=zero1", "optimizer: got muon, but deepspeed.gradient_clipping=1 clips the orthogonalized updates"),
     ("optimizer=muon deepspeed=zero1 deepspeed.gradient_clipping=0 optimizer.nesterov=false", "optimizer.nesterov: got false, but DeepSpeed's Muon"),
     ("optimizer=muon deepspeed=zero2 deepspeed.gradient_clipping=0 optimizer.ns_steps=4", "optimizer.ns_steps: got 4, but DeepSpeed's Muon"),
     ("trainer.label_smoothing=2", "trainer.label_smoothing: got 2, expected 1 or less"),

@@ -53,7 +53,7 @@ def test_bad_rows_are_reported_without_a_traceback(tmp_path):
         ("data=json data.sources.json.path=absent.jsonl", "data.sources.json.path"),
         ("data=ultrachat data.sources.ultrachat.path=./absent", "data.sources.ultrachat.path"),
         ("model=hf model.name_or_path=./absent", "model.name_or_path: got"),
-        ("model=hf model.name_or_path=./emptydir", "holds no config.json"),
+        ("model=hf model.name_or_path=./emptydir", "contains no config.json"),
         ("model=hf model.name_or_path=./notokenizer", "tokenizer.name_or_path"),
         ("output_root=/proc/nowhere", "output_root: cannot write to /proc/nowhere"),
     ],

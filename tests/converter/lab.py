@@ -1,13 +1,15 @@
-"""Whole runs in forked ranks: composed, built and trained as the command does it, torch imported once."""
+"""Whole runs in forked ranks: composed, built and trained as by the command, with torch imported once."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from arctic_hydra import assemble, config, distributed, runner, tasks
@@ -15,7 +17,7 @@ from arctic_hydra.assets import ASSETS
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.overrides import normalize
 from arctic_hydra.component import to_plain
-from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.stopping import StopRequest
 from tests.ranks import run_ranks
 from tests.warm import import_libraries
@@ -25,7 +27,7 @@ SHORT = (
     "optimizer.lr=1e-2 optimizer.eps=1e-3 scheduler=constant scheduler.warmup_ratio=0 trainer.train_iters=2 "
     "log.print_ranks=[] log.file_ranks=[]"
 )
-"""Two optimizer steps on bundled chats; the large eps keeps Adam from dividing rounding by rounding."""
+"""Two optimizer steps on bundled chats; the large eps keeps Adam from amplifying rounding errors."""
 
 
 def save_model(folder: Path, *, tied: bool = False, vocabulary: int = 4096, **values: Any) -> Path:
@@ -54,7 +56,7 @@ def compose_run(arguments: str, model: Path | None = None) -> tuple[config.Run, 
 
 
 def perform(arguments: str, run_dir: Path, model: Path | None = None) -> dict[str, Any]:
-    """Do in this rank what the command does; return the outcome."""
+    """Perform a command's task in this rank; return the outcome."""
     run, tree = compose_run(arguments, model)
     run_dir.mkdir(parents=True, exist_ok=True)
     if distributed.World.from_env().is_main:
@@ -118,6 +120,15 @@ def errors_of(cases: list[str], folder: Path, model: Path | None) -> dict[str, s
         except ArcticHydraError as error:
             found[arguments] = str(error)
     return found
+
+
+def environment_problems(arguments: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the problems of a run on a machine without GPU, bitsandbytes and torchao."""
+    found = importlib.util.find_spec
+    absent = ("bitsandbytes", "torchao")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return str(ConfigError(compose_run(arguments, model)[0].environment_problems()))
 
 
 def in_ranks(size: int, function: Any, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What is exported loads with transformers and peft and has the logits of the training, whatever was trained and how."""
+"""Exports load with transformers and peft and have the logits of the trained model, for every kind of training."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def models(tmp_path_factory):
 
 
 def train_and_export(arguments: str, run_dir: Path, model: Path | None) -> torch.Tensor:
-    """Train, exporting at the end; return the logits of the very model that was trained."""
+    """Train, exporting at the end; return the logits of the trained model."""
     return lab.train(arguments, run_dir, model, ids=IDS)["logits"]
 
 
@@ -57,12 +57,12 @@ IDS = list(range(40, 60))
 
 
 def assert_tied_once(folder: Path) -> None:
-    """Check that one matrix is embedding and head, in the file and once loaded."""
+    """Check that embedding and head are one matrix, in the file and when loaded."""
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
     with safe_open(folder / "model.safetensors", "pt") as tensors:
-        assert "lm_head.weight" not in tensors.keys()  # noqa: SIM118  # safe_open is no mapping
+        assert "lm_head.weight" not in tensors.keys()  # noqa: SIM118  # safe_open is not a mapping
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
@@ -106,7 +106,7 @@ def test_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
         lab.in_ranks(1, lab.perform, f"{arguments} task=export", run_dir / "task-export", model)
         again = run_dir / "export-step-00000002"
         torch.testing.assert_close(loaded_logits(again), expected, atol=1e-5, rtol=0)
-        if whole:  # training switches the cache off; who generates with an export wants it
+        if whole:  # training switches the cache off; generation with an export needs it
             assert json.loads((again / "config.json").read_text())["use_cache"] is True
         for folder in (run_dir / "export", again):  # the model said 2, the default of Llama: `<|im_start|>` here
             assert_says(folder, {"eos_token_id": 3, "pad_token_id": 0, "bos_token_id": 1}, whole)
@@ -115,7 +115,7 @@ def test_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
 
 
 def test_generation_ends_at_every_stop_token_that_was_trained(models, tmp_path):
-    """Of exports by the run and of its checkpoints, also of one from before checkpoints named the tokens."""
+    """In exports by the run and from its checkpoints, including a checkpoint that does not record the tokens."""
     template = (ASSETS / "tokenizer" / "chat_template.jinja").read_text()
     stop = "{{ '<|im_end|>' }}{% endgeneration %}"
     assert stop in template
@@ -139,7 +139,7 @@ def test_generation_ends_at_every_stop_token_that_was_trained(models, tmp_path):
 
 
 def written_tokens(folder: Path, token: int) -> int:
-    """Return how many tokens, 7 at most, an export writes where it is made to write `token` from the third one on."""
+    """Return how many tokens, at most 7, an export generates if `token` is forced from the third one on."""
     from transformers import AutoModelForCausalLM, LogitsProcessorList
 
     def write(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ def written_tokens(folder: Path, token: int) -> int:
 
 
 def forget_stop_tokens(manifest: Path) -> None:
-    """Make the manifest of a checkpoint what an older version wrote."""
+    """Remove the stop tokens from a checkpoint's manifest, as in an older version."""
     body = json.loads(manifest.read_text())
     del body["self_sha256"], body["stop_tokens"]
     manifest.write_text(json.dumps({**body, "self_sha256": store._digest(body)}))

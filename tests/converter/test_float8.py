@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 
 import pytest
@@ -20,7 +21,7 @@ def trained(kind, folder, model):
 
 @pytest.mark.extras
 @pytest.mark.parametrize("kind", ["tensorwise", "rowwise"])
-def test_its_losses_are_near_the_plain_ones(kind, tmp_path):
+def test_losses_are_close_to_those_without_float8(kind, tmp_path):
     lab.warm()
     model = lab.save_model(tmp_path / "model")
     found = lab.in_ranks(1, trained, kind, tmp_path, model)
@@ -36,7 +37,7 @@ RECIPES = ["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 @pytest.mark.extras
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_any_number_of_tokens_suits_the_kernel(recipe, monkeypatch):
+def test_the_kernel_supports_any_number_of_tokens(recipe, monkeypatch):
     """CUDA's kernel takes an inner dimension and a last one that are multiples of 16; the CPU's takes any."""
     sizes, multiply = [], torch._scaled_mm
 
@@ -60,7 +61,7 @@ def test_any_number_of_tokens_suits_the_kernel(recipe, monkeypatch):
 
 
 @pytest.mark.extras
-def test_within_exactly_there_is_no_rounding():
+def test_there_is_no_rounding_within_exactly():
     factory, ids = tiny_factory(tie_word_embeddings=False), torch.arange(9)[None]
     model = factory.create_model(factory.create_config()).eval()
     converter = Float8Converter(emulate=True)
@@ -87,12 +88,5 @@ ENVIRONMENT = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
-def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    absent = ("bitsandbytes", "torchao")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match=text):
-        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())
+def test_environment_problems(arguments, text, model, monkeypatch):
+    assert re.search(text, lab.environment_problems(arguments, model, monkeypatch))

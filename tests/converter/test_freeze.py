@@ -29,7 +29,7 @@ def network():
         ),
         (
             {"patterns": ["model", "lm_head"]},
-            "converter.freeze.patterns: .* freezes the whole model, so nothing would train",
+            "converter.freeze.patterns: .* freezes the whole model; expected patterns that leave",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from tests.converter import lab
 
 
 @pytest.mark.parametrize(("name", "revision"), [("model", None), ("./model", "v2"), ("a/b", "v2"), ("a/b", None)])
-def test_an_adapter_names_its_base_for_any_directory(name, revision, model, tmp_path, monkeypatch):
+def test_the_base_that_an_adapter_names_is_found_from_any_directory(name, revision, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model, tmp_path / "model")
     arguments = f"peft=lora model.name_or_path={name}" + (f" model.revision={revision}" if revision else "")
@@ -31,8 +31,8 @@ def losses(run_dir) -> list[float]:
 @pytest.mark.parametrize(
     "kind", ["peft=lora peft.lora_dropout=0.1", "converter=[freeze] converter.freeze.patterns=[embed,layers.0]"]
 )
-def test_resume_is_bit_exact_from_a_checkpoint_of_what_trains(kind, ranks, stage, model, tmp_path):
-    """The checkpoint lacks the frozen weights, which come from the model's files again."""
+def test_resume_from_a_checkpoint_of_the_trained_weights_is_bit_exact(kind, ranks, stage, model, tmp_path):
+    """The checkpoint lacks the frozen weights, which are read from the model's files again."""
     arguments = f"{kind} trainer.train_iters=4 deepspeed=zero{stage} ranks={ranks} model.dtype=bf16"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     lab.in_ranks(ranks, lab.perform, arguments, whole, model)
@@ -47,7 +47,7 @@ def test_resume_is_bit_exact_from_a_checkpoint_of_what_trains(kind, ranks, stage
     assert (parts / "export" / name).read_bytes() == (whole / "export" / name).read_bytes()
 
 
-def test_an_adapter_goes_on_with_fewer_ranks_is_evaluated_and_started_from(model, tmp_path):
+def test_an_adapter_resumes_on_fewer_ranks_is_evaluated_and_starts_other_runs(model, tmp_path):
     base = "peft=dora trainer.train_iters=4 deepspeed=zero2 checkpoint.hf.merge=false"
     evaluated = "data.eval_sources.chat.sample_count=6 data.overlong=keep_start"
     run_dir = tmp_path / "run"
@@ -67,8 +67,8 @@ def test_an_adapter_goes_on_with_fewer_ranks_is_evaluated_and_started_from(model
         assert first["eval/loss"] == pytest.approx(rows[-1]["eval/loss"], rel=1e-6), start
 
 
-def test_an_adapter_over_another_runs_weights_knows_them_as_its_base(model, tmp_path):
-    """`init_from` a full fine-tuning goes below the adapter, whose export names it."""
+def test_an_adapter_over_another_runs_weights_names_them_as_its_base(model, tmp_path):
+    """`init_from` a full fine-tuning becomes the base of the adapter, whose export names it."""
     lab.in_ranks(1, lab.perform, "checkpoint=[hf]", tmp_path / "full", model)
     over = tmp_path / "full" / "export"
     lab.in_ranks(1, lab.perform, f"peft=lora init_from={over}", tmp_path / "adapter", model)
@@ -77,13 +77,13 @@ def test_an_adapter_over_another_runs_weights_knows_them_as_its_base(model, tmp_
     assert adapter["revision"] is None
 
 
-def test_another_base_than_the_trained_one_is_refused(model, tmp_path):
+def test_a_base_model_other_than_the_trained_one_is_refused(model, tmp_path):
     base = shutil.copytree(model, tmp_path / "base")
     arguments = "peft=lora trainer.train_iters=4"
     lab.in_ranks(1, lab.perform, f"{arguments} trainer.exit_iteration=2", tmp_path / "run", base)
     lab.save_model(base, initializer_range=0.1)
     found = lab.in_ranks(1, lab.errors_of, [arguments], tmp_path / "none", base)
-    assert found[arguments] == "trained", "a run of its own"
+    assert found[arguments] == "trained", "a separate run"
 
     def tried(task: str, place) -> str:
         try:

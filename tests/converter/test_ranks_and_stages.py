@@ -9,7 +9,7 @@ import torch
 
 from tests.converter import lab
 
-pytestmark = pytest.mark.xdist_group("ranks_and_stages")  # what they share is made once
+pytestmark = pytest.mark.xdist_group("ranks_and_stages")  # share one fixture
 
 IA3 = (
     "peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj,v_proj,down_proj],feedforward_modules:[down_proj]}"
@@ -33,12 +33,12 @@ FEATURES = {
 }
 PARALLEL = [pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow), (2, 3)]
 ONE_RANK = ("trainable", "rslora", "pissa", "no-checkpointing")
-"""Differ from another feature in nothing that ranks or stages could change."""
+"""Features whose difference from another one does not depend on ranks or stages."""
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Return what each feature comes to on so many ranks at a stage; all features in one process for each of those."""
+    """Return the results of each feature by ranks and stage; each combination trains all features in one process."""
     folder = tmp_path_factory.mktemp("table")
     lab.warm()
     model = lab.save_model(folder / "model")
@@ -58,7 +58,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize(("size", "stage"), PARALLEL)
 @pytest.mark.parametrize("feature", [name for name in FEATURES if name not in ONE_RANK])
-def test_ranks_and_stages_agree(feature, size, stage, results):
+def test_ranks_and_stages_give_equal_losses_and_weights(feature, size, stage, results):
     expected = results(1, 0)[feature]
     found = results(size, stage).get(feature)
     if found is None:
@@ -81,7 +81,7 @@ def test_each_feature_trains_and_what_is_frozen_has_no_optimizer_state(results):
 
 
 def test_an_adapter_trains_on_ranks_that_share_each_sequence(results, tmp_path):
-    """Evaluation too, at ZeRO-3 too."""
+    """Including evaluation and ZeRO-3."""
     shared = "peft=lora ranks=2 trainer.sequence_parallel_size=2 trainer.gradient_accumulation_steps=2 checkpoint=[]"
     model = lab.save_model(tmp_path / "model")
     cases = {str(stage): f"{shared} deepspeed=zero{stage}" for stage in (0, 3)}

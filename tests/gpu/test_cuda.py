@@ -102,7 +102,7 @@ def test_optimizers_on_the_gpu(tmp_path, optimizer):
 def needs_float8():
     pytest.importorskip("torchao")
     if torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("this GPU has no float8")
+        pytest.skip("this GPU does not support float8")
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise", "rowwise_with_gw_hp"])

@@ -1,4 +1,4 @@
-"""Packed documents never see each other."""
+"""Packed documents do not attend to each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arctic_hydra.errors import ModelError
-from arctic_hydra.model.attention import kernel_takes, varlen_attention
+from arctic_hydra.model.attention import kernel_supports, varlen_attention
 from arctic_hydra.trainer.loss import model_inputs, supervised_logits
 from tests.trainer.loop import batch_of, documents, tiny_factory
 
@@ -79,7 +79,7 @@ def test_sliding_window_within_a_document():
 
 
 @pytest.mark.parametrize(("extra", "text"), [({"softcap": 30.0}, "softcapping"), ({"s_aux": 1}, "sinks")])
-def test_a_transform_that_it_lacks_is_refused(extra, text):
+def test_an_unsupported_transform_is_refused(extra, text):
     x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ModelError, match=text):
         varlen_attention(torch.nn.Module(), x, x, x, None, **extra)
@@ -96,13 +96,13 @@ def test_a_transform_that_it_lacks_is_refused(extra, text):
         (torch.bfloat16, 192, 128, False),
     ],
 )
-def test_what_the_cuda_kernel_does_not_take_goes_document_by_document(dtype, query, value, taken):
+def test_inputs_that_the_cuda_kernel_supports(dtype, query, value, taken):
     """Its limits are torch's: half precision, one head size, a multiple of 8 up to 256."""
     q, v = torch.zeros(1, 2, 3, query, dtype=dtype), torch.zeros(1, 2, 3, value, dtype=dtype)
-    assert kernel_takes(q, q, v) is taken
+    assert kernel_supports(q, q, v) is taken
 
 
-def test_values_narrower_than_queries_keep_documents_apart():
+def test_documents_stay_isolated_with_values_narrower_than_queries():
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 2, 9, 12), torch.randn(1, 2, 9, 12), torch.randn(1, 2, 9, 8)
     module, bounds = torch.nn.Module(), torch.tensor([0, 5, 9], dtype=torch.int32)

@@ -31,18 +31,18 @@ def test_flash_attention_without_gpu_or_package(name, monkeypatch):
     assert "but flash_absent and kernels_absent are not installed; install one, or pass model.attn" in problem
 
 
-def test_bf16_on_a_gpu_without_it(monkeypatch):
+def test_bf16_on_a_gpu_that_does_not_support_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     with pytest.raises(
-        ModelError, match="model.dtype: got bf16, which Tesla V100 does not have; pass model.dtype=fp16"
+        ModelError, match="model.dtype: got bf16, which Tesla V100 does not support; pass model.dtype=fp16"
     ):
-        tiny_factory(dtype="bf16").prepare()
-    tiny_factory(dtype="fp16").prepare()
+        tiny_factory(dtype="bf16").check_dtype()
+    tiny_factory(dtype="fp16").check_dtype()
 
 
-def test_what_text_does_not_reach_does_not_train(tmp_path):
+def test_towers_that_text_does_not_use_are_frozen(tmp_path):
     from transformers import AutoModelForCausalLM, Gemma3Config
 
     text = {
@@ -65,7 +65,7 @@ def test_what_text_does_not_reach_does_not_train(tmp_path):
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None) == ("language_model" in name), name
     with FakeTensorMode(allow_non_fake_inputs=True):  # its vision tower draws weights by their values
-        skeleton = factory.create_skeleton(factory.create_config())
+        skeleton = factory.create_meta_model(factory.create_config())
     assert {n for n, p in skeleton.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
@@ -78,19 +78,19 @@ def test_what_text_does_not_reach_does_not_train(tmp_path):
             "gptj",
             {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4},
             "arctic_varlen",
-            "eager, and data.packing",
+            "eager, plus data.packing",
         ),
-        ("gptj", {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "sdpa", "eager, and data.packing=false"),
+        ("gptj", {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "sdpa", "eager, plus data.packing=false"),
         (
             "falcon",
             {"hidden_size": 32, "num_hidden_layers": 1},
             "arctic_varlen",
-            "eager or sdpa, and data.packing=false",
+            "eager or sdpa, plus data.packing=false",
         ),
     ],
 )
-def test_attention_that_an_architecture_does_not_have(tmp_path, architecture, values, attention, instead):
-    text = f"model.attn_implementation: got {attention}, which .*ForCausalLM does not have; pass .*={instead}"
+def test_unsupported_attention_is_refused_with_an_alternative(tmp_path, architecture, values, attention, instead):
+    text = f"model.attn_implementation: got {attention}, which .*ForCausalLM does not support; pass .*={instead}"
     values = {**values, "num_attention_heads": 4} if architecture == "falcon" else values
     shape = {"architecture": architecture, "dtype": "fp32", "vocab_size": 96, "hf_config_kwargs": values}
     maker = RandomModelFactory(**shape, attn_implementation=attention)
@@ -103,7 +103,7 @@ def test_attention_that_an_architecture_does_not_have(tmp_path, architecture, va
         stored.create_model(stored.create_config())
 
 
-def test_a_model_that_cannot_recompute_activations():
+def test_a_model_that_cannot_recompute_activations_is_refused():
     maker = RandomModelFactory(architecture="jetmoe", vocab_size=96, hidden_size=32, num_hidden_layers=2)
     with pytest.raises(ModelError, match="disable_activation_checkpoint: got false, but JetMoeForCausalLM cannot"):
         maker.create_model(maker.create_config())

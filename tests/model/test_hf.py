@@ -1,4 +1,4 @@
-"""Models from a name: what cannot be had is said at once, in words."""
+"""Models by name: those that cannot be loaded are refused at once, with the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.trainer.loop import tiny_factory
 
 
 def saved(folder, **config):
-    """Save a tiny model, its config changed; return the directory."""
+    """Save a tiny model with a changed config; return the directory."""
     factory = tiny_factory()
     factory.create_model(factory.create_config()).save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text())
@@ -32,14 +32,14 @@ def saved(folder, **config):
         ({"num_hidden_layers": 3}, "lacks 9 weights of LlamaForCausalLM, such as model.layers.2"),
     ],
 )
-def test_an_architecture_that_it_cannot_load(tmp_path, config, text):
+def test_a_model_that_cannot_be_loaded_is_refused(tmp_path, config, text):
     factory = HFModelFactory(name_or_path=saved(tmp_path, **config))
     with pytest.raises(ModelError, match=text):
         factory.create_model(factory.create_config())
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_an_export_says_of_the_cache_what_the_model_said(tmp_path, use_cache):
+def test_an_export_keeps_the_models_use_cache(tmp_path, use_cache):
     factory = HFModelFactory(name_or_path=str(lab.save_model(tmp_path / "model", use_cache=use_cache)))
     model = factory.create_model(factory.create_config())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -48,7 +48,7 @@ def test_an_export_says_of_the_cache_what_the_model_said(tmp_path, use_cache):
     assert model.config.use_cache is False, "training goes on without"
 
 
-def test_a_missing_hub_id_is_said_at_once_offline():
+def test_a_missing_hub_id_fails_quickly_offline():
     start = time.monotonic()
     with pytest.raises(
         ModelError, match=r"'nobody/nothing' cannot be loaded: .*check the name, your access and the network"
@@ -57,7 +57,7 @@ def test_a_missing_hub_id_is_said_at_once_offline():
     assert time.monotonic() - start < 30, "retries"
 
 
-def test_code_beside_the_weights_does_not_run(tmp_path):
+def test_code_in_the_models_directory_does_not_run(tmp_path):
     name = saved(tmp_path, auto_map={"AutoConfig": "code.Config"}, model_type="quux")
     (tmp_path / "code.py").write_text("raise SystemError('it ran')\n")
     with pytest.raises(ModelError, match="custom code .*pass model.trust_remote_code=true if you trust that code"):

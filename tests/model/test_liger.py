@@ -1,4 +1,4 @@
-"""Liger's kernels against torch's, in Triton's interpreter: processes of their own, tiny shapes."""
+"""Liger's kernels against torch's, in Triton's interpreter, in separate processes and on tiny shapes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ print("equal")
 @pytest.mark.parametrize(
     "script", [LOSSES, CROSS_ENTROPY, ROPE_AND_LEAKS], ids=["fused loss", "cross-entropy", "rope, no leaks"]
 )
-def test_kernels_in_the_interpreter(script):
+def test_kernels_equal_torch_in_the_interpreter(script):
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=environment(TRITON_INTERPRET="1"),
@@ -107,7 +107,7 @@ def test_an_architecture_without_kernels_is_refused(tmp_path):
 
     transformers.GPT2Config().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(
-        ModelError, match=r"Liger has no kernels for model type 'gpt2'; pass model=hf \(Liger knows .*qwen3"
+        ModelError, match=r"Liger has no kernels for model type 'gpt2'; pass model=hf \(Liger supports .*qwen3"
     ):
         LigerModelFactory(name_or_path=str(tmp_path / "gpt2")).create_config()
     config = tiny_factory().create_config()

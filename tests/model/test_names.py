@@ -17,7 +17,7 @@ def test_every_alias_of_a_dtype_becomes_its_name(alias, name):
     assert str(factory.torch_dtype).startswith("torch.") and factory.torch_dtype.is_floating_point
 
 
-def test_names_that_nothing_has_are_refused():
+def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="dtype: got 'int8', expected one of bf16, fp16, fp32"):
         tiny_factory(dtype="int8")
     with pytest.raises(

@@ -12,7 +12,7 @@ import torch
 from arctic_hydra import engine
 from arctic_hydra.checkpoint.full_weights import gather_weights
 from arctic_hydra.errors import ModelError
-from arctic_hydra.model.hf import HFModelFactory, check_values
+from arctic_hydra.model.hf import HFModelFactory, check_config_values
 from arctic_hydra.model.random import RandomModelFactory
 from tests.command import losses, only_run, run
 from tests.ranks import run_ranks
@@ -45,7 +45,7 @@ def test_ranks_and_stages_start_equal(tmp_path):
     assert run_ranks(1, digests, 0, 2)[0]["lm_head.weight"] != expected["lm_head.weight"]
 
 
-def test_draws_leave_the_random_state_and_rope_alone():
+def test_initialization_keeps_the_random_state_and_rope_in_fp32():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -59,39 +59,39 @@ def test_draws_leave_the_random_state_and_rope_alone():
     assert torch.equal(model.model.norm.weight, torch.ones_like(model.model.norm.weight))
 
 
-def test_a_named_config_gives_the_shape(tmp_path):
+def test_a_named_config_defines_the_shape(tmp_path):
     factory().create_config().save_pretrained(tmp_path)
     config = RandomModelFactory(name_or_path=str(tmp_path), num_hidden_layers=3).create_config()
     assert (config.model_type, config.hidden_size, config.num_hidden_layers) == ("qwen3", 32, 3)
     assert len(config.layer_types) == 3
 
 
-def test_what_a_named_config_derives_follows_the_given_sizes(tmp_path):
+def test_values_derived_from_a_named_config_follow_the_given_sizes(tmp_path):
     factory(architecture="llama", head_dim=None).create_config().save_pretrained(tmp_path)
     config = RandomModelFactory(name_or_path=str(tmp_path), hidden_size=64).create_config()
     assert (config.hidden_size, config.head_dim, config.vocab_size) == (64, 16, 96)
 
 
-def test_values_that_only_the_models_code_knows(tmp_path):
-    """The config of Qwen3-MoE has no head size of its own, but its model asks for one and its checkpoints set it."""
+def test_values_that_only_the_models_code_reads(tmp_path):
+    """The config of Qwen3-MoE lacks a head size, but its model reads one and its checkpoints set it."""
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     made = factory(architecture="qwen3_moe", head_dim=None, hf_config_kwargs={"head_dim": 16, **experts})
     config = made.create_config()
     assert made.create_model(config).model.layers[0].self_attn.q_proj.weight.shape == (4 * 16, 32)
     config.save_pretrained(tmp_path)
-    check_values(config, {"head_dim": 8}, "model.hf_config_kwargs")
+    check_config_values(config, {"head_dim": 8}, "model.hf_config_kwargs")
     named = RandomModelFactory(name_or_path=str(tmp_path), head_dim=8)
     assert named.create_config().head_dim == 8
     with pytest.raises(ModelError, match="model.hf_config_kwargs.head_dims: Qwen3MoeConfig has no such value"):
-        check_values(config, {"head_dims": 8}, "model.hf_config_kwargs")
+        check_config_values(config, {"head_dims": 8}, "model.hf_config_kwargs")
 
 
-def test_a_value_that_only_a_new_config_takes():
+def test_values_that_only_the_configs_constructor_takes():
     values = {"global_head_dim": 16, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8}
     config = factory(architecture="gemma4_text", hf_config_kwargs=values).create_config()
     assert [layer.head_dim for layer in config.per_layer_config] == [8, 16]
     with pytest.raises(ModelError, match="global_head_dim: Gemma4TextConfig has no such value"):
-        check_values(config, {"global_head_dim": 32}, "model.hf_config_kwargs")
+        check_config_values(config, {"global_head_dim": 32}, "model.hf_config_kwargs")
 
 
 @pytest.mark.parametrize(
@@ -111,16 +111,16 @@ def test_a_value_that_only_a_new_config_takes():
         ),
         (
             {"architecture": "smollm3", "vocab_size": 96},
-            "model.vocab_size: got 96, but the config's pad_token_id=128004 lies beyond it; pass .*pad_token_id: null",
+            "model.vocab_size: got 96, but the config's pad_token_id=128004 is not below it; pass .*pad_token_id: null",
         ),
     ],
 )
-def test_a_shape_that_is_none(values, text):
+def test_impossible_shapes_are_refused(values, text):
     with pytest.raises(ModelError, match=text):
         factory(**values).create_config()
 
 
-def test_values_that_the_models_code_does_not_know(tmp_path):
+def test_values_that_the_models_code_rejects(tmp_path):
     maker = factory(hf_config_kwargs={"hidden_act": "sillu"})
     with pytest.raises(ModelError, match="model: KeyError: 'sillu'; see the documentation"):
         maker.create_model(maker.create_config())
@@ -130,14 +130,14 @@ def test_values_that_the_models_code_does_not_know(tmp_path):
         stored.create_config()
 
 
-def test_one_of_name_and_architecture():
+def test_exactly_one_of_name_and_architecture_is_given():
     with pytest.raises(ValueError, match=r"architecture: got both of name_or_path and architecture; pass"):
         factory(name_or_path="x/y")
     with pytest.raises(ValueError, match="architecture: got neither of"):
         factory(architecture=None)
 
 
-def test_a_run(tmp_path):
+def test_a_run_trains_from_scratch(tmp_path):
     shape = " ".join(f"model.{name}={value}" for name, value in (SHAPE | LAYERS).items())
     arguments = (
         f"model=random {shape} model.dtype=fp32 trainer.train_iters=8 optimizer.lr=1e-2 tracking=[] data.num_proc=1"

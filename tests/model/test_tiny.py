@@ -1,4 +1,4 @@
-"""The embedded model."""
+"""The built-in model."""
 
 from __future__ import annotations
 

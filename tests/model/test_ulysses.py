@@ -17,7 +17,7 @@ from tests.ranks import run_ranks
 from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
 from tests.trainer.test_step import DATA, assert_equal
 
-pytestmark = pytest.mark.xdist_group("ulysses")  # what they share is made once
+pytestmark = pytest.mark.xdist_group("ulysses")  # share one fixture
 
 
 def trained(run_dir, cases):
@@ -73,7 +73,7 @@ def test_two_groups_of_two_ranks_equal_one_rank(reference, tmp_path):
 
 
 def isolated(_):
-    """Return this rank's logits of document B, beside two versions of document A."""
+    """Return this rank's logits of document B, packed with two versions of document A."""
     world = World.from_env()
     distributed.start_sequence_groups(world, 2, 60)
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def isolated(_):
     return seen
 
 
-def test_packed_documents_do_not_see_each_other_across_ranks(tmp_path):
+def test_packed_documents_stay_isolated_across_ranks(tmp_path):
     first, second = run_ranks(2, isolated, tmp_path)
     assert not torch.equal(first[0][0], first[1][0])  # document A did change
     assert sum(len(rank[0][1]) for rank in (first, second)) == 29
@@ -99,7 +99,7 @@ def test_packed_documents_do_not_see_each_other_across_ranks(tmp_path):
 
 
 def rotated(_, kind):
-    """Return the logits of this rank's part of one document, longer than what the frequencies start from."""
+    """Return the logits of this rank's part of one document, longer than the original maximum position."""
     world = World.from_env()
     distributed.start_sequence_groups(world, world.size, 60)
     scaled = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 24}
@@ -115,14 +115,14 @@ def rotated(_, kind):
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_frequencies_that_follow_the_longest_position_are_those_of_the_whole_sequence(tmp_path, kind):
+def test_rope_scaling_uses_the_longest_position_of_the_whole_sequence(tmp_path, kind):
     whole = run_ranks(1, rotated, tmp_path / "one", kind)[0]
     torch.testing.assert_close(torch.cat(run_ranks(2, rotated, tmp_path / "two", kind)), whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 4, 7])
-def test_parts_make_up_the_whole_batch(packed, size):
+def test_the_parts_join_to_the_whole_batch(packed, size):
     whole = batch_of(documents([20, 9, 12], [7, 9, 1]), packed)
     parts = [part(whole, rank, size) for rank in range(size)]
     assert len({one.input_ids_BT.shape for one in parts}) == 1
@@ -142,7 +142,7 @@ def test_parts_make_up_the_whole_batch(packed, size):
         assert int(parts[0].cu_seqlens[-1]) == width * size
 
 
-def test_a_dummy_batch_is_cut_too():
+def test_an_empty_batch_is_split_too():
     dummy = batch_of([])
     dummy.num_tokens = 0
     for one in (part(dummy, 0, 2), part(dummy, 1, 2)):
@@ -163,7 +163,7 @@ def test_a_dummy_batch_is_cut_too():
         (4, 2, 4, ""),
     ],
 )
-def test_heads_that_cannot_be_dealt_are_refused(heads, shared, size, message):
+def test_heads_that_cannot_be_distributed_are_refused(heads, shared, size, message):
     described = tiny_factory(hidden_size=48, num_attention_heads=heads, num_key_value_heads=shared).create_config()
     if not message:
         check_heads(described, size)
@@ -172,7 +172,7 @@ def test_heads_that_cannot_be_dealt_are_refused(heads, shared, size, message):
         check_heads(described, size)
 
 
-def test_a_model_without_heads_is_refused_where_ranks_share_sequences():
+def test_a_model_without_heads_is_refused_if_ranks_share_sequences():
     described = RandomModelFactory(architecture="mamba", hidden_size=32, num_hidden_layers=1).create_config()
     check_heads(described, 1)
     with pytest.raises(ConfigError, match="sequence_parallel_size: got 2, but a mamba model has no attention heads"):
@@ -189,7 +189,7 @@ def test_the_global_batch_counts_groups_of_ranks():
 
 @pytest.mark.slow
 def test_a_shared_run_resumes_on_other_groups_and_equals_one_rank(tmp_path):
-    """Global batch 2 throughout: two ranks of their own, then both on each sequence."""
+    """Global batch 2 throughout: two separate ranks, then both on each sequence."""
     more = (
         f"{SMALL} trainer.train_iters=4 tracking=[] data.packing=true trainer.eval_frequency=2 checkpoint=[deepspeed]"
     )

@@ -11,7 +11,7 @@ from tests.converter import lab
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_added_tokens_start_at_the_mean_and_are_saved(tied, tmp_path):
-    """In rows that grow, and in spare ones; the tokenizer of the export knows them."""
+    """In new rows and in spare ones; the exported tokenizer has them."""
     from transformers import AutoTokenizer
 
     spare = lab.save_model(tmp_path / "spare", tied=tied, vocabulary=4160)

@@ -1,4 +1,4 @@
-"""Short trainings with one optimizer or another, to be compared."""
+"""Short training runs for comparing optimizers."""
 
 from __future__ import annotations
 

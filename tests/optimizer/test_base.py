@@ -62,7 +62,7 @@ def test_every_group_follows_the_schedule(model):
     assert half == pytest.approx([rate / 2 for rate in whole]) and whole[0] > whole[5] > whole[-1]
 
 
-def test_layerwise_decay_goes_from_the_head_down(model):
+def test_layerwise_decay_starts_at_the_head(model):
     found, _ = table(model, layerwise_lr_decay=0.5)
     rates = {name: rate for name, (rate, _) in found.items()}
     assert rates["lm_head.weight"] == rates["model.norm.weight"] == 1.0
@@ -82,7 +82,7 @@ def test_layerwise_decay_goes_from_the_head_down(model):
         ),
     ],
 )  # fmt: skip
-def test_patterns_without_effect_or_twice_are_refused(model, fields, text):
+def test_patterns_that_match_nothing_or_overlap_are_refused(model, fields, text):
     with pytest.raises(ConfigError, match=text):
         table(model, **fields)
 

@@ -14,7 +14,7 @@ def test_a_missing_compiler_is_reported_before_the_run(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     for factory in (FusedAdamFactory, CPUAdamFactory):
         [problem] = factory().check_environment()
-        assert "at its first use, and this machine lacks a C++ compiler (g++)" in problem
+        assert "on first use, and this machine lacks a C++ compiler (g++)" in problem
         assert problem.endswith("or pass optimizer=adamw")
 
 

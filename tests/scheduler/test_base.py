@@ -14,18 +14,18 @@ from tests.scheduler.curves import PEAK, used_rates
     ("29%", 100, 29), ("57%", 100, 57), ("7%", 100, 7), (0.07, 100, 7), (0.1, 5, 1), (0.25, 10, 3), (0, 10, 0), (1, 7, 7),
     (1e-6, 1_000_000, 1), (0.1, 1, 1),
 ])  # fmt: skip
-def test_a_share_of_the_horizon_is_that_of_the_decimal_written_rounded_up(ratio, horizon, steps):
+def test_warmup_ratio_is_exact_and_rounded_up(ratio, horizon, steps):
     assert LinearScheduler(warmup_ratio=ratio).warmup(horizon) == steps
 
 
 @pytest.mark.parametrize("name", sorted(name for _, name in registered("scheduler")))
-def test_first_step_moves_and_warmup_ends_at_the_peak(name):
+def test_the_first_rate_is_positive_and_the_warmup_ends_at_the_peak(name):
     rates = used_rates(registered("scheduler")["scheduler", name](warmup_ratio="20%"))
     assert rates[0] > 0
     assert rates[7] == pytest.approx(PEAK)
 
 
-def test_warmup_steps_win_over_the_ratio_and_may_not_pass_the_horizon():
+def test_warmup_steps_override_the_ratio_and_are_limited_by_the_horizon():
     assert LinearScheduler(warmup_ratio=0.5, warmup_steps=3).warmup(10) == 3
     with pytest.raises(ConfigError, match="got 30, but the run has 10 optimizer steps"):
         LinearScheduler(warmup_steps=30).warmup(10)

@@ -23,7 +23,9 @@ def test_task_check_and_the_header_print_it(tmp_path):
 def test_task_check_ends_as_the_run_would(tmp_path):
     done = run("task=check model=hf model.name_or_path=nobody/nothing", tmp_path, code=EXIT_FAILED)
     tokenizer, model = done.stderr.splitlines()
-    assert tokenizer.startswith("error: tokenizer.name_or_path: 'nobody/nothing' is no local path and cannot be loaded")
+    assert tokenizer.startswith(
+        "error: tokenizer.name_or_path: 'nobody/nothing' is not a local path and cannot be loaded"
+    )
     assert model.startswith("error: model.name_or_path: 'nobody/nothing' cannot be loaded")
     assert not done.stdout
 
@@ -32,7 +34,7 @@ IMPOSSIBLE = [
     ("ranks=2 trainer.sequence_parallel_size=2 model.num_attention_heads=1 model.num_key_value_heads=1", ConfigError, "got 2, but the model has 1 attention heads"),
     ("peft=lora peft.target_modules=[qq_proj]", ConfigError, "peft.target_modules: 'qq_proj' matches no module; did you mean 'q_proj'"),
     ("model.vocab_size=100", ModelError, "model: has 100 embedding rows, but the tokenizer has 4096 tokens"),
-    ("tokenizer.add_tokens=[the]", ConfigError, "tokenizer.add_tokens: 'the' is in the vocabulary already"),
+    ("tokenizer.add_tokens=[the]", ConfigError, "tokenizer.add_tokens: 'the' is already in the vocabulary"),
     ("optimizer.no_decay=[embedd]", ConfigError, "optimizer.no_decay: 'embedd' matches no parameter; did you mean"),
     ("deepspeed=zero3 model.tie_word_embeddings=false peft=lora peft.modules_to_save=[lm_head] tokenizer.add_tokens=[uno]", ConfigError, "at ZeRO-3 peft cannot train single rows"),
 ]  # fmt: skip

@@ -24,7 +24,7 @@ def test_malformed_fields_are_refused(fields: dict[str, Any], text: str) -> None
 
 
 def test_a_token_that_the_vocabulary_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="tokenizer.add_tokens: 'the' is in the vocabulary already"):
+    with pytest.raises(ConfigError, match="tokenizer.add_tokens: 'the' is already in the vocabulary"):
         BundledTokenizerFactory(add_tokens=["the"]).create_tokenizer()
 
 

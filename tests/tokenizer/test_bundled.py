@@ -5,7 +5,7 @@ from __future__ import annotations
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 
 
-def test_bundled() -> None:
+def test_the_bundled_tokenizer_round_trips_text_and_masks_answers() -> None:
     tokenizer = BundledTokenizerFactory().create_tokenizer()
     assert len(tokenizer) == 4096
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}) == 3

@@ -24,7 +24,7 @@ def test_hf_from_a_directory(directory: Path) -> None:
     assert factory.create_tokenizer().get_vocab() == BundledTokenizerFactory().create_tokenizer().get_vocab()
 
 
-def test_no_name_at_all() -> None:
+def test_a_missing_name_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"tokenizer\.name_or_path: not set, .*pass tokenizer\.name_or_path=.*tokenizer=bundled"
     ):

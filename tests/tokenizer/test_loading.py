@@ -38,7 +38,7 @@ def test_a_missing_path_never_tries_the_network(name: str, monkeypatch: pytest.M
         HFTokenizerFactory(name_or_path=name).create_tokenizer()
 
 
-def test_a_directory_without_tokenizer_and_a_file(tmp_path: Path) -> None:
+def test_a_directory_without_a_tokenizer_and_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for name, message in (
         (tmp_path, "a directory without tokenizer files; expected one of tokenizer.json"),
@@ -59,7 +59,7 @@ def test_an_unreachable_hub_id_fails_quickly_and_clearly(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     with pytest.raises(
-        ModelError, match=r"'nobody/nothing' is no local path and cannot be loaded .*offline, download it first"
+        ModelError, match=r"'nobody/nothing' is not a local path and cannot be loaded .*offline, download it first"
     ):
         HFTokenizerFactory(name_or_path="nobody/nothing").create_tokenizer()
     assert time.monotonic() - start < 20

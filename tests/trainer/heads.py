@@ -24,7 +24,7 @@ def llama(tied=False):
 
 
 class Squared(transformers.LlamaForCausalLM):
-    """A head that no table knows: its logits are squared."""
+    """A model with an unknown transform: its logits are squared."""
 
     def forward(self, **inputs):
         output = super().forward(**inputs)
@@ -33,7 +33,7 @@ class Squared(transformers.LlamaForCausalLM):
 
 
 class Shifted(transformers.LlamaForCausalLM):
-    """A head beside which stands something else."""
+    """A model that adds something to the logits of its head."""
 
     def forward(self, **inputs):
         output = super().forward(**inputs)

@@ -45,7 +45,7 @@ CASES = {
 
 
 def computed(ranks):
-    """Return of each case the loss and the gradients, summed over the ranks, each of which holds a part of every row."""
+    """Return loss and gradients of each case, summed over the ranks, each of which has a part of every row."""
     world = World.from_env()
     distributed.start_sequence_groups(world, ranks, 60)
     results = {}
@@ -77,7 +77,7 @@ def test_two_ranks_on_each_sequence_have_the_loss_and_gradients_of_one():
                 )
 
 
-def test_padding_leaves_the_loss_as_it_is():
+def test_padding_does_not_change_the_loss():
     model = mixtral()
     computer = LossComputer(model, None, balance=find_balance(model, CPU, 1))
     packed, padded = (batch_of(DOCUMENTS, packed) for packed in (True, False))
@@ -87,14 +87,14 @@ def test_padding_leaves_the_loss_as_it_is():
     torch.testing.assert_close(computer.loss_sum(filled), computer.loss_sum(packed))
 
 
-def test_a_batch_that_only_fills_a_step_up_adds_nothing():
+def test_an_empty_batch_adds_nothing():
     model = mixtral()
     dummy = batch_of([])
     dummy.num_tokens = 0
     assert LossComputer(model, None, balance=find_balance(model, CPU, 1)).loss_sum(dummy).item() == 0
 
 
-def test_the_models_function_is_its_own_again_after_a_batch():
+def test_the_models_function_is_restored_after_a_batch():
     model = mixtral()
     function = transformers.models.mixtral.modeling_mixtral.load_balancing_loss_func
     LossComputer(model, None, balance=find_balance(model, CPU, 1)).loss_sum(CASES["padded"])
@@ -119,25 +119,25 @@ DOGE = {**SIZES, "is_moe": True, "num_experts": 4, "num_experts_per_tok": 2, "ro
 @pytest.mark.parametrize(
     ("architecture", "values", "weight"), [("dbrx", DBRX, 0.07), ("jetmoe", JETMOE, 0.03), ("doge", DOGE, 0.05)]
 )
-def test_the_weight_is_found_wherever_it_is_kept(architecture, values, weight):
+def test_the_coefficient_is_found_in_every_architecture(architecture, values, weight):
     assert find_balance(network(architecture, **values), CPU, 1).coefficient == weight
 
 
-def test_a_weight_of_an_unknown_name_is_refused(monkeypatch):
+def test_an_unknown_coefficient_is_refused(monkeypatch):
     model = network("jetmoe", **JETMOE)
     monkeypatch.setattr(balance, "_COEFFICIENTS", ("router_aux_loss_coef",))
     with pytest.raises(
-        ModelError, match="output_router_logits is on, but JetMoeForCausalLM tells no weight of its router"
+        ModelError, match="output_router_logits is on, but JetMoeForCausalLM has no router loss coefficient"
     ):
         find_balance(model, CPU, 1)
 
 
-def test_another_loss_than_the_usual_one_is_refused_where_ranks_share_sequences():
+def test_a_nonstandard_loss_is_refused_if_ranks_share_sequences():
     with pytest.raises(
-        ConfigError, match="sequence_parallel_size: got 2, but DogeForCausalLM balances its experts by a loss"
+        ConfigError, match="sequence_parallel_size: got 2, but DogeForCausalLM has its own load-balancing loss"
     ):
         find_balance(network("doge", **DOGE), CPU, 2)
 
 
-def test_a_model_without_experts_has_none():
+def test_a_model_without_experts_has_no_balancing_loss():
     assert find_balance(network("llama", **SIZES), CPU, 2) is None

@@ -1,4 +1,4 @@
-"""The causal trainer: brings its data along, refuses chats, trains on every token."""
+"""The causal trainer: selects its data, refuses chats and trains on every token."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_the_trainer_brings_its_data() -> None:
         ),
     ],
 )
-def test_data_of_the_other_kind_is_refused(overrides: tuple[str, ...], message: str) -> None:
+def test_data_of_the_other_trainer_is_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         built(*overrides)
 
 
 @pytest.mark.slow
-def test_it_learns_a_text(tmp_path: Path) -> None:
+def test_a_run_learns_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The cat sat on the mat, and then the cat sat on the hat.\n" * 200)
     run(f"trainer=causal data.sources.text.path=a.txt {SMALLEST} trainer.train_iters=12 tracking=none", tmp_path)
     seen = losses(only_run(tmp_path))

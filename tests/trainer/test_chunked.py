@@ -66,7 +66,7 @@ def test_gradients_are_the_derivative(case):
 
 
 def test_weight_gradients_add_up_in_fp32():
-    """With bf16 weights, chunks of one row must not lose what bf16 sums would: each equals the fp64 sum, rounded once."""
+    """With bf16 weights and chunks of one row, the gradient equals the fp64 sum rounded once."""
     (hidden, weight, _), targets, _ = inputs(torch.bfloat16, rows=512)
     chunked_losses(hidden, weight, None, targets, chunk_rows=1).sum().backward()
     exact = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
@@ -104,7 +104,7 @@ def test_evaluation(chunk_rows):
     assert torch.equal(correct.bool(), best == targets)
 
 
-def test_logits_are_never_whole():
+def test_all_logits_never_exist_at_once():
     """The largest tensor that either pass makes is the gradient of the hidden states, far from rows times vocabulary."""
     seen = []
 

@@ -84,13 +84,13 @@ def test_loss_equals_the_models_own_forward(name, packed):
 
 
 def sums(model):
-    """Return what training and evaluation would see, with the head tapped if it can be."""
+    """Return the head, and the sums for training and evaluation, with the head tapped if possible."""
     head = tap_head(model, CPU)
     computer = LossComputer(model, head if isinstance(head, Head) else None)
     return head, computer.loss_sum(some_batch()), computer.evaluation_sums(some_batch(), 1)
 
 
-def test_a_plain_forward_is_as_before():
+def test_tapping_leaves_the_plain_forward_unchanged():
     model, batch = llama(), some_batch()
     before = model(**model_inputs(batch)).logits
     head, *_ = sums(model)
@@ -98,7 +98,7 @@ def test_a_plain_forward_is_as_before():
     assert torch.equal(model(**model_inputs(batch)).logits, before)
 
 
-def test_a_copy_of_the_model_has_a_head_of_its_own():
+def test_a_copy_of_the_model_has_its_own_head():
     model, inputs = llama(), model_inputs(some_batch())
     before = model(**inputs).logits
     assert isinstance(tap_head(model, CPU), Head)
@@ -110,9 +110,12 @@ def test_a_copy_of_the_model_has_a_head_of_its_own():
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(Squared, "Squared does something unknown to its logits"), (Shifted, "not what its head alone gives")],
+    [
+        (Squared, "Squared transforms its logits in an unknown way"),
+        (Shifted, "differ from what its head alone computes"),
+    ],
 )
-def test_an_unknown_transform_takes_the_models_own_forward(kind, reason):
+def test_an_unknown_transform_falls_back_to_the_models_forward(kind, reason):
     model, batch = llama(), some_batch()
     model.__class__ = kind
     head, loss, _ = sums(model)
@@ -121,10 +124,10 @@ def test_an_unknown_transform_takes_the_models_own_forward(kind, reason):
     torch.testing.assert_close(loss, plain_losses(logits, batch.targets_K).sum())
 
 
-def test_an_adapter_on_the_head_takes_the_models_own_forward():
+def test_an_adapter_on_the_head_falls_back_to_the_models_forward():
     model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
     head, loss, _ = sums(model.eval())
-    assert head == "an adapter stands on its output head, past which the weight would be read"
+    assert head == "the LM head has an adapter, which reading the weight directly would bypass"
     assert loss.requires_grad
     rows = []
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))

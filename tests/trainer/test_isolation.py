@@ -1,4 +1,4 @@
-"""A model that mixes the documents of a packed row is met before the first step, whatever in it does so."""
+"""Models that mix the documents of a packed row are refused before the first step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def factory(architecture: str, attention: str) -> RandomModelFactory:
 
 
 @pytest.mark.parametrize("architecture", CASES)
-def test_models_that_mix_documents_are_told_from_those_that_do_not(architecture: str) -> None:
+def test_models_that_mix_documents_are_detected(architecture: str) -> None:
     _, apart, mixed = CASES[architecture]
     for attention in (*apart, *mixed):
         maker = factory(architecture, attention)
@@ -73,29 +73,31 @@ def test_causal_models_pass(architecture: str) -> None:
 
 
 def test_a_model_that_never_calls_our_attention_is_refused() -> None:
-    """Bloom builds its mask by the name of the attention, and for one without a mask has none: it would not be causal."""
+    """Bloom builds its mask by the attention's name, and none for `arctic_varlen`, so it would not be causal."""
     for attention in ("arctic_varlen", "eager"):
         maker = factory("bloom", attention)
         model = maker.create_model(maker.create_config())
         if attention == "eager":
             check_causality(model, torch.device("cpu"), attention)
             continue
-        with pytest.raises(ConfigError, match="got arctic_varlen, but BloomForCausalLM attends in a way of its own"):
+        with pytest.raises(ConfigError, match="got arctic_varlen, but BloomForCausalLM has its own attention code"):
             check_causality(model, torch.device("cpu"), attention)
 
 
-def test_a_model_that_sees_later_tokens_is_refused() -> None:
+def test_a_model_that_is_not_causal_is_refused() -> None:
     maker = factory("bert", "eager")
     model = maker.create_model(maker.create_config())
-    with pytest.raises(ConfigError, match="in BertLMHeadModel with .*eager tokens see later ones: .*is_decoder: true"):
+    with pytest.raises(
+        ConfigError, match="in BertLMHeadModel with .*eager tokens depend on later ones: .*is_decoder: true"
+    ):
         check_causality(model, torch.device("cpu"), "eager")
 
 
-def test_a_state_that_runs_through_a_sequence_is_refused_where_ranks_share_it() -> None:
+def test_a_recurrent_state_is_refused_if_ranks_share_sequences() -> None:
     maker = factory("falcon_h1", "arctic_varlen")
     model = maker.create_model(maker.create_config())
     with pytest.raises(
-        ConfigError, match=r"sequence_parallel_size: got 2, but tokens of FalconH1ForCausalLM depend on others"
+        ConfigError, match=r"sequence_parallel_size: got 2, but in FalconH1ForCausalLM tokens interact outside"
     ):
         check_isolation(model, torch.device("cpu"), "arctic_varlen", 2)
 
@@ -109,6 +111,6 @@ def _refused_then_trained(folder: Path, stage: int) -> str:
     return str(error.value)
 
 
-def test_ranks_are_refused_alike_and_train_one_document_a_row(tmp_path: Path) -> None:
+def test_all_ranks_refuse_packing_and_train_without_it(tmp_path: Path) -> None:
     for text in run_ranks(2, _refused_then_trained, tmp_path, 3):
         assert "data.packing: got true, but StableLmForCausalLM mixes" in text

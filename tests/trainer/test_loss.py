@@ -13,7 +13,7 @@ from tests.trainer.heads import llama, some_batch
 from tests.trainer.loop import documents, full_weights, make_trainer
 
 
-def test_evaluation_is_plain_cross_entropy_whatever_training_adds():
+def test_evaluation_is_plain_cross_entropy_without_training_terms():
     model, batch = llama(), some_batch()
     head = tap_head(model, torch.device("cpu"))
     full, tapped = (LossComputer(model, h, TokenLoss(0.1, 1e-2)) for h in (None, head))

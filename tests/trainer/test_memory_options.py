@@ -1,4 +1,4 @@
-"""What saves memory changes no number: recomputing, offloading, tiling and compiling equal the plain run."""
+"""Options that save memory do not change results: recomputing, offloading, tiling and compiling equal the plain run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.ranks import run_ranks
 from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
 from tests.trainer.test_step import DATA, assert_equal
 
-pytestmark = pytest.mark.xdist_group("memory_options")  # what they share is made once
+pytestmark = pytest.mark.xdist_group("memory_options")  # share one fixture
 
 CASES = {
     "plain": {},

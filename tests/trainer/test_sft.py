@@ -28,7 +28,7 @@ def _refused(folder):
     return make_trainer(documents([9], [5]), folder, model=factory)._losses.head
 
 
-def test_a_loss_that_the_model_cannot_have_is_refused(tmp_path):
+def test_a_head_loss_that_the_model_does_not_support_is_refused(tmp_path):
     assert run_ranks(1, _refused, tmp_path) == [None]
 
 
@@ -37,6 +37,6 @@ def test_liger_without_cuda_is_refused():
     assert problem.startswith("head_loss: got liger, but its kernel needs a CUDA GPU")
 
 
-def test_only_the_full_loss_goes_through_the_heads_own_forward():
+def test_only_the_full_loss_uses_the_heads_forward():
     assert not SFTTrainer(head_loss="full").reads_head_weight
     assert SFTTrainer().reads_head_weight

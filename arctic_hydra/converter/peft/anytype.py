@@ -1,4 +1,4 @@
-"""Any of peft's types, by its name and config."""
+"""Any adapter type of peft, by name and config."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ class AnyPeft(PeftFactory):
     """Any adapter of the installed peft: `peft=any peft.peft_type=IA3 peft.config={target_modules: [k_proj]}`."""
 
     peft_type: str
-    """peft's name of the type: LOHA, LOKR, IA3, OFT, BOFT, VERA, LN_TUNING, FOURIERFT, HRA, ..."""
+    """peft's name for the type: LOHA, LOKR, IA3, OFT, BOFT, VERA, LN_TUNING, FOURIERFT, HRA, ..."""
 
     def validate(self) -> None:
         super().validate()
         self.peft_type = self.peft_type.upper()
         if self.peft_type in UNSUPPORTED:
-            raise ValueError(
-                f"peft_type: got {self.peft_type}, which cannot be trained here: {UNSUPPORTED[self.peft_type]}"
-            )
+            raise ValueError(f"peft_type: got {self.peft_type}, which is not supported: {UNSUPPORTED[self.peft_type]}")
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem for a type, or a key of its config, that the installed peft does not have."""
+        """Yield a problem for a type or config key that the installed peft does not have."""
         known = sorted(catalog.types().keys() - UNSUPPORTED.keys())
         if self.peft_type not in known:
             near = difflib.get_close_matches(self.peft_type, known, n=1)
@@ -38,9 +36,9 @@ class AnyPeft(PeftFactory):
 
     @property
     def type_name(self) -> str:
-        """The type as peft calls it."""
+        """peft's name for the type."""
         return self.peft_type
 
     def values(self) -> dict[str, Any]:
-        """Return the fields of peft's config."""
+        """Return the values of peft's config."""
         return dict(self.config)

@@ -1,4 +1,4 @@
-"""What all adapters share: peft's own configs and wrapper, with errors that come early and name the key."""
+"""Base of the adapters: peft's configs and wrapper, with early errors that name the config key."""
 
 from __future__ import annotations
 
@@ -22,68 +22,68 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PROMPT = (
-    "it puts virtual tokens before the text, which moves every supervised position; choose a type that adapts layers"
+    "it prepends virtual tokens to the text, which shifts every supervised position; choose a type that adapts layers"
 )
 UNSUPPORTED = {
     **dict.fromkeys(
         ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _PROMPT
     ),
-    "ADALORA": "its ranks are pruned from gradients that the engine has given back by then; use LORA",
+    "ADALORA": "it prunes ranks by gradients that the engine has already freed; use LORA",
     "ADAPTION_PROMPT": "it replaces the attention that keeps packed documents apart; use LORA",
-    "POLY": "it needs a task id with every example; use LORA",
-    "XLORA": "it mixes adapters that are trained already; use LORA",
+    "POLY": "it needs a task id for every example; use LORA",
+    "XLORA": "it mixes adapters that are already trained; use LORA",
 }
 
 
 @dataclass(kw_only=True)
 class PeftSlot(ModelConverter):
-    """Type of the slot `peft` in a run."""
+    """Type of a run's field `peft`."""
 
     phase: ClassVar[Phase] = Phase.adapters
     adapts: ClassVar[bool] = True
-    """Whether the model is wrapped, its own weights frozen."""
+    """Whether the model is wrapped and its own weights are frozen."""
 
     @property
     def trains_in_full(self) -> list[str]:
-        """Modules that train in full beside the adapter."""
+        """Modules that train in full, in addition to the adapter."""
         return []
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
-        """Return how transformers is to quantise the frozen weights as it loads them, or None: not at all."""
+        """Return transformers' config for quantizing the frozen weights while loading, or None for no quantization."""
         return None
 
     def bytes_per_weight(self, weight: torch.Tensor) -> float:
-        """Return what each number of a frozen linear layer's weight [out, in] takes once the model is loaded."""
+        """Return the bytes per element of a frozen linear layer's weight [out, in] once the model is loaded."""
         return float(weight.itemsize)
 
     @abstractmethod
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model, wrapped as a `peft.PeftModel` where there is an adapter."""
+        """Return the model, wrapped in a `peft.PeftModel` if there is an adapter."""
 
 
 @dataclass(kw_only=True)
 class PeftFactory(PeftSlot):
-    """Base of the adapters; a subclass says which type of peft's it is and with what values."""
+    """Base of the adapters; a subclass defines peft's type and the values of its config."""
 
     config: dict[str, Any] = field(default_factory=dict)
-    """Further fields of peft's own config of this type, such as {exclude_modules: [lm_head]}."""
+    """Further values of peft's config for this type, such as {exclude_modules: [lm_head]}."""
 
     def validate(self) -> None:
         self.config = convert_leaves(self.config)
 
     @property
     def trains_in_full(self) -> list[str]:
-        """Modules that train in full beside the adapter."""
+        """Modules that train in full, in addition to the adapter."""
         return list(self.values().get("modules_to_save") or [])
 
     @property
     @abstractmethod
     def type_name(self) -> str:
-        """The type as peft calls it: LORA, IA3, ..."""
+        """peft's name for the type: LORA, IA3, ..."""
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
-        """Return the fields of peft's config."""
+        """Return the values of peft's config."""
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem for each key of `config` that the installed peft does not have."""
@@ -96,8 +96,8 @@ class PeftFactory(PeftSlot):
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
         """Freeze the model and return it in a `peft.PeftModel`; adapter weights take the model's dtype.
 
-        Their fp32 copies are with the optimizer, as all weights' are. Raises ConfigError for values that peft refuses
-        and for modules that the model does not have.
+        The optimizer holds their fp32 copies, as for all weights. Raises ConfigError for values that peft rejects and for
+        modules that the model does not have.
         """
         import peft
 
@@ -110,7 +110,7 @@ class PeftFactory(PeftSlot):
         check_modules("peft.modules_to_save", values.get("modules_to_save"), names)
         values = self._keep_tied(model, values)
         if "save_projection" in catalog.types()[self.type_name]:
-            # Its fixed projections are drawn from a seed, and are no parameters: a checkpoint holds parameters.
+            # Its fixed projections come from a seed and are not parameters; a checkpoint holds parameters only.
             values = {"save_projection": False, **values}
         config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(self.type_name)]
         try:
@@ -119,12 +119,12 @@ class PeftFactory(PeftSlot):
         except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
-                f"peft: {self.type_name} cannot be put on {type(model).__name__}: {first.strip()}"
+                f"peft: {self.type_name} cannot be applied to {type(model).__name__}: {first.strip()}"
             ) from error
         return wrapped
 
     def _train_tokens(self, model: Any, values: dict[str, Any], added: list[int]) -> dict[str, Any]:
-        """Return the values with which the rows of added tokens train too, in each table that does not train in full."""
+        """Return values that also train the rows of added tokens, in each table that does not train in full."""
         if values.get("trainable_token_indices"):
             return values
         names = {module: name for name, module in model.named_modules()}
@@ -139,16 +139,16 @@ class PeftFactory(PeftSlot):
         return {**values, "trainable_token_indices": {names[module].split(".")[-1]: added for module in chosen}}
 
     def _rows_problem(self, tables: list[Any], names: dict[Any, str], values: dict[str, Any], added: int) -> str | None:
-        """Return why peft cannot train `added` rows of embedding and head, those of `tables`, or None."""
+        """Return why peft cannot train `added` rows of the embedding and head in `tables`, or None."""
         short = [names[module].split(".")[-1] for module in tables]
         saved = [*(values.get("modules_to_save") or []), *short]
         if "trainable_token_indices" not in catalog.types()[self.type_name]:
             return (
                 f"tokenizer.add_tokens: {added} tokens were added, but peft's {self.type_name} cannot train their "
-                f"rows; use peft=lora, or name {' and '.join(short)} in peft.config.modules_to_save"
+                f"rows; use peft=lora, or list {' and '.join(short)} in peft.config.modules_to_save"
             )
         if self.trainer.zero_stage == 3:
-            return rows_at_zero3(added, saved)
+            return zero3_rows_problem(added, saved)
         targets, excluded = values.get("target_modules"), values.get("exclude_modules") or []
         for module in tables:
             name = names[module]
@@ -156,17 +156,17 @@ class PeftFactory(PeftSlot):
             if listed and not is_named(excluded, name):
                 return (
                     f"peft.target_modules: got {name}, but {added} tokens were added, and peft cannot both adapt that layer and "
-                    f"train their rows in it; leave it out (their rows train then), or pass peft.modules_to_save=[{','.join(saved)}]"
+                    f"train their rows; leave it out (the rows then train), or pass peft.modules_to_save=[{','.join(saved)}]"
                 )
             if getattr(module, "bias", None) is not None:
                 return (
-                    f"tokenizer.add_tokens: {added} tokens were added, but peft drops the bias of {name} where it trains their rows "
-                    f"alone; pass peft.modules_to_save=[{','.join(saved)}]"
+                    f"tokenizer.add_tokens: {added} tokens were added, but peft drops the bias of {name} when it trains only "
+                    f"their rows; pass peft.modules_to_save=[{','.join(saved)}]"
                 )
         return None
 
     def _keep_tied(self, model: Any, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values with which an embedding and a head of one weight keep one; peft would train two copies."""
+        """Return values that keep embedding and head tied; peft would otherwise train two copies."""
         if not is_tied(model):
             return values
         tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
@@ -178,16 +178,16 @@ class PeftFactory(PeftSlot):
         if adapted or (whole and not can_tie):
             raise ConfigError(
                 f"peft: {', '.join(adapted or whole)} of this model shares its weight with another module, and {self.type_name} "
-                "would take them apart; leave it out, or use peft=lora with peft.modules_to_save=[embed_tokens], which trains both as one"
+                "would untie them; leave it out, or use peft=lora with peft.modules_to_save=[embed_tokens], which trains both as one"
             )
         return {**values, "ensure_weight_tying": True} if whole else values
 
 
-def rows_at_zero3(added: int, tables: list[str]) -> str:
-    """Return why added tokens do not go with ZeRO-3, whose shards peft cannot train single rows of; `tables` have them."""
+def zero3_rows_problem(added: int, tables: list[str]) -> str:
+    """Return the error for added tokens at ZeRO-3, where peft cannot train single rows of the sharded `tables`."""
     return (
         f"tokenizer: got {added} tokens to add, but at ZeRO-3 peft cannot train single rows of an embedding; pass "
-        f"peft.modules_to_save=[{','.join(tables)}] (all rows train; embed_tokens alone where they are tied), or deepspeed=zero2"
+        f"peft.modules_to_save=[{','.join(tables)}] (all rows train; embed_tokens alone if they are tied), or deepspeed=zero2"
     )
 
 
@@ -197,7 +197,7 @@ def is_tied(model: Any) -> bool:
 
 
 def check_modules(key: str, wanted: Any, names: list[str]) -> None:
-    """Raise ConfigError for a module that is asked for and not there, with names like it."""
+    """Raise ConfigError for a module that the model does not have, with similar names."""
     if wanted is None or wanted == "all-linear":
         return
     listed = [wanted] if isinstance(wanted, str) else list(wanted)
@@ -207,7 +207,7 @@ def check_modules(key: str, wanted: Any, names: list[str]) -> None:
 
 
 def is_named(wanted: str | list[str], name: str) -> bool:
-    """Compare as peft does: a string is a pattern of whole names, an entry of a list their end."""
+    """Match names as peft does: a string is a pattern of whole names, a list entry is the end of a name."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
     return any(name == item or name.endswith(f".{item}") for item in wanted)

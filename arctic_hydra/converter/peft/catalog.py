@@ -1,4 +1,4 @@
-"""What the installed peft offers, read from its source: importing it takes seconds and loads torch."""
+"""The adapter types of the installed peft, read from its source: importing it takes seconds and loads torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @cache
 def types() -> dict[str, frozenset[str]]:
-    """Return the fields of each type's config, by the type's name (LORA, IA3, ...)."""
+    """Return the config fields of each type, by the type's name (LORA, IA3, ...)."""
     spec = importlib.util.find_spec("peft")
     assert spec is not None and spec.origin is not None, "peft is a dependency of this package"
     package = Path(spec.origin).parent

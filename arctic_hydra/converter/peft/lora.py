@@ -1,4 +1,4 @@
-"""LoRA and its kin: low-rank updates of linear layers."""
+"""LoRA and its variants: low-rank updates of linear layers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Bias(Enum):
 
 @component(group="peft", name="lora")
 class LoraFactory(PeftFactory):
-    """LoRA (Hu et al. 2021): the frozen weight W of a layer becomes W + lora_alpha / r * B A, where B and A train.
+    """LoRA (Hu et al. 2021): the frozen weight W of a layer becomes W + lora_alpha / r * B A with trained B and A.
 
-    Fields have peft's names and meaning; `peft=dora` and `peft=rslora` are this with one of them set.
+    Fields have peft's names and meaning; `peft=dora` and `peft=rslora` set one of them.
     """
 
     r: HumanInt = integer(16, minimum=1)
     """Rank of the update."""
     lora_alpha: HumanFloat = number(32, minimum=0)
-    """Scale of the update, divided by r (by its root with use_rslora)."""
+    """Scale of the update, divided by r (by its square root with use_rslora)."""
     lora_dropout: HumanFloat = number(0.0, minimum=0, maximum=1)
     """Dropout before A, in training."""
     target_modules: Any = "all-linear"
@@ -39,17 +39,17 @@ class LoraFactory(PeftFactory):
     bias: Bias = Bias.none
     """none, all, or lora_only: which biases train."""
     use_rslora: bool = False
-    """Divide lora_alpha by the root of r (rank-stabilised LoRA, Kalajdzievski 2023)."""
+    """Divide lora_alpha by the square root of r (rank-stabilized LoRA, Kalajdzievski 2023)."""
     use_dora: bool = False
     """Train the magnitude of each output separately from its direction (DoRA, Liu et al. 2024)."""
     init_lora_weights: Any = True
-    """true: B is zero; or gaussian, pissa, pissa_niter_<n>, olora, orthogonal, as peft calls them."""
+    """true: B is zero; or gaussian, pissa, pissa_niter_<n>, olora, orthogonal, as in peft."""
 
     def validate(self) -> None:
         super().validate()
         own = sorted(self.config.keys() & {*vars(self)} - {"config"})
         if own:
-            raise ValueError(f"config.{own[0]}: is a field of its own; pass peft.{own[0]}=... instead")
+            raise ValueError(f"config.{own[0]}: this option has the field itself; pass peft.{own[0]}=... instead")
         target = self.target_modules
         if not ((isinstance(target, str) and target) or (isinstance(target, list) and target)):
             raise ValueError(f"target_modules: got {target!r}, expected all-linear, a list of names, or a pattern")
@@ -57,17 +57,17 @@ class LoraFactory(PeftFactory):
             raise ValueError(f"init_lora_weights: got {self.init_lora_weights!r}, expected true or a method's name")
         if str(self.init_lora_weights).startswith(("eva", "loftq", "corda", "lora_ga")):
             raise ValueError(
-                f"init_lora_weights: got {self.init_lora_weights}, which needs data or another model at its start; "
+                f"init_lora_weights: got {self.init_lora_weights}, which needs data or another model for initialization; "
                 "expected true, gaussian, pissa, pissa_niter_<n>, olora or orthogonal"
             )
 
     @property
     def type_name(self) -> str:
-        """The type as peft calls it."""
+        """peft's name for the type."""
         return "LORA"
 
     def values(self) -> dict[str, Any]:
-        """Return the fields of `peft.LoraConfig`."""
+        """Return the values of `peft.LoraConfig`."""
         alpha = int(self.lora_alpha) if float(self.lora_alpha).is_integer() else self.lora_alpha
         return {
             "r": self.r,

@@ -1,4 +1,4 @@
-"""No adapter: the model itself trains."""
+"""The option without an adapter."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class NoPeft(PeftSlot):
     adapts: ClassVar[bool] = False
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model as it is."""
+        """Return the model unchanged."""
         return model

@@ -1,4 +1,4 @@
-"""QLoRA: LoRA over weights that are held in four or eight bits."""
+"""QLoRA: LoRA over weights quantized to four or eight bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Quantization(Enum):
-    """How bitsandbytes holds the frozen weights."""
+    """How bitsandbytes quantizes the frozen weights."""
 
     nf4 = "nf4"
     fp4 = "fp4"
@@ -24,29 +24,29 @@ class Quantization(Enum):
 
 @component(group="peft", name="qlora")
 class QLoraFactory(LoraFactory):
-    """QLoRA (Dettmers et al. 2023): LoRA over a frozen model in NF4, through bitsandbytes; needs ZeRO 0 to 2."""
+    """QLoRA (Dettmers et al. 2023): LoRA over a frozen model quantized to NF4 by bitsandbytes; needs ZeRO 0 to 2."""
 
     quantization: Quantization = Quantization.nf4
-    """nf4, fp4 or int8: the form of the frozen weights; products are computed in model.dtype."""
+    """nf4, fp4 or int8: data type of the frozen weights; products are computed in model.dtype."""
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem where bitsandbytes is missing."""
+        """Yield a problem if bitsandbytes is missing."""
         if importlib.util.find_spec("bitsandbytes") is None:
             yield "quantization: peft=qlora needs bitsandbytes, which is not installed; pip install bitsandbytes, or pass peft=lora"
         yield from super().check_environment()
 
     def bytes_per_weight(self, weight: torch.Tensor) -> float:
-        """Return its bits and its share of the scales.
+        """Return the bytes per weight, including its share of the scales.
 
-        In four bits these are one of 8 bits for 64 numbers and one fp32 for 256 of these (double quantisation), in eight
-        bits one fp32 for each row.
+        In four bits there is an 8-bit scale per 64 weights and an fp32 scale per 256 of these (double quantization), in
+        eight bits one fp32 scale per row.
         """
         if self.quantization is Quantization.int8:
             return float(1 + 4 / weight.shape[1])
         return 0.5 + 1 / 64 + 4 / (64 * 256)
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
-        """Return how transformers loads the model: quantised, its products in `dtype`."""
+        """Return transformers' config for loading the model quantized, with products in `dtype`."""
         from transformers import BitsAndBytesConfig
 
         if self.quantization is Quantization.int8:

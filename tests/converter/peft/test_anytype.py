@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ CONFIGS = {
 
 
 NEEDS = {"ADAMSS": "scikit-learn"}
-"""Types for which peft wants a package that is not ours."""
+"""Types for which peft needs another package."""
 
 
 def train_each(folder, model):
@@ -66,7 +68,7 @@ def test_every_type_that_adapts_layers_trains_and_is_exported(tmp_path):
 
 
 REFUSED = [
-    ("peft=any peft.peft_type=prefix_tuning", "peft.peft_type: got PREFIX_TUNING, which cannot be trained here: it puts virtual tokens before the text"),
+    ("peft=any peft.peft_type=prefix_tuning", "peft.peft_type: got PREFIX_TUNING, which is not supported: it prepends virtual tokens to the text"),
 ]  # fmt: skip
 
 
@@ -82,12 +84,5 @@ ENVIRONMENT = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
-def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    absent = ("bitsandbytes", "torchao")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match=text):
-        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())
+def test_environment_problems(arguments, text, model, monkeypatch):
+    assert re.search(text, lab.environment_problems(arguments, model, monkeypatch))

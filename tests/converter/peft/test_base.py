@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -19,31 +21,24 @@ ENVIRONMENT = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
-def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    absent = ("bitsandbytes", "torchao")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match=text):
-        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())
+def test_environment_problems(arguments, text, model, monkeypatch):
+    assert re.search(text, lab.environment_problems(arguments, model, monkeypatch))
 
 
 BUILT = [
     ("peft=lora peft.target_modules=[q_proj,k_prj]", r"peft.target_modules: 'k_prj' matches no module; did you mean 'k_proj' \(as in model.layers.0.self_attn.k_proj\)"),
     ("peft=lora peft.modules_to_save=[embed_token]", "peft.modules_to_save: 'embed_token' matches no module; did you mean 'embed_tokens'"),
-    ("peft=lora peft.target_modules=[input_layernorm]", "peft: LORA cannot be put on LlamaForCausalLM: Target module LlamaRMSNorm"),
+    ("peft=lora peft.target_modules=[input_layernorm]", "peft: LORA cannot be applied to LlamaForCausalLM: Target module LlamaRMSNorm"),
     ("peft=any peft.peft_type=IA3 tokenizer.add_tokens=[uno]", "tokenizer.add_tokens: 1 tokens were added, but peft's IA3 cannot train their rows"),
     ("peft=lora tokenizer.add_tokens=[uno] peft.target_modules=[q_proj,lm_head]", r"peft.target_modules: got lm_head, but 1 tokens were added, .* leave it out .*peft.modules_to_save=\[embed_tokens,lm_head\]"),
     ("peft=lora tokenizer.add_tokens=[uno] peft.target_modules='.*(q_proj|embed_tokens)'", "peft.target_modules: got model.embed_tokens, but 1 tokens were added"),
     ("peft=lora deepspeed=zero3 tokenizer.add_tokens=[uno] peft.modules_to_save=[lm_head]", r"tokenizer: got 1 tokens to add, but at ZeRO-3 .* pass peft.modules_to_save=\[lm_head,embed_tokens\]"),
-    ("peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj],feedforward_modules:[],modules_to_save:[embed_tokens]} model.hf_config_kwargs={tie_word_embeddings:true}", "peft: model.embed_tokens of this model shares its weight with another module, and IA3 would take them apart"),
+    ("peft=any peft.peft_type=IA3 peft.config={target_modules:[k_proj],feedforward_modules:[],modules_to_save:[embed_tokens]} model.hf_config_kwargs={tie_word_embeddings:true}", "peft: model.embed_tokens of this model shares its weight with another module, and IA3 would untie them"),
     ("peft=lora peft.target_modules=[embed_tokens] model.hf_config_kwargs={tie_word_embeddings:true}", r"peft: model.embed_tokens of this model shares its weight with another module, and LORA would .* peft.modules_to_save=\[embed_tokens\], which"),
 ]  # fmt: skip
 
 
-def test_what_the_model_does_not_have_is_named_with_what_it_has(model, tmp_path):
+def test_unsupported_modules_and_tokens_are_refused(model, tmp_path):
     import re
 
     found = lab.in_ranks(1, lab.errors_of, [arguments for arguments, _ in BUILT], tmp_path, model)

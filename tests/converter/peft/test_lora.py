@@ -1,4 +1,4 @@
-"""The fields of LoRA, and added tokens beside it."""
+"""The fields of LoRA, and added tokens together with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.converter import lab
 from tests.trainer.loop import attached, batch_of, tiny_factory
 
 REFUSED = [
-    ("peft=lora peft.config={r:8}", "peft.config.r: is a field of its own; pass peft.r="),
+    ("peft=lora peft.config={r:8}", "peft.config.r: this option has the field itself; pass peft.r="),
     ("peft=lora peft.init_lora_weights=eva", "peft.init_lora_weights: got eva, which needs data"),
     ("peft=lora peft.target_modules=[]", r"peft.target_modules: got \[\], expected all-linear"),
 ]  # fmt: skip
@@ -28,8 +28,8 @@ def test_malformed_fields_are_refused(arguments, text, model):
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("saved", [[], ["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]], ids="+".join)
-def test_every_table_trains_the_rows_of_added_tokens(tied, saved):
-    """Whole, or those rows; and new tokens, which start alike, do not stay so."""
+def test_the_rows_of_added_tokens_train_in_embedding_and_head(tied, saved):
+    """In full or by row; the rows of two new tokens, equal at the start, become different."""
     network = tiny_factory(tie_word_embeddings=tied, disable_activation_checkpoint=True)
     torch.manual_seed(0)
     model = network.create_model(network.create_config())

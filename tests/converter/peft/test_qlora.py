@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
-from arctic_hydra.errors import ConfigError
 from tests.converter import lab
 from tests.converter.test_exports import IDS, loaded_logits
 
 KINDS = {"nf4": 4.5 / 8, "fp4": 4.5 / 8, "int8": 1.0}
-"""The most bytes that a weight may take: its bits, and its share of the scales."""
+"""Maximum bytes per weight: its bits and its share of the scales."""
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +21,22 @@ def model(tmp_path_factory):
     return lab.save_model(tmp_path_factory.mktemp("model") / "llama", hidden_size=64, intermediate_size=128)
 
 
-def _quantised(kind: str) -> str:
+def _quantized(kind: str) -> str:
     return f"peft=qlora peft.quantization={kind} trainer.train_iters=3 checkpoint=[]"
 
 
-def rounded_and_quantised(kind, folder, model):
-    """Train in few bits, and train plain LoRA over the weights that these bits stand for."""
+def rounded_and_quantized(kind, folder, model):
+    """Train QLoRA, and LoRA over the dequantized weights."""
     from transformers import AutoModelForCausalLM
 
-    run, _ = lab.compose_run(_quantised(kind), model)
+    run, _ = lab.compose_run(_quantized(kind), model)
     options = run.peft.quantization_config(torch.float32)
     loaded = AutoModelForCausalLM.from_pretrained(model, quantization_config=options, dtype=torch.float32)
     linear = loaded.model.layers[0].mlp.up_proj.weight
     held = linear.untyped_storage().nbytes() if kind == "int8" else _bytes_of(linear)
     rounded = lab.save_model(folder / "rounded", hidden_size=64, intermediate_size=128)
     loaded.dequantize().save_pretrained(rounded)
-    ours = lab.train(_quantised(kind), folder / "quantised", model)
+    ours = lab.train(_quantized(kind), folder / "quantized", model)
     theirs = lab.train("peft=lora trainer.train_iters=3 checkpoint=[]", folder / "plain", rounded)
     return ours, theirs, held / (64 * 128)
 
@@ -47,9 +47,9 @@ def _bytes_of(weight) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_trains_as_lora_does_over_the_rounded_weights(kind, tmp_path, model):
-    """Also after an evaluation, at which bitsandbytes would cut the gradients of a CPU with AVX512-BF16."""
-    ours, theirs, bytes_per_weight = lab.in_ranks(1, rounded_and_quantised, kind, tmp_path, model)
+def test_equals_lora_over_the_rounded_weights(kind, tmp_path, model):
+    """Also after an evaluation, in which bitsandbytes would repack weights and lose gradients on a CPU with AVX512-BF16."""
+    ours, theirs, bytes_per_weight = lab.in_ranks(1, rounded_and_quantized, kind, tmp_path, model)
     assert bytes_per_weight <= KINDS[kind]
     # bitsandbytes rounds what goes into an int8 product too.
     tolerance = 1e-5 if kind != "int8" else 2e-3
@@ -58,7 +58,7 @@ def test_it_trains_as_lora_does_over_the_rounded_weights(kind, tmp_path, model):
 
 
 def test_resume_is_bit_exact_and_the_exports_load(tmp_path, model):
-    """The adapter loads over the quantised model; merged, it goes into the weights in full."""
+    """The adapter loads over the quantized model; merging adds it to the full weights."""
     arguments = "peft=qlora trainer.train_iters=3 deepspeed=zero2 ranks=2 checkpoint.hf.merge=false"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     lab.in_ranks(2, lab.perform, arguments, whole, model)
@@ -82,7 +82,7 @@ def test_resume_is_bit_exact_and_the_exports_load(tmp_path, model):
 
 
 def _trained_logits(folder, model):
-    """Return the logits of a trained model in few bits, and of its adapter loaded over the model in few bits."""
+    """Return the logits of a trained quantized model, and of its adapter loaded over the quantized model."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -101,12 +101,5 @@ ENVIRONMENT = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), ENVIRONMENT)
-def test_what_this_machine_lacks_is_reported_before_torch_is_loaded(arguments, text, model, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    absent = ("bitsandbytes", "torchao")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match=text):
-        raise ConfigError(lab.compose_run(arguments, model)[0].environment_problems())
+def test_environment_problems(arguments, text, model, monkeypatch):
+    assert re.search(text, lab.environment_problems(arguments, model, monkeypatch))
