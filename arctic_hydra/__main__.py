@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
 from omegaconf import DictConfig, OmegaConf
 
 from arctic_hydra import __version__, component, config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import ConfigRepository  # the one place where Hydra reads config files
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
 

@@ -69,7 +69,7 @@ def is_hydra_override(override: str, part: str = "") -> bool:
 
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     """Return the overrides of each job of a grid sweep, in Hydra's order."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # so that jobs come in Hydra's order
 
     try:
         return [job for batch in BasicSweeper.split_arguments(parse(overrides), None) for job in batch]

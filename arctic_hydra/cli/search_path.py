@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra._internal.hydra import Hydra
+from hydra._internal.hydra import Hydra  # public functions take no search path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
