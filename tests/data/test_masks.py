@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from arctic_hydra.assets.build_assets import CHAT_TEMPLATE
 from arctic_hydra.data.encode.chat import Chat, ChatEncoder, TurnChoice
@@ -608,6 +609,16 @@ HEADER_WITH_SPACE = (
 @pytest.mark.parametrize("contents", [("a\n", "b"), ("a", " b"), ("a", "\nb"), ("Bot:", "\nb")])
 def test_white_space_that_an_answer_begins_with_is_its_own(template: str, contents: tuple[str, str]) -> None:
     assert results(template, chat(*contents)["messages"]) == [f"{contents[1]}</s>"]
+
+
+def test_the_answer_that_its_tokens_do_not_give_is_the_one_that_is_named() -> None:
+    tokenizer: Any = make_tokenizer(CHATML_UNTAGGED, eos_token="</s>")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    (problem,) = ChatEncoder(tokenizer).encode([Chat(chat("Hm", "so", "And?", "No")["messages"])])
+    assert isinstance(problem, RowProblem) and problem.reason == "tokenizer"
+    assert "the tokens of an answer do not decode to its text: expected 'No<|im_end|>', got 'no<|im_end|>'" in str(
+        problem
+    )
 
 
 def test_a_generation_block_around_a_question_too_is_judged_by_what_the_question_says() -> None:
