@@ -90,3 +90,24 @@ def test_a_buffer_without_a_stream_is_refused() -> None:
 def test_streamed_sources_need_weights() -> None:
     with pytest.raises(FieldError, match=r"sources\.a\.weight: got none, but .*streamed"):
         SFTDataFactory(sources={"a": JsonSource(path="x"), "b": JsonSource(path="y")}, streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train_roles": ["gpt"]}, "train_roles: got 'gpt', expected one or more of system"),
+        ({"train_roles": []}, "train_roles: got none"),
+        ({"eot_tokens": [""]}, "eot_tokens: got '', expected tokens of the tokenizer"),
+        (
+            {"mask_inputs": False, "train_on_eot": False},
+            "mask_inputs: got false, which trains on every token, together with .* train_on_eot",
+        ),
+        (
+            {"mask_inputs": False, "train_on": "last"},
+            "mask_inputs: got false, which trains on every token, together with train_on",
+        ),
+    ],
+)
+def test_refused_choices_of_turns(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        factory(Path("x"), **fields)

@@ -14,31 +14,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers.utils import chat_template_utils
 
 from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.encode.bpe_cache import WordTokenizer
 from arctic_hydra.data.encode.skeleton import thought_key
-from arctic_hydra.data.encode.spans import Encoded, Span, pairs, token_span
-from arctic_hydra.data.encode.template import (
-    FIXED_DATE,
-    GENERATION_TAG,
-    CallForm,
-    call_form,
-    fix_globals,
-    rename_reasoning,
-    template_of,
-    template_problem,
-)
+from arctic_hydra.data.encode.spans import Encoded, Span, added_text, lost_text, pairs, token_span
+from arctic_hydra.data.encode.template import ChatTemplate, template_problem
 from arctic_hydra.data.encode.turns import TurnFinder
-from arctic_hydra.data.encode.verify import short
-from arctic_hydra.data.formats.messages import (
-    REASONING_KEYS,
-    Chat,
-    Message,
-    RowProblem,
-    check_text,
-)
+from arctic_hydra.data.formats.messages import Chat, RowProblem, check_text
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -85,29 +68,19 @@ class ChatEncoder:
         self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None, with_tools: bool = False
     ) -> None:
         self._turns = turns or TurnChoice()
-        self._template = template_of(tokenizer, with_tools)
-        fix_globals(self._template)
-        known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._template)]
-        self._reasoning_key = known[0] if len(known) == 1 else None
         self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._tagged = bool(GENERATION_TAG.search(self._template))
-        self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
-        if "date_string" in self._template:
-            self._variables["date_string"] = FIXED_DATE.strftime("%d %b %Y")
+        self._template = ChatTemplate(tokenizer, with_tools)
+        self._check_eot_tokens()
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {token for token in (*tokenizer.all_special_tokens, *self._turns.eot_tokens) if token}
-        self._check_eot_tokens()
-        self._calls = CallForm()
-        if "tool_calls" in self._template:
-            self._calls = call_form(lambda messages: self._render([messages], None)[0][0])
+        self._finder = TurnFinder(self._template, sorted(specials), self._turns.eot_tokens)
         self._words = WordTokenizer.of(self._backend)
         self._unknown = tokenizer.unk_token_id
         self._bos = tokenizer.bos_token_id
         start = self._backend.encode("a", add_special_tokens=True).ids[:1]
         self._adds_bos = self._bos is not None and start == [self._bos]
-        self._finder = TurnFinder(self._render, sorted(specials), self._turns.eot_tokens, self._tagged)
 
     def _check_eot_tokens(self) -> None:
         for token in self._turns.eot_tokens:
@@ -150,7 +123,7 @@ class ChatEncoder:
         pieces: list[list[int]] = []
         for located, encoding in zip(rendered, encodings, strict=True):
             ids = encoding.ids
-            places = [token_span(encoding, located.text, span, len(ids)) for span in located.spans]
+            places = [token_span(encoding, located.text, span) for span in located.spans]
             encoded.append(Encoded(np.array(ids, dtype=np.int32), places))
             pieces += [ids[first:last] for first, last in places]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
@@ -161,37 +134,20 @@ class ChatEncoder:
             results.append(item if as_wanted else self._realign(item, text, spans))
         return results
 
-    def _render(
-        self, conversations: list[list[Message]], tools: list[Any] | None, generate: bool = False
-    ) -> list[tuple[str, list[Span]]]:
-        tagged = self._tagged and not generate
-        if (known := self._reasoning_key) is not None:
-            conversations = [[rename_reasoning(message, known) for message in messages] for messages in conversations]
-        if self._calls != CallForm():
-            conversations = [[self._calls.of(message) for message in messages] for messages in conversations]
-        texts, spans = chat_template_utils.render_jinja_template(
-            conversations=conversations,
-            tools=tools,
-            chat_template=self._template,
-            return_assistant_tokens_mask=tagged,
-            add_generation_prompt=generate,
-            **self._variables,
-        )
-        return list(zip(texts, spans if tagged else [[] for _ in texts], strict=True))
-
     def _render_all(self, chats: Sequence[Chat]) -> list[Located | RowProblem]:
         # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
         plain = [index for index, chat in enumerate(chats) if chat.tools is None]
         try:
-            rendered = dict(zip(plain, self._render([chats[index].messages for index in plain], None), strict=True))
+            texts = self._template.render([chats[index].messages for index in plain])
+            rendered = dict(zip(plain, texts, strict=True))
         except Exception:  # some chat of the batch fails: rendered one by one below, to name it
             rendered = {}
         results: list[Located | RowProblem] = []
         for index, chat in enumerate(chats):
             try:
-                text, marked = rendered.get(index) or self._render([chat.messages], chat.tools)[0]
-                check_text(text, "the rendered chat")  # tools and calls are in it too
-                results.append(self._located(chat, text, marked))
+                found = rendered.get(index) or self._template.render([chat.messages], chat.tools)[0]
+                check_text(found.text, "the rendered chat")  # tools and calls are in it too
+                results.append(self._located(chat, found.text, found.answers))
             except RowProblem as problem:
                 results.append(problem)
             except Exception as error:  # templates raise anything
@@ -217,11 +173,11 @@ class ChatEncoder:
         return Located(text, spans, thoughts)
 
     def _realign(self, encoded: Encoded, text: str, spans: list[Span]) -> Encoded | RowProblem:
-        """Return ids whose tokens fit the spans, or the problem that none do."""
-        if self._fits(encoded, text, spans):
+        """Return ids whose tokens decode to the spans, or the problem that none do."""
+        if self._misfit(encoded, text, spans) is None:
             return encoded
-        # A token crosses the border of an answer (a newline merged with the header's): tokenise the parts by
-        # themselves, as generation does, where the prompt is tokenised before the answer exists.
+        # A token crosses the border of an answer (a newline merged with the header's): tokenize the parts separately, as
+        # generation does, where the prompt is tokenized before the answer exists.
         bounds = sorted({0, len(text), *(place for span in spans for place in span)})
         ids: list[int] = []
         starts: dict[int, int] = {}
@@ -230,28 +186,25 @@ class ChatEncoder:
             ids += self._backend.encode(text[first:last], add_special_tokens=False).ids
         starts[len(text)] = len(ids)
         parts = Encoded(np.array(ids, dtype=np.int32), [(starts[first], starts[last]) for first, last in spans])
-        if self._fits(parts, text, spans):
+        misfit = self._misfit(parts, text, spans)
+        if misfit is None:
             return parts
-        return RowProblem(
-            "tokenizer",
-            f"the tokens of an answer do not decode to its text: expected {short(text[slice(*spans[0])])}, got "
-            f"{short(self._decode(parts.ids[slice(*parts.spans[0])]))}; the "
-            f"tokenizer loses text; use one that does not",
-        )
+        tokens, characters = misfit
+        return lost_text(text[slice(*characters)], self._decode(parts.ids[slice(*tokens)]))
 
-    def _fits(self, encoded: Encoded, text: str, spans: list[Span]) -> bool:
-        return all(
-            self._span_fits(encoded.ids, place, text[slice(*span)])
-            for place, span in zip(encoded.spans, spans, strict=True)
-        )
+    def _misfit(self, encoded: Encoded, text: str, spans: list[Span]) -> tuple[Span, Span] | None:
+        """Return the first span of tokens that does not decode to its span of characters, and that; None if all do."""
+        for tokens, characters in zip(encoded.spans, spans, strict=True):
+            if not self._decodes_to(encoded.ids, tokens, text[slice(*characters)]):
+                return tokens, characters
+        return None
 
-    def _span_fits(self, ids: Array, place: Span, wanted: str) -> bool:
-        first, last = place
+    def _decodes_to(self, ids: Array, tokens: Span, wanted: str) -> bool:
+        first, last = tokens
         if self._decode(ids[first:last]) == wanted:
             return True
-        # Some decoders drop the space at the start of a text, some tokenizers normalise Unicode.
-        before, upto = self._decode(ids[:first]), self._decode(ids[:last])
-        got = upto[len(before) :] if upto.startswith(before) else ""
+        # Some decoders drop the space at the start of a text, some tokenizers normalize Unicode.
+        got = added_text(self._decode(ids[:first]), self._decode(ids[:last]))
         if unicodedata.normalize("NFC", got) == unicodedata.normalize("NFC", wanted):
             return True
         return self._unknown is not None and self._unknown in ids[first:last]

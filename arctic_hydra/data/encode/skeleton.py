@@ -1,8 +1,8 @@
 """What a chat template writes around the contents of a conversation, and where in a rendered chat the contents stand.
 
-The conversation is rendered once more with a mark in place of each content. A rendered chat that equals this outline with
+The conversation is rendered once more with a mark in place of each content. A rendered chat that equals this skeleton with
 the contents put in for the marks has each content at a known place: nothing is searched for, so a content that occurs
-elsewhere too, or is empty, is no matter. The outline of a conversation without tools follows from its roles alone.
+elsewhere too, or is empty, is no matter. The skeleton of a conversation without tools follows from its roles alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BEGUN_TAG = re.compile(r"<[^<>\s]*\Z")
 
 
 def roles_key(messages: Sequence[Message]) -> tuple[tuple[str, str | None], ...] | None:
-    """Return what the outline of a conversation without tools follows from; None where it takes more than that."""
+    """Return what the skeleton of a conversation without tools follows from; None where it takes more than that."""
     key: list[tuple[str, str | None]] = []
     for message in messages:
         thought = None
@@ -62,7 +62,7 @@ def is_usual(message: Message) -> bool:
     return bool(content.strip()) and "think>" not in content
 
 
-class Outline:
+class Skeleton:
     """A conversation rendered with marks in place of its contents."""
 
     def __init__(self, messages: list[Message], text: str, marks: bool = True) -> None:
@@ -102,7 +102,7 @@ class Outline:
         return None
 
     def fill(self, text: str, messages: Sequence[Message]) -> list[Span] | None:
-        """Return the place of each slot in `text`; None where it is not this outline filled with the messages."""
+        """Return the place of each slot in `text`; None where it is not this skeleton filled with the messages."""
         literals = self._literals
         place = len(literals[0])
         if not text.startswith(literals[0]):

@@ -1,4 +1,4 @@
-"""Token spans of character spans."""
+"""Spans of characters as spans of tokens, and whether the tokens decode to the text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from arctic_hydra.data.arrays import Array
+from arctic_hydra.data.formats.messages import RowProblem
 
 Span = tuple[int, int]
 
@@ -25,12 +26,14 @@ class Encoded:
 
 
 def pairs(bounds: Sequence[int]) -> list[Span]:
+    """Return the spans between the first and the second bound, the third and the fourth, and so on."""
     return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
-def token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
-    """Return the tokens that cover a span of characters; empty at the end where none does."""
+def token_span(encoding: Any, text: str, span: Span) -> Span:
+    """Return the tokens of a text's encoding that cover a span of its characters; empty at the end if no token does."""
     first_char, last_char = span
+    count = len(encoding)
     first = encoding.char_to_token(first_char)
     while first is None and first_char + 1 < last_char:  # tokenizers that trim offsets leave spaces uncovered
         first_char += 1
@@ -40,3 +43,22 @@ def token_span(encoding: Any, text: str, span: Span, count: int) -> Span:
         final = encoding.char_to_token(last_char - 1)
         last = count if final is None else final + 1
     return (count if first is None else first, last)
+
+
+def added_text(before: str, upto: str) -> str:
+    """Return what follows `before` in the decoded text `upto`; empty if later tokens change how it begins."""
+    return upto[len(before) :] if upto.startswith(before) else ""
+
+
+def lost_text(expected: str, got: str) -> RowProblem:
+    """Return the problem of an answer that its tokens do not decode to."""
+    return RowProblem(
+        "tokenizer",
+        f"the tokens of an answer do not decode to its text: expected {short(expected)}, got {short(got)}; the tokenizer "
+        f"loses text; use one that does not",
+    )
+
+
+def short(text: str) -> str:
+    """Return a text for an error: quoted, and without its middle where it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}")

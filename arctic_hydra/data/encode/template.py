@@ -1,17 +1,17 @@
-"""The chat template of a tokenizer: which one, compiled, and the form in which it takes tool calls."""
+"""The chat template of a tokenizer: which one applies, how it is rendered, and the forms of messages that it reads."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import chat_template_utils
 
+from arctic_hydra.data.encode.spans import Span
 from arctic_hydra.data.formats.messages import REASONING_KEYS, Chat, Message, RowProblem, malformed, unusual_turn
 from arctic_hydra.errors import DataError
 
@@ -110,16 +110,68 @@ _FORMS = (
 )
 
 
-def call_form(render: Callable[[list[Message]], str]) -> CallForm:
-    """Return the first form in which a template writes a call's name and arguments; the usual one if it does in none."""
-    call = {"type": "function", "function": {"name": _NAME, "arguments": {_KEY: "1"}}}
-    messages: list[Message] = [
-        {"role": "user", "content": "x"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-    ]
-    for form in _FORMS:
-        with suppress(Exception):  # templates raise anything
-            text = render([form.of(message) for message in messages])
-            if _NAME in text and _KEY in text:
-                return form
-    return CallForm()
+@dataclass(frozen=True)
+class Rendered:
+    """What a template made of one conversation."""
+
+    text: str
+    answers: list[Span]
+    """The spans that the template marks with `{% generation %}`, in characters; empty where it marks none."""
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer: renders conversations as transformers does, each in the form that it reads.
+
+    Templates differ in the name of thoughts (`REASONING_KEYS`) and in the form of tool calls (`CallForm`).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> None:
+        """Take the template for conversations, or the one for those with tools; raises DataError if there is none."""
+        self._source = template_of(tokenizer, with_tools)
+        fix_globals(self._source)
+        self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        if "date_string" in self._source:
+            self._variables["date_string"] = FIXED_DATE.strftime("%d %b %Y")
+        known = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self._source)]
+        self._reasoning_key = known[0] if len(known) == 1 else None
+        self.marks_answers = bool(GENERATION_TAG.search(self._source))
+        """Whether the template marks answers with `{% generation %}`."""
+        self._calls = CallForm()
+        if "tool_calls" in self._source:
+            self._calls = self._find_call_form()
+
+    def render(
+        self, conversations: list[list[Message]], tools: list[Any] | None = None, generate: bool = False
+    ) -> list[Rendered]:
+        """Render each conversation, all with the same tools; `generate` opens an answer after each.
+
+        Raises what the template raises.
+        """
+        if (known := self._reasoning_key) is not None:
+            conversations = [[rename_reasoning(message, known) for message in messages] for messages in conversations]
+        if self._calls != CallForm():
+            conversations = [[self._calls.of(message) for message in messages] for messages in conversations]
+        marks = self.marks_answers and not generate
+        texts, spans = chat_template_utils.render_jinja_template(
+            conversations=conversations,
+            tools=tools,
+            chat_template=self._source,
+            return_assistant_tokens_mask=marks,
+            add_generation_prompt=generate,
+            **self._variables,
+        )
+        return [Rendered(*both) for both in zip(texts, spans if marks else [[] for _ in texts], strict=True)]
+
+    def _find_call_form(self) -> CallForm:
+        """Return the first form in which the template writes a call's name and arguments; the usual one if it does in none."""
+        call = {"type": "function", "function": {"name": _NAME, "arguments": {_KEY: "1"}}}
+        messages: list[Message] = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        for form in _FORMS:
+            with suppress(Exception):  # templates raise anything
+                text = self.render([[form.of(message) for message in messages]])[0].text
+                if _NAME in text and _KEY in text:
+                    return form
+        return CallForm()

@@ -10,8 +10,7 @@ import numpy as np
 
 from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.encode.bpe_cache import Encoding, WordTokenizer
-from arctic_hydra.data.encode.spans import Encoded
-from arctic_hydra.data.encode.verify import short
+from arctic_hydra.data.encode.spans import Encoded, added_text, lost_text, token_span
 from arctic_hydra.data.formats.messages import PlainText, RowProblem
 
 if TYPE_CHECKING:
@@ -54,7 +53,10 @@ class TextEncoder:
     def _encode_whole(self, texts: Sequence[PlainText]) -> Iterator[tuple[Array, int] | RowProblem]:
         """Yield ids and the first token of the answer, by the tokenizer itself."""
         encodings = self._backend.encode_batch([item.text for item in texts], add_special_tokens=False)
-        firsts = [_first_token(item, encoding) for item, encoding in zip(texts, encodings, strict=True)]
+        firsts = [
+            token_span(encoding, item.text, (item.start, len(item.text)))[0] if item.start else 0
+            for item, encoding in zip(texts, encodings, strict=True)
+        ]
         answers = [encoding.ids[first:] for first, encoding in zip(firsts, encodings, strict=True) if first]
         decoded = iter(self._backend.decode_batch(answers, skip_special_tokens=False))
         for item, encoding, first in zip(texts, encodings, firsts, strict=True):
@@ -74,16 +76,11 @@ class TextEncoder:
             return parts, len(before)
         if written.endswith(answer) or (self._unknown is not None and self._unknown in ids[first:]):
             return ids, first
-        return RowProblem(
-            "tokenizer",
-            f"the tokens of an answer do not decode to its text: expected {short(answer)}, got {short(written)}; the "
-            f"tokenizer loses text; use one that does not",
-        )
+        return lost_text(answer, written)
 
     def _written(self, ids: Array, first: int) -> str:
         """Return what the tokens from `first` on add to the text of those before them; empty where they change that."""
-        before, upto = self._decode(ids[:first]), self._decode(ids)
-        return upto[len(before) :] if upto.startswith(before) else ""
+        return added_text(self._decode(ids[:first]), self._decode(ids))
 
     def _decode(self, ids: Array) -> str:
         return _composed(str(self._backend.decode(ids.tolist(), skip_special_tokens=False)))
@@ -96,15 +93,6 @@ class TextEncoder:
             ids = ids[:-1]
         whole = np.concatenate([self._head, ids, self._tail])
         return Encoded(whole, [(first + len(self._head), len(whole))], [])
-
-
-def _first_token(item: PlainText, encoding: Any) -> int:
-    """Return the token that holds the first character of the answer, or the next one where none does."""
-    for place in range(item.start, len(item.text)):  # tokenizers that trim offsets leave spaces uncovered
-        token = encoding.char_to_token(place) if item.start else 0
-        if token is not None:
-            return int(token)
-    return len(encoding.ids)
 
 
 def _composed(text: str) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from arctic_hydra.data.encode.skeleton import (
     PROBE,
-    Outline,
+    Skeleton,
     constant_header,
     is_usual,
     marked,
@@ -19,22 +19,19 @@ from arctic_hydra.data.encode.skeleton import (
     thought_key,
     whole_tags,
 )
-from arctic_hydra.data.encode.spans import Span
+from arctic_hydra.data.encode.spans import Span, short
+from arctic_hydra.data.encode.template import ChatTemplate
 from arctic_hydra.data.encode.verify import (
     answer_place,
     check_complete,
     check_order,
     check_tools,
     left_out,
-    short,
     skip_space,
 )
 from arctic_hydra.data.formats.messages import REASONING_KEYS, Chat, Message, RowProblem
 
-Render = Callable[[list[list[Message]], "list[Any] | None", bool], list[tuple[str, list[Span]]]]
-"""Conversations, tools, whether an answer is asked for; returns texts and what `{% generation %}` marks in them."""
-
-_MOST_OUTLINES = 4096
+_MAX_SKELETONS = 4096
 _TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
 
 
@@ -51,14 +48,13 @@ class Turn:
 class TurnFinder:
     """Finds what the model writes in the chats of one template."""
 
-    def __init__(self, render: Render, stops: Sequence[str], ends: Sequence[str], tagged: bool) -> None:
-        """Take the tokens that may end a turn, those of them that are said to, and whether the template marks answers."""
-        self._render = render
+    def __init__(self, template: ChatTemplate, stops: Sequence[str], ends: Sequence[str]) -> None:
+        """Take the tokens that may end a turn (`stops`), and those that the config names as such (`ends`)."""
+        self._template = template
         self._stops = sorted(stops, key=lambda token: (-len(token), token))
         self._stop = re.compile("|".join(map(re.escape, self._stops)) or r"(?!)")
         self._ends = frozenset(ends)
-        self._tagged = tagged
-        self._outlines: dict[Any, Outline] = {}
+        self._skeletons: dict[Any, Skeleton] = {}
         self._always = ""  # what stands at the end of every chat
         self._header = self._generation_header()
         if not self._header:
@@ -69,15 +65,15 @@ class TurnFinder:
         """Return the wanted turns of a rendered chat; raises RowProblem where one is not there or not to be located."""
         check_tools(chat, text)
         text = text.removesuffix(self._always)
-        outline, filled = self._outlined(chat, text)
-        placed = {index: span for (kind, index), span in zip(outline.slots, filled, strict=True) if kind == "c"}
-        if outline.misplaced is not None:
-            raise left_out(outline.misplaced, chat.messages[outline.misplaced])
+        skeleton, filled = self._match_skeleton(chat, text)
+        placed = {index: span for (kind, index), span in zip(skeleton.slots, filled, strict=True) if kind == "c"}
+        if skeleton.misplaced is not None:
+            raise left_out(skeleton.misplaced, chat.messages[skeleton.misplaced])
         if len(placed) < len(chat.messages):
             check_complete(chat, text, placed)
-        answers = self._tagged_turns(chat, text, tagged, outline, placed) if self._tagged else {}
+        answers = self._tagged_turns(chat, text, tagged, skeleton, placed) if self._template.marks_answers else {}
         turns = {
-            index: answers.get(index) or self._located(chat, text, outline, filled, placed, index) for index in wanted
+            index: answers.get(index) or self._located(chat, text, skeleton, filled, placed, index) for index in wanted
         }
         if len(placed) < len(chat.messages) or any(message.get("tool_calls") for message in chat.messages):
             spans = {index: (turn.start, turn.stop_end) for index, turn in (answers | turns).items()}
@@ -92,40 +88,42 @@ class TurnFinder:
     def _try(self, messages: list[Message], tools: list[Any] | None, generate: bool = False) -> str | None:
         """Return the rendered messages; None where the template refuses these, such as a lone question."""
         with suppress(Exception):  # templates raise anything
-            text = self._render([messages], tools, generate)[0][0]
+            text = self._template.render([messages], tools, generate)[0].text
             return text if generate else text.removesuffix(self._always)
         return None
 
-    def _outlined(self, chat: Chat, text: str) -> tuple[Outline, list[Span]]:
-        """Return the outline of a chat, with as many of its contents marked as the template allows, and their places."""
+    def _match_skeleton(self, chat: Chat, text: str) -> tuple[Skeleton, list[Span]]:
+        """Return the skeleton of a chat, with as many of its contents marked as the template allows, and their places."""
         key = roles_key(chat.messages) if chat.tools is None else None
         every = range(len(chat.messages))
         if key is not None:
-            outline = self._outlines.get(key)
-            if outline is None:
-                if len(self._outlines) == _MOST_OUTLINES:
-                    self._outlines.clear()
-                outline = self._outlines[key] = self._outline(chat, every)
-            if (filled := outline.fill(text, chat.messages)) is not None:
-                return outline, filled
-        if not self._tagged:  # a template may treat some contents in another way: these are left as they are
+            skeleton = self._skeletons.get(key)
+            if skeleton is None:
+                if len(self._skeletons) == _MAX_SKELETONS:
+                    self._skeletons.clear()
+                skeleton = self._skeletons[key] = self._make_skeleton(chat, every)
+            if (filled := skeleton.fill(text, chat.messages)) is not None:
+                return skeleton, filled
+        if (
+            not self._template.marks_answers
+        ):  # a template may treat some contents in another way: these are left as they are
             usual = [index for index in every if is_usual(chat.messages[index])]
             attempts = [every, usual] if key is None and len(usual) < len(every) else [usual]
             for attempt in attempts:
-                outline = self._outline(chat, attempt)
-                if (filled := outline.fill(text, chat.messages)) is not None:
-                    return outline, filled
-        return Outline(chat.messages, text, marks=False), []
+                skeleton = self._make_skeleton(chat, attempt)
+                if (filled := skeleton.fill(text, chat.messages)) is not None:
+                    return skeleton, filled
+        return Skeleton(chat.messages, text, marks=False), []
 
-    def _outline(self, chat: Chat, which: Sequence[int]) -> Outline:
+    def _make_skeleton(self, chat: Chat, which: Sequence[int]) -> Skeleton:
         messages = list(chat.messages)
         for index in which:
             messages[index] = marked(messages[index], index)
-        outline = Outline(messages, self._try(messages, chat.tools) or "")
-        return outline if outline.is_clear else Outline(messages, "", marks=False)
+        skeleton = Skeleton(messages, self._try(messages, chat.tools) or "")
+        return skeleton if skeleton.is_clear else Skeleton(messages, "", marks=False)
 
     def _tagged_turns(
-        self, chat: Chat, text: str, tagged: list[Span], outline: Outline, placed: dict[int, Span]
+        self, chat: Chat, text: str, tagged: list[Span], skeleton: Skeleton, placed: dict[int, Span]
     ) -> dict[int, Turn]:
         """Return the turn of each assistant message, by index."""
         answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
@@ -149,7 +147,7 @@ class TurnFinder:
                 continue
             stop_end = place[1] + len(text[place[1] : last].rstrip())
             if stop_end == place[1]:  # closed before the stop token, which is trained on all the same
-                stop_end = self._stop_after(chat, text, outline, place[1], index)
+                stop_end = self._stop_after(chat, text, skeleton, place[1], index)
             elif not self._is_stop(text[place[1] : stop_end]):
                 raise _changed(index, message["content"], text[place[0] : stop_end])
             start = self._after_header(text, first, place[0])
@@ -159,110 +157,110 @@ class TurnFinder:
         return turns
 
     def _located(
-        self, chat: Chat, text: str, outline: Outline, filled: list[Span], placed: dict[int, Span], index: int
+        self, chat: Chat, text: str, skeleton: Skeleton, filled: list[Span], placed: dict[int, Span], index: int
     ) -> Turn:
         """Return a turn that the template does not mark."""
         message = chat.messages[index]
         is_answer = message["role"] == "assistant"
-        begins = self._start_at(chat, outline, index) if is_answer or index not in placed else None
+        begins = self._start_at(chat, skeleton, index) if is_answer or index not in placed else None
         if index not in placed or message.get("tool_calls"):
-            ends = None if begins is None else self._end_at(chat, outline, index, begins)
+            ends = None if begins is None else self._end_at(chat, skeleton, index, begins)
             if begins is None or ends is None:
                 raise _not_located(index, message)
-            span = (outline.moved(begins, filled), outline.moved(ends, filled))
+            span = (skeleton.moved(begins, filled), skeleton.moved(ends, filled))
             return self._fit(text, span, message, index)
         place = placed[index]
-        stop_end = self._stop_after(chat, text, outline, place[1], index)
+        stop_end = self._stop_after(chat, text, skeleton, place[1], index)
         if not is_answer:
             return Turn(place[0], place[1], stop_end)
         if begins is None:
             if self._header or thought_key(message):
                 raise _not_located(index, message)
             return Turn(place[0], place[1], stop_end)
-        start = self._after_header(text, outline.moved(begins, filled), place[0])
+        start = self._after_header(text, skeleton.moved(begins, filled), place[0])
         prefix = text[start : place[0]]
         is_header = prefix.strip() and not self._is_generated(prefix, message)
         return Turn(place[0] if is_header else start, place[1], stop_end)
 
-    def _start_at(self, chat: Chat, outline: Outline, index: int) -> int | None:
-        """Return where in the outline the model begins to write message `index`; None if that is not known."""
-        if index not in outline.starts:
-            outline.starts[index] = self._find_start(chat, outline, index)
-        return outline.starts[index]
+    def _start_at(self, chat: Chat, skeleton: Skeleton, index: int) -> int | None:
+        """Return where in the skeleton the model begins to write message `index`; None if that is not known."""
+        if index not in skeleton.starts:
+            skeleton.starts[index] = self._find_start(chat, skeleton, index)
+        return skeleton.starts[index]
 
-    def _find_start(self, chat: Chat, outline: Outline, index: int) -> int | None:
-        is_answer = outline.messages[index]["role"] == "assistant"
+    def _find_start(self, chat: Chat, skeleton: Skeleton, index: int) -> int | None:
+        is_answer = skeleton.messages[index]["role"] == "assistant"
         if not index:  # the template may write a system text of its own first
-            return self._after_last_header(outline, index) if is_answer and self._header else 0
-        before = outline.messages[:index]
+            return self._after_last_header(skeleton, index) if is_answer and self._header else 0
+        before = skeleton.messages[:index]
         prompt = self._try(before, chat.tools, is_answer)
         if prompt is None or not is_answer:
-            return len(prompt) if prompt is not None and outline.text.startswith(prompt) else None
-        if outline.text.startswith(prompt):
+            return len(prompt) if prompt is not None and skeleton.text.startswith(prompt) else None
+        if skeleton.text.startswith(prompt):
             return len(prompt)
         # Some templates open a thought when they ask for an answer, and write answers without one.
-        shared = shared_prefix(prompt, outline.text)
-        own = self._own_place(outline, index)
+        shared = shared_prefix(prompt, skeleton.text)
+        own = self._own_place(skeleton, index)
         if own is None or own[0] != shared:
             shared = whole_tags(prompt, shared)
         opened = self._try(before, chat.tools) or ""
         if opened and shared > len(opened) and prompt.startswith(opened) and not prompt[shared].isalnum():
             thought = prompt.find("<think", len(opened), shared)
             return shared if thought < 0 else thought  # an empty thought was asked for, and this one is none
-        return self._after_last_header(outline, index)
+        return self._after_last_header(skeleton, index)
 
-    def _after_last_header(self, outline: Outline, index: int) -> int | None:
+    def _after_last_header(self, skeleton: Skeleton, index: int) -> int | None:
         """Return the end of the header of message `index`, which is between it and the message before.
 
         For templates that write the turns before in another way when they ask for this answer.
         """
-        previous, own = outline.places.get(("c", index - 1)), self._own_place(outline, index)
+        previous, own = skeleton.places.get(("c", index - 1)), self._own_place(skeleton, index)
         for header in (self._header, self._header.split("<think>")[0]):
             if not header.strip():
                 continue
             if own is not None:
-                low = max((end for (_, one), (_, end) in outline.places.items() if one < index), default=0)
-                found = outline.text.rfind(header, low, own[0])
+                low = max((end for (_, one), (_, end) in skeleton.places.items() if one < index), default=0)
+                found = skeleton.text.rfind(header, low, own[0])
             else:
                 known = 0 if not index else previous and previous[1]
-                found = outline.text.find(header, known) if known is not None else -1
+                found = skeleton.text.find(header, known) if known is not None else -1
             if found >= 0:
                 return found + len(header)
         return None
 
     @staticmethod
-    def _own_place(outline: Outline, index: int) -> Span | None:
+    def _own_place(skeleton: Skeleton, index: int) -> Span | None:
         """Return the first of a message's slots."""
-        return outline.places.get(("t", index)) or outline.places.get(("c", index))
+        return skeleton.places.get(("t", index)) or skeleton.places.get(("c", index))
 
-    def _end_at(self, chat: Chat, outline: Outline, index: int, start: int) -> int | None:
-        """Return where in the outline message `index`, which begins at `start`, is over; None if that is not known."""
-        if index + 1 == len(outline.messages):
-            return len(outline.text)
-        alone = self._try(outline.messages[: index + 1], chat.tools)
-        if alone is None or outline.text.startswith(alone):
+    def _end_at(self, chat: Chat, skeleton: Skeleton, index: int, start: int) -> int | None:
+        """Return where in the skeleton message `index`, which begins at `start`, is over; None if that is not known."""
+        if index + 1 == len(skeleton.messages):
+            return len(skeleton.text)
+        alone = self._try(skeleton.messages[: index + 1], chat.tools)
+        if alone is None or skeleton.text.startswith(alone):
             return None if alone is None else len(alone)
         # Some templates write thoughts, or an empty one, in the last turn only: what follows them is the same.
-        if alone[:start] == outline.text[:start]:
+        if alone[:start] == skeleton.text[:start]:
             turn = alone[start:]
         elif self._header and self._header in alone:
             turn = alone[alone.rfind(self._header) + len(self._header) :]
         else:
             return None
         for first in range(len(turn.rstrip())):
-            if outline.text.startswith(turn[first:], start):
+            if skeleton.text.startswith(turn[first:], start):
                 return start + len(turn) - first
         return None
 
-    def _stop_after(self, chat: Chat, text: str, outline: Outline, place: int, index: int) -> int:
+    def _stop_after(self, chat: Chat, text: str, skeleton: Skeleton, place: int, index: int) -> int:
         """Return the end of the stop tokens after an answer that ends at `place`; raises RowProblem if there are none.
 
         What follows the answer here and also where its turn is the last one belongs to it; what comes then opens the
         next turn.
         """
-        if index not in outline.ends:
-            outline.ends[index] = self._closing(chat, outline, index)
-        agreed, closing = outline.ends[index]
+        if index not in skeleton.ends:
+            skeleton.ends[index] = self._closing(chat, skeleton, index)
+        agreed, closing = skeleton.ends[index]
         first = self._stop.match(text, skip_space(text, place))
         if first is None:
             plain = closing.rstrip()  # the stop is ordinary text, such as "\n###"
@@ -278,15 +276,15 @@ class TurnFinder:
             end = more.end()
         return end
 
-    def _closing(self, chat: Chat, outline: Outline, index: int) -> tuple[int, str]:
+    def _closing(self, chat: Chat, skeleton: Skeleton, index: int) -> tuple[int, str]:
         """Return what follows the content of a message that is the last one, and how much of it follows here too."""
-        rest = outline.text[outline.places["c", index][1] :]
-        if index + 1 == len(outline.messages):
+        rest = skeleton.text[skeleton.places["c", index][1] :]
+        if index + 1 == len(skeleton.messages):
             return len(rest), rest
-        alone = self._try(outline.messages[: index + 1], chat.tools)
+        alone = self._try(skeleton.messages[: index + 1], chat.tools)
         if alone is None:
             return 0, rest
-        closing = alone.rpartition(outline.messages[index]["content"])[2]
+        closing = alone.rpartition(skeleton.messages[index]["content"])[2]
         return shared_prefix(rest, closing), closing
 
     def _is_stop(self, text: str) -> bool:
@@ -355,7 +353,7 @@ class TurnFinder:
 
     def _run_end(self, text: str, place: int, end: int) -> int:
         """Return the end of the stop tokens at `place`; marked ones may have spaces between them."""
-        if self._tagged:
+        if self._template.marks_answers:
             return end
         while match := self._stop.match(text, place, end):
             place = match.end()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from arctic_hydra.data.encode.spans import Span
+from arctic_hydra.data.encode.spans import Span, short
 from arctic_hydra.data.formats.messages import Chat, Message, RowProblem
 
 
@@ -151,8 +151,3 @@ def skip_space(text: str, place: int) -> int:
     while place < len(text) and text[place].isspace():
         place += 1
     return place
-
-
-def short(text: str) -> str:
-    """Return a text for an error: quoted, and without its middle where it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}")

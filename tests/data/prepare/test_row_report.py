@@ -9,7 +9,17 @@ import pytest
 
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
-from tests.data.samples import chat, factory, geometry, write_lines
+from tests.data.encode.samples import ask, say
+from tests.data.samples import (
+    CHATML_UNTAGGED,
+    LLAMA_3,
+    QWEN_TOOLS,
+    chat,
+    factory,
+    geometry,
+    make_tokenizer,
+    write_lines,
+)
 
 
 def test_nothing_left_is_an_error_with_a_table(tmp_path: Path, tokenizer: Any) -> None:
@@ -32,3 +42,43 @@ def test_many_rows_without_supervised_tokens_are_a_warning_from_the_cache_too(
         factory(path).process("train", tokenizer, World())
         said = f"data.sources.mine: {empty} of 10 rows were dropped because they have no supervised token; check that"
         assert (said in caplog.text) is warned
+
+
+def test_reasoning_dropped_by_the_template_is_counted_and_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Llama 3's template ignores reasoning: the rows are trained on without it, and one warning counts them."""
+    rows = [{"messages": [ask("q"), say("a", reasoning_content=f"hm {index}")]} for index in range(3)]
+    path = write_lines(tmp_path / "thoughts.jsonl", [*rows, chat("q", "a")])
+    for template, eos, count in ((LLAMA_3, "<|eot_id|>", 3), (QWEN_TOOLS, "<|im_end|>", 0)):
+        for _ in ("built", "from the cache"):
+            caplog.clear()
+            store = factory(path).process("train", make_tokenizer(template, eos_token=eos), World())
+            warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            assert store.report["mine"]["thoughts_left_out"] == count
+            expected = (
+                f"data.sources.mine: the reasoning (reasoning_content, reasoning or thinking) of {count} supervised "
+                f"turns is dropped by the chat template"
+            )
+            assert [expected in text for text in warnings] == [True] * bool(count)
+
+
+@pytest.mark.parametrize(("eos", "warned"), [("<|im_end|>", False), ("</s>", True)])
+def test_a_stop_token_other_than_eos_is_a_warning(
+    eos: str, warned: bool, small_chats: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = make_tokenizer(CHATML_UNTAGGED, eos_token=eos)
+    for _ in ("built", "from the cache"):
+        caplog.clear()
+        factory(small_chats).process("train", tokenizer, World())
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [
+            ("answers are trained to end in '<|im_end|>', but tokenizer.eos_token is '</s>'" in text) for text in said
+        ] == [True] * warned
+
+
+def test_a_stop_token_outside_the_loss_is_not_a_warning(small_chats: Path, caplog: pytest.LogCaptureFixture) -> None:
+    factory(small_chats, train_on_eot=False).process(
+        "train", make_tokenizer(CHATML_UNTAGGED, eos_token="</s>"), World()
+    )
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

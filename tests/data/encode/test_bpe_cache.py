@@ -1,4 +1,4 @@
-"""Looking words up gives the very tokens of the tokenizer, or says that it cannot."""
+"""The word cache returns the ids of the tokenizer, or leaves the text to it."""
 
 from __future__ import annotations
 
@@ -8,62 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from arctic_hydra.assets import ASSETS
 from arctic_hydra.data.encode.bpe_cache import WordTokenizer
+from tests.data.encode.backends import BACKENDS, TEXTS, bundled, split
 
-LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-O200K = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def split(pattern: str) -> Any:
-    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
-    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def bundled(pre_tokenizer: Any = None, normalizer: Any = None) -> Tokenizer:
-    backend = Tokenizer.from_file(str(ASSETS / "tokenizer" / "tokenizer.json"))
-    if pre_tokenizer is not None:
-        backend.pre_tokenizer = pre_tokenizer
-    if normalizer is not None:
-        backend.normalizer = normalizer
-    return backend
-
-
-BACKENDS = {
-    "bundled": bundled(),
-    "gpt 2": bundled(pre_tokenizers.ByteLevel(add_prefix_space=False)),
-    "llama 3": bundled(split(LLAMA_3)),
-    "qwen": bundled(split(LLAMA_3.replace("{1,3}", "")), normalizers.NFC()),
-    "o200k": bundled(split(O200K)),
-}
 WORDS = {name: WordTokenizer.of(backend) for name, backend in BACKENDS.items()}
-PIECES = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "assistant\n",
-    " ",
-    "  ",
-    "\n\n",
-    "'s",
-    "'LL",
-    "don't",
-    "1234",
-    "...",
-    "é",
-    "e\u0301",
-]
-PIECES += ["你好", "😀", "\u2028", "ſ", "½", "٣", "\u00a0", "\u200b", "Ⅷ", "\x1c", "A", "Über", "\U0001fadf"]
-TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=12).map("".join)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_pitfall_07_ids_and_places_are_those_of_the_tokenizer(name: str) -> None:
+def test_ids_and_positions_equal_those_of_the_tokenizer(name: str) -> None:
     words, backend = WORDS[name], BACKENDS[name]
     assert words is not None
     taken = []
@@ -90,7 +44,7 @@ def test_pitfall_07_ids_and_places_are_those_of_the_tokenizer(name: str) -> None
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_every_character_is_cut_as_the_tokenizer_cuts_it_or_left_to_it(name: str) -> None:
+def test_every_character_is_split_like_the_tokenizer_or_left_to_it(name: str) -> None:
     words, backend = WORDS[name], BACKENDS[name]
     assert words is not None
     lefts = 0
@@ -102,14 +56,14 @@ def test_every_character_is_cut_as_the_tokenizer_cuts_it_or_left_to_it(name: str
     assert lefts < 300
 
 
-def test_a_place_within_a_word_is_left_to_the_tokenizer() -> None:
+def test_a_position_within_a_word_is_left_to_the_tokenizer() -> None:
     words = WORDS["bundled"]
     assert words is not None
     found = words.encode(["hello world", "hello world", "hello", "<|im_end|>"], [[5], [6], [2], [3]])
     assert [encoding is None for encoding in found] == [False, True, True, True]
 
 
-def test_a_character_of_another_class_here_than_in_the_tokenizer_is_left_to_it() -> None:
+def test_a_character_of_a_different_class_in_the_tokenizer_is_left_to_it() -> None:
     """U+0295 is a letter without case for one library and of lower case for the other: " ʕAa" is one word or two."""
     described = json.loads(BACKENDS["o200k"].to_str())
     model, added = described["model"], described["added_tokens"]
@@ -124,7 +78,7 @@ def test_a_character_of_another_class_here_than_in_the_tokenizer_is_left_to_it()
         assert found is None or found[0].tolist() == backend.encode(text, add_special_tokens=False).ids
 
 
-def test_a_word_that_its_tokens_do_not_give_back_is_left_to_the_tokenizer() -> None:
+def test_a_word_that_its_tokens_do_not_decode_to_is_left_to_the_tokenizer() -> None:
     described = json.loads(bundled().to_str())
     model = described["model"]
     model["vocab"] = {token: index for token, index in model["vocab"].items() if "©" not in token}  # a byte of é
@@ -137,7 +91,7 @@ def test_a_word_that_its_tokens_do_not_give_back_is_left_to_the_tokenizer() -> N
     assert [encoding is None for encoding in found] == [False, True, True, False]
 
 
-def test_what_is_looked_up_depends_neither_on_batches_nor_on_full_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_batch_size_or_table_size(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"text {index}: café {index * index} <|im_start|>word\n  more" for index in range(300)]
     places = [[0, text.index("<"), len(text)] for text in texts]
     once = WORDS["qwen"]
@@ -192,5 +146,5 @@ def with_model(model: Any) -> Tokenizer:
         bundled(split(r"\p{L}+")),  # leaves gaps between its matches, which are words too
     ],
 )
-def test_tokenizers_of_other_kinds_are_left_alone(backend: Tokenizer) -> None:
+def test_unsupported_tokenizers_get_no_cache(backend: Tokenizer) -> None:
     assert WordTokenizer.of(backend) is None

@@ -1,4 +1,4 @@
-"""Plain texts with an answer at their end: their tokens are looked up, and are the tokenizer's own."""
+"""Plain texts with an answer at the end: same ids as the tokenizer's, and the answer is supervised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.encode.text import TextEncoder
 from arctic_hydra.data.formats.messages import PlainText, RowProblem
-from tests.data.test_words import BACKENDS, TEXTS, bundled
+from tests.data.encode.backends import BACKENDS, TEXTS, bundled
 
 
 def encoder(backend: Tokenizer, **special: int | None) -> TextEncoder:
@@ -23,7 +23,7 @@ def encoder(backend: Tokenizer, **special: int | None) -> TextEncoder:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_ids_and_spans_are_those_of_the_tokenizer_looked_up_or_not(name: str) -> None:
+def test_the_word_cache_does_not_change_ids_or_spans(name: str) -> None:
     backend = BACKENDS[name]
     looked_up, worked_out = encoder(backend), encoder(backend)
     assert looked_up._words is not None
@@ -48,7 +48,7 @@ def test_ids_and_spans_are_those_of_the_tokenizer_looked_up_or_not(name: str) ->
     check()
 
 
-def test_begin_and_end_are_written_once() -> None:
+def test_bos_and_eos_are_written_once() -> None:
     bos, eos = (BACKENDS["bundled"].token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
     plain = encoder(BACKENDS["bundled"], bos_token_id=bos, eos_token_id=eos)
     twice = plain.encode([PlainText("a b"), PlainText("a b<|im_end|>")])
@@ -90,7 +90,7 @@ BORDERS = [
 
 @pytest.mark.parametrize("kind", ["prepend", "always", "first", "words"])
 @pytest.mark.parametrize(("prompt", "answer", "trained"), BORDERS)
-def test_a_tokenizer_that_puts_a_space_before_texts_puts_none_between(
+def test_no_prefix_space_is_inserted_between_prompt_and_answer(
     kind: str, prompt: str, answer: str, trained: str
 ) -> None:
     backend = sentence_piece(kind)
@@ -103,7 +103,7 @@ def test_a_tokenizer_that_puts_a_space_before_texts_puts_none_between(
     assert before + trained == whole == text and last == len(found.ids)
 
 
-def test_a_prefix_space_of_bytes_is_none_between_either() -> None:
+def test_no_byte_level_prefix_space_is_inserted_between_prompt_and_answer() -> None:
     backend = bundled(pre_tokenizers.ByteLevel(add_prefix_space=True))
     found = encoder(backend).encode([PlainText("It is two", 6), PlainText("It is two", 5), PlainText("Qxqxq", 3)])
     assert all(isinstance(item, Encoded) for item in found)
@@ -111,7 +111,7 @@ def test_a_prefix_space_of_bytes_is_none_between_either() -> None:
     assert texts == [" It is two", " It is two", " Qxqxq"]
 
 
-def test_an_answer_that_its_tokens_do_not_give_is_refused() -> None:
+def test_an_answer_that_its_tokens_do_not_decode_to_is_refused() -> None:
     backend = bundled(normalizer=normalizers.Sequence([normalizers.Lowercase(), normalizers.NFC()]))
     found = encoder(backend).encode([PlainText("say Ja", 3), PlainText("Say ja", 3), PlainText("say Ja")])
     assert isinstance(found[0], RowProblem) and found[0].reason == "tokenizer"
