@@ -160,6 +160,7 @@ def make_trainer(
     torch.manual_seed(seed)
     network = factory.create_model(factory.create_config())
     for converter in converters:
+        converter.attach(trainer)
         network = converter.convert(network)
     config = engine.ZeROFactory(stage=stage, gradient_clipping=clipping, **offload).fill(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.size, factory.dtype, 32
