@@ -1,7 +1,7 @@
 """What a chat template writes around the contents of a conversation, and where in a rendered chat the contents stand.
 
 The conversation is rendered once more with a mark in place of each content. A rendered chat that equals this skeleton with
-the contents put in for the marks has each content at a known place: nothing is searched for, so a content that occurs
+the contents put in for the marks has each content at a known position: nothing is searched for, so a content that occurs
 elsewhere too, or is empty, is no matter. The skeleton of a conversation without tools follows from its roles alone.
 """
 
@@ -21,9 +21,9 @@ Slot = tuple[str, int]
 PROBE: list[Message] = [{"role": "user", "content": "Zqc0qZ"}, {"role": "assistant", "content": "Zqc1qZ"}]
 """The smallest chat, with marks for its contents."""
 
-_MARK = re.compile(r"Zq([ct])(\d+)qZ")
+_PLACEHOLDER = re.compile(r"Zq([ct])(\d+)qZ")
 # A tag that is only begun where two texts part, such as `<th` of `<think>`.
-_BEGUN_TAG = re.compile(r"<[^<>\s]*\Z")
+_PARTIAL_TAG = re.compile(r"<[^<>\s]*\Z")
 
 
 def roles_key(messages: Sequence[Message]) -> tuple[tuple[str, str | None], ...] | None:
@@ -46,7 +46,7 @@ def thought_key(message: Message) -> str | None:
     return next((name for name in REASONING_KEYS if str(message.get(name) or "").strip()), None)
 
 
-def marked(message: Message, index: int) -> Message:
+def with_placeholders(message: Message, index: int) -> Message:
     """Return the message with marks in place of content and thoughts; calls without a text keep having none."""
     changed = dict(message)
     if message.get("content") or not message.get("tool_calls"):
@@ -56,7 +56,7 @@ def marked(message: Message, index: int) -> Message:
     return changed
 
 
-def is_usual(message: Message) -> bool:
+def is_plain(message: Message) -> bool:
     """Whether templates write the content as it is: not so where it is empty, or holds thoughts."""
     content = message.get("content") or ""
     return bool(content.strip()) and "think>" not in content
@@ -65,17 +65,17 @@ def is_usual(message: Message) -> bool:
 class Skeleton:
     """A conversation rendered with marks in place of its contents."""
 
-    def __init__(self, messages: list[Message], text: str, marks: bool = True) -> None:
-        """Take the messages with their marks and what the template made of them; `marks` says whether they have any."""
+    def __init__(self, messages: list[Message], text: str, placeholders: bool = True) -> None:
+        """Take the messages with their marks and what the template made of them; `placeholders` says whether they have any."""
         self.messages, self.text = messages, text
-        marks_there = _MARK.finditer(text) if marks else iter(())
-        found = [(match.start(), match.end(), (match[1], int(match[2]))) for match in marks_there]
+        matches = _PLACEHOLDER.finditer(text) if placeholders else iter(())
+        found = [(match.start(), match.end(), (match[1], int(match[2]))) for match in matches]
         self.slots: list[Slot] = [slot for _, _, slot in found]
-        self.places: dict[Slot, Span] = {slot: (start, end) for start, end, slot in found}
+        self.spans: dict[Slot, Span] = {slot: (start, end) for start, end, slot in found}
         self._ends = [end for _, end, _ in found]
-        bounds = [0, *(place for start, end, _ in found for place in (start, end)), len(text)]
+        bounds = [0, *(position for start, end, _ in found for position in (start, end)), len(text)]
         self._literals = [text[first:last] for first, last in zip(bounds[::2], bounds[1::2], strict=True)]
-        self.is_clear = len(self.places) == len(found)
+        self.is_unambiguous = len(self.spans) == len(found)
         """Whether the template writes no content twice."""
         self.misplaced = self._misplaced()
         self.starts: dict[int, int | None] = {}
@@ -88,48 +88,48 @@ class Skeleton:
 
         System and tool messages may stand anywhere.
         """
-        place = 0
+        position = 0
         for index, message in enumerate(self.messages):
-            if not _MARK.fullmatch(message.get("content") or ""):
+            if not _PLACEHOLDER.fullmatch(message.get("content") or ""):
                 continue
-            start, end = self.places.get(("c", index), (-1, -1))
+            start, end = self.spans.get(("c", index), (-1, -1))
             if start < 0:
                 return index
             if message["role"] in ("user", "assistant"):
-                if start < place:
+                if start < position:
                     return index
-                place = end
+                position = end
         return None
 
     def fill(self, text: str, messages: Sequence[Message]) -> list[Span] | None:
         """Return the place of each slot in `text`; None where it is not this skeleton filled with the messages."""
         literals = self._literals
-        place = len(literals[0])
+        position = len(literals[0])
         if not text.startswith(literals[0]):
             return None
-        places: list[Span] = []
+        spans: list[Span] = []
         for (kind, index), literal in zip(self.slots, literals[1:], strict=True):
             message = messages[index]
             content = message["content"] if kind == "c" else message[thought_key(message) or ""]
-            end = place + len(content)
-            if not (text.startswith(content, place) and text.startswith(literal, end)):
-                for form in _other_forms(content, message["role"]):
-                    end = place + len(form)
-                    if text.startswith(form, place) and text.startswith(literal, end):
+            end = position + len(content)
+            if not (text.startswith(content, position) and text.startswith(literal, end)):
+                for form in _content_variants(content, message["role"]):
+                    end = position + len(form)
+                    if text.startswith(form, position) and text.startswith(literal, end):
                         break
                 else:
                     return None
-            places.append((place, end))
-            place = end + len(literal)
-        return places if place == len(text) else None
+            spans.append((position, end))
+            position = end + len(literal)
+        return spans if position == len(text) else None
 
-    def moved(self, place: int, filled: Sequence[Span]) -> int:
-        """Return where a place outside the slots of this text is in the text whose slots are at `filled`."""
-        before = bisect_right(self._ends, place)
-        return place if not before else place - self._ends[before - 1] + filled[before - 1][1]
+    def map_position(self, position: int, slot_spans: Sequence[Span]) -> int:
+        """Return where a position outside the slots of this text is in the text whose slots are at `slot_spans`."""
+        before = bisect_right(self._ends, position)
+        return position if not before else position - self._ends[before - 1] + slot_spans[before - 1][1]
 
 
-def _other_forms(content: str, role: str) -> Iterator[str]:
+def _content_variants(content: str, role: str) -> Iterator[str]:
     """Yield what templates make of a content without changing what it says."""
     yield content.strip()
     yield content.lstrip()
@@ -151,13 +151,13 @@ def shared_prefix(text: str, other: str) -> int:
     return low
 
 
-def constant_header(asked: str, answered: str, stop: re.Pattern[str]) -> str:
+def constant_header(question: str, exchange: str, stop: re.Pattern[str]) -> str:
     """Return what a template writes after every chat to open an answer, whether one is asked for or not; empty for others.
 
     Takes the first message of `PROBE` as it renders it, both of them, and what a turn may end in.
     """
-    opened, rest = asked.partition("Zqc0qZ")[2], answered.partition("Zqc1qZ")[2]
-    if not rest or answered.partition("Zqc0qZ")[2] != f"{opened}Zqc1qZ{rest}":
+    opened, rest = question.partition("Zqc0qZ")[2], exchange.partition("Zqc1qZ")[2]
+    if not rest or exchange.partition("Zqc0qZ")[2] != f"{opened}Zqc1qZ{rest}":
         return ""
     shared = shared_prefix(opened[::-1], rest[::-1])
     ended = stop.match(rest, len(rest) - len(rest.lstrip()))  # what ends the answer may end questions too
@@ -165,7 +165,7 @@ def constant_header(asked: str, answered: str, stop: re.Pattern[str]) -> str:
     return header if header.strip() else ""
 
 
-def whole_tags(text: str, place: int) -> int:
-    """Return `place`, or where the tag begins that is only begun before it."""
-    begun = _BEGUN_TAG.search(text, max(0, place - 40), place)
-    return begun.start() if begun else place
+def before_partial_tag(text: str, position: int) -> int:
+    """Return `position`, or where the tag begins that is only begun before it."""
+    begun = _PARTIAL_TAG.search(text, max(0, position - 40), position)
+    return begun.start() if begun else position

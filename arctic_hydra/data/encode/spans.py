@@ -45,20 +45,20 @@ def token_span(encoding: Any, text: str, span: Span) -> Span:
     return (count if first is None else first, last)
 
 
-def added_text(before: str, upto: str) -> str:
-    """Return what follows `before` in the decoded text `upto`; empty if later tokens change how it begins."""
-    return upto[len(before) :] if upto.startswith(before) else ""
+def added_text(before: str, whole: str) -> str:
+    """Return what follows `before` in the decoded text `whole`; empty if later tokens change how it begins."""
+    return whole[len(before) :] if whole.startswith(before) else ""
 
 
-def lost_text(expected: str, got: str) -> RowProblem:
+def decode_mismatch(expected: str, got: str) -> RowProblem:
     """Return the problem of an answer that its tokens do not decode to."""
     return RowProblem(
         "tokenizer",
-        f"the tokens of an answer do not decode to its text: expected {short(expected)}, got {short(got)}; the tokenizer "
+        f"the tokens of an answer do not decode to its text: expected {shorten(expected)}, got {shorten(got)}; the tokenizer "
         f"loses text; use one that does not",
     )
 
 
-def short(text: str) -> str:
+def shorten(text: str) -> str:
     """Return a text for an error: quoted, and without its middle where it is long."""
     return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}")

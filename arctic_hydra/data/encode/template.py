@@ -23,7 +23,7 @@ TOOL_TEMPLATE = "tool_use"
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
 FIXED_DATE = datetime(2024, 7, 26)
-_NAME, _KEY = "zqcallqz", "zqkeyqz"
+_PROBE_NAME, _PROBE_KEY = "zqcallqz", "zqkeyqz"
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> str:
@@ -56,7 +56,7 @@ def template_problem(chat: Chat, error: Exception) -> RowProblem:
     )
 
 
-def fix_globals(template: str) -> None:
+def freeze_globals(template: str) -> None:
     """Stop the clock of a compiled template and flatten its global names, which never change here.
 
     Jinja copies the names for each rendering, and from the chain of dictionaries that it makes that is a quarter of the
@@ -76,15 +76,15 @@ def rename_reasoning(message: Message, known: str) -> Message:
 
 
 @dataclass(frozen=True)
-class CallForm:
+class ToolCallFormat:
     """The form of the calls of a message."""
 
-    as_text: bool = False
+    arguments_as_json: bool = False
     """Arguments as JSON text, not as an object; the call then has a type too."""
     null_content: bool = False
     """No content, where it is empty."""
 
-    def of(self, message: Message) -> Message:
+    def apply(self, message: Message) -> Message:
         """Return the message with its calls in this form; a message without calls as it is."""
         calls = message.get("tool_calls")
         if not calls:
@@ -92,21 +92,21 @@ class CallForm:
         changed = dict(message)
         if self.null_content and not changed.get("content"):
             changed["content"] = None
-        if self.as_text:
-            inner = [call.get("function", call) for call in calls]
-            texts = [json.dumps(one.get("arguments") or {}, ensure_ascii=False) for one in inner]
+        if self.arguments_as_json:
+            functions = [call.get("function", call) for call in calls]
+            texts = [json.dumps(function.get("arguments") or {}, ensure_ascii=False) for function in functions]
             changed["tool_calls"] = [
-                {"type": "function", **call, "function": {**one, "arguments": text}}
-                for call, one, text in zip(calls, inner, texts, strict=True)
+                {"type": "function", **call, "function": {**function, "arguments": text}}
+                for call, function, text in zip(calls, functions, texts, strict=True)
             ]
         return changed
 
 
-_FORMS = (
-    CallForm(),
-    CallForm(null_content=True),
-    CallForm(as_text=True),
-    CallForm(as_text=True, null_content=True),
+_CALL_FORMATS = (
+    ToolCallFormat(),
+    ToolCallFormat(null_content=True),
+    ToolCallFormat(arguments_as_json=True),
+    ToolCallFormat(arguments_as_json=True, null_content=True),
 )
 
 
@@ -122,13 +122,13 @@ class Rendered:
 class ChatTemplate:
     """The chat template of a tokenizer: renders conversations as transformers does, each in the form that it reads.
 
-    Templates differ in the name of thoughts (`REASONING_KEYS`) and in the form of tool calls (`CallForm`).
+    Templates differ in the name of thoughts (`REASONING_KEYS`) and in the form of tool calls (`ToolCallFormat`).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> None:
         """Take the template for conversations, or the one for those with tools; raises DataError if there is none."""
         self._source = template_of(tokenizer, with_tools)
-        fix_globals(self._source)
+        freeze_globals(self._source)
         self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         if "date_string" in self._source:
             self._variables["date_string"] = FIXED_DATE.strftime("%d %b %Y")
@@ -136,9 +136,9 @@ class ChatTemplate:
         self._reasoning_key = known[0] if len(known) == 1 else None
         self.marks_answers = bool(GENERATION_TAG.search(self._source))
         """Whether the template marks answers with `{% generation %}`."""
-        self._calls = CallForm()
+        self._call_format = ToolCallFormat()
         if "tool_calls" in self._source:
-            self._calls = self._find_call_form()
+            self._call_format = self._detect_call_format()
 
     def render(
         self, conversations: list[list[Message]], tools: list[Any] | None = None, generate: bool = False
@@ -149,8 +149,8 @@ class ChatTemplate:
         """
         if (known := self._reasoning_key) is not None:
             conversations = [[rename_reasoning(message, known) for message in messages] for messages in conversations]
-        if self._calls != CallForm():
-            conversations = [[self._calls.of(message) for message in messages] for messages in conversations]
+        if self._call_format != ToolCallFormat():
+            conversations = [[self._call_format.apply(message) for message in messages] for messages in conversations]
         marks = self.marks_answers and not generate
         texts, spans = chat_template_utils.render_jinja_template(
             conversations=conversations,
@@ -162,16 +162,16 @@ class ChatTemplate:
         )
         return [Rendered(*both) for both in zip(texts, spans if marks else [[] for _ in texts], strict=True)]
 
-    def _find_call_form(self) -> CallForm:
+    def _detect_call_format(self) -> ToolCallFormat:
         """Return the first form in which the template writes a call's name and arguments; the usual one if it does in none."""
-        call = {"type": "function", "function": {"name": _NAME, "arguments": {_KEY: "1"}}}
+        call = {"type": "function", "function": {"name": _PROBE_NAME, "arguments": {_PROBE_KEY: "1"}}}
         messages: list[Message] = [
             {"role": "user", "content": "x"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
-        for form in _FORMS:
+        for form in _CALL_FORMATS:
             with suppress(Exception):  # templates raise anything
-                text = self.render([[form.of(message) for message in messages]])[0].text
-                if _NAME in text and _KEY in text:
+                text = self.render([[form.apply(message) for message in messages]])[0].text
+                if _PROBE_NAME in text and _PROBE_KEY in text:
                     return form
-        return CallForm()
+        return ToolCallFormat()

@@ -99,7 +99,7 @@ def test_results_do_not_depend_on_batch_size_or_table_size(monkeypatch: pytest.M
     wanted = once.encode(texts, places)
     assert all(encoding is not None for encoding in wanted)
     monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.BATCH_CHARACTERS", 500)
-    monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.MOST_STRETCHES", 50)
+    monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.MAX_SEGMENTS", 50)
     small = WordTokenizer.of(BACKENDS["qwen"])
     assert small is not None
     assert str(small.encode(texts, places)) == str(wanted) == str(small.encode(texts, places))

@@ -26,8 +26,8 @@ def encoder(backend: Tokenizer, **special: int | None) -> TextEncoder:
 def test_the_word_cache_does_not_change_ids_or_spans(name: str) -> None:
     backend = BACKENDS[name]
     looked_up, worked_out = encoder(backend), encoder(backend)
-    assert looked_up._words is not None
-    worked_out._words = None
+    assert looked_up._word_cache is not None
+    worked_out._word_cache = None
 
     @settings(deadline=None, max_examples=300)
     @given(TEXTS, TEXTS)
