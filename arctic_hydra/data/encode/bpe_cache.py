@@ -1,11 +1,11 @@
-"""A word-level cache for byte-level BPE: token ids are those of the tokenizer, each distinct word encoded once.
+"""A word-level cache for byte-level BPE: the token ids are identical to the tokenizer's.
 
-A byte-level BPE tokenizer cuts a text at its added tokens, cuts what lies between into words by a regular expression, and
-encodes each word by itself. Texts repeat their words, so they are cut here and looked up in a table that the tokenizer
-fills: many texts at once, in segments between two spaces, each distinct one once.
+A byte-level BPE tokenizer splits a text at its added tokens, splits the rest into words by a regular expression, and
+encodes each word on its own. Texts repeat their words, so each distinct word is encoded once. Many texts are looked up at
+once, in segments between two spaces.
 
-That holds only where the words are cut alike: the expression is taken from the tokenizer, compared with it on made-up
-texts first, and each character beyond ASCII is compared with it once before a text that holds it is taken.
+The words must be split exactly as the tokenizer splits them: the expression is the tokenizer's own, it is compared with
+the tokenizer on generated texts first, and each non-ASCII character is compared before a text that contains it is cached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tokenizers import models, pre_tokenizers
 from arctic_hydra.data.arrays import Array, to_numpy
 
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Digits are cut out first, and the rest as if each segment stood alone: there a number ends a text too.
+# Digits are split off first, and the parts between them are split separately, so a number ends a text too.
 _GPT_2_DIGITS = {True: r"\p{N}|", False: r"\p{N}+|"}
 _GPT_2_BETWEEN_DIGITS = _GPT_2.replace(r" ?\p{N}+|", "").replace(r"(?!\S)", r"(?![^\s\p{N}])")
 _ASCII_CLASSES = {"L": "a-zA-Z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
@@ -36,31 +36,31 @@ _CLASS = re.compile(r"\\p\{(\w+)\}|\\.|[\[\]]")
 _PROBE = " {0} a{0}a A{0}A A{0}a a{0}A {0}Aa A{0}Aa {0}{0}Aa 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
 
 BATCH_CHARACTERS = 1 << 20
-"""Characters that are looked up together: bounds the memory of it."""
+"""Characters that are looked up at once; bounds the memory."""
 MAX_SEGMENTS, MAX_IDS = 1 << 19, 1 << 23
-"""What the table of segments holds before it is emptied: bounds its memory."""
+"""Size at which the table of segments is emptied; bounds its memory."""
 _END = "\0"
-"""A segment without ids: it stands between two texts."""
+"""The segment between two texts; it has no ids."""
 _LOSSY = 1
-"""Number of every segment with a word that its tokens do not give back; it has no ids."""
+"""Number of all segments with a word whose tokens do not decode to it; it has no ids."""
 
 Encoding = tuple[Array, list[int]]
-"""Token ids of a text, and the tokens that begin at its positions."""
+"""Token ids of a text, and the index of the token that starts at each requested position."""
 
 
 class WordTokenizer:
-    """Token ids of texts, equal to those of the tokenizer it is made of."""
+    """Tokenizes texts through the cache; the ids equal those of the wrapped tokenizer."""
 
     @classmethod
     def of(cls, backend: Any) -> WordTokenizer | None:
-        """Return one for a byte-level BPE tokenizer whose words can be cut here; None for any other."""
+        """Return a cache for a byte-level BPE tokenizer of a supported kind; None for any other tokenizer."""
         pattern = _word_pattern(backend)
         if pattern is None:
             return None
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 made = cls(backend, pattern)
-        except (re.error, regex.error):  # an expression that is written in another way than here
+        except (re.error, regex.error):  # an expression in a syntax that Python does not support
             return None
         return made if made._matches_tokenizer() else None
 
@@ -80,9 +80,9 @@ class WordTokenizer:
         self._unsupported = {_END}
 
     def encode(self, texts: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Encoding | None]:
-        """Return the ids (int32) of each text and, for its `positions`, the tokens that begin there.
+        """Return the ids (int32) of each text and the tokens that start at its `positions`.
 
-        None for a text with a position within a word, or whose words are not sure to be cut alike.
+        None for a text with a position within a word, or whose words may be split differently by the tokenizer.
         """
         results: list[Encoding | None] = [None] * len(texts)
         batch: list[int] = []
@@ -92,14 +92,14 @@ class WordTokenizer:
                 batch.append(index)
                 waiting += len(text)
             if batch and (waiting >= BATCH_CHARACTERS or index == len(texts) - 1):
-                found = self._encode([texts[one] for one in batch], [positions[one] for one in batch])
-                for one, encoding in zip(batch, found, strict=True):
-                    results[one] = encoding
+                found = self._encode([texts[i] for i in batch], [positions[i] for i in batch])
+                for i, encoding in zip(batch, found, strict=True):
+                    results[i] = encoding
                 batch, waiting = [], 0
         return results
 
     def _encode(self, texts: list[str], positions: list[Sequence[int]]) -> Iterator[Encoding | None]:
-        """Yield the result for each of some known texts."""
+        """Yield the result for each of a batch of supported texts."""
         if self._segments.is_full():
             self._table.clear()
             self._segments.clear()
@@ -123,7 +123,7 @@ class WordTokenizer:
             yield None if lossy or any(token < 0 for token in found) else (ids[first:last], found)
 
     def _numbers(self, data: bytes, boundaries: Array) -> Array:
-        """Return the number of each segment; each distinct one is looked up once."""
+        """Return the number of each segment; each distinct segment is looked up once."""
         segments = pa.LargeStringArray.from_buffers(len(boundaries) - 1, pa.py_buffer(boundaries), pa.py_buffer(data))
         numbered = segments.dictionary_encode()
         distinct: list[str] = numbered.dictionary.to_pylist()
@@ -134,7 +134,7 @@ class WordTokenizer:
     def _tokens_before(
         self, positions: Array, data: bytes, boundaries: Array, numbers: Array, before: Array
     ) -> list[int]:
-        """Return the tokens before positions in the data; -1 for one within a word."""
+        """Return the number of tokens before each position in the data; -1 for a position within a word."""
         segment_of = np.searchsorted(boundaries, positions, side="right") - 1
         inside = positions - boundaries[segment_of]
         tokens: list[int] = before[segment_of].tolist()
@@ -150,7 +150,7 @@ class WordTokenizer:
         return tokens
 
     def _boundaries(self, data: bytes) -> Array:
-        """Return where segments begin, and the end: at added tokens, at ends of texts, and at spaces between words."""
+        """Return the starts of segments, and the end: at added tokens, at ends of texts, and at spaces between words."""
         raw = np.frombuffer(data, np.uint8)
         spaces = np.flatnonzero(raw == ord(" "))
         splits = _MAY_END[raw[spaces - 2], raw[spaces - 1]] & _MAY_BEGIN[raw[spaces + 1], raw[spaces + 2]]
@@ -167,7 +167,7 @@ class WordTokenizer:
         return (self._split_ascii if text.isascii() else self._split)(text)
 
     def _tokens_within(self, segment: str, position: int) -> int | None:
-        """Return the tokens before a byte within a segment; None where a word goes over it."""
+        """Return the number of tokens before a byte within a segment; None for a byte within a word."""
         if segment in self._added or self._segments[segment] == _LOSSY:
             return None
         tokens = 0
@@ -179,7 +179,7 @@ class WordTokenizer:
         return tokens if position == 0 else None
 
     def _is_supported(self, text: str) -> bool:
-        """Whether every character of a text is one that is cut alike."""
+        """Whether the tokenizer splits words at every character of a text as this cache does."""
         if text.isascii():
             return _END not in text
         characters = set(text)
@@ -190,17 +190,17 @@ class WordTokenizer:
         return characters <= self._supported
 
     def _is_split_alike(self, character: str) -> bool:
-        if unicodedata.category(character) in ("Cn", "Cs"):  # not assigned: its class may change with Unicode's version
+        if unicodedata.category(character) in ("Cn", "Cs"):  # unassigned: its class may differ between Unicode versions
             return False
         probe = _PROBE.format(character)
         normalizer = self._backend.normalizer
         if normalizer is not None and normalizer.normalize_str(probe) != probe:
             return False
-        wanted = [probe[first:last] for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(probe)]
-        return bool(self._split(probe) == wanted)
+        expected = [probe[first:last] for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(probe)]
+        return bool(self._split(probe) == expected)
 
     def _matches_tokenizer(self) -> bool:
-        """Whether the ids are the tokenizer's own on made-up texts of every ASCII character."""
+        """Whether the ids equal the tokenizer's on generated texts of all ASCII characters."""
         draw = random.Random(0)
         common = [
             "  ",
@@ -222,17 +222,17 @@ class WordTokenizer:
         ]
         alphabet = [*map(chr, range(1, 128)), *common * 8]
         texts = ["".join(draw.choices(alphabet, k=40)) for _ in range(1500)]
-        wanted = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+        expected = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
         own = self.encode(texts, [[]] * len(texts))
-        return all(one is not None and one[0].tolist() == ids for one, ids in zip(own, wanted, strict=True))
+        return all(one is not None and one[0].tolist() == ids for one, ids in zip(own, expected, strict=True))
 
 
 class _LossyWordError(Exception):
-    """A word that its tokens do not give back."""
+    """A word whose tokens do not decode to it."""
 
 
 class _WordTable(dict[str, bytes]):
-    """Words to their token ids, as int32 bytes; a word that is missing is encoded by the tokenizer's model."""
+    """Maps words to their token ids, as int32 bytes; the model of the tokenizer encodes missing words."""
 
     def __init__(self, backend: Any, to_bytes: Any) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class _WordTable(dict[str, bytes]):
 
 
 class _Segments(dict[str, int]):
-    """Stretches of text to numbers; the ids of all of them one after another."""
+    """Maps segments of text to numbers; the ids of all segments are stored one after another."""
 
     def __init__(self, added: dict[str, int], words: Callable[[str], Iterable[bytes]]) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class _Segments(dict[str, int]):
         return number
 
     def is_full(self) -> bool:
-        """Whether there is no room for more."""
+        """Whether the table has reached its maximum size."""
         return len(self) > MAX_SEGMENTS or len(self._ids) > MAX_IDS
 
     def clear(self) -> None:
@@ -282,7 +282,7 @@ class _Segments(dict[str, int]):
         return len(self._ends) - 1
 
     def joined(self, numbers: Array) -> tuple[Array, Array]:
-        """Return the ids of segments one after another, and how many stand before each segment and before the end."""
+        """Return the concatenated ids of segments, and how many precede each segment and the end."""
         all_ids, ends = np.frombuffer(self._ids, np.int32), np.frombuffer(self._ends, np.int64)
         first = ends[numbers - 1]
         counts = ends[numbers] - first
@@ -291,9 +291,9 @@ class _Segments(dict[str, int]):
 
 
 def _non_space_bytes() -> tuple[Array, Array]:
-    """Return by the last two bytes before a position, and by the first two after it, whether no white space is there.
+    """Return two tables: whether two bytes before a position, or two bytes after it, are certain to contain no white space.
 
-    It takes two bytes to tell a white space of UTF-8 from the letters that end alike.
+    Two bytes are needed to distinguish the white space characters of UTF-8 from letters that end in the same byte.
     """
     ends, begins = np.ones((2, 256, 256), bool)
     for space in filter(str.isspace, map(chr, range(0x3001))):
@@ -307,7 +307,7 @@ _MAY_END, _MAY_BEGIN = _non_space_bytes()
 
 
 def _splitter(expression: Any) -> Callable[[str], list[str]]:
-    """Return what cuts a text; raises re.error for an expression with groups, of which only those would be found."""
+    """Return a function that splits a text; raises re.error for an expression with groups, which findall would return."""
     if expression.groups:
         raise re.error("groups", expression.pattern)
     found: Callable[[str], list[str]] = expression.findall
@@ -315,7 +315,7 @@ def _splitter(expression: Any) -> Callable[[str], list[str]]:
 
 
 def _word_pattern(backend: Any) -> str | None:
-    """Return the expression by which the tokenizer cuts words; None where it works in another way."""
+    """Return the expression by which the tokenizer splits words; None if it is not of a supported kind."""
     plain_tokens = all(
         not (token.lstrip or token.rstrip or token.single_word or token.normalized)
         for token in backend.get_added_tokens_decoder().values()
@@ -348,7 +348,7 @@ def _description(part: Any) -> dict[str, Any]:
 
 
 def _ascii_pattern(pattern: str) -> str | None:
-    """Return the same expression for ASCII texts without Unicode classes, which `re` lacks and which are slow."""
+    """Return an equivalent expression for ASCII texts, without Unicode classes, which `re` lacks and which are slow."""
     inside = False
     parts, position = [], 0
     for match in _CLASS.finditer(pattern):

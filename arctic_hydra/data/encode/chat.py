@@ -1,7 +1,7 @@
-"""Chats to token ids with a mask of what the model is trained to write: each answer and its stop token, verified.
+"""Encodes conversations as token ids with a verified mask of the supervised tokens: each answer and its stop token.
 
-Where the template marks answers with `{% generation %}`, those spans are taken, else `turns` finds where an answer begins
-and ends. Either way the tokens of each span, decoded, must give back its text.
+If the template marks answers with `{% generation %}`, those spans are used; otherwise `turns` locates the answers. In both
+cases the tokens of each span must decode to its text.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class TurnChoice:
 
     roles: tuple[str, ...] = ("assistant",)
     last_only: bool = False
-    """Only the last turn of these roles."""
+    """Train on the last turn of these roles only."""
     ignore_empty_think: bool = False
-    """Leave empty thinking blocks at the start of an answer out of the loss."""
+    """Exclude empty thinking blocks at the start of an answer from the loss."""
     eot_tokens: tuple[str, ...] = ()
-    """Tokens that end a turn, beside the tokenizer's special tokens."""
+    """Tokens that end a turn, in addition to the tokenizer's special tokens."""
     train_on_eot: bool = True
     """Train on the tokens that end a turn."""
 
@@ -53,16 +53,16 @@ class TurnChoice:
 
 @dataclass
 class RenderedChat:
-    """A rendered chat, and which of its characters are trained on."""
+    """A rendered chat and the spans of its supervised characters."""
 
     text: str
     spans: list[Span]
-    """One for each turn, answer and stop tokens; with `train_on_eot=false` two, of which only the answer is trained on."""
+    """Per turn, one span of answer and stop tokens; with `train_on_eot=false` two, of which only the first is supervised."""
     thoughts_left_out: int
 
 
 class ChatEncoder:
-    """Renders, tokenises and masks conversations in batches."""
+    """Renders, tokenizes and masks batches of conversations."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice | None = None, with_tools: bool = False
@@ -87,12 +87,12 @@ class ChatEncoder:
             count = len(self._backend.encode(token, add_special_tokens=False).ids)
             if count != 1:
                 raise DataError(
-                    f"data.eot_tokens: got {token!r}, which is {count} tokens of the tokenizer, expected one token; name a "
-                    f"token as the chat template writes it at the end of a turn"
+                    f"data.eot_tokens: got {token!r}, which the tokenizer splits into {count} tokens, expected one token; "
+                    f"pass a token that the chat template writes at the end of a turn"
                 )
 
     def encode(self, chats: Sequence[Chat]) -> list[Encoded | RowProblem]:
-        """Return ids and spans of each chat, or what is wrong with it."""
+        """Return the ids and spans of each chat, or its problem."""
         results: list[Encoded | RowProblem | None] = []
         rendered: list[RenderedChat] = []
         for item in self._render_all(chats):
@@ -103,7 +103,7 @@ class ChatEncoder:
         return [next(encoded) if result is None else result for result in results]
 
     def _tokenize(self, rendered: Sequence[RenderedChat]) -> list[Encoded | RowProblem]:
-        """Return ids and spans of texts with spans of characters: looked up where that is sure to be right."""
+        """Return the ids and token spans of rendered chats, from the word cache where it applies."""
         positions = [[position for span in item.spans for position in span] for item in rendered]
         found = (
             self._word_cache.encode([item.text for item in rendered], positions)
@@ -123,7 +123,7 @@ class ChatEncoder:
         return results
 
     def _encode_with_tokenizer(self, rendered: Sequence[RenderedChat]) -> list[Encoded | RowProblem]:
-        """Return ids and spans by the tokenizer itself; the tokens of a span give its text."""
+        """Return the ids and token spans without the word cache; the tokens of each span decode to its text."""
         encodings = self._backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
         encoded: list[Encoded] = []
         pieces: list[list[int]] = []
@@ -141,22 +141,22 @@ class ChatEncoder:
         return results
 
     def _render_all(self, chats: Sequence[Chat]) -> list[RenderedChat | RowProblem]:
-        # One call renders every chat without tools: tools are an argument of the call, not of the conversation.
+        # Tools are an argument of the call, so one call renders all chats without tools.
         plain = [index for index, chat in enumerate(chats) if chat.tools is None]
         try:
             texts = self._template.render([chats[index].messages for index in plain])
             rendered = dict(zip(plain, texts, strict=True))
-        except Exception:  # some chat of the batch fails: rendered one by one below, to name it
+        except Exception:  # some chat fails: render one by one below, to find which
             rendered = {}
         results: list[RenderedChat | RowProblem] = []
         for index, chat in enumerate(chats):
             try:
                 found = rendered.get(index) or self._template.render([chat.messages], chat.tools)[0]
-                check_text(found.text, "the rendered chat")  # tools and calls are in it too
+                check_text(found.text, "the rendered chat")  # it also contains tools and tool calls
                 results.append(self._locate(chat, found.text, found.answers))
             except RowProblem as problem:
                 results.append(problem)
-            except Exception as error:  # templates raise anything
+            except Exception as error:  # a template may raise any exception
                 results.append(template_problem(chat, error))
         return results
 
@@ -179,11 +179,11 @@ class ChatEncoder:
         return RenderedChat(text, spans, dropped)
 
     def _realign(self, encoded: Encoded, text: str, spans: list[Span]) -> Encoded | RowProblem:
-        """Return ids whose tokens decode to the spans, or the problem that none do."""
+        """Return ids whose tokens decode to the spans, or the problem if there are none."""
         if self._first_mismatch(encoded, text, spans) is None:
             return encoded
-        # A token crosses the border of an answer (a newline merged with the header's): tokenize the parts separately, as
-        # generation does, where the prompt is tokenized before the answer exists.
+        # A token crosses the border of an answer (a newline merged with the header's): tokenize the parts separately, as at
+        # generation, when the prompt is tokenized before the answer exists.
         bounds = sorted({0, len(text), *(position for span in spans for position in span)})
         ids: list[int] = []
         starts: dict[int, int] = {}
@@ -199,7 +199,7 @@ class ChatEncoder:
         return decode_mismatch(text[slice(*characters)], self._decode(parts.ids[slice(*tokens)]))
 
     def _first_mismatch(self, encoded: Encoded, text: str, spans: list[Span]) -> tuple[Span, Span] | None:
-        """Return the first span of tokens that does not decode to its span of characters, and that; None if all do."""
+        """Return the first span of tokens that does not decode to its span of characters, and the latter; None if all do."""
         for tokens, characters in zip(encoded.spans, spans, strict=True):
             if not self._decodes_to(encoded.ids, tokens, text[slice(*characters)]):
                 return tokens, characters
@@ -209,7 +209,7 @@ class ChatEncoder:
         first, last = tokens
         if self._decode(ids[first:last]) == expected:
             return True
-        # Some decoders drop the space at the start of a text, some tokenizers normalize Unicode.
+        # Some decoders drop the leading space of a text, and some tokenizers normalize Unicode.
         got = added_text(self._decode(ids[:first]), self._decode(ids[:last]))
         if unicodedata.normalize("NFC", got) == unicodedata.normalize("NFC", expected):
             return True
@@ -219,7 +219,7 @@ class ChatEncoder:
         return str(self._backend.decode(ids.tolist(), skip_special_tokens=False))
 
     def _with_one_bos(self, encoded: Encoded) -> Encoded:
-        """Return the example with exactly one BOS at its start, if tokenizer or template write one."""
+        """Return the example with exactly one BOS at its start, if the tokenizer or the template writes one."""
         bos, ids, shift = self._bos_id, encoded.ids, 0
         if bos is not None:
             while len(ids) > 1 and ids[0] == ids[1] == bos:

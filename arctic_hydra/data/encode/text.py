@@ -1,4 +1,4 @@
-"""Plain texts to token ids and loss masks."""
+"""Encodes plain texts with an answer at the end as token ids and supervised spans."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 
 class TextEncoder:
-    """Tokenises plain texts: a BOS where the tokenizer writes one, the text, and its eos token where it has one.
+    """Tokenizes plain texts: a BOS if the tokenizer adds one, the text, and an eos token if the tokenizer has one.
 
-    What is trained on begins at the first token of the answer. Where a token reaches over its border, prompt and answer
-    are tokenised by themselves, as when generating, if that gives back the text; else (a tokenizer that puts a space
-    before every text would put one between them) the text is tokenised as a whole, and the token that reaches over the
-    border is trained on, with the end of the prompt that it holds.
+    Supervision starts at the first token of the answer. If a token spans the border between prompt and answer, the two are
+    tokenized separately, as at generation. If that does not decode to the text (a tokenizer that adds a prefix space would
+    insert one between them), the text is tokenized as a whole, and the token across the border is supervised too.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -39,7 +38,7 @@ class TextEncoder:
         self._unk_id = tokenizer.unk_token_id
 
     def encode(self, texts: Sequence[PlainText]) -> list[Encoded | RowProblem]:
-        """Return ids of each text and the span from its `start` to its end, eos included; decoded, it gives the answer."""
+        """Return the ids of each text and the span from its `start` to its end, eos included, which decodes to the answer."""
         found: Sequence[Encoding | None] = [None] * len(texts)
         if self._word_cache:
             found = self._word_cache.encode([item.text for item in texts], [[item.start] for item in texts])
@@ -53,7 +52,7 @@ class TextEncoder:
         return results
 
     def _encode_with_tokenizer(self, texts: Sequence[PlainText]) -> Iterator[tuple[Array, int] | RowProblem]:
-        """Yield ids and the first token of the answer, by the tokenizer itself."""
+        """Yield the ids and the first token of the answer, without the word cache."""
         encodings = self._backend.encode_batch([item.text for item in texts], add_special_tokens=False)
         firsts = [
             token_span(encoding, item.text, (item.start, len(item.text)))[0] if item.start else 0
@@ -67,7 +66,7 @@ class TextEncoder:
             yield (ids, first) if matches or item.start == 0 else self._split_at_answer(item, ids, first)
 
     def _split_at_answer(self, item: PlainText, ids: Array, first: int) -> tuple[Array, int] | RowProblem:
-        """Return ids and first token of an answer that the tokens from `first` on do not give alone."""
+        """Return the ids and the first token of an answer, if the tokens from `first` on do not decode to it."""
         answer, added = _nfc(item.text[item.start :]), self._added(ids, first)
         if added == answer:  # some decoders drop the space at the start of a text
             return ids, first
@@ -81,14 +80,14 @@ class TextEncoder:
         return decode_mismatch(answer, added)
 
     def _added(self, ids: Array, first: int) -> str:
-        """Return what the tokens from `first` on add to the text of those before them; empty where they change that."""
+        """Return what the tokens from `first` on add to the text of those before them; empty if they change that text."""
         return added_text(self._decode(ids[:first]), self._decode(ids))
 
     def _decode(self, ids: Array) -> str:
         return _nfc(str(self._backend.decode(ids.tolist(), skip_special_tokens=False)))
 
     def _finish(self, ids: Array, first: int) -> Encoded:
-        """Return the example with one BOS, where the tokenizer writes one, and one eos token."""
+        """Return the example with exactly one BOS and one eos token, as far as the tokenizer has them."""
         if len(self._bos) and ids[:1].tolist() == self._bos.tolist():
             ids, first = ids[1:], max(0, first - 1)
         if len(self._eos) and ids[-1:].tolist() == self._eos.tolist():
@@ -98,5 +97,5 @@ class TextEncoder:
 
 
 def _nfc(text: str) -> str:
-    """Return the text as tokenizers that normalise Unicode write it, whatever its form was."""
+    """Return the text in Unicode NFC, since some tokenizers normalize."""
     return unicodedata.normalize("NFC", text)

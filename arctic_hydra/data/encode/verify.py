@@ -1,4 +1,4 @@
-"""A rendered chat beside its messages: whether all of them are there in their order, and where an answer begins."""
+"""Compares a rendered chat with its messages: none may be missing, changed or out of order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` aro
 
 
 def check_complete(chat: Chat, text: str, content_spans: Mapping[int, Span]) -> None:
-    """Raise RowProblem when the template left a turn out, or wrote the user's turns in another order.
+    """Raise RowProblem if the template dropped a turn or reordered the user's turns.
 
-    `content_spans` holds the messages whose position is known; the others are looked for.
+    `content_spans` holds the spans of contents that are already located; the other contents are searched for.
     """
     position = 0
     for index, message in enumerate(chat.messages):
         role, calls = message["role"], message.get("tool_calls") or ()
-        if role == "assistant":  # its answer is located and compared
+        if role == "assistant":  # the answer itself is compared when it is located
             if not all(_name(call) in text for call in calls):
                 raise missing_turn(index, message)
             continue
@@ -33,19 +33,19 @@ def check_complete(chat: Chat, text: str, content_spans: Mapping[int, Span]) -> 
 
 
 def check_tools(chat: Chat, text: str) -> None:
-    """Raise RowProblem when the template left the tools out."""
+    """Raise RowProblem if the template ignores the tools."""
     if chat.tools and not all(_name(tool) in text for tool in chat.tools):
         raise RowProblem(
             "template",
-            "the chat template leaves the tools out, so the model would be trained on calls that it cannot know of; "
+            "the chat template ignores the tools, so the model would be trained on calls of tools that it never sees; "
             "pass tokenizer.chat_template=<file> with a template that writes `tools`",
         )
 
 
 def check_order(chat: Chat, text: str, content_spans: Mapping[int, Span], answers: Mapping[int, Span]) -> None:
-    """Raise RowProblem when a user's turn or an answer is not after the turns before it, or a call is left out.
+    """Raise RowProblem if user turns and answers are out of order, or a tool call is missing.
 
-    `answers` holds the positions of the answers that are located, `content_spans` those of contents.
+    `answers` holds the spans of located answers, `content_spans` those of located contents.
     """
     position = 0
     for index, message in enumerate(chat.messages):
@@ -63,7 +63,7 @@ def check_order(chat: Chat, text: str, content_spans: Mapping[int, Span], answer
 
 
 def check_calls(index: int, message: Message, rendered: str) -> None:
-    """Raise RowProblem unless every call of a message is in what was rendered for it: its name and its arguments."""
+    """Raise RowProblem unless the rendered turn contains the name and the arguments of every tool call of a message."""
     calls = message.get("tool_calls") or ()
     names = [_name(call) for call in calls]
     for name, call in zip(names, calls, strict=True):
@@ -75,19 +75,19 @@ def check_calls(index: int, message: Message, rendered: str) -> None:
         if missing:
             raise RowProblem(
                 "template",
-                f"message {index}: the chat template leaves this assistant turn out, or changes or moves it; expected "
+                f"message {index}: the chat template drops, changes or moves this assistant turn; expected "
                 f"{missing}, rendered {shorten(rendered)}; pass tokenizer.chat_template=<file> with a template that "
                 f"writes `tool_calls`",
             )
 
 
 def _name(call: Any) -> str:
-    """Return the name of a call or of a tool."""
+    """Return the name of a tool or of a tool call."""
     return str(call.get("function", call).get("name", ""))
 
 
 def _argument_values(value: Any) -> Iterator[Any]:
-    """Yield the names and values within the arguments of a call; not null, which some templates leave out."""
+    """Yield the names and values within the arguments of a tool call, except null, which some templates omit."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if inner is not None:
@@ -101,7 +101,7 @@ def _argument_values(value: Any) -> Iterator[Any]:
 
 
 def _written_forms(value: Any) -> Iterator[str]:
-    """Yield how templates write a value: as it is, as JSON, as Python, or as JSON within JSON."""
+    """Yield the ways in which templates write a value: unchanged, as JSON, as Python, or as JSON within JSON."""
     yield str(value)
     if isinstance(value, bool):
         yield str(value).lower()
@@ -118,58 +118,58 @@ def _written_forms(value: Any) -> Iterator[str]:
 
 def _find(text: str, content: str, role: str, position: int) -> Span:
     found = text.find(content, position)
-    if found < 0 and role == "tool":  # some templates write a tool's answer as JSON
+    if found < 0 and role == "tool":  # some templates write tool results as JSON
         content = json.dumps(content, ensure_ascii=False)[1:-1]
         found = text.find(content)
     return (found, found + len(content))
 
 
 def missing_turn(index: int, message: Message) -> RowProblem:
-    """Return the problem of a message that is not where it belongs."""
+    """Return the problem of a message that is missing, changed or out of order."""
     content = (message.get("content") or "").strip()
     return RowProblem(
         "template",
-        f"message {index}: the chat template leaves this {message['role']} turn out, or changes or moves it; got "
-        f"{shorten(content)}, expected it in the rendered chat, after the turns before it; pass "
-        f"tokenizer.chat_template=<file>",
+        f"message {index}: the chat template drops, changes or moves this {message['role']} turn; got "
+        f"{shorten(content)}, expected it in the rendered chat after the turns before it; pass "
+        f"tokenizer.chat_template=<file> with a template that writes every turn in order",
     )
 
 
 def find_content(body: str, content: str, has_calls: bool) -> int | None:
-    """Return where `content` begins in what was rendered, spaces around it aside; None if it is not there."""
+    """Return the start of `content` in a rendered turn, ignoring white space around it; None if it is not there."""
     if body.endswith(content):
         return len(body) - len(content)
     for answer, rendered in ((content.strip(), body.rstrip()), (content.lstrip(), body)):
         if rendered.endswith(answer):
             return len(rendered) - len(answer)
-    if has_calls:  # calls follow the text
+    if has_calls:  # tool calls follow the content
         position = body.find(content.strip())
         return position if position >= 0 else None
     return None
 
 
 def skip_space(text: str, position: int) -> int:
-    """Return the first position from `position` on that is no white space, or the end."""
+    """Return the first position from `position` on without white space, or the end."""
     while position < len(text) and text[position].isspace():
         position += 1
     return position
 
 
 def no_stop_token(index: int) -> RowProblem:
+    """Return the problem of an answer without a stop token."""
     return RowProblem(
         "template",
-        f"message {index}: the chat template writes no stop token after the answer, so the model would never learn to "
-        f"end it; expected one such as the eos token; pass tokenizer.chat_template=<file>, or data.eot_tokens where "
-        f"another token ends a turn",
+        f"message {index}: the chat template writes no stop token after the answer, so the model would not learn to stop; "
+        f"expected one, such as the eos token; pass tokenizer.chat_template=<file>, or data.eot_tokens if another token "
+        f"ends a turn",
     )
 
 
 def changed_answer(index: int, content: str, rendered: str) -> RowProblem:
+    """Return the problem of an answer that the template changes."""
     why = ""
     if "</think>" in content and "</think>" not in rendered:
-        why = (
-            " (it takes the thoughts out; where it keeps those of the last turn, data.train_on=last trains on that one)"
-        )
+        why = " (it removes the reasoning; if it keeps that of the last turn, data.train_on=last trains on that turn only)"
     return RowProblem(
         "template",
         f"message {index}: the chat template changes the answer{why}; expected {shorten(content)}, rendered "
@@ -178,9 +178,10 @@ def changed_answer(index: int, content: str, rendered: str) -> RowProblem:
 
 
 def unlocated_turn(index: int, message: Message) -> RowProblem:
+    """Return the problem of a turn whose span cannot be determined."""
     what = "tool call" if message.get("tool_calls") else "answer"
     return RowProblem(
         "template",
-        f"message {index}: the chat template writes the beginning of this conversation differently once more "
-        f"messages follow, and no header or content tells for sure where this {what} begins and ends; {TAGGED_ADVICE}",
+        f"message {index}: the chat template renders the start of this conversation differently when more messages "
+        f"follow, so the span of this {what} cannot be determined; {TAGGED_ADVICE}",
     )

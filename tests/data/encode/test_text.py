@@ -57,7 +57,7 @@ def test_bos_and_eos_are_written_once() -> None:
 
 
 def sentence_piece(kind: str) -> Tokenizer:
-    """Return a small tokenizer that puts a space before every text, in each of the ways in which they are described."""
+    """Return a small tokenizer that adds a prefix space to every text, in one of the ways to configure that."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     spaces = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
     backend.pre_tokenizer = spaces  # trained on words, used on whole texts where that is the kind
