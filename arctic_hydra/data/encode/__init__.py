@@ -1,1 +1,1 @@
-"""Examples to token ids and loss masks."""
+"""Encoding of examples: token ids and loss masks."""

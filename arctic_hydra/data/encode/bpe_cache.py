@@ -1,11 +1,11 @@
-"""A word-level cache for byte-level BPE: token ids are those of the tokenizer, each distinct word encoded once.
+"""A word-level cache for byte-level BPE: the token ids are identical to the tokenizer's.
 
-A byte-level BPE tokenizer cuts a text at its added tokens, cuts what lies between into words by a regular expression, and
-encodes each word by itself. Texts repeat their words, so they are cut here and looked up in a table that the tokenizer
-fills: many texts at once, in stretches between two spaces, each distinct one once.
+A byte-level BPE tokenizer splits a text at its added tokens, splits the rest into words by a regular expression, and
+encodes each word on its own. Texts repeat their words, so each distinct word is encoded once. Many texts are looked up at
+once, in segments between two spaces.
 
-That holds only where the words are cut alike: the expression is taken from the tokenizer, compared with it on made-up
-texts first, and each character beyond ASCII is compared with it once before a text that holds it is taken.
+The words must be split exactly as the tokenizer splits them: the expression is the tokenizer's own, it is compared with
+the tokenizer on generated texts first, and each non-ASCII character is compared before a text that contains it is cached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tokenizers import models, pre_tokenizers
 from arctic_hydra.data.arrays import Array, to_numpy
 
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Digits are cut out first, and the rest as if each stretch stood alone: there a number ends a text too.
+# Digits are split off first, and the parts between them are split separately, so a number ends a text too.
 _GPT_2_DIGITS = {True: r"\p{N}|", False: r"\p{N}+|"}
 _GPT_2_BETWEEN_DIGITS = _GPT_2.replace(r" ?\p{N}+|", "").replace(r"(?!\S)", r"(?![^\s\p{N}])")
 _ASCII_CLASSES = {"L": "a-zA-Z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
@@ -36,167 +36,171 @@ _CLASS = re.compile(r"\\p\{(\w+)\}|\\.|[\[\]]")
 _PROBE = " {0} a{0}a A{0}A A{0}a a{0}A {0}Aa A{0}Aa {0}{0}Aa 1{0}1 .{0}. \n{0}\n'{0} a'{0}a {0}{0}\t{0}"
 
 BATCH_CHARACTERS = 1 << 20
-"""Characters that are looked up together: bounds the memory of it."""
-MOST_STRETCHES, MOST_IDS = 1 << 19, 1 << 23
-"""What the table of stretches holds before it is emptied: bounds its memory."""
+"""Characters that are looked up at once; bounds the memory."""
+MAX_SEGMENTS, MAX_IDS = 1 << 19, 1 << 23
+"""Size at which the table of segments is emptied; bounds its memory."""
 _END = "\0"
-"""A stretch without ids: it stands between two texts."""
+"""The segment between two texts; it has no ids."""
 _LOSSY = 1
-"""Number of every stretch with a word that its tokens do not give back; it has no ids."""
+"""Number of all segments with a word whose tokens do not decode to it; it has no ids."""
 
 Encoding = tuple[Array, list[int]]
-"""Token ids of a text, and the tokens that begin at its places."""
+"""Token ids of a text, and the index of the token that starts at each requested position."""
 
 
 class WordTokenizer:
-    """Token ids of texts, equal to those of the tokenizer it is made of."""
+    """Tokenizes texts through the cache; the ids equal those of the wrapped tokenizer."""
 
     @classmethod
     def of(cls, backend: Any) -> WordTokenizer | None:
-        """Return one for a byte-level BPE tokenizer whose words can be cut here; None for any other."""
+        """Return a cache for a byte-level BPE tokenizer of a supported kind; None for any other tokenizer."""
         pattern = _word_pattern(backend)
         if pattern is None:
             return None
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 made = cls(backend, pattern)
-        except (re.error, regex.error):  # an expression that is written in another way than here
+        except (re.error, regex.error):  # an expression in a syntax that Python does not support
             return None
-        return made if made._agrees() else None
+        return made if made._matches_tokenizer() else None
 
     def __init__(self, backend: Any, pattern: str) -> None:
         self._backend = backend
         self._added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
         longest_first = sorted(self._added, key=lambda token: (-len(token), token))
         pieces = "|".join(map(re.escape, [_END, *longest_first]))
-        self._bounds = re.compile(f"({pieces})".encode())
+        self._delimiters = re.compile(f"({pieces})".encode())
         ascii_pattern = _ascii_pattern(pattern)
-        self._cut: Callable[[str], list[str]] = _words_by(regex.compile(pattern))
-        self._cut_ascii = _words_by(re.compile(ascii_pattern, re.ASCII)) if ascii_pattern else self._cut
+        self._split: Callable[[str], list[str]] = _splitter(regex.compile(pattern))
+        self._split_ascii = _splitter(re.compile(ascii_pattern, re.ASCII)) if ascii_pattern else self._split
         self._table = _WordTable(backend, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        self._stretches = _Stretches(self._added, lambda text: map(self._table.__getitem__, self._words(text)))
-        self._within: dict[tuple[int, int], int | None] = {}
-        self._same = {chr(code) for code in range(1, 128)}
-        self._other = {_END}
+        self._segments = _Segments(self._added, lambda text: map(self._table.__getitem__, self._words(text)))
+        self._token_offsets: dict[tuple[int, int], int | None] = {}
+        self._supported = {chr(code) for code in range(1, 128)}
+        self._unsupported = {_END}
 
-    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoding | None]:
-        """Return the ids (int32) of each text and, for its `places`, the tokens that begin there.
+    def encode(self, texts: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Encoding | None]:
+        """Return the ids (int32) of each text and the tokens that start at its `positions`.
 
-        None for a text with a place within a word, or whose words are not sure to be cut alike.
+        None for a text with a position within a word, or whose words may be split differently by the tokenizer.
         """
         results: list[Encoding | None] = [None] * len(texts)
         batch: list[int] = []
         waiting = 0
         for index, text in enumerate(texts):
-            if self._is_known(text):
+            if self._is_supported(text):
                 batch.append(index)
                 waiting += len(text)
             if batch and (waiting >= BATCH_CHARACTERS or index == len(texts) - 1):
-                found = self._encode([texts[one] for one in batch], [places[one] for one in batch])
-                for one, encoding in zip(batch, found, strict=True):
-                    results[one] = encoding
+                found = self._encode([texts[i] for i in batch], [positions[i] for i in batch])
+                for i, encoding in zip(batch, found, strict=True):
+                    results[i] = encoding
                 batch, waiting = [], 0
         return results
 
-    def _encode(self, texts: list[str], places: list[Sequence[int]]) -> Iterator[Encoding | None]:
-        """Yield the result for each of some known texts."""
-        if self._stretches.is_full():
+    def _encode(self, texts: list[str], positions: list[Sequence[int]]) -> Iterator[Encoding | None]:
+        """Yield the result for each of a batch of supported texts."""
+        if self._segments.is_full():
             self._table.clear()
-            self._stretches.clear()
-            self._within.clear()
+            self._segments.clear()
+            self._token_offsets.clear()
         encoded = [text.encode() for text in texts]
         starts = np.cumsum([0, *(len(text) + 1 for text in encoded)])
         data = _END.encode().join([*encoded, b"", b""])
-        cuts = self._cuts(data)
-        which = self._numbers(data, cuts)
-        ids, before = self._stretches.joined(which)
+        boundaries = self._boundaries(data)
+        numbers = self._numbers(data, boundaries)
+        ids, before = self._segments.joined(numbers)
         wanted = [
-            start + (place if len(text) == len(raw) else len(text[:place].encode()))
-            for text, raw, start, mine in zip(texts, encoded, starts.tolist(), places, strict=False)
-            for place in mine
+            start + (position if len(text) == len(raw) else len(text[:position].encode()))
+            for text, raw, start, own in zip(texts, encoded, starts.tolist(), positions, strict=False)
+            for position in own
         ]
-        left = iter(self._tokens_before(np.array(wanted, np.int64), data, cuts, which, before))
-        bounds = np.searchsorted(cuts, starts)
-        is_lossy = np.logical_or.reduceat(which == _LOSSY, bounds[:-1]).tolist()
-        for lossy, mine, (first, last) in zip(is_lossy, places, pairwise(before[bounds].tolist()), strict=True):
-            found = [next(left) - first for _ in mine]
+        left = iter(self._tokens_before(np.array(wanted, np.int64), data, boundaries, numbers, before))
+        bounds = np.searchsorted(boundaries, starts)
+        is_lossy = np.logical_or.reduceat(numbers == _LOSSY, bounds[:-1]).tolist()
+        for lossy, own, (first, last) in zip(is_lossy, positions, pairwise(before[bounds].tolist()), strict=True):
+            found = [next(left) - first for _ in own]
             yield None if lossy or any(token < 0 for token in found) else (ids[first:last], found)
 
-    def _numbers(self, data: bytes, cuts: Array) -> Array:
-        """Return the number of each stretch; each distinct one is looked up once."""
-        stretches = pa.LargeStringArray.from_buffers(len(cuts) - 1, pa.py_buffer(cuts), pa.py_buffer(data))
-        numbered = stretches.dictionary_encode()
+    def _numbers(self, data: bytes, boundaries: Array) -> Array:
+        """Return the number of each segment; each distinct segment is looked up once."""
+        segments = pa.LargeStringArray.from_buffers(len(boundaries) - 1, pa.py_buffer(boundaries), pa.py_buffer(data))
+        numbered = segments.dictionary_encode()
         distinct: list[str] = numbered.dictionary.to_pylist()
-        numbers = np.fromiter(map(self._stretches.__getitem__, distinct), np.int64, len(distinct))
+        numbers = np.fromiter(map(self._segments.__getitem__, distinct), np.int64, len(distinct))
         found: Array = numbers[to_numpy(numbered.indices)]
         return found
 
-    def _tokens_before(self, places: Array, data: bytes, cuts: Array, which: Array, before: Array) -> list[int]:
-        """Return the tokens before places in the data; -1 for one within a word."""
-        stretch_of = np.searchsorted(cuts, places, side="right") - 1
-        inside = places - cuts[stretch_of]
-        tokens: list[int] = before[stretch_of].tolist()
+    def _tokens_before(
+        self, positions: Array, data: bytes, boundaries: Array, numbers: Array, before: Array
+    ) -> list[int]:
+        """Return the number of tokens before each position in the data; -1 for a position within a word."""
+        segment_of = np.searchsorted(boundaries, positions, side="right") - 1
+        inside = positions - boundaries[segment_of]
+        tokens: list[int] = before[segment_of].tolist()
         for index in np.flatnonzero(inside).tolist():
-            stretch, place = int(stretch_of[index]), int(inside[index])
-            key = (int(which[stretch]), place)
-            if key not in self._within:
-                self._within[key] = self._tokens_within(data[cuts[stretch] : cuts[stretch + 1]].decode(), place)
-            within = self._within[key]
+            segment, position = int(segment_of[index]), int(inside[index])
+            key = (int(numbers[segment]), position)
+            if key not in self._token_offsets:
+                self._token_offsets[key] = self._tokens_within(
+                    data[boundaries[segment] : boundaries[segment + 1]].decode(), position
+                )
+            within = self._token_offsets[key]
             tokens[index] = -1 if within is None else tokens[index] + within
         return tokens
 
-    def _cuts(self, data: bytes) -> Array:
-        """Return where stretches begin, and the end: at added tokens, at ends of texts, and at spaces between words."""
+    def _boundaries(self, data: bytes) -> Array:
+        """Return the starts of segments, and the end: at added tokens, at ends of texts, and at spaces between words."""
         raw = np.frombuffer(data, np.uint8)
         spaces = np.flatnonzero(raw == ord(" "))
-        sure = _MAY_END[raw[spaces - 2], raw[spaces - 1]] & _MAY_BEGIN[raw[spaces + 1], raw[spaces + 2]]
-        is_cut = np.zeros(len(data) + 1, bool)
-        is_cut[spaces[sure]] = True
-        bounds = np.cumsum([0, *map(len, self._bounds.split(data))])
+        splits = _MAY_END[raw[spaces - 2], raw[spaces - 1]] & _MAY_BEGIN[raw[spaces + 1], raw[spaces + 2]]
+        is_boundary = np.zeros(len(data) + 1, bool)
+        is_boundary[spaces[splits]] = True
+        bounds = np.cumsum([0, *map(len, self._delimiters.split(data))])
         if any(" " in token for token in self._added):
             for first, last in zip(bounds[1:-1:2], bounds[2::2], strict=True):
-                is_cut[first:last] = False
-        is_cut[bounds] = True
-        return np.flatnonzero(is_cut)
+                is_boundary[first:last] = False
+        is_boundary[bounds] = True
+        return np.flatnonzero(is_boundary)
 
     def _words(self, text: str) -> list[str]:
-        return (self._cut_ascii if text.isascii() else self._cut)(text)
+        return (self._split_ascii if text.isascii() else self._split)(text)
 
-    def _tokens_within(self, stretch: str, place: int) -> int | None:
-        """Return the tokens before a byte within a stretch; None where a word goes over it."""
-        if stretch in self._added or self._stretches[stretch] == _LOSSY:
+    def _tokens_within(self, segment: str, position: int) -> int | None:
+        """Return the number of tokens before a byte within a segment; None for a byte within a word."""
+        if segment in self._added or self._segments[segment] == _LOSSY:
             return None
         tokens = 0
-        for word in self._words(stretch):
-            if place <= 0:
+        for word in self._words(segment):
+            if position <= 0:
                 break
-            place -= len(word.encode())
+            position -= len(word.encode())
             tokens += len(self._table[word]) // 4
-        return tokens if place == 0 else None
+        return tokens if position == 0 else None
 
-    def _is_known(self, text: str) -> bool:
-        """Whether every character of a text is one that is cut alike."""
+    def _is_supported(self, text: str) -> bool:
+        """Whether the tokenizer splits words at every character of a text as this cache does."""
         if text.isascii():
             return _END not in text
         characters = set(text)
-        for new in characters - self._same - self._other:
-            (self._same if self._is_cut_alike(new) else self._other).add(new)
+        for new in characters - self._supported - self._unsupported:
+            (self._supported if self._is_split_alike(new) else self._unsupported).add(new)
         if self._backend.normalizer is not None and not unicodedata.is_normalized("NFC", text):
             return False
-        return characters <= self._same
+        return characters <= self._supported
 
-    def _is_cut_alike(self, character: str) -> bool:
-        if unicodedata.category(character) in ("Cn", "Cs"):  # not assigned: its class may change with Unicode's version
+    def _is_split_alike(self, character: str) -> bool:
+        if unicodedata.category(character) in ("Cn", "Cs"):  # unassigned: its class may differ between Unicode versions
             return False
         probe = _PROBE.format(character)
         normalizer = self._backend.normalizer
         if normalizer is not None and normalizer.normalize_str(probe) != probe:
             return False
-        wanted = [probe[first:last] for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(probe)]
-        return bool(self._cut(probe) == wanted)
+        expected = [probe[first:last] for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(probe)]
+        return bool(self._split(probe) == expected)
 
-    def _agrees(self) -> bool:
-        """Whether the ids are the tokenizer's own on made-up texts of every ASCII character."""
+    def _matches_tokenizer(self) -> bool:
+        """Whether the ids equal the tokenizer's on generated texts of all ASCII characters."""
         draw = random.Random(0)
         common = [
             "  ",
@@ -218,17 +222,17 @@ class WordTokenizer:
         ]
         alphabet = [*map(chr, range(1, 128)), *common * 8]
         texts = ["".join(draw.choices(alphabet, k=40)) for _ in range(1500)]
-        wanted = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
-        mine = self.encode(texts, [[]] * len(texts))
-        return all(one is not None and one[0].tolist() == ids for one, ids in zip(mine, wanted, strict=True))
+        expected = [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+        own = self.encode(texts, [[]] * len(texts))
+        return all(one is not None and one[0].tolist() == ids for one, ids in zip(own, expected, strict=True))
 
 
 class _LossyWordError(Exception):
-    """A word that its tokens do not give back."""
+    """A word whose tokens do not decode to it."""
 
 
 class _WordTable(dict[str, bytes]):
-    """Words to their token ids, as int32 bytes; a word that is missing is encoded by the tokenizer's model."""
+    """Maps words to their token ids, as int32 bytes; the model of the tokenizer encodes missing words."""
 
     def __init__(self, backend: Any, to_bytes: Any) -> None:
         super().__init__()
@@ -243,26 +247,26 @@ class _WordTable(dict[str, bytes]):
         return found
 
 
-class _Stretches(dict[str, int]):
-    """Stretches of text to numbers; the ids of all of them one after another."""
+class _Segments(dict[str, int]):
+    """Maps segments of text to numbers; the ids of all segments are stored one after another."""
 
     def __init__(self, added: dict[str, int], words: Callable[[str], Iterable[bytes]]) -> None:
         super().__init__()
         self._added, self._words = added, words
         self.clear()
 
-    def __missing__(self, stretch: str) -> int:
+    def __missing__(self, segment: str) -> int:
         try:
-            self._ids.frombytes(b"".join(self._words(stretch)))
+            self._ids.frombytes(b"".join(self._words(segment)))
         except _LossyWordError:
-            self[stretch] = _LOSSY
+            self[segment] = _LOSSY
             return _LOSSY
-        self[stretch] = number = self._close()
+        self[segment] = number = self._close()
         return number
 
     def is_full(self) -> bool:
-        """Whether there is no room for more."""
-        return len(self) > MOST_STRETCHES or len(self._ids) > MOST_IDS
+        """Whether the table has reached its maximum size."""
+        return len(self) > MAX_SEGMENTS or len(self._ids) > MAX_IDS
 
     def clear(self) -> None:
         """Remove all but the added tokens."""
@@ -278,7 +282,7 @@ class _Stretches(dict[str, int]):
         return len(self._ends) - 1
 
     def joined(self, numbers: Array) -> tuple[Array, Array]:
-        """Return the ids of stretches one after another, and how many stand before each stretch and before the end."""
+        """Return the concatenated ids of segments, and how many precede each segment and the end."""
         all_ids, ends = np.frombuffer(self._ids, np.int32), np.frombuffer(self._ends, np.int64)
         first = ends[numbers - 1]
         counts = ends[numbers] - first
@@ -286,10 +290,10 @@ class _Stretches(dict[str, int]):
         return all_ids[np.repeat(first - before[:-1], counts) + np.arange(before[-1])], before
 
 
-def _surely_no_space() -> tuple[Array, Array]:
-    """Return by the last two bytes before a place, and by the first two after it, whether no white space is there.
+def _non_space_bytes() -> tuple[Array, Array]:
+    """Return two tables: whether two bytes before a position, or two bytes after it, are certain to contain no white space.
 
-    It takes two bytes to tell a white space of UTF-8 from the letters that end alike.
+    Two bytes are needed to distinguish the white space characters of UTF-8 from letters that end in the same byte.
     """
     ends, begins = np.ones((2, 256, 256), bool)
     for space in filter(str.isspace, map(chr, range(0x3001))):
@@ -299,11 +303,11 @@ def _surely_no_space() -> tuple[Array, Array]:
     return ends, begins
 
 
-_MAY_END, _MAY_BEGIN = _surely_no_space()
+_MAY_END, _MAY_BEGIN = _non_space_bytes()
 
 
-def _words_by(expression: Any) -> Callable[[str], list[str]]:
-    """Return what cuts a text; raises re.error for an expression with groups, of which only those would be found."""
+def _splitter(expression: Any) -> Callable[[str], list[str]]:
+    """Return a function that splits a text; raises re.error for an expression with groups, which findall would return."""
     if expression.groups:
         raise re.error("groups", expression.pattern)
     found: Callable[[str], list[str]] = expression.findall
@@ -311,7 +315,7 @@ def _words_by(expression: Any) -> Callable[[str], list[str]]:
 
 
 def _word_pattern(backend: Any) -> str | None:
-    """Return the expression by which the tokenizer cuts words; None where it works in another way."""
+    """Return the expression by which the tokenizer splits words; None if it is not of a supported kind."""
     plain_tokens = all(
         not (token.lstrip or token.rstrip or token.single_word or token.normalized)
         for token in backend.get_added_tokens_decoder().values()
@@ -344,9 +348,9 @@ def _description(part: Any) -> dict[str, Any]:
 
 
 def _ascii_pattern(pattern: str) -> str | None:
-    """Return the same expression for ASCII texts without Unicode classes, which `re` lacks and which are slow."""
+    """Return an equivalent expression for ASCII texts, without Unicode classes, which `re` lacks and which are slow."""
     inside = False
-    parts, place = [], 0
+    parts, position = [], 0
     for match in _CLASS.finditer(pattern):
         found = match.group()
         if match.group(1) is not None:
@@ -356,6 +360,6 @@ def _ascii_pattern(pattern: str) -> str | None:
             found = members if inside else f"[{members}]" if members else "(?!)"
         elif found in "[]":
             inside = found == "["
-        parts += [pattern[place : match.start()], found]
-        place = match.end()
-    return "".join(parts) + pattern[place:]
+        parts += [pattern[position : match.start()], found]
+        position = match.end()
+    return "".join(parts) + pattern[position:]

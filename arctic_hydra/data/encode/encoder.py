@@ -1,4 +1,4 @@
-"""Examples to token ids and the token spans that are trained on, in batches: conversations and plain texts."""
+"""Encodes batches of conversations and plain texts as token ids and supervised spans."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class ExampleEncoder:
-    """Encodes what the readers of `formats` return, keeping the order."""
+    """Encodes the examples that the readers of `formats` return, in order."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnChoice) -> None:
         self._tokenizer, self._turns = tokenizer, turns
         named = tokenizer.chat_template
         self._has_tool_template = isinstance(named, dict) and TOOL_TEMPLATE in named
-        # Each is made when the first example of its kind comes: texts need no template.
+        # Created at the first example of each kind, since plain texts need no chat template.
         self._encoders: dict[str, ChatEncoder | TextEncoder] = {}
 
     def encode(self, examples: Sequence[Chat | PlainText | RowProblem]) -> list[Encoded | RowProblem]:
-        """Return ids and spans of each example, or what is wrong with it."""
+        """Return the ids and spans of each example, or its problem."""
         kinds: dict[str, list[Any]] = {}
         order = [self._kind(item) for item in examples]
         for kind, item in zip(order, examples, strict=True):

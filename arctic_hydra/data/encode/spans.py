@@ -1,4 +1,4 @@
-"""Spans of characters as spans of tokens, and whether the tokens decode to the text."""
+"""Spans of characters and of tokens, and the error if tokens do not decode to their text."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Span = tuple[int, int]
 
 @dataclass
 class Encoded:
-    """Token ids of one example, and the token spans that are trained on."""
+    """Token ids of one example and the spans of its supervised tokens."""
 
     ids: Array
     """int32."""
     spans: list[Span]
     turn_ends: list[int] = field(default_factory=list)
-    """Where a trained turn is over: the places to cut at."""
+    """The end of each supervised turn; truncation cuts there."""
     thoughts_left_out: int = 0
-    """Trained turns whose thoughts the template does not write."""
+    """Number of supervised turns whose reasoning the template does not write."""
 
 
 def pairs(bounds: Sequence[int]) -> list[Span]:
-    """Return the spans between the first and the second bound, the third and the fourth, and so on."""
+    """Return consecutive bounds as (start, end) pairs."""
     return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 def token_span(encoding: Any, text: str, span: Span) -> Span:
-    """Return the tokens of a text's encoding that cover a span of its characters; empty at the end if no token does."""
+    """Return the span of tokens that covers a span of characters; empty and at the end if no token does."""
     first_char, last_char = span
     count = len(encoding)
     first = encoding.char_to_token(first_char)
-    while first is None and first_char + 1 < last_char:  # tokenizers that trim offsets leave spaces uncovered
+    while first is None and first_char + 1 < last_char:  # offsets that are trimmed do not cover spaces
         first_char += 1
         first = encoding.char_to_token(first_char)
     last = encoding.char_to_token(last_char) if last_char < len(text) else count
@@ -45,20 +45,20 @@ def token_span(encoding: Any, text: str, span: Span) -> Span:
     return (count if first is None else first, last)
 
 
-def added_text(before: str, upto: str) -> str:
-    """Return what follows `before` in the decoded text `upto`; empty if later tokens change how it begins."""
-    return upto[len(before) :] if upto.startswith(before) else ""
+def added_text(before: str, whole: str) -> str:
+    """Return what follows `before` in the decoded text `whole`; empty if `whole` does not start with it."""
+    return whole[len(before) :] if whole.startswith(before) else ""
 
 
-def lost_text(expected: str, got: str) -> RowProblem:
-    """Return the problem of an answer that its tokens do not decode to."""
+def decode_mismatch(expected: str, got: str) -> RowProblem:
+    """Return the problem of an answer whose tokens decode to another text."""
     return RowProblem(
         "tokenizer",
-        f"the tokens of an answer do not decode to its text: expected {short(expected)}, got {short(got)}; the tokenizer "
-        f"loses text; use one that does not",
+        f"the tokens of an answer do not decode to its text: expected {shorten(expected)}, got {shorten(got)}; the tokenizer "
+        f"does not preserve text; use one that does",
     )
 
 
-def short(text: str) -> str:
-    """Return a text for an error: quoted, and without its middle where it is long."""
+def shorten(text: str) -> str:
+    """Return a text quoted for an error message, without its middle if it is long."""
     return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}")

@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer: which one applies, how it is rendered, and the forms of messages that it reads."""
+"""The chat template of a tokenizer: selection, rendering, and conversion of messages to the format it expects."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOOL_TEMPLATE = "tool_use"
-"""The name that transformers looks for, among those of a tokenizer with several chat templates, for chats with tools."""
+"""The name under which transformers looks up the template for chats with tools, if a tokenizer has several."""
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Templates write today's date: Llama 3.1's unless they are given one. A training set must not change at midnight.
+# Some templates, such as Llama 3.1's, write today's date by default. A training set must not change at midnight.
 FIXED_DATE = datetime(2024, 7, 26)
-_NAME, _KEY = "zqcallqz", "zqkeyqz"
+_PROBE_NAME, _PROBE_KEY = "zqcallqz", "zqkeyqz"
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> str:
-    """Return the chat template, of chats with tools where there is one for them; raises DataError when there is none."""
+    """Return the chat template, or `with_tools` the one for tools if it exists; raises DataError if there is no template."""
     try:
         return str(tokenizer.get_chat_template(tools=[] if with_tools else None))
     except ValueError as error:
-        named = tokenizer.chat_template  # Command R's have several, one of them for tools
+        named = tokenizer.chat_template  # Command R's tokenizer has several, one of them for tools
         what = (
             f"several chat templates ({', '.join(named)}) and none of them is the default"
             if named
@@ -44,31 +44,32 @@ def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) ->
 
 
 def template_problem(chat: Chat, error: Exception) -> RowProblem:
-    """Return the problem of a chat that the template refuses: the row's own where its roles come in an unusual order."""
+    """Return the problem of a chat for which the template raises: `malformed` if its roles are in an unusual order."""
     text = f"the chat template fails: {type(error).__name__}: {error}"
     unusual = unusual_turn(chat.messages)
     if unusual is None:
         return RowProblem("template", f"{text}; correct it, or pass tokenizer.chat_template=<file>")
     before = f"after {chat.messages[unusual - 1]['role']!r}" if unusual else "at the start"
     return malformed(
-        f"message {unusual}: role {chat.messages[unusual]['role']!r} {before}, which this chat template may not take "
-        f"({text}); expected user and assistant in turn, or tokenizer.chat_template=<file> with a template that takes it"
+        f"message {unusual}: role {chat.messages[unusual]['role']!r} {before}, which this chat template may not "
+        f"support ({text}); expected user and assistant in turn, or tokenizer.chat_template=<file> with a template that "
+        f"supports this order"
     )
 
 
-def fix_globals(template: str) -> None:
-    """Stop the clock of a compiled template and flatten its global names, which never change here.
+def freeze_globals(template: str) -> None:
+    """Fix the date of a compiled template and flatten its globals.
 
-    Jinja copies the names for each rendering, and from the chain of dictionaries that it makes that is a quarter of the
-    time. The clock cannot be a variable of the rendering: transformers makes those plain data.
+    Jinja copies the globals at each rendering; from its chain of dictionaries, that takes a quarter of the time. The date
+    function cannot be passed as a variable, since transformers accepts only plain data there.
     """
-    with suppress(Exception):  # not public, so it may be gone; and of a template that does not compile, rendering tells
+    with suppress(Exception):  # a private API; and a template that does not compile fails at rendering
         compiled = chat_template_utils._compile_jinja_template(template)
         compiled.globals = {**compiled.globals, "strftime_now": FIXED_DATE.strftime}
 
 
 def rename_reasoning(message: Message, known: str) -> Message:
-    """Return the message with its thoughts under the one name that the template knows."""
+    """Return the message with its reasoning under the key that the template reads."""
     other = next((key for key in REASONING_KEYS if key in message), None)
     if other in (None, known):
         return message
@@ -76,59 +77,60 @@ def rename_reasoning(message: Message, known: str) -> Message:
 
 
 @dataclass(frozen=True)
-class CallForm:
-    """The form of the calls of a message."""
+class ToolCallFormat:
+    """The format of tool calls in a message."""
 
-    as_text: bool = False
-    """Arguments as JSON text, not as an object; the call then has a type too."""
+    arguments_as_json: bool = False
+    """Arguments as a JSON string instead of an object; the call then also has a `type`."""
     null_content: bool = False
-    """No content, where it is empty."""
+    """Null instead of empty content."""
 
-    def of(self, message: Message) -> Message:
-        """Return the message with its calls in this form; a message without calls as it is."""
+    def apply(self, message: Message) -> Message:
+        """Return the message with its tool calls in this format; a message without tool calls is returned unchanged."""
         calls = message.get("tool_calls")
         if not calls:
             return message
         changed = dict(message)
         if self.null_content and not changed.get("content"):
             changed["content"] = None
-        if self.as_text:
-            inner = [call.get("function", call) for call in calls]
-            texts = [json.dumps(one.get("arguments") or {}, ensure_ascii=False) for one in inner]
+        if self.arguments_as_json:
+            functions = [call.get("function", call) for call in calls]
+            texts = [json.dumps(function.get("arguments") or {}, ensure_ascii=False) for function in functions]
             changed["tool_calls"] = [
-                {"type": "function", **call, "function": {**one, "arguments": text}}
-                for call, one, text in zip(calls, inner, texts, strict=True)
+                {"type": "function", **call, "function": {**function, "arguments": text}}
+                for call, function, text in zip(calls, functions, texts, strict=True)
             ]
         return changed
 
 
-_FORMS = (
-    CallForm(),
-    CallForm(null_content=True),
-    CallForm(as_text=True),
-    CallForm(as_text=True, null_content=True),
+_CALL_FORMATS = (
+    ToolCallFormat(),
+    ToolCallFormat(null_content=True),
+    ToolCallFormat(arguments_as_json=True),
+    ToolCallFormat(arguments_as_json=True, null_content=True),
 )
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a template made of one conversation."""
+    """One rendered conversation."""
 
     text: str
     answers: list[Span]
-    """The spans that the template marks with `{% generation %}`, in characters; empty where it marks none."""
+    """The spans of characters within `{% generation %}`; empty for templates without it."""
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer: renders conversations as transformers does, each in the form that it reads.
+    """The chat template of a tokenizer: renders conversations as transformers does.
 
-    Templates differ in the name of thoughts (`REASONING_KEYS`) and in the form of tool calls (`CallForm`).
+    Templates differ in the key of the reasoning (`REASONING_KEYS`) and in the format of tool calls (`ToolCallFormat`);
+    messages are converted to what the template expects.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) -> None:
-        """Take the template for conversations, or the one for those with tools; raises DataError if there is none."""
+        """Take the default template, or with `with_tools` the one for tools; raises DataError if there is none."""
         self._source = template_of(tokenizer, with_tools)
-        fix_globals(self._source)
+        freeze_globals(self._source)
         self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         if "date_string" in self._source:
             self._variables["date_string"] = FIXED_DATE.strftime("%d %b %Y")
@@ -136,21 +138,21 @@ class ChatTemplate:
         self._reasoning_key = known[0] if len(known) == 1 else None
         self.marks_answers = bool(GENERATION_TAG.search(self._source))
         """Whether the template marks answers with `{% generation %}`."""
-        self._calls = CallForm()
+        self._call_format = ToolCallFormat()
         if "tool_calls" in self._source:
-            self._calls = self._find_call_form()
+            self._call_format = self._detect_call_format()
 
     def render(
         self, conversations: list[list[Message]], tools: list[Any] | None = None, generate: bool = False
     ) -> list[Rendered]:
-        """Render each conversation, all with the same tools; `generate` opens an answer after each.
+        """Render each conversation, all with the same tools; `generate` adds the generation prompt.
 
-        Raises what the template raises.
+        Raises whatever the template raises.
         """
         if (known := self._reasoning_key) is not None:
             conversations = [[rename_reasoning(message, known) for message in messages] for messages in conversations]
-        if self._calls != CallForm():
-            conversations = [[self._calls.of(message) for message in messages] for messages in conversations]
+        if self._call_format != ToolCallFormat():
+            conversations = [[self._call_format.apply(message) for message in messages] for messages in conversations]
         marks = self.marks_answers and not generate
         texts, spans = chat_template_utils.render_jinja_template(
             conversations=conversations,
@@ -162,16 +164,16 @@ class ChatTemplate:
         )
         return [Rendered(*both) for both in zip(texts, spans if marks else [[] for _ in texts], strict=True)]
 
-    def _find_call_form(self) -> CallForm:
-        """Return the first form in which the template writes a call's name and arguments; the usual one if it does in none."""
-        call = {"type": "function", "function": {"name": _NAME, "arguments": {_KEY: "1"}}}
+    def _detect_call_format(self) -> ToolCallFormat:
+        """Return the first format in which the template writes the name and arguments of a call, or the default one."""
+        call = {"type": "function", "function": {"name": _PROBE_NAME, "arguments": {_PROBE_KEY: "1"}}}
         messages: list[Message] = [
             {"role": "user", "content": "x"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
-        for form in _FORMS:
-            with suppress(Exception):  # templates raise anything
-                text = self.render([[form.of(message) for message in messages]])[0].text
-                if _NAME in text and _KEY in text:
-                    return form
-        return CallForm()
+        for call_format in _CALL_FORMATS:
+            with suppress(Exception):  # a template may raise any exception
+                text = self.render([[call_format.apply(message) for message in messages]])[0].text
+                if _PROBE_NAME in text and _PROBE_KEY in text:
+                    return call_format
+        return ToolCallFormat()

@@ -44,7 +44,7 @@ from tests.data.samples import (
 CHATS = {
     "plain": ("What is 1 + 1?", "It is 2."),
     "answer repeats the question": ("yes", "yes", "yes", "yes"),
-    "answer stands in the system text": ("Say ok", "ok", "ok?", "ok"),
+    "answer occurs in the first question": ("Say ok", "ok", "ok?", "ok"),
     "one letter": ("a", "a", "b", "a"),
     "empty": ("Say nothing", "", "Now speak", "I did"),
     "spaces": ("Hm", "   ", "Go", "  padded  "),
@@ -60,7 +60,7 @@ TRIMMING = ("llama 3", "gemma")
 
 
 TEMPLATES: dict[str, tuple[str, str, str]] = {
-    # template, what stands before the answer and is generated too, stop token
+    # template, generated text before the answer, stop token
     "bundled": (CHAT_TEMPLATE, "", "<|im_end|>"),
     "chatml": (CHATML_UNTAGGED, "", "<|im_end|>"),
     "tags without stop": (CHATML_TAGS_WITHOUT_STOP, "", "<|im_end|>"),
@@ -75,7 +75,7 @@ TEMPLATES: dict[str, tuple[str, str, str]] = {
 }
 
 
-# As the makers of models write them.
+# Constructs from the templates of released models that are harder to mask.
 MAKERS: dict[str, tuple[str, str, str]] = {
     "cohere 2": (COHERE_2, "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
     "cohere 2 tags": (COHERE_2_TAGS, "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
@@ -112,7 +112,7 @@ CALLED = '{"name": "weather", "arguments": {"city": "Rom"}}'
 
 
 TOOL_TEMPLATES: dict[str, tuple[str, str, str, str]] = {
-    # template, the call as it is written, what stands before an answer and is generated too, stop token
+    # template, rendered tool call, generated text before an answer, stop token
     "bundled": (CHAT_TEMPLATE, '<tool_call>{"function": ' + CALLED + "}</tool_call>", "", "<|im_end|>"),
     "qwen": (QWEN_TOOLS, f"\n<tool_call>\n{CALLED}\n</tool_call>", "", "<|im_end|>"),
     "llama 3": (LLAMA_3_TOOLS, CALLED, "", "<|eot_id|>"),

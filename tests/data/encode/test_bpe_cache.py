@@ -25,19 +25,19 @@ def test_ids_and_positions_equal_those_of_the_tokenizer(name: str) -> None:
     @settings(deadline=None, max_examples=300)
     @given(TEXTS, st.lists(st.integers(0, 60), max_size=3).map(sorted))
     @example("<|im_start|>assistant\nIt's 12 or 3.<|im_end|>\n", [22, 45])
-    def check(text: str, places: list[int]) -> None:
-        places = [place for place in places if place <= len(text)]
-        beside = ["<|im_start|>", text, "beside it"]  # texts that are looked up together do not touch
-        found, whole = words.encode([text, text], [places, []])
-        assert str(words.encode(beside, [[], places, []])[1]) == str(found)
+    def check(text: str, positions: list[int]) -> None:
+        positions = [position for position in positions if position <= len(text)]
+        neighbors = ["<|im_start|>", text, "neighbor"]  # texts of one batch are independent
+        found, whole = words.encode([text, text], [positions, []])
+        assert str(words.encode(neighbors, [[], positions, []])[1]) == str(found)
         if whole is not None:
             assert whole[0].tolist() == backend.encode(text, add_special_tokens=False).ids
             taken.append(text)
         if found is not None:
             ids, bounds = found
             assert whole is not None and ids.tolist() == whole[0].tolist()
-            for place, bound in zip(places, bounds, strict=True):
-                assert backend.decode(ids[bound:].tolist(), skip_special_tokens=False) == text[place:]
+            for position, bound in zip(positions, bounds, strict=True):
+                assert backend.decode(ids[bound:].tolist(), skip_special_tokens=False) == text[position:]
 
     check()
     assert any(text.isascii() for text in taken) and any(not text.isascii() for text in taken)
@@ -93,16 +93,16 @@ def test_a_word_that_its_tokens_do_not_decode_to_is_left_to_the_tokenizer() -> N
 
 def test_results_do_not_depend_on_batch_size_or_table_size(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"text {index}: café {index * index} <|im_start|>word\n  more" for index in range(300)]
-    places = [[0, text.index("<"), len(text)] for text in texts]
+    positions = [[0, text.index("<"), len(text)] for text in texts]
     once = WORDS["qwen"]
     assert once is not None
-    wanted = once.encode(texts, places)
+    wanted = once.encode(texts, positions)
     assert all(encoding is not None for encoding in wanted)
     monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.BATCH_CHARACTERS", 500)
-    monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.MOST_STRETCHES", 50)
+    monkeypatch.setattr("arctic_hydra.data.encode.bpe_cache.MAX_SEGMENTS", 50)
     small = WordTokenizer.of(BACKENDS["qwen"])
     assert small is not None
-    assert str(small.encode(texts, places)) == str(wanted) == str(small.encode(texts, places))
+    assert str(small.encode(texts, positions)) == str(wanted) == str(small.encode(texts, positions))
 
 
 def test_an_added_token_with_spaces_is_one_token() -> None:
@@ -139,7 +139,7 @@ def with_model(model: Any) -> Tokenizer:
         bundled(pre_tokenizers.ByteLevel(add_prefix_space=True)),
         bundled(pre_tokenizers.Metaspace()),
         bundled(pre_tokenizers.Whitespace()),
-        bundled(split(r"\P{L}+|\p{L}+")),  # is written in another way than Python's
+        bundled(split(r"\P{L}+|\p{L}+")),  # a syntax that Python does not support
         bundled(split(r"[\p{M}]+|\s+|\S")),
         bundled(split(r"(\p{L}+)|(\s+)|.")),  # has groups
         bundled(split(r"[[:alpha:]]+|\s+|[^\s[:alpha:]]+")),

@@ -37,7 +37,7 @@ from tests.data.samples import (
 @pytest.mark.parametrize("chat_name", CHATS)
 @pytest.mark.parametrize("template_name", TEMPLATES)
 def test_supervised_tokens_are_each_answer_and_its_stop_token(template_name: str, chat_name: str) -> None:
-    """ArcticTraining looks for the answer's text from the start of the chat, so repeated or short ones are masked wrongly."""
+    """ArcticTraining searches for each answer from the start of the chat, so it masks repeated and short answers wrongly."""
     template, before, stop = TEMPLATES[template_name]
     row = chat(*CHATS[chat_name])
     tokenizer, encoded = encode(template, row)
@@ -53,7 +53,7 @@ def test_supervised_tokens_are_each_answer_and_its_stop_token(template_name: str
 
 @pytest.mark.parametrize(
     "template_name", [name for name in TEMPLATES if "deepseek" not in name]
-)  # its stop token holds the mark
+)  # its stop token contains the character for spaces
 def test_sentencepiece_tokenizers_supervise_each_answer_and_its_stop_token(template_name: str) -> None:
     template, before, stop = TEMPLATES[template_name]
     tokenizer = make_llama_2_tokenizer(template)
@@ -96,7 +96,7 @@ FORMS = [  # template, supervised text before an answer, stop tokens
 @settings(deadline=None, max_examples=60)
 @given(contents=st.lists(CONTENT, min_size=2, max_size=6), form=st.sampled_from(FORMS))
 def test_any_answer_and_its_stop_tokens_are_supervised(contents: list[str], form: tuple[str, str, str]) -> None:
-    """Answers that repeat a question, hold a header or a stop token, or are empty: each is where it is."""
+    """Answers that repeat a question, contain a header or a stop token, or are empty."""
     template, before, stop = form
     tokenizer, encoder = encoder_of(template)
     contents = contents[: len(contents) // 2 * 2]
@@ -216,6 +216,6 @@ def test_stop_tokens_can_be_excluded_from_the_loss(template: str) -> None:
 
 def test_an_eot_token_that_the_tokenizer_splits_is_refused(small_chats: Path) -> None:
     with pytest.raises(
-        DataError, match=r"data\.eot_tokens: got '<\|nope\|>', which is \d+ tokens of the tokenizer, expected one"
+        DataError, match=r"data\.eot_tokens: got '<\|nope\|>', which the tokenizer splits into \d+ tokens, expected one"
     ):
         factory(small_chats, eot_tokens=["<|nope|>"]).process("train", make_tokenizer(CHATML_UNTAGGED), World())

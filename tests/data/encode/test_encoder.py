@@ -11,7 +11,7 @@ from tests.data.samples import CHATML_UNTAGGED, QWEN_TOOLS, chat, make_tokenizer
 
 
 def test_chats_with_tools_use_the_tool_template_of_the_tokenizer() -> None:
-    """Command R's and Hermes 2 Pro's tokenizers have several, by name."""
+    """The tokenizers of Command R and Hermes 2 Pro have several named templates."""
     tokenizer = make_tokenizer(CHATML_UNTAGGED, eos_token="</s>")
     tokenizer.chat_template = {"default": CHATML_UNTAGGED, "tool_use": QWEN_TOOLS}
     plain = Chat(chat("Sunny?", "Yes.")["messages"])

@@ -21,7 +21,7 @@ CONTENTS = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(EVERY)), st.lists(CONTENTS, min_size=2, max_size=6), st.one_of(st.just(""), CONTENTS))
 def test_a_cached_skeleton_gives_the_same_tokens_as_a_new_one(name: str, contents: list[str], system: str) -> None:
-    """What the roles tell is kept from one chat to the next; what the contents say may change what the template does."""
+    """Skeletons are cached by roles, although a template may also depend on the contents."""
     tokenizer, encoder = encoder_of(EVERY[name])
     messages = [{"role": "system", "content": system}] * bool(system) + chat(*contents)["messages"]
     one = Chat(messages[: len(messages) - len(contents) % 2])

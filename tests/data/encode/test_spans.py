@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arctic_hydra.data.encode.spans import added_text, lost_text, pairs, short, token_span
+from arctic_hydra.data.encode.spans import added_text, decode_mismatch, pairs, shorten, token_span
 from tests.data.encode.backends import BACKENDS
 
 
@@ -26,7 +26,7 @@ def test_added_text_is_empty_when_later_tokens_change_the_beginning() -> None:
 
 
 def test_the_error_of_a_lost_text_shortens_both_texts() -> None:
-    assert short("x" * 60) == repr("x" * 60)
-    problem = lost_text("a" * 61, "b")
+    assert shorten("x" * 60) == repr("x" * 60)
+    problem = decode_mismatch("a" * 61, "b")
     assert problem.reason == "tokenizer"
     assert f"expected '{'a' * 40}...{'a' * 15}', got 'b'" in str(problem)

@@ -35,7 +35,7 @@ def test_the_template_decides_which_orders_of_roles_are_valid() -> None:
     (problem,) = ChatEncoder(make_tokenizer(strict)).encode([check_chat(rows[0][0])])
     assert isinstance(problem, RowProblem) and problem.reason == "malformed", "so data.malformed=drop leaves it out"
     assert (
-        "message 1: role 'user' after 'user', which this chat template may not take (the chat template fails: TemplateError: in turn!)"
+        "message 1: role 'user' after 'user', which this chat template may not support (the chat template fails: TemplateError: in turn!)"
         in str(problem)
     )
     for messages, where in (
@@ -47,7 +47,7 @@ def test_the_template_decides_which_orders_of_roles_are_valid() -> None:
 
 
 def test_an_empty_list_of_tool_calls_is_ignored() -> None:
-    """gpt-oss's template takes a message with the key for a call, and fails."""
+    """The template of gpt-oss treats any message with this key as a tool call, and raises."""
     strict = GPT_OSS.replace("{% if m.tool_calls %}", "{% if 'tool_calls' in m %}")
     messages = check_chat([ask("q"), say("a", tool_calls=[])]).messages
     assert supervised(strict, messages) == ["<|channel|>final<|message|>a<|return|>"]
@@ -59,7 +59,7 @@ def without(message: dict[str, Any], key: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("call", [{"content": None}, {}])
 def test_a_tool_call_without_content_renders_like_one_with_empty_content(call: dict[str, Any]) -> None:
-    """DeepSeek-V3.1's template adds to what is not null, and a key that is not there is undefined."""
+    """The template of DeepSeek-V3.1 concatenates content that is not null, and a missing key is undefined."""
     template = DEEPSEEK_TOOLS.replace("(m.content or '')", "m.content")
     messages = check_chat([TOOL_CHAT[0], without(CALL, "content") | call, *TOOL_CHAT[2:4]])
     assert supervised(template, messages.messages, TOOLS) == supervised(DEEPSEEK_TOOLS, TOOL_CHAT[:4], TOOLS)
@@ -73,7 +73,7 @@ def test_the_date_of_llama_templates_is_fixed() -> None:
 
 
 def test_templates_that_call_strftime_now_give_the_same_tokens_every_day() -> None:
-    """As gpt-oss's does, in a macro: a run could not be resumed after midnight."""
+    """The template of gpt-oss writes the date in a macro; with the real date, no run could resume after midnight."""
     template = "{% macro today() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}{{ today() }}" + CHATML_UNTAGGED
     tokenizer, encoded = encode(template, chat("hello", "world"))
     assert isinstance(encoded, Encoded)

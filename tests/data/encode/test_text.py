@@ -26,8 +26,8 @@ def encoder(backend: Tokenizer, **special: int | None) -> TextEncoder:
 def test_the_word_cache_does_not_change_ids_or_spans(name: str) -> None:
     backend = BACKENDS[name]
     looked_up, worked_out = encoder(backend), encoder(backend)
-    assert looked_up._words is not None
-    worked_out._words = None
+    assert looked_up._word_cache is not None
+    worked_out._word_cache = None
 
     @settings(deadline=None, max_examples=300)
     @given(TEXTS, TEXTS)
@@ -57,7 +57,7 @@ def test_bos_and_eos_are_written_once() -> None:
 
 
 def sentence_piece(kind: str) -> Tokenizer:
-    """Return a small tokenizer that puts a space before every text, in each of the ways in which they are described."""
+    """Return a small tokenizer that adds a prefix space to every text, in one of the ways to configure that."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     spaces = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
     backend.pre_tokenizer = spaces  # trained on words, used on whole texts where that is the kind

@@ -86,7 +86,7 @@ def test_tool_calls_are_supervised(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_leading_answer_is_supervised_in_full(template: str, before: str, stop: str) -> None:
-    """ShareGPT's conversations may begin with an answer; what the template writes before it is not the model's."""
+    """ShareGPT conversations may begin with an answer; what the template writes before it is not supervised."""
     found = supervised(template, check_chat([say("a"), ask("q"), say("b"), ask("r")]).messages)
     assert found == [f"{before}{answer}{stop}" for answer in ("a", "b")]
 
@@ -94,12 +94,12 @@ def test_a_leading_answer_is_supervised_in_full(template: str, before: str, stop
 def test_a_leading_answer_that_cannot_be_located_is_refused() -> None:
     headless = CHATML_UNTAGGED.replace("'<|im_start|>' + m", "('' if loop.first else '<|im_start|>') + m")
     (problem,) = ChatEncoder(make_tokenizer(headless)).encode([check_chat([say("a"), ask("q"), say("b")])])
-    assert isinstance(problem, RowProblem) and "message 0: the chat template writes the beginning" in str(problem)
+    assert isinstance(problem, RowProblem) and "message 0: the chat template renders the start" in str(problem)
 
 
 @pytest.mark.parametrize("with_tools", [False, True])
 def test_a_header_after_every_chat_is_excluded_from_the_answer(with_tools: bool) -> None:
-    """As Llama 3's first template did: an answer is asked for after every chat."""
+    """The first template of Llama 3 wrote the generation prompt after every chat."""
     template = LLAMA_3_TOOLS.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
     called = TOOL_TEMPLATES["llama 3"][1]
     tools = TOOLS if with_tools else None
@@ -110,7 +110,7 @@ def test_a_header_after_every_chat_is_excluded_from_the_answer(with_tools: bool)
 
 
 def test_an_answer_followed_by_a_separate_tool_call_message() -> None:
-    """As ShareGPT's gpt followed by function_call."""
+    """ShareGPT writes them as gpt and function_call."""
     messages = [TOOL_CHAT[0], say("Let me look."), *TOOL_CHAT[1:4]]
     for template, called in ((CHAT_TEMPLATE, TOOL_TEMPLATES["bundled"][1]), (QWEN_TOOLS, TOOL_TEMPLATES["qwen"][1])):
         found = supervised(template, check_chat(messages).messages, TOOLS)
@@ -121,7 +121,7 @@ BYE = {"role": "user", "content": "Bye"}
 
 
 def test_templates_that_write_the_last_turn_differently() -> None:
-    """As Qwen3's and gpt-oss's: what comes before and after an answer is no prefix of the whole chat."""
+    """Qwen3 and gpt-oss: a chat that is cut after an answer does not render to a prefix of the whole chat."""
     called = f"<tool_call>\n{CALLED}\n</tool_call><|im_end|>"
     empty = "<think>\n\n</think>\n\n"
     assert supervised(QWEN_3, TOOL_CHAT[:4], TOOLS) == [called, f"{empty}Sunny.<|im_end|>"]
@@ -156,16 +156,14 @@ def test_reasoning_within_the_content_of_an_answer() -> None:
     messages = chat("Sunny?", answer, "Sunny?", answer)["messages"]
     assert supervised(QWEN_3, messages[:2]) == [f"{answer}<|im_end|>"]
     problem = supervised(QWEN_3, messages)
-    assert "message 1: the chat template changes the answer (it takes the thoughts out; " in problem
-    assert "data.train_on=last trains on that one" in problem
+    assert "message 1: the chat template changes the answer (it removes the reasoning; " in problem
+    assert "data.train_on=last trains on that turn only" in problem
     assert supervised(QWEN_3, messages, last_only=True) == [f"{answer}<|im_end|>"]
     opened = QWEN_3.replace(
         "'<|im_start|>assistant\n' }}{% endif %}", "'<|im_start|>assistant\n<think>\n' }}{% endif %}"
     )
-    assert supervised(opened, messages[:2]) == [f"{answer}<|im_end|>"], (
-        "the header opens the thought that the answer opens"
-    )
-    assert "takes the thoughts out" in supervised(DEEPSEEK_THINK, messages[:2])
+    assert supervised(opened, messages[:2]) == [f"{answer}<|im_end|>"], "header and answer open the same thinking block"
+    assert "removes the reasoning" in supervised(DEEPSEEK_THINK, messages[:2])
     assert supervised(DEEPSEEK_THINK_TAGS, messages) == [f"{answer}<｜end▁of▁sentence｜>"] * 2
 
 
@@ -181,13 +179,9 @@ def test_a_turn_that_cannot_be_located_is_refused() -> None:
     numbered_calls = NUMBERED.replace("m['content']", "(m.content or '') ~ (m.tool_calls or '')")
     problem = supervised(numbered_calls, [*TOOL_CHAT, BYE])
     assert (
-        "message 1: the chat template writes the beginning of this conversation differently once more messages follow"
-        in problem
-    )
-    assert (
-        "no header or content tells for sure where this tool call begins and ends; pass tokenizer.chat_template=<file> with `{% gen"
-        in problem
-    )
+        "message 1: the chat template renders the start of this conversation differently when more messages follow, so "
+        "the span of this tool call cannot be determined; pass tokenizer.chat_template=<file> with `{% gen"
+    ) in problem
 
 
 BLANK_BETWEEN = "{% for m in messages %}{{ m.content + '</s>' if m.role == 'assistant' else m.content.rstrip() + '\n' }}{% endfor %}"
@@ -219,7 +213,7 @@ def test_a_generation_block_that_includes_the_next_question() -> None:
 
 
 def test_eot_tokens_end_a_turn() -> None:
-    """As Axolotl's eot_tokens and train_on_eot: GLM ends an answer with what opens the next turn."""
+    """As in Axolotl; GLM ends an answer with the token that opens the next turn."""
     glm = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     messages = chat("q", "a", "r", "", "s")["messages"]
     assert "writes no stop token after the answer" in supervised(glm, messages)

@@ -32,7 +32,7 @@ QUESTIONS_FIRST = (
 def test_tool_calls_are_refused_by_templates_that_ignore_them(name: str) -> None:
     _, problem = encode(TEMPLATES[name][0], {"messages": TOOL_CHAT})
     assert isinstance(problem, RowProblem) and problem.reason == "template"
-    assert "message 1: the chat template leaves this assistant turn out" in str(problem)
+    assert "message 1: the chat template drops, changes or moves this assistant turn" in str(problem)
 
 
 def call(content: str = "", name: str = "weather", **arguments: Any) -> dict[str, Any]:
@@ -48,11 +48,11 @@ def call(content: str = "", name: str = "weather", **arguments: Any) -> dict[str
     "template", [LFM_2, CHATML_TAGS_WITHOUT_STOP.replace("{% for", "{{ tools | tojson }}{% for", 1)]
 )
 def test_a_dropped_tool_call_is_refused_even_if_the_tool_list_names_it(template: str, content: str) -> None:
-    """The whole text holds the name; what the model would learn is to say nothing at once."""
+    """The rendered chat contains the name, but the model would learn to generate an empty answer."""
     messages = [TOOL_CHAT[0], {**CALL, "content": content}, *TOOL_CHAT[2:]]
     problem = supervised(template, messages, TOOLS)
     assert (
-        "message 1: the chat template leaves this assistant turn out, or changes or moves it; expected the call of 'weather'"
+        "message 1: the chat template drops, changes or moves this assistant turn; expected the call of 'weather'"
         in problem
     )
     assert "with a template that writes `tool_calls`" in problem
@@ -83,13 +83,13 @@ def test_a_dropped_second_tool_call_is_refused() -> None:
 @pytest.mark.parametrize(
     ("template", "tools", "message"),
     [
-        (CHATML_UNTAGGED.replace("in messages %}", "in messages if m.role != 'system' %}", 1), None, "message 0: the chat template leaves this system turn out"),
-        (CHATML_UNTAGGED.replace("in messages %}", "in messages[-2:] %}", 1), None, "message 0: the chat template leaves this system turn out"),
-        (CHATML_UNTAGGED.replace("in messages %}", "in messages | reverse %}", 1), None, "message 2: the chat template leaves this assistant turn out, or changes or moves it; got 'world'"),
-        (QUESTIONS_FIRST, None, "message 3: the chat template leaves this user turn out, or changes or moves it; got 'more'"),
-        (QUESTIONS_FIRST + "{{ tools | tojson }}", TOOLS, "message 3: the chat template leaves this user turn out, or changes or moves it; got 'more'"),
-        (CHATML_UNTAGGED.replace("in messages %}", "in messages[:5] + messages[6:] %}", 1), None, "message 5: the chat template leaves this user turn out, or changes or moves it; got 'or'"),
-        (CHATML_UNTAGGED, TOOLS, "the chat template leaves the tools out"),
+        (CHATML_UNTAGGED.replace("in messages %}", "in messages if m.role != 'system' %}", 1), None, "message 0: the chat template drops, changes or moves this system turn"),
+        (CHATML_UNTAGGED.replace("in messages %}", "in messages[-2:] %}", 1), None, "message 0: the chat template drops, changes or moves this system turn"),
+        (CHATML_UNTAGGED.replace("in messages %}", "in messages | reverse %}", 1), None, "message 2: the chat template drops, changes or moves this assistant turn; got 'world'"),
+        (QUESTIONS_FIRST, None, "message 3: the chat template drops, changes or moves this user turn; got 'more'"),
+        (QUESTIONS_FIRST + "{{ tools | tojson }}", TOOLS, "message 3: the chat template drops, changes or moves this user turn; got 'more'"),
+        (CHATML_UNTAGGED.replace("in messages %}", "in messages[:5] + messages[6:] %}", 1), None, "message 5: the chat template drops, changes or moves this user turn; got 'or'"),
+        (CHATML_UNTAGGED, TOOLS, "the chat template ignores the tools"),
     ],
 )  # fmt: skip
 def test_templates_that_drop_or_reorder_turns_are_refused(template: str, tools: Any, message: str) -> None:
