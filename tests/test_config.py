@@ -46,6 +46,14 @@ def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
     assert identified([*base, "trainer.gradient_accumulation_steps=2"]) == spread
 
 
+def test_components_of_a_run_that_nothing_listens_to_notify_nobody() -> None:
+    """As in task=preview and task=check, which build parts of a run without training it."""
+    run = built()
+    with run.data.event("create_loader"):
+        pass
+    assert (run.data.trainer, run.trainer.zero_stage, run.data.world_size) == (run.trainer, run.deepspeed.stage, 1)
+
+
 def test_moving_a_class_changes_neither_run_ids_nor_cache_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     before = config.run_id(built()), code_identity(JsonSource(path="x"))
     for cls in (AdamWFactory, JsonSource):

@@ -220,6 +220,7 @@ class Spare:
         for spare in (self, *_spares):
             spare.orders.close()
         _spares.clear()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until it has the mask of what it becomes
         order, fds, *_ = socket.recv_fds(theirs, 1 << 20, 16)
         theirs.close()
         if not order:

@@ -43,6 +43,7 @@ class Trainer(TrainerSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.zero_stage = 0  # of the run's engine, set by `Run.attach`
+        self._loop = LoopState(callbacks=[], world=distributed.World.from_env())
 
     # -- what a subclass defines -----------------------------------------------------------------------------------
 
