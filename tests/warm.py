@@ -59,7 +59,7 @@ def import_libraries() -> None:
     for name in ("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM"):
         getattr(transformers, name)  # imports it lazily
     runner.engine.import_deepspeed()
-    # Every engine from ZeRO-1 imports this, which takes seconds through torch.compile; this function avoids that.
+    # Every engine from ZeRO-1 on imports this module; `optimizer_class` avoids its import of torch.compile, which is slow.
     importlib.import_module("arctic_hydra.optimizer.deepspeed_ops").optimizer_class("MuonWithAuxAdam")
 
 

@@ -55,5 +55,5 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
 
 
 def _finite(value: float | None) -> float | None:
-    """Return None for values that JSON cannot represent; `metrics.jsonl` writes them as strings."""
+    """Return None for numbers that JSON cannot represent; `metrics.jsonl` lists them under `non_finite`."""
     return value if value is not None and math.isfinite(value) else None
