@@ -1,6 +1,6 @@
-"""Every check of this repository: `pip install nox && nox`.
+"""All checks of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. The sessions slurm, faults, extras, bench, peers and gpu are run by hand, by `nox -s NAME`.
+`nox` runs lint, types and tests. Start the sessions slurm, faults, extras, bench, peers and gpu by name, with `nox -s NAME`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEST_TIMEOUT_SECONDS = 600
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff."""
+    """Check style and formatting with ruff."""
     session.install(*PINNED, "ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -29,28 +29,28 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy strict; the heavy libraries are Any (pyproject.toml says why), so none is installed."""
+    """Check types with strict mypy; heavy libraries count as Any (see pyproject.toml), so they are not installed."""
     session.install(*PINNED, "mypy", "hydra-core", "omegaconf", "numpy", "xxhash")
     session.run("mypy", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on two processes; `nox -s tests -- tests/tracking -k resume` runs some of them."""
+    """Run the tests in two processes; `nox -s tests -- tests/tracking -k resume` selects some of them."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-n", "2", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 
 @nox.session
 def slurm(session: nox.Session) -> None:
-    """Run the tests on a real SLURM, as root on a machine with slurm-wlm, slurmdbd, munge and mariadb-server."""
+    """Run the tests on a real SLURM cluster, as root, on a machine with slurm-wlm, slurmdbd, munge and mariadb-server."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-m", "slurm", "--durations=0", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kill, freeze and starve runs at length; `nox -s faults -- --kills 200 --results kills.json` sets the kill loop."""
+    """Kill, freeze and starve runs; `nox -s faults -- --kills 200 --results kills.json` passes options to the kill loop."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-m", "faults", f"--timeout={TEST_TIMEOUT_SECONDS}")
     session.run("python", "-m", "tests.faults.kill_loop", *session.posargs)
@@ -58,7 +58,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests marked `extras`: what needs g++ and ninja (DeepSpeed's own optimizers, inductor) or torchao."""
+    """Run the tests marked `extras`, which need g++ and ninja (DeepSpeed's optimizers, inductor) or torchao."""
     session.install(*PINNED, "-e", ".[test]", "ninja", "torchao")
     session.run("pytest", "-m", "extras", f"--timeout={2 * TEST_TIMEOUT_SECONDS}", *session.posargs)
 
@@ -68,7 +68,7 @@ def bench(session: nox.Session) -> None:
     """Run the benchmarks, tests/bench/bench_*.py, one after another."""
     scripts = sorted(Path("tests/bench").glob("bench_*.py"))
     if not scripts:
-        session.skip("tests/bench/ holds no bench_*.py yet")
+        session.skip("tests/bench/ contains no bench_*.py")
     session.install(*PINNED, "-e", ".[test]")
     for script in scripts:
         session.run("python", str(script), *session.posargs)
@@ -76,10 +76,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Prepare the same conversations as TRL and ArcticTraining do, each in an environment of its own, and compare."""
+    """Compare prepared conversations with those of TRL and ArcticTraining, each in its own environment."""
     session.install(*PINNED, "-e", ".[test]")
     pinned_torch = next(line for line in Path("constraints.txt").read_text().split() if line.startswith("torch=="))
-    # ArcticTraining needs transformers 4, so nothing but torch is taken from the tested set there.
+    # ArcticTraining needs transformers 4, so its environment pins only torch.
     needs = {"trl": [*PINNED, "trl"], "arctic": [pinned_torch, "setuptools", "arctic-training", "transformers<5"]}
     pythons = []
     for peer, packages in needs.items():
@@ -94,7 +94,7 @@ def peers(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the tests marked `gpu`, one process, on a machine with a CUDA device."""
+    """Run the tests marked `gpu`, in one process, on a machine with a CUDA device."""
     if shutil.which("nvidia-smi") is None:
         session.skip("no CUDA device here: nvidia-smi is not installed")
     session.install(*PINNED, "-e", ".[test]", "ninja", "torchao")

@@ -1,4 +1,4 @@
-"""The parts of a run, made from its factories: shared by training, evaluation, export and the memory estimate."""
+"""Builds the parts of a run from its factories, for training, evaluation, export and the memory estimate."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, frozen=True)
 class Data:
-    """What one rank trains and evaluates on."""
+    """The tokenizer and the batches of one rank."""
 
     world: World
     tokenizer: PreTrainedTokenizerBase
     group_loader: Loader
-    """Batches of this rank's sequence group: what checkpoints describe."""
+    """Batches of this rank's sequence group; checkpoints record their position."""
     loader: Loader
     """This rank's share of them."""
     eval_loader: Loader | None
@@ -57,7 +57,7 @@ class Data:
 
 @dataclass(kw_only=True, frozen=True)
 class Model:
-    """A model in its DeepSpeed engine, with what was made for it."""
+    """A model in its DeepSpeed engine, with its schedule, its sizes and the weights it was loaded from."""
 
     engine: deepspeed.DeepSpeedEngine
     engine_config: dict[str, Any]
@@ -66,12 +66,12 @@ class Model:
     start: Weights | None
     """The weights of `init_from`, if any."""
     weights: Weights | None
-    """The weights of a checkpoint of the run that replace them, if any."""
+    """The weights of a checkpoint of the run, which replace those of `init_from`, if any."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Outputs:
-    """Where metrics go; nothing on ranks other than the first, and while a checkpoint is only evaluated."""
+    """Destinations of metrics; empty on all ranks except the first, and when a checkpoint is only evaluated."""
 
     metrics_file: MetricsFile | None = None
     trackers: list[Tracker] = field(default_factory=list)
@@ -92,7 +92,7 @@ def report_exceptions(run: Run, run_dir: Path) -> Iterator[None]:
 
 
 def start_process(run: Run, run_dir: Path) -> None:
-    """Open the log of this rank and attach the components to their trainer; ConfigError where the machine cannot run it."""
+    """Open the log of this rank and attach the components to their trainer; raise ConfigError if this machine cannot run it."""
     start_log(run, run_dir)
     if problems := run.environment_problems():
         raise ConfigError(problems)
@@ -100,7 +100,7 @@ def start_process(run: Run, run_dir: Path) -> None:
 
 
 def start_log(run: Run, run_dir: Path) -> None:
-    """Open the log of this rank, on the terminal and in `logs/`, as `log` says."""
+    """Open the log of this rank, on the terminal and in `logs/`, as the config group `log` selects."""
     world = World.from_env()
     log.start(run_dir, world, run.log.level, to_file=run.log.writes(world), to_terminal=run.log.prints(world))
     log.quiet_progress_bars()
@@ -116,7 +116,7 @@ def join_ranks(run: Run) -> World:
 
 
 def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
-    """Return this rank's training and evaluation batches, padded to one size where the model is compiled."""
+    """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
     with legacy_identity(run_dir.name == legacy_run_id(run)):
         group_loader, eval_loader = run.data.build(tokenizer, geometry(run, dealt_to))
@@ -130,13 +130,13 @@ def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, 
 
 
 def record_horizon(run: Run, run_dir: Path, data: Data) -> None:
-    """Write the training horizon into the run's record, for whoever watches it."""
+    """Write the training horizon into the run's record, for programs that monitor the run."""
     if data.world.is_main:
         RunDirectory(run_dir).update_record(horizon=run.trainer.training_horizon)
 
 
 def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> TrainingState:
-    """Return what checkpoints hold: everything that the rest of the run depends on. Collective."""
+    """Return the state that checkpoints save and restore. Collective."""
     frozen = frozen_weights(run, model.engine.module)
     loader, tokenizer = data.group_loader, data.tokenizer
     config_hash = run_dir.name if run_dir.name == legacy_run_id(run) else run_id(run)
@@ -163,19 +163,19 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
 
 
 def resume(run: Run, state: TrainingState) -> Path | None:
-    """Bind the checkpoint engines to the state and restore it from the newest good checkpoint; return its path, if any."""
+    """Bind the checkpoint engines to the state and restore it from the newest valid checkpoint; return its path, if any."""
     for checkpoint in run.checkpoint.values():
         checkpoint.bind(state)
     loaded = [checkpoint.load() for checkpoint in run.checkpoint.values() if checkpoint.auto_resume]
     if not any(loaded) and state.world.is_main:
         for path in state.logs:
-            path.unlink(missing_ok=True)  # lines of a start that never reached a checkpoint
+            path.unlink(missing_ok=True)  # left by a start that ended before its first checkpoint
     distributed.barrier()
     return next((path for path in loaded if path), None)
 
 
 def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
-    """Record the statistics of data and model, open `metrics.jsonl` for the lines to come, and start the trackers."""
+    """Record the statistics of data and model, open `metrics.jsonl` for appending, and start the trackers."""
     if not data.world.is_main:
         return Outputs()
     RunDirectory(run_dir).update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
@@ -186,7 +186,7 @@ def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
 
 
 def finish_trackers(trainer: Trainer, status: str) -> None:
-    """Let every tracker end the run with `status`."""
+    """Finish the run in every tracker with `status`."""
     for tracker in trainer.tools.trackers:
         tracker.finish(status)
 
@@ -194,7 +194,7 @@ def finish_trackers(trainer: Trainer, status: str) -> None:
 def toolbox(
     run: Run, run_dir: Path, data: Data, model: Model, state: TrainingState, stop: StopRequest, outputs: Outputs
 ) -> Toolbox:
-    """Return what the trainer works with."""
+    """Return the trainer's toolbox."""
     horizon = run.trainer.training_horizon
     return Toolbox(
         world=data.world,
@@ -220,7 +220,7 @@ def toolbox(
 
 
 def geometry(run: Run, dealt_to: World) -> BatchGeometry:
-    """Return how examples make up the batches of each rank of `dealt_to`, see `World.data_parallel`."""
+    """Return the batch geometry for the data-parallel ranks `dealt_to`, see `World.data_parallel`."""
     trainer = run.trainer
     return BatchGeometry(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, dealt_to, run.seed, trainer.train_iters
@@ -230,7 +230,7 @@ def geometry(run: Run, dealt_to: World) -> BatchGeometry:
 def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for `ranks` ranks, with every `auto` filled in.
 
-    Raises ConfigError where the model's heads cannot be divided among the ranks of a sequence group.
+    Raises ConfigError if the model's heads cannot be divided among the ranks of a sequence group.
     """
     from arctic_hydra.model.ulysses import check_heads
 
@@ -250,15 +250,15 @@ def create_model(
     *,
     quantize: bool = True,
 ) -> torch.nn.Module:
-    """Return the run's model, converted, with the weights of `init_from` (`start`), then those of a checkpoint of the run.
+    """Return the converted model with the weights of `init_from` (`start`) and of a checkpoint of the run (`weights`).
 
-    Those of `start` go in before the converters where they are those of a plain model, so that an adapter is put
-    over them, else after. The result depends on the run alone, not on ZeRO stage or ranks. Collective under ZeRO-3,
-    within `engine.model_init`.
+    If `start` holds the weights of a plain model, they are loaded before the converters run, so that adapters wrap them;
+    otherwise after. The result depends only on the run, not on the ZeRO stage or the number of ranks. Collective under
+    ZeRO-3, within `engine.model_init`.
     """
     seed_everything(run.seed)
     if start or weights:
-        engine.import_deepspeed()  # checkpoints hold three of its classes
+        engine.import_deepspeed()  # unpickling a checkpoint needs three of its classes
     check_vocabulary(run, model_config, tokenizer)
     quantization = run.peft.quantization_config(run.model.torch_dtype) if quantize else None
     model: Any
@@ -275,7 +275,7 @@ def create_model(
     if start and initial_weights.has_every_name(stored, model):
         initial_weights.load_into(model, stored, start)
         start = None
-    seed_everything(run.seed)  # loading draws more or fewer numbers at ZeRO-3
+    seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
     for converter in run.converters:
         model = converter.convert(model)
     if start:
@@ -289,12 +289,12 @@ def create_model(
 
 
 def starting_weights(run: Run) -> Weights | None:
-    """Return what `init_from` names, verified; collective."""
+    """Return the verified weights that `init_from` names, if any. Collective."""
     return initial_weights.find_weights(Path(run.init_from)) if run.init_from else None
 
 
 def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:
-    """Return the checksum of the frozen weights, where each start of the run reads them again; else None. Collective."""
+    """Return the checksum of the frozen weights if every start of the run reloads them, else None. Collective."""
     from arctic_hydra.checkpoint.full_weights import checksum
 
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
@@ -305,9 +305,9 @@ def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:
 
 
 def base_of(run: Run) -> str | None:
-    """Return from where transformers loads the weights that an adapter of this run is put over, or None.
+    """Return where transformers loads the base weights of an adapter of this run from, or None.
 
-    A hub id, or the absolute path of a directory: an export is loaded from anywhere.
+    Either a hub id or the absolute path of a directory, so that an export loads from any working directory.
     """
     if run.init_from:
         return _absolute(run.init_from) if initial_weights.is_full_model_export(Path(run.init_from)) else None
@@ -318,7 +318,7 @@ def base_of(run: Run) -> str | None:
 
 
 def adapter_base(run: Run) -> tuple[str | None, str | None]:
-    """Return `base_of` the run, and the revision on the hub where that is a hub id."""
+    """Return `base_of` the run, and its revision if it is a hub id."""
     base = base_of(run)
     source = run.model.weights_source
     on_hub = base is not None and not run.init_from and not looks_like_path(base)
@@ -330,7 +330,7 @@ def _absolute(path: str) -> str:
 
 
 def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more tokens than the model has embedding rows, but for those that were added."""
+    """Raise ModelError if the tokenizer has more tokens, without the added ones, than the model has embedding rows."""
     rows, tokens = getattr(model_config.get_text_config(), "vocab_size", None), len(tokenizer)
     if rows is not None and tokens - len(run.tokenizer.added_ids(tokenizer)) > rows:
         raise ModelError(
@@ -340,7 +340,7 @@ def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizer
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
+    """Seed Python, NumPy and torch (all devices)."""
     import random
 
     import numpy

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE_INDEX = -100
-"""Label of a token that is not trained on."""
+"""Label of a token without loss."""
 
 
 @dataclass

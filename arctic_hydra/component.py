@@ -1,7 +1,7 @@
-"""Components: one dataclass is schema, factory and documentation; and the one place where configs become objects.
+"""Components: dataclasses that are schema, factory and documentation in one, and their instantiation from configs.
 
-Nothing named in a config is imported unless it is a registered component, or lives below a package that an
-installed extension declares through the entry point group `arctic_hydra`.
+A class named in a config is imported only if it is a registered component, or belongs to a package that an installed
+extension declares through the entry point group `arctic_hydra`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REGISTRY: dict[tuple[str, str], type] = {}
 _ALLOWED_TARGETS: set[str] = set()
 _EXTENSION_PACKAGES: set[str] = set()
 
-# What Hydra itself instantiates from its own node: its launchers and sweepers, and stock logging classes.
+# Targets that Hydra instantiates from its own node: launchers, sweepers and standard logging classes.
 _HYDRA_PREFIXES = ("hydra._internal.core_plugins.", "hydra_plugins.arctic_hydra.")
 _LOGGING_NAMES = {
     "logging.StreamHandler",
@@ -52,7 +52,7 @@ C = TypeVar("C", bound=type)
 
 
 class RunContext(Protocol):
-    """What a component may read of the run that it belongs to; the run's trainer implements it."""
+    """The part of its run that a component may use; the run's trainer implements it."""
 
     zero_stage: int
     """ZeRO stage of the engine."""
@@ -83,20 +83,20 @@ class RunContext(Protocol):
 
 @dataclass(kw_only=True)
 class Component(ABC):
-    """Base of everything that a config builds: numeric fields converted once, the trainer known before any work.
+    """Base of everything that a config builds; converts numeric fields, and is attached to the trainer before use.
 
-    Subclasses are keyword-only dataclasses whose fields ARE the config. `validate()` holds the checks of one field
-    or of fields of this component among themselves; checks across components stand in `Run.check()`.
+    Subclasses are keyword-only dataclasses whose fields ARE the config. `validate()` checks the fields of this component;
+    `Run.check()` performs the checks across components.
     """
 
     option_group: ClassVar[str] = ""
-    """Config group in which the class is registered; empty where it is not."""
+    """Config group in which the class is registered; empty if it is not registered."""
     option_name: ClassVar[str] = ""
-    """Name under which it is registered there."""
+    """Name under which the class is registered in its group."""
     outside_identity: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not change the result of a run."""
     component_version: ClassVar[int] = 1
-    """Part of the identity of every run that uses the component: raise it when a default or its numerics change."""
+    """Part of the identity of every run that uses the component; increment it when a default or the numerics change."""
 
     def __post_init__(self) -> None:
         self._run: RunContext | None = None
@@ -104,7 +104,7 @@ class Component(ABC):
         for name, enum in _enum_fields(type(self)).items():
             value = getattr(self, name)
             if isinstance(value, str) and value in enum.__members__:
-                setattr(self, name, enum[value])  # a config read back from JSON holds names
+                setattr(self, name, enum[value])  # configs loaded from JSON hold names
             elif not isinstance(value, enum):
                 problems.append((name, f"got {value!r}, expected one of {', '.join(enum.__members__)}"))
         for item in fields(self):
@@ -123,18 +123,18 @@ class Component(ABC):
         """Check fields; pure (no disk, no network). Raise ValueError, or FieldError to name several fields."""
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem for each thing that this machine lacks (a path, a device), as `<field>: <text>`.
+        """Yield a problem, as `<field>: <text>`, for everything that this machine lacks, such as a path or a device.
 
-        Read-only, and before torch loads.
+        Read-only; called before torch is imported.
         """
         return iter(())
 
     @classmethod
     def identity_name(cls) -> str:
-        """Return the name that run ids and cache keys know the class by: `<group>/<name>`, wherever its module is.
+        """Return the name of the class in run ids and cache keys: `<group>/<name>`, independent of its module.
 
-        Before it comes the name of the entry point that registers an extension's components. A class that is not
-        registered has none but its module's and its own.
+        For an extension's component, the name of the extension's entry point precedes it. For a class that is not
+        registered, it is the qualified name of the class.
         """
         if not vars(cls).get("option_name"):
             return f"{cls.__module__}.{cls.__qualname__}"
@@ -144,7 +144,7 @@ class Component(ABC):
 
     @contextmanager
     def event(self, name: str, **facts: Any) -> Iterator[None]:
-        """Notify the run's callbacks that `name` starts and ends here; does nothing before a trainer is attached."""
+        """Notify the run's callbacks of the start and end of `name`; does nothing before a trainer is attached."""
         if self._run is None:
             yield
             return
@@ -153,7 +153,7 @@ class Component(ABC):
         self._run.notify(f"{name}_end", self, facts)
 
     def attach(self, trainer: RunContext) -> None:
-        """Make the trainer known to this component and to the components it holds; called before any work."""
+        """Attach this component and the components it contains to the trainer; called before any other use."""
         self._run = trainer
         for item in fields(self):
             value = getattr(self, item.name)
@@ -164,7 +164,7 @@ class Component(ABC):
     @property
     def trainer(self) -> RunContext:
         """The trainer of this run."""
-        assert self._run is not None, f"{type(self).__name__}.trainer was read before the trainer attached itself"
+        assert self._run is not None, f"{type(self).__name__}.trainer was read before a trainer was attached"
         return self._run
 
     @property
@@ -188,7 +188,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
     """Register a class as option `name` of config group `group`.
 
     The class becomes a keyword-only dataclass with a `_target_` field, its schema is stored as
-    `schema/<group>/<name>`, and its target joins the allow-list. Raises ValueError when the option exists.
+    `schema/<group>/<name>`, and its target is added to the allow-list. Raises ValueError if the option exists.
     """
 
     def register(cls: C) -> C:
@@ -211,38 +211,38 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
 
 
 def default_of(item: Field[Any]) -> Any:
-    """Return the default of a dataclass field; MISSING, which equals no value, where it has none."""
+    """Return the default of a dataclass field, or MISSING if it has none."""
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def registered(group: str | None = None) -> dict[tuple[str, str], type]:
-    """Return the registered components by (group, name), of one group or of all."""
+    """Return the registered components of one group, or of all groups, by (group, name)."""
     return {key: cls for key, cls in _REGISTRY.items() if group in (None, key[0])}
 
 
 def store_root(cls: type[Component]) -> None:
-    """Store the typed root and allow its target."""
+    """Store the schema of the root config and add its target to the allow-list."""
     cls.option_group, cls.option_name = "schema", "run"
     _ALLOWED_TARGETS.add(f"{cls.__module__}.{cls.__qualname__}")
     ConfigStore.instance().store(group="schema", name="run", node=cls, provider="arctic_hydra")
 
 
 def extensions() -> list[EntryPoint]:
-    """Return the entry points of installed extension packages, in name order."""
+    """Return the entry points of installed extension packages, sorted by name."""
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
 
 
 @cache
 def _extension_of(package: str) -> str:
-    """Return the entry point that registers the components of a package; empty where none does, as of this package's own."""
+    """Return the entry point that registers the components of a package; empty for this package and unregistered ones."""
     names = [point.name for point in extensions() if point.module.partition(".")[0] == package]
     return names[0] if names else ""
 
 
 def load_extensions() -> None:
-    """Import each installed extension (its import registers its components) and trust its package as a target.
+    """Import each installed extension, which registers its components, and allow its package as a target.
 
-    Raises ConfigError, naming the distribution, when an extension cannot be imported.
+    Raises ConfigError with the name of the distribution if an extension cannot be imported.
     """
     for point in extensions():
         _EXTENSION_PACKAGES.add(point.module.partition(".")[0])
@@ -257,9 +257,9 @@ def load_extensions() -> None:
 
 
 def check_targets(tree: Any, where: str = "") -> None:
-    """Refuse every `_target_`, and every class that a logging config names, that is not on the allow-list.
+    """Reject every `_target_`, and every class in a logging config, that is not on the allow-list.
 
-    Works on plain containers before anything is imported. Raises TargetError with one line for each refusal.
+    Works on plain containers, before anything is imported. Raises TargetError with one line per rejected target.
     """
     refused = [
         f"{key}: got {name!r}, which is not allowed to be imported from a config (nothing was imported); expected a "
@@ -307,9 +307,9 @@ def _is_allowed(name: Any, in_hydra: bool) -> bool:
 
 
 def create(cfg: DictConfig) -> Any:
-    """Turn a composed config into objects: the only call of Hydra's `instantiate`.
+    """Instantiate a composed config; the package calls Hydra's `instantiate` only here.
 
-    Checks every target first. Raises ConfigError with the full config key of each refused field.
+    Checks every target first. Raises ConfigError with the full config key of each invalid field.
     """
     check_targets(OmegaConf.to_container(cfg, resolve=False))
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -318,14 +318,14 @@ def create(cfg: DictConfig) -> Any:
     try:
         return instantiate(cfg, _convert_="object")
     except InstantiationException as error:
-        refused = list(_refused(cfg, ""))  # Hydra stops at the first; a person wants all
+        refused = list(_refused(cfg, ""))  # Hydra stops at the first error; report all of them
         raise (ConfigError(refused) if len(refused) > 1 else _located(error)) from error.__cause__
     except MissingMandatoryValue as error:
         raise ConfigError(str(error)) from error
 
 
 def _refused(node: DictConfig, key: str) -> Iterator[str]:
-    """Yield every problem of the components below `node`, each built by itself."""
+    """Instantiate the components below `node` one by one, and yield all of their problems."""
     for name, child in node.items():
         if not isinstance(child, DictConfig):
             continue
@@ -338,7 +338,7 @@ def _refused(node: DictConfig, key: str) -> Iterator[str]:
         except InstantiationException as error:
             located = _located(error)
             if isinstance(located, ConfigError):
-                # The key in the error is relative to what was built here, or absolute: both end in the same words.
+                # The key in the error is either absolute or relative to `child`.
                 yield from (p if p.startswith(f"{full_key}.") else f"{full_key}.{p}" for p in located.problems)
 
 
@@ -350,23 +350,23 @@ def _located(error: InstantiationException) -> Exception:
         return ConfigError([f"{prefix}{name}: {text}" for name, text in cause.fields])
     if isinstance(cause, ConfigError):
         return cause
-    if isinstance(cause, ValueError):  # `validate` starts with the field's name, which continues the key
+    if isinstance(cause, ValueError):  # messages of `validate` start with the field's name, which completes the key
         return ConfigError(f"{prefix}{cause}")
     if isinstance(cause, TypeError) and not key:
         unknown = str(cause).rpartition("argument ")[2].strip("'")
         return ConfigError(f"{unknown}: there is no such key")
-    if isinstance(cause, TypeError):  # a target that does not take these fields, or not only these
+    if isinstance(cause, TypeError):  # the target does not accept these fields
         return ConfigError(f"{key}: {cause}; choose the option in its config group instead of changing _target_")
     return error
 
 
 def to_plain(cfg: Any) -> Any:
-    """Return a config as plain, resolved dicts and lists that JSON and YAML can hold (enums become their names)."""
+    """Return a config as plain, resolved dicts and lists for JSON or YAML; enums become their names."""
     return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
 
 
 def from_plain(tree: dict[str, Any]) -> DictConfig:
-    """Return a config from plain dicts, as `run.json` holds them."""
+    """Return a config from plain dicts such as those of `run.json`."""
     return OmegaConf.create(tree)
 
 
@@ -379,7 +379,7 @@ def _enum_fields(cls: type) -> dict[str, type[Enum]]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts by dotted key."""
+    """Return the leaves of nested dicts, by dotted key."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     leaves: dict[str, Any] = {}
@@ -389,5 +389,5 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(content: Any) -> str:
-    """Return plain content as YAML that reads back as it was."""
+    """Return plain content as YAML that parses to equal content."""
     return OmegaConf.to_yaml(OmegaConf.create(content))

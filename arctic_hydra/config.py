@@ -1,4 +1,4 @@
-"""The typed root of a run, the checks across its components, and its identity."""
+"""The typed root config of a run, and the run's identity."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ HIGHER_IS_BETTER = (
     "margin",
     "margins",
 )
-"""Last words of the metrics that `objective_direction=auto` maximizes."""
+"""`objective_direction=auto` maximizes metrics whose names end in one of these."""
 
 
 class Task(Enum):
-    """What to do with a run."""
+    """The task to perform on a run."""
 
     train = "train"
     check = "check"
@@ -78,7 +78,7 @@ class Task(Enum):
 
 
 class Direction(Enum):
-    """Which of two objectives is the better one."""
+    """Whether lower or higher objectives are better."""
 
     auto = "auto"
     minimize = "minimize"
@@ -87,12 +87,12 @@ class Direction(Enum):
 
 @component(group="log", name="default")
 class Log(Component):
-    """What is said, how often, and by which ranks."""
+    """Log level, logging interval, and the ranks that log."""
 
     level: str = "INFO"
-    """DEBUG, INFO, WARNING or ERROR, for this package; other libraries speak from WARNING on."""
-    interval: Any = integer(1, minimum=1)  # a slot's own type takes no union, see `component`
-    """Optimizer steps between lines of `metrics.jsonl` and of the terminal."""
+    """Log level of this package: DEBUG, INFO, WARNING or ERROR; other libraries log from WARNING."""
+    interval: Any = integer(1, minimum=1)  # the type of a slot cannot contain unions, see `component`
+    """Optimizer steps between log lines in `metrics.jsonl` and on the terminal."""
     print_ranks: Any = field(default_factory=lambda: [0])
     """Ranks that print to the terminal: a list, or `*` for all."""
     file_ranks: Any = "*"
@@ -112,7 +112,7 @@ class Log(Component):
                 raise ValueError(f"{name}: got {ranks!r}, expected a list of ranks such as [0,1], or '*'")
 
     def prints(self, world: World) -> bool:
-        """Whether this rank writes to the terminal."""
+        """Whether this rank prints to the terminal."""
         return self.print_ranks == "*" or world.rank in self.print_ranks
 
     def writes(self, world: World) -> bool:
@@ -122,40 +122,40 @@ class Log(Component):
 
 @dataclass(kw_only=True)
 class Run(Component):
-    """Everything that one run is; each field below `ranks` is a config group."""
+    """The complete config of one run; each field from `model` on is a config group."""
 
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
-    """train; check: compose, validate and look at this machine; evaluate a checkpoint; export one for transformers; preview:
-    show examples with their trained tokens; report: write the page of a run anew."""
+    """train; check: validate the config and this machine, without training; evaluate: evaluate a checkpoint; export:
+    write a checkpoint in Hugging Face format; preview: show examples and their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
-    """What task=evaluate and task=export work on: a step, `best`, or a path; the run's newest good checkpoint when unset."""
+    """Checkpoint for task=evaluate and task=export: a step, `best`, or a path; the run's newest valid one when unset."""
     init_from: str | None = None
-    """Start from the weights (only) of an export, a checkpoint, or another run's directory."""
+    """Initialize the weights (only) from an export, a checkpoint, or another run's directory."""
     preview_examples: int = 3
-    """Examples of each source that `task=preview` shows."""
+    """Number of examples per source that `task=preview` shows."""
     name: str = "default"
-    """Label of the run: the folder below `output_root`."""
+    """Name of the run: its folder below `output_root`."""
     output_root: str = "outputs"
     """Folder of all runs, relative to the working directory."""
     seed: int = 42
     """Seed of weights, data order and dropout."""
     fresh: bool = False
-    """Delete what an earlier run of this very config left, and start over."""
+    """Delete the results of an earlier run of this config, and start over."""
     objective: str = "auto"
-    """Metric of `metrics.jsonl` whose last value sums the run up, such as eval/accuracy; auto: eval/loss, else loss."""
+    """Metric of `metrics.jsonl` whose last value is the run's objective, such as eval/accuracy; auto: eval/loss, else loss."""
     objective_direction: Direction = Direction.auto
     """minimize or maximize; auto: higher is better for accuracies, rates and rewards."""
     ranks: str = "auto"
-    """Processes on each machine: a number, or `auto` for one per GPU, else 1."""
+    """Ranks per machine: a number, or `auto` for one per GPU (1 without GPUs)."""
     nnodes: int = 1
-    """Machines; the same command is given on each, with its own `node_rank`. SLURM and a hostfile set it themselves."""
+    """Number of machines; start the same command on each, with its own `node_rank`. Set automatically by SLURM or `hostfile`."""
     node_rank: int = 0
-    """Which of the machines this is, from 0."""
+    """Index of this machine, from 0."""
     rendezvous: str | None = None
-    """`host:port` of the first machine, where the others meet it; the port must be free there."""
+    """`host:port` on the first machine to which all machines connect; the port must be free there."""
     hostfile: str | None = None
-    """A file with lines such as `node1 slots=8`: ranks are started on every host through ssh."""
+    """File with lines such as `node1 slots=8`; the command starts ranks on every host over ssh."""
     model: ModelFactory = MISSING
     tokenizer: TokenizerFactory = MISSING
     data: DataFactory = MISSING
@@ -202,7 +202,7 @@ class Run(Component):
 
     @property
     def world_size_wanted(self) -> int:
-        """Ranks of the run, over all machines."""
+        """Ranks of the run, on all machines together."""
         return self.nnodes * self.ranks_per_node
 
     @property
@@ -214,7 +214,7 @@ class Run(Component):
 
     @property
     def converters(self) -> list[ModelConverter]:
-        """The converters in the order in which they work: the chosen ones, then those that trainer fields stand for, `peft`."""
+        """The converters in the order they are applied: the selected ones, those that trainer fields imply, then `peft`."""
         implied: list[ModelConverter] = []
         if self.trainer.tiled_mlp_compute:
             implied.append(TiledMLP())
@@ -224,21 +224,21 @@ class Run(Component):
 
     @property
     def pack_tokens(self) -> int | None:
-        """Tokens that every row of a compiled model is padded to; None leaves rows as long as they are."""
+        """Tokens to which every row is padded for a compiled model; None if rows are not padded."""
         return self.trainer.micro_batch_size * self.data.row_tokens if self.model.compile else None
 
     def attach(self, trainer: RunContext) -> None:
-        """Make the trainer known to every component, and the ZeRO stage to the trainer."""
+        """Attach every component to the trainer, and set the trainer's ZeRO stage."""
         self.trainer.zero_stage = self.deepspeed.stage
         super().attach(trainer)
 
     def check(self) -> None:
-        """Check components against each other; pure. Raises ConfigError with every problem found."""
+        """Check that the components are compatible; pure. Raises ConfigError with every problem found."""
         if problems := list(cross_checks.problems(self)):
             raise ConfigError(problems)
 
     def environment_problems(self) -> list[str]:
-        """Return what this machine lacks for the run; read-only, and torch is not loaded for it."""
+        """Return what the run needs and this machine lacks; read-only, does not import torch."""
         return list(cross_checks.environment_problems(self))
 
 
@@ -258,9 +258,9 @@ def build(cfg: Any) -> Run:
 
 
 def _follow_model(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a plain config with what follows the model filled in: its tokenizer, and the name of its exports.
+    """Return a plain config with the values that default to the model's: the tokenizer and the name of exports.
 
-    A Hugging Face tokenizer without a name is the model's, from the same repository and revision.
+    A Hugging Face tokenizer without a name is loaded from the model's repository and revision.
     """
     model, tokenizer = tree.get("model") or {}, tree.get("tokenizer") or {}
     if "name_or_path" in tokenizer and tokenizer["name_or_path"] is None and "name_or_path" in model:
@@ -279,25 +279,25 @@ def _follow_model(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """Return what changes the result of the run, numbers converted and paths absolute, as plain JSON-able values.
+    """Return the settings that affect the result of the run, as plain JSON values with converted numbers and absolute paths.
 
-    Components are named by config group and option, so classes can move without changing it.
+    Components are named by config group and option, so moving a class does not change it.
     """
     return _with_batch(run, _identity_of(run, defaults=True))
 
 
 def run_id(run: Run) -> str:
-    """Return the short hash of the run's identity: its directory below `output_root/name`.
+    """Return the short hash of the run's identity, which names its directory below `output_root/name`.
 
-    Fields at their default are left out, so a new field changes the id of no run that does not set it.
+    It omits fields at their default, so a new field does not change the ids of runs that do not set it.
     """
     return _digest(_with_batch(run, _identity_of(run, defaults=False)))
 
 
 def legacy_run_id(run: Run) -> str:
-    """Return the id that the run had before components were known by name: by their classes, with every default.
+    """Return the id from versions that identified components by class and included every default.
 
-    A directory of that name is used on, so runs from before can be continued, evaluated and exported.
+    An existing directory of that name is still used, so older runs can be resumed, evaluated and exported.
     """
     return _digest(_with_batch(run, _identity_of(run, defaults=True, by_class=True)))
 
@@ -333,8 +333,8 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def absolute_paths(tree: Any, base: Path) -> Any:
-    """Return a plain config with each path made absolute: values of path-like keys that exist below `base`, or that
-    can only be paths (`./x`, `~/x`)."""
+    """Return a plain config with absolute paths: converts the values of path-like keys that exist below `base` or that
+    are unambiguous paths (`./x`, `~/x`)."""
     if isinstance(tree, dict):
         tree = {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
         if isinstance(tree.get("output_root"), str):  # need not exist yet

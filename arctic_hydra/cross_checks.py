@@ -1,6 +1,7 @@
-"""What the components of a run must agree on, and what the machine must have for them; each problem is one line.
+"""Checks across the components of a run, and of this machine; each problem is one line.
 
-Pure but for looking at this machine, and loads no torch: the composing process does it before anything is started.
+The composing process runs them before it starts anything, so they do not import torch. Only the checks of the machine
+access it; the others are pure.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def problems(run: Run) -> Iterator[str]:
-    """Yield what does not fit together, whatever the machine."""
-    if run.task.name != "preview":  # which builds data and tokenizer alone: what no trainer works with can be looked at
+    """Yield the problems that do not depend on the machine."""
+    if run.task.name != "preview":  # a preview builds only data and tokenizer, so the trainer need not support them
         yield from compatibility(run)
     yield from _task_problems(run)
     yield from combinations.problems(
@@ -43,7 +44,7 @@ def problems(run: Run) -> Iterator[str]:
 
 
 def compatibility(run: Run) -> Iterator[str]:
-    """A trainer declares by type hints what it works with; subclasses of a member are welcome."""
+    """Yield the components that the trainer does not support: its type hints declare which classes it accepts."""
     hints = get_type_hints(type(run.trainer))
     for slot in ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed"):
         declared = get_args(hints.get(slot))
@@ -52,7 +53,7 @@ def compatibility(run: Run) -> Iterator[str]:
         chosen = getattr(run, slot)
         if classes and not isinstance(chosen, classes):
             names = ", ".join(f"{slot}={_option_name(cls)}" for cls in classes)
-            look = "; task=preview shows any data" if slot == "data" else ""
+            look = "; task=preview accepts any data" if slot == "data" else ""
             yield (
                 f"{slot}: got {_option_name(type(chosen))} ({type(chosen).__name__}), but trainer={_option_name(type(run.trainer))} "
                 f"({type(run.trainer).__name__}) works with {names}{look}"
@@ -68,7 +69,7 @@ def _task_problems(run: Run) -> Iterator[str]:
     task = run.task.name
     if run.from_checkpoint is not None and task in ("train", "check"):
         yield (
-            f"from_checkpoint: got {run.from_checkpoint}, but task={task} starts from no chosen checkpoint; pass "
+            f"from_checkpoint: got {run.from_checkpoint}, but task={task} ignores it; pass "
             f"task=evaluate or task=export, or init_from=<path> to train from its weights"
         )
     if task == "evaluate" and not run.data.has_evaluation:
@@ -76,24 +77,27 @@ def _task_problems(run: Run) -> Iterator[str]:
 
 
 def _length_problems(run: Run) -> Iterator[str]:
-    """How long the run is, and how long its rows are."""
+    """Yield problems of the length of the run, and of its rows."""
     trainer = run.trainer
     if run.data.needs_limit and not trainer.train_iters:
-        yield "trainer.train_iters: got 0, but data.streaming=true has no known end; pass trainer.train_iters=<optimizer steps>"
+        yield (
+            "trainer.train_iters: got 0, but a stream (data.streaming=true) has no known length; "
+            "pass trainer.train_iters=<optimizer steps>"
+        )
     if run.data.needs_limit and trainer.epochs > 1:
         yield (
-            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true trainer.train_iters alone says how long a run "
-            f"is, over as many passes as that takes; drop trainer.epochs"
+            f"trainer.epochs: got {trainer.epochs}, but with data.streaming=true only trainer.train_iters determines the length "
+            f"of the run, which repeats the data as needed; remove trainer.epochs"
         )
     warmup = run.scheduler.fixed_warmup_steps
     if trainer.train_iters and warmup > trainer.train_iters:
         yield (
-            f"scheduler.warmup_steps: got {warmup}, but the run has {trainer.train_iters} optimizer steps at most "
+            f"scheduler.warmup_steps: got {warmup}, but the run has at most {trainer.train_iters} optimizer steps "
             f"(trainer.train_iters); lower it, or train longer"
         )
     positions, length = run.model.position_limit, run.data.row_tokens
     if positions and length and length > positions:
-        yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the one or raise the other"
+        yield f"data.max_length: got {length}, but model.max_position_embeddings={positions}; lower the former or raise the latter"
 
 
 def _engine_problems(run: Run) -> Iterator[str]:
@@ -124,10 +128,13 @@ def _checkpoint_problems(run: Run) -> Iterator[str]:
     exporter = run.checkpoint.get("hf")
     merge = exporter.merge if isinstance(exporter, HuggingFaceCheckpoint) else None
     if merge is not None and not run.peft.adapts:
-        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none leaves no adapter to export; leave it unset"
+        yield f"checkpoint.hf.merge: got {str(merge).lower()}, but peft=none trains no adapter to merge; leave it unset"
     resuming = [name for name, engine in run.checkpoint.items() if engine.auto_resume]
     if len(resuming) > 1:
-        yield f"checkpoint: {' and '.join(resuming)} both have auto_resume; only one engine may"
+        yield (
+            f"checkpoint: {' and '.join(resuming)} have auto_resume=true, expected at most one; "
+            f"pass checkpoint.<name>.auto_resume=false for the others"
+        )
     for name in resuming:
         if not run.checkpoint[name].can_resume:
             yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
@@ -135,11 +142,11 @@ def _checkpoint_problems(run: Run) -> Iterator[str]:
     for name, engine in run.checkpoint.items():
         every, keeps = engine.step_interval, engine.best_kept
         if keeps and not run.data.has_evaluation:
-            yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to tell the best; set data.eval_sources"
+            yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to select the best; set data.eval_sources"
         elif keeps and every and (not evaluates or every % evaluates):
             yield (
                 f"checkpoint.{name}.keep_best: got {keeps}, but saved steps (every {every}) are not evaluated steps "
-                f"(trainer.eval_frequency={evaluates}), so none could be the best; make the one a multiple of the other"
+                f"(trainer.eval_frequency={evaluates}), so none can be selected; make the interval a multiple of trainer.eval_frequency"
             )
 
 
@@ -148,7 +155,7 @@ def _sequence_parallel_problems(run: Run) -> Iterator[str]:
     if size == 1:
         return
     if ranks % size:
-        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}, or set ranks"
+        yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}; change it or ranks"
     if run.model.attn_implementation != VARLEN_ATTENTION:
         yield (
             f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
@@ -164,20 +171,23 @@ def _memory_problems(run: Run) -> Iterator[str]:
             "checkpointed activations; pass model.disable_activation_checkpoint=false"
         )
     if trainer.tiled_mlp_compute and any(isinstance(item, TiledMLP) for item in run.converter.values()):
-        yield "trainer.tiled_mlp_compute: got true beside converter=[tiled_mlp], which is the same; drop one of them"
+        yield "trainer.tiled_mlp_compute: got true, but converter=[tiled_mlp] already enables it; remove one of them"
     if model.compile and run.deepspeed.stage == 3:
-        yield "model.compile: got true, but ZeRO-3 gathers weights within layers, which cannot be compiled; pass deepspeed=zero2"
+        yield (
+            "model.compile: got true, but ZeRO-3 gathers weights within layers, which torch.compile does not support; "
+            "pass deepspeed=zero2"
+        )
     if model.compile and not run.data.packs:
-        yield "model.compile: got true, but rows of unpacked examples change their shape; pass data.packing=true"
+        yield "model.compile: got true, but unpacked examples give rows of varying shape; pass data.packing=true"
     if run.deepspeed.offloads and not run.optimizer.runs_on_cpu:
         yield (
-            f"deepspeed: got an option that offloads to the CPU, but optimizer={_option_name(type(run.optimizer))} cannot step "
-            f"there; pass optimizer=adamw, or an option of deepspeed without offload"
+            f"deepspeed: got an option with CPU offload, but optimizer={_option_name(type(run.optimizer))} cannot run "
+            f"there; pass optimizer=adamw, or a deepspeed option without offload"
         )
 
 
 def environment_problems(run: Run) -> Iterator[str]:
-    """Yield what this machine lacks for the run; read-only, and torch is not loaded for it."""
+    """Yield what the run needs and this machine lacks; read-only, does not import torch."""
     yield from _missing_starts(run)
     for slot in fields(run):
         value = getattr(run, slot.name)
@@ -188,10 +198,10 @@ def environment_problems(run: Run) -> Iterator[str]:
                 yield from (f"{key}.{problem}" for problem in item.check_environment())
     gpus = count_gpus()
     if run.model.dtype == "fp16" and not gpus:
-        yield "model.dtype: got fp16, which DeepSpeed runs on CUDA only, and this machine has no GPU; pass model.dtype=bf16 or fp32"
+        yield "model.dtype: got fp16, which DeepSpeed supports only on CUDA, but this machine has no GPU; pass model.dtype=bf16 or fp32"
     if gpus and run.optimizer.needs_offload and not run.deepspeed.offloads:
         yield (
-            f"optimizer: got {_option_name(type(run.optimizer))}, which steps on the CPU, but the parameters are on the GPU; "
+            f"optimizer: got {_option_name(type(run.optimizer))}, which runs on the CPU, but the parameters are on the GPU; "
             f"pass deepspeed=zero2_offload or zero3_offload, or optimizer=adamw"
         )
     if gpus and run.ranks_per_node > gpus:
@@ -199,8 +209,8 @@ def environment_problems(run: Run) -> Iterator[str]:
 
 
 def _missing_starts(run: Run) -> Iterator[str]:
-    """Checkpoints to start from that are not there; a step's number and `best` are looked up in the run itself."""
+    """Yield start paths that do not exist; step numbers and `best` are resolved later, in the run's own checkpoints."""
     for key, value in (("init_from", run.init_from), ("from_checkpoint", run.from_checkpoint)):
         is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdigit()))
         if is_path and not Path(str(value)).is_dir():
-            yield f"{key}: got {value}, but there is no such directory; expected an export, a checkpoint or a run's directory"
+            yield f"{key}: got {value}, which is not a directory; expected an export, a checkpoint or a run directory"

@@ -1,10 +1,10 @@
-"""What a run needs of each rank's memory, before it starts: formulas for the engine, a dry run for the model.
+"""Estimates the memory that each rank needs, before a run starts: formulas for the engine, a dry run for the model.
 
-The model's forward and backward run once on fake tensors, which have shapes but no content: every architecture,
-converter and checkpointing option is counted by its own code, in about a second and without the weights. What DeepSpeed
-holds besides (Rajbhandari et al. 2020, section 3, plus its buckets) is written down in `EngineBytes`.
+The model's forward and backward passes run on fake tensors, which have shapes but no data. The estimate therefore uses
+the actual code of every architecture, converter and checkpointing option, takes about a second and loads no weights.
+`EngineBytes` holds what DeepSpeed allocates in addition (Rajbhandari et al. 2020, section 3, plus its buckets).
 
-Units: bytes. P parameters, T trainable ones, N ranks, w bytes of a weight.
+All sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -34,43 +34,43 @@ ZERO3_REUSE_DISTANCE = 10**9
 
 @dataclass(frozen=True)
 class Load:
-    """What one micro-batch of one rank holds."""
+    """The size of one micro-batch of one rank."""
 
     rows: int
     tokens: int
-    """Tokens per row, of this rank's share of the sequence."""
+    """Tokens per row, in this rank's share of the sequence."""
     supervised: int
-    """Positions that reach the head."""
+    """Positions passed to the head."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Peaks of a forward and backward pass over weights that are there already, in bytes."""
+    """Peaks of a forward and backward pass, in bytes, without the weights, which are already allocated."""
 
     parameters: int
     trainable: int
     other: int
-    """Buffers, and parameters that no option shards, less what quantised weights save."""
+    """Buffers and parameters that are never sharded, minus what quantized weights save."""
     activations: int
-    """Peak of everything but weights and the gradients that stay at them, with one supervised position."""
+    """Peak without weights and the gradients that remain attached to them, with one supervised position."""
     head: int
-    """What the supervised positions add to that peak."""
+    """Increase of that peak by the supervised positions."""
     host: int = 0
-    """Activations that wait in the host's memory for the backward pass, where that is not the device's."""
+    """Activations offloaded to host memory until the backward pass; 0 if the device uses host memory."""
 
 
 @dataclass(frozen=True)
 class EngineBytes:
-    """What DeepSpeed holds on one rank, in bytes."""
+    """Memory that DeepSpeed allocates on one rank, in bytes."""
 
     parameters: int
     optimizer: int
     gradients: int
     buckets: int
     step: int
-    """What the optimizer step adds when activations are gone."""
+    """Temporary memory of the optimizer step, after activations are freed."""
     host: int = 0
-    """Kept in the host's memory by offloading, besides all this."""
+    """Memory offloaded to the host, not included in the other fields."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Estimate:
 
     @property
     def held(self) -> int:
-        """What is there in the backward pass and in the optimizer step."""
+        """Memory allocated in both the backward pass and the optimizer step."""
         engine = self.engine
-        offloaded = engine.host if self.device == "cpu" else 0  # to where everything is already
+        offloaded = engine.host if self.device == "cpu" else 0  # on the CPU, offloaded state is in the same memory
         return engine.parameters + engine.optimizer + engine.gradients + engine.buckets + self.trace.other + offloaded
 
     @property
@@ -106,11 +106,11 @@ class Estimate:
 
     @property
     def host(self) -> int:
-        """What offloading keeps in the host's memory, for all ranks of a machine."""
+        """Memory that offloading uses on the host, for all ranks of a machine."""
         return (self.engine.host + self.trace.host) * self.ranks
 
     def lines(self, memory: int | None = None) -> list[str]:
-        """Return the estimate for a person; `memory` is what the device has, in bytes."""
+        """Return the estimate as text; `memory` is the capacity of the device, in bytes."""
         engine, trace = self.engine, self.trace
         phase = "backward pass" if self.backward >= self.step else "optimizer step"
         parts = {
@@ -123,7 +123,7 @@ class Estimate:
         figures = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
         host = f"; {self.host / GIB:.3g} GiB of host memory for all ranks" if self.host and self.device != "cpu" else ""
         lines = [
-            f"{self.total / GIB:.3g} GiB per rank at its peak, in the {phase}{host}",
+            f"peak {self.total / GIB:.3g} GiB per rank, in the {phase}{host}",
             f"{figures}; in the optimizer step {engine.step / GIB:.3g}",
         ]
         if memory is not None:
@@ -134,9 +134,9 @@ class Estimate:
 
 
 def estimate(run: Run, load: Load | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Estimate:
-    """Return what `run` needs per rank; raises ModelError when the model cannot be described on this machine.
+    """Return the memory that `run` needs per rank; raises ModelError if the model cannot be created on this machine.
 
-    `tokenizer` is the run's, made here where it is not given and tokens are added.
+    `tokenizer` is the run's; if the run adds tokens and it is not given, it is created here.
     """
     device = "cuda" if count_gpus() else "cpu"
     ranks = run.world_size_wanted
@@ -147,7 +147,7 @@ def estimate(run: Run, load: Load | None = None, tokenizer: PreTrainedTokenizerB
 
 
 def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
-    """Return the heaviest micro-batch that the data may bring: rows of `data.max_length` tokens."""
+    """Return the largest micro-batch that the data can produce: rows of `data.max_length` tokens."""
     length, micro = run.data.row_tokens or 2048, run.trainer.micro_batch_size
     rows, tokens = (1, micro * length) if run.data.packs else (micro, length)
     tokens = math.ceil(tokens / run.trainer.sequence_parallel_size)
@@ -155,11 +155,11 @@ def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
 
 
 def engine_bytes(run: Run, settings: dict[str, Any], trace: Trace, ranks: int) -> EngineBytes:
-    """Return what DeepSpeed holds on each of `ranks` ranks under its configuration `settings`.
+    """Return the memory that DeepSpeed allocates on each of `ranks` ranks under its configuration `settings`.
 
-    Measured at DeepSpeed 0.19: optimizer state is fp32 beside a master copy of the weights, which only ZeRO-0 in fp32
-    lacks; ZeRO-0 and 1 leave whole gradients at the parameters, ZeRO-2 and 3 keep the rank's part (ZeRO-2 twice while
-    accumulating); the step turns the rank's gradients into fp32 in one piece, or into one flat buffer to be reduced.
+    Measured with DeepSpeed 0.19: optimizer state is in fp32, as is a master copy of the weights, except at ZeRO-0 in fp32,
+    which has no copy. ZeRO-0 and 1 keep full gradients at the parameters, ZeRO-2 and 3 only the rank's part (ZeRO-2 twice
+    while accumulating). The step converts the rank's gradients to fp32 at once, or into one flat buffer for the reduction.
     """
     zero = settings["zero_optimization"]
     stage, weight = int(zero["stage"]), run.model.torch_dtype.itemsize
@@ -167,18 +167,18 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: Trace, ranks: int) -
     part = math.ceil(trained / ranks) if stage else trained
     master = 0 if stage == 0 and weight == FP32 else FP32 * part
     parameters = weight * everything
-    if stage == 3:  # gathered parameters stay until they are used again, up to a number of them
+    if stage == 3:  # gathered parameters stay for reuse, up to a maximum
         gathered = int(zero.get("stage3_max_reuse_distance", ZERO3_REUSE_DISTANCE))
         parameters = weight * (math.ceil(everything / ranks) + min(everything, gathered))
     accumulating = run.trainer.gradient_accumulation_steps > 1
     gradients = {2: 1 + accumulating, 3: 1}.get(stage, 1) * weight * (part if stage >= 2 else trained)
     bucket = weight * int(zero["reduce_bucket_size"]) if stage else 0
-    if stage < 3:  # ZeRO-3 allocates it whole
+    if stage < 3:  # ZeRO-3 always allocates the full bucket
         bucket = min(bucket, weight * trained)
     step = FP32 * part + (weight * part if stage in (1, 2) else 0)
     states = run.optimizer.state_bytes_per_parameter * part
     optimizer, host = master + states, 0
-    if _on_host(zero, "offload_optimizer"):  # its fp32 gradients as well
+    if _on_host(zero, "offload_optimizer"):  # including its fp32 gradients
         optimizer, step, host = 0, 0, master + states + FP32 * part
     if _on_host(zero, "offload_param"):
         shard = weight * math.ceil(everything / ranks)
@@ -193,12 +193,12 @@ def _on_host(zero: dict[str, Any], section: str) -> bool:
 def trace_model(
     run: Run, config: Any, load: Load, device: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Trace:
-    """Return the peaks of the model's own forward and backward on fake tensors of `device`."""
+    """Return the peaks of the model's forward and backward passes, measured with fake tensors on `device`."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # The mode remembers tensors by weak references, and torch converts no parameter that has any: peft does that.
+    # The mode memoizes tensors by weak references; torch refuses to convert parameters that have any, and peft converts them.
     mode.fake_tensor_converter.set_tensor_memo = lambda *_: None
     tokens, added = _vocabulary(run, tokenizer)
     with mode, distributed.without_sequence_group(), _experts_in_any_dtype():
@@ -209,12 +209,12 @@ def trace_model(
             saved, largest = quantised(run, model)
             for converter in run.converters:
                 model = converter.convert(model)
-        run.optimizer.parameter_groups(model, 1.0, 0.0)  # its patterns must match something, as they must in the run
+        run.optimizer.parameter_groups(model, 1.0, 0.0)  # raises if its patterns match no parameter, as in the run
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         staying = 0
         for parameter in trained:
-            if run.deepspeed.stage >= 2:  # gradients leave the parameters as soon as they are there
+            if run.deepspeed.stage >= 2:  # these stages remove gradients from the parameters immediately
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
             else:
                 staying += parameter.numel() * parameter.itemsize
@@ -236,11 +236,11 @@ def trace_model(
 
 @contextmanager
 def _experts_in_any_dtype() -> Iterator[None]:
-    """Describe products of experts by transformers' own operator: torch's grouped product has a description for bf16 alone."""
+    """Use transformers' own operator for expert matmuls: torch's grouped matmul supports fake tensors only in bf16."""
     import torch
     from transformers.integrations import moe
 
-    original = getattr(moe, "_can_use_grouped_mm", None)  # not public, so it may be gone
+    original = getattr(moe, "_can_use_grouped_mm", None)  # private, so a later version may not have it
     if original is None:
         yield
         return
@@ -252,7 +252,7 @@ def _experts_in_any_dtype() -> Iterator[None]:
 
 
 def _vocabulary(run: Run, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, list[int]]:
-    """Return the tokens that the model must have rows for, as far as its own may not do, and the ids of those added."""
+    """Return the vocabulary size to which the model must grow (0 if no tokens are added), and the ids of added tokens."""
     if not run.tokenizer.add_tokens and not run.tokenizer.add_special_tokens:
         return 0, []
     tokenizer = tokenizer or run.tokenizer.create_tokenizer()
@@ -260,7 +260,7 @@ def _vocabulary(run: Run, tokenizer: PreTrainedTokenizerBase | None) -> tuple[in
 
 
 def quantised(run: Run, model: Any) -> tuple[int, int]:
-    """Return the bytes that loading `model` in few bits saves, and those of the largest weight while it is unpacked."""
+    """Return the bytes that quantization of `model` saves, and the size of its largest weight when dequantized."""
     if run.peft.quantization_config(run.model.torch_dtype) is None:
         return 0, 0
     import torch
@@ -272,9 +272,9 @@ def quantised(run: Run, model: Any) -> tuple[int, int]:
 
 
 def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: int) -> tuple[int, int]:
-    """Return the most bytes alive at once during `passes` forward and backward passes, weights and buffers left out.
+    """Return the peak bytes during `passes` forward and backward passes, without weights and buffers.
 
-    First those on the device, then those elsewhere, to where activations are offloaded.
+    The first value is for the device, the second for other memory, to which activations are offloaded.
     """
     live = _live_bytes(device)
     for tensor in (*model.parameters(), *model.buffers()):
@@ -287,7 +287,7 @@ def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: i
 
 
 def _batch(load: Load, supervised: int, packed: bool) -> Batch:
-    """Return a micro-batch without content; a packed one is one document, as the data may bring it."""
+    """Return a dummy micro-batch; if packed, it is a single document, the largest that the data can produce."""
     import torch
 
     ids = torch.zeros(load.rows, load.tokens, dtype=torch.int64)
@@ -302,7 +302,7 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 @dataclass
 class _Level:
-    """Bytes alive in one memory, and the most there were."""
+    """Bytes currently allocated in one memory, and their peak."""
 
     now: int = 0
     peak: int = 0
@@ -313,7 +313,7 @@ class _Level:
 
 
 def _live_bytes(device: str) -> Any:
-    """Return a mode that counts the bytes of all tensors alive that were added or made under it, `here` on the device."""
+    """Return a dispatch mode that counts the bytes of live tensors added or created under it; `here` is the device."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter
@@ -348,14 +348,14 @@ def _live_bytes(device: str) -> Any:
 
 
 def device_memory() -> int | None:
-    """Return the bytes of this machine's GPU, or None without one."""
+    """Return the memory of this machine's GPU in bytes, or None without a GPU."""
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
 def describe(run: Run, supervised_share: float = 1.0, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """Return the lines of the estimate, or why there is none: an estimate that fails must not end a run."""
+    """Return the lines of the estimate, or the reason it failed: a failed estimate must not end a run."""
     try:
         return _estimated(run, supervised_share, tokenizer)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A run from a checked `Run` to a trained model, one part per line; evaluation is built of the same parts."""
+"""Builds and executes a training run from a checked `Run`; `task=evaluate` reuses `build_data` and `build_model`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from arctic_hydra.trainer.base import Trainer
 
 
 def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
-    """Train as `run` says in `run_dir`; return status, counters and objective. Every rank calls it."""
+    """Train `run` in `run_dir`; return its status, counters and objective. Collective."""
     with assemble.report_exceptions(run, run_dir):
         trainer, resumed_from = build(run, run_dir, stop)
         try:
@@ -37,7 +37,7 @@ def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]
 
 
 def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, Path | None]:
-    """Build everything that training needs; return the trainer and the checkpoint that it resumed from."""
+    """Build everything that training needs; return the trainer and the checkpoint it resumed from, if any."""
     assemble.start_process(run, run_dir)
     with run.trainer.event("init"):
         data = build_data(run, run_dir)
@@ -58,7 +58,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
 
 
 def build_data(run: config.Run, run_dir: Path) -> Data:
-    """Join the other ranks, then build the tokenizer and this rank's batches; they set the training horizon."""
+    """Join the other ranks, then build the tokenizer and this rank's batches, which determine the training horizon."""
     world = assemble.join_ranks(run)
     with run.trainer.event("create_tokenizer"):
         tokenizer = run.tokenizer.create_tokenizer()
@@ -69,7 +69,7 @@ def build_data(run: config.Run, run_dir: Path) -> Data:
 
 
 def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> Model:
-    """Build the model, optimizer and schedule and hand them to DeepSpeed; `weights` replace those that it starts with."""
+    """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
     trainer = run.trainer
     with trainer.event("create_config"):
         model_config = run.model.create_config()

@@ -1,4 +1,4 @@
-"""Runs the program as a person does: a process of its own, from a command line."""
+"""Runs the program as users do: from a command line, in a separate process."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SMALLEST = (
     "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
     "optimizer.lr=1e-3 log.report=false"
 )
-"""Overrides that make a run on any data take seconds."""
+"""Overrides with which a run on any data takes seconds."""
 SMALL = f"{SMALLEST} data.eval_sources.chat.sample_count=20"
-"""The same for the bundled chats, with fewer of them to evaluate on."""
+"""The same for the bundled chats, with fewer evaluation examples."""
 
 
 _SHELL = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RANK", "WORLD"))}
-"""The variables before any test ran: libraries that tests import leave some behind."""
+"""Environment variables before the first test; libraries that tests import set others."""
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a person's shell: this checkout importable, nothing of the test run."""
+    """Return the environment of a user's shell: with this checkout importable, without variables of the test run."""
     path = os.pathsep.join(part for part in (more.pop("PYTHONPATH", ""), str(ROOT), str(ROOT / "launchers")) if part)
     return {**_SHELL, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
 
@@ -47,13 +47,13 @@ def run(
     fresh: bool = False,
     **more: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program with `arguments` in `folder` and check its exit code; None takes any.
+    """Run the program with `arguments` in `folder` and check its exit code; `code=None` accepts any.
 
-    It runs in a fork of a warm process, see tests/warm.py, unless `fresh` asks for interpreters of its own or `more`
-    variables do.
+    It runs in a fork of a warm process (tests/warm.py), or in a new interpreter if `fresh` is true, if `more` variables are
+    given, or if the arguments need a shell.
     """
     done = None
-    if not (fresh or more or set("$`|&;<>*?") & set(arguments)):  # nothing that takes a shell
+    if not (fresh or more or set("$`|&;<>*?") & set(arguments)):  # no shell syntax
         done = SERVER.run(module, shlex.split(arguments), folder, timeout)
     done = done or subprocess.run(
         f"{shlex.quote(sys.executable)} -m {module} {arguments}",
@@ -73,7 +73,7 @@ def run(
 
 
 def start(arguments: str, folder: Path, **more: str) -> subprocess.Popen[str]:
-    """Start the program with `arguments` in `folder`; `exec` makes the shell's process the program's."""
+    """Start the program with `arguments` in `folder`; `exec` replaces the shell by the program."""
     return subprocess.Popen(
         f"exec {PROGRAM} {arguments}",
         shell=True,
@@ -87,20 +87,20 @@ def start(arguments: str, folder: Path, **more: str) -> subprocess.Popen[str]:
 
 
 def only_run(folder: Path, name: str = "default") -> Path:
-    """Return the one run directory of that name."""
+    """Return the only run directory below `outputs/<name>`."""
     found = [item for item in (folder / "outputs" / name).iterdir() if item.is_dir() and item.name != "sweeps"]
     assert len(found) == 1, found
     return found[0]
 
 
 def metrics(run_dir: Path) -> list[dict]:
-    """Return the lines of metrics.jsonl that stand complete so far."""
+    """Return the complete lines of metrics.jsonl."""
     path = run_dir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def losses(run_dir: Path) -> list[float]:
-    """Return the training losses in order, and check that each step stands once."""
+    """Return the training losses in order, and check that every step is logged exactly once."""
     rows = [row for row in metrics(run_dir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     return [row["loss"] for row in rows]
@@ -109,18 +109,18 @@ def losses(run_dir: Path) -> list[float]:
 def wait_for_step(
     folder: Path, step: int, process: subprocess.Popen[str], name: str = "default", timeout: float = 120
 ) -> None:
-    """Wait until `step` is logged, or the process ends."""
+    """Wait until `step` is logged or the process ends."""
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:
         for path in (folder / "outputs" / name).glob("*/metrics.jsonl"):
             if any(row["step"] >= step and "loss" in row for row in metrics(path.parent)):
                 return
         time.sleep(0.02)
-    assert process.poll() is not None, f"step {step} did not come within {timeout} s"
+    assert process.poll() is not None, f"step {step} was not logged within {timeout} s"
 
 
 def wait_for_rank(process: subprocess.Popen[str], seconds: float = 60.0) -> None:
-    """Return once a run has started the process of its rank, which then has everything still to load."""
+    """Wait until a run has started the process of its rank, which has not loaded anything yet."""
     end = time.monotonic() + seconds
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while time.monotonic() < end and process.poll() is None:

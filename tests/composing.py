@@ -1,4 +1,4 @@
-"""Composes configs in process, as the command line does."""
+"""Composes configs in the test process, as the command line does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ GOLDEN = ROOT / "tests" / "golden" / "config_keys.txt"
 
 
 def composed(*overrides: str) -> dict:
-    """Return the composed config of a command line as a plain tree."""
+    """Return the composed config for command-line overrides as plain containers."""
     normalized = [normalize(item) for item in overrides]
     return to_plain(compose.without_hydra(compose.compose_config(normalized, "config")))
 
 
 def built(*overrides: str) -> config.Run:
-    """Return the checked run of a command line."""
+    """Return the checked run for command-line overrides."""
     return config.build(composed(*overrides))

@@ -55,7 +55,7 @@ def test_a_component_reads_its_run_through_the_trainer_and_notifies_its_callback
     made, heard = thing(), []
     with made.event("work"):  # nothing is attached yet
         pass
-    with pytest.raises(AssertionError, match="was read before the trainer attached itself"):
+    with pytest.raises(AssertionError, match="was read before a trainer was attached"):
         _ = made.device
     run = SimpleNamespace(
         device="cpu", world=SimpleNamespace(size=4, rank=2), notify=lambda *event: heard.append(event)

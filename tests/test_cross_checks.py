@@ -25,7 +25,7 @@ def test_cpu_adam_on_a_gpu_wants_offloading(monkeypatch):
     monkeypatch.setattr(cross_checks, "count_gpus", lambda: 1)
     problems = built("optimizer=cpu_adam").environment_problems()
     assert any(
-        line.startswith("optimizer: got cpu_adam, which steps on the CPU, but the parameters") for line in problems
+        line.startswith("optimizer: got cpu_adam, which runs on the CPU, but the parameters") for line in problems
     )
     offloaded = built("optimizer=cpu_adam", "deepspeed=zero2_offload").environment_problems()
     assert not any("cpu_adam, which steps" in line for line in offloaded)
@@ -34,11 +34,13 @@ def test_cpu_adam_on_a_gpu_wants_offloading(monkeypatch):
 def test_an_optimizer_that_cannot_step_on_the_cpu_is_not_offloaded(monkeypatch):
     run = built("deepspeed=zero2_offload")
     monkeypatch.setattr(type(run.optimizer), "runs_on_cpu", False)
-    with pytest.raises(ConfigError, match="optimizer=adamw cannot step there; pass optimizer=adamw, or an option"):
+    with pytest.raises(
+        ConfigError, match="optimizer=adamw cannot run there; pass optimizer=adamw, or a deepspeed option"
+    ):
         run.check()
     free = built("deepspeed=zero2")
     free.deepspeed.config = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
-    with pytest.raises(ConfigError, match="got an option that offloads to the CPU, but optimizer=adamw"):
+    with pytest.raises(ConfigError, match="got an option with CPU offload, but optimizer=adamw"):
         free.check()
 
 

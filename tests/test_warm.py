@@ -93,7 +93,9 @@ def wait_for_the_end_of(process: int) -> None:
 def test_a_server_that_is_gone_is_done_without(tmp_path):
     with closing(warm.Server(environment())) as server:
         server.process[0].kill()
-        with pytest.warns(UserWarning, match="no warm process; runs take longer from here on: it ended with -9"):
+        with pytest.warns(
+            UserWarning, match="the warm process is not available, so runs take longer: it exited with -9"
+        ):
             assert server.run("arctic_hydra", ["--version"], tmp_path, 60) is None
         assert server.run("arctic_hydra", ["--version"], tmp_path, 60) is None
 

@@ -1,13 +1,14 @@
-"""Runs `python -m <module> ...` in a process forked from a warm one, which has imported what every rank imports.
+"""Runs `python -m <module> ...` in a fork of a warm process, which has already imported the libraries of every rank.
 
-`python -m tests.warm` is the server: a fresh interpreter that imports the libraries, starts no thread, and forks one child
-per order. The child has its own folder, environment, session, arguments and standard streams, and runs the module as
-`python -m` does. A `python -m` that it starts in turn becomes a fork as well, of a spare child that it forked before the
-module's first line, so that this one begins as clean as the server.
+`python -m tests.warm` is the server: a new interpreter that imports the libraries, starts no threads, and forks one child
+per order. The child gets its own working directory, environment, session, arguments and standard streams, and runs the
+module as `python -m` does. If the module starts `python -m` in turn, that process is also a fork: of a spare child, which
+was forked before the first line of the module ran and is therefore as clean as the server.
 
-A fresh interpreter does what a fork cannot: variables that imports read and that differ from the server's, a CUDA device
-(the driver does not survive a fork), other programs. Two differences remain: forks of one server share its hash seed, and
-/proc shows the server's command line and environment for them, where an agent looks for its ranks to stop them.
+Some cases need a new interpreter instead: environment variables that affect imports and differ from the server's, CUDA
+devices (the driver does not support forks) and other programs. Two differences from a new interpreter remain: all forks
+of a server share its hash seed, and /proc shows the server's command line and environment for them, although an agent
+looks there for the ranks that it has to stop.
 """
 
 from __future__ import annotations
@@ -34,48 +35,48 @@ from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 8}
-"""How many Python processes a module may start as forks, or one with this argument, if not one; those beyond are fresh."""
+"""Spare forks per module or argument (1 for all others); further child processes are new interpreters."""
 RANK_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""What a run adds for its ranks and OpenMP reads when it is loaded; a process that only composes loads none."""
+"""Variables that a run sets for its ranks and that OpenMP reads when loaded; composing does not load OpenMP."""
 READ_LATER = frozenset(
     "ARCTIC_HYDRA_PARENT ARCTIC_HYDRA_SECRETS GROUP_RANK GROUP_WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT "
     "RANK ROLE_NAME ROLE_RANK ROLE_WORLD_SIZE TORCH_NCCL_ASYNC_ERROR_HANDLING WORLD_SIZE".split()
 )
-"""Variables, beside TORCHELASTIC_*, that no import reads: these may differ from the server's."""
+"""Variables that imports do not read, in addition to TORCHELASTIC_*, and that may differ from the server's."""
 
 _inherited: dict[str, str] = {}
-"""The server's own environment, in it and its forks."""
+"""The server's environment, set in the server and its forks."""
 _spares: list[Spare] = []
 
 
 def import_libraries() -> None:
-    """Import what every rank imports, in its order."""
+    """Import the libraries that every rank imports, in the same order."""
     from arctic_hydra import distributed
 
     if distributed.count_gpus() == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
     runner, transformers = map(importlib.import_module, ("arctic_hydra.runner", "transformers"))
     for name in ("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM"):
-        getattr(transformers, name)  # which imports it
+        getattr(transformers, name)  # imports it lazily
     runner.engine.import_deepspeed()
-    # Imported by each engine from ZeRO-1 on; by way of torch.compile, which this function does without, it takes seconds.
+    # Every engine from ZeRO-1 on imports this module; `optimizer_class` avoids its import of torch.compile, which is slow.
     importlib.import_module("arctic_hydra.optimizer.deepspeed_ops").optimizer_class("MuonWithAuxAdam")
 
 
 class Server:
-    """The client's end of a warm process, which starts with the first run and ends with this one."""
+    """Client of a warm process, which starts with the first run and exits with this process."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
         self._starting = threading.Lock()
         self.failure = ""
-        """Why there is no warm process any more."""
+        """Why the warm process is no longer available."""
 
     @cached_property
     def process(self) -> tuple[subprocess.Popen[bytes], socket.socket, IO[str]]:
-        """The server, the socket for its orders, and what it prints."""
+        """The server process, the socket for its orders, and the file with its output."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the server
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # open as long as the server runs
         with theirs:
             command, number = [sys.executable, "-m", "tests.warm"], theirs.fileno()
             streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
@@ -86,7 +87,7 @@ class Server:
     def run(
         self, module: str, arguments: list[str], folder: Path, timeout: float
     ) -> subprocess.CompletedProcess[str] | None:
-        """Run `python -m module arguments` in `folder`; return None where the server cannot start it."""
+        """Run `python -m module arguments` in `folder`; return None if the server cannot start it."""
         from arctic_hydra import distributed
 
         if self.failure or distributed.count_gpus():
@@ -96,24 +97,26 @@ class Server:
         command = [sys.executable, "-m", module, *arguments]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, open(os.devnull) as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            with theirs, suppress(OSError):  # the server is gone: nothing will answer
+            with theirs, suppress(OSError):  # the server has exited, so `recv` below returns nothing
                 order = _order(command, str(folder), self._environment, [])
                 socket.send_fds(orders, [order], [item.fileno() for item in (theirs, nothing, out, err)])
             ours.settimeout(timeout)
             try:
                 if not ours.recv(64):
                     log.seek(0)
-                    self.failure = f"it ended with {process.wait()}: {log.read()[-2000:]}"
-                    warnings.warn(f"no warm process; runs take longer from here on: {self.failure}", stacklevel=3)
+                    self.failure = f"it exited with {process.wait()}: {log.read()[-2000:]}"
+                    warnings.warn(
+                        f"the warm process is not available, so runs take longer: {self.failure}", stacklevel=3
+                    )
                     return None
                 code = ours.recv(64)
-            except TimeoutError as error:  # closing our end has the child killed
+            except TimeoutError as error:  # closing our socket makes the server kill the child
                 raise subprocess.TimeoutExpired(command, timeout, _text(out), _text(err)) from error
-            assert code, f"somebody killed the process that waits for {command}"
+            assert code, f"the process that waits for {command} was killed"
             return subprocess.CompletedProcess(command, int(code), _text(out), _text(err))
 
     def close(self) -> None:
-        """End the server and wait for it."""
+        """Stop the server and wait for it."""
         if "process" in vars(self):
             process, orders, log = self.process
             orders.close()
@@ -131,14 +134,14 @@ def _order(command: list[str], folder: str, environment: dict[str, str], blocked
 
 
 def serve(orders: socket.socket) -> NoReturn:
-    """Fork a process per order until the client is gone."""
+    """Fork a process per order until the client exits."""
     from arctic_hydra import log
 
     _inherited.update(os.environ)
     subprocess.Popen._execute_child = _start_child  # type: ignore[attr-defined]
     log.quiet_libraries()
     import_libraries()
-    gc.freeze()  # else each collection in a fork looks at all of it, and copies it
+    gc.freeze()  # otherwise each garbage collection in a fork visits and copies all objects
     while True:
         order, fds, *_ = socket.recv_fds(orders, 1 << 20, 8)
         with suppress(ChildProcessError):
@@ -155,12 +158,14 @@ def serve(orders: socket.socket) -> NoReturn:
 
 def _fork() -> int:
     threads = len(os.listdir("/proc/self/task"))
-    assert threads == 1, f"{threads} threads: of these a fork has the caller's alone, but the locks of all"
+    assert threads == 1, (
+        f"{threads} threads: a fork has only the calling one, but may inherit locks that the others hold"
+    )
     return os.fork()
 
 
 def _attend(order: bytes, client: socket.socket, fds: list[int]) -> NoReturn:
-    """Have a child execute the order; tell the client its exit code, or kill the child if the client is gone."""
+    """Execute the order in a child; send its exit code to the client, or kill it if the client disconnects."""
     child = _fork()
     if child == 0:
         client.close()
@@ -176,7 +181,7 @@ def _attend(order: bytes, client: socket.socket, fds: list[int]) -> NoReturn:
 
 
 def _execute(order: bytes, fds: list[int]) -> NoReturn:
-    """Become the process that the order asks for, with `fds` as its standard streams and what else it inherits."""
+    """Turn into the process that the order describes; `fds` are its standard streams and other inherited descriptors."""
     words, folder, environment, blocked = json.loads(order)
     os.setsid()
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -209,7 +214,7 @@ def _execute(order: bytes, fds: list[int]) -> NoReturn:
 
 
 class Spare:
-    """A child that waits for what it is to become."""
+    """A child process that waits for an order to execute."""
 
     def __init__(self) -> None:
         self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -232,7 +237,7 @@ _start_fresh = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
 
 def _start_child(self: Any, args: Any, *more: Any) -> None:
-    """Stand in for `Popen._execute_child`: have a spare become the child if it can, else start it as ever."""
+    """Replacement for `Popen._execute_child`: uses a spare as the child if possible, else starts a new process."""
     executable, preexec, _, pass_fds, cwd, env, _, _, shell, *pipes = more[:15]
     environment = dict(os.environ if env is None else env)
     in_new_session = more[20] and not (executable or preexec or shell)

@@ -1,4 +1,4 @@
-"""Facts about a model that the header, the throughput and the disk estimate need."""
+"""Sizes of a model for the header, the throughput and the disk space estimate."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class ModelFacts:
     parameters: int
     trainable: int
     flops_shape: tuple[int, int, int, int]
-    """Parameters of the body, of the head (as large as the embedding), layers, attention width (0 where nothing tells it)."""
+    """Parameters of the body, parameters of the head (size of the embedding), layers, attention width (0 if unknown)."""
 
 
 def model_facts(model: Any) -> ModelFacts:
-    """Count parameters; under ZeRO-3 each holds its full size in `ds_numel`, in four bits in its `quant_state`.
+    """Count parameters; `ds_numel` holds the full size under ZeRO-3, and `quant_state` the shape of 4-bit weights.
 
-    Embedding and head are counted by their shape: an adapter may stand around them, or a copy beside them.
+    The sizes of embedding and head come from the config, because an adapter may wrap or copy them.
     """
     text = model.config.get_text_config()
     sizes = {id(p): _numbers(p) for p in model.parameters()}
@@ -38,7 +38,7 @@ def model_facts(model: Any) -> ModelFacts:
 
 
 def _attention_width(layer: Any) -> int:
-    """Return heads times their size from a layer's config, or 0 where it names no heads: their FLOPs are left out then."""
+    """Return heads times head size from a layer's config, or 0 if it has no heads, which omits the FLOPs of attention."""
     heads = getattr(layer, "num_attention_heads", None) or 0
     return int(heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)) if heads else 0
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def print_header(
     run: Run, run_dir: Path, data: Data, model: Model, memory: Sequence[str] = (), resumed_from: Path | None = None
 ) -> None:
-    """Print what is about to run, on the first rank; `memory` holds the lines of the memory estimate."""
+    """Print the header on the first rank; `memory` holds the lines of the memory estimate."""
     world, trainer, facts = data.world, run.trainer, model.facts
     if not run.log.prints(world) or not world.is_main:
         return
@@ -46,7 +46,7 @@ def print_header(
 
 
 def summary_line(loader: Loader) -> str:
-    """Return the data's figures in one line."""
+    """Return the statistics of the data in one line."""
     figures = loader.summary()
     seen = "streamed; so far " if figures.get("streaming") else ""
     parts = [f"{seen}{figures['examples']:,} examples", f"{format_count(figures['tokens'])} tokens"]
@@ -57,9 +57,9 @@ def summary_line(loader: Loader) -> str:
 
 
 def data_table(figures: dict[str, Any]) -> list[list[str]]:
-    """Return a table, headings first, of what became of each source's rows."""
+    """Return a table, headings first, with the counts of each source's rows: used, dropped, truncated and split."""
     percentiles = list(figures["length_tokens"])
-    table = [["source", "rows", "examples", "tokens", "trained", *percentiles, "left out or cut"]]
+    table = [["source", "rows", "examples", "tokens", "trained", *percentiles, "dropped or cut"]]
     for name, source in figures["sources"].items():
         part, lengths = source["prepared"], source["length_tokens"]
         changes = [f"{count:,} {reason}" for reason, count in part["dropped"].items()]
@@ -72,7 +72,7 @@ def data_table(figures: dict[str, Any]) -> list[list[str]]:
 
 
 def aligned(table: list[list[str]]) -> list[str]:
-    """Return the rows of a table as lines of text; the first and the last column start at the left, numbers end at the right."""
+    """Return the rows of a table as lines of text; the first and last columns are left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""HTML pages in one file, with style and plots inlined: readable without a network."""
+"""Self-contained HTML pages, with inlined style and plots, readable offline."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _STYLE = (
     "grid-template-columns:repeat(auto-fit,minmax(min(24em,100%),1fr))}figure{margin:0}.plots svg{width:100%}"
 )
 COLORS = ("#2f6db3", "#d9792b", "#3f9458", "#a8435c", "#7b5fb0", "#8a7a3d")
-"""Colours of curves, in the order of their use."""
+"""Colors of curves, in the order of use."""
 
 escape = html.escape
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """Return a complete HTML document; `body` holds parts that are HTML already."""
+    """Return a complete HTML document; `body` holds HTML fragments."""
     head = (
         f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
         f"<style>{_STYLE}</style>"
@@ -42,21 +42,21 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return an HTML table; every cell is shown as the text that it is."""
+    """Return an HTML table; cells are escaped."""
     head = "".join(f"<th>{escape(str(cell))}</th>" for cell in headings)
     lines = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
     return f"<div class=table><table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></div>"
 
 
 def figure(width_inches: float = 9.0, height_inches: float = 3.2) -> Figure:
-    """Return an empty matplotlib figure in the pages' style, without a display and outside pyplot's global state."""
+    """Return an empty matplotlib figure, without a display and outside pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
 def plot(title: str, below: str) -> tuple[Figure, Axes]:
-    """Return a small figure with one pair of axes: a light grid, no frame, labels that a phone's width leaves readable."""
+    """Return a small figure with one pair of axes: a light grid, no frame, labels that are readable on a phone."""
     drawn = figure(4.6, 2.9)
     axes = drawn.add_subplot()
     axes.set_title(label(title), loc="left", fontsize=11, fontweight="bold", color="#222")
@@ -70,14 +70,14 @@ def plot(title: str, below: str) -> tuple[Figure, Axes]:
 
 
 def label(text: str, most: int = 0) -> str:
-    """Return text as matplotlib shows it word for word: two `$` would make a formula of it. With `most`, its ends at most."""
+    """Return text with `$` escaped, which matplotlib would parse as math; with `most`, shortened in the middle to that length."""
     if most and len(text) > most:
         text = f"{text[: most // 3]}…{text[len(text) - (most - most // 3 - 1) :]}"
     return text.replace("$", r"\$")
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an `<svg>` element whose text stays text; the same figure always gives the same bytes."""
+    """Return a figure as an `<svg>` element with real text; the output for a figure is deterministic."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""How a run ended, for its record and `result.json`."""
+"""The outcome of a run, for its record and `result.json`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def statistics(loader: Loader, eval_loader: Loader | None, facts: ModelFacts) -> dict[str, Any]:
-    """Return what a run knows of its data and model before the first step, for its record."""
+    """Return the statistics of data and model that are known before the first step, for the run's record."""
     model = {"name": facts.name, "parameters": facts.parameters, "trainable": facts.trainable}
     evaluation = eval_loader.summary() if eval_loader else None
     return {"train": loader.summary(), "eval": evaluation, "model": model}
 
 
 def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | None) -> dict[str, Any]:
-    """Return how the run ended, for `result.json`: status, counters, first and last loss, objective."""
+    """Return the outcome of the run for `result.json`: status, counters, first and last loss, objective."""
     lines = list(read_metrics(trainer.tools.run_dir / "metrics.jsonl"))
     steps = [row for row in lines if "loss" in row]
     evaluations = [row for row in lines if "eval/loss" in row]
@@ -55,5 +55,5 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
 
 
 def _finite(value: float | None) -> float | None:
-    """Return None for what JSON has no number for; `metrics.jsonl` names it."""
+    """Return None for numbers that JSON cannot represent; `metrics.jsonl` lists them under `non_finite`."""
     return value if value is not None and math.isfinite(value) else None

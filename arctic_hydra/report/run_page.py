@@ -1,4 +1,4 @@
-"""`report.html`: what a run was, how it went and how it ended, on one page; made from the files of its directory alone."""
+"""`report.html`: the settings, progress and outcome of a run on one page, from the files of its directory only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 MOST_POINTS = 1000
-"""Points of a curve: more than a screen shows only make the page slow."""
+"""Maximum points per curve; more would not be visible and would slow the page down."""
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,16 @@ Lines = list[dict[str, Any]]
 
 
 def write_if_wanted(directory: RunDirectory) -> Path | None:
-    """Write the page where `log.report` is on, and return it; a run does not fail for its report, which is a warning."""
+    """Write the page if `log.report` is true, and return its path; an error is logged and does not fail the run."""
     try:
         return write(directory) if read_config(directory.path)["log"]["report"] else None
     except Exception as error:
-        log.warning("no %s for %s: %s: %s", PAGE, directory.path, type(error).__name__, error)
+        log.warning("cannot write %s for %s: %s: %s", PAGE, directory.path, type(error).__name__, error)
         return None
 
 
 def write(directory: RunDirectory) -> Path:
-    """Write `report.html` into the directory of a run, however far it got; return its path."""
+    """Write `report.html` into the directory of a run, finished or not; return its path."""
     record = directory.record()
     lines = read_metrics(directory.path / "metrics.jsonl")
     title = f"{record.get('name', 'run')}/{directory.path.name}"
@@ -88,7 +88,7 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
         )
         cards.append(("training time", format_seconds(seconds)))
         if "seconds" in record:
-            cards.append(("in all, with start and saves", format_seconds(record["seconds"])))
+            cards.append(("total time, with startup and saves", format_seconds(record["seconds"])))
         cards.append(("peak memory", f"{max(line['memory_gib'] for line in steps):.2f} GiB"))
         if last.get("mfu") is not None:
             cards.append(("MFU", f"{last['mfu']:.1%}"))
@@ -158,7 +158,7 @@ def _curve(
 
 
 def _draw(axes: Axes, places: list[float], values: list[float], smooth: bool, label: str | None = None) -> None:
-    """Draw a curve; a restless one of many points as a shade, and its running median over it."""
+    """Draw a curve; with `smooth` and many points, draw it lightly, with its running median on top."""
     if not smooth or len(values) < 30:
         axes.plot(places, values, color=html.COLORS[0], linewidth=1.6, label=label)
         return
@@ -167,7 +167,7 @@ def _draw(axes: Axes, places: list[float], values: list[float], smooth: bool, la
 
 
 def _series(lines: Lines, key: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of a figure where it is known; of very many, means of neighbours."""
+    """Return the steps and values of a metric, skipping missing values; average neighbors if there are too many points."""
     points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
     width = -(-len(points) // MOST_POINTS)
     groups = [points[start : start + width] for start in range(0, len(points), max(1, width))]
@@ -178,13 +178,13 @@ def _series(lines: Lines, key: str) -> tuple[list[float], list[float]]:
 
 
 def _running_median(values: Sequence[float], reach: int) -> list[float]:
-    """Return the median of each value and those up to `reach` places before and after it: a single spike does not show."""
+    """Return the running median over windows of `reach` values on each side, which hides single spikes."""
     return [median(values[max(0, place - reach) : place + reach + 1]) for place in range(len(values))]
 
 
 def _length_plot(data: dict[str, Any]) -> str:
-    """Draw how long the examples of each source are as they come, before the length policy."""
-    figure, axes = html.plot("rows by length", "tokens of a row, before the length policy")
+    """Draw the length distribution of each source's examples, before the length policy is applied."""
+    figure, axes = html.plot("rows by length", "tokens per row, before the length policy")
     for index, (name, source) in enumerate(data["sources"].items()):
         bins = {int(number): count for number, count in source["prepared"].get("length_bins", {}).items()}
         if bins:
@@ -235,7 +235,7 @@ def _evaluations(lines: Lines) -> Iterator[str]:
         ),
     )
     if len(shown) < len(rows):
-        yield f"<p class=note>The first two and the last ten of {len(rows)}; all are in metrics.jsonl.</p>"
+        yield f"<p class=note>The first two and last ten of {len(rows)} evaluations; metrics.jsonl has all of them.</p>"
 
 
 def _data(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -253,7 +253,7 @@ def _data(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _revision(git: dict[str, Any] | None) -> str:
-    return f"{git['revision'][:12]}{', with changes' if git['dirty'] else ''}" if git else ""
+    return f"{git['revision'][:12]}{', modified' if git['dirty'] else ''}" if git else ""
 
 
 def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
@@ -277,14 +277,14 @@ def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
         "working directory": f"{around.get('path', '')} {_revision(around.get('git'))}",
         "machine": f"{record.get('host', '')}, Python {record.get('python', '')}",
         "versions": ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items()),
-        "page made": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "page written": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     yield "<h2>Setting</h2>"
     yield html.table(["", ""], [(name, value) for name, value in facts.items() if value])
     resolved = path / "config.yaml"
     if resolved.exists():
         text = html.escape(resolved.read_text(encoding="utf-8"))
-        yield f"<details><summary>the whole configuration</summary><pre>{text}</pre></details>"
+        yield f"<details><summary>full configuration</summary><pre>{text}</pre></details>"
 
 
 def _parameters(model: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""What the ranks do with a run: train it, or look at one of its checkpoints."""
+"""The tasks that ranks perform: training, and evaluation or export of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from arctic_hydra.stopping import StopRequest
 
 
 def perform(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
-    """Do `run.task` in `run_dir`, the folder that holds `run.json`; return what goes into `result.json`."""
+    """Perform `run.task` in `run_dir`, the folder that contains `run.json`; return the content of `result.json`."""
     if run.task is Task.export:
         from arctic_hydra.tasks import export
 

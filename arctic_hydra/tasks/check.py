@@ -1,7 +1,7 @@
-"""`task=check`: whether the run could start, and what it would need of each rank's memory.
+"""`task=check`: checks whether the run can start, and estimates the memory that each rank needs.
 
-Tokenizer and model are described in a process of its own, which may import torch: `python -m arctic_hydra.tasks.check`,
-the config as JSON on its standard input. Nothing is written, and no weights are read.
+A child process, which may import torch, checks tokenizer and model: `python -m arctic_hydra.tasks.check` with the config
+as JSON on its standard input. It writes no files and loads no weights.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 Findings = tuple[list[str], list[ArcticHydraError]]
-"""The lines of the memory estimate, and what would end the run before its first step; one of the two is empty."""
+"""The lines of the memory estimate, and errors that would stop the run before its first step; one of them is empty."""
 
 
 def look_at(tree: dict[str, Any]) -> Findings:
-    """Return what a child process finds about a resolved config."""
+    """Check a resolved config in a child process and return its findings."""
     command = [sys.executable, "-W", "ignore", "-m", "arctic_hydra.tasks.check"]
     done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["its process ended without a word"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["the estimator process exited without an error message"])[-1]
         return [f"memory   not estimated: {reason}"], []
-    answer = json.loads(done.stdout.splitlines()[-1])  # libraries may have said something before
+    answer = json.loads(done.stdout.splitlines()[-1])  # libraries may have printed before
     return answer["lines"], [_error(*found) for found in answer["errors"]]
 
 
@@ -39,7 +39,7 @@ def _error(exit_code: int, texts: list[str]) -> ArcticHydraError:
 
 
 def find(run: Run) -> Findings:
-    """Return what there is to say of a run; an error of the package's own is the run's, any other the estimate's alone."""
+    """Return the findings for a run; errors of this package would also stop the run, others only prevent the estimate."""
     from arctic_hydra import assemble
 
     found: list[ArcticHydraError] = []
@@ -72,7 +72,10 @@ def _main() -> None:
     component.load_extensions()
     lines, errors = find(config.build(json.load(sys.stdin)))
     answer = {
-        "lines": [*lines, "         (every token supervised; the run says so again with its data's share)"],
+        "lines": [
+            *lines,
+            "         (assumes that every token is supervised; the run repeats the estimate with the actual share)",
+        ],
         "errors": [[error.exit_code, error.problems] for error in errors],
     }
     print(json.dumps(answer))

@@ -1,4 +1,4 @@
-"""`task=evaluate`: the evaluation of one checkpoint, the same numbers as while training."""
+"""`task=evaluate`: evaluates one checkpoint, with the same metrics as during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arctic_hydra.stopping import StopRequest
 
 
 def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
-    """Evaluate the checkpoint that `from_checkpoint` names; return its place, step and metrics. Every rank calls it."""
+    """Evaluate the checkpoint that `from_checkpoint` names; return its path, step and metrics. Collective."""
     trainer = run.trainer
     with assemble.report_exceptions(run, run_dir):
         distributed.start(distributed.World.from_env(), trainer.collective_timeout_seconds)
@@ -34,6 +34,6 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
 
 
 def checkpoint_root(run: Run, run_dir: Path) -> Path:
-    """Return where the run that `run_dir` belongs to keeps its checkpoints."""
+    """Return the checkpoint directory of the run that `run_dir` belongs to."""
     engine, trained_in = run.checkpoint.get("deepspeed"), run_dir.parent
     return (engine.directory_of(trained_in) if engine else trained_in) / "checkpoints"

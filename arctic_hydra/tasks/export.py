@@ -1,4 +1,4 @@
-"""`task=export`: any checkpoint as a Hugging Face directory, in one process on the CPU, whatever ranks wrote it."""
+"""`task=export`: writes a checkpoint of any number of ranks as a Hugging Face directory, in one process on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def execute(run: Run, run_dir: Path) -> dict[str, Any]:
-    """Write `export-step-00000100` beside the checkpoints of the run; return its place."""
+    """Write the checkpoint as `<save_name>-step-<step>` next to the run's checkpoints; return its path."""
     assemble.start_log(run, run_dir)
     run.trainer.listen([], World.from_env())
     run.attach(run.trainer)
@@ -46,7 +46,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
 def _stop_tokens(
     run: Run, trained_in: Path, weights: initial_weights.Weights, tokenizer: PreTrainedTokenizerBase
 ) -> Sequence[int]:
-    """Return the tokens that turns were trained to end in: the checkpoint's, of an older one by the record of its run."""
+    """Return the stop tokens that the checkpoint holds, or, for older checkpoints, those in the record of its run."""
     if weights.stop_tokens is not None:
         return weights.stop_tokens
     figures = RunDirectory(trained_in).record().get("statistics", {}).get("train", {})

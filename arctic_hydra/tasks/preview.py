@@ -1,4 +1,4 @@
-"""A look at the data: examples with the tokens that are trained on in colour, on the terminal and as a page."""
+"""`task=preview`: shows examples with the trained tokens highlighted, on the terminal and as an HTML page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 PAGE = "preview.html"
 Pieces = list[tuple[str, bool]]
-# Control characters but for newline and tab (C0, DEL, C1), and those that override the writing direction.
+# Control characters (C0, DEL, C1) except newline and tab, and those that override the text direction.
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def execute(run: Run, run_dir: Path) -> Path:
-    """Print examples of the run's data and return the page that shows the same; prepares data, loads no model."""
+    """Print examples of the run's data, write them to an HTML page and return its path; does not load a model."""
     log.quiet_libraries()
     log.quiet_progress_bars()
     tokenizer = run.tokenizer.create_tokenizer()
@@ -71,14 +71,14 @@ def _print(title: str, table: list[list[str]], shown: list[tuple[str, Pieces]]) 
         console.print(Text(f"\n--- {heading}", style="bold"))
         text = Text()
         for part, trained in parts:
-            plain = harmless(part)  # without colours, brackets mark what is trained
+            plain = harmless(part)  # without colors, brackets mark trained tokens
             shown_text = plain if console.is_terminal or not trained else f"[[{plain}]]"
             text.append(shown_text, style="black on green" if trained else "dim")
         console.print(text)
 
 
 def harmless(text: str) -> str:
-    """Return text with what steers a terminal, or turns the order of what it shows, as signs that name it."""
+    """Return text with visible symbols instead of control characters and characters that override the text direction."""
     return _STEERING.sub(lambda match: _sign(ord(match[0])), text)
 
 
@@ -96,6 +96,6 @@ def _page(title: str, parts: list[Part]) -> str:
 
 
 def span(run: tuple[str, bool]) -> str:
-    """Return a run of tokens as HTML; browsers heed what turns the writing direction, and show nothing of other signs."""
+    """Return a run of tokens as HTML, with control characters visible, as browsers would hide or interpret them."""
     text = html.escape(harmless(run[0]))
     return f"<mark>{text}</mark>" if run[1] else text

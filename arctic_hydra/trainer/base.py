@@ -1,6 +1,6 @@
-"""The trainer: what a run does, from the first step to the last.
+"""Base of the trainers: the training loop.
 
-`Trainer` holds the loop in pieces that a subclass overrides one by one: `loss` (abstract), `step`, `epoch`, `train`,
+`Trainer` splits the loop into methods that a subclass can override one by one: `loss` (abstract), `step`, `epoch`, `train`,
 `evaluate`, `checkpoint`. A step is a completed optimizer step, counted from 1.
 """
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Trainer(TrainerSettings):
-    """Base of the trainers; a subclass defines `loss` and declares by type hints what it works with."""
+    """Base of the trainers; a subclass defines `loss` and declares by type hints which components it supports."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,24 +52,24 @@ class Trainer(TrainerSettings):
         """Return the SUM of the losses of the micro-batch's supervised units, a scalar with a graph.
 
         `step` divides by the number of units over all micro-batches and ranks of the optimizer step, so every unit
-        weighs the same wherever it stands. A batch without any unit returns 0, still with a graph.
+        has the same weight wherever it occurs. A batch without units returns 0, still with a graph.
         """
 
     @abstractmethod
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return float64 [num_sources, 3]: sum of losses, correct predictions and count, per data source."""
 
-    # -- where the run is and how far ---------------------------------------------------------------------------------------
+    # -- state of the run -----------------------------------------------------------------------------------------------
 
     @property
     def epochs_left(self) -> Iterator[int]:
-        """Epoch numbers from the current one on, until the horizon is reached or the run stops."""
+        """Epoch numbers, starting with the current one, until the horizon is reached or the run stops."""
         while not self.training_finished and not self.stop_reason:
             yield self.progress.epoch
 
     @property
     def train_batches(self) -> Iterator[StepBatch]:
-        """This rank's windows of the current epoch from the current position on."""
+        """This rank's windows in the current epoch, starting at the current position."""
         if self.overfit_first_batch:
             first = next(iter(self.tools.loader.windows(0, 0)))
             for _ in range(self.progress.epoch_step, self.tools.loader.steps(self.progress.epoch)):
@@ -89,7 +89,7 @@ class Trainer(TrainerSettings):
 
     @property
     def training_horizon(self) -> int:
-        """Optimizer steps of the whole run, ragged last windows included."""
+        """Optimizer steps of the whole run, including incomplete last windows of epochs."""
         return self._loop.horizon
 
     @property
@@ -104,12 +104,12 @@ class Trainer(TrainerSettings):
 
     @property
     def progress(self) -> Progress:
-        """All counters."""
+        """The counters of the run."""
         return self.tools.state.progress
 
     @property
     def stop_reason(self) -> str:
-        """Why the run stops early, once all ranks agree on it; else empty."""
+        """Why the run stops early, once all ranks have agreed to stop; otherwise empty."""
         return self._loop.stop_reason
 
     @property
@@ -124,27 +124,27 @@ class Trainer(TrainerSettings):
 
     @property
     def head_loss_name(self) -> str:
-        """How the loss is computed from the hidden states (`head_loss`); `full` where all logits exist at once."""
+        """Which `head_loss` computes the loss from the hidden states; `full` if all logits are computed at once."""
         return "full"
 
     @property
     def reads_head_weight(self) -> bool:
-        """Whether the loss multiplies by the output head's weight itself, past any adapter on the head."""
+        """Whether the loss uses the output head's weight directly, bypassing any adapter on the head."""
         return False
 
     @property
     def training_finished(self) -> bool:
-        """Whether the horizon is reached: a normal end."""
+        """Whether the run has reached its horizon."""
         return self.global_step >= self._loop.horizon
 
-    # -- set-up by the runner ----------------------------------------------------------------------------------------
+    # -- setup by the runner -----------------------------------------------------------------------------------------
 
     def listen(self, callbacks: list[Callback], world: distributed.World) -> None:
-        """Take the callbacks; called first, so that they hear every moment."""
+        """Set the callbacks; called first, so that they receive every event."""
         self._loop = LoopState(callbacks=callbacks, world=world)
 
     def plan(self, loader: Loader, warmup: Any) -> int:
-        """Work out the training horizon from the loader, before model and scheduler exist; return it."""
+        """Compute the training horizon from the loader, before model and scheduler exist, and return it."""
         steps = sum(loader.steps(epoch) for epoch in range(self.epochs))
         if self.epochs == 0:
             steps = self.train_iters
@@ -154,14 +154,14 @@ class Trainer(TrainerSettings):
         return self._loop.horizon
 
     def equip(self, tools: Toolbox) -> None:
-        """Take everything that was built; called once, before `train`."""
+        """Set the objects that the runner built; called once, before `train`."""
         self.tools = tools
         self._loop.evaluated_at = int(tools.state.evaluation.get("step", -1))
         self._loop.first_step, self._loop.started = tools.state.progress.global_step, time.monotonic()
 
     @contextmanager
     def on_meta_model(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let `loss` run on fake tensors and without an engine, for the memory estimate; before `equip`."""
+        """Let `loss` run on fake tensors without an engine, for the memory estimate; called before `equip`."""
         self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
         yield
         del self.tools
@@ -176,7 +176,7 @@ class Trainer(TrainerSettings):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to the horizon, or until a stop is agreed on."""
+        """Train until the horizon, or until all ranks agree to stop."""
         with self.event("train"):
             self._check_exit()
             if (
@@ -193,7 +193,7 @@ class Trainer(TrainerSettings):
                 self._finish()
 
     def epoch(self) -> None:
-        """Run the steps of the current epoch, from the current position to its end, the horizon or a stop."""
+        """Run the steps of the current epoch, from the current position until its end, the horizon or a stop."""
         for window in self.train_batches:
             counts = self._agree(window)
             if self.stop_reason:
@@ -205,7 +205,7 @@ class Trainer(TrainerSettings):
             if self.eval_frequency and self.global_step % self.eval_frequency == 0:
                 self.evaluate()
             self._check_exit()
-            if not self.training_finished:  # `_finish` saves, once the last evaluation is known
+            if not self.training_finished:  # `_finish` saves after the last evaluation
                 self.checkpoint()
             if self.stop_reason or self.training_finished:
                 break
@@ -214,7 +214,7 @@ class Trainer(TrainerSettings):
             self.checkpoint()
 
     def step(self, window: StepBatch, counts: dict[str, int]) -> None:
-        """One optimizer step over the window's micro-batches: the mean over all supervised units of all ranks."""
+        """Perform one optimizer step over the window's micro-batches; the loss is the mean over the units of all ranks."""
         units = counts["supervised"]
         result = self._loop.result = StepResult(learning_rate=float(self.tools.scheduler.get_last_lr()[0]))
         if units:
@@ -226,10 +226,10 @@ class Trainer(TrainerSettings):
                 window_loss = window_loss + loss_sum.detach()
                 scale = self.world.size / units
                 if index == last and self.spike_sigmas and self._is_spike(window_loss, units):
-                    scale = math.nan  # the guard against non-finite gradients skips the step, at every ZeRO stage
+                    scale = math.nan  # non-finite gradients make every ZeRO stage skip the step
                 with self.event("backward", loss=loss_sum):
                     self.tools.engine.set_gradient_accumulation_boundary(index == last)
-                    # DeepSpeed averages gradients over ranks; times their number makes it the sum over them.
+                    # DeepSpeed averages gradients over ranks; `scale` contains the number of ranks to get their sum.
                     self.tools.engine.backward(loss_sum * scale, scale_wrt_gas=False)
             self._loop.totals.loss_sum = self._loop.totals.loss_sum + window_loss
             result.grad_norm, result.applied = optimizer_step(self.tools.engine, self.tools.engine_config)
@@ -237,13 +237,13 @@ class Trainer(TrainerSettings):
                 for converter in self.tools.converters:
                     converter.post_optimizer_hook(self.tools.engine.module)
         self.tools.scheduler.step()
-        for batch in window.micro_batches:  # of the body, each rank of a sequence group computes its share
+        for batch in window.micro_batches:  # the ranks of a sequence group divide the body's FLOPs
             body = model_flops(*self.tools.flops_shape, batch.document_lengths, 0)
             head = model_flops(*self.tools.flops_shape, [], batch.num_supervised)
             self._loop.totals.flops += body / self.sequence_parallel_size + head
 
     def evaluate(self) -> dict[str, Any]:
-        """Return the token-weighted loss, perplexity and accuracy over every evaluation example, once each."""
+        """Return the token-weighted loss, perplexity and accuracy over all evaluation examples."""
         loader = self.tools.eval_loader
         if loader is None or self._loop.evaluated_at == self.global_step:
             return self.last_evaluation
@@ -265,7 +265,7 @@ class Trainer(TrainerSettings):
         return self.last_evaluation
 
     def checkpoint(self) -> None:
-        """Let each checkpoint engine save that wants to at this step."""
+        """Save with each checkpoint engine whose `do_checkpoint` is true at this step."""
         with self._loop.totals.off_the_clock():
             if self.tools.metrics_file is not None:
                 self.tools.metrics_file.sync()
@@ -278,7 +278,7 @@ class Trainer(TrainerSettings):
                         engine.save()
 
     def _is_spike(self, window_loss: torch.Tensor, units: int) -> bool:
-        """Compare the step's loss with the recent ones; the same answer on every rank, which takes one reduction."""
+        """Return whether the step's loss is a spike compared to recent ones; the same on every rank. Collective."""
         loss = float(distributed.sum_tensor(window_loss.double().reshape(1))) / units
         recent = self.tools.state.recent_losses
         spike = self._loop.result.spike = describe_spike(loss, recent, self.spike_window_steps, self.spike_sigmas)
@@ -288,7 +288,7 @@ class Trainer(TrainerSettings):
         return bool(spike)
 
     def _agree(self, window: StepBatch) -> dict[str, int]:
-        """Sum this step's counts over the ranks and decide together what to do before it: one collective."""
+        """Sum this step's counts over the ranks, and agree on finished saves and on a stop; one collective."""
         checkpoints, names = self.tools.checkpoints, self.tools.loader.source_names
         supervised, tokens, padding, stop, *more = distributed.sum_over_ranks(
             [
@@ -317,12 +317,12 @@ class Trainer(TrainerSettings):
         over = self.max_minutes and time.monotonic() - self._loop.started > 60 * self.max_minutes
         if (
             over and self.global_step > self._loop.first_step
-        ):  # at least one step per start, so that every start gets on
-            self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} are over"
+        ):  # at least one step per start, so that every start makes progress
+            self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} has elapsed"
         return int(self.tools.stop.requested(look_for_file=self.world.is_main))
 
     def _advance(self, counts: dict[str, int]) -> None:
-        """Move every counter past the step just done; the state a checkpoint now holds is that after it."""
+        """Advance all counters past the completed step, so that a checkpoint saved now describes the state after it."""
         progress, state = self.progress, self.tools.state
         progress.global_step += 1
         progress.epoch_step += 1
@@ -338,10 +338,8 @@ class Trainer(TrainerSettings):
             progress.skipped_steps += 1
             progress.consecutive_skipped_steps += int(not masked)
             progress.spiked_steps += int(bool(self._loop.result.spike))
-            why = self._loop.result.spike or (
-                "it has no supervised token" if masked else "its gradients are not finite"
-            )
-            log.warning("step %d changed no weight: %s", progress.global_step, why)
+            why = self._loop.result.spike or ("no supervised tokens" if masked else "non-finite gradients")
+            log.warning("step %d was skipped: %s", progress.global_step, why)
         self._loop.totals.supervised += counts["supervised"]
         state.epoch_finished = progress.epoch_step >= self.tools.loader.steps(progress.epoch)
         if state.epoch_finished:
@@ -353,8 +351,8 @@ class Trainer(TrainerSettings):
             self.tools.state.stopping = True
             self.checkpoint()
             raise ArcticHydraError(
-                f"{self.progress.consecutive_skipped_steps} steps in a row had non-finite gradients or a loss spike (last: "
-                f"step {self.global_step}), so no weight moved; lower optimizer.lr, or look at the data; the state is saved"
+                f"{self.progress.consecutive_skipped_steps} consecutive steps had non-finite gradients or a loss spike (last: "
+                f"step {self.global_step}), so the weights did not change; lower optimizer.lr or check the data; a checkpoint was saved"
             )
         if self.exit_iteration and self.global_step >= self.exit_iteration and not self.training_finished:
             self._loop.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
@@ -381,7 +379,7 @@ class Trainer(TrainerSettings):
         self.tools.display.step(self.last_metrics)
 
     def _record(self, values: dict[str, Any]) -> None:
-        """Write one line of metrics; files and trackers live on rank 0."""
+        """Write one line of metrics; only rank 0 has a metrics file and trackers."""
         if self.tools.metrics_file is not None:
             self.tools.metrics_file.write(values)
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "step"}
@@ -389,7 +387,7 @@ class Trainer(TrainerSettings):
             tracker.log(int(values["step"]), numbers)
 
     def _epoch_position(self) -> float:
-        """Epochs done, with the share of the current one."""
+        """Return the number of completed epochs plus the completed fraction of the current one."""
         progress = self.progress
         return round(progress.epoch + progress.epoch_step / max(1, self.tools.loader.steps(progress.epoch)), 4)
 

@@ -1,4 +1,4 @@
-"""What the training loop keeps between two steps, besides the counters that checkpoints hold."""
+"""State of the training loop between steps, in addition to the counters in checkpoints."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from arctic_hydra.progress import Progress
 
 @dataclass
 class Totals:
-    """Figures since the last log line; the loss stays on the device until then."""
+    """Sums since the last log line; the loss stays on the device until the next one."""
 
     loss_sum: Any = 0.0
     steps: int = 0
     supervised: int = 0
     tokens: int = 0
     by_source: Counter[str] = field(default_factory=Counter)
-    """Supervised tokens of each data source, where there are several."""
+    """Supervised tokens of each data source, if there are several."""
     flops: float = 0.0
     start: float = field(default_factory=time.monotonic)
     paused: float = 0.0
-    """Seconds spent on evaluation and saving, which are no part of a step."""
+    """Seconds spent on evaluation and saving, which do not count as training time."""
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
-        """Keep what happens in this context out of the figures per second."""
+        """Exclude the time spent in this context from throughput metrics."""
         start = time.monotonic()
         yield
         self.paused += time.monotonic() - start
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the figures as plain numbers, for a checkpoint between two lines; waits for the device."""
+        """Return the sums as plain numbers, for checkpoints between two log lines; synchronizes with the device."""
         names = ("steps", "supervised", "tokens", "flops", "seconds")
         figures = {name: getattr(self, name) for name in names}
         return {**figures, "loss_sum": float(self.loss_sum), "by_source": dict(self.by_source)}
 
     @classmethod
     def resumed(cls, state: dict[str, Any]) -> Totals:
-        """Go on from what `state_dict` returned; from nothing where it is empty."""
+        """Return the totals that `state_dict` saved; new ones if `state` is empty."""
         if not state:
             return cls()
         figures = {name: value for name, value in state.items() if name not in ("seconds", "by_source")}
@@ -53,11 +53,11 @@ class Totals:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training since the last log line: steps, waiting for data and for other ranks."""
+        """Training time since the last log line, including waits for data and other ranks."""
         return time.monotonic() - self.start - self.paused
 
     def metrics(self, progress: Progress, loss_sum: float, peak_tflops: float | None) -> dict[str, Any]:
-        """Return the figures of a log line: `loss_sum` is over all ranks, tokens count those of all, tflops are a rank's."""
+        """Return the metrics of a log line; `loss_sum` and token counts are over all ranks, tflops are per rank."""
         seconds = self.seconds
         tflops = self.flops / seconds / 1e12
         return {
@@ -77,20 +77,20 @@ class Totals:
 
 @dataclass
 class StepResult:
-    """What one optimizer step did."""
+    """The result of one optimizer step."""
 
     applied: bool = False
-    """Whether weights changed; not where gradients are not finite, the loss spikes or nothing is supervised."""
+    """Whether weights changed; false for non-finite gradients, loss spikes and steps without supervised tokens."""
     grad_norm: float = math.nan
     learning_rate: float = math.nan
-    """The rate that the step used."""
+    """The learning rate that the step used."""
     spike: str = ""
-    """Why the step's loss counts as a spike; empty where it does not."""
+    """Why the step's loss counts as a spike; empty if it does not."""
 
 
 @dataclass
 class LoopState:
-    """State of a trainer since this start of its run."""
+    """State of a trainer since the process started."""
 
     callbacks: list[Callback]
     world: World
@@ -103,12 +103,12 @@ class LoopState:
     result: StepResult = field(default_factory=StepResult)
     """The step in progress, or the last one."""
     stop_reason: str = ""
-    """Why the run stops early, once all ranks agree on it."""
+    """Why the run stops early, once all ranks have agreed to stop."""
     last_metrics: dict[str, Any] = field(default_factory=dict)
     """The last log line of a step."""
     evaluated_at: int = -1
     """Step of the last evaluation."""
     first_step: int = 0
-    """Step that this start began after."""
+    """Steps completed before this process started."""
     started: float = field(default_factory=time.monotonic)
-    """Seconds, on the clock of `time.monotonic`."""
+    """Start of training, in seconds of `time.monotonic`."""

@@ -1,4 +1,4 @@
-"""What a trainer works with."""
+"""The toolbox: the objects of a run that its trainer uses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Toolbox:
-    """What the runner builds and the trainer works with."""
+    """The objects that the runner builds and the trainer uses."""
 
     world: distributed.World
     device: torch.device
@@ -43,6 +43,6 @@ class Toolbox:
     stop: StopRequest
     log_interval: int
     flops_shape: tuple[int, int, int, int]
-    """Parameters of the body and of the head, layers, attention width: for `model_flops`."""
+    """Parameters of the body and of the head, layers, attention width; the arguments of `model_flops`."""
     packed: bool
-    """Whether a row may hold several documents."""
+    """Whether a row may contain several documents."""

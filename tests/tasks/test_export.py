@@ -77,8 +77,8 @@ def test_damage_and_what_does_not_fit_are_refused(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("from_checkpoint=4", "from_checkpoint: got 4, but task=train starts from no chosen checkpoint"),
-        ("init_from=./absent", "there is no such directory; expected an export, a checkpoint or a run's directory"),
+        ("from_checkpoint=4", "from_checkpoint: got 4, but task=train ignores it"),
+        ("init_from=./absent", "which is not a directory; expected an export, a checkpoint or a run directory"),
         ("task=export", "does not exist: this config has never been trained"),
         ("task=evaluate from_checkpoint=./absent", "from_checkpoint: got"),
         ("task=evaluate ~data.eval_sources.chat", "task: got evaluate, but there is no evaluation data"),

@@ -1,4 +1,4 @@
-"""Small models whose output heads differ, and a batch for them."""
+"""Small models with different output heads, and a batch for them."""
 
 from __future__ import annotations
 

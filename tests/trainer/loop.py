@@ -1,4 +1,4 @@
-"""A trainer over documents in memory: the real engine, loss and loop, without files."""
+"""A trainer on in-memory documents: with the real engine, loss and loop, but without files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def batch_of(documents: list[Document], packed: bool = True, source: int = 0) ->
 
 @dataclass
 class MemoryLoader:
-    """Each document is one pack; windows are cut as the loader contract says."""
+    """A loader with one document per pack; divides windows as the loader contract requires."""
 
     documents: list[Document]
     micro_batch_size: int
@@ -105,7 +105,7 @@ class MemoryLoader:
 
 
 def documents(lengths: list[int], supervised: list[int], vocabulary: int = 128, seed: int = 0) -> list[Document]:
-    """Return random documents; the last `supervised[i]` tokens of each are trained on."""
+    """Return random documents; the last `supervised[i]` tokens of each are supervised."""
     draw = random.Random(seed)
     made = []
     for length, trained in zip(lengths, supervised, strict=True):

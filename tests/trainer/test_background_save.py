@@ -1,4 +1,4 @@
-"""A checkpoint written beside training appears at a step boundary, of all ranks at once."""
+"""A checkpoint saved in the background appears at a step boundary, on all ranks at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.trainer.loop import documents, make_trainer
 
 
 class Watch:
-    """Holds one rank's writes back until step 5, and notes at each step which checkpoints are there."""
+    """Delays one rank's writes until step 5, and records the existing checkpoints at each step."""
 
     def __init__(self, slow_rank: int) -> None:
         self.seen: dict[int, list[str]] = {}
@@ -33,7 +33,7 @@ class Watch:
         self.seen[trainer.global_step + 1] = published(trainer.tools.run_dir)
         if trainer.global_step + 1 == 5:
             self.gate.set()
-            checkpoint._pending.wait()  # else it might not be done by the end of the step
+            checkpoint._pending.wait()  # otherwise the save might still run at the end of the step
 
 
 def published(run_dir):
@@ -55,4 +55,4 @@ def _train(run_dir):
 def test_a_background_save_appears_at_a_step_boundary_once_the_slowest_rank_is_done(tmp_path):
     for seen, at_the_end in run_ranks(2, _train, tmp_path):
         assert [seen[step] for step in (4, 5, 6)] == [[], [], ["step-00000003"]]
-        assert at_the_end == ["step-00000003", "step-00000006"], "the last one is not left behind"
+        assert at_the_end == ["step-00000003", "step-00000006"], "the last save is also published"

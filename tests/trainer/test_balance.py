@@ -1,4 +1,4 @@
-"""The load-balancing loss of experts: the same on ranks that share sequences, without padding, and with the model's own weight."""
+"""The load-balancing loss of experts: equal under sequence parallelism, independent of padding, with the model's weight."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mixtral():
     factory = RandomModelFactory(architecture="mixtral", dtype="fp32", **SIZES, hf_config_kwargs=EXPERTS)
     torch.manual_seed(0)
     model = factory.create_model(factory.create_config()).train()
-    for parameter in model.parameters():  # so that experts are far from balanced
+    for parameter in model.parameters():  # makes the experts clearly unbalanced
         parameter.data *= 4 if parameter.ndim > 1 else 1
     return model
 
@@ -45,7 +45,7 @@ CASES = {
 
 
 def computed(ranks):
-    """Return loss and gradients of each case, summed over the ranks, each of which has a part of every row."""
+    """Return the loss and gradients of each case, summed over the ranks, which share every row."""
     world = World.from_env()
     distributed.start_sequence_groups(world, ranks, 60)
     results = {}

@@ -1,4 +1,4 @@
-"""The loop around the steps: the schedule in optimizer steps, what is off the clock, who hears what, who stops when."""
+"""The training loop: the schedule in optimizer steps, timing, callback events and stopping."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _rates(folder, accumulations):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_schedule_ends_with_the_epochs_whatever_a_step_is_cut_into(ranks, tmp_path):
-    """ArcticTraining counts micro-batches, so that half of the schedule is left over at accumulation 2; it logs the next rate."""
+    """ArcticTraining counts micro-batches, so it covers half of the schedule at accumulation 2, and logs the next rate."""
     accumulations = (1, 2, 4)
     for found in run_ranks(ranks, _rates, tmp_path, accumulations):
         for accumulation, (horizon, rates) in zip(accumulations, found, strict=True):
@@ -45,18 +45,18 @@ def test_the_schedule_ends_with_the_epochs_whatever_a_step_is_cut_into(ranks, tm
 
 
 def _master(engine, parameter):
-    """Return the parameter's fp32 master values, of which a rank alone holds all."""
+    """Return the parameter's fp32 master values; a single rank holds all of them."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     if (value := safe_get_full_fp32_param(parameter)) is not None:
         return value
-    optimizer = engine.optimizer  # ZeRO-0 keeps the masters in the order of the groups that it was given
+    optimizer = engine.optimizer  # ZeRO-0 keeps the masters in the order of the parameter groups
     pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
     return next(master for group in pairs for half, master in zip(*group, strict=True) if half is parameter).detach()
 
 
 def _small_steps(folder, stages):
-    """Train in bf16 at a rate far below bf16's resolution; return how far masters and weights of the norms got."""
+    """Train in bf16 at a rate far below bf16's resolution; return how much masters and weights of the norms changed."""
     from arctic_hydra import distributed
 
     moved = []
@@ -77,11 +77,11 @@ def test_steps_below_the_resolution_of_bf16_add_up_in_fp32(tmp_path):
     assert len(moved) == 4
     for masters, weights in moved:
         assert masters > 5e-6, "26 steps of 1e-6"
-        assert weights == 0.0, "else the test shows nothing"
+        assert weights == 0.0, "otherwise the test proves nothing"
 
 
 class SlowSaves:
-    """A checkpoint engine that saves after every step, slowly."""
+    """A slow checkpoint engine that saves after every step."""
 
     do_checkpoint, save_ready = True, False
 

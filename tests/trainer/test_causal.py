@@ -1,4 +1,4 @@
-"""The causal trainer: selects its data, refuses chats and trains on every token."""
+"""The causal trainer: selects its data, rejects chats and trains on every token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chunked loss against all logits at once: the same values and gradients, for every term and transform."""
+"""The chunked loss has the same values and gradients as a loss over full logits, for every term and transform."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_equals_all_logits_at_once(case, chunk_rows):
     for function in (lambda *a: chunked_losses(*a, chunk_rows), reference):
         (hidden, weight, bias), targets, weights = inputs()
         losses = function(hidden, weight, bias if with_bias else None, targets, transform, loss)
-        (losses * weights).sum().backward()  # every row weighs differently, as preference losses need
+        (losses * weights).sum().backward()  # a different weight for every row, as in preference losses
         results.append([losses, hidden.grad, weight.grad, *([bias.grad] if with_bias else [])])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-6)
@@ -105,7 +105,7 @@ def test_evaluation(chunk_rows):
 
 
 def test_all_logits_never_exist_at_once():
-    """The largest tensor that either pass makes is the gradient of the hidden states, far from rows times vocabulary."""
+    """The largest tensor of both passes is the gradient of the hidden states, far smaller than rows times vocabulary."""
     seen = []
 
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""What architectures do around their heads is kept: the loss equals the model's own forward, for each kind of head."""
+"""The loss equals that of the model's own forward for each kind of head, including transforms of logits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def network(name):
     model = transformers.AutoModelForCausalLM.from_config(config).float()
     if name == "phi":
         torch.nn.init.normal_(model.lm_head.bias)
-    for parameter in model.parameters():  # large logits, so that transforms show
+    for parameter in model.parameters():  # large logits make transforms visible
         parameter.data *= 4 if parameter.ndim > 1 else 1
     return model.eval()
 
@@ -65,7 +65,7 @@ def test_loss_equals_the_models_own_forward(name, packed):
     shift_labels[batch.rows_K] = batch.targets_K
     labels = shift_labels.view_as(batch.input_ids_BT)
     inputs = model_inputs(batch)
-    if "output_router_logits" in ARCHITECTURES[name][0] and not packed:  # it keeps padding out of the router's loss
+    if "output_router_logits" in ARCHITECTURES[name][0] and not packed:  # excludes padding from the router loss
         inputs["attention_mask"] = real_tokens(batch).long()
     expected = theirs(**inputs, labels=labels, shift_labels=labels).loss * batch.num_supervised
     expected.backward()
@@ -151,9 +151,9 @@ def test_a_trained_copy_of_the_head_is_tapped():
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_head_that_trains_the_rows_of_added_tokens_is_tapped(tied):
-    """Against the loss over all logits: values, and the gradients of the rows and of all else that trains."""
+    """Compares with the loss over full logits: values, and gradients of the rows and of all trained parameters."""
     tables = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
-    added = dict.fromkeys(tables, some_batch().targets_K[:2].tolist())  # inputs of the next positions, too
+    added = dict.fromkeys(tables, some_batch().targets_K[:2].tolist())  # also the inputs of the next positions
     found = {}
     for tapped in (False, True):
         torch.manual_seed(0)

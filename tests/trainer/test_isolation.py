@@ -1,4 +1,4 @@
-"""Models that mix the documents of a packed row are refused before the first step."""
+"""Models that mix the documents of a packed row are rejected before the first step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ STATE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_stat
 CASES = {
     "llama": ({}, ["arctic_varlen", "sdpa", "eager"], []),
     "mixtral": (EXPERTS, ["arctic_varlen", "sdpa"], []),
-    # Their layers do not hand the bounds on to attention; masks from positions serve.
+    # Their layers do not pass the document bounds to attention; masks from positions work.
     "stablelm": ({}, ["sdpa", "eager"], ["arctic_varlen"]),
     "nemotron": ({}, ["sdpa", "eager"], ["arctic_varlen"]),
-    # A state, or positions of the model's own, that run on from one document to the next.
+    # A recurrent state, or the model's own positions, that continue across documents.
     "falcon_h1": (STATE, [], ["arctic_varlen", "sdpa", "eager"]),
     "bloom": ({"n_layer": 2, "n_head": 4}, [], ["arctic_varlen", "eager"]),
 }
@@ -73,7 +73,7 @@ def test_causal_models_pass(architecture: str) -> None:
 
 
 def test_a_model_that_never_calls_our_attention_is_refused() -> None:
-    """Bloom builds its mask by the attention's name, and none for `arctic_varlen`, so it would not be causal."""
+    """Bloom selects its mask by the attention's name and has none for `arctic_varlen`, so it would not be causal."""
     for attention in ("arctic_varlen", "eager"):
         maker = factory("bloom", attention)
         model = maker.create_model(maker.create_config())

@@ -1,4 +1,4 @@
-"""A stop between two log lines loses nothing of the line that is under way."""
+"""A stop between two log lines does not lose the sums of the current line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA = documents([20, 60, 10, 25, 12, 9, 31, 8] * 2, [1, 50, 7, 3, 7, 8, 20, 2] 
 
 
 def _lines(run_dir, settings):
-    """Train with a line every third step, from the checkpoint that is there; return the figures of each."""
+    """Train from the existing checkpoint, with a log line every third step; return the metrics of each line."""
     trainer = make_trainer(DATA, run_dir, stage=2, **settings)
     checkpoint = DeepSpeedCheckpoint()
     checkpoint.bind(trainer.tools.state)
@@ -38,10 +38,10 @@ def test_the_line_after_a_resume_is_that_of_the_uninterrupted_run(tmp_path):
     same, other = run_ranks(2, _lines, tmp_path / "stopped", two)[0], run_ranks(1, _lines, tmp_path / "other", one)[0]
     for row, changed, wanted in zip(same, other, expected[1:], strict=True):
         assert (row["step"], row["loss"], row["tokens"]) == (wanted["step"], wanted["loss"], wanted["tokens"])
-        # Of all its steps, also those before the stop; the figures per second are of other seconds.
+        # Covers all of its steps, including those before the stop; metrics per second depend on timing.
         assert row["tflops"] / row["tokens_per_second"] == pytest.approx(wanted["tflops"] / wanted["tokens_per_second"])
         assert (changed["step"], changed["tokens"]) == (wanted["step"], wanted["tokens"])
-        assert changed["loss"] == pytest.approx(wanted["loss"], abs=1e-6), "on another number of ranks"
+        assert changed["loss"] == pytest.approx(wanted["loss"], abs=1e-6), "on a different number of ranks"
 
 
 def _shares_at_a_stop(run_dir):

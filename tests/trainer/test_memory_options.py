@@ -1,4 +1,4 @@
-"""Options that save memory do not change results: recomputing, offloading, tiling and compiling equal the plain run."""
+"""Options that save memory do not change results: recomputation, offloading, tiling and compilation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_option_equals_the_plain_run(reference, tmp_path, ranks, stage, wi
 
 
 def by_inductor(run_dir):
-    """Train the compiled case with torch's own compiler, which needs g++ here."""
+    """Train the compiled case with inductor, which needs g++ on the CPU."""
     CASES["compiled"]["compile_backend"] = "inductor"
     return trained(run_dir, ["compiled"], 0)[0]
 
@@ -78,7 +78,7 @@ def test_inductor_equals_the_plain_run(reference, tmp_path):
 
 
 def backward_bytes(_, settings, converters):
-    """Return the peak of host tensor bytes of one forward and backward over 2,048 tokens, weights left out."""
+    """Return the peak of host tensor bytes of one forward and backward pass over 2,048 tokens, without weights."""
     from arctic_hydra.trainer.loss import LossComputer
 
     factory = tiny_factory(hidden_size=64, intermediate_size=512, num_hidden_layers=6, **settings)

@@ -1,4 +1,4 @@
-"""Settings of a trainer among themselves."""
+"""The checks among the settings of a trainer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from arctic_hydra.trainer.sft import SFTTrainer
 def test_the_two_names_of_the_evaluation_interval_are_one_setting() -> None:
     assert SFTTrainer(eval_interval=7).eval_frequency == 7
     assert SFTTrainer(eval_interval=7, eval_frequency=7).eval_frequency == 7
-    with pytest.raises(ValueError, match="eval_interval: got 7, but eval_frequency=5"):
+    with pytest.raises(ValueError, match="eval_interval: got 7, but it is an alias of eval_frequency=5"):
         SFTTrainer(eval_interval=7, eval_frequency=5)
 
 
 def test_a_run_of_no_length_is_refused() -> None:
     assert SFTTrainer(epochs=0, train_iters=5).train_iters == 5
-    with pytest.raises(ValueError, match="epochs: got 0 while train_iters is 0"):
+    with pytest.raises(ValueError, match="epochs: got 0, but train_iters is also 0"):
         SFTTrainer(epochs=0)
 
 

@@ -13,7 +13,7 @@ from tests.trainer.loop import documents, make_trainer, tiny_factory
 
 
 class SquaredFactory(TinyModelFactory):
-    """Makes models of class Squared."""
+    """Creates models of class Squared."""
 
     def create_model(self, config):
         model = super().create_model(config)

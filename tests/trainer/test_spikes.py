@@ -1,4 +1,4 @@
-"""The loss-spike guard: a step far above the recent losses changes no weight, at every ZeRO stage, and is counted."""
+"""The loss-spike guard: a step with a loss far above recent ones is skipped and counted, at every ZeRO stage."""
 
 from __future__ import annotations
 

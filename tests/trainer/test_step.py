@@ -1,4 +1,4 @@
-"""One optimizer step means the same whatever it is cut into: micro-batches, ranks, ZeRO stages, packs or padding."""
+"""An optimizer step gives the same result for every split into micro-batches, ranks, ZeRO stages, packs or padding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from arctic_hydra.errors import ArcticHydraError
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, full_weights, make_trainer, tiny_factory
 
-# Ragged on purpose: lengths and supervised counts differ, one document has nothing to train on.
+# Deliberately uneven: lengths and supervised counts differ, and one document has no supervised token.
 DATA = documents([20, 60, 10, 25, 12, 9, 31, 8], [1, 50, 7, 0, 7, 8, 20, 2])
 
 
@@ -131,7 +131,7 @@ def _partial_alone(folder):
 
 
 def test_partial_window_with_an_idle_rank(tmp_path):
-    """Five documents over two ranks at ZeRO-3: in the last window one rank has nothing and must still take part."""
+    """Five documents over two ranks at ZeRO-3: in the last window one rank has no document but must still join the collectives."""
     expected = run_ranks(1, _partial_alone, tmp_path)[0]
     for ours in run_ranks(2, _partial_ranks, tmp_path):
         assert_equal(ours, expected)
@@ -163,7 +163,7 @@ def _always_non_finite(folder):
     trainer = make_trainer(documents([12] * 12, [4] * 12), folder, micro_batch_size=1, max_consecutive_skipped_steps=3)
     loss = trainer.loss
     trainer.loss = lambda batch: loss(batch) * math.nan
-    with pytest.raises(ArcticHydraError, match="3 steps in a row had non-finite gradients"):
+    with pytest.raises(ArcticHydraError, match="3 consecutive steps had non-finite gradients"):
         trainer.train()
     return trainer.global_step
 
@@ -173,7 +173,7 @@ def test_non_finite_steps_in_a_row_stop_the_run(tmp_path):
 
 
 def _first_update(folder, stage):
-    """A weight that decays and a zero-gradient start would show in the first update."""
+    """Weight decay and an initial step on zero gradients would change the first update."""
     half = tiny_factory(dtype="bf16")
     trainer = make_trainer(DATA, folder, stage=stage, micro_batch_size=4, model=half, train_iters=1)
     trainer.train()
@@ -181,7 +181,7 @@ def _first_update(folder, stage):
 
 
 def test_first_update_is_whole_in_bf16_at_every_stage(tmp_path):
-    """DeepSpeed allocates state by a step on zero gradients, which at ZeRO-0 counted as Adam's first."""
+    """DeepSpeed allocates state with a step on zero gradients, which at ZeRO-0 counted as Adam's first step."""
     expected = run_ranks(1, _first_update, tmp_path, 2)[0]
     for stage in (0, 1, 3):
         ours = run_ranks(1, _first_update, tmp_path, stage)[0]
@@ -233,4 +233,4 @@ def _hurried(folder):
 
 def test_a_time_budget_stops_all_ranks_after_one_step_at_least(tmp_path):
     for outcome in run_ranks(2, _hurried, tmp_path):
-        assert outcome == (1, "trainer.max_minutes=1e-09 are over", True)
+        assert outcome == (1, "trainer.max_minutes=1e-09 has elapsed", True)

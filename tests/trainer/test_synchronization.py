@@ -1,4 +1,4 @@
-"""A micro-batch makes nobody wait: neither for the device nor for other ranks."""
+"""A micro-batch synchronizes neither with the device nor with other ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.ranks import run_ranks
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_micro_batch_adds_no_host_read_and_no_collective(packed, tmp_path):
     for added in run_ranks(RANKS, per_micro_batch, tmp_path, 0, True, packed):
-        added.pop("Tensor.tolist" if packed else "", None)  # the CPU's attention, of a tensor on the host
+        added.pop("Tensor.tolist" if packed else "", None)  # from the attention on the CPU, for a host tensor
         assert added == {}
 
 

@@ -16,7 +16,7 @@ def test_the_model_stays_as_it_is():
 
 
 REFUSED = [
-    ("checkpoint.hf.merge=true", "checkpoint.hf.merge: got true, but peft=none leaves no adapter to export"),
+    ("checkpoint.hf.merge=true", "checkpoint.hf.merge: got true, but peft=none trains no adapter to merge"),
 ]  # fmt: skip
 
 

@@ -183,7 +183,9 @@ def test_a_bad_row_far_in_is_named_by_file_and_line(tmp_path: Path, tokenizer: A
 def test_needs_a_number_of_steps() -> None:
     from tests.composing import built
 
-    with pytest.raises(ConfigError, match=r"trainer\.train_iters: got 0, but data\.streaming=true has no known end"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.train_iters: got 0, but a stream \(data\.streaming=true\) has no known length"
+    ):
         built("data.streaming=true")
     with pytest.raises(ConfigError, match=r"trainer\.epochs: got 2, but with data\.streaming=true"):
         built("data.streaming=true", "trainer.train_iters=5", "trainer.epochs=2")
