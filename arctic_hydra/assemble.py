@@ -25,6 +25,7 @@ from arctic_hydra.hub import looks_like_path
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.progress import Progress
+from arctic_hydra.provenance import package_versions
 from arctic_hydra.report.facts import ModelFacts
 from arctic_hydra.report.outcome import read_config, statistics
 from arctic_hydra.run_directory import RunDirectory
@@ -152,6 +153,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
             "data_fingerprint": loader.fingerprint,
             "zero_stage": run.deepspeed.stage,
             "frozen_weights": frozen,
+            "versions": package_versions(),
         },
         logs=[run_dir / "metrics.jsonl"],
         base=base_of(run),

@@ -18,6 +18,17 @@ PACKAGES = (
 ).split()
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of `PACKAGES`, as far as they are installed."""
+    versions: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
 def surroundings() -> dict[str, Any]:
     """Return what a result may depend on besides the config: host, package versions and git revisions.
 
@@ -25,18 +36,12 @@ def surroundings() -> dict[str, Any]:
     because it may contain option files and data.
     """
     code = Path(__file__).resolve()
-    versions: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "executable": sys.executable,
-        "versions": versions,
+        "versions": package_versions(),
         "version": __version__,
         "git": git_state(code.parent) if _is_tracked(code) else None,
         "working_directory": {"path": str(Path.cwd()), "git": git_state(Path.cwd())},

@@ -93,6 +93,8 @@ def test_record_says_what_was_run(finished):
     assert record["config_hash"] == run_dir.name
     assert "trainer.train_iters=12" in record["overrides"]
     assert {"torch", "deepspeed", "transformers"} <= set(record["versions"])
+    [manifest, *_] = (json.loads(path.read_text()) for path in run_dir.glob("checkpoints/step-*/manifest.json"))
+    assert manifest["identity"]["versions"] == record["versions"]
     assert record["result"]["objective"] == pytest.approx(metrics(run_dir)[-1]["eval/loss"])
     assert record["result"]["data_fingerprint"]
     assert (run_dir / "config.yaml").read_text().count("train_iters: 12") == 1

@@ -277,13 +277,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
                 f"{found.path} was saved by a different run: {values}. "
                 "Use the config, data and global batch size it was saved with, or pass fresh=true to start over"
             )
-        if self.state.world.is_main and then.get("versions") != now.get("versions"):
-            logger.warning(
-                "%s was saved with versions %s, this run has %s: resuming may not be bit-exact",
-                found.path,
-                then.get("versions"),
-                now.get("versions"),
-            )
+        before, here = then.get("versions", {}), now.get("versions", {})
+        changed = [name for name in before | here if before.get(name) != here.get(name)] if before else []
+        if changed and self.state.world.is_main:
+            words = ", ".join(f"{name} {before.get(name)} -> {here.get(name)}" for name in changed)
+            logger.warning("%s was saved with other versions (%s): resuming may not be bit-exact", found.path, words)
 
     def _check_readable(self, found: Checkpoint) -> None:
         """Parse each file once, distributed over the ranks, so that an unreadable file stops all ranks before they load."""

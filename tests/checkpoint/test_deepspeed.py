@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import logging.handlers
 import os
 import random
 import resource
@@ -318,6 +320,26 @@ def test_a_checkpoint_of_another_run_is_rejected_with_the_differences(in_ranks, 
     assert "data_fingerprint" not in config and "fresh=true" in config
     assert "data_fingerprint: checkpoint 'd0', this run 'other'" in data
     assert "zero_stage: checkpoint 2, this run 'other'" in zero
+
+
+def test_other_package_versions_are_a_warning_that_names_them(in_ranks, lab, tmp_path) -> None:
+    def run(rank: int) -> list[list[str]]:
+        state = lab.start(tmp_path, rank, zero=2)
+        lab.train(state, 1)
+        lab.checkpoint(state).save()
+        logger, found = logging.getLogger("arctic_hydra.checkpoint"), []
+        for versions in ({"torch": "x"}, {"torch": "y"}):
+            state.identity["versions"] = versions
+            handler = logging.handlers.BufferingHandler(100)
+            logger.addHandler(handler)
+            lab.checkpoint(state).load()
+            logger.removeHandler(handler)
+            found.append([record.getMessage() for record in handler.buffer if record.levelno >= logging.WARNING])
+        return found
+
+    [(same, other)] = in_ranks(1, run)
+    assert same == []
+    assert other[0].endswith("saved with other versions (torch x -> y): resuming may not be bit-exact")
 
 
 def test_loading_truncates_logs_to_their_length_at_the_save(in_ranks, lab, tmp_path, caplog) -> None:
