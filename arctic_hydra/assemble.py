@@ -23,6 +23,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.hub import looks_like_path
 from arctic_hydra.metrics import MetricsFile
+from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.progress import Progress
 from arctic_hydra.provenance import package_versions
@@ -262,12 +263,9 @@ def create_model(
     if start or weights:
         engine.import_deepspeed()  # unpickling a checkpoint needs three of its classes
     check_vocabulary(run, model_config, tokenizer)
-    quantization = run.peft.quantization_config(run.model.torch_dtype) if quantize else None
-    model: Any
-    if quantization is None:
-        model = run.model.create_model(model_config)
-    else:
-        model = run.model.create_quantized_model(model_config, quantization)
+    if quantize and (quantization := run.peft.quantization_config(run.model.torch_dtype)) is not None:
+        vars(model_config)[QUANTIZATION] = quantization
+    model: Any = run.model.create_model(model_config)
     if run.trainer.sequence_parallel_size > 1:
         from arctic_hydra.model.ulysses import share_positions
 

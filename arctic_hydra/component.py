@@ -93,13 +93,13 @@ class Component(ABC):
     """Config group in which the class is registered; empty if it is not registered."""
     option_name: ClassVar[str] = ""
     """Name under which the class is registered in its group."""
+    _run: ClassVar[RunContext | None] = None  # of an instance, once it is attached
     outside_identity: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not change the result of a run."""
     component_version: ClassVar[int] = 1
     """Part of the identity of every run that uses the component; increment it when a default or the numerics change."""
 
     def __post_init__(self) -> None:
-        self._run: RunContext | None = None
         problems: list[tuple[str, str]] = []
         for name, enum in _enum_fields(type(self)).items():
             value = getattr(self, name)
@@ -154,7 +154,7 @@ class Component(ABC):
 
     def attach(self, trainer: RunContext) -> None:
         """Attach this component and the components it contains to the trainer; called before any other use."""
-        self._run = trainer
+        self._run = trainer  # type: ignore[misc]
         for item in fields(self):
             value = getattr(self, item.name)
             for child in value.values() if isinstance(value, dict) else [value]:

@@ -266,16 +266,13 @@ def _follow_model(tree: dict[str, Any]) -> dict[str, Any]:
     if "name_or_path" in tokenizer and tokenizer["name_or_path"] is None and "name_or_path" in model:
         revision = tokenizer["revision"] if tokenizer["revision"] is not None else model.get("revision")
         tree = {**tree, "tokenizer": {**tokenizer, "name_or_path": model["name_or_path"], "revision": revision}}
-    name = model.get("save_name")
-    if name is None:
+    name, engines = model.get("save_name"), tree.get("checkpoint") or {}
+    named = {key: {**engine, "save_name": name} for key, engine in engines.items() if "save_name" in engine}
+    if name is None or not named:
         return tree
     if problem := export_name_problem(str(name)):
         raise ConfigError(f"model.save_name: {problem}")
-    engines = {
-        key: {**engine, "save_name": name} if "save_name" in engine else engine
-        for key, engine in (tree.get("checkpoint") or {}).items()
-    }
-    return {**tree, "checkpoint": engines}
+    return {**tree, "checkpoint": {**engines, **named}}
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -292,6 +289,10 @@ def run_id(run: Run) -> str:
     It omits fields at their default, so a new field does not change the ids of runs that do not set it.
     """
     return _digest(_with_batch(run, _identity_of(run, defaults=False)))
+
+
+_ADDED_FIELDS: frozenset[str] = frozenset()
+"""Names of fields added since components were known by class; the ids of runs from before do not contain them."""
 
 
 def legacy_run_id(run: Run) -> str:
@@ -312,12 +313,13 @@ def _with_batch(run: Run, values: dict[str, Any]) -> dict[str, Any]:
 def _identity_of(value: Any, *, defaults: bool, by_class: bool = False) -> Any:
     how = {"defaults": defaults, "by_class": by_class}
     if isinstance(value, Component) and is_dataclass(value):
-        left_out = value.outside_identity if by_class else value.outside_identity | {"_target_"}
+        left_out = value.outside_identity | (_ADDED_FIELDS if by_class else {"_target_"})
         kept = {item.name: getattr(value, item.name) for item in fields(value) if item.name not in left_out}
         if not defaults:
             usual = {item.name: default_of(item) for item in fields(value)}
             kept = {name: held for name, held in kept.items() if isinstance(held, Component) or held != usual[name]}
-        named = {} if by_class else {"component": value.identity_name(), "version": value.component_version}
+        # "@" is the name of no field.
+        named = {} if by_class else {"@": f"{value.identity_name()} version {value.component_version}"}
         return named | {name: _identity_of(held, **how) for name, held in kept.items()}
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if not (isinstance(v, Callback) and v.watches_only)}

@@ -182,7 +182,7 @@ def model_init(config: dict[str, Any]) -> Iterator[None]:
 
 
 def import_deepspeed() -> Any:
-    """Import deepspeed without running a compiler and without importing mlflow."""
+    """Import deepspeed without importing mlflow and, from DeepSpeed 0.19.8 on, without running a compiler."""
     with _without("mlflow"):
         import deepspeed
 

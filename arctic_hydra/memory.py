@@ -206,7 +206,7 @@ def trace_model(
             skeleton = run.model.create_meta_model(config)
             fit_vocabulary(skeleton, tokens, added, run.tokenizer.pad_vocab_to_multiple_of)
             model: torch.nn.Module = skeleton
-            saved, largest = quantised(run, model)
+            saved, largest = quantized_bytes(run, model)
             for converter in run.converters:
                 model = converter.convert(model)
         run.optimizer.parameter_groups(model, 1.0, 0.0)  # raises if its patterns match no parameter, as in the run
@@ -259,7 +259,7 @@ def _vocabulary(run: Run, tokenizer: PreTrainedTokenizerBase | None) -> tuple[in
     return len(tokenizer), run.tokenizer.added_ids(tokenizer)
 
 
-def quantised(run: Run, model: Any) -> tuple[int, int]:
+def quantized_bytes(run: Run, model: Any) -> tuple[int, int]:
     """Return the bytes that quantization of `model` saves, and the size of its largest weight when dequantized."""
     if run.peft.quantization_config(run.model.torch_dtype) is None:
         return 0, 0
@@ -357,18 +357,18 @@ def device_memory() -> int | None:
 def describe(run: Run, supervised_share: float = 1.0, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
     """Return the lines of the estimate, or the reason it failed: a failed estimate must not end a run."""
     try:
-        return _estimated(run, supervised_share, tokenizer)
+        return estimate_lines(run, supervised_share, tokenizer)
     except Exception as error:
-        return _failed(error)
+        return [failure_line(error)]
 
 
-def _estimated(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    from arctic_hydra import memory
-
-    found = memory.estimate(run, memory.largest_load(run, supervised_share), tokenizer)
-    first, *more = found.lines(memory.device_memory())
+def estimate_lines(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """Return the estimate as `describe` shows it; raises what `estimate` raises."""
+    found = estimate(run, largest_load(run, supervised_share), tokenizer)
+    first, *more = found.lines(device_memory())
     return [f"memory   {first}", *(f"         {line}" for line in more)]
 
 
-def _failed(error: Exception) -> list[str]:
-    return [f"memory   not estimated: {(str(error).splitlines() or [type(error).__name__])[0]}"]
+def failure_line(error: Exception) -> str:
+    """Return the line that stands for an estimate that failed."""
+    return f"memory   not estimated: {(str(error).splitlines() or [type(error).__name__])[0]}"

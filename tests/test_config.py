@@ -88,6 +88,21 @@ def test_an_extension_component_is_known_by_its_entry_point(monkeypatch: pytest.
         component._extension_of.cache_clear()
 
 
+LEGACY_IDS = {
+    "": "5816463ccc",
+    "peft=lora peft.r=8": "f10f20bf9c",
+    "model=hf model.name_or_path=org/x model.revision=r1": "dce53247b0",
+    "optimizer=muon deepspeed=zero2 deepspeed.gradient_clipping=0": "c65d7baa1a",
+    "data=mix data/sources=[chat,ultrachat]": "2fe71bc0d6",
+}
+"""Run ids from before components were known by name. A new field belongs into `config._ADDED_FIELDS`."""
+
+
+@pytest.mark.parametrize("overrides", LEGACY_IDS)
+def test_the_ids_of_runs_of_before_stay_known(overrides: str) -> None:
+    assert config.legacy_run_id(built(*overrides.split())) == LEGACY_IDS[overrides]
+
+
 def test_a_run_of_before_goes_on_in_its_directory(tmp_path: Path) -> None:
     tree = composed(f"output_root={tmp_path}")
     assert Job.of(tree, []).directory.path.name == config.run_id(built())

@@ -173,12 +173,12 @@ class DataFactory(Component):
     @property
     def packs(self) -> bool:
         """Whether a row of a batch may hold several examples, without padding."""
-        return False
+        return bool(self.__dict__.get("packing", False))
 
     @property
     def row_tokens(self) -> int:
         """Maximum tokens of one example; 0 if unknown."""
-        return 0
+        return int(self.__dict__.get("max_length") or 0)
 
     @property
     def end_of_turn_tokens(self) -> Sequence[str]:

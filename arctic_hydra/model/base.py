@@ -50,17 +50,17 @@ class ModelFactory(Component):
     @property
     def weights_source(self) -> tuple[str, str | None] | None:
         """Hub id or path of the weights, and the revision on the hub; None if they are not read from files."""
-        return None
+        return (str(self.__dict__["name_or_path"]), self.__dict__.get("revision")) if self.stored else None
 
     @property
     def trusts_remote_code(self) -> bool:
         """Whether code from the model's repository may run (`trust_remote_code` of the options that load one)."""
-        return False
+        return bool(self.__dict__.get("trust_remote_code", False))
 
     @property
     def position_limit(self) -> int | None:
         """Maximum number of positions, if a field sets it; None if only the model's own config does."""
-        return None
+        return self.__dict__.get("max_position_embeddings")
 
     def validate(self) -> None:
         found = [name for name, aliases in DTYPE_ALIASES.items() if str(self.dtype).lower() in aliases]
@@ -95,10 +95,6 @@ class ModelFactory(Component):
     @abstractmethod
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model on the CPU, in `dtype`; under ZeRO-3 its parameters may already be partitioned."""
-
-    def create_quantized_model(self, config: PretrainedConfig, quantization: Any) -> PreTrainedModel:
-        """Return the model with its weights quantized as they are loaded; `quantization` is transformers' config for that."""
-        raise ModelError(f"peft: got qlora, but {type(self).__name__} loads no weights to quantize; pass model=hf")
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if the chosen attention needs a GPU or a package that this machine lacks."""

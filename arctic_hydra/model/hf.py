@@ -16,6 +16,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
 from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.names import QUANTIZATION
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -47,16 +48,6 @@ class HFModelFactory(ModelFactory):
         yield from check_model_directory(self.name_or_path)
         yield from super().check_environment()
 
-    @property
-    def weights_source(self) -> tuple[str, str | None]:
-        """Hub id or path of the weights, and the revision on the hub."""
-        return self.name_or_path, self.revision
-
-    @property
-    def trusts_remote_code(self) -> bool:
-        """Whether code from the model's repository may run."""
-        return self.trust_remote_code
-
     def create_config(self) -> PretrainedConfig:
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""
         config = read_config(self.name_or_path, self.revision, self.trust_remote_code)
@@ -68,17 +59,12 @@ class HFModelFactory(ModelFactory):
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Load the weights; raises ModelError when they cannot be read or some of the architecture's are missing."""
-        return self._load(config)
-
-    def create_quantized_model(self, config: PretrainedConfig, quantization: Any) -> PreTrainedModel:
-        """Load the weights quantized, on the device of this rank; otherwise like `create_model`."""
-        model = self._load(config, quantization_config=quantization, device_map={"": World.from_env().device})
-        keep_4bit_differentiable(model)
-        return model
-
-    def _load(self, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
+        quantization = vars(config).pop(QUANTIZATION, None)
+        arguments: dict[str, Any] = {}
+        if quantization is not None:  # weights in few bits are made on the device of this rank
+            arguments = {"quantization_config": quantization, "device_map": {"": World.from_env().device}}
         self.check_dtype()
         self.register_attention()
         try:
@@ -104,6 +90,8 @@ class HFModelFactory(ModelFactory):
                 f"model.name_or_path: {self.name_or_path!r} lacks {len(missing)} weights of {type(model).__name__}, such as "
                 f"{', '.join(missing[:3])}; fix the checkpoint, or pass model.allow_missing_weights=true to initialize them randomly"
             )
+        if quantization is not None:
+            keep_4bit_differentiable(model)
         return self.finish(model)
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from arctic_hydra.component import component
 from arctic_hydra.distributed import count_gpus
@@ -53,9 +53,9 @@ class LigerModelFactory(HFModelFactory):
             )
         return config
 
-    def _load(self, config: PretrainedConfig, **arguments: Any) -> PreTrainedModel:
+    def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Load the model, then apply Liger's kernels to it."""
-        model = super()._load(config, **arguments)
+        model = super().create_model(config)
         if count_gpus() == 0:
             log.warning(
                 "model.fallback=true: this machine has no CUDA GPU, so the model runs on torch's kernels instead of Liger's"

@@ -16,3 +16,5 @@ FLASH_PACKAGES = {
 }
 """Packages of which one must be installed (transformers fetches a kernel from the hub with `kernels`)."""
 ATTENTION = (VARLEN_ATTENTION, "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+QUANTIZATION = "arctic_hydra_quantization"
+"""Attribute of a model config with which `create_model` quantizes the weights as it loads them, and which it removes."""

@@ -74,11 +74,6 @@ class RandomModelFactory(ModelFactory):
             yield from check_model_directory(self.name_or_path)
         yield from super().check_environment()
 
-    @property
-    def trusts_remote_code(self) -> bool:
-        """Whether code from the model's repository may run."""
-        return self.trust_remote_code
-
     def create_config(self) -> PretrainedConfig:
         """Return the named config, or the architecture's default, with the given values; raises ModelError."""
         sizes = {name: getattr(self, name) for name in _SIZES if getattr(self, name) is not None}
@@ -95,11 +90,6 @@ class RandomModelFactory(ModelFactory):
         check_config_values(config, self.hf_config_kwargs, "model.hf_config_kwargs", constructed=True)
         with explain_config_errors("model"):
             return _checked(_resized(config, {**sizes, **self.hf_config_kwargs}))
-
-    @property
-    def position_limit(self) -> int | None:
-        """Maximum number of positions, if given."""
-        return self.max_position_embeddings
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Initialize the weights, with a seed per module: the same at every ZeRO stage and on every rank.

@@ -61,11 +61,6 @@ class TinyModelFactory(ModelFactory):
         )
         return LlamaConfig(**{name: getattr(self, name) for name in names.split()}, **self.hf_config_kwargs)
 
-    @property
-    def position_limit(self) -> int | None:
-        """Maximum number of positions."""
-        return self.max_position_embeddings
-
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Initialize in fp32 from torch's generator, so that ranks and ZeRO stages start equal, then cast."""
         from transformers import LlamaForCausalLM

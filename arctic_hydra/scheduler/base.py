@@ -23,7 +23,7 @@ class SchedulerFactory(Component):
     @property
     def fixed_warmup_steps(self) -> int:
         """Warmup steps set in the config; 0 if their number depends on the horizon."""
-        return 0
+        return int(self.__dict__.get("warmup_steps") or 0)
 
     @abstractmethod
     def warmup(self, horizon: int) -> int:

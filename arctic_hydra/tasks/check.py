@@ -9,15 +9,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arctic_hydra.config import Run
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
-from arctic_hydra.memory import _estimated, _failed
-
-if TYPE_CHECKING:
-    pass
-
+from arctic_hydra.memory import estimate_lines, failure_line
 
 Findings = tuple[list[str], list[ArcticHydraError]]
 """The lines of the memory estimate, and errors that would stop the run before its first step; one of them is empty."""
@@ -57,11 +53,11 @@ def find(run: Run) -> Findings:
     if found:
         return [], found
     try:
-        return _estimated(run, 1.0, tokenizer), []
+        return estimate_lines(run, 1.0, tokenizer), []
     except ArcticHydraError as error:
         return [], [error]
     except Exception as error:
-        return _failed(error), []
+        return [failure_line(error)], []
 
 
 def _main() -> None:

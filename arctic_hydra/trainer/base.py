@@ -44,6 +44,12 @@ class Trainer(TrainerSettings):
         super().__post_init__()
         self.zero_stage = 0  # of the run's engine, set by `Run.attach`
         self._loop = LoopState(callbacks=[], world=distributed.World.from_env())
+        self.stop_reason = ""
+        """Why the run stops early, once all ranks have agreed to stop; otherwise empty."""
+        self.last_metrics: dict[str, Any] = {}
+        """The last log line of a step; empty before the first."""
+        self.last_evaluation: dict[str, Any] = {}
+        """The last evaluation and its `step`; empty before the first."""
 
     # -- what a subclass defines -----------------------------------------------------------------------------------
 
@@ -108,21 +114,6 @@ class Trainer(TrainerSettings):
         return self.tools.state.progress
 
     @property
-    def stop_reason(self) -> str:
-        """Why the run stops early, once all ranks have agreed to stop; otherwise empty."""
-        return self._loop.stop_reason
-
-    @property
-    def last_metrics(self) -> dict[str, Any]:
-        """The last log line of a step; empty before the first."""
-        return self._loop.last_metrics
-
-    @property
-    def last_evaluation(self) -> dict[str, Any]:
-        """The last evaluation and its `step`; empty before the first."""
-        return self.tools.state.evaluation
-
-    @property
     def head_loss_name(self) -> str:
         """Which `head_loss` computes the loss from the hidden states; `full` if all logits are computed at once."""
         return "full"
@@ -156,6 +147,7 @@ class Trainer(TrainerSettings):
     def equip(self, tools: Toolbox) -> None:
         """Set the objects that the runner built; called once, before `train`."""
         self.tools = tools
+        self.last_evaluation = tools.state.evaluation
         self._loop.evaluated_at = int(tools.state.evaluation.get("step", -1))
         self._loop.first_step, self._loop.started = tools.state.progress.global_step, time.monotonic()
 
@@ -259,7 +251,7 @@ class Trainer(TrainerSettings):
                         sums += self.evaluation_sums(batch.to(self.device), len(names))
             values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
         self._loop.evaluated_at = self.global_step
-        self.tools.state.evaluation = {"step": self.global_step, **values}
+        self.last_evaluation = self.tools.state.evaluation = {"step": self.global_step, **values}
         self._record({**self.last_evaluation, "epoch": self._epoch_position()})
         self.tools.display.evaluation(self.last_evaluation)
         return self.last_evaluation
@@ -308,7 +300,7 @@ class Trainer(TrainerSettings):
         if not stop:
             self._loop.totals.by_source.update(dict(zip(names, by_source, strict=False)))
         else:
-            self._loop.stop_reason = next(filter(None, distributed.gather_objects(self.tools.stop.reason)))
+            self.stop_reason = next(filter(None, distributed.gather_objects(self.tools.stop.reason)))
             if self.world.is_main:
                 self.tools.stop.acknowledge()
         return {"supervised": supervised, "tokens": tokens, "padding": padding}
@@ -355,7 +347,7 @@ class Trainer(TrainerSettings):
                 f"step {self.global_step}), so the weights did not change; lower optimizer.lr or check the data; a checkpoint was saved"
             )
         if self.exit_iteration and self.global_step >= self.exit_iteration and not self.training_finished:
-            self._loop.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
+            self.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
 
     def _log_if_due(self) -> None:
         if self.global_step % self.tools.log_interval and not self.training_finished:
@@ -364,7 +356,7 @@ class Trainer(TrainerSettings):
 
         sums = torch.as_tensor(self._loop.totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)
         loss_sum = float(distributed.sum_tensor(sums.clone()))
-        self._loop.last_metrics = {
+        self.last_metrics = {
             "step": self.global_step,
             "epoch": self._epoch_position(),
             **self._loop.totals.metrics(self.progress, loss_sum, peak_tflops(self.device)),

@@ -102,10 +102,6 @@ class LoopState:
     """Sums since the last log line."""
     result: StepResult = field(default_factory=StepResult)
     """The step in progress, or the last one."""
-    stop_reason: str = ""
-    """Why the run stops early, once all ranks have agreed to stop."""
-    last_metrics: dict[str, Any] = field(default_factory=dict)
-    """The last log line of a step."""
     evaluated_at: int = -1
     """Step of the last evaluation."""
     first_step: int = 0

@@ -19,6 +19,7 @@ from arctic_hydra.converter.peft.qlora import QLoraFactory
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.hf import HFModelFactory
+from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
@@ -101,7 +102,8 @@ class QuantizedModelFactory(HFModelFactory):
 
     def create_model(self, config: Any) -> Any:
         """Return the quantized model."""
-        return self.create_quantized_model(config, QLoraFactory().quantization_config(self.torch_dtype))
+        vars(config)[QUANTIZATION] = QLoraFactory().quantization_config(self.torch_dtype)
+        return super().create_model(config)
 
 
 def windowed(case: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.bench_synchronisation import RANKS, per_micro_batch
+from tests.bench.bench_synchronization import RANKS, per_micro_batch
 from tests.ranks import run_ranks
 
 
@@ -19,7 +19,7 @@ def test_the_counter_sees_what_waits(tmp_path):
     def look():
         import torch
 
-        from tests.bench.bench_synchronisation import counted
+        from tests.bench.bench_synchronization import counted
 
         value = torch.ones(2)
 

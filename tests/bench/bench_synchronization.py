@@ -1,6 +1,6 @@
 """How often a step waits for the device or for other ranks: our loop against DeepSpeed's own, per micro-batch.
 
-`python tests/bench/bench_synchronisation.py`. Counts, operator by operator, what reads a device's result on the host (item and
+`python tests/bench/bench_synchronization.py`. Counts, operator by operator, what reads a device's result on the host (item and
 all that ends in it, tolist, cpu, numpy, and operators whose output size is data) and every collective, in one optimizer
 step of 2 and one of 6 micro-batches: a quarter of the difference is what each micro-batch adds. The other side is
 DeepSpeed's minimal loop, `engine(...)`, `backward`, `step`, on the same model and documents.
