@@ -196,8 +196,8 @@ BAD = [
     ("optimizer._target_=arctic_hydra.run_directory.os.system", "optimizer._target_: got 'arctic_hydra.run_directory.os.system', which is not allowed"),
     ("+hydra.callbacks.a._target_=os.system", "hydra.callbacks.a._target_: got 'os.system', which is not allowed"),
     ("hydra.launcher._target_=os.system", "hydra.launcher._target_: got 'os.system', which is not allowed"),
-    ("data=mix", "data.sources: got none, expected at least one; choose sets with data/sources=[<name>,...]"),
-    ("data/eval_sources=[metamath]", "data.eval_sources.metamath.split: got none, but this set has no split to evaluate on; expected a part of its training split; pass train[:1%], and data.sources.metamath.split=train[1%:]"),
+    ("data=mix", "data.sources: got none, expected at least one; choose datasets with data/sources=[<name>,...], or add your own with"),
+    ("data/eval_sources=[metamath]", "data.eval_sources.metamath.split: got none, but this dataset has no evaluation split; expected a part of its training split; pass train[:1%], and data.sources.metamath.split=train[1%:]"),
     ("data=json", "data.sources.json.path: required, but not set; pass data.sources.json.path=<value>"),
     *(
         (f"data.sources.chat.split={split}", f"data.sources.chat.split: got {split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]")
