@@ -21,6 +21,13 @@ _PATHS = [str(ROOT), str(ROOT / "launchers"), *filter(None, [os.environ.get("PYT
 os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
 
 import tests.command  # noqa: E402  # takes its environment from this one, as it is now
+from arctic_hydra import distributed  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _gpus_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the GPUs that a test composes for: later tests would not run in forks, for fear of the driver."""
+    monkeypatch.setattr(distributed, "_GPUS_ELSEWHERE", None)
 
 
 @pytest.fixture(scope="session")

@@ -143,8 +143,8 @@ def test_attention_sees_documents_as_the_run_gives_them(packing, monkeypatch):
     from arctic_hydra.model import attention
 
     seen = []
-    attend = attention._by_document
-    monkeypatch.setattr(attention, "_by_document", lambda *given: seen.append(given[-2:]) or attend(*given))
+    attend = attention._attend_by_document
+    monkeypatch.setattr(attention, "_attend_by_document", lambda *given: seen.append(given[-2:]) or attend(*given))
     memory.estimate(built(f"data.packing={packing}", "data.max_length=64"))
     assert seen
     for bounds, longest in seen:

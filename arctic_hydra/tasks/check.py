@@ -13,7 +13,6 @@ from typing import Any
 
 from arctic_hydra.config import Run
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
-from arctic_hydra.memory import estimate_lines, failure_line
 
 Findings = tuple[list[str], list[ArcticHydraError]]
 """The lines of the memory estimate, and errors that would stop the run before its first step; one of them is empty."""
@@ -37,6 +36,7 @@ def _error(exit_code: int, texts: list[str]) -> ArcticHydraError:
 def find(run: Run) -> Findings:
     """Return the findings for a run; errors of this package would also stop the run, others only prevent the estimate."""
     from arctic_hydra import assemble
+    from arctic_hydra.memory import estimate_lines, failure_line
 
     found: list[ArcticHydraError] = []
     tokenizer = model_config = None

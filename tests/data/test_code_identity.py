@@ -96,7 +96,7 @@ def test_the_code_of_a_base_class_and_the_fields_it_adds_are_part_of_it(module: 
         mine = module("my_derived", DERIVED).Mine
         identities += [code_identity(mine(path=rows)), code_identity(mine(path=rows, times=2))]
     assert len({str(identity) for identity in identities}) == 4
-    assert identities[0]["class"] == "my_derived.Mine" and identities[1]["fields"] == {"times": 2}
+    assert identities[0]["component"] == "my_derived.Mine" and identities[1]["fields"] == {"times": 2}
 
 
 def test_the_code_of_a_data_factory_is_part_of_it(module: Module, rows: str) -> None:
@@ -115,7 +115,7 @@ def test_a_class_typed_at_a_prompt_is_unique_and_built_in_ones_have_no_code() ->
         exec("class Typed(JsonSource): pass", scope)
         kinds.append(scope["Typed"](path="x"))
     first, second = (code_identity(source) for source in kinds)
-    assert first["class"] == second["class"] == "nowhere.Typed" and first["code"] != second["code"]
+    assert first["component"] == second["component"] == "nowhere.Typed" and first["code"] != second["code"]
     assert code_identity(kinds[0]) == first
-    ours = {"class": "arctic_hydra.data.source.json.JsonSource", "code": [], "fields": {}}
+    ours = {"component": "source/json", "version": 1, "code": [], "fields": {}}
     assert code_identity(JsonSource(path="x")) == ours

@@ -82,7 +82,8 @@ def test_json_needs_a_path(repository: Path) -> None:
 
 def test_a_held_out_split_with_eval_sources_names_the_override(repository: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"data\.train_eval_split: got .* beside eval_sources \(chat\); .*~data\.eval_sources\.chat"
+        ConfigError,
+        match=r"data\.train_eval_split: got .* together with eval_sources \(chat\); .*~data\.eval_sources\.chat",
     ):
         built(repository, "data.train_eval_split=[0.9,0.1]")
     assert built(repository, "data.train_eval_split=[0.9,0.1]", "~data.eval_sources.chat").data.has_evaluation

@@ -112,4 +112,4 @@ def test_every_run_ends_with_a_report(tmp_path: Path) -> None:
     page.unlink()
     assert "report.html" in run(f"{small} task=report", tmp_path).stdout and page.exists()
     refused = run(f"{small} seed=3 task=report", tmp_path, code=2)
-    assert "task: got report, but" in refused.stderr and "was never trained" in refused.stderr
+    assert "task: got report, but" in refused.stderr and "has never been trained" in refused.stderr
