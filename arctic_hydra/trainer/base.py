@@ -132,7 +132,7 @@ class Trainer(TrainerSettings):
 
     def listen(self, callbacks: list[Callback], world: distributed.World) -> None:
         """Set the callbacks; called first, so that they receive every event."""
-        self._loop = LoopState(callbacks=callbacks, world=world)
+        self._loop.callbacks, self._loop.world = callbacks, world
 
     def plan(self, loader: Loader, warmup: Any) -> int:
         """Compute the training horizon from the loader, before model and scheduler exist, and return it."""
