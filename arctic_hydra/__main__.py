@@ -5,6 +5,7 @@ Imports neither torch nor deepspeed, so that `--help`, `--cfg job` and config er
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import os
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from arctic_hydra import __version__, component, config
 from arctic_hydra.cli import compose, help, multirun, search_path
@@ -67,50 +69,61 @@ def _dispatch(arguments: list[str]) -> int:
         if value:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.hydra_help or options.info or options.shell_completion:
-        return _hydra(["--hydra-help"] if options.hydra_help else arguments, name, _not_run)
+        return _hydra(options, name)
     if options.multirun and not (options.help or options.cfg):
         return multirun.execute(options.overrides, name, options.config_dir, run_one)
     if options.help:
         help.print_page(PROGRAM, [item for item in options.overrides if "=" not in item])
         return EXIT_DONE
-    cfg = compose.compose_config(options.overrides, name, options.config_dir)
-    job = compose.without_hydra(cfg)
+    composed = compose.compose_config(options.overrides, name, options.config_dir)
     if options.cfg:
-        Job.of(compose.resolved(job), options.overrides)
-        return _show(options, cfg, job)
+        Job.of(compose.with_paths(composed.job), options.overrides)
+        return _show(options, composed)
     # Hydra itself ignores the launcher without -m. A launcher that an experiment selects applies to training only.
-    launched = cfg.task is config.Task.train or any(is_hydra_override(item, "launcher") for item in options.overrides)
-    if launched and cfg.hydra.runtime.choices["hydra/launcher"] != "basic":
+    is_training = composed.job["task"] == config.Task.train.name
+    launched = is_training or any(is_hydra_override(item, "launcher") for item in options.overrides)
+    if launched and composed.choices["hydra/launcher"] != "basic":
         return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
         if is_hydra_override(override) and not is_hydra_override(override, "searchpath"):
             raise ConfigError(
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )
-    return run_one(job, [*flags(name, options.config_dir), *options.overrides])
+    return run_one(composed.job, [*flags(name, options.config_dir), *options.overrides])
 
 
-def _show(options: Any, cfg: DictConfig, job: DictConfig) -> int:
-    tree = {"job": job, "hydra": OmegaConf.create({"hydra": cfg.hydra}), "all": cfg}[options.cfg]
+def _show(options: Any, composed: compose.Composed) -> int:
+    """Print the composed config, with its interpolations unless `--resolve` is given."""
+    cfg = composed.unresolved
+    hydra = OmegaConf.create({"hydra": cfg.hydra})
+    tree = {"job": compose.without_hydra(cfg), "hydra": hydra, "all": cfg}[options.cfg]
     node = OmegaConf.select(tree, options.package) if options.package and options.package != "_global_" else tree
     if node is None:
         raise ConfigError(f"--package {options.package}: there is no such node in the composed config")
-    print(OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n", end="")
+    with compose.closed_resolvers():
+        print(OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n", end="")
     return EXIT_DONE
 
 
-def _hydra(arguments: list[str], name: str, task: Any) -> int:
-    """Pass the command line to Hydra itself, which exits on errors."""
-    import hydra
-
-    sys.argv = [PROGRAM, *arguments]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    hydra.main(config_path=search_path.conf_dir(), config_name=name, version_base="1.3")(task)()
+def _hydra(options: Any, name: str) -> int:
+    """Print what `--hydra-help`, `--info` and `--shell-completion` ask Hydra for."""
+    if options.info:
+        compose.compose_config(options.overrides, name, options.config_dir)  # reports errors
+    with search_path.hydra_with(options.config_dir), compose.closed_resolvers():
+        hydra: Any = GlobalHydra.instance().hydra
+        if options.hydra_help:
+            hydra.hydra_help(None, get_args_parser(), argparse.Namespace(overrides=[]))
+        elif options.info:
+            hydra.show_info(options.info, name, options.overrides)
+        else:
+            try:
+                hydra.shell_completion(name, options.overrides)
+            except (KeyError, ValueError) as error:
+                raise ConfigError(
+                    f"--shell-completion: got {' '.join(options.overrides) or 'no command'}, expected install=, uninstall= or "
+                    "query= with bash, zsh or fish; query= is called by the shell, which sets COMP_LINE"
+                ) from error
     return EXIT_DONE
-
-
-def _not_run(cfg: DictConfig) -> None:
-    raise AssertionError("this mode of Hydra does not run the task")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Components: dataclasses that are schema, factory and documentation in one, and their instantiation from configs.
+"""Components: dataclasses that are schema, factory and documentation in one, and their registry.
 
-A class named in a config is imported only if it is a registered component, or belongs to a package that an installed
-extension declares through the entry point group `arctic_hydra`.
+A config can only name registered components: those of this package, and those that installed extensions register when
+they are imported through the entry point group `arctic_hydra`. Nothing is looked up by its dotted path.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
@@ -17,12 +18,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_transform, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import OmegaConf
 
-from arctic_hydra.errors import ConfigError, FieldError, TargetError
+from arctic_hydra.errors import ConfigError, FieldError
 from arctic_hydra.human_numbers import NumberRule
 
 if TYPE_CHECKING:
@@ -32,21 +30,12 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "arctic_hydra"
 
-_REGISTRY: dict[tuple[str, str], type] = {}
-_ALLOWED_TARGETS: set[str] = set()
-_EXTENSION_PACKAGES: set[str] = set()
+MISSING_VALUE = "???"
+"""The value of a required key that is not set, as OmegaConf writes it."""
 
-# Targets that Hydra instantiates from its own node: launchers, sweepers and standard logging classes.
-_HYDRA_PREFIXES = ("hydra._internal.core_plugins.", "hydra_plugins.arctic_hydra.")
-_LOGGING_NAMES = {
-    "logging.StreamHandler",
-    "logging.FileHandler",
-    "logging.NullHandler",
-    "logging.Formatter",
-    "logging.Filter",
-    "ext://sys.stdout",
-    "ext://sys.stderr",
-}
+_REGISTRY: dict[tuple[str, str], type] = {}
+BY_TARGET: dict[str, type] = {}
+"""The classes that a config may name, by the exact text of `_target_`."""
 
 C = TypeVar("C", bound=type)
 
@@ -188,7 +177,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
     """Register a class as option `name` of config group `group`.
 
     The class becomes a keyword-only dataclass with a `_target_` field, its schema is stored as
-    `schema/<group>/<name>`, and its target is added to the allow-list. Raises ValueError if the option exists.
+    `schema/<group>/<name>`, and a config can name it as `_target_`. Raises ValueError if the option exists.
     """
 
     def register(cls: C) -> C:
@@ -203,7 +192,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         cls.option_group, cls.option_name = group, name  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
         _REGISTRY[group, name] = decorated
-        _ALLOWED_TARGETS.add(target)
+        BY_TARGET[target] = decorated
         ConfigStore.instance().store(group=f"schema/{group}", name=name, node=decorated, provider="arctic_hydra")
         return decorated  # type: ignore[no-any-return]
 
@@ -221,9 +210,9 @@ def registered(group: str | None = None) -> dict[tuple[str, str], type]:
 
 
 def store_root(cls: type[Component]) -> None:
-    """Store the schema of the root config and add its target to the allow-list."""
+    """Store the schema of the root config, and register the class."""
     cls.option_group, cls.option_name = "schema", "run"
-    _ALLOWED_TARGETS.add(f"{cls.__module__}.{cls.__qualname__}")
+    BY_TARGET[f"{cls.__module__}.{cls.__qualname__}"] = cls
     ConfigStore.instance().store(group="schema", name="run", node=cls, provider="arctic_hydra")
 
 
@@ -240,12 +229,11 @@ def _extension_of(package: str) -> str:
 
 
 def load_extensions() -> None:
-    """Import each installed extension, which registers its components, and allow its package as a target.
+    """Import each installed extension, which registers its components.
 
     Raises ConfigError with the name of the distribution if an extension cannot be imported.
     """
     for point in extensions():
-        _EXTENSION_PACKAGES.add(point.module.partition(".")[0])
         try:
             importlib.import_module(point.module)
         except Exception as error:
@@ -256,123 +244,15 @@ def load_extensions() -> None:
             ) from error
 
 
-def check_targets(tree: Any, where: str = "") -> None:
-    """Reject every `_target_`, and every class in a logging config, that is not on the allow-list.
-
-    Works on plain containers, before anything is imported. Raises TargetError with one line per rejected target.
-    """
-    refused = [
-        f"{key}: got {name!r}, which is not allowed to be imported from a config (nothing was imported); expected a "
-        f"registered component of arctic_hydra or of an installed extension; choose one with {_remedy(key)}, or declare "
-        f"your own package with the entry point group {ENTRY_POINT_GROUP!r} (CONTRIBUTING.md)"
-        for key, name in _named_code(tree, where)
-        if not _is_allowed(name, in_hydra=key.startswith("hydra."))
-    ]
-    if refused:
-        raise TargetError(refused)
-
-
-def _remedy(key: str) -> str:
-    group = key.split(".")[0]
-    options = ", ".join(sorted(name for known, name in _REGISTRY if known == group))
-    return f"{group}=<one of {options}>" if options else "its config group"
-
-
-def _named_code(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        in_logging = key.startswith(("hydra.job_logging", "hydra.hydra_logging"))
-        for name, value in node.items():
-            child = f"{key}.{name}" if key else str(name)
-            if name == "_target_" or (in_logging and name in ("()", "class", "factory")):
-                if value not in (None, "???"):
-                    yield child, value
-            else:
-                yield from _named_code(value, child)
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _named_code(value, f"{key}[{index}]")
-    elif isinstance(node, str) and node.startswith(("ext://", "cfg://")) and key.startswith("hydra."):
-        yield key, node
-
-
-def _is_allowed(name: Any, in_hydra: bool) -> bool:
-    if not isinstance(name, str) or not all(part.isidentifier() for part in name.removeprefix("ext://").split(".")):
-        return False
-    if in_hydra and (name in _LOGGING_NAMES or name.startswith(_HYDRA_PREFIXES)):
-        return True
-    if name in _ALLOWED_TARGETS:
-        return True
-    parts = name.split(".")
-    return parts[0] in _EXTENSION_PACKAGES and not any(part.startswith("_") for part in parts)
-
-
-def create(cfg: DictConfig) -> Any:
-    """Instantiate a composed config; the package calls Hydra's `instantiate` only here.
-
-    Checks every target first. Raises ConfigError with the full config key of each invalid field.
-    """
-    check_targets(OmegaConf.to_container(cfg, resolve=False))
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
-    try:
-        return instantiate(cfg, _convert_="object")
-    except InstantiationException as error:
-        refused = list(_refused(cfg, ""))  # Hydra stops at the first error; report all of them
-        raise (ConfigError(refused) if len(refused) > 1 else _located(error)) from error.__cause__
-    except MissingMandatoryValue as error:
-        raise ConfigError(str(error)) from error
-
-
-def _refused(node: DictConfig, key: str) -> Iterator[str]:
-    """Instantiate the components below `node` one by one, and yield all of their problems."""
-    for name, child in node.items():
-        if not isinstance(child, DictConfig):
-            continue
-        full_key = f"{key}.{name!s}" if key else str(name)
-        if "_target_" not in child:
-            yield from _refused(child, full_key)
-            continue
-        try:
-            instantiate(child, _convert_="object")
-        except InstantiationException as error:
-            located = _located(error)
-            if isinstance(located, ConfigError):
-                # The key in the error is either absolute or relative to `child`.
-                yield from (p if p.startswith(f"{full_key}.") else f"{full_key}.{p}" for p in located.problems)
-
-
-def _located(error: InstantiationException) -> Exception:
-    cause = error.__cause__
-    key = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
-    prefix = f"{key}." if key else ""
-    if isinstance(cause, FieldError):
-        return ConfigError([f"{prefix}{name}: {text}" for name, text in cause.fields])
-    if isinstance(cause, ConfigError):
-        return cause
-    if isinstance(cause, ValueError):  # messages of `validate` start with the field's name, which completes the key
-        return ConfigError(f"{prefix}{cause}")
-    if isinstance(cause, TypeError) and not key:
-        unknown = str(cause).rpartition("argument ")[2].strip("'")
-        return ConfigError(f"{unknown}: there is no such key")
-    if isinstance(cause, TypeError):  # the target does not accept these fields
-        return ConfigError(f"{key}: {cause}; choose the option in its config group instead of changing _target_")
-    return error
-
-
-def to_plain(cfg: Any) -> Any:
-    """Return a config as plain, resolved dicts and lists for JSON or YAML; enums become their names."""
-    return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
-
-
-def from_plain(tree: dict[str, Any]) -> DictConfig:
-    """Return a config from plain dicts such as those of `run.json`."""
-    return OmegaConf.create(tree)
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Return the resolved types of the fields of a class."""
+    return dict(get_type_hints(cls))
 
 
 @cache
 def _enum_fields(cls: type) -> dict[str, type[Enum]]:
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     return {
         item.name: hint for item in fields(cls) if isinstance(hint := hints[item.name], type) and issubclass(hint, Enum)
     }
@@ -389,5 +269,15 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(content: Any) -> str:
-    """Return plain content as YAML that parses to equal content."""
-    return OmegaConf.to_yaml(OmegaConf.create(content))
+    """Return plain content as YAML that OmegaConf reads and resolves to equal content: `${` in a text is escaped."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(content)))
+
+
+def _escaped(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_escaped(value) for value in node]
+    if not isinstance(node, str) or "${" not in node:
+        return node
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", node)

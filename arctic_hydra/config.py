@@ -22,11 +22,8 @@ from arctic_hydra.component import (
     Component,
     RunContext,
     component,
-    create,
     default_of,
-    from_plain,
     store_root,
-    to_plain,
 )
 from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
@@ -37,6 +34,7 @@ from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import integer
+from arctic_hydra.instantiate import create
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.scheduler.base import SchedulerFactory
@@ -245,12 +243,12 @@ class Run(Component):
 store_root(Run)
 
 
-def build(cfg: Any) -> Run:
-    """Build a checked Run from a composed config or the dict of a `run.json`; nothing downstream sees a DictConfig.
+def build(tree: dict[str, Any]) -> Run:
+    """Build a checked Run from a composed, resolved config, or from the config in a `run.json`.
 
     Raises ConfigError with every problem found.
     """
-    run = create(from_plain(_follow_model(to_plain(cfg))))
+    run = create(_follow_model(tree))
     assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
     run.attach(run.trainer)
     run.check()

@@ -52,10 +52,6 @@ class FieldError(ConfigError):
         super().__init__([f"{name}: {text}" for name, text in problems])
 
 
-class TargetError(ConfigError):
-    """A `_target_` (or a class named in a `hydra.*` node) is not on the allow-list; nothing was imported."""
-
-
 class DataError(ArcticHydraError, ValueError):
     """The data cannot be used: a file is missing or damaged, a row is malformed, or no example is left."""
 

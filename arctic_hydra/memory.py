@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import assemble, distributed
-from arctic_hydra.batch import Batch
 from arctic_hydra.config import Run
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.model.vocabulary import fit_vocabulary
 

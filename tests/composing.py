@@ -5,7 +5,6 @@ from __future__ import annotations
 from arctic_hydra import config
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.overrides import normalize
-from arctic_hydra.component import to_plain
 from tests.command import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "config_keys.txt"
@@ -15,7 +14,7 @@ GOLDEN = ROOT / "tests" / "golden" / "config_keys.txt"
 def composed(*overrides: str) -> dict:
     """Return the composed config for command-line overrides as plain containers."""
     normalized = [normalize(item) for item in overrides]
-    return to_plain(compose.without_hydra(compose.compose_config(normalized, "config")))
+    return compose.compose_config(normalized, "config").job
 
 
 def built(*overrides: str) -> config.Run:

@@ -19,9 +19,9 @@ LAYERS: dict[str, int] = {
     name: layer
     for layer, names in enumerate(
         (
-            "errors human_numbers progress batch hub redaction patterns provenance assets",
+            "errors human_numbers progress hub redaction patterns provenance assets",
             "distributed log metrics display stopping",
-            "component run_directory",
+            "component instantiate run_directory",
             "model tokenizer data optimizer scheduler checkpoint converter callback tracking",
             "engine cross_checks",
             "trainer",
@@ -38,7 +38,7 @@ DATA_LAYERS: dict[str, int] = {
     name: layer
     for layer, names in enumerate(
         (
-            "arrays code_identity",
+            "arrays batch code_identity",
             "documents rows",
             "formats cache",
             "encode base",

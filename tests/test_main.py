@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arctic_hydra.__main__ import main
-from arctic_hydra.component import flatten, to_plain
+from arctic_hydra.component import flatten
 from tests.command import run
 from tests.composing import GOLDEN, composed
 
@@ -65,7 +65,7 @@ def test_cfg_job_is_valid_yaml_and_complete(capsys):
     assert main(["--cfg", "job"]) == 0
     tree = OmegaConf.create(capsys.readouterr().out)
     assert sorted(flatten(OmegaConf.to_container(tree))) == GOLDEN.read_text().split()
-    assert json.dumps(to_plain(tree)) == json.dumps(composed())
+    assert json.dumps(OmegaConf.to_container(tree, resolve=True)) == json.dumps(composed())
 
 
 BAD_FLAGS = [

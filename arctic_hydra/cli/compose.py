@@ -1,48 +1,99 @@
-"""Composes a command line into a config, and checks its targets."""
+"""Composes a command line into plain data.
+
+A config is composed, resolved once, and from then on plain data, in which no text is an interpolation. Only the resolvers
+in `RESOLVERS` exist meanwhile: those that construct objects or read files do not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.basecontainer import BaseContainer
 
 from arctic_hydra import config
 from arctic_hydra.cli.compose_errors import translate_error
-from arctic_hydra.cli.config_cache import ConfigCache
+from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
-from arctic_hydra.component import check_targets, to_plain
+from arctic_hydra.component import MISSING_VALUE, flatten
 from arctic_hydra.distributed import override_gpu_count
-from arctic_hydra.errors import ConfigError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.instantiate import refused_target
+
+RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now", "hydra")
+"""The resolvers that an interpolation may call."""
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+PLUGINS = {
+    BASIC_LAUNCHER,
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra_plugins.arctic_hydra.local.LocalLauncher",
+    "hydra_plugins.arctic_hydra.slurm.SlurmLauncher",
+    "hydra_plugins.arctic_hydra.optuna.OptunaSweeper",
+}
+"""The launchers and sweepers that a config may name."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed command line: everything that is used of it as plain, resolved data."""
+
+    job: dict[str, Any]
+    """The config of the run."""
+    launcher: dict[str, Any]
+    """Settings of the launcher, with the name of its class as `_target_`."""
+    sweeper: dict[str, Any]
+    """Settings of the sweeper, with the name of its class as `_target_`."""
+    sweep_dir: str
+    """`hydra.sweep.dir`: directory of the sweep; empty if it is derived from the jobs."""
+    choices: dict[str, Any]
+    """The chosen option of each config group."""
+    unresolved: DictConfig
+    """The config as it was composed, to be printed."""
 
 
 def compose_config(
     overrides: list[str], config_name: str, config_dir: str | None = None, cache: ConfigCache | None = None
-) -> DictConfig:
-    """Compose a config without running anything, and check all of its targets, including those in Hydra's own node.
+) -> Composed:
+    """Compose and resolve a config; nothing is instantiated or imported.
 
     With a cache, files that an earlier composition read are not read again. Raises ConfigError instead of the errors of
     Hydra and OmegaConf.
     """
-    with hydra_with(config_dir, cache):
+    with hydra_with(config_dir, cache), closed_resolvers():
         try:
             cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+            return _resolve(cfg)
+        except ArcticHydraError:
+            raise
+        except Exception as error:  # Hydra, OmegaConf, YAML and the grammar of overrides each raise their own
             in_hydra = any(item.startswith("hydra.") for item in overrides)  # the unknown key may be one of Hydra's own
             raise translate_error(
                 error,
                 overrides,
                 lambda kept: compose(config_name, overrides=kept, return_hydra_config=in_hydra),
             ) from error
-    check_targets(OmegaConf.to_container(cfg, resolve=False))
-    return cfg
+
+
+@contextmanager
+def closed_resolvers() -> Iterator[None]:
+    """Let interpolations call the resolvers in `RESOLVERS` only."""
+    registered = BaseContainer._resolvers
+    BaseContainer._resolvers = {name: registered[name] for name in RESOLVERS if name in registered}
+    try:
+        yield
+    finally:
+        BaseContainer._resolvers = registered
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return the composed config without Hydra's own node."""
+    """Return a composed config without Hydra's own node."""
     job = cfg.copy()
     OmegaConf.set_struct(job, False)
     job.pop("hydra", None)
@@ -50,30 +101,69 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     return job
 
 
-def apply_launcher_resources(job: DictConfig, launcher: DictConfig) -> None:
-    """Set `nnodes` and `ranks` of a config (without Hydra's node) to what its launcher requests from a cluster.
+def _resolve(cfg: DictConfig) -> Composed:
+    hydra = cfg.hydra
+    if refused := list(_classes_in(OmegaConf.to_container(hydra, resolve=False), "hydra")):
+        raise ConfigError(refused)
+    return Composed(
+        job={str(key): _plain(cfg, str(key)) for key in cfg if key != "hydra"},
+        launcher=_plain(hydra, "launcher"),
+        sweeper=_plain(hydra, "sweeper"),
+        sweep_dir=str(hydra.sweep.dir or ""),
+        choices=_plain(hydra.runtime, "choices"),
+        unresolved=cfg,
+    )
+
+
+def _plain(node: DictConfig, key: str) -> Any:
+    """Return one entry of a node as plain, resolved data; enums become their names."""
+    if OmegaConf.is_missing(node, key):
+        return MISSING_VALUE
+    value = node[key]
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+    return value.name if isinstance(value, Enum) else value
+
+
+def _classes_in(node: Any, key: str) -> Iterator[str]:
+    """Yield a problem for every class that Hydra's own node names, other than the launchers and sweepers in `PLUGINS`."""
+    if isinstance(node, Mapping):
+        in_logging = key.startswith(("hydra.job_logging", "hydra.hydra_logging"))
+        for name, value in node.items():
+            child = f"{key}.{name}"
+            if name == "_target_" or (in_logging and name in ("()", "class", "factory")):
+                is_plugin = key in ("hydra.launcher", "hydra.sweeper") and isinstance(value, str) and value in PLUGINS
+                if value is not None and not is_plugin:
+                    yield refused_target(child, value)
+            else:
+                yield from _classes_in(value, child)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _classes_in(value, f"{key}[{index}]")
+
+
+def apply_launcher_resources(job: dict[str, Any], launcher: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with `nnodes` and `ranks` set to what its launcher requests from a cluster.
 
     This applies to launchers with `nodes` and `gpus_per_node`; the GPUs of this machine are ignored then.
     """
-    several = job.nnodes != 1 or job.hostfile is not None
+    several = job["nnodes"] != 1 or job["hostfile"] is not None
     if "gpus_per_node" not in launcher:
         if several:
             raise ConfigError(
                 "nnodes, hostfile: the jobs of a sweep run on this machine only; pass hydra/launcher=slurm to use several"
             )
-        return
+        return job
     if several:
         raise ConfigError("nnodes, hostfile: have no effect in SLURM; pass hydra.launcher.nodes=<machines>")
-    job.nnodes = launcher.nodes
-    job.ranks = str(launcher.gpus_per_node or 1) if job.ranks == "auto" else job.ranks
-    override_gpu_count(launcher.gpus_per_node or 0)
+    override_gpu_count(launcher["gpus_per_node"] or 0)
+    ranks = str(launcher["gpus_per_node"] or 1) if job["ranks"] == "auto" else job["ranks"]
+    return {**job, "nnodes": launcher["nodes"], "ranks": ranks}
 
 
-def resolved(job: DictConfig) -> dict[str, Any]:
-    """Return a composed config as a plain tree with absolute paths; raises ConfigError for required keys that are not set."""
-    missing = sorted(OmegaConf.missing_keys(job))
+def with_paths(job: dict[str, Any]) -> dict[str, Any]:
+    """Return a composed config with absolute paths; raises ConfigError for required keys that are not set."""
+    missing = sorted(key for key, value in flatten(job).items() if value == MISSING_VALUE)
     if missing:
         raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
-    tree = to_plain(job)
-    check_targets(tree)
-    return config.absolute_paths(tree, Path.cwd())  # type: ignore[no-any-return]
+    return config.absolute_paths(job, Path.cwd())  # type: ignore[no-any-return]

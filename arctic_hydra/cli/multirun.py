@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks  # the plugin interface takes them, and nothing public makes them
-from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arctic_hydra import config
 from arctic_hydra.cli import compose, search_path
-from arctic_hydra.cli.config_cache import ConfigCache
+from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.launch.job import Job
@@ -32,7 +31,8 @@ _ONE_BY_ONE = "hydra_plugins.arctic_hydra.basic.OneByOneLauncher"
 """Replaces Hydra's basic launcher, which would compose each job again from files that may have changed."""
 _USED_HYDRA_KEYS = ("launcher", "sweeper", "sweep.dir", "searchpath")
 """The parts of Hydra's node that a sweep uses."""
-RunOne = Callable[[DictConfig, list[str]], int]
+_NO_KEY = "there is no such key"
+RunOne = Callable[[dict[str, Any], list[str]], int]
 
 
 class Multirun:
@@ -49,16 +49,16 @@ class Multirun:
         # because the default model does not have this key.
         first = search_samples(own)[0]
         self.master = compose.compose_config([*hydra_overrides, *first], config_name, config_dir, self._cache)
-        """The first job's config with Hydra's node, which configures the sweep."""
+        """The composition of the first job, whose launcher and sweeper are those of the sweep."""
         for item in hydra_overrides:
             if not any(is_hydra_override(item, part) for part in _USED_HYDRA_KEYS):
                 raise ConfigError(
                     f"{item.partition('=')[0]}: has no effect on a sweep; remove it. Each job's directory is derived from its "
                     "config, below output_root=<folder>; hydra.sweep.dir=<folder> sets the directory of the sweep itself"
                 )
-        choices = self.master.hydra.runtime.choices
+        choices = self.master.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
-        params = self.master.hydra.sweeper.get("params") or {}
+        params = self.master.sweeper.get("params") or {}
         self.overrides = [*(normalize(f"{key}={value}") for key, value in params.items()), *own]
         """The sweeper's `params`, then the command line without Hydra's own overrides."""
         self.command = [*self._flags, *hydra_overrides, *self.overrides]
@@ -67,24 +67,22 @@ class Multirun:
     @property
     def on_cluster(self) -> bool:
         """Whether the launcher submits jobs to a cluster."""
-        return "gpus_per_node" in self.master.hydra.launcher
+        return "gpus_per_node" in self.master.launcher
 
-    def compose_job(self, overrides: Sequence[str]) -> DictConfig:
-        """Return one job's config without Hydra's node."""
+    def compose_job(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Return one job's config."""
         whole = compose.compose_config([*self._search_path, *overrides], self._name, self._dir, self._cache)
-        cfg = compose.without_hydra(whole)
-        compose.apply_launcher_resources(cfg, self.master.hydra.launcher)
-        return cfg
+        return compose.apply_launcher_resources(whole.job, self.master.launcher)
 
-    def job(self, cfg: DictConfig, overrides: Sequence[str], slots: Slots) -> Job:
+    def job(self, tree: dict[str, Any], overrides: Sequence[str], slots: Slots) -> Job:
         """Return the job as it runs in a slot, where `ranks=auto` means one rank per GPU of the slot."""
         # The launcher's settings determine the number of ranks on a cluster, so they are part of the command that repeats the job.
         own = [item for item in self._hydra_overrides if not is_hydra_override(item, "sweeper")]
         given = [*self._flags, *(own if self.on_cluster else self._search_path), *overrides]
-        if cfg.ranks == "auto" and slots.ranks:
-            cfg.ranks = str(slots.ranks)
+        if tree["ranks"] == "auto" and slots.ranks:
+            tree = {**tree, "ranks": str(slots.ranks)}
             given.append(f"ranks={slots.ranks}")
-        return Job.of(compose.resolved(cfg), given)
+        return Job.of(compose.with_paths(tree), given)
 
     def samples(self) -> list[list[str]]:
         """Return the overrides of every job of a grid, or of sample jobs that cover every bound and choice of a search."""
@@ -97,13 +95,15 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     """Run a sweep and return its exit code: 0 all jobs finished, 1 a job failed, 75 stopped early."""
     multirun = Multirun(overrides, config_name, config_dir)
     if multirun.on_cluster:
-        slurm.check_options(multirun.master.hydra.launcher)
+        slurm.check_options(multirun.master.launcher)
     samples = [(sample, multirun.compose_job(sample)) for sample in multirun.samples()]
-    slots_wanted = multirun.master.hydra.launcher.get("slots")
+    slots_wanted = multirun.master.launcher.get("slots")
     slots = (
-        Slots.plan(slots_wanted, [str(cfg.ranks) for _, cfg in samples]) if multirun.launcher == "local" else Slots(1)
+        Slots.plan(slots_wanted, [str(tree["ranks"]) for _, tree in samples])
+        if multirun.launcher == "local"
+        else Slots(1)
     )
-    listed = [(sample, multirun.job(cfg, sample, slots)) for sample, cfg in samples]
+    listed = [(sample, multirun.job(tree, sample, slots)) for sample, tree in samples]
     jobs = {tuple(sample): job for sample, job in listed}
     if any(job.run.task is not config.Task.train for job in jobs.values()):
         if multirun.on_cluster:
@@ -122,10 +122,10 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
         lambda wanted: multirun.job(multirun.compose_job(wanted), wanted, slots),
         jobs,
         slots,
-        "hydra.sweep.dir" if multirun.master.hydra.sweep.dir else "output_root",
+        "hydra.sweep.dir" if multirun.master.sweep_dir else "output_root",
     )
     grid = [list(item) for item in jobs] if is_grid else None
-    if multirun.master.hydra.launcher.get("dry_run"):
+    if multirun.master.launcher.get("dry_run"):
         _launch(multirun, controller, grid)
         return EXIT_DONE
     if grid is not None:  # a search begins after its settings are checked
@@ -144,17 +144,38 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
 
 def _launch(multirun: Multirun, controller: SweepController, grid: list[list[str]] | None) -> None:
     """Pass a grid to the launcher, or a search to its sweeper, which generates jobs as it goes."""
-    if multirun.launcher == "basic":
-        with open_dict(multirun.master):
-            multirun.master.hydra.launcher = {"_target_": _ONE_BY_ONE}
     with search_path.hydra_with() as loader:
         context: Any = HydraContext(config_loader=loader, callbacks=Callbacks())
-        given: Any = {"config": multirun.master, "hydra_context": context, "task_function": controller}
+        given: Any = {"config": multirun.master.unresolved, "hydra_context": context, "task_function": controller}
+        launcher = create_plugin("hydra.launcher", multirun.master.launcher)
         if grid is not None:
             # Hydra's grid sweeper would compose every job once more, only to validate it.
-            Plugins.instance().instantiate_launcher(**given).launch(grid, initial_job_idx=0)
+            launcher.setup(**given)
+            launcher.launch(grid, initial_job_idx=0)
         else:
-            Plugins.instance().instantiate_sweeper(**given).sweep(multirun.overrides)
+            sweeper = create_plugin("hydra.sweeper", multirun.master.sweeper)
+            sweeper.own_launcher = launcher
+            sweeper.setup(**given)
+            sweeper.sweep(multirun.overrides)
+
+
+def create_plugin(key: str, settings: Mapping[str, Any]) -> Any:
+    """Create a launcher or sweeper from plain settings, whose class `compose_config` has checked.
+
+    Hydra's own way would resolve the settings again, and import and call what is in them. Raises ConfigError for keys that
+    the class does not take.
+    """
+    arguments = {name: value for name, value in settings.items() if name != "_target_"}
+    if problems := [f"{key}.{name}: {_NO_KEY}" for name in arguments if name.startswith("_")]:
+        raise ConfigError(problems)
+    used = _ONE_BY_ONE if settings["_target_"] == compose.BASIC_LAUNCHER else settings["_target_"]
+    module, _, name = used.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        unknown = str(error).rpartition("argument ")[2].strip("'")
+        raise ConfigError(f"{key}.{unknown}: {_NO_KEY}") from error
 
 
 def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
@@ -162,13 +183,12 @@ def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:
     if is_grid:
         what: Any = [_job_identity(job) for job in jobs]
     else:
-        sweeper = OmegaConf.to_container(multirun.master.hydra.sweeper, resolve=True)
-        assert isinstance(sweeper, dict)
+        sweeper = multirun.master.sweeper
         settings = {key: value for key, value in sweeper.items() if key not in ("n_trials", "n_jobs", "params")}
         objective = [first.objective, first.maximizes]
         what = [sorted(multirun.overrides), settings, objective, _job_identity(jobs[0])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    chosen = multirun.master.hydra.sweep.dir
+    chosen = multirun.master.sweep_dir
     path = (Path(chosen) if chosen else Path(first.output_root) / first.name / "sweeps" / digest).absolute()
     return Sweep(
         path=path,
@@ -197,13 +217,13 @@ def refuse_mixed_objectives(jobs: list[Job]) -> None:
             raise ConfigError(f"{name}: got {' and '.join(values)}, but all jobs of a sweep must have the same")
 
 
-def _run_each(jobs: list[tuple[DictConfig, list[str]]], run_one: RunOne) -> int:
+def _run_each(jobs: list[tuple[dict[str, Any], list[str]]], run_one: RunOne) -> int:
     """Run a task other than training for each job in turn; return the first nonzero exit code, else 0."""
     codes = []
-    for number, (cfg, overrides) in enumerate(jobs):
+    for number, (tree, overrides) in enumerate(jobs):
         print(f"job {number}: {' '.join(redact_override(item) for item in overrides)}", flush=True)
         try:
-            codes.append(run_one(cfg, overrides))
+            codes.append(run_one(tree, overrides))
         except ArcticHydraError as error:
             print(f"error: {error}")
             codes.append(error.exit_code)

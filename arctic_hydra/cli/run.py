@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-
-from omegaconf import DictConfig
+from typing import Any
 
 from arctic_hydra import config, run_directory
-from arctic_hydra.cli.compose import resolved
+from arctic_hydra.cli.compose import with_paths
 from arctic_hydra.cli.summary import format_number, print_result
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ConfigError, print_error
 from arctic_hydra.launch import nodes
@@ -18,9 +17,9 @@ from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import relative
 
 
-def run_one(cfg: DictConfig, overrides: list[str]) -> int:
+def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
     """Check a composed run, write its directory, start its ranks and report the result; return the exit code."""
-    job = Job.of(resolved(cfg), overrides)
+    job = Job.of(with_paths(tree), overrides)
     run, directory = job.run, job.directory
     if problems := run.environment_problems():
         raise ConfigError(problems)

@@ -12,7 +12,7 @@ from hydra._internal.hydra import Hydra  # public functions take no search path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
-from arctic_hydra.cli.config_cache import ConfigCache, read_through_cache
+from arctic_hydra.cli.config_sources import ConfigCache, use_repository
 
 
 def conf_dir() -> str:
@@ -38,6 +38,5 @@ def hydra_with(config_dir: str | None = None, cache: ConfigCache | None = None) 
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("arctic_hydra", path)
         loader: Any = GlobalHydra.instance().config_loader()
-        if cache is not None:
-            read_through_cache(cache, loader)
+        use_repository(loader, cache)
         yield loader

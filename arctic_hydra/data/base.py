@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from arctic_hydra.batch import StepBatch
 from arctic_hydra.component import Component
+from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.data.code_identity import code_identity
 from arctic_hydra.data.formats.messages import ROLES
 from arctic_hydra.data.formats.reading import RowFormat

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from arctic_hydra.batch import Batch
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.distributed import SequenceGroup, sequence_group
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.ulysses import sum_over_group

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import Component
 from arctic_hydra.data.base import Loader
+from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.metrics import evaluation_metrics, memory_gib, model_flops, peak_tflops

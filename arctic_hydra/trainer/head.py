@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arctic_hydra.batch import Batch
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.trainer.chunked import AS_IS, LogitTransform
 
 Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]

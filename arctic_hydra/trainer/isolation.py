@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from arctic_hydra.batch import Batch
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.layers import layer_configs

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from arctic_hydra.batch import Batch
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.trainer.balance import Balance
 from arctic_hydra.trainer.chunked import PLAIN, TokenLoss, chunked_evaluation, chunked_losses
 from arctic_hydra.trainer.head import Head, model_inputs, unwrap

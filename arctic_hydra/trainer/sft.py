@@ -9,8 +9,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra import distributed
-from arctic_hydra.batch import Batch
 from arctic_hydra.component import component
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ConfigError

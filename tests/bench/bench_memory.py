@@ -160,7 +160,7 @@ def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
         f"trainer.tiled_mlp_compute={case['tiled']}",
         f"trainer.sequence_parallel_size={share}",
     ]
-    run = config.build(compose.without_hydra(compose.compose_config([normalize(item) for item in overrides], "config")))
+    run = config.build(compose.compose_config([normalize(item) for item in overrides], "config").job)
     return memory.estimate(run, memory.Load(1, case["length"] // share, case["supervised"] // share))
 
 

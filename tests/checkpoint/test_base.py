@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import arctic_hydra.checkpoint
 from arctic_hydra.checkpoint.base import check_space
-from arctic_hydra.component import create
 from arctic_hydra.errors import CheckpointError, ConfigError
+from arctic_hydra.instantiate import create
 
 CONF = Path(arctic_hydra.checkpoint.__file__).parents[2] / "conf" / "checkpoint"
 
@@ -31,7 +32,8 @@ def compose(tmp_path: Path) -> Callable[..., Any]:
     def call(*overrides: str) -> Any:
         with initialize_config_dir(str(tmp_path), version_base="1.3"):
             cfg = hydra_compose("root", list(overrides))
-        return create(cfg.checkpoint) if "checkpoint" in cfg else {}
+        tree: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        return {name: create(engine, f"checkpoint.{name}") for name, engine in tree.get("checkpoint", {}).items()}
 
     return call
 

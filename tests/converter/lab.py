@@ -16,7 +16,6 @@ from arctic_hydra import assemble, config, distributed, runner, tasks
 from arctic_hydra.assets import ASSETS
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.overrides import normalize
-from arctic_hydra.component import to_plain
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.stopping import StopRequest
 from tests.ranks import run_ranks
@@ -51,7 +50,7 @@ def compose_run(arguments: str, model: Path | None = None) -> tuple[config.Run, 
     if "data.eval_sources" in arguments:
         wanted.remove("~data.eval_sources.chat")
     overrides = [normalize(item) for item in wanted if item]
-    tree = to_plain(compose.without_hydra(compose.compose_config(overrides, "config")))
+    tree = compose.compose_config(overrides, "config").job
     return config.build(tree), tree
 
 

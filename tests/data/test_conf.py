@@ -6,22 +6,24 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 import arctic_hydra.data.source.bundled
 import arctic_hydra.data.source.hf
 import arctic_hydra.data.source.json
 import arctic_hydra.tokenizer.bundled
 import arctic_hydra.tokenizer.hf  # noqa: F401
-from arctic_hydra.component import create
 from arctic_hydra.data.base import DataFactory
 from arctic_hydra.data.prepare.truncation import Overlong
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.instantiate import create
 from arctic_hydra.tokenizer.base import TokenizerFactory
 
 
@@ -37,7 +39,9 @@ class DataRoot:
 def built(repository: Path, *overrides: str) -> Any:
     ConfigStore.instance().store(name="data_root_for_tests", node=DataRoot)
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-        return create(compose("data_root_for_tests", overrides=list(overrides)))
+        cfg = compose("data_root_for_tests", overrides=list(overrides))
+    tree: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    return SimpleNamespace(**{name: create(tree[name], name) for name in ("data", "tokenizer")})
 
 
 def test_chat_is_the_bundled_slice(repository: Path) -> None:

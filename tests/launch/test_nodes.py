@@ -16,12 +16,7 @@ def test_runs_that_differ_only_in_their_name_use_different_ports(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hosts").write_text(HOSTS)
     jobs = [
-        Job.of(
-            compose.resolved(
-                compose.without_hydra(compose.compose_config([f"name={name}", "hostfile=hosts"], "config"))
-            ),
-            [],
-        )
+        Job.of(compose.with_paths(compose.compose_config([f"name={name}", "hostfile=hosts"], "config").job), [])
         for name in "ab"
     ]
     assert jobs[0].directory.path.name == jobs[1].directory.path.name

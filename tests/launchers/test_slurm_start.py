@@ -34,7 +34,8 @@ def test_a_signal_of_slurm_s_before_the_job_is_loaded_stops_it(number, code, tmp
     process.send_signal(number)
     submission = DelayedSubmission(RunJob(str(directory.path), 1, 1))
     submission.set_timeout(60, 1)
-    submission.dump(tmp_path / "101_submitted.pkl")
+    submission.dump(tmp_path / "unfinished.pkl")
+    (tmp_path / "unfinished.pkl").rename(tmp_path / "101_submitted.pkl")  # the job loads it as soon as it exists
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert directory.record()["status"] == "stopped"

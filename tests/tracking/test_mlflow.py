@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from arctic_hydra.component import create, to_plain
+from arctic_hydra.instantiate import create
 from arctic_hydra.tracking.mlflow import STATE_FILE, MLflowTracker, flat_params, metric_key
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -258,10 +259,10 @@ def test_the_uri_defaults_to_the_environment_variable_of_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     with initialize_config_dir(str(CONF / "tracking"), version_base="1.3"):
         cfg = compose("mlflow")
-    assert to_plain(cfg)["tracking"]["mlflow"]["uri"] == "http://127.0.0.1:5000"
+    assert cfg.tracking.mlflow.uri == "http://127.0.0.1:5000"
 
 
 def test_the_option_builds(tmp_path: Path) -> None:
     with initialize_config_dir(str(CONF / "tracking"), version_base="1.3"):
         cfg = compose("mlflow", ["tracking.mlflow.experiment=mine"])
-    assert create(cfg.tracking.mlflow).experiment == "mine"
+    assert create(OmegaConf.to_container(cfg.tracking.mlflow, resolve=True)).experiment == "mine"

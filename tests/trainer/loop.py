@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from arctic_hydra import distributed, engine
-from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.load.sequence_parallel import fitted
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World

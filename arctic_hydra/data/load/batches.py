@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.data.arrays import Ints
 from arctic_hydra.data.base import BatchGeometry
+from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.documents import Documents, Examples
 from arctic_hydra.data.load.order import balanced
 from arctic_hydra.data.load.packing import Plan

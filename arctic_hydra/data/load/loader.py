@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from arctic_hydra.batch import StepBatch
 from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry, Example
+from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.data.cache.token_store import JoinedStore, PairStore
 from arctic_hydra.data.load.batches import BatchOptions, StepBatches
 from arctic_hydra.data.load.order import epoch_order, grouped_order, mix

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from arctic_hydra.batch import Batch, StepBatch
 from arctic_hydra.data.base import Example, Loader
+from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.distributed import sequence_group
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arctic_hydra.batch import IGNORE_INDEX
 from arctic_hydra.data.arrays import Array
+from arctic_hydra.data.batch import IGNORE_INDEX
 from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.encode.chat import TurnChoice
 from arctic_hydra.data.encode.encoder import ExampleEncoder

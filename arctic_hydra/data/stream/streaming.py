@@ -13,8 +13,8 @@ from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.batch import StepBatch
 from arctic_hydra.data.base import BatchGeometry, Example
+from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.data.load.batches import StepBatches
 from arctic_hydra.data.load.prefetch import prefetch
 from arctic_hydra.data.load.statistics import length_statistics

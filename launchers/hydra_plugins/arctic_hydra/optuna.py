@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
@@ -40,24 +39,20 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSw
 class OptunaSweeper(Sweeper):
     """Asks an Optuna study for values, runs the jobs with the launcher, and reports the results to the study."""
 
+    own_launcher: Any
+    """The launcher of the sweep, set before `setup`."""
+
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
-        """Store the controller, which the command line passes to Hydra as the task function, and create the launcher."""
+        """Store the controller, which the command line passes as the task function, and set up the launcher."""
         from arctic_hydra.sweep.controller import SweepController
 
         if not isinstance(task_function, SweepController):
             raise HydraException("hydra/sweeper=optuna searches over jobs of arctic_hydra only")
-        self.hydra_context, self.config, self.controller = hydra_context, config, task_function
-        given: Any = {"config": config, "hydra_context": hydra_context, "task_function": task_function}
-        # All of ours have `run`; isinstance would fail, because Hydra executes plugin modules again when it scans for them.
-        launcher: Any = Plugins.instance().instantiate_launcher(**given)
-        if not hasattr(launcher, "run"):
-            raise HydraException(
-                f"hydra/sweeper=optuna works with arctic_hydra's launchers, not with {type(launcher).__name__}"
-            )
-        self.own_launcher: Any = launcher
+        self.controller = task_function
+        self.own_launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the search until there are `n_trials` trials."""

@@ -31,9 +31,7 @@ class SlurmLauncher(SweepLauncher):
     """Submits jobs as arrays, waits for them while printing their states, and returns their objectives."""
 
     def __init__(self, **options: Any) -> None:
-        from arctic_hydra.component import to_plain
-
-        self._options: dict[str, Any] = {key: to_plain(value) for key, value in options.items()}
+        self._options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store the controller; folder and name of the jobs default to those of its sweep."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra.batch import Batch
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.data.source.json import JsonSource
 from tests.data.samples import chat, write_lines
 

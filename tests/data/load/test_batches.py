@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from arctic_hydra.batch import Batch
+from arctic_hydra.data.batch import Batch
 from tests.data.load.samples import documents
 from tests.data.samples import factory, geometry
 

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.batch import StepBatch
+from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.data.cache.token_store import JoinedStore, TokenStore, write_store
 from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arctic_hydra.batch import StepBatch
+from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.prepare.preparer import RowPreparer
 from arctic_hydra.data.source.text import TextSource

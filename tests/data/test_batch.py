@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from arctic_hydra import batch
-from arctic_hydra.batch import Batch, StepBatch
+from arctic_hydra.data.batch import Batch, StepBatch
 
 
 def batch_of(sources: list[int]) -> Batch:

@@ -1,0 +1,170 @@
+"""Builds components from plain, resolved configs.
+
+This is the only place where a config becomes objects. Hydra's `instantiate` is not used: it would look up any dotted path,
+and OmegaConf would parse resolved text once more, so that an escaped `\\${...}` would become an interpolation.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import MISSING, fields
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from arctic_hydra.component import (
+    BY_TARGET,
+    ENTRY_POINT_GROUP,
+    MISSING_VALUE,
+    Component,
+    default_of,
+    hints_of,
+    registered,
+)
+from arctic_hydra.errors import ConfigError, FieldError
+
+_HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+_NO_EFFECT = "a key that Hydra interprets, which has no effect here; remove it"
+
+
+def create(tree: Mapping[str, Any], key: str = "") -> Any:
+    """Build the component that a plain, resolved tree describes, with the components in it.
+
+    `key` is the config key of the tree, for messages.
+
+    `_target_` is compared with the names of the registered classes; nothing is looked up by its path or imported. Text is
+    never an interpolation. Raises ConfigError with the full config key of every problem found.
+    """
+    problems: list[str] = []
+    made = _make(tree, key, Component, problems)
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def refused_target(key: str, name: Any) -> str:
+    """Return the problem of a class that a config names at `key` and that is not registered."""
+    return (
+        f"{key}: got {name!r}, which is not allowed to be imported from a config (nothing was imported); expected a registered "
+        f"component of arctic_hydra or of an installed extension; choose one with {_remedy(key)}, or declare your own package "
+        f"with the entry point group {ENTRY_POINT_GROUP!r} (CONTRIBUTING.md)"
+    )
+
+
+def _remedy(key: str) -> str:
+    group = key.split(".")[0]
+    options = ", ".join(sorted(name for _, name in registered(group)))
+    return f"{group}=<one of {options}>" if options else "its config group"
+
+
+def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
+    """Return the component of one node; None after adding what is wrong with it to `problems`."""
+    target = node.get("_target_", MISSING_VALUE) if isinstance(node, Mapping) else MISSING_VALUE
+    if target == MISSING_VALUE:
+        what = f"{key}: got {node!r}, expected an option; pass {key.replace('.', '/')}=<name of an option>"
+        problems.append(what if key else f"config: got {node!r}, expected a composed config")
+        return None
+    if not isinstance(target, str) or target not in BY_TARGET:
+        problems.append(refused_target(f"{key}._target_" if key else "_target_", target))
+        return None
+    cls: Any = BY_TARGET[target]
+    if not issubclass(cls, family):
+        problems.append(
+            f"{key}._target_: got {target!r}, expected a {family.__name__}; choose the option in its config group instead of "
+            "changing _target_"
+        )
+        return None
+    before, values = len(problems), {}
+    known, hints = {item.name: item for item in fields(cls)}, hints_of(cls)
+    prefix = f"{key}." if key else ""
+    for name, value in node.items():
+        full_key = f"{prefix}{name}"
+        if name in _HYDRA_KEYS:
+            if name != "_target_":
+                problems.append(f"{full_key}: {_NO_EFFECT}")
+        elif name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            other = f"did you mean {prefix}{near[0]}?" if near else "remove it"
+            problems.append(f"{full_key}: there is no such key in {cls.__name__}; {other}")
+        else:
+            values[name] = _value(value, hints[name], full_key, problems)
+    for name, item in known.items():
+        if name not in node and default_of(item) in (MISSING, MISSING_VALUE):
+            problems.append(_unset(f"{prefix}{name}"))
+    if len(problems) == before:
+        try:
+            return cls(**values)
+        except FieldError as error:
+            problems += [f"{prefix}{name}: {text}" for name, text in error.fields]
+        except ConfigError as error:
+            problems += error.problems
+        except ValueError as error:  # messages of `validate` begin with the name of the field
+            problems.append(f"{prefix}{error}")
+    return None
+
+
+def _value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
+    """Return the value of one field, with the components in it built."""
+    if isinstance(value, str) and value == MISSING_VALUE:
+        problems.append(_unset(key))
+    elif isinstance(hint, type) and issubclass(hint, Component):
+        return _make(value, key, hint, problems)
+    elif family := _family_of_values(hint):
+        if isinstance(value, Mapping):
+            return {name: _make(item, f"{key}.{name}", family, problems) for name, item in value.items()}
+        problems.append(f"{key}: got {value!r}, expected named entries")
+    elif not _fits(value, hint):
+        problems.append(f"{key}: got {value!r}, expected {_describe(hint)}")
+    else:
+        problems += _hydra_keys(value, key)
+    return deepcopy(value)
+
+
+def _hydra_keys(value: Any, key: str) -> Iterator[str]:
+    """Yield a problem for every key of a free-form value that Hydra would interpret."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name in _HYDRA_KEYS:
+                yield refused_target(f"{key}.{name}", item) if name == "_target_" else f"{key}.{name}: {_NO_EFFECT}"
+            else:
+                yield from _hydra_keys(item, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _hydra_keys(item, f"{key}[{index}]")
+
+
+def _unset(key: str) -> str:
+    return f"{key}: required, but not set; pass {key}=<value>"
+
+
+def _family_of_values(hint: Any) -> type[Component] | None:
+    """Return the component class of the values of a dict, or None for other types."""
+    arguments = get_args(hint) if get_origin(hint) is dict else ()
+    value = arguments[1] if arguments else None
+    return value if isinstance(value, type) and issubclass(value, Component) else None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value has the declared type of a field; numbers of enums are their names."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_fits(item, arguments[1]) for item in value.values())
+    if hint is Any or (isinstance(hint, type) and issubclass(hint, Enum)):  # a component converts its enums
+        return True
+    if hint is NoneType:
+        return value is None
+    if isinstance(value, bool) and hint is not bool:
+        return False
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _describe(hint: Any) -> str:
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}.get(
+        hint, " or ".join(map(_describe, get_args(hint))) if get_origin(hint) in (Union, UnionType) else str(hint)
+    )
