@@ -16,9 +16,11 @@ from typing import Any
 from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from arctic_hydra import __version__, component, config
 from arctic_hydra.cli import compose, help, multirun, search_path
+from arctic_hydra.cli.compose_errors import translate_error
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize
 from arctic_hydra.cli.run import run_one
 from arctic_hydra.errors import (
@@ -101,7 +103,12 @@ def _show(options: Any, composed: compose.Composed) -> int:
     if node is None:
         raise ConfigError(f"--package {options.package}: there is no such node in the composed config")
     with compose.closed_resolvers():
-        print(OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n", end="")
+        try:
+            print(
+                OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n", end=""
+            )
+        except OmegaConfBaseException as error:  # of Hydra's own node: that of the run is resolved already
+            raise translate_error(error, options.overrides, None) from error
     return EXIT_DONE
 
 

@@ -72,7 +72,7 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
     cls: Any = BY_TARGET[target]
     if not issubclass(cls, family):
         problems.append(
-            f"{key}._target_: got {target!r}, expected a {family.__name__}; choose the option in its config group instead of "
+            f"{key}._target_: got {target!r}, expected a subclass of {family.__name__}; choose the option in its config group instead of "
             "changing _target_"
         )
         return None

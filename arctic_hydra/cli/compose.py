@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose_errors import translate_error
+from arctic_hydra.cli.compose_errors import RESOLVERS, translate_error
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import MISSING_VALUE, flatten
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.instantiate import refused_target
-
-RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now", "hydra")
-"""The resolvers that an interpolation may call."""
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 PLUGINS = {
@@ -102,9 +99,16 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def _resolve(cfg: DictConfig) -> Composed:
+    if "_target_" not in cfg:
+        raise ConfigError(
+            f"--config-name: got {cfg.hydra.job.config_name!r}, which is no whole config; expected a file that begins with "
+            "`defaults: [config, _self_]`"
+        )
     hydra = cfg.hydra
     if refused := list(_classes_in(OmegaConf.to_container(hydra, resolve=False), "hydra")):
         raise ConfigError(refused)
+    if unknown := [text for name in ("launcher", "sweeper") for text in _unknown_keys(hydra[name], f"hydra.{name}")]:
+        raise ConfigError(unknown)
     return Composed(
         job={str(key): _plain(cfg, str(key)) for key in cfg if key != "hydra"},
         launcher=_plain(hydra, "launcher"),
@@ -140,6 +144,16 @@ def _classes_in(node: Any, key: str) -> Iterator[str]:
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _classes_in(value, f"{key}[{index}]")
+
+
+def _unknown_keys(node: DictConfig, key: str) -> Iterator[str]:
+    """Yield a problem for every key that the schema of a launcher or sweeper does not have."""
+    schema = OmegaConf.get_type(node)
+    known = [item.name for item in fields(schema)] if is_dataclass(schema) else list(node)
+    for name in node:
+        if name not in known:
+            listed = ", ".join(other for other in known if other != "_target_")
+            yield f"{key}.{name!s}: there is no such key; expected {f'one of {listed}' if listed else 'none'}"
 
 
 def apply_launcher_resources(job: dict[str, Any], launcher: Mapping[str, Any]) -> dict[str, Any]:

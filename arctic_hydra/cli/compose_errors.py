@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -20,6 +21,8 @@ from arctic_hydra.errors import ConfigError
 
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
 NAMED_SETS = ("data.sources", "data.eval_sources")
+RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now")
+"""The resolvers that an interpolation may call: none that constructs objects or reads files."""
 _ONE_TASK = (
     "each machine has one task, which starts all of its ranks; pass ranks=<number>, or hydra.launcher.gpus_per_node"
 )
@@ -36,8 +39,10 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
     chain = list(_causes(error))
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"{text.splitlines()[0]}: not a valid override; expected key=value, with quotes around special characters"
+            f"{error.override}: not a valid override; expected key=value, with quotes around special characters"
         )
+    if problem := _unreadable_file(chain):
+        return ConfigError(problem)
     if isinstance(error, MissingConfigException) and "Available options in" in text:
         return _unknown_option(text)
     if match := re.search(r"Cannot find primary config '([^']+)'", text):
@@ -69,9 +74,47 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return _unknown_key(_full_key(cause) or match[1], overrides, recompose)
         if match := re.search(r"Cannot (?:merge DictConfig with ListConfig|assign (\S+) to Dict\[str, (\w+)\])", first):
             return _list_group(overrides)
+        if problem := _interpolation_problem(first):
+            return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides)}: {problem}")
         if isinstance(cause, OmegaConfBaseException) and first:
-            return ConfigError(f"{_override_of(chain, cause)}: {first}")
-    return ConfigError(text.splitlines()[0] if text else type(error).__name__)
+            return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides) or 'config'}: {first}")
+    what = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    return ConfigError(f"{' '.join(overrides) or 'config'}: cannot be composed ({what})")
+
+
+def _unreadable_file(chain: list[BaseException]) -> str:
+    """Return the problem of a config file that cannot be read; empty if it is another problem."""
+    for cause in chain:
+        mark = getattr(cause, "problem_mark", None)
+        if isinstance(cause, yaml.MarkedYAMLError) and mark is not None:
+            return f"{mark.name}:{mark.line + 1}: {cause.problem or 'not valid YAML'}; mend this file"
+        if isinstance(cause, yaml.YAMLError | UnicodeDecodeError):
+            return f"a config file is not valid YAML in UTF-8 ({str(cause).splitlines()[0]}); mend it"
+        if isinstance(cause, OSError) and not isinstance(cause, HydraException):
+            return f"{cause.filename or 'a config file'}: {cause.strerror or cause}; check --config-dir and hydra.searchpath"
+    return ""
+
+
+def _interpolation_problem(text: str) -> str:
+    """Return what is wrong with an interpolation, from the message of OmegaConf; empty for other messages."""
+    if match := re.search(r"Unsupported interpolation type (\S+)", text):
+        return f"an interpolation calls {match[1]}, expected one of {', '.join(RESOLVERS)}"
+    if match := re.search(r"Environment variable '([^']+)' not found", text):
+        return f"the environment variable {match[1]} is not set; export it, or write ${{oc.env:{match[1]},<default>}}"
+    if (
+        "RecursionError" in text
+        or "Recursive interpolation" in text
+        or "maximum recursion depth" in text
+        or "Interpolation to parent node" in text
+    ):
+        return "its interpolations refer to each other in a circle"
+    if match := re.search(r"Missing mandatory value: (\S+)|to missing node '?([^\s']+)", text):
+        return f"its interpolation refers to {match[1] or match[2]}, which is not set"
+    if match := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"its interpolation refers to {match[1]}, but there is no such key"
+    if match := re.search(r"While dereferencing interpolation '(.+?)': (.+)", text):
+        return f"the value of {match[1]} does not fit here: {match[2][:100]}"
+    return ""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -89,7 +132,8 @@ def _override_of(chain: list[BaseException], cause: BaseException) -> str:
     for error in chain:
         if match := re.search(r"Error merging override \+*([^=\s]+)", str(error)):
             return match[1]
-    return _full_key(cause) or "config"
+    key = _full_key(cause)
+    return key if key != "_dummy_" else "an interpolation in the defaults list"
 
 
 def _unknown_option(text: str) -> ConfigError:
@@ -118,7 +162,7 @@ def _list_group(overrides: list[str]) -> ConfigError:
             )
         if item.key_or_group in LIST_GROUPS and value != []:
             return _no_such_option(item.key_or_group, str(value[0] if isinstance(value, list) else value))
-    return ConfigError(f"{' '.join(overrides)}: got a list where named entries are expected")
+    return ConfigError(f"{' '.join(overrides)}: got a list where named entries are expected, or the other way round")
 
 
 def _not_a_choice(overrides: list[str]) -> ConfigError:

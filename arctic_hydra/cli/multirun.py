@@ -31,7 +31,6 @@ _ONE_BY_ONE = "hydra_plugins.arctic_hydra.basic.OneByOneLauncher"
 """Replaces Hydra's basic launcher, which would compose each job again from files that may have changed."""
 _USED_HYDRA_KEYS = ("launcher", "sweeper", "sweep.dir", "searchpath")
 """The parts of Hydra's node that a sweep uses."""
-_NO_KEY = "there is no such key"
 RunOne = Callable[[dict[str, Any], list[str]], int]
 
 
@@ -147,35 +146,27 @@ def _launch(multirun: Multirun, controller: SweepController, grid: list[list[str
     with search_path.hydra_with() as loader:
         context: Any = HydraContext(config_loader=loader, callbacks=Callbacks())
         given: Any = {"config": multirun.master.unresolved, "hydra_context": context, "task_function": controller}
-        launcher = create_plugin("hydra.launcher", multirun.master.launcher)
+        launcher = create_plugin(multirun.master.launcher)
         if grid is not None:
             # Hydra's grid sweeper would compose every job once more, only to validate it.
             launcher.setup(**given)
             launcher.launch(grid, initial_job_idx=0)
         else:
-            sweeper = create_plugin("hydra.sweeper", multirun.master.sweeper)
+            sweeper = create_plugin(multirun.master.sweeper)
             sweeper.own_launcher = launcher
             sweeper.setup(**given)
             sweeper.sweep(multirun.overrides)
 
 
-def create_plugin(key: str, settings: Mapping[str, Any]) -> Any:
-    """Create a launcher or sweeper from plain settings, whose class `compose_config` has checked.
+def create_plugin(settings: Mapping[str, Any]) -> Any:
+    """Create a launcher or sweeper from plain settings, whose class and keys `compose_config` has checked.
 
-    Hydra's own way would resolve the settings again, and import and call what is in them. Raises ConfigError for keys that
-    the class does not take.
+    Hydra's own way would resolve the settings again, and import and call what is in them.
     """
-    arguments = {name: value for name, value in settings.items() if name != "_target_"}
-    if problems := [f"{key}.{name}: {_NO_KEY}" for name in arguments if name.startswith("_")]:
-        raise ConfigError(problems)
-    used = _ONE_BY_ONE if settings["_target_"] == compose.BASIC_LAUNCHER else settings["_target_"]
-    module, _, name = used.rpartition(".")
+    target = _ONE_BY_ONE if settings["_target_"] == compose.BASIC_LAUNCHER else settings["_target_"]
+    module, _, name = target.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        unknown = str(error).rpartition("argument ")[2].strip("'")
-        raise ConfigError(f"{key}.{unknown}: {_NO_KEY}") from error
+    return cls(**{key: value for key, value in settings.items() if key != "_target_"})
 
 
 def _sweep(multirun: Multirun, jobs: list[Job], is_grid: bool) -> Sweep:

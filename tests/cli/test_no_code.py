@@ -1,0 +1,190 @@
+"""No config runs code: each way to name code, in each place that takes a value.
+
+The module `evil` can be imported, and leaves a file when it is imported or called. Nothing here may do either.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arctic_hydra.__main__ import main
+from arctic_hydra.run_directory import RunDirectory, write_json
+from tests.command import SMALL, environment, only_run, run
+from tests.composing import composed
+
+WAYS = {
+    "target": "{_target_:evil.f}",
+    "target of a registered class": "{_target_:arctic_hydra.optimizer.adamw.AdamWFactory}",
+    "target in a module of ours": "{_target_:arctic_hydra.run_directory.os.mkdir,_args_:[called]}",
+    "partial": "{_target_:evil.f,_partial_:true}",
+    "pickle": "{_target_:torch.load,f:data.pt,weights_only:false}",
+    "resolver": "'${oc.create:${oc.env:EVIL_NODE}}'",
+    "escaped resolver": r"'\${oc.create:{_target_:evil.f}}'",
+    "twice escaped resolver": r"'\\\${oc.create:{_target_:evil.f}}'",
+    "resolver in an environment variable": "${oc.env:EVIL}",
+    "decoded environment variable": "'${oc.decode:${oc.env:EVIL}}'",
+    "decoded node": "'${oc.decode:${oc.env:EVIL_NODE}}'",
+    "eval": "${eval:1}",
+}
+PLACES = {
+    "model.hf_config_kwargs={x:VALUE}": [],
+    "deepspeed.config={x:VALUE}": [],
+    "tokenizer.chat_template=VALUE": [],
+    "log.print_ranks=VALUE": [],
+    "optimizer=VALUE": [],
+    "+optimizer.x=VALUE": [],
+    "data.sources.chat.split=VALUE": [],
+    "output_root=VALUE": [],
+    "+hydra.callbacks.x=VALUE": [],
+    "+hydra.job_logging.formatters.x=VALUE": [],
+    "hydra.searchpath=[VALUE]": [],
+    "+hydra.launcher.x=VALUE": ["-m"],
+    "hydra.launcher.comment=VALUE": ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"],
+    "hydra.launcher.additional_parameters={x:VALUE}": ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"],
+    "hydra.sweeper.pruner_kwargs={x:VALUE}": ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=0", "seed=1,2"],
+}
+"""Places that take a value, each with the further arguments that make the command use it."""
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory whose modules can be imported, as by a user with a careless PYTHONPATH."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "evil.py").write_text(
+        "import os\nopen(os.environ['EVIL_FILE'], 'w').close()\ndef f(*a, **k):\n    open(os.environ['EVIL_FILE'], 'w').close()\n"
+    )
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, ("called",)
+
+    (tmp_path / "data.pt").write_bytes(pickle.dumps(Payload()))
+    monkeypatch.setenv("EVIL", "${oc.create:{_target_:evil.f}}")
+    monkeypatch.setenv("EVIL_NODE", "{_target_: evil.f}")
+    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "called"))
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # `--info` adds one, for the output of this test
+    return tmp_path
+
+
+def assert_nothing_ran(evil: Path) -> None:
+    assert not (evil / "called").exists()
+    assert "evil" not in sys.modules
+
+
+EVERY_WAY = ("model.hf_config_kwargs={x:VALUE}", "hydra.launcher.comment=VALUE")
+"""Places that the quick table tries in every way; the others in the ways of `FEW`."""
+FEW = ("target", "escaped resolver", "decoded environment variable")
+CASES = [(place, way, way not in FEW and place not in EVERY_WAY) for place in PLACES for way in WAYS]
+
+
+@pytest.mark.parametrize(
+    ("place", "way"),
+    [
+        pytest.param(place, way, marks=[pytest.mark.faults, pytest.mark.long] if slow else [])
+        for place, way, slow in CASES
+    ],
+)
+def test_no_value_runs_code(place: str, way: str, evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Composed, checked, and printed with its interpolations resolved, which used to resolve them once more."""
+    arguments = [place.replace("VALUE", WAYS[way]), *PLACES[place]]
+    if "-m" not in arguments and "hydra/launcher=slurm" not in arguments:
+        arguments = ["--cfg", "all" if "hydra" in place else "job", "--resolve", *arguments]
+    code = main(arguments)
+    printed = capsys.readouterr()
+    assert code in (0, 2)
+    assert (code == 2) == printed.err.startswith("error: "), printed.err
+    assert "Traceback" not in printed.err
+    assert_nothing_ran(evil)
+
+
+FILES = {
+    "a search path": "defaults: [config, _self_]\nhydra: {searchpath: ['pkg://evil']}\n",
+    "a structured search path": "defaults: [config, _self_]\nhydra: {searchpath: ['structured://evil']}\n",
+    "a callback": "defaults: [config, _self_]\nhydra: {callbacks: {x: {_target_: evil.f}}}\n",
+    "logging": "defaults: [config, _self_]\nhydra: {job_logging: {formatters: {x: {(): evil.f}}}}\n",
+    "a launcher": "defaults: [config, _self_]\nhydra: {launcher: {_target_: evil.f}}\n",
+    "an escaped interpolation": "defaults: [config, _self_]\ntokenizer: {chat_template: '\\${oc.create:{_target_:evil.f}}'}\n",
+    "a YAML tag": "defaults: [config, _self_]\nname: !!python/object/apply:evil.f []\n",
+    "a target": "defaults: [config, _self_]\noptimizer: {_target_: evil.f}\n",
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_no_config_file_runs_code(what: str, evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (evil / "mine").mkdir()
+    (evil / "mine" / "own.yaml").write_text(FILES[what])
+    for arguments in (["--cfg", "job", "--resolve"], ["--info", "config"], ["-m", "seed=1,2"]):
+        if what == "an escaped interpolation" and "-m" in arguments:
+            continue  # a valid sweep, which would train
+        allowed = {0} if what == "an escaped interpolation" else {0, 2} if "--info" in arguments else {2}
+        assert main([*arguments, "--config-dir", "mine", "--config-name", "own"]) in allowed, arguments
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        assert_nothing_ran(evil)
+
+
+@pytest.mark.parametrize("path", ["pkg://evil", "structured://evil", "pkg://evil.sub", "file://lib/../nowhere", "evil"])
+@pytest.mark.parametrize("arguments", [["--info", "all"], ["task=check"]])
+def test_the_search_path_takes_directories(
+    path: str, arguments: list[str], evil: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, f"hydra.searchpath=[{path}]"]) == 2
+    assert f"error: hydra.searchpath: got {path!r}, expected " in capsys.readouterr().err
+    assert_nothing_ran(evil)
+
+
+def test_a_run_file_is_plain_data(evil: Path) -> None:
+    """An edited `run.json` neither names code nor interpolates, for the rank that reads it and for a sweep that retries it."""
+    directory = RunDirectory(evil / "edited")
+    directory.create()
+    tree = composed("model.hf_config_kwargs={x:1}")
+    for value, said in (
+        ({"_target_": "evil.f"}, "model.hf_config_kwargs.x._target_: got 'evil.f', which is not allowed"),
+        ({"_args_": [1]}, "model.hf_config_kwargs.x._args_: a key that Hydra interprets"),
+    ):
+        tree["model"]["hf_config_kwargs"] = {"x": value}
+        write_json(directory.run_file, {"config": tree})
+        rank = subprocess.run(
+            [sys.executable, "-m", "arctic_hydra.worker", str(directory.run_file)],
+            env=environment(PYTHONPATH=os.pathsep.join([str(evil / "lib"), os.environ["PYTHONPATH"]])),
+            capture_output=True,
+            text=True,
+            cwd=evil,
+        )
+        assert rank.returncode == 2, rank.stderr
+        assert said in directory.errors()[0]["message"]
+        assert_nothing_ran(evil)
+
+
+def test_the_working_directory_is_not_imported_from(tmp_path: Path) -> None:
+    """`python -m` puts it first on the path: modules, Hydra plugins and the metadata of an extension, beside the data."""
+    for name in ("torch.py", "yaml.py", "evil_extension.py", "hydra_plugins/evil.py", "hydra_plugins/evil/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("open('called', 'w').close()\n")
+    metadata = tmp_path / "evil-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[arctic_hydra]\nevil = evil_extension\n")
+    for arguments in ("--cfg job", "task=check"):
+        run(arguments, tmp_path, fresh=True)
+        assert not (tmp_path / "called").exists()
+
+
+def test_text_with_a_dollar_sign_reaches_the_run_unchanged(tmp_path: Path) -> None:
+    """Resolved text used to be parsed once more, so a value that holds `${` was lost or an error."""
+    text = "price: ${5} and ${oc.env:HOME}"
+    override = "model.hf_config_kwargs={note:'" + text.replace("$", "\\$") + "'}"
+    run(f"{SMALL} trainer.train_iters=1 tracking=[] {shlex.quote(override)}", tmp_path)
+    exported = json.loads((only_run(tmp_path) / "export" / "config.json").read_text())
+    assert exported["note"] == text
