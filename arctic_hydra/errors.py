@@ -69,6 +69,17 @@ class RunLockedError(ArcticHydraError, RuntimeError):
 
 
 def print_error(error: ArcticHydraError) -> None:
-    """Print each problem on one line to standard error."""
+    """Print each problem to standard error, those of a config on one line each."""
     for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        text = printable(problem, keep="" if isinstance(error, ConfigError) else "\n\t")
+        print(f"error: {text}", file=sys.stderr)
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Return text whose control characters and lone surrogates, other than those in `keep`, are written as escapes.
+
+    Values in a message may come from a file or a command line; as they are, they could steer the terminal.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode() for letter in text
+    )
