@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -33,7 +34,8 @@ from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.human_numbers import integer
+from arctic_hydra.hub import holds_path
+from arctic_hydra.human_numbers import integer, shorten
 from arctic_hydra.instantiate import create
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
@@ -49,6 +51,8 @@ else:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")
+LARGEST_SEED = 2**64 - 2**20  # torch takes 64 bits, and each rank adds its index
+LARGEST_RANKS, LARGEST_NNODES = 1024, 100_000
 
 HIGHER_IS_BETTER = (
     "accuracy",
@@ -177,15 +181,21 @@ class Run(Component):
 
     def validate(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ValueError(f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-', at most 100")
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
-        if self.preview_examples < 1:
-            raise ValueError(f"preview_examples: got {self.preview_examples}, expected 1 or more")
-        if self.ranks != "auto" and not (self.ranks.isdigit() and int(self.ranks) > 0):
-            raise ValueError(f"ranks: got {self.ranks!r}, expected auto or a positive number")
-        if self.nnodes < 1:
-            raise ValueError(f"nnodes: got {self.nnodes}, expected 1 or more")
+            raise ValueError(f"name: got {shorten(self.name)}, expected letters, digits, '.', '_' and '-', at most 100")
+        for key, least, most in (
+            ("seed", 0, LARGEST_SEED),
+            ("preview_examples", 1, 10_000),
+            ("nnodes", 1, LARGEST_NNODES),
+        ):
+            if not least <= getattr(self, key) <= most:
+                raise ValueError(f"{key}: got {shorten(getattr(self, key))}, expected {least} to {most:,}")
+        few = len(self.ranks) <= 9 and self.ranks.isdecimal() and 1 <= int(self.ranks) <= LARGEST_RANKS
+        if self.ranks != "auto" and not few:
+            raise ValueError(
+                f"ranks: got {shorten(self.ranks)}, expected auto or 1 to {LARGEST_RANKS:,}, on each machine"
+            )
+        if not self.objective.strip():
+            raise ValueError(f"objective: got {self.objective!r}, expected auto or a metric such as eval/accuracy")
         if not 0 <= self.node_rank < self.nnodes:
             raise ValueError(
                 f"node_rank: got {self.node_rank}, expected 0 to {self.nnodes - 1} with nnodes={self.nnodes}"
@@ -336,15 +346,10 @@ def absolute_paths(tree: Any, base: Path) -> Any:
     """Return a plain config with absolute paths: converts the values of path-like keys that exist below `base` or that
     are unambiguous paths (`./x`, `~/x`)."""
     if isinstance(tree, dict):
-        tree = {k: _absolute(v, base) if _holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
-        if isinstance(tree.get("output_root"), str):  # need not exist yet
-            tree["output_root"] = str((base / Path(tree["output_root"]).expanduser()).absolute())
+        tree = {k: _absolute(v, base) if holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        if isinstance(tree.get("output_root"), str) and tree["output_root"]:  # need not exist yet
+            tree["output_root"] = str((base / os.path.expanduser(tree["output_root"])).absolute())
     return tree
-
-
-def _holds_path(key: str) -> bool:
-    names = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint", "hostfile")
-    return key in names or key.endswith(("_path", "_dir"))
 
 
 def _absolute(value: Any, base: Path) -> Any:
@@ -352,8 +357,8 @@ def _absolute(value: Any, base: Path) -> Any:
         return [_absolute(item, base) for item in value]
     if not isinstance(value, str) or not value or "://" in value or "\n" in value or "{" in value:
         return value
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     glob = any(letter in value for letter in "*?[")
-    if path.is_absolute() or glob or value.startswith(("./", "../", "~")) or (base / path).exists():
+    if path.is_absolute() or glob or value.startswith(("./", "../", "~")) or os.path.exists(base / path):
         return str((base / path).absolute())
     return value

@@ -6,26 +6,33 @@ access it; the others are pure.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
-from arctic_hydra.component import Component
+from arctic_hydra.component import Component, default_of
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.hub import holds_path
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.names import VARLEN_ATTENTION
 
 if TYPE_CHECKING:
     from arctic_hydra.config import Run
+
+LONGEST_NAME, LONGEST_PATH = 255, 3500
+"""Limits in bytes of Linux file systems, 4,096 for a whole path less what a run appends to it."""
 
 
 def problems(run: Run) -> Iterator[str]:
     """Yield the problems that do not depend on the machine."""
     if run.task.name != "preview":  # a preview builds only data and tokenizer, so the trainer need not support them
         yield from compatibility(run)
+    yield from _path_problems(run, run)
     yield from _task_problems(run)
     yield from combinations.problems(
         run.converter,
@@ -41,6 +48,37 @@ def problems(run: Run) -> Iterator[str]:
     yield from _memory_problems(run)
     yield from _evaluation_problems(run)
     yield from _checkpoint_problems(run)
+
+
+def _path_problems(owner: Component, run: Run, key: str = "") -> Iterator[str]:
+    """Yield each path below `owner` that no file system can hold; a blank one would mean the working directory."""
+    for item in fields(owner):
+        value, name = getattr(owner, item.name), f"{key}{item.name}"
+        held = (
+            {f"{name}.{inner}": child for inner, child in value.items()} if isinstance(value, dict) else {name: value}
+        )
+        for inner, child in held.items():
+            if isinstance(child, Component) and child is not run:
+                yield from _path_problems(child, run, f"{inner}.")
+        if holds_path(item.name) and value != default_of(item):
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, str) and (problem := _path_problem(path)):
+                    yield f"{name}: got {shorten(path)}, {problem}"
+            if value == []:
+                yield f"{name}: got an empty list, expected at least one path"
+
+
+def _path_problem(path: str) -> str:
+    if not path.strip():
+        return "expected a path; `.` means the working directory"
+    if "\0" in path:
+        return "which contains a null character, expected a path"
+    if "\n" in path or "{" in path or "://" in path:  # a template or a URL
+        return ""
+    sizes = [len(os.fsencode(part)) for part in path.split("/")]
+    if max(sizes) > LONGEST_NAME or sum(sizes) + len(sizes) > LONGEST_PATH:
+        return f"expected a path of at most {LONGEST_PATH:,} bytes, with names of at most {LONGEST_NAME}"
+    return ""
 
 
 def compatibility(run: Run) -> Iterator[str]:
@@ -189,6 +227,7 @@ def _memory_problems(run: Run) -> Iterator[str]:
 def environment_problems(run: Run) -> Iterator[str]:
     """Yield what the run needs and this machine lacks; read-only, does not import torch."""
     yield from _missing_starts(run)
+    yield from _kill_switch_problems(run)
     for slot in fields(run):
         value = getattr(run, slot.name)
         many = isinstance(value, dict)
@@ -211,6 +250,19 @@ def environment_problems(run: Run) -> Iterator[str]:
 def _missing_starts(run: Run) -> Iterator[str]:
     """Yield start paths that do not exist; step numbers and `best` are resolved later, in the run's own checkpoints."""
     for key, value in (("init_from", run.init_from), ("from_checkpoint", run.from_checkpoint)):
-        is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdigit()))
+        is_path = value is not None and not (key == "from_checkpoint" and (value == "best" or value.isdecimal()))
         if is_path and not Path(str(value)).is_dir():
             yield f"{key}: got {value}, which is not a directory; expected an export, a checkpoint or a run directory"
+
+
+def _kill_switch_problems(run: Run) -> Iterator[str]:
+    """Yield a kill switch in a folder that does not exist, where nobody could create the file; runs create their own folder."""
+    switch = run.trainer.kill_switch_path
+    if switch is None:
+        return
+    folder, root = Path(switch).absolute().parent, Path(run.output_root).absolute()
+    if not folder.is_dir() and root not in (folder, *folder.parents):
+        yield (
+            f"trainer.kill_switch_path: got {switch}, but there is no folder {folder} to create the file in; create it, or "
+            f"remove trainer.kill_switch_path to use STOP in the run directory"
+        )

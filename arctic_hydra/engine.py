@@ -5,7 +5,6 @@ The only module that imports deepspeed.
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from abc import abstractmethod
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import Component, component
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
 from arctic_hydra.optimizer import deepspeed_ops
 
@@ -22,19 +22,6 @@ if TYPE_CHECKING:
     import deepspeed
     import torch
 
-# Top-level keys that DeepSpeed reads; it silently ignores all others, so a typo would go unnoticed.
-KNOWN_KEYS = frozenset(
-    """activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comms_logger communication_data_type
-    compile compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
-    disable_allgather disable_python_gc dump_state eigenvalue elasticity flops_profiler fp16
-    gradient_accumulation_steps gradient_allreduce_op gradient_clipping gradient_predivide_factor hybrid_engine
-    load_universal_checkpoint log_level managed_gradient_accumulation memory_breakdown monitor_config nebula
-    optimizer pipeline pld prescale_gradients progressive_layer_drop quantize_training scheduler
-    seq_parallel_communication_data_type sequence_parallel_size sparse_attention sparse_gradients steps_per_print
-    tensor_parallel tensorboard torch_autocast train_batch_size train_micro_batch_size_per_gpu
-    use_data_before_expert_parallelism use_node_local_storage wall_clock_breakdown wandb weight_quantization
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization zenflow""".split()
-)
 _OURS = {"optimizer": "the config group optimizer", "scheduler": "the config group scheduler"}
 
 
@@ -59,9 +46,9 @@ class EngineFactory(Component):
     @property
     def offloads(self) -> bool:
         """Whether the optimizer steps on the CPU, through our fields or the free-form configuration."""
-        zero = self.config.get("zero_optimization", {})
-        chosen = zero.get("offload_optimizer", {}) if isinstance(zero, dict) else {}
-        return self.offload_optimizer or (chosen or {}).get("device", "none") != "none"
+        zero = self.config.get("zero_optimization")
+        chosen = zero.get("offload_optimizer") if isinstance(zero, dict) else None
+        return self.offload_optimizer or (isinstance(chosen, dict) and chosen.get("device", "none") != "none")
 
     @abstractmethod
     def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
@@ -99,13 +86,21 @@ class ZeROFactory(EngineFactory):
 
     def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
         """Yield each value of `config` that is unknown or contradicts the run."""
-        for key in self.config:
-            if key in _OURS:
-                yield f"deepspeed.config.{key}: is set by {_OURS[key]}; remove it here"
-            elif key not in KNOWN_KEYS:
-                near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                yield f"deepspeed.config.{key}: DeepSpeed has no such key{hint}"
+        if not self.config:
+            return
+        from arctic_hydra.assets import deepspeed_keys  # reads its table, which runs without such keys do not need
+
+        refused = list(deepspeed_keys.problems(self.config))
+        yield from refused
+        for problem in self._contradictions(micro_batch_size, accumulation, world_size, dtype):
+            section = ".".join(problem.partition(":")[0].split(".")[:3])
+            if not any(line.startswith(section) for line in refused):
+                yield problem
+
+    def _contradictions(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
+        """Yield each value of `config` that differs from the run's own."""
+        for key in _OURS.keys() & self.config.keys():
+            yield f"deepspeed.config.{key}: is set by {_OURS[key]}; remove it here"
         total = micro_batch_size * accumulation * world_size
         product = (
             f"micro_batch_size {micro_batch_size} x gradient_accumulation_steps {accumulation} x ranks {world_size}"
@@ -124,6 +119,10 @@ class ZeROFactory(EngineFactory):
                 f"deepspeed.config.zero_optimization.stage: got {zero['stage']}, but the chosen option has stage {self.stage}; "
                 f"pass deepspeed=zero{zero['stage']}"
             )
+        for name in ("offload_param", "offload_optimizer"):
+            chosen = zero.get(name) if isinstance(zero, dict) else None
+            if isinstance(chosen, dict) and chosen.get("device") == "nvme" and not chosen.get("nvme_path"):
+                yield f"deepspeed.config.zero_optimization.{name}.device: got nvme, but nvme_path is not set; set it to a local folder"
         for key, owner in (("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16")):
             section = self.config.get(key)
             if isinstance(section, dict) and bool(section.get("enabled", True)) != (dtype == owner):
@@ -175,7 +174,8 @@ def model_init(config: dict[str, Any]) -> Iterator[None]:
     ds.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)  # takes over torch's group
     keep_alive = HfDeepSpeedConfig(config)
     try:
-        yield
+        with _explain_config_errors(ds.__version__):
+            yield
     finally:
         unset_hf_deepspeed_config()
         del keep_alive
@@ -245,12 +245,32 @@ def initialize(
     if any("ns_method" in group for group in optimizer.param_groups):  # DeepSpeed's Muon needs whole gradients
         config["zero_optimization"] = {"reduce_scatter": False, **config["zero_optimization"]}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
-    with _undo_initial_step(optimizer):
+    with _undo_initial_step(optimizer), _explain_config_errors(ds.__version__):
         engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
     for name, buffer in engine.module.named_buffers():
         if name in buffers and buffer.dtype != buffers[name].dtype:
             buffer.data = buffers[name].to(buffer.device)
     return engine  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _explain_config_errors(version: str) -> Iterator[None]:
+    """Turn an error of DeepSpeed about its configuration into a ConfigError.
+
+    `deepspeed_keys` finds errors of single keys before any rank starts, but not of their combinations, such as
+    `compute_grad_norm: false` at ZeRO-3.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        found = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
+        problems = [f"deepspeed.config: {key + ': ' if key else ''}{text} (DeepSpeed {version})" for key, text in found]
+        raise ConfigError(problems) from error
+    except DeepSpeedConfigError as error:
+        raise ConfigError(f"deepspeed.config: {' '.join(str(error).split())} (DeepSpeed {version})") from error
 
 
 @contextmanager

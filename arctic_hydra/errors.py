@@ -81,5 +81,6 @@ def printable(text: str, keep: str = "\n\t") -> str:
     Values in a message may come from a file or a command line; as they are, they could steer the terminal.
     """
     return "".join(
-        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode() for letter in text
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
+        for letter in text
     )

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+PATH_KEYS = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint", "hostfile")
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 
 def looks_like_path(name: str) -> bool:
     """Whether `name` is a path rather than a hub id (`name` or `owner/name`)."""
-    return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1 or Path(name).exists()
+    return (
+        name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1 or os.path.exists(name)
+    )
+
+
+def holds_path(key: str) -> bool:
+    """Whether the config field `key` holds a path, or what may be one."""
+    return key in PATH_KEYS or key.endswith(("_path", "_dir"))
 
 
 def hub_reachable(timeout_seconds: float = 3.0) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 else:
     HumanInt = HumanFloat = int | float | str
 
+LARGEST = 10**15
+"""Largest number that a field accepts unless it declares its own maximum: exact as a float, and more than any machine holds."""
 FORMS = "a number such as 1000, 1_000, 1e-6, 2^20, 50%, 1K/M/B/T (powers of 1000) or 1Ki/Mi/Gi/Ti (powers of 1024)"
 
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12} | {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -32,13 +34,24 @@ def parse_human_number(value: int | float | str) -> int | float:
     """Return `value` as a number: an int if it is integral and not written as a float.
 
     Returns ints and floats unchanged (bool is refused) and parses the forms in `FORMS`, in upper or lower case.
-    `-2^2` is -4, as in mathematics. Raises ValueError for anything else.
+    `-2^2` is -4, as in mathematics. Raises ValueError for anything else, and for numbers that are out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"got {value!r}, expected {FORMS}")
     if not isinstance(value, str):
         return value
     text = value.strip().replace("_", "").lower()
+    try:
+        number = _parse(text)
+    except (ArithmeticError, ValueError) as error:  # 2^9999, 0^-1, or more digits than Python converts
+        raise ValueError(f"got {shorten(value)}, which is out of range, expected {FORMS}") from error
+    if number is None:
+        raise ValueError(f"got {shorten(value)}, expected {FORMS}")
+    return number
+
+
+def _parse(text: str) -> int | float | None:
+    """Return the number in one of the `FORMS`, or None; raises ArithmeticError or ValueError if Python cannot represent it."""
     if match := _PERCENT.fullmatch(text):
         return float(match[1]) / 100
     if match := _POWER.fullmatch(text):
@@ -48,7 +61,13 @@ def parse_human_number(value: int | float | str) -> int | float:
         return _integral(float(match[1]) * _SUFFIXES[match[2]])
     if _PLAIN.fullmatch(text):
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-    raise ValueError(f"got {value!r}, expected {FORMS}")
+    return None
+
+
+def shorten(value: Any, width: int = 80) -> str:
+    """Return the representation of a value for an error message, cut in the middle if it is long."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width - 23]}...{text[-20:]}"
 
 
 def _integral(number: float) -> int | float:
@@ -61,32 +80,33 @@ class NumberRule:
 
     integer: bool
     minimum: float | None = None
-    maximum: float | None = None
+    maximum: float = LARGEST
 
     def convert(self, value: Any) -> int | float:
         """Return the converted number. Raises ValueError, with what it got and expected, if `value` is invalid."""
         number = parse_human_number(value)
-        if not math.isfinite(number):
-            raise ValueError(f"got {value!r}, expected a finite number")
-        if self.integer:
-            if number != int(number):
-                raise ValueError(f"got {value!r}, expected a whole number")
-            number = int(number)
-        else:
-            number = float(number)
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"got {shorten(value)}, expected a finite number")
+        if self.integer and number != int(number):
+            raise ValueError(f"got {shorten(value)}, expected a whole number")
         if self.minimum is not None and number < self.minimum:
-            raise ValueError(f"got {value!r}, expected {self.minimum:g} or more")
-        if self.maximum is not None and number > self.maximum:
-            raise ValueError(f"got {value!r}, expected {self.maximum:g} or less")
-        return number
+            raise ValueError(f"got {shorten(value)}, expected {_format_bound(self.minimum)} or more")
+        if number > self.maximum or number < -LARGEST:
+            bound = f"{_format_bound(self.maximum)} or less" if number > 0 else f"{_format_bound(-LARGEST)} or more"
+            raise ValueError(f"got {shorten(value)}, expected {bound}")
+        return int(number) if self.integer else float(number)
 
 
-def integer(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+def _format_bound(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) and abs(bound) > 1000 else f"{bound:g}"
+
+
+def integer(default: Any = MISSING, *, minimum: float | None = None, maximum: float = LARGEST) -> Any:
     """Return a dataclass field that is converted to an integer; None is allowed if it is the default."""
     return field(default=default, metadata={"number": NumberRule(True, minimum, maximum)})
 
 
-def number(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+def number(default: Any = MISSING, *, minimum: float | None = None, maximum: float = LARGEST) -> Any:
     """Return a dataclass field that is converted to a float; None is allowed if it is the default."""
     return field(default=default, metadata={"number": NumberRule(False, minimum, maximum)})
 

@@ -61,6 +61,14 @@ def test_parse_refuses(text):
         parse_human_number(text)
 
 
+@pytest.mark.parametrize("text", ["2^9999", "0^-1", "9" * 5000, "-2^1e9"])
+def test_numbers_that_cannot_be_represented_are_refused(text):
+    with pytest.raises(ValueError, match="expected a number such as") as caught:
+        parse_human_number(text)
+    assert len(str(caught.value)) < 300
+    assert convert_leaves({"key": text}) == {"key": text}
+
+
 @dataclass(kw_only=True)
 class Sizes(Component):
     rows: HumanInt = integer(1, minimum=1, maximum=1000)
@@ -85,6 +93,10 @@ def test_fields_are_converted_once():
         ({"rate": -1}, "rate: got -1, expected 0 or more"),
         ({"rate": math.inf}, "rate: got inf, expected a finite number"),
         ({"rate": True}, "rate: got True, expected a number"),
+        ({"rate": 1e300}, "rate: got 1e+300, expected 1,000,000,000,000,000 or less"),
+        ({"limit": 10**400}, "expected 1,000,000,000,000,000 or less"),
+        ({"limit": -1e30}, "limit: got -1e+30, expected -1,000,000,000,000,000 or more"),
+        ({"limit": "1e400"}, "limit: got '1e400', expected a finite number"),
     ],
 )
 def test_fields_refuse(values, text):

@@ -42,7 +42,7 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
     newest one falls back to an older one.
     """
     store = CheckpointStore(root, distributed.World.from_env().rank)
-    if which is not None and which != "best" and not which.isdigit():
+    if which is not None and which != "best" and not which.isdecimal():
         path = Path(which)
         nested = [path, path / "checkpoints"]
         holder = next((folder for folder in nested if CheckpointStore(folder, 1).steps()), None)
@@ -69,6 +69,12 @@ def find_weights(path: Path) -> Weights:
     """Return the weights that `init_from` selects: an export, a checkpoint, or a run directory (its newest checkpoint)."""
     if is_export(path):
         return Weights(path, None)
+    pickles = sorted(file.name for suffix in ("bin", "pt", "pth", "pkl") for file in path.glob(f"*.{suffix}"))
+    if pickles:
+        raise CheckpointError(
+            f"init_from: {path} holds {', '.join(pickles[:_SHOWN])}, but pickled weights are not loaded, because reading them "
+            f"can run code; expected *.safetensors, a checkpoint of a run or a run directory; save the model again as safetensors"
+        )
     return find_checkpoint(path, str(path))
 
 
@@ -169,6 +175,18 @@ def _summarize(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
+def _files_of_index(index: Path) -> list[str]:
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} cannot be read ({type(error).__name__}: {error}); get the export again"
+        ) from error
+    if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index} names {outside[0]!r}, expected files beside it; get the export again")
+    return files
+
+
 def _read_export(path: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -176,7 +194,7 @@ def _read_export(path: Path) -> Iterator[tuple[str, Any]]:
     index = path / "model.safetensors.index.json"
     files = [ADAPTER] if (path / ADAPTER).exists() else ["model.safetensors"]
     if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = _files_of_index(index)
     for name in files:
         try:
             yield from load_file(path / name).items()

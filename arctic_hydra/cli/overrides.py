@@ -33,12 +33,20 @@ def normalize(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
-    value = _POWER.sub(lambda match: str(parse_human_number(match[1])), value)
+    value = _POWER.sub(_power, value)
     if _SPLIT_KEY.fullmatch(key):
         value = _QUOTED_OR_SLICE.sub(lambda match: match[0] if match[1] else f"'{match[0]}'", value)
     if not key.startswith(("+", "~")) and _free_form() & set(key.split(".")[1:]):
         key = f"++{key}"
     return f"{key}={value}"
+
+
+def _power(match: re.Match[str]) -> str:
+    """Return a power as a plain number; one that is out of range as text, which the check of its field refuses."""
+    try:
+        return str(parse_human_number(match[1]))
+    except ValueError:
+        return f"'{match[1]}'"
 
 
 @cache

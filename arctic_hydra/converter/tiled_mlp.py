@@ -28,7 +28,7 @@ GATED = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
 class TiledMLP(ModelConverter):
     """Every gated MLP of the model processes its tokens in tiles."""
 
-    tiles: HumanInt = integer(8, minimum=2)
+    tiles: HumanInt = integer(8, minimum=2, maximum=1_000_000)
     """Tiles per row; the same on every rank, so that ZeRO-3 gathers weights equally often."""
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:

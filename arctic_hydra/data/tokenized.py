@@ -51,7 +51,7 @@ class MixBy(Enum):
 class TokenizedDataFactory(DataFactory):
     """Rows are tokenized once, cached, and served as packs or padded rows; the base of the built-in data factories."""
 
-    max_length: HumanInt = integer(2048, minimum=2)
+    max_length: HumanInt = integer(2048, minimum=2, maximum=10**9)
     """Maximum tokens per example and per pack."""
     packing: bool = True
     """Pack several examples into one row without padding; they cannot attend to each other."""
@@ -65,18 +65,18 @@ class TokenizedDataFactory(DataFactory):
     """How to handle malformed rows: `error` stops, `drop` skips and counts them."""
     train_eval_split: list[Any] = field(default_factory=lambda: [1.0, 0.0])
     """Shares of the sources' rows for training and for evaluation; they sum to 1."""
-    num_proc: HumanInt | None = integer(None, minimum=1)
+    num_proc: HumanInt | None = integer(None, minimum=1, maximum=4096)
     """Processes that tokenize; all cores when unset."""
     cache: bool = True
     """Cache tokenized data for later runs (`on`), or tokenize in every process of every run (`off`)."""
     cache_dir: str | None = None
     """Directory of the cache of tokenized data; `$XDG_CACHE_HOME/arctic_hydra` when unset."""
-    prefetch_steps: HumanInt = integer(2, minimum=0)
+    prefetch_steps: HumanInt = integer(2, minimum=0, maximum=1_000_000)
     """Optimizer steps to prefetch in a background thread; 0 builds each batch on demand."""
 
     streaming: bool = False
     """Read, tokenize and pack during training, without a copy on disk; needs `trainer.train_iters`."""
-    buffer_rows: HumanInt = integer(10_000, minimum=1)
+    buffer_rows: HumanInt = integer(10_000, minimum=1, maximum=10**9)
     """Rows of a stream that are shuffled and packed together; a larger buffer mixes and packs better."""
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(("num_proc", "cache", "cache_dir", "prefetch_steps"))
@@ -168,6 +168,7 @@ class TokenizedDataFactory(DataFactory):
         from arctic_hydra.data.prepare.key import cache_key
         from arctic_hydra.data.prepare.row_report import (
             RowReport,
+            warn_about_blank_answers,
             warn_about_dropped_reasoning,
             warn_about_stop_token,
             warn_about_unsupervised_rows,
@@ -193,6 +194,7 @@ class TokenizedDataFactory(DataFactory):
             warn_about_unsupervised_rows(self._key(split, name), store.report)
             warn_about_stop_token(self._key(split, name), RowReport.from_dict(store.report), tokenizer)
             warn_about_dropped_reasoning(self._key(split, name), store.report["thoughts_left_out"])
+            warn_about_blank_answers(self._key(split, name), store.report.get("blank_answers", 0))
         return store
 
     @abstractmethod

@@ -146,8 +146,10 @@ def read_hostfile(path: Path) -> tuple[list[str], int]:
 
     Raises ConfigError for a missing file, a malformed line, a repeated host, and unequal slots.
     """
-    if not path.is_file():
-        raise ConfigError(f"hostfile: got {path}, but there is no such file; expected lines such as `node1 slots=8`")
+    if not os.path.isfile(path):  # of a name that is too long, Path.is_file raises
+        raise ConfigError(
+            f"hostfile: got {str(path)[:250]}, but there is no such file; expected lines such as `node1 slots=8`"
+        )
     slots: dict[str, int] = {}
     try:
         text = path.read_text(encoding="utf-8")

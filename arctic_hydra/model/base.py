@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
 from arctic_hydra.distributed import count_gpus
-from arctic_hydra.errors import ModelError
+from arctic_hydra.errors import FieldError, ModelError
 from arctic_hydra.model.layers import layers
 from arctic_hydra.model.names import ATTENTION, DTYPE_ALIASES, FLASH_PACKAGES, NEEDS_CUDA, VARLEN_ATTENTION
 
@@ -80,6 +81,8 @@ class ModelFactory(Component):
                 f"activation_checkpoint_every_n_layers: got {every}, which has no effect beside "
                 f"disable_activation_checkpoint=true; drop one of them"
             )
+        if problems := list(config_value_problems(self.__dict__.get("hf_config_kwargs", {}), "hf_config_kwargs")):
+            raise FieldError(problems)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -189,6 +192,19 @@ class ModelFactory(Component):
             for index, layer in enumerate(layers(model)):
                 layer.gradient_checkpointing = index % self.activation_checkpoint_every_n_layers == 0
         return model
+
+
+def config_value_problems(values: dict[str, Any], key: str) -> Iterator[tuple[str, str]]:
+    """Yield key and text of each value that no architecture can use, but that only its first forward pass would refuse."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from config_value_problems(value, f"{key}.{name}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{key}.{name}", f"got {value!r}, expected a finite number"
+        elif str(name).endswith(("dropout", "_drop", "_pdrop", "dropout_prob", "dropout_rate")) and not (
+            value is None or isinstance(value, bool) or (isinstance(value, int | float) and 0 <= value <= 1)
+        ):
+            yield f"{key}.{name}", f"got {value!r}, expected a probability from 0 to 1"
 
 
 def freeze_unused_towers(model: PreTrainedModel) -> None:

@@ -46,6 +46,7 @@ class HFModelFactory(ModelFactory):
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if a local model directory is missing or contains no model."""
         yield from check_model_directory(self.name_or_path)
+        yield from _pointer_problems(Path(self.name_or_path).expanduser())
         yield from super().check_environment()
 
     def create_config(self) -> PretrainedConfig:
@@ -83,7 +84,7 @@ class HFModelFactory(ModelFactory):
             raise
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
-            raise load_error(self.name_or_path, error) from error
+            raise load_error(self.name_or_path, error, self.hf_config_kwargs) from error
         missing = sorted(info["missing_keys"])
         if missing and not self.allow_missing_weights:
             raise ModelError(
@@ -115,6 +116,14 @@ def check_model_directory(name_or_path: str) -> Iterator[str]:
         yield f"name_or_path: got {name_or_path!r}, which is not a directory; pass a hub id or a local model directory"
     elif not (folder / "config.json").is_file():
         yield f"name_or_path: got {name_or_path!r}, which contains no config.json; expected a model directory"
+
+
+def _pointer_problems(folder: Path) -> Iterator[str]:
+    """Yield a problem if a file of weights is only git-lfs's reference to it."""
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+            yield f"name_or_path: {file} is a git-lfs pointer, not the weights; run `git lfs pull` in {folder}"
+            return
 
 
 def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
@@ -189,10 +198,14 @@ def _in_one_line(error: Exception) -> str:
     return lines[0] if isinstance(error, ImportError | OSError | ValueError) else f"{type(error).__name__}: {lines[0]}"
 
 
-def load_error(name_or_path: str, error: Exception) -> ModelError:
-    """Return an error that says in one line why a model cannot be loaded."""
+def load_error(name_or_path: str, error: Exception, changed: dict[str, Any] | None = None) -> ModelError:
+    """Return an error that says in one line why a model cannot be loaded; `changed` are values that replace its config's."""
     first = _in_one_line(error)
     hint = "check the name, your access and the network, or pass a local directory"
+    if changed:
+        hint = f"check model.hf_config_kwargs ({', '.join(changed)}) and the model's files"
     if "trust_remote_code" in str(error):
         hint = "pass model.trust_remote_code=true if you trust that code"
+    if "ignore_mismatched_sizes" in first:  # transformers prints the list of them and refers to it
+        first, hint = "its weights have other shapes than its config.json says", f"check {hint.removeprefix('check ')}"
     return ModelError(f"model.name_or_path: {name_or_path!r} cannot be loaded: {first} ({hint})")

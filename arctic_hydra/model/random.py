@@ -40,21 +40,21 @@ class RandomModelFactory(ModelFactory):
     """Run model code that comes with the config; recorded in the run record."""
     architecture: str | None = None
     """Model type of transformers such as `qwen3`, instead of `name_or_path`, with the sizes below."""
-    vocab_size: HumanInt | None = integer(None, minimum=1)
+    vocab_size: HumanInt | None = integer(None, minimum=1, maximum=10**8)
     """Rows of the embedding, at least the tokenizer's length. This and the sizes below default to the config's values."""
-    hidden_size: HumanInt | None = integer(None, minimum=1)
+    hidden_size: HumanInt | None = integer(None, minimum=1, maximum=1_000_000)
     """Width of the residual stream."""
-    intermediate_size: HumanInt | None = integer(None, minimum=1)
+    intermediate_size: HumanInt | None = integer(None, minimum=1, maximum=10**7)
     """Width of the MLP."""
-    num_hidden_layers: HumanInt | None = integer(None, minimum=1)
+    num_hidden_layers: HumanInt | None = integer(None, minimum=1, maximum=100_000)
     """Transformer layers."""
-    num_attention_heads: HumanInt | None = integer(None, minimum=1)
+    num_attention_heads: HumanInt | None = integer(None, minimum=1, maximum=100_000)
     """Query heads."""
-    num_key_value_heads: HumanInt | None = integer(None, minimum=1)
+    num_key_value_heads: HumanInt | None = integer(None, minimum=1, maximum=100_000)
     """Key and value heads."""
-    head_dim: HumanInt | None = integer(None, minimum=1)
+    head_dim: HumanInt | None = integer(None, minimum=1, maximum=100_000)
     """Width of a head."""
-    max_position_embeddings: HumanInt | None = integer(None, minimum=1)
+    max_position_embeddings: HumanInt | None = integer(None, minimum=1, maximum=10**9)
     """Longest document, in tokens."""
     hf_config_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further config values, such as {tie_word_embeddings: true}."""

@@ -45,7 +45,7 @@ class WarmupScheduler(SchedulerFactory):
 
     warmup_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
     """Warmup as a share of the training steps, rounded up to whole steps; ignored if `warmup_steps` is set."""
-    warmup_steps: HumanInt | None = integer(None, minimum=0)
+    warmup_steps: HumanInt | None = integer(None, minimum=0, maximum=10**9)
     """Optimizer steps of the warmup."""
 
     @property

@@ -18,19 +18,19 @@ class TrainerSlot(Component):
 class TrainerSettings(TrainerSlot):
     """Fields of the base trainer, and the checks among them, which run before anything is loaded."""
 
-    epochs: HumanInt = integer(1, minimum=0)
+    epochs: HumanInt = integer(1, minimum=0, maximum=1_000_000)
     """Passes over the data; 0 repeats the data until `train_iters`."""
-    train_iters: HumanInt = integer(0, minimum=0)
+    train_iters: HumanInt = integer(0, minimum=0, maximum=10**9)
     """Maximum number of optimizer steps; 0 means no limit."""
-    min_iterations: HumanInt = integer(0, minimum=0)
+    min_iterations: HumanInt = integer(0, minimum=0, maximum=10**9)
     """Repeat the data for at least this many optimizer steps."""
     exit_iteration: HumanInt = integer(0, minimum=0)
     """Stop after this step with a resumable checkpoint, without changing the schedule; 0 disables."""
-    micro_batch_size: HumanInt = integer(1, minimum=1)
+    micro_batch_size: HumanInt = integer(1, minimum=1, maximum=1_000_000)
     """Packs (or examples, without packing) per forward pass and rank."""
-    gradient_accumulation_steps: HumanInt = integer(1, minimum=1)
+    gradient_accumulation_steps: HumanInt = integer(1, minimum=1, maximum=1_000_000)
     """Micro-batches per optimizer step and rank."""
-    sequence_parallel_size: HumanInt = integer(1, minimum=1)
+    sequence_parallel_size: HumanInt = integer(1, minimum=1, maximum=100_000)
     """Ranks that share each sequence (Ulysses), each with a part of its tokens; must divide the ranks and attention heads."""
     activation_checkpoint_cpu_offload: bool = False
     """Offload checkpointed activations to host memory; worthwhile from about 64Ki tokens per rank."""
@@ -51,13 +51,13 @@ class TrainerSettings(TrainerSlot):
     spike_sigmas: HumanFloat = number(0.0, minimum=0)
     """Skip steps whose loss is more than this many standard deviations above the mean of recent steps; 0 disables.
     If enabled, every step waits for its loss before its last backward pass."""
-    spike_window_steps: HumanInt = integer(128, minimum=8)
+    spike_window_steps: HumanInt = integer(128, minimum=8, maximum=1_000_000)
     """Steps over which mean and deviation are computed; no step is skipped before this many."""
     overfit_first_batch: bool = False
     """Train repeatedly on the batch of the first step."""
     kill_switch_path: str | None = None
     """Creating this file stops the run with a checkpoint; `STOP` in the run directory when unset."""
-    collective_timeout_seconds: HumanInt = integer(1800, minimum=1)
+    collective_timeout_seconds: HumanInt = integer(1800, minimum=1, maximum=10**8)
     """Timeout of a collective operation, after which the waiting rank fails."""
 
     outside_identity: ClassVar[frozenset[str]] = frozenset(

@@ -57,7 +57,7 @@ def test_a_bad_hostfile_is_refused(text, message, tmp_path):
     [
         ("nnodes=2", "rendezvous: required with nnodes=2; pass rendezvous=<first machine>:<free port> on each machine"),
         ("nnodes=2 node_rank=2", "node_rank: got 2, expected 0 to 1 with nnodes=2"),
-        ("nnodes=0", "nnodes: got 0, expected 1 or more"),
+        ("nnodes=0", "nnodes: got 0, expected 1 to 100,000"),
         ("rendezvous=node1", "rendezvous: got 'node1', expected <host>:<port>, such as node1:29500"),
         ("hostfile=hosts nnodes=2", "hostfile: starts every machine itself, so nnodes and node_rank have no effect"),
         ("hostfile=nowhere", "but there is no such file; expected lines such as `node1 slots=8`"),

@@ -26,7 +26,7 @@ class LoraFactory(PeftFactory):
     Fields have peft's names and meaning; `peft=dora` and `peft=rslora` set one of them.
     """
 
-    r: HumanInt = integer(16, minimum=1)
+    r: HumanInt = integer(16, minimum=1, maximum=1_000_000)
     """Rank of the update."""
     lora_alpha: HumanFloat = number(32, minimum=0)
     """Scale of the update, divided by r (by its square root with use_rslora)."""

@@ -121,6 +121,17 @@ def unusual_turn(messages: list[Message]) -> int | None:
     return next((index for index, (before, role) in pairs if before not in _USUALLY_FOLLOWS[role]), None)
 
 
+def has_only_blank_answers(messages: list[Message]) -> bool:
+    """Whether no assistant message of a checked conversation has a text other than whitespace, reasoning or a tool call."""
+    return not any(
+        message["role"] == "assistant"
+        and (
+            message.get("tool_calls") or any(str(message.get(key, "")).strip() for key in ("content", *REASONING_KEYS))
+        )
+        for message in messages
+    )
+
+
 def check_media(row: Row) -> None:
     """Check that no column contains images, videos or audio; raises RowProblem naming the column."""
     for name in _MEDIA_COLUMNS:

@@ -17,7 +17,7 @@ from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.encode.chat import TurnChoice
 from arctic_hydra.data.encode.encoder import ExampleEncoder
 from arctic_hydra.data.encode.spans import Encoded
-from arctic_hydra.data.formats.messages import RowProblem, malformed
+from arctic_hydra.data.formats.messages import Chat, RowProblem, has_only_blank_answers, malformed
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.reading import Reading
 from arctic_hydra.data.prepare.row_report import RowReport
@@ -90,7 +90,7 @@ class RowPreparer:
     def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         report = RowReport(rows=stop - start)
         parts: list[tuple[int, Array, Array]] = []
-        for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
+        for row, item in zip(range(start, stop), self._examples(start, stop, report), strict=True):
             if isinstance(item, RowProblem):
                 self._refuse(row, item, report)
                 continue
@@ -129,11 +129,12 @@ class RowPreparer:
         report.kept //= 2
         return chunk, report
 
-    def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
+    def _examples(self, start: int, stop: int, report: RowReport) -> list[_Example | RowProblem]:
         rows = self._source.rows.take(range(start, stop))
         if self._encoder is None:
             return [_value_or_problem(_read_tokens, row, self._vocabulary) for row in rows]
         read = [_value_or_problem(self._source.reading.read, row) for row in rows]
+        report.blank_answers += sum(isinstance(item, Chat) and has_only_blank_answers(item.messages) for item in read)
         return [item if isinstance(item, RowProblem) else self._masked(item) for item in self._encoder.encode(read)]
 
     def _masked(self, encoded: Encoded) -> _Example:

@@ -45,6 +45,8 @@ class RowReport:
     """Rows by `length_bin` of their tokens (for a pair, of its longer side), before truncation."""
     thoughts_left_out: int = 0
     """Supervised turns whose reasoning the chat template does not render."""
+    blank_answers: int = 0
+    """Rows whose answers are all empty or only whitespace; they are kept, and train the model to end its answer at once."""
 
     def add(self, other: RowReport) -> None:
         """Add the counts of another part."""
@@ -60,6 +62,7 @@ class RowReport:
             "tokens_lost",
             "supervised_tokens",
             "thoughts_left_out",
+            "blank_answers",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_token_id = max(self.max_token_id, other.max_token_id)
@@ -106,6 +109,17 @@ def warn_about_dropped_reasoning(key: str, left_out: int) -> None:
             "remove it from the rows",
             key,
             left_out,
+        )
+
+
+def warn_about_blank_answers(key: str, blank: int) -> None:
+    """Warn if rows have no answer but whitespace, which is rarely intended."""
+    if blank:
+        log.warning(
+            "%s: %d rows have only blank answers (empty or whitespace), which are trained on as they are: the model learns to "
+            "end its answer at once; remove these rows unless that is intended",
+            key,
+            blank,
         )
 
 

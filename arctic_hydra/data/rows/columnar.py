@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,22 @@ import numpy as np
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.data.rows.shard import ByteOffset, LocatedRows, Shard
 from arctic_hydra.errors import DataError
+
+
+@contextmanager
+def _damage_of(path: Path, kind: str) -> Iterator[None]:
+    """Turn an error of pyarrow in this context into a DataError that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowMemoryError as error:  # also of a damaged length
+        raise DataError(
+            f"{path}: too little memory to read it ({error}); write it with smaller row groups, or get it again if it is damaged"
+        ) from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or ["no message"])[0]
+        raise DataError(f"{path}: a damaged {kind} file ({reason}); get it again") from error
 
 
 class ParquetRows(Rows):
@@ -33,7 +50,7 @@ class ParquetRows(Rows):
         if self._file is None:
             import pyarrow.parquet as pq
 
-            self._file = pq.ParquetFile(self.path, memory_map=True)
+            self._file = pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
         return self._file
 
     def __len__(self) -> int:
@@ -47,9 +64,10 @@ class ParquetRows(Rows):
             group = bisect_right(self._starts, first) - 1
             if stop < len(indices) and indices[stop] == last + 1 < self._starts[group + 1]:
                 continue
-            if group != self._group[0]:
-                self._group = (group, self._open().read_row_group(group))
-            taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
+            with _damage_of(self.path, "Parquet"):
+                if group != self._group[0]:
+                    self._group = (group, self._open().read_row_group(group))
+                taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
             rows += map(drop_schema_nulls, taken)
             start = stop
         return rows
@@ -113,12 +131,8 @@ def _drop_nulls(value: Any) -> Any:
 
 def read_parquet(path: Path) -> Rows:
     """Return the rows of a Parquet file; raises DataError if it is damaged."""
-    import pyarrow as pa
-
-    try:
+    with _damage_of(path, "Parquet"):
         return ParquetRows(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: a damaged Parquet file ({str(error).splitlines()[0]}); get it again") from error
 
 
 class IndexedShard(Shard):
@@ -192,7 +206,10 @@ class ArrowRows(Rows):
         for index in indices:
             number = int(np.searchsorted(self._starts, index, side="right")) - 1
             if number != self._current[0]:
-                self._current = (number, [drop_schema_nulls(row) for row in self._open()[number].to_pylist()])
+                with _damage_of(self.path, "Arrow"):
+                    batch = self._open()[number]
+                    batch.validate(full=True)  # damaged offsets would be read from other memory
+                    self._current = (number, [drop_schema_nulls(row) for row in batch.to_pylist()])
             rows.append(self._current[1][index - int(self._starts[number])])
         return rows
 
@@ -202,9 +219,5 @@ class ArrowRows(Rows):
 
 def read_arrow(path: Path) -> Rows:
     """Return the rows of an Arrow file; raises DataError if it is damaged."""
-    import pyarrow as pa
-
-    try:
+    with _damage_of(path, "Arrow"):
         return ArrowRows(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: a damaged Arrow file ({str(error).splitlines()[0]}); get it again") from error

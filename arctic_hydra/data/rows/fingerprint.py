@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from arctic_hydra.data.rows.base import Rows
+from arctic_hydra.errors import DataError
 
 WHOLE_BYTES = 2**26
 """Data sets up to this size are hashed completely; of larger ones, blocks are sampled."""
@@ -25,9 +27,17 @@ def hash_rows(rows: Rows) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file's content; raises DataError if it cannot be read."""
+    with _reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
 
 
 def hash_files(paths: Sequence[Path]) -> list[list[str]]:
@@ -41,7 +51,7 @@ def fingerprint_files(paths: Sequence[Path]) -> list[list[str | int]]:
     In a sampled file, an edit between two blocks that keeps the size is not detected. Timestamps are ignored, so that a
     run can resume from a copy on another machine, which has the same rows at the same offsets.
     """
-    sizes = [path.stat().st_size for path in paths]
+    sizes = [_size_of(path) for path in paths]
     blocks = max(2, SAMPLED_BLOCKS // max(1, len(paths)))
     whole = sum(sizes) <= WHOLE_BYTES
     return [
@@ -50,10 +60,15 @@ def fingerprint_files(paths: Sequence[Path]) -> list[list[str | int]]:
     ]
 
 
+def _size_of(path: Path) -> int:
+    with _reading(path):
+        return path.stat().st_size
+
+
 def _hash_blocks(path: Path, size: int, count: int) -> str:
     """Return the SHA-256 of evenly spaced blocks of a file, including its first and last."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _reading(path), path.open("rb") as file:
         for index in range(count):
             file.seek(max(0, size - BLOCK_BYTES) * index // (count - 1))
             digest.update(file.read(BLOCK_BYTES))

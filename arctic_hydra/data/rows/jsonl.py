@@ -116,7 +116,7 @@ def read_json_lines(path: Path) -> Rows:
 def _is_one_object(path: Path) -> bool:
     try:
         return isinstance(json.loads(path.read_bytes()), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

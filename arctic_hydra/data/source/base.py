@@ -32,7 +32,7 @@ class SampledSource(DataSource):
     """Number of rows to use, drawn at random (all if there are fewer); excludes `sample_ratio`."""
     weight: HumanFloat | None = number(None, minimum=1e-9)
     """Share of an epoch relative to the other sources' weights, resampled every epoch; unset: every row once."""
-    sample_seed: HumanInt = integer(42, minimum=0)
+    sample_seed: HumanInt = integer(42, minimum=0, maximum=2**64 - 1)
     """Seed of the sample."""
 
     def validate(self) -> None:

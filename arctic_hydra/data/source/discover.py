@@ -106,6 +106,10 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         if not found:
             raise DataError(f"{path}: the directory contains no {kinds} file; expected at least one")
         return found
+    if path.exists():  # a pipe, a socket or a device
+        raise DataError(
+            f"{path}: is not a regular file; expected a {kinds} file, a directory of them or a glob pattern"
+        )
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
     if not matches:
         raise DataError(

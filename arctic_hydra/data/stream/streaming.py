@@ -19,7 +19,11 @@ from arctic_hydra.data.load.batches import StepBatches
 from arctic_hydra.data.load.prefetch import prefetch
 from arctic_hydra.data.load.statistics import length_statistics
 from arctic_hydra.data.prepare.preparer import PrepareOptions, SourceRows
-from arctic_hydra.data.prepare.row_report import warn_about_dropped_reasoning, warn_about_stop_token
+from arctic_hydra.data.prepare.row_report import (
+    warn_about_blank_answers,
+    warn_about_dropped_reasoning,
+    warn_about_stop_token,
+)
 from arctic_hydra.data.prepare.workers import PreparedChunk, Task, task_runner
 from arctic_hydra.data.stream.segments import Segment, StreamOptions, StreamState, read_segment
 from arctic_hydra.data.stream.sources import SourceStream
@@ -68,6 +72,7 @@ class StreamingLoader:
             for index, (chunk, report) in enumerate(run_tasks(tasks)):
                 warn_about_stop_token(sources[index].key, report, tokenizer)
                 warn_about_dropped_reasoning(sources[index].key, report.thoughts_left_out)
+                warn_about_blank_answers(sources[index].key, report.blank_answers)
                 reports.append(report)
                 ends = chunk.lengths.cumsum()
                 for row, length, end in zip(chunk.rows, chunk.lengths, ends, strict=True):

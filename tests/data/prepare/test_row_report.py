@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from arctic_hydra.data.formats.messages import has_only_blank_answers
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from tests.data.encode.samples import ask, say
@@ -61,6 +62,26 @@ def test_reasoning_dropped_by_the_template_is_counted_and_warned_about(
                 f"turns is dropped by the chat template"
             )
             assert [expected in text for text in warnings] == [True] * bool(count)
+
+
+def test_blank_answers_are_kept_counted_and_warned_about(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Empty ones and whitespace; a tool call or reasoning is an answer, and so is a later turn with a text."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    rows = [
+        chat("q", ""), chat("q", " \n"), chat("q", "a"),
+        {"messages": [ask("q"), say("", tool_calls=[call])]},
+        {"messages": [ask("q"), say("", reasoning_content="hm")]},
+        {"messages": [ask("q"), say(""), ask("q"), say("a")]},
+    ]  # fmt: skip
+    assert [has_only_blank_answers(row["messages"]) for row in rows] == [True, True, False, False, False, False]
+    path = write_lines(tmp_path / "rows.jsonl", rows[:3])
+    for _ in ("built", "from the cache"):
+        caplog.clear()
+        store = factory(path).process("train", tokenizer, World())
+        assert (store.report["mine"]["kept"], store.report["mine"]["blank_answers"]) == (3, 2)
+        assert "data.sources.mine: 2 rows have only blank answers (empty or whitespace)" in caplog.text
 
 
 @pytest.mark.parametrize(("eos", "warned"), [("<|im_end|>", False), ("</s>", True)])
