@@ -50,7 +50,7 @@ else:
     from arctic_hydra.trainer.settings import TrainerSlot
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RENDEZVOUS = re.compile(r"[^\s:/]+:[1-9]\d{0,4}")
+RENDEZVOUS = re.compile(r"\w[\w.-]*:([1-9][0-9]{0,4})")
 LARGEST_SEED = 2**64 - 2**20  # torch takes 64 bits, and each rank adds its index
 LARGEST_RANKS, LARGEST_NNODES = 1024, 100_000
 
@@ -200,8 +200,10 @@ class Run(Component):
             raise ValueError(
                 f"node_rank: got {self.node_rank}, expected 0 to {self.nnodes - 1} with nnodes={self.nnodes}"
             )
-        if self.rendezvous is not None and not RENDEZVOUS.fullmatch(self.rendezvous):
-            raise ValueError(f"rendezvous: got {self.rendezvous!r}, expected <host>:<port>, such as node1:29500")
+        if self.rendezvous is not None:
+            match = RENDEZVOUS.fullmatch(self.rendezvous)
+            if match is None or int(match[1]) > 65_535:
+                raise ValueError(f"rendezvous: got {self.rendezvous!r}, expected <host>:<port>, such as node1:29500")
 
     @property
     def ranks_per_node(self) -> int:

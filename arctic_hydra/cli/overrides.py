@@ -15,7 +15,7 @@ from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 
-FREE_FORM_OF_PLUGINS = {"pruner_kwargs"}
+FREE_FORM_OF_PLUGINS = {"additional_parameters", "params", "pruner_kwargs"}
 """Fields of our launchers and sweepers whose values are free-form dictionaries."""
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
@@ -52,16 +52,10 @@ def _power(match: re.Match[str]) -> str:
 @cache
 def _free_form() -> set[str]:
     """Return the names of all fields whose values are free-form dictionaries."""
-    return (
-        {"additional_parameters"}
-        | {  # of hydra/launcher=slurm, which is not a component
-            item.name
-            for cls in registered().values()
-            for item in fields(cls)
-            if str(item.type).startswith("dict[str, Any")
-        }
-        | FREE_FORM_OF_PLUGINS
-    )
+    own = {
+        item.name for cls in registered().values() for item in fields(cls) if str(item.type).startswith("dict[str, Any")
+    }
+    return own | FREE_FORM_OF_PLUGINS
 
 
 def flags(config_name: str, config_dir: str | None) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +38,11 @@ _CARRIED = (
     "ARCTIC_HYDRA_",
     "TOKENIZERS_",
 )
-_HOST = re.compile(r"(?P<name>[^\s#]+)\s+slots\s*=\s*(?P<slots>\d+)\s*(?:#.*)?")
+_HOST = re.compile(
+    r"(?P<name>(?:[a-z0-9_][a-z0-9_.-]*@)?[a-z0-9_:][a-z0-9_.:-]*)\s+slots\s*=\s*(?P<slots>\d{1,4})\s*(?:#.*)?",
+    re.IGNORECASE | re.ASCII,
+)
+"""A line of a hostfile: no name can be an option of ssh or hold a character that a shell interprets."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Hosts:
 
     def start(self, run_file: Path, ranks: int, secrets: dict[str, str]) -> dict[str, RemoteAgent]:
         """Start the agent of every host, with `ranks` ranks each, and return them in order; the hosts must share this folder."""
-        shell = shlex.split(os.environ.get(REMOTE_SHELL, "ssh"))
+        shell = remote_shell()
         environment = {key: value for key, value in os.environ.items() if key.startswith(_CARRIED)} | secrets
         agents = {}
         for index, name in enumerate(self.names):
@@ -82,6 +87,25 @@ class Hosts:
         return agents
 
 
+def remote_shell() -> list[str]:
+    """Return the words of the command that runs a command on a host; raises ConfigError if this machine has no such command."""
+    text = os.environ.get(REMOTE_SHELL, "ssh")
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{REMOTE_SHELL}: got {text!r}, which is not a shell command: {error}") from error
+    if not words:
+        raise ConfigError(
+            f"{REMOTE_SHELL}: got {text!r}, expected a command such as `ssh -p 2222`; unset it to use ssh"
+        )
+    if shutil.which(words[0]) is None:
+        raise ConfigError(
+            f"hostfile: there is no command {words[0]!r} on this machine, which starts the ranks on the hosts; install it, or "
+            f"set {REMOTE_SHELL}"
+        )
+    return words
+
+
 def machines_of(run: Run, run_dir: Path) -> Nodes | Hosts:
     """Return the machines that a run's keys name; raises ConfigError for several machines without a rendezvous.
 
@@ -90,8 +114,10 @@ def machines_of(run: Run, run_dir: Path) -> Nodes | Hosts:
     """
     if run.hostfile is not None:
         names, _ = read_hostfile(Path(run.hostfile))
+        remote_shell()
+        first = names[0].rpartition("@")[2]
         number = int(hashlib.sha256(os.fsencode(run_dir)).hexdigest(), 16)
-        return Hosts(names, run.rendezvous or f"{names[0]}:{10_000 + number % 20_000}")
+        return Hosts(names, run.rendezvous or f"{first}:{10_000 + number % 20_000}")
     if run.nnodes > 1 and run.rendezvous is None:
         raise ConfigError(
             f"rendezvous: required with nnodes={run.nnodes}; pass rendezvous=<first machine>:<free port> on each machine, "

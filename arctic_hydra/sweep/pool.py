@@ -25,6 +25,8 @@ from arctic_hydra.sweep.tail import Tail
 POLL_SECONDS = 0.1
 TERMINAL_LOG = "terminal.log"
 """File in a job's `logs/` with the output of its ranks, unless it goes to the terminal."""
+MOST_SLOTS = 4096
+"""Each job of a slot is at least one process."""
 
 Starter = Callable[[MachineShare], "Started | None"]
 """Starts a job on a part of this machine; returns None if the run is finished already."""
@@ -52,8 +54,8 @@ class Slots:
         """
         wanted = max((int(item) for item in ranks if item != "auto"), default=1)
         gpus = _visible_gpus()
-        if count is not None and count < 1:
-            raise ConfigError(f"hydra.launcher.slots: got {count}, expected 1 or more")
+        if count is not None and not 1 <= count <= MOST_SLOTS:
+            raise ConfigError(f"hydra.launcher.slots: got {count}, expected 1 or more, at most {MOST_SLOTS:,}")
         if not gpus:
             return cls(count or max(1, len(os.sched_getaffinity(0)) // 2 // wanted))
         count = count or max(1, len(gpus) // wanted)

@@ -20,6 +20,7 @@ from typing import Any
 from arctic_hydra import run_directory
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.launch.slurm_options import check_options as check_options
 from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
@@ -27,18 +28,7 @@ COMMAND_SECONDS = 60
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-_MINIMUM = {
-    "nodes": 1,
-    "gpus_per_node": 0,
-    "timeout_min": 0,
-    "cpus_per_task": 1,
-    "mem_gb": 0,
-    "array_parallelism": 1,
-    "max_array_size": 1,
-    "signal_delay_s": 1,
-    "max_requeues": 0,
-}
-"""The minimum of each numeric key of the launcher."""
+_JOB_ID = re.compile(r"\d{1,19}(_\d{1,10})?", re.ASCII)
 GONE = "GONE"
 """The state of a job that SLURM no longer knows."""
 
@@ -74,38 +64,17 @@ class JobState:
         )
 
 
-def check_options(options: Mapping[Any, Any]) -> None:
-    """Raise ConfigError for invalid numbers in `hydra.launcher`."""
-    problems = [
-        f"hydra.launcher.{key}: got {options[key]}, expected {least} or more"
-        for key, least in _MINIMUM.items()
-        if options[key] is not None and options[key] < least
-    ]
-    if options["poll_seconds"] <= 0:
-        problems.append(f"hydra.launcher.poll_seconds: got {options['poll_seconds']}, expected more than 0")
-    limit, delay = options["timeout_min"] * 60, options["signal_delay_s"]
-    if 0 < limit <= delay:
-        problems.append(
-            f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} limits a "
-            f"job to {limit} s, so SLURM would signal it immediately after the start; use a shorter delay or a longer time limit"
-        )
-    if problems:
-        raise ConfigError(problems)
-
-
 def query(job_ids: Sequence[str]) -> dict[str, JobState]:
     """Return the state of each job; raises SlurmError if the cluster's controller does not respond."""
     listed = command("squeue", "-u", str(os.getuid()), "-t", "all", "-h", "-r", "-o", "%i|%T|%r|%N")
     found = {}
     for line in listed.splitlines():
-        job_id, state, reason, nodes = line.strip().split("|")
-        found[job_id] = JobState(state, "" if reason == "None" else reason, nodes)
-    forgotten = [job_id for job_id in job_ids if job_id not in found]
+        number, state, reason, nodes = line.strip().split("|")
+        found[number] = JobState(state, "" if reason == "None" else reason, nodes)
+    forgotten = [number for number in job_ids if number not in found]
     found |= _query_accounting(forgotten) if forgotten else {}
-    return {
-        job_id: found.get(job_id, JobState(GONE, "unknown to SLURM: cancelled before it started, or finished long ago"))
-        for job_id in job_ids
-    }
+    gone = JobState(GONE, "unknown to SLURM: cancelled before it started, or finished long ago")
+    return {number: found.get(number, gone) for number in job_ids}
 
 
 def _query_accounting(job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -116,9 +85,9 @@ def _query_accounting(job_ids: Sequence[str]) -> dict[str, JobState]:
         return {}
     found = {}
     for line in listed.splitlines():
-        job_id, state, exit_code, nodes = line.strip().split("|")
+        number, state, exit_code, nodes = line.strip().split("|")
         word, _, more = state.partition(" ")  # CANCELLED by 1000
-        found[job_id] = JobState(word, more or ("" if exit_code == "0:0" else f"exit code {exit_code}"), nodes)
+        found[number] = JobState(word, more or ("" if exit_code == "0:0" else f"exit code {exit_code}"), nodes)
     return found
 
 
@@ -148,7 +117,7 @@ def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
     """
     ended = (run_directory.FINISHED, run_directory.FAILED)
     found = [job.directory.record().get("status") for job in jobs]
-    asked = [_submission(job)["job_id"] for job, status in zip(jobs, found, strict=True) if status not in ended]
+    asked = [job_id(_submission(job)) for job, status in zip(jobs, found, strict=True) if status not in ended]
     try:
         states = query(asked) if asked else {}
     except SlurmError as error:
@@ -157,7 +126,7 @@ def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
             BackendState(None) if status in ended else BackendState(UNKNOWN, f"{status} according to its record; {why}")
             for status in found
         ]
-    return [_backend_state(states.get(_submission(job)["job_id"], JobState("COMPLETED"))) for job in jobs]
+    return [_backend_state(states.get(job_id(_submission(job)), JobState("COMPLETED"))) for job in jobs]
 
 
 def _backend_state(state: JobState) -> BackendState:
@@ -176,12 +145,12 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
 
     Queued jobs are recorded as stopped here, because they never run and so cannot do it themselves.
     """
-    asked = {_submission(job)["job_id"]: job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
+    asked = {job_id(job.submission): job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
     states = query(list(asked))
-    alive = [job_id for job_id in asked if not states[job_id].over]
+    alive = [number for number in asked if not states[number].over]
     if alive:
         command("scancel", *alive)
-    for directory in [asked[job_id].directory for job_id in alive if states[job_id].waits]:
+    for directory in [asked[number].directory for number in alive if states[number].waits]:
         if directory.record().get("status") == run_directory.RUNNING:
             directory.update_record(status=run_directory.STOPPED)
 
@@ -198,10 +167,10 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     waiting = {job.run_dir: job for job in jobs if job.run_dir in data}
     if not waiting:
         return
-    cancel_orphans(sweep, {_submission(job)["launcher"]["folder"] for job in waiting.values()})
+    cancel_orphans(sweep, {_launcher(job)["folder"] for job in waiting.values()})
     asked = {
         "sweep": str(sweep.path),
-        "jobs": [{"run_dir": path, "launcher": _submission(job)["launcher"]} for path, job in waiting.items()],
+        "jobs": [{"run_dir": path, "launcher": _launcher(job)} for path, job in waiting.items()],
     }
     words = [sys.executable, "-m", "hydra_plugins.arctic_hydra._slurm_submit"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -223,7 +192,7 @@ def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
     """Return the hash of each job's current data, by run directory; jobs that cannot run again are marked as failed."""
     found = {}
     for job in jobs:
-        override_gpu_count(_submission(job)["launcher"]["gpus_per_node"] or 0)
+        override_gpu_count(_launcher(job)["gpus_per_node"] or 0)
         try:
             found[job.run_dir] = job.reread().data_digest()
         except (ArcticHydraError, OSError) as error:
@@ -271,17 +240,36 @@ def _orphans(sweep: Sweep, folders: set[str]) -> set[str]:
     if not any(Path(folder).is_dir() for folder in folders):
         return set()
     submissions = [found for job in sweep.jobs for found in (job.submission, job.directory.record().get("submission"))]
-    known = {found["job_id"].partition("_")[0] for found in submissions if found and found["kind"] == "slurm"}
+    known = {job_id(found).partition("_")[0] for found in submissions if found and found["kind"] == "slurm"}
     listed = set(command("squeue", "-u", str(os.getuid()), "-h", "-o", "%F|%o").splitlines())
-    queued = [(job_id, Path(script)) for job_id, _, script in (line.strip().partition("|") for line in listed)]
-    foreign = [(job_id, script) for job_id, script in queued if job_id not in known and str(script.parent) in folders]
+    queued = [(number, Path(script)) for number, _, script in (line.strip().partition("|") for line in listed)]
+    foreign = [(number, script) for number, script in queued if number not in known and str(script.parent) in folders]
+    marker = script_marker(sweep.path)
     return {
-        job_id
-        for job_id, script in foreign
-        if script.is_file() and script_marker(sweep.path) in script.read_text(encoding="utf-8").splitlines()
+        number
+        for number, script in foreign
+        if script.is_file() and marker in script.read_text(encoding="utf-8", errors="replace").split("\n")
     }
+
+
+def job_id(submission: Mapping[str, Any]) -> str:
+    """Return the id of a submission; raises ConfigError unless it is a number, since SLURM's commands get it as argument."""
+    found = submission.get("job_id")
+    if not isinstance(found, str) or not _JOB_ID.fullmatch(found):
+        raise ConfigError(
+            f"sweep.json: submission.job_id: got {found!r}, expected a job of SLURM such as '12' or '12_0'; the file, or the "
+            "record.json of a run, is damaged"
+        )
+    return found
 
 
 def _submission(job: SweepJob) -> dict[str, Any]:
     assert job.submission is not None, "only submitted jobs are queried"
     return job.submission
+
+
+def _launcher(job: SweepJob) -> dict[str, Any]:
+    """Return the options of a job's submission; raises ConfigError for invalid ones, since the file may have been edited."""
+    options: dict[str, Any] = _submission(job).get("launcher") or {}
+    check_options(options)
+    return options

@@ -61,10 +61,13 @@ test_many_random_overrides = pytest.mark.faults(
 YAML = st.lists(
     st.sampled_from(
         [
-            "defaults: [config, _self_]\n", "defaults: [adamw, _self_]\n", "defaults: config\n", "lr: 1\n", "seed: [\n", "- 1\n", "lr: ${lr}\n",
+            "defaults: [config, _self_]\n", "defaults: [adamw, _self_]\n", "defaults: config\n", "lr: 1\n", "seed: [\n",
+            "- 1\n", "lr: ${lr}\n",
             "name: !!python/object/apply:os.getcwd []\n", "name: &a x\n", "seed: *a\n", "hydra: {searchpath: [pkg://os]}\n", "? [1]\n: 2\n",
-            "seed: 1\nseed: 2\n", "\t\n", "# @package x.y\n", "# @package _global_\n", "optimizer: null\n", "optimizer: {lr: ${seed}}\n", "<<: {a: 1}\n",
-            "1: 2\n", "null: 3\n", "---\n", "%YAML 9.9\n", "seed: 0o17\n", "name: 2026-11-29\n", "data: {sources: []}\n", "checkpoint: [hf]\n",
+            "seed: 1\nseed: 2\n", "\t\n", "# @package x.y\n", "# @package _global_\n", "optimizer: null\n", "optimizer: {lr: ${seed}}\n",
+            "<<: {a: 1}\n",
+            "1: 2\n", "null: 3\n", "---\n", "%YAML 9.9\n", "seed: 0o17\n", "name: 2026-11-29\n", "data: {sources: []}\n",
+            "checkpoint: [hf]\n",
         ]
     )
     | st.text(max_size=8),

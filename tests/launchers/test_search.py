@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli import overrides
+from arctic_hydra.cli.multirun import Multirun
 from tests.command import SMALL, SMALLEST, run
 from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, table, trials
 
@@ -34,6 +35,39 @@ from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, table, tri
 def test_sweep_syntax_is_a_distribution(text, expected):
     [item] = overrides.parse([f"optimizer.lr={text}"])
     assert distribution("optimizer.lr", item, as_text=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("n_trials=0", "n_trials: got 0, expected 1 or more"),
+        ("n_trials=99999999999", "n_trials: got 99999999999, expected 1 or more, at most 1,000,000"),
+        ("n_jobs=-2", "n_jobs: got -2, expected 1 or more"),
+        ("seed=-1", "seed: got -1, expected 0 or more, below 2^64"),
+        ("seed=99999999999999999999", "seed: got 99999999999999999999, expected 0 or more, below 2^64"),
+        ("sampler=x", "sampler: got 'x', expected one of tpe, random, grid, cmaes"),
+        ("pruner=x", "pruner: got 'x', expected one of none, median, percentile, hyperband, successive_halving"),
+        ("pruner=hyperband pruner_kwargs={min_resource:-1}", "pruner_kwargs: got {'min_resource': -1} for hyperband"),
+        (
+            "pruner=median pruner_kwargs={n_startup_trials:[1]}",
+            "pruner_kwargs: got {'n_startup_trials': [1]} for median",
+        ),
+    ],
+)
+def test_invalid_settings_are_one_line_before_anything_is_written(arguments, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = [f"hydra.sweeper.{item}" for item in arguments.split()]
+    assert main(["-m", "hydra/sweeper=optuna", "seed=range(1,9)", "trainer.eval_frequency=1", *settings]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: hydra.sweeper.{text}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_space_of_a_search_can_be_a_setting_of_the_command_line():
+    multirun = Multirun(
+        ["hydra/sweeper=optuna", overrides.normalize("hydra.sweeper.params={seed:'7,8'}")], "config", None
+    )
+    assert multirun.overrides == ["seed=7,8"]
 
 
 def test_a_journal_with_an_incomplete_line_is_repaired(tmp_path):

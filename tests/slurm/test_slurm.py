@@ -15,8 +15,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hydra_plugins.arctic_hydra._slurm_script import render
 
 from tests.command import SMALL, environment, losses, metrics, only_run, run, start, wait_for_step
+from tests.launchers.slurm_defaults import ATTACKS, defaults
 from tests.slurm.cluster import Cluster
 from tests.sweep.sweeps import sweep_dir, trials
 
@@ -282,3 +284,18 @@ def test_an_unknown_partition_is_said_in_sbatch_s_words(cluster, tmp_path):
     assert "Traceback" not in refused.stderr + refused.stdout
     folder = run(f"{TINY} {SLURM} hydra.launcher.folder=/dev/null/here", tmp_path, code=2, **cluster.variables)
     assert "hydra.launcher.folder: cannot write to /dev/null/here (Not a directory)" in folder.stderr
+
+
+def test_values_reach_slurm_as_they_are(bare_cluster, tmp_path):
+    """Quotes and backslashes as sbatch itself reads them; nothing adds an option or runs."""
+    texts = [text for text in ATTACKS if text.isascii() and len(text) <= 1000]
+    for number, text in enumerate(texts):
+        later = {"begin": "now+1hour"}
+        script = tmp_path / f"{number}.sh"
+        options = defaults(name=text, comment=text, folder=str(tmp_path), additional_parameters=later)
+        script.write_text(render(options, 1, python="python"))
+        bare_cluster.command(f"cd {tmp_path} && sbatch {script}")
+    listed = bare_cluster.command("squeue -h -S i -o '%j|%k'").splitlines()
+    assert listed == [f"{text}|{text}" for text in texts]
+    assert not list(tmp_path.rglob("canary"))
+    bare_cluster.command("scancel --me")

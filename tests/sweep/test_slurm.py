@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from arctic_hydra.__main__ import main
 from arctic_hydra.sweep.__main__ import main as look_after
 from tests.command import ROOT
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
+from tests.sweep.sweeps import sweep_of
 
 
 def test_a_job_whose_submission_was_not_recorded_is_cancelled_and_resubmitted(queue, tmp_path, capsys):
@@ -100,3 +103,30 @@ def test_jobs_cancelled_before_they_started_are_stopped(queue, tmp_path, capsys)
     assert look_after(["status", str(sweep.path)]) == 75
     assert capsys.readouterr().out.count(" stopped: GONE (unknown to SLURM: cancelled before it started") == 2
     assert main([*DETACHED, "seed=1,2"]) == 0 and queue.jobs == ["102_0", "102_1"]
+
+
+@pytest.mark.parametrize(
+    "found", ["--me", "-u root", "101; touch canary", "101\n102", "", "1_2_3", "\u0661", 101, None]
+)
+def test_a_job_id_that_is_no_number_reaches_no_command(found, queue, tmp_path, capsys):
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    sweep.jobs[0].submission = {"kind": "slurm", "job_id": found, "logs": [], "launcher": {}}
+    sweep.save()
+    for command in ("status", "cancel", "retry"):
+        assert look_after([command, str(sweep.path)]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: sweep.json: submission.job_id: got {found!r}, expected a job of SLURM such as")
+    assert not list(tmp_path.rglob("canary"))
+
+
+def test_a_retry_checks_the_options_that_the_file_names(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1"]) == 0
+    [sweep] = sweeps(tmp_path)
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    text = sweep.file.read_text().replace('"partition": null', '"partition": "a\\ntouch canary"')
+    sweep.file.write_text(text)
+    capsys.readouterr()
+    look_after(["retry", str(sweep.path)])
+    captured = capsys.readouterr()
+    assert "hydra.launcher.partition: got 'a\\ntouch canary', which contains the control" in captured.out + captured.err
+    assert not queue.jobs

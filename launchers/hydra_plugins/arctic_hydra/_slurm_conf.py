@@ -47,11 +47,11 @@ class SlurmConf:
     max_array_size: int | None = None
     """Maximum size of one job array; larger sweeps use several. The cluster's limit when unset."""
     setup: list[str] = field(default_factory=list)
-    """Shell commands to run before the job, such as `module load cuda`."""
+    """Shell commands to run before the job, such as `module load cuda`, one line each."""
     teardown: list[str] = field(default_factory=list)
-    """Shell commands to run after the job."""
+    """Shell commands to run after the job, one line each."""
     srun_args: list[str] = field(default_factory=list)
-    """Arguments of srun, which starts one task per node."""
+    """Arguments of srun, which starts one task per node; each is passed as it is, and may name a program for srun to run."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)
     """Further sbatch options by their long names; `false` omits an option, and `requeue: false` means `--no-requeue`."""
     stderr_to_stdout: bool = True
@@ -61,7 +61,7 @@ class SlurmConf:
     max_requeues: int = 20
     """How often a job may be requeued after reaching its time limit or being preempted."""
     python: str | None = None
-    """Command that runs Python on the nodes, such as one inside a container; the current interpreter when unset."""
+    """Shell command that runs Python on the nodes, such as one inside a container; the current interpreter when unset."""
     folder: str | None = None
     """Folder for scripts and logs on a shared file system; the sweep directory when unset."""
     snapshot: bool = False

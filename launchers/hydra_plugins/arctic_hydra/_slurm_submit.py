@@ -12,21 +12,22 @@ import shlex
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
+from hydra_plugins.arctic_hydra._slurm_script import render
 
 from arctic_hydra.errors import ArcticHydraError, ConfigError, print_error
+from arctic_hydra.launch.slurm_options import line_problem
 from arctic_hydra.provenance import git_state
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import slurm
 
 T = TypeVar("T")
-# Keys of the launcher itself; all others are passed to submitit.
-_OWN = {"folder", "python", "dry_run", "detach", "snapshot", "max_requeues", "poll_seconds", "max_array_size"}
 
 
 def check_sbatch() -> None:
@@ -39,6 +40,12 @@ def check_sbatch() -> None:
         )
 
 
+def check_sweep(sweep: Path) -> None:
+    """Raise ConfigError for a sweep whose path cannot be a comment of its scripts."""
+    if problem := line_problem(str(sweep)):
+        raise ConfigError(f"output_root: {problem}; choose another folder, also for hydra.sweep.dir")
+
+
 def submit(
     options: dict[str, Any], run_dirs: Sequence[str], secrets: dict[str, Any], sweep: Path
 ) -> Iterator[list[dict[str, Any]]]:
@@ -47,6 +54,8 @@ def submit(
     The scripts name the sweep, which identifies jobs whose submission was never recorded. Raises ArcticHydraError with the
     message of sbatch if it rejects an array; earlier arrays are then queued.
     """
+    check_sweep(sweep)
+    script(options, 1)  # raises ConfigError for invalid options before anything is written
     folder = Path(options["folder"])
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,9 +64,8 @@ def submit(
             f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); choose a folder on a shared file system"
         ) from error
     snapshot = take_snapshot(folder) if options["snapshot"] else None
-    marked = {**options, "setup": [slurm.script_marker(sweep), *options["setup"]]}
     for chunk in chunks(run_dirs, options["max_array_size"] or array_limit()):
-        executor = make_executor(marked, snapshot)
+        executor = make_executor(options, sweep, snapshot)
         hidden = {run_dir: secrets[run_dir] for run_dir in chunk if secrets.get(run_dir)}
         with submission_environment(hidden, snapshot):
             submissions = _submit_array(executor, options, chunk, snapshot)
@@ -96,47 +104,49 @@ def run_job(options: dict[str, Any], run_dir: str) -> RunJob:
 
 def script(options: dict[str, Any], count: int) -> str:
     """Return the sbatch script of an array of `count` runs, or of a single run; writes nothing."""
-    executor = make_executor(options, Path(options["folder"]) / "snapshot" if options["snapshot"] else None)
-    if count > 1:
-        executor.parameters["map_count"] = count
-    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+    snapshot = Path(options["folder"]) / "snapshot" if options["snapshot"] else None
+    return render(options, count, python=_python(options), snapshot=snapshot)
 
 
-def make_executor(options: dict[str, Any], snapshot: Path | None) -> Any:
-    """Return submitit's executor with the options of the config; needs no SLURM on this machine."""
-    from submitit.slurm.slurm import SlurmExecutor
+def make_executor(options: dict[str, Any], sweep: Path, snapshot: Path | None) -> Any:
+    """Return submitit's executor, which submits our scripts; needs no SLURM on this machine."""
+    from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+
+    marker = slurm.script_marker(sweep)
 
     class Executor(SlurmExecutor):  # type: ignore[misc]
         @classmethod
         def affinity(cls) -> int:
             return 2  # `check_sbatch` reports missing commands
 
-        @property
-        def _submitit_command_str(self) -> str:
-            return f"{self.python} -u -m hydra_plugins.arctic_hydra._slurm_start {shlex.quote(str(self.folder))}"
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            count = self.parameters["map_count"]
+            return render(options, count, python=_python(options), snapshot=snapshot, marker=marker)
 
-    executor = Executor(folder=options["folder"], max_num_timeout=options["max_requeues"], python=options["python"])
-    given = {key: value for key, value in options.items() if key not in _OWN and not _is_unset(value)}
-    srun_args = list(given.pop("srun_args", []))
-    if options["cpus_per_task"]:
-        # Since SLURM 22.05 a step does not inherit this number from the allocation, and its ranks would share one core.
-        srun_args.insert(0, f"--cpus-per-task={options['cpus_per_task']}")
-    asked = {key.replace("_", "-"): value for key, value in given.pop("additional_parameters", {}).items()}
-    if asked.get("requeue") is False:
-        asked["no-requeue"] = True
-    more = {"requeue": "no-requeue" not in asked, **asked}
-    more = {key: value for key, value in more.items() if not _is_unset(value)}
-    if snapshot:
-        more["chdir"] = str(snapshot)  # `python -m` looks there first
-    given |= {"tasks_per_node": 1, "wckey": options["wckey"], "additional_parameters": more}
-    given["srun_args"] = srun_args or None
-    executor.update_parameters(**executor._convert_parameters(given))
+        def _internal_process_submissions(self, delayed_submissions: list[Any]) -> list[Any]:
+            """Submit one script for all jobs; submitit's own method writes that of an array with another class."""
+            self.parameters["map_count"] = len(delayed_submissions)
+            if len(delayed_submissions) == 1:
+                return list(super()._internal_process_submissions(delayed_submissions))
+            pickles = [self.folder / f"{uuid.uuid4().hex}.pkl" for _ in delayed_submissions]
+            for delayed, pickle in zip(delayed_submissions, pickles, strict=True):
+                delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+                delayed.dump(pickle)
+            first = self._submit_command("")
+            tasks = list(range(self._num_tasks()))
+            jobs = [SlurmJob(self.folder, f"{first.job_id}_{number}", tasks) for number in range(len(pickles))]
+            for job, pickle in zip(jobs, pickles, strict=True):
+                job.paths.move_temporary_file(pickle, "submitted_pickle")
+            return jobs
+
+    executor = Executor(folder=options["folder"], max_num_timeout=options["max_requeues"], python=_python(options))
+    executor.parameters = {"time": options["timeout_min"], "nodes": options["nodes"], "ntasks_per_node": 1}
     return executor
 
 
-def _is_unset(value: Any) -> bool:
-    """Whether an option is omitted from the script; 0 is a valid number."""
-    return value is None or value is False or value == [] or value == {}
+def _python(options: dict[str, Any]) -> str:
+    """Return the shell command that runs Python on the nodes."""
+    return options["python"] or shlex.quote(sys.executable)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

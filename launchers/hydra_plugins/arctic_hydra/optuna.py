@@ -29,7 +29,7 @@ class OptunaSweeperConf:
     """none, median, percentile, hyperband or successive_halving; stops jobs with poor intermediate evaluations."""
     pruner_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's pruner, such as {n_startup_trials:3}."""
-    params: dict[str, str] | None = None
+    params: dict[str, str] | None = field(default_factory=dict)
     """Search space for config files: keys mapped to sweep syntax; the command line has precedence."""
 
 
@@ -43,7 +43,9 @@ class OptunaSweeper(Sweeper):
     """The launcher of the sweep, set before `setup`."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = settings
+        from arctic_hydra.component import to_plain
+
+        self.settings = {key: to_plain(value) for key, value in settings.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
         """Store the controller, which the command line passes as the task function, and set up the launcher."""

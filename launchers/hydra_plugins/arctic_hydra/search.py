@@ -30,6 +30,7 @@ PRUNERS = {
     "hyperband": "HyperbandPruner",
     "successive_halving": "SuccessiveHalvingPruner",
 }
+_MANY = 1_000_000
 
 
 class Search:
@@ -72,15 +73,17 @@ class Search:
             problems += [
                 f"{key}: got an interval, but hydra.sweeper.sampler=grid needs choice() or range()" for key in intervals
             ]
-        elif self._n_trials is None or self._n_trials < 1:
-            problems.append(f"hydra.sweeper.n_trials: got {self._n_trials}, expected 1 or more")
-        if self._n_jobs < 1:
-            problems.append(f"hydra.sweeper.n_jobs: got {self._n_jobs}, expected 1 or more")
+        elif self._n_trials is None or not 1 <= self._n_trials <= _MANY:
+            problems.append(f"hydra.sweeper.n_trials: got {self._n_trials}, expected 1 or more, at most {_MANY:,}")
+        if not 1 <= self._n_jobs <= _MANY:
+            problems.append(f"hydra.sweeper.n_jobs: got {self._n_jobs}, expected 1 or more, at most {_MANY:,}")
+        if not 0 <= self._seed < 2**64:
+            problems.append(f"hydra.sweeper.seed: got {self._seed}, expected 0 or more, below 2^64")
         if self._sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
             problems.append("hydra.sweeper.sampler: got cmaes, which needs the package of that name; pip install cmaes")
         run = self._controller.composed[0].run
         evaluated = run.trainer.eval_frequency or not run.objective.startswith(("auto", "eval/"))
-        if self._pruner != "none" and not evaluated:
+        if self._pruner in PRUNERS and self._pruner != "none" and not evaluated:
             problems.append(
                 f"hydra.sweeper.pruner: got {self._pruner}, but trainer.eval_frequency=0, so that jobs have no "
                 "intermediate evaluations; set trainer.eval_frequency, or hydra.sweeper.pruner=none"
@@ -246,6 +249,9 @@ def make_pruner(name: str, arguments: dict[str, Any]) -> Any:
 
     given = {"percentile": 25.0, **arguments} if name == "percentile" else arguments
     try:
+        if name == "hyperband":  # checks these only when it prunes for the first time
+            shared = {key: given[key] for key in ("min_resource", "reduction_factor") if key in given}
+            pruners.SuccessiveHalvingPruner(**shared)
         return getattr(pruners, PRUNERS[name])(**given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"hydra.sweeper.pruner_kwargs: got {arguments} for {name}: {error}") from error

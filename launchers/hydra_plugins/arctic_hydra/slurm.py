@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -51,6 +52,8 @@ class SlurmLauncher(SweepLauncher):
         self._options |= {"folder": str(Path(folder).absolute()), "name": self._options["name"] or sweep.name}
         if not self._options["dry_run"]:
             _slurm_submit.check_sbatch()
+            _slurm_submit.check_sweep(sweep.path)
+            _slurm_submit.script(self._options, 1)  # before any run is written
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Register the jobs, submit them, wait for them, and return their objectives in order."""
@@ -77,7 +80,7 @@ class SlurmLauncher(SweepLauncher):
         waiting = [entry for entry, _ in pairs if entry.submission and not entry.problem]
         if self._options["detach"]:
             print("detached; manage the jobs with")
-            print(f"  python -m arctic_hydra.sweep status {self.controller.sweep.path}")
+            print(f"  python -m arctic_hydra.sweep status {shlex.quote(str(self.controller.sweep.path))}")
         self.controller.detached = self._options["detach"] or not JobWatcher(self.controller, self._options).wait(
             waiting
         )
@@ -117,11 +120,11 @@ class SlurmLauncher(SweepLauncher):
         from arctic_hydra.sweep import slurm
 
         found = [(entry, _submissions(entry)) for entry in entries]
-        asked = [str(submission["job_id"]) for _, submissions in found for submission in submissions]
+        asked = [slurm.job_id(submission) for _, submissions in found for submission in submissions]
         states = slurm.query(asked) if asked else {}
         under_way = []
         for entry, submissions in found:
-            alive = [submission for submission in submissions if not states[str(submission["job_id"])].over]
+            alive = [submission for submission in submissions if not states[slurm.job_id(submission)].over]
             if alive:
                 entry.submission, entry.problem = alive[-1], ""
                 under_way.append(entry)
@@ -189,7 +192,7 @@ class JobWatcher:
             print(
                 "\nstopped waiting; the jobs keep running, and the same command waits for them again. To cancel them:"
             )
-            print(f"  python -m arctic_hydra.sweep cancel {self._controller.sweep.path}")
+            print(f"  python -m arctic_hydra.sweep cancel {shlex.quote(str(self._controller.sweep.path))}")
             return False
         return True
 
@@ -254,7 +257,7 @@ def _was_left_running(entry: SweepJob) -> bool:
 
     found = entry.directory.record()
     theirs = found.get("submission") or entry.submission or {}
-    mine = theirs["job_id"] == _job_id(entry)
+    mine = theirs.get("job_id") == _job_id(entry)
     return found.get("status") == run_directory.RUNNING and mine and entry.directory.holder() is None
 
 
@@ -278,5 +281,7 @@ def _submissions(entry: SweepJob) -> list[dict[str, Any]]:
 
 
 def _job_id(entry: SweepJob) -> str:
+    from arctic_hydra.sweep import slurm
+
     assert entry.submission is not None, "only submitted jobs are queried"
-    return str(entry.submission["job_id"])
+    return slurm.job_id(entry.submission)

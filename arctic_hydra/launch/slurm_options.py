@@ -1,0 +1,189 @@
+"""The check of every option of `hydra/launcher=slurm`, before any of them reaches a script or a command line.
+
+Scripts consist of lines, so that a character that could end a line is refused everywhere. What remains is quoted by
+`_slurm_script`. Four options are commands by design: `setup`, `teardown`, `python` and `srun_args`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra.errors import ConfigError
+
+LONGEST = 4096
+"""Maximum length of a value; sbatch reads lines of 8 KiB on older clusters, and quoting can double a value."""
+_MANY = 1_000_000_000
+_INTEGERS = {
+    "nodes": (1, 65_536),
+    "gpus_per_node": (0, 1_024),
+    "cpus_per_task": (1, 65_535),
+    "timeout_min": (0, _MANY),
+    "array_parallelism": (1, _MANY),
+    "max_array_size": (1, _MANY),
+    "signal_delay_s": (1, 65_535),
+    "max_requeues": (0, _MANY),
+}
+"""Range of each integer; the delay is a 16-bit number in SLURM."""
+_FLAGS = ("exclusive", "stderr_to_stdout", "snapshot", "detach", "dry_run")
+_TEXTS = (
+    *("partition", "account", "qos", "gres", "constraint", "nodelist", "exclude", "comment", "dependency"),
+    *("mail_type", "mail_user", "wckey", "name", "python", "folder"),
+)
+_LISTS = ("setup", "teardown", "srun_args")
+_OPTIONAL = frozenset({*_TEXTS, "gpus_per_node", "cpus_per_task", "mem_gb", "max_array_size"})
+KEYS = frozenset({*_INTEGERS, *_FLAGS, *_TEXTS, *_LISTS, "mem_gb", "poll_seconds", "additional_parameters"})
+"""The keys of `hydra.launcher`."""
+_LONGEST_POLL_SECONDS, _LARGEST_MEMORY_GB = 86_400, 1_000_000
+_OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_DIRECTIVE = re.compile(r"#(SBATCH|SLURM|PBS|BSUB)")
+_REPLACED = re.compile(r"\\|%[%0-9A-Za-z]")
+"""What SLURM does not take literally in the path of a log file."""
+_SHOWN = 60
+
+
+def check_options(options: Mapping[Any, Any]) -> None:
+    """Raise ConfigError with every invalid option; takes the settings of the launcher or the options of a submission."""
+    plain: dict[str, Any] = {key: value for key, value in options.items() if not str(key).startswith("_")}
+    problems = [f"hydra.launcher.{key}: there is no such key" for key in plain if key not in KEYS]
+    problems += [f"hydra.launcher.{key}: there is no value" for key in sorted(KEYS - set(plain))]
+    if not problems:
+        problems = [f"hydra.launcher.{key}: {text}" for key, value in plain.items() for text in _problems(key, value)]
+    if not problems:
+        problems = list(_signal_problems(plain))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_folder(folder: Path, key: str = "hydra.launcher.folder") -> None:
+    """Raise ConfigError for a folder whose path a script cannot hold, or in which another user could replace scripts."""
+    if problem := next(_folder_problems(str(folder)), None):
+        raise ConfigError(f"{key}: {problem}")
+    try:
+        found = folder.stat()
+    except OSError:
+        return  # a submission creates it, and reports why it cannot
+    if found.st_uid not in (os.getuid(), 0):
+        raise ConfigError(
+            f"{key}: {folder} belongs to another user, who could replace the jobs; choose your own folder"
+        )
+    if found.st_mode & 0o002:
+        raise ConfigError(
+            f"{key}: every user can write to {folder}, and so replace the jobs; pass a folder of mode 0700"
+        )
+
+
+def line_problem(text: str) -> str | None:
+    """Return why a text cannot be part of one line of a script, None if it can."""
+    if len(text) > LONGEST:
+        return f"got {len(text):,} characters, expected at most {LONGEST:,}"
+    for letter in text:
+        # Zl and Zp end lines for Python and some editors; lone surrogates cannot be written.
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+            return (
+                f"got {_shown(text)}, which contains the control character U+{ord(letter):04X}; expected a single line"
+            )
+    return None
+
+
+def _problems(key: str, value: Any) -> Iterator[str]:
+    """Yield what is wrong with the value of a known key."""
+    if value is None and key in _OPTIONAL:
+        return
+    if key in _INTEGERS:
+        yield from _number_problems(value, int, *_INTEGERS[key])
+    elif key == "mem_gb":
+        yield from _number_problems(value, (int, float), 0, _LARGEST_MEMORY_GB)
+    elif key == "poll_seconds":
+        if isinstance(value, int | float) and not value > 0:
+            yield f"got {value}, expected more than 0"
+        else:
+            yield from _number_problems(value, (int, float), 0, _LONGEST_POLL_SECONDS)
+    elif key in _FLAGS:
+        if not isinstance(value, bool):
+            yield f"got {_shown(value)}, expected true or false"
+    elif key == "additional_parameters":
+        yield from _parameter_problems(value)
+    elif key in _LISTS:
+        yield from _list_problems(value)
+    elif text_problems := list(_text_problems(value)):
+        yield from text_problems
+    elif key == "folder":
+        yield from _folder_problems(value)
+
+
+def _number_problems(value: Any, kinds: Any, least: int, most: int) -> Iterator[str]:
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, kinds) or infinite:
+        yield f"got {_shown(value)}, expected a number"
+    elif value < least:
+        yield f"got {_shown(value)}, expected {least} or more"
+    elif value > most:
+        yield f"got {_shown(value)}, expected at most {most}"
+
+
+def _text_problems(value: Any) -> Iterator[str]:
+    if not isinstance(value, str):
+        yield f"got {_shown(value)}, expected text"
+    elif not value.strip():
+        yield f"got {value!r}, expected text, or null to omit the option"
+    elif problem := line_problem(value):
+        yield problem
+
+
+def _list_problems(value: Any) -> Iterator[str]:
+    if not isinstance(value, list):
+        yield f"got {_shown(value)}, expected a list"
+        return
+    for item in value:
+        if not isinstance(item, str) or not item.strip():
+            yield f"got {_shown(item)}, expected text in each item"
+        elif problem := line_problem(item):
+            yield f"{problem} in each item"
+        elif _DIRECTIVE.match(item):
+            yield f"got {_shown(item)}, which sbatch reads as an option; pass it in hydra.launcher.additional_parameters"
+
+
+def _parameter_problems(value: Any) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"got {_shown(value)}, expected options of sbatch by name"
+        return
+    for name, item in value.items():
+        if not isinstance(name, str) or not _OPTION_NAME.fullmatch(name.replace("_", "-")) or len(name) > 100:
+            yield f"got the name {_shown(name)}, expected a long option of sbatch without its dashes, such as mail-user"
+        elif isinstance(item, str):
+            problem = line_problem(item)
+            if problem:
+                yield f"{name}: {problem}"
+        elif not isinstance(item, bool | int | float | None):
+            yield f"{name}: got {_shown(item)}, expected text, a number, true or false"
+
+
+def _folder_problems(folder: str) -> Iterator[str]:
+    if problem := line_problem(folder):
+        yield problem
+    elif found := _REPLACED.search(folder):
+        yield (
+            f"got {_shown(folder)}, but SLURM replaces {found[0]!r} in the paths of logs; pass a folder without it in "
+            "hydra.launcher.folder"
+        )
+
+
+def _signal_problems(options: Mapping[str, Any]) -> Iterator[str]:
+    limit, delay = options["timeout_min"] * 60, options["signal_delay_s"]
+    if 0 < limit <= delay:
+        yield (
+            f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} limits a "
+            f"job to {limit} s, so SLURM would signal it immediately after the start; use a shorter delay or a longer time limit"
+        )
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error message shows it: on one line, and cut."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,113 @@
+"""Every option of `hydra/launcher=slurm` is checked in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra_plugins.arctic_hydra._slurm_conf import SlurmConf
+
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.launch import slurm_options
+from arctic_hydra.launch.slurm_options import check_folder, check_options
+from tests.launchers.slurm_defaults import LINE_BREAKS, defaults
+
+
+def problem(**options) -> str:
+    with pytest.raises(ConfigError) as refused:
+        check_options(defaults(**options))
+    [found] = refused.value.problems
+    assert found.isprintable(), "one line"
+    return found
+
+
+def test_every_key_of_the_launcher_is_checked():
+    assert {item.name for item in fields(SlurmConf) if not item.name.startswith("_")} == slurm_options.KEYS
+    check_options(defaults())
+
+
+@pytest.mark.parametrize("text", LINE_BREAKS, ids=ascii)
+@pytest.mark.parametrize("key", [*slurm_options._TEXTS, *slurm_options._LISTS])
+def test_no_text_holds_a_line_break(key, text):
+    value = f"gpu{text}touch canary"
+    found = problem(**{key: [value] if key in slurm_options._LISTS else value})
+    assert found.startswith(f"hydra.launcher.{key}: got 'gpu") and "expected a single line" in found
+
+
+@pytest.mark.parametrize("text", LINE_BREAKS, ids=ascii)
+def test_no_further_parameter_holds_a_line_break(text):
+    where = "hydra.launcher.additional_parameters: "
+    assert problem(additional_parameters={"begin": f"now{text}"}).startswith(f"{where}begin: got 'now")
+    assert problem(additional_parameters={f"be{text}gin": 1}).startswith(f"{where}got the name 'be")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-", "--wrap", "wrap=x", "a b", "Begin", "1", "é", "a#", "a'", 5, True, "x" * 101]
+)
+def test_further_parameters_have_the_names_of_options(name):
+    found = problem(additional_parameters={name: "x"})
+    assert found.startswith("hydra.launcher.additional_parameters: got the name ") and "such as mail-user" in found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("nodes", 0, "got 0, expected 1 or more"),
+        ("nodes", 10**400, "expected at most 65536"),
+        ("nodes", 1.5, "got 1.5, expected a number"),
+        ("nodes", True, "got True, expected a number"),
+        ("nodes", None, "got None, expected a number"),
+        ("gpus_per_node", -1, "got -1, expected 0 or more"),
+        ("gpus_per_node", 99_999_999_999, "got 99999999999, expected at most 1024"),
+        ("cpus_per_task", 0, "got 0, expected 1 or more"),
+        ("mem_gb", float("nan"), "got nan, expected a number"),
+        ("mem_gb", float("inf"), "got inf, expected a number"),
+        ("mem_gb", -0.5, "got -0.5, expected 0 or more"),
+        ("mem_gb", 1e300, "got 1e+300, expected at most 1000000"),
+        ("poll_seconds", float("nan"), "got nan, expected more than 0"),
+        ("poll_seconds", float("inf"), "got inf, expected a number"),
+        ("poll_seconds", 1e30, "got 1e+30, expected at most 86400"),
+        ("signal_delay_s", 70_000, "got 70000, expected at most 65535"),
+        ("exclusive", "maybe", "got 'maybe', expected true or false"),
+        ("partition", 5, "got 5, expected text"),
+        ("partition", " ", "got ' ', expected text, or null to omit the option"),
+        ("comment", "x" * 4097, "got 4,097 characters, expected at most 4,096"),
+        ("setup", "module load cuda", "got 'module load cuda', expected a list"),
+        ("setup", [5], "got 5, expected text in each item"),
+        ("setup", ["#SBATCH --wrap=x"], "which sbatch reads as an option; pass it in hydra.launcher.additional_param"),
+        ("srun_args", [""], "got '', expected text in each item"),
+        ("additional_parameters", ["x"], "got ['x'], expected options of sbatch by name"),
+        ("additional_parameters", {"begin": [1, 2]}, "begin: got [1, 2], expected text, a number, true or false"),
+        ("folder", "/shared/%j", "got '/shared/%j', but SLURM replaces '%j' in the paths of logs"),
+        ("folder", "/shared\\x", "but SLURM replaces '\\\\' in the paths of logs"),
+    ],
+)
+def test_what_is_refused(key, value, text):
+    found = problem(**{key: value})
+    assert found.startswith(f"hydra.launcher.{key}: ") and text in found
+
+
+def test_missing_and_unknown_keys_of_an_edited_file_are_refused():
+    options = defaults(ghost=1)
+    del options["nodes"]
+    with pytest.raises(ConfigError) as refused:
+        check_options(options)
+    assert refused.value.problems == [
+        "hydra.launcher.ghost: there is no such key",
+        "hydra.launcher.nodes: there is no value",
+    ]
+
+
+def test_a_folder_in_which_others_could_replace_the_jobs_is_refused(tmp_path, monkeypatch):
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new")
+    check_folder(Path("/") / ("x" * 300))
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="hydra.launcher.folder: every user can write to "):
+        check_folder(tmp_path)
+    tmp_path.chmod(0o700)
+    os.chown(tmp_path, 12345, -1) if os.getuid() == 0 else monkeypatch.setattr(os, "getuid", lambda: 1)
+    with pytest.raises(ConfigError, match="belongs to another user, who could replace the jobs"):
+        check_folder(tmp_path)
