@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from arctic_hydra.errors import (
 )
 from arctic_hydra.launch.job import Job
 from arctic_hydra.run_directory import PROGRAM
-from arctic_hydra.stopping import SIGNALS
+from arctic_hydra.stopping import ignore_signals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         component.load_extensions()
         code = _dispatch(arguments)
         if code == EXIT_STOPPED_EARLY:
-            # Another interrupt while the interpreter exits would replace the exit code.
-            atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
+            atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
         return code
     except ArcticHydraError as error:
         print_error(error)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+REPEAT_SECONDS = 1.0
+"""Time after which a signal counts as repeated; one request may arrive twice, from a launcher and through the process group."""
+TASK_REPEAT_SECONDS = 10.0
+"""The same for SIGTERM in an allocation of SLURM, where slurmstepd and srun each deliver it, on a busy cluster seconds apart."""
 
 
 class StopRequest:
@@ -74,24 +79,97 @@ def blocked_signals() -> Iterator[None]:
 
 
 @contextmanager
+def one_stop(seen: list[int]) -> Iterator[None]:
+    """While the context is open, append signals that nothing forwards to `seen`, instead of their default action.
+
+    If any was seen, this continues after the context: the process then reports the stop and exits with its code, which the
+    default action of one more signal would replace. Blocking the signals would not do, since they would go to the threads of
+    numpy.
+    """
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if not seen:
+            _restore(before)
+
+
+def ignore_signals() -> None:
+    """Ignore `SIGNALS` until the process has ended; the interpreter resets other handlers before it exits."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt while the context is open."""
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def ask_to_stop(child: Any, number: int) -> None:
+    """Send a signal to a child, and wake it if it is stopped (SIGSTOP), since a stopped process handles no signal."""
+    child.send_signal(number)
+    if isinstance(child, subprocess.Popen):  # the agent of another machine wakes its ranks itself
+        child.send_signal(signal.SIGCONT)
+
+
+class _Requests:
+    """The signals that asked a process to stop: which of them asks to end at once."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._first_to_end: float | None = None
+
+    def ends_at_once(self, number: int) -> bool:
+        """Whether a signal that arrives now repeats an earlier request.
+
+        A second Ctrl-C repeats any signal. A second SIGTERM repeats a SIGTERM or Ctrl-C, but not SIGUSR2: SLURM sends
+        SIGUSR2 before its time limit, and SIGTERM at the limit, when the checkpoint may still be being written.
+        """
+        now = time.monotonic()
+        earlier = self._first if number == signal.SIGINT else self._first_to_end
+        self._first = now if self._first is None else self._first
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            return False
+        self._first_to_end = now if self._first_to_end is None else self._first_to_end
+        apart = TASK_REPEAT_SECONDS if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ else REPEAT_SECONDS
+        return earlier is not None and now - earlier > apart
+
+
+@contextmanager
 def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: list[int]) -> Iterator[list[int]]:
     """While the context is open, forward the first of `SIGNALS` to the current `children`, and print that `what` stops.
 
-    Appends every signal to `seen`, including those that this thread had blocked before. A second interrupt kills the
-    children and is appended to the yielded list. Code that starts a child in the context must forward earlier signals.
+    Appends every signal to `seen`, including those that this thread had blocked before. A second Ctrl-C or SIGTERM kills
+    the children and is appended to the yielded list. Code that starts a child in the context must forward earlier signals.
     """
-    first: list[float] = []
+    requests = _Requests()
+    told: list[int] = []
     given_up: list[int] = []
 
     def forward(number: int, frame: object) -> None:
         seen.append(number)
-        if not first:
-            first.append(time.monotonic())
+        at_once, is_first = requests.ends_at_once(number), not told
+        if is_first:
+            told.append(number)
             name = signal.Signals(number).name
             print(f"{name}: stopping {what}; interrupt again to end at once", file=sys.stderr, flush=True)
             for child in children():
-                child.send_signal(number)
-        elif number == signal.SIGINT and time.monotonic() - first[0] > 1.0:
+                ask_to_stop(child, number)
+        elif at_once:
             given_up.append(number)
             for child in children():
                 child.kill()  # the ranks of an agent die with it
@@ -102,5 +180,4 @@ def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: li
         yield given_up
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _restore(before)

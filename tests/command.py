@@ -119,14 +119,14 @@ def wait_for_step(
     assert process.poll() is not None, f"step {step} was not logged within {timeout} s"
 
 
-def wait_for_rank(process: subprocess.Popen[str], seconds: float = 60.0) -> None:
-    """Wait until a run has started the process of its rank, which has not loaded anything yet."""
+def wait_for_rank(process: subprocess.Popen[str], seconds: float = 60.0) -> int:
+    """Wait until a run has started the process of its rank, which has not loaded anything yet; return its id."""
     end = time.monotonic() + seconds
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while time.monotonic() < end and process.poll() is None:
         for child in children.read_text().split():
             command = Path(f"/proc/{child}/cmdline")
             if command.exists() and b"arctic_hydra.worker" in command.read_bytes():
-                return
+                return int(child)
         time.sleep(0.05)
     raise AssertionError(f"no rank after {seconds} s")

@@ -7,7 +7,14 @@ import subprocess
 import sys
 import threading
 
-from arctic_hydra.stopping import SIGNALS, StopRequest, blocked_signals, forwarded_signals
+import pytest
+
+from arctic_hydra import stopping
+from arctic_hydra.stopping import SIGNALS, StopRequest, blocked_signals, forwarded_signals, one_stop
+
+
+def send(number: int) -> None:
+    signal.pthread_kill(threading.get_ident(), number)
 
 
 def blocked() -> set[int]:
@@ -51,6 +58,10 @@ def test_children_inherit_the_mask_and_this_thread_gets_its_own_back():
 class Child:
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
 
     def send_signal(self, number: int) -> None:
         self.received.append(number)
@@ -61,7 +72,76 @@ def test_the_first_signal_is_forwarded_and_all_are_seen(capsys):
     handlers = [signal.getsignal(number) for number in SIGNALS]
     with forwarded_signals(lambda: [child], "the jobs", seen) as given_up:
         for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.pthread_kill(threading.get_ident(), number)
+            send(number)
     assert (child.received, seen, given_up) == ([signal.SIGTERM], [signal.SIGTERM, signal.SIGUSR2], [])
     assert "SIGTERM: stopping the jobs; interrupt again to end at once" in capsys.readouterr().err
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+TERM, INT, USR2, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP
+
+
+@pytest.mark.parametrize(
+    ("sent", "apart", "ends"),
+    [
+        ([TERM, TERM], 2.0, True),
+        ([TERM, TERM], 0.5, False),  # once from a launcher, once through the process group
+        ([TERM, TERM, TERM], 0.6, True),
+        ([INT, TERM], 2.0, True),
+        ([TERM, INT], 2.0, True),
+        ([USR2, INT], 2.0, True),
+        ([USR2, TERM], 120.0, False),  # SLURM: USR2 before the time limit, then TERM at the limit
+        ([HUP, TERM], 2.0, False),
+        ([USR2, TERM, TERM], 2.0, True),
+        ([TERM, HUP, USR2, HUP], 2.0, False),
+    ],
+)
+def test_a_second_sigterm_ends_at_once_like_a_second_interrupt(sent, apart, ends, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    child, now = Child(), [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    with forwarded_signals(lambda: [child], "the jobs", []) as given_up:
+        for number in sent:
+            send(number)
+            now[0] += apart
+    assert (child.received, child.killed, bool(given_up)) == (sent[:1], ends, ends)
+
+
+@pytest.mark.parametrize(("apart", "ends"), [(5.0, False), (15.0, True)])
+def test_in_an_allocation_of_slurm_sigterm_may_arrive_twice_within_seconds(apart, ends, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    child, now = Child(), [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    with forwarded_signals(lambda: [child], "the jobs", []):
+        for _ in range(2):
+            send(TERM)
+            now[0] += apart
+    assert child.killed == ends
+
+
+def test_signals_around_a_stop_neither_end_the_process_nor_replace_its_exit_code():
+    """Whichever thread they go to: numpy's do not inherit what the main thread blocks later."""
+    code = (
+        "import os, signal, threading, time\n"
+        "from arctic_hydra.stopping import SIGNALS, forwarded_signals, ignore_signals, one_stop\n"
+        "threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
+        "def storm():\n"
+        "    for number in SIGNALS: os.kill(os.getpid(), number)\n"
+        "seen = []\n"
+        "with one_stop(seen):\n"
+        "    storm()\n"
+        "    with forwarded_signals(lambda: [], 'it', seen): storm()\n"
+        "    storm()\n"
+        "storm(); ignore_signals(); storm(); print(len(seen) > 4, flush=True); raise SystemExit(75)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("True\n", 75), done.stderr
+
+
+def test_a_context_without_signals_restores_the_handlers():
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    with one_stop([]):
+        assert [signal.getsignal(number) for number in SIGNALS] != handlers
+        with pytest.raises(KeyboardInterrupt), stopping.interruptible():
+            signal.raise_signal(INT)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers

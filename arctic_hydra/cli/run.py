@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 from arctic_hydra import config, run_directory
@@ -15,6 +16,7 @@ from arctic_hydra.launch.ranks import start_ranks
 from arctic_hydra.redaction import redact
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import relative
+from arctic_hydra.stopping import interruptible, one_stop
 
 
 def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
@@ -49,7 +51,12 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
         return _run_other_node(job, machines)
     if run.task is not config.Task.train:
         return _run_on_checkpoint(job, machines)
-    data = job.data_digest()
+    return _train(job, machines)
+
+
+def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
+    """Train unless the run is finished; return the exit code."""
+    run, directory, data = job.run, job.directory, job.data_digest()
     lock = job.open_directory()
     if job.is_finished(data):
         result = directory.record()["result"]
@@ -59,13 +66,14 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
         print("pass fresh=true to train it again from the start")
         job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE
-    if difference := job.write_run_files(data):
-        print(difference)
     signals: list[int] = []
-    code = start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines, signals)
-    code = _report_ending(directory, code, signals)
-    if directory.record()["status"] == run_directory.FAILED:
-        job.update_trackers(run_directory.FAILED)
+    with one_stop(signals):  # from the first file of the run to its exit code
+        if difference := job.write_run_files(data):
+            print(difference)
+        code = start_ranks(directory, run.ranks_per_node, lock, job.secrets(), machines, signals)
+        code = _report_ending(directory, code, signals)
+        if directory.record()["status"] == run_directory.FAILED:
+            job.update_trackers(run_directory.FAILED)
     return code
 
 
@@ -77,7 +85,8 @@ def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         print(f"finished already: {directory.path}")
         return EXIT_DONE
     signals: list[int] = []
-    code = start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
+    with one_stop(signals):
+        code = start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
     stopped = bool(code) and has_stopped(directory, code, asked_to_stop=bool(signals))
     how = "was stopped" if stopped else "failed" if code else "is done"
     print(f"node {run.node_rank} of {run.nnodes} {how}; see the command on node 0 for the result of the run")
@@ -109,14 +118,15 @@ def _run_on_checkpoint(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     run_directory.write_json(task_directory.run_file, {"config": redact(job.tree)}, mode=0o600)
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
     signals: list[int] = []
-    return _report_ending(
-        task_directory, start_ranks(task_directory, ranks, lock, job.secrets(), where, signals), signals
-    )
+    with one_stop(signals):
+        code = start_ranks(task_directory, ranks, lock, job.secrets(), where, signals)
+        return _report_ending(task_directory, code, signals)
 
 
 def _report_ending(directory: run_directory.RunDirectory, code: int, signals: list[int]) -> int:
     """Record how the run ended, print it, and return the exit code."""
-    ending = record_ending(directory, code, asked_to_stop=bool(signals))
+    with nullcontext() if signals else interruptible():
+        ending = record_ending(directory, code, asked_to_stop=bool(signals))
     if ending.result:
         print_result(directory, ending.result)
     else:

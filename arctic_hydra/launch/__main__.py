@@ -53,6 +53,7 @@ class SignalRelay:
             time.sleep(0.1)
         for process in ranks.values():
             send_signal(process, signal.Signals(number))
+            send_signal(process, signal.SIGCONT)  # a stopped process handles no signal
 
     def read_commands(self, commands: Any) -> None:
         """Read signal names from `commands`, one per line; end of file means that the starting process has died."""

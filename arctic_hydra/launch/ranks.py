@@ -16,7 +16,7 @@ from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.run_directory import RunDirectory, write_error
-from arctic_hydra.stopping import blocked_signals, forwarded_signals
+from arctic_hydra.stopping import ask_to_stop, blocked_signals, forwarded_signals
 
 _LOST_PEER = re.compile(r"time(d )?-?out|connection|closed by peer|reset by peer", re.IGNORECASE)
 """Matches the errors of ranks that lost their peers."""
@@ -49,7 +49,7 @@ def start_ranks(
         else:
             children.append(open_ranks(directory, ranks, lock, secrets, nodes=nodes))
         for child in children if seen else ():  # a signal that arrived before the children existed
-            child.kill() if given_up else child.send_signal(seen[0])
+            child.kill() if given_up else ask_to_stop(child, seen[0])
         codes = _wait_for_agents(agents, directory) if agents else [children[0].wait()]
     code = next((code for code in codes if code), 0)
     if code and nodes.count > 1 and nodes.index == 0 and not given_up:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -11,8 +12,9 @@ from itertools import groupby
 from pathlib import Path
 
 from arctic_hydra import component
-from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.run_directory import relative
+from arctic_hydra.stopping import ignore_signals
 from arctic_hydra.sweep import finish, results
 from arctic_hydra.sweep.controller import note_missing_objectives
 from arctic_hydra.sweep.directory import (
@@ -39,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         component.load_extensions()
         sweep = Sweep.load(options.directory.resolve())
         jobs = _chosen(sweep, options.job)
-        return int(options.function(sweep, jobs, options))
+        code = int(options.function(sweep, jobs, options))
+        if code == EXIT_STOPPED_EARLY:
+            atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
+        return code
     except ArcticHydraError as error:
         print_error(error)
         return error.exit_code

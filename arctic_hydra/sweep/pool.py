@@ -17,7 +17,7 @@ from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks
 from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
-from arctic_hydra.stopping import forwarded_signals
+from arctic_hydra.stopping import ask_to_stop, forwarded_signals, one_stop
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
 from arctic_hydra.sweep.live_table import LiveTable
 from arctic_hydra.sweep.tail import Tail
@@ -126,7 +126,7 @@ class _Running:
     def stop(self) -> None:
         """Ask the job to stop at the next step."""
         self.asked_to_stop = True
-        self.started.child.send_signal(signal.SIGTERM)
+        ask_to_stop(self.started.child, signal.SIGTERM)
 
 
 class Pool:
@@ -157,7 +157,7 @@ class Pool:
         """
         waiting = list(work)
         forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
-        with forwarding as self._given_up, self._table:
+        with one_stop(self._signals), forwarding as self._given_up, self._table:
             while (waiting and not self._stop_reason) or self._running:
                 while waiting and not self._stop_reason and len(self._running) < self._slots.count:
                     self._start(*waiting.pop(0))
@@ -200,7 +200,7 @@ class Pool:
         tail = Tail(entry.directory.path / "metrics.jsonl")
         self._running.append(_Running(entry, started, slot, tail))
         if self._signals:  # it arrived while the job was starting
-            started.child.send_signal(self._signals[0])
+            ask_to_stop(started.child, self._signals[0])
 
     def _look_at(self, job: _Running) -> None:
         child = job.started.child

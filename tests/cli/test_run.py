@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
+import psutil
 import pytest
 
+from arctic_hydra.stopping import SIGNALS
 from tests.command import SMALL, losses, only_run, run, start, wait_for_rank, wait_for_step
 
 
@@ -94,6 +97,45 @@ def test_one_interrupt_of_two_ranks_saves_a_checkpoint(tmp_path):
     assert "SIGINT: stopping at the next step; interrupt again to end at once" in output
     assert "the same command resumes" in output
     assert list((only_run(tmp_path) / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+def test_a_frozen_rank_and_a_storm_of_signals_end_resumable(tmp_path):
+    """SIGTERM wakes a frozen rank, so that it saves; 28 signals of all kinds, up to the exit, still end with 75."""
+    arguments = f"{SMALL} trainer.train_iters=5000 ranks=2 tracking=[] trainer.eval_at_start=false"
+    process = start(arguments, tmp_path)
+    wait_for_step(tmp_path, 2, process)
+    frozen = psutil.Process(process.pid).children(recursive=True)[-1]
+    assert "arctic_hydra.worker" in frozen.cmdline()
+    frozen.suspend()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "saved step-" in output, output
+
+    process = start(arguments, tmp_path)
+    wait_for_step(tmp_path, 5, process)
+    for _ in range(7):
+        for number in SIGNALS:
+            process.send_signal(number)
+            time.sleep(0.02)
+    while process.poll() is None:
+        process.send_signal(signal.SIGUSR2)
+        time.sleep(0.01)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert json.loads((only_run(tmp_path) / "record.json").read_text())["status"] == "stopped"
+
+
+def test_a_frozen_rank_that_cannot_be_woken_ends_with_the_second_sigterm(tmp_path):
+    process = start(f"{SMALL} trainer.train_iters=5000 tracking=[]", tmp_path)
+    rank = wait_for_rank(process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    os.kill(rank, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert "ended at once; the same command" in output
 
 
 def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):

@@ -43,9 +43,7 @@ class OptunaSweeper(Sweeper):
     """The launcher of the sweep, set before `setup`."""
 
     def __init__(self, **settings: Any) -> None:
-        from arctic_hydra.component import to_plain
-
-        self.settings = {key: to_plain(value) for key, value in settings.items()}
+        self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
         """Store the controller, which the command line passes as the task function, and set up the launcher."""
