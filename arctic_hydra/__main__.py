@@ -15,7 +15,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
 from omegaconf import DictConfig, OmegaConf
 
-from arctic_hydra import __version__, component, config
+from arctic_hydra import __version__, component, config, redaction
 from arctic_hydra.cli import compose, help, multirun, search_path
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize
 from arctic_hydra.cli.run import run_one
@@ -35,6 +35,7 @@ from arctic_hydra.stopping import SIGNALS
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 done, 75 stopped early and resumable, 1 failed, 2 bad config."""
     arguments = [normalize(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    redaction.protect(arguments)
     try:
         component.load_extensions()
         code = _dispatch(arguments)

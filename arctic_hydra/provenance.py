@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import __version__
+from arctic_hydra.redaction import mask
 
 PACKAGES = (
     "arctic-hydra torch deepspeed transformers datasets tokenizers hydra-core omegaconf liger-kernel safetensors mlflow "
@@ -59,7 +60,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if revision is None:
         return None
     diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
-    return {"revision": revision.strip(), "dirty": bool(diff), "diff": diff[:1_000_000]}
+    return {"revision": revision.strip(), "dirty": bool(diff), "diff": mask(diff[:1_000_000])}
 
 
 def _git(folder: Path, *words: str) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from arctic_hydra import component
+from arctic_hydra import component, redaction
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import finish, results
@@ -35,6 +35,7 @@ WATCH_SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; return its exit code."""
     options = _parser().parse_args(argv)
+    redaction.protect()
     try:
         component.load_extensions()
         sweep = Sweep.load(options.directory.resolve())

@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch.job import Job
+from arctic_hydra.redaction import mask
 from arctic_hydra.run_directory import RunDirectory
 
 FORMAT = 1
@@ -158,6 +159,8 @@ class Sweep:
         """Write `sweep.json` atomically."""
         values = asdict(self)
         del values["path"]
+        for job in values["jobs"]:
+            job["problem"] = mask(job["problem"])
         run_directory.write_json(self.file, values)
 
     def lock(self, key: str = "output_root") -> None:
