@@ -21,16 +21,16 @@ _PLACEHOLDERS = frozenset("bearer changeme default disabled enabled outputs requ
 _NOT_SECRET = frozenset(("", "true", "false", "null", "none"))
 
 _CREDENTIALS = re.compile(r"://[^/\s?#\"'<>]+@")
-_LOGIN = re.compile(r"(?<![\w/.+-])[\w.+-]+:[^\s:@/\"',]+@(?=[A-Za-z0-9])")
+_LOGIN = re.compile(r"(?<![\w/.+-])[\w.+-]{1,100}:[^\s:@/\"',]{1,1000}@(?=[A-Za-z0-9])")
 _PARAMETER = re.compile(r"([?&;])([^=&\s?#;]{1,100})=([^&\s\"'<>#;]+)")
 _FORMS = re.compile(
     r"""(?<![A-Za-z0-9])(?:
     hf_[A-Za-z0-9]{16,} | api_org_[A-Za-z0-9]{16,}                      # Hugging Face
-    | sk-(?:[a-z]+\d*-)*[A-Za-z0-9_]{16,}[A-Za-z0-9_-]*                 # OpenAI, Anthropic
+    | sk-(?:[a-z]{1,20}\d*-){0,3}[A-Za-z0-9_]{16,}[A-Za-z0-9_-]*                 # OpenAI, Anthropic
     | gh[opsru]_[A-Za-z0-9]{16,} | github_pat_[A-Za-z0-9_]{20,} | glpat-[A-Za-z0-9_-]{16,}
     | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{30,}                # AWS, Google
     | xox[a-z]-[A-Za-z0-9-]{10,}                                        # Slack
-    | eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?      # JSON Web Token
+    | eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?      # JSON Web Token
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
     )""",
     re.VERBOSE | re.DOTALL,
@@ -38,9 +38,9 @@ _FORMS = re.compile(
 _AUTHORIZATION = re.compile(
     r"\b((?i:Bearer)\s+(?!tokens?\b|auth)|(?i:Basic)\s+(?=[A-Za-z0-9+/]*(?:\d|=|[a-z][A-Z])))([A-Za-z0-9._~+/-]{6,}=*)"
 )
-_ASSIGNMENT = re.compile(r"(?<![\w.$%])([A-Za-z_][\w.-]*)=(\"[^\"]*\"|'[^']*'|[^\s\"',;&)\]}]+)")
-_ITEM = re.compile(r"""(?<![\w.])(['"]?)([A-Za-z_][\w.-]*)\1\s*:\s*""")
-_QUOTED_ITEM = re.compile(r"""(?<!\w)(['"])([A-Za-z_][\w.-]*)\1\s*:\s*""")
+_ASSIGNMENT = re.compile(r"(?<![\w.$%])([A-Za-z_][\w.-]{0,200})=(\"[^\"]*\"|'[^']*'|[^\s\"',;&)\]}]+)")
+_ITEM = re.compile(r"""(?<![\w.])(['"]?)([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
+_QUOTED_ITEM = re.compile(r"""(?<!\w)(['"])([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
 _SCALAR = re.compile(r""""([^"]*)"|'([^']*)'|([^\s,:\[\]{}()"']++)(?!\s*:)""")
 
 _learned: set[str] = set()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from arctic_hydra.redaction.masking import MASK, known_values, learn, mask_known
+from arctic_hydra.redaction.masking import MASK, contains_secret, known_values, learn, mask, mask_known
 from arctic_hydra.redaction.secret_names import is_secret_name
 
 
@@ -73,6 +73,18 @@ def _hidden_texts(tree: Any, clean: Any) -> Iterator[tuple[str, ...]]:
         parts = "(.+)".join(re.escape(part) for part in clean.split(MASK))
         if match := re.fullmatch(parts, str(tree), re.DOTALL):
             yield match.groups()
+
+
+def secret_keys(tree: Any, prefix: str) -> Iterator[str]:
+    """Yield the keys of a plain config whose values contain a secret, for configs that cannot be masked."""
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        key = f"{prefix}[{name}]" if isinstance(tree, list) else f"{prefix}.{name}"
+        if contains_secret(str(name)) or (is_secret_name(str(name)) and value not in (None, "", [], {})):
+            yield mask(key)
+        elif isinstance(value, dict | list):
+            yield from secret_keys(value, key)
+        elif contains_secret(str(value)):
+            yield key
 
 
 def _have_same_keys(tree: Any, clean: Any) -> bool:

@@ -21,8 +21,7 @@ from arctic_hydra import run_directory
 from arctic_hydra.component import to_plain
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.redaction import contains_secret
-from arctic_hydra.redaction.secret_names import is_secret_name
+from arctic_hydra.redaction.trees import secret_keys
 from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
@@ -92,23 +91,13 @@ def check_options(options: Mapping[Any, Any]) -> None:
             f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} limits a "
             f"job to {limit} s, so SLURM would signal it immediately after the start; use a shorter delay or a longer time limit"
         )
-    problems += _secrets_in_options(to_plain(options), "hydra.launcher")
+    problems += [
+        f"{key}: contains a secret, which SLURM's queue or the job's script would show; export it in the shell that submits the "
+        "job, which inherits its environment"
+        for key in secret_keys(to_plain(options), "hydra.launcher")
+    ]
     if problems:
         raise ConfigError(problems)
-
-
-def _secrets_in_options(value: Any, key: str) -> list[str]:
-    """Return a problem for each option that contains a secret: SLURM shows options and scripts to other users."""
-    if isinstance(value, dict):
-        return [line for name, item in value.items() for line in _secrets_in_options(item, f"{key}.{name}")]
-    if isinstance(value, list):
-        return [line for number, item in enumerate(value) for line in _secrets_in_options(item, f"{key}[{number}]")]
-    if value is None or not (contains_secret(str(value)) or is_secret_name(key.rpartition(".")[2])):
-        return []
-    return [
-        f"{key}: contains a secret, which SLURM's queue or the job's script would show; export it in the shell that submits "
-        "the job, which inherits its environment"
-    ]
 
 
 def query(job_ids: Sequence[str]) -> dict[str, JobState]:

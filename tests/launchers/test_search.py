@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli import overrides
+from arctic_hydra.errors import ConfigError
 from tests.command import SMALL, SMALLEST, run
 from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, table, trials
 
@@ -34,6 +35,14 @@ from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, table, tri
 def test_sweep_syntax_is_a_distribution(text, expected):
     [item] = overrides.parse([f"optimizer.lr={text}"])
     assert distribution("optimizer.lr", item, as_text=False) == expected
+
+
+def test_a_secret_is_not_searched():
+    [item] = overrides.parse(["callback.mine.apiKey=choice(a,b)"])
+    with pytest.raises(
+        ConfigError, match=r"callback\.mine\.apiKey: names a secret, whose values the search would store"
+    ):
+        distribution("callback.mine.apiKey", item, as_text=True)
 
 
 def test_a_journal_with_an_incomplete_line_is_repaired(tmp_path):

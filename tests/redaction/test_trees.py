@@ -7,7 +7,7 @@ import json
 import pytest
 
 from arctic_hydra.redaction import mask, redact
-from arctic_hydra.redaction.trees import hidden_part, learn_secrets, restore
+from arctic_hydra.redaction.trees import hidden_part, learn_secrets, restore, secret_keys
 
 TREE = {
     "auth": {"user": "me", "ports": [1, 2.5], "on": True, "nothing": None, "empty": ""},
@@ -73,3 +73,18 @@ def test_what_a_mask_within_a_text_hides_is_learned(monkeypatch):
     tree = {"header": "x-learned-from-text-y"}
     learn_secrets(tree, {"header": "x-***-y"})
     assert mask("learned-from-text") == "***"
+
+
+def test_keys_with_secrets_are_named_where_masking_would_not_do():
+    tree = {
+        "setup": ["module load cuda", "export A_TOKEN=b"],
+        "x": {"password": 1, "auth": None},
+        "comment": "sk-" + 20 * "a",
+    }
+    assert list(secret_keys(tree, "hydra.launcher")) == [
+        "hydra.launcher.setup[1]",
+        "hydra.launcher.x.password",
+        "hydra.launcher.comment",
+    ]
+    assert list(secret_keys({"hf_" + 20 * "a": 1}, "x")) == ["x.***"]
+    assert list(secret_keys({"partition": "gpu", "exclusive": True, "mem_gb": 0, "setup": []}, "x")) == []
