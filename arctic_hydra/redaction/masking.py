@@ -25,12 +25,12 @@ _LOGIN = re.compile(r"(?<![\w/.+-])[\w.+-]{1,100}:[^\s:@/\"',]{1,1000}@(?=[A-Za-
 _PARAMETER = re.compile(r"([?&;])([^=&\s?#;]{1,100})=([^&\s\"'<>#;]+)")
 _FORMS = re.compile(
     r"""(?<![A-Za-z0-9])(?:
-    hf_[A-Za-z0-9]{16,} | api_org_[A-Za-z0-9]{16,}                      # Hugging Face
-    | sk-(?:[a-z]{1,20}\d*-){0,3}[A-Za-z0-9_]{16,}[A-Za-z0-9_-]*                 # OpenAI, Anthropic
+    (?:hf|api_org)_(?:[A-Za-z0-9]{24,} | (?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])[A-Za-z0-9]{16,})              # Hugging Face
+    | sk-(?:[a-z]{1,20}\d*-){0,3}(?:[A-Za-z0-9_]{24,} | (?=[a-z_]*[A-Z0-9])[A-Za-z0-9_]{16,})[A-Za-z0-9_-]*  # OpenAI, Anthropic
     | gh[opsru]_[A-Za-z0-9]{16,} | github_pat_[A-Za-z0-9_]{20,} | glpat-[A-Za-z0-9_-]{16,}
     | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{30,}                # AWS, Google
     | xox[a-z]-[A-Za-z0-9-]{10,}                                        # Slack
-    | eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?      # JSON Web Token
+    | eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?  # JSON Web Token
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
     )""",
     re.VERBOSE | re.DOTALL,
@@ -41,7 +41,9 @@ _AUTHORIZATION = re.compile(
 _ASSIGNMENT = re.compile(r"(?<![\w.$%])([A-Za-z_][\w.-]{0,200})=(\"[^\"]*\"|'[^']*'|[^\s\"',;&)\]}]+)")
 _ITEM = re.compile(r"""(?<![\w.])(['"]?)([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
 _QUOTED_ITEM = re.compile(r"""(?<!\w)(['"])([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
-_SCALAR = re.compile(r""""([^"]*)"|'([^']*)'|([^\s,:\[\]{}()"']++)(?!\s*:)""")
+_SCALAR = re.compile(r""""([^"]*)"|'([^']*)'|([^\s,:\[\]{}()"']++)(?!\s*[:(])""")
+"""A value in Hydra's grammar, but no key and no function such as `choice`."""
+_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 
 _learned: set[str] = set()
 
@@ -93,7 +95,7 @@ def learn_overrides(overrides: Iterable[str]) -> None:
     for text in overrides:
         key, _, value = text.partition("=")
         whole = [value] if _names_a_secret(key) else [value[start:end] for start, end in _secret_items(value, _ITEM)]
-        for part in whole:
+        for part in (_INTERPOLATION.sub("", item) for item in whole):
             learn([part.strip("\"' "), *(word for words in _SCALAR.findall(part) for word in words)])
 
 
@@ -115,7 +117,9 @@ def known_values() -> re.Pattern[str] | None:
 
 @lru_cache(maxsize=8)
 def _pattern(values: frozenset[str]) -> re.Pattern[str] | None:
-    forms = {form for value in values for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
+    forms = {
+        form for value in values for form in (value, quote(value, safe="", errors="replace"), json.dumps(value)[1:-1])
+    }
     return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
 
 

@@ -43,7 +43,10 @@ def test_credentials_in_urls_are_masked_and_other_urls_stay():
         ("curl --api-key=abc -u x", "curl --api-key=*** -u x"),
         ("export A_TOKEN='a b' B=$A_TOKEN C_TOKEN=$X", "export A_TOKEN=*** B=$A_TOKEN C_TOKEN=$X"),
         ('{"password": "a, b", "n": 1, "keys": [1]}', '{"password": ***, "n": 1, "keys": [1]}'),
-        ("hf_abcdefghijklmnopqrst, xhf_abcdefghijklmnopqrst", "***, xhf_abcdefghijklmnopqrst"),
+        (
+            "hf_abcdefghijklmnopqrstuvwxyz0123, xhf_abcdefghijklmnopqrstuvwxyz0123",
+            "***, xhf_abcdefghijklmnopqrstuvwxyz0123",
+        ),
         ("a -----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY----- b", "a *** b"),
         ("a -----BEGIN RSA PRIVATE KEY-----\ncut off", "a ***"),
     ],
@@ -61,7 +64,8 @@ def test_secrets_in_any_text_are_masked(text, shown):
         "pass api_key=<value>, or use_auth=true",
         "the basic launcher, Basic training and bearer tokens",
         "step 3, loss 2.5, tokens=512 max_tokens=3",
-        "task-evaluate-abcdefghijklmnopqrst hf_config_kwargs sk-learn-baseline-experiment-one",
+        "task-evaluate-abcdefghijklmnopqrst hf_config_kwargs hf_mistral7binstructv2",
+        "sk-learn-baseline-experiment-one sk-baselinewithtwolayers",
         "tokenizer.revision=refs/pr/1 data.sources.chat.split=train[:10%]",
         "git@github.com:owner/name.git 12:30:01 owner/name:split@revision",
         "{'pad_token': '<pad>', 'token': None, 'auth': False}",
@@ -94,6 +98,8 @@ def test_secrets_of_the_command_line_are_masked_from_the_start():
         ["a.token='planted-1'", "a={n: planted-2, password: planted-3, auth: {user: planted-4, list: [planted-5]}}"]
     )
     learn_overrides(["a.password=default", "a.token=abc", "task=export", "b='Authorization: planted-6', c: planted-7"])
+    learn_overrides(["a.token=${oc.env:HF_TOKEN}", "a.apikey=choice(planted-8,planted-9)"])
+    assert mask("choice HF_TOKEN oc.env planted-8 planted-9") == "choice HF_TOKEN oc.env *** ***"
     text = " ".join(f"planted-{number}" for number in range(1, 8))
     assert (
         mask(f"{text} default abc export password")
@@ -106,5 +112,5 @@ def test_only_certain_secrets_are_masked_where_masking_may_do_harm(monkeypatch):
     monkeypatch.setenv("OTHER_PASSWORD", "longer-than-messages")
     text = "{% for m in messages %}{{ token='x' }}{{ {'key': m} }}"
     assert mask_certain(text) == text
-    assert mask_certain("hf_abcdefghijklmnopqrst longer-than-messages") == "*** ***"
+    assert mask_certain("hf_abcdefghijklmnopqrstuvwxyz0123 longer-than-messages") == "*** ***"
     assert contains_secret("x/longer-than-messages") and not contains_secret("x/messages")

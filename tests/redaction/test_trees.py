@@ -79,12 +79,12 @@ def test_keys_with_secrets_are_named_where_masking_would_not_do():
     tree = {
         "setup": ["module load cuda", "export A_TOKEN=b"],
         "x": {"password": 1, "auth": None},
-        "comment": "sk-" + 20 * "a",
+        "comment": "sk-" + 30 * "a",
     }
     assert list(secret_keys(tree, "hydra.launcher")) == [
         "hydra.launcher.setup[1]",
         "hydra.launcher.x.password",
         "hydra.launcher.comment",
     ]
-    assert list(secret_keys({"hf_" + 20 * "a": 1}, "x")) == ["x.***"]
+    assert list(secret_keys({"hf_" + 30 * "a": 1}, "x")) == ["x.***"]
     assert list(secret_keys({"partition": "gpu", "exclusive": True, "mem_gb": 0, "setup": []}, "x")) == []
