@@ -149,7 +149,7 @@ class Job:
 
 def _secrets_in_names(run: config.Run) -> Iterator[str]:
     """Yield a problem for each name of a file or folder that contains a secret, because names cannot be masked."""
-    names = {"name": run.name, "output_root": run.output_root}
+    names = {"name": run.name, "output_root": run.output_root, "objective": run.objective}
     names |= {f"checkpoint.{key}.save_name": getattr(engine, "save_name", "") for key, engine in run.checkpoint.items()}
     names |= {f"tracking.{key}.experiment": getattr(item, "experiment", "") for key, item in run.tracking.items()}
     names |= {f"data.{split} sources": " ".join(run.data.sources_of(split)) for split in ("train", "eval")}

@@ -62,6 +62,11 @@ def mask_known(text: str, known: re.Pattern[str] | None) -> str:
     return _mask_items(_ASSIGNMENT.sub(_assignment, text), _QUOTED_ITEM)
 
 
+def mask_settings(text: str) -> str:
+    """Mask the secrets in YAML or JSON, whose keys have no quotes or values no `=`."""
+    return mask(_mask_items(text, _ITEM))
+
+
 def mask_certain(text: str) -> str:
     """Mask only what cannot be anything else: known forms of tokens, and long values that are known to be secret."""
     if (known := known_values()) is not None:

@@ -160,6 +160,8 @@ def test_the_ranks_receive_what_the_files_hide(planted):
         "'deepspeed.config={token: plant-key-01'",
         f"name={TOKEN}000001",
         f"output_root=/tmp/{TOKEN}000001",
+        f"objective=eval/{TOKEN}000001",
+        f"-m seed=1,2 hydra.sweep.dir={TOKEN}000001",
         "name=${oc.env:PLANT_TOKEN}",
         f"checkpoint.hf.save_name={TOKEN}000001",
         f"tracking.mlflow.experiment={TOKEN}000001",
