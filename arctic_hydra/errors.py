@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from arctic_hydra.redaction import mask
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
@@ -73,6 +75,6 @@ class RunLockedError(ArcticHydraError, RuntimeError):
 
 
 def print_error(error: ArcticHydraError) -> None:
-    """Print each problem on one line to standard error."""
+    """Print each problem on one line to standard error, with its secrets masked."""
     for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {mask(problem)}", file=sys.stderr)

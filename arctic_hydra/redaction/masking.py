@@ -44,6 +44,8 @@ _QUOTED_ITEM = re.compile(r"""(?<!\w)(['"])([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*
 _SCALAR = re.compile(r""""([^"]*)"|'([^']*)'|([^\s,:\[\]{}()"']++)(?!\s*[:(])""")
 """A value in Hydra's grammar, but no key and no function such as `choice`."""
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
+_IN_CODE = re.compile(r"[$<*].*|self\.[\w.]+|[A-Za-z_][\w.]*\(")
+"""Values in programs and shell commands that refer to others: `$TOKEN`, `<token>`, `self.token`, `read_token(`."""
 
 _learned: set[str] = set()
 
@@ -138,9 +140,10 @@ def _names_a_secret(key: str) -> bool:
 
 def _assignment(match: re.Match[str]) -> str:
     name = match[1].rpartition(".")[2]
-    shown = match[2].lower() in _NOT_SECRET or match[2].startswith(("$", "<", MASK))
-    # `key=` alone is an argument of a function more often than a secret.
-    return match[0] if shown or name == "key" or not is_secret_name(name) else f"{match[1]}={MASK}"
+    if name == "key" or not is_secret_name(name):  # `key=` alone is an argument of a function more often than a secret
+        return match[0]
+    is_code = match[2] == name or _IN_CODE.fullmatch(match[2])
+    return match[0] if is_code or match[2].lower() in _NOT_SECRET else f"{match[1]}={MASK}"
 
 
 def _mask_items(text: str, item: re.Pattern[str]) -> str:

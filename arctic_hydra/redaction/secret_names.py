@@ -19,12 +19,13 @@ _OWNERS = frozenset(
     signing smtp ssh user wandb""".split()
 )
 _ORDINARY = frozenset(
-    """add added additional assistant attention audio begin bos boa boi bov by cache chosen class cls column completion config content
-    cross data dataset decoder dict encoder end eoa eoi eos eot eov extra feature field fim first foreign forward backward frame
-    group image index input instruction join keep kv label last map mapping mask max message messages metric middle min modality
-    multi new next num one order output pad parent partition per prefix prev previous primary project prompt public q qk query
-    question answer rejected response role run sep single sort source special speech start stop sub suffix system target text
-    think turn unique unk value video vision word""".split()
+    """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache chosen class
+    cls column completion config content cross data dataloader dataset decoder dict encoder end eoa eoi eos eot eov
+    extra feature field fim first foreign forward frame group image index input instruction join keep kv label last
+    map mapping mask max message messages metric middle min modality module multi new next num one order output pad
+    parent partition per prefix prev previous primary project prompt public q qk query question rejected response role
+    run sep single sort source special speech start stop sub subconfig suffix supervised system target text think turn
+    unique unk value video vision word""".split()
 )
 """Words before `token` and `key` of names that are ordinary: `pad_token`, `content_key`."""
 _ABOUT = frozenset("file path dir folder name length size type count policy enabled required".split())

@@ -61,6 +61,7 @@ def test_secrets_in_any_text_are_masked(text, shown):
     [
         "tokenizer.api_key: there is no such key; did you mean tokenizer.add_tokens?",
         "sorted(rows, key=len)",
+        "load(name, token=token, auth=self.auth, api_key=read('x'), B_TOKEN=$A_TOKEN)",
         "pass api_key=<value>, or use_auth=true",
         "the basic launcher, Basic training and bearer tokens",
         "step 3, loss 2.5, tokens=512 max_tokens=3",

@@ -22,7 +22,7 @@ content_key role_key sort_key group_key num_key_value_heads keyword monkey pad_t
 authors attention password_file credentials_path key_size return_class_token eostoken TOKENIZERS_PARALLELISM
 SSH_AUTH_SOCK KEYBOARD loss eval/loss tokens/step"""
 METRICS = """step loss lr grad_norm tokens supervised_tokens padding_tokens tokens_per_second step_seconds memory_gib mfu tflops
-skipped_steps eval/loss eval/perplexity eval/accuracy non_finite""".split()
+skipped_steps eval/loss no_supervised_token eval/perplexity eval/accuracy non_finite""".split()
 
 
 @pytest.mark.parametrize(("names", "secret"), [(SECRET, True), (ORDINARY, False)])
