@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arctic_hydra import __version__, component, config
+from arctic_hydra import __version__, component, config, redaction
 from arctic_hydra.cli import compose, help, multirun, search_path
 from arctic_hydra.cli.compose_errors import translate_error
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize
@@ -38,6 +38,7 @@ from arctic_hydra.stopping import ignore_signals
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 done, 75 stopped early and resumable, 1 failed, 2 bad config."""
     arguments = [normalize(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    redaction.protect(arguments)
     try:
         component.load_extensions()
         code = _dispatch(arguments)

@@ -17,6 +17,7 @@ from arctic_hydra.component import Component, component
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
 from arctic_hydra.optimizer import deepspeed_ops
+from arctic_hydra.redaction import redact
 
 if TYPE_CHECKING:
     import deepspeed
@@ -247,6 +248,7 @@ def initialize(
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
     with _undo_initial_step(optimizer), _explain_config_errors(ds.__version__):
         engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    engine.config = redact(engine.config)  # DeepSpeed has parsed it, and writes it into every checkpoint
     for name, buffer in engine.module.named_buffers():
         if name in buffers and buffer.dtype != buffers[name].dtype:
             buffer.data = buffers[name].to(buffer.device)

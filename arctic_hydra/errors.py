@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from arctic_hydra.redaction import mask
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
@@ -69,9 +71,9 @@ class RunLockedError(ArcticHydraError, RuntimeError):
 
 
 def print_error(error: ArcticHydraError) -> None:
-    """Print each problem to standard error, those of a config on one line each."""
+    """Print each problem to standard error with its secrets masked, those of a config on one line each."""
     for problem in error.problems:
-        text = printable(problem, keep="" if isinstance(error, ConfigError) else "\n\t")
+        text = printable(mask(problem), keep="" if isinstance(error, ConfigError) else "\n\t")
         print(f"error: {text}", file=sys.stderr)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from arctic_hydra.distributed import World
+from arctic_hydra.redaction import mask
 
 FORMAT = "%(asctime)s %(levelname)s [rank %(rank)s] %(name)s: %(message)s"
 CHATTY_LIBRARIES = (
@@ -41,14 +42,14 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank{world.rank}.log"
         file_handler = logging.FileHandler(path)
-        file_handler.setFormatter(logging.Formatter(FORMAT))
+        file_handler.setFormatter(_MaskingFormatter(FORMAT))
         file_handler.addFilter(context)
         root.addHandler(file_handler)
         # The launcher sends SIGUSR1 when another rank has failed and this one does not exit.
         faulthandler.register(signal.SIGUSR1, file=os.open(path, os.O_WRONLY | os.O_APPEND), all_threads=True)
     if to_terminal:
         terminal = _TerminalHandler()
-        terminal.setFormatter(logging.Formatter("%(message)s" if world.size == 1 else "[rank %(rank)s] %(message)s"))
+        terminal.setFormatter(_MaskingFormatter("%(message)s" if world.size == 1 else "[rank %(rank)s] %(message)s"))
         terminal.addFilter(context)
         terminal.addFilter(_only_ours)
         root.addHandler(terminal)
@@ -56,6 +57,13 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+class _MaskingFormatter(logging.Formatter):
+    """Masks secrets in messages, including those of other libraries, and in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
 
 
 class _TerminalHandler(logging.Handler):

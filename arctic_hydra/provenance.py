@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import __version__
+from arctic_hydra.redaction import mask
+from arctic_hydra.redaction.masking import mask_settings
 
 PACKAGES = (
     "arctic-hydra torch deepspeed transformers datasets tokenizers hydra-core omegaconf liger-kernel safetensors mlflow "
     "mlflow-skinny submitit peft numpy pyarrow"
 ).split()
+
+_SETTINGS = re.compile(r"diff --git .*\.(?:ya?ml|json)\n")
 
 
 def package_versions() -> dict[str, str]:
@@ -59,7 +64,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if revision is None:
         return None
     diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
-    return {"revision": revision.strip(), "dirty": bool(diff), "diff": diff[:1_000_000]}
+    return {"revision": revision.strip(), "dirty": bool(diff), "diff": _without_secrets(diff[:1_000_000])}
+
+
+def _without_secrets(diff: str) -> str:
+    files = re.split(r"^(?=diff --git )", diff, flags=re.MULTILINE)
+    return "".join(mask_settings(file) if _SETTINGS.match(file) else mask(file) for file in files)
 
 
 def _git(folder: Path, *words: str) -> str | None:

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra import redaction
 from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError, RunLockedError
 
@@ -122,6 +123,8 @@ class RunDirectory:
 
     def update_record(self, **values: Any) -> None:
         """Set values in the record."""
+        if "error" in values:
+            values["error"] = redaction.mask(values["error"])
         write_json(self.record_file, {**self.record(), **values})
 
     def result(self) -> dict[str, Any]:
@@ -180,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # type: ignore[no-any-return]
 
 
-def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
+def write_json(path: Path, value: dict[str, Any], mode: int = 0o600) -> None:
     """Replace a JSON file atomically."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -212,10 +215,12 @@ def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) 
     """Write `logs/error-rank<n>.json`. Without `more`, it is written on behalf of a rank and sorts before all others."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    cause = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}
+    cause: dict[str, Any] = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}
     report = {**cause, "rank": rank, "kind": kind, "message": message}
     if more:
         report |= {"time": time.time(), **more}
     beside = folder / f".error-rank{rank}.json"
-    beside.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    clean = {key: redaction.mask(value) if isinstance(value, str) else value for key, value in report.items()}
+    clean["problems"] = [redaction.mask(problem) for problem in report["problems"]]
+    beside.write_text(json.dumps(clean, indent=2), encoding="utf-8")
     beside.replace(folder / f"error-rank{rank}.json")

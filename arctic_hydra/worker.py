@@ -12,7 +12,9 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from arctic_hydra import redaction
 from arctic_hydra.launch.child import SECRETS_VARIABLE, die_with_parent
+from arctic_hydra.redaction.trees import learn_secrets, restore
 from arctic_hydra.run_directory import write_error
 from arctic_hydra.stopping import StopRequest, block_signals
 
@@ -21,6 +23,7 @@ def main() -> NoReturn:
     """Run this rank and exit with its exit code."""
     block_signals()
     die_with_parent()
+    redaction.protect()
     run_file = Path(sys.argv[1])
     try:
         outcome = _run(run_file)
@@ -44,9 +47,9 @@ def _run(run_file: Path) -> dict[str, Any]:
     if count_gpus() == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
     component.load_extensions()
-    tree = json.loads(run_file.read_text(encoding="utf-8"))["config"]
-    for key, value in json.loads(os.environ.pop(SECRETS_VARIABLE, "{}")).items():
-        _set(tree, key.split("."), value)
+    clean = json.loads(run_file.read_text(encoding="utf-8"))["config"]
+    tree = restore(clean, json.loads(os.environ.pop(SECRETS_VARIABLE, "{}")))
+    learn_secrets(tree, clean)
     run = config.build(tree)
     run_dir = run_file.parent
     stop = StopRequest(Path(run.trainer.kill_switch_path or run_dir / "STOP"))
@@ -58,12 +61,6 @@ def _run(run_file: Path) -> dict[str, Any]:
     if World.from_env().is_main:
         run_directory.write_json(run_directory.RunDirectory(run_dir).result_file, outcome)
     return outcome
-
-
-def _set(tree: Any, path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree[part]
-    tree[path[-1]] = value
 
 
 def write_error_report(run_dir: Path, error: BaseException) -> int:

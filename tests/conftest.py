@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,23 @@ os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
 
 import tests.command  # noqa: E402  # takes its environment from this one, as it is now
 from arctic_hydra import distributed  # noqa: E402
+from arctic_hydra.redaction import masking  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _gpus_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the GPUs that a test composes for: later tests would not run in forks, for fear of the driver."""
     monkeypatch.setattr(distributed, "_GPUS_ELSEWHERE", None)
+
+
+@pytest.fixture(autouse=True)
+def _umask_and_secrets_of_this_process() -> Iterator[None]:
+    """Undo what a command that runs in this process does to it: other files are for several users, such as SLURM's."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+    masking._learned.clear()
 
 
 @pytest.fixture(scope="session")

@@ -43,3 +43,26 @@ def test_a_folder_outside_of_a_checkout_has_no_revision(tmp_path, monkeypatch):
     assert provenance.git_state(tmp_path) is None
     monkeypatch.setenv("PATH", "")  # a machine without git
     assert provenance.git_state(tmp_path) is None
+
+
+def test_an_uncommitted_diff_shows_no_secrets_and_leaves_code_alone(tmp_path):
+    git(tmp_path, "init", "-q")
+    for name in ("a.yaml", "b.py"):
+        (tmp_path / name).write_text("x: 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "mine")
+    (tmp_path / "a.yaml").write_text("x: 1\napi_key: plant-1 # mine\nmodel: m\nauth: {user: plant-2}\n")
+    (tmp_path / "b.py").write_text(
+        "x: 1\npassword: str = field()\nKEY='ghp_PlantPlantPlantPlantPlant1'\nfor key in rows: f(key=key)\n"
+    )
+    state = provenance.git_state(tmp_path)
+    assert state is not None and state["dirty"] and "lant" not in state["diff"]
+    for line in (
+        "+api_key: ***",
+        "+auth: ***",
+        "+model: m",
+        "+password: str = field()",
+        "+KEY=***",
+        "+for key in rows: f(key=key)",
+    ):
+        assert f"{line}\n" in state["diff"]

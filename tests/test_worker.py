@@ -1,4 +1,4 @@
-"""One rank: its error report, and the secrets that are put back into its config."""
+"""One rank and its error report; redaction/test_planted.py shows that it receives the secrets of its config."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_an_error_is_written_with_its_traceback_and_exit_code(error, expected, c
     assert type(error).__name__ in written["traceback"]
 
 
-def test_secrets_are_set_by_dotted_key():
-    tree = {"tracking": {"mlflow": {"token": "***", "uri": "a"}}, "uris": ["s3://***@b"]}
-    worker._set(tree, ["tracking", "mlflow", "token"], "t")
-    worker._set(tree, ["uris"], ["s3://u:p@b"])
-    assert tree == {"tracking": {"mlflow": {"token": "t", "uri": "a"}}, "uris": ["s3://u:p@b"]}
+def test_an_error_report_shows_no_secrets(tmp_path):
+    worker.write_error_report(tmp_path, ConfigError(["a: got 'http://me:pw@h'", "password='hunter2'"]))
+    written = (tmp_path / "logs" / "error-rank0.json").read_text()
+    assert "http://***@h" in written and "password=***" in written
+    assert "me:pw" not in written and "hunter2" not in written

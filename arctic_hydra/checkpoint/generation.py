@@ -1,11 +1,16 @@
-"""Generation settings in the configs of an export: stop, padding and bos tokens, and the KV cache."""
+"""The configs of an export: stop, padding and bos tokens, the KV cache, and no secrets."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.redaction import redact
+from arctic_hydra.redaction.masking import mask_certain
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +66,24 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": bos,
     }
+
+
+def mask_configs(folder: Path) -> None:
+    """Mask secrets in the configs of an export, which may hold values of `model.hf_config_kwargs`; exports are published.
+
+    Tokenizers are data, like the weights: their vocabularies contain words such as `password`.
+    """
+    for name in ("config.json", "generation_config.json", "adapter_config.json"):
+        path = folder / name
+        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        clean = redact(held)
+        if "label2id" in held:
+            clean["label2id"] = held["label2id"]  # the labels of a classifier may be called `secret`
+        if clean != held:
+            path.write_text(json.dumps(clean, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    template = folder / "chat_template.jinja"
+    if template.exists() and (text := mask_certain(whole := template.read_text(encoding="utf-8"))) != whole:
+        template.write_text(text, encoding="utf-8")
 
 
 def _configured_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:

@@ -177,7 +177,7 @@ def write_export(
     from transformers import GenerationConfig
 
     from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
-    from arctic_hydra.checkpoint.generation import generation_configs
+    from arctic_hydra.checkpoint.generation import generation_configs, mask_configs
 
     if not hasattr(model, "save_pretrained"):
         raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
@@ -192,6 +192,7 @@ def write_export(
         if base is not model:  # peft does not save this file with an adapter
             GenerationConfig(**tokens).save_pretrained(stage)
         tokenizer.save_pretrained(stage)
+        mask_configs(stage)
         sync_tree(stage)
     except BaseException:
         remove_folder(stage)

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra import redaction
 from arctic_hydra.errors import ArcticHydraError, print_error
 from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent
 from arctic_hydra.launch.failures import GRACE_SECONDS, FailureWatch, living_ranks, report_silent_failures, send_signal
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--rendezvous", default="localhost:0")
     parser.add_argument("--remote", action="store_true", help="take the environment and signals from standard input")
     options = parser.parse_args()
+    redaction.protect()
     directory = RunDirectory(options.run_file.parent)
     relay = SignalRelay(directory, Nodes(options.nnodes, options.node_rank, options.rendezvous))
     if options.remote:

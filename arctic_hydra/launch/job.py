@@ -11,15 +11,17 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import component, config, provenance, run_directory
+from arctic_hydra import component, config, provenance, redaction, run_directory
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.launch import nodes
 from arctic_hydra.redaction import redact, redact_override
+from arctic_hydra.redaction.trees import hidden_part, learn_secrets
 from arctic_hydra.report import run_page
 from arctic_hydra.stopping import SIGNALS, blocked_signals
 
@@ -42,7 +44,10 @@ class Job:
     def of(cls, tree: dict[str, Any], overrides: list[str]) -> Job:
         """Check a resolved config, and return its job; raises ConfigError with every problem found."""
         tree = nodes.apply_hostfile(tree)
+        learn_secrets(tree, redact(tree))  # error messages quote values
         run = config.build(tree)
+        if problems := list(_secrets_in_names(run)):
+            raise ConfigError(problems)
         runs = Path(run.output_root).absolute() / run.name
         path, before = runs / config.run_id(run), runs / config.legacy_run_id(run)
         directory = run_directory.RunDirectory(before if before.is_dir() and not path.exists() else path)
@@ -109,9 +114,8 @@ class Job:
         return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()
 
     def secrets(self) -> dict[str, Any]:
-        """Return the values that redaction hides from `run.json`, by dotted key; ranks receive them in their environment."""
-        hidden = component.flatten(redact(self.tree))
-        return {key: value for key, value in component.flatten(self.tree).items() if hidden[key] != value}
+        """Return the part of the config that redaction hides from `run.json`; ranks receive it in their environment."""
+        return hidden_part(self.tree, redact(self.tree))
 
     def write_run_files(self, data: str) -> str | None:
         """Write the files that the ranks read and the record; return how the run differs from a finished one of its name."""
@@ -141,6 +145,20 @@ class Job:
         path = self.directory.path
         for tracker in self.run.tracking.values():
             tracker.catch_up(path, f"{self.run.name}/{path.name}", redact(self.tree), status)
+
+
+def _secrets_in_names(run: config.Run) -> Iterator[str]:
+    """Yield a problem for each name of a file or folder that contains a secret, because names cannot be masked."""
+    names = {"name": run.name, "output_root": run.output_root, "objective": run.objective}
+    names |= {f"checkpoint.{key}.save_name": getattr(engine, "save_name", "") for key, engine in run.checkpoint.items()}
+    names |= {f"tracking.{key}.experiment": getattr(item, "experiment", "") for key, item in run.tracking.items()}
+    names |= {f"data.{split} sources": " ".join(run.data.sources_of(split)) for split in ("train", "eval")}
+    for key, value in names.items():
+        if redaction.contains_secret(value):
+            yield (
+                f"{key}: got {redaction.mask(value)}, whose hidden part is a secret, or the value of an environment variable "
+                "with the name of one; files and folders would show it; choose another name"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.redaction.trees import secret_keys
 
 LONGEST = 4096
 """Maximum length of a value; sbatch reads lines of 8 KiB on older clusters, and quoting can double a value."""
@@ -56,6 +57,11 @@ def check_options(options: Mapping[Any, Any]) -> None:
         problems = [f"hydra.launcher.{key}: {text}" for key, value in plain.items() for text in _problems(key, value)]
     if not problems:
         problems = list(_signal_problems(plain))
+    problems += [
+        f"{key}: contains a secret, which SLURM's queue or the job's script would show; export it in the shell that submits "
+        "the job, which inherits its environment"
+        for key in secret_keys(plain, "hydra.launcher")
+    ]
     if problems:
         raise ConfigError(problems)
 

@@ -17,6 +17,7 @@ from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.names import QUANTIZATION
+from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -69,7 +70,7 @@ class HFModelFactory(ModelFactory):
         self.check_dtype()
         self.register_attention()
         try:
-            with self.explain_attention_errors(config):
+            with self.explain_attention_errors(config), umask_of_user():
                 model, info = AutoModelForCausalLM.from_pretrained(
                     os.path.expanduser(self.name_or_path),
                     config=config,
@@ -132,11 +133,12 @@ def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(
-            os.path.expanduser(name_or_path),
-            trust_remote_code=trust_remote_code,
-            **hub_arguments(name_or_path, revision),
-        )
+        with umask_of_user():
+            return AutoConfig.from_pretrained(
+                os.path.expanduser(name_or_path),
+                trust_remote_code=trust_remote_code,
+                **hub_arguments(name_or_path, revision),
+            )
     except (OSError, ValueError, StrictDataclassError) as error:
         raise load_error(name_or_path, error) from error
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from arctic_hydra import component
+from arctic_hydra import component, redaction
 from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.run_directory import relative
 from arctic_hydra.stopping import ignore_signals
@@ -37,6 +37,7 @@ WATCH_SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; return its exit code."""
     options = _parser().parse_args(argv)
+    redaction.protect()
     try:
         component.load_extensions()
         sweep = Sweep.load(options.directory.resolve())

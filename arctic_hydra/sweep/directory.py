@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch.job import Job
+from arctic_hydra.redaction import contains_secret, mask
 from arctic_hydra.run_directory import RunDirectory
 
 FORMAT = 1
@@ -158,6 +159,8 @@ class Sweep:
         """Write `sweep.json` atomically."""
         values = asdict(self)
         del values["path"]
+        for job in values["jobs"]:
+            job["problem"] = mask(job["problem"])
         run_directory.write_json(self.file, values)
 
     def lock(self, key: str = "output_root") -> None:
@@ -165,6 +168,8 @@ class Sweep:
 
         Raises ConfigError if it cannot be written or contains another sweep, RunLockedError if the sweep is running.
         """
+        if contains_secret(self.path.name):
+            raise ConfigError(f"{key}: the name of the sweep's folder contains a secret; choose another name")
         directory = RunDirectory(self.path)
         directory.create(key)
         directory.lock(run_directory.LOCK_GRACE_SECONDS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
+from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,9 +73,10 @@ def load_tokenizer(name: str, chat_template: str | None, **options: Any) -> PreT
     # Offline, the hub's client would retry for a minute before it uses its cache.
     cache_only = local or not hub_reachable()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(Path(name).expanduser()) if local else name, local_files_only=cache_only, **options
-        )
+        with umask_of_user():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(Path(name).expanduser()) if local else name, local_files_only=cache_only, **options
+            )
     except Exception as error:  # transformers raises many types for a failed load
         raise ModelError(_load_failure(name, local, error)) from error
     if not getattr(tokenizer, "is_fast", False):

@@ -305,7 +305,7 @@ class MLflowRun:
         if not self._state_path.exists():
             return {}
         state: dict[str, Any] = json.loads(self._state_path.read_text(encoding="utf-8"))
-        return state if state["uri"] == without_credentials(self._uri, mark="") else {}
+        return state if without_credentials(state["uri"], mark="") == without_credentials(self._uri, mark="") else {}
 
     def _write_state(self) -> None:
         state = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from arctic_hydra.metrics import read_metrics
-from arctic_hydra.redaction import without_credentials
+from arctic_hydra.redaction import mask
 
 log = logging.getLogger("arctic_hydra.tracking")
 
@@ -138,12 +138,12 @@ class Sender:
 
 
 def warn(what: str, problem: str) -> None:
-    """Log a warning that a store is unavailable, without credentials."""
+    """Log a warning that a store is unavailable, without secrets."""
     log.warning(
         "%s: %s. Training continues and metrics.jsonl records every step; missing data is uploaded once the store responds, "
         "or when the same command is run again.",
         what,
-        without_credentials(" ".join(problem.split()))[:300],
+        mask(" ".join(problem.split()))[:300],
     )
 
 

@@ -84,3 +84,23 @@ def test_a_config_that_accepts_one_stop_token_gets_the_first(libraries, tmp_path
     model = libraries.Llama(OneStop(**SIZES))
     config, generation = exported(tmp_path / "export", model, make_tokenizer(**NAMED), [7, 6])
     assert (config["eos_token_id"], generation["eos_token_id"]) == (7, [7, 6, 5])
+
+
+def test_configs_of_an_export_show_no_secrets_and_are_otherwise_unchanged(tmp_path) -> None:
+    from arctic_hydra.checkpoint.generation import mask_configs
+
+    secret, labels = "hf_AbcdefghAbcdefghAbcdefgh", {"B-secret": 1, "password": 2}
+    plain = json.dumps({"label2id": labels, "pad_token_id": 0, "a": [1]})  # as another program would format it
+    held = {"task": {"api_key": 5}, "b": secret, "label2id": labels, "pad_token_id": 0}
+    for name, content in (
+        ("config.json", json.dumps(held)),
+        ("generation_config.json", plain),
+        ("tokenizer_config.json", json.dumps({"token": "t"})),
+        ("chat_template.jinja", f"{{{{ {{'password': token}} }}}} token='x' {secret}"),
+    ):
+        (tmp_path / name).write_text(content)
+    mask_configs(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {**held, "task": {"api_key": "***"}, "b": "***"}
+    assert (tmp_path / "generation_config.json").read_text() == plain
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"token": "t"}
+    assert (tmp_path / "chat_template.jinja").read_text() == "{{ {'password': token} }} token='x' ***"

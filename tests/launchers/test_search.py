@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli import overrides
 from arctic_hydra.cli.multirun import Multirun
+from arctic_hydra.errors import ConfigError
 from tests.command import SMALL, SMALLEST, run
 from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, table, trials
 
@@ -68,6 +69,14 @@ def test_the_space_of_a_search_can_be_a_setting_of_the_command_line():
         ["hydra/sweeper=optuna", overrides.normalize("hydra.sweeper.params={seed:'7,8'}")], "config", None
     )
     assert multirun.overrides == ["seed=7,8"]
+
+
+def test_a_secret_is_not_searched():
+    [item] = overrides.parse(["callback.mine.apiKey=choice(a,b)"])
+    with pytest.raises(
+        ConfigError, match=r"callback\.mine\.apiKey: names a secret, whose values the search would store"
+    ):
+        distribution("callback.mine.apiKey", item, as_text=True)
 
 
 def test_a_journal_with_an_incomplete_line_is_repaired(tmp_path):

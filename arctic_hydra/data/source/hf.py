@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.component import component
 from arctic_hydra.data.source.base import SampledSource
 from arctic_hydra.errors import DataError
+from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
     from arctic_hydra.data.rows.base import Rows
@@ -132,7 +133,7 @@ class HFSource(SampledSource):
             if self.is_local and self._is_saved(self._local_path):
                 saved = datasets.load_from_disk(str(self._local_path))
                 return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-            with nullcontext() if self.is_local else cache_only_when_unreachable():
+            with nullcontext() if self.is_local else cache_only_when_unreachable(), umask_of_user():
                 arguments = {**self.kwargs, "streaming": True} if streaming else self.kwargs
                 return datasets.load_dataset(self.path, split=split, revision=self.revision, **arguments)
         except Exception as error:  # datasets raises many exception types if it cannot load a split

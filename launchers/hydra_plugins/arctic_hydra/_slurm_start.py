@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import signal
 
+from arctic_hydra import redaction
 from arctic_hydra.stopping import SIGNALS
 
 
 def main() -> None:
     """Block the signals and run the job of the folder that the command line names."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before numpy's threads, which inherit the mask
+    redaction.protect()
     from submitit.core.submission import submitit_main
 
     submitit_main()

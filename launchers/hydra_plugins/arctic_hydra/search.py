@@ -19,6 +19,7 @@ from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 from arctic_hydra.cli import overrides
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import objective
+from arctic_hydra.redaction import redact_override
 from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.directory import FAILED, FINISHED, OVER, PRUNED, SweepJob, states
 
@@ -207,6 +208,8 @@ def distribution(key: str, item: Override, *, as_text: bool) -> Any:
     """Return Optuna's distribution for a sweep in Hydra's syntax; raises ConfigError for unsupported sweeps."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+    if redact_override(f"{key}=x") != f"{key}=x":
+        raise ConfigError(f"{key}: names a secret, whose values the search would store in its study.log; remove it")
     sweep: Any = item.value()
     log = not isinstance(sweep, Glob) and "log" in sweep.tags
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import time
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -155,7 +157,15 @@ class Courier(Callback):
     """Shows that a secret has reached the run, by its hash."""
 
     password: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
     def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        digest = hashlib.sha256(self.password.encode()).hexdigest()
+        held = self.password
+        if self.options:
+            held += json.dumps(self.options, sort_keys=True)
+            print(self.options)
+            logging.getLogger(__name__).warning("got %s", self.options)
+            if trainer.tools.run_dir.parent.name == "fails":
+                raise RuntimeError(f"cannot deliver {self.options}")
+        digest = hashlib.sha256(held.encode()).hexdigest()
         (trainer.tools.run_dir / "courier.txt").write_text(digest)

@@ -1,0 +1,183 @@
+"""Masking of secrets in text: by their names, by their forms, and by values that are known to be secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from urllib.parse import quote
+
+from arctic_hydra.redaction.secret_names import is_secret_name, is_secret_parameter
+
+MASK = "***"
+SHORTEST_VALUE = 6
+"""Known values are masked anywhere in a text, so shorter ones such as `1` or `true` must not be among them."""
+LONG_VALUE = 12
+"""Shorter known values, such as the password of a database for tests, may be ordinary words in the names of folders."""
+_PLACEHOLDERS = frozenset("bearer changeme default disabled enabled outputs required unlimited".split())
+"""Values that are ordinary words, whatever the key that holds them."""
+_NOT_SECRET = frozenset(("", "true", "false", "null", "none"))
+
+_CREDENTIALS = re.compile(r"://[^/\s?#\"'<>]+@")
+_LOGIN = re.compile(r"(?<![\w/.+-])[\w.+-]{1,100}:[^\s:@/\"',]{1,1000}@(?=[A-Za-z0-9])")
+_PARAMETER = re.compile(r"([?&;])([^=&\s?#;]{1,100})=([^&\s\"'<>#;]+)")
+_FORMS = re.compile(
+    r"""(?<![A-Za-z0-9])(?:
+    (?:hf|api_org)_(?:[A-Za-z0-9]{24,} | (?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])[A-Za-z0-9]{16,})              # Hugging Face
+    | sk-(?:[a-z]{1,20}\d*-){0,3}(?:[A-Za-z0-9_]{24,} | (?=[a-z_]*[A-Z0-9])[A-Za-z0-9_]{16,})[A-Za-z0-9_-]*  # OpenAI, Anthropic
+    | gh[opsru]_[A-Za-z0-9]{16,} | github_pat_[A-Za-z0-9_]{20,} | glpat-[A-Za-z0-9_-]{16,}
+    | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{30,}                # AWS, Google
+    | xox[a-z]-[A-Za-z0-9-]{10,}                                        # Slack
+    | eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?  # JSON Web Token
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
+    )""",
+    re.VERBOSE | re.DOTALL,
+)
+_AUTHORIZATION = re.compile(
+    r"\b((?i:Bearer)\s+(?!tokens?\b|auth)|(?i:Basic)\s+(?=[A-Za-z0-9+/]*(?:\d|=|[a-z][A-Z])))([A-Za-z0-9._~+/-]{6,}=*)"
+)
+_ASSIGNMENT = re.compile(r"(?<![\w.$%])([A-Za-z_][\w.-]{0,200})=(\"[^\"]*\"|'[^']*'|[^\s\"',;&)\]}]+)")
+_ITEM = re.compile(r"""(?<![\w.])(['"]?)([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
+_QUOTED_ITEM = re.compile(r"""(?<!\w)(['"])([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
+_SCALAR = re.compile(r""""([^"]*)"|'([^']*)'|([^\s,:\[\]{}()"']++)(?!\s*[:(])""")
+"""A value in Hydra's grammar, but no key and no function such as `choice`."""
+_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
+_IN_CODE = re.compile(r"[$<*].*|self\.[\w.]+|[A-Za-z_][\w.]*\(")
+"""Values in programs and shell commands that refer to others: `$TOKEN`, `<token>`, `self.token`, `read_token(`."""
+
+_learned: set[str] = set()
+
+
+def mask(text: str) -> str:
+    """Return `text` with `***` for every secret in it."""
+    return mask_known(text, known_values())
+
+
+def mask_known(text: str, known: re.Pattern[str] | None) -> str:
+    """Do the same with the pattern of `known_values()`, which takes longer to create than to apply."""
+    if known is not None:
+        text = known.sub(MASK, text)
+    text = _LOGIN.sub(f"{MASK}@", without_credentials(_FORMS.sub(MASK, text)))
+    text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
+    return _mask_items(_ASSIGNMENT.sub(_assignment, text), _QUOTED_ITEM)
+
+
+def mask_settings(text: str) -> str:
+    """Mask the secrets in YAML or JSON, whose keys have no quotes or values no `=`."""
+    return mask(_mask_items(text, _ITEM))
+
+
+def mask_certain(text: str) -> str:
+    """Mask only what cannot be anything else: known forms of tokens, and long values that are known to be secret."""
+    if (known := known_values()) is not None:
+        text = known.sub(lambda match: MASK if len(match[0]) >= LONG_VALUE else match[0], text)
+    return _FORMS.sub(MASK, text)
+
+
+def contains_secret(text: str) -> bool:
+    """Whether `text`, which cannot be masked, contains a secret; short known values may be part of it by chance."""
+    return mask_certain(text) != text or mask_known(text, None) != text
+
+
+def without_credentials(text: str, mark: str = f"{MASK}@") -> str:
+    """Return `text` with the `user:password@` of every URL replaced by `mark`, and its secret parameters masked."""
+    text = _CREDENTIALS.sub(f"://{mark}", text)
+    return _PARAMETER.sub(lambda m: f"{m[1]}{m[2]}={MASK}" if is_secret_parameter(m[2]) else m[0], text)
+
+
+def redact_override(text: str) -> str:
+    """Return a command-line override with its secrets masked, including those in nested values."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return mask(text)
+    if _names_a_secret(key) and value.lower() not in _NOT_SECRET:
+        return f"{mask(key)}{equals}{MASK}"
+    return mask(f"{key}{equals}{_mask_items(value, _ITEM)}")
+
+
+def learn_overrides(overrides: Iterable[str]) -> None:
+    """Mask the secrets of these command-line overrides in every text from now on."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        whole = [value] if _names_a_secret(key) else [value[start:end] for start, end in _secret_items(value, _ITEM)]
+        for part in (_INTERPOLATION.sub("", item) for item in whole):
+            learn([part.strip("\"' "), *(word for words in _SCALAR.findall(part) for word in words)])
+
+
+def learn(values: Iterable[str]) -> None:
+    """Mask these values in every text from now on, except short ones and ordinary words."""
+    _learned.update(value for value in values if _is_telling(value))
+
+
+def known_values() -> re.Pattern[str] | None:
+    """Return a pattern of the values that are known to be secret: learned ones, and those of environment variables whose
+    names say so."""
+    of_environment = {
+        value
+        for name, value in os.environ.items()
+        if is_secret_name(name) and name != "PWD" and _is_telling(value) and not os.path.exists(value)
+    }
+    return _pattern(frozenset(of_environment | _learned))
+
+
+@lru_cache(maxsize=8)
+def _pattern(values: frozenset[str]) -> re.Pattern[str] | None:
+    forms = {
+        form for value in values for form in (value, quote(value, safe="", errors="replace"), json.dumps(value)[1:-1])
+    }
+    return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
+
+
+def _is_telling(value: str) -> bool:
+    return len(value) >= SHORTEST_VALUE and value.lower() not in _PLACEHOLDERS and MASK not in value
+
+
+def _names_a_secret(key: str) -> bool:
+    return any(is_secret_name(part) for part in re.split(r"[./@]", key))
+
+
+def _assignment(match: re.Match[str]) -> str:
+    name = match[1].rpartition(".")[2]
+    if name == "key" or not is_secret_name(name):  # `key=` alone is an argument of a function more often than a secret
+        return match[0]
+    is_code = match[2] == name or _IN_CODE.fullmatch(match[2])
+    return match[0] if is_code or match[2].lower() in _NOT_SECRET else f"{match[1]}={MASK}"
+
+
+def _mask_items(text: str, item: re.Pattern[str]) -> str:
+    for start, end in reversed(list(_secret_items(text, item))):
+        text = text[:start] + MASK + text[end:]
+    return text
+
+
+def _secret_items(text: str, item: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the value of each `name: value` with a secret name, such as those of `{token: x, n: 1}`."""
+    end = 0
+    for match in item.finditer(text):
+        if match.start() >= end and is_secret_name(match[2]):
+            end = _end_of_value(text, match.end())
+            if text[match.end() : end].strip().lower() not in _NOT_SECRET:
+                yield match.end(), end
+
+
+def _end_of_value(text: str, start: int) -> int:
+    depth, quoted = 0, ""
+    for place in range(start, len(text)):
+        letter = text[place]
+        if letter in "\"'" and place > start and depth == 0 and not quoted:
+            return place  # the value is part of a quoted text
+        if quoted:
+            quoted = "" if letter == quoted and text[place - 1] != "\\" else quoted
+        elif letter in "\"'":
+            quoted = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            if depth == 0:
+                return place
+            depth -= 1
+        elif depth == 0 and letter in ",\n":
+            return place
+    return len(text)

@@ -1,0 +1,61 @@
+"""What each process of a run does at its start, so that what it prints and writes stays private."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+from arctic_hydra.redaction import masking
+
+_PRIVATE = 0o077
+_umask_of_user: int | None = None
+
+
+def protect(overrides: Sequence[str] = ()) -> None:
+    """Mask secrets, among them those of `overrides`, in all that this process prints; create files that only their owner
+    can read. A second call adds the secrets of its overrides."""
+    global _umask_of_user
+    before = os.umask(_PRIVATE)
+    _umask_of_user = before if _umask_of_user is None else _umask_of_user
+    masking.learn_overrides(overrides)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, MaskingStream):
+            setattr(sys, name, cast(TextIO, MaskingStream(stream)))
+
+
+@contextmanager
+def umask_of_user() -> Iterator[None]:
+    """Create files with the modes that the user chose: caches of other libraries may be shared by several users."""
+    private = os.umask(_PRIVATE)
+    os.umask(private if _umask_of_user is None else _umask_of_user)
+    try:
+        yield
+    finally:
+        os.umask(private)
+
+
+class MaskingStream:
+    """A text stream that masks secrets; everything except writing is left to the stream behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` with its secrets masked, and return its length as if all of it was written."""
+        self._stream.write(masking.mask(text))
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        """Write each line."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stream)

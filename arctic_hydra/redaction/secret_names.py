@@ -1,0 +1,53 @@
+"""Names of secrets: of config keys, of parameters in URLs, and of environment variables."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_ANYWHERE = re.compile(
+    r"passw(?:or)?ds?|pass(?:phrase|code)s?|secrets?|credentials?|(?:api|access|private|auth)(?:keys?|tokens?)"
+)
+"""Words that name a secret wherever they are, as in `password_2` and `clientSecretValue`."""
+_LAST = frozenset("token key auth authorization bearer cookie jwt pwd".split())
+"""Words that name a secret if they are the last: `hub_token`, but not `token_count`."""
+_OWNED = frozenset("tokens keys pass".split())
+"""Last words that usually mean something ordinary, as in `max_tokens`, and name a secret only after one of `_OWNERS`."""
+_OWNERS = frozenset(
+    """access admin api auth aws azure bearer db encryption ftp github gitlab hf hub master private proxy refresh root session
+    signing smtp ssh user wandb""".split()
+)
+_ORDINARY = frozenset(
+    """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache chosen class
+    cls column completion config content cross data dataloader dataset decoder dict encoder end eoa eoi eos eot eov
+    extra feature field fim first foreign forward frame group image index input instruction join keep kv label last
+    map mapping mask max message messages metric middle min modality module multi new next num one order output pad
+    parent partition per prefix prev previous primary project prompt public q qk query question rejected response role
+    run sep single sort source special speech start stop sub subconfig suffix supervised system target text think turn
+    unique unk value video vision word""".split()
+)
+"""Words before `token` and `key` of names that are ordinary: `pad_token`, `content_key`."""
+_ABOUT = frozenset("file path dir folder name length size type count policy enabled required".split())
+"""Last words of names that only describe a secret: `password_file`."""
+
+
+@lru_cache(maxsize=10_000)
+def is_secret_name(name: str) -> bool:
+    """Whether a key names a secret. Case and separators are ignored: `apikey`, `API_KEY`, `apiKey` and `api-key` are one."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words or words[-1] in _ABOUT:
+        return False
+    if _ANYWHERE.search("".join(words)):
+        return True
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    if last in _LAST:
+        return before not in _ORDINARY
+    if last in _OWNED:
+        return before in _OWNERS
+    return (last.endswith("token") and last[:-5] not in _ORDINARY) or (last.endswith("key") and last[:-3] in _OWNERS)
+
+
+def is_secret_parameter(name: str) -> bool:
+    """Whether a query parameter of a URL holds a secret; signatures give access as well."""
+    return is_secret_name(name) or re.search(r"(?:^|[^a-z])(?:sig|signature)$", name, re.IGNORECASE) is not None

@@ -1,0 +1,117 @@
+"""Secrets are masked before anything is written, printed or sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from arctic_hydra.redaction import contains_secret, mask, redact, redact_override, without_credentials
+from arctic_hydra.redaction.masking import learn_overrides, mask_certain
+
+
+def test_secrets_are_masked_in_overrides_and_configs():
+    assert redact_override("a.hf_token=hf_x") == "a.hf_token=***"
+    assert redact_override("data.x={token: hf_SECRET, b: 1}") == "data.x={token: ***, b: 1}"
+    assert redact_override("tracking.mlflow.uri=http://a:b@host/") == "tracking.mlflow.uri=http://***@host/"
+    shown = ["optimizer.lr=1e-3", "tokenizer.add_tokens=[a,b]", "tokenizer={add_special_tokens: [c], revision: v}"]
+    assert [redact_override(item) for item in shown] == shown
+    assert redact({"hub_tokens": "x", "add_tokens": "y", "key": "z"}) == {
+        "hub_tokens": "***",
+        "add_tokens": "y",
+        "key": "***",
+    }
+    assert redact({"x": {"api_key": "k", "n": 1}, "u": ["s3://u:p@b"]}) == {
+        "x": {"api_key": "***", "n": 1},
+        "u": ["s3://***@b"],
+    }
+
+
+def test_credentials_in_urls_are_masked_and_other_urls_stay():
+    text = "cannot reach http://me:pw@host:5000/x, see https://example.org/@user"
+    assert without_credentials(text) == "cannot reach http://***@host:5000/x, see https://example.org/@user"
+    assert without_credentials("sqlite://a:b@host/x", mark="") == "sqlite://host/x"
+    signed = "https://h/x?a=1&sig=abc&X-Amz-Signature=def#token=1"
+    assert without_credentials(signed) == "https://h/x?a=1&sig=***&X-Amz-Signature=***#token=1"
+    assert without_credentials("http://a:p@ss@host/x") == "http://***@host/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Bearer abc123", "Authorization: Bearer ***"),
+        ("{'Authorization': 'Basic dXNlcjpwYXNz'}", "{'Authorization': ***}"),
+        ("cannot log in as me:hunter2@db.example", "cannot log in as ***@db.example"),
+        ("curl --api-key=abc -u x", "curl --api-key=*** -u x"),
+        ("export A_TOKEN='a b' B=$A_TOKEN C_TOKEN=$X", "export A_TOKEN=*** B=$A_TOKEN C_TOKEN=$X"),
+        ('{"password": "a, b", "n": 1, "keys": [1]}', '{"password": ***, "n": 1, "keys": [1]}'),
+        (
+            "hf_abcdefghijklmnopqrstuvwxyz0123, xhf_abcdefghijklmnopqrstuvwxyz0123",
+            "***, xhf_abcdefghijklmnopqrstuvwxyz0123",
+        ),
+        ("a -----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY----- b", "a *** b"),
+        ("a -----BEGIN RSA PRIVATE KEY-----\ncut off", "a ***"),
+    ],
+)
+def test_secrets_in_any_text_are_masked(text, shown):
+    assert mask(text) == shown
+    assert mask(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tokenizer.api_key: there is no such key; did you mean tokenizer.add_tokens?",
+        "sorted(rows, key=len)",
+        "load(name, token=token, auth=self.auth, api_key=read('x'), B_TOKEN=$A_TOKEN)",
+        "pass api_key=<value>, or use_auth=true",
+        "the basic launcher, Basic training and bearer tokens",
+        "step 3, loss 2.5, tokens=512 max_tokens=3",
+        "task-evaluate-abcdefghijklmnopqrst hf_config_kwargs hf_mistral7binstructv2",
+        "sk-learn-baseline-experiment-one sk-baselinewithtwolayers",
+        "tokenizer.revision=refs/pr/1 data.sources.chat.split=train[:10%]",
+        "git@github.com:owner/name.git 12:30:01 owner/name:split@revision",
+        "{'pad_token': '<pad>', 'token': None, 'auth': False}",
+        "sqlite:////runs/mlflow.db http://127.0.0.1:5000/x?page=2&tokens=3",
+    ],
+)
+def test_ordinary_text_stays(text):
+    assert mask(text) == text
+    assert not contains_secret(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("++a.auth.user=me", "++a.auth.user=***"),
+        ("a.headers={Authorization: Basic dXNlcjpwYXNz, n: 1}", "a.headers={Authorization: ***, n: 1}"),
+        ("a={auth: {user: me, ports: [1, 2]}, b: [{passwd: 123}, 4]}", "a={auth: ***, b: [{passwd: ***}, 4]}"),
+        ("a.password=x,y", "a.password=***"),
+        ("a.use_auth=true", "a.use_auth=true"),
+        ("a.x='Bearer abcdef'", "a.x='Bearer ***'"),
+        ("--config-dir", "--config-dir"),
+    ],
+)
+def test_overrides_are_masked_by_key_and_value(override, shown):
+    assert redact_override(override) == shown
+
+
+def test_secrets_of_the_command_line_are_masked_from_the_start():
+    learn_overrides(
+        ["a.token='planted-1'", "a={n: planted-2, password: planted-3, auth: {user: planted-4, list: [planted-5]}}"]
+    )
+    learn_overrides(["a.password=default", "a.token=abc", "task=export", "b='Authorization: planted-6', c: planted-7"])
+    learn_overrides(["a.token=${oc.env:HF_TOKEN}", "a.apikey=choice(planted-8,planted-9)"])
+    assert mask("choice HF_TOKEN oc.env planted-8 planted-9") == "choice HF_TOKEN oc.env *** ***"
+    text = " ".join(f"planted-{number}" for number in range(1, 8))
+    assert (
+        mask(f"{text} default abc export password")
+        == "*** planted-2 *** *** *** *** planted-7 default abc export password"
+    )
+
+
+def test_only_certain_secrets_are_masked_where_masking_may_do_harm(monkeypatch):
+    monkeypatch.setenv("SOME_PASSWORD", "messages")
+    monkeypatch.setenv("OTHER_PASSWORD", "longer-than-messages")
+    text = "{% for m in messages %}{{ token='x' }}{{ {'key': m} }}"
+    assert mask_certain(text) == text
+    assert mask_certain("hf_abcdefghijklmnopqrstuvwxyz0123 longer-than-messages") == "*** ***"
+    assert contains_secret("x/longer-than-messages") and not contains_secret("x/messages")
