@@ -12,6 +12,7 @@ from pathlib import Path
 
 from arctic_hydra import component
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.files.state_file import last_lines
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import finish, results
 from arctic_hydra.sweep.controller import note_missing_objectives
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _chosen(sweep: Sweep, numbers: list[int] | None) -> list[SweepJob]:
     known = {job.number: job for job in sweep.jobs}
+    if numbers and not known:
+        raise ConfigError(f"--job: got {numbers[0]}, but the sweep has no jobs")
     if unknown := sorted(set(numbers or ()) - known.keys()):
         raise ConfigError(f"--job: got {unknown[0]}, but the sweep has the jobs {min(known)} to {max(known)}")
     return sweep.jobs if numbers is None else [known[number] for number in numbers]
@@ -137,13 +140,14 @@ def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int
             print(f"job {job.number} was never started{f': {job.problem}' if job.problem else ''}")
             continue
         logged = [path for path in backend(job.submission["kind"]).logs(job) if path.exists()]
-        if not logged:
+        if not logged or job.directory.config() is None:
             print(f"job {job.number} has no log, because it has not started")
-        for path in logged[-1:]:
-            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            print(f"job {job.number}: {path}")
-            for line in text[max(0, len(text) - options.lines) :]:
-                print(f"  {line}")
+            continue
+        path = logged[-1]
+        lines = last_lines(path, options.lines)
+        print(f"job {job.number}: {path}")
+        for line in lines:
+            print(f"  {line}")
     return EXIT_DONE
 
 

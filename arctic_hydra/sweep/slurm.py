@@ -147,7 +147,7 @@ def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
     If SLURM does not respond, the other jobs are `UNKNOWN`, with the status of their records as the reason.
     """
     ended = (run_directory.FINISHED, run_directory.FAILED)
-    found = [job.directory.record().get("status") for job in jobs]
+    found = [job.record().get("status") for job in jobs]
     asked = [_submission(job)["job_id"] for job, status in zip(jobs, found, strict=True) if status not in ended]
     try:
         states = query(asked) if asked else {}
@@ -270,7 +270,7 @@ def cancel_orphans(sweep: Sweep, folders: set[str]) -> None:
 def _orphans(sweep: Sweep, folders: set[str]) -> set[str]:
     if not any(Path(folder).is_dir() for folder in folders):
         return set()
-    submissions = [found for job in sweep.jobs for found in (job.submission, job.directory.record().get("submission"))]
+    submissions = [found for job in sweep.jobs for found in (job.submission, job.record().get("submission"))]
     known = {found["job_id"].partition("_")[0] for found in submissions if found and found["kind"] == "slurm"}
     listed = set(command("squeue", "-u", str(os.getuid()), "-h", "-o", "%F|%o").splitlines())
     queued = [(job_id, Path(script)) for job_id, _, script in (line.strip().partition("|") for line in listed)]

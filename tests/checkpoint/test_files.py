@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_published_folder_is_renamed_before_it_is_removed(tmp_path: Path, monk
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "file").touch()
     seen: list[list[str]] = []
-    remove = files.shutil.rmtree
-    monkeypatch.setattr(files.shutil, "rmtree", lambda path: (seen.append(names(tmp_path)), remove(path)))
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (seen.append(names(tmp_path)), remove(path)))
     files.remove_published_folder(tmp_path / "step")
     assert seen == [[".del-step"]] and names(tmp_path) == []

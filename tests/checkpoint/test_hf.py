@@ -180,7 +180,7 @@ def test_intermediate_exports_are_kept_and_the_final_one_is_replaced_atomically(
         state.training_finished = True
         final = tmp_path / "export"
         final.mkdir()
-        (final / "old").touch()
+        (final / "old.safetensors").touch()
         seen, exchange = [], files._exchange
         files._exchange = lambda *names: (seen.append(sorted(os.listdir(final))), exchange(*names))[1]
         checkpoint.save()
@@ -189,11 +189,11 @@ def test_intermediate_exports_are_kept_and_the_final_one_is_replaced_atomically(
     [(asked, intermediate, seen)] = in_ranks(1, run)
     assert asked == [False, True, False, True]
     assert intermediate == "export-step-00000001"
-    assert seen == [["old"]]
+    assert seen == [["old.safetensors"]]
     assert sorted(os.listdir(tmp_path)) == ["export", "export-step-00000001"]
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
-    assert not (tmp_path / "export" / "old").exists()
+    assert not (tmp_path / "export" / "old.safetensors").exists()
 
 
 def test_a_run_that_ends_at_an_exported_step_still_writes_the_final_export(in_ranks, lab, tmp_path) -> None:
@@ -216,7 +216,7 @@ def test_a_run_that_ends_at_an_exported_step_still_writes_the_final_export(in_ra
 
 def test_a_failed_export_fails_all_ranks_and_keeps_the_old_one(in_ranks, lab, tmp_path) -> None:
     (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "old").touch()
+    (tmp_path / "export" / "config.json").touch()
 
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -234,7 +234,7 @@ def test_a_failed_export_fails_all_ranks_and_keeps_the_old_one(in_ranks, lab, tm
     first, second = in_ranks(2, run)
     assert first == second
     assert "No space left on device" in first and "nothing was published" in first
-    assert os.listdir(tmp_path) == ["export"] and os.listdir(tmp_path / "export") == ["old"]
+    assert os.listdir(tmp_path) == ["export"] and os.listdir(tmp_path / "export") == ["config.json"]
 
 
 @pytest.mark.parametrize("persistence_threshold", [0, 100_000])

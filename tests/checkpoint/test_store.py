@@ -105,7 +105,7 @@ def test_a_newer_format_is_rejected_by_its_number(store: CheckpointStore, monkey
     monkeypatch.setattr("arctic_hydra.checkpoint.store.FORMAT", 2)
     save(store, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format: got 2, expected 1; another program or version wrote it"):
         store.newest()
 
 
