@@ -156,13 +156,15 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     found = states(sweep, jobs)
     alive = [job for job, (state, _) in zip(jobs, found, strict=True) if state not in OVER]
     kind = _controller_kind(sweep) if options.job is None else ""
-    if kind:
-        backend(kind).stop_controller(sweep)
+    if kind and backend(kind).stop_controller(sweep):
         print("asked the sweep process to start no further jobs")
+    refused = 0
     for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
         if kind:
-            backend(kind).cancel(sweep, list(group))
-    print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job is waiting or running")
+            refused += backend(kind).cancel(sweep, list(group))
+    asked = len(alive) - refused
+    if asked or not alive:
+        print(f"asked {asked} job(s) to stop; they save first" if asked else "no job is waiting or running")
     return EXIT_DONE
 
 

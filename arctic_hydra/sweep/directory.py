@@ -143,11 +143,11 @@ class Backend(Protocol):
     def logs(self, job: SweepJob) -> list[Path]:
         """Return the job's log files, the most informative last."""
 
-    def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-        """Ask the jobs to stop, as SIGTERM does; does not wait for them."""
+    def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
+        """Ask the jobs to stop, as SIGTERM does, without waiting; return how many could not be asked, and print why."""
 
-    def stop_controller(self, sweep: Sweep) -> None:
-        """Make the sweep process stop its jobs, start no others, and write the results."""
+    def stop_controller(self, sweep: Sweep) -> bool:
+        """Make the sweep process stop its jobs, start no others, and write the results; return whether it was asked."""
 
     def resubmit(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         """Rerun the jobs from their `run.json`, and write their new submissions into the sweep."""

@@ -23,17 +23,21 @@ def logs(job: SweepJob) -> list[Path]:
     return [*ranks, terminal] if terminal.exists() else ranks
 
 
-def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Ask the jobs to stop."""
+def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
+    """Ask the jobs to stop; return how many were not signalled, because their process does not hold the run's lock."""
+    refused = 0
     for job in jobs:
         if job.submission and (problem := _terminate(job.directory.lock_file, job.submission["pid"])):
             print(f"job {job.number} was not signalled: {problem}")
+            refused += 1
+    return refused
 
 
-def stop_controller(sweep: Sweep) -> None:
+def stop_controller(sweep: Sweep) -> bool:
     """Send SIGTERM to the sweep process, which forwards it to its jobs and starts no others."""
     if problem := _terminate(sweep.lock_file):
         print(f"the sweep process was not signalled: {problem}")
+    return not problem
 
 
 def _terminate(lock: LockFile, process: int | None = None) -> str | None:

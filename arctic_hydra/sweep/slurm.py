@@ -171,8 +171,8 @@ def logs(job: SweepJob) -> list[Path]:
     return [*sorted(Path(job.run_dir).glob("logs/rank*.log")), *map(Path, _submission(job)["logs"])]
 
 
-def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
+def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
+    """Ask the jobs to stop and return 0, since all are asked: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
 
     Queued jobs are recorded as stopped here, because they never run and so cannot do it themselves.
     """
@@ -184,11 +184,13 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     for directory in [asked[job_id].directory for job_id in alive if states[job_id].waits]:
         if directory.record().get("status") == run_directory.RUNNING:
             directory.update_record(status=run_directory.STOPPED)
+    return 0
 
 
-def stop_controller(sweep: Sweep) -> None:
+def stop_controller(sweep: Sweep) -> bool:
     """Request cancellation through a file; the sweep process, maybe on another machine, cancels the jobs."""
     sweep.request_cancellation()
+    return True
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
