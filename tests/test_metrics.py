@@ -49,7 +49,9 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 def test_a_damaged_line_is_named(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
-    with pytest.raises(StateFileError, match=r"metrics\.jsonl:2: not a line of metrics; delete the damaged lines, or move"):
+    with pytest.raises(
+        StateFileError, match=r"metrics\.jsonl:2: not a line of metrics; delete the damaged lines, or move"
+    ):
         read_metrics(path)
 
 

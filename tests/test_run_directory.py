@@ -104,7 +104,10 @@ def test_a_damaged_record_costs_the_record_and_not_the_run(damage, tmp_path, cap
     rebuilt = {"status": "finished", "horizon": 3, "result": directory.result()}
     assert directory.record() == rebuilt and directory.record_file.read_bytes() == damage, "readers change nothing"
     directory.repair_record()
-    assert "record.json: " in (said := capsys.readouterr().err) and "it is now record.json.damaged, and the run goes on" in said
+    assert (
+        "record.json: " in (said := capsys.readouterr().err)
+        and "it is now record.json.damaged, and the run goes on" in said
+    )
     assert directory.record() == rebuilt and json.loads(directory.record_file.read_text())["format"] == 1
     assert (tmp_path / "record.json.damaged").read_bytes() == damage
     directory.repair_record()
@@ -167,7 +170,9 @@ def test_a_directory_that_is_not_the_users_own_is_neither_used_nor_emptied(attac
     else:
         victim.rename(path)
         os.chown(path, 12345, -1) if attack == "stranger" else path.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"^output_root: .*/run (is|belongs to) .*, or pass output_root=<another folder>$"):
+    with pytest.raises(
+        ConfigError, match=r"^output_root: .*/run (is|belongs to) .*, or pass output_root=<another folder>$"
+    ):
         RunDirectory(path).create()
     if attack != "dangling":
         with pytest.raises(UnsafePathError):

@@ -259,3 +259,40 @@ def test_an_export_does_not_resume() -> None:
 
     with pytest.raises(CheckpointError, match=r"weights only.*checkpoint=\[deepspeed,hf\].*init_from="):
         HuggingFaceCheckpoint().load()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("elsewhere"), "export is a symbolic link to elsewhere; use a directory itself"),
+        (
+            lambda path: path.mkdir() or (path / "thesis.tex").touch(),
+            "export contains files that are not an export; move them",
+        ),
+        (lambda path: path.touch(), "export is not a directory"),
+    ],
+)
+def test_an_export_replaces_nothing_but_an_export(make, message, tmp_path) -> None:
+    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, export_target_problem, write_export
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "data").touch()
+    target = tmp_path / "export"
+    make(target)
+    assert message in str(export_target_problem(target))
+
+    class Model:
+        save_pretrained = None
+
+    with pytest.raises(CheckpointError, match=message):
+        write_export(Model(), {}, None, target, HuggingFaceCheckpoint())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "export"]
+
+
+@pytest.mark.parametrize("name", [None, "config.json", "adapter_config.json", "model-00001-of-00002.safetensors"])
+def test_an_export_may_replace_an_empty_directory_and_an_export(name, tmp_path) -> None:
+    from arctic_hydra.checkpoint.hf import export_target_problem
+
+    if name:
+        (tmp_path / name).touch()
+    assert export_target_problem(tmp_path) is None and export_target_problem(tmp_path / "absent") is None

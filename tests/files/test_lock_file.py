@@ -106,7 +106,9 @@ def test_a_lock_that_is_a_link_or_no_file_overwrites_nothing(path):
         LockFile(path).acquire()
     path.unlink()
     os.link(victim, path)
-    with pytest.raises(StateFileError, match=r"\.lock: has 2 names \(hard links\), expected 1; delete it and try again"):
+    with pytest.raises(
+        StateFileError, match=r"\.lock: has 2 names \(hard links\), expected 1; delete it and try again"
+    ):
         LockFile(path).acquire()
     path.unlink()
     path.mkdir()
@@ -134,5 +136,7 @@ def test_a_file_system_without_locks_is_named(path, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(lock_file.fcntl, "flock", unsupported)
-    with pytest.raises(StateFileError, match=r"does not support locks \(Function not implemented\); choose another folder"):
+    with pytest.raises(
+        StateFileError, match=r"does not support locks \(Function not implemented\); choose another folder"
+    ):
         LockFile(path).acquire()

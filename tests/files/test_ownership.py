@@ -191,7 +191,10 @@ def test_a_name_of_the_wrong_kind_is_named_with_what_it_should_be(folder):
     (folder / "logs").touch()
     (folder / "pipe").mkdir()
     assert misplaced(folder, files=["kept", "absent"], folders=["absent"]) is None
-    assert misplaced(folder, folders=["logs"]) == f"{folder}/logs: is a file, expected a directory; move it away and try again"
+    assert (
+        misplaced(folder, folders=["logs"])
+        == f"{folder}/logs: is a file, expected a directory; move it away and try again"
+    )
     assert str(misplaced(folder, files=["pipe"])).startswith(f"{folder}/pipe: is a directory, expected a file")
     (folder / "pipe").rmdir()
     os.mkfifo(folder / "pipe")

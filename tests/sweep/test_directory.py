@@ -63,8 +63,16 @@ MALFORMED = [
     ("submission", {"kind": "local"}, "jobs.0.submission.pid: missing"),
     ("submission", {"kind": "local", "pid": "1"}, 'jobs.0.submission.pid: got "1", expected a whole number, 0 or more'),
     ("submission", {"kind": "local", "pid": -1}, "jobs.0.submission.pid: got -1, expected a whole number, 0 or more"),
-    ("submission", {**SLURM, "job_id": "--user=root"}, 'jobs.0.submission.job_id: got "--user=root", expected a job id of SLURM'),
-    ("submission", {**SLURM, "logs": ["/etc/passwd"]}, 'jobs.0.submission.logs.0: got "/etc/passwd", expected the path of a log'),
+    (
+        "submission",
+        {**SLURM, "job_id": "--user=root"},
+        'jobs.0.submission.job_id: got "--user=root", expected a job id of SLURM',
+    ),
+    (
+        "submission",
+        {**SLURM, "logs": ["/etc/passwd"]},
+        'jobs.0.submission.logs.0: got "/etc/passwd", expected the path of a log',
+    ),
     ("submission", {**SLURM, "logs": ["/s/../12_0_log.out"]}, "jobs.0.submission.logs.0: got "),
     ("submission", {"kind": "slurm"}, "jobs.0.submission.job_id: missing"),
     ("overrides", "seed=1", 'jobs.0.overrides: got "seed=1", expected a list'),
@@ -138,11 +146,15 @@ def test_what_is_wrong_with_the_files_of_one_run_is_the_reason_in_its_row(tmp_pa
     (tmp_path / "run2" / "record.json").symlink_to("/etc/passwd")
     found = results.rows(sweep)
     assert [row.state for row in found] == ["stopped", "finished", "failed", "finished"]
-    for row, words in zip(found, ("record.json: not JSON", "metrics.jsonl:1: not a line", "is a symbolic link", ""), strict=True):
+    for row, words in zip(
+        found, ("record.json: not JSON", "metrics.jsonl:1: not a line", "is a symbolic link", ""), strict=True
+    ):
         assert words in row.last_line
 
 
-@pytest.mark.parametrize(("name", "message"), [("run.json", "is the directory of a run"), ("sweep.html", "expected a file")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("run.json", "is the directory of a run"), ("sweep.html", "expected a file")]
+)
 def test_a_sweep_takes_no_directory_of_something_else(name, message, tmp_path):
     sweep = sweep_of(tmp_path, ["seed=0"])
     RunDirectory(tmp_path).write_run({}) if name == "run.json" else (tmp_path / name).mkdir()

@@ -49,8 +49,13 @@ def test_a_process_that_does_not_hold_the_lock_is_not_signalled(tmp_path, capsys
     try:
         assert look_after(["cancel", str(tmp_path)]) == 0
         said = capsys.readouterr().out
-        assert f"job 0 was not signalled: process {children[0].pid} does not hold the lock of {tmp_path / 'run0'}" in said
-        assert f"the sweep process was not signalled: process {children[0].pid} does not hold the lock of {tmp_path}" in said
+        assert (
+            f"job 0 was not signalled: process {children[0].pid} does not hold the lock of {tmp_path / 'run0'}" in said
+        )
+        assert (
+            f"the sweep process was not signalled: process {children[0].pid} does not hold the lock of {tmp_path}"
+            in said
+        )
         assert "asked" not in said and [child.poll() for child in children] == [None, None]
     finally:
         for child in children:
