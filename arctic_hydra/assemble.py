@@ -22,7 +22,7 @@ from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.hub import looks_like_path
-from arctic_hydra.metrics import MetricsFile
+from arctic_hydra.metrics import MetricsFile, read_metrics
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.progress import Progress
@@ -181,6 +181,7 @@ def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
     """Record the statistics of data and model, open `metrics.jsonl` for appending, and start the trackers."""
     if not data.world.is_main:
         return Outputs()
+    read_metrics(run_dir / "metrics.jsonl")  # damaged lines would fail the run at its end
     RunDirectory(run_dir).update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
     trackers = list(run.tracking.values())
     for tracker in trackers:

@@ -70,6 +70,21 @@ class RunLockedError(ArcticHydraError, RuntimeError):
     """Another live process holds the run directory."""
 
 
+class UnsafePathError(ArcticHydraError, ValueError):
+    """A directory is a link, another user's, or writable by others, so it is neither trusted nor emptied."""
+
+
+class StateFileError(ArcticHydraError, ValueError):
+    """A file that the package wrote earlier cannot be used.
+
+    `damaged` is true if only the content is wrong, so that the file may be replaced.
+    """
+
+    def __init__(self, text: str, *, damaged: bool = False) -> None:
+        super().__init__(text)
+        self.damaged = damaged
+
+
 def print_error(error: ArcticHydraError) -> None:
     """Print each problem to standard error with its secrets masked, those of a config on one line each."""
     for problem in error.problems:

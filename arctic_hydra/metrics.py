@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.errors import StateFileError
+from arctic_hydra.files.state_file import open_regular
+
 if TYPE_CHECKING:
     import torch
 
@@ -55,13 +58,43 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `metrics.jsonl`, without an incomplete last line that a kill may have left."""
+    """Return the rows of a `metrics.jsonl`, without an incomplete last line that a kill may have left.
+
+    Raises StateFileError, naming the line, if any other line is not a row.
+    """
     rows: list[dict[str, Any]] = []
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").split("\n")
-        for line in lines[:-1]:
-            rows.append(json.loads(line))
+    try:
+        descriptor = open_regular(path)
+    except FileNotFoundError:
+        return rows
+    except OSError as error:
+        raise StateFileError(f"{path}: cannot be read ({error.strerror})") from error
+    with os.fdopen(descriptor, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            if (row := parse_row(line)) is None:
+                raise StateFileError(
+                    f"{path}:{number}: not a line of metrics; delete the damaged lines, or move the file away: the next start "
+                    "of the run creates it again"
+                )
+            rows.append(row)
     return rows
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """Return one line of a `metrics.jsonl`, or None if it is damaged."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    fits = all(
+        value is None or isinstance(value, int | float | str) for name, value in row.items() if name != "non_finite"
+    )
+    bad = row.get("non_finite", [])
+    return row if fits and isinstance(bad, list) and not isinstance(row.get("loss"), str) else None
 
 
 def objective(rows: list[dict[str, Any]], name: str) -> float | None:
@@ -77,7 +110,7 @@ def objective(rows: list[dict[str, Any]], name: str) -> float | None:
     for row in reversed(rows):
         if name in row.get("non_finite", ()):
             return math.nan
-        if (value := row.get(name)) is not None:
+        if isinstance(value := row.get(name), int | float):
             return float(value) if math.isfinite(value) else math.nan
     return None
 

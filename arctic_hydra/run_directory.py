@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import os
-import shutil
-import socket
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -14,13 +13,17 @@ from typing import Any
 
 from arctic_hydra import redaction
 from arctic_hydra.component import flatten
-from arctic_hydra.errors import ConfigError, RunLockedError
+from arctic_hydra.errors import ConfigError, StateFileError
+from arctic_hydra.files.lock_file import LockFile
+from arctic_hydra.files.ownership import empty_folder, folder_problem, misplaced, remedy
+from arctic_hydra.files.state_file import Schema, Table, at_least_0, one_of, read_state
 
 PROGRAM = "python -m arctic_hydra"
 """The command as the user types it."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
 RESERVED_NAMES = frozenset(
-    "checkpoints config.yaml logs metrics.jsonl preview.html record.json report.html result.json run.json stop".split()
+    "checkpoints config.yaml logs metrics.jsonl preview.html record.json record.json.damaged report.html result.json run.json "
+    "stop".split()
 )
 """Files and folders of a run directory, in lower case; exports and trackers must use other names."""
 RESERVED_PREFIXES = ("task-", "tracking-")
@@ -28,13 +31,64 @@ RESERVED_PREFIXES = ("task-", "tracking-")
 LOCK_GRACE_SECONDS = 5.0
 """Time that the processes of a killed sweep may need to release the lock of a directory."""
 
+_STATUS = one_of(FINISHED, STOPPED, FAILED, RUNNING)
+_TEXTS = [str]
+RUN_FILE = Schema("repeat the command of the run, which writes it again", Table({"config": dict}))
+"""`run.json`: the input of the ranks."""
+_COUNTERS = {"step": (int, None), "horizon": (int, None), "objective": (float, None)}
+RESULT_FILE = Schema("repeat the command of the run", Table({"status": _STATUS}, _COUNTERS))
+"""`result.json`: the result of rank 0, or of a task."""
+RECORD_FILE = Schema(
+    "repeat the command of the run, which writes it again",
+    Table(
+        optional={
+            "status": _STATUS,
+            "name": str,
+            "data": str,
+            "config_hash": str,
+            "overrides": _TEXTS,
+            "identity": dict,
+            "ranks": (int, str),
+            "started": float,
+            "seconds": float,
+            "result": Table(optional=_COUNTERS),
+            "error": str,
+            "horizon": (int, None),
+            "statistics": Table(optional={"train": (dict, None), "eval": (dict, None), "model": dict}),
+            "submission": (Table({"kind": str}, {"job_id": str}), None),
+            "git": (Table({"revision": str, "dirty": bool}), None),
+            "working_directory": Table(optional={"git": (Table({"revision": str, "dirty": bool}), None)}),
+            "versions": dict,
+        }
+    ),
+)
+"""`record.json`: the description of a run, its status and its result."""
+ERROR_FILE = Schema(
+    "see the logs beside it",
+    Table(
+        {
+            "time": float,
+            "rank": int,
+            "kind": str,
+            "message": str,
+            "problems": _TEXTS,
+            "expected": bool,
+            "traceback": str,
+            "exit_code": at_least_0,
+        }
+    ),
+)
+"""`logs/error-rank<n>.json`: the error of a rank."""
+_FOLDERS = ("checkpoints", "logs", ".hydra")
+_FILES = ("config.yaml", "metrics.jsonl", "record.json", "report.html", "result.json", "run.json")
+
 
 class RunDirectory:
     """The directory of one run; only the composing process and rank 0 write to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: Any = None
+        self._lock = LockFile(path / ".lock")
 
     @property
     def run_file(self) -> Path:
@@ -58,7 +112,9 @@ class RunDirectory:
     def create(self, key: str = "output_root") -> None:
         """Create the directory, private to the user. Raises ConfigError if that fails; `key` is the config key to blame."""
         try:
+            self._check(key)
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._check(key)
             probe = self.path / f".probe-{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
@@ -67,73 +123,97 @@ class RunDirectory:
                 f"{key}: cannot write to {self.path} ({error.strerror}); pass {key}=<a folder that you can write to>"
             ) from error
 
+    def _check(self, key: str) -> None:
+        """Raise ConfigError if the directory is not this user's own, or contains something else under a name of the run."""
+        if problem := folder_problem(self.path):
+            raise ConfigError(f"{key}: {self.path} {problem}; {remedy(problem)}, or pass {key}=<another folder>")
+        if problem := misplaced(self.path, _FILES, _FOLDERS):
+            raise ConfigError(problem)
+
+    @property
+    def lock_file(self) -> LockFile:
+        """The lock of the directory."""
+        return self._lock
+
     def lock(self, patience_seconds: float = 0.0) -> int:
         """Lock the directory for this process and return the file descriptor, which a child may inherit.
 
         Raises RunLockedError, naming the holder, if another process still holds the lock after `patience_seconds`.
         """
-        end = time.monotonic() + patience_seconds
-        handle = (self.path / ".lock").open("a+")
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() < end:
-                    time.sleep(0.1)
-                    continue
-                handle.seek(0)
-                holder = handle.read().strip() or "unknown"
-                raise RunLockedError(
-                    f"{self.path} is in use by another run ({holder}); wait until it ends, or stop it"
-                ) from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        handle.flush()
-        self._lock = handle
-        return handle.fileno()
+        return self._lock.acquire(patience_seconds)
 
     def release(self) -> None:
         """Release the lock of this process; children that inherited the descriptor keep the directory locked until they exit."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def holder(self) -> str | None:
         """Return the holder of the lock (`process <pid> on <host>, since <time>`), or None if it is free."""
-        path = self.path / ".lock"
-        if not path.exists():
-            return None
-        with path.open() as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return handle.read().strip() or "unknown"
-        return None
+        return self._lock.holder()
 
     def clear(self) -> None:
-        """Delete everything in the directory except the lock file."""
-        for item in self.path.iterdir():
-            if item.name != ".lock":
-                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        """Delete everything in the directory except the lock file. Raises UnsafePathError if it must not be emptied."""
+        empty_folder(self.path, keep={self._lock.path.name})
+
+    def config(self) -> dict[str, Any] | None:
+        """Return the config in `run.json`, with secrets hidden, or None if there is no such file. Raises StateFileError."""
+        content = read_state(self.run_file, RUN_FILE)
+        return None if content is None else content["config"]
+
+    def write_run(self, config: dict[str, Any]) -> None:
+        """Write `run.json`, with secrets hidden."""
+        write_json(self.run_file, {"format": RUN_FILE.format, "config": config}, mode=0o600)
 
     def record(self) -> dict[str, Any]:
-        """Return the record; empty if there is none."""
-        return read_json(self.record_file)
+        """Return the record; empty if there is none.
+
+        A damaged record is replaced by what `result.json` says, or by the status `stopped`: a run that is neither running nor
+        known to be finished resumes from its checkpoints. Raises StateFileError if it cannot be trusted.
+        """
+        try:
+            return read_state(self.record_file, RECORD_FILE) or {}
+        except StateFileError as error:
+            if not error.damaged:
+                raise
+            return self._record_from_result(str(error))
+
+    def _record_from_result(self, problem: str) -> dict[str, Any]:
+        try:
+            result = self.result()
+        except StateFileError:
+            result = {}
+        if not result:
+            return {"status": STOPPED, "error": problem}
+        return {"status": result["status"], "horizon": result.get("horizon"), "result": result}
+
+    def repair_record(self) -> None:
+        """Move a damaged record aside and write what `result.json` says, with a warning; the caller holds the lock."""
+        try:
+            read_state(self.record_file, RECORD_FILE)
+        except StateFileError as error:
+            if not error.damaged:
+                raise
+            found = self.record()
+            self.record_file.replace(self.record_file.with_name("record.json.damaged"))
+            write_json(self.record_file, {"format": RECORD_FILE.format, **found})
+            print(f"warning: {error}; it is now record.json.damaged, and the run goes on without it", file=sys.stderr)
 
     def update_record(self, **values: Any) -> None:
         """Set values in the record."""
         if "error" in values:
             values["error"] = redaction.mask(values["error"])
-        write_json(self.record_file, {**self.record(), **values})
+        write_json(self.record_file, {"format": RECORD_FILE.format, **self.record(), **values})
 
     def result(self) -> dict[str, Any]:
-        """Return the result that rank 0 wrote; empty if it wrote none."""
-        return read_json(self.result_file)
+        """Return the result that rank 0 wrote; empty if it wrote none. Raises StateFileError."""
+        return read_state(self.result_file, RESULT_FILE) or {}
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the result, on rank 0."""
+        write_json(self.result_file, {"format": RESULT_FILE.format, **result})
 
     def errors(self) -> list[dict[str, Any]]:
-        """Return the error reports of the ranks, earliest first."""
-        found = [read_json(path) for path in (self.path / "logs").glob("error-rank*.json")]
+        """Return the error reports of the ranks, earliest first; a damaged report comes last."""
+        found = [_read_error(path) for path in (self.path / "logs").glob("error-rank*.json")]
         return sorted(found, key=lambda error: float(error["time"]))
 
     def error_files(self) -> set[tuple[str, int]]:
@@ -162,7 +242,7 @@ class RunDirectory:
         before = self.record()
         kept = {key: value for key, value in before.items() if key not in ("result", "error")}
         if kept != before:
-            write_json(self.record_file, kept)
+            write_json(self.record_file, {"format": RECORD_FILE.format, **kept})
         for pattern in ("error-rank*.json", "node*.ended", "nodes.met"):
             for path in (self.path / "logs").glob(pattern):
                 path.unlink()
@@ -176,11 +256,6 @@ def is_own_name(name: str) -> bool:
 def relative(path: Path) -> Path:
     """Return `path` relative to the working directory if it is below it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty if the file does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # type: ignore[no-any-return]
 
 
 def write_json(path: Path, value: dict[str, Any], mode: int = 0o600) -> None:
@@ -199,7 +274,10 @@ def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
     """Return how a run differs from the latest finished run of the same name, or None for more than five values."""
     others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
     for other in sorted(others, key=lambda item: item.stat().st_mtime, reverse=True):
-        record = read_json(other)
+        try:
+            record = read_state(other, RECORD_FILE) or {}
+        except StateFileError:
+            continue  # its own command reports it
         if record.get("status") != FINISHED:
             continue
         theirs, ours = flatten(record.get("identity", {})), flatten(json.loads(json.dumps(identity, default=str)))
@@ -211,12 +289,23 @@ def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
     return None
 
 
+def _read_error(path: Path) -> dict[str, Any]:
+    try:
+        return read_state(path, ERROR_FILE) or _error(-1, "Unknown", f"{path}: was deleted")
+    except StateFileError as error:
+        return _error(-1, "Unknown", str(error)) | {"time": math.inf}
+
+
+def _error(rank: int, kind: str, message: str) -> dict[str, Any]:
+    cause = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}
+    return {**cause, "rank": rank, "kind": kind, "message": message}
+
+
 def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) -> None:
     """Write `logs/error-rank<n>.json`. Without `more`, it is written on behalf of a rank and sorts before all others."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    cause: dict[str, Any] = {"time": 0.0, "problems": [message], "expected": True, "traceback": "", "exit_code": 1}
-    report = {**cause, "rank": rank, "kind": kind, "message": message}
+    report = _error(rank, kind, message)
     if more:
         report |= {"time": time.time(), **more}
     beside = folder / f".error-rank{rank}.json"

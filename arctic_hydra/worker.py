@@ -42,12 +42,15 @@ def main() -> NoReturn:
 def _run(run_file: Path) -> dict[str, Any]:
     from arctic_hydra import component, config, log, run_directory
     from arctic_hydra.distributed import World, count_gpus
+    from arctic_hydra.errors import StateFileError
 
     log.quiet_libraries()
     if count_gpus() == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
     component.load_extensions()
-    clean = json.loads(run_file.read_text(encoding="utf-8"))["config"]
+    clean = run_directory.RunDirectory(run_file.parent).config()
+    if clean is None:
+        raise StateFileError(f"{run_file}: is missing; repeat the command of the run, which writes it again")
     tree = restore(clean, json.loads(os.environ.pop(SECRETS_VARIABLE, "{}")))
     learn_secrets(tree, clean)
     run = config.build(tree)
@@ -59,7 +62,7 @@ def _run(run_file: Path) -> dict[str, Any]:
 
     outcome = tasks.perform(run, run_dir, stop)
     if World.from_env().is_main:
-        run_directory.write_json(run_directory.RunDirectory(run_dir).result_file, outcome)
+        run_directory.RunDirectory(run_dir).write_result(outcome)
     return outcome
 
 

@@ -40,4 +40,4 @@ def test_the_first_rank_records_the_horizon(tmp_path: Path) -> None:
     for world in (World(rank=1, size=2), World(rank=0, size=2)):
         assert not (tmp_path / "record.json").exists()
         assemble.record_horizon(run, tmp_path, SimpleNamespace(world=world))  # type: ignore[arg-type]
-    assert json.loads((tmp_path / "record.json").read_text()) == {"horizon": 7}
+    assert json.loads((tmp_path / "record.json").read_text()) == {"format": 1, "horizon": 7}

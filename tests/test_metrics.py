@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from arctic_hydra.errors import StateFileError
 from arctic_hydra.metrics import MetricsFile, evaluation_metrics, model_flops, objective, read_metrics
 
 
@@ -40,6 +41,24 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2')
     assert read_metrics(path) == [{"step": 1}]
     assert read_metrics(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize(
+    "line", [b"\x80\x04\x95", b"\x00" * 50, b"{", b"[1]", b"{}", b'{"step": "1"}', b'{"step": 1, "loss": {}}', b"[" * 100_000]
+)  # fmt: skip
+def test_a_damaged_line_is_named(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(
+        StateFileError, match=r"metrics\.jsonl:2: not a line of metrics; delete the damaged lines, or move"
+    ):
+        read_metrics(path)
+
+
+def test_metrics_of_the_wrong_kind_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(StateFileError, match=r"metrics\.jsonl: is a directory, expected a file"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from arctic_hydra import run_directory
-from arctic_hydra.errors import ConfigError, RunLockedError
+from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError, UnsafePathError
 from arctic_hydra.run_directory import RunDirectory
 
 
@@ -88,3 +89,93 @@ def test_a_run_is_compared_with_the_last_finished_one_beside_it(tmp_path):
     assert said == "differs from the finished run a in optimizer.lr 1 -> 2"
     many = {f"x{index}": index for index in range(6)}
     assert run_directory.neighbour_difference(tmp_path / "b", many) is None
+
+
+def result_of(tmp_path, **values):
+    directory = RunDirectory(tmp_path)
+    directory.write_result({"status": "finished", "step": 3, "horizon": 3, "objective": 1.5, **values})
+    return directory
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"status": "fini', b"\x80\x04", b"[]", b'{"status": 3}'])
+def test_a_damaged_record_costs_the_record_and_not_the_run(damage, tmp_path, capsys):
+    directory = result_of(tmp_path)
+    directory.record_file.write_bytes(damage)
+    rebuilt = {"status": "finished", "horizon": 3, "result": directory.result()}
+    assert directory.record() == rebuilt and directory.record_file.read_bytes() == damage, "readers change nothing"
+    directory.repair_record()
+    assert (
+        "record.json: " in (said := capsys.readouterr().err)
+        and "it is now record.json.damaged, and the run goes on" in said
+    )
+    assert directory.record() == rebuilt and json.loads(directory.record_file.read_text())["format"] == 1
+    assert (tmp_path / "record.json.damaged").read_bytes() == damage
+    directory.repair_record()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("result", [None, b"{"])
+def test_a_damaged_record_without_a_result_is_that_of_a_stopped_run(result, tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.record_file.write_text("{")
+    if result:
+        directory.result_file.write_bytes(result)
+    found = directory.record()
+    assert found["status"] == "stopped" and "record.json: not JSON" in found["error"]
+    directory.update_record(status="running")
+    assert directory.record()["status"] == "running"
+
+
+def test_a_record_that_others_could_have_written_is_refused_instead_of_rebuilt(tmp_path):
+    directory = result_of(tmp_path)
+    directory.record_file.symlink_to("result.json")
+    for act in (directory.record, directory.repair_record, directory.update_record):
+        with pytest.raises(StateFileError, match=r"record\.json: is a symbolic link to result\.json, expected a file"):
+            act()
+
+
+def test_a_damaged_error_report_is_shown_after_the_others(tmp_path):
+    run_directory.write_error(tmp_path, 1, "RankDied", "the cause", time=5.0)
+    (tmp_path / "logs" / "error-rank0.json").write_text("{")
+    first, second = RunDirectory(tmp_path).errors()
+    assert first["message"] == "the cause" and "error-rank0.json: not JSON" in second["message"]
+
+
+WRONG_KINDS = [
+    ("logs", "a file", "a directory"), ("checkpoints", "a pipe", "a directory"), (".hydra", "a file", "a directory"),
+    ("metrics.jsonl", "a directory", "a file"), ("run.json", "a directory", "a file"), ("config.yaml", "a link", "a file"),
+    ("record.json", "a pipe", "a file"), ("report.html", "a directory", "a file"), ("result.json", "a link", "a file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind", "expected"), WRONG_KINDS)
+def test_a_name_of_the_wrong_kind_is_refused_before_anything_is_written(name, kind, expected, tmp_path):
+    path = tmp_path / name
+    make = {"a file": path.touch, "a directory": path.mkdir, "a pipe": lambda: os.mkfifo(path)}
+    make.get(kind, lambda: path.symlink_to("/etc/passwd"))()
+    said = "a symbolic link" if kind == "a link" else kind
+    with pytest.raises(ConfigError, match=f"{path}: is {said}, expected {expected}; move it away and try again"):
+        RunDirectory(tmp_path).create()
+    assert [item.name for item in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("attack", ["link", "dangling", "stranger", "0777"])
+def test_a_directory_that_is_not_the_users_own_is_neither_used_nor_emptied(attack, tmp_path):
+    tmp_path.chmod(0o755)
+    victim, path = tmp_path / "victim", tmp_path / "run"
+    (victim / "data").mkdir(parents=True)
+    if attack in ("link", "dangling"):
+        path.symlink_to(victim if attack == "link" else "nowhere")
+    else:
+        victim.rename(path)
+        os.chown(path, 12345, -1) if attack == "stranger" else path.chmod(0o777)
+    with pytest.raises(
+        ConfigError, match=r"^output_root: .*/run (is|belongs to) .*, or pass output_root=<another folder>$"
+    ):
+        RunDirectory(path).create()
+    if attack != "dangling":
+        with pytest.raises(UnsafePathError):
+            RunDirectory(path).clear()
+        assert (path / "data").is_dir()
+    assert not (tmp_path / "nowhere").exists()

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.files import synced_size
-from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, Stage, step_name
+from arctic_hydra.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, Stage, step_name
 from arctic_hydra.component import component
 from arctic_hydra.errors import CheckpointError
+from arctic_hydra.files.state_file import Table, at_least_0, mismatch
 from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +29,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("arctic_hydra.checkpoint")
 
+RESUMABLE = Table(
+    {
+        "world_size": int,
+        "identity": dict,
+        "progress": Table({item.name: at_least_0 for item in fields(Progress)}),
+        "evaluation": dict,
+        "recent_losses": list,
+        "log_offsets": dict,
+    }
+)
+"""The facts in a manifest that resuming needs."""
 MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage", "frozen_weights")
 
 
@@ -252,6 +266,11 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         found = self._store.newest()
         if found is None:
             return None
+        if problem := mismatch(found.manifest, RESUMABLE):
+            raise CheckpointError(
+                f"{found.path / MANIFEST}: {problem}; another program wrote it. Move that directory away to resume from the "
+                "previous checkpoint, or pass fresh=true to start over"
+            )
         self._check_identity(found)
         self._raise_if_any_failed(self._error_of(self._check_readable, found), found)
         if found.manifest["world_size"] == self.state.world.size:

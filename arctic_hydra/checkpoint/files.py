@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+from arctic_hydra.files.ownership import check_folder, remove_own_tree
 
 CHUNK_BYTES = 4 * 1024 * 1024
 _AT_FDCWD = -100
@@ -123,9 +124,11 @@ def synced_size(path: Path) -> int:
 def publish_folder(stage: Path, target: Path) -> None:
     """Rename the complete directory `stage` to `target`, durably, replacing an existing one.
 
-    If the system can exchange two names atomically (Linux), `target` exists at all times.
+    If the system can exchange two names atomically (Linux), `target` exists at all times. Raises UnsafePathError if `target` is
+    a link, another user's, or writable by others.
     """
     parent = target.parent
+    check_folder(target)
     if target.exists():
         doomed = parent / f".del-{target.name}"
         remove_folder(doomed)
@@ -150,9 +153,8 @@ def remove_published_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove the directory `path` if it exists."""
-    if path.exists():
-        shutil.rmtree(path)
+    """Remove a directory of this package if it exists; a link in its place is removed, but not what it points to."""
+    remove_own_tree(path)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -14,6 +14,7 @@ from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
+from arctic_hydra.files.ownership import folder_problem, remedy
 from arctic_hydra.run_directory import is_own_name
 
 if TYPE_CHECKING:
@@ -70,8 +71,13 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         return (parameters if self._merges else trainable) * bytes_per_parameter
 
     def bind(self, state: TrainingState) -> None:
-        """Take the state to save from; called once, before `save`. Raises ConfigError if the adapter cannot be merged."""
+        """Take the state to save from; called once, before `save`.
+
+        Raises ConfigError if the adapter cannot be merged, or if the final export would replace something else.
+        """
         super().bind(state)
+        if problem := export_target_problem(self.root / self.save_name):
+            raise ConfigError(f"checkpoint.hf.save_name: {problem}")
         if self._merges:
             check_mergeable(state.engine.module)
 
@@ -150,6 +156,17 @@ def export_name_problem(name: str) -> str | None:
     return None
 
 
+def export_target_problem(target: Path) -> str | None:
+    """Return why an export must not replace the directory `target`, or None: it must be an export itself, or empty."""
+    if problem := folder_problem(target):
+        return f"{target} {problem}; {remedy(problem)}, or choose another name"
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    is_export = names & {"config.json", "adapter_config.json"} or any(name.endswith(".safetensors") for name in names)
+    if names and not is_export:
+        return f"{target} contains files that are not an export; move them away, or choose another name"
+    return None
+
+
 def has_adapter(model: Any) -> bool:
     """Whether peft has wrapped the model."""
     return hasattr(model, "peft_config")
@@ -181,6 +198,8 @@ def write_export(
 
     if not hasattr(model, "save_pretrained"):
         raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
+    if problem := export_target_problem(target):
+        raise CheckpointError(problem)
     stage = target.with_name(f".tmp-{target.name}")
     remove_folder(stage)
     stage.mkdir(parents=True)

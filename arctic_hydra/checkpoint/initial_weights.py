@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore
-from arctic_hydra.errors import CheckpointError
+from arctic_hydra.errors import CheckpointError, StateFileError
+from arctic_hydra.files.state_file import Entries, Schema, Table, is_inside, is_text, read_state
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,10 @@ _SHOWN = 5
 UNCHECKED = "unchecked"
 """Placeholder for the checksum of quantized weights, which cannot be compared with unquantized ones."""
 ADAPTER = "adapter_model.safetensors"
+_INDEX_FILE = Schema(
+    "export the model again", Table({"weight_map": Entries(is_text, is_inside)}), formats=(0, 0), max_bytes=512 << 20
+)
+"""The index of an export in several files: the file of each tensor."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,17 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
     """Return the checkpoint that `from_checkpoint` selects; collective, the same on every rank.
 
     `which` is a step, `best`, the path of a checkpoint or of a directory of checkpoints, or None for the newest valid
-    one below `root`. Every hash is verified. Raises CheckpointError if the selected checkpoint is damaged; only the
-    newest one falls back to an older one.
+    one below `root`. Every hash is verified. A path may be another user's, since the user named it. Raises
+    CheckpointError if the selected checkpoint is damaged; only the newest one falls back to an older one.
     """
     store = CheckpointStore(root, distributed.World.from_env().rank)
     if which is not None and which != "best" and not which.isdecimal():
         path = Path(which)
         nested = [path, path / "checkpoints"]
         holder = next((folder for folder in nested if CheckpointStore(folder, 1).steps()), None)
+        store, which = CheckpointStore(holder or root, distributed.World.from_env().rank, of_others=True), None
         if holder is None:
             return _as_weights(store.verified(path))
-        store, which = CheckpointStore(holder, distributed.World.from_env().rank), None
     if which is None:
         newest = store.newest()
         if newest is None:
@@ -61,7 +65,7 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
 
 def _as_weights(found: Checkpoint) -> Weights:
     stops = found.manifest.get("stop_tokens")
-    frozen = found.manifest["identity"].get("frozen_weights")
+    frozen = found.manifest.get("identity", {}).get("frozen_weights")
     return Weights(found.path, found.step, frozen, None if stops is None else tuple(stops))
 
 
@@ -175,26 +179,17 @@ def _summarize(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
-def _files_of_index(index: Path) -> list[str]:
-    try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} cannot be read ({type(error).__name__}: {error}); get the export again"
-        ) from error
-    if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{index} names {outside[0]!r}, expected files beside it; get the export again")
-    return files
-
-
 def _read_export(path: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    index = path / "model.safetensors.index.json"
     files = [ADAPTER] if (path / ADAPTER).exists() else ["model.safetensors"]
-    if index.exists():
-        files = _files_of_index(index)
+    try:
+        index = read_state(path / "model.safetensors.index.json", _INDEX_FILE, of_others=True)
+    except StateFileError as error:
+        raise CheckpointError(str(error)) from error
+    if index is not None:
+        files = sorted(set(index["weight_map"].values()))
     for name in files:
         try:
             yield from load_file(path / name).items()

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -35,9 +36,32 @@ from arctic_hydra.checkpoint.files import (
     write_durably,
 )
 from arctic_hydra.errors import CheckpointError
+from arctic_hydra.files.ownership import check_folder, folder_problem, kind_of
+from arctic_hydra.files.state_file import Entries, Schema, Table, at_least_0, is_inside, is_text, read_state
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MANIFEST_FILE = Schema(
+    "the checkpoint is not used",
+    Table(
+        {
+            "step": at_least_0,
+            "files": Entries(is_inside, Table({"bytes": at_least_0, "sha256": str})),
+            "self_sha256": str,
+        },
+        {
+            "world_size": int,
+            "identity": dict,
+            "progress": dict,
+            "evaluation": dict,
+            "recent_losses": [(float, None)],
+            "metric": (Table({"rank_by": float}), None),
+            "stop_tokens": ([int], None),
+            "log_offsets": Entries(is_text, at_least_0),
+        },
+    ),
+    formats=(FORMAT, FORMAT),
+)
 _STEP = re.compile(r"step-(\d{8,})")
 _READERS = 4
 
@@ -98,8 +122,12 @@ class Checkpoint:
 class CheckpointStore:
     """The directory `root` with the `step-*` checkpoints; every public method except `steps` is collective."""
 
-    def __init__(self, root: Path, rank: int, keep_last: int | None = None, keep_best: int = 0) -> None:
+    def __init__(
+        self, root: Path, rank: int, keep_last: int | None = None, keep_best: int = 0, *, of_others: bool = False
+    ) -> None:
+        """`of_others` accepts checkpoints of other users, for a path that the user named."""
         self.root = root
+        self._of_others = of_others
         self.keep_last = keep_last
         self.keep_best = keep_best
         self._is_main = rank == 0
@@ -120,6 +148,7 @@ class CheckpointStore:
         if self._is_main:
             with stage.keep_error():
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                check_folder(self.root, follow=True)
                 for leftover in [*self.root.glob(".tmp-*"), *self.root.glob(".del-*")]:
                     remove_folder(leftover)
                 self._check_space()
@@ -181,7 +210,7 @@ class CheckpointStore:
             if kept >= self.keep_last:
                 if path not in best:
                     remove_published_folder(path)
-            elif path.name not in self._rejected and _find_damage(path, full=False) is None:
+            elif path.name not in self._rejected and _find_damage(path, full=False, of_others=self._of_others) is None:
                 kept += 1
 
     def _raise_on_all_ranks(self, stage: Stage, errors: list[str | None]) -> None:
@@ -218,9 +247,9 @@ class CheckpointStore:
     def _find_newest_valid(self) -> tuple[tuple[Path, dict[str, Any]] | None, str | None]:
         rejected: list[str] = []
         for path in self.steps():
-            damage = _find_damage(path, full=True)
+            damage = _find_damage(path, full=True, of_others=self._of_others)
             if damage is None:
-                return (path, _read_manifest(path)), None
+                return (path, _read_manifest(path, self._of_others)), None
             logger.warning("rejected checkpoint %s: %s", path, damage)
             self._rejected.add(path.name)
             rejected.append(f"{path.name}: {damage}")
@@ -255,7 +284,9 @@ class CheckpointStore:
         """Return the checkpoint in `path` after verifying every hash. Raises CheckpointError on every rank if it is invalid."""
         damage: str | None = None
         if self._is_main:
-            damage = _find_damage(path, full=True) if path.is_dir() else "there is no such directory"
+            damage = "there is no such directory"
+            if path.is_dir():
+                damage = _find_damage(path, full=True, of_others=self._of_others)
         damage = distributed.broadcast_object(damage)
         if damage is not None:
             steps = ", ".join(str(int(found.name.removeprefix("step-"))) for found in self.steps()) or "none"
@@ -263,14 +294,14 @@ class CheckpointStore:
                 f"checkpoint {path} cannot be used: {damage}. Steps below {self.root}: {steps}; "
                 "pass from_checkpoint=<step>, or the path of another checkpoint"
             )
-        return Checkpoint(path, _read_manifest(path))
+        return Checkpoint(path, _read_manifest(path, self._of_others))
 
     def _ranked(self) -> list[Path]:
         """Return the checkpoints with a metric, best first, newer ones first among equals."""
         metrics: list[tuple[float, Path]] = []
         for path in self.steps():
             try:
-                value = _read_manifest(path).get("metric")
+                value = _read_manifest(path, self._of_others).get("metric")
             except (OSError, ValueError):
                 continue
             if value is not None:
@@ -300,35 +331,33 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path, of_others: bool) -> dict[str, Any]:
     """Return the manifest of a checkpoint. Raises ValueError or OSError whose text describes the damage."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{MANIFEST} is missing: the checkpoint is incomplete") from None
-    except ValueError as error:
-        raise ValueError(f"{MANIFEST} is not valid JSON ({error})") from None
-    body = dict(manifest) if isinstance(manifest, dict) else {}
-    if body.pop("self_sha256", None) != _digest(body):
+    if not of_others and (problem := folder_problem(path)):
+        raise ValueError(f"it {problem}")
+    manifest = read_state(path / MANIFEST, MANIFEST_FILE, of_others=of_others)
+    if manifest is None:
+        raise ValueError(f"{MANIFEST} is missing: the checkpoint is incomplete")
+    if manifest.pop("self_sha256") != _digest({"format": FORMAT, **manifest}):
         raise ValueError(f"{MANIFEST} was changed after it was written (its own sha256 differs)")
-    if body["format"] != FORMAT:
-        raise ValueError(f"{MANIFEST} has format {body['format']}, this version reads {FORMAT}")
-    return body
+    return manifest
 
 
-def _find_damage(path: Path, *, full: bool) -> str | None:
+def _find_damage(path: Path, *, full: bool, of_others: bool) -> str | None:
     """Return the damage of a published checkpoint, or None; `full` also verifies hashes, otherwise only sizes."""
     try:
-        files: dict[str, dict[str, Any]] = _read_manifest(path)["files"]
+        files: dict[str, dict[str, Any]] = _read_manifest(path, of_others)["files"]
     except (OSError, ValueError) as error:
         return str(error)
     for name, expected in files.items():
         try:
-            size = os.stat(path / name).st_size
+            info = os.lstat(path / name)
         except OSError as error:
             return f"{name} is missing ({error.strerror})"
-        if size != expected["bytes"]:
-            return f"{name} has {size} bytes, expected {expected['bytes']}"
+        if not stat.S_ISREG(info.st_mode) or not (path / name).resolve().is_relative_to(path.resolve()):
+            return f"{name} is {kind_of(info)}, expected a file in the checkpoint itself"
+        if info.st_size != expected["bytes"]:
+            return f"{name} has {info.st_size} bytes, expected {expected['bytes']}"
     if not full:
         return None
     with ThreadPoolExecutor(_READERS) as pool:

@@ -59,10 +59,9 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     run, directory, data = job.run, job.directory, job.data_digest()
     lock = job.open_directory()
     if job.is_finished(data):
-        result = directory.record()["result"]
-        print(
-            f"finished already: {relative(directory.path)} (step {result['step']}, objective {format_number(result['objective'])})"
-        )
+        result = directory.record().get("result", {})
+        objective = format_number(result.get("objective"))
+        print(f"finished already: {relative(directory.path)} (step {result.get('step')}, objective {objective})")
         print("pass fresh=true to train it again from the start")
         job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE
@@ -115,7 +114,7 @@ def _run_on_checkpoint(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     task_directory = directory.of_task(run.task.name)
     task_directory.create()
     task_directory.forget_outcome()
-    run_directory.write_json(task_directory.run_file, {"config": redact(job.tree)}, mode=0o600)
+    task_directory.write_run(redact(job.tree))
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
     signals: list[int] = []
     with one_stop(signals):

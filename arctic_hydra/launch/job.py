@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 from arctic_hydra import component, config, provenance, redaction, run_directory
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
+from arctic_hydra.files import ownership
 from arctic_hydra.launch import nodes
 from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.redaction.trees import hidden_part, learn_secrets
@@ -56,7 +56,7 @@ class Job:
     @classmethod
     def read(cls, directory: run_directory.RunDirectory, overrides: list[str]) -> Job | None:
         """Return the job of a directory's `run.json`, with secrets hidden, or None if there is no such file."""
-        tree = run_directory.read_json(directory.run_file).get("config")
+        tree = directory.config()
         return cls(config.build(tree), tree, overrides, directory) if tree else None
 
     def write_unless_finished(self) -> int | None:
@@ -79,14 +79,32 @@ class Job:
         return None
 
     def open_directory(self, timeout_seconds: float = 0.0) -> int:
-        """Create and lock the run's directory, and clear it if `fresh`; return the lock."""
+        """Create and lock the run's directory, clear it if `fresh`, and replace a damaged record; return the lock."""
         self.directory.create()
+        elsewhere = {
+            name: folder
+            for name, engine in self.run.checkpoint.items()
+            if (folder := engine.directory_of(self.directory.path)) != self.directory.path
+        }
+        for name, folder in elsewhere.items():
+            if problem := ownership.folder_problem(folder):
+                raise ConfigError(f"checkpoint.{name}.output_dir: {folder} {problem}; {ownership.remedy(problem)}")
         lock = self.directory.lock(timeout_seconds)
-        if self.run.fresh:
-            self.directory.clear()
-            for engine in self.run.checkpoint.values():
-                if (folder := engine.directory_of(self.directory.path)) != self.directory.path:
-                    shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if self.run.fresh:
+                self.directory.clear()
+                for folder in elsewhere.values():
+                    ownership.remove_tree(folder)
+            self.directory.repair_record()
+        except OSError as error:
+            self.directory.release()
+            raise ConfigError(
+                f"fresh: cannot delete {error.filename or self.directory.path} ({error.strerror}); delete it yourself, or pass "
+                "another output_root"
+            ) from error
+        except BaseException:
+            self.directory.release()
+            raise
         return lock
 
     def is_finished(self, data: str) -> bool:
@@ -94,7 +112,7 @@ class Job:
         before = self.directory.record()
         if before.get("status") != run_directory.FINISHED:
             return False
-        if before["data"] != data:
+        if before.get("data", data) != data:  # unknown if the record was damaged
             raise ArcticHydraError(
                 f"{self.directory.path} is finished, but its data has changed since; pass fresh=true to train on the current "
                 f"data, or name=<another> to keep this run"
@@ -125,7 +143,7 @@ class Job:
         clean = redact(self.tree)
         for path, content in (("config.yaml", clean), (".hydra/overrides.yaml", self.overrides)):
             (directory.path / path).write_text(component.to_yaml(content), encoding="utf-8")
-        run_directory.write_json(directory.run_file, {"config": clean}, mode=0o600)
+        directory.write_run(clean)
         who = redact(config.identity(self.run))
         directory.update_record(
             status=run_directory.RUNNING,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from arctic_hydra.data.base import Loader
 from arctic_hydra.metrics import objective, read_metrics
 from arctic_hydra.redaction import redact
 from arctic_hydra.report.facts import ModelFacts
-from arctic_hydra.run_directory import FINISHED, STOPPED
+from arctic_hydra.run_directory import FINISHED, STOPPED, RunDirectory
 from arctic_hydra.trainer.base import Trainer
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved, redacted config of a run."""
-    tree = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["config"]
-    return redact(tree)  # type: ignore[no-any-return]
+    return redact(RunDirectory(run_dir).config() or {})  # type: ignore[no-any-return]
 
 
 def statistics(loader: Loader, eval_loader: Loader | None, facts: ModelFacts) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import flatten
 from arctic_hydra.data.prepare.truncation import bin_edge
+from arctic_hydra.errors import StateFileError
 from arctic_hydra.human_numbers import format_count, format_seconds
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.report import html
 from arctic_hydra.report.header import data_table
 from arctic_hydra.report.outcome import read_config
-from arctic_hydra.run_directory import FAILED, RunDirectory, read_json
+from arctic_hydra.run_directory import FAILED, RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,9 +44,25 @@ def write_if_wanted(directory: RunDirectory) -> Path | None:
 
 
 def write(directory: RunDirectory) -> Path:
-    """Write `report.html` into the directory of a run, finished or not; return its path."""
-    record = directory.record()
+    """Write `report.html` into the directory of a run, finished or not; return its path. Raises StateFileError."""
     lines = read_metrics(directory.path / "metrics.jsonl")
+    try:
+        page = _page(directory, directory.record(), lines)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, StateFileError):
+            raise
+        raise StateFileError(
+            f"{directory.path}: its record.json and metrics.jsonl do not hold what the report shows ({type(error).__name__}: "
+            f"{error}); another version wrote them, or they are damaged: run the command of the run again"
+        ) from error
+    path = directory.path / PAGE
+    beside = path.with_name(f".{PAGE}")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _page(directory: RunDirectory, record: dict[str, Any], lines: Lines) -> str:
     title = f"{record.get('name', 'run')}/{directory.path.name}"
     statistics = record.get("statistics", {})
     result = record.get("result", {})
@@ -58,11 +75,7 @@ def write(directory: RunDirectory) -> Path:
         *_data({name: figures for name, figures in data.items() if figures}),
         *_setting(directory.path, record),
     ]
-    path = directory.path / PAGE
-    beside = path.with_name(f".{PAGE}")
-    beside.write_text(html.page(title, body), encoding="utf-8")
-    beside.replace(path)
-    return path
+    return html.page(title, body)
 
 
 def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
@@ -257,7 +270,7 @@ def _revision(git: dict[str, Any] | None) -> str:
 
 
 def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
-    config = flatten(read_json(path / "run.json").get("config", {}))
+    config = flatten(RunDirectory(path).config() or {})
     model, around = record.get("statistics", {}).get("model", {}), record.get("working_directory", {})
     facts = {
         "command": shlex.join(["python", "-m", "arctic_hydra", *record.get("overrides", [])]),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from arctic_hydra import component, redaction
 from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.files.state_file import last_lines
 from arctic_hydra.run_directory import relative
 from arctic_hydra.stopping import ignore_signals
 from arctic_hydra.sweep import finish, results
@@ -82,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _chosen(sweep: Sweep, numbers: list[int] | None) -> list[SweepJob]:
     known = {job.number: job for job in sweep.jobs}
+    if numbers and not known:
+        raise ConfigError(f"--job: got {numbers[0]}, but the sweep has no jobs")
     if unknown := sorted(set(numbers or ()) - known.keys()):
         raise ConfigError(f"--job: got {unknown[0]}, but the sweep has the jobs {min(known)} to {max(known)}")
     return sweep.jobs if numbers is None else [known[number] for number in numbers]
@@ -143,13 +146,14 @@ def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int
             print(f"job {job.number} was never started{f': {job.problem}' if job.problem else ''}")
             continue
         logged = [path for path in backend(job.submission["kind"]).logs(job) if path.exists()]
-        if not logged:
+        if not logged or job.directory.config() is None:
             print(f"job {job.number} has no log, because it has not started")
-        for path in logged[-1:]:
-            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            print(f"job {job.number}: {path}")
-            for line in text[max(0, len(text) - options.lines) :]:
-                print(f"  {line}")
+            continue
+        path = logged[-1]
+        lines = last_lines(path, options.lines)
+        print(f"job {job.number}: {path}")
+        for line in lines:
+            print(f"  {line}")
     return EXIT_DONE
 
 
@@ -158,13 +162,15 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     found = states(sweep, jobs)
     alive = [job for job, (state, _) in zip(jobs, found, strict=True) if state not in OVER]
     kind = _controller_kind(sweep) if options.job is None else ""
-    if kind:
-        backend(kind).stop_controller(sweep)
+    if kind and backend(kind).stop_controller(sweep):
         print("asked the sweep process to start no further jobs")
+    refused = 0
     for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
         if kind:
-            backend(kind).cancel(sweep, list(group))
-    print(f"asked {len(alive)} job(s) to stop; they save first" if alive else "no job is waiting or running")
+            refused += backend(kind).cancel(sweep, list(group))
+    asked = len(alive) - refused
+    if asked or not alive:
+        print(f"asked {asked} job(s) to stop; they save first" if asked else "no job is waiting or running")
     return EXIT_DONE
 
 

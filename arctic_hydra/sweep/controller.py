@@ -139,7 +139,7 @@ def objective(entry: SweepJob, name: str) -> float | None:
 def note_missing_objectives(sweep: Sweep) -> None:
     """Mark finished jobs that never logged the objective; does not save, since another process may run the sweep."""
     for entry in sweep.jobs:
-        if not entry.problem and entry.directory.record().get("status") == FINISHED:
+        if not entry.problem and entry.record().get("status") == FINISHED:
             entry.problem = (
                 missing_objective(entry, sweep.objective) if objective(entry, sweep.objective) is None else ""
             )

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from arctic_hydra import run_directory
-from arctic_hydra.errors import ConfigError
+from arctic_hydra.errors import ConfigError, StateFileError
+from arctic_hydra.files.lock_file import LockFile
+from arctic_hydra.files.ownership import misplaced
+from arctic_hydra.files.state_file import Schema, Table, absolute_path, at_least_0, mismatch, one_of, read_state
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import contains_secret, mask
 from arctic_hydra.run_directory import RunDirectory
@@ -29,6 +34,48 @@ UNKNOWN = "unknown"
 """State of a job while its backend does not respond."""
 OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)
 """States of jobs that neither run nor will run."""
+
+
+def _job_id(value: Any) -> str | None:
+    fits = isinstance(value, str) and re.fullmatch(r"\d+([_+]\d+)?", value)
+    return None if fits else "a job id of SLURM, such as 12_0"
+
+
+def _slurm_log(value: Any) -> str | None:
+    # submitit names them so; `logs` must not print any other file
+    fits = absolute_path(value) is None and re.fullmatch(r"\d+(_\d+)+_log\.(out|err)", Path(value).name)
+    return None if fits else "the path of a log of SLURM, such as /.../12_0_log.out"
+
+
+_TEXTS = [str]
+_JOB = Table(
+    {"number": at_least_0, "overrides": _TEXTS, "run_dir": absolute_path, "run_file": str},
+    {"submission": (Table({"kind": str}), None), "mark": one_of("", PRUNED), "problem": str},
+)
+_SUBMISSIONS = {
+    "local": Table({"pid": at_least_0}),
+    "slurm": Table({"job_id": _job_id, "logs": [_slurm_log], "launcher": dict}),
+}
+"""The fields of a submission of each kind, besides the kind."""
+SWEEP_FILE = Schema(
+    "restore the file, or delete it and repeat the sweep's command: finished jobs do not run again",
+    Table(
+        {
+            "id": str,
+            "name": str,
+            "kind": one_of("grid", "search"),
+            "command": _TEXTS,
+            "objective": str,
+            "maximize": bool,
+            "launcher": str,
+            "working_directory": str,
+            "jobs": [_JOB],
+        }
+    ),
+    formats=(FORMAT, FORMAT),
+    max_bytes=512 << 20,
+)
+_JOB_FIELDS = {**_JOB.required, **_JOB.optional}
 
 
 @dataclass
@@ -53,18 +100,26 @@ class SweepJob:
         """The run's directory."""
         return RunDirectory(Path(self.run_dir))
 
+    def record(self) -> dict[str, Any]:
+        """Return the run's record; one that cannot be trusted counts as that of a failed run, for this reason."""
+        try:
+            return self.directory.record()
+        except StateFileError as error:
+            return {"status": FAILED, "error": str(error)}
+
     def reread(self) -> Job:
         """Return the job of a written `run.json`, to run it again.
 
         Raises ConfigError if the config contained secrets, which `run.json` omits, or if the machine cannot run it now.
         """
-        if "***" in self.directory.run_file.read_text(encoding="utf-8"):
+        if "***" in json.dumps(self.directory.config()):
             raise ConfigError(
                 f"its config contains secrets, which {self.directory.run_file} omits; repeat the sweep's command to run the "
                 "unfinished jobs"
             )
         job = Job.read(self.directory, self.overrides)
-        assert job is not None, "a started job has a run.json"
+        if job is None:
+            raise ConfigError(f"{self.directory.run_file}: is missing; repeat the sweep's command to run the job")
         if problems := job.run.environment_problems():
             raise ConfigError(problems)
         return job
@@ -89,11 +144,11 @@ class Backend(Protocol):
     def logs(self, job: SweepJob) -> list[Path]:
         """Return the job's log files, the most informative last."""
 
-    def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-        """Ask the jobs to stop, as SIGTERM does; does not wait for them."""
+    def cancel(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
+        """Ask the jobs to stop, as SIGTERM does, without waiting; return how many could not be asked, and print why."""
 
-    def stop_controller(self, sweep: Sweep) -> None:
-        """Make the sweep process stop its jobs, start no others, and write the results."""
+    def stop_controller(self, sweep: Sweep) -> bool:
+        """Make the sweep process stop its jobs, start no others, and write the results; return whether it was asked."""
 
     def resubmit(self, sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         """Rerun the jobs from their `run.json`, and write their new submissions into the sweep."""
@@ -101,10 +156,9 @@ class Backend(Protocol):
 
 def backend(kind: str) -> Backend:
     """Return the backend of a submission's kind; raises ConfigError for an unknown kind."""
-    try:
-        return cast(Backend, importlib.import_module(f"arctic_hydra.sweep.{kind}"))
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"sweep.json: got submission kind {kind!r}, which this version does not support") from error
+    if kind not in _SUBMISSIONS:
+        raise ConfigError(f"sweep.json: got submission kind {kind!r}, which this version does not support")
+    return cast(Backend, importlib.import_module(f"arctic_hydra.sweep.{kind}"))
 
 
 @dataclass
@@ -139,21 +193,17 @@ class Sweep:
     def load(cls, path: Path) -> Sweep:
         """Read a sweep from its directory; raises ConfigError if there is none, or one of an unsupported format."""
         try:
-            values = run_directory.read_json(path / "sweep.json")
-        except ValueError as error:
-            raise ConfigError(
-                f"{path / 'sweep.json'}: not JSON ({error}); the file is damaged, or does not belong to a sweep"
-            ) from error
-        if not values:
+            values = read_state(path / "sweep.json", SWEEP_FILE)
+        except StateFileError as error:
+            raise ConfigError(str(error)) from error
+        if values is None:
             raise ConfigError(
                 f"{path}: no sweep.json here; expected the directory of a sweep, outputs/<name>/sweeps/<id>"
             )
-        if (found := values.get("format")) != FORMAT:
-            raise ConfigError(
-                f"{path / 'sweep.json'}: format: got {found}, expected {FORMAT}; another program or version wrote it"
-            )
-        jobs = [SweepJob(**job) for job in values.pop("jobs")]
-        return cls(path=path, jobs=jobs, **values)
+        jobs = [SweepJob(**{name: job[name] for name in _JOB_FIELDS if name in job}) for job in values["jobs"]]
+        if problem := _job_problem(jobs):
+            raise ConfigError(f"{path / 'sweep.json'}: {problem}; {SWEEP_FILE.remedy}")
+        return cls(path=path, jobs=jobs, **{name: values[name] for name in SWEEP_FILE.table.required if name != "jobs"})
 
     def save(self) -> None:
         """Write `sweep.json` atomically."""
@@ -172,6 +222,10 @@ class Sweep:
             raise ConfigError(f"{key}: the name of the sweep's folder contains a secret; choose another name")
         directory = RunDirectory(self.path)
         directory.create(key)
+        if directory.run_file.exists():
+            raise ConfigError(f"{key}: {self.path} is the directory of a run; choose another folder for the sweep")
+        if problem := misplaced(self.path, files=(self.file.name, "cancelled", "sweep.csv", "sweep.html")):
+            raise ConfigError(problem)
         directory.lock(run_directory.LOCK_GRACE_SECONDS)
         self._directory = directory  # keeps the lock's file open
         self._cancelled.unlink(missing_ok=True)
@@ -196,7 +250,27 @@ class Sweep:
 
     def owner(self) -> str | None:
         """Return the process that runs the sweep now (`process <pid> on <host>, since ...`), None if there is none."""
-        return RunDirectory(self.path).holder()
+        return self.lock_file.holder()
+
+    @property
+    def lock_file(self) -> LockFile:
+        """The lock that the sweep process holds."""
+        return RunDirectory(self.path).lock_file
+
+
+def _job_problem(jobs: Sequence[SweepJob]) -> str | None:
+    """Return what is wrong with the numbers or the submissions of jobs that fit the schema, or None."""
+    numbers = [job.number for job in jobs]
+    if len(set(numbers)) < len(numbers):
+        return f"jobs: got the numbers {numbers}, expected each once"
+    for index, job in enumerate(jobs):
+        submission = job.submission
+        if submission is None or submission["kind"] not in _SUBMISSIONS:
+            continue
+        where = f"jobs.{index}.submission"
+        if problem := mismatch(submission, _SUBMISSIONS[submission["kind"]], where):
+            return problem
+    return None
 
 
 def states(sweep: Sweep, jobs: Sequence[SweepJob] | None = None) -> list[tuple[str, str]]:
@@ -210,7 +284,7 @@ def states(sweep: Sweep, jobs: Sequence[SweepJob] | None = None) -> list[tuple[s
 
 
 def _state(job: SweepJob, backend_state: BackendState) -> tuple[str, str]:
-    entry = job.directory.record()
+    entry = job.record()
     status = entry.get("status", WAITING)
     if backend_state.state is not None:
         return backend_state.state, backend_state.reason

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.sweep import pool
 from arctic_hydra.sweep.directory import RUNNING, BackendState, Sweep, SweepJob
 
@@ -27,31 +23,38 @@ def logs(job: SweepJob) -> list[Path]:
     return [*ranks, terminal] if terminal.exists() else ranks
 
 
-def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
-    """Ask the jobs to stop."""
-    running = [(job.directory.holder(), job.submission) for job in jobs]
-    for holder, submission in running:
-        if holder and submission and _process(holder):
-            _terminate(submission["pid"])
+def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
+    """Ask the jobs to stop; return how many were not signalled, because their process does not hold the run's lock."""
+    refused = 0
+    for job in jobs:
+        if job.submission and (problem := _terminate(job.directory.lock_file, job.submission["pid"])):
+            print(f"job {job.number} was not signalled: {problem}")
+            refused += 1
+    return refused
 
 
-def stop_controller(sweep: Sweep) -> None:
+def stop_controller(sweep: Sweep) -> bool:
     """Send SIGTERM to the sweep process, which forwards it to its jobs and starts no others."""
-    if controller := sweep.owner():
-        _terminate(_process(controller))
+    if problem := _terminate(sweep.lock_file):
+        print(f"the sweep process was not signalled: {problem}")
+    return not problem
 
 
-def _terminate(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGTERM)
+def _terminate(lock: LockFile, process: int | None = None) -> str | None:
+    """Send SIGTERM to the process (by default the one named in the lock) that holds a lock; return why that was not possible.
 
-
-def _process(holder: str) -> int:
-    """Return the process id in a lock's text; raises ConfigError for a process of another machine."""
-    match = re.match(r"process (\d+) on (.+), since", holder)
-    if match is None or match[2] != socket.gethostname():
+    Returns None too if nothing holds the lock any more. Raises ConfigError if a process of another machine holds it.
+    """
+    holder = lock.holder()
+    if holder is None:
+        return None
+    named = lock.process_here(holder)
+    if named is None:
         raise ConfigError(f"the sweep runs on another machine ({holder}); cancel it there")
-    return int(match[1])
+    wanted = named if process is None else process
+    if lock.terminate(wanted) or lock.holder() is None:
+        return None
+    return f"process {wanted} does not hold the lock of {lock.path.parent}, which is in use by {holder}"
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:

@@ -185,6 +185,7 @@ class Pool:
         gpus = tuple(self._slots.gpus[slot]) if self._slots.gpus else ()
         cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
         try:
+            entry.directory.create()  # checks it before anything is written
             with _output(entry.directory.path, self._to_terminal) as output:
                 started = start(MachineShare(gpus, cores, output))
         except (ArcticHydraError, OSError) as error:

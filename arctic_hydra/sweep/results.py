@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_hydra import metrics
+from arctic_hydra.errors import StateFileError
 from arctic_hydra.run_directory import PROGRAM, relative
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
 from arctic_hydra.sweep.tail import Tail
@@ -54,11 +55,15 @@ def rows(sweep: Sweep) -> list[Row]:
 
 
 def _row(sweep: Sweep, job: SweepJob, state: str, reason: str, values: dict[str, str]) -> Row:
-    entry = job.directory.record()
+    entry = job.record()
     row = Row(job.number, state, reason, values, Path(job.run_dir))
     row.horizon, row.seconds = entry.get("horizon"), entry.get("seconds")
     if entry:
-        logged = metrics.read_metrics(row.run_dir / "metrics.jsonl")
+        try:
+            logged = metrics.read_metrics(row.run_dir / "metrics.jsonl")
+        except StateFileError as error:
+            row.reason = row.reason or str(error)
+            return row
         add_metrics(row, logged)
         if state in (FINISHED, PRUNED):
             row.objective = metrics.objective(logged, sweep.objective)

@@ -116,7 +116,7 @@ def backend_states(jobs: Sequence[SweepJob]) -> list[BackendState]:
     If SLURM does not respond, the other jobs are `UNKNOWN`, with the status of their records as the reason.
     """
     ended = (run_directory.FINISHED, run_directory.FAILED)
-    found = [job.directory.record().get("status") for job in jobs]
+    found = [job.record().get("status") for job in jobs]
     asked = [job_id(_submission(job)) for job, status in zip(jobs, found, strict=True) if status not in ended]
     try:
         states = query(asked) if asked else {}
@@ -140,9 +140,10 @@ def logs(job: SweepJob) -> list[Path]:
     return [*sorted(Path(job.run_dir).glob("logs/rank*.log")), *map(Path, _submission(job)["logs"])]
 
 
-def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
+def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
     """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
 
+    Returns 0, the number of jobs that could not be asked.
     Queued jobs are recorded as stopped here, because they never run and so cannot do it themselves.
     """
     asked = {job_id(job.submission): job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
@@ -153,11 +154,13 @@ def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     for directory in [asked[number].directory for number in alive if states[number].waits]:
         if directory.record().get("status") == run_directory.RUNNING:
             directory.update_record(status=run_directory.STOPPED)
+    return 0
 
 
-def stop_controller(sweep: Sweep) -> None:
+def stop_controller(sweep: Sweep) -> bool:
     """Request cancellation through a file; the sweep process, maybe on another machine, cancels the jobs."""
     sweep.request_cancellation()
+    return True
 
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
@@ -239,7 +242,7 @@ def cancel_orphans(sweep: Sweep, folders: set[str]) -> None:
 def _orphans(sweep: Sweep, folders: set[str]) -> set[str]:
     if not any(Path(folder).is_dir() for folder in folders):
         return set()
-    submissions = [found for job in sweep.jobs for found in (job.submission, job.directory.record().get("submission"))]
+    submissions = [found for job in sweep.jobs for found in (job.submission, job.record().get("submission"))]
     known = {job_id(found).partition("_")[0] for found in submissions if found and found["kind"] == "slurm"}
     listed = set(command("squeue", "-u", str(os.getuid()), "-h", "-o", "%F|%o").splitlines())
     queued = [(number, Path(script)) for number, _, script in (line.strip().partition("|") for line in listed)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from arctic_hydra.metrics import parse_row
 
 
 class Tail:
@@ -15,15 +16,15 @@ class Tail:
         self._offset = 0
 
     def new_rows(self) -> list[dict[str, Any]]:
-        """Return the complete lines since the last call."""
+        """Return the complete lines since the last call, without damaged ones, which `read_metrics` reports in the end."""
         try:
             with self._path.open("rb") as handle:
                 if handle.seek(0, 2) < self._offset:
                     self._offset = 0
                 handle.seek(self._offset)
                 text = handle.read()
-        except FileNotFoundError:
+        except OSError:
             return []
         complete = text.rpartition(b"\n")[0] + b"\n" if b"\n" in text else b""
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return [row for line in complete.splitlines() if (row := parse_row(line)) is not None]

@@ -16,12 +16,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from arctic_hydra.component import component
+from arctic_hydra.errors import StateFileError
+from arctic_hydra.files.state_file import Schema, Table, read_state
 from arctic_hydra.redaction import without_credentials
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.tracking.sender import Point, Sender, read_points, warn
 
 STATE_FILE = "tracking-mlflow.json"
 """File in the run directory with the id of the MLflow run, which a later start continues."""
+
+_STATE = Schema(
+    "it is ignored, and the run is logged anew",
+    Table({"uri": str, "run_id": str, "described": bool}, {"last_step": int, "status": (str, None)}),
+)
 
 _PARAM_CHARACTERS = 6000
 _PARAMS_PER_REQUEST = 100
@@ -113,8 +121,7 @@ class MLflowTracker(Tracker):
         parent.open()
         catch_up()
         for child in children:
-            state_path = child / STATE_FILE
-            state = json.loads(state_path.read_text(encoding="utf-8")) if state_path.exists() else {}
+            state = _read_state(child / STATE_FILE, parent.label)
             if state.get("uri") == without_credentials(uri, mark=""):
                 parent.adopt(state["run_id"])
         parent.summarize(ending.objective, ending.tags)
@@ -222,8 +229,7 @@ class MLflowRun:
         """Return the tags that MLflow shows as user, source and version, from the record of the run."""
         from mlflow.tracking.context.registry import resolve_tags
 
-        path = self._run_dir / "record.json"
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        record = RunDirectory(self._run_dir).record()
         git = record.get("git") or record.get("working_directory", {}).get("git")
         tags = {
             "arctic_hydra.run_dir": str(self._run_dir),
@@ -302,10 +308,9 @@ class MLflowRun:
 
     def _state(self) -> dict[str, Any]:
         """Return the saved state of this run directory's run in this store; empty if there is none."""
-        if not self._state_path.exists():
-            return {}
-        state: dict[str, Any] = json.loads(self._state_path.read_text(encoding="utf-8"))
-        return state if without_credentials(state["uri"], mark="") == without_credentials(self._uri, mark="") else {}
+        state = _read_state(self._state_path, self.label)
+        same_store = without_credentials(state.get("uri", ""), mark="") == without_credentials(self._uri, mark="")
+        return state if same_store else {}
 
     def _write_state(self) -> None:
         state = {
@@ -318,6 +323,15 @@ class MLflowRun:
         part = self._state_path.with_name(f"{STATE_FILE}.part")
         part.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         part.replace(self._state_path)
+
+
+def _read_state(path: Path, label: str) -> dict[str, Any]:
+    """Return the content of a `tracking-mlflow.json`; empty, with a warning, if it cannot be used: the run is created anew."""
+    try:
+        return read_state(path, _STATE) or {}
+    except StateFileError as error:
+        warn(label, str(error))
+        return {}
 
 
 def flat_params(config: Mapping[str, Any]) -> dict[str, str]:

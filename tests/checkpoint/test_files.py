@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from arctic_hydra.checkpoint import files
+from arctic_hydra.errors import UnsafePathError
 
 
 def names(root: Path) -> list[str]:
@@ -61,7 +63,17 @@ def test_a_published_folder_is_renamed_before_it_is_removed(tmp_path: Path, monk
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "file").touch()
     seen: list[list[str]] = []
-    remove = files.shutil.rmtree
-    monkeypatch.setattr(files.shutil, "rmtree", lambda path: (seen.append(names(tmp_path)), remove(path)))
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (seen.append(names(tmp_path)), remove(path)))
     files.remove_published_folder(tmp_path / "step")
     assert seen == [[".del-step"]] and names(tmp_path) == []
+
+
+def test_a_link_is_never_replaced_by_what_is_published(tmp_path: Path) -> None:
+    for name in ("stage", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "target").symlink_to("elsewhere")
+    with pytest.raises(UnsafePathError, match="target is a symbolic link to elsewhere"):
+        files.publish_folder(tmp_path / "stage", tmp_path / "target")
+    assert names(tmp_path / "elsewhere") == ["file"] and names(tmp_path) == ["elsewhere", "stage", "target"]

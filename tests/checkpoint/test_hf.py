@@ -180,7 +180,7 @@ def test_intermediate_exports_are_kept_and_the_final_one_is_replaced_atomically(
         state.training_finished = True
         final = tmp_path / "export"
         final.mkdir()
-        (final / "old").touch()
+        (final / "old.safetensors").touch()
         seen, exchange = [], files._exchange
         files._exchange = lambda *names: (seen.append(sorted(os.listdir(final))), exchange(*names))[1]
         checkpoint.save()
@@ -189,11 +189,11 @@ def test_intermediate_exports_are_kept_and_the_final_one_is_replaced_atomically(
     [(asked, intermediate, seen)] = in_ranks(1, run)
     assert asked == [False, True, False, True]
     assert intermediate == "export-step-00000001"
-    assert seen == [["old"]]
+    assert seen == [["old.safetensors"]]
     assert sorted(os.listdir(tmp_path)) == ["export", "export-step-00000001"]
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
-    assert not (tmp_path / "export" / "old").exists()
+    assert not (tmp_path / "export" / "old.safetensors").exists()
 
 
 def test_a_run_that_ends_at_an_exported_step_still_writes_the_final_export(in_ranks, lab, tmp_path) -> None:
@@ -216,7 +216,7 @@ def test_a_run_that_ends_at_an_exported_step_still_writes_the_final_export(in_ra
 
 def test_a_failed_export_fails_all_ranks_and_keeps_the_old_one(in_ranks, lab, tmp_path) -> None:
     (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "old").touch()
+    (tmp_path / "export" / "config.json").touch()
 
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -234,7 +234,7 @@ def test_a_failed_export_fails_all_ranks_and_keeps_the_old_one(in_ranks, lab, tm
     first, second = in_ranks(2, run)
     assert first == second
     assert "No space left on device" in first and "nothing was published" in first
-    assert os.listdir(tmp_path) == ["export"] and os.listdir(tmp_path / "export") == ["old"]
+    assert os.listdir(tmp_path) == ["export"] and os.listdir(tmp_path / "export") == ["config.json"]
 
 
 @pytest.mark.parametrize("persistence_threshold", [0, 100_000])
@@ -259,3 +259,40 @@ def test_an_export_does_not_resume() -> None:
 
     with pytest.raises(CheckpointError, match=r"weights only.*checkpoint=\[deepspeed,hf\].*init_from="):
         HuggingFaceCheckpoint().load()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("elsewhere"), "export is a symbolic link to elsewhere; use a directory itself"),
+        (
+            lambda path: path.mkdir() or (path / "thesis.tex").touch(),
+            "export contains files that are not an export; move them",
+        ),
+        (lambda path: path.touch(), "export is not a directory"),
+    ],
+)
+def test_an_export_replaces_nothing_but_an_export(make, message, tmp_path) -> None:
+    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, export_target_problem, write_export
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "data").touch()
+    target = tmp_path / "export"
+    make(target)
+    assert message in str(export_target_problem(target))
+
+    class Model:
+        save_pretrained = None
+
+    with pytest.raises(CheckpointError, match=message):
+        write_export(Model(), {}, None, target, HuggingFaceCheckpoint())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "export"]
+
+
+@pytest.mark.parametrize("name", [None, "config.json", "adapter_config.json", "model-00001-of-00002.safetensors"])
+def test_an_export_may_replace_an_empty_directory_and_an_export(name, tmp_path) -> None:
+    from arctic_hydra.checkpoint.hf import export_target_problem
+
+    if name:
+        (tmp_path / name).touch()
+    assert export_target_problem(tmp_path) is None and export_target_problem(tmp_path / "absent") is None

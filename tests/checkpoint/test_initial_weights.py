@@ -36,6 +36,14 @@ def test_exports_and_checkpoints_are_recognized_by_their_files(libraries, tmp_pa
         initial_weights.find_weights(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": "../../x.safetensors"}}', '{"weight_map": ["a"]}'])
+def test_a_damaged_index_is_named_and_leads_nowhere_else(text, tmp_path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: .*; export the model again"):
+        initial_weights.read_weights(initial_weights.find_weights(tmp_path))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_weight_is_set(tied, libraries, tmp_path) -> None:
     source, target = (make_model(libraries, tied=tied) for _ in range(2))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.checkpoint import files
+from arctic_hydra.checkpoint import store as store_module
 from arctic_hydra.checkpoint.store import MANIFEST, CheckpointStore
 from arctic_hydra.errors import CheckpointError
 
@@ -105,7 +106,7 @@ def test_a_newer_format_is_rejected_by_its_number(store: CheckpointStore, monkey
     monkeypatch.setattr("arctic_hydra.checkpoint.store.FORMAT", 2)
     save(store, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format: got 2, expected 1; another program or version wrote it"):
         store.newest()
 
 
@@ -214,3 +215,109 @@ def test_a_failure_after_publishing_only_warns(store: CheckpointStore, caplog: p
     (store.root / "latest").mkdir(parents=True)
     assert save(store, 1).is_dir()
     assert "step-00000001 is complete, but updating `latest` or pruning" in caplog.text
+
+
+def rewrite(manifest: Path, **changes: object) -> None:
+    """Change facts in a manifest and its own digest, as an attacker would."""
+    content = json.loads(manifest.read_text())
+    del content["self_sha256"]
+    content |= changes
+    manifest.write_text(json.dumps({**content, "self_sha256": store_module._digest(content)}))
+
+
+FORGED = [
+    (
+        {"files": {"../../secret": {"bytes": 6, "sha256": "x"}}},
+        'got "../../secret", expected a name inside the directory',
+    ),
+    (
+        {"files": {"/etc/passwd": {"bytes": 6, "sha256": "x"}}},
+        'got "/etc/passwd", expected a name inside the directory',
+    ),
+    ({"files": ["model.pt"]}, 'files: got ["model.pt"], expected an object'),
+    (
+        {"files": {"model.pt": {"bytes": "5000", "sha256": "x"}}},
+        'files.model.pt.bytes: got "5000", expected a whole number',
+    ),
+    ({"step": "3"}, 'step: got "3", expected a whole number, 0 or more'),
+    ({"step": None}, "step: got null"),
+    ({"metric": {"rank_by": "x"}}, 'metric.rank_by: got "x", expected a number'),
+    ({"log_offsets": {"metrics.jsonl": -1}}, "log_offsets.metrics.jsonl: got -1"),
+    ({"identity": 3}, "identity: got 3, expected an object"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), FORGED)
+def test_a_forged_manifest_names_no_file_elsewhere_and_falls_back(changes, message, store, caplog) -> None:
+    save(store, 1)
+    newest = save(store, 2)
+    (store.root.parent / "secret").write_text("secret")
+    rewrite(newest / MANIFEST, **changes)
+    found = store.newest()
+    assert found is not None and found.step == 1
+    assert message in caplog.text
+    with pytest.raises(CheckpointError, match="step-00000002 cannot be used: "):
+        CheckpointStore(store.root, 0, of_others=True).verified(newest)
+
+
+def link_manifest(path: Path) -> None:
+    (path / MANIFEST).rename(path.parent / "moved")
+    (path / MANIFEST).symlink_to("../moved")
+
+
+def link_file(path: Path) -> None:
+    (path / "model.pt").rename(path.parent / "moved")
+    (path / "model.pt").symlink_to("../moved")
+
+
+def link_folder(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+
+
+def file_is_a_directory(path: Path) -> None:
+    (path / "model.pt").unlink()
+    (path / "model.pt").mkdir()
+
+
+def give_away(path: Path) -> None:
+    os.chown(path, 12345, -1)
+
+
+def open_to_all(path: Path) -> None:
+    for folder in (path.parent.parent, path.parent):
+        folder.chmod(0o755)
+    path.chmod(0o777)
+
+
+ATTACKS = [
+    (link_manifest, "manifest.json: is a symbolic link to ../moved, expected a file"),
+    (link_file, "model.pt is a symbolic link, expected a file in the checkpoint itself"),
+    (link_folder, "it is a symbolic link to moved"),
+    (file_is_a_directory, "model.pt is a directory, expected a file"),
+    (give_away, "it belongs to another user (uid 12345)"),
+    (open_to_all, "it is not private: every user may write to it (mode 0777)"),
+]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize(("attack", "message"), ATTACKS)
+def test_a_checkpoint_that_others_could_have_written_is_not_resumed_from(attack, message, store, caplog) -> None:
+    save(store, 1)
+    newest = save(store, 2)
+    attack(newest)
+    found = store.newest()
+    assert found is not None and found.step == 1 and message in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_checkpoint_that_the_user_named_may_be_that_of_another_user(store) -> None:
+    path = save(store, 1)
+    for item in (path, *path.iterdir(), store.root):
+        os.chown(item, 12345, -1)
+    with pytest.raises(CheckpointError, match=r"belongs to another user \(uid 12345\)"):
+        store.newest()
+    named = CheckpointStore(store.root, 0, of_others=True)
+    assert named.verified(path).step == 1 and named.newest() is not None
+    with pytest.raises(CheckpointError, match="nothing was published.*belongs to another user"):
+        named.begin(2)

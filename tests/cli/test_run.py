@@ -10,8 +10,11 @@ import time
 import psutil
 import pytest
 
+from arctic_hydra.__main__ import main
+from arctic_hydra.launch.job import Job
 from arctic_hydra.stopping import SIGNALS
 from tests.command import SMALL, losses, only_run, run, start, wait_for_rank, wait_for_step
+from tests.composing import composed
 
 
 def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):
@@ -24,8 +27,11 @@ def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):
     done = run(arguments, tmp_path, code=75)
     assert "found the kill switch" in done.stdout
     assert not (run_dir / "STOP").exists()
-    run(arguments, tmp_path)
+    (run_dir / "record.json").write_text('{"status": "sto')
+    done = run(arguments, tmp_path)
+    assert "record.json: not JSON (" in done.stderr and "the run goes on without it" in done.stderr
     assert len(losses(run_dir)) == 8
+    assert json.loads((run_dir / "record.json").read_text())["status"] == "finished"
 
 
 def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
@@ -147,3 +153,108 @@ def test_a_second_interrupt_during_start_up_ends_at_once(tmp_path):
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 75, output
     assert "the same command" in output
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    """The directory of the default run, as if it were finished."""
+    monkeypatch.chdir(tmp_path)
+    directory = Job.of(composed(), []).directory
+    directory.create()
+    directory.path.parent.chmod(0o755)
+    directory.write_result({"status": "finished", "step": 3, "objective": 1.5})
+    directory.update_record(status="finished", result=directory.result())
+    return directory.path
+
+
+def test_a_finished_run_whose_record_is_damaged_stays_finished(run_dir, capsys):
+    (run_dir / "record.json").write_bytes(b"\x80\x04")
+    for warned in (True, False):
+        assert main(["tracking=[]"]) == 0
+        said = capsys.readouterr()
+        assert "finished already: " in said.out and "(step 3, objective 1.5000)" in said.out
+        assert ("record.json: not JSON" in said.err) == warned
+
+
+def link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def wrong_kind(name):
+    def change(path):
+        (path / name).unlink(missing_ok=True)
+        (path / name).touch() if "." not in name else (path / name).mkdir()
+
+    return change
+
+
+REFUSED = [
+    (
+        link,
+        "output_root: {} is a symbolic link to elsewhere; use a directory itself, or a link further up, or pass output_root=",
+    ),
+    (
+        lambda path: path.chmod(0o777),
+        "output_root: {} is not private: every user may write to it (mode 0777); check its content",
+    ),
+    (
+        lambda path: os.chown(path, 12345, -1),
+        "output_root: {} belongs to another user (uid 12345); use a directory of your own",
+    ),
+    (wrong_kind("logs"), "{}/logs: is a file, expected a directory; move it away and try again"),
+    (wrong_kind("checkpoints"), "{}/checkpoints: is a file, expected a directory"),
+    (wrong_kind("metrics.jsonl"), "{}/metrics.jsonl: is a directory, expected a file"),
+    (wrong_kind("record.json"), "{}/record.json: is a directory, expected a file"),
+    (wrong_kind(".lock"), "{}/.lock: is a directory, expected a file"),
+    (lambda path: (path / ".lock").symlink_to(path / "run.json"), "{}/.lock: is a symbolic link to "),
+]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize(("attack", "message"), REFUSED)
+def test_a_run_directory_that_cannot_be_trusted_is_one_error_and_stays_as_it_is(
+    attack, message, run_dir, tmp_path, capsys
+):
+    attack(run_dir)
+    before = sorted(tmp_path.rglob("*"))
+    for arguments in ([], ["fresh=true"]) if message.startswith("output_root") else ([],):
+        assert main([*arguments, "tracking=[]"]) in (1, 2)
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.startswith(f"error: {message.format(run_dir)}") and said.err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+    if attack is link:
+        assert main(["-m", "tracking=[]"]) == 1
+        assert message.format(run_dir) in capsys.readouterr().out
+        assert sorted(path for path in tmp_path.rglob("*") if "sweeps" not in path.parts) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_an_output_dir_that_is_a_link_is_not_emptied_by_fresh(run_dir, tmp_path, capsys):
+    victim = tmp_path / "victim"
+    (victim / "data").mkdir(parents=True)
+    folder = tmp_path / "shared" / "default" / run_dir.name
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(victim)
+    assert main(["checkpoint.deepspeed.output_dir=shared", "fresh=true"]) == 2
+    assert "checkpoint.deepspeed.output_dir: " in (said := capsys.readouterr().err) and "is a symbolic link to" in said
+    assert (victim / "data").is_dir() and (run_dir / "result.json").exists()
+
+
+def test_a_damaged_file_is_one_error_of_the_report(run_dir, capsys):
+    assert main(["task=report"]) == 0
+    for name, message in (
+        ("metrics.jsonl", "metrics.jsonl:1: not a line of metrics; delete the damaged lines"),
+        ("run.json", "run.json: not JSON ("),
+    ):
+        (run_dir / name).write_bytes(b"\x80\x04\n")
+        assert main(["task=report"]) == 1
+        assert message in capsys.readouterr().err
+        (run_dir / name).unlink()
+
+
+def test_attacks_on_the_real_command(run_dir, tmp_path):
+    """A sample of the tables above in a new interpreter."""
+    (run_dir / "logs").touch()
+    done = run("", tmp_path, code=2, fresh=True)
+    assert done.stderr == f"error: {run_dir}/logs: is a file, expected a directory; move it away and try again\n"

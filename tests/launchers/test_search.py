@@ -89,6 +89,19 @@ def test_a_journal_with_an_incomplete_line_is_repaired(tmp_path):
     assert not (tmp_path / "study.log.lock").is_symlink()
 
 
+@pytest.mark.parametrize("text", [b"\x80\x04\n", b"{}\n[1]\n", b"{}\n{\n{}\n"])
+def test_a_file_that_is_not_a_journal_is_one_error_and_stays_as_it_is(text, tmp_path):
+    journal = tmp_path / "study.log"
+    journal.write_bytes(text)
+    with pytest.raises(ConfigError, match=r"study\.log:\d: not a line of a search; restore the file, or delete"):
+        repair_journal(journal)
+    assert journal.read_bytes() == text
+    journal.unlink()
+    journal.symlink_to("/etc/passwd")
+    with pytest.raises(ConfigError, match="study.log: is a symbolic link, expected a file"):
+        repair_journal(journal)
+
+
 @pytest.mark.slow
 def test_a_search_prunes_fails_and_goes_on(tmp_path):
     """Two batches; then more trials of the same search, which leave the first ones as they are."""

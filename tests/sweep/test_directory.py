@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from arctic_hydra.errors import RunLockedError
+from arctic_hydra.errors import ConfigError, RunLockedError
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import results
+from arctic_hydra.sweep.__main__ import main as look_after
 from arctic_hydra.sweep.directory import Sweep, states
 from tests.sweep.sweeps import sweep_of
 
@@ -55,3 +56,107 @@ def test_a_sweep_is_locked_by_one_process_and_reads_back_as_it_was(tmp_path):
     assert "process" in (again.owner() or "")
     with pytest.raises(RunLockedError, match="is in use by another run"):
         again.lock()
+
+
+SLURM = {"kind": "slurm", "job_id": "12_0", "logs": ["/s/12_0_0_log.out"], "launcher": {}}
+MALFORMED = [
+    ("submission", {"kind": "local"}, "jobs.0.submission.pid: missing"),
+    ("submission", {"kind": "local", "pid": "1"}, 'jobs.0.submission.pid: got "1", expected a whole number, 0 or more'),
+    ("submission", {"kind": "local", "pid": -1}, "jobs.0.submission.pid: got -1, expected a whole number, 0 or more"),
+    (
+        "submission",
+        {**SLURM, "job_id": "--user=root"},
+        'jobs.0.submission.job_id: got "--user=root", expected a job id of SLURM',
+    ),
+    (
+        "submission",
+        {**SLURM, "logs": ["/etc/passwd"]},
+        'jobs.0.submission.logs.0: got "/etc/passwd", expected the path of a log',
+    ),
+    ("submission", {**SLURM, "logs": ["/s/../12_0_log.out"]}, "jobs.0.submission.logs.0: got "),
+    ("submission", {"kind": "slurm"}, "jobs.0.submission.job_id: missing"),
+    ("overrides", "seed=1", 'jobs.0.overrides: got "seed=1", expected a list'),
+    ("run_dir", "run0", 'jobs.0.run_dir: got "run0", expected an absolute path'),
+    ("number", "0", 'jobs.0.number: got "0", expected a whole number'),
+    ("number", 1, "jobs: got the numbers [1, 1], expected each once"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), MALFORMED)
+def test_a_malformed_sweep_is_one_error(key, value, message, tmp_path, capsys):
+    sweep = sweep_of(tmp_path, ["seed=0"], ["seed=1"])
+    sweep.save()
+    content = json.loads(sweep.file.read_text())
+    content["jobs"][0][key] = value
+    sweep.file.write_text(json.dumps(content))
+    for command in ("status", "logs", "cancel", "retry", "summary"):
+        assert look_after([command, str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {sweep.file}: {message}"), command
+
+
+def test_a_kind_of_submission_that_is_unknown_imports_nothing(tmp_path, capsys):
+    sweep = sweep_of(tmp_path, ["seed=0"])
+    sweep.jobs[0].submission = {"kind": "__main__"}
+    sweep.save()
+    assert look_after(["status", str(tmp_path)]) == 2
+    assert "got submission kind '__main__', which this version does not support" in capsys.readouterr().err
+
+
+def test_fields_of_later_versions_are_ignored_and_a_sweep_without_jobs_has_none(tmp_path, capsys):
+    sweep = sweep_of(tmp_path, ["seed=0"])
+    sweep.save()
+    content = json.loads(sweep.file.read_text())
+    content["later"] = content["jobs"][0]["later"] = 1
+    sweep.file.write_text(json.dumps(content))
+    assert Sweep.load(tmp_path).jobs == sweep.jobs
+    sweep.file.write_text(json.dumps({**content, "jobs": []}))
+    assert look_after(["status", str(tmp_path), "--job", "1"]) == 2
+    assert "--job: got 1, but the sweep has no jobs" in capsys.readouterr().err
+
+
+def test_logs_prints_no_other_file(tmp_path, capsys):
+    """A run directory that is none, and a log that is a link."""
+    sweep = sweep_of(tmp_path, ["seed=0"])
+    folder = tmp_path / "run0" / "logs"
+    folder.mkdir(parents=True)
+    (folder / "terminal.log").write_text("secret\n")
+    sweep.jobs[0].submission = {"kind": "local", "pid": 1}
+    sweep.save()
+    arguments = ["logs", str(tmp_path), "--job", "0"]
+    assert look_after(arguments) == 0
+    assert capsys.readouterr().out == "job 0 has no log, because it has not started\n"
+    sweep.jobs[0].directory.write_run({})
+    assert look_after(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["  secret"]
+    (folder / "terminal.log").unlink()
+    (folder / "terminal.log").symlink_to("/etc/passwd")
+    assert look_after(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "terminal.log: is a symbolic link to /etc/passwd, expected a file" in said.err
+
+
+def test_what_is_wrong_with_the_files_of_one_run_is_the_reason_in_its_row(tmp_path):
+    sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(4)])
+    for job in sweep.jobs:
+        job.directory.create()
+        job.directory.update_record(status="finished")
+    (tmp_path / "run0" / "record.json").write_text("{")
+    (tmp_path / "run1" / "metrics.jsonl").write_bytes(b"\x80\x04\n")
+    (tmp_path / "run2" / "record.json").unlink()
+    (tmp_path / "run2" / "record.json").symlink_to("/etc/passwd")
+    found = results.rows(sweep)
+    assert [row.state for row in found] == ["stopped", "finished", "failed", "finished"]
+    for row, words in zip(
+        found, ("record.json: not JSON", "metrics.jsonl:1: not a line", "is a symbolic link", ""), strict=True
+    ):
+        assert words in row.last_line
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("run.json", "is the directory of a run"), ("sweep.html", "expected a file")]
+)
+def test_a_sweep_takes_no_directory_of_something_else(name, message, tmp_path):
+    sweep = sweep_of(tmp_path, ["seed=0"])
+    RunDirectory(tmp_path).write_run({}) if name == "run.json" else (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=message):
+        sweep.lock("hydra.sweep.dir")

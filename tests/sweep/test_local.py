@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 
 from arctic_hydra.sweep.__main__ import main as look_after
@@ -30,3 +31,42 @@ def test_cancelling_the_only_job_of_a_search_leaves_the_search_alone(tmp_path, c
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "asked the sweep process" in capsys.readouterr().out
+
+
+def test_a_process_that_does_not_hold_the_lock_is_not_signalled(tmp_path, capsys):
+    """sweep.json and the text of the lock are files: either may name any process."""
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+    children = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    for job, child in zip(sweep.jobs, children, strict=True):
+        job.directory.create()
+        job.directory.update_record(status="running")
+        job.submission = {"kind": "local", "pid": child.pid}
+    held = sweep.jobs[0].directory
+    held.lock()
+    sweep.lock()
+    sweep.save()
+    (tmp_path / ".lock").write_text(f"process {children[0].pid} on {socket.gethostname()}, since 2026-01-01 00:00:00")
+    try:
+        assert look_after(["cancel", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        assert (
+            f"job 0 was not signalled: process {children[0].pid} does not hold the lock of {tmp_path / 'run0'}" in said
+        )
+        assert (
+            f"the sweep process was not signalled: process {children[0].pid} does not hold the lock of {tmp_path}"
+            in said
+        )
+        assert "asked" not in said and [child.poll() for child in children] == [None, None]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def test_a_sweep_of_another_machine_is_cancelled_there(tmp_path, capsys):
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    sweep.lock()
+    sweep.save()
+    (tmp_path / ".lock").write_text("process 1 on elsewhere, since 2026-01-01 00:00:00")
+    assert look_after(["cancel", str(tmp_path)]) == 2
+    assert "the sweep runs on another machine (process 1 on elsewhere, since " in capsys.readouterr().err

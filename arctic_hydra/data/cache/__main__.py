@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from contextlib import suppress
@@ -16,8 +15,8 @@ from typing import Any
 
 from filelock import Timeout
 
-from arctic_hydra.data.cache.entries import KEY, default_cache_dir, leftovers, lock_of, remove_entry
-from arctic_hydra.data.cache.token_store import MANIFEST
+from arctic_hydra.data.cache.entries import KEY, cache_problem, default_cache_dir, leftovers, lock_of, remove_entry
+from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, read_manifest
 from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE
 from arctic_hydra.human_numbers import format_count, format_seconds
 
@@ -58,9 +57,9 @@ def _entry(folder: Path, is_leftover: bool) -> Entry:
     manifest = folder / MANIFEST
     complete = not is_leftover and manifest.exists()
     report: dict[str, Any] = {}
-    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):
-        report = dict(json.loads(manifest.read_text(encoding="utf-8"))["report"])
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    with suppress(DamagedEntryError):
+        report = read_manifest(folder)["report"]
+    size = sum(file.lstat().st_size for file in folder.iterdir())
     return Entry(folder, size, (manifest if complete else folder).stat().st_mtime, report, complete)
 
 
@@ -90,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     pruning.add_argument("--all", action="store_true", help="delete every entry")
     options = parser.parse_args(argv)
     cache_dir = options.cache_dir or default_cache_dir()
+    if problem := cache_problem(cache_dir):
+        print(f"error: --cache-dir: {problem}", file=sys.stderr)
+        return EXIT_BAD_CONFIG
     found = entries(cache_dir)
     if options.command == "list":
         _print(cache_dir, found)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, TokenStore
 from arctic_hydra.errors import DataError
+from arctic_hydra.files.ownership import folder_problem, remedy
 
 KEY = re.compile("[0-9a-f]{32}")
 """Pattern of an entry's name, as returned by `prepare.key.cache_key`."""
@@ -47,6 +48,8 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
     """
     root = cache_dir / "prepared"
     entry = root / key
+    if problem := cache_problem(cache_dir):
+        raise DataError(f"data.cache_dir: {problem}, or pass data.cache_dir=<another directory> or data.cache=off")
     try:
         store = TokenStore(entry, key)
         _mark_used(entry)
@@ -55,14 +58,17 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
         pass  # missing or damaged: checked again under the lock
     _make_private(root)
     with _locked(lock_of(entry)):
-        if entry.exists():
-            try:
-                return TokenStore(entry, key)  # built by another process in the meantime
-            except DamagedEntryError as damage:
-                log.warning("cached data in %s is damaged (%s); rebuilding it", entry, damage)
-                remove_entry(entry)
-        for leftover in leftovers(root, key):  # no other process uses them, because this one holds the lock
-            remove_entry(leftover)
+        try:
+            if os.path.lexists(entry):
+                try:
+                    return TokenStore(entry, key)  # built by another process in the meantime
+                except DamagedEntryError as damage:
+                    log.warning("cached data in %s is damaged (%s); rebuilding it", entry, damage)
+                    remove_entry(entry)
+            for leftover in leftovers(root, key):  # no other process uses them, because this one holds the lock
+                remove_entry(leftover)
+        except OSError as error:
+            raise _cache_unwritable(root, error) from error
         part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
         try:
             with _explain_full_disk(partial(_cache_unwritable, root)):
@@ -72,6 +78,14 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> T
             shutil.rmtree(part, ignore_errors=True)  # does nothing after the rename
         _sync_directory(root)
         return TokenStore(entry, key)  # under the lock, so that it cannot be deleted before it is open
+
+
+def cache_problem(cache_dir: Path) -> str | None:
+    """Return why a cache must be neither read nor pruned, and what to do, or None; the user's directory may be a link."""
+    for path, follow in ((cache_dir, True), (cache_dir / "prepared", False)):
+        if problem := folder_problem(path, follow=follow):
+            return f"{path} {problem}; {remedy(problem)}"
+    return None
 
 
 def _mark_used(entry: Path) -> None:
@@ -88,6 +102,10 @@ def _locked(lock: FileLock) -> Iterator[None]:
     except Timeout:
         log.info("waiting for another process that tokenizes the same data (lock %s)", lock.lock_file)
         lock.acquire()
+    except OSError as error:  # such as a directory of this name
+        raise DataError(
+            f"data.cache_dir: cannot lock {lock.lock_file} ({error.strerror}); delete it, or pass data.cache_dir=<directory>"
+        ) from error
     try:
         yield
     finally:
@@ -138,10 +156,13 @@ def leftovers(root: Path, key: str = "*") -> list[Path]:
 
 
 def remove_entry(directory: Path) -> None:
-    """Delete an entry, complete or not; the caller holds its lock.
+    """Delete an entry, complete or not, or a link or file in its place; the caller holds its lock.
 
     Readers no longer find it even if the deletion is interrupted; those that have it open keep their mapping.
     """
+    if directory.is_symlink() or not directory.is_dir():
+        directory.unlink()
+        return
     key = directory.name.partition(".")[0]
     doomed = Path(tempfile.mkdtemp(prefix=f"{key}.removed-", dir=directory.parent))
     try:

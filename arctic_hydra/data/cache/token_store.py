@@ -9,6 +9,7 @@ first use would detect damage only during training, when the entry can no longer
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -22,6 +23,9 @@ import xxhash
 
 from arctic_hydra.data.arrays import Array, to_arrow, to_numpy
 from arctic_hydra.data.documents import Chunk, SingleDocuments
+from arctic_hydra.errors import StateFileError
+from arctic_hydra.files.ownership import folder_problem
+from arctic_hydra.files.state_file import Schema, Table, at_least_0, open_regular, read_state
 
 RELEASE_EXAMPLES = 500
 """Examples between two releases of mapped pages; reading one maps up to about 128 KiB, including read-ahead."""
@@ -30,6 +34,12 @@ EXAMPLES = "examples.arrow"
 MANIFEST = "manifest.json"
 LAYOUT_VERSION = 3
 READ_BYTES = 1 << 20
+MANIFEST_FILE = Schema(
+    "the entry is built again",
+    Table({"layout": int, "examples": at_least_0, "files": Table({EXAMPLES: str}), "report": dict, "checksum": str}),
+    formats=(0, 0),
+)
+"""`manifest.json`: its `layout` is the format of the entry."""
 
 _SCHEMA = pa.schema(
     [
@@ -51,11 +61,13 @@ class TokenStore:
 
     def __init__(self, directory: Path, key: str) -> None:
         self.key = key
-        manifest = _read_manifest(directory)
+        manifest = read_manifest(directory)
         self.report: dict[str, Any] = manifest["report"]
         try:
             # The mapping remains valid after the file is unlinked, so a private store needs no cleanup.
-            with (directory / EXAMPLES).open("rb") as file:
+            with os.fdopen(open_regular(directory / EXAMPLES), "rb", buffering=0) as file:
+                if _checksum(file) != manifest["files"][EXAMPLES]:
+                    raise DamagedEntryError(f"{EXAMPLES} does not match its checksum")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             reader = pa.ipc.open_file(pa.py_buffer(self._map))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
@@ -175,7 +187,8 @@ def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], d
 
 
 def _write_manifest(directory: Path, examples: int, report: dict[str, Any]) -> None:
-    checksums = {EXAMPLES: _checksum(directory / EXAMPLES)}
+    with (directory / EXAMPLES).open("rb", buffering=0) as file:
+        checksums = {EXAMPLES: _checksum(file)}
     manifest = {"layout": LAYOUT_VERSION, "examples": examples, "files": checksums, "report": report}
     with (directory / MANIFEST).open("x", encoding="utf-8") as text:
         json.dump({**manifest, "checksum": _checksum_of_values(manifest)}, text, indent=1)
@@ -183,12 +196,11 @@ def _write_manifest(directory: Path, examples: int, report: dict[str, Any]) -> N
         os.fsync(text.fileno())
 
 
-def _checksum(path: Path) -> str:
-    """Return the XXH3 checksum of a file."""
+def _checksum(file: io.FileIO) -> str:
+    """Return the XXH3 checksum of an open file."""
     found, buffer = xxhash.xxh3_64(), memoryview(bytearray(READ_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            found.update(buffer[:count])
+    while count := file.readinto(buffer):
+        found.update(buffer[:count])
     return found.hexdigest()
 
 
@@ -217,16 +229,18 @@ def _offsets(batches: list[pa.RecordBatch], name: str) -> list[Array]:
     return [to_numpy(batch.column(name).offsets) for batch in batches]
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of an entry, without verifying its file. Raises DamagedEntryError."""
     try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["layout"] != LAYOUT_VERSION:
-            raise DamagedEntryError(f"has layout {manifest['layout']}, expected {LAYOUT_VERSION}")
-        if manifest.pop("checksum") != _checksum_of_values(manifest):
-            raise DamagedEntryError("the manifest does not match its checksum")
-        for name, checksum in manifest["files"].items():
-            if _checksum(directory / name) != checksum:
-                raise DamagedEntryError(f"{name} does not match its checksum")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedEntryError(f"{type(error).__name__}: {error}") from error
+        if problem := folder_problem(directory):
+            raise DamagedEntryError(f"it {problem}")
+        manifest = read_state(directory / MANIFEST, MANIFEST_FILE)
+    except (OSError, StateFileError) as error:
+        raise DamagedEntryError(str(error)) from error
+    if manifest is None:
+        raise DamagedEntryError(f"{MANIFEST} is missing")
+    if manifest["layout"] != LAYOUT_VERSION:
+        raise DamagedEntryError(f"has layout {manifest['layout']}, expected {LAYOUT_VERSION}")
+    if manifest.pop("checksum") != _checksum_of_values(manifest):
+        raise DamagedEntryError("the manifest does not match its checksum")
     return manifest

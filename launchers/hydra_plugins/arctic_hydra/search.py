@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 
 from arctic_hydra.cli import overrides
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files.ownership import misplaced
 from arctic_hydra.metrics import objective
 from arctic_hydra.redaction import redact_override
 from arctic_hydra.sweep.controller import SweepController
@@ -261,10 +263,24 @@ def make_pruner(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def repair_journal(path: Path) -> None:
-    """Remove an incomplete line and Optuna's lock, which a kill may leave; the sweep's own lock excludes other processes."""
+    """Remove an incomplete line and Optuna's lock, which a kill may leave; the sweep's own lock excludes other processes.
+
+    Raises ConfigError for a file that is not a journal.
+    """
     Path(f"{path}.lock").unlink(missing_ok=True)
+    if problem := misplaced(path.parent, files=[path.name]):
+        raise ConfigError(problem)
     if path.exists():
         content = path.read_bytes()
         whole = content.rpartition(b"\n")[0]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                fits = isinstance(json.loads(line), dict)
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ConfigError(
+                    f"{path}:{number}: not a line of a search; restore the file, or delete the sweep's directory to search again"
+                )
         if not content.endswith(b"\n"):
             path.write_bytes(whole + b"\n" if whole else b"")

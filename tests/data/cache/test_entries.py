@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from arctic_hydra.data.cache import __main__ as cache_command
+from arctic_hydra.data.cache import token_store
 from arctic_hydra.data.cache.entries import open_or_build
 from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, TokenStore, write_store
 from arctic_hydra.data.sft import SFTDataFactory
@@ -194,5 +197,116 @@ def test_a_disk_that_fills_while_data_is_tokenized(small_chats: Path, tmp_path: 
 
 def test_an_unwritable_cache_directory_is_named(small_chats: Path, tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .*file.*; pass data\.cache_dir="):
+    with pytest.raises(DataError, match=r"data\.cache_dir: .*file is not a directory; .* pass data\.cache_dir="):
         key(small_chats, tokenizer, cache_dir=str(tmp_path / "file"))
+
+
+def build(part: Path) -> None:
+    write_store(part, chunks(), dict)
+
+
+NAME = "0" * 32
+
+
+def as_link(entry: Path) -> None:
+    entry.rename(entry.parent.parent / "elsewhere")
+    entry.symlink_to(entry.parent.parent / "elsewhere")
+
+
+def as_file(entry: Path) -> None:
+    for path in entry.iterdir():
+        path.unlink()
+    entry.rmdir()
+    entry.touch()
+
+
+def manifest_of(change: Any) -> Any:
+    def rewrite(entry: Path) -> None:
+        content = json.loads((entry / MANIFEST).read_text())
+        content.pop("checksum")
+        content |= change
+        (entry / MANIFEST).write_text(json.dumps({**content, "checksum": token_store._checksum_of_values(content)}))
+
+    return rewrite
+
+
+def linked_examples(entry: Path) -> None:
+    (entry / EXAMPLES).rename(entry.parent.parent / "elsewhere")
+    (entry / EXAMPLES).symlink_to(entry.parent.parent / "elsewhere")
+
+
+ENTRIES = {
+    "link": as_link,
+    "file": as_file,
+    "stranger": lambda entry: os.chown(entry, 12345, -1),
+    "stranger's manifest": lambda entry: os.chown(entry / MANIFEST, 12345, -1),
+    "escaping name": manifest_of({"files": {"../../elsewhere": "x"}}),
+    "layout": manifest_of({"layout": "3"}),
+    "count": manifest_of({"examples": "2"}),
+    "report": manifest_of({"report": []}),
+    "files": manifest_of({"files": []}),
+    "binary": lambda entry: (entry / MANIFEST).write_bytes(b"\x80\x04"),
+    "linked examples": linked_examples,
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("attack", ENTRIES)
+def test_an_entry_that_is_malformed_or_of_another_user_is_built_again(attack: str, tmp_path: Path) -> None:
+    open_or_build(tmp_path, NAME, build)
+    entry = tmp_path / "prepared" / NAME
+    ENTRIES[attack](entry)
+    listed = cache_command.entries(tmp_path)
+    built: list[Path] = []
+    store = open_or_build(tmp_path, NAME, lambda part: (built.append(part), build(part))[1])
+    assert len(built) == 1 and store.ids(1).tolist() == [2, 3, 4] and entry.is_dir() and not entry.is_symlink()
+    if attack in ("link", "linked examples"):
+        assert (tmp_path / "elsewhere").exists(), "what a link points to is not deleted"
+    assert len(listed) == (attack != "file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (
+            lambda cache: cache.chmod(0o777),
+            "cache is not private: every user may write to it (mode 0777); check its content, then",
+        ),
+        (
+            lambda cache: os.chown(cache, 12345, -1),
+            "cache belongs to another user (uid 12345); use a directory of your own",
+        ),
+        (lambda cache: os.chown(cache / "prepared", 12345, -1), "prepared belongs to another user (uid 12345)"),
+        (
+            lambda cache: (cache / "prepared").rename(cache / "x") and (cache / "prepared").symlink_to("x"),
+            "prepared is a symbolic",
+        ),
+    ],
+)
+def test_a_cache_that_others_could_have_filled_is_neither_read_nor_pruned(attack, message, tmp_path, capsys) -> None:
+    tmp_path.chmod(0o755)
+    cache = tmp_path / "cache"
+    open_or_build(cache, NAME, build)
+    attack(cache)
+    with pytest.raises(DataError, match=r"^data\.cache_dir: .* or pass data\.cache_dir=") as caught:
+        open_or_build(cache, NAME, build)
+    assert message in str(caught.value)
+    for command in (["list"], ["prune", "--all"]):
+        assert cache_command.main(["--cache-dir", str(cache), *command]) == 2
+        assert message in capsys.readouterr().err
+    assert (cache / "prepared" / NAME / MANIFEST).exists()
+
+
+def test_a_cache_may_be_a_link_to_another_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "cache").symlink_to("disk")
+    open_or_build(tmp_path / "cache", NAME, build)
+    assert cache_command.main(["--cache-dir", str(tmp_path / "cache"), "prune", "--all"]) == 0
+    assert "deleted 1 of 1" in capsys.readouterr().out
+
+
+def test_a_lock_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prepared" / f"{NAME}.lock").mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"data\.cache_dir: cannot lock .*{NAME}\.lock"):
+        open_or_build(tmp_path, NAME, build)
