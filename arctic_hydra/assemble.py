@@ -13,7 +13,7 @@ from arctic_hydra import distributed, engine, log
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.checkpoint.initial_weights import Weights
-from arctic_hydra.config import Run, legacy_run_id, run_id
+from arctic_hydra.config import Run, has_legacy_id, run_id
 from arctic_hydra.data.base import BatchGeometry, Loader
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.data.load.sequence_parallel import fitted
@@ -94,11 +94,10 @@ def report_exceptions(run: Run, run_dir: Path) -> Iterator[None]:
 
 
 def start_process(run: Run, run_dir: Path) -> None:
-    """Open the log of this rank and attach the components to their trainer; raise ConfigError if this machine cannot run it."""
+    """Open the log of this rank; raise ConfigError if this machine cannot run it."""
     start_log(run, run_dir)
     if problems := run.environment_problems():
         raise ConfigError(problems)
-    run.attach(run.trainer)
 
 
 def start_log(run: Run, run_dir: Path) -> None:
@@ -120,7 +119,7 @@ def join_ranks(run: Run) -> World:
 def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
     """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
-    with legacy_identity(run_dir.name == legacy_run_id(run)):
+    with legacy_identity(has_legacy_id(run, run_dir)):
         group_loader, eval_loader = run.data.build(tokenizer, geometry(run, dealt_to))
     return Data(
         world=world,
@@ -141,7 +140,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
     """Return the state that checkpoints save and restore. Collective."""
     frozen = frozen_weights(run, model.engine.module)
     loader, tokenizer = data.group_loader, data.tokenizer
-    config_hash = run_dir.name if run_dir.name == legacy_run_id(run) else run_id(run)
+    config_hash = run_dir.name if has_legacy_id(run, run_dir) else run_id(run)
     return TrainingState(
         model.engine,
         model.scheduler,
@@ -154,7 +153,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
             "data_fingerprint": loader.fingerprint,
             "zero_stage": run.deepspeed.stage,
             "frozen_weights": frozen,
-            "versions": package_versions(),
+            "versions": package_versions() if data.world.is_main else {},  # rank 0 writes the manifest
         },
         logs=[run_dir / "metrics.jsonl"],
         base=base_of(run),

@@ -313,6 +313,11 @@ def legacy_run_id(run: Run) -> str:
     return _digest(_with_batch(run, _identity_of(run, defaults=True, by_class=True)))
 
 
+def has_legacy_id(run: Run, run_dir: Path) -> bool:
+    """Whether a directory of the run was created by a version that named it by `legacy_run_id`."""
+    return run_dir.name == legacy_run_id(run)
+
+
 def _with_batch(run: Run, values: dict[str, Any]) -> dict[str, Any]:
     trainer = run.trainer
     groups = run.world_size_wanted // trainer.sequence_parallel_size

@@ -122,7 +122,7 @@ class Job:
     def data_digest(self) -> str:
         """Return a hash of the content of the run's local data; sources on the hub are not included."""
         data = self.run.data
-        with legacy_identity(self.directory.path.name == config.legacy_run_id(self.run)):
+        with legacy_identity(config.has_legacy_id(self.run, self.directory.path)):
             identities = {
                 f"{split} {name}": data.identity_of(split, name)
                 for split in ("train", "eval")
