@@ -200,10 +200,9 @@ class Run(Component):
             raise ValueError(
                 f"node_rank: got {self.node_rank}, expected 0 to {self.nnodes - 1} with nnodes={self.nnodes}"
             )
-        if self.rendezvous is not None:
-            match = RENDEZVOUS.fullmatch(self.rendezvous)
-            if match is None or int(match[1]) > 65_535:
-                raise ValueError(f"rendezvous: got {self.rendezvous!r}, expected <host>:<port>, such as node1:29500")
+        place = self.rendezvous
+        if place is not None and not (RENDEZVOUS.fullmatch(place) and int(place.rpartition(":")[2]) < 2**16):
+            raise ValueError(f"rendezvous: got {shorten(place)}, expected <host>:<port>, such as node1:29500")
 
     @property
     def ranks_per_node(self) -> int:

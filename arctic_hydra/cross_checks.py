@@ -260,6 +260,8 @@ def _kill_switch_problems(run: Run) -> Iterator[str]:
     switch = run.trainer.kill_switch_path
     if switch is None:
         return
+    if Path(switch).is_dir():
+        yield f"trainer.kill_switch_path: got {switch}, which is a directory; expected the path of a file, such as {switch}/STOP"
     folder, root = Path(switch).absolute().parent, Path(run.output_root).absolute()
     if not folder.is_dir() and root not in (folder, *folder.parents):
         yield (

@@ -100,7 +100,7 @@ class ZeROFactory(EngineFactory):
 
     def _contradictions(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
         """Yield each value of `config` that differs from the run's own."""
-        for key in _OURS.keys() & self.config.keys():
+        for key in sorted(_OURS.keys() & self.config.keys()):
             yield f"deepspeed.config.{key}: is set by {_OURS[key]}; remove it here"
         total = micro_batch_size * accumulation * world_size
         product = (

@@ -80,7 +80,8 @@ class NumberRule:
 
     integer: bool
     minimum: float | None = None
-    maximum: float = LARGEST
+    maximum: float | None = LARGEST
+    """None: no maximum."""
 
     def convert(self, value: Any) -> int | float:
         """Return the converted number. Raises ValueError, with what it got and expected, if `value` is invalid."""
@@ -91,9 +92,10 @@ class NumberRule:
             raise ValueError(f"got {shorten(value)}, expected a whole number")
         if self.minimum is not None and number < self.minimum:
             raise ValueError(f"got {shorten(value)}, expected {_format_bound(self.minimum)} or more")
-        if number > self.maximum or number < -LARGEST:
-            bound = f"{_format_bound(self.maximum)} or less" if number > 0 else f"{_format_bound(-LARGEST)} or more"
-            raise ValueError(f"got {shorten(value)}, expected {bound}")
+        if self.maximum is not None and number > self.maximum:
+            raise ValueError(f"got {shorten(value)}, expected {_format_bound(self.maximum)} or less")
+        if self.minimum is None and number < -LARGEST:
+            raise ValueError(f"got {shorten(value)}, expected {_format_bound(-LARGEST)} or more")
         return int(number) if self.integer else float(number)
 
 
@@ -101,12 +103,12 @@ def _format_bound(bound: float) -> str:
     return f"{bound:,}" if isinstance(bound, int) and abs(bound) > 1000 else f"{bound:g}"
 
 
-def integer(default: Any = MISSING, *, minimum: float | None = None, maximum: float = LARGEST) -> Any:
+def integer(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = LARGEST) -> Any:
     """Return a dataclass field that is converted to an integer; None is allowed if it is the default."""
     return field(default=default, metadata={"number": NumberRule(True, minimum, maximum)})
 
 
-def number(default: Any = MISSING, *, minimum: float | None = None, maximum: float = LARGEST) -> Any:
+def number(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = LARGEST) -> Any:
     """Return a dataclass field that is converted to a float; None is allowed if it is the default."""
     return field(default=default, metadata={"number": NumberRule(False, minimum, maximum)})
 

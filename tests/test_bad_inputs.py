@@ -29,6 +29,7 @@ NUMBERS = [
     ("ranks=99999999999", "ranks: got '99999999999', expected auto or 1 to 1,024, on each machine"),
     ("ranks='²'", "ranks: got '²', expected auto or 1 to 1,024"),
     ("nnodes=99999999999", "nnodes: got 99999999999, expected 1 to 100,000"),
+    ("nnodes=2 rendezvous=node1:99999", "rendezvous: got 'node1:99999', expected <host>:<port>"),
     ("task=preview preview_examples=10000000", "preview_examples: got 10000000, expected 1 to 10,000"),
     ("trainer.micro_batch_size=1e30", "trainer.micro_batch_size: got 1e+30, expected 1,000,000 or less"),
     ("trainer.gradient_accumulation_steps=1e30", "trainer.gradient_accumulation_steps: got 1e+30, expected 1,000,000 or less"),
@@ -40,6 +41,7 @@ NUMBERS = [
     ("model.num_hidden_layers=1B", "model.num_hidden_layers: got '1B', expected 100,000 or less"),
     ("checkpoint.deepspeed.save_every_n_steps=1e30", "checkpoint.deepspeed.save_every_n_steps: got 1e+30, expected 1,000,000,000,000,000 or less"),
     ("trainer.max_minutes=1e300", "trainer.max_minutes: got 1e+300, expected 1,000,000,000,000,000 or less"),
+    ("tokenizer.pad_vocab_to_multiple_of=99999999", "tokenizer.pad_vocab_to_multiple_of: got 99999999, expected 1 to 1,000,000"),
     ("data.train_eval_split=[2^9999,0]", "data.train_eval_split: "),
 ]  # fmt: skip
 
@@ -157,6 +159,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.mkfifo(folder / "pipe.jsonl")
     (folder / "lost.jsonl").symlink_to("nowhere")
     (folder / "file").write_text("x")
+    (folder / "binary").write_bytes(b"\xff\xfe\x00{{")
     for name, file in (("pickled", "pytorch_model.bin"), ("disguised", "model.safetensors")):
         (folder / name).mkdir()
         (folder / name / file).write_bytes(pickle.dumps(RunsCode(folder / "ran")))
@@ -173,7 +176,9 @@ ON_THIS_MACHINE = [
     ("data=json data.sources.json.path={}/pipe.jsonl", "data.sources.json.path: {}/pipe.jsonl: is not a regular file"),
     ("data=json data.sources.json.path={}/lost.jsonl", "data.sources.json.path: {}/lost.jsonl: no such file"),
     ("data=json data.sources.json.path={}/pickled", "data.sources.json.path: {}/pickled: the directory contains no .json or .jsonl file"),
+    ("tokenizer.chat_template={}/binary", "tokenizer.chat_template: {}/binary cannot be read ('utf-8' codec"),
     ("init_from={}/file", "init_from: got {}/file, which is not a directory"),
+    ("trainer.kill_switch_path={}/pickled", "trainer.kill_switch_path: got {}/pickled, which is a directory"),
     ("output_root={}/file", "output_root: cannot write to {}/file/"),
     ("model=hf tokenizer=bundled model.name_or_path={}/lfs", "model.name_or_path: {}/lfs/model.safetensors is a git-lfs pointer, not the weights"),
 ]  # fmt: skip

@@ -28,8 +28,8 @@ class TokenizerFactory(Component):
         both = [*self.add_tokens, *self.add_special_tokens]
         if "" in both or len(set(both)) < len(both):
             raise ValueError(f"add_tokens: got {both!r}, expected distinct, non-empty tokens")
-        if self.pad_vocab_to_multiple_of < 1:
-            raise ValueError(f"pad_vocab_to_multiple_of: got {self.pad_vocab_to_multiple_of}, expected 1 or more")
+        if not 1 <= self.pad_vocab_to_multiple_of <= 1_000_000:
+            raise ValueError(f"pad_vocab_to_multiple_of: got {self.pad_vocab_to_multiple_of}, expected 1 to 1,000,000")
 
     def extend(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Add the configured tokens; raises ConfigError for one that the vocabulary already has."""

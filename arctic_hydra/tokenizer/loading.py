@@ -45,11 +45,21 @@ def is_template_text(value: str) -> bool:
 
 def template_problem(value: str | None) -> str | None:
     """Return what is wrong with a `chat_template` value, or None."""
-    if value is None or is_template_text(value) or Path(value).expanduser().is_file():
+    if value is None or is_template_text(value):
+        return None
+    if Path(value).expanduser().is_file():
+        try:
+            _read_template(value)
+        except (OSError, UnicodeDecodeError) as error:
+            return f"chat_template: {value} cannot be read ({error}); expected a Jinja template in UTF-8"
         return None
     return (
         f"chat_template: got {value!r}, expected a Jinja template or the path of a file with one; there is no such file"
     )
+
+
+def _read_template(path: str) -> str:
+    return Path(path).expanduser().read_text("utf-8")
 
 
 def environment_problems(name: str | None, chat_template: str | None) -> Iterator[str]:
@@ -86,7 +96,7 @@ def load_tokenizer(name: str, chat_template: str | None, **options: Any) -> PreT
         )
     if chat_template is not None:
         literal = is_template_text(chat_template)
-        tokenizer.chat_template = chat_template if literal else Path(chat_template).expanduser().read_text("utf-8")
+        tokenizer.chat_template = chat_template if literal else _read_template(chat_template)
     _ensure_pad_token(tokenizer, name)
     return tokenizer
 

@@ -15,7 +15,7 @@ from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
     [
         ({"add_tokens": ["a", "a"]}, r"add_tokens: got \['a', 'a'\], expected distinct"),
         ({"add_tokens": ["a"], "add_special_tokens": ["a"]}, r"add_tokens: got \['a', 'a'\], expected distinct"),
-        ({"pad_vocab_to_multiple_of": 0}, "pad_vocab_to_multiple_of: got 0, expected 1 or more"),
+        ({"pad_vocab_to_multiple_of": 0}, "pad_vocab_to_multiple_of: got 0, expected 1 to 1,000,000"),
     ],
 )
 def test_malformed_fields_are_refused(fields: dict[str, Any], text: str) -> None:
