@@ -41,9 +41,7 @@ class OptunaSweeper(Sweeper):
     """Asks an Optuna study for values, runs the jobs with the launcher, and reports the results to the study."""
 
     def __init__(self, **settings: Any) -> None:
-        from arctic_hydra.component import to_plain
-
-        self.settings = {key: to_plain(value) for key, value in settings.items()}
+        self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
         """Store the controller, which the command line passes to Hydra as the task function, and create the launcher."""
