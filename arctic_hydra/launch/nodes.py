@@ -189,7 +189,7 @@ def read_hostfile(path: Path) -> tuple[list[str], int]:
         match = _HOST.fullmatch(line.strip())
         if match is None or int(match["slots"]) == 0:
             raise ConfigError(
-                f"hostfile: line {number} of {path} is {line.strip()!r}, expected `<host> slots=<number>`"
+                f"hostfile: line {number} of {path} is {line.strip()[:200]!r}, expected `<host> slots=<number>`"
             )
         if match["name"] in slots:
             raise ConfigError(f"hostfile: {match['name']} is listed twice in {path}")

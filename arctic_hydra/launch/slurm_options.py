@@ -10,7 +10,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ KEYS = frozenset({*_INTEGERS, *_FLAGS, *_TEXTS, *_LISTS, "mem_gb", "poll_seconds
 """The keys of `hydra.launcher`."""
 _LONGEST_POLL_SECONDS, _LARGEST_MEMORY_GB = 86_400, 1_000_000
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_UNUSABLE = frozenset({"array", "parsable", "test-only", "wrap"})
+"""Options of sbatch that change what is submitted, or what sbatch answers."""
 _DIRECTIVE = re.compile(r"#(SBATCH|SLURM|PBS|BSUB)")
 _REPLACED = re.compile(r"\\|%[%0-9A-Za-z]")
 """What SLURM does not take literally in the path of a log file."""
@@ -49,12 +51,18 @@ _SHOWN = 60
 
 
 def check_options(options: Mapping[Any, Any]) -> None:
+<<<<<<< HEAD
     """Raise ConfigError with every invalid option; takes the settings of the launcher or the options of a submission."""
     plain: dict[str, Any] = {key: value for key, value in options.items() if not str(key).startswith("_")}
+=======
+    """Raise ConfigError with every invalid option; accepts the config of the launcher or the options of a submission."""
+    plain = {key: value for key, value in _plain(options).items() if not str(key).startswith("_")}
+>>>>>>> slurm
     problems = [f"hydra.launcher.{key}: there is no such key" for key in plain if key not in KEYS]
     problems += [f"hydra.launcher.{key}: there is no value" for key in sorted(KEYS - set(plain))]
     if not problems:
-        problems = [f"hydra.launcher.{key}: {text}" for key, value in plain.items() for text in _problems(key, value)]
+        found = [*plain.items(), *_named_parameters(plain["additional_parameters"])]
+        problems = [f"hydra.launcher.{key}: {text}" for key, value in found for text in _problems(key, value)]
     if not problems:
         problems = list(_signal_problems(plain))
     problems += [
@@ -114,6 +122,8 @@ def _problems(key: str, value: Any) -> Iterator[str]:
         if not isinstance(value, bool):
             yield f"got {_shown(value)}, expected true or false"
     elif key == "additional_parameters":
+        yield from _name_problems(value)
+    elif key.startswith("additional_parameters."):
         yield from _parameter_problems(value)
     elif key in _LISTS:
         yield from _list_problems(value)
@@ -155,19 +165,33 @@ def _list_problems(value: Any) -> Iterator[str]:
             yield f"got {_shown(item)}, which sbatch reads as an option; pass it in hydra.launcher.additional_parameters"
 
 
-def _parameter_problems(value: Any) -> Iterator[str]:
+def _named_parameters(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the options in `additional_parameters` by their full keys, apart from those whose names are invalid."""
+    if isinstance(value, dict):
+        yield from ((f"additional_parameters.{name}", item) for name, item in value.items() if _is_option_name(name))
+
+
+def _is_option_name(name: Any) -> bool:
+    return isinstance(name, str) and len(name) <= 100 and bool(_OPTION_NAME.fullmatch(name.replace("_", "-")))
+
+
+def _name_problems(value: Any) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"got {_shown(value)}, expected options of sbatch by name"
         return
-    for name, item in value.items():
-        if not isinstance(name, str) or not _OPTION_NAME.fullmatch(name.replace("_", "-")) or len(name) > 100:
+    for name in value:
+        if not _is_option_name(name):
             yield f"got the name {_shown(name)}, expected a long option of sbatch without its dashes, such as mail-user"
-        elif isinstance(item, str):
-            problem = line_problem(item)
-            if problem:
-                yield f"{name}: {problem}"
-        elif not isinstance(item, bool | int | float | None):
-            yield f"{name}: got {_shown(item)}, expected text, a number, true or false"
+        elif name.replace("_", "-") in _UNUSABLE:
+            yield f"got {name}, which the launcher cannot work with, because it submits its own jobs and arrays; remove it"
+
+
+def _parameter_problems(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if problem := line_problem(value):
+            yield problem
+    elif not isinstance(value, bool | int | float | None):
+        yield f"got {_shown(value)}, expected text, a number, true or false"
 
 
 def _folder_problems(folder: str) -> Iterator[str]:
@@ -187,6 +211,13 @@ def _signal_problems(options: Mapping[str, Any]) -> Iterator[str]:
             f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} limits a "
             f"job to {limit} s, so SLURM would signal it immediately after the start; use a shorter delay or a longer time limit"
         )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with dicts and lists in place of other mappings and sequences."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

@@ -138,7 +138,7 @@ def test_a_line_break_on_the_command_line_is_one_line_of_error(item, tmp_path, m
     override = f"hydra.launcher.{item.format('a' + chr(10) + 'b')}"
     assert main(["hydra/launcher=slurm", "hydra.launcher.dry_run=true", override]) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and error.startswith(f"error: hydra.launcher.{item.partition('=')[0]}: ")
+    assert len(error.splitlines()) == 1 and error.startswith(f"error: hydra.launcher.{item.partition('=')[0]}")
     assert not list(tmp_path.iterdir())
 
 
