@@ -10,7 +10,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,8 @@ _SHOWN = 60
 
 
 def check_options(options: Mapping[Any, Any]) -> None:
-<<<<<<< HEAD
     """Raise ConfigError with every invalid option; takes the settings of the launcher or the options of a submission."""
     plain: dict[str, Any] = {key: value for key, value in options.items() if not str(key).startswith("_")}
-=======
-    """Raise ConfigError with every invalid option; accepts the config of the launcher or the options of a submission."""
-    plain = {key: value for key, value in _plain(options).items() if not str(key).startswith("_")}
->>>>>>> slurm
     problems = [f"hydra.launcher.{key}: there is no such key" for key in plain if key not in KEYS]
     problems += [f"hydra.launcher.{key}: there is no value" for key in sorted(KEYS - set(plain))]
     if not problems:
@@ -211,13 +206,6 @@ def _signal_problems(options: Mapping[str, Any]) -> Iterator[str]:
             f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} limits a "
             f"job to {limit} s, so SLURM would signal it immediately after the start; use a shorter delay or a longer time limit"
         )
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with dicts and lists in place of other mappings and sequences."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

@@ -39,12 +39,9 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSw
 class OptunaSweeper(Sweeper):
     """Asks an Optuna study for values, runs the jobs with the launcher, and reports the results to the study."""
 
-<<<<<<< HEAD
     own_launcher: Any
     """The launcher of the sweep, set before `setup`."""
 
-=======
->>>>>>> slurm
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
