@@ -1,6 +1,6 @@
 """All checks of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. Start the sessions slurm, faults, extras, bench, peers and gpu by name, with `nox -s NAME`.
+`nox` runs lint, types and tests. Start the sessions slurm, faults, extras, bench, peers, audit and gpu by name, with `nox -s NAME`.
 """
 
 from __future__ import annotations
@@ -90,6 +90,13 @@ def peers(session: nox.Session) -> None:
         session.run(python, "-m", "pip", "install", "-q", *packages, external=True)
         pythons += [f"--{peer}", python]
     session.run("python", "-m", "tests.bench.peers.compare", *pythons, *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look up the pinned packages in the database of known vulnerabilities, with pip-audit; fails without the network."""
+    session.install("pip-audit")
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", "constraints.txt", *session.posargs)
 
 
 @nox.session
