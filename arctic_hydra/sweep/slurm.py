@@ -172,8 +172,9 @@ def logs(job: SweepJob) -> list[Path]:
 
 
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
-    """Ask the jobs to stop and return 0, since all are asked: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
+    """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
 
+    Returns 0, because none is refused.
     Queued jobs are recorded as stopped here, because they never run and so cannot do it themselves.
     """
     asked = {_submission(job)["job_id"]: job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
