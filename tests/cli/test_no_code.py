@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.run_directory import RunDirectory, write_json
@@ -184,7 +185,9 @@ def test_the_working_directory_is_not_imported_from(tmp_path: Path) -> None:
 def test_text_with_a_dollar_sign_reaches_the_run_unchanged(tmp_path: Path) -> None:
     """Resolved text used to be parsed once more, so a value that holds `${` was lost or an error."""
     text = "price: ${5} and ${oc.env:HOME}"
-    override = "model.hf_config_kwargs={note:'" + text.replace("$", "\\$") + "'}"
-    run(f"{SMALL} trainer.train_iters=1 tracking=[] {shlex.quote(override)}", tmp_path)
-    exported = json.loads((only_run(tmp_path) / "export" / "config.json").read_text())
-    assert exported["note"] == text
+    override = "tracking.mlflow.experiment='" + text.replace("$", "\\$") + "'"
+    run(f"{SMALL} trainer.train_iters=1 {shlex.quote(override)}", tmp_path)
+    tree = json.loads((only_run(tmp_path) / "run.json").read_text())["config"]
+    assert tree["tracking"]["mlflow"]["experiment"] == text
+    written = OmegaConf.load(only_run(tmp_path) / "config.yaml")
+    assert OmegaConf.to_container(written, resolve=True) == tree

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from arctic_hydra.checkpoint.initial_weights import _INDEX_FILE
 from arctic_hydra.checkpoint.store import MANIFEST_FILE
@@ -73,7 +75,11 @@ DAMAGES: dict[str, tuple[Callable[[Path, Schema], object], str, bool]] = {
     "directory": (replace_by(lambda path: path.mkdir()), "is a directory, expected a file; ", False),
     "pipe": (replace_by(lambda path: os.mkfifo(path)), "is a pipe, expected a file; ", False),
     "stranger": (lambda path, schema: os.chown(path, 12345, -1), "cannot be trusted: it belongs to another user (uid 12345); ", False),
+<<<<<<< HEAD
     "0666": (lambda path, schema: path.chmod(0o666), "cannot be trusted: it is not private: every user may write to it", False),
+=======
+    "0666": (lambda path, schema: path.chmod(0o666), "it is not private: every user may write to it (mode 0666); ", False),
+>>>>>>> state
     "0777 folder": (lambda path, schema: path.parent.chmod(0o777), "cannot be trusted: its directory is not private: ", False),
     "folder of a stranger": (lambda path, schema: os.chown(path.parent, 12345, -1), "cannot be trusted: its directory belongs to ", False),
 }  # fmt: skip
@@ -199,3 +205,49 @@ def test_the_last_lines_of_a_log_are_read_without_the_rest_and_without_following
         last_lines(path, 2)
     with pytest.raises(FileNotFoundError):
         open_regular(folder / "absent")
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([*ESCAPES, "finished", "local"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for name, item in inner for found in _places(item, (*place, name)))]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_content_is_read_or_is_one_error(data, folder):
+    """Any bytes, or a good file in which one value anywhere is replaced."""
+    name = data.draw(st.sampled_from(sorted(GOOD)))
+    schema, content = GOOD[name]
+    path = folder / name
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(st.binary(max_size=60)))
+    else:
+        changed = json.loads(json.dumps(content))
+        place = data.draw(st.sampled_from(_places(content)[1:]))
+        node = changed
+        for part in place[:-1]:
+            node = node[part]
+        node[place[-1]] = data.draw(VALUES)
+        path.write_text(json.dumps(changed))
+    problem = ""
+    try:
+        found = read_state(path, schema)
+    except StateFileError as error:
+        problem = str(error)
+    if problem:
+        assert problem.startswith(f"{path}: ") and "\n" not in problem
+    else:
+        assert isinstance(found, dict) and mismatch(found, schema.table) is None
+        assert not any(".." in part for part in found.get("files", ()))
