@@ -143,12 +143,8 @@ def logs(job: SweepJob) -> list[Path]:
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
     """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
 
-    <<<<<<< HEAD
-        Returns 0, the number of jobs that could not be asked.
-    =======
-        Returns 0, because none is refused.
-    >>>>>>> state
-        Queued jobs are recorded as stopped here, because they never run and so cannot do it themselves.
+    Returns 0, because none is refused. Queued jobs are recorded as stopped here, because they never run and so cannot
+    do it themselves.
     """
     asked = {job_id(job.submission): job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
     states = query(list(asked))

@@ -75,11 +75,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Schema], object], str, bool]] = {
     "directory": (replace_by(lambda path: path.mkdir()), "is a directory, expected a file; ", False),
     "pipe": (replace_by(lambda path: os.mkfifo(path)), "is a pipe, expected a file; ", False),
     "stranger": (lambda path, schema: os.chown(path, 12345, -1), "cannot be trusted: it belongs to another user (uid 12345); ", False),
-<<<<<<< HEAD
-    "0666": (lambda path, schema: path.chmod(0o666), "cannot be trusted: it is not private: every user may write to it", False),
-=======
     "0666": (lambda path, schema: path.chmod(0o666), "it is not private: every user may write to it (mode 0666); ", False),
->>>>>>> state
     "0777 folder": (lambda path, schema: path.parent.chmod(0o777), "cannot be trusted: its directory is not private: ", False),
     "folder of a stranger": (lambda path, schema: os.chown(path.parent, 12345, -1), "cannot be trusted: its directory belongs to ", False),
 }  # fmt: skip
