@@ -50,7 +50,7 @@ def restore(clean: dict[str, Any], hidden: dict[str, Any]) -> dict[str, Any]:
     """Return the config that `hidden_part` was taken from."""
     whole = dict(clean)
     for key, value in hidden.items():
-        inner = clean.get(key)
+        inner: Any = clean.get(key)
         nested = isinstance(value, dict) and isinstance(inner, dict) and value.keys() <= inner.keys()
         whole[key] = restore(inner, value) if nested else value
     return whole
