@@ -50,7 +50,7 @@ def restore(clean: dict[str, Any], hidden: dict[str, Any]) -> dict[str, Any]:
     """Return the config that `hidden_part` was taken from."""
     whole = dict(clean)
     for key, value in hidden.items():
-        inner = clean[key]
+        inner: Any = clean.get(key)
         nested = isinstance(value, dict) and isinstance(inner, dict) and value.keys() <= inner.keys()
         whole[key] = restore(inner, value) if nested else value
     return whole
@@ -65,7 +65,7 @@ def _hidden_texts(tree: Any, clean: Any) -> Iterator[tuple[str, ...]]:
     """Yield the hidden parts of each value: all of it, or what each `***` replaces."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _hidden_texts(value, clean.get(key))
+            yield from _hidden_texts(value, clean.get(key) if isinstance(clean, dict) else None)
     elif isinstance(tree, list | tuple):
         for value, shown in zip(tree, clean or (), strict=False):
             yield from _hidden_texts(value, shown)

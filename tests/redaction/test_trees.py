@@ -17,7 +17,7 @@ TREE = {
     "headers": ["Authorization: Bearer abcdefgh", "Accept: text"],
     "plain": {"n": 1, "list": [1, [2]], "max_tokens": 5, "pad_token": "<pad>", "tokens": [3]},
     "dict.with.dots": {"api.key": "x", "y": 2},
-    "names": {"hf_AbcdefghAbcdefghAbcdefgh": 1, "z": "kept"},
+    "names": {"hf_AbcdefghAbcdefghAbcdefgh": {"inner": [{"x": 1}]}, "z": "kept"},
     "key": {"_target_": "arctic_hydra.data.source.json.JsonSource", "path": "a.jsonl"},
 }
 
@@ -31,7 +31,7 @@ def test_everything_below_a_secret_key_and_secret_values_anywhere_are_masked():
         "headers": ["Authorization: Bearer ***", "Accept: text"],
         "plain": TREE["plain"],
         "dict.with.dots": {"api.key": "***", "y": 2},
-        "names": {"***": 1, "z": "kept"},
+        "names": {"***": {"inner": [{"x": 1}]}, "z": "kept"},
         "key": TREE["key"],
     }
 
@@ -52,6 +52,7 @@ def test_a_config_is_restored_from_its_file_and_the_hidden_part():
     assert restore(json.loads(json.dumps(clean)), json.loads(json.dumps(hidden))) == TREE
     assert redact(clean) == clean and hidden_part(clean, clean) == {}
     assert restore(clean, {}) == clean
+    learn_secrets(TREE, clean)
 
 
 @pytest.mark.parametrize(
