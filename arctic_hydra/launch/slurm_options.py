@@ -7,7 +7,6 @@ Scripts consist of lines, so that a character that could end a line is refused e
 from __future__ import annotations
 
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files.ownership import folder_problem, remedy
 from arctic_hydra.redaction.trees import secret_keys
 
 LONGEST = 4096
@@ -73,17 +73,9 @@ def check_folder(folder: Path, key: str = "hydra.launcher.folder") -> None:
     """Raise ConfigError for a folder whose path a script cannot hold, or in which another user could replace scripts."""
     if problem := next(_folder_problems(str(folder)), None):
         raise ConfigError(f"{key}: {problem}")
-    try:
-        found = folder.stat()
-    except OSError:
-        return  # a submission creates it, and reports why it cannot
-    if found.st_uid not in (os.getuid(), 0):
+    if problem := folder_problem(folder, follow=True):
         raise ConfigError(
-            f"{key}: {folder} belongs to another user, who could replace the jobs; choose your own folder"
-        )
-    if found.st_mode & 0o002:
-        raise ConfigError(
-            f"{key}: every user can write to {folder}, and so replace the jobs; pass a folder of mode 0700"
+            f"{key}: {folder} {problem}, so the jobs could be replaced; {remedy(problem)}, or pass another folder"
         )
 
 
