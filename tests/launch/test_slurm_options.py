@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 from hydra_plugins.arctic_hydra._slurm_conf import SlurmConf
@@ -106,13 +105,15 @@ def test_missing_and_unknown_keys_of_an_edited_file_are_refused():
 
 
 def test_a_folder_in_which_others_could_replace_the_jobs_is_refused(tmp_path, monkeypatch):
-    check_folder(tmp_path)
-    check_folder(tmp_path / "new")
-    check_folder(Path("/") / ("x" * 300))
-    tmp_path.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"hydra.launcher.folder: .* is not private: every user may write to it"):
-        check_folder(tmp_path)
-    tmp_path.chmod(0o700)
-    os.chown(tmp_path, 12345, -1) if os.getuid() == 0 else monkeypatch.setattr(os, "getuid", lambda: 1)
+    folder = tmp_path / "shared" / "scripts"
+    check_folder(folder)
+    folder.mkdir(parents=True)
+    folder.parent.chmod(0o755)  # others can reach what is in it
+    check_folder(folder)
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"hydra.launcher.folder: .* every user may write to it"):
+        check_folder(folder)
+    folder.chmod(0o700)
+    os.chown(folder, 12345, -1) if os.getuid() == 0 else monkeypatch.setattr(os, "getuid", lambda: 1)
     with pytest.raises(ConfigError, match="belongs to .*, so the jobs could be replaced"):
-        check_folder(tmp_path)
+        check_folder(folder)
