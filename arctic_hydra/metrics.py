@@ -90,11 +90,10 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None
-    fits = all(
-        value is None or isinstance(value, int | float | str) for name, value in row.items() if name != "non_finite"
-    )
-    bad = row.get("non_finite", [])
-    return row if fits and isinstance(bad, list) and not isinstance(row.get("loss"), str) else None
+    # Callbacks may log other values, but these are read again.
+    ours = (value for name, value in row.items() if name == "loss" or name.startswith("eval/"))
+    fits = all(value is None or isinstance(value, int | float) for value in ours)
+    return row if fits and isinstance(row.get("non_finite", []), list) else None
 
 
 def objective(rows: list[dict[str, Any]], name: str) -> float | None:

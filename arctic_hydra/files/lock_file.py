@@ -67,6 +67,10 @@ class LockFile:
             handle = os.fdopen(open_regular(self.path), "r", errors="replace")
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StateFileError(
+                f"{self.path}: cannot be read ({error.strerror}); use a directory of your own"
+            ) from error
         with handle:
             return None if _try(handle.fileno(), fcntl.LOCK_SH) else _text(handle)
 
