@@ -37,11 +37,11 @@ from arctic_hydra.stopping import ignore_signals
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 done, 75 stopped early and resumable, 1 failed, 2 bad config."""
-    arguments = [normalize(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    arguments = sys.argv[1:] if argv is None else argv
     redaction.protect(arguments)
     try:
         component.load_extensions()
-        code = _dispatch(arguments)
+        code = _dispatch([normalize(argument) for argument in arguments])
         if code == EXIT_STOPPED_EARLY:
             atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
         return code

@@ -26,6 +26,11 @@ def test_its_options_compose_with_their_own_keys(my_lab, tmp_path):
     assert "optimizer.precondition_every_steps: got 0, expected 1 or more" in zero.stderr
 
 
+def test_its_free_form_dictionaries_take_values_like_ours(my_lab, tmp_path):
+    done = run("callback=[courier] callback.courier.options={a:2^10} --cfg job", tmp_path, PYTHONPATH=str(my_lab))
+    assert "a: 1024" in done.stdout
+
+
 def test_without_it_the_option_is_unknown(tmp_path):
     done = run("optimizer=soap --cfg job", tmp_path, code=2)
     assert "optimizer: got 'soap', expected one of adamw" in done.stderr

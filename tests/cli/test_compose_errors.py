@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from arctic_hydra.__main__ import main
+from arctic_hydra.cli.compose_errors import translate_error
 
 BAD = [
     ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
@@ -25,7 +26,7 @@ BAD = [
     ("optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values, or optimizer.lr=[1,2] for a list"),
     ("tracking.wandb.x=1", "tracking.wandb.x: tracking.wandb is not among the chosen options (mlflow), and there is no such option"),
     ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon"),
-    ("optimizer", "Error parsing override 'optimizer': not a valid override; expected key=value"),
+    ("optimizer", "optimizer: not a valid override; expected key=value, with quotes around special characters"),
 ]  # fmt: skip
 
 
@@ -36,3 +37,9 @@ def test_bad_overrides_are_refused_in_one_sentence(argument, text, capsys, tmp_p
     assert f"error: {text}" in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_circular_chain_of_errors_ends():
+    first, second = ValueError("bad value"), KeyError("x")
+    first.__cause__, second.__context__ = second, first
+    assert "bad value" in str(translate_error(first, ["seed=1"], None))

@@ -34,7 +34,7 @@ OVERRIDES = st.builds(
     VALUES,
 )
 SLOW = settings(deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
-QUICK = settings(SLOW, max_examples=40, derandomize=True)
+QUICK = settings(SLOW, max_examples=25, derandomize=True)
 
 
 def assert_clean(arguments: list[str]) -> None:

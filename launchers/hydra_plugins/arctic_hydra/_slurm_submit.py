@@ -98,7 +98,9 @@ def _submit_array(
 
 def run_job(options: dict[str, Any], run_dir: str) -> RunJob:
     """Return the job of a run whose `run.json` is written."""
-    tree = json.loads(RunDirectory(Path(run_dir)).run_file.read_text(encoding="utf-8"))["config"]
+    tree = RunDirectory(Path(run_dir)).config()
+    if tree is None:
+        raise ArcticHydraError(f"{run_dir}: run.json is missing; repeat the command of the run, which writes it again")
     return RunJob(run_dir, int(tree["ranks"]), options["max_requeues"])
 
 
