@@ -17,6 +17,7 @@ import numpy as np
 
 from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.encode.bpe_cache import WordTokenizer
+from arctic_hydra.data.encode.limits import RenderLimitError, TimeUpError, Watch, bounded, too_slow
 from arctic_hydra.data.encode.skeleton import thought_key
 from arctic_hydra.data.encode.spans import Encoded, Span, added_text, decode_mismatch, pairs, token_span
 from arctic_hydra.data.encode.template import ChatTemplate, template_problem
@@ -71,11 +72,12 @@ class ChatEncoder:
         self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._template = ChatTemplate(tokenizer, with_tools)
         self._check_eot_tokens()
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {token for token in (*tokenizer.all_special_tokens, *self._turns.eot_tokens) if token}
-        self._finder = TurnFinder(self._template, sorted(specials), self._turns.eot_tokens)
+        with bounded():  # both render probes
+            self._template = ChatTemplate(tokenizer, with_tools)
+            self._finder = TurnFinder(self._template, sorted(specials), self._turns.eot_tokens)
         self._word_cache = WordTokenizer.of(self._backend)
         self._unk_id = tokenizer.unk_token_id
         self._bos_id = tokenizer.bos_token_id
@@ -95,7 +97,9 @@ class ChatEncoder:
         """Return the ids and spans of each chat, or its problem."""
         results: list[Encoded | RowProblem | None] = []
         rendered: list[RenderedChat] = []
-        for item in self._render_all(chats):
+        with bounded() as watch:
+            rendered_or_not = self._render_all(chats, watch)
+        for item in rendered_or_not:
             results.append(item if isinstance(item, RowProblem) else None)
             if not isinstance(item, RowProblem):
                 rendered.append(item)
@@ -140,22 +144,25 @@ class ChatEncoder:
             results.append(item if matches else self._realign(item, text, spans))
         return results
 
-    def _render_all(self, chats: Sequence[Chat]) -> list[RenderedChat | RowProblem]:
+    def _render_all(self, chats: Sequence[Chat], watch: Watch) -> list[RenderedChat | RowProblem]:
         # Tools are an argument of the call, so one call renders all chats without tools.
         plain = [index for index, chat in enumerate(chats) if chat.tools is None]
         try:
             texts = self._template.render([chats[index].messages for index in plain])
             rendered = dict(zip(plain, texts, strict=True))
-        except Exception:  # some chat fails: render one by one below, to find which
+        except (Exception, TimeUpError):  # some chat fails: render one by one below, to find which
             rendered = {}
         results: list[RenderedChat | RowProblem] = []
         for index, chat in enumerate(chats):
+            watch.restart()
             try:
                 found = rendered.get(index) or self._template.render([chat.messages], chat.tools)[0]
                 check_text(found.text, "the rendered chat")  # it also contains tools and tool calls
                 results.append(self._locate(chat, found.text, found.answers))
             except RowProblem as problem:
                 results.append(problem)
+            except TimeUpError:
+                results.append(template_problem(chat, RenderLimitError(too_slow())))
             except Exception as error:  # a template may raise any exception
                 results.append(template_problem(chat, error))
         return results

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import chat_template_utils
 
+from arctic_hydra.data.encode.limits import BoundedEnvironment, RenderLimitError, too_large
 from arctic_hydra.data.encode.spans import Span
 from arctic_hydra.data.formats.messages import REASONING_KEYS, Chat, Message, RowProblem, malformed, unusual_turn
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# transformers compiles templates in this class, and keeps them in a cache of its own.
+chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
 
 TOOL_TEMPLATE = "tool_use"
 """The name under which transformers looks up the template for chats with tools, if a tokenizer has several."""
@@ -45,6 +50,10 @@ def template_of(tokenizer: PreTrainedTokenizerBase, with_tools: bool = False) ->
 
 def template_problem(chat: Chat, error: Exception) -> RowProblem:
     """Return the problem of a chat for which the template raises: `malformed` if its roles are in an unusual order."""
+    if isinstance(error, RenderLimitError | MemoryError):
+        what = error.what if isinstance(error, RenderLimitError) else too_large()
+        remedy = "shorten the row, or pass tokenizer.chat_template=<file with another>"
+        return RowProblem("template", f"the chat template {what} for this row; {remedy}")
     text = f"the chat template fails: {type(error).__name__}: {error}"
     unusual = unusual_turn(chat.messages)
     if unusual is None:
@@ -57,13 +66,24 @@ def template_problem(chat: Chat, error: Exception) -> RowProblem:
     )
 
 
+@contextmanager
+def suppress_template_errors() -> Iterator[None]:
+    """Suppress the exceptions of a template, which may be of any type, except those of its limits."""
+    try:
+        yield
+    except (RenderLimitError, MemoryError):
+        raise
+    except Exception:
+        pass
+
+
 def freeze_globals(template: str) -> None:
     """Fix the date of a compiled template and flatten its globals.
 
     Jinja copies the globals at each rendering; from its chain of dictionaries, that takes a quarter of the time. The date
     function cannot be passed as a variable, since transformers accepts only plain data there.
     """
-    with suppress(Exception):  # a private API; and a template that does not compile fails at rendering
+    with suppress_template_errors():  # a private API; and a template that does not compile fails at rendering
         compiled = chat_template_utils._compile_jinja_template(template)
         compiled.globals = {**compiled.globals, "strftime_now": FIXED_DATE.strftime}
 
@@ -172,7 +192,7 @@ class ChatTemplate:
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
         for call_format in _CALL_FORMATS:
-            with suppress(Exception):  # a template may raise any exception
+            with suppress_template_errors():
                 text = self.render([[call_format.apply(message) for message in messages]])[0].text
                 if _PROBE_NAME in text and _PROBE_KEY in text:
                     return call_format

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from arctic_hydra.data.encode.skeleton import (
     with_placeholders,
 )
 from arctic_hydra.data.encode.spans import Span
-from arctic_hydra.data.encode.template import ChatTemplate
+from arctic_hydra.data.encode.template import ChatTemplate, suppress_template_errors
 from arctic_hydra.data.encode.verify import (
     TAGGED_ADVICE,
     changed_answer,
@@ -95,7 +94,7 @@ class TurnFinder:
 
     def _try_render(self, messages: list[Message], tools: list[Any] | None, generate: bool = False) -> str | None:
         """Return the rendered messages; None if the template raises, as some do for a chat without an answer."""
-        with suppress(Exception):  # a template may raise any exception
+        with suppress_template_errors():
             text = self._template.render([messages], tools, generate)[0].text
             return text if generate else text.removesuffix(self._trailing_header)
         return None

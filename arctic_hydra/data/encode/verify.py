@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from arctic_hydra.data.encode.spans import Span, shorten
 from arctic_hydra.data.formats.messages import Chat, Message, RowProblem
 
+_NEAR_CHARACTERS = 200
 TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"
 
 
@@ -66,10 +68,20 @@ def check_calls(index: int, message: Message, rendered: str) -> None:
     """Raise RowProblem unless the rendered turn contains the name and the arguments of every tool call of a message."""
     calls = message.get("tool_calls") or ()
     names = [_name(call) for call in calls]
+    expected = Counter(names)
+    written = {name: rendered.count(name) for name in expected}
+    position = 0  # templates write arguments in order: searching on from the last one takes linear time
     for name, call in zip(names, calls, strict=True):
-        missing = "" if rendered.count(name) >= names.count(name) else f"the call of {name!r}"
+        missing = "" if written[name] >= expected[name] else f"the call of {name!r}"
         for value in () if missing else _argument_values(call.get("function", call).get("arguments")):
-            if not any(form in rendered for form in _written_forms(value)):
+            for form in _written_forms(value):
+                found = rendered.find(form, position, position + _NEAR_CHARACTERS + len(form))
+                if found < 0:
+                    found = rendered.find(form)
+                if found >= 0:
+                    position = found
+                    break
+            else:
                 missing = f"the argument {shorten(str(value))} of the call of {name!r}"
                 break
         if missing:
