@@ -73,6 +73,8 @@ def find_weights(path: Path) -> Weights:
     """Return the weights that `init_from` selects: an export, a checkpoint, or a run directory (its newest checkpoint)."""
     if is_export(path):
         return Weights(path, None)
+    if (path / MANIFEST).exists():
+        return find_checkpoint(path, str(path))
     pickles = sorted(file.name for suffix in ("bin", "pt", "pth", "pkl") for file in path.glob(f"*.{suffix}"))
     if pickles:
         raise CheckpointError(

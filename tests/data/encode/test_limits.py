@@ -126,11 +126,8 @@ def test_time_that_was_not_used_up_is_not_missed_later(monkeypatch: pytest.Monke
 
 def test_a_run_says_which_file_and_row(tmp_path: Path) -> None:
     (tmp_path / "template.jinja").write_text(FOR_A_ROW.replace("ATTACK", "{{ 'x' * 10**10 }}") + BODY)
-    rows = [
-        f'{{"messages": [{{"role": "user", "content": "{text}"}}, {{"role": "assistant", "content": "ok"}}]}}'
-        for text in ("a", "BOMB")
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    line = '{"messages": [{"role": "user", "content": "WORD"}, {"role": "assistant", "content": "ok"}]}\n'
+    (tmp_path / "rows.jsonl").write_text(line.replace("WORD", "a") + line.replace("WORD", "BOMB"))
     source = "data=json data.sources.json.path=rows.jsonl tokenizer.chat_template=template.jinja"
     done = run(f"{SMALLEST} {source} trainer.train_iters=1 tracking=[]", tmp_path, code=1)
     assert "rows.jsonl:2: " in done.stderr and "takes more than 4,096 MiB of memory for this row" in done.stderr
