@@ -133,18 +133,18 @@ def prepare_here(source: Path) -> tuple[list[Any], float]:
     from arctic_hydra.data.formats.reading import Reading, RowFormat
     from arctic_hydra.data.prepare.build import CHUNK_ROWS
     from arctic_hydra.data.prepare.preparer import RowPreparer, SourceRows
-    from arctic_hydra.data.rows.jsonl import JsonLines
+    from arctic_hydra.data.rows.jsonl import JsonLinesRows
     from arctic_hydra.data.sft import SFTDataFactory
     from arctic_hydra.data.source.json import JsonSource
     from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 
-    rows = JsonLines(source)
+    rows = JsonLinesRows(source)
     options = SFTDataFactory(sources={"chat": JsonSource(path=str(source))}).options()
     begun = time.process_time()
     chats = SourceRows("data.sources.chat", "chat", rows, reading=Reading(RowFormat.messages))
     preparer = RowPreparer(chats, BundledTokenizerFactory().create_tokenizer(), options)
     starts = range(0, len(rows), CHUNK_ROWS)
-    chunks = [preparer.chunk((start, min(start + CHUNK_ROWS, len(rows))))[0] for start in starts]
+    chunks = [preparer.prepare_chunk(start, min(start + CHUNK_ROWS, len(rows)))[0] for start in starts]
     return chunks, time.process_time() - begun
 
 

@@ -45,7 +45,7 @@ def test_code_in_a_checkpoint_is_rejected_and_does_not_run(pattern, in_ranks, la
         if rank == 0:
             [victim, *_] = path.glob(pattern)
             torch.save({"x": Malicious(evidence)}, victim)
-            manifest = store._read_manifest(path)
+            manifest = store._read_manifest(path, of_others=False)
             stage = store.Stage(1, path, {name: store.hash_file(path / name) for name in manifest.pop("files")})
             store._write_manifest(stage, manifest)
         distributed.barrier()

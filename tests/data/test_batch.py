@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from arctic_hydra import batch
+from arctic_hydra.data import batch
 from arctic_hydra.data.batch import Batch, StepBatch
 
 

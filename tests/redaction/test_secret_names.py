@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -47,10 +48,11 @@ def test_no_key_of_a_component_an_option_or_a_metric_is_taken_for_a_secret(repos
 def test_no_default_of_a_model_or_of_deepspeed_is_taken_for_a_secret():
     from transformers import GenerationConfig, LlamaConfig, Qwen3MoeConfig
 
-    from arctic_hydra.engine import KNOWN_KEYS
+    from arctic_hydra.assets import deepspeed_keys
 
+    table = json.loads(Path(deepspeed_keys.__file__).with_suffix(".json").read_text())
     defaults = [config.to_dict() for config in (GenerationConfig(), LlamaConfig(), Qwen3MoeConfig())]
-    assert [key for key in [*KNOWN_KEYS, *_keys(defaults)] if is_secret_name(key)] == []
+    assert [key for key in [*_keys(table), *_keys(defaults)] if is_secret_name(key)] == []
 
 
 def _keys(node):
