@@ -9,13 +9,12 @@ import argparse
 import atexit
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from arctic_hydra import __version__, component, config, redaction
 from arctic_hydra.cli import compose, help, multirun, search_path
@@ -30,6 +29,7 @@ from arctic_hydra.errors import (
     ConfigError,
     print_error,
 )
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.launch.job import Job
 from arctic_hydra.run_directory import PROGRAM
 from arctic_hydra.stopping import ignore_signals
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     redaction.protect(arguments)
     try:
+        if not _has_working_directory():
+            raise ConfigError("the working directory no longer exists; change to another")
         component.load_extensions()
         code = _dispatch([normalize(argument) for argument in arguments])
         if code == EXIT_STOPPED_EARLY:
@@ -56,6 +58,13 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def _has_working_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
 def _dispatch(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"arctic_hydra {__version__}")
@@ -64,8 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such option; see {PROGRAM} --help")
     name = options.config_name or "config"
-    if options.config_dir and not Path(options.config_dir).is_dir():
-        raise ConfigError(f"--config-dir: got {options.config_dir!r}, not a directory")
+    if options.config_dir and not os.path.isdir(options.config_dir):
+        raise ConfigError(f"--config-dir: got {shorten(options.config_dir)}, not a directory")
     for flag, value in (("--config-path", options.config_path), ("--experimental-rerun", options.experimental_rerun)):
         if value:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
@@ -98,16 +107,15 @@ def _show(options: Any, composed: compose.Composed) -> int:
     cfg = composed.unresolved
     hydra = OmegaConf.create({"hydra": cfg.hydra})
     tree = {"job": compose.without_hydra(cfg), "hydra": hydra, "all": cfg}[options.cfg]
-    node = OmegaConf.select(tree, options.package) if options.package and options.package != "_global_" else tree
-    if node is None:
-        raise ConfigError(f"--package {options.package}: there is no such node in the composed config")
     with compose.closed_resolvers():
         try:
-            print(
-                OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n", end=""
-            )
-        except OmegaConfBaseException as error:  # of Hydra's own node: that of the run is resolved already
-            raise translate_error(error, options.overrides, None) from error
+            node = OmegaConf.select(tree, options.package) if options.package not in (None, "_global_") else tree
+            if node is None:
+                raise ConfigError(f"--package {options.package}: there is no such node in the composed config")
+            text = OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n"
+        except (OmegaConfBaseException, GrammarParseError) as error:  # the config itself is resolved already
+            raise translate_error(error, [f"--package {options.package}"], None) from error
+    print(text, end="")
     return EXIT_DONE
 
 

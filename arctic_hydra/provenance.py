@@ -53,6 +53,14 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+_OWN_SCOPES = ("local\t", "worktree\t")
+_RUNS = re.compile(
+    r"core\.(fsmonitor|hookspath|pager)|pager\..*|filter\..*\.(clean|smudge|process|required)|diff\.(.*\.command|external)"
+)
+"""Settings of git that name commands to run while it compares files."""
+_OFF = {"core.fsmonitor": "false", "core.hookspath": "/dev/null"}
+
+
 def _is_tracked(path: Path) -> bool:
     """Whether git tracks a file; a package installed into a `.venv` inside a checkout is not part of its revision."""
     return _git(path.parent, "ls-files", "--error-unmatch", path.name) is not None
@@ -63,7 +71,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     revision = _git(folder, "rev-parse", "HEAD")
     if revision is None:
         return None
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all") or ""
     return {"revision": revision.strip(), "dirty": bool(diff), "diff": _without_secrets(diff[:1_000_000])}
 
 
@@ -73,7 +81,17 @@ def _without_secrets(diff: str) -> str:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """Return the output of a git command, or None if it fails or git is not installed."""
+    """Return the output of a git command, or None if it fails or git is not installed.
+
+    Commands that the repository's own configuration names, such as its filters, do not run: it may have come with data.
+    """
+    settings = _run_git(folder, "config", "--show-scope", "--list") or ""
+    own = [line.partition("\t")[2].partition("=")[0] for line in settings.splitlines() if line.startswith(_OWN_SCOPES)]
+    off = [word for key in sorted(set(own)) if _RUNS.fullmatch(key) for word in ("-c", f"{key}={_OFF.get(key, '')}")]
+    return _run_git(folder, *off, *words)
+
+
+def _run_git(folder: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=10

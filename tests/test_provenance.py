@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from arctic_hydra import __version__, provenance
 
@@ -66,3 +67,32 @@ def test_an_uncommitted_diff_shows_no_secrets_and_leaves_code_alone(tmp_path):
         "+for key in rows: f(key=key)",
     ):
         assert f"{line}\n" in state["diff"]
+
+
+def test_commands_that_a_repository_names_do_not_run(tmp_path: Path) -> None:
+    """The working directory may be a repository that came with data: its configuration can name filters and hooks."""
+    evil = tmp_path / "evil.sh"
+    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\ncat\n")
+    evil.chmod(0o755)
+    folder = tmp_path / "data"
+    git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    (folder / "a.txt").write_text("one\n")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
+    (folder / ".gitattributes").write_text("* filter=x diff=x\n")
+    (folder / "a.txt").write_text("two\n")
+    keys = (
+        "core.fsmonitor",
+        "diff.external",
+        "diff.x.textconv",
+        "diff.x.command",
+        "filter.x.clean",
+        "filter.x.process",
+    )
+    for key in keys:
+        subprocess.run([*git, "config", key, str(evil)], check=True)
+    subprocess.run([*git, "config", "filter.x.required", "true"], check=True)
+    state = provenance.git_state(folder)
+    assert state is not None and state["dirty"] and "+two" in state["diff"]
+    assert not (tmp_path / "ran").exists()

@@ -107,12 +107,10 @@ def _resolve(cfg: DictConfig) -> Composed:
     hydra = cfg.hydra
     if refused := list(_classes_in(OmegaConf.to_container(hydra, resolve=False), "hydra")):
         raise ConfigError(refused)
-    if unknown := [text for name in ("launcher", "sweeper") for text in _unknown_keys(hydra[name], f"hydra.{name}")]:
-        raise ConfigError(unknown)
     return Composed(
         job={str(key): _plain(cfg, str(key)) for key in cfg if key != "hydra"},
-        launcher=_plain(hydra, "launcher"),
-        sweeper=_plain(hydra, "sweeper"),
+        launcher=_plugin(hydra, "launcher"),
+        sweeper=_plugin(hydra, "sweeper"),
         sweep_dir=str(hydra.sweep.dir or ""),
         choices=_plain(hydra.runtime, "choices"),
         unresolved=cfg,
@@ -129,31 +127,40 @@ def _plain(node: DictConfig, key: str) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
+def _plugin(hydra: DictConfig, name: str) -> dict[str, Any]:
+    """Return the settings of the launcher or sweeper, whose class is one of `PLUGINS` and whose keys are those of its schema."""
+    key = f"hydra.{name}"
+    if OmegaConf.is_interpolation(hydra, name):
+        raise ConfigError(f"{key}: got an interpolation, expected an option; pass hydra/{name}=<option>")
+    settings = _plain(hydra, name)
+    target = settings.get("_target_") if isinstance(settings, dict) else settings
+    if not isinstance(target, str) or target not in PLUGINS:
+        raise ConfigError(refused_target(f"{key}._target_", target))
+    schema = OmegaConf.get_type(hydra[name])
+    known = [item.name for item in fields(schema)] if is_dataclass(schema) else ["_target_"]
+    listed = ", ".join(other for other in known if other != "_target_")
+    expected = f"one of {listed}" if listed else "none"
+    unknown = [f"{key}.{item}: there is no such key; expected {expected}" for item in settings if item not in known]
+    if unknown:
+        raise ConfigError(unknown)
+    return settings  # type: ignore[no-any-return]
+
+
 def _classes_in(node: Any, key: str) -> Iterator[str]:
-    """Yield a problem for every class that Hydra's own node names, other than the launchers and sweepers in `PLUGINS`."""
+    """Yield a problem for every class that Hydra's own node names, such as a callback, other than launcher and sweeper.
+
+    Those of its logging configuration are ignored, as that configuration is.
+    """
     if isinstance(node, Mapping):
-        in_logging = key.startswith(("hydra.job_logging", "hydra.hydra_logging"))
         for name, value in node.items():
             child = f"{key}.{name}"
-            if name == "_target_" or (in_logging and name in ("()", "class", "factory")):
-                is_plugin = key in ("hydra.launcher", "hydra.sweeper") and isinstance(value, str) and value in PLUGINS
-                if value is not None and not is_plugin:
-                    yield refused_target(child, value)
-            else:
+            if name == "_target_" and value is not None and key not in ("hydra.launcher", "hydra.sweeper"):
+                yield refused_target(child, value)
+            elif child not in ("hydra.job_logging", "hydra.hydra_logging"):
                 yield from _classes_in(value, child)
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _classes_in(value, f"{key}[{index}]")
-
-
-def _unknown_keys(node: DictConfig, key: str) -> Iterator[str]:
-    """Yield a problem for every key that the schema of a launcher or sweeper does not have."""
-    schema = OmegaConf.get_type(node)
-    known = [item.name for item in fields(schema)] if is_dataclass(schema) else list(node)
-    for name in node:
-        if name not in known:
-            listed = ", ".join(other for other in known if other != "_target_")
-            yield f"{key}.{name!s}: there is no such key; expected {f'one of {listed}' if listed else 'none'}"
 
 
 def apply_launcher_resources(job: dict[str, Any], launcher: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from functools import cache
+from itertools import islice
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -17,6 +18,8 @@ from arctic_hydra.human_numbers import parse_human_number
 
 FREE_FORM_OF_PLUGINS = {"additional_parameters", "params", "pruner_kwargs"}
 """Fields of our launchers and sweepers whose values are free-form dictionaries."""
+MOST_JOBS = 100_000
+"""Largest number of jobs of a sweep, and of values of one key of a search."""
 _POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
 # The first alternative matches quoted text, and text that Hydra escaped in the jobs of a sweep; the second matches slices.
@@ -108,9 +111,16 @@ def parse(overrides: list[str]) -> list[Override]:
     """Parse the overrides of a sweep; raises ConfigError for invalid ones."""
     with hydra_with() as loader:
         try:
-            return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
         except (HydraException, ValueError) as error:
             raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error
+    jobs = 1
+    for item in parsed:
+        if item.is_discrete_sweep():
+            jobs *= sum(1 for _ in islice(item.sweep_string_iterator(), MOST_JOBS + 1))
+        if jobs > MOST_JOBS:
+            raise ConfigError(f"{item.key_or_group}: the sweep has more than {MOST_JOBS:,} jobs; try fewer values")
+    return parsed
 
 
 def _interval_problem(overrides: list[str]) -> str:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import redaction
+from arctic_hydra import python_flags, redaction
 from arctic_hydra.errors import ArcticHydraError, print_error
 from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent
 from arctic_hydra.launch.failures import GRACE_SECONDS, FailureWatch, living_ranks, report_silent_failures, send_signal
@@ -129,7 +129,9 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
     os.environ[PARENT_VARIABLE] = str(os.getpid())  # for the ranks
     watch = FailureWatch(directory)
     try:
-        elastic_launch(launch_config, sys.executable)("-u", "-m", "arctic_hydra.worker", str(options.run_file))
+        elastic_launch(launch_config, sys.executable)(
+            *python_flags(), "-u", "-m", "arctic_hydra.worker", str(options.run_file)
+        )
     except ChildFailedError as error:
         watch.close()
         failures = {rank: failure.exitcode for rank, failure in error.failures.items()}

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra import python_flags
 from arctic_hydra.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,7 +81,16 @@ class Hosts:
         agents = {}
         for index, name in enumerate(self.names):
             nodes = Nodes(len(self.names), index, self.rendezvous)
-            agent = [sys.executable, "-u", "-m", "arctic_hydra.launch", str(run_file), str(ranks), *nodes.arguments()]
+            agent = [
+                sys.executable,
+                *python_flags(),
+                "-u",
+                "-m",
+                "arctic_hydra.launch",
+                str(run_file),
+                str(ranks),
+                *nodes.arguments(),
+            ]
             python_path = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
             command = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([python_path, *agent, '--remote'])}"
             agents[name] = RemoteAgent([*shell, name, command], environment)

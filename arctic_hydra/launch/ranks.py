@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arctic_hydra import python_flags
 from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
@@ -85,7 +86,16 @@ def open_ranks(
     share, nodes = share or MachineShare(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
     module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
-    command = [sys.executable, "-u", "-m", *module, str(directory.run_file), str(ranks), *nodes.arguments()]
+    command = [
+        sys.executable,
+        *python_flags(),
+        "-u",
+        "-m",
+        *module,
+        str(directory.run_file),
+        str(ranks),
+        *nodes.arguments(),
+    ]
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if share.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+from arctic_hydra import python_flags
 from arctic_hydra.config import Run
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
 
@@ -20,7 +21,7 @@ Findings = tuple[list[str], list[ArcticHydraError]]
 
 def look_at(tree: dict[str, Any]) -> Findings:
     """Check a resolved config in a child process and return its findings."""
-    command = [sys.executable, "-W", "ignore", "-m", "arctic_hydra.tasks.check"]
+    command = [sys.executable, *python_flags(), "-W", "ignore", "-m", "arctic_hydra.tasks.check"]
     done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["the estimator process exited without an error message"])[-1]

@@ -273,12 +273,8 @@ def test_nothing_is_imported_for_a_refused_target(tmp_path):
     (tmp_path / "evil.py").write_text("open('imported', 'w').close()\n")
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "bad.yaml").write_text("defaults: [adamw, _self_]\n_target_: evil.Optimizer\n")
-    (tmp_path / "mine" / "logged.yaml").write_text(
-        "defaults: [config, _self_]\nhydra: {job_logging: {formatters: {x: {(): evil.f}}, handlers: {h: {class: evil.H}}}}\n"
-    )
     for arguments in (
         ["optimizer._target_=evil.f"],
-        ["--config-dir", "mine", "--config-name", "logged"],
         ["+hydra.callbacks.a._target_=evil.f"],
         ["--config-dir", "mine", "optimizer=bad"],
         ["-m", "optimizer._target_=evil.f,evil.g"],

@@ -49,6 +49,8 @@ PLACES = {
     "+hydra.job_logging.formatters.x=VALUE": [],
     "hydra.searchpath=[VALUE]": [],
     "+hydra.launcher.x=VALUE": ["-m"],
+    "hydra.launcher=VALUE": ["-m", "seed=1,2"],
+    "hydra.sweeper=VALUE": ["-m", "seed=1,2"],
     "hydra.launcher.comment=VALUE": ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"],
     "hydra.launcher.additional_parameters={x:VALUE}": ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"],
     "hydra.sweeper.pruner_kwargs={x:VALUE}": ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=0", "seed=1,2"],
@@ -83,9 +85,9 @@ def assert_nothing_ran(evil: Path) -> None:
     assert "evil" not in sys.modules
 
 
-EVERY_WAY = ("model.hf_config_kwargs={x:VALUE}", "hydra.launcher.comment=VALUE")
+EVERY_WAY = ("model.hf_config_kwargs={x:VALUE}", "hydra.launcher.comment=VALUE", "hydra.launcher=VALUE")
 """Places that the quick table tries in every way; the others in the ways of `FEW`."""
-FEW = ("target", "escaped resolver", "decoded environment variable")
+FEW = ("target", "escaped resolver", "decoded node")
 CASES = [(place, way, way not in FEW and place not in EVERY_WAY) for place in PLACES for way in WAYS]
 
 
@@ -126,9 +128,9 @@ def test_no_config_file_runs_code(what: str, evil: Path, capsys: pytest.CaptureF
     (evil / "mine").mkdir()
     (evil / "mine" / "own.yaml").write_text(FILES[what])
     for arguments in (["--cfg", "job", "--resolve"], ["--info", "config"], ["-m", "seed=1,2"]):
-        if what == "an escaped interpolation" and "-m" in arguments:
+        if what in ("an escaped interpolation", "logging") and "-m" in arguments:
             continue  # a valid sweep, which would train
-        allowed = {0} if what == "an escaped interpolation" else {0, 2} if "--info" in arguments else {2}
+        allowed = {0} if what in ("an escaped interpolation", "logging") else {0, 2} if "--info" in arguments else {2}
         assert main([*arguments, "--config-dir", "mine", "--config-name", "own"]) in allowed, arguments
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
@@ -170,16 +172,19 @@ def test_a_run_file_is_plain_data(evil: Path) -> None:
 
 def test_the_working_directory_is_not_imported_from(tmp_path: Path) -> None:
     """`python -m` puts it first on the path: modules, Hydra plugins and the metadata of an extension, beside the data."""
-    for name in ("torch.py", "yaml.py", "evil_extension.py", "hydra_plugins/evil.py", "hydra_plugins/evil/__init__.py"):
+    modules = "torch.py yaml.py json.py pickle.py struct.py numpy.py evil_extension.py"
+    for name in [*modules.split(), "hydra_plugins/evil.py", "hydra_plugins/evil/__init__.py"]:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("open('called', 'w').close()\n")
     metadata = tmp_path / "evil-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[arctic_hydra]\nevil = evil_extension\n")
-    for arguments in ("--cfg job", "task=check"):
+    for arguments in ("--cfg job", "task=check", f"{SMALL} data.num_proc=2 trainer.train_iters=1 tracking=[]"):
         run(arguments, tmp_path, fresh=True)
         assert not (tmp_path / "called").exists()
+    script = run("hydra/launcher=slurm hydra.launcher.dry_run=true", tmp_path).stdout
+    assert " -P -u -m hydra_plugins.arctic_hydra._slurm_start " in script
 
 
 def test_text_with_a_dollar_sign_reaches_the_run_unchanged(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from arctic_hydra.cli.overrides import normalize, sweep_jobs
+from arctic_hydra.errors import ConfigError
 from tests.composing import built, composed
 
 SPLITS = (
@@ -55,3 +56,9 @@ def test_slices_can_be_swept_over(values):
         assert len(jobs) == 4
         found = [composed(*job)["data"]["sources"]["chat"]["split"] for job in jobs]
         assert found == [value for value in values for _ in range(2)]
+
+
+@pytest.mark.parametrize("override", ["seed=range(1,1000000000000)", "seed=range(0,1,0.0000001)"])
+def test_a_sweep_without_end_is_refused_before_it_is_listed(override):
+    with pytest.raises(ConfigError, match="seed: the sweep has more than 100,000 jobs; try fewer values"):
+        sweep_jobs([override])

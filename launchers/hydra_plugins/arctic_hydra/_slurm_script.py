@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra import python_flags
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch.slurm_options import check_folder, check_options
 
@@ -42,7 +43,7 @@ def render(options: dict[str, Any], count: int, *, python: str, snapshot: Path |
     if options["cpus_per_task"]:
         # Since SLURM 22.05 a step does not inherit this number from the allocation, and its ranks would share one core.
         step.append(f"--cpus-per-task={options['cpus_per_task']}")
-    module = ["-u", "-m", "hydra_plugins.arctic_hydra._slurm_start", str(folder)]
+    module = [*python_flags(), "-u", "-m", "hydra_plugins.arctic_hydra._slurm_start", str(folder)]
     setup = [*([marker] if marker else []), *options["setup"]]
     lines = [
         "#!/bin/bash",

@@ -182,6 +182,8 @@ def submission_environment(secrets: dict[str, Any], snapshot: Path | None) -> It
     try:
         with clean_env() if "SLURM_JOB_ID" in before else nullcontext():
             os.environ.update(added)
+            if not sys.flags.safe_path:  # set for our own processes; commands of `setup` may need their folder
+                os.environ.pop("PYTHONSAFEPATH", None)
             yield
     finally:
         os.environ.clear()
