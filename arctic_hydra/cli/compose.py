@@ -66,7 +66,7 @@ def compose_config(
     with hydra_with(config_dir, cache), closed_resolvers():
         try:
             cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
-            return _resolve(cfg)
+            composed = _resolve(cfg)
         except ArcticHydraError:
             raise
         except Exception as error:  # Hydra, OmegaConf, YAML and the grammar of overrides each raise their own
@@ -76,6 +76,20 @@ def compose_config(
                 overrides,
                 lambda kept: compose(config_name, overrides=kept, return_hydra_config=in_hydra),
             ) from error
+    _refuse_trust_in_files(composed.job, overrides)
+    return composed
+
+
+def _refuse_trust_in_files(job: dict[str, Any], overrides: list[str]) -> None:
+    """Raise ConfigError unless the user asks on the command line for code of a model's repository to run."""
+    asked = {item.lstrip("+").lower() for item in overrides}
+    trusted = [key for key, value in flatten(job).items() if key.endswith(".trust_remote_code") and value]
+    if problems := [
+        f"{key}: got true from a config file, but it lets code of another repository run; pass {key}=true on the command line"
+        for key in trusted
+        if f"{key}=true" not in asked
+    ]:
+        raise ConfigError(problems)
 
 
 @contextmanager

@@ -196,3 +196,21 @@ def test_text_with_a_dollar_sign_reaches_the_run_unchanged(tmp_path: Path) -> No
     assert tree["tracking"]["mlflow"]["experiment"] == text
     written = OmegaConf.load(only_run(tmp_path) / "config.yaml")
     assert OmegaConf.to_container(written, resolve=True) == tree
+
+
+def test_only_the_command_line_trusts_code_of_a_model(
+    evil: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (evil / "mine").mkdir()
+    (evil / "mine" / "own.yaml").write_text(
+        "defaults: [config, _self_]\nmodel: {trust_remote_code: true}\ntokenizer: {trust_remote_code: '${oc.env:EVIL_TRUE}'}\n"
+    )
+    monkeypatch.setenv("EVIL_TRUE", "true")
+    own = ["--cfg", "job", "--config-dir", "mine", "--config-name", "own", "model=hf", "model.name_or_path=x"]
+    assert main(own) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition(": got true from a config file")[0] for line in errors] == [
+        "error: model.trust_remote_code",
+        "error: tokenizer.trust_remote_code",
+    ]
+    assert main([*own, "model.trust_remote_code=true", "tokenizer.trust_remote_code=True"]) == 0
