@@ -311,7 +311,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("soak.json"))
     options = parser.parse_args()
     kills = options.kills or max(1, round(options.minutes))
-    steps = options.steps or int(max(2 * STEPS_PER_EPOCH, 0.6 * 60 * options.minutes / (options.pause + 0.2)))
+    steps = options.steps or int(max(2 * STEPS_PER_EPOCH, 0.85 * 60 * options.minutes / (options.pause + 0.2)))
     with tempfile.TemporaryDirectory() as place:
         lab = install_my_lab(Path(place)) if options.pause else {}
         soak = soak_run(options.minutes, kills, steps, Path(place), lab, options.pause, options.seed)
@@ -320,7 +320,8 @@ def main() -> int:
         figures = "{samples:4} samples {lowest:9.1f} to {highest:9.1f}  slope {per_minute:+8.3f} of {limit_per_minute:.3f} per minute"
         print(f"{row['figure']:47} {row['unit']:4}" + figures.format(**row))
     counts = ", ".join(f"{count} x {kind}" for kind, count in soak.kills.items())
-    print(f"{soak.minute:.1f} minutes, {soak.starts} starts, {counts}; slowest end {soak.slowest_end_seconds:.1f} s")
+    print(f"{soak.minute:.1f} minutes, {soak.starts} starts, slowest end {soak.slowest_end_seconds:.1f} s")
+    print(f"{sum(soak.kills.values())} of {kills} kills: {counts}")
     facts = {
         "minutes": soak.minute,
         "starts": soak.starts,
