@@ -50,10 +50,11 @@ def slurm(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kill, freeze and starve runs; `nox -s faults -- --kills 200 --results kills.json` passes options to the kill loop."""
+    """Kill, freeze and starve runs, then soak one; `nox -s faults -- --kills 200` passes options to the kill loop."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-m", "faults", f"--timeout={TEST_TIMEOUT_SECONDS}")
     session.run("python", "-m", "tests.faults.kill_loop", *session.posargs)
+    session.run("python", "-m", "tests.faults.soak", "--minutes", "30", "--results", "soak.json")
 
 
 @nox.session

@@ -92,7 +92,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
         return None
     # Callbacks may log other values, but these are read again.
     ours = (value for name, value in row.items() if name == "loss" or name.startswith("eval/"))
-    fits = all(value is None or isinstance(value, int | float) for value in ours)
+    fits = all(value is None or _number(value) is not None for value in ours)
     return row if fits and isinstance(row.get("non_finite", []), list) else None
 
 
@@ -109,9 +109,17 @@ def objective(rows: list[dict[str, Any]], name: str) -> float | None:
     for row in reversed(rows):
         if name in row.get("non_finite", ()):
             return math.nan
-        if isinstance(value := row.get(name), int | float):
-            return float(value) if math.isfinite(value) else math.nan
+        if (value := _number(row.get(name))) is not None:
+            return value if math.isfinite(value) else math.nan
     return None
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of a metric, None for anything else, such as an integer that no float can represent."""
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None
 
 
 def model_flops(

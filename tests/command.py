@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests import warm
 
@@ -72,14 +73,14 @@ def run(
     return done
 
 
-def start(arguments: str, folder: Path, **more: str) -> subprocess.Popen[str]:
+def start(arguments: str, folder: Path, *, stdout: Any = subprocess.PIPE, **more: str) -> subprocess.Popen[str]:
     """Start the program with `arguments` in `folder`; `exec` replaces the shell by the program."""
     return subprocess.Popen(
         f"exec {PROGRAM} {arguments}",
         shell=True,
         cwd=folder,
         env=environment(**more),
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         stdin=subprocess.DEVNULL,

@@ -6,9 +6,11 @@ import json
 import math
 
 import pytest
+from hypothesis import strategies as st
 
 from arctic_hydra.errors import StateFileError
 from arctic_hydra.metrics import MetricsFile, evaluation_metrics, model_flops, objective, read_metrics
+from tests.mutations import as_json, attempt, changed, damaged, fuzz
 
 
 def test_non_finite_numbers_are_valid_json_and_not_hidden(tmp_path):
@@ -44,7 +46,9 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"\x80\x04\x95", b"\x00" * 50, b"{", b"[1]", b"{}", b'{"step": "1"}', b'{"step": 1, "loss": {}}', b"[" * 100_000]
+    "line",
+    [b"\x80\x04\x95", b"\x00" * 50, b"{", b"[1]", b"{}", b'{"step": "1"}', b'{"step": 1, "loss": {}}',
+    b'{"step": 1, "loss": 1%s}' % (b"0" * 400), b"[" * 100_000]
 )  # fmt: skip
 def test_a_damaged_line_is_named(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
@@ -69,6 +73,7 @@ def test_metrics_of_the_wrong_kind_are_named(tmp_path):
         ([{"step": 1, "loss": 2.0}, {"step": 2, "loss": None, "non_finite": ["loss"]}], "auto", math.nan),
         ([{"step": 1, "mfu": 0.4}, {"step": 2, "mfu": None}], "mfu", 0.4),
         ([{"step": 1, "loss": 2.0}], "mfu", None),
+        ([{"step": 1, "counter": 10**400}], "counter", None),
     ],
 )
 def test_the_objective_is_the_last_value_and_nan_where_the_run_diverged(rows, name, expected):
@@ -86,3 +91,23 @@ def test_evaluations_weigh_tokens_and_name_several_sources():
 
 def test_flops_count_the_head_for_supervised_tokens_only_and_attention_per_document():
     assert model_flops(10, 4, 2, 3, [5, 7], supervised=6) == 6 * (10 * 12 + 4 * 6) + 6 * 2 * 3 * (25 + 49)
+
+
+ROWS = [
+    {"step": 0, "eval/loss": 3.0, "eval/accuracy": 0.5, "epoch": 0.0},
+    {"step": 1, "loss": 2.0, "lr": 1e-3, "mfu": None, "step_seconds": 0.1},
+    {"step": 2, "loss": None, "non_finite": ["loss"]},
+]
+
+
+def one_random_history(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("random") / "metrics.jsonl"
+    lines = [as_json(data.draw(st.just(row) | changed(row))) for row in ROWS]
+    content = b"".join(line + b"\n" for line in lines)
+    path.write_bytes(data.draw(st.just(content) | damaged(content)))
+    rows = attempt(lambda: read_metrics(path), StateFileError, path) or []
+    for name in ("auto", "eval/loss", "loss", "lr", "epoch"):
+        assert isinstance(objective(rows, name), float | None)
+
+
+test_a_random_history, test_many_random_histories = fuzz(one_random_history)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import strategies as st
 
 from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError, UnsafePathError
-from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.run_directory import RunDirectory, neighbour_difference
+from tests.mutations import attempt, file_like, fuzz
 
 
 def test_one_process_holds_a_directory_and_the_others_are_told_which(tmp_path):
@@ -179,3 +181,29 @@ def test_a_directory_that_is_not_the_users_own_is_neither_used_nor_emptied(attac
             RunDirectory(path).clear()
         assert (path / "data").is_dir()
     assert not (tmp_path / "nowhere").exists()
+
+
+RECORD = {
+    "format": 1, "status": "finished", "result": {"step": 3, "status": "finished"}, "overrides": ["seed=1"], "identity": {"a": {"b": 1}},
+    "git": None, "horizon": 3, "seconds": 1.5, "started": 1.0, "error": "x",
+}  # fmt: skip
+
+
+def one_random_record(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = RunDirectory(tmp_path_factory.mktemp("random") / "run")
+    directory.create()
+    directory.record_file.write_bytes(data.draw(file_like(RECORD)))
+    if data.draw(st.booleans()):
+        directory.result_file.write_bytes(data.draw(file_like({"status": "stopped", "step": 3, "objective": None})))
+    uses = (
+        directory.record,
+        lambda: neighbour_difference(directory.path.with_name("other"), {"a": {"b": 2}}),
+        directory.repair_record,
+        lambda: directory.update_record(status="running"),
+        directory.forget_outcome,
+    )
+    for use in uses:
+        attempt(use, StateFileError, directory.path)
+
+
+test_a_random_record, test_many_random_records = fuzz(one_random_record)

@@ -10,11 +10,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from arctic_hydra.checkpoint import files
 from arctic_hydra.checkpoint import store as store_module
 from arctic_hydra.checkpoint.store import MANIFEST, CheckpointStore
 from arctic_hydra.errors import CheckpointError
+from tests.mutations import as_json, attempt, changed, file_like, fuzz
 
 FILES = {"model.pt": b"m" * 5000, "optimizer.pt": os.urandom(3000), "rank-00000.pt": b"r"}
 
@@ -321,3 +323,29 @@ def test_a_checkpoint_that_the_user_named_may_be_that_of_another_user(store) -> 
     assert named.verified(path).step == 1 and named.newest() is not None
     with pytest.raises(CheckpointError, match="nothing was published.*belongs to another user"):
         named.begin(2)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that are there once, since each example damages the manifest only."""
+    root = tmp_path_factory.mktemp("random") / "checkpoints"
+    path = save(CheckpointStore(root, rank=0), 100) / MANIFEST
+    path.with_name("manifest.before").write_bytes(path.read_bytes())
+    return path
+
+
+def one_random_manifest(data: st.DataObject, saved: Path) -> None:
+    """Its hash is right in half of the cases, so that the content is looked at."""
+    store = CheckpointStore(saved.parents[1], rank=0, keep_last=1, keep_best=1)
+    before = json.loads(saved.with_name("manifest.before").read_text())
+    content = data.draw(file_like(before))
+    if data.draw(st.booleans()):
+        body = data.draw(changed({key: value for key, value in before.items() if key != "self_sha256"}))
+        content = as_json({**body, "self_sha256": store_module._digest(body)})
+    saved.write_bytes(content)
+    for look in (store.newest, store.best, lambda: store.at(100)):
+        found = attempt(look, CheckpointError, store.root)
+        assert found is None or found.step == json.loads(saved.read_text())["step"]
+
+
+test_a_random_manifest, test_many_random_manifests = fuzz(one_random_manifest)

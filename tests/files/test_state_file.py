@@ -21,6 +21,7 @@ from arctic_hydra.files.state_file import Schema, Table, last_lines, mismatch, o
 from arctic_hydra.run_directory import ERROR_FILE, RECORD_FILE, RESULT_FILE, RUN_FILE
 from arctic_hydra.sweep.directory import SWEEP_FILE
 from arctic_hydra.tracking.mlflow import _STATE
+from tests.mutations import places
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 JOB: dict[str, Any] = {"number": 0, "overrides": ["seed=1"], "run_dir": "/a/b", "run_file": "/a/b/run.json"}
@@ -215,11 +216,6 @@ VALUES = st.recursive(
 )
 
 
-def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place, *(found for name, item in inner for found in _places(item, (*place, name)))]
-
-
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_content_is_read_or_is_one_error(data, folder):
@@ -231,7 +227,7 @@ def test_any_content_is_read_or_is_one_error(data, folder):
         path.write_bytes(data.draw(st.binary(max_size=60)))
     else:
         changed = json.loads(json.dumps(content))
-        place = data.draw(st.sampled_from(_places(content)[1:]))
+        place = data.draw(st.sampled_from(places(content)[1:]))
         node = changed
         for part in place[:-1]:
             node = node[part]

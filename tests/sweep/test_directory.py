@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from arctic_hydra.errors import ConfigError, RunLockedError
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import results
 from arctic_hydra.sweep.__main__ import main as look_after
-from arctic_hydra.sweep.directory import Sweep, states
+from arctic_hydra.sweep.directory import FORMAT, Sweep, states
+from tests.mutations import attempt, file_like, fuzz
 from tests.sweep.sweeps import sweep_of
 
 
@@ -160,3 +164,23 @@ def test_a_sweep_takes_no_directory_of_something_else(name, message, tmp_path):
     RunDirectory(tmp_path).write_run({}) if name == "run.json" else (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=message):
         sweep.lock("hydra.sweep.dir")
+
+
+def one_random_sweep(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    sweep = sweep_of(Path("/absent"), ["seed=0"], ["seed=1"])
+    sweep.jobs[0].submission = {"kind": "local", "pid": 0}
+    sweep.jobs[1].submission = SLURM
+    content = {"format": FORMAT, **asdict(sweep)}
+    del content["path"]
+    folder = tmp_path_factory.mktemp("random")
+    (folder / "sweep.json").write_bytes(data.draw(file_like(content)))
+    found = attempt(lambda: Sweep.load(folder), ConfigError, folder)
+    if found is None:
+        return
+    for job in found.jobs:  # squeue is not asked
+        job.submission = None if job.submission and job.submission["kind"] == "slurm" else job.submission
+    assert len(states(found)) == len(results.rows(found)) == len(found.jobs)
+    assert isinstance(found.command_line, str)
+
+
+test_a_random_sweep, test_many_random_sweeps = fuzz(one_random_sweep)

@@ -88,7 +88,7 @@ def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "mes
         if "weight" in message:
             weights[index] = _weight(message.pop("weight"), index)
         if isinstance(message.get("content"), list):
-            message["content"] = "".join(part["text"] for part in message["content"])
+            message["content"] = text_of(message["content"])
         if "tool_calls" in message:
             message["tool_calls"] = _read_calls(message["tool_calls"], f"message {index}")
             if not message["tool_calls"]:  # templates test whether the key exists
@@ -112,6 +112,19 @@ def check_turns(messages: Any, column: str = "messages") -> None:
                 f"message {index}: role 'tool' before the first assistant message; expected tool messages "
                 f"after an assistant's call"
             )
+
+
+def text_of(content: Any) -> str:
+    """Return the text of a checked content: a text, null or a list of text parts."""
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of JSON text within a row; raises ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def unusual_turn(messages: list[Message]) -> int | None:
@@ -149,7 +162,7 @@ def read_tools(row: Row) -> list[Any] | None:
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
-            tools = json.loads(tools)
+            tools = parse_json(tools)
         except ValueError as error:
             raise malformed(f"tools is str, expected a list of JSON schemas or JSON text of one ({error})") from error
     if tools is None or tools == [] or tools == "":
@@ -174,7 +187,7 @@ def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     arguments = inner.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}  # "" means no arguments
+            arguments = parse_json(arguments) if arguments.strip() else {}  # "" means no arguments
         except ValueError as error:
             raise malformed(f"{where}: the arguments of a tool call are not JSON ({error})") from error
     if not isinstance(arguments, dict | type(None)):
@@ -235,8 +248,8 @@ def check_text(value: Any, what: str) -> str:
     """Return `value` if it is a text to train on; raises RowProblem saying what it is instead."""
     if not isinstance(value, str):
         got = "null" if value is None else type(value).__name__
-        kinds = {part.get("type") for part in value if isinstance(part, dict)} if isinstance(value, list) else set()
-        media = sorted(str(kind) for kind in kinds - {"text", None})
+        parts = [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+        media = sorted({str(kind) for part in parts if (kind := part.get("type")) not in ("text", None)})
         hint = f" (with {', '.join(media)} parts; training is on text only)" if media else ""
         raise malformed(f"{what} is {got}{hint}, expected a text")
     if "\0" in value:

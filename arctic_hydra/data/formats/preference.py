@@ -17,6 +17,7 @@ from arctic_hydra.data.formats.messages import (
     malformed,
     prepend_system,
     read_tools,
+    text_of,
 )
 from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, sharegpt_turn
 
@@ -175,4 +176,4 @@ def _contains_turns(messages: list[Message], part: list[Message]) -> bool:
 
 
 def _turn_key(message: Message) -> tuple[Any, str]:
-    return message["role"], (message.get("content") or "").strip()
+    return message["role"], text_of(message.get("content")).strip()

@@ -85,7 +85,7 @@ def _array(row: Row, key: str, roles: dict[str, str], content_key: str | None) -
     messages: list[Message] = []
     for index, item in enumerate(items):
         value = item.get(name)
-        if value not in roles:
+        if not isinstance(value, str) or value not in roles:
             known = ", ".join(roles)
             raise malformed(f"{array} {index}: {name} is {value!r}, which role_mapping does not map; mapped: {known}")
         content = next((key for key in ([content_key] if content_key else CONTENT_KEYS) if key in item), None)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.data.formats.messages import Message, check_text, columns_of, malformed
+from arctic_hydra.data.formats.messages import Message, check_text, columns_of, malformed, parse_json
 
 if TYPE_CHECKING:
     from arctic_hydra.data.rows.base import Row
@@ -42,7 +41,7 @@ def sharegpt_turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise malformed(f"{where} is a {type(turn).__name__}, expected an object {{from, value}}")
     speaker = turn.get("from")
-    if speaker not in _SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         known = ", ".join(_SHAREGPT_ROLES)
         raise malformed(f"{where}: from {speaker!r}, expected one of {known}")
     value = check_text(turn.get("value"), f"{where} ({speaker}): value")
@@ -54,7 +53,7 @@ def sharegpt_turn(turn: Any, where: str) -> Message:
 
 def _calls(value: str, where: str) -> list[Any]:
     try:
-        calls = json.loads(value)
+        calls = parse_json(value)
     except ValueError as error:
         raise malformed(
             f"{where} (function_call): value is not JSON ({error}), expected {{name, arguments}}"

@@ -134,6 +134,8 @@ def read_json_array(path: Path) -> Rows:
         raise DataError(
             f"{path}:{error.lineno}: not JSON ({error}); expected an array of objects; correct it"
         ) from error
+    except ValueError as error:  # an integer of more than 4300 digits
+        raise DataError(f"{path}: not JSON ({error}); expected an array of objects; correct it") from error
     except RecursionError as error:
         raise DataError(f"{path}: JSON nested too deeply to read; expected an array of objects; correct it") from error
     for index, row in enumerate(rows):

@@ -18,6 +18,7 @@ from arctic_hydra.data.cache import token_store as store_module
 from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, DamagedEntryError, TokenStore, write_store
 from arctic_hydra.data.documents import Chunk
 from tests.data.cache.samples import chunks
+from tests.mutations import as_json, changed, file_like, fuzz
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -105,3 +106,22 @@ def test_reading_at_random_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
         opened.ids(int(index)).sum()
     assert resident_mib(tmp_path / EXAMPLES) < held / 2
     assert view.tolist() == list(range(LENGTH)), "arrays returned earlier remain readable"
+
+
+def one_random_manifest(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its checksum is right in half of the cases, so that the content is looked at."""
+    write_store(folder := tmp_path_factory.mktemp("random"), chunks(), lambda: {"rows": 2})
+    before = json.loads((folder / MANIFEST).read_text())
+    content = data.draw(file_like(before))
+    if data.draw(st.booleans()):
+        body = data.draw(changed({key: value for key, value in before.items() if key != "checksum"}))
+        content = as_json({**body, "checksum": store_module._checksum_of_values(body)})
+    (folder / MANIFEST).write_bytes(content)
+    try:
+        store = TokenStore(folder, "k")
+    except DamagedEntryError:
+        return
+    assert len(store) == 2 and store.ids(1).tolist() == [2, 3, 4] and isinstance(store.report, dict)
+
+
+test_a_random_manifest, test_many_random_manifests = fuzz(one_random_manifest)

@@ -45,6 +45,18 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         "content is list, expected a text",
     ),
+    "a part of unknown kinds": (
+        {"messages": [{"role": "user", "content": [{"type": []}, {"type": {}}]}]},
+        r"message 0 \(user\): content is list \(with \[\], \{\} parts; training is on text only\), expected a text",
+    ),
+    "tools nested deeply": (
+        {"messages": [QUESTION, ANSWER], "tools": "[" * 100_000},
+        r"tools is str, expected a list of JSON schemas or JSON text of one \(it is nested too deeply\)",
+    ),
+    "arguments nested deeply": (
+        {"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 100_000}]}]},
+        r"message 1: the arguments of a tool call are not JSON \(it is nested too deeply\)",
+    ),
     "half a character in a part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "q\ud83d"}]}, ANSWER]},
         r"message 0 \(user\): content\[0\] contains \\ud83d at position 1",

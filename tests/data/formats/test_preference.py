@@ -33,6 +33,10 @@ WHOLE = {"chosen": [U, A], "rejected": [U, B]}
 
 LAYOUTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "orca_dpo_pairs": ({"system": "s", "question": "q", **TEXTS}, [S, U]),
+    "contents in parts": (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": " q"}]}], "chosen": [U, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}], "rejected": [U, B]},
+        [U],
+    ),
     "question in messages": ({"messages": [U], "chosen": A, "rejected": B}, [U]),
     "alpaca": ({"instruction": "q", "input": "", **TEXTS}, [U]),
     "alpaca with input, history, system": (

@@ -28,6 +28,13 @@ def test_role_paths_keep_every_turn_in_order() -> None:
     ]  # fmt: skip
 
 
+def test_a_role_that_is_no_text_is_not_mapped() -> None:
+    with pytest.raises(
+        RowProblem, match=r"turns 0: who is \['me'\], which role_mapping does not map; mapped: sys, me, you"
+    ):
+        Reading(RowFormat.question_answer, PATHS).read({"turns": [{"who": ["me"], "text": "q"}], "answer": "a"})
+
+
 def test_tool_turns_are_an_error_or_kept_never_lost() -> None:
     turns = [("user", "q"), ("assistant", "c"), ("tool", "t"), ("assistant", "a")]
     row = {"messages": [{"role": role, "content": text} for role, text in turns]}

@@ -15,6 +15,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": "x"}, "conversations is a str, expected a list of {from, value}"),
     ({"text": "x"}, "no 'conversations' column; got the columns text"),
     ({"conversations": [{"from": "alien", "value": "x"}]}, "message 0: from 'alien', expected one of human,"),
+    ({"conversations": [{"from": ["gpt"], "value": "x"}]}, r"message 0: from \['gpt'\], expected one of human,"),
+    ({"conversations": [{"from": "function_call", "value": "[" * 100_000}]}, r"value is not JSON \(it is nested too deeply\)"),
     ({"conversations": [{"from": "gpt", "value": None}]}, r"message 0 \(gpt\): value is null, expected a text"),
     ({"conversations": [{"from": "gpt", "value": [["x"]]}]}, "value is list, expected a text"),
     ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, r"\(function_call\): value is not JSON"),

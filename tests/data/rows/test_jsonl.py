@@ -30,6 +30,7 @@ BAD: list[tuple[type[Any], str, bytes, str]] = [
         b'{"text": "a"}\n\0\0\0\0\n',
         r"a\.jsonl:2: contains NUL bytes, which a crash or a full disk",
     ),
+    (JsonSource, "a.json", b'[{"text": ' + b"1" * 4301 + b"}]", r"a\.json: not JSON \(Exceeds the limit .*correct it"),
     (JsonSource, "a.jsonl", b'{"text": "a"}\n{"text": "b\n', r"a\.jsonl:2: not JSON .*the file may be truncated"),
 ]
 
