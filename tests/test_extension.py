@@ -76,6 +76,14 @@ def test_an_error_in_on_exception_does_not_hide_the_one_before(tmp_path, caplog)
     assert "a callback failed in on_exception" in caplog.text and "clumsy" in caplog.text
 
 
+def test_an_extension_can_be_a_single_module(tmp_path):
+    (tmp_path / "single.py").write_text("")
+    (tmp_path / "single-1.0.dist-info").mkdir()
+    (tmp_path / "single-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: single\nVersion: 1.0\n")
+    (tmp_path / "single-1.0.dist-info" / "entry_points.txt").write_text("[arctic_hydra]\ns = single\n")
+    run("--cfg job", tmp_path, PYTHONPATH=str(tmp_path))
+
+
 def test_a_broken_extension_is_named(my_lab, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "broken_lab.py").write_text("import nothing_of_that_name\n")

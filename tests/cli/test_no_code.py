@@ -183,7 +183,7 @@ def test_the_working_directory_is_not_imported_from(tmp_path: Path) -> None:
     for arguments in ("--cfg job", "task=check", f"{SMALL} data.num_proc=2 trainer.train_iters=1 tracking=[]"):
         run(arguments, tmp_path, fresh=True)
         assert not (tmp_path / "called").exists()
-    script = run("hydra/launcher=slurm hydra.launcher.dry_run=true", tmp_path).stdout
+    script = run("hydra/launcher=slurm hydra.launcher.dry_run=true", tmp_path, fresh=True).stdout
     assert " -P -u -m hydra_plugins.arctic_hydra._slurm_start " in script
 
 

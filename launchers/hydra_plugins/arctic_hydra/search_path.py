@@ -23,5 +23,7 @@ class ExtensionSearchPath(SearchPathPlugin):
             return
         for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
             package = point.module.partition(".")[0]
-            if find_spec(f"{package}.conf") is not None:
+            root = find_spec(package)
+            is_package = root is not None and root.submodule_search_locations is not None
+            if is_package and find_spec(f"{package}.conf") is not None:
                 search_path.append(provider=point.name, path=f"pkg://{package}.conf")
