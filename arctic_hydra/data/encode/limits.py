@@ -26,7 +26,6 @@ MAX_BYTES = 4 << 30
 MAX_BITS = 1 << 14
 """Size of an integer that a template may compute: one operation on large ones takes hours, and nothing interrupts it."""
 _POLL_SECONDS = 0.1
-_STOPPED = -1.0
 _SLOW_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 """Filters whose regular expressions take quadratic time within one call; chat templates do not use them."""
 
@@ -52,34 +51,38 @@ class Watch:
         self.thread = threading.get_ident()
         self._clock = time.pthread_getcpuclockid(self.thread)
         self._began = time.clock_gettime(self._clock)
-        self._fired = False
+        self._count = self._seen = 0
+        self._fired = self._stopped = False
         self._lock = threading.Lock()
 
     def restart(self) -> None:
-        """Start to count anew, for the next conversation."""
-        with self._lock:
+        """Start to count anew, for the next conversation; the watchdog reads the clock, which takes microseconds."""
+        self._count += 1
+        if self._fired:
             self._withdraw()
-            self._began = time.clock_gettime(self._clock)
 
     def stop(self) -> None:
         """Never raise TimeUpError again."""
-        with self._lock:
-            self._withdraw()
-            self._began = _STOPPED
+        self._stopped = True
+        self._withdraw()
 
     def check(self) -> None:
         """Raise TimeUpError in the watched thread if its time is up; called by the watchdog."""
         with self._lock:
-            if self._fired or self._began == _STOPPED:
+            if self._fired or self._stopped:
                 return  # the thread may have ended, and its clock with it
-            if time.clock_gettime(self._clock) - self._began > MAX_SECONDS:
+            now = time.clock_gettime(self._clock)
+            if self._seen != self._count:
+                self._seen, self._began = self._count, now
+            elif now - self._began > MAX_SECONDS:
                 self._fired = True
                 _raise_in(self.thread, TimeUpError)
 
     def _withdraw(self) -> None:
-        if self._fired:
-            _raise_in(self.thread, None)  # not delivered yet
-        self._fired = False
+        with self._lock:
+            if self._fired:
+                _raise_in(self.thread, None)  # not delivered yet
+            self._fired = False
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
