@@ -88,4 +88,11 @@ def test_keys_with_secrets_are_named_where_masking_would_not_do():
         "hydra.launcher.comment",
     ]
     assert list(secret_keys({"hf_" + 30 * "a": 1}, "x")) == ["x.***"]
-    assert list(secret_keys({"partition": "gpu", "exclusive": True, "mem_gb": 0, "setup": []}, "x")) == []
+    assert (
+        list(
+            secret_keys(
+                {"use_auth": True, "auth": False, "partition": "gpu", "exclusive": True, "mem_gb": 0, "setup": []}, "x"
+            )
+        )
+        == []
+    )
