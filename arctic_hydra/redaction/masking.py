@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from urllib.parse import quote
 
 from arctic_hydra.redaction.secret_names import is_secret_name, is_secret_parameter
@@ -16,8 +17,6 @@ SHORTEST_VALUE = 6
 """Known values are masked anywhere in a text, so shorter ones such as `1` or `true` must not be among them."""
 LONG_VALUE = 12
 """Shorter known values, such as the password of a database for tests, may be ordinary words in the names of folders."""
-_PLACEHOLDERS = frozenset("bearer changeme default disabled enabled outputs required unlimited".split())
-"""Values that are ordinary words, whatever the key that holds them."""
 _NOT_SECRET = frozenset(("", "true", "false", "null", "none"))
 
 _CREDENTIALS = re.compile(r"://[^/\s?#\"'<>]+@")
@@ -107,7 +106,7 @@ def learn_overrides(overrides: Iterable[str]) -> None:
 
 
 def learn(values: Iterable[str]) -> None:
-    """Mask these values in every text from now on, except short ones and ordinary words."""
+    """Mask these values in every text from now on, except short ones and words of this package."""
     _learned.update(value for value in values if _is_telling(value))
 
 
@@ -131,7 +130,16 @@ def _pattern(values: frozenset[str]) -> re.Pattern[str] | None:
 
 
 def _is_telling(value: str) -> bool:
-    return len(value) >= SHORTEST_VALUE and value.lower() not in _PLACEHOLDERS and MASK not in value
+    is_ordinary = value.isidentifier() and value.lower() in _vocabulary()
+    return len(value) >= SHORTEST_VALUE and MASK not in value and not is_ordinary
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    """Return all words of this package's source, such as keys, names of modules and `default`: masking one anywhere would
+    make configs and messages unreadable, and does not hide a password that can be guessed."""
+    files = Path(__file__).parents[1].rglob("*.py")
+    return frozenset(word for file in files for word in re.findall(r"\w+", file.read_text(encoding="utf-8").lower()))
 
 
 def _names_a_secret(key: str) -> bool:

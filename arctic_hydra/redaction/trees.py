@@ -22,7 +22,7 @@ def _redact(tree: Any, known: re.Pattern[str] | None, numbers: bool, *, below_se
     if isinstance(tree, dict):
         inside = below_secret and "_target_" not in tree  # a component may have any name
         return {
-            _masked_key(key, known): value
+            _masked_key(key): value
             if key == "_target_"
             else _redact(value, known, numbers, below_secret=inside or is_secret_name(str(key)))
             for key, value in tree.items()
@@ -34,8 +34,9 @@ def _redact(tree: Any, known: re.Pattern[str] | None, numbers: bool, *, below_se
     return MASK if below_secret and numbers and not (tree is None or isinstance(tree, bool)) else tree
 
 
-def _masked_key(key: Any, known: re.Pattern[str] | None) -> Any:
-    return mask_known(key, known) if isinstance(key, str) else key
+def _masked_key(key: Any) -> Any:
+    """Mask a key by its form alone: a password may equal the name of an option or a component by chance."""
+    return mask_known(key, None) if isinstance(key, str) else key
 
 
 def hidden_part(tree: Any, clean: Any) -> dict[str, Any]:
