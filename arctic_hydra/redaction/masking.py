@@ -19,7 +19,12 @@ LONG_VALUE = 12
 """Shorter known values, such as the password of a database for tests, may be ordinary words in the names of folders."""
 _NOT_SECRET = frozenset(("", "true", "false", "null", "none"))
 
-_CREDENTIALS = re.compile(r"://[^/\s?#\"'<>]+@")
+_CREDENTIALS = re.compile(
+    r"""://(?:[^/\s?#"'<>:@\[]{0,200}:(?!\d{2,5}[/?#]|\$\{?[A-Z]\w*\}?@)[^\s"'<>]{1,1000} | [^/\s?#"'<>:@]{20,1000})@""",
+    re.VERBOSE,
+)
+"""`user:password@`, whose password may contain `/`, `?`, `#` and `@`, but neither `host:port/` nor `user:$PASSWORD@`; a user
+alone, such as `git@`, is public unless it has the length of a token."""
 _LOGIN = re.compile(r"(?<![\w/.+-])[\w.+-]{1,100}:[^\s:@/\"',]{1,1000}@(?=[A-Za-z0-9])")
 _PARAMETER = re.compile(r"([?&;])([^=&\s?#;]{1,100})=([^&\s\"'<>#;]+)")
 _FORMS = re.compile(

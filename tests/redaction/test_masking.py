@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from arctic_hydra.redaction import contains_secret, mask, redact, redact_override, without_credentials
@@ -32,6 +34,37 @@ def test_credentials_in_urls_are_masked_and_other_urls_stay():
     signed = "https://h/x?a=1&sig=abc&X-Amz-Signature=def#token=1"
     assert without_credentials(signed) == "https://h/x?a=1&sig=***&X-Amz-Signature=***#token=1"
     assert without_credentials("http://a:p@ss@host/x") == "http://***@host/x"
+
+
+@pytest.mark.parametrize(
+    "password", ["pa/ss", "pass?word", "p@w#d", "1/2@3", "12ab/3", "p:4/w", "p/w?x#y@z", "/p", "$p"]
+)
+def test_passwords_in_urls_are_masked_although_they_are_not_quoted(password):
+    assert mask(f"at postgresql://u:{password}@h/db, x@y") == "at postgresql://***@h/db, x@y"
+    assert mask(f"at redis://:{password}@h/db") == "at redis://***@h/db"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:5000/x@y http://host:80?a=b@c http://[::1]:80/x@y",
+        "git+ssh://git@github.com/owner/name.git@v1 ssh://git@host:22/x",
+        "abfss://container@account.dfs.core.windows.net/x",
+        "https://me:$GH_TOKEN@github.com/x https://me:${GH_TOKEN}@github.com/x",
+    ],
+)
+def test_users_ports_and_references_in_urls_stay(url):
+    assert mask(url) == url
+
+
+def test_a_long_user_of_a_url_is_a_token():
+    assert mask("https://0123456789abcdef0123@host/x") == "https://***@host/x"
+
+
+def test_urls_without_end_take_linear_time():
+    start = time.perf_counter()
+    mask("://x:a" * 20_000)
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize(
