@@ -71,12 +71,13 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 def mask_configs(folder: Path) -> None:
     """Mask secrets in the configs of an export, which may hold values of `model.hf_config_kwargs`; exports are published.
 
-    Tokenizers are data, like the weights: their vocabularies contain words such as `password`.
+    Numbers stay: libraries need them, whatever the name, such as `projection_prng_key` of VeRA. Tokenizers are data, like
+    the weights: their vocabularies contain words such as `password`.
     """
     for name in ("config.json", "generation_config.json", "adapter_config.json"):
         path = folder / name
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        clean = redact(held)
+        clean = redact(held, numbers=False)
         if "label2id" in held:
             clean["label2id"] = held["label2id"]  # the labels of a classifier may be called `secret`
         if clean != held:

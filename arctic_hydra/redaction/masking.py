@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from urllib.parse import quote
 
 from arctic_hydra.redaction.secret_names import is_secret_name, is_secret_parameter
@@ -16,11 +17,14 @@ SHORTEST_VALUE = 6
 """Known values are masked anywhere in a text, so shorter ones such as `1` or `true` must not be among them."""
 LONG_VALUE = 12
 """Shorter known values, such as the password of a database for tests, may be ordinary words in the names of folders."""
-_PLACEHOLDERS = frozenset("bearer changeme default disabled enabled outputs required unlimited".split())
-"""Values that are ordinary words, whatever the key that holds them."""
 _NOT_SECRET = frozenset(("", "true", "false", "null", "none"))
 
-_CREDENTIALS = re.compile(r"://[^/\s?#\"'<>]+@")
+_CREDENTIALS = re.compile(
+    r"""://(?:[^/\s?#"'<>:@\[]{0,200}:(?!\d{2,5}[/?#]|\$\{?[A-Z]\w*\}?@)[^\s"'<>]{1,1000} | [^/\s?#"'<>:@]{20,1000})@""",
+    re.VERBOSE,
+)
+"""`user:password@`, whose password may contain `/`, `?`, `#` and `@`, but neither `host:port/` nor `user:$PASSWORD@`; a user
+alone, such as `git@`, is public unless it has the length of a token."""
 _LOGIN = re.compile(r"(?<![\w/.+-])[\w.+-]{1,100}:[^\s:@/\"',]{1,1000}@(?=[A-Za-z0-9])")
 _PARAMETER = re.compile(r"([?&;])([^=&\s?#;]{1,100})=([^&\s\"'<>#;]+)")
 _FORMS = re.compile(
@@ -29,23 +33,30 @@ _FORMS = re.compile(
     | sk-(?:[a-z]{1,20}\d*-){0,3}(?:[A-Za-z0-9_]{24,} | (?=[a-z_]*[A-Z0-9])[A-Za-z0-9_]{16,})[A-Za-z0-9_-]*  # OpenAI, Anthropic
     | gh[opsru]_[A-Za-z0-9]{16,} | github_pat_[A-Za-z0-9_]{20,} | glpat-[A-Za-z0-9_-]{16,}
     | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{30,}                # AWS, Google
-    | xox[a-z]-[A-Za-z0-9-]{10,}                                        # Slack
+    | xox[a-z]-[A-Za-z0-9-]{10,} | hooks\.slack\.com/[a-z]{1,20}/[\w/-]{16,}  # Slack
+    | (?:npm|gsk|r8)_[A-Za-z0-9]{24,} | pypi-AgE[\w-]{16,} | nvapi-[\w-]{24,}  # npm, Groq, Replicate, PyPI, NVIDIA
+    | SG\.[\w-]{16,}\.[\w-]{16,} | ya29\.[\w-]{16,}                           # SendGrid, Google
     | eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?  # JSON Web Token
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
     )""",
     re.VERBOSE | re.DOTALL,
 )
 _AUTHORIZATION = re.compile(
-    r"\b((?i:Bearer)\s+(?!tokens?\b|auth)|(?i:Basic)\s+(?=[A-Za-z0-9+/]*(?:\d|=|[a-z][A-Z])))([A-Za-z0-9._~+/-]{6,}=*)"
+    r"""\b((?i:Bearer)\s+(?!tokens?\b|auth) | (?i:Basic)\s+(?=[A-Za-z0-9+/]*(?:\d|=|[a-z][A-Z]))
+    | (?i:Authorization:\s*token\s+ | x-[\w-]{0,50}(?:key|token):\s*)) ([A-Za-z0-9._~+/-]{6,}=*)""",
+    re.VERBOSE,
 )
-_ASSIGNMENT = re.compile(r"(?<![\w.$%])([A-Za-z_][\w.-]{0,200})=(\"[^\"]*\"|'[^']*'|[^\s\"',;&)\]}]+)")
+_VALUE = r"""("[^"]*"|'[^']*'|[^\s"',;&)\]}]+)"""
+_ASSIGNMENT = re.compile(rf"(?<![\w.$%])([A-Za-z_][\w.-]{{0,200}})(=){_VALUE}")
+_FLAG = re.compile(rf"""(?<=--)([A-Za-z][\w-]{{0,200}})( )(?=["']|[a-z.-]*[A-Z\d_+/=])(?!-){_VALUE}""")
+"""`--token X`, but not the prose `--token is`."""
 _ITEM = re.compile(r"""(?<![\w.])(['"]?)([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
 _QUOTED_ITEM = re.compile(r"""(?<!\w)(['"])([A-Za-z_][\w.-]{0,200})\1\s{0,9}:\s*""")
 _SCALAR = re.compile(r""""([^"]*)"|'([^']*)'|([^\s,:\[\]{}()"']++)(?!\s*[:(])""")
 """A value in Hydra's grammar, but no key and no function such as `choice`."""
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
-_IN_CODE = re.compile(r"[$<*].*|self\.[\w.]+|[A-Za-z_][\w.]*\(")
-"""Values in programs and shell commands that refer to others: `$TOKEN`, `<token>`, `self.token`, `read_token(`."""
+_IN_CODE = re.compile(r"(?:\$(?!\d\w)|[<*`]|(?:~|\.\.?|/[a-z][a-z\d]*)/).*|self\.[\w.]+|[A-Za-z_][\w.]*\(")
+"""Values in programs and shell commands that refer to others: `$TOKEN`, `<token>`, `~/.token`, `self.token`, `read_token(`."""
 
 _learned: set[str] = set()
 
@@ -61,7 +72,8 @@ def mask_known(text: str, known: re.Pattern[str] | None) -> str:
         text = known.sub(MASK, text)
     text = _LOGIN.sub(f"{MASK}@", without_credentials(_FORMS.sub(MASK, text)))
     text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
-    return _mask_items(_ASSIGNMENT.sub(_assignment, text), _QUOTED_ITEM)
+    text = _FLAG.sub(_assignment, _ASSIGNMENT.sub(_assignment, text))
+    return _mask_items(text, _QUOTED_ITEM)
 
 
 def mask_settings(text: str) -> str:
@@ -107,7 +119,7 @@ def learn_overrides(overrides: Iterable[str]) -> None:
 
 
 def learn(values: Iterable[str]) -> None:
-    """Mask these values in every text from now on, except short ones and ordinary words."""
+    """Mask these values in every text from now on, except short ones and words of this package."""
     _learned.update(value for value in values if _is_telling(value))
 
 
@@ -131,7 +143,16 @@ def _pattern(values: frozenset[str]) -> re.Pattern[str] | None:
 
 
 def _is_telling(value: str) -> bool:
-    return len(value) >= SHORTEST_VALUE and value.lower() not in _PLACEHOLDERS and MASK not in value
+    is_ordinary = value.isidentifier() and value.lower() in _vocabulary()
+    return len(value) >= SHORTEST_VALUE and MASK not in value and not is_ordinary
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    """Return all words of this package's source, such as keys, names of modules and `default`: masking one anywhere would
+    make configs and messages unreadable, and does not hide a password that can be guessed."""
+    files = Path(__file__).parents[1].rglob("*.py")
+    return frozenset(word for file in files for word in re.findall(r"\w+", file.read_text(encoding="utf-8").lower()))
 
 
 def _names_a_secret(key: str) -> bool:
@@ -142,8 +163,9 @@ def _assignment(match: re.Match[str]) -> str:
     name = match[1].rpartition(".")[2]
     if name == "key" or not is_secret_name(name):  # `key=` alone is an argument of a function more often than a secret
         return match[0]
-    is_code = match[2] == name or _IN_CODE.fullmatch(match[2])
-    return match[0] if is_code or match[2].lower() in _NOT_SECRET else f"{match[1]}={MASK}"
+    value = match[3].strip('"')  # the shell replaces `$TOKEN` within these quotes
+    is_code = name.lower().endswith(value.lower()) or _IN_CODE.fullmatch(value)
+    return match[0] if is_code or value.lower() in _NOT_SECRET else f"{match[1]}{match[2]}{MASK}"
 
 
 def _mask_items(text: str, item: re.Pattern[str]) -> str:

@@ -22,7 +22,8 @@ def protect(overrides: Sequence[str] = ()) -> None:
     _umask_of_user = before if _umask_of_user is None else _umask_of_user
     masking.learn_overrides(overrides)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
+        # Python has no stream for a closed descriptor, as of `>&-`; the next file opened would take its place.
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
         if not isinstance(stream, MaskingStream):
             setattr(sys, name, cast(TextIO, MaskingStream(stream)))
 

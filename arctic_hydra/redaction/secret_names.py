@@ -19,15 +19,17 @@ _OWNERS = frozenset(
     signing smtp ssh user wandb""".split()
 )
 _ORDINARY = frozenset(
-    """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache chosen class
+    """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache call chosen class
     cls column completion config content cross data dataloader dataset decoder dict encoder end eoa eoi eos eot eov
     extra feature field fim first foreign forward frame group image index input instruction join keep kv label last
-    map mapping mask max message messages metric middle min modality module multi new next num one order output pad
-    parent partition per prefix prev previous primary project prompt public q qk query question rejected response role
-    run sep single sort source special speech start stop sub subconfig suffix supervised system target text think turn
+    latent map mapping mask max message messages metric middle min modality module multi new next num one order output pad
+    parent partition per prefix prev previous primary project prompt public python q qk query question rejected response role
+    run sep single sort source speaker special speech start stop sub subconfig suffix supervised system target text think tool turn
     unique unk value video vision word""".split()
 )
 """Words before `token` and `key` of names that are ordinary: `pad_token`, `content_key`."""
+_ORDINARY_KEYS = frozenset("att experiment id prng rng row score state user".split())
+"""Words before `key` alone: `id_token` and `user_token` are secrets, but `id_key` and `user_key` name a column."""
 _ABOUT = frozenset("file path dir folder name length size type count policy enabled required".split())
 """Last words of names that only describe a secret: `password_file`."""
 
@@ -42,10 +44,12 @@ def is_secret_name(name: str) -> bool:
         return True
     last, before = words[-1], words[-2] if len(words) > 1 else ""
     if last in _LAST:
-        return before not in _ORDINARY
+        return before not in _ORDINARY and not (last == "key" and before in _ORDINARY_KEYS)
     if last in _OWNED:
         return before in _OWNERS
-    return (last.endswith("token") and last[:-5] not in _ORDINARY) or (last.endswith("key") and last[:-3] in _OWNERS)
+    return (last.endswith("token") and last[:-5] not in _ORDINARY) or (
+        last.endswith("key") and last[:-3] in _OWNERS - _ORDINARY_KEYS
+    )
 
 
 def is_secret_parameter(name: str) -> bool:

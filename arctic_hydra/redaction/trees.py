@@ -10,31 +10,33 @@ from arctic_hydra.redaction.masking import MASK, contains_secret, known_values, 
 from arctic_hydra.redaction.secret_names import is_secret_name
 
 
-def redact(tree: Any) -> Any:
-    """Return a plain config with `***` for its secrets: every value below a secret key, and secrets within other texts."""
-    return _redact(tree, known_values(), below_secret=False)
+def redact(tree: Any, *, numbers: bool = True) -> Any:
+    """Return a plain config with `***` for its secrets: every value below a secret key, and secrets within other texts.
+
+    Booleans are never secrets; without `numbers`, no number is one either.
+    """
+    return _redact(tree, known_values(), numbers, below_secret=False)
 
 
-def _redact(tree: Any, known: re.Pattern[str] | None, *, below_secret: bool) -> Any:
+def _redact(tree: Any, known: re.Pattern[str] | None, numbers: bool, *, below_secret: bool) -> Any:
     if isinstance(tree, dict):
         inside = below_secret and "_target_" not in tree  # a component may have any name
         return {
-            _masked_key(key, known): value
+            _masked_key(key): value
             if key == "_target_"
-            else _redact(value, known, below_secret=inside or is_secret_name(str(key)))
+            else _redact(value, known, numbers, below_secret=inside or is_secret_name(str(key)))
             for key, value in tree.items()
         }
     if isinstance(tree, list | tuple):
-        return [_redact(item, known, below_secret=below_secret) for item in tree]
-    if tree is None or isinstance(tree, bool) or tree == "":
-        return tree
-    if below_secret:
-        return MASK
-    return mask_known(tree, known) if isinstance(tree, str) else tree
+        return [_redact(item, known, numbers, below_secret=below_secret) for item in tree]
+    if isinstance(tree, str):
+        return MASK if below_secret and tree else mask_known(tree, known)
+    return MASK if below_secret and numbers and not (tree is None or isinstance(tree, bool)) else tree
 
 
-def _masked_key(key: Any, known: re.Pattern[str] | None) -> Any:
-    return mask_known(key, known) if isinstance(key, str) else key
+def _masked_key(key: Any) -> Any:
+    """Mask a key by its form alone: a password may equal the name of an option or a component by chance."""
+    return mask_known(key, None) if isinstance(key, str) else key
 
 
 def hidden_part(tree: Any, clean: Any) -> dict[str, Any]:
@@ -79,7 +81,8 @@ def secret_keys(tree: Any, prefix: str) -> Iterator[str]:
     """Yield the keys of a plain config whose values contain a secret, for configs that cannot be masked."""
     for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         key = f"{prefix}[{name}]" if isinstance(tree, list) else f"{prefix}.{name}"
-        if contains_secret(str(name)) or (is_secret_name(str(name)) and value not in (None, "", [], {})):
+        is_set = not isinstance(value, bool) and value not in (None, "", [], {})
+        if contains_secret(str(name)) or (is_secret_name(str(name)) and is_set):
             yield mask(key)
         elif isinstance(value, dict | list):
             yield from secret_keys(value, key)

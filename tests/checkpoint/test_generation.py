@@ -91,16 +91,30 @@ def test_configs_of_an_export_show_no_secrets_and_are_otherwise_unchanged(tmp_pa
 
     secret, labels = "hf_AbcdefghAbcdefghAbcdefgh", {"B-secret": 1, "password": 2}
     plain = json.dumps({"label2id": labels, "pad_token_id": 0, "a": [1]})  # as another program would format it
-    held = {"task": {"api_key": 5}, "b": secret, "label2id": labels, "pad_token_id": 0}
+    held = {
+        "task": {"api_key": "x", "key": 0, "token": [True, 1.5]},
+        "b": secret,
+        "label2id": labels,
+        "pad_token_id": 0,
+    }
     for name, content in (
         ("config.json", json.dumps(held)),
         ("generation_config.json", plain),
+        (
+            "adapter_config.json",
+            adapter := json.dumps({"peft_type": "VERA", "projection_prng_key": 0, "private_key": 0}),
+        ),
         ("tokenizer_config.json", json.dumps({"token": "t"})),
         ("chat_template.jinja", f"{{{{ {{'password': token}} }}}} token='x' {secret}"),
     ):
         (tmp_path / name).write_text(content)
     mask_configs(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text()) == {**held, "task": {"api_key": "***"}, "b": "***"}
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        **held,
+        "task": {**held["task"], "api_key": "***"},
+        "b": "***",
+    }
+    assert (tmp_path / "adapter_config.json").read_text() == adapter
     assert (tmp_path / "generation_config.json").read_text() == plain
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"token": "t"}
     assert (tmp_path / "chat_template.jinja").read_text() == "{{ {'password': token} }} token='x' ***"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from arctic_hydra.redaction import contains_secret, mask, redact, redact_override, without_credentials
@@ -35,6 +37,37 @@ def test_credentials_in_urls_are_masked_and_other_urls_stay():
 
 
 @pytest.mark.parametrize(
+    "password", ["pa/ss", "pass?word", "p@w#d", "1/2@3", "12ab/3", "p:4/w", "p/w?x#y@z", "/p", "$p"]
+)
+def test_passwords_in_urls_are_masked_although_they_are_not_quoted(password):
+    assert mask(f"at postgresql://u:{password}@h/db, x@y") == "at postgresql://***@h/db, x@y"
+    assert mask(f"at redis://:{password}@h/db") == "at redis://***@h/db"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:5000/x@y http://host:80?a=b@c http://[::1]:80/x@y",
+        "git+ssh://git@github.com/owner/name.git@v1 ssh://git@host:22/x",
+        "abfss://container@account.dfs.core.windows.net/x",
+        "https://me:$GH_TOKEN@github.com/x https://me:${GH_TOKEN}@github.com/x",
+    ],
+)
+def test_users_ports_and_references_in_urls_stay(url):
+    assert mask(url) == url
+
+
+def test_a_long_user_of_a_url_is_a_token():
+    assert mask("https://0123456789abcdef0123@host/x") == "https://***@host/x"
+
+
+def test_urls_without_end_take_linear_time():
+    start = time.perf_counter()
+    mask("://x:a" * 20_000)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("Authorization: Bearer abc123", "Authorization: Bearer ***"),
@@ -63,6 +96,8 @@ def test_secrets_in_any_text_are_masked(text, shown):
         "sorted(rows, key=len)",
         "load(name, token=token, auth=self.auth, api_key=read('x'), B_TOKEN=$A_TOKEN)",
         "pass api_key=<value>, or use_auth=true",
+        "pass --token to the program, --hub-token TOKEN, or --token",
+        "pypi-server-of-our-department npm_config_registry r8_model SG.name ya29.x hooks.slack.com x-axis: tokens",
         "the basic launcher, Basic training and bearer tokens",
         "step 3, loss 2.5, tokens=512 max_tokens=3",
         "task-evaluate-abcdefghijklmnopqrst hf_config_kwargs hf_mistral7binstructv2",
@@ -76,6 +111,68 @@ def test_secrets_in_any_text_are_masked(text, shown):
 def test_ordinary_text_stays(text):
     assert mask(text) == text
     assert not contains_secret(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pip install git+ssh://git@github.com/owner/name.git",
+        "git clone ssh://git@github.com/owner/name.git",
+        'export HF_TOKEN="$(cat ~/.token)" A_TOKEN="${HF_TOKEN:?}" B_TOKEN=$(<~/.token)',
+        'export HF_TOKEN=`cat ~/.token` A_TOKEN="`cat ~/.token`"',
+        'export SSH_KEY=~/.ssh/id A_KEY=/home/me/.ssh/id B_KEY=../id C_KEY="/run/secrets/x"',
+        'curl -H "Authorization: Bearer $TOKEN" -H "Authorization: token $TOKEN" -H "x-api-key: $KEY" https://host/x',
+        'hf auth login --token $HF_TOKEN --add-to-git-credential; wandb login --api-key "$(cat key)" --token ~/.token',
+    ],
+)
+def test_shell_commands_that_name_no_secret_stay(line):
+    assert not contains_secret(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export A_TOKEN='$2b$12$abc'",
+        "export A_TOKEN=/AbC+dEf",
+        'export A_TOKEN="a b"',
+        "pip install git+https://me:pw@host/x",
+    ],
+)
+def test_shell_commands_with_secrets_are_recognized(line):
+    assert contains_secret(line)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "npm_" + 18 * "Ab",
+        "pypi-AgEIcHlwaS5vcmc" + 20 * "Ab-",
+        "nvapi-" + 20 * "A-b",
+        "gsk_" + 26 * "Ab",
+        "r8_" + 18 * "Ab",
+        f"SG.{11 * 'Ab'}.{21 * 'A_'}",
+        "ya29." + 20 * "a0A",
+        "https://hooks.slack.com/services/T0000/B0000/" + 12 * "Ab",
+    ],
+)
+def test_tokens_of_more_services_are_masked(secret):
+    assert mask(f"got {secret}, expected a name").endswith("***, expected a name")
+    assert not mask(f"name{secret[:9]}").endswith("***")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--token Abc123",
+        "--api-key 'a b'",
+        "Authorization: token abc123",
+        "-H 'x-api-key: abcdef'",
+        "X-Vault-Token: s.abcdef",
+    ],
+)
+def test_secrets_of_commands_and_headers_are_masked(text):
+    assert "***" in mask(text) and "ab" not in mask(text).lower()
+    assert mask(mask(text)) == mask(text)
 
 
 @pytest.mark.parametrize(

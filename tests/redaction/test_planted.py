@@ -190,7 +190,7 @@ def test_the_printed_config_shows_no_secrets(tmp_path, monkeypatch, capsys):
             [
                 "--cfg",
                 "job",
-                "deepspeed.config.wandb.api_key=plant-key-01",
+                "deepspeed.config.comet.api_key=plant-key-01",
                 f"deepspeed.config.wandb.project={TOKEN}000011",
             ]
         )
@@ -199,3 +199,13 @@ def test_the_printed_config_shows_no_secrets(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "project: '***'" in printed or "project: ***" in printed
     assert _leaks({"the terminal": printed.encode()}) == []
+
+
+@pytest.mark.parametrize("word", ["tokenizer", "mlflow", "checkpoint", "arctic_hydra", "deepspeed"])
+def test_a_password_that_is_a_word_of_the_package_changes_nothing(word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--cfg", "job", "tracking=[mlflow]"]) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setenv("DB_PASSWORD", word)
+    assert main(["--cfg", "job", "tracking=[mlflow]"]) == 0
+    assert capsys.readouterr().out == expected

@@ -7,6 +7,7 @@ import os
 import sys
 
 from arctic_hydra.redaction import process
+from tests.command import run
 
 
 def test_output_is_masked_and_the_stream_behind_is_otherwise_unchanged(monkeypatch):
@@ -39,3 +40,8 @@ def test_new_files_are_private_except_where_the_user_decides(monkeypatch, tmp_pa
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {"before": 0o640, "private": 0o700, "file": 0o600, "shared": 0o640, "again": 0o600}
+
+
+def test_a_closed_standard_stream_does_not_matter(tmp_path):
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        run(f"--version {closed}", tmp_path, fresh=True)

@@ -45,6 +45,25 @@ def test_values_of_secret_environment_variables_are_masked_in_any_key(monkeypatc
     assert redact(tree) == {"a": "x***y", "b": ["***"], "c": "true1 ordinary /", "_target_": "tok-value"}
 
 
+def test_words_of_the_package_are_not_masked_although_they_are_values_of_secrets(monkeypatch):
+    for name, value in (("DB", "tokenizer"), ("POSTGRES", "mlflow"), ("A", "checkpoint"), ("B", "Default")):
+        monkeypatch.setenv(f"{name}_PASSWORD", value)
+    learn_secrets({"password": "optimizer"}, {"password": "***"})
+    tree = {
+        "tokenizer": 1,
+        "tracking": {"mlflow": {"_target_": "arctic_hydra.tracking.mlflow.MLflowTracker"}},
+        "a": "Default",
+    }
+    assert redact(tree) == tree and mask(str(tree)) == str(tree)
+    assert mask("optimizer.lr: got x") == "optimizer.lr: got x"
+
+
+def test_keys_are_masked_by_their_form_only(monkeypatch):
+    monkeypatch.setenv("MY_PASSWORD", "extension7")
+    tree = {"callback": {"extension7": {"x": "extension7"}}, "hf_AbcdefghAbcdefghAbcdefgh": 1, "http://me:pw@host": 2}
+    assert redact(tree) == {"callback": {"extension7": {"x": "***"}}, "***": 1, "http://***@host": 2}
+
+
 def test_a_config_is_restored_from_its_file_and_the_hidden_part():
     clean = redact(TREE)
     hidden = hidden_part(TREE, clean)
@@ -88,4 +107,11 @@ def test_keys_with_secrets_are_named_where_masking_would_not_do():
         "hydra.launcher.comment",
     ]
     assert list(secret_keys({"hf_" + 30 * "a": 1}, "x")) == ["x.***"]
-    assert list(secret_keys({"partition": "gpu", "exclusive": True, "mem_gb": 0, "setup": []}, "x")) == []
+    assert (
+        list(
+            secret_keys(
+                {"use_auth": True, "auth": False, "partition": "gpu", "exclusive": True, "mem_gb": 0, "setup": []}, "x"
+            )
+        )
+        == []
+    )
