@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,8 @@ from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.ownership import file_problem, folder_problem, kind_of, remedy
 
 MAX_BYTES = 64 << 20
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+"""Flags of `open_regular` for a log."""
 _LOG_BYTES = 1 << 20
 
 Spec = Any
@@ -208,6 +212,24 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
             raise
     target = f" to {os.readlink(path)}" if stat.S_ISLNK(info.st_mode) else ""
     raise StateFileError(f"{path}: is {kind_of(info)}{target}, expected a file; move it away and try again")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file atomically, readable by this user only; a link in its place is replaced, not followed.
+
+    Lone surrogates, which UTF-8 cannot encode, are written as escapes.
+    """
+    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
 
 
 def last_lines(path: Path, count: int) -> list[str]:
