@@ -66,7 +66,7 @@ class _OwnFileHandler(logging.FileHandler):
 
     def _open(self) -> TextIOWrapper:
         descriptor = open_regular(Path(self.baseFilename), APPEND)
-        return open(descriptor, self.mode, encoding="utf-8", errors="backslashreplace")
+        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
 class _MaskingFormatter(logging.Formatter):

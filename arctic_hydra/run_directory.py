@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 import uuid
@@ -34,6 +35,13 @@ _STATUS = one_of(FINISHED, STOPPED, FAILED, RUNNING)
 _TEXTS = [str]
 RUN_FILE = Schema("repeat the command of the run, which writes it again", Table({"config": dict}))
 """`run.json`: the input of the ranks."""
+
+
+def _ranks(value: Any) -> str | None:
+    fits = type(value) in (int, str) and re.fullmatch("auto|[1-9][0-9]{0,8}", str(value))
+    return None if fits else "auto or a number above 0"
+
+
 _COUNTERS = {"step": (int, None), "horizon": (int, None), "objective": (float, None)}
 RESULT_FILE = Schema("repeat the command of the run", Table({"status": _STATUS}, _COUNTERS))
 """`result.json`: the result of rank 0, or of a task."""
@@ -47,7 +55,7 @@ RECORD_FILE = Schema(
             "config_hash": str,
             "overrides": _TEXTS,
             "identity": dict,
-            "ranks": (int, str),
+            "ranks": _ranks,
             "started": float,
             "seconds": float,
             "result": Table(optional=_COUNTERS),

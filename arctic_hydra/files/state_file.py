@@ -24,6 +24,7 @@ MAX_BYTES = 64 << 20
 APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 """Flags of `open_regular` for a log."""
 _LOG_BYTES = 1 << 20
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255
 
 Spec = Any
 """What a value must be: a type, a tuple of alternatives, `[spec]` for a list, a `Table`, or a function that returns what it
@@ -105,9 +106,18 @@ def at_least_0(value: Any) -> str | None:
 
 
 def absolute_path(value: Any) -> str | None:
-    """Return what was expected if `value` is not an absolute path without `..`."""
+    """Return what was expected if `value` is not an absolute path without `..` that a file system can have."""
     fits = isinstance(value, str) and "\0" not in value and os.path.isabs(value) and os.path.normpath(value) == value
-    return None if fits else "an absolute path without `..`"
+    if not fits:
+        return "an absolute path without `..`"
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError:
+        return "a path that can be encoded"
+    too_long = len(encoded) >= _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in encoded.split(b"/"))
+    return (
+        f"a path of less than {_LONGEST_PATH:,} bytes, with at most {_LONGEST_NAME} in each name" if too_long else None
+    )
 
 
 def mismatch(value: Any, spec: Spec, where: str = "") -> str | None:
