@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 
 from arctic_hydra.distributed import World
+from arctic_hydra.files.state_file import APPEND, open_regular
 from arctic_hydra.redaction import mask
 
 FORMAT = "%(asctime)s %(levelname)s [rank %(rank)s] %(name)s: %(message)s"
@@ -41,12 +43,12 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
         folder = run_dir / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank{world.rank}.log"
-        file_handler = logging.FileHandler(path)
+        file_handler = _OwnFileHandler(path)
         file_handler.setFormatter(_MaskingFormatter(FORMAT))
         file_handler.addFilter(context)
         root.addHandler(file_handler)
         # The launcher sends SIGUSR1 when another rank has failed and this one does not exit.
-        faulthandler.register(signal.SIGUSR1, file=os.open(path, os.O_WRONLY | os.O_APPEND), all_threads=True)
+        faulthandler.register(signal.SIGUSR1, file=open_regular(path, APPEND), all_threads=True)
     if to_terminal:
         terminal = _TerminalHandler()
         terminal.setFormatter(_MaskingFormatter("%(message)s" if world.size == 1 else "[rank %(rank)s] %(message)s"))
@@ -57,6 +59,14 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+class _OwnFileHandler(logging.FileHandler):
+    """Appends to a file, but not through a link, which could lead out of the run directory."""
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = open_regular(Path(self.baseFilename), APPEND)
+        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
 class _MaskingFormatter(logging.Formatter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import sys
 import time
 import uuid
@@ -16,7 +16,7 @@ from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError, StateFileError
 from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.files.ownership import empty_folder, folder_problem, misplaced, remedy
-from arctic_hydra.files.state_file import Schema, Table, at_least_0, one_of, read_state
+from arctic_hydra.files.state_file import Schema, Table, at_least_0, one_of, read_state, replace_text
 
 PROGRAM = "python -m arctic_hydra"
 """The command as the user types it."""
@@ -35,6 +35,13 @@ _STATUS = one_of(FINISHED, STOPPED, FAILED, RUNNING)
 _TEXTS = [str]
 RUN_FILE = Schema("repeat the command of the run, which writes it again", Table({"config": dict}))
 """`run.json`: the input of the ranks."""
+
+
+def _ranks(value: Any) -> str | None:
+    fits = type(value) in (int, str) and re.fullmatch("auto|[1-9][0-9]{0,8}", str(value))
+    return None if fits else "auto or a number above 0"
+
+
 _COUNTERS = {"step": (int, None), "horizon": (int, None), "objective": (float, None)}
 RESULT_FILE = Schema("repeat the command of the run", Table({"status": _STATUS}, _COUNTERS))
 """`result.json`: the result of rank 0, or of a task."""
@@ -48,7 +55,7 @@ RECORD_FILE = Schema(
             "config_hash": str,
             "overrides": _TEXTS,
             "identity": dict,
-            "ranks": (int, str),
+            "ranks": _ranks,
             "started": float,
             "seconds": float,
             "result": Table(optional=_COUNTERS),
@@ -161,7 +168,7 @@ class RunDirectory:
 
     def write_run(self, config: dict[str, Any]) -> None:
         """Write `run.json`, with secrets hidden."""
-        write_json(self.run_file, {"format": RUN_FILE.format, "config": config}, mode=0o600)
+        write_json(self.run_file, {"format": RUN_FILE.format, "config": config})
 
     def record(self) -> dict[str, Any]:
         """Return the record; empty if there is none.
@@ -234,10 +241,14 @@ class RunDirectory:
         if not self.path.is_dir():
             return  # not shared with the first node
         self.node_file(index).parent.mkdir(exist_ok=True)
-        self.node_file(index).write_text(f"{code}\n", encoding="utf-8")
+        replace_text(self.node_file(index), f"{code}\n")
 
     def forget_outcome(self) -> None:
-        """Remove the result and the errors of an earlier start of this run, from files and from the record."""
+        """Remove the result and the errors of an earlier start of this run, from files and from the record.
+
+        Raises ConfigError if the directory is not this user's own, or if its `logs` is a link.
+        """
+        self._check("output_root")
         self.result_file.unlink(missing_ok=True)
         before = self.record()
         kept = {key: value for key, value in before.items() if key not in ("result", "error")}
@@ -258,16 +269,9 @@ def relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def write_json(path: Path, value: dict[str, Any], mode: int = 0o600) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a JSON file atomically."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2, default=str)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    beside.replace(path)
+    replace_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
@@ -308,8 +312,6 @@ def write_error(run_dir: Path, rank: int, kind: str, message: str, **more: Any) 
     report = _error(rank, kind, message)
     if more:
         report |= {"time": time.time(), **more}
-    beside = folder / f".error-rank{rank}.json"
     clean = {key: redaction.mask(value) if isinstance(value, str) else value for key, value in report.items()}
     clean["problems"] = [redaction.mask(problem) for problem in report["problems"]]
-    beside.write_text(json.dumps(clean, indent=2), encoding="utf-8")
-    beside.replace(folder / f"error-rank{rank}.json")
+    replace_text(folder / f"error-rank{rank}.json", json.dumps(clean, indent=2))

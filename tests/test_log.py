@@ -44,3 +44,14 @@ def test_environment_variables_of_the_user_win(monkeypatch):
     monkeypatch.setattr(os, "environ", environment)
     log.quiet_libraries()
     assert (environment["TRANSFORMERS_VERBOSITY"], environment["DS_LOG_LEVEL"]) == ("info", "error")
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank1.log").symlink_to("../victim")
+    done = subprocess.run([sys.executable, "-c", LOGGING, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert (
+        "StateFileError" in done.stderr and "rank1.log: is a symbolic link to ../victim, expected a file" in done.stderr
+    )
+    assert (tmp_path / "victim").read_text() == "mine"

@@ -161,6 +161,37 @@ def test_a_name_of_the_wrong_kind_is_refused_before_anything_is_written(name, ki
     assert [item.name for item in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("name", ["logs", "checkpoints", ".hydra"])
+def test_a_link_in_place_of_a_folder_is_refused_and_its_target_unchanged(name, tmp_path):
+    (victim := tmp_path / "victim").mkdir()
+    for file in ("error-rank0.json", "node0.ended", ".tmp-step-00000001"):
+        (victim / file).touch()
+    (run := tmp_path / "run").mkdir(mode=0o700)
+    (run / name).symlink_to(victim)
+    for act in (RunDirectory(run).create, RunDirectory(run).forget_outcome):
+        with pytest.raises(ConfigError, match=f"{name}: is a symbolic link, expected a directory; move it away"):
+            act()
+    assert len(list(victim.iterdir())) == 3
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    """Under names that a run uses while it writes, or for its files."""
+    (victim := tmp_path / "victim").write_text("mine")
+    directory = RunDirectory(tmp_path / "run")
+    (logs := directory.path / "logs").mkdir(parents=True)
+    links = [logs / ".error-rank0.json", logs / "error-rank0.json", logs / "node0.ended"]
+    links += [directory.path / name for name in (f".run.json.{os.getpid()}", "run.json")]
+    for link in links:
+        link.symlink_to(victim)
+    run_directory.write_error(directory.path, 0, "Stalled", "the cause")
+    directory.leave_node(0, -9)
+    directory.write_run({"seed": 1})
+    assert victim.read_text() == "mine"
+    assert directory.config() == {"seed": 1} and directory.errors()[0]["message"] == "the cause"
+    left = {path.name for path in directory.path.rglob("*") if path.is_symlink()}
+    assert left <= {".error-rank0.json", f".run.json.{os.getpid()}"}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 @pytest.mark.parametrize("attack", ["link", "dangling", "stranger", "0777"])
 def test_a_directory_that_is_not_the_users_own_is_neither_used_nor_emptied(attack, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -41,18 +42,46 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "maximum": ("{} or less", lambda value, bound: value <= bound),
     "below": ("less than {}", lambda value, bound: value < bound),
 }
+_TORCH_MODULE = re.compile(r"torch\.nn\.[A-Za-z]\w*", re.ASCII)
 
 
 def problems(config: Mapping[Any, Any], where: str = "deepspeed.config") -> Iterator[str]:
     """Yield each key that DeepSpeed does not have and each value that it refuses, as full key, value and what it expects.
 
     With another DeepSpeed than the one of the table, only the names of the top-level keys are checked, and that sections
-    are dictionaries; DeepSpeed itself checks the rest when the run starts.
+    are dictionaries; DeepSpeed itself checks the rest when the run starts. Values that would make it import code or overwrite
+    a file are refused in either case.
     """
     keys, is_installed = _table()
     if not is_installed:
         keys = {name: _outline(entry) for name, entry in keys.items()}
     yield from _section_problems(config, keys, where, auto=False)
+    yield from _effect_problems(config, where)
+
+
+def _effect_problems(config: Mapping[Any, Any], where: str) -> Iterator[str]:
+    """Yield each value with which DeepSpeed would import a module or overwrite a file; others are only looked up by name."""
+    key = f"{where}.torch_autocast.lower_precision_safe_modules"
+    modules = _setting(config, "torch_autocast", "lower_precision_safe_modules")
+    for index, name in enumerate(modules if isinstance(modules, list | tuple) else filter(None, [modules])):
+        if isinstance(name, str) and not _TORCH_MODULE.fullmatch(name):
+            yield f"{key}[{index}]: got {name!r}, but DeepSpeed imports it; expected torch.nn.<class>, such as torch.nn.Linear"
+    output = _setting(config, "flops_profiler", "output_file")
+    if isinstance(output, str):
+        yield (
+            f"{where}.flops_profiler.output_file: got {output!r}, but DeepSpeed overwrites this file; remove it: the profile is "
+            "then printed to logs/rank0.log"
+        )
+    if _setting(config, "autotuning", "enabled"):
+        yield (
+            f"{where}.autotuning.enabled: got true, but DeepSpeed then writes files and ends the process; remove it, and "
+            "compare settings with a sweep"
+        )
+
+
+def _setting(config: Mapping[Any, Any], section: str, name: str) -> Any:
+    settings = config.get(section)
+    return settings.get(name) if isinstance(settings, Mapping) else None
 
 
 @cache

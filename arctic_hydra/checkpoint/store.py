@@ -148,7 +148,7 @@ class CheckpointStore:
         if self._is_main:
             with stage.keep_error():
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-                check_folder(self.root, follow=True)
+                check_folder(self.root)
                 for leftover in [*self.root.glob(".tmp-*"), *self.root.glob(".del-*")]:
                     remove_folder(leftover)
                 self._check_space()

@@ -82,14 +82,12 @@ def remedy(problem: str) -> str:
 def misplaced(folder: Path, files: Iterable[str] = (), folders: Iterable[str] = ()) -> str | None:
     """Return a sentence about a name in `folder` that is not the file or directory that it should be, or None.
 
-    A directory may be a link, a file may not.
+    Links are neither, because they could lead out of `folder`.
     """
     for names, is_kind, expected in ((files, stat.S_ISREG, "file"), (folders, stat.S_ISDIR, "directory")):
         for path in (folder / name for name in names):
             try:
                 info = path.lstat()
-                if stat.S_ISLNK(info.st_mode) and is_kind is stat.S_ISDIR and path.is_dir():
-                    continue
             except FileNotFoundError:
                 continue
             if not is_kind(info.st_mode):

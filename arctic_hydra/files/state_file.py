@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +21,10 @@ from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.ownership import file_problem, folder_problem, kind_of, remedy
 
 MAX_BYTES = 64 << 20
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+"""Flags of `open_regular` for a log."""
 _LOG_BYTES = 1 << 20
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255
 
 Spec = Any
 """What a value must be: a type, a tuple of alternatives, `[spec]` for a list, a `Table`, or a function that returns what it
@@ -101,9 +106,18 @@ def at_least_0(value: Any) -> str | None:
 
 
 def absolute_path(value: Any) -> str | None:
-    """Return what was expected if `value` is not an absolute path without `..`."""
+    """Return what was expected if `value` is not an absolute path without `..` that a file system can have."""
     fits = isinstance(value, str) and "\0" not in value and os.path.isabs(value) and os.path.normpath(value) == value
-    return None if fits else "an absolute path without `..`"
+    if not fits:
+        return "an absolute path without `..`"
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError:
+        return "a path that can be encoded"
+    too_long = len(encoded) >= _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in encoded.split(b"/"))
+    return (
+        f"a path of less than {_LONGEST_PATH:,} bytes, with at most {_LONGEST_NAME} in each name" if too_long else None
+    )
 
 
 def mismatch(value: Any, spec: Spec, where: str = "") -> str | None:
@@ -208,6 +222,24 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
             raise
     target = f" to {os.readlink(path)}" if stat.S_ISLNK(info.st_mode) else ""
     raise StateFileError(f"{path}: is {kind_of(info)}{target}, expected a file; move it away and try again")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file atomically, readable by this user only; a link in its place is replaced, not followed.
+
+    Lone surrogates, which UTF-8 cannot encode, are written as escapes.
+    """
+    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
 
 
 def last_lines(path: Path, count: int) -> list[str]:

@@ -19,6 +19,7 @@ from arctic_hydra import component, config, provenance, redaction, run_directory
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
 from arctic_hydra.files import ownership
+from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.launch import nodes
 from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.redaction.trees import hidden_part, learn_secrets
@@ -142,7 +143,7 @@ class Job:
         (directory.path / ".hydra").mkdir(exist_ok=True)
         clean = redact(self.tree)
         for path, content in (("config.yaml", clean), (".hydra/overrides.yaml", self.overrides)):
-            (directory.path / path).write_text(component.to_yaml(content), encoding="utf-8")
+            replace_text(directory.path / path, component.to_yaml(content))
         directory.write_run(clean)
         who = redact(config.identity(self.run))
         directory.update_record(

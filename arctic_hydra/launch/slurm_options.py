@@ -42,8 +42,25 @@ KEYS = frozenset({*_INTEGERS, *_FLAGS, *_TEXTS, *_LISTS, "mem_gb", "poll_seconds
 """The keys of `hydra.launcher`."""
 _LONGEST_POLL_SECONDS, _LARGEST_MEMORY_GB = 86_400, 1_000_000
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
-_UNUSABLE = frozenset({"array", "parsable", "test-only", "wrap"})
-"""Options of sbatch that change what is submitted, or what sbatch answers."""
+_EXPORT = "export"
+_UNUSABLE = {
+    **dict.fromkeys(
+        ("array", "parsable", "test-only", "wrap"),
+        "which the launcher cannot work with, because it submits its own jobs and arrays; remove it",
+    ),
+    **dict.fromkeys(
+        ("chdir", "error", "input", "open-mode", "output"),
+        "which the launcher sets itself; choose where logs are written with hydra.launcher.folder",
+    ),
+    **dict.fromkeys(
+        ("bb", "bbf", "container", "epilog", "export-file", "prolog", "task-epilog", "task-prolog"),
+        "which may name code or overwrite files; options that run commands belong to hydra.launcher.setup or srun_args",
+    ),
+}
+"""Options of sbatch that are refused, and why: they change what is submitted, what runs, where it writes, or what sbatch
+answers."""
+_NAMES = re.compile(r"[A-Za-z_]\w*(,[A-Za-z_]\w*)*", re.ASCII)
+"""Names of environment variables, as `export` takes them."""
 _DIRECTIVE = re.compile(r"#(SBATCH|SLURM|PBS|BSUB)")
 _REPLACED = re.compile(r"\\|%[%0-9A-Za-z]")
 """What SLURM does not take literally in the path of a log file."""
@@ -112,6 +129,8 @@ def _problems(key: str, value: Any) -> Iterator[str]:
         yield from _name_problems(value)
     elif key.startswith("additional_parameters."):
         yield from _parameter_problems(value)
+        if key == f"additional_parameters.{_EXPORT}":
+            yield from _export_problems(value)
     elif key in _LISTS:
         yield from _list_problems(value)
     elif text_problems := list(_text_problems(value)):
@@ -169,8 +188,26 @@ def _name_problems(value: Any) -> Iterator[str]:
     for name in value:
         if not _is_option_name(name):
             yield f"got the name {_shown(name)}, expected a long option of sbatch without its dashes, such as mail-user"
-        elif name.replace("_", "-") in _UNUSABLE:
-            yield f"got {name}, which the launcher cannot work with, because it submits its own jobs and arrays; remove it"
+        elif reason := _refusal(name.replace("_", "-")):
+            yield f"got {name}, {reason}"
+
+
+def _refusal(name: str) -> str | None:
+    """Return why an option is refused, or None; sbatch accepts unique abbreviations, so those are refused as well."""
+    if name == _EXPORT:
+        return None  # its value is checked; it would count as an abbreviation of `export-file`
+    if name.startswith("container-"):  # those of the plugin pyxis choose the image in which the job runs
+        name = "container"
+    return next((reason for full, reason in _UNUSABLE.items() if full.startswith(name)), None)
+
+
+def _export_problems(value: Any) -> Iterator[str]:
+    """Yield what is wrong with the names of the variables that a job inherits."""
+    if not isinstance(value, bool | None) and not _NAMES.fullmatch(str(value)):
+        yield (
+            f"got {_shown(value)}, expected ALL, NONE, NIL or names of variables, without values; a variable such as "
+            "PYTHONPATH could run code, so set it in hydra.launcher.setup"
+        )
 
 
 def _parameter_problems(value: Any) -> Iterator[str]:

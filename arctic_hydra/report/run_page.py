@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.component import flatten
 from arctic_hydra.data.prepare.truncation import bin_edge
 from arctic_hydra.errors import StateFileError
+from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.human_numbers import format_count, format_seconds
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.report import html
@@ -56,9 +57,7 @@ def write(directory: RunDirectory) -> Path:
             f"{error}); another version wrote them, or they are damaged: run the command of the run again"
         ) from error
     path = directory.path / PAGE
-    beside = path.with_name(f".{PAGE}")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    replace_text(path, page)
     return path
 
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from arctic_hydra import component, redaction
-from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error, printable
 from arctic_hydra.files.state_file import last_lines
 from arctic_hydra.run_directory import relative
 from arctic_hydra.stopping import ignore_signals
@@ -143,7 +143,7 @@ def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int
             print("no job failed; choose one with --job N")
     for job in shown:
         if not job.submission:
-            print(f"job {job.number} was never started{f': {job.problem}' if job.problem else ''}")
+            print(f"job {job.number} was never started{f': {printable(job.problem)}' if job.problem else ''}")
             continue
         logged = [path for path in backend(job.submission["kind"]).logs(job) if path.exists()]
         if not logged or job.directory.config() is None:
@@ -151,9 +151,9 @@ def logs(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int
             continue
         path = logged[-1]
         lines = last_lines(path, options.lines)
-        print(f"job {job.number}: {path}")
+        print(f"job {job.number}: {printable(str(path))}")
         for line in lines:
-            print(f"  {line}")
+            print(f"  {printable(line)}")
     return EXIT_DONE
 
 

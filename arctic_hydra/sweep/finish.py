@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from arctic_hydra import run_directory
-from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY
+from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, printable
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
@@ -57,7 +57,7 @@ def _written(write: Callable[[Sweep, Sequence[Row]], Path], sweep: Sweep, table:
     except Exception as error:  # such as an unwritable folder, or a value that cannot be plotted
         first = (str(error).splitlines() or [""])[0]
         print(
-            f"warning: {write.__module__} could not write its file in {sweep.path}: {type(error).__name__}: {first}",
+            f"warning: {write.__module__} could not write its file in {sweep.path}: {type(error).__name__}: {printable(first)}",
             file=sys.stderr,
         )
         return None
@@ -102,7 +102,7 @@ def show(sweep: Sweep, table: Sequence[Row]) -> None:
         from arctic_hydra.sweep.live_table import rich_table
 
         Console().print(rich_table(table))
-        print("\n".join(results.epilogue(sweep, table)))
+        print(printable("\n".join(results.epilogue(sweep, table))))
     else:
         print(results.text(sweep, table))
 

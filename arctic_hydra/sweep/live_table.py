@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from arctic_hydra.errors import printable
 from arctic_hydra.human_numbers import format_seconds
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import results
@@ -88,7 +89,7 @@ class LiveTable:
 
     def _say(self, text: str) -> None:
         if self._live is None:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
 
 def most_relevant(table: Sequence[Row], lines: int) -> list[Row]:
@@ -124,7 +125,7 @@ def rich_table(table: Sequence[Row], lines: int | None = None) -> Any:
         drawn.add_column(heading, justify="right" if right else "left", no_wrap=True, min_width=width)
     if lines is None:  # while jobs run, their parameters are more useful
         drawn.add_column("directory", overflow="fold")
-        body = [[*cells, str(relative(row.run_dir))] for row, cells in zip(shown, body, strict=True)]
+        body = [[*cells, printable(str(relative(row.run_dir)))] for row, cells in zip(shown, body, strict=True)]
     for row, cells in zip(shown, body, strict=True):
         drawn.add_row(*(Text(cell, style=_STYLES.get(row.state, "") if n == 1 else "") for n, cell in enumerate(cells)))
     return drawn

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.errors import printable
+from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.report import html
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import results
@@ -33,7 +35,7 @@ _TICKS_IN_A_ROW = 30
 def write(sweep: Sweep, table: Sequence[Row]) -> Path:
     """Write `sweep.html` in the sweep's directory."""
     path = sweep.path / "sweep.html"
-    path.write_text(html.page(f"{sweep.name}: sweep {sweep.id}", parts(sweep, table)), encoding="utf-8")
+    replace_text(path, html.page(f"{sweep.name}: sweep {sweep.id}", parts(sweep, table)))
     return path
 
 
@@ -82,7 +84,7 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
 
 def _objective(sweep: Sweep) -> str:
     name = "evaluation loss (training loss without evaluation)" if sweep.objective == "auto" else sweep.objective
-    return html.escape(f"{name}, {'higher' if sweep.maximize else 'lower'} is better")
+    return html.escape(f"{printable(name, keep='')}, {'higher' if sweep.maximize else 'lower'} is better")
 
 
 def _order(row: Row, maximize: bool) -> tuple[bool, float]:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.files.state_file import APPEND, open_regular
 from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks
 from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
@@ -234,5 +235,5 @@ def _output(run_dir: Path, to_terminal: bool) -> Iterator[IO[bytes] | None]:
         return
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / TERMINAL_LOG).open("ab") as handle:
+    with os.fdopen(open_regular(folder / TERMINAL_LOG, APPEND), "ab") as handle:
         yield handle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import shlex
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_hydra import metrics
-from arctic_hydra.errors import StateFileError
+from arctic_hydra.errors import StateFileError, printable
+from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.run_directory import PROGRAM, relative
 from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, states
 from arctic_hydra.sweep.tail import Tail
@@ -37,7 +39,7 @@ class Row:
     @property
     def last_line(self) -> str:
         """The last line of the reason."""
-        return self.reason.strip().splitlines()[-1] if self.reason.strip() else ""
+        return printable(self.reason.strip().splitlines()[-1], keep="") if self.reason.strip() else ""
 
     @property
     def scored(self) -> bool:
@@ -87,7 +89,9 @@ def varied_values(sweep: Sweep) -> list[dict[str, str]]:
 
 
 def _values(overrides: Sequence[str]) -> dict[str, str]:
-    return {key.lstrip("+"): value for key, _, value in (item.partition("=") for item in overrides)}
+    """Return the values by key, with control characters as escapes: tables and plots show them on one line."""
+    parts = (printable(item, keep="").partition("=") for item in overrides)
+    return {key.lstrip("+"): value for key, _, value in parts}
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -155,7 +159,7 @@ def text(sweep: Sweep, table: Sequence[Row]) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([*shown, *epilogue(sweep, table)])
+    return printable("\n".join([*shown, *epilogue(sweep, table)]))
 
 
 def epilogue(sweep: Sweep, table: Sequence[Row]) -> list[str]:
@@ -184,14 +188,15 @@ def write_csv(sweep: Sweep, table: Sequence[Row]) -> Path:
     """Write `sweep.csv` in the sweep's directory: one line per job, with its values under their full keys."""
     keys = keys_of(table)
     path = sweep.path / "sweep.csv"
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle)
-        heading = ["job", "status", "objective", "step", "horizon", "last_loss", "seconds", *keys]
-        writer.writerow([*heading, "directory", "failure"])
-        for row in table:
-            figures = [row.objective, row.step, row.horizon, row.loss, row.seconds]
-            values = [row.values.get(key, "") for key in keys]
-            writer.writerow([row.number, row.state, *figures, *values, row.run_dir, row.last_line])
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    heading = ["job", "status", "objective", "step", "horizon", "last_loss", "seconds", *keys]
+    writer.writerow([*heading, "directory", "failure"])
+    for row in table:
+        figures = [row.objective, row.step, row.horizon, row.loss, row.seconds]
+        values = [row.values.get(key, "") for key in keys]
+        writer.writerow([row.number, row.state, *figures, *values, row.run_dir, row.last_line])
+    replace_text(path, lines.getvalue())
     return path
 
 

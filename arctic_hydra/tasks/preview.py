@@ -11,6 +11,7 @@ from arctic_hydra import assemble, log
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.distributed import World
+from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.report import html
 from arctic_hydra.report.header import aligned, data_table, summary_line
 
@@ -36,7 +37,7 @@ def execute(run: Run, run_dir: Path) -> Path:
     for part in parts:
         _print(*part)
     path = run_dir / PAGE
-    path.write_text(_page(f"{run.name}: data", parts), encoding="utf-8")
+    replace_text(path, _page(f"{run.name}: data", parts))
     return path
 
 

@@ -64,6 +64,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"communication_data_type": None, "gradient_allreduce_op": "sum", "gradient_clipping": 1, "steps_per_print": 10**9},
     {"compile": {"passes": ["z3", "autosp"]}, "timers": {"throughput": {"enabled": False}}},
     {"checkpoint": {"writer": None, "parallel_write": {"pipeline_stage": True}}, "data_efficiency": {"anything": {"goes": 1}}},
+    {"torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["torch.nn.Linear", "torch.nn.Embedding"]}},
     {"tensorboard": {"enabled": True, "output_path": "logs"}, "flops_profiler": {"enabled": True, "output_file": None}},
 ]  # fmt: skip
 
@@ -114,6 +115,30 @@ def test_what_deepspeed_refuses_or_ignores_is_refused(config: dict[str, Any], ex
     found = list(problems(config))
     assert len(found) == expected.count("\n") + 1
     assert "\n".join(found).startswith(expected)
+
+
+EFFECTS = [
+    ({"torch_autocast": {"enabled": True, "lower_precision_safe_modules": [name]}}, "torch_autocast.lower_precision_safe_modules[0]: got")
+    for name in ("evil.H", "torch.nn.evil.H", "torch.hub.load", "torch.nn", "torch.nn.Linear\n", "H", "..H", "torch.nn..H")
+] + [
+    ({"torch_autocast": {"lower_precision_safe_modules": "evil.H"}}, "torch_autocast.lower_precision_safe_modules"),
+    ({"flops_profiler": {"enabled": True, "output_file": "train.py"}}, "flops_profiler.output_file: got 'train.py', but DeepSpeed overwrites"),
+    ({"autotuning": {"enabled": True, "metric_path": "train.py"}}, "autotuning.enabled: got true, but DeepSpeed then writes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("installed", ["0.19.8", "0.99.0"])
+@pytest.mark.parametrize(("config", "expected"), EFFECTS)
+def test_what_makes_deepspeed_import_code_or_overwrite_a_file_is_refused(
+    config: dict[str, Any], expected: str, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With any DeepSpeed."""
+    monkeypatch.setattr(deepspeed_keys, "version", lambda name: installed)
+    deepspeed_keys._table.cache_clear()
+    try:
+        assert next(problems(config)).startswith(f"deepspeed.config.{expected}")
+    finally:
+        deepspeed_keys._table.cache_clear()
 
 
 def test_with_another_deepspeed_only_the_outline_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

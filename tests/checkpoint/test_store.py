@@ -38,6 +38,14 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints", rank=0, keep_last=2)
 
 
+def test_nothing_is_deleted_through_a_link(store: CheckpointStore, tmp_path: Path) -> None:
+    (tmp_path / "victim" / ".tmp-mine").mkdir(parents=True)
+    store.root.symlink_to("victim")
+    with pytest.raises(CheckpointError, match="checkpoints is a symbolic link to victim"):
+        store.begin(1)
+    assert names(tmp_path / "victim") == [".tmp-mine"]
+
+
 def truncate_to_nothing(path: Path) -> None:
     path.write_bytes(b"")
 

@@ -200,5 +200,5 @@ def test_a_name_of_the_wrong_kind_is_named_with_what_it_should_be(folder):
     os.mkfifo(folder / "pipe")
     assert str(misplaced(folder, files=["pipe"])).startswith(f"{folder}/pipe: is a pipe, expected a file")
     (folder / "link").symlink_to(folder)
-    assert misplaced(folder, folders=["link"]) is None
+    assert "is a symbolic link, expected a directory" in str(misplaced(folder, folders=["link"]))
     assert "is a symbolic link, expected a file" in str(misplaced(folder, files=["link"]))

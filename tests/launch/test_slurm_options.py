@@ -93,6 +93,30 @@ def test_what_is_refused(key, value, text):
     assert found.startswith(f"hydra.launcher.{key}") and text in found
 
 
+@pytest.mark.parametrize(
+    "name",
+    "bb bbf chdir container container-image container_mounts epilog error export-file export_file export-fi input open-mode "
+    "open_mo output out prolog task-epilog task-prolog wrap wra".split(),
+)
+def test_options_that_name_code_or_choose_files_are_refused(name):
+    """Also abbreviated, as sbatch accepts them."""
+    found = problem(additional_parameters={name: "/root/.bashrc"})
+    assert found.startswith(f"hydra.launcher.additional_parameters: got {name}, which ")
+
+
+@pytest.mark.parametrize(
+    "value", ["ALL,PYTHONPATH=/evil", "PYTHONPATH=/evil", "A=1", "", "A,,B", "A B", 5, "ALL,é", "@x"]
+)
+def test_a_job_inherits_variables_by_name_only(value):
+    found = problem(additional_parameters={"export": value})
+    assert found.startswith("hydra.launcher.additional_parameters.export: got ") and "hydra.launcher.setup" in found
+
+
+@pytest.mark.parametrize("value", ["ALL", "NONE", "NIL", "HOME,PATH", "ALL,MY_1", None, False])
+def test_a_job_may_inherit_variables_by_name(value):
+    check_options(defaults(additional_parameters={"export": value, "begin": "now", "nice": 0, "get-user-env": True}))
+
+
 def test_missing_and_unknown_keys_of_an_edited_file_are_refused():
     options = defaults(ghost=1)
     del options["nodes"]

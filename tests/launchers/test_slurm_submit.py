@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra_plugins.arctic_hydra._slurm_submit import run_job
 
 from arctic_hydra import distributed
 from arctic_hydra.__main__ import main
+from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.run_directory import RunDirectory
 from tests.command import ROOT
+from tests.launchers.slurm_defaults import defaults
 
 PAGE = (ROOT / "launchers" / "README.md").read_text()
 SCRIPTS = re.findall(
@@ -44,3 +48,18 @@ def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):
     for line in ("--time=0", "--mem=0GB", "--gpus-per-node=0", "--no-requeue", "--nice=0", "--exclude=n1,n2"):
         assert f"#SBATCH {line}" in lines
     assert not [line for line in lines if "exclusive" in line or "overcommit" in line or "--requeue" in line]
+
+
+@pytest.mark.parametrize(("ranks", "gpus", "count"), [("auto", None, 1), ("auto", 8, 8), ("4", None, 4), (4, 8, 4)])
+def test_a_retried_run_has_as_many_ranks_per_node_as_when_it_was_composed(ranks, gpus, count, tmp_path):
+    RunDirectory(tmp_path).write_run({"ranks": ranks})
+    assert run_job(defaults(gpus_per_node=gpus), str(tmp_path)).ranks_per_node == count
+
+
+@pytest.mark.parametrize("ranks", ["x", "0", "-1", 1.5, None, "9" * 5000, [1], "1\n"])
+def test_ranks_of_an_edited_file_that_are_no_number_are_refused(ranks, tmp_path):
+    RunDirectory(tmp_path).write_run({"ranks": ranks})
+    with pytest.raises(
+        ArcticHydraError, match="run.json: ranks: got .*, expected auto or a number; repeat the command"
+    ):
+        run_job(defaults(), str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from arctic_hydra.__main__ import main
 from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
+from tests.sweep.sweeps import sweep_of
 
 
 def test_a_directory_that_is_not_a_sweep_is_refused(tmp_path, monkeypatch, capsys):
@@ -53,3 +55,53 @@ def test_jobs_without_a_log_are_named_and_other_logs_are_shown(queue, tmp_path, 
     first, second, line = capsys.readouterr().out.splitlines()
     assert first == "job 0 has no log, because it has not started"
     assert second.startswith("job 1: ") and second.endswith("101_1_0_log.out") and line == "  last"
+
+
+STEER = "\x1b]0;x\x07"
+
+
+@pytest.mark.parametrize("text", ["\ud800", STEER, f"a{STEER}\nb\ud800"], ids=["surrogate", "escape", "both"])
+@pytest.mark.parametrize("word", ["status", "summary", "logs"])
+def test_texts_of_state_files_neither_steer_the_terminal_nor_end_in_a_traceback(word, text, tmp_path, capfdbinary):
+    sweep = sweep_of(tmp_path, [f"seed={text}", f"a{text}=1"], ["seed=2"], ["seed=3"], command=[text])
+    sweep.objective = sweep.name = text
+    sweep.jobs[2].problem = text
+    for job, status in zip(sweep.jobs, ("finished", "failed"), strict=False):
+        job.directory.create()
+        job.directory.update_record(status=status, error=text, seconds=1.0, started=1.0)
+        metrics = {"step": 1, "loss": 1.0, "eval/loss": 2.0, text: 2.0}
+        (job.directory.path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    sweep.save()
+    look_after([word, str(tmp_path), *(["--job", "2"] if word == "logs" else [])])
+    shown = b"".join(capfdbinary.readouterr())
+    assert shown and b"Traceback" not in shown and b"\x1b" not in shown and b"\x07" not in shown
+    if word == "summary":
+        assert (
+            b"could not write" not in shown and (tmp_path / "sweep.csv").exists() and (tmp_path / "sweep.html").exists()
+        )
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "expected"),
+    [("/a" * 2500, "less than 4,096 bytes"), ("/" + "a" * 300, "at most 255 in each"), ("/\ud800", "can be encoded")],
+    ids=["path", "name", "surrogate"],
+)
+@pytest.mark.parametrize("word", ["status", "logs", "summary", "retry", "cancel"])
+def test_a_run_directory_that_no_file_system_can_have_is_refused(word, run_dir, expected, tmp_path, capsys):
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    sweep.jobs[0].run_dir = run_dir
+    sweep.save()
+    assert look_after([word, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "jobs.0.run_dir: got " in error and expected in error
+
+
+def test_results_are_not_written_through_links(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    sweep.save()
+    for name in ("sweep.csv", "sweep.html"):
+        (tmp_path / name).symlink_to("victim")
+    look_after(["summary", str(tmp_path)])
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert "seed=1" not in (tmp_path / "victim").read_text() and not (tmp_path / "sweep.csv").is_symlink()

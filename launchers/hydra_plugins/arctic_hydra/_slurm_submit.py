@@ -101,7 +101,15 @@ def run_job(options: dict[str, Any], run_dir: str) -> RunJob:
     tree = RunDirectory(Path(run_dir)).config()
     if tree is None:
         raise ArcticHydraError(f"{run_dir}: run.json is missing; repeat the command of the run, which writes it again")
-    return RunJob(run_dir, int(tree["ranks"]), options["max_requeues"])
+    ranks = str(tree.get("ranks", "auto"))
+    if ranks == "auto":  # one per GPU, as while composing
+        return RunJob(run_dir, options["gpus_per_node"] or 1, options["max_requeues"])
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", ranks):
+        raise ArcticHydraError(
+            f"{run_dir}/run.json: ranks: got {ranks[:60]!r}, expected auto or a number; repeat the command of the run, which "
+            "writes it again"
+        )
+    return RunJob(run_dir, int(ranks), options["max_requeues"])
 
 
 def script(options: dict[str, Any], count: int) -> str:
