@@ -115,7 +115,7 @@ def test_a_job_id_that_is_no_number_reaches_no_command(found, queue, tmp_path, c
     for command in ("status", "cancel", "retry"):
         assert look_after([command, str(sweep.path)]) == 2
         [line] = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: sweep.json: submission.job_id: got {found!r}, expected a job of SLURM such as")
+        assert "submission.job_id: got " in line and "sweep.json: " in line
     assert not list(tmp_path.rglob("canary"))
 
 
