@@ -187,7 +187,7 @@ class TokenizedDataFactory(DataFactory):
 
         if self.cache:
             directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-            store = open_or_build(directory.absolute(), key, build)
+            store = open_or_build(directory.absolute(), key, build, is_named=bool(self.cache_dir))
         else:
             store = build_private(key, build)
         if world.is_main:

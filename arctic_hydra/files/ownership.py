@@ -5,11 +5,14 @@ A path is refused if someone else could have chosen its content:
 - It is a symbolic link. A directory that the user chose, such as a cache on another disk, may be one (`follow`).
 - Its owner is neither this process's user nor root. For root itself, every other user is refused. On file systems that
   assign an owner to whatever this process creates (NFS with root_squash, some FUSE and SMB mounts), that owner counts as
-  this user.
+  this user. Root in a container therefore refuses directories of uid 1000 that are mounted into it, although it could read
+  and delete everything in them: run the container as their owner, or chown them.
 - Every user may write to it, unless it is a directory with the sticky bit, such as /tmp.
 - A group may write to it. Groups that add nobody are accepted: root's, the user's private one (named like the user, without
   other members; the default of many distributions), and those without a name, as in containers. These are sudo's and ssh's
   rules, apart from the last.
+
+Data of others, without code, may be read where the user named the directory (`reading_problem`). It is never emptied.
 
 Permissions count only if others can reach the path through its parent: what a private directory contains is private.
 Directories further up are not checked, so that runs below a shared project directory work: there, a run directory is private
@@ -55,6 +58,27 @@ def folder_problem(path: Path, *, follow: bool = False) -> str | None:
     return _writable(info, path.parent.stat())
 
 
+def reading_problem(top: Path, below: Iterable[Path]) -> str | None:
+    """Return why data in a directory that the user named must not be read, or None; its owner may be anyone.
+
+    `below` are the directories and files in it. They must belong to its owner, root or this process's user, and nobody else
+    may write to any of them; unlike in `folder_problem`, a sticky bit does not help, because it lets others add files.
+    """
+    try:
+        found = [(top, top.stat()), *((path, path.lstat()) for path in below)]
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    owners = (found[0][1].st_uid, os.geteuid(), 0)
+    for path, info in found:
+        if stat.S_ISLNK(info.st_mode):
+            return f"contains a symbolic link: {path}"
+        if info.st_uid not in owners:
+            return f"contains {path}, which belongs to {_name(info.st_uid)}"
+        if problem := _writable_mode(info):
+            return problem if path == top else f"contains {path}, which {problem}"
+    return None
+
+
 def file_problem(info: os.stat_result, folder: os.stat_result) -> str | None:
     """Return why the content of an open file must not be trusted, or None; the owner of its trusted folder is accepted."""
     if not stat.S_ISREG(info.st_mode):
@@ -76,6 +100,8 @@ def remedy(problem: str) -> str:
         return "use a directory itself, or a link further up"
     if "may write" in problem:
         return "check its content, then run chmod go-w on it"
+    if os.geteuid() == 0:
+        return "use a directory of your own, run as its owner, or check its content and run chown on it"
     return "use a directory of your own"
 
 
@@ -157,6 +183,11 @@ def _writable(info: os.stat_result, parent: os.stat_result) -> str | None:
     mode = info.st_mode
     if not _opens_to_others(parent) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
         return None
+    return _writable_mode(info)
+
+
+def _writable_mode(info: os.stat_result) -> str | None:
+    mode = info.st_mode
     if mode & stat.S_IWOTH:
         return f"is not private: every user may write to it (mode {stat.S_IMODE(mode):04o})"
     if mode & stat.S_IWGRP and not _adds_nobody(info.st_gid):

@@ -96,6 +96,18 @@ def test_directories_of_the_user_and_of_groups_that_add_nobody_are_accepted(fold
     assert not folder.exists() and folder.parent.exists()
 
 
+@as_root
+def test_root_is_told_what_to_do_about_a_directory_of_another_user(folder, monkeypatch):
+    """As in a container with a mounted directory of uid 1000."""
+    given_away(folder)
+    with pytest.raises(
+        UnsafePathError, match=r"; use a directory of your own, run as its owner, or .* run chown on it$"
+    ):
+        empty_folder(folder)
+    monkeypatch.setattr(os, "geteuid", lambda: 7)
+    assert ownership.remedy("belongs to another user (uid 5)") == "use a directory of your own"
+
+
 def test_what_does_not_exist_has_no_problem(tmp_path):
     assert folder_problem(tmp_path / "absent") is None and folder_problem(tmp_path / "a" / "b") is None
     remove_tree(tmp_path / "absent")

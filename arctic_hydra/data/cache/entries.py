@@ -15,9 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, TokenStore
+from arctic_hydra.data.cache.token_store import EXAMPLES, MANIFEST, DamagedEntryError, TokenStore
 from arctic_hydra.errors import DataError
-from arctic_hydra.files.ownership import folder_problem, remedy
+from arctic_hydra.files.ownership import folder_problem, reading_problem, remedy
 
 KEY = re.compile("[0-9a-f]{32}")
 """Pattern of an entry's name, as returned by `prepare.key.cache_key`."""
@@ -41,14 +41,17 @@ def build_private(key: str, build: Callable[[Path], None]) -> TokenStore:
         return TokenStore(Path(name), key)
 
 
-def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None]) -> TokenStore:
+def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None], *, is_named: bool = False) -> TokenStore:
     """Return entry `key` of the cache, built by exactly one process; the others wait for its lock.
 
-    If the builder is killed, the operating system releases the lock and another process builds the entry.
+    If the builder is killed, the operating system releases the lock and another process builds the entry. From a cache of
+    another user, entries are only read, and only if the user named it (`is_named`): they hold tokens, but no code.
     """
     root = cache_dir / "prepared"
     entry = root / key
     if problem := cache_problem(cache_dir):
+        if is_named and (shared := _read_shared(cache_dir, key)):
+            return shared
         raise DataError(f"data.cache_dir: {problem}, or pass data.cache_dir=<another directory> or data.cache=off")
     try:
         store = TokenStore(entry, key)
@@ -84,8 +87,22 @@ def cache_problem(cache_dir: Path) -> str | None:
     """Return why a cache must be neither read nor pruned, and what to do, or None; the user's directory may be a link."""
     for path, follow in ((cache_dir, True), (cache_dir / "prepared", False)):
         if problem := folder_problem(path, follow=follow):
-            return f"{path} {problem}; {remedy(problem)}"
+            inside = f", or use a new directory in it: {cache_dir}/<name>" if os.access(cache_dir, os.W_OK) else ""
+            return f"{path} {problem}; {remedy(problem)}{inside}"
     return None
+
+
+def _read_shared(cache_dir: Path, key: str) -> TokenStore | None:
+    """Return an entry of another user's cache to which nobody else could have written, or None."""
+    root = cache_dir / "prepared"
+    entry = root / key
+    if reading_problem(cache_dir, [root, entry, entry / MANIFEST, entry / EXAMPLES]):
+        return None
+    try:
+        return TokenStore(entry, key, of_others=True)
+    except DamagedEntryError as damage:
+        log.warning("cached data in %s, which another user owns, is damaged (%s)", entry, damage)
+        return None
 
 
 def _mark_used(entry: Path) -> None:

@@ -59,9 +59,10 @@ class DamagedEntryError(Exception):
 class TokenStore:
     """The tokenized examples of one source by index; `ids` and `mask` return views of the mapped file."""
 
-    def __init__(self, directory: Path, key: str) -> None:
+    def __init__(self, directory: Path, key: str, *, of_others: bool = False) -> None:
+        """`of_others` accepts an entry of another user, which the caller has checked."""
         self.key = key
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, of_others=of_others)
         self.report: dict[str, Any] = manifest["report"]
         try:
             # The mapping remains valid after the file is unlinked, so a private store needs no cleanup.
@@ -229,12 +230,12 @@ def _offsets(batches: list[pa.RecordBatch], name: str) -> list[Array]:
     return [to_numpy(batch.column(name).offsets) for batch in batches]
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path, *, of_others: bool = False) -> dict[str, Any]:
     """Return the manifest of an entry, without verifying its file. Raises DamagedEntryError."""
     try:
-        if problem := folder_problem(directory):
+        if not of_others and (problem := folder_problem(directory)):
             raise DamagedEntryError(f"it {problem}")
-        manifest = read_state(directory / MANIFEST, MANIFEST_FILE)
+        manifest = read_state(directory / MANIFEST, MANIFEST_FILE, of_others=of_others)
     except (OSError, StateFileError) as error:
         raise DamagedEntryError(str(error)) from error
     if manifest is None:

@@ -298,6 +298,67 @@ def test_a_cache_that_others_could_have_filled_is_neither_read_nor_pruned(attack
     assert (cache / "prepared" / NAME / MANIFEST).exists()
 
 
+def given(cache: Path, uid: int) -> None:
+    for path in (cache, *cache.rglob("*")):
+        os.chown(path, uid, -1)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def sticky(cache: Path) -> None:
+    """Anyone may add entries, and owns those."""
+    (cache / "prepared").chmod(0o1777)
+    os.chown(cache / "prepared" / NAME, 54321, -1)
+
+
+SHARED = {
+    "others": lambda cache: cache.chmod(0o777),
+    "sticky": sticky,
+    "group": lambda cache: [os.chown(cache, -1, 2), cache.chmod(0o775)],
+    "entry": lambda cache: (cache / "prepared" / NAME).chmod(0o777),
+    "manifest": lambda cache: (cache / "prepared" / NAME / MANIFEST).chmod(0o666),
+    "examples": lambda cache: (cache / "prepared" / NAME / EXAMPLES).chmod(0o666),
+    "third user": lambda cache: os.chown(cache / "prepared" / NAME / EXAMPLES, 54321, -1),
+    "link": lambda cache: linked_examples(cache / "prepared" / NAME),
+    "damaged": lambda cache: os.truncate(cache / "prepared" / NAME / EXAMPLES, 9),
+    "absent": lambda cache: (cache / "prepared" / NAME).rename(cache / "prepared" / "x"),
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("change", [None, *SHARED])
+def test_a_named_cache_of_another_user_is_read_if_nobody_else_could_have_written_to_it(change, tmp_path) -> None:
+    tmp_path.chmod(0o755)
+    cache = tmp_path / "cache"
+    open_or_build(cache, NAME, build)
+    given(cache, 12345)
+    with pytest.raises(DataError, match=r"cache belongs to another user \(uid 12345\); use a directory of your own"):
+        open_or_build(cache, NAME, build)  # not named
+    if change is None:
+        assert open_or_build(cache, NAME, pytest.fail, is_named=True).ids(1).tolist() == [2, 3, 4]
+        return
+    SHARED[change](cache)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"^data\.cache_dir: .*cache belongs to another user \(uid 12345\); "):
+        open_or_build(cache, NAME, pytest.fail, is_named=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize(("uid", "gid", "mode"), [(0, 0, 0o777), (0, 2, 0o2777), (1001, 0, 0o775)])
+def test_a_mounted_directory_of_a_container_names_a_directory_in_it(uid, gid, mode, tmp_path, monkeypatch) -> None:
+    """An `emptyDir` of Kubernetes, and the directories of images that run as a random user of the group root."""
+    tmp_path.chmod(0o755)
+    (cache := tmp_path / "cache").mkdir()
+    os.chown(cache, uid, gid)
+    cache.chmod(mode)
+    monkeypatch.setattr(os, "geteuid", lambda: 1_000_650_000)
+    monkeypatch.setattr("arctic_hydra.files.ownership._is_ours", lambda info, folder: info.st_uid in (0, 1_000_650_000))
+    with pytest.raises(DataError, match=f"or use a new directory in it: {cache}/<name>, or pass data.cache_dir="):
+        open_or_build(cache, NAME, build, is_named=True)
+    monkeypatch.undo()
+    assert len(open_or_build(cache / "mine", NAME, build)) == 2
+
+
 def test_a_cache_may_be_a_link_to_another_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "cache").symlink_to("disk")
