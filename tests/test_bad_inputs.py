@@ -220,7 +220,7 @@ IN_THE_RANK = [
     (1, DATA + "schema.arrow", "data.sources.json: {}/schema.arrow: a damaged Arrow file ("),
     (1, DATA + "good.jsonl init_from={}/pickled", "init_from: {}/pickled holds pytorch_model.bin, but pickled weights are not loaded"),
     (1, DATA + "good.jsonl init_from={}/disguised", "{}/disguised/model.safetensors cannot be read: "),
-    (1, DATA + "good.jsonl init_from={}/index", "{}/index/model.safetensors.index.json names '../../a.safetensors', expected files beside it"),
+    (1, DATA + "good.jsonl init_from={}/index", '{}/index/model.safetensors.index.json: weight_map.a: got "../../a.safetensors", expected a name inside the directory'),
     (1, DATA + "good.jsonl model.hf_config_kwargs={typo:7}", "model.hf_config_kwargs.typo: LlamaConfig has no such value"),
     (1, DATA + "good.jsonl model.hf_config_kwargs={rms_norm_eps:abc}", "model.hf_config_kwargs: "),
     (1, DATA + "good.jsonl model.hf_config_kwargs={hidden_act:nope}", "model: KeyError: 'nope'"),

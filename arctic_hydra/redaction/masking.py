@@ -15,6 +15,8 @@ from arctic_hydra.redaction.secret_names import is_secret_name, is_secret_parame
 MASK = "***"
 SHORTEST_VALUE = 6
 """Known values are masked anywhere in a text, so shorter ones such as `1` or `true` must not be among them."""
+_LONGEST_WORD = 24
+"""Longer values, such as tokens, are no words; reading the vocabulary takes 50 ms."""
 LONG_VALUE = 12
 """Shorter known values, such as the password of a database for tests, may be ordinary words in the names of folders."""
 _NOT_SECRET = frozenset(("", "true", "false", "null", "none"))
@@ -143,8 +145,9 @@ def _pattern(values: frozenset[str]) -> re.Pattern[str] | None:
 
 
 def _is_telling(value: str) -> bool:
-    is_ordinary = value.isidentifier() and value.lower() in _vocabulary()
-    return len(value) >= SHORTEST_VALUE and MASK not in value and not is_ordinary
+    if len(value) < SHORTEST_VALUE or MASK in value:
+        return False
+    return len(value) > _LONGEST_WORD or not value.isidentifier() or value.lower() not in _vocabulary()
 
 
 @cache
