@@ -191,12 +191,15 @@ def _execute(order: bytes, fds: list[int]) -> NoReturn:
     for number, fd in enumerate(fds[:3]):
         os.dup2(fd, number)
         os.close(fd)
-    unbuffered, module, *arguments = words[0] == "-u", *words[words.index("-m") + 1 :]
-    if unbuffered:
+    start = words.index("-m")
+    flags, module, arguments = words[:start], words[start + 1], words[start + 2 :]
+    if "-u" in flags:
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     for _ in range(next((count for word, count in SPARES.items() if word in (module, *arguments)), 1)):
         _spares.append(Spare())
     sys.argv, sys.path[0] = ["-m", *arguments], folder
+    if "-P" in flags or (module.startswith("arctic_hydra") and folder != str(ROOT)):
+        del sys.path[0]  # the latter as `arctic_hydra/__init__.py` does it when it is imported
     code = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -241,7 +244,7 @@ def _start_child(self: Any, args: Any, *more: Any) -> None:
     executable, preexec, _, pass_fds, cwd, env, _, _, shell, *pipes = more[:15]
     environment = dict(os.environ if env is None else env)
     in_new_session = more[20] and not (executable or preexec or shell)
-    is_module = in_new_session and tuple(args[:3]) == (sys.executable, "-u", "-m")
+    is_module = in_new_session and [item for item in args[:4] if item != "-P"][:3] == [sys.executable, "-u", "-m"]
     if not (_spares and is_module and _imports_alike(environment)):
         _start_fresh(self, args, *more)
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SITE = """\
 import os, pathlib, signal, sys, time
-if sys.orig_argv[3:4] == [{module!r}]:
+if {module!r} in sys.orig_argv[3:5]:
     pathlib.Path({folder!r}, f"started-{{os.getpid()}}").touch()
     end = time.monotonic() + 60
     while not signal.sigpending() and time.monotonic() < end:

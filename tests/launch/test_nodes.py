@@ -150,7 +150,7 @@ def test_paths_and_variables_reach_another_machine_unchanged(tmp_path, monkeypat
     where, _, arguments = python.with_name(f"{python.name}.out").read_text().partition("\n")
     assert where == str(folder)
     assert arguments.split("\0")[:-1] == [
-        *(odd, "-u", "-m", "arctic_hydra.launch", str(folder / "run.json"), "2", "--remote")
+        *(odd, "-P", "-u", "-m", "arctic_hydra.launch", str(folder / "run.json"), "2", "--remote")
     ]
     sent = json.loads(python.with_name(f"{python.name}.in").read_text())
     assert (sent["HF_TOKEN"], sent["ARCTIC_HYDRA_SECRETS"]) == (f"token\n{odd}", odd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -15,7 +16,8 @@ from arctic_hydra.cli.search_path import conf_dir
 def test_extensions_are_appended_for_this_program_only(program, found, monkeypatch):
     points = [EntryPoint("my_lab", "my_lab.components", "arctic_hydra"), EntryPoint("bare", "bare.x", "arctic_hydra")]
     monkeypatch.setattr(search_path, "entry_points", lambda group: points)
-    monkeypatch.setattr(search_path, "find_spec", lambda name: name if name == "my_lab.conf" else None)
+    package = ModuleSpec("package", None, is_package=True)
+    monkeypatch.setattr(search_path, "find_spec", lambda name: None if name == "bare.conf" else package)
     paths = ConfigSearchPathImpl()
     paths.append("main", f"file://{program}")
     search_path.ExtensionSearchPath().manipulate_search_path(paths)

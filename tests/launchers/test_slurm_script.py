@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra_plugins.arctic_hydra._slurm_script import render
 
+from arctic_hydra import python_flags
 from arctic_hydra.__main__ import main
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch.slurm_options import _TEXTS
@@ -77,7 +78,7 @@ def test_every_value_stays_one_inert_value(text, count, tmp_path):
     plain = {"nodes", "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", *["array"][: count - 1]}
     assert set(found) == plain, "no option was added"
     log = "/shared/slurm/%A_%a_%t_log.out" if count > 1 else "/shared/slurm/%j_%t_log.out"
-    module = ["python", "-u", "-m", "hydra_plugins.arctic_hydra._slurm_start", "/shared/slurm"]
+    module = ["python", *python_flags(), "-u", "-m", "hydra_plugins.arctic_hydra._slurm_start", "/shared/slurm"]
     assert execute(script, tmp_path) == ["--unbuffered", "--output", log, text, "--x", *module]
     assert not (tmp_path / "canary").exists()
 
