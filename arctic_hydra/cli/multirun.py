@@ -127,15 +127,22 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
     if multirun.master.launcher.get("dry_run"):
         _launch(multirun, controller, grid)
         return EXIT_DONE
+    try:
+        return _run(multirun, controller, grid)
+    finally:
+        sweep.release()
+
+
+def _run(multirun: Multirun, controller: SweepController, grid: list[list[str]] | None) -> int:
     if grid is not None:  # a search begins after its settings are checked
         controller.begin()
-        controller.enter(list(enumerate(jobs)))
+        controller.enter(list(enumerate(grid)))
     try:
         _launch(multirun, controller, grid)
     except KeyboardInterrupt:
         controller.stop_reason = "interrupted"
     except ArcticHydraError:
-        if any(entry.submission for entry in sweep.jobs):
+        if any(entry.submission for entry in controller.sweep.jobs):
             finish.finish_sweep(controller)  # report the jobs that were submitted
         raise
     return finish.finish_sweep(controller)

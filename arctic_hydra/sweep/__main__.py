@@ -185,18 +185,21 @@ def _controller_kind(sweep: Sweep) -> str:
 def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:
     """Rerun jobs that did not finish."""
     sweep.lock()
-    again = [
-        job
-        for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True)
-        if state in (FAILED, DIED, STOPPED) and job.submission
-    ]
-    if not again:
-        print("no job failed, died or stopped; the sweep's own command starts those that never started")
-    for job in again:
-        job.problem = ""
-    for kind, group in groupby(sorted(again, key=_kind), key=_kind):
-        backend(kind).resubmit(sweep, list(group))
-    return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
+    try:
+        again = [
+            job
+            for job, (state, _) in zip(jobs, states(sweep, jobs), strict=True)
+            if state in (FAILED, DIED, STOPPED) and job.submission
+        ]
+        if not again:
+            print("no job failed, died or stopped; the sweep's own command starts those that never started")
+        for job in again:
+            job.problem = ""
+        for kind, group in groupby(sorted(again, key=_kind), key=_kind):
+            backend(kind).resubmit(sweep, list(group))
+        return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))
+    finally:
+        sweep.release()
 
 
 def summary(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> int:

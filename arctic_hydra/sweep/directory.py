@@ -179,6 +179,9 @@ class Sweep:
     jobs: list[SweepJob] = field(default_factory=list)
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        self._directory = RunDirectory(self.path)
+
     @property
     def command_line(self) -> str:
         """The shell command that starts the sweep."""
@@ -220,20 +223,22 @@ class Sweep:
         """
         if contains_secret(self.path.name):
             raise ConfigError(f"{key}: the name of the sweep's folder contains a secret; choose another name")
-        directory = RunDirectory(self.path)
-        directory.create(key)
-        if directory.run_file.exists():
+        self._directory.create(key)
+        if self._directory.run_file.exists():
             raise ConfigError(f"{key}: {self.path} is the directory of a run; choose another folder for the sweep")
         if problem := misplaced(self.path, files=(self.file.name, "cancelled", "sweep.csv", "sweep.html")):
             raise ConfigError(problem)
-        directory.lock(run_directory.LOCK_GRACE_SECONDS)
-        self._directory = directory  # keeps the lock's file open
+        self._directory.lock(run_directory.LOCK_GRACE_SECONDS)
         self._cancelled.unlink(missing_ok=True)
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
             raise ConfigError(
                 f"hydra.sweep.dir: got {self.path}, which contains another sweep ({other.command_line}); choose another "
                 "folder, or remove hydra.sweep.dir: by default each sweep has its own folder in outputs/<name>/sweeps"
             )
+
+    def release(self) -> None:
+        """Release the lock, if this process holds it."""
+        self._directory.release()
 
     @property
     def _cancelled(self) -> Path:
@@ -255,7 +260,7 @@ class Sweep:
     @property
     def lock_file(self) -> LockFile:
         """The lock that the sweep process holds."""
-        return RunDirectory(self.path).lock_file
+        return self._directory.lock_file
 
 
 def _job_problem(jobs: Sequence[SweepJob]) -> str | None:

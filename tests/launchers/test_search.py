@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import html
 import json
 import re
@@ -16,6 +17,7 @@ from arctic_hydra.__main__ import main
 from arctic_hydra.cli import overrides
 from arctic_hydra.cli.multirun import Multirun
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.sweep.directory import Sweep
 from tests.command import SMALL, SMALLEST, run
 from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, table, trials
 
@@ -169,6 +171,19 @@ def test_trials_that_were_stopped_or_killed_run_again_and_those_that_raised_do_n
     assert names(tmp_path) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert again == first[:2]
     assert "stopped" not in capsys.readouterr().out.rpartition("objective")[2]
+
+
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_a_sweep_releases_its_directory_before_it_returns(sweeper, shell_jobs, tmp_path):
+    """Not when the garbage collector comes: a caller in Python may start it again at once."""
+    shell_jobs(FINISH)
+    command = f"-m hydra/sweeper={sweeper} hydra/launcher=local {SMALL} tracking=[] seed=1,2".split()
+    gc.disable()
+    try:
+        assert main(command) == 0
+        assert Sweep.load(sweep_dir(tmp_path)).owner() is None
+    finally:
+        gc.enable()
 
 
 def test_trials_that_are_the_same_run_are_pruned_together(shell_jobs, tmp_path):
