@@ -81,7 +81,7 @@ def _dispatch(arguments: list[str]) -> int:
     if options.hydra_help or options.info or options.shell_completion:
         return _hydra(options, name)
     if options.multirun and not (options.help or options.cfg):
-        return multirun.execute(options.overrides, name, options.config_dir, run_one)
+        return multirun.run_sweep(options.overrides, name, options.config_dir, run_one)
     if options.help:
         help.print_page(PROGRAM, [item for item in options.overrides if "=" not in item])
         return EXIT_DONE
@@ -93,7 +93,7 @@ def _dispatch(arguments: list[str]) -> int:
     is_training = composed.job["task"] == config.Task.train.name
     launched = is_training or any(is_hydra_override(item, "launcher") for item in options.overrides)
     if launched and composed.choices["hydra/launcher"] != "basic":
-        return multirun.execute(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
+        return multirun.run_sweep(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
     for override in options.overrides:
         if is_hydra_override(override) and not is_hydra_override(override, "searchpath"):
             raise ConfigError(

@@ -16,7 +16,7 @@ from arctic_hydra.checkpoint.initial_weights import Weights
 from arctic_hydra.config import Run, has_legacy_id, run_id
 from arctic_hydra.data.base import BatchGeometry, Loader
 from arctic_hydra.data.code_identity import legacy_identity
-from arctic_hydra.data.load.sequence_parallel import fitted
+from arctic_hydra.data.load.sequence_parallel import shard_loader
 from arctic_hydra.data.load.stop_tokens import stop_tokens
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
@@ -82,7 +82,7 @@ class Outputs:
 @contextmanager
 def report_exceptions(run: Run, run_dir: Path) -> Iterator[None]:
     """Call `on_exception` of every callback for an error raised in this context, then raise it again."""
-    run.trainer.listen(list(run.callback.values()), World.from_env())
+    run.trainer.set_callbacks(list(run.callback.values()), World.from_env())
     try:
         yield
     except Exception as error:
@@ -125,8 +125,8 @@ def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, 
         world=world,
         tokenizer=tokenizer,
         group_loader=group_loader,
-        loader=fitted(group_loader, run.pack_tokens),
-        eval_loader=eval_loader and fitted(eval_loader, run.pack_tokens),
+        loader=shard_loader(group_loader, run.pack_tokens),
+        eval_loader=eval_loader and shard_loader(eval_loader, run.pack_tokens),
     )
 
 
@@ -157,8 +157,10 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
         },
         logs=[run_dir / "metrics.jsonl"],
         base=base_of(run),
-        frozen_elsewhere=frozen is not None,
-        rebuild=lambda: create_model(run, run.model.create_config(), tokenizer, model.start, quantize=False),
+        omits_frozen_weights=frozen is not None,
+        create_initial_model=lambda: create_model(
+            run, run.model.create_config(), tokenizer, model.start, quantize=False
+        ),
         stop_tokens=lambda: stop_tokens(loader, tokenizer, run.data.end_of_turn_tokens),
         stream=loader if isinstance(loader, Stream) else None,
     )

@@ -83,7 +83,7 @@ class Component(ABC):
     option_name: ClassVar[str] = ""
     """Name under which the class is registered in its group."""
     _run: ClassVar[RunContext | None] = None  # of an instance, once it is attached
-    outside_identity: ClassVar[frozenset[str]] = frozenset()
+    excluded_from_id: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not change the result of a run."""
     component_version: ClassVar[int] = 1
     """Part of the identity of every run that uses the component; increment it when a default or the numerics change."""

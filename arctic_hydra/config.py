@@ -172,7 +172,7 @@ class Run(Component):
     tracking: dict[str, Tracker] = field(default_factory=dict)
     log: Log = MISSING
 
-    outside_identity: ClassVar[frozenset[str]] = frozenset(
+    excluded_from_id: ClassVar[frozenset[str]] = frozenset(
         (
             "task from_checkpoint preview_examples name output_root fresh objective objective_direction ranks nnodes "
             "node_rank rendezvous hostfile checkpoint tracking log"
@@ -327,7 +327,7 @@ def _with_batch(run: Run, values: dict[str, Any]) -> dict[str, Any]:
 def _identity_of(value: Any, *, defaults: bool, by_class: bool = False) -> Any:
     how = {"defaults": defaults, "by_class": by_class}
     if isinstance(value, Component) and is_dataclass(value):
-        left_out = value.outside_identity | (_ADDED_FIELDS if by_class else {"_target_"})
+        left_out = value.excluded_from_id | (_ADDED_FIELDS if by_class else {"_target_"})
         kept = {item.name: getattr(value, item.name) for item in fields(value) if item.name not in left_out}
         if not defaults:
             usual = {item.name: default_of(item) for item in fields(value)}
@@ -336,7 +336,7 @@ def _identity_of(value: Any, *, defaults: bool, by_class: bool = False) -> Any:
         named = {} if by_class else {"@": f"{value.identity_name()} version {value.component_version}"}
         return named | {name: _identity_of(held, **how) for name, held in kept.items()}
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if not (isinstance(v, Callback) and v.watches_only)}
+        kept = {k: v for k, v in value.items() if not (isinstance(v, Callback) and v.only_observes)}
         return {str(key): _identity_of(item, **how) for key, item in kept.items()}
     if isinstance(value, list | tuple):
         return [_identity_of(item, **how) for item in value]

@@ -33,7 +33,7 @@ ZERO3_REUSE_DISTANCE = 10**9
 
 
 @dataclass(frozen=True)
-class Load:
+class MicroBatchShape:
     """The size of one micro-batch of one rank."""
 
     rows: int
@@ -44,7 +44,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Trace:
+class ModelPeaks:
     """Peaks of a forward and backward pass, in bytes, without the weights, which are already allocated."""
 
     parameters: int
@@ -77,7 +77,7 @@ class EngineBytes:
 class Estimate:
     """The memory of one rank, in bytes."""
 
-    trace: Trace
+    trace: ModelPeaks
     engine: EngineBytes
     ranks: int
     device: str
@@ -133,7 +133,9 @@ class Estimate:
         return lines
 
 
-def estimate(run: Run, load: Load | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Estimate:
+def estimate(
+    run: Run, load: MicroBatchShape | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Estimate:
     """Return the memory that `run` needs per rank; raises ModelError if the model cannot be created on this machine.
 
     `tokenizer` is the run's; if the run adds tokens and it is not given, it is created here.
@@ -142,19 +144,19 @@ def estimate(run: Run, load: Load | None = None, tokenizer: PreTrainedTokenizerB
     ranks = run.world_size_wanted
     config = run.model.create_config()
     settings = assemble.engine_config(run, config, ranks)
-    trace = trace_model(run, config, load or largest_load(run), device, tokenizer)
+    trace = measure_model(run, config, load or largest_micro_batch(run), device, tokenizer)
     return Estimate(trace, engine_bytes(run, settings, trace, ranks), ranks, device)
 
 
-def largest_load(run: Run, supervised_share: float = 1.0) -> Load:
+def largest_micro_batch(run: Run, supervised_share: float = 1.0) -> MicroBatchShape:
     """Return the largest micro-batch that the data can produce: rows of `data.max_length` tokens."""
     length, micro = run.data.row_tokens or 2048, run.trainer.micro_batch_size
     rows, tokens = (1, micro * length) if run.data.packs else (micro, length)
     tokens = math.ceil(tokens / run.trainer.sequence_parallel_size)
-    return Load(rows, tokens, max(1, round(rows * tokens * supervised_share)))
+    return MicroBatchShape(rows, tokens, max(1, round(rows * tokens * supervised_share)))
 
 
-def engine_bytes(run: Run, settings: dict[str, Any], trace: Trace, ranks: int) -> EngineBytes:
+def engine_bytes(run: Run, settings: dict[str, Any], trace: ModelPeaks, ranks: int) -> EngineBytes:
     """Return the memory that DeepSpeed allocates on each of `ranks` ranks under its configuration `settings`.
 
     Measured with DeepSpeed 0.19: optimizer state is in fp32, as is a master copy of the weights, except at ZeRO-0 in fp32,
@@ -190,9 +192,9 @@ def _on_host(zero: dict[str, Any], section: str) -> bool:
     return bool((zero.get(section) or {}).get("device", "none") != "none")
 
 
-def trace_model(
-    run: Run, config: Any, load: Load, device: str, tokenizer: PreTrainedTokenizerBase | None = None
-) -> Trace:
+def measure_model(
+    run: Run, config: Any, load: MicroBatchShape, device: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> ModelPeaks:
     """Return the peaks of the model's forward and backward passes, measured with fake tensors on `device`."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -220,7 +222,7 @@ def trace_model(
                 staying += parameter.numel() * parameter.itemsize
         weights = sum(p.numel() * p.itemsize for p in model.parameters())
         passes = min(2, run.trainer.gradient_accumulation_steps)
-        with run.trainer.on_meta_model(model):
+        with run.trainer.with_fake_tensors(model):
             peaks = []
             for supervised in (1, load.supervised):
                 model.zero_grad()
@@ -231,7 +233,7 @@ def trace_model(
     other = buffers + weights - everything * run.model.torch_dtype.itemsize - saved
     (least, _), (most, host) = peaks
     trainable = sum(p.numel() for p in trained)
-    return Trace(everything, trainable, other, least - staying + largest, max(0, most - least), host)
+    return ModelPeaks(everything, trainable, other, least - staying + largest, max(0, most - least), host)
 
 
 @contextmanager
@@ -286,7 +288,7 @@ def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: i
     return int(live.here.peak - base), int(live.elsewhere.peak)
 
 
-def _batch(load: Load, supervised: int, packed: bool) -> Batch:
+def _batch(load: MicroBatchShape, supervised: int, packed: bool) -> Batch:
     """Return a dummy micro-batch; if packed, it is a single document, the largest that the data can produce."""
     import torch
 
@@ -364,7 +366,7 @@ def describe(run: Run, supervised_share: float = 1.0, tokenizer: PreTrainedToken
 
 def estimate_lines(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
     """Return the estimate as `describe` shows it; raises what `estimate` raises."""
-    found = estimate(run, largest_load(run, supervised_share), tokenizer)
+    found = estimate(run, largest_micro_batch(run, supervised_share), tokenizer)
     first, *more = found.lines(device_memory())
     return [f"memory   {first}", *(f"         {line}" for line in more)]
 

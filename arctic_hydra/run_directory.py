@@ -232,18 +232,18 @@ class RunDirectory:
         return self.path / "logs" / f"node{index}.ended"
 
     @property
-    def meeting_file(self) -> Path:
+    def rendezvous_file(self) -> Path:
         """File that the agent of the first node creates once the rendezvous is complete."""
         return self.path / "logs" / "nodes.met"
 
-    def leave_node(self, index: int, code: int) -> None:
+    def record_node_exit(self, index: int, code: int) -> None:
         """Record that the agent of node `index` exited with `code`, negative for a signal."""
         if not self.path.is_dir():
             return  # not shared with the first node
         self.node_file(index).parent.mkdir(exist_ok=True)
         replace_text(self.node_file(index), f"{code}\n")
 
-    def forget_outcome(self) -> None:
+    def clear_result(self) -> None:
         """Remove the result and the errors of an earlier start of this run, from files and from the record.
 
         Raises ConfigError if the directory is not this user's own, or if its `logs` is a link.
@@ -274,7 +274,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def neighbour_difference(path: Path, identity: dict[str, Any]) -> str | None:
+def difference_from_last_run(path: Path, identity: dict[str, Any]) -> str | None:
     """Return how a run differs from the latest finished run of the same name, or None for more than five values."""
     others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
     for other in sorted(others, key=lambda item: item.stat().st_mtime, reverse=True):

@@ -19,7 +19,7 @@ from arctic_hydra.stopping import StopRequest
 from arctic_hydra.trainer.base import Trainer
 
 
-def execute(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
+def train(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Train `run` in `run_dir`; return its status, counters and objective. Collective."""
     with assemble.report_exceptions(run, run_dir):
         trainer, resumed_from = build(run, run_dir, stop)
@@ -53,7 +53,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
         )
         outputs = assemble.open_outputs(run, run_dir, data, model)
         print_header(run, run_dir, data, model, memory, resumed_from)
-        run.trainer.equip(assemble.toolbox(run, run_dir, data, model, state, stop, outputs))
+        run.trainer.setup(assemble.toolbox(run, run_dir, data, model, state, stop, outputs))
     return run.trainer, resumed_from
 
 

@@ -158,7 +158,7 @@ def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: li
     """
     requests = _Requests()
     told: list[int] = []
-    given_up: list[int] = []
+    killed_by: list[int] = []
 
     def forward(number: int, frame: object) -> None:
         seen.append(number)
@@ -170,14 +170,14 @@ def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: li
             for child in children():
                 ask_to_stop(child, number)
         elif at_once:
-            given_up.append(number)
+            killed_by.append(number)
             for child in children():
                 child.kill()  # the ranks of an agent die with it
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
-        yield given_up
+        yield killed_by
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _restore(before)

@@ -60,7 +60,7 @@ def _run(run_file: Path) -> dict[str, Any]:
 
     from arctic_hydra import tasks
 
-    outcome = tasks.perform(run, run_dir, stop)
+    outcome = tasks.run_task(run, run_dir, stop)
     if World.from_env().is_main:
         run_directory.RunDirectory(run_dir).write_result(outcome)
     return outcome

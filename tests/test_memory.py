@@ -46,7 +46,7 @@ class TrainsNorms(ModelConverter):
         return model
 
 
-TRACE = memory.Trace(parameters=1000, trainable=400, other=0, activations=50, head=5)
+TRACE = memory.ModelPeaks(parameters=1000, trainable=400, other=0, activations=50, head=5)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_frozen_parameters_need_no_optimizer_state():
 
 def test_longer_rows_and_more_supervised_positions_cost_more():
     chosen = built("trainer.head_loss=full")
-    short, long = (memory.estimate(chosen, memory.Load(1, tokens, 32)) for tokens in (512, 2048))
+    short, long = (memory.estimate(chosen, memory.MicroBatchShape(1, tokens, 32)) for tokens in (512, 2048))
     assert long.trace.activations / short.trace.activations > 3.5
-    full = memory.estimate(chosen, memory.Load(1, 2048, 2048)).trace.head
-    chunked = memory.estimate(built("trainer.head_chunk_rows=64"), memory.Load(1, 2048, 2048)).trace.head
+    full = memory.estimate(chosen, memory.MicroBatchShape(1, 2048, 2048)).trace.head
+    chunked = memory.estimate(built("trainer.head_chunk_rows=64"), memory.MicroBatchShape(1, 2048, 2048)).trace.head
     assert full > 2048 * 4096 * 4  # at least the logits of all supervised positions, in fp32
     assert chunked < full / 4
 
@@ -122,7 +122,7 @@ def test_offloaded_activations_are_the_hosts_where_that_has_a_memory_of_its_own(
     (kept, nothing), (left, offloaded) = (run_ranks(1, levels, offload)[0] for offload in (False, True))
     assert (nothing, offloaded) == (0, 8 * inputs)
     assert kept - left == 8 * inputs
-    trace = memory.Trace(1000, 400, 0, activations=left, head=0, host=offloaded)
+    trace = memory.ModelPeaks(1000, 400, 0, activations=left, head=0, host=offloaded)
     engine = memory.EngineBytes(0, 0, 0, 0, 0, host=1000)
     assert memory.Estimate(trace, engine, 2, "cuda").host == 2 * (1000 + offloaded)
 
@@ -133,7 +133,9 @@ def test_experts_are_described_in_every_dtype(dtype):
     sizes = "model.hidden_size=64 model.intermediate_size=64 model.num_attention_heads=4 model.num_key_value_heads=2"
     shape = f"model=random model.architecture=mixtral {sizes} model.vocab_size=4096 model.num_hidden_layers=2".split()
     chosen = built(*shape, f"model.dtype={dtype}")
-    short, long = (memory.estimate(chosen, memory.Load(1, tokens, 1)).trace.activations for tokens in (512, 2048))
+    short, long = (
+        memory.estimate(chosen, memory.MicroBatchShape(1, tokens, 1)).trace.activations for tokens in (512, 2048)
+    )
     assert long > 2 * short > 0
 
 
@@ -161,7 +163,7 @@ def test_an_estimate_that_fails_says_nothing_of_the_run(monkeypatch):
     def fail(*_):
         raise RuntimeError("fake tensors cannot do this\nand more")
 
-    monkeypatch.setattr(memory, "trace_model", fail)
+    monkeypatch.setattr(memory, "measure_model", fail)
     expected = ["memory   not estimated: fake tensors cannot do this"]
     assert check.find(built("data.max_length=64")) == (expected, [])
     assert describe(built("data.max_length=64")) == expected

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from arctic_hydra import run_directory
 from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError, UnsafePathError
-from arctic_hydra.run_directory import RunDirectory, neighbour_difference
+from arctic_hydra.run_directory import RunDirectory, difference_from_last_run
 from tests.mutations import attempt, file_like, fuzz
 
 
@@ -58,13 +58,13 @@ def test_a_new_start_removes_how_the_last_one_ended(tmp_path):
     run_directory.write_json(directory.result_file, {"status": "failed"})
     run_directory.write_error(tmp_path, 1, "RankDied", "later", traceback="", time=5.0)
     run_directory.write_error(tmp_path, 0, "Stalled", "the cause")
-    directory.leave_node(0, -9)
-    directory.meeting_file.touch()
+    directory.record_node_exit(0, -9)
+    directory.rendezvous_file.touch()
     (tmp_path / "logs" / "rank0.log").touch()
     assert [error["message"] for error in directory.errors()] == ["the cause", "later"]
     assert {name for name, _ in directory.error_files()} == {"error-rank0.json", "error-rank1.json"}
     assert directory.node_file(0).read_text() == "-9\n"
-    directory.forget_outcome()
+    directory.clear_result()
     assert directory.record() == {"status": "failed"}
     assert directory.result() == {} and directory.errors() == []
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["rank0.log"]
@@ -83,14 +83,14 @@ def test_a_fresh_start_keeps_the_lock_alone(tmp_path):
 
 def test_a_run_is_compared_with_the_last_finished_one_beside_it(tmp_path):
     ours = {"optimizer": {"lr": 2}, "seed": 1}
-    assert run_directory.neighbour_difference(tmp_path / "b", ours) is None
+    assert run_directory.difference_from_last_run(tmp_path / "b", ours) is None
     for name, status in (("a", "finished"), ("c", "failed")):
         (tmp_path / name).mkdir()
         RunDirectory(tmp_path / name).update_record(status=status, identity={"optimizer": {"lr": 1}, "seed": 1})
-    said = run_directory.neighbour_difference(tmp_path / "b", ours)
+    said = run_directory.difference_from_last_run(tmp_path / "b", ours)
     assert said == "differs from the finished run a in optimizer.lr 1 -> 2"
     many = {f"x{index}": index for index in range(6)}
-    assert run_directory.neighbour_difference(tmp_path / "b", many) is None
+    assert run_directory.difference_from_last_run(tmp_path / "b", many) is None
 
 
 def result_of(tmp_path, **values):
@@ -168,7 +168,7 @@ def test_a_link_in_place_of_a_folder_is_refused_and_its_target_unchanged(name, t
         (victim / file).touch()
     (run := tmp_path / "run").mkdir(mode=0o700)
     (run / name).symlink_to(victim)
-    for act in (RunDirectory(run).create, RunDirectory(run).forget_outcome):
+    for act in (RunDirectory(run).create, RunDirectory(run).clear_result):
         with pytest.raises(ConfigError, match=f"{name}: is a symbolic link, expected a directory; move it away"):
             act()
     assert len(list(victim.iterdir())) == 3
@@ -184,7 +184,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     for link in links:
         link.symlink_to(victim)
     run_directory.write_error(directory.path, 0, "Stalled", "the cause")
-    directory.leave_node(0, -9)
+    directory.record_node_exit(0, -9)
     directory.write_run({"seed": 1})
     assert victim.read_text() == "mine"
     assert directory.config() == {"seed": 1} and directory.errors()[0]["message"] == "the cause"
@@ -228,10 +228,10 @@ def one_random_record(data: st.DataObject, tmp_path_factory: pytest.TempPathFact
         directory.result_file.write_bytes(data.draw(file_like({"status": "stopped", "step": 3, "objective": None})))
     uses = (
         directory.record,
-        lambda: neighbour_difference(directory.path.with_name("other"), {"a": {"b": 2}}),
+        lambda: difference_from_last_run(directory.path.with_name("other"), {"a": {"b": 2}}),
         directory.repair_record,
         lambda: directory.update_record(status="running"),
-        directory.forget_outcome,
+        directory.clear_result,
     )
     for use in uses:
         attempt(use, StateFileError, directory.path)

@@ -70,10 +70,10 @@ class Child:
 def test_the_first_signal_is_forwarded_and_all_are_seen(capsys):
     child, seen = Child(), []
     handlers = [signal.getsignal(number) for number in SIGNALS]
-    with forwarded_signals(lambda: [child], "the jobs", seen) as given_up:
+    with forwarded_signals(lambda: [child], "the jobs", seen) as killed_by:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             send(number)
-    assert (child.received, seen, given_up) == ([signal.SIGTERM], [signal.SIGTERM, signal.SIGUSR2], [])
+    assert (child.received, seen, killed_by) == ([signal.SIGTERM], [signal.SIGTERM, signal.SIGUSR2], [])
     assert "SIGTERM: stopping the jobs; interrupt again to end at once" in capsys.readouterr().err
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
@@ -100,11 +100,11 @@ def test_a_second_sigterm_ends_at_once_like_a_second_interrupt(sent, apart, ends
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     child, now = Child(), [100.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
-    with forwarded_signals(lambda: [child], "the jobs", []) as given_up:
+    with forwarded_signals(lambda: [child], "the jobs", []) as killed_by:
         for number in sent:
             send(number)
             now[0] += apart
-    assert (child.received, child.killed, bool(given_up)) == (sent[:1], ends, ends)
+    assert (child.received, child.killed, bool(killed_by)) == (sent[:1], ends, ends)
 
 
 @pytest.mark.parametrize(("apart", "ends"), [(5.0, False), (15.0, True)])

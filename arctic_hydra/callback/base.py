@@ -43,7 +43,7 @@ class Callback(Component):
     which they are selected; an error in one ends the run.
     """
 
-    watches_only: ClassVar[bool] = True
+    only_observes: ClassVar[bool] = True
     """Whether the callback does not affect the result of the run; if false, its fields are part of the run's identity."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -51,7 +51,7 @@ class TrainingState:
     """Metrics of the last evaluation and its `step`; empty before the first."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last steps, if loss spikes are detected."""
-    interval: dict[str, Any] = field(default_factory=dict)
+    since_last_log: dict[str, Any] = field(default_factory=dict)
     """This rank's sums since the last log line, as of the save; empty in a new run."""
     stream: Stream | None = None
     """The training data if it is streamed."""
@@ -63,9 +63,9 @@ class TrainingState:
     """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a checkpoint to resume from."""
     base: str | None = None
     """Directory or hub id of the base model of an adapter; None if transformers cannot load that model from anywhere."""
-    frozen_elsewhere: bool = False
+    omits_frozen_weights: bool = False
     """Whether every start loads the frozen weights from their original files, so that checkpoints omit them."""
-    rebuild: Callable[[], torch.nn.Module] | None = None
+    create_initial_model: Callable[[], torch.nn.Module] | None = None
     """Creates the initial model again: not partitioned, not quantized, on the CPU. Draws random numbers."""
     stop_tokens: Callable[[], list[int]] = list
     """Returns the ids of the stop tokens in the training data, as far as known so far."""

@@ -101,7 +101,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
         """Return the size of the checkpoints yet to be written: weights, fp32 master weights and two Adam moments each."""
-        held = trainable if self.state.frozen_elsewhere else parameters
+        held = trainable if self.state.omits_frozen_weights else parameters
         each = held * bytes_per_parameter + trainable * 12
         kept = (self.keep_last or 1) + self.keep_best + 1  # plus the one being written
         return each * max(1, kept - len(self._store.steps()))
@@ -179,7 +179,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             put(self._rank_file(), self._rank_state())
         try:
             engine = SafeCheckpointEngine(self._store, stage, put, self._omitted_names())
-            save_files(state.engine, engine, stage, omit_frozen=state.frozen_elsewhere)
+            save_files(state.engine, engine, stage, omit_frozen=state.omits_frozen_weights)
         except Exception:
             self._buffers.release()
             raise
@@ -203,7 +203,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "random": rank_state.random_state(),
             "schedule": rank_state.schedule_state(self.state.scheduler),
             "micro_steps": int(self.state.engine.micro_steps),
-            "interval": dict(self.state.interval),
+            "interval": dict(self.state.since_last_log),
         }
         if self.state.stream is not None and self.state.world.is_main:
             contents["stream"] = self.state.stream.state_dict(self.state.progress.epoch_step)
@@ -211,7 +211,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def _omitted_names(self) -> frozenset[str]:
         """Return the names (several for tied ones) of the frozen parameters that checkpoints omit."""
-        if not self.state.frozen_elsewhere:
+        if not self.state.omits_frozen_weights:
             return frozenset()
         named = self.state.engine.module.named_parameters(remove_duplicate=False)
         return frozenset(name for name, parameter in named if not parameter.requires_grad)
@@ -311,14 +311,14 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def _restore_resharded(self, found: Checkpoint) -> None:
         """Restore a checkpoint from another number of ranks; `_check_identity` has verified that the global batch is equal."""
-        target = self._store.root / f".tmp-reshaped-{found.path.name}"
+        target = self._store.root / f".tmp-resharded-{found.path.name}"
         ranks, error = self.state.world.size, None
         if self.state.world.is_main:
             from arctic_hydra.checkpoint.files import remove_folder
-            from arctic_hydra.checkpoint.reshape import reshape
+            from arctic_hydra.checkpoint.reshard import reshard
 
             remove_folder(target)
-            error = self._error_of(lambda known: reshape(known.path, target, ranks), found)
+            error = self._error_of(lambda known: reshard(known.path, target, ranks), found)
             logger.warning(
                 "resharding %s from %d ranks to %d: weights, optimizer, schedule and data position are restored; "
                 "RNG states are not, so dropout differs, and cross-rank reductions round in a different order",
@@ -356,7 +356,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         if original is not None:
             states = [load_tensors(path) for path in sorted(original.glob("rank-*.pt"))]
             rank_state.set_schedule_state(self.state.scheduler, first["schedule"])
-            self.state.interval = rank_state.redistribute_interval(
+            self.state.since_last_log = rank_state.redistribute_interval(
                 [state["interval"] for state in states], self.state.world.size
             )
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
@@ -364,7 +364,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             return
         mine = load_tensors(found.path / self._rank_file())
         engine.micro_steps = mine["micro_steps"]
-        self.state.interval = mine["interval"]
+        self.state.since_last_log = mine["interval"]
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
         rank_state.set_random_state(mine["random"])
 

@@ -84,7 +84,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     @property
     def _merges(self) -> bool:
         """Whether this run has an adapter and exports the merged model."""
-        known = self.state.base is not None or self.state.rebuild is None
+        known = self.state.base is not None or self.state.create_initial_model is None
         return has_adapter(self.state.engine.module) and (not known if self.merge is None else self.merge)
 
     def save(self) -> Path:
@@ -97,7 +97,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
 
         target, is_main = self.checkpoint_dir, self.state.world.is_main
         model, gathered = self.state.engine.module, target.with_name(f".tmp-weights-{target.name}")
-        whole = self._merges and not self.state.frozen_elsewhere
+        whole = self._merges and not self.state.omits_frozen_weights
         error: str | None = None
         try:
             weights = gather_weights(model, keep=is_main, beside=gathered, whole=whole)
@@ -128,14 +128,16 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
         from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
         from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
 
-        assert self.state.rebuild is not None, "a run with an adapter can create its model again"
+        assert self.state.create_initial_model is not None, "a run with an adapter can create its model again"
         kept = random_state()
         try:
-            model = self.state.rebuild()
+            model = self.state.create_initial_model()
         finally:
             set_random_state(kept)
         trained = {name for name, value in self.state.engine.module.named_parameters() if value.requires_grad}
-        chosen = {name: value for name, value in weights.items() if not self.state.frozen_elsewhere or name in trained}
+        chosen = {
+            name: value for name, value in weights.items() if not self.state.omits_frozen_weights or name in trained
+        }
         load_into(model, chosen, Weights(self.state.run_dir, self.state.progress.global_step, UNCHECKED))
         return model.merge_and_unload()
 

@@ -90,7 +90,7 @@ class Multirun:
         return search_samples(self.overrides)
 
 
-def execute(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
+def run_sweep(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
     """Run a sweep and return its exit code: 0 all jobs finished, 1 a job failed, 75 stopped early."""
     multirun = Multirun(overrides, config_name, config_dir)
     if multirun.on_cluster:
@@ -136,7 +136,7 @@ def execute(overrides: list[str], config_name: str, config_dir: str | None, run_
 def _run(multirun: Multirun, controller: SweepController, grid: list[list[str]] | None) -> int:
     if grid is not None:  # a search begins after its settings are checked
         controller.begin()
-        controller.enter(list(enumerate(grid)))
+        controller.register(list(enumerate(grid)))
     try:
         _launch(multirun, controller, grid)
     except KeyboardInterrupt:

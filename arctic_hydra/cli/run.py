@@ -29,7 +29,7 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
     if run.task is config.Task.check:
         from arctic_hydra.tasks import check
 
-        lines, errors = check.look_at(job.tree)
+        lines, errors = check.check_in_subprocess(job.tree)
         for error in errors:
             print_error(error)
         if errors:
@@ -113,7 +113,7 @@ def _run_on_checkpoint(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     lock = directory.lock()
     task_directory = directory.of_task(run.task.name)
     task_directory.create()
-    task_directory.forget_outcome()
+    task_directory.clear_result()
     task_directory.write_run(redact(job.tree))
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
     signals: list[int] = []

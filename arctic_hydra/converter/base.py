@@ -36,7 +36,7 @@ class ModelConverter(Component):
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the converted model: the same object changed in place, or a wrapper."""
 
-    def exactly(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+    def without_rounding(self, model: torch.nn.Module) -> AbstractContextManager[None]:
         """Return a context in which `model` computes without this converter's rounding, for probes of the model."""
         return nullcontext()
 

@@ -80,7 +80,7 @@ class Float8Converter(ModelConverter):
         return convert_to_float8_training(model, module_filter_fn=wanted, config=config)  # type: ignore[no-any-return]
 
     @contextmanager
-    def exactly(self, model: torch.nn.Module) -> Iterator[None]:
+    def without_rounding(self, model: torch.nn.Module) -> Iterator[None]:
         """Multiply in the model's dtype within this context: tokens share a scale, so each depends on all others."""
         import torch
         from torchao.float8.float8_linear import Float8Linear

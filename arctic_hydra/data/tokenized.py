@@ -79,7 +79,7 @@ class TokenizedDataFactory(DataFactory):
     buffer_rows: HumanInt = integer(10_000, minimum=1, maximum=10**9)
     """Rows of a stream that are shuffled and packed together; a larger buffer mixes and packs better."""
 
-    outside_identity: ClassVar[frozenset[str]] = frozenset(("num_proc", "cache", "cache_dir", "prefetch_steps"))
+    excluded_from_id: ClassVar[frozenset[str]] = frozenset(("num_proc", "cache", "cache_dir", "prefetch_steps"))
 
     def __post_init__(self) -> None:
         """Convert the shares of the split once, as every numeric field; `validate` reports those that are no numbers."""

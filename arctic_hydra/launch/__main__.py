@@ -48,7 +48,7 @@ class SignalRelay:
         end = time.monotonic() + (GRACE_SECONDS if self._nodes.count > 1 else 0)
         while not (ranks := living_ranks()) and not self._directory.result_file.exists():
             if time.monotonic() >= end:
-                self._directory.leave_node(self._nodes.index, -number)
+                self._directory.record_node_exit(self._nodes.index, -number)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
                 os.kill(os.getpid(), number)
             time.sleep(0.1)
@@ -88,7 +88,7 @@ def main() -> int:
     else:
         die_with_parent()
     code = _run_agent(options, directory)
-    directory.leave_node(options.node_rank, code)
+    directory.record_node_exit(options.node_rank, code)
     return code
 
 
@@ -108,8 +108,8 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
             _report_error(directory, options.node_rank, error)
             return error.exit_code
         if options.node_rank == 0:
-            directory.meeting_file.parent.mkdir(exist_ok=True)
-            directory.meeting_file.touch()
+            directory.rendezvous_file.parent.mkdir(exist_ok=True)
+            directory.rendezvous_file.touch()
     logging.disable(logging.CRITICAL)  # we report failures ourselves, with the traceback
     static = options.nnodes > 1
     launch_config = LaunchConfig(

@@ -139,7 +139,7 @@ class Job:
     def write_run_files(self, data: str) -> str | None:
         """Write the files that the ranks read and the record; return how the run differs from a finished one of its name."""
         directory = self.directory
-        directory.forget_outcome()
+        directory.clear_result()
         (directory.path / ".hydra").mkdir(exist_ok=True)
         clean = redact(self.tree)
         for path, content in (("config.yaml", clean), (".hydra/overrides.yaml", self.overrides)):
@@ -157,7 +157,7 @@ class Job:
             started=time.time(),
             **provenance.surroundings(),
         )
-        return run_directory.neighbour_difference(directory.path, who)
+        return run_directory.difference_from_last_run(directory.path, who)
 
     def update_trackers(self, status: str) -> None:
         """Make the trackers end the run with `status`, if the ranks could not: they died, or the store was unreachable."""
@@ -181,7 +181,7 @@ def _secrets_in_names(run: config.Run) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobEnding:
     """How the ranks of a job ended, as recorded."""
 
     status: str
@@ -194,7 +194,7 @@ class Ending:
     """Full reason, with the traceback of an unexpected error."""
 
 
-def record_ending(directory: run_directory.RunDirectory, code: int, *, asked_to_stop: bool = False) -> Ending:
+def record_ending(directory: run_directory.RunDirectory, code: int, *, asked_to_stop: bool = False) -> JobEnding:
     """Write the end of a run into its record and report, and return it; `code` is the exit code of the started child.
 
     Ranks that were asked to stop and ended without reporting an error count as stopped, whatever their exit code.
@@ -228,11 +228,11 @@ def has_stopped(directory: run_directory.RunDirectory, code: int, *, asked_to_st
     return not errors and -code in SIGNALS
 
 
-def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: bool) -> Ending:
+def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: bool) -> JobEnding:
     result, errors, logs = directory.result(), directory.errors(), directory.path / "logs"
     if code == 0 and result:
         finished = result["status"] == run_directory.FINISHED
-        return Ending(result["status"], EXIT_DONE if finished else EXIT_STOPPED_EARLY, result)
+        return JobEnding(result["status"], EXIT_DONE if finished else EXIT_STOPPED_EARLY, result)
     signalled = -code if code < 0 else 0
     how = f"was killed by signal {signalled}" if signalled else f"exited with code {code}"
     if has_stopped(directory, code, asked_to_stop=asked_to_stop):
@@ -242,16 +242,16 @@ def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: boo
         if signalled not in SIGNALS:
             ended = f"after the request to stop, {(errors and errors[0]['message']) or f'a rank {how}'}"
         reason = f"{ended}; the same command {next_start}"
-        return Ending(run_directory.STOPPED, EXIT_STOPPED_EARLY, problem=reason, details=reason)
+        return JobEnding(run_directory.STOPPED, EXIT_STOPPED_EARLY, problem=reason, details=reason)
     if not errors:
         hint = " (signal 9 usually means that the kernel's OOM killer ended it)" if signalled == 9 else ""
         details = f"error: a rank {how} without reporting an error{hint}; see {logs}"
-        return Ending(run_directory.FAILED, EXIT_FAILED, problem=f"a rank {how}", details=details)
+        return JobEnding(run_directory.FAILED, EXIT_FAILED, problem=f"a rank {how}", details=details)
     first = errors[0]
     if first["expected"]:
         details = "\n".join(f"error: {problem}" for problem in first["problems"])
     else:
         details = f"rank {first['rank']} failed first:\n{first['traceback'].rstrip()}"
-    return Ending(
+    return JobEnding(
         run_directory.FAILED, int(first["exit_code"]), problem=first["message"], details=f"{details}\nlogs: {logs}"
     )

@@ -40,7 +40,7 @@ def start_ranks(
     agents: dict[str, RemoteAgent] = {}
     children: list[Any] = []
     seen = [] if signals is None else signals
-    with forwarded_signals(lambda: children, "at the next step", seen) as given_up:
+    with forwarded_signals(lambda: children, "at the next step", seen) as killed_by:
         if seen and (isinstance(nodes, Hosts) or nodes.count == 1):
             return -seen[0]
         if isinstance(nodes, Hosts):
@@ -50,12 +50,12 @@ def start_ranks(
         else:
             children.append(open_ranks(directory, ranks, lock, secrets, nodes=nodes))
         for child in children if seen else ():  # a signal that arrived before the children existed
-            child.kill() if given_up else ask_to_stop(child, seen[0])
+            child.kill() if killed_by else ask_to_stop(child, seen[0])
         codes = _wait_for_agents(agents, directory) if agents else [children[0].wait()]
     code = next((code for code in codes if code), 0)
-    if code and nodes.count > 1 and nodes.index == 0 and not given_up:
+    if code and nodes.count > 1 and nodes.index == 0 and not killed_by:
         _wait_for_peers(directory, nodes.count)
-    return -signal.SIGINT if given_up else code
+    return -signal.SIGINT if killed_by else code
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
         time.sleep(0.1)
         failed = [index for index, code in enumerate(codes) if code]
         if failed and end == float("inf"):
-            met = directory.meeting_file.exists()
+            met = directory.rendezvous_file.exists()
             end = time.monotonic() + (2 * GRACE_SECONDS if met else 0)
             [first, *_] = failed
             if not met and not directory.node_file(first).exists():
@@ -148,7 +148,7 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
 
 def _wait_for_peers(directory: RunDirectory, count: int) -> None:
     """Wait until the agents of the other machines have reported how they ended, which may include the cause."""
-    if not directory.meeting_file.exists():
+    if not directory.rendezvous_file.exists():
         return  # the rendezvous did not complete
     end = time.monotonic() + GRACE_SECONDS + 10
     silent = list(range(1, count))

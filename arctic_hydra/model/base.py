@@ -46,7 +46,7 @@ class ModelFactory(Component):
     stored: ClassVar[bool] = False
     """Whether the weights are read from files, so that each start of the run can read them again."""
 
-    outside_identity: ClassVar[frozenset[str]] = frozenset({"save_name"})
+    excluded_from_id: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
     @property
     def weights_source(self) -> tuple[str, str | None] | None:

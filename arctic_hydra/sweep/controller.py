@@ -73,7 +73,7 @@ class SweepController:
             self._jobs[key] = self._compose(list(key))
         return self._jobs[key]
 
-    def enter(self, wanted: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[SweepJob, Job]]:
+    def register(self, wanted: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[SweepJob, Job]]:
         """Write numbered jobs into `sweep.json`, keeping the submissions of jobs that it contains already."""
         known = {entry.number: entry for entry in self.sweep.jobs}
         pairs = []
@@ -94,9 +94,9 @@ class SweepController:
         for entry, _ in pairs:
             entry.problem, entry.mark = "", entry.mark if entry.mark == PRUNED else ""
         work = [(entry, pool.starter(job)) for entry, job in pairs if entry.mark != PRUNED]
-        self.stop_reason = pool.Pool(self.sweep, slots, self.look_at, to_terminal=to_terminal).run(work)
+        self.stop_reason = pool.Pool(self.sweep, slots, self.process_metrics, to_terminal=to_terminal).run(work)
 
-    def look_at(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
+    def process_metrics(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
         """Process the new metrics of a running job; return whether to prune it.
 
         Raises ConfigError as soon as the metrics show that the objective is never logged.

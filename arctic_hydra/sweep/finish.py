@@ -15,7 +15,7 @@ from arctic_hydra.sweep import page, results
 from arctic_hydra.sweep.controller import SweepController, note_missing_objectives
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
 from arctic_hydra.sweep.results import Row
-from arctic_hydra.tracking.mlflow import Ending, MLflowTracker
+from arctic_hydra.tracking.mlflow import MLflowTracker, SweepResult
 
 _WORDS = {
     EXIT_DONE: run_directory.FINISHED,
@@ -69,7 +69,7 @@ def _group(sweep: Sweep, table: Sequence[Row], tracker: MLflowTracker, jobs: Seq
     tags = {"arctic_hydra.sweep": str(sweep.path.resolve())}
     if winner:
         tags |= {"arctic_hydra.best_job": str(winner.number), "arctic_hydra.best_run_dir": str(winner.run_dir)}
-    ending = Ending(_WORDS[exit_code(table)], winner.objective if winner else None, tags)
+    ending = SweepResult(_WORDS[exit_code(table)], winner.objective if winner else None, tags)
     facts = {"command": sweep.command_line, "objective": sweep.objective, "maximize": sweep.maximize}
     children = [Path(job.run_dir) for job in sweep.jobs]
 

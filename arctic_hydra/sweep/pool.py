@@ -107,7 +107,7 @@ def restarter(entry: SweepJob) -> Starter:
         directory = entry.directory
         job = entry.reread()
         data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
-        directory.forget_outcome()
+        directory.clear_result()
         directory.update_record(status=RUNNING, started=time.time(), data=data)
         ranks = job.run.ranks_per_node
         return Started(open_ranks(directory, ranks, lock, {}, share), directory)
@@ -147,7 +147,7 @@ class Pool:
         self._to_terminal = to_terminal
         self._running: list[_Running] = []
         self._signals: list[int] = []
-        self._given_up: list[int] = []
+        self._killed_by: list[int] = []
         self._error: ConfigError | None = None
         self._table = LiveTable(sweep, live=not to_terminal)
 
@@ -158,12 +158,12 @@ class Pool:
         """
         waiting = list(work)
         forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
-        with one_stop(self._signals), forwarding as self._given_up, self._table:
+        with one_stop(self._signals), forwarding as self._killed_by, self._table:
             while (waiting and not self._stop_reason) or self._running:
                 while waiting and not self._stop_reason and len(self._running) < self._slots.count:
                     self._start(*waiting.pop(0))
                 for job in list(self._running):
-                    self._look_at(job)
+                    self._poll(job)
                 self._table.refresh()
                 time.sleep(POLL_SECONDS)
         if self._error:
@@ -204,7 +204,7 @@ class Pool:
         if self._signals:  # it arrived while the job was starting
             ask_to_stop(started.child, self._signals[0])
 
-    def _look_at(self, job: _Running) -> None:
+    def _poll(self, job: _Running) -> None:
         child = job.started.child
         code = child.poll()
         rows = job.tail.new_rows()
@@ -222,7 +222,7 @@ class Pool:
             return
         self._running.remove(job)
         # Killed on request: stopped, not failed, like a single run.
-        code = -signal.SIGINT if code and self._given_up else code
+        code = -signal.SIGINT if code and self._killed_by else code
         record_ending(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))
         job.started.directory.release()
         self._table.job_ended(job.entry)

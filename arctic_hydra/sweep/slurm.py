@@ -183,7 +183,7 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         for line in process.stdout:  # one line per array
             submitted = [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)]
             for job, _ in submitted:
-                job.directory.forget_outcome()
+                job.directory.clear_result()
                 job.directory.update_record(status=run_directory.RUNNING, data=data[job.run_dir])
             record_submissions(sweep, submitted)
     if waiting:

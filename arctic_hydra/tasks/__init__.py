@@ -9,7 +9,7 @@ from arctic_hydra.config import Run, Task
 from arctic_hydra.stopping import StopRequest
 
 
-def perform(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
+def run_task(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Perform `run.task` in `run_dir`, the folder that contains `run.json`; return the content of `result.json`."""
     if run.task is Task.export:
         from arctic_hydra.tasks import export
@@ -21,4 +21,4 @@ def perform(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
         return evaluate.execute(run, run_dir, stop)
     from arctic_hydra import runner
 
-    return runner.execute(run, run_dir, stop)
+    return runner.train(run, run_dir, stop)

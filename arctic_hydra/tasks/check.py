@@ -19,7 +19,7 @@ Findings = tuple[list[str], list[ArcticHydraError]]
 """The lines of the memory estimate, and errors that would stop the run before its first step; one of them is empty."""
 
 
-def look_at(tree: dict[str, Any]) -> Findings:
+def check_in_subprocess(tree: dict[str, Any]) -> Findings:
     """Check a resolved config in a child process and return its findings."""
     command = [sys.executable, *python_flags(), "-W", "ignore", "-m", "arctic_hydra.tasks.check"]
     done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)

@@ -25,7 +25,7 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
             model = runner.build_model(run, data, weights)
             state = assemble.training_state(run, run_dir, data, model)
             print_header(run, run_dir, data, model)
-            trainer.equip(assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
+            trainer.setup(assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
         trainer.progress.global_step = weights.step or 0
         metrics = trainer.evaluate()
         trainer.tools.display.close()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     """Write the checkpoint as `<save_name>-step-<step>` next to the run's checkpoints; return its path."""
     assemble.start_log(run, run_dir)
-    run.trainer.listen([], World.from_env())
+    run.trainer.set_callbacks([], World.from_env())
     weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
     tokenizer = run.tokenizer.create_tokenizer()
     start = assemble.starting_weights(run)

@@ -72,13 +72,13 @@ def _print(title: str, table: list[list[str]], shown: list[tuple[str, Pieces]]) 
         console.print(Text(f"\n--- {heading}", style="bold"))
         text = Text()
         for part, trained in parts:
-            plain = harmless(part)  # without colors, brackets mark trained tokens
+            plain = escape_controls(part)  # without colors, brackets mark trained tokens
             shown_text = plain if console.is_terminal or not trained else f"[[{plain}]]"
             text.append(shown_text, style="black on green" if trained else "dim")
         console.print(text)
 
 
-def harmless(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Return text with visible symbols instead of control characters and characters that override the text direction."""
     return _STEERING.sub(lambda match: _sign(ord(match[0])), text)
 
@@ -98,5 +98,5 @@ def _page(title: str, parts: list[Part]) -> str:
 
 def span(run: tuple[str, bool]) -> str:
     """Return a run of tokens as HTML, with control characters visible, as browsers would hide or interpret them."""
-    text = html.escape(harmless(run[0]))
+    text = html.escape(escape_controls(run[0]))
     return f"<mark>{text}</mark>" if run[1] else text

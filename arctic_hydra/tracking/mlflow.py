@@ -108,7 +108,7 @@ class MLflowTracker(Tracker):
         name: str,
         facts: dict[str, Any],
         children: Sequence[Path],
-        ending: Ending,
+        ending: SweepResult,
         catch_up: Callable[[], None],
     ) -> None:
         """Create or update one MLflow run for a sweep, the parent of its jobs' runs; may block and may raise.
@@ -129,7 +129,7 @@ class MLflowTracker(Tracker):
 
 
 @dataclass(frozen=True)
-class Ending:
+class SweepResult:
     """Result of a sweep, for its MLflow run."""
 
     status: str

@@ -25,7 +25,7 @@ from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.metrics import evaluation_metrics, memory_gib, model_flops, peak_tflops
 from arctic_hydra.progress import Progress
-from arctic_hydra.trainer.loop_state import LoopState, StepResult, Totals
+from arctic_hydra.trainer.loop_state import LogSums, LoopState, StepResult
 from arctic_hydra.trainer.settings import TrainerSettings
 from arctic_hydra.trainer.spikes import describe_spike
 from arctic_hydra.trainer.toolbox import Toolbox
@@ -130,7 +130,7 @@ class Trainer(TrainerSettings):
 
     # -- setup by the runner -----------------------------------------------------------------------------------------
 
-    def listen(self, callbacks: list[Callback], world: distributed.World) -> None:
+    def set_callbacks(self, callbacks: list[Callback], world: distributed.World) -> None:
         """Set the callbacks; called first, so that they receive every event."""
         self._loop.callbacks, self._loop.world = callbacks, world
 
@@ -144,7 +144,7 @@ class Trainer(TrainerSettings):
         self._loop.warmup_steps = int(warmup(self._loop.horizon))
         return self._loop.horizon
 
-    def equip(self, tools: Toolbox) -> None:
+    def setup(self, tools: Toolbox) -> None:
         """Set the objects that the runner built; called once, before `train`."""
         self.tools = tools
         self.last_evaluation = tools.state.evaluation
@@ -152,8 +152,8 @@ class Trainer(TrainerSettings):
         self._loop.first_step, self._loop.started = tools.state.progress.global_step, time.monotonic()
 
     @contextmanager
-    def on_meta_model(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let `loss` run on fake tensors without an engine, for the memory estimate; called before `equip`."""
+    def with_fake_tensors(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` run on fake tensors without an engine, for the memory estimate; called before `setup`."""
         self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
         yield
         del self.tools
@@ -177,7 +177,7 @@ class Trainer(TrainerSettings):
                 and not distributed.sum_over_ranks([self._asked_to_stop()])[0]
             ):
                 self.evaluate()
-            self._loop.totals = Totals.resumed(self.tools.state.interval)
+            self._loop.totals = LogSums.resumed(self.tools.state.since_last_log)
             for epoch in self.epochs_left:
                 with self.event("epoch", epoch=epoch):
                     self.epoch()
@@ -242,7 +242,7 @@ class Trainer(TrainerSettings):
         import torch
 
         names = loader.source_names
-        with self.event("evaluate"), self._loop.totals.off_the_clock():
+        with self.event("evaluate"), self._loop.totals.untimed():
             self.tools.engine.eval()
             sums = torch.zeros(len(names), 3, dtype=torch.float64, device=self.device)
             with torch.no_grad():
@@ -258,14 +258,14 @@ class Trainer(TrainerSettings):
 
     def checkpoint(self) -> None:
         """Save with each checkpoint engine whose `do_checkpoint` is true at this step."""
-        with self._loop.totals.off_the_clock():
+        with self._loop.totals.untimed():
             if self.tools.metrics_file is not None:
                 self.tools.metrics_file.sync()
             for engine in self.tools.checkpoints:
                 if self.tools.state.stopping or self.training_finished:
                     engine.finish_save()
                 if engine.do_checkpoint:
-                    self.tools.state.interval = self._loop.totals.state_dict()
+                    self.tools.state.since_last_log = self._loop.totals.state_dict()
                     with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
                         engine.save()
 
@@ -295,7 +295,7 @@ class Trainer(TrainerSettings):
         written, by_source = more[: len(checkpoints)], more[len(checkpoints) :]
         for engine, ranks in zip(checkpoints, written, strict=True):
             if ranks == self.world.size:
-                with self._loop.totals.off_the_clock():
+                with self._loop.totals.untimed():
                     engine.finish_save()
         if not stop:
             self._loop.totals.by_source.update(dict(zip(names, by_source, strict=False)))
@@ -366,7 +366,7 @@ class Trainer(TrainerSettings):
         }
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = self.progress.spiked_steps
-        self._loop.totals = Totals()
+        self._loop.totals = LogSums()
         self._record(self.last_metrics)
         self.tools.display.step(self.last_metrics)
 

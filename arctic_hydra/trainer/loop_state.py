@@ -16,7 +16,7 @@ from arctic_hydra.progress import Progress
 
 
 @dataclass
-class Totals:
+class LogSums:
     """Sums since the last log line; the loss stays on the device until the next one."""
 
     loss_sum: Any = 0.0
@@ -31,7 +31,7 @@ class Totals:
     """Seconds spent on evaluation and saving, which do not count as training time."""
 
     @contextmanager
-    def off_the_clock(self) -> Iterator[None]:
+    def untimed(self) -> Iterator[None]:
         """Exclude the time spent in this context from throughput metrics."""
         start = time.monotonic()
         yield
@@ -44,7 +44,7 @@ class Totals:
         return {**figures, "loss_sum": float(self.loss_sum), "by_source": dict(self.by_source)}
 
     @classmethod
-    def resumed(cls, state: dict[str, Any]) -> Totals:
+    def resumed(cls, state: dict[str, Any]) -> LogSums:
         """Return the totals that `state_dict` saved; new ones if `state` is empty."""
         if not state:
             return cls()
@@ -98,7 +98,7 @@ class LoopState:
     """Optimizer steps of the whole run."""
     warmup_steps: int = 0
     """Optimizer steps of the schedule's warm-up."""
-    totals: Totals = field(default_factory=Totals)
+    totals: LogSums = field(default_factory=LogSums)
     """Sums since the last log line."""
     result: StepResult = field(default_factory=StepResult)
     """The step in progress, or the last one."""

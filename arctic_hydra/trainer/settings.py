@@ -60,7 +60,7 @@ class TrainerSettings(TrainerSlot):
     collective_timeout_seconds: HumanInt = integer(1800, minimum=1, maximum=10**8)
     """Timeout of a collective operation, after which the waiting rank fails."""
 
-    outside_identity: ClassVar[frozenset[str]] = frozenset(
+    excluded_from_id: ClassVar[frozenset[str]] = frozenset(
         # The identity contains the global batch size instead, so a run can resume on fewer ranks with more accumulation.
         "exit_iteration max_minutes kill_switch_path collective_timeout_seconds eval_interval gradient_accumulation_steps "
         "sequence_parallel_size".split()

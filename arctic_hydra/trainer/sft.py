@@ -56,7 +56,7 @@ class SFTTrainer(Trainer):
     model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory | RandomModelFactory]
     data: ClassVar[SFTDataFactory]
 
-    outside_identity: ClassVar[frozenset[str]] = Trainer.outside_identity | {"head_loss", "head_chunk_rows"}
+    excluded_from_id: ClassVar[frozenset[str]] = Trainer.excluded_from_id | {"head_loss", "head_chunk_rows"}
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if Liger's kernel is chosen and there is no CUDA device."""
@@ -74,20 +74,20 @@ class SFTTrainer(Trainer):
         """Whether the loss reads the LM head's weight directly, which bypasses an adapter on the head."""
         return self.head_loss is not HeadLoss.full
 
-    def equip(self, tools: Toolbox) -> None:
+    def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, probe the model's attention and find its LM head; collective.
 
         Raises ConfigError for a model whose tokens depend on later ones, or on another packed document.
         """
         from arctic_hydra.trainer.isolation import check_causality, check_isolation
 
-        super().equip(tools)
+        super().setup(tools)
         with (
             distributed.without_sequence_group(),
             ExitStack() as exact,
         ):  # the tokens that try it out are no part of a shared sequence
             for converter in tools.converters:
-                exact.enter_context(converter.exactly(tools.engine.module))
+                exact.enter_context(converter.without_rounding(tools.engine.module))
             attention, sharing = tools.model_factory.attn_implementation, self.sequence_parallel_size
             check_causality(tools.engine, tools.device, attention)
             if tools.packed or sharing > 1:
@@ -95,14 +95,14 @@ class SFTTrainer(Trainer):
             self._losses = self._loss_computer(tools)
 
     @contextmanager
-    def on_meta_model(self, model: torch.nn.Module) -> Iterator[None]:
+    def with_fake_tensors(self, model: torch.nn.Module) -> Iterator[None]:
         """Let `loss` run on fake tensors, for the memory estimate; the LM head cannot be probed and is assumed to be plain."""
         from arctic_hydra.trainer.chunked import TokenLoss
         from arctic_hydra.trainer.head import plain_head
         from arctic_hydra.trainer.loss import LossComputer
 
         head = plain_head(model) if self.head_loss is not HeadLoss.full else None
-        with super().on_meta_model(model):
+        with super().with_fake_tensors(model):
             self._losses = LossComputer(
                 model, head, TokenLoss(self.label_smoothing, self.z_loss), False, self.head_chunk_rows
             )

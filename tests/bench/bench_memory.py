@@ -161,7 +161,7 @@ def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
         f"trainer.sequence_parallel_size={share}",
     ]
     run = config.build(compose.compose_config([normalize(item) for item in overrides], "config").job)
-    return memory.estimate(run, memory.Load(1, case["length"] // share, case["supervised"] // share))
+    return memory.estimate(run, memory.MicroBatchShape(1, case["length"] // share, case["supervised"] // share))
 
 
 def case(**changes: Any) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def perform(arguments: str, run_dir: Path, model: Path | None = None) -> dict[st
     if distributed.World.from_env().is_main:
         (run_dir / "run.json").write_text(json.dumps({"config": tree}))
     distributed.barrier()
-    return tasks.perform(run, run_dir, StopRequest(run_dir / "STOP"))
+    return tasks.run_task(run, run_dir, StopRequest(run_dir / "STOP"))
 
 
 def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[int] | None = None) -> dict[str, Any]:

@@ -16,6 +16,6 @@ def test_a_converter_changes_nothing_but_what_it_defines():
     model = torch.nn.Linear(2, 2)
     converter = Marked()
     assert converter.convert(model).marked
-    with converter.exactly(model):
+    with converter.without_rounding(model):
         converter.post_optimizer_hook(model)
     assert converter.phase is Phase.modules < Phase.trainable < Phase.adapters

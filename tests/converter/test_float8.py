@@ -68,7 +68,7 @@ def test_there_is_no_rounding_within_exactly():
     with torch.no_grad():
         plain = model(ids).logits
         converter.convert(model)
-        with converter.exactly(model):
+        with converter.without_rounding(model):
             assert torch.equal(model(ids).logits, plain)
         assert not torch.equal(model(ids).logits, plain)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arctic_hydra import config, distributed
-from arctic_hydra.data.load.sequence_parallel import part
+from arctic_hydra.data.load.sequence_parallel import shard_batch
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.random import RandomModelFactory
@@ -82,7 +82,7 @@ def isolated(_):
     a, other_a, b = (documents([30], [29], seed=seed)[0] for seed in (1, 2, 3))
     seen = []
     for first in (a, other_a):
-        batch = part(batch_of([first, b]), world.rank, 2)
+        batch = shard_batch(batch_of([first, b]), world.rank, 2)
         with torch.no_grad():
             logits = supervised_logits(model, batch)[0]
         positions = batch.rows_K + world.rank * batch.input_ids_BT.shape[1]
@@ -111,7 +111,7 @@ def rotated(_, kind):
         parameter.data *= 8 if parameter.ndim > 1 else 1
     share_positions(model)
     with torch.no_grad():
-        return supervised_logits(model, part(batch_of(documents([40], [39])), world.rank, world.size))[0]
+        return supervised_logits(model, shard_batch(batch_of(documents([40], [39])), world.rank, world.size))[0]
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -124,7 +124,7 @@ def test_rope_scaling_uses_the_longest_position_of_the_whole_sequence(tmp_path, 
 @pytest.mark.parametrize("size", [1, 2, 4, 7])
 def test_the_parts_join_to_the_whole_batch(packed, size):
     whole = batch_of(documents([20, 9, 12], [7, 9, 1]), packed)
-    parts = [part(whole, rank, size) for rank in range(size)]
+    parts = [shard_batch(whole, rank, size) for rank in range(size)]
     assert len({one.input_ids_BT.shape for one in parts}) == 1
     assert sum(one.num_tokens for one in parts) == whole.num_tokens == 41
     padding = parts[0].input_ids_BT.numel() * size - 41
@@ -145,7 +145,7 @@ def test_the_parts_join_to_the_whole_batch(packed, size):
 def test_an_empty_batch_is_split_too():
     dummy = batch_of([])
     dummy.num_tokens = 0
-    for one in (part(dummy, 0, 2), part(dummy, 1, 2)):
+    for one in (shard_batch(dummy, 0, 2), shard_batch(dummy, 1, 2)):
         assert one.input_ids_BT.shape == (1, 1)
         assert (one.num_tokens, one.num_padding, one.num_supervised) == (0, 1, 0)
 

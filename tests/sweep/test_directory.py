@@ -43,10 +43,10 @@ def test_a_job_that_starts_again_forgets_how_it_ended_before(tmp_path):
     sweep = sweep_of(tmp_path, ["seed=0"])
     directory = sweep.jobs[0].directory
     directory.create()
-    directory.forget_outcome()
+    directory.clear_result()
     assert not directory.record_file.exists()
     directory.update_record(status="failed", error="it was refused", result={"step": 3}, seconds=7.0)
-    directory.forget_outcome()
+    directory.clear_result()
     directory.update_record(status="finished")
     assert (states(sweep), directory.record()) == ([("finished", "")], {"status": "finished", "seconds": 7.0})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.data.base import Example
-from arctic_hydra.tasks.preview import harmless, pieces, span
+from arctic_hydra.tasks.preview import escape_controls, pieces, span
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import run
 from tests.data.samples import chat, write_lines
@@ -53,12 +53,12 @@ def test_pieces_join_to_the_whole() -> None:
 
 
 def test_what_steers_a_terminal_is_shown_as_a_sign() -> None:
-    assert harmless("\x1b[31m\x9b2J\x07\rover\x7f\x00") == "␛[31m‹U+009B›2J␇␍over␡␀"
-    assert harmless("a\u202eb\u2066c\u2069") == "a‹U+202E›b‹U+2066›c‹U+2069›"
+    assert escape_controls("\x1b[31m\x9b2J\x07\rover\x7f\x00") == "␛[31m‹U+009B›2J␇␍over␡␀"
+    assert escape_controls("a\u202eb\u2066c\u2069") == "a‹U+202E›b‹U+2066›c‹U+2069›"
     steering = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
     assert all(
-        not set(map(chr, steering)) & set(harmless(chr(code))) for code in set(steering) - {ord("\n"), ord("\t")}
+        not set(map(chr, steering)) & set(escape_controls(chr(code))) for code in set(steering) - {ord("\n"), ord("\t")}
     )
     plain = "Zeile\n\tö 漢字 שלום 👩\u200d💻"
-    assert harmless(plain) == plain
+    assert escape_controls(plain) == plain
     assert span(("<b>\u202e\0", True)) == "<mark>&lt;b&gt;‹U+202E›␀</mark>", "on the page too"

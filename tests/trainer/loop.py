@@ -16,7 +16,7 @@ from arctic_hydra import distributed, engine
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.data.batch import Batch, StepBatch
-from arctic_hydra.data.load.sequence_parallel import fitted
+from arctic_hydra.data.load.sequence_parallel import shard_loader
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.model.layers import compile_layers
@@ -147,13 +147,13 @@ def make_trainer(
     """Return a trainer that is ready to train, built as `runner` builds it."""
     world = World.from_env()
     trainer = SFTTrainer(**fields)
-    trainer.listen([], world)
+    trainer.set_callbacks([], world)
     trainer.zero_stage = stage
     shares = trainer.sequence_parallel_size
     distributed.start_sequence_groups(world, shares, 60)
     geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.data_parallel(shares), packed)
-    loader = fitted(MemoryLoader(data, *geometry), row_tokens)
-    eval_loader = fitted(MemoryLoader(eval_data, *geometry)) if eval_data else None
+    loader = shard_loader(MemoryLoader(data, *geometry), row_tokens)
+    eval_loader = shard_loader(MemoryLoader(eval_data, *geometry)) if eval_data else None
     scheduler = scheduler or ConstantScheduler(warmup_ratio=0.0)
     horizon = trainer.plan(loader, scheduler.warmup)
     factory = model or tiny_factory()
@@ -173,7 +173,7 @@ def make_trainer(
     schedule = scheduler.create_scheduler(stepper, horizon)
     wrapped = engine.initialize(network, stepper, config)
     state = TrainingState(wrapped, schedule, None, Progress(), world, run_dir, {})  # type: ignore[arg-type]
-    trainer.equip(
+    trainer.setup(
         Toolbox(
             world=world,
             device=torch.device("cpu"),

@@ -46,7 +46,7 @@ def _train(run_dir):
     checkpoint.bind(trainer.tools.state)
     trainer.tools.checkpoints.append(checkpoint)
     watch = Watch(slow_rank=1)
-    trainer.listen([watch], trainer.world)  # type: ignore[list-item]
+    trainer.set_callbacks([watch], trainer.world)  # type: ignore[list-item]
     trainer.attach(trainer)
     trainer.train()
     return watch.seen, published(run_dir)

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from arctic_hydra import distributed
-from arctic_hydra.data.load.sequence_parallel import part
+from arctic_hydra.data.load.sequence_parallel import shard_batch
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.random import RandomModelFactory
@@ -51,7 +51,7 @@ def computed(ranks):
     results = {}
     for name, batch in CASES.items():
         tokens = 24 if name.startswith("nothing") else None
-        share = part(batch, world.rank, ranks, tokens) if ranks > 1 else batch
+        share = shard_batch(batch, world.rank, ranks, tokens) if ranks > 1 else batch
         for tapped in (False, True):
             model = mixtral()
             with distributed.without_sequence_group():
@@ -82,7 +82,7 @@ def test_padding_does_not_change_the_loss():
     computer = LossComputer(model, None, balance=find_balance(model, CPU, 1))
     packed, padded = (batch_of(DOCUMENTS, packed) for packed in (True, False))
     torch.testing.assert_close(computer.loss_sum(padded), computer.loss_sum(packed))
-    filled = part(packed, 0, 1, 64)
+    filled = shard_batch(packed, 0, 1, 64)
     assert filled.num_padding == 23
     torch.testing.assert_close(computer.loss_sum(filled), computer.loss_sum(packed))
 

@@ -18,7 +18,7 @@ import numpy as np
 from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.encode.bpe_cache import WordTokenizer
 from arctic_hydra.data.encode.limits import RenderLimitError, TimeUpError, Watch, bounded, too_slow
-from arctic_hydra.data.encode.skeleton import thought_key
+from arctic_hydra.data.encode.skeleton import reasoning_key
 from arctic_hydra.data.encode.spans import Encoded, Span, added_text, decode_mismatch, pairs, token_span
 from arctic_hydra.data.encode.template import ChatTemplate, template_problem
 from arctic_hydra.data.encode.turns import TurnFinder
@@ -173,7 +173,7 @@ class ChatEncoder:
         dropped = 0
         for index, turn in zip(selected, turns, strict=True):
             message = chat.messages[index]
-            if len(message) > 2 and (name := thought_key(message)):
+            if len(message) > 2 and (name := reasoning_key(message)):
                 dropped += message[name].strip() not in text[turn.start : turn.body_end]
         if self._turns.ignore_empty_think:
             found = [_EMPTY_THINK.match(text, turn.start, turn.body_end) for turn in turns]

@@ -34,14 +34,14 @@ def roles_key(messages: Sequence[Message]) -> tuple[tuple[str, str | None], ...]
         if "content" not in message:
             return None
         if len(message) > 2:
-            thought = thought_key(message)
+            thought = reasoning_key(message)
             if thought is None or len(message) > 3:  # empty reasoning, a name, or tool calls
                 return None
         key.append((message["role"], thought))
     return tuple(key)
 
 
-def thought_key(message: Message) -> str | None:
+def reasoning_key(message: Message) -> str | None:
     """Return the key of the reasoning of a message; None if there is none or it is empty."""
     return next((name for name in REASONING_KEYS if str(message.get(name) or "").strip()), None)
 
@@ -51,7 +51,7 @@ def with_placeholders(message: Message, index: int) -> Message:
     changed = dict(message)
     if message.get("content") or not message.get("tool_calls"):
         changed["content"] = f"Zqc{index}qZ"
-    if thought := thought_key(message):
+    if thought := reasoning_key(message):
         changed[thought] = f"Zqt{index}qZ"
     return changed
 
@@ -110,7 +110,7 @@ class Skeleton:
         spans: list[Span] = []
         for (kind, index), literal in zip(self.slots, literals[1:], strict=True):
             message = messages[index]
-            content = message["content"] if kind == "c" else message[thought_key(message) or ""]
+            content = message["content"] if kind == "c" else message[reasoning_key(message) or ""]
             end = position + len(content)
             if not (text.startswith(content, position) and text.startswith(literal, end)):
                 for form in _content_variants(content, message["role"]):

@@ -7,20 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arctic_hydra.data.encode.skeleton import (
-    PROBE,
-    Skeleton,
-    before_partial_tag,
-    constant_header,
-    is_plain,
-    roles_key,
-    shared_prefix,
-    thought_key,
-    with_placeholders,
-)
-from arctic_hydra.data.encode.spans import Span
-from arctic_hydra.data.encode.template import ChatTemplate, suppress_template_errors
-from arctic_hydra.data.encode.verify import (
+from arctic_hydra.data.encode.completeness import (
     TAGGED_ADVICE,
     changed_answer,
     check_complete,
@@ -32,6 +19,19 @@ from arctic_hydra.data.encode.verify import (
     skip_space,
     unlocated_turn,
 )
+from arctic_hydra.data.encode.skeleton import (
+    PROBE,
+    Skeleton,
+    before_partial_tag,
+    constant_header,
+    is_plain,
+    reasoning_key,
+    roles_key,
+    shared_prefix,
+    with_placeholders,
+)
+from arctic_hydra.data.encode.spans import Span
+from arctic_hydra.data.encode.template import ChatTemplate, suppress_template_errors
 from arctic_hydra.data.formats.messages import REASONING_KEYS, Chat, Message, RowProblem
 
 _MAX_SKELETONS = 4096
@@ -186,7 +186,7 @@ class TurnFinder:
         if not is_answer:
             return Turn(content[0], content[1], stop_end)
         if start_position is None:
-            if self._header or thought_key(message):
+            if self._header or reasoning_key(message):
                 raise unlocated_turn(index, message)
             return Turn(content[0], content[1], stop_end)
         start = self._after_header(text, skeleton.map_position(start_position, slot_spans), content[0])

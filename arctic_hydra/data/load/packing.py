@@ -63,14 +63,14 @@ def plan_packs(lengths: np.ndarray[Any, Any], capacity: int) -> Plan:
     if len(lengths) and int(lengths.min()) < 1:
         raise ValueError(f"example {int(lengths.argmin())} has no tokens")
     plan = _pack(lengths, capacity, WorkBudget(0))
-    if fewest_packs(lengths, capacity) < GOOD_ENOUGH * len(plan):
+    if packs_lower_bound(lengths, capacity) < GOOD_ENOUGH * len(plan):
         # Best-fit leaves gaps that no example is short enough for, so search for combinations that leave none.
         other = _pack(lengths, capacity, WorkBudget(min(STEPS_PER_EXAMPLE * len(lengths), MAX_STEPS)))
         plan = other if len(other) < len(plan) else plan
     return plan
 
 
-def fewest_packs(lengths: Ints, capacity: int) -> int:
+def packs_lower_bound(lengths: Ints, capacity: int) -> int:
     """Return a lower bound of the number of packs: the bound L2 of Martello and Toth (1990).
 
     For a length k: each example above capacity - k needs a pack that has no room for one of k or more. Each example above

@@ -19,15 +19,15 @@ from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.distributed import sequence_group
 
 
-def fitted(loader: Loader, row_tokens: int | None = None) -> Loader:
+def shard_loader(loader: Loader, row_tokens: int | None = None) -> Loader:
     """Return `loader` with rows padded to `row_tokens`, if given, and divided among the ranks of a sequence group."""
     group = sequence_group()
     if group is None:
-        return loader if row_tokens is None else FittedLoader(loader, 0, 1, row_tokens)
-    return FittedLoader(loader, group.rank, group.size, row_tokens)
+        return loader if row_tokens is None else ShardedLoader(loader, 0, 1, row_tokens)
+    return ShardedLoader(loader, group.rank, group.size, row_tokens)
 
 
-class FittedLoader:
+class ShardedLoader:
     """The batches of another loader, reduced to one rank's part of each sequence; implements `data.base.Loader`."""
 
     def __init__(self, loader: Loader, rank: int, size: int, row_tokens: int | None = None) -> None:
@@ -42,7 +42,9 @@ class FittedLoader:
     def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
         """Yield this rank's batches of each step of `epoch` from step `start` on."""
         for window in self._loader.windows(epoch, start):
-            yield StepBatch([part(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch)
+            yield StepBatch(
+                [shard_batch(batch, *self._arguments) for batch in window.micro_batches], window.step_in_epoch
+            )
 
     def preview(self, count: int) -> list[Example]:
         """Return up to `count` whole examples of each source."""
@@ -53,7 +55,7 @@ class FittedLoader:
         return self._loader.summary()
 
 
-def part(batch: Batch, rank: int, size: int, row_tokens: int | None = None) -> Batch:
+def shard_batch(batch: Batch, rank: int, size: int, row_tokens: int | None = None) -> Batch:
     """Return rank's part of the tokens of `batch`, padded to `row_tokens` and to a multiple of `size`.
 
     The padding of a packed row is a separate document. `cu_seqlens`, `max_seqlen` and `document_lengths` remain those of

@@ -71,7 +71,7 @@ class RunJob:
         if directory.record().get("status") == run_directory.FINISHED:
             print(f"finished already: {directory.path}", flush=True)
             return 0
-        directory.forget_outcome()
+        directory.clear_result()
         directory.update_record(
             status=run_directory.RUNNING, host=socket.gethostname(), requeues=self.requeues, started=time.time()
         )

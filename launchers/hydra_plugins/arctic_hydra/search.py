@@ -156,7 +156,7 @@ class Search:
         wanted = [
             (trial.number, [*self._fixed, *(f"{key}={trial.params[key]}" for key in self._space)]) for trial in batch
         ]
-        pairs = self._controller.enter(wanted)
+        pairs = self._controller.register(wanted)
         # Several trials may be the same run: it runs once, and all of them get its result.
         pruned = [entry for entry in self._controller.sweep.jobs if entry.mark == PRUNED]
         once: dict[str, SweepJob] = {}

@@ -177,7 +177,7 @@ class JobWatcher:
                     rows = tails[entry.number].new_rows()
                     if len(waiting) <= PROGRESS_JOBS:
                         self._print_progress(entry, rows)
-                    if rows and self._controller.look_at(entry, rows):
+                    if rows and self._controller.process_metrics(entry, rows):
                         self._prune(entry)
                 if waiting and not asked_to_end and self._controller.over:
                     with suppress(slurm.SlurmError):  # else try again at the next poll

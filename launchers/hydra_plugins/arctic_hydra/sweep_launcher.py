@@ -34,7 +34,7 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Register the jobs, run them, and return their objectives in order."""
-        pairs = self.controller.enter(list(enumerate(job_overrides, start=initial_job_idx)))
+        pairs = self.controller.register(list(enumerate(job_overrides, start=initial_job_idx)))
         self.run(pairs)
         return [
             self._answer(entry, list(overrides)) for (entry, _), overrides in zip(pairs, job_overrides, strict=True)

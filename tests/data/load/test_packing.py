@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arctic_hydra.data.load import packing
-from arctic_hydra.data.load.packing import WorkBudget, _pack, fewest_packs, plan_packs, plan_singles
+from arctic_hydra.data.load.packing import WorkBudget, _pack, packs_lower_bound, plan_packs, plan_singles
 
 FEW, MANY = 0, 10**9
 
@@ -55,8 +55,8 @@ def test_never_more_packs_than_best_fit_decreasing(lengths: list[int], capacity:
     array = np.array(lengths, dtype=np.int64)
     plain = best_fit_decreasing(lengths, capacity)
     assert len(_pack(array, capacity, WorkBudget(FEW))) == plain, "the histogram form is best-fit-decreasing"
-    assert fewest_packs(array, capacity) <= len(plan_packs(array, capacity)) <= plain
-    assert fewest_packs(array, capacity) <= len(_pack(array, capacity, WorkBudget(steps)))
+    assert packs_lower_bound(array, capacity) <= len(plan_packs(array, capacity)) <= plain
+    assert packs_lower_bound(array, capacity) <= len(_pack(array, capacity, WorkBudget(steps)))
 
 
 @given(st.lists(st.integers(20, 60), min_size=1, max_size=400), st.integers(60, 150), st.sampled_from([50_000, MANY]))
@@ -73,7 +73,7 @@ def test_filling_packs_exactly_loses_nothing(lengths: list[int], capacity: int, 
     [([6, 6, 6], 10, 3), ([5, 5, 5], 10, 2), ([7, 7, 4, 4], 10, 3), ([1] * 21, 10, 3), ([1, 1], 1, 2), ([], 10, 0)],
 )
 def test_the_lower_bound(lengths: list[int], capacity: int, fewest: int) -> None:
-    assert fewest_packs(np.array(lengths, dtype=np.int64), capacity) == fewest
+    assert packs_lower_bound(np.array(lengths, dtype=np.int64), capacity) == fewest
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class Witness(Callback):
 class Saboteur(Callback):
     """Makes one rank fail at one moment, to see what the others do."""
 
-    watches_only: ClassVar[bool] = False
+    only_observes: ClassVar[bool] = False
     how: str = "raise"
     """raise, kill (SIGKILL), freeze (SIGSTOP), exit (without a word), sys_exit or none."""
     moment: str = "step"

@@ -22,7 +22,7 @@ _ALIGNMENT = 2
 Repartition = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
-def reshape(source: Path, target: Path, ranks: int) -> None:
+def reshard(source: Path, target: Path, ranks: int) -> None:
     """Write DeepSpeed's files of the checkpoint `source` to `target`, as `ranks` ranks would have written them.
 
     Raises ValueError for an unknown layout.
