@@ -92,7 +92,7 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
             values[name] = _value(value, hints[name], full_key, problems)
     for name, item in known.items():
         if name not in node and default_of(item) in (MISSING, MISSING_VALUE):
-            problems.append(_unset(f"{prefix}{name}"))
+            problems.append(unset(f"{prefix}{name}"))
     if len(problems) == before:
         try:
             return cls(**values)
@@ -108,7 +108,7 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
 def _value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
     """Return the value of one field, with the components in it built."""
     if isinstance(value, str) and value == MISSING_VALUE:
-        problems.append(_unset(key))
+        problems.append(unset(key))
     elif isinstance(hint, type) and issubclass(hint, Component):
         return _make(value, key, hint, problems)
     elif family := _family_of_values(hint):
@@ -135,7 +135,8 @@ def _hydra_keys(value: Any, key: str) -> Iterator[str]:
             yield from _hydra_keys(item, f"{key}[{index}]")
 
 
-def _unset(key: str) -> str:
+def unset(key: str) -> str:
+    """Return the problem of a required key without a value."""
     return f"{key}: required, but not set; pass {key}=<value>"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.errors import StateFileError
-from arctic_hydra.files.state_file import open_regular
+from arctic_hydra.files.state_file import open_to_read
 
 if TYPE_CHECKING:
     import torch
@@ -64,11 +64,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     try:
-        descriptor = open_regular(path)
+        descriptor = open_to_read(path)
     except FileNotFoundError:
         return rows
-    except OSError as error:
-        raise StateFileError(f"{path}: cannot be read ({error.strerror})") from error
     with os.fdopen(descriptor, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):

@@ -24,7 +24,7 @@ from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import MISSING_VALUE, flatten
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.instantiate import refused_target
+from arctic_hydra.instantiate import refused_target, unset
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 PLUGINS = {
@@ -200,5 +200,5 @@ def with_paths(job: dict[str, Any]) -> dict[str, Any]:
     """Return a composed config with absolute paths; raises ConfigError for required keys that are not set."""
     missing = sorted(key for key, value in flatten(job).items() if value == MISSING_VALUE)
     if missing:
-        raise ConfigError([f"{key}: required, but not set; pass {key}=<value>" for key in missing])
+        raise ConfigError([unset(key) for key in missing])
     return config.absolute_paths(job, Path.cwd())  # type: ignore[no-any-return]

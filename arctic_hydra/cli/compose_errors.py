@@ -207,6 +207,8 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
             return ConfigError(
                 f"{key}: {parts[0]}.{parts[1]} is not among the chosen options ({', '.join(chosen) or 'none'}){remedy}"
             )
+    if "@" in key:
+        return ConfigError(f"{key}: there is no such entry to replace; add it with +{key}=<option>")
     if key in _HINTS:
         return ConfigError(f"{key}: there is no such key; {_HINTS[key]}")
     parent = ".".join(parts[:-1])

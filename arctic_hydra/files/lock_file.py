@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.errors import RunLockedError, StateFileError
-from arctic_hydra.files.state_file import check_trusted, open_regular
+from arctic_hydra.files.state_file import check_trusted, open_regular, open_to_read
 
 _TEXT_BYTES = 1000
 _HOLDER = re.compile(r"process (\d{1,10}) on (\S+), since [\d: -]+")
@@ -64,13 +64,9 @@ class LockFile:
     def holder(self) -> str | None:
         """Return the holder (`process <pid> on <host>, since <time>`, or `unknown`), or None if the lock is free."""
         try:
-            handle = os.fdopen(open_regular(self.path), "r", errors="replace")
+            handle = os.fdopen(open_to_read(self.path, "use a directory of your own"), "r", errors="replace")
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StateFileError(
-                f"{self.path}: cannot be read ({error.strerror}); use a directory of your own"
-            ) from error
         with handle:
             return None if _try(handle.fileno(), fcntl.LOCK_SH) else _text(handle)
 

@@ -185,11 +185,9 @@ def _join(where: str, name: str) -> str:
 
 def _read(path: Path, schema: Schema, of_others: bool) -> bytes | None:
     try:
-        descriptor = open_regular(path)
+        descriptor = open_to_read(path, schema.remedy)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise StateFileError(f"{path}: cannot be read ({error.strerror}); {schema.remedy}") from error
     with os.fdopen(descriptor, "rb") as file:
         info = os.fstat(descriptor)
         if not of_others:
@@ -224,6 +222,19 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     raise StateFileError(f"{path}: is {kind_of(info)}{target}, expected a file; move it away and try again")
 
 
+def open_to_read(path: Path, remedy: str = "make it readable") -> int:
+    """Open a regular file as `open_regular` does; return the descriptor.
+
+    Raises FileNotFoundError if there is none, and StateFileError, which ends with `remedy`, if it cannot be opened.
+    """
+    try:
+        return open_regular(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StateFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+
+
 def replace_text(path: Path, text: str) -> None:
     """Replace a file atomically, readable by this user only; a link in its place is replaced, not followed.
 
@@ -245,9 +256,9 @@ def replace_text(path: Path, text: str) -> None:
 def last_lines(path: Path, count: int) -> list[str]:
     """Return the last lines of a log, from at most its last MiB; raises StateFileError for a link or anything but a file."""
     try:
-        descriptor = open_regular(path)
-    except OSError as error:
-        raise StateFileError(f"{path}: cannot be read ({error.strerror})") from error
+        descriptor = open_to_read(path)
+    except FileNotFoundError as error:
+        raise StateFileError(f"{path}: there is no such file") from error
     with os.fdopen(descriptor, "rb") as file:
         file.seek(max(0, os.fstat(descriptor).st_size - _LOG_BYTES))
         lines = file.read(_LOG_BYTES).decode("utf-8", errors="replace").splitlines()

@@ -93,20 +93,23 @@ class Job:
         lock = self.directory.lock(timeout_seconds)
         try:
             if self.run.fresh:
-                self.directory.clear()
-                for folder in elsewhere.values():
-                    ownership.remove_tree(folder)
+                self._clear(list(elsewhere.values()))
             self.directory.repair_record()
-        except OSError as error:
-            self.directory.release()
-            raise ConfigError(
-                f"fresh: cannot delete {error.filename or self.directory.path} ({error.strerror}); delete it yourself, or pass "
-                "another output_root"
-            ) from error
         except BaseException:
             self.directory.release()
             raise
         return lock
+
+    def _clear(self, elsewhere: list[Path]) -> None:
+        try:
+            self.directory.clear()
+            for folder in elsewhere:
+                ownership.remove_tree(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"fresh: cannot delete {error.filename or self.directory.path} ({error.strerror}); delete it yourself, or pass "
+                "another output_root"
+            ) from error
 
     def is_finished(self, data: str) -> bool:
         """Whether the run is finished on the same data; raises ArcticHydraError if the data has changed since."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.files.ownership import folder_problem, remedy
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.redaction.trees import secret_keys
 
 LONGEST = 4096
@@ -64,7 +65,6 @@ _NAMES = re.compile(r"[A-Za-z_]\w*(,[A-Za-z_]\w*)*", re.ASCII)
 _DIRECTIVE = re.compile(r"#(SBATCH|SLURM|PBS|BSUB)")
 _REPLACED = re.compile(r"\\|%[%0-9A-Za-z]")
 """What SLURM does not take literally in the path of a log file."""
-_SHOWN = 60
 
 
 def check_options(options: Mapping[Any, Any]) -> None:
@@ -104,7 +104,7 @@ def line_problem(text: str) -> str | None:
         # Zl and Zp end lines for Python and some editors; lone surrogates cannot be written.
         if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
             return (
-                f"got {_shown(text)}, which contains the control character U+{ord(letter):04X}; expected a single line"
+                f"got {shorten(text)}, which contains the control character U+{ord(letter):04X}; expected a single line"
             )
     return None
 
@@ -124,7 +124,7 @@ def _problems(key: str, value: Any) -> Iterator[str]:
             yield from _number_problems(value, (int, float), 0, _LONGEST_POLL_SECONDS)
     elif key in _FLAGS:
         if not isinstance(value, bool):
-            yield f"got {_shown(value)}, expected true or false"
+            yield f"got {shorten(value)}, expected true or false"
     elif key == "additional_parameters":
         yield from _name_problems(value)
     elif key.startswith("additional_parameters."):
@@ -142,16 +142,16 @@ def _problems(key: str, value: Any) -> Iterator[str]:
 def _number_problems(value: Any, kinds: Any, least: int, most: int) -> Iterator[str]:
     infinite = isinstance(value, float) and not math.isfinite(value)
     if isinstance(value, bool) or not isinstance(value, kinds) or infinite:
-        yield f"got {_shown(value)}, expected a number"
+        yield f"got {shorten(value)}, expected a number"
     elif value < least:
-        yield f"got {_shown(value)}, expected {least} or more"
+        yield f"got {shorten(value)}, expected {least} or more"
     elif value > most:
-        yield f"got {_shown(value)}, expected at most {most}"
+        yield f"got {shorten(value)}, expected at most {most}"
 
 
 def _text_problems(value: Any) -> Iterator[str]:
     if not isinstance(value, str):
-        yield f"got {_shown(value)}, expected text"
+        yield f"got {shorten(value)}, expected text"
     elif not value.strip():
         yield f"got {value!r}, expected text, or null to omit the option"
     elif problem := line_problem(value):
@@ -160,15 +160,15 @@ def _text_problems(value: Any) -> Iterator[str]:
 
 def _list_problems(value: Any) -> Iterator[str]:
     if not isinstance(value, list):
-        yield f"got {_shown(value)}, expected a list"
+        yield f"got {shorten(value)}, expected a list"
         return
     for item in value:
         if not isinstance(item, str) or not item.strip():
-            yield f"got {_shown(item)}, expected text in each item"
+            yield f"got {shorten(item)}, expected text in each item"
         elif problem := line_problem(item):
             yield f"{problem} in each item"
         elif _DIRECTIVE.match(item):
-            yield f"got {_shown(item)}, which sbatch reads as an option; pass it in hydra.launcher.additional_parameters"
+            yield f"got {shorten(item)}, which sbatch reads as an option; pass it in hydra.launcher.additional_parameters"
 
 
 def _named_parameters(value: Any) -> Iterator[tuple[str, Any]]:
@@ -183,11 +183,11 @@ def _is_option_name(name: Any) -> bool:
 
 def _name_problems(value: Any) -> Iterator[str]:
     if not isinstance(value, dict):
-        yield f"got {_shown(value)}, expected options of sbatch by name"
+        yield f"got {shorten(value)}, expected options of sbatch by name"
         return
     for name in value:
         if not _is_option_name(name):
-            yield f"got the name {_shown(name)}, expected a long option of sbatch without its dashes, such as mail-user"
+            yield f"got the name {shorten(name)}, expected a long option of sbatch without its dashes, such as mail-user"
         elif reason := _refusal(name.replace("_", "-")):
             yield f"got {name}, {reason}"
 
@@ -205,7 +205,7 @@ def _export_problems(value: Any) -> Iterator[str]:
     """Yield what is wrong with the names of the variables that a job inherits."""
     if not isinstance(value, bool | None) and not _NAMES.fullmatch(str(value)):
         yield (
-            f"got {_shown(value)}, expected ALL, NONE, NIL or names of variables, without values; a variable such as "
+            f"got {shorten(value)}, expected ALL, NONE, NIL or names of variables, without values; a variable such as "
             "PYTHONPATH could run code, so set it in hydra.launcher.setup"
         )
 
@@ -215,7 +215,7 @@ def _parameter_problems(value: Any) -> Iterator[str]:
         if problem := line_problem(value):
             yield problem
     elif not isinstance(value, bool | int | float | None):
-        yield f"got {_shown(value)}, expected text, a number, true or false"
+        yield f"got {shorten(value)}, expected text, a number, true or false"
 
 
 def _folder_problems(folder: str) -> Iterator[str]:
@@ -223,7 +223,7 @@ def _folder_problems(folder: str) -> Iterator[str]:
         yield problem
     elif found := _REPLACED.search(folder):
         yield (
-            f"got {_shown(folder)}, but SLURM replaces {found[0]!r} in the paths of logs; pass a folder without it in "
+            f"got {shorten(folder)}, but SLURM replaces {found[0]!r} in the paths of logs; pass a folder without it in "
             "hydra.launcher.folder"
         )
 
@@ -235,9 +235,3 @@ def _signal_problems(options: Mapping[str, Any]) -> Iterator[str]:
             f"hydra.launcher.signal_delay_s: got {delay}, but hydra.launcher.timeout_min={options['timeout_min']} limits a "
             f"job to {limit} s, so SLURM would signal it immediately after the start; use a shorter delay or a longer time limit"
         )
-
-
-def _shown(value: Any) -> str:
-    """Return a value as an error message shows it: on one line, and cut."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

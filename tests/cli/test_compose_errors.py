@@ -9,6 +9,10 @@ from arctic_hydra.__main__ import main
 from arctic_hydra.cli.compose_errors import translate_error
 
 BAD = [
+    (
+        "source@data.sources.mine=json data.sources.mine.path=x",
+        "source@data.sources.mine: there is no such entry to replace; add it with +source@data.sources.mine=<option>",
+    ),
     ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("modle=hf", "modle: there is no such key; did you mean model?"),
     ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, tiny; did you mean liger?"),

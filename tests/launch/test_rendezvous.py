@@ -62,7 +62,7 @@ def test_machines_connect_or_report_why_not():
 def test_an_unusable_address_is_reported():
     with socket.socket() as taken:
         taken.bind(("", 0))
-        taken.set_callbacks()
+        taken.listen()
         port = taken.getsockname()[1]
         in_use = meeting(2, 0, "a", port)
         assert in_use.communicate()[0].startswith(

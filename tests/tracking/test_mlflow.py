@@ -160,7 +160,7 @@ def test_a_run_whose_ranks_have_exited_is_ended_by_catching_up(run_dir: Path) ->
 def silent_server() -> Iterator[str]:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        server.set_callbacks(16)
+        server.listen(16)
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 class SweepLauncher(Launcher):
     """Base class of our launchers; `run` runs the registered jobs until they end, or submits them."""
 
-    config: DictConfig
     controller: SweepController
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -30,7 +29,7 @@ class SweepLauncher(Launcher):
 
         if not isinstance(task_function, SweepController):
             raise HydraException(f"{type(self).__name__} launches jobs of arctic_hydra only")
-        self.config, self.controller = config, task_function
+        self.controller = task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Register the jobs, run them, and return their objectives in order."""

@@ -1,0 +1,63 @@
+"""The pages below docs/: their files form a package beside which every command of the page runs.
+
+The first line of a code block names its file in a comment. A command that is meant to fail ends in a comment with its exit
+code and a part of its message: `# exit code 2: there is no such key`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.command import ROOT, run
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+_BLOCK = re.compile(r"^```(python|yaml|toml|tsv|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FILE = re.compile(r"# (\S+\.(?:py|yaml|toml|tsv))\n")
+_PROGRAM = "python -m arctic_hydra "
+
+
+def files(page: str) -> dict[str, str]:
+    """Return the content of each file that the page shows, by path."""
+    found: dict[str, str] = {}
+    for language, text in _BLOCK.findall(page):
+        name = _FILE.match(text)
+        if language != "bash":
+            assert name, f"the first line of a block names its file: {text[:80]!r}"
+            found[name[1]] = text if language == "python" else text[name.end() :]
+    return found
+
+
+def install(content: dict[str, str], folder: Path) -> None:
+    """Write the files, and what makes `my_lab` an installed package if the page leaves it out."""
+    for name, text in content.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    package = folder / "my_lab"
+    if package.is_dir():
+        modules = "".join(f"from my_lab import {path.stem}\n" for path in sorted(package.glob("*.py")))
+        for path, text in ((package / "__init__.py", modules), (package / "conf" / "__init__.py", "")):
+            if path.parent.is_dir() and not path.exists():
+                path.write_text(text)
+        metadata = folder / "my_lab-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-lab\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text("[arctic_hydra]\nmy_lab = my_lab\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT / "docs")))
+def test_the_commands_of_a_page_run(page, tmp_path):
+    text = page.read_text()
+    install(files(text), tmp_path)
+    commands = [line for language, block in _BLOCK.findall(text) if language == "bash" for line in block.splitlines()]
+    more = {"PYTHONPATH": str(tmp_path)} if (tmp_path / "my_lab").is_dir() else {}
+    for line in commands:
+        assert line.startswith(_PROGRAM), line
+        command, _, comment = line.partition("  #")
+        failure = re.match(r" exit code (\d+): (.+)", comment)
+        done = run(command.removeprefix(_PROGRAM), tmp_path, code=int(failure[1]) if failure else 0, **more)
+        assert not failure or failure[2] in done.stdout + done.stderr, f"{line}\n{done.stderr}"
+        assert "Traceback" not in done.stdout + done.stderr, line
