@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,25 +57,23 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-_OWN_SCOPES = ("local\t", "worktree\t")
-_RUNS = re.compile(
-    r"core\.(fsmonitor|hookspath|pager)|pager\..*|filter\..*\.(clean|smudge|process|required)|diff\.(.*\.command|external)"
-)
-"""Settings of git that name commands to run while it compares files."""
-_OFF = {"core.fsmonitor": "false", "core.hookspath": "/dev/null"}
+_WITHOUT_COMMANDS = re.compile(r"core\.(filemode|symlinks|ignorecase|precomposeunicode|autocrlf|eol)=\w+")
+"""The repository's own settings that `git diff` is told, because it would show other differences without them."""
 
 
 def _is_tracked(path: Path) -> bool:
     """Whether git tracks a file; a package installed into a `.venv` inside a checkout is not part of its revision."""
-    return _git(path.parent, "ls-files", "--error-unmatch", path.name) is not None
+    with _checkout(path.parent) as git:
+        return git is not None and git("ls-files", "--error-unmatch", str(path)) is not None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return the revision and the uncommitted diff of the git checkout that contains `folder`, or None."""
-    revision = _git(folder, "rev-parse", "HEAD")
-    if revision is None:
-        return None
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all") or ""
+    with _checkout(folder) as git:
+        if git is None:
+            return None
+        diff = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all") or ""
+        revision = git("rev-parse", "HEAD") or ""
     return {"revision": revision.strip(), "dirty": bool(diff), "diff": _without_secrets(diff[:1_000_000])}
 
 
@@ -80,21 +82,47 @@ def _without_secrets(diff: str) -> str:
     return "".join(mask_settings(file) if _SETTINGS.match(file) else mask(file) for file in files)
 
 
-def _git(folder: Path, *words: str) -> str | None:
-    """Return the output of a git command, or None if it fails or git is not installed.
+@contextmanager
+def _checkout(folder: Path) -> Iterator[Callable[..., str | None] | None]:
+    """Yield a function that runs git commands on the checkout that contains `folder`, or None if there is none.
 
-    Commands that the repository's own configuration names, such as its filters, do not run: it may have come with data.
+    The repository may have come with data, and its configuration can name commands: filters, hooks, a program to fetch
+    missing objects. So git works in a directory of our own with an empty configuration, on the repository's index and
+    objects; only `rev-parse` and `config --list`, which run nothing, read the repository itself.
     """
-    settings = _run_git(folder, "config", "--show-scope", "--list") or ""
-    own = [line.partition("\t")[2].partition("=")[0] for line in settings.splitlines() if line.startswith(_OWN_SCOPES)]
-    off = [word for key in sorted(set(own)) if _RUNS.fullmatch(key) for word in ("-c", f"{key}={_OFF.get(key, '')}")]
-    return _run_git(folder, *off, *words)
+    names = ["--show-toplevel", "--git-path", "objects", "--git-path", "index"]
+    found = _run_git(folder, "rev-parse", "--path-format=absolute", *names, "--show-object-format", "HEAD")
+    lines = (found or "").splitlines()
+    if len(lines) != 5:
+        yield None
+        return
+    root, objects, index, kind, revision = lines
+    own = (_run_git(folder, "config", "--list") or "").splitlines()
+    with tempfile.TemporaryDirectory(prefix="arctic_hydra-git-") as name:
+        ours = Path(name)
+        for part in ("refs", "objects/info"):
+            (ours / part).mkdir(parents=True)
+        (ours / "HEAD").write_text(f"{revision}\n")
+        (ours / "objects" / "info" / "alternates").write_text(f"{objects}\n")
+        (ours / "config").write_text(
+            f"[core]\nrepositoryformatversion = 1\nbare = false\n[extensions]\nobjectFormat = {kind}\n"
+        )
+        words = [f"--git-dir={ours}", f"--work-tree={root}"]
+        words += [word for line in own if _WITHOUT_COMMANDS.fullmatch(line) for word in ("-c", line)]
+        yield lambda *command: _run_git(Path(root), *words, *command, GIT_INDEX_FILE=index)
 
 
-def _run_git(folder: Path, *words: str) -> str | None:
+def _run_git(folder: Path, *words: str, **more: str) -> str | None:
+    """Return the output of a git command, or None if it fails or git is not installed."""
+    environment = {**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_OPTIONAL_LOCKS": "0", **more}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=10
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -80,7 +80,7 @@ def test_commands_that_a_repository_names_do_not_run(tmp_path: Path) -> None:
     (folder / "a.txt").write_text("one\n")
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
-    (folder / ".gitattributes").write_text("* filter=x diff=x\n")
+    (folder / ".gitattributes").write_text("* filter=x diff=x\n*.txt filter=a=b\n")
     (folder / "a.txt").write_text("two\n")
     keys = (
         "core.fsmonitor",
@@ -89,6 +89,7 @@ def test_commands_that_a_repository_names_do_not_run(tmp_path: Path) -> None:
         "diff.x.command",
         "filter.x.clean",
         "filter.x.process",
+        "filter.a=b.clean",
     )
     for key in keys:
         subprocess.run([*git, "config", key, str(evil)], check=True)
@@ -96,3 +97,41 @@ def test_commands_that_a_repository_names_do_not_run(tmp_path: Path) -> None:
     state = provenance.git_state(folder)
     assert state is not None and state["dirty"] and "+two" in state["diff"]
     assert not (tmp_path / "ran").exists()
+
+
+def test_missing_objects_are_not_fetched(tmp_path: Path) -> None:
+    """A partial clone fetches them with the program that its configuration names."""
+    evil = tmp_path / "evil.sh"
+    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    evil.chmod(0o755)
+    folder = tmp_path / "data"
+    git(tmp_path, "init", "-q", str(folder))
+    (folder / "a.txt").write_text("one\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "one")
+    blob = git(folder, "rev-parse", "HEAD:a.txt")
+    (folder / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    (folder / "a.txt").write_text("two\n")
+    partial = {"repositoryformatversion": "1", "sshCommand": str(evil)}
+    for key, value in partial.items():
+        git(folder, "config", f"core.{key}", value)
+    git(folder, "config", "extensions.partialClone", "origin")
+    git(folder, "config", "remote.origin.url", "ssh://example.org/x")
+    git(folder, "config", "remote.origin.promisor", "true")
+    state = provenance.git_state(folder)
+    assert state is not None and len(state["revision"]) == 40
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_linked_worktree_has_the_state_of_its_own_index(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    git(tmp_path, "init", "-q", str(first))
+    (first / "a.txt").write_text("one\n")
+    git(first, "add", ".")
+    git(first, "commit", "-qm", "one")
+    git(first, "worktree", "add", "-q", str(second))
+    (second / "a.txt").write_text("two\n")
+    git(second, "add", ".")
+    state = provenance.git_state(second)
+    assert state is not None and state["dirty"] and "+two" in state["diff"]
+    assert provenance.git_state(first) == {"revision": state["revision"], "dirty": False, "diff": ""}
