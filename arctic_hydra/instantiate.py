@@ -20,6 +20,7 @@ from arctic_hydra.component import (
     MISSING_VALUE,
     Component,
     default_of,
+    flatten,
     hints_of,
     registered,
 )
@@ -133,6 +134,11 @@ def _hydra_keys(value: Any, key: str) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from _hydra_keys(item, f"{key}[{index}]")
+
+
+def trusted_keys(job: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a plain config that let code of a model's repository run."""
+    return [key for key, value in flatten(job).items() if key.endswith(".trust_remote_code") and value]
 
 
 def unset(key: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ class StopRequest:
     collective. A signal may arrive twice (from a launcher and through the process group); only the first one counts.
     """
 
-    def __init__(self, kill_switch: Path) -> None:
+    def __init__(self, kill_switch: Path, *, is_ours: bool = True) -> None:
         self.kill_switch = kill_switch
+        self._is_ours = is_ours
         self.reason = ""
 
     def requested(self, *, look_for_file: bool) -> bool:
@@ -38,8 +40,14 @@ class StopRequest:
         return bool(self.reason)
 
     def acknowledge(self) -> None:
-        """Remove the kill-switch file, so that the next start does not stop at once."""
-        self.kill_switch.unlink(missing_ok=True)
+        """Remove the kill-switch file, so that the next start does not stop at once.
+
+        A file that the config names (`is_ours` false) is removed only if it is empty, as `touch` creates it.
+        """
+        with suppress(OSError):
+            info = self.kill_switch.lstat()
+            if self._is_ours or (stat.S_ISREG(info.st_mode) and info.st_size == 0):
+                self.kill_switch.unlink()
 
     def watch_signals(self) -> None:
         """Start the thread that receives `SIGNALS`; call `block_signals` before any other thread starts."""

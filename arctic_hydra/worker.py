@@ -55,7 +55,8 @@ def _run(run_file: Path) -> dict[str, Any]:
     learn_secrets(tree, clean)
     run = config.build(tree)
     run_dir = run_file.parent
-    stop = StopRequest(Path(run.trainer.kill_switch_path or run_dir / "STOP"))
+    switch = run.trainer.kill_switch_path
+    stop = StopRequest(Path(switch or run_dir / "STOP"), is_ours=switch is None)
     stop.watch_signals()
 
     from arctic_hydra import tasks

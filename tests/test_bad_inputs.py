@@ -157,6 +157,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.arrow").write_bytes(stream.replace(b"It is 4.", b"It is \xff\xff", 1))
     (folder / "schema.arrow").write_bytes(flipped(stream, 100))
     os.mkfifo(folder / "pipe.jsonl")
+    (folder / "pipes").mkdir()
+    os.mkfifo(folder / "pipes" / "a.jsonl")
     (folder / "lost.jsonl").symlink_to("nowhere")
     (folder / "file").write_text("x")
     (folder / "binary").write_bytes(b"\xff\xfe\x00{{")
@@ -176,6 +178,8 @@ ON_THIS_MACHINE = [
     ("data=json data.sources.json.path={}/pipe.jsonl", "data.sources.json.path: {}/pipe.jsonl: is not a regular file"),
     ("data=json data.sources.json.path={}/lost.jsonl", "data.sources.json.path: {}/lost.jsonl: no such file"),
     ("data=json data.sources.json.path={}/pickled", "data.sources.json.path: {}/pickled: the directory contains no .json or .jsonl file"),
+    ("data=json data.sources.json.path={}/pipes", "data.sources.json.path: {}/pipes/a.jsonl: is not a regular file; remove it"),
+    ("trainer.kill_switch_path={}/file", "trainer.kill_switch_path: got {}/file, which exists and is not an empty file"),
     ("tokenizer.chat_template={}/binary", "tokenizer.chat_template: {}/binary cannot be read ('utf-8' codec"),
     ("init_from={}/file", "init_from: got {}/file, which is not a directory"),
     ("trainer.kill_switch_path={}/pickled", "trainer.kill_switch_path: got {}/pickled, which is a directory"),

@@ -32,6 +32,13 @@ def test_the_kill_switch_is_seen_where_a_rank_looks_for_it_and_removed_once_ackn
     assert stop.requested(look_for_file=False), "the request is remembered"
 
 
+def test_a_file_with_content_is_not_removed_as_a_kill_switch(tmp_path):
+    for name, content in (("empty", ""), ("notes.txt", "mine")):
+        (tmp_path / name).write_text(content)
+        StopRequest(tmp_path / name, is_ours=False).acknowledge()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_the_first_signal_is_the_reason(tmp_path):
     code = (
         "import os, pathlib, signal, sys, time\n"

@@ -24,7 +24,7 @@ from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import MISSING_VALUE, flatten
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
-from arctic_hydra.instantiate import refused_target, unset
+from arctic_hydra.instantiate import refused_target, trusted_keys, unset
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 PLUGINS = {
@@ -83,7 +83,7 @@ def compose_config(
 def _refuse_trust_in_files(job: dict[str, Any], overrides: list[str]) -> None:
     """Raise ConfigError unless the user asks on the command line for code of a model's repository to run."""
     asked = {item.lstrip("+").lower() for item in overrides}
-    trusted = [key for key, value in flatten(job).items() if key.endswith(".trust_remote_code") and value]
+    trusted = trusted_keys(job)
     if problems := [
         f"{key}: got true from a config file, but it lets code of another repository run; pass {key}=true on the command line"
         for key in trusted

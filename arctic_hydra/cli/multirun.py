@@ -20,6 +20,7 @@ from arctic_hydra.cli import compose, search_path
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
+from arctic_hydra.launch import slurm_options
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import redact_override
 from arctic_hydra.sweep import finish, slurm
@@ -58,6 +59,7 @@ class Multirun:
         choices = self.master.choices
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
         params = self.master.sweeper.get("params") or {}
+        _refuse_commands_in_files(self.master, params, overrides)
         self.overrides = [*(normalize(f"{key}={value}") for key, value in params.items()), *own]
         """The sweeper's `params`, then the command line without Hydra's own overrides."""
         self.command = [*self._flags, *hydra_overrides, *self.overrides]
@@ -88,6 +90,22 @@ class Multirun:
         if self.sweeper == "basic":
             return sweep_jobs(self.overrides)
         return search_samples(self.overrides)
+
+
+def _refuse_commands_in_files(master: compose.Composed, params: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Raise ConfigError if a config file alone would run code: of a model's repository, or commands of a launcher."""
+    if trusted := [key for key in params if key.endswith("trust_remote_code")]:
+        key = trusted[0].lstrip("+")
+        raise ConfigError(
+            f"hydra.sweeper.params.{key}: lets code of another repository run; pass {key}=true on the command line"
+        )
+    chosen = any(is_hydra_override(word, "launcher") for word in words)
+    commands = [key for key in slurm_options.COMMANDS if master.launcher.get(key)]
+    if commands and not chosen:
+        raise ConfigError(
+            f"hydra.launcher.{commands[0]}: got a shell command from a config file, which runs only with a launcher that is "
+            "chosen on the command line; pass hydra/launcher=slurm"
+        )
 
 
 def run_sweep(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:

@@ -60,6 +60,11 @@ class Job:
         tree = directory.config()
         return cls(config.build(tree), tree, overrides, directory) if tree else None
 
+    @property
+    def is_in_its_directory(self) -> bool:
+        """Whether the directory has the name that follows from the config."""
+        return self.directory.path.name in (config.run_id(self.run), config.legacy_run_id(self.run))
+
     def write_unless_finished(self) -> int | None:
         """Lock the directory of a job of a sweep and write the run files; return the lock, or None if the run is finished.
 

@@ -37,6 +37,8 @@ _TEXTS = (
     *("partition", "account", "qos", "gres", "constraint", "nodelist", "exclude", "comment", "dependency"),
     *("mail_type", "mail_user", "wckey", "name", "python", "folder"),
 )
+COMMANDS = ("setup", "teardown", "python", "srun_args")
+"""The options that are commands by design."""
 _LISTS = ("setup", "teardown", "srun_args")
 _OPTIONAL = frozenset({*_TEXTS, "gpus_per_node", "cpus_per_task", "mem_gb", "max_array_size"})
 KEYS = frozenset({*_INTEGERS, *_FLAGS, *_TEXTS, *_LISTS, "mem_gb", "poll_seconds", "additional_parameters"})

@@ -14,6 +14,7 @@ from pathlib import Path
 from arctic_hydra import component, redaction
 from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error, printable
 from arctic_hydra.files.state_file import last_lines
+from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.run_directory import relative
 from arctic_hydra.stopping import ignore_signals
 from arctic_hydra.sweep import finish, results
@@ -76,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--job", type=int, action="append", metavar="N", help="only this job; may be repeated")
         if function is status:
             command.add_argument("--watch", action="store_true", help="follow until all jobs have ended")
+        if function is retry:
+            text = "run code of models' repositories where the jobs' configs say so"
+            command.add_argument("--trust-remote-code", action="store_true", help=text)
         if function is logs:
             command.add_argument("--lines", type=int, default=20, help="lines of each log (default 20)")
     return parser
@@ -195,6 +199,11 @@ def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> in
             print("no job failed, died or stopped; the sweep's own command starts those that never started")
         for job in again:
             job.problem = ""
+            if (trusted := trusted_keys(job.directory.config() or {})) and not options.trust_remote_code:
+                raise ConfigError(
+                    f"job {job.number}: {trusted[0]} is true in {job.run_file}, which lets code of another repository run; pass "
+                    "--trust-remote-code if you trust it"
+                )
         for kind, group in groupby(sorted(again, key=_kind), key=_kind):
             backend(kind).resubmit(sweep, list(group))
         return finish.exit_code(finish.summarize(sweep, finish.jobs_of(sweep)))

@@ -56,6 +56,7 @@ class SweepController:
         self.sweep.lock(self._directory_key)
         if self.sweep.file.exists():
             self.sweep.jobs = Sweep.load(self.sweep.path).jobs
+        self.sweep.save()  # before any other file, so that the directory is known to be the sweep's
         self._begun = True
         print(f"sweep {relative(self.sweep.path)}", flush=True)
 

@@ -120,6 +120,10 @@ class SweepJob:
         job = Job.read(self.directory, self.overrides)
         if job is None:
             raise ConfigError(f"{self.directory.run_file}: is missing; repeat the sweep's command to run the job")
+        if not job.is_in_its_directory:
+            raise ConfigError(
+                f"{self.directory.run_file}: describes another run than that of its directory; repeat the sweep's command"
+            )
         if problems := job.run.environment_problems():
             raise ConfigError(problems)
         return job
@@ -228,6 +232,11 @@ class Sweep:
             raise ConfigError(f"{key}: {self.path} is the directory of a run; choose another folder for the sweep")
         if problem := misplaced(self.path, files=(self.file.name, "cancelled", "sweep.csv", "sweep.html")):
             raise ConfigError(problem)
+        others = [name for name in ("cancelled", "study.log", "sweep.csv", "sweep.html") if (self.path / name).exists()]
+        if others and not self.file.exists():
+            raise ConfigError(
+                f"{key}: {self.path} contains {others[0]}, but no sweep; choose another folder for the sweep"
+            )
         self._directory.lock(run_directory.LOCK_GRACE_SECONDS)
         self._cancelled.unlink(missing_ok=True)
         if self.file.exists() and (other := Sweep.load(self.path)).id != self.id:
@@ -269,13 +278,16 @@ def _job_problem(jobs: Sequence[SweepJob]) -> str | None:
     if len(set(numbers)) < len(numbers):
         return f"jobs: got the numbers {numbers}, expected each once"
     for index, job in enumerate(jobs):
-        submission = job.submission
-        if submission is None or submission["kind"] not in _SUBMISSIONS:
-            continue
-        where = f"jobs.{index}.submission"
-        if problem := mismatch(submission, _SUBMISSIONS[submission["kind"]], where):
+        if problem := submission_problem(job.submission, f"jobs.{index}.submission"):
             return problem
     return None
+
+
+def submission_problem(submission: dict[str, Any] | None, where: str) -> str | None:
+    """Return what is wrong with the fields of a submission, or None; kinds of other versions have unknown fields."""
+    if submission is None or submission["kind"] not in _SUBMISSIONS:
+        return None
+    return mismatch(submission, _SUBMISSIONS[submission["kind"]], where)
 
 
 def states(sweep: Sweep, jobs: Sequence[SweepJob] | None = None) -> list[tuple[str, str]]:

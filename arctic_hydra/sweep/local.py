@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from arctic_hydra.errors import ConfigError
+from arctic_hydra.errors import ArcticHydraError, ConfigError, printable
 from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.sweep import pool
 from arctic_hydra.sweep.directory import RUNNING, BackendState, Sweep, SweepJob
@@ -59,5 +59,13 @@ def _terminate(lock: LockFile, process: int | None = None) -> str | None:
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Rerun the jobs on this machine, and wait for them."""
-    ranks = [str(job.directory.record().get("ranks", 1)) for job in jobs]
-    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run([(job, pool.restarter(job)) for job in jobs])
+    work = []
+    for job in jobs:
+        try:
+            work.append((job, pool.restarter(job)))
+        except ArcticHydraError as error:
+            job.problem = str(error)
+            print(f"job {job.number} failed: {printable(job.problem)}", flush=True)
+    sweep.save()
+    ranks = [str(job.directory.record().get("ranks", 1)) for job, _ in work]
+    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run(work)

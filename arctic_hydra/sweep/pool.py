@@ -101,11 +101,11 @@ def starter(job: Job) -> Starter:
 
 
 def restarter(entry: SweepJob) -> Starter:
-    """Return a function that starts a job again from its `run.json`, without composing it."""
+    """Return a function that starts a job again from its `run.json`, without composing it; raises the errors of `reread`."""
+
+    directory, job = entry.directory, entry.reread()
 
     def start(share: MachineShare) -> Started:
-        directory = entry.directory
-        job = entry.reread()
         data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
         directory.clear_result()
         directory.update_record(status=RUNNING, started=time.time(), data=data)

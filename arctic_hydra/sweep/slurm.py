@@ -143,18 +143,23 @@ def logs(job: SweepJob) -> list[Path]:
 def cancel(sweep: Sweep, jobs: Sequence[SweepJob]) -> int:
     """Ask the jobs to stop: SLURM sends SIGTERM, on which a run saves, and kills the remaining processes after KillWait.
 
-    Returns 0, because none is refused. Queued jobs are recorded as stopped here, because they never run and so cannot
-    do it themselves.
+    Returns how many were not cancelled, because the script that SLURM has of them is not one of this sweep. Queued jobs are
+    recorded as stopped here, because they never run and so cannot do it themselves.
     """
     asked = {job_id(job.submission): job for job in jobs if job.submission and job.submission["kind"] == "slurm"}
     states = query(list(asked))
     alive = [number for number in asked if not states[number].over]
+    ours = _submitted_by(sweep) if alive else set()
+    foreign = [number for number in alive if number.partition("_")[0] not in ours]
+    for number in foreign:
+        print(f"job {asked[number].number} was not cancelled: SLURM's job {number} was not submitted by this sweep")
+    alive = [number for number in alive if number not in foreign]
     if alive:
         command("scancel", *alive)
     for directory in [asked[number].directory for number in alive if states[number].waits]:
         if directory.record().get("status") == run_directory.RUNNING:
             directory.update_record(status=run_directory.STOPPED)
-    return 0
+    return len(foreign)
 
 
 def stop_controller(sweep: Sweep) -> bool:
@@ -214,9 +219,12 @@ def record_submissions(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[st
         print(f"job {job.number} submitted as {submission['job_id']}", flush=True)
 
 
+_MARKER = "# sweep "
+
+
 def script_marker(sweep: Path) -> str:
     """Return the comment line that identifies a sweep's sbatch scripts."""
-    return f"# sweep {sweep}"
+    return f"{_MARKER}{sweep}"
 
 
 def cancel_orphans(sweep: Sweep, folders: set[str]) -> None:
@@ -244,15 +252,28 @@ def _orphans(sweep: Sweep, folders: set[str]) -> set[str]:
         return set()
     submissions = [found for job in sweep.jobs for found in (job.submission, job.record().get("submission"))]
     known = {job_id(found).partition("_")[0] for found in submissions if found and found["kind"] == "slurm"}
+    return _submitted_by(sweep, folders) - known
+
+
+def _submitted_by(sweep: Sweep, folders: set[str] | None = None) -> set[str]:
+    """Return the ids of the queued and running jobs (of their arrays, without the index) whose scripts name this sweep.
+
+    `folders` limits which scripts are read.
+    """
     listed = set(command("squeue", "-u", str(os.getuid()), "-h", "-o", "%F|%o").splitlines())
     queued = [(number, Path(script)) for number, _, script in (line.strip().partition("|") for line in listed)]
-    foreign = [(number, script) for number, script in queued if number not in known and str(script.parent) in folders]
-    marker = script_marker(sweep.path)
-    return {
-        number
-        for number, script in foreign
-        if script.is_file() and marker in script.read_text(encoding="utf-8", errors="replace").split("\n")
-    }
+    path = os.path.realpath(sweep.path)
+    read = [(number, script) for number, script in queued if folders is None or str(script.parent) in folders]
+    return {number for number, script in read if _names(script, path)}
+
+
+def _names(script: Path, sweep: str) -> bool:
+    """Whether an sbatch script has the line `script_marker` of a sweep."""
+    try:
+        lines = script.read_text(encoding="utf-8", errors="replace").split("\n") if script.is_file() else []
+    except OSError:
+        return False
+    return any(os.path.realpath(line.removeprefix(_MARKER)) == sweep for line in lines if line.startswith(_MARKER))
 
 
 def job_id(submission: Mapping[str, Any]) -> str:

@@ -137,6 +137,32 @@ def test_no_config_file_runs_code(what: str, evil: Path, capsys: pytest.CaptureF
         assert_nothing_ran(evil)
 
 
+BEHIND_A_CHOICE = {
+    "params of a search": (
+        "hydra: {sweeper: {params: {model.trust_remote_code: 'true', seed: 'choice(1,2)'}}}\n",
+        "hydra.sweeper.params.model.trust_remote_code: lets code of another repository run; pass model.trust_remote_code=true",
+    ),
+    "the commands of a launcher": (
+        "hydra: {launcher: {setup: ['touch called']}}\n",
+        "hydra.launcher.setup: got a shell command from a config file",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BEHIND_A_CHOICE)
+def test_a_config_file_alone_asks_for_no_code(what: str, evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the file chooses the sweeper and the launcher: what runs code is asked for on the command line."""
+    text, error = BEHIND_A_CHOICE[what]
+    sweeper, launcher = ("optuna", "local") if "search" in what else ("basic", "slurm")
+    defaults = f"defaults: [config, override hydra/sweeper: {sweeper}, override hydra/launcher: {launcher}, _self_]\n"
+    (evil / "mine").mkdir()
+    (evil / "mine" / "own.yaml").write_text(defaults + text)
+    assert main(["--config-dir", "mine", "--config-name", "own"]) == 2
+    assert f"error: {error}" in capsys.readouterr().err
+    assert_nothing_ran(evil)
+    assert not (evil / "outputs").exists()
+
+
 @pytest.mark.parametrize("path", ["pkg://evil", "structured://evil", "pkg://evil.sub", "file://lib/../nowhere", "evil"])
 @pytest.mark.parametrize("arguments", [["--info", "all"], ["task=check"]])
 def test_the_search_path_takes_directories(

@@ -184,3 +184,11 @@ def one_random_sweep(data: st.DataObject, tmp_path_factory: pytest.TempPathFacto
 
 
 test_a_random_sweep, test_many_random_sweeps = fuzz(one_random_sweep)
+
+
+@pytest.mark.parametrize("name", ["sweep.csv", "cancelled", "study.log"])
+def test_a_folder_with_other_files_of_these_names_is_refused(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"contains {name}, but no sweep; choose another folder"):
+        sweep_of(tmp_path, ["seed=1"]).lock()
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from arctic_hydra.__main__ import main
+from arctic_hydra.cli.compose import with_paths
+from arctic_hydra.run_directory import write_json
 from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after
+from arctic_hydra.sweep.directory import Sweep
+from tests.command import SMALL
+from tests.composing import composed
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
 from tests.sweep.sweeps import sweep_of
 
@@ -105,3 +111,39 @@ def test_results_are_not_written_through_links(tmp_path):
     look_after(["summary", str(tmp_path)])
     assert (tmp_path / "victim").read_text() == "mine"
     assert "seed=1" not in (tmp_path / "victim").read_text() and not (tmp_path / "sweep.csv").is_symlink()
+
+
+def test_a_retry_starts_only_runs_that_belong_to_their_directories(tmp_path, monkeypatch, capsys):
+    """`sweep.json` may have been edited: nothing is written into a folder without the run that it names."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(f"-m {SMALL} tracking=[] trainer.train_iters=1 trainer.kill_switch_path={tmp_path}/STOP seed=1".split())
+        == 0
+    )
+    [path] = (tmp_path / "outputs" / "default" / "sweeps").iterdir()
+    sweep = Sweep.load(path)
+    run_dir = Path(sweep.jobs[0].run_dir)
+    shutil.copytree(run_dir, tmp_path / "copy")
+    for place, problem in (
+        ("copy", "describes another run than that of its directory"),
+        ("no/run", "run.json: is missing"),
+    ):
+        sweep.jobs[0].run_dir, sweep.jobs[0].submission = str(tmp_path / place), {"kind": "local", "pid": 0}
+        sweep.jobs[0].problem = "failed"
+        sweep.save()
+        before = sorted(tmp_path.rglob("*"))
+        assert look_after(["retry", str(path)]) == 1
+        assert problem in capsys.readouterr().out
+        assert [item for item in sorted(tmp_path.rglob("*")) if item not in before and path not in item.parents] == []
+
+
+def test_a_retry_trusts_code_of_a_model_only_if_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    sweep.jobs[0].problem, sweep.jobs[0].submission = "failed", {"kind": "local", "pid": 0}
+    sweep.save()
+    tree = {**with_paths(composed()), "model": {"trust_remote_code": True}}
+    sweep.jobs[0].directory.create()
+    write_json(sweep.jobs[0].directory.run_file, {"format": 1, "config": tree})
+    assert look_after(["retry", str(tmp_path)]) == 2
+    assert "job 0: model.trust_remote_code is true in" in capsys.readouterr().err

@@ -119,6 +119,21 @@ def test_a_job_id_that_is_no_number_reaches_no_command(found, queue, tmp_path, c
     assert not list(tmp_path.rglob("canary"))
 
 
+def test_a_job_that_the_sweep_did_not_submit_is_not_cancelled(queue, tmp_path, capsys):
+    assert main([*DETACHED, "seed=1"]) == 0
+    [sweep] = sweeps(tmp_path)
+    foreign = tmp_path / "other.sh"
+    foreign.write_text("#!/bin/sh\n# sweep /elsewhere\n")
+    with (queue.folder / "queue").open("a") as lines:
+        lines.write(f"4711 4711 {foreign}\n")
+    sweep.jobs[0].submission["job_id"] = "4711"
+    sweep.save()
+    capsys.readouterr()
+    assert look_after(["cancel", str(sweep.path)]) == 0
+    assert "job 0 was not cancelled: SLURM's job 4711 was not submitted by this sweep" in capsys.readouterr().out
+    assert "4711" in queue.jobs
+
+
 def test_a_retry_checks_the_options_that_the_file_names(queue, tmp_path, capsys):
     assert main([*DETACHED, "seed=1"]) == 0
     [sweep] = sweeps(tmp_path)

@@ -37,7 +37,7 @@ def find_split(directory: Path, split: str) -> list[Path]:
             if (folder / split).is_dir():
                 inner = sorted(path for path in (folder / split).iterdir() if path.suffix in SUFFIXES)
                 if inner:
-                    return inner
+                    return _regular(inner)
     return _check_one_format(_files_without_split(directory), directory) if split == "train" else []
 
 
@@ -51,7 +51,7 @@ def _files_without_split(directory: Path) -> list[Path]:
         name = path.relative_to(directory).with_suffix("").as_posix().lower()
         if _SPLIT_WORDS & set(re.split(r"[-._ 0-9/]+", name)):
             return []
-    return found
+    return _regular(found)
 
 
 def _is_data(path: Path) -> bool:
@@ -66,6 +66,16 @@ def _check_one_format(files: list[Path], directory: Path) -> list[Path]:
             f"{directory}: its files name no split and have several formats ({examples}); expected files of one format, or "
             f"files named after their splits; set the source's path=<file>"
         )
+    return files
+
+
+def _regular(files: list[Path]) -> list[Path]:
+    """Return the files; raises DataError for a pipe, a device or a broken link among them, which could not be read to its end."""
+    for path in files:
+        if not path.is_file():
+            raise DataError(
+                f"{path}: is not a regular file; remove it from the directory, or set the source's path=<file>"
+            )
     return files
 
 
@@ -105,7 +115,7 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and not file.name.startswith("."))
         if not found:
             raise DataError(f"{path}: the directory contains no {kinds} file; expected at least one")
-        return found
+        return _regular(found)
     if path.exists():  # a pipe, a socket or a device
         raise DataError(
             f"{path}: is not a regular file; expected a {kinds} file, a directory of them or a glob pattern"

@@ -276,8 +276,11 @@ def ending(entry: SweepJob) -> str:
 
 def _submissions(entry: SweepJob) -> list[dict[str, Any]]:
     """Return the submissions that may run an entry: the sweep's, then the one in the run's record."""
+    from arctic_hydra.sweep.directory import submission_problem
+
     found = [entry.submission, entry.directory.record().get("submission")]
-    return [submission for submission in found if submission and submission["kind"] == "slurm"]
+    slurm = [submission for submission in found if submission and submission["kind"] == "slurm"]
+    return [submission for submission in slurm if submission_problem(submission, "submission") is None]
 
 
 def _job_id(entry: SweepJob) -> str:
