@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
+import io
 import os
 import sys
 from typing import Any
@@ -31,6 +33,8 @@ from arctic_hydra.errors import (
 )
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.launch.job import Job
+from arctic_hydra.redaction.masking import MASK, mask_settings
+from arctic_hydra.redaction.secret_names import is_secret_name
 from arctic_hydra.run_directory import PROGRAM
 from arctic_hydra.stopping import ignore_signals
 
@@ -112,11 +116,21 @@ def _show(options: Any, composed: compose.Composed) -> int:
             node = OmegaConf.select(tree, options.package) if options.package not in (None, "_global_") else tree
             if node is None:
                 raise ConfigError(f"--package {options.package}: there is no such node in the composed config")
-            text = OmegaConf.to_yaml(node, resolve=options.resolve) if OmegaConf.is_config(node) else f"{node}\n"
+            text = _yaml_without_secrets(node, options)
         except (OmegaConfBaseException, GrammarParseError) as error:  # the config itself is resolved already
             raise translate_error(error, [f"--package {options.package}"], None) from error
     print(text, end="")
     return EXIT_DONE
+
+
+def _yaml_without_secrets(node: Any, options: Any) -> str:
+    names = (options.package or "").split(".")
+    if any(map(is_secret_name, names)):
+        return f"{MASK}\n"
+    if not OmegaConf.is_config(node):
+        return f"{node}\n"
+    shown = redaction.redact(OmegaConf.to_container(node, resolve=options.resolve))
+    return OmegaConf.to_yaml(OmegaConf.create(shown))
 
 
 def _hydra(options: Any, name: str) -> int:
@@ -128,7 +142,10 @@ def _hydra(options: Any, name: str) -> int:
         if options.hydra_help:
             hydra.hydra_help(None, get_args_parser(), argparse.Namespace(overrides=[]))
         elif options.info:
-            hydra.show_info(options.info, name, options.overrides)
+            shown = io.StringIO()
+            with contextlib.redirect_stdout(shown):
+                hydra.show_info(options.info, name, options.overrides)
+            print(mask_settings(shown.getvalue()), end="")
         else:
             try:
                 hydra.shell_completion(name, options.overrides)

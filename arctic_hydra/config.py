@@ -103,9 +103,9 @@ class Log(Component):
     """Write `report.html` at the end of the run; `task=report` does it at any time."""
 
     def validate(self) -> None:
-        self.level = str(self.level).upper()
-        if self.level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        if str(self.level).upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"level: got {self.level!r}, expected DEBUG, INFO, WARNING or ERROR")
+        self.level = str(self.level).upper()
         for name in ("print_ranks", "file_ranks"):
             ranks = getattr(self, name)
             if ranks != "*" and not (

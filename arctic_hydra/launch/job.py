@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -236,6 +237,12 @@ def has_stopped(directory: run_directory.RunDirectory, code: int, *, asked_to_st
     return not errors and -code in SIGNALS
 
 
+_SIGNAL_HINTS: dict[int, str] = {
+    signal.SIGKILL: " (signal 9 usually means that the kernel's OOM killer ended it)",
+    signal.SIGALRM: " (the time limit for rendering one conversation; check tokenizer.chat_template)",
+}
+
+
 def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: bool) -> JobEnding:
     result, errors, logs = directory.result(), directory.errors(), directory.path / "logs"
     if code == 0 and result:
@@ -252,7 +259,7 @@ def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: boo
         reason = f"{ended}; the same command {next_start}"
         return JobEnding(run_directory.STOPPED, EXIT_STOPPED_EARLY, problem=reason, details=reason)
     if not errors:
-        hint = " (signal 9 usually means that the kernel's OOM killer ended it)" if signalled == 9 else ""
+        hint = _SIGNAL_HINTS.get(signalled, "")
         details = f"error: a rank {how} without reporting an error{hint}; see {logs}"
         return JobEnding(run_directory.FAILED, EXIT_FAILED, problem=f"a rank {how}", details=details)
     first = errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -138,10 +139,19 @@ def known_values() -> re.Pattern[str] | None:
 
 @lru_cache(maxsize=8)
 def _pattern(values: frozenset[str]) -> re.Pattern[str] | None:
-    forms = {
-        form for value in values for form in (value, quote(value, safe="", errors="replace"), json.dumps(value)[1:-1])
-    }
-    return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
+    forms = {form for value in values for form in _written_forms(value)}
+    return re.compile("|".join(map(_literal, sorted(forms, key=len, reverse=True)))) if forms else None
+
+
+def _written_forms(value: str) -> tuple[str, ...]:
+    """Return a value as URLs, JSON, messages (`repr`) and pages write it."""
+    quoted = (repr(value)[1:-1], repr(f"'{value}")[2:-1], html.escape(value))
+    return value, quote(value, safe="", errors="replace"), json.dumps(value)[1:-1], *quoted
+
+
+def _literal(form: str) -> str:
+    """Return the pattern of a known value; one of digits, such as 123456, may occur within a number by chance."""
+    return rf"(?<![\w.]){form}(?![\w.])" if form.isdecimal() else re.escape(form)
 
 
 def _is_telling(value: str) -> bool:
@@ -172,9 +182,11 @@ def _assignment(match: re.Match[str]) -> str:
 
 
 def _mask_items(text: str, item: re.Pattern[str]) -> str:
-    for start, end in reversed(list(_secret_items(text, item))):
-        text = text[:start] + MASK + text[end:]
-    return text
+    pieces, last = [], 0
+    for start, end in _secret_items(text, item):
+        pieces += [text[last:start], MASK]
+        last = end
+    return "".join([*pieces, text[last:]])
 
 
 def _secret_items(text: str, item: re.Pattern[str]) -> Iterator[tuple[int, int]]:

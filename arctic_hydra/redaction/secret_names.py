@@ -8,23 +8,24 @@ from functools import lru_cache
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _ANYWHERE = re.compile(
     r"passw(?:or)?ds?|pass(?:phrase|code)s?|secrets?|credentials?|(?:api|access|private|auth)(?:keys?|tokens?)"
+    r"|authheaders?|connectionstrings?|webhooks?"
 )
 """Words that name a secret wherever they are, as in `password_2` and `clientSecretValue`."""
-_LAST = frozenset("token key auth authorization bearer cookie jwt pwd".split())
+_LAST = frozenset("token key auth authorization bearer cookie cookies dsn jwt pass pwd".split())
 """Words that name a secret if they are the last: `hub_token`, but not `token_count`."""
-_OWNED = frozenset("tokens keys pass".split())
+_OWNED = frozenset("tokens keys pat".split())
 """Last words that usually mean something ordinary, as in `max_tokens`, and name a secret only after one of `_OWNERS`."""
 _OWNERS = frozenset(
-    """access admin api auth aws azure bearer db encryption ftp github gitlab hf hub master private proxy refresh root session
+    """access admin api auth aws azure bearer db encryption ftp gh github gitlab hf hub master private proxy refresh root session
     signing smtp ssh user wandb""".split()
 )
 _ORDINARY = frozenset(
     """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache call chosen class
     cls column completion config content cross data dataloader dataset decoder dict encoder end eoa eoi eos eot eov
-    extra feature field fim first foreign forward frame group image index input instruction join keep kv label last
+    extra feature field fim first foreign forward frame group image in index input instruction join keep kv label last
     latent map mapping mask max message messages metric middle min modality module multi new next num one order output pad
     parent partition per prefix prev previous primary project prompt public python q qk query question rejected response role
-    run sep single sort source speaker special speech start stop sub subconfig suffix supervised system target text think tool turn
+    run second sep single sort source speaker special speech start stop sub subconfig suffix supervised system target text think tool turn
     unique unk value video vision word""".split()
 )
 """Words before `token` and `key` of names that are ordinary: `pad_token`, `content_key`."""
@@ -47,8 +48,12 @@ def is_secret_name(name: str) -> bool:
         return before not in _ORDINARY and not (last == "key" and before in _ORDINARY_KEYS)
     if last in _OWNED:
         return before in _OWNERS
-    return (last.endswith("token") and last[:-5] not in _ORDINARY) or (
-        last.endswith("key") and last[:-3] in _OWNERS - _ORDINARY_KEYS
+    if before == "token" and last in _OWNERS | {"read", "write"}:  # HF_TOKEN_READ
+        return len(words) == 2 or words[-3] not in _ORDINARY
+    return (
+        (last.endswith("token") and last[:-5] not in _ORDINARY)
+        or (last.endswith("key") and last[:-3] in _OWNERS - _ORDINARY_KEYS)
+        or (last.endswith("pass") and last[:-4] in _OWNERS)
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
+import os
 import time
 
 import pytest
 
 from arctic_hydra.redaction import contains_secret, mask, redact, redact_override, without_credentials
-from arctic_hydra.redaction.masking import learn_overrides, mask_certain
+from arctic_hydra.redaction.masking import learn_overrides, mask_certain, mask_settings
 
 
 def test_secrets_are_masked_in_overrides_and_configs():
@@ -212,3 +215,24 @@ def test_only_certain_secrets_are_masked_where_masking_may_do_harm(monkeypatch):
     assert mask_certain(text) == text
     assert mask_certain("hf_abcdefghijklmnopqrstuvwxyz0123 longer-than-messages") == "*** ***"
     assert contains_secret("x/longer-than-messages") and not contains_secret("x/messages")
+
+
+@pytest.mark.parametrize("write", [str, repr, json.dumps, html.escape], ids=lambda function: function.__name__)
+def test_a_known_value_is_masked_however_it_is_written(write, monkeypatch):
+    monkeypatch.setenv("DEPLOY_TOKEN", "q\"1'zz\\secretvalue&<")
+    assert "secretvalue" not in mask(f"got {write(os.environ['DEPLOY_TOKEN'])}, expected a number")
+
+
+def test_a_password_of_digits_leaves_other_numbers_alone(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", "123456")
+    assert mask("loss 0.1234567 of 1234560, login 123456") == "loss 0.1234567 of 1234560, login ***"
+
+
+def test_many_secrets_are_masked_in_linear_time():
+    def seconds(count: int) -> float:
+        start = time.process_time()
+        assert mask_settings("token: x1\n" * count) == "token: ***\n" * count
+        return time.process_time() - start
+
+    seconds(1000)
+    assert seconds(80_000) < 40 * seconds(10_000)

@@ -209,3 +209,27 @@ def test_a_password_that_is_a_word_of_the_package_changes_nothing(word, tmp_path
     monkeypatch.setenv("DB_PASSWORD", word)
     assert main(["--cfg", "job", "tracking=[mlflow]"]) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_printed_configs_hide_everything_below_a_secret_key(tmp_path, monkeypatch, capsys):
+    """Also words and numbers that could not be masked in other texts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nmodel: {hf_config_kwargs: {api_key: abc12, password: Checkpoint, passwd: 12345, x: {auth: {a: b7b7}}}}\n"
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(text)
+    own = ["--config-dir", "mine", "experiment=own"]
+    words = (
+        ["--cfg", "job"],
+        ["--cfg", "all"],
+        ["--info", "config"],
+        ["--cfg", "job", "--package", "model.hf_config_kwargs"],
+    )
+    below = (
+        ["--cfg", "job", "--package", f"model.hf_config_kwargs.{key}"] for key in ("api_key", "x.auth", "x.auth.a")
+    )
+    for arguments in (*words, *below):
+        assert main([*own, *arguments]) == 0
+        shown = capsys.readouterr().out
+        assert "***" in shown
+        for planted in ("abc12", "password: Checkpoint", "12345", "b7b7"):
+            assert planted not in shown, (arguments, planted)

@@ -1,6 +1,8 @@
 """Limits of time and memory for chat templates, which are programs that come with a tokenizer.
 
 Jinja's sandbox keeps a template from reaching anything outside, but not from computing without end: it only bounds `range`.
+A watchdog thread ends what runs bytecode, with an error that names the row. One operation on nested lists (`a == b`) runs
+none and lets no other thread run, however long it takes: the kernel then ends the process with SIGALRM.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +26,8 @@ MAX_SECONDS = 20.0
 """CPU time of the calling thread to render one conversation and locate its turns, or to render a batch at once."""
 MAX_BYTES = 4 << 30
 """Memory that rendering a batch may take, beyond what the process had mapped before."""
+ALARM_SECONDS = 120.0
+"""Time by the clock for a conversation, after which SIGALRM ends the process."""
 MAX_BITS = 1 << 14
 """Size of an integer that a template may compute: one operation on large ones takes hours, and nothing interrupts it."""
 _POLL_SECONDS = 0.1
@@ -54,16 +59,19 @@ class Watch:
         self._count = self._seen = 0
         self._fired = self._stopped = False
         self._lock = threading.Lock()
+        _set_alarm(self)
 
     def restart(self) -> None:
         """Start to count anew, for the next conversation; the watchdog reads the clock, which takes microseconds."""
         self._count += 1
+        _set_alarm(self)
         if self._fired:
             self._withdraw()
 
     def stop(self) -> None:
         """Never raise TimeUpError again."""
         self._stopped = True
+        _clear_alarm(self)
         self._withdraw()
 
     def check(self) -> None:
@@ -83,6 +91,22 @@ class Watch:
             if self._fired:
                 _raise_in(self.thread, None)  # not delivered yet
             self._fired = False
+
+
+_watched: set[Watch] = set()
+
+
+def _set_alarm(watch: Watch) -> None:
+    """Let the kernel end the process in `ALARM_SECONDS`, unless something else uses the alarm; it is one per process."""
+    if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+        _watched.add(watch)
+        signal.setitimer(signal.ITIMER_REAL, ALARM_SECONDS)
+
+
+def _clear_alarm(watch: Watch) -> None:
+    _watched.discard(watch)
+    if not _watched and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
@@ -133,8 +157,8 @@ def _memory_bounded() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + MAX_BYTES
     ceilings = [value for value in (soft, hard) if value != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([limit, *ceilings]), hard))

@@ -125,7 +125,8 @@ def _pool(
 
 def _worker_died(processes: int) -> DataError:
     return DataError(
-        f"data.num_proc: one of {processes} worker processes died (out of memory?); pass a lower data.num_proc"
+        f"data.num_proc: one of {processes} worker processes died (out of memory? pass a lower data.num_proc), "
+        "or rendered one conversation without end (check tokenizer.chat_template)"
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import resource
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -131,3 +134,32 @@ def test_a_run_says_which_file_and_row(tmp_path: Path) -> None:
     source = "data=json data.sources.json.path=rows.jsonl tokenizer.chat_template=template.jinja"
     done = run(f"{SMALLEST} {source} trainer.train_iters=1 tracking=[]", tmp_path, code=1)
     assert "rows.jsonl:2: " in done.stderr and "takes more than 4,096 MiB of memory for this row" in done.stderr
+
+
+NESTED = (
+    "{% set ns = namespace(a=[1], b=[1]) %}"
+    "{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("operation", ["ns.a == ns.b", "ns.a"])
+def test_an_operation_without_bytecode_ends_with_the_process(operation: str) -> None:
+    """Nothing in the process can interrupt it, so the kernel does; data workers and ranks are such processes."""
+    code = (
+        "from arctic_hydra.data.encode import limits\nfrom tests.data.encode.test_limits import BODY, encoder\n"
+        f"limits.ALARM_SECONDS = 1.0\nencoder({NESTED + '{{ ' + operation + ' }}'!r} + BODY)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == -signal.SIGALRM
+
+
+def test_the_alarm_is_off_once_rendering_has_ended() -> None:
+    code = (
+        "import signal, time\nfrom arctic_hydra.data.encode import limits\n"
+        "limits.ALARM_SECONDS = 0.3\n"
+        "with limits.bounded() as watch:\n"
+        "    with limits.bounded():\n        pass\n"
+        "    assert signal.getitimer(signal.ITIMER_REAL)[0] > 0\n"
+        "assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
