@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
-from arctic_hydra import run_directory
+from arctic_hydra import config, run_directory
 from arctic_hydra.launch import job
 from arctic_hydra.run_directory import RunDirectory, write_error
+from tests.command import SMALL, losses, run
+from tests.composing import built
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,16 @@ def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatc
     assert job.record_ending(directory, 0, asked_to_stop=False).exit_code == 0
     assert directory.record()["status"] == run_directory.FINISHED
     assert "has no report; the same command with task=report writes it" in capsys.readouterr().err
+
+
+def test_a_run_that_has_the_id_of_an_earlier_version_is_resumed_and_evaluated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = f"{SMALL} tracking=[] trainer.train_iters=4"
+    path = Path("outputs/default") / config.legacy_run_id(built(*arguments.split()))
+    path.mkdir(parents=True)
+    run(f"{arguments} trainer.exit_iteration=2", tmp_path, code=75)
+    assert len(losses(path)) == 2
+    run(arguments, tmp_path)
+    assert len(losses(path)) == 4
+    assert "checkpoints/step-00000004" in run(f"{arguments} task=evaluate", tmp_path).stdout
+    assert [item.name for item in Path("outputs/default").iterdir()] == [path.name]
