@@ -54,6 +54,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
         outputs = assemble.open_outputs(run, run_dir, data, model)
         print_header(run, run_dir, data, model, memory, resumed_from)
         run.trainer.setup(assemble.toolbox(run, run_dir, data, model, state, stop, outputs))
+        run.trainer.probe()
     return run.trainer, resumed_from
 
 

@@ -9,23 +9,29 @@ step. Counters, metrics and triggers move in `epoch`, after `step` returns.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError
 from arctic_hydra.metrics import model_flops
+from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.trainer.loop_state import LogSums, StepResult
 from arctic_hydra.trainer.parts.construction import Construction
 from arctic_hydra.trainer.parts.evaluation import Evaluation
 from arctic_hydra.trainer.spikes import describe_spike
+from arctic_hydra.trainer.toolbox import Toolbox
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -34,6 +40,54 @@ class Trainer(Construction, Evaluation):
 
     `loss` is enough: its docstring states what it returns.
     """
+
+    looks_ahead: ClassVar[str] = ""
+    """Why the loss of a position may depend on tokens after the one that it predicts; if empty, `probe` refuses that."""
+    mixes_documents: ClassVar[str] = ""
+    """Why the loss of a document may depend on the other documents of its row; if empty, `probe` refuses that."""
+
+    def setup(self, tools: Toolbox) -> None:
+        """Set the objects that the runner built; called once, before `probe` and `train`. Collective.
+
+        Raises ConfigError for a model that ignores the chosen attention.
+        """
+        super().setup(tools)
+        if tools.model_factory.attn_implementation == VARLEN_ATTENTION:
+            from arctic_hydra.trainer.isolation import check_attention
+
+            with self.trial():
+                check_attention(tools.engine, self.device)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Let the engine run on a few tokens to try it out: they are no part of a shared sequence, and nothing is rounded."""
+        with distributed.without_sequence_group(), ExitStack() as exact:
+            for converter in self.tools.converters:
+                exact.enter_context(converter.without_rounding(self.tools.engine.module))
+            yield
+
+    def probed_loss(self, batch: Batch) -> torch.Tensor:
+        """Return the loss that `probe` looks at: `loss`, without terms over tokens that are not supervised, if it has any."""
+        return self.loss(batch)
+
+    def probe(self) -> None:
+        """Check that the loss depends neither on later tokens nor, in packed rows, on other documents; called after `setup`.
+
+        Raises ConfigError. It calls `probed_loss` on a few short batches without gradients, and changes no random state.
+        Collective.
+        """
+        from arctic_hydra.trainer.isolation import Subject, check_causality, check_isolation
+
+        tools = self.tools
+        subject = Subject(self.probed_loss, tools.engine, self.device, tools.model_factory.attn_implementation)
+        with self.trial():
+            if not self.looks_ahead:
+                check_causality(subject)
+            if (tools.packed and not self.mixes_documents) or self.sequence_parallel_size > 1:
+                check_isolation(subject, self.sequence_parallel_size)
+        for what, why in (("later tokens", self.looks_ahead), ("other documents", self.mixes_documents)):
+            if why and self.world.is_main:
+                log.info("not checked whether the loss depends on %s: %s", what, why)
 
     def train(self) -> None:
         """Train until the horizon, or until all ranks agree to stop."""
