@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
-from arctic_hydra.component import Component, default_of
+from arctic_hydra.component import Component, default_of, is_settings
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.distributed import count_gpus
@@ -50,7 +50,7 @@ def problems(run: Run) -> Iterator[str]:
     yield from _checkpoint_problems(run)
 
 
-def _path_problems(owner: Component, run: Run, key: str = "") -> Iterator[str]:
+def _path_problems(owner: Any, run: Run, key: str = "") -> Iterator[str]:
     """Yield each path below `owner` that no file system can hold; a blank one would mean the working directory."""
     for item in fields(owner):
         value, name = getattr(owner, item.name), f"{key}{item.name}"
@@ -58,7 +58,7 @@ def _path_problems(owner: Component, run: Run, key: str = "") -> Iterator[str]:
             {f"{name}.{inner}": child for inner, child in value.items()} if isinstance(value, dict) else {name: value}
         )
         for inner, child in held.items():
-            if isinstance(child, Component) and child is not run:
+            if (isinstance(child, Component) or is_settings(type(child))) and child is not run:
                 yield from _path_problems(child, run, f"{inner}.")
         if holds_path(item.name) and value != default_of(item):
             for path in value if isinstance(value, list) else [value]:
