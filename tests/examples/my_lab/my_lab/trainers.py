@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import component
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
+from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.model.tiny import TinyModelFactory
+from arctic_hydra.scheduler.cosine import CosineScheduler
+from arctic_hydra.scheduler.linear import LinearScheduler
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.sft import SFTTrainer
 
@@ -100,3 +103,11 @@ class AdversarialTrainer(SFTTrainer):
             self.critic_optimizer.step()
             self.step_result.metrics["score"] = score.detach()
         self.finish_step(window)
+
+
+@component(group="trainer", name="choosy")
+class ChoosyTrainer(SFTTrainer):
+    """Names other defaults than the config."""
+
+    model: ClassVar[HFModelFactory | TinyModelFactory]
+    scheduler: ClassVar[LinearScheduler | CosineScheduler]
