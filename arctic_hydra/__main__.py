@@ -103,6 +103,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )
+    for line in composed.followed:
+        print(f"default  {line}")
     return run_one(composed.job, [*flags(name, options.config_dir), *options.overrides])
 
 

@@ -11,7 +11,7 @@ import re
 from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -89,21 +89,7 @@ class Component(ABC):
     """Part of the identity of every run that uses the component; increment it when a default or the numerics change."""
 
     def __post_init__(self) -> None:
-        problems: list[tuple[str, str]] = []
-        for name, enum in _enum_fields(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, str) and value in enum.__members__:
-                setattr(self, name, enum[value])  # configs loaded from JSON hold names
-            elif not isinstance(value, enum):
-                problems.append((name, f"got {value!r}, expected one of {', '.join(enum.__members__)}"))
-        for item in fields(self):
-            rule = item.metadata.get("number")
-            value = getattr(self, item.name)
-            if isinstance(rule, NumberRule) and value is not None and value != "???":
-                try:
-                    setattr(self, item.name, rule.convert(value))
-                except ValueError as error:
-                    problems.append((item.name, str(error)))
+        problems = convert_fields(type(self), vars(self))
         if problems:
             raise FieldError(problems)
         self.validate()
@@ -197,6 +183,36 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         return decorated  # type: ignore[no-any-return]
 
     return register
+
+
+def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Convert the values of a dataclass in place: names to enums, human-friendly numbers to numbers, also in nested dataclasses.
+
+    Returns the name and the text of each problem.
+    """
+    problems: list[tuple[str, str]] = []
+    enums = _enum_fields(cls)
+    for item in fields(cls):
+        name, value = item.name, values.get(item.name)
+        enum, rule = enums.get(name), item.metadata.get("number")
+        if enum is not None and name in values:
+            if isinstance(value, str) and value in enum.__members__:
+                values[name] = enum[value]  # configs loaded from JSON hold names
+            elif not isinstance(value, enum):
+                problems.append((name, f"got {value!r}, expected one of {', '.join(enum.__members__)}"))
+        elif isinstance(rule, NumberRule) and value is not None and value != MISSING_VALUE:
+            try:
+                values[name] = rule.convert(value)
+            except ValueError as error:
+                problems.append((name, str(error)))
+        elif is_settings(type(value)):
+            problems += [(f"{name}.{inner}", text) for inner, text in convert_fields(type(value), vars(value))]
+    return problems
+
+
+def is_settings(hint: Any) -> bool:
+    """Whether a type is a dataclass that is not a component: a group of fields within one."""
+    return isinstance(hint, type) and is_dataclass(hint) and not issubclass(hint, Component)
 
 
 def default_of(item: Field[Any]) -> Any:

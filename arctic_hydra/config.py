@@ -24,6 +24,7 @@ from arctic_hydra.component import (
     RunContext,
     component,
     default_of,
+    is_settings,
     store_root,
 )
 from arctic_hydra.converter.activation_offload import ActivationOffload
@@ -335,6 +336,12 @@ def _identity_of(value: Any, *, defaults: bool, by_class: bool = False) -> Any:
         # "@" is the name of no field.
         named = {} if by_class else {"@": f"{value.identity_name()} version {value.component_version}"}
         return named | {name: _identity_of(held, **how) for name, held in kept.items()}
+    if is_settings(type(value)):
+        kept = {item.name: getattr(value, item.name) for item in fields(value)}
+        usual = {} if defaults else {item.name: default_of(item) for item in fields(value)}
+        return {
+            name: _identity_of(held, **how) for name, held in kept.items() if name not in usual or held != usual[name]
+        }
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if not (isinstance(v, Callback) and v.only_observes)}
         return {str(key): _identity_of(item, **how) for key, item in kept.items()}

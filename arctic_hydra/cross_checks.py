@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
-from arctic_hydra.component import Component, default_of
+from arctic_hydra.component import Component, default_of, is_settings
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.distributed import count_gpus
@@ -24,6 +24,8 @@ from arctic_hydra.model.names import VARLEN_ATTENTION
 if TYPE_CHECKING:
     from arctic_hydra.config import Run
 
+SLOTS = ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed")
+"""The config groups for which a trainer may declare by a type hint what it works with."""
 LONGEST_NAME, LONGEST_PATH = 255, 3500
 """Limits in bytes of Linux file systems, 4,096 for a whole path less what a run appends to it."""
 
@@ -50,7 +52,7 @@ def problems(run: Run) -> Iterator[str]:
     yield from _checkpoint_problems(run)
 
 
-def _path_problems(owner: Component, run: Run, key: str = "") -> Iterator[str]:
+def _path_problems(owner: Any, run: Run, key: str = "") -> Iterator[str]:
     """Yield each path below `owner` that no file system can hold; a blank one would mean the working directory."""
     for item in fields(owner):
         value, name = getattr(owner, item.name), f"{key}{item.name}"
@@ -58,7 +60,7 @@ def _path_problems(owner: Component, run: Run, key: str = "") -> Iterator[str]:
             {f"{name}.{inner}": child for inner, child in value.items()} if isinstance(value, dict) else {name: value}
         )
         for inner, child in held.items():
-            if isinstance(child, Component) and child is not run:
+            if (isinstance(child, Component) or is_settings(type(child))) and child is not run:
                 yield from _path_problems(child, run, f"{inner}.")
         if holds_path(item.name) and value != default_of(item):
             for path in value if isinstance(value, list) else [value]:
@@ -81,14 +83,17 @@ def _path_problem(path: str) -> str:
     return ""
 
 
+def supported(trainer: type, slot: str) -> tuple[type[Component], ...]:
+    """Return the classes that a trainer's type hint names for a config group, the default first; empty if it names none."""
+    declared = get_args(get_type_hints(trainer).get(slot))
+    allowed = get_args(declared[0]) or declared if declared else ()
+    return tuple(cls for cls in allowed if isinstance(cls, type) and issubclass(cls, Component))
+
+
 def compatibility(run: Run) -> Iterator[str]:
     """Yield the components that the trainer does not support: its type hints declare which classes it accepts."""
-    hints = get_type_hints(type(run.trainer))
-    for slot in ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed"):
-        declared = get_args(hints.get(slot))
-        allowed = get_args(declared[0]) or declared if declared else ()
-        classes = tuple(cls for cls in allowed if isinstance(cls, type) and issubclass(cls, Component))
-        chosen = getattr(run, slot)
+    for slot in SLOTS:
+        classes, chosen = supported(type(run.trainer), slot), getattr(run, slot)
         if classes and not isinstance(chosen, classes):
             names = ", ".join(f"{slot}={_option_name(cls)}" for cls in classes)
             look = "; task=preview accepts any data" if slot == "data" else ""

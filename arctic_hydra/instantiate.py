@@ -19,9 +19,11 @@ from arctic_hydra.component import (
     ENTRY_POINT_GROUP,
     MISSING_VALUE,
     Component,
+    convert_fields,
     default_of,
     flatten,
     hints_of,
+    is_settings,
     registered,
 )
 from arctic_hydra.errors import ConfigError, FieldError
@@ -77,25 +79,31 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
             "changing _target_"
         )
         return None
+    return _build(cls, node, key, problems)
+
+
+def _build(cls: Any, node: Mapping[str, Any], key: str, problems: list[str]) -> Any:
+    """Return the object of a dataclass from its plain fields; None after adding what is wrong with them to `problems`."""
     before, values = len(problems), {}
     known, hints = {item.name: item for item in fields(cls)}, hints_of(cls)
     prefix = f"{key}." if key else ""
     for name, value in node.items():
         full_key = f"{prefix}{name}"
-        if name in _HYDRA_KEYS:
-            if name != "_target_":
-                problems.append(f"{full_key}: {_NO_EFFECT}")
+        if name in _HYDRA_KEYS and (name != "_target_" or name not in known):
+            problems.append(refused_target(full_key, value) if name == "_target_" else f"{full_key}: {_NO_EFFECT}")
         elif name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             other = f"did you mean {prefix}{near[0]}?" if near else "remove it"
             problems.append(f"{full_key}: there is no such key in {cls.__name__}; {other}")
-        else:
+        elif name != "_target_":
             values[name] = _value(value, hints[name], full_key, problems)
     for name, item in known.items():
         if name not in node and default_of(item) in (MISSING, MISSING_VALUE):
             problems.append(unset(f"{prefix}{name}"))
     if len(problems) == before:
         try:
+            if is_settings(cls) and (wrong := convert_fields(cls, values)):  # a component converts its own
+                raise FieldError(wrong)
             return cls(**values)
         except FieldError as error:
             problems += [f"{prefix}{name}: {text}" for name, text in error.fields]
@@ -112,6 +120,8 @@ def _value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
         problems.append(unset(key))
     elif isinstance(hint, type) and issubclass(hint, Component):
         return _make(value, key, hint, problems)
+    elif (settings := _settings_of(hint)) and isinstance(value, Mapping):
+        return _build(settings, value, key, problems)
     elif family := _family_of_values(hint):
         if isinstance(value, Mapping):
             return {name: _make(item, f"{key}.{name}", family, problems) for name, item in value.items()}
@@ -146,6 +156,12 @@ def unset(key: str) -> str:
     return f"{key}: required, but not set; pass {key}=<value>"
 
 
+def _settings_of(hint: Any) -> type | None:
+    """Return the dataclass of a field that holds further fields, also of an optional one; None for other types."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((kind for kind in kinds if is_settings(kind)), None)
+
+
 def _family_of_values(hint: Any) -> type[Component] | None:
     """Return the component class of the values of a dict, or None for other types."""
     arguments = get_args(hint) if get_origin(hint) is dict else ()
@@ -166,6 +182,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if hint is NoneType:
         return value is None
+    if is_settings(hint):
+        return False  # a mapping is built before
     if isinstance(value, bool) and hint is not bool:
         return False
     return isinstance(value, int | float if hint is float else hint)

@@ -37,7 +37,7 @@ def test_fields_are_converted_once_and_every_problem_is_reported(thing: Any) -> 
     assert (made.count, made.color) == (2048, Color.blue)
     with pytest.raises(FieldError) as caught:
         thing(count=0, color="green")
-    assert [name for name, _ in caught.value.fields] == ["color", "count"]
+    assert [name for name, _ in caught.value.fields] == ["count", "color"]
     assert "expected one of red, blue" in str(caught.value)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from arctic_hydra import config
 from arctic_hydra.cli.compose_errors import RESOLVERS, translate_error
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
+from arctic_hydra.cli.trainer_defaults import first_options
 from arctic_hydra.component import MISSING_VALUE, flatten
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
@@ -53,6 +54,8 @@ class Composed:
     """The chosen option of each config group."""
     unresolved: DictConfig
     """The config as it was composed, to be printed."""
+    followed: list[str] = field(default_factory=list)
+    """The options that nobody chose and the trainer names first, as lines of text."""
 
 
 def compose_config(
@@ -63,8 +66,10 @@ def compose_config(
     With a cache, files that an earlier composition read are not read again. Raises ConfigError instead of the errors of
     Hydra and OmegaConf.
     """
-    with hydra_with(config_dir, cache), closed_resolvers():
+    with hydra_with(config_dir, cache) as loader, closed_resolvers():
         try:
+            trainer, first = first_options(loader, config_name, overrides)
+            overrides = [*overrides, *(f"{group}={option}" for group, option in first.items())]
             cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
             composed = _resolve(cfg)
         except ArcticHydraError:
@@ -77,7 +82,10 @@ def compose_config(
                 lambda kept: compose(config_name, overrides=kept, return_hydra_config=in_hydra),
             ) from error
     _refuse_trust_in_files(composed.job, overrides)
-    return composed
+    return replace(
+        composed,
+        followed=[f"{group}={option}, the first that trainer={trainer} names" for group, option in first.items()],
+    )
 
 
 def _refuse_trust_in_files(job: dict[str, Any], overrides: list[str]) -> None:

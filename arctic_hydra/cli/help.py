@@ -7,6 +7,7 @@ import difflib
 import inspect
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 
 from arctic_hydra.cli.compose_errors import LIST_GROUPS
 from arctic_hydra.cli.search_path import conf_dir, hydra_with
-from arctic_hydra.component import registered
+from arctic_hydra.component import default_of, is_settings, registered
 from arctic_hydra.config import Run
 from arctic_hydra.errors import ConfigError
 
@@ -68,7 +69,7 @@ def page(program: str) -> str:
     return PAGE.format(
         program=program,
         groups="\n".join(rows),
-        keys="\n".join(_row(f"{item.name}={_default_text(item)}", keys[item.name]) for item in own),
+        keys="\n".join(_row(f"{item.name}={_default_text(default_of(item))}", keys[item.name]) for item in own),
     )
 
 
@@ -95,16 +96,22 @@ def group_page(group: str) -> str:
 
 
 def _class_lines(cls: Any, name: str, prefix: str) -> list[str]:
-    docs = field_docs(cls)
     return [
         "",
         f"{cls.__name__} (schema {name}): {(inspect.getdoc(cls) or '').splitlines()[0]}",
-        *(
-            _row(f"{prefix}.{item.name}={_default_text(item)}", docs.get(item.name, ""))
-            for item in fields(cls)
-            if item.name != "_target_"
-        ),
+        *_rows(cls, prefix),
     ]
+
+
+def _rows(owner: Any, prefix: str) -> Iterator[str]:
+    """Yield a line for each field of a class, or of a default value that holds further fields."""
+    docs = field_docs(owner if isinstance(owner, type) else type(owner))
+    for item in fields(owner):
+        default = default_of(item) if isinstance(owner, type) else getattr(owner, item.name)
+        if is_settings(type(default)):
+            yield from _rows(default, f"{prefix}.{item.name}")
+        elif item.name != "_target_":
+            yield _row(f"{prefix}.{item.name}={_default_text(default)}", docs.get(item.name, ""))
 
 
 def _plugin_lines(group: str) -> list[str]:
@@ -160,21 +167,15 @@ def _default_first(group: str, options: list[str]) -> list[str]:
     return first + [name for name in options if name not in first]
 
 
-def _default_text(item: Any) -> str:
-    value = (
-        item.default
-        if item.default is not MISSING
-        else item.default_factory()
-        if item.default_factory is not MISSING
-        else "???"
-    )
+def _default_text(default: Any) -> str:
+    value = "???" if default is MISSING else default
     return str(getattr(value, "name", value)).replace("None", "null").replace("True", "true").replace("False", "false")
 
 
 def _row(left: str, doc: str) -> str:
     indent = " " * 44
     first, *rest = textwrap.wrap(doc, 76) or [""]
-    head = f"  {left:<42}" if len(left) <= 42 else f"  {left}\n{indent}"
+    head = f"  {left:<42}" if len(left) < 42 else f"  {left}\n{indent}"
     return "\n".join([f"{head}{first}".rstrip(), *(indent + line for line in rest)])
 
 

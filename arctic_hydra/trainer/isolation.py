@@ -1,97 +1,151 @@
-"""Probe that a model's tokens attend neither to later tokens nor to other documents.
+"""Probes that a loss depends neither on later tokens nor on other documents of a packed row.
 
-Shapes: T tokens, V vocabulary.
+They look at the trainer's own loss, so they hold for any model and any trainer. Two batches that differ only in tokens which
+must not matter give the same loss, bit for bit, in almost every run, which costs two forward passes. If they do not, the
+change of the loss is compared with that by a token which matters, because some kernels round depending on other rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
+from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.layers import layer_configs
 from arctic_hydra.model.names import VARLEN_ATTENTION
-from arctic_hydra.trainer.head import model_inputs, probing, unwrap
+from arctic_hydra.trainer.head import model_inputs, probe_batch, probing, unwrap
+
+Loss = Callable[[Batch], torch.Tensor]
 
 _FIRST, _SECOND = 17, 12
 """Lengths of the two documents."""
+_ROWS = 4
+"""Supervised positions of a probe."""
 
 
-def check_causality(engine: Any, device: torch.device, attention: str) -> None:
-    """Raise ConfigError for a model that ignores the chosen attention, or whose tokens depend on later ones; collective.
+@dataclass(frozen=True)
+class Subject:
+    """What is probed."""
+
+    loss: Loss
+    engine: Any
+    device: torch.device
+    attention: str
+    """The model's `attn_implementation`."""
+
+    @property
+    def name(self) -> str:
+        """Class of the model."""
+        return type(unwrap(self.engine)).__name__
+
+    def losses(self, batches: Sequence[Batch]) -> list[float]:
+        """Return the loss of each batch, without dropout, with the same random numbers for each; collective."""
+        found, state = [], random_state()
+        with probing(self.engine):
+            for batch in batches:
+                found.append(float(self.loss(batch).detach()))
+                set_random_state(state)
+        return found
+
+    def leak(self, base: Batch, changed: Batch, context: Batch) -> tuple[float, float] | None:
+        """Return how much `changed` and how much `context` change the loss of `base`; None if `changed` does not.
+
+        `context` differs from `base` in one token before the last three supervised positions.
+        """
+        before, after = self.losses([base, changed])
+        if before == after:
+            return None
+        rows = base.num_supervised
+        befores, afters, contexts = (
+            self.losses([_only(batch, row) for row in range(rows)]) for batch in (base, changed, context)
+        )
+        seen = sum(abs(a - b) for a, b in zip(befores, afters, strict=True))
+        usual = sum(abs(a - b) for a, b in zip(befores[1:], contexts[1:], strict=True)) * rows / (rows - 1)
+        whole = next(iter(unwrap(self.engine).parameters())).dtype == torch.float32
+        rounding = 1e-6 * sum(map(abs, befores))
+        return (seen, usual) if seen > (1e-4 if whole else 5e-2) * usual + rounding else None
+
+
+def check_attention(engine: Any, device: torch.device) -> None:
+    """Raise ConfigError for a model that never calls `arctic_varlen`, its chosen attention; one forward pass, collective.
 
     transformers builds no mask for `arctic_varlen`, which is causal by itself. An architecture with its own attention code,
     which ignores that name, may then have no mask at all.
     """
     model = unwrap(engine)
-    documents = [replace(_two_documents(step, model, device), cu_seqlens=None) for step in (7, 11)]
-    ids, changed = (batch.input_ids_BT[0] for batch in documents)
-    changed[:-1], changed[-1] = ids[:-1], 0 if int(ids[-1]) else 1  # another last token
-    with _recorded_calls() as calls:
+    problem = ConfigError(
+        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {type(model).__name__} has its own attention code and never calls "
+        "it; pass model.attn_implementation=eager, plus data.packing=false if packed documents then attend to each other"
+    )
+    with _recorded_calls() as calls, probing(engine):
         try:
-            change, scale = _change(engine, documents, slice(None, -1))
+            engine(**model_inputs(probe_batch(model, device)))
         except Exception as error:
-            if attention != VARLEN_ATTENTION or calls:
+            if calls:
                 raise
-            raise _attention_not_called(model) from error
+            raise problem from error
     has_heads = any(getattr(layer, "num_attention_heads", None) for layer in layer_configs(model.config))
-    if attention == VARLEN_ATTENTION and has_heads and not calls:
-        raise _attention_not_called(model)
-    if change > _tolerance(model) * scale:
-        raise ConfigError(
-            f"model: in {type(model).__name__} with model.attn_implementation={attention} tokens depend on later ones: changing the "
-            f"last token changed earlier logits by {change:.2g} (their largest: {scale:.2g}); expected a causal model (for BERT and "
-            "similar models pass model.hf_config_kwargs={is_decoder: true})"
-        )
+    if has_heads and not calls:
+        raise problem
 
 
-def check_isolation(engine: Any, device: torch.device, attention: str, sharing: int = 1) -> None:
-    """Raise ConfigError for a model in which the documents of a packed row affect each other; collective.
+def check_causality(subject: Subject) -> None:
+    """Raise ConfigError for a loss that depends on tokens after those that it predicts; collective."""
+    base = _documents(subject, supervised=range(8, 8 + _ROWS))
+    target = 8 + _ROWS  # of the last supervised position
+    earlier = _changed(base, slice(4, 5))
+    found = subject.leak(base, _changed(base, slice(target, None)), earlier)
+    if found is None:
+        return
+    if subject.leak(base, _changed(base, slice(target + 1, None)), earlier) is None:
+        before, after = subject.losses([base, replace(base, targets_K=base.targets_K.flip(0))])
+        if before == after:  # it takes the targets from the input
+            return
+    raise ConfigError(
+        f"model: in {subject.name} with model.attn_implementation={subject.attention} tokens depend on later ones: changing the tokens "
+        f"after a supervised position changed its loss by {found[0]:.2g} (changing one before it: {found[1]:.2g}); expected a causal "
+        "model (for BERT and similar models pass model.hf_config_kwargs={is_decoder: true}) and a loss of the supervised positions only "
+        "(batch.rows_K); a trainer for which that is right declares `looks_ahead`"
+    )
+
+
+def check_isolation(subject: Subject, sharing: int = 1) -> None:
+    """Raise ConfigError for a loss in which the documents of a packed row affect each other; collective.
 
     Such a model is also refused if `sharing` ranks share a sequence, packed or not: it mixes tokens outside attention, and
     only attention communicates across ranks.
 
     Attention isolates documents by their boundaries, but not every architecture passes these on to its attention, and
-    recurrent layers, convolutions and a model's own masks ignore them. In two forward passes over two packed documents, of
-    which only the first differs, the logits of the second must be the same.
+    recurrent layers, convolutions and a model's own masks ignore them.
     """
-    model = unwrap(engine)
-    documents = [_two_documents(step, model, device) for step in (7, 11)]
-    change, scale = _change(engine, documents, slice(_FIRST, None))
-    if change <= _tolerance(model) * scale:
+    base = _documents(subject, supervised=range(_FIRST, _FIRST + _ROWS), packed=True)
+    changes = (_changed(base, slice(0, _FIRST)), _changed(base, slice(_FIRST, _FIRST + 1)))
+    found = subject.leak(base, *changes)
+    if found is None:
         return
-    name = type(model).__name__
     if sharing > 1:
         raise ConfigError(
-            f"trainer.sequence_parallel_size: got {sharing}, but in {name} tokens interact outside attention (recurrent layers, "
-            f"convolutions), and only attention communicates across the ranks that share a sequence; pass trainer.sequence_parallel_size=1"
+            f"trainer.sequence_parallel_size: got {sharing}, but in {subject.name} tokens interact outside attention (recurrent "
+            f"layers, convolutions), and only attention communicates across the ranks that share a sequence; pass "
+            "trainer.sequence_parallel_size=1"
         )
     other = ""
-    if attention == VARLEN_ATTENTION:
+    if subject.attention == VARLEN_ATTENTION:
         other = ", or try model.attn_implementation=sdpa or eager, whose masks are built from the positions"
     raise ConfigError(
-        f"data.packing: got true, but {name} mixes the documents of a packed row with "
-        f"model.attn_implementation={attention}: changing the first document changed the logits of the second by {change:.2g} "
-        f"(their largest: {scale:.2g}); pass data.packing=false{other}"
+        f"data.packing: got true, but {subject.name} mixes the documents of a packed row with "
+        f"model.attn_implementation={subject.attention}: changing the first document, which is not supervised, changed the loss of the "
+        f"second by {found[0]:.2g} (changing one of its own tokens: {found[1]:.2g}); pass data.packing=false{other}; a trainer "
+        "whose loss may do that declares `mixes_documents`"
     )
-
-
-def _change(engine: Any, batches: list[Batch], tokens: slice) -> tuple[float, float]:
-    """Return the largest difference between the logits of `tokens` in two batches, and the largest logit."""
-    with probing(engine):
-        before_TV, after_TV = (engine(**model_inputs(batch)).logits[0, tokens].float() for batch in batches)
-    return float((before_TV - after_TV).abs().max()), float(before_TV.abs().max())
-
-
-def _tolerance(model: torch.nn.Module) -> float:
-    return 1e-4 if next(model.parameters()).dtype == torch.float32 else 2e-2
 
 
 @contextmanager
@@ -110,25 +164,42 @@ def _recorded_calls() -> Iterator[list[bool]]:
         AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
 
 
-def _attention_not_called(model: torch.nn.Module) -> ConfigError:
-    return ConfigError(
-        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {type(model).__name__} has its own attention code and never calls "
-        "it; pass model.attn_implementation=eager, plus data.packing=false if packed documents then attend to each other"
-    )
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
 
 
-def _two_documents(step: int, model: Any, device: torch.device) -> Batch:
-    """Return two packed documents, of which only the first depends on `step`."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    first, second = torch.arange(_FIRST, device=device), torch.arange(_SECOND, device=device)
-    ids = torch.cat([(first * step + step) % vocabulary, (second * 5 + 1) % vocabulary])
-    none = torch.zeros(0, dtype=torch.int64, device=device)
+def _documents(subject: Subject, supervised: range, packed: bool = False) -> Batch:
+    """Return two packed documents, or their tokens as one document, with the next tokens of `supervised` as targets."""
+    device = subject.device
+    lengths = [_FIRST, _SECOND] if packed else [_FIRST + _SECOND]
+    ids = (torch.arange(sum(lengths), device=device) * 7 + 3) % _vocabulary(unwrap(subject.engine))
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    rows = torch.tensor(list(supervised), device=device)
+    bounds = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
     return Batch(
         input_ids_BT=ids[None],
-        position_ids_BT=torch.cat([first, second])[None],
-        rows_K=none,
-        targets_K=none,
-        source_K=none,
-        cu_seqlens=torch.tensor([0, _FIRST, _FIRST + _SECOND], dtype=torch.int32, device=device),
-        max_seqlen=_FIRST,
+        position_ids_BT=positions[None],
+        rows_K=rows,
+        targets_K=ids[rows + 1],
+        source_K=torch.zeros_like(rows),
+        cu_seqlens=bounds if packed else None,
+        max_seqlen=max(lengths),
+        num_tokens=sum(lengths),
+        example_ids=list(range(len(lengths))),
+        document_lengths=lengths,
+        document_K=torch.full_like(rows, len(lengths) - 1),
     )
+
+
+def _changed(batch: Batch, tokens: slice) -> Batch:
+    """Return the batch with other input tokens, and the same targets."""
+    ids = batch.input_ids_BT.clone()
+    ids[:, tokens] = torch.where(ids[:, tokens] == 0, 1, ids[:, tokens] - 1)
+    return replace(batch, input_ids_BT=ids)
+
+
+def _only(batch: Batch, row: int) -> Batch:
+    """Return the batch with only one of its supervised positions."""
+    one = slice(row, row + 1)
+    names = ("rows_K", "targets_K", "source_K", "document_K")
+    return replace(batch, **{name: getattr(batch, name)[one] for name in names})

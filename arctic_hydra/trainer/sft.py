@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from arctic_hydra import distributed
 from arctic_hydra.component import component
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.data.sft import SFTDataFactory
@@ -75,23 +75,9 @@ class SFTTrainer(Trainer):
         return self.head_loss is not HeadLoss.full
 
     def setup(self, tools: Toolbox) -> None:
-        """Receive the tools of the run, probe the model's attention and find its LM head; collective.
-
-        Raises ConfigError for a model whose tokens depend on later ones, or on another packed document.
-        """
-        from arctic_hydra.trainer.isolation import check_causality, check_isolation
-
+        """Receive the tools of the run, and find the model's LM head; collective."""
         super().setup(tools)
-        with (
-            distributed.without_sequence_group(),
-            ExitStack() as exact,
-        ):  # the tokens that try it out are no part of a shared sequence
-            for converter in tools.converters:
-                exact.enter_context(converter.without_rounding(tools.engine.module))
-            attention, sharing = tools.model_factory.attn_implementation, self.sequence_parallel_size
-            check_causality(tools.engine, tools.device, attention)
-            if tools.packed or sharing > 1:
-                check_isolation(tools.engine, tools.device, attention, sharing)
+        with self.trial():
             self._losses = self._loss_computer(tools)
 
     @contextmanager
@@ -111,6 +97,10 @@ class SFTTrainer(Trainer):
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the token losses summed over the supervised tokens of the micro-batch."""
         return self._losses.loss_sum(batch)
+
+    def probed_loss(self, batch: Batch) -> torch.Tensor:
+        """Return the token losses without the load-balancing loss of a mixture of experts, which is over all tokens."""
+        return replace(self._losses, balance=None).loss_sum(batch)
 
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return plain cross-entropy, correct tokens and count per source, float64 [num_sources, 3]."""

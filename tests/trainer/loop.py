@@ -196,6 +196,7 @@ def make_trainer(
             packed=packed,
         )
     )
+    trainer.probe()
     return trainer
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.random import RandomModelFactory
-from arctic_hydra.trainer.isolation import check_causality, check_isolation
+from arctic_hydra.trainer.isolation import Subject, check_attention, check_causality, check_isolation
+from arctic_hydra.trainer.loss import LossComputer
+from arctic_hydra.trainer.sft import SFTTrainer
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, make_trainer
 
@@ -46,6 +50,10 @@ def factory(architecture: str, attention: str) -> RandomModelFactory:
     )
 
 
+def subject(model: torch.nn.Module, attention: str) -> Subject:
+    return Subject(LossComputer(model, None).loss_sum, model, torch.device("cpu"), attention)
+
+
 @pytest.mark.parametrize("architecture", CASES)
 def test_models_that_mix_documents_are_detected(architecture: str) -> None:
     _, apart, mixed = CASES[architecture]
@@ -54,12 +62,12 @@ def test_models_that_mix_documents_are_detected(architecture: str) -> None:
         torch.manual_seed(0)
         model = maker.create_model(maker.create_config()).train()
         if attention in apart:
-            check_isolation(model, torch.device("cpu"), attention)
+            check_isolation(subject(model, attention))
         else:
             with pytest.raises(
                 ConfigError, match=rf"data.packing: got true, but \w+ mixes .*{attention}.*data.packing=false"
             ):
-                check_isolation(model, torch.device("cpu"), attention)
+                check_isolation(subject(model, attention))
         assert model.training
 
 
@@ -67,7 +75,7 @@ def test_models_that_mix_documents_are_detected(architecture: str) -> None:
 def test_causal_models_pass(architecture: str) -> None:
     maker = factory(architecture, "arctic_varlen")
     model = maker.create_model(maker.create_config()).train()
-    check_causality(model, torch.device("cpu"), "arctic_varlen")
+    check_causality(subject(model, "arctic_varlen"))
     assert model.training
     assert transformers.AttentionInterface()["arctic_varlen"] is varlen_attention
 
@@ -78,10 +86,10 @@ def test_a_model_that_never_calls_our_attention_is_refused() -> None:
         maker = factory("bloom", attention)
         model = maker.create_model(maker.create_config())
         if attention == "eager":
-            check_causality(model, torch.device("cpu"), attention)
+            check_causality(subject(model, attention))
             continue
         with pytest.raises(ConfigError, match="got arctic_varlen, but BloomForCausalLM has its own attention code"):
-            check_causality(model, torch.device("cpu"), attention)
+            check_attention(model, torch.device("cpu"))
 
 
 def test_a_model_that_is_not_causal_is_refused() -> None:
@@ -90,7 +98,7 @@ def test_a_model_that_is_not_causal_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="in BertLMHeadModel with .*eager tokens depend on later ones: .*is_decoder: true"
     ):
-        check_causality(model, torch.device("cpu"), "eager")
+        check_causality(subject(model, "eager"))
 
 
 def test_a_recurrent_state_is_refused_if_ranks_share_sequences() -> None:
@@ -99,7 +107,7 @@ def test_a_recurrent_state_is_refused_if_ranks_share_sequences() -> None:
     with pytest.raises(
         ConfigError, match=r"sequence_parallel_size: got 2, but in FalconH1ForCausalLM tokens interact outside"
     ):
-        check_isolation(model, torch.device("cpu"), "arctic_varlen", 2)
+        check_isolation(subject(model, "arctic_varlen"), 2)
 
 
 def _refused_then_trained(folder: Path, stage: int) -> str:
@@ -114,3 +122,65 @@ def _refused_then_trained(folder: Path, stage: int) -> str:
 def test_all_ranks_refuse_packing_and_train_without_it(tmp_path: Path) -> None:
     for text in run_ranks(2, _refused_then_trained, tmp_path, 3):
         assert "data.packing: got true, but StableLmForCausalLM mixes" in text
+
+
+class Peeking(SFTTrainer):
+    """Reads the logits one position late: those at the token that is to be predicted."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(replace(batch, rows_K=batch.rows_K + 1))
+
+    probed_loss = loss
+
+
+class FromInputs(SFTTrainer):
+    """Takes the targets from the input tokens."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(replace(batch, targets_K=batch.input_ids_BT.flatten()[batch.rows_K + 1]))
+
+    probed_loss = loss
+
+
+class Everything(SFTTrainer):
+    """Trains on all tokens, supervised or not."""
+
+    looks_ahead = "it trains on tokens after the supervised ones"
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        rows = torch.arange(batch.input_ids_BT.shape[1] - 1)
+        targets = batch.input_ids_BT[0, 1:]
+        return super().loss(replace(batch, rows_K=rows, targets_K=targets, source_K=torch.zeros_like(rows)))
+
+    probed_loss = loss
+
+
+class Declared(Everything):
+    looks_ahead = mixes_documents = "it trains on whole rows"
+
+
+def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
+    trainer = make_trainer(documents([8, 6], [4, 3]), folder, packed=packed)
+    state = torch.get_rng_state()
+    trainer.__class__ = cls
+    try:
+        trainer.probe()
+    except ConfigError as error:
+        return error.problems
+    assert torch.equal(torch.get_rng_state(), state)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("cls", "packed", "refusal"),
+    [
+        (Peeking, False, "tokens depend on later ones: changing the tokens after a supervised position changed"),
+        (FromInputs, True, ""),
+        (Everything, False, ""),
+        (Everything, True, "changing the first document, which is not supervised, changed the loss of the second"),
+        (Declared, True, ""),
+    ],
+)
+def test_the_loss_of_the_trainer_is_probed(cls: type[SFTTrainer], packed: bool, refusal: str, tmp_path: Path) -> None:
+    [problems] = run_ranks(1, _probed, tmp_path, cls, packed)
+    assert (refusal in problems[0]) if refusal else problems == []

@@ -1,0 +1,58 @@
+"""Trainers of an outside package: a loss alone, a nested config, and a step with a second model."""
+
+from __future__ import annotations
+
+import json
+
+from tests.command import SMALL, only_run, run
+
+MAMBA = (
+    "model=random model.architecture=mamba model.attn_implementation=eager "
+    "'model.hf_config_kwargs={hidden_size: 32, num_hidden_layers: 1, state_size: 4, vocab_size: 4096}'"
+)
+
+
+def _rows(folder, name="default"):
+    return [json.loads(line) for line in (only_run(folder, name) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_loss_is_enough_to_train_and_to_evaluate(my_lab, tmp_path):
+    lab = {"PYTHONPATH": str(my_lab)}
+    done = run(f"{SMALL} trainer=plain trainer.train_iters=3 tracking=[]", tmp_path, **lab)
+    evaluations = [row for row in _rows(tmp_path) if "eval/loss" in row]
+    assert [row["step"] for row in evaluations] == [0, 3]
+    assert evaluations[1]["eval/loss"] < evaluations[0]["eval/loss"]
+    assert "eval/accuracy" not in evaluations[1] and "accuracy" not in done.stdout
+
+
+def test_a_recurrent_model_is_refused_on_packed_rows(my_lab, tmp_path):
+    small = " ".join(item for item in SMALL.split() if not item.startswith("model."))
+    done = run(f"{small} trainer=plain {MAMBA} tracking=[]", tmp_path, code=2, PYTHONPATH=str(my_lab))
+    assert "data.packing: got true, but MambaForCausalLM mixes the documents of a packed row" in done.stderr
+
+
+def test_a_nested_dataclass_is_a_typed_group_of_fields(my_lab, tmp_path):
+    lab = {"PYTHONPATH": str(my_lab)}
+    arguments = (
+        "trainer=custom trainer.custom_config.my_mini_steps=1Ki trainer.custom_config.how_is_your_day=great "
+        f"trainer.train_iters=1 tracking=[] checkpoint=[] {SMALL}"
+    )
+    run(arguments, tmp_path, **lab)
+    assert (only_run(tmp_path) / "day.txt").read_text() == "great 1025"
+    rows = run("--help trainer", tmp_path, **lab).stdout
+    assert "trainer.custom_config.my_mini_steps=10000 Small steps." in rows
+    for value, text in {
+        "my_mini_steps=13": "trainer.custom_config.my_mini_steps: got 13, expected luck",
+        "my_mini_steps=0": "trainer.custom_config.my_mini_steps: got 0, expected 1 or more",
+        "my_mini_step=3": "did you mean trainer.custom_config.my_mini_steps?",
+        "how_is_your_day=bad": "trainer.custom_config.how_is_your_day: Invalid value 'bad', expected one of [good, great]",
+    }.items():
+        assert text in run(f"trainer=custom trainer.custom_config.{value} --cfg job", tmp_path, code=2, **lab).stderr
+
+
+def test_a_step_trains_a_second_model_too(my_lab, tmp_path):
+    arguments = f"{SMALL} trainer=adversarial trainer.train_iters=3 trainer.gradient_accumulation_steps=2 tracking=[]"
+    run(f"{arguments} deepspeed=zero2 data.packing=false checkpoint=[]", tmp_path, PYTHONPATH=str(my_lab))
+    steps = [row for row in _rows(tmp_path) if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert len({row["score"] for row in steps}) == 3
