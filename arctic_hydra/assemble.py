@@ -156,6 +156,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
             "versions": package_versions() if data.world.is_main else {},  # rank 0 writes the manifest
         },
         logs=[run_dir / "metrics.jsonl"],
+        callbacks=run.callback,
         base=base_of(run),
         omits_frozen_weights=frozen is not None,
         create_initial_model=lambda: create_model(
