@@ -25,7 +25,6 @@ from arctic_hydra.hub import looks_like_path
 from arctic_hydra.metrics import MetricsFile, read_metrics
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.vocabulary import fit_vocabulary
-from arctic_hydra.progress import Progress
 from arctic_hydra.provenance import package_versions
 from arctic_hydra.report.facts import ModelFacts
 from arctic_hydra.report.outcome import read_config, statistics
@@ -120,7 +119,7 @@ def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, 
     """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
     with legacy_identity(has_legacy_id(run, run_dir)):
-        group_loader, eval_loader = run.data.build(tokenizer, geometry(run, dealt_to))
+        group_loader, eval_loader = run.trainer.create_data(run.data, tokenizer, geometry(run, dealt_to))
     return Data(
         world=world,
         tokenizer=tokenizer,
@@ -145,7 +144,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
         model.engine,
         model.scheduler,
         tokenizer,
-        Progress(),
+        run.trainer.progress,
         data.world,
         run_dir,
         identity={
@@ -160,7 +159,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
         base=base_of(run),
         omits_frozen_weights=frozen is not None,
         create_initial_model=lambda: create_model(
-            run, run.model.create_config(), tokenizer, model.start, quantize=False
+            run, run.trainer.create_config(run.model), tokenizer, model.start, quantize=False
         ),
         stop_tokens=lambda: stop_tokens(loader, tokenizer, run.data.end_of_turn_tokens),
         stream=loader if isinstance(loader, Stream) else None,
@@ -268,7 +267,7 @@ def create_model(
     check_vocabulary(run, model_config, tokenizer)
     if quantize and (quantization := run.peft.quantization_config(run.model.torch_dtype)) is not None:
         vars(model_config)[QUANTIZATION] = quantization
-    model: Any = run.model.create_model(model_config)
+    model: Any = run.trainer.create_model(run.model, model_config)
     if run.trainer.sequence_parallel_size > 1:
         from arctic_hydra.model.ulysses import share_positions
 

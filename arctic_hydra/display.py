@@ -42,10 +42,10 @@ class Display:
 
     def evaluation(self, values: dict[str, Any]) -> None:
         """Show one evaluation."""
-        self.say(
-            f"evaluation at step {values['step']}: loss {values['eval/loss']:.4f}, "
-            f"perplexity {values['eval/perplexity']:.4g}, accuracy {values['eval/accuracy']:.1%}"
-        )
+        figures = f"loss {values['eval/loss']:.4f}" if "eval/loss" in values else "no supervised tokens"
+        if "eval/accuracy" in values:
+            figures += f", perplexity {values['eval/perplexity']:.4g}, accuracy {values['eval/accuracy']:.1%}"
+        self.say(f"evaluation at step {values['step']}: {figures}")
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -142,7 +142,7 @@ def estimate(
     """
     device = "cuda" if count_gpus() else "cpu"
     ranks = run.world_size_wanted
-    config = run.model.create_config()
+    config = run.trainer.create_config(run.model)
     settings = assemble.engine_config(run, config, ranks)
     trace = measure_model(run, config, load or largest_micro_batch(run), device, tokenizer)
     return Estimate(trace, engine_bytes(run, settings, trace, ranks), ranks, device)
@@ -257,7 +257,7 @@ def _vocabulary(run: Run, tokenizer: PreTrainedTokenizerBase | None) -> tuple[in
     """Return the vocabulary size to which the model must grow (0 if no tokens are added), and the ids of added tokens."""
     if not run.tokenizer.add_tokens and not run.tokenizer.add_special_tokens:
         return 0, []
-    tokenizer = tokenizer or run.tokenizer.create_tokenizer()
+    tokenizer = tokenizer or run.trainer.create_tokenizer(run.tokenizer)
     return len(tokenizer), run.tokenizer.added_ids(tokenizer)
 
 

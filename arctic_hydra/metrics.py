@@ -163,7 +163,10 @@ def memory_gib(device: torch.device) -> float:
 
 
 def evaluation_metrics(sums: list[list[float]], names: Iterable[str]) -> dict[str, float]:
-    """Turn per-source sums (loss, correct tokens, tokens) into metrics of all sources, and of each if there are several."""
+    """Turn per-source sums (loss, correct tokens, tokens) into metrics of all sources, and of each if there are several.
+
+    Without a number of correct tokens (NaN), the loss need not be one of tokens: there is no accuracy and no perplexity.
+    """
     names = list(names)
     rows = [("eval", [sum(column) for column in zip(*sums, strict=True)])]
     if len(names) > 1:
@@ -173,6 +176,7 @@ def evaluation_metrics(sums: list[list[float]], names: Iterable[str]) -> dict[st
         if count:
             mean = loss_sum / count
             metrics[f"{prefix}/loss"] = mean
-            metrics[f"{prefix}/perplexity"] = math.exp(min(mean, 700.0))
-            metrics[f"{prefix}/accuracy"] = correct / count
+            if not math.isnan(correct):
+                metrics[f"{prefix}/perplexity"] = math.exp(min(mean, 700.0))
+                metrics[f"{prefix}/accuracy"] = correct / count
     return metrics

@@ -61,7 +61,7 @@ def build_data(run: config.Run, run_dir: Path) -> Data:
     """Join the other ranks, then build the tokenizer and this rank's batches, which determine the training horizon."""
     world = assemble.join_ranks(run)
     with run.trainer.event("create_tokenizer"):
-        tokenizer = run.tokenizer.create_tokenizer()
+        tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     with run.trainer.event("create_loader"):
         data = assemble.create_loaders(run, run_dir, tokenizer, world)
     run.trainer.plan(data.loader, run.scheduler.warmup)
@@ -72,7 +72,7 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
     """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
     trainer = run.trainer
     with trainer.event("create_config"):
-        model_config = run.model.create_config()
+        model_config = trainer.create_config(run.model)
     engine_config = assemble.engine_config(run, model_config, data.world.size)
     with trainer.event("create_model"), engine.model_init(engine_config):
         start = assemble.starting_weights(run)
@@ -81,11 +81,11 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
     if run.model.compile:
         compile_layers(model, run.model.compile_backend)
     with trainer.event("create_optimizer"):
-        optimizer = run.optimizer.create_optimizer(model)
+        optimizer = trainer.create_optimizer(run.optimizer, model)
     with trainer.event("create_scheduler"):
-        scheduler = run.scheduler.create_scheduler(optimizer, trainer.training_horizon)
+        scheduler = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
     return Model(
-        engine=engine.initialize(model, optimizer, engine_config),
+        engine=trainer.create_engine(model, optimizer, engine_config),
         engine_config=engine_config,
         scheduler=scheduler,
         facts=facts,

@@ -31,7 +31,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     first, last = result["first_evaluation"], result["last_evaluation"]
     if first and last:
         losses = f"{format_number(first['eval/loss'])} -> {format_number(last['eval/loss'])}"
-        print(f"evaluation loss {losses}, accuracy {last['eval/accuracy']:.1%}")
+        accuracy = f", accuracy {last['eval/accuracy']:.1%}" if "eval/accuracy" in last else ""
+        print(f"evaluation loss {losses}{accuracy}")
     print(f"run          {path}")
     found = [folder.parent.name for folder in sorted(directory.path.glob("*/tokenizer_config.json"))]
     export = next((name for name in found if "-step-" not in name), None)  # the final export, whatever its name

@@ -91,7 +91,8 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
         evaluated = [line for line in lines if "eval/loss" in line]
         if evaluated:
             cards.append(("evaluation loss", " → ".join(_number(line["eval/loss"]) for line in _ends(evaluated))))
-            cards.append(("token accuracy", f"{evaluated[-1]['eval/accuracy']:.1%}"))
+            if "eval/accuracy" in evaluated[-1]:
+                cards.append(("token accuracy", f"{evaluated[-1]['eval/accuracy']:.1%}"))
         cards.append(
             ("tokens", f"{format_count(last['tokens'])}, {format_count(last['supervised_tokens'])} trained on")
         )
@@ -230,7 +231,9 @@ def _evaluations(lines: Lines) -> Iterator[str]:
     if not rows:
         return
     names = [name.removesuffix("/loss") for name in rows[-1] if name.startswith("eval") and name.endswith("/loss")]
-    heads = ["step", "loss", "perplexity", "accuracy", *(f"{name.removeprefix('eval/')} loss" for name in names[1:])]
+    counts = any("eval/accuracy" in line for line in rows)
+    heads = ["step", "loss", *(["perplexity", "accuracy"] if counts else [])]
+    heads += [f"{name.removeprefix('eval/')} loss" for name in names[1:]]
     shown = rows if len(rows) <= 12 else [*rows[:2], *rows[-10:]]
     yield "<h2>Evaluation</h2>"
     yield html.table(
@@ -239,8 +242,7 @@ def _evaluations(lines: Lines) -> Iterator[str]:
             [
                 f"{line['step']:,}",
                 _number(line["eval/loss"]),
-                f"{line['eval/perplexity']:.4g}",
-                f"{line['eval/accuracy']:.2%}",
+                *([f"{line['eval/perplexity']:.4g}", f"{line['eval/accuracy']:.2%}"] if counts else []),
                 *(_number(line.get(f"{name}/loss")) for name in names[1:]),
             ]
             for line in shown

@@ -42,11 +42,11 @@ def find(run: Run) -> Findings:
     found: list[ArcticHydraError] = []
     tokenizer = model_config = None
     try:
-        tokenizer = run.tokenizer.create_tokenizer()
+        tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     except ArcticHydraError as error:
         found.append(error)
     try:
-        model_config = run.model.create_config()
+        model_config = run.trainer.create_config(run.model)
         if tokenizer is not None:
             assemble.check_vocabulary(run, model_config, tokenizer)
     except ArcticHydraError as error:

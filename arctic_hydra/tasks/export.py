@@ -25,9 +25,9 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     assemble.start_log(run, run_dir)
     run.trainer.set_callbacks([], World.from_env())
     weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
-    tokenizer = run.tokenizer.create_tokenizer()
+    tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     start = assemble.starting_weights(run)
-    model = assemble.create_model(run, run.model.create_config(), tokenizer, start, weights, quantize=False)
+    model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)
     chosen = run.checkpoint.get("hf")
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"

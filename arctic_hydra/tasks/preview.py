@@ -28,8 +28,12 @@ def execute(run: Run, run_dir: Path) -> Path:
     """Print examples of the run's data, write them to an HTML page and return its path; does not load a model."""
     log.quiet_libraries()
     log.quiet_progress_bars()
-    tokenizer = run.tokenizer.create_tokenizer()
-    loaders = [loader for loader in run.data.build(tokenizer, assemble.geometry(run, World())) if loader is not None]
+    tokenizer = run.trainer.create_tokenizer(run.tokenizer)
+    loaders = [
+        loader
+        for loader in run.trainer.create_data(run.data, tokenizer, assemble.geometry(run, World()))
+        if loader is not None
+    ]
     parts = [
         _part(name, loader, run.preview_examples, tokenizer)
         for name, loader in zip(("training", "evaluation"), loaders, strict=False)

@@ -86,6 +86,8 @@ class StepResult:
     """The learning rate that the step used."""
     spike: str = ""
     """Why the step's loss counts as a spike; empty if it does not."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Further figures of this rank for the step's log line, as numbers or scalar tensors, by name."""
 
 
 @dataclass
@@ -94,6 +96,8 @@ class LoopState:
 
     callbacks: list[Callback]
     world: World
+    progress: Progress = field(default_factory=Progress)
+    """The counters of the run."""
     horizon: int = 0
     """Optimizer steps of the whole run."""
     warmup_steps: int = 0

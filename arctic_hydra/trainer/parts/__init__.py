@@ -1,0 +1,1 @@
+"""Parts of the base trainer: its state, the construction of a run, bookkeeping and evaluation."""

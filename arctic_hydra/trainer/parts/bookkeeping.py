@@ -1,0 +1,115 @@
+"""What happens between two steps: counters, log lines, and whether to stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from arctic_hydra import distributed
+from arctic_hydra.data.batch import StepBatch
+from arctic_hydra.metrics import memory_gib, peak_tflops
+from arctic_hydra.trainer.loop_state import LogSums
+from arctic_hydra.trainer.parts.run_state import TrainerState
+
+log = logging.getLogger("arctic_hydra.trainer")
+
+
+@dataclass(kw_only=True)
+class Bookkeeping(TrainerState):
+    """Counts steps, logs them, and agrees with the other ranks on a stop."""
+
+    def _agree(self, window: StepBatch) -> dict[str, int]:
+        """Sum this step's counts over the ranks, and agree on finished saves and on a stop; one collective."""
+        checkpoints, names = self.tools.checkpoints, self.tools.loader.source_names
+        supervised, tokens, padding, stop, *more = distributed.sum_over_ranks(
+            [
+                window.num_supervised,
+                sum(batch.num_tokens for batch in window.micro_batches),
+                sum(batch.num_padding for batch in window.micro_batches),
+                self._asked_to_stop(),
+                *(int(engine.save_ready) for engine in checkpoints),
+                *(window.supervised_by_source(len(names)) if len(names) > 1 else ()),
+            ]
+        )
+        written, by_source = more[: len(checkpoints)], more[len(checkpoints) :]
+        for engine, ranks in zip(checkpoints, written, strict=True):
+            if ranks == self.world.size:
+                with self._loop.totals.untimed():
+                    engine.finish_save()
+        if not stop:
+            self._loop.totals.by_source.update(dict(zip(names, by_source, strict=False)))
+        else:
+            self.stop_reason = next(filter(None, distributed.gather_objects(self.tools.stop.reason)))
+            if self.world.is_main:
+                self.tools.stop.acknowledge()
+        return {"supervised": supervised, "tokens": tokens, "padding": padding}
+
+    def _asked_to_stop(self) -> int:
+        over = self.max_minutes and time.monotonic() - self._loop.started > 60 * self.max_minutes
+        if (
+            over and self.global_step > self._loop.first_step
+        ):  # at least one step per start, so that every start makes progress
+            self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} has elapsed"
+        return int(self.tools.stop.requested(look_for_file=self.world.is_main))
+
+    def _advance(self, counts: dict[str, int]) -> None:
+        """Advance all counters past the completed step, so that a checkpoint saved now describes the state after it."""
+        progress, state, result = self.progress, self.tools.state, self.step_result
+        progress.global_step += 1
+        progress.epoch_step += 1
+        progress.tokens += counts["tokens"]
+        progress.padding_tokens += counts["padding"]
+        self._loop.totals.steps += 1
+        self._loop.totals.tokens += counts["tokens"]
+        if result.applied:
+            progress.supervised_tokens += counts["supervised"]
+            progress.consecutive_skipped_steps = 0
+        else:
+            masked = counts["supervised"] == 0
+            progress.skipped_steps += 1
+            progress.consecutive_skipped_steps += int(not masked)
+            progress.spiked_steps += int(bool(result.spike))
+            why = result.spike or ("no supervised tokens" if masked else "non-finite gradients")
+            log.warning("step %d was skipped: %s", progress.global_step, why)
+        self._loop.totals.supervised += counts["supervised"]
+        state.epoch_finished = progress.epoch_step >= self.tools.loader.steps(progress.epoch)
+        if state.epoch_finished:
+            progress.epoch, progress.epoch_step = progress.epoch + 1, 0
+        state.training_finished = self.training_finished
+
+    def _log_if_due(self) -> None:
+        if self.global_step % self.tools.log_interval and not self.training_finished:
+            return
+        import torch
+
+        sums = torch.as_tensor(self._loop.totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)
+        loss_sum = float(distributed.sum_tensor(sums.clone()))
+        self.last_metrics = {
+            "step": self.global_step,
+            "epoch": self._epoch_position(),
+            **self._loop.totals.metrics(self.progress, loss_sum, peak_tflops(self.device)),
+            "lr": self.step_result.learning_rate,
+            "grad_norm": self.step_result.grad_norm,
+            "memory_gib": memory_gib(self.device),
+        }
+        if self.spike_sigmas:
+            self.last_metrics["spiked_steps"] = self.progress.spiked_steps
+        self.last_metrics |= {name: float(value) for name, value in self.step_result.metrics.items()}
+        self._loop.totals = LogSums()
+        self._record(self.last_metrics)
+        self.tools.display.step(self.last_metrics)
+
+    def _record(self, values: dict[str, Any]) -> None:
+        """Write one line of metrics; only rank 0 has a metrics file and trackers."""
+        if self.tools.metrics_file is not None:
+            self.tools.metrics_file.write(values)
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "step"}
+        for tracker in self.tools.trackers:
+            tracker.log(int(values["step"]), numbers)
+
+    def _epoch_position(self) -> float:
+        """Return the number of completed epochs plus the completed fraction of the current one."""
+        progress = self.progress
+        return round(progress.epoch + progress.epoch_step / max(1, self.tools.loader.steps(progress.epoch)), 4)

@@ -1,0 +1,81 @@
+"""Evaluation over all examples, weighted by supervised units.
+
+Shapes: K supervised positions.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import distributed
+from arctic_hydra.data.batch import Batch
+from arctic_hydra.metrics import evaluation_metrics
+from arctic_hydra.trainer.parts.bookkeeping import Bookkeeping
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(kw_only=True)
+class Evaluation(Bookkeeping):
+    """Evaluates the loss, and whatever else a trainer counts."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the SUM of the losses of the micro-batch's supervised units, a scalar with a graph.
+
+        `step` divides by the number of units over all micro-batches and ranks of the optimizer step, so every unit
+        has the same weight wherever it occurs. A batch without units returns 0, still with a graph. `evaluation_sums`
+        calls it too, without a graph, in the model's evaluation mode.
+        """
+
+    def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
+        """Return float64 [num_sources, 3]: sum of losses, correct predictions and number of units, per data source.
+
+        By default the sums of `loss`, with NaN for the correct predictions: the evaluation then has a loss, but neither
+        accuracy nor perplexity. A batch with several sources takes one forward pass for each.
+        """
+        import torch
+
+        sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=self.device)
+        sums[:, 1] = torch.nan
+        for source in range(num_sources):
+            part = batch if num_sources == 1 else _restricted(batch, batch.source_K == source)
+            sums[source, 0], sums[source, 2] = self.loss(part).double(), part.num_supervised
+        return sums
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the loss per unit over all evaluation examples, with perplexity and accuracy if the trainer counts them."""
+        loader = self.tools.eval_loader
+        if loader is None or self._loop.evaluated_at == self.global_step:
+            return self.last_evaluation
+        import torch
+
+        names = loader.source_names
+        with self.event("evaluate"), self._loop.totals.untimed():
+            self.tools.engine.eval()
+            sums = torch.zeros(len(names), 3, dtype=torch.float64, device=self.device)
+            with torch.no_grad():
+                for window in loader.windows(0):
+                    for batch in window.micro_batches:
+                        sums += self.evaluation_sums(batch.to(self.device), len(names))
+            values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
+        self._loop.evaluated_at = self.global_step
+        self.last_evaluation = self.tools.state.evaluation = {"step": self.global_step, **values}
+        self._record({**self.last_evaluation, "epoch": self._epoch_position()})
+        self.tools.display.evaluation(self.last_evaluation)
+        return self.last_evaluation
+
+
+def _restricted(batch: Batch, chosen_K: torch.Tensor) -> Batch:
+    """Return the batch with only the chosen positions supervised."""
+    documents_K = batch.document_K
+    return replace(
+        batch,
+        rows_K=batch.rows_K[chosen_K],
+        targets_K=batch.targets_K[chosen_K],
+        source_K=batch.source_K[chosen_K],
+        document_K=None if documents_K is None else documents_K[chosen_K],
+    )

@@ -1,0 +1,144 @@
+"""What a trainer knows about its run: counters, horizon, tools and callbacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import distributed
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.component import Component
+from arctic_hydra.data.base import Loader
+from arctic_hydra.data.batch import StepBatch
+from arctic_hydra.progress import Progress
+from arctic_hydra.trainer.loop_state import LoopState, StepResult
+from arctic_hydra.trainer.settings import TrainerSettings
+from arctic_hydra.trainer.toolbox import Toolbox
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(kw_only=True)
+class TrainerState(TrainerSettings):
+    """The state of a trainer, and its setup by the runner."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.zero_stage = 0  # of the run's engine, set by `Run.attach`
+        self._loop = LoopState(callbacks=[], world=distributed.World.from_env())
+        self.stop_reason = ""
+        """Why the run stops early, once all ranks have agreed to stop; otherwise empty."""
+        self.last_metrics: dict[str, Any] = {}
+        """The last log line of a step; empty before the first."""
+        self.last_evaluation: dict[str, Any] = {}
+        """The last evaluation and its `step`; empty before the first."""
+
+    @property
+    def epochs_left(self) -> Iterator[int]:
+        """Epoch numbers, starting with the current one, until the horizon is reached or the run stops."""
+        while not self.training_finished and not self.stop_reason:
+            yield self.progress.epoch
+
+    @property
+    def train_batches(self) -> Iterator[StepBatch]:
+        """This rank's windows in the current epoch, starting at the current position."""
+        if self.overfit_first_batch:
+            first = next(iter(self.tools.loader.windows(0, 0)))
+            for _ in range(self.progress.epoch_step, self.tools.loader.steps(self.progress.epoch)):
+                yield first
+        else:
+            yield from self.tools.loader.windows(self.progress.epoch, self.progress.epoch_step)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.world.device
+
+    @property
+    def world(self) -> distributed.World:
+        """This rank among all."""
+        return self._loop.world
+
+    @property
+    def training_horizon(self) -> int:
+        """Optimizer steps of the whole run, including incomplete last windows of epochs."""
+        return self._loop.horizon
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of the schedule's warm-up."""
+        return self._loop.warmup_steps
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps completed."""
+        return self.progress.global_step
+
+    @property
+    def progress(self) -> Progress:
+        """The counters of the run; all 0 until a checkpoint is loaded."""
+        return self._loop.progress
+
+    @property
+    def step_result(self) -> StepResult:
+        """The step in progress, or the last one; new for each step.
+
+        A `step` with an optimizer of its own sets `applied` and `grad_norm`, and adds figures to `metrics`.
+        """
+        return self._loop.result
+
+    @property
+    def head_loss_name(self) -> str:
+        """Which `head_loss` computes the loss from the hidden states; `full` if all logits are computed at once."""
+        return "full"
+
+    @property
+    def reads_head_weight(self) -> bool:
+        """Whether the loss uses the output head's weight directly, bypassing any adapter on the head."""
+        return False
+
+    @property
+    def training_finished(self) -> bool:
+        """Whether the run has reached its horizon."""
+        return self.global_step >= self._loop.horizon
+
+    def set_callbacks(self, callbacks: list[Callback], world: distributed.World) -> None:
+        """Set the callbacks; called first, so that they receive every event."""
+        self._loop.callbacks, self._loop.world = callbacks, world
+
+    def plan(self, loader: Loader, warmup: Any) -> int:
+        """Compute the training horizon from the loader, before model and scheduler exist, and return it."""
+        steps = sum(loader.steps(epoch) for epoch in range(self.epochs))
+        if self.epochs == 0:
+            steps = self.train_iters
+        steps = max(steps, self.min_iterations)
+        self._loop.horizon = min(steps, self.train_iters) if self.train_iters else steps
+        self._loop.warmup_steps = int(warmup(self._loop.horizon))
+        return self._loop.horizon
+
+    def setup(self, tools: Toolbox) -> None:
+        """Set the objects that the runner built; called once, before `train`."""
+        self.tools = tools
+        self._loop.progress = tools.state.progress
+        self.last_evaluation = tools.state.evaluation
+        self._loop.evaluated_at = int(tools.state.evaluation.get("step", -1))
+        self._loop.first_step, self._loop.started = tools.state.progress.global_step, time.monotonic()
+
+    @contextmanager
+    def with_fake_tensors(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let `loss` run on fake tensors without an engine, for the memory estimate; called before `setup`."""
+        self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
+        yield
+        del self.tools
+
+    def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
+        """Call `on_<event>` of every callback."""
+        for callback in self._loop.callbacks:
+            handler = getattr(callback, f"on_{event}", None)
+            if handler is not None:
+                handler(self, {"component": component, **facts})

@@ -1,0 +1,41 @@
+"""A step composed of the public pieces is counted and logged like any other."""
+
+from __future__ import annotations
+
+from arctic_hydra.trainer.sft import SFTTrainer
+from tests.ranks import run_ranks
+from tests.trainer.loop import documents, make_trainer
+
+DATA = documents([12] * 8, [4] * 8)
+
+
+class TwoPasses(SFTTrainer):
+    """Takes two optimizer steps per window: with half of the loss, then with the loss."""
+
+    def step(self, window, counts):
+        units = counts["supervised"]
+        half = self.forward_backward(window, units, lambda batch: self.loss(batch) / 2)
+        self.optimizer_step()
+        self.forward_backward(window, units)
+        self.optimizer_step()
+        self.step_result.metrics["half"] = half / window.num_supervised
+        self.finish_step(window)
+
+
+def _trained(folder, cls, stage):
+    trainer = make_trainer(DATA, folder, stage=stage, gradient_accumulation_steps=2, train_iters=2)
+    trainer.__class__ = cls
+    rows = []
+    trainer._record = rows.append
+    trainer.train()
+    return trainer.global_step, trainer.progress.skipped_steps, rows
+
+
+def test_a_step_of_ones_own_is_counted_and_logged(tmp_path):
+    for stage in (0, 2):
+        [(_, _, plain)] = run_ranks(1, _trained, tmp_path, SFTTrainer, stage)
+        [(steps, skipped, rows)] = run_ranks(1, _trained, tmp_path, TwoPasses, stage)
+        assert (steps, skipped) == (2, 0)
+        assert abs(2 * rows[0]["half"] - plain[0]["loss"]) < 1e-6, "the first pass sees the same weights"
+        assert rows[0]["loss"] < plain[0]["loss"], "the second sees those after the first optimizer step"
+        assert [row["lr"] for row in rows] == [row["lr"] for row in plain]

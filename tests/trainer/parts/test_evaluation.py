@@ -1,0 +1,39 @@
+"""`loss` is enough for an evaluation: it is averaged over the same units."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arctic_hydra.trainer.base import Trainer
+from arctic_hydra.trainer.sft import SFTTrainer
+from tests.ranks import run_ranks
+from tests.trainer.loop import batch_of, documents, make_trainer
+
+DATA = documents([12] * 5, [4, 1, 7, 3, 2])
+
+
+class LossOnly(SFTTrainer):
+    """An SFT trainer with the evaluation of the base."""
+
+    evaluation_sums = Trainer.evaluation_sums
+
+
+def _evaluated(folder, stage):
+    trainer = make_trainer(DATA, folder, stage=stage, eval_data=DATA, micro_batch_size=2)
+    expected = trainer.evaluate()
+    trainer.__class__, trainer._loop.evaluated_at = LossOnly, -1
+    found = trainer.evaluate()
+    batch = batch_of(DATA)
+    batch.source_K = torch.arange(batch.num_supervised) % 3
+    with torch.no_grad():
+        return expected, found, trainer.evaluation_sums(batch, 3), SFTTrainer.evaluation_sums(trainer, batch, 3)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 3)])
+def test_the_loss_alone_gives_the_same_evaluation_without_accuracy(ranks, stage, tmp_path):
+    for expected, found, by_source, wanted in run_ranks(ranks, _evaluated, tmp_path, stage):
+        assert set(found) == {"step", "eval/loss"}
+        assert found["eval/loss"] == pytest.approx(expected["eval/loss"], rel=1e-6)
+        assert torch.allclose(by_source[:, [0, 2]], wanted[:, [0, 2]], rtol=1e-6)
+        assert by_source[:, 1].isnan().all()
