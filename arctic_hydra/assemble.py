@@ -118,8 +118,10 @@ def join_ranks(run: Run) -> World:
 def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
     """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
-    with legacy_identity(has_legacy_id(run, run_dir)):
-        group_loader, eval_loader = run.trainer.create_data(run.data, tokenizer, geometry(run, dealt_to))
+    with run.trainer.event("create_loader", tokenizer=tokenizer) as facts, legacy_identity(has_legacy_id(run, run_dir)):
+        loaders = run.trainer.create_data(run.data, tokenizer, geometry(run, dealt_to))
+        facts["loader"], facts["eval_loader"] = loaders
+    group_loader, eval_loader = facts["loader"], loaders[1]
     return Data(
         world=world,
         tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
@@ -68,6 +68,9 @@ class RunContext(Protocol):
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback; a value that one returns replaces one of the facts."""
+
+    def listeners(self, event: str) -> Sequence[Component]:
+        """Return the callbacks that define `on_<event>`."""
 
     def weights(self, *patterns: str, writes: bool = False) -> AbstractContextManager[dict[str, torch.Tensor]]:
         """Return a context with whole fp32 weights by name, at every ZeRO stage."""

@@ -43,7 +43,6 @@ REPLACES = {
     "on_create_tokenizer_end": "tokenizer",
     "on_create_optimizer_end": "optimizer",
     "on_create_scheduler_end": "scheduler",
-    "on_step_start": "window",
     "on_loss_start": "batch",
     "on_loss_end": "loss",
     "on_backward_start": "loss",
@@ -52,6 +51,8 @@ REPLACES = {
 }
 """The fact that a value returned at an event replaces; at other events a callback returns None."""
 
+KEEP_THEIR_TYPE = ("batch", "loss", "metrics")
+"""Facts that only a value of the same type can replace."""
 OBSERVERS_MAY_REPLACE = frozenset(("on_log", "on_evaluate_end"))
 """Events where a replaced value is only recorded, so that a callback that only observes may replace it too."""
 
@@ -98,20 +99,32 @@ class Callback(Component):
 def fire(callbacks: list[Callback], event: str, trainer: Trainer, facts: dict[str, Any]) -> None:
     """Call `on_<event>` of every callback that defines it; a value that one returns replaces a fact, see `REPLACES`.
 
-    Raises TypeError for a value returned where it replaces nothing, or by a callback that only observes.
+    Raises TypeError for a value that cannot replace anything at this event, and for one from a callback that only observes.
     """
     name = f"on_{event}"
     for callback in callbacks:
         handler = getattr(callback, name, None)
         value = handler(trainer, facts) if handler is not None else None
-        if value is None:
-            continue
-        where, kind = f"{type(callback).__name__}.{name}", type(value).__name__
-        if name not in REPLACES:
-            raise TypeError(f"{where} returned a {kind}, but a value replaces nothing at this event; return None")
-        if callback.only_observes and name not in OBSERVERS_MAY_REPLACE:
-            raise TypeError(
-                f"{where} returned a {kind} to replace {REPLACES[name]!r}, but {type(callback).__name__} only observes; set "
-                "`only_observes: ClassVar[bool] = False` in the class, which makes its fields part of the run's identity"
-            )
-        facts[REPLACES[name]] = value
+        if value is not None:
+            if problem := _problem(callback, name, value, facts):
+                raise TypeError(f"{type(callback).__name__}.{name} returned a {type(value).__name__}, {problem}")
+            facts[REPLACES[name]] = value
+
+
+def _problem(callback: Callback, name: str, value: Any, facts: dict[str, Any]) -> str | None:
+    """Return why `value` cannot replace a fact at the event `name`, or None."""
+    fact = REPLACES.get(name)
+    if fact is None or fact not in facts:
+        return "but a value replaces nothing at this event; return None"
+    if callback.only_observes and name not in OBSERVERS_MAY_REPLACE:
+        return (
+            f"which would replace {fact!r}, but {type(callback).__name__} only observes; set `only_observes: ClassVar[bool] = False` "
+            "in the class, which makes its fields part of the run's identity"
+        )
+    if fact in KEEP_THEIR_TYPE and not isinstance(value, type(facts[fact])):
+        return f"expected a {type(facts[fact]).__name__} to replace {fact!r}, or None"
+    if fact == "metrics" and (dropped := sorted(facts[fact].keys() - value.keys())):
+        return (
+            f"which lacks {', '.join(dropped)}; return a copy with more or changed values, {{**facts['metrics'], ...}}"
+        )
+    return None

@@ -75,7 +75,9 @@ class EarlyStopping(Callback):
 
     def _decide(self, trainer: Trainer) -> None:
         if self._without >= self.patience:
-            best = "was never a number" if self._best is None else f"was best at step {self._best_step} ({self._best:.4g})"
+            best = (
+                "was never a number" if self._best is None else f"was best at step {self._best_step} ({self._best:.4g})"
+            )
             trainer.stop(
                 f"{self.metric} {best} and has not improved in {self._without} evaluations "
                 f"(callback.early_stopping.patience={self.patience})",

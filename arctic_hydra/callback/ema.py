@@ -40,7 +40,9 @@ class ExponentialMovingAverage(Callback):
 
     def validate(self) -> None:
         if self.decay >= 1:
-            raise ValueError(f"decay: got {self.decay:g}, expected less than 1, such as 0.999; 1 would never follow the weights")
+            raise ValueError(
+                f"decay: got {self.decay:g}, expected less than 1, such as 0.999; 1 would never follow the weights"
+            )
 
     def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Begin with the current weights, or continue from the checkpoint."""

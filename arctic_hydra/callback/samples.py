@@ -38,7 +38,9 @@ class Samples(Callback):
 
     def validate(self) -> None:
         if not self.prompts or not all(isinstance(prompt, str) and prompt for prompt in self.prompts):
-            raise ValueError(f"prompts: got {self.prompts}, expected at least one text, such as ['What is a neural network?']")
+            raise ValueError(
+                f"prompts: got {self.prompts}, expected at least one text, such as ['What is a neural network?']"
+            )
 
     def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Drop the samples of steps that a resumed run repeats."""

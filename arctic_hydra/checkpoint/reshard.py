@@ -49,7 +49,9 @@ def reshard(source: Path, target: Path, ranks: int) -> None:
         raise
 
 
-def redistribute_callbacks(source: Path, states: list[dict[str, Any]], rank: int, ranks: int) -> dict[str, dict[str, Any]]:
+def redistribute_callbacks(
+    source: Path, states: list[dict[str, Any]], rank: int, ranks: int
+) -> dict[str, dict[str, Any]]:
     """Return the states of the callbacks for one of `ranks` ranks, from the `states` of the ranks that saved `source`.
 
     These are the states of rank 0; tensors under `partitioned` are divided as the optimizer's fp32 weights.
@@ -66,9 +68,7 @@ def _repartition_weights(source: Path, parts: list[list[torch.Tensor]], rank: in
     first = min(source.glob("*model_states.pt"))
     repartition = _repartition_parameters if first.name.startswith("zero_pp_rank_") else _repartition_group
     shapes = load_tensors(first, mmap=True)["param_shapes"]
-    return [
-        repartition(group, rank, ranks)([part[index] for part in parts]) for index, group in enumerate(shapes)
-    ]
+    return [repartition(group, rank, ranks)([part[index] for part in parts]) for index, group in enumerate(shapes)]
 
 
 def _repartition_optimizer(

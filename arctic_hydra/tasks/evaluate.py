@@ -20,7 +20,7 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
         distributed.start(distributed.World.from_env(), trainer.collective_timeout_seconds)
         weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
         assemble.start_process(run, run_dir)
-        with trainer.event("init"):
+        with trainer.event("init", run_dir=run_dir):
             data = runner.build_data(run, run_dir.parent)
             model = runner.build_model(run, data, weights)
             state = assemble.training_state(run, run_dir, data, model)
