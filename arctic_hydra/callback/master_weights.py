@@ -95,7 +95,7 @@ def _read(engine: Any, parameter: Any) -> torch.Tensor:
 def _write(engine: Any, parameter: Any, value: torch.Tensor) -> None:
     if parameter.requires_grad and hasattr(parameter, "ds_id"):
         optimizer = engine.optimizer
-        part, _ = optimizer._get_fp32_opt_state_partition(parameter)
+        part, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False)
         start = optimizer._get_param_partition_rank(parameter) * part.numel()
         mine = value.flatten()[start : start + part.numel()]  # shorter on the last rank, whose part is padded
         part.data[: mine.numel()].copy_(mine)

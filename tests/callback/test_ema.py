@@ -106,7 +106,9 @@ def test_a_resumed_run_exports_the_same_average(stage, more, tmp_path):
         assert all(torch.equal(weights[key], parts[name][key]) for key in weights)
     if stage:  # on another number of ranks the average is divided again
         run_ranks(2, lab.perform, f"{arguments} trainer.exit_iteration=2", tmp_path / "moved", model)
-        run_ranks(1, lab.perform, f"{arguments} ranks=1 trainer.gradient_accumulation_steps=2", tmp_path / "moved", model)
+        run_ranks(
+            1, lab.perform, f"{arguments} ranks=1 trainer.gradient_accumulation_steps=2", tmp_path / "moved", model
+        )
         assert _largest_difference(whole["export"], _exports(tmp_path / "moved")["export"]) < 1e-5
     run_ranks(2, lab.perform, f"{arguments} callback.ema.export=false", tmp_path / "trained", model)
     assert _largest_difference(whole["export"], _exports(tmp_path / "trained")["export"]) > 1e-3
