@@ -42,21 +42,20 @@ class Profiler(Callback):
         self._profile: Any = None
 
     def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Start recording at the first step to record."""
+        """Start recording at the first step to record, and mark each step in the trace."""
         self._seen += 1
-        if self._seen != self.skip_steps + 1 or not (self.all_ranks or trainer.world.is_main):
-            return
-        from torch.profiler import ProfilerActivity, profile, supported_activities
+        if self._seen == self.skip_steps + 1 and (self.all_ranks or trainer.world.is_main):
+            self._start(trainer.global_step + 1)
+        if self._profile is not None:
+            from torch.profiler import record_function
 
-        wanted = {ProfilerActivity.CPU, ProfilerActivity.CUDA} & set(supported_activities())
-        self._first = trainer.global_step + 1
-        self._profile = profile(activities=wanted, with_stack=self.with_stack, profile_memory=self.profile_memory)
-        self._profile.start()
+            self._mark = record_function(f"step {trainer.global_step + 1}")
+            self._mark.__enter__()
 
     def on_step_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Write the trace after the last step to record."""
         if self._profile is not None:
-            self._profile.step()
+            self._mark.__exit__(None, None, None)
             if self._seen == self.skip_steps + self.steps:
                 self._finish(trainer)
 
@@ -64,6 +63,14 @@ class Profiler(Callback):
         """Write the trace if training ends before."""
         if self._profile is not None:
             self._finish(trainer)
+
+    def _start(self, step: int) -> None:
+        from torch.profiler import ProfilerActivity, profile, supported_activities
+
+        wanted = {ProfilerActivity.CPU, ProfilerActivity.CUDA} & set(supported_activities())
+        self._first = step
+        self._profile = profile(activities=wanted, with_stack=self.with_stack, profile_memory=self.profile_memory)
+        self._profile.start()
 
     def _finish(self, trainer: Trainer) -> None:
         profile, self._profile = self._profile, None

@@ -63,7 +63,7 @@ def test_values_replace_a_fact_in_the_order_of_the_callbacks() -> None:
     ("callback", "event", "facts", "message"),
     [
         (Acting(1), "step_end", {}, "Acting.on_step_end returned a int, but a value replaces nothing at this event; return None"),
-        (Observing(1), "loss_end", {"loss": 2}, "Observing.on_loss_end returned a int, which would replace 'loss', but Observing only observes"),
+        (Observing(1), "loss_end", {"loss": 2}, "on_loss_end returned a int, which would replace 'loss', but Observing only"),
         (Acting(1.0), "loss_end", {"loss": torch.tensor(1.0)}, "returned a float, expected a Tensor to replace 'loss', or None"),
         (Observing({"step": 1}), "log", {"metrics": {"step": 1, "loss": 2.0}}, "returned a dict, which lacks loss; return a copy"),
     ],
@@ -120,7 +120,16 @@ def test_each_event_of_the_loop_hands_over_what_it_is_about(tmp_path):
     save = ["on_checkpoint_start", "on_save_start", "on_save_end", "on_checkpoint_end"]
     evaluate = ["on_evaluate_start", "on_evaluate_end", "on_log"]
     start = ["on_train_start", *evaluate, "on_epoch_start"]
-    assert [name for name, _ in heard] == [*start, *step, *save, *step, *evaluate, "on_epoch_end", *save, "on_train_end"]
+    assert [name for name, _ in heard] == [
+        *start,
+        *step,
+        *save,
+        *step,
+        *evaluate,
+        "on_epoch_end",
+        *save,
+        "on_train_end",
+    ]
     facts = dict(heard)
     about = {"engine": "DeepSpeedEngine", "loader": "MemoryLoader"}
     assert facts["on_train_start"] == {**about, "eval_loader": "MemoryLoader", "done": 0}
