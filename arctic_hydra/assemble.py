@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed, engine, log
+from arctic_hydra.callback.ema import ExponentialMovingAverage
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.checkpoint.initial_weights import Weights
@@ -295,6 +296,13 @@ def create_model(
 def starting_weights(run: Run) -> Weights | None:
     """Return the verified weights that `init_from` names, if any. Collective."""
     return initial_weights.find_weights(Path(run.init_from)) if run.init_from else None
+
+
+def averaged(run: Run, weights: Weights, purpose: str) -> Weights:
+    """Return weights of a checkpoint with the average in place of the trained ones, if `callback.ema` has that for `purpose`."""
+    averages = {name: item for name, item in run.callback.items() if isinstance(item, ExponentialMovingAverage)}
+    wanted = [name for name, average in averages.items() if getattr(average, purpose)]
+    return replace(weights, averaged_by=wanted[-1]) if wanted else weights
 
 
 def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:

@@ -68,6 +68,8 @@ class Callback(Component):
 
     only_observes: ClassVar[bool] = True
     """Whether the callback does not affect the result of the run; if false, its fields are part of the run's identity."""
+    bytes_per_parameter: ClassVar[int] = 0
+    """Memory that the callback takes per trained parameter, divided among the ranks as the state of the optimizer."""
     needs_evaluation: ClassVar[bool] = False
     """Whether the callback has no effect in a run without evaluation data, which is then refused."""
 
@@ -88,7 +90,7 @@ class Callback(Component):
 
         Each rank saves its own. A run that resumes on another number of ranks loads the state of rank 0, but for
         `state["partitioned"]`: tensors that are divided among the ranks as the optimizer's fp32 weights
-        (`arctic_hydra.callback.master_weights.parts`), which are divided again.
+        (`arctic_hydra.callback.master_weights.parts`), which are divided again. At ZeRO-0, `state["names"]` names them.
         """
         return {}
 

@@ -32,6 +32,7 @@ class ExponentialMovingAverage(Callback):
     """Export the averaged weights with `checkpoint=[hf]`; otherwise those of training."""
 
     only_observes: ClassVar[bool] = False
+    bytes_per_parameter: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +49,7 @@ class ExponentialMovingAverage(Callback):
         """Begin with the current weights, or continue from the checkpoint."""
         import torch
 
-        weights = self._weights(trainer)
+        weights, self._engine = self._weights(trainer), trainer.tools.engine
         if any(not value.numel() for value in weights):
             raise ConfigError(
                 "callback.ema: the optimizer's weights are offloaded to NVMe, but the average needs them after each step; "
@@ -88,7 +89,10 @@ class ExponentialMovingAverage(Callback):
         """Return this rank's part of the average; at ZeRO-0, where all ranks hold the same, only rank 0 returns it."""
         if self._average is None or (self.trainer.zero_stage == 0 and self.global_rank):
             return {}
-        return {"partitioned": self._average}
+        from arctic_hydra.callback.master_weights import names
+
+        named = {} if self.trainer.zero_stage else {"names": names(self._engine)}
+        return {"partitioned": self._average, **named}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the saved average until training starts."""

@@ -22,12 +22,16 @@ def parts(engine: Any) -> list[torch.Tensor]:
     Flat vectors, one per group of parameters, at ZeRO-1 to 3; one tensor per parameter at ZeRO-0. Frozen weights have none.
     """
     optimizer = engine.optimizer
-    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat"):
-        if hasattr(optimizer, name):  # ZeRO-1 and 2, ZeRO-3, ZeRO-0 with a fused optimizer
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+        if hasattr(optimizer, name):
             return [value.detach() for value in getattr(optimizer, name)]
-    if hasattr(optimizer, "fp32_groups"):
-        return [value.detach() for group in optimizer.fp32_groups for value in group]
-    return [value.detach() for group in optimizer.param_groups for value in group["params"]]
+    return [master for _, master in _replicas(optimizer)]
+
+
+def names(engine: Any) -> list[str]:
+    """Return the name of the parameter of each tensor in `parts` at ZeRO-0."""
+    known = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    return [known[id(parameter)] for parameter, _ in _replicas(engine.optimizer)]
 
 
 def publish(engine: Any) -> None:
@@ -43,17 +47,26 @@ def publish(engine: Any) -> None:
         elif hasattr(optimizer, "single_partition_of_fp32_groups"):
             optimizer.update_lp_params()
         else:
-            for model_weight, master in _replicated(optimizer):
-                model_weight.data.copy_(master.data)
+            for parameter, master in _replicas(optimizer):
+                if master.data_ptr() != parameter.data_ptr():
+                    parameter.data.copy_(master)
 
 
-def _replicated(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the model's weights (flat ones with a fused optimizer) and their fp32 weights at ZeRO-0; nothing in fp32."""
-    if hasattr(optimizer, "fp32_groups_flat"):
-        yield from zip(optimizer.fp16_groups_flat, optimizer.fp32_groups_flat, strict=True)
+def _replicas(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield each trained parameter with its fp32 weights at ZeRO-0; in fp32 they are the parameter itself."""
+    if hasattr(optimizer, "fp32_groups_flat"):  # a fused optimizer: one flat vector per group
+        for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat, strict=True):
+            pieces = flat.detach().split([parameter.numel() for parameter in group])
+            yield from (
+                (parameter, piece.view(parameter.shape)) for parameter, piece in zip(group, pieces, strict=True)
+            )
     elif hasattr(optimizer, "fp32_groups"):
-        for group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            yield from zip(*group, strict=True)
+        for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            yield from ((parameter, master.detach()) for parameter, master in zip(group, masters, strict=True))
+    else:
+        yield from (
+            (parameter, parameter.detach()) for group in optimizer.param_groups for parameter in group["params"]
+        )
 
 
 @contextmanager
@@ -109,16 +122,4 @@ def _write(engine: Any, parameter: Any, value: torch.Tensor) -> None:
 
 
 def _replica_of(engine: Any, parameter: torch.Tensor) -> torch.Tensor | None:
-    """Return the fp32 weights of a parameter at ZeRO-0 in half precision, shaped like it; None in fp32, where it is its own."""
-    optimizer = engine.optimizer
-    if hasattr(optimizer, "fp32_groups_flat"):
-        for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat, strict=True):
-            offset = 0
-            for member in group:
-                if member is parameter:
-                    return flat.detach()[offset : offset + member.numel()].view(member.shape)  # type: ignore[no-any-return]
-                offset += member.numel()
-        return None
-    found = (master for half, master in _replicated(optimizer) if half is parameter)
-    master = next(found, None)
-    return None if master is None else master.detach()
+    return next((master for trained, master in _replicas(engine.optimizer) if trained is parameter), None)

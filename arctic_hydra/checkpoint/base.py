@@ -35,6 +35,9 @@ class Stream(Protocol):
 class Stateful(Protocol):
     """A callback, as far as checkpoints are concerned."""
 
+    bytes_per_parameter: ClassVar[int]
+    """Size of its state per trained parameter."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this rank; empty if there is none."""
 

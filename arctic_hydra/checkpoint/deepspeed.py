@@ -100,9 +100,13 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         self._pending: BackgroundSave | None = None
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
-        """Return the size of the checkpoints yet to be written: weights, fp32 master weights and two Adam moments each."""
+        """Return the size of the checkpoints yet to be written: weights, fp32 master weights and two Adam moments each.
+
+        Callbacks add their own state.
+        """
         held = trainable if self.state.omits_frozen_weights else parameters
-        each = held * bytes_per_parameter + trainable * 12
+        own = sum(callback.bytes_per_parameter for callback in self.state.callbacks.values())
+        each = held * bytes_per_parameter + trainable * (12 + own)
         kept = (self.keep_last or 1) + self.keep_best + 1  # plus the one being written
         return each * max(1, kept - len(self._store.steps()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -24,6 +25,14 @@ def test_each_moment_has_two_events() -> None:
     assert len(EVENTS) == len(set(EVENTS)) == 2 * len(MOMENTS) + 2
     assert {"on_step_start", "on_step_end", "on_log", "on_exception"} < set(EVENTS)
     assert set(REPLACES) < set(EVENTS)
+
+
+def test_the_page_lists_every_event_and_what_it_replaces(repository) -> None:
+    page = (repository / "docs" / "extending" / "callbacks.md").read_text()
+    rows = re.findall(r"^\| `(on_\w+)` \|.*\|(.*)\|$", page, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(EVENTS)
+    replaced = {name: re.match(r" *`(\w+)`", last) for name, last in rows}
+    assert {name: found[1] for name, found in replaced.items() if found} == REPLACES
 
 
 def test_a_misspelt_event_is_refused_when_the_class_is_defined() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -71,44 +73,47 @@ def test_the_average_is_that_of_the_steps_and_training_is_unchanged(dtype, tmp_p
 
 
 RUN = (
-    "callback=[ema] callback.ema.decay=0.6 checkpoint=[deepspeed,hf] trainer.train_iters=4 checkpoint.deepspeed.keep_last=null "
-    "checkpoint.hf.save_every_n_steps=2"
+    "callback=[ema] callback.ema.decay=0.6 checkpoint=[deepspeed,hf] trainer.train_iters=3 checkpoint.deepspeed.keep_last=null "
+    "checkpoint.deepspeed.save_end_of_training=true data.eval_sources.chat.sample_count=60 trainer.eval_at_start=false ranks=2"
 )
 
 
-def _exports(run_dir):
+def _exported(run_dir, name="export"):
     from safetensors.torch import load_file
 
-    return {path.parent.name: load_file(path) for path in run_dir.glob("export*/*.safetensors")}
+    [path] = (run_dir / name).glob("*.safetensors")
+    return load_file(path)
 
 
 def _largest_difference(one, other):
+    assert one.keys() == other.keys()
     return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
 
 
+def _perform(ranks, arguments, run_dir, model):
+    return run_ranks(ranks, lab.perform, arguments, run_dir, model)[0]
+
+
 @pytest.mark.parametrize(("stage", "more"), [(0, "model.dtype=bf16"), (2, "peft=lora"), (3, "")])
-def test_a_resumed_run_exports_the_same_average(stage, more, tmp_path):
+def test_a_resumed_run_exports_the_same_average_and_so_do_the_tasks(stage, more, tmp_path):
     lab.warm()
     model = lab.save_model(tmp_path / "model")
-    arguments = f"{RUN} ranks=2 deepspeed=zero{stage} {more}"
-    run_ranks(2, lab.perform, arguments, tmp_path / "whole", model)
-    for _ in ("stopped", "resumed"):
-        run_ranks(
-            2,
-            lab.perform,
-            f"{arguments} {'trainer.exit_iteration=2' if _ == 'stopped' else ''}",
-            tmp_path / "parts",
-            model,
-        )
-    whole, parts = _exports(tmp_path / "whole"), _exports(tmp_path / "parts")
-    assert sorted(whole) == ["export", "export-step-00000002"] == sorted(parts)
-    for name, weights in whole.items():
-        assert all(torch.equal(weights[key], parts[name][key]) for key in weights)
-    if stage:  # on another number of ranks the average is divided again
-        run_ranks(2, lab.perform, f"{arguments} trainer.exit_iteration=2", tmp_path / "moved", model)
-        run_ranks(
-            1, lab.perform, f"{arguments} ranks=1 trainer.gradient_accumulation_steps=2", tmp_path / "moved", model
-        )
-        assert _largest_difference(whole["export"], _exports(tmp_path / "moved")["export"]) < 1e-5
-    run_ranks(2, lab.perform, f"{arguments} callback.ema.export=false", tmp_path / "trained", model)
-    assert _largest_difference(whole["export"], _exports(tmp_path / "trained")["export"]) > 1e-3
+    arguments = f"{RUN} deepspeed=zero{stage} {more}"
+    whole = _perform(2, arguments, tmp_path / "whole", model)
+    expected = _exported(tmp_path / "whole")
+    _perform(2, f"{arguments} trainer.exit_iteration=2", tmp_path / "parts", model)
+    if stage == 3:  # on another number of ranks the average is divided again
+        shutil.copytree(tmp_path / "parts", tmp_path / "moved")
+        _perform(1, f"{arguments} ranks=1 trainer.gradient_accumulation_steps=2", tmp_path / "moved", model)
+        assert _largest_difference(_exported(tmp_path / "moved"), expected) < 1e-5
+    resumed = _perform(2, arguments, tmp_path / "parts", model)
+    assert _largest_difference(_exported(tmp_path / "parts"), expected) == 0.0
+    assert resumed["last_evaluation"] == whole["last_evaluation"]
+
+    _perform(1, f"{arguments} task=export", tmp_path / "whole" / "task-export", model)
+    assert _largest_difference(_exported(tmp_path / "whole", "export-step-00000003"), expected) == 0.0
+    evaluated = _perform(2, f"{arguments} task=evaluate", tmp_path / "whole" / "task-evaluate", model)
+    assert evaluated["eval/loss"] == pytest.approx(whole["last_evaluation"]["eval/loss"], rel=1e-6)
+    chosen = f"{arguments} callback.ema.export=false task=export checkpoint.hf.save_name=trained"
+    _perform(1, chosen, tmp_path / "whole" / "task-trained", model)
+    assert _largest_difference(_exported(tmp_path / "whole", "trained-step-00000003"), expected) > 1e-3
