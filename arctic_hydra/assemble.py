@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed, engine, log
+from arctic_hydra.callback.ema import ExponentialMovingAverage
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.checkpoint.initial_weights import Weights
@@ -118,8 +119,10 @@ def join_ranks(run: Run) -> World:
 def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
     """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
-    with legacy_identity(has_legacy_id(run, run_dir)):
-        group_loader, eval_loader = run.trainer.create_data(run.data, tokenizer, geometry(run, dealt_to))
+    with run.trainer.event("create_loader", tokenizer=tokenizer) as facts, legacy_identity(has_legacy_id(run, run_dir)):
+        loaders = run.trainer.create_data(run.data, tokenizer, geometry(run, dealt_to))
+        facts["loader"], facts["eval_loader"] = loaders
+    group_loader, eval_loader = facts["loader"], loaders[1]
     return Data(
         world=world,
         tokenizer=tokenizer,
@@ -155,6 +158,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
             "versions": package_versions() if data.world.is_main else {},  # rank 0 writes the manifest
         },
         logs=[run_dir / "metrics.jsonl"],
+        callbacks=run.callback,
         base=base_of(run),
         omits_frozen_weights=frozen is not None,
         create_initial_model=lambda: create_model(
@@ -292,6 +296,13 @@ def create_model(
 def starting_weights(run: Run) -> Weights | None:
     """Return the verified weights that `init_from` names, if any. Collective."""
     return initial_weights.find_weights(Path(run.init_from)) if run.init_from else None
+
+
+def averaged(run: Run, weights: Weights, purpose: str) -> Weights:
+    """Return weights of a checkpoint with the average in place of the trained ones, if `callback.ema` has that for `purpose`."""
+    averages = {name: item for name, item in run.callback.items() if isinstance(item, ExponentialMovingAverage)}
+    wanted = [name for name, average in averages.items() if getattr(average, purpose)]
+    return replace(weights, averaged_by=wanted[-1]) if wanted else weights
 
 
 def frozen_weights(run: Run, model: torch.nn.Module) -> str | None:

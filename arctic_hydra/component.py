@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import re
 from abc import ABC
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -67,7 +67,13 @@ class RunContext(Protocol):
         """Optimizer steps completed."""
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
-        """Call `on_<event>` of every callback."""
+        """Call `on_<event>` of every callback; a value that one returns replaces one of the facts."""
+
+    def listeners(self, event: str) -> Sequence[Component]:
+        """Return the callbacks that define `on_<event>`."""
+
+    def weights(self, *patterns: str, writes: bool = False) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        """Return a context with whole fp32 weights by name, at every ZeRO stage."""
 
 
 @dataclass(kw_only=True)
@@ -118,14 +124,17 @@ class Component(ABC):
         return f"{owner}:{name}" if owner else name
 
     @contextmanager
-    def event(self, name: str, **facts: Any) -> Iterator[None]:
-        """Notify the run's callbacks of the start and end of `name`; does nothing before a trainer is attached."""
-        if self._run is None:
-            yield
-            return
-        self._run.notify(f"{name}_start", self, facts)
-        yield
-        self._run.notify(f"{name}_end", self, facts)
+    def event(self, name: str, **facts: Any) -> Iterator[dict[str, Any]]:
+        """Notify the run's callbacks of the start and end of `name`; notifies nobody before a trainer is attached.
+
+        Yields `facts`, in which callbacks replace values: read them from there, and add results for the callbacks of the
+        end, in the body and after it. An error in the body skips the end.
+        """
+        if self._run is not None:
+            self._run.notify(f"{name}_start", self, facts)
+        yield facts
+        if self._run is not None:
+            self._run.notify(f"{name}_end", self, facts)
 
     def attach(self, trainer: RunContext) -> None:
         """Attach this component and the components it contains to the trainer; called before any other use."""

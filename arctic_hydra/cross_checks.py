@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from arctic_hydra.callback.early_stopping import EarlyStopping
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
 from arctic_hydra.component import Component, default_of, is_settings
 from arctic_hydra.converter import combinations
@@ -153,6 +154,17 @@ def _engine_problems(run: Run) -> Iterator[str]:
 
 
 def _evaluation_problems(run: Run) -> Iterator[str]:
+    for name, callback in run.callback.items():
+        if isinstance(callback, EarlyStopping) and not run.trainer.eval_frequency:
+            yield (
+                f"callback.{name}: stops the run by its evaluations, but trainer.eval_frequency=0 evaluates only before and "
+                f"after training; pass trainer.eval_frequency=<steps>"
+            )
+        elif callback.needs_evaluation and not run.data.has_evaluation:
+            yield (
+                f"callback.{name}: acts at each evaluation, but there is no evaluation data; set data.eval_sources or "
+                f"data.train_eval_split, or leave it out"
+            )
     if run.data.has_evaluation:
         return
     if run.objective.startswith("eval/"):

@@ -178,7 +178,8 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: ModelPeaks, ranks: i
     if stage < 3:  # ZeRO-3 always allocates the full bucket
         bucket = min(bucket, weight * trained)
     step = FP32 * part + (weight * part if stage in (1, 2) else 0)
-    states = run.optimizer.state_bytes_per_parameter * part
+    averages = sum(callback.bytes_per_parameter for callback in run.callback.values())
+    states = (run.optimizer.state_bytes_per_parameter + averages) * part
     optimizer, host = master + states, 0
     if _on_host(zero, "offload_optimizer"):  # including its fp32 gradients
         optimizer, step, host = 0, 0, master + states + FP32 * part

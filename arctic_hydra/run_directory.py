@@ -22,8 +22,8 @@ PROGRAM = "python -m arctic_hydra"
 """The command as the user types it."""
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
 RESERVED_NAMES = frozenset(
-    "checkpoints config.yaml logs metrics.jsonl preview.html record.json record.json.damaged report.html result.json run.json "
-    "stop".split()
+    "checkpoints config.yaml logs memory_profile metrics.jsonl preview.html profile record.json record.json.damaged report.html "
+    "result.json run.json samples.jsonl stop".split()
 )
 """Files and folders of a run directory, in lower case; exports and trackers must use other names."""
 RESERVED_PREFIXES = ("task-", "tracking-")

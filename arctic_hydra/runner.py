@@ -39,7 +39,7 @@ def train(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
 def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, Path | None]:
     """Build everything that training needs; return the trainer and the checkpoint it resumed from, if any."""
     assemble.start_process(run, run_dir)
-    with run.trainer.event("init"):
+    with run.trainer.event("init", run_dir=run_dir):
         data = build_data(run, run_dir)
         assemble.record_horizon(run, run_dir, data)
         model = build_model(run, data)
@@ -61,10 +61,9 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
 def build_data(run: config.Run, run_dir: Path) -> Data:
     """Join the other ranks, then build the tokenizer and this rank's batches, which determine the training horizon."""
     world = assemble.join_ranks(run)
-    with run.trainer.event("create_tokenizer"):
-        tokenizer = run.trainer.create_tokenizer(run.tokenizer)
-    with run.trainer.event("create_loader"):
-        data = assemble.create_loaders(run, run_dir, tokenizer, world)
+    with run.trainer.event("create_tokenizer") as facts:
+        facts["tokenizer"] = run.trainer.create_tokenizer(run.tokenizer)
+    data = assemble.create_loaders(run, run_dir, facts["tokenizer"], world)
     run.trainer.plan(data.loader, run.scheduler.warmup)
     return data
 
@@ -72,23 +71,26 @@ def build_data(run: config.Run, run_dir: Path) -> Data:
 def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> Model:
     """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
     trainer = run.trainer
-    with trainer.event("create_config"):
-        model_config = trainer.create_config(run.model)
+    with trainer.event("create_config") as about:
+        about["config"] = trainer.create_config(run.model)
+    model_config = about["config"]
     engine_config = assemble.engine_config(run, model_config, data.world.size)
-    with trainer.event("create_model"), engine.model_init(engine_config):
+    with trainer.event("create_model", config=model_config) as about, engine.model_init(engine_config):
         start = assemble.starting_weights(run)
-        model = assemble.create_model(run, model_config, data.tokenizer, start, weights)
+        about["model"] = assemble.create_model(run, model_config, data.tokenizer, start, weights)
+    model = about["model"]
     facts = model_facts(model)
     if run.model.compile:
         compile_layers(model, run.model.compile_backend)
-    with trainer.event("create_optimizer"):
-        optimizer = trainer.create_optimizer(run.optimizer, model)
-    with trainer.event("create_scheduler"):
-        scheduler = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
+    with trainer.event("create_optimizer", model=model) as about:
+        about["optimizer"] = trainer.create_optimizer(run.optimizer, model)
+    optimizer = about["optimizer"]
+    with trainer.event("create_scheduler", optimizer=optimizer) as about:
+        about["scheduler"] = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
     return Model(
         engine=trainer.create_engine(model, optimizer, engine_config),
         engine_config=engine_config,
-        scheduler=scheduler,
+        scheduler=about["scheduler"],
         facts=facts,
         start=start,
         weights=weights,

@@ -11,7 +11,7 @@ import pytest
 from arctic_hydra.assemble import report_exceptions
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.trainer.sft import SFTTrainer
-from tests.command import SMALL, losses, only_run, run
+from tests.command import SMALL, losses, metrics, only_run, run
 
 
 def test_its_options_compose_with_their_own_keys(my_lab, tmp_path):
@@ -62,6 +62,20 @@ def test_its_callback_hears_an_error_while_the_run_is_built(my_lab, tmp_path):
     run(arguments, tmp_path, code=1, PYTHONPATH=str(my_lab))
     heard = json.loads((only_run(tmp_path) / "moments.jsonl.rank0").read_text())
     assert "manifest.json is missing" in heard["exception"]
+
+
+def test_its_callback_ends_a_run_and_its_converter_changes_weights_at_zero_3(my_lab, tmp_path):
+    from safetensors.torch import load_file
+
+    acting = (
+        "callback=[target] callback.target.loss=100 converter=[clamp] converter.clamp.limit=0.5 deepspeed=zero3 ranks=2"
+    )
+    done = run(f"{SMALL} {acting} checkpoint=[hf] tracking=[]", tmp_path, PYTHONPATH=str(my_lab))
+    assert "finished 1 steps" in done.stdout and "the loss has reached 100" in done.stdout
+    run_dir = only_run(tmp_path)
+    assert {line["target"] for line in metrics(run_dir)} == {100.0}
+    weights = load_file(run_dir / "export" / "model.safetensors")
+    assert max(float(value.max()) for name, value in weights.items() if "norm" in name) == 0.5
 
 
 def test_an_error_in_on_exception_does_not_hide_the_one_before(tmp_path, caplog):

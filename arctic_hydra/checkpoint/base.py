@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -30,6 +30,19 @@ class Stream(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the position in `state`."""
+
+
+class Stateful(Protocol):
+    """A callback, as far as checkpoints are concerned."""
+
+    bytes_per_parameter: ClassVar[int]
+    """Size of its state per trained parameter."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of this rank; empty if there is none."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
 
 
 @dataclass
@@ -61,6 +74,10 @@ class TrainingState:
     """Whether the last step of the run is completed."""
     stopping: bool = False
     """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a checkpoint to resume from."""
+    ended: str = ""
+    """Why the run ends normally before its horizon; empty if it does not."""
+    callbacks: Mapping[str, Stateful] = field(default_factory=dict)
+    """The callbacks of the run by name; checkpoints contain the state of each."""
     base: str | None = None
     """Directory or hub id of the base model of an adapter; None if transformers cannot load that model from anywhere."""
     omits_frozen_weights: bool = False

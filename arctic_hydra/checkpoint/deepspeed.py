@@ -100,9 +100,13 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         self._pending: BackgroundSave | None = None
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
-        """Return the size of the checkpoints yet to be written: weights, fp32 master weights and two Adam moments each."""
+        """Return the size of the checkpoints yet to be written: weights, fp32 master weights and two Adam moments each.
+
+        Callbacks add their own state.
+        """
         held = trainable if self.state.omits_frozen_weights else parameters
-        each = held * bytes_per_parameter + trainable * 12
+        own = sum(callback.bytes_per_parameter for callback in self.state.callbacks.values())
+        each = held * bytes_per_parameter + trainable * (12 + own)
         kept = (self.keep_last or 1) + self.keep_best + 1  # plus the one being written
         return each * max(1, kept - len(self._store.steps()))
 
@@ -164,6 +168,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
 
     def _save(self) -> Path:
         from arctic_hydra.checkpoint.background import BackgroundSave
+        from arctic_hydra.checkpoint.rank_state import rank_contents
         from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, save_files, write_tensors
 
         state = self.state
@@ -176,7 +181,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             pending = BackgroundSave(stage, self._buffers, facts)
         put = pending.hold if pending else partial(write_tensors, stage)
         with stage.keep_error():
-            put(self._rank_file(), self._rank_state())
+            put(self._rank_file(), rank_contents(state))
         try:
             engine = SafeCheckpointEngine(self._store, stage, put, self._omitted_names())
             save_files(state.engine, engine, stage, omit_frozen=state.omits_frozen_weights)
@@ -195,19 +200,6 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         path = self._store.publish(stage, facts)
         if self.state.world.is_main:
             logger.info("saved %s", path.name)
-
-    def _rank_state(self) -> dict[str, Any]:
-        from arctic_hydra.checkpoint import rank_state
-
-        contents: dict[str, Any] = {
-            "random": rank_state.random_state(),
-            "schedule": rank_state.schedule_state(self.state.scheduler),
-            "micro_steps": int(self.state.engine.micro_steps),
-            "interval": dict(self.state.since_last_log),
-        }
-        if self.state.stream is not None and self.state.world.is_main:
-            contents["stream"] = self.state.stream.state_dict(self.state.progress.epoch_step)
-        return contents
 
     def _omitted_names(self) -> frozenset[str]:
         """Return the names (several for tied ones) of the frozen parameters that checkpoints omit."""
@@ -235,6 +227,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "recent_losses": list(state.recent_losses),
             "metric": self._metric(),
             "stop_tokens": state.stop_tokens(),
+            **({"ended": state.ended} if state.ended else {}),
             "log_offsets": {self._log_key(path): synced_size(path) for path in state.logs},
         }
 
@@ -280,6 +273,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         self.state.progress.load_state_dict(found.manifest["progress"])
         self.state.evaluation = dict(found.manifest["evaluation"])
         self.state.recent_losses = list(found.manifest["recent_losses"])
+        self.state.ended = str(found.manifest.get("ended", ""))
         self._raise_if_any_failed(self._error_of(self._truncate_logs, found), found)
         self.mark_saved()
         if self.state.world.is_main:
@@ -338,6 +332,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     def _restore(self, found: Checkpoint, original: Path | None = None) -> None:
         """Load the files of a checkpoint; with `original`, they were resharded from it and hold no state of this rank."""
         from arctic_hydra.checkpoint import rank_state
+        from arctic_hydra.checkpoint.reshard import redistribute_callbacks
         from arctic_hydra.checkpoint.writer import SafeCheckpointEngine, load_tensors, replace_checkpoint_engine
 
         engine = self.state.engine
@@ -359,12 +354,16 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             self.state.since_last_log = rank_state.redistribute_interval(
                 [state["interval"] for state in states], self.state.world.size
             )
+            world = self.state.world
+            held = redistribute_callbacks(original, states, world.rank, world.size)
+            rank_state.load_callbacks(self.state.callbacks, held)
             engine.micro_steps = found.step * engine.gradient_accumulation_steps()
             rank_state.reseed(found.step)
             return
         mine = load_tensors(found.path / self._rank_file())
         engine.micro_steps = mine["micro_steps"]
         self.state.since_last_log = mine["interval"]
+        rank_state.load_callbacks(self.state.callbacks, mine.get("callbacks", {}))
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
         rank_state.set_random_state(mine["random"])
 

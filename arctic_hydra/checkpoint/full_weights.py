@@ -112,6 +112,32 @@ def read_checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def read_partitioned(path: Path, callback: str) -> dict[str, torch.Tensor]:
+    """Return the weights that a callback keeps in a checkpoint, divided as the optimizer's fp32 weights; {} if it keeps none."""
+    files = [load_tensors(file) for file in sorted(path.glob("rank-*.pt"))]
+    states = [file.get("callbacks", {}).get(callback, {}) for file in files]
+    if "partitioned" not in states[0]:
+        return {}
+    if "names" in states[0]:  # ZeRO-0, where rank 0 has all of them
+        return dict(zip(states[0]["names"], states[0]["partitioned"], strict=True))
+    first = min(path.glob("*model_states.pt"))
+    shapes, groups = load_tensors(first, mmap=True)["param_shapes"], [state["partitioned"] for state in states]
+    if first.name.startswith("zero_pp_rank_"):
+        joined = {name: shape for group in shapes for name, shape in group.items()}
+        if len(groups[0]) == len(shapes):
+            merged = [_merge_partitions(group, [flat[index] for flat in groups]) for index, group in enumerate(shapes)]
+            return {name: value for part in merged for name, value in part}
+        return dict(_merge_partitions(joined, [torch.cat(flat) for flat in groups]))
+    weights: dict[str, torch.Tensor] = {}
+    for index, group in enumerate(shapes):
+        whole = torch.cat([flat[index] for flat in groups])
+        pieces = whole[: sum(shape.numel() for shape in group.values())].split(
+            [shape.numel() for shape in group.values()]
+        )
+        weights |= {name: piece.view(shape) for (name, shape), piece in zip(group.items(), pieces, strict=True)}
+    return weights
+
+
 def rank_of(path: Path) -> int:
     """Return the rank that wrote one of DeepSpeed's per-rank files."""
     return int(path.name.split("zero_pp_rank_")[1].split("_")[0])

@@ -34,6 +34,8 @@ class Weights:
     """Completed optimizer steps of a checkpoint; None for an export."""
     frozen: str | None = None
     """Checksum of the frozen weights that a checkpoint omits, or UNCHECKED; None if it contains all weights."""
+    averaged_by: str = ""
+    """The callback whose average replaces the trained weights, if the checkpoint holds it; empty for none."""
     stop_tokens: tuple[int, ...] | None = None
     """Ids of the stop tokens that were trained; None for an export and for checkpoints of older versions."""
 
@@ -66,7 +68,7 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
 def _as_weights(found: Checkpoint) -> Weights:
     stops = found.manifest.get("stop_tokens")
     frozen = found.manifest.get("identity", {}).get("frozen_weights")
-    return Weights(found.path, found.step, frozen, None if stops is None else tuple(stops))
+    return Weights(found.path, found.step, frozen, stop_tokens=None if stops is None else tuple(stops))
 
 
 def find_weights(path: Path) -> Weights:
@@ -100,9 +102,10 @@ def read_weights(weights: Weights) -> dict[str, torch.Tensor]:
     Tensors that a file of a checkpoint contains whole are memory-mapped. Raises CheckpointError.
     """
     if weights.step is not None or (weights.path / MANIFEST).exists():
-        from arctic_hydra.checkpoint.full_weights import read_checkpoint_weights
+        from arctic_hydra.checkpoint.full_weights import read_checkpoint_weights, read_partitioned
 
-        return read_checkpoint_weights(weights.path)
+        averages = read_partitioned(weights.path, weights.averaged_by) if weights.averaged_by else {}
+        return read_checkpoint_weights(weights.path) | averages
     return dict(_read_export(weights.path))
 
 

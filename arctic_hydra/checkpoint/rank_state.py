@@ -1,4 +1,4 @@
-"""State of a rank that DeepSpeed does not save: RNG states, schedule, and sums since the last log line.
+"""State of a rank that DeepSpeed does not save: RNG states, schedule, sums since the last log line, and callbacks.
 
 Everything is a tensor, number, string, list or dict, so that it loads with `weights_only=True`.
 """
@@ -6,11 +6,37 @@ Everything is a tensor, number, string, list or dict, so that it loads with `wei
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+
+if TYPE_CHECKING:
+    from arctic_hydra.checkpoint.base import Stateful, TrainingState
+
+
+def rank_contents(state: TrainingState) -> dict[str, Any]:
+    """Return the contents of the file of this rank in a checkpoint."""
+    contents: dict[str, Any] = {
+        "random": random_state(),
+        "schedule": schedule_state(state.scheduler),
+        "micro_steps": int(state.engine.micro_steps),
+        "interval": dict(state.since_last_log),
+    }
+    if state.stream is not None and state.world.is_main:
+        contents["stream"] = state.stream.state_dict(state.progress.epoch_step)
+    states = {name: callback.state_dict() for name, callback in state.callbacks.items()}
+    if kept := {name: held for name, held in states.items() if held}:
+        contents["callbacks"] = kept
+    return contents
+
+
+def load_callbacks(callbacks: Mapping[str, Stateful], states: dict[str, dict[str, Any]]) -> None:
+    """Load the state of each callback that has one in the checkpoint."""
+    for name, held in states.items():
+        if name in callbacks:
+            callbacks[name].load_state_dict(held)
 
 
 def random_state() -> dict[str, Any]:

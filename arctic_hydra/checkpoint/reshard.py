@@ -49,6 +49,28 @@ def reshard(source: Path, target: Path, ranks: int) -> None:
         raise
 
 
+def redistribute_callbacks(
+    source: Path, states: list[dict[str, Any]], rank: int, ranks: int
+) -> dict[str, dict[str, Any]]:
+    """Return the states of the callbacks for one of `ranks` ranks, from the `states` of the ranks that saved `source`.
+
+    These are the states of rank 0; tensors under `partitioned` are divided as the optimizer's fp32 weights.
+    """
+    made = dict(states[0].get("callbacks", {}))
+    for name, held in made.items():
+        if "partitioned" in held and any(source.glob("*_optim_states.pt")):
+            parts = [state["callbacks"][name]["partitioned"] for state in states]
+            made[name] = {**held, "partitioned": _repartition_weights(source, parts, rank, ranks)}
+    return made
+
+
+def _repartition_weights(source: Path, parts: list[list[torch.Tensor]], rank: int, ranks: int) -> list[torch.Tensor]:
+    first = min(source.glob("*model_states.pt"))
+    repartition = _repartition_parameters if first.name.startswith("zero_pp_rank_") else _repartition_group
+    shapes = load_tensors(first, mmap=True)["param_shapes"]
+    return [repartition(group, rank, ranks)([part[index] for part in parts]) for index, group in enumerate(shapes)]
+
+
 def _repartition_optimizer(
     shards: list[dict[str, Any]], shapes: list[dict[str, torch.Size]], rank: int, ranks: int
 ) -> dict[str, Any]:

@@ -150,8 +150,8 @@ def _unknown_option(text: str) -> ConfigError:
 
 def _no_such_option(group: str, option: str) -> ConfigError:
     options = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
-    text = f"expected one of {', '.join(options)}" if options else "but this group has no options yet"
-    return ConfigError(f"{group}: got {option!r}, {text}{_did_you_mean(option, options)}")
+    hint = _did_you_mean(option, options)
+    return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
 
 
 def _list_group(overrides: list[str]) -> ConfigError:

@@ -41,4 +41,8 @@ class ModelConverter(Component):
         return nullcontext()
 
     def post_optimizer_hook(self, model: torch.nn.Module) -> None:
-        """Act on the model after each real optimizer step; called by the training loop once per step, at every ZeRO stage."""
+        """Act on the model after each real optimizer step; called by the training loop once per step, at every ZeRO stage.
+
+        Read and change weights in `self.trainer.weights(...)`: at ZeRO-3 the parameters of `model` are empty here, and at any
+        stage but ZeRO-0 in fp32 the next step would undo a change to them.
+        """

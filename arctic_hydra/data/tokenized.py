@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -114,8 +114,9 @@ class TokenizedDataFactory(DataFactory):
             loader: Loader = self.create_stream(tokenizer, geometry)
         else:
             store = self.process("train", tokenizer, geometry.world)
-            with self.event("split"):
-                train, held_out = self.split(store, geometry.seed)
+            with self.event("split", store=store) as facts:
+                facts["examples"] = self.split(store, geometry.seed)
+            train, held_out = facts["examples"]
             loader = self.create_loader(store, train, list(self.sources), tokenizer, geometry, training=True)
         if self.eval_sources:
             store = self.process("eval", tokenizer, geometry.world)
@@ -179,23 +180,46 @@ class TokenizedDataFactory(DataFactory):
         builders = 1 if self.cache else world.local_size
         workers = self.num_proc or _cores_per_process(builders)
 
-        def build(directory: Path) -> None:
-            with self.event("load", split=split, source=name):
-                rows = self.load(split, name)
-            with self.event("process", split=split, source=name):
+        with ExitStack() as events:
+            about: dict[str, Any] = {"split": split, "source": name}
+            processing: dict[str, Any] = {}
+
+            def build(directory: Path) -> None:
+                nonlocal processing
+                rows = self._load(split, name)
+                processing = events.enter_context(self.event("process", **about, rows=rows.rows, cached=False))
                 build_entry(directory, rows, tokenizer, options, workers)
 
-        if self.cache:
-            directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-            store = open_or_build(directory.absolute(), key, build, is_named=bool(self.cache_dir))
-        else:
-            store = build_private(key, build)
+            if self.cache:
+                directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
+                store = open_or_build(directory.absolute(), key, build, is_named=bool(self.cache_dir))
+            else:
+                store = build_private(key, build)
+            if not processing:  # the cache had them, or another process has built them
+                with self.event("load", **about, rows=None, cached=True):
+                    pass
+                processing = events.enter_context(self.event("process", **about, rows=None, cached=True))
+            processing["store"] = store
         if world.is_main:
             warn_about_unsupervised_rows(self._key(split, name), store.report)
             warn_about_stop_token(self._key(split, name), RowReport.from_dict(store.report), tokenizer)
             warn_about_dropped_reasoning(self._key(split, name), store.report["thoughts_left_out"])
             warn_about_blank_answers(self._key(split, name), store.report.get("blank_answers", 0))
         return store
+
+    def _load(self, split: str, name: str) -> SourceRows:
+        """Return the rows of one source, or those that a callback replaces them with."""
+        from arctic_hydra.data.rows.read import as_rows
+
+        with self.event("load", split=split, source=name, cached=False) as facts:
+            loaded = self.load(split, name)
+            facts["rows"] = loaded.rows
+        if facts["rows"] is loaded.rows:
+            return loaded
+        rows, source = as_rows(facts["rows"]), self.sources_of(split)[name]
+        return replace(
+            loaded, rows=rows, reading=self.resolve(rows, self.reading(source)) if source.process else Reading()
+        )
 
     @abstractmethod
     def options(self) -> PrepareOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shlex
@@ -71,6 +72,7 @@ def _page(directory: RunDirectory, record: dict[str, Any], lines: Lines) -> str:
         *_outcome(record, lines),
         *_plots(lines, data["training"]),
         *_evaluations(lines),
+        *_samples(directory.path / "samples.jsonl"),
         *_data({name: figures for name, figures in data.items() if figures}),
         *_setting(directory.path, record),
     ]
@@ -250,6 +252,22 @@ def _evaluations(lines: Lines) -> Iterator[str]:
     )
     if len(shown) < len(rows):
         yield f"<p class=note>The first two and last ten of {len(rows)} evaluations; metrics.jsonl has all of them.</p>"
+
+
+def _samples(path: Path) -> Iterator[str]:
+    """Show what `callback=[samples]` generated first and last, per prompt."""
+    if not path.exists():
+        return
+    texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    samples = [json.loads(text) for text in texts if text.endswith("\n")]  # a kill may tear the last line
+    steps = [sample["step"] for sample in samples]
+    shown = [sample for sample in samples if sample["step"] in (steps[0], steps[-1])]
+    shown.sort(key=lambda sample: (str(sample["prompt"]), sample["step"]))
+    yield "<h2>Samples</h2>"
+    yield html.table(
+        ["prompt", "step", "completion"],
+        [(sample["prompt"], f"{sample['step']:,}", sample["completion"]) for sample in shown],
+    )
 
 
 def _data(parts: dict[str, dict[str, Any]]) -> Iterator[str]:

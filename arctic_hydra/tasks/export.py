@@ -24,7 +24,8 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     """Write the checkpoint as `<save_name>-step-<step>` next to the run's checkpoints; return its path."""
     assemble.start_log(run, run_dir)
     run.trainer.set_callbacks([], World.from_env())
-    weights = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+    found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+    weights = assemble.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     start = assemble.starting_weights(run)
     model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)

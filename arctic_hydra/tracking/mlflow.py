@@ -220,7 +220,9 @@ class MLflowRun:
             self._client.set_tag(self._run_id, key, value)
 
     def close(self, status: str) -> None:
-        """End the run."""
+        """End the run; the samples of `callback=[samples]` become the artifact `samples.jsonl`."""
+        if (samples := self._run_dir / "samples.jsonl").exists():
+            self._client.log_artifact(self._run_id, str(samples))
         self._client.set_terminated(self._run_id, _STATUS[status])
         self._status = status
         self._write_state()

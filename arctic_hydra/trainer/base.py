@@ -91,7 +91,8 @@ class Trainer(Construction, Evaluation):
 
     def train(self) -> None:
         """Train until the horizon, or until all ranks agree to stop."""
-        with self.event("train"):
+        tools = self.tools
+        with self.event("train", engine=tools.engine, loader=tools.loader, eval_loader=tools.eval_loader):
             self._check_exit()
             if (
                 self.eval_at_start
@@ -113,8 +114,11 @@ class Trainer(Construction, Evaluation):
             if self.stop_reason:
                 break
             self._loop.result = StepResult(learning_rate=float(self.tools.scheduler.get_last_lr()[0]))
-            with self.event("step", window=window):
+            with self.event("step", window=window, counts=counts) as facts:
                 self.step(window, counts)
+                result = self.step_result
+                facts |= {"loss_sum": result.loss_sum, "grad_norm": result.grad_norm, "applied": result.applied}
+                facts["learning_rate"] = result.learning_rate
             self._advance(counts)
             self._log_if_due()
             if self.eval_frequency and self.global_step % self.eval_frequency == 0:
@@ -124,7 +128,7 @@ class Trainer(Construction, Evaluation):
                 self.checkpoint()
             if self.stop_reason or self.training_finished:
                 break
-        if self.stop_reason:
+        if self.stop_reason and not self.training_finished:
             self.tools.state.stopping = True
             self.checkpoint()
 
@@ -152,18 +156,26 @@ class Trainer(Construction, Evaluation):
         engine.train()
         total: torch.Tensor | float = 0.0
         for index, batch in enumerate(window.micro_batches):
-            with self.event("loss", batch=batch):
-                loss_sum = (loss or self.loss)(batch.to(self.device))
+            with self.event("loss", batch=batch) as facts:
+                if facts["batch"].num_supervised != batch.num_supervised:
+                    raise ValueError(
+                        f"on_loss_start returned a batch with {facts['batch'].num_supervised} supervised units, expected "
+                        f"{batch.num_supervised} as in the batch that it replaces, because the step divides by them; mask in the data"
+                    )
+                facts["batch"] = facts["batch"].to(self.device)
+                facts["loss"] = (loss or self.loss)(facts["batch"])
+            loss_sum = facts["loss"]
             total = total + loss_sum.detach()
             scale = self.world.size / units
             if index == last and loss is None and self.spike_sigmas and self._is_spike(total, units):
                 scale = math.nan  # non-finite gradients make every ZeRO stage skip the step
-            with self.event("backward", loss=loss_sum):
+            with self.event("backward", batch=facts["batch"], loss=loss_sum) as facts:
                 engine.set_gradient_accumulation_boundary(index == last)
                 # DeepSpeed averages gradients over ranks; `scale` contains the number of ranks to get their sum.
-                engine.backward(loss_sum * scale, scale_wrt_gas=False)
+                engine.backward(facts["loss"] * scale, scale_wrt_gas=False)
         if loss is None:
             self._loop.totals.loss_sum = self._loop.totals.loss_sum + total
+            self.step_result.loss_sum = total
         return total  # type: ignore[return-value]  # a window has at least one micro-batch
 
     def optimizer_step(self) -> bool:
@@ -197,8 +209,9 @@ class Trainer(Construction, Evaluation):
                     engine.finish_save()
                 if engine.do_checkpoint:
                     self.tools.state.since_last_log = self._loop.totals.state_dict()
-                    with self.event("checkpoint", engine=engine), self.event("save", engine=engine):
-                        engine.save()
+                    about = {"engine": engine, "path": engine.checkpoint_dir}
+                    with self.event("checkpoint", **about) as outer, self.event("save", **about) as inner:
+                        outer["path"] = inner["path"] = engine.save()
 
     def _is_spike(self, window_loss: torch.Tensor, units: int) -> bool:
         """Return whether the step's loss is a spike compared to recent ones; the same on every rank. Collective."""

@@ -84,6 +84,8 @@ class StepResult:
     grad_norm: float = math.nan
     learning_rate: float = math.nan
     """The learning rate that the step used."""
+    loss_sum: Any = 0.0
+    """This rank's sum of the losses of `Trainer.loss`, without a graph; it stays on the device."""
     spike: str = ""
     """Why the step's loss counts as a spike; empty if it does not."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +108,10 @@ class LoopState:
     """Sums since the last log line."""
     result: StepResult = field(default_factory=StepResult)
     """The step in progress, or the last one."""
+    asked: tuple[str, bool] = ("", False)
+    """Why code on this rank has asked to end the run (empty if it has not), and whether the run is then finished."""
+    ended: str = ""
+    """Why the run is finished before its horizon; empty if it is not."""
     evaluated_at: int = -1
     """Step of the last evaluation."""
     first_step: int = 0

@@ -26,7 +26,7 @@ BAD = [
     ("model=3", "model: got 3, expected one of hf, liger, random, tiny"),
     ("tracking=null", "tracking: got None, expected one of mlflow, none, or [] where it is a list"),
     ("checkpoint=[deepspeed,hff]", "checkpoint: got 'hff', expected one of deepspeed, hf; did you mean hf?"),
-    ("callback=[early_stopping]", "callback: got 'early_stopping', but this group has no options yet"),
+    ("callback=[early_stoping]", "callback: got 'early_stoping', expected one of early_stopping, ema, memory_profiler, profiler, samples; did you mean early_stopping?"),
     ("optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values, or optimizer.lr=[1,2] for a list"),
     ("tracking.wandb.x=1", "tracking.wandb.x: tracking.wandb is not among the chosen options (mlflow), and there is no such option"),
     ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon"),

@@ -41,7 +41,10 @@ class Bookkeeping(TrainerState):
         if not stop:
             self._loop.totals.by_source.update(dict(zip(names, by_source, strict=False)))
         else:
-            self.stop_reason = next(filter(None, distributed.gather_objects(self.tools.stop.reason)))
+            mine = (self.tools.stop.reason, False) if self.tools.stop.reason else self._loop.asked
+            self.stop_reason, finished = next(asked for asked in distributed.gather_objects(mine) if asked[0])
+            if finished:
+                self._loop.ended = self.tools.state.ended = self.stop_reason
             if self.world.is_main:
                 self.tools.stop.acknowledge()
         return {"supervised": supervised, "tokens": tokens, "padding": padding}
@@ -52,7 +55,7 @@ class Bookkeeping(TrainerState):
             over and self.global_step > self._loop.first_step
         ):  # at least one step per start, so that every start makes progress
             self.tools.stop.reason = self.tools.stop.reason or f"trainer.max_minutes={self.max_minutes:g} has elapsed"
-        return int(self.tools.stop.requested(look_for_file=self.world.is_main))
+        return int(self.tools.stop.requested(look_for_file=self.world.is_main) or bool(self._loop.asked[0]))
 
     def _advance(self, counts: dict[str, int]) -> None:
         """Advance all counters past the completed step, so that a checkpoint saved now describes the state after it."""
@@ -98,8 +101,15 @@ class Bookkeeping(TrainerState):
             self.last_metrics["spiked_steps"] = self.progress.spiked_steps
         self.last_metrics |= {name: float(value) for name, value in self.step_result.metrics.items()}
         self._loop.totals = LogSums()
+        self.last_metrics = self._offered(self.last_metrics)
         self._record(self.last_metrics)
         self.tools.display.step(self.last_metrics)
+
+    def _offered(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return a line of metrics as the callbacks leave it."""
+        facts = {"metrics": values}
+        self.notify("log", self, facts)
+        return facts["metrics"]
 
     def _record(self, values: dict[str, Any]) -> None:
         """Write one line of metrics; only rank 0 has a metrics file and trackers."""

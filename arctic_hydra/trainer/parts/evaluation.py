@@ -54,7 +54,7 @@ class Evaluation(Bookkeeping):
         import torch
 
         names = loader.source_names
-        with self.event("evaluate"), self._loop.totals.untimed():
+        with self._loop.totals.untimed(), self.event("evaluate", loader=loader, engine=self.tools.engine) as facts:
             self.tools.engine.eval()
             sums = torch.zeros(len(names), 3, dtype=torch.float64, device=self.device)
             with torch.no_grad():
@@ -62,9 +62,10 @@ class Evaluation(Bookkeeping):
                     for batch in window.micro_batches:
                         sums += self.evaluation_sums(batch.to(self.device), len(names))
             values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
+            self.last_evaluation = facts["metrics"] = {"step": self.global_step, **values}
         self._loop.evaluated_at = self.global_step
-        self.last_evaluation = self.tools.state.evaluation = {"step": self.global_step, **values}
-        self._record({**self.last_evaluation, "epoch": self._epoch_position()})
+        self.last_evaluation = self.tools.state.evaluation = facts["metrics"]
+        self._record(self._offered({**self.last_evaluation, "epoch": self._epoch_position()}))
         self.tools.display.evaluation(self.last_evaluation)
         return self.last_evaluation
 

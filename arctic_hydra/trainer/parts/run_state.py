@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.callback.base import Callback
+from arctic_hydra.callback.base import Callback, fire
 from arctic_hydra.component import Component
 from arctic_hydra.data.base import Loader
 from arctic_hydra.data.batch import StepBatch
+from arctic_hydra.patterns import matching
 from arctic_hydra.progress import Progress
 from arctic_hydra.trainer.loop_state import LoopState, StepResult
 from arctic_hydra.trainer.settings import TrainerSettings
@@ -104,8 +105,8 @@ class TrainerState(TrainerSettings):
 
     @property
     def training_finished(self) -> bool:
-        """Whether the run has reached its horizon."""
-        return self.global_step >= self._loop.horizon
+        """Whether the run has reached its horizon, or a callback has finished it."""
+        return self.global_step >= self._loop.horizon or bool(self._loop.ended)
 
     def set_callbacks(self, callbacks: list[Callback], world: distributed.World) -> None:
         """Set the callbacks; called first, so that they receive every event."""
@@ -125,6 +126,7 @@ class TrainerState(TrainerSettings):
         """Set the objects that the runner built; called once, before `train`."""
         self.tools = tools
         self._loop.progress = tools.state.progress
+        self._loop.ended = self.stop_reason = tools.state.ended
         self.last_evaluation = tools.state.evaluation
         self._loop.evaluated_at = int(tools.state.evaluation.get("step", -1))
         self._loop.first_step, self._loop.started = tools.state.progress.global_step, time.monotonic()
@@ -137,8 +139,35 @@ class TrainerState(TrainerSettings):
         del self.tools
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
-        """Call `on_<event>` of every callback."""
-        for callback in self._loop.callbacks:
-            handler = getattr(callback, f"on_{event}", None)
-            if handler is not None:
-                handler(self, {"component": component, **facts})
+        """Call `on_<event>` of every callback; a value that one returns replaces one of the facts."""
+        facts["component"] = component
+        fire(self._loop.callbacks, event, self, facts)  # type: ignore[arg-type]  # every trainer derives from this class
+
+    def listeners(self, event: str) -> list[Callback]:
+        """Return the callbacks that define `on_<event>`."""
+        return [callback for callback in self._loop.callbacks if hasattr(callback, f"on_{event}")]
+
+    def stop(self, reason: str, *, finished: bool = False) -> None:
+        """End the run before its next step; any code may call it at any time, on one rank or on several.
+
+        All ranks agree on it when the next step begins. With `finished` the run ends as at its horizon: it is evaluated,
+        saved and exported, and the same command does not continue it. Otherwise it stops with a resumable checkpoint, and
+        the same command continues. Only the first call counts, and a signal comes before it.
+        """
+        self._loop.asked = self._loop.asked if self._loop.asked[0] else (reason, finished)
+
+    @contextmanager
+    def weights(self, *patterns: str, writes: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield whole weights by name: a copy in fp32 on the device of this rank, at every ZeRO stage; collective.
+
+        `patterns` are regular expressions that are searched for in the names of parameters. The weights are those that the
+        optimizer updates. With `writes`, what rank 0 changes in place becomes the weights of all ranks and survives later
+        steps; otherwise changes are dropped. Every rank must enter and leave the context; between steps, and in a
+        converter's `post_optimizer_hook`. Raises ConfigError for a pattern that matches no parameter.
+        """
+        from arctic_hydra.callback.master_weights import whole
+
+        names = [name for name, _ in self.tools.engine.module.named_parameters()]
+        chosen = matching("trainer.weights", list(patterns), names)
+        with whole(self.tools.engine, [name for name in names if name in chosen], writes=writes) as values:
+            yield values

@@ -1,0 +1,93 @@
+"""Samples: what the model generates from fixed prompts while it trains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arctic_hydra import distributed
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.component import component
+from arctic_hydra.human_numbers import HumanInt, integer
+
+if TYPE_CHECKING:
+    from arctic_hydra.trainer.base import Trainer
+
+FILE = "samples.jsonl"
+"""File in the run directory: a line with `step`, `prompt` and `completion` per sample."""
+
+
+@component(group="callback", name="samples")
+class Samples(Callback):
+    """Generates from fixed prompts at each evaluation, into `samples.jsonl`, the report and the trackers.
+
+    The most probable token is chosen each time, so that samples differ between evaluations only as the weights do. Every token
+    takes a forward pass over the text so far, without a cache of keys and values, which works for any model and attention.
+    """
+
+    prompts: list[str] = field(default_factory=list)
+    """The prompts; each is the message of a user if the tokenizer has a chat template."""
+    as_chat: bool = True
+    """Whether to render the prompts with the tokenizer's chat template, if it has one; false continues them as plain text."""
+    max_new_tokens: HumanInt = integer(64, minimum=1, maximum=100_000)
+    """Maximum number of tokens to generate per prompt."""
+
+    needs_evaluation: ClassVar[bool] = True
+
+    def validate(self) -> None:
+        if not self.prompts or not all(isinstance(prompt, str) and prompt for prompt in self.prompts):
+            raise ValueError(
+                f"prompts: got {self.prompts}, expected at least one text, such as ['What is a neural network?']"
+            )
+
+    def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        """Drop the samples of steps that a resumed run repeats."""
+        path = trainer.tools.run_dir / FILE
+        if trainer.world.is_main and path.exists():
+            last = int(trainer.last_evaluation.get("step", -1))
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def on_evaluate_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        """Generate; collective at ZeRO-3, where every rank holds a part of the weights."""
+        if trainer.zero_stage != 3 and not trainer.world.is_main:
+            return
+        made = {prompt: self._complete(trainer, prompt) for prompt in self.prompts}
+        if not trainer.world.is_main:
+            return
+        self._write(trainer.tools.run_dir / FILE, trainer.global_step, made)
+        text = "\n\n".join(f"> {prompt}\n\n{completion}" for prompt, completion in made.items())
+        for tracker in trainer.tools.trackers:
+            tracker.log_text(trainer.global_step, "samples", text)
+
+    def _write(self, path: Path, step: int, made: dict[str, str]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            for prompt, completion in made.items():
+                file.write(json.dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
+
+    def _complete(self, trainer: Trainer, prompt: str) -> str:
+        """Return what the model writes after a prompt, up to a stop token."""
+        import torch
+
+        tokenizer: Any = trainer.tools.state.tokenizer
+        stops = {tokenizer.eos_token_id, *trainer.tools.state.stop_tokens()}
+        ids, made = self._encode(tokenizer, prompt), list[int]()
+        with torch.no_grad(), distributed.without_sequence_group():
+            while len(made) < self.max_new_tokens and not (made and made[-1] in stops):
+                text_BT = torch.tensor([ids + made], device=trainer.device)
+                places_BT = torch.arange(text_BT.shape[1], device=trainer.device)[None]
+                output = trainer.tools.engine(input_ids=text_BT, position_ids=places_BT, use_cache=False)
+                token = int(output.logits[0, -1].argmax())
+                # Ranks must agree when to end, or some would wait for the weights of others.
+                made.append(distributed.broadcast_object(token) if trainer.zero_stage == 3 else token)
+        return str(tokenizer.decode(made, skip_special_tokens=True))
+
+    def _encode(self, tokenizer: Any, prompt: str) -> list[int]:
+        if not (self.as_chat and tokenizer.chat_template):
+            return list(tokenizer(prompt)["input_ids"])
+        message = {"role": "user", "content": prompt}
+        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,39 @@
+"""The profiler writes a trace of the chosen steps."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+from arctic_hydra.callback.profiler import Profiler
+from tests.ranks import run_ranks
+from tests.trainer.loop import documents, make_trainer
+
+DATA = documents([12] * 6, [4] * 6)
+
+
+def _profiled(folder, steps, all_ranks):
+    trainer = make_trainer(DATA, folder)
+    trainer.set_callbacks([Profiler(skip_steps=1, steps=steps, all_ranks=all_ranks)], trainer.world)
+    trainer.attach(trainer)
+    trainer.train()
+
+
+def _events(path):
+    return [event for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"] if event.get("name")]
+
+
+def test_it_writes_a_trace_of_the_chosen_steps(tmp_path):
+    run_ranks(1, _profiled, tmp_path, 2, False)
+    [path] = (tmp_path / "profile").iterdir()
+    assert path.name == "rank-00000-from-step-2.json.gz"
+    names = [event["name"] for event in _events(path)]
+    assert [name for name in ("step 1", "step 2", "step 3", "step 4") if name in names] == ["step 2", "step 3"]
+    assert "aten::mm" in names
+
+
+def test_it_writes_one_of_each_rank_also_if_training_ends_before(tmp_path):
+    run_ranks(2, _profiled, tmp_path, 100, True)
+    assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == [
+        f"rank-0000{rank}-from-step-2.json.gz" for rank in (0, 1)
+    ]
