@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -64,10 +63,10 @@ def code_identity(component: Component) -> dict[str, Any]:
 def _module_hash(kind: type) -> str:
     """Return a hash of the syntax tree of a class's module, which does not change with its comments.
 
-    For a class of `code=`, it is a hash of the file and of all modules that it imports from its directory.
+    For a class of `code=`, it is the hash of the module and of all that it imports from its directory.
     """
     if code_file.owns(kind.__module__):
-        return hashlib.sha256(json.dumps(code_file.content(), sort_keys=True).encode()).hexdigest()
+        return code_file.module_digest(kind.__module__)
     module = sys.modules.get(kind.__module__)
     try:
         content = ast.dump(ast.parse(inspect.getsource(module))).encode()  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -52,7 +53,7 @@ class CodeFile:
             raise ConfigError(f"code: got {text[:250]!r}, but there is no such file; {expected}")
         if path.suffix != ".py" or not path.stem.isidentifier():
             raise ConfigError(f"code: got {text!r}, whose name is not that of a Python module; {expected}")
-        sums = {str(item.relative_to(path.parent)): _sha256(item) for item in sorted(_modules(path))}
+        sums = {str(item.relative_to(path.parent)): _sha256(item) for item in sorted(_modules(path, path.parent))}
         return cls(path, text, sums)
 
 
@@ -107,6 +108,17 @@ def content() -> dict[str, Any] | None:
     return {"file": _FILES[0].path.name, "sha256": _FILES[0].sha256} if _FILES else None
 
 
+def module_digest(name: str) -> str:
+    """Return a hash of one of the modules that `owns` and of those of its directory that it imports."""
+    [file] = _FILES
+    root = file.path.parent
+    path = root.joinpath(*name.split(".")[1:])
+    mine = [path.with_name(f"{path.name}.py"), path / "__init__.py"]
+    names = sorted(str(item.relative_to(root)) for start in mine if start.is_file() for item in _modules(start, root))
+    sums = [(name, file.sha256.get(name, "")) for name in names]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
 def record_entry(before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entry `code` of a run's record; none if neither this start nor the one before has a file."""
     return {"code": content()} if _FILES or before.get("code") else {}
@@ -126,7 +138,7 @@ def change_since(before: Mapping[str, Any] | None) -> str:
 def copy_to(folder: Path) -> None:
     """Copy the file and the modules of its directory that it imports."""
     for file in _FILES:
-        for path in _modules(file.path):
+        for path in _modules(file.path, file.path.parent):
             target = folder / path.relative_to(file.path.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
@@ -149,8 +161,8 @@ def _import(file: CodeFile) -> None:
         raise ConfigError(f"code: {file.typed} cannot be imported: {describe(error)}; {remedy}") from error
 
 
-def _modules(path: Path) -> set[Path]:
-    """Return a file and the modules of its directory that it imports with a dot, directly or through others.
+def _modules(path: Path, root: Path) -> set[Path]:
+    """Return a file and the modules below `root` that it imports with a dot, directly or through others.
 
     Imports inside functions count, so the files are read instead of `sys.modules`.
     """
@@ -161,6 +173,8 @@ def _modules(path: Path) -> set[Path]:
         if file in found:
             continue
         found.add(file)
+        packages = [folder / "__init__.py" for folder in file.parents if root in folder.parents]
+        waiting += [item for item in packages if item.is_file()]
         try:
             tree = ast.parse(file.read_bytes(), file)
         except (SyntaxError, ValueError, OSError) as error:
@@ -170,7 +184,7 @@ def _modules(path: Path) -> set[Path]:
                 folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
                 names = [folder, *(folder / alias.name for alias in node.names)]
                 candidates = [item for name in names for item in (Path(f"{name}.py"), name / "__init__.py")]
-                waiting += [item for item in candidates if item.is_file() and path.parent in item.parents]
+                waiting += [item for item in candidates if item.is_file() and root in item.parents]
     return found
 
 

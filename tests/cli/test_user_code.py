@@ -16,9 +16,9 @@ from tests.command import SMALLEST, metrics, only_run, run
 
 MAIN = '''
 from arctic_hydra.component import component
-from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.trainer.sft import SFTTrainer
 
+from . import rows
 from .pieces import Saboteur
 
 
@@ -34,10 +34,6 @@ class ScaledTrainer(SFTTrainer):
 
         return scaled(super().loss(batch), self.factor)
 
-
-@component(group="source", name="rows")
-class Rows(JsonSource):
-    """The rows of a file."""
 '''
 PIECES = '''
 import os
@@ -56,10 +52,19 @@ class Saboteur(Callback):
     def on_train_start(self, trainer, facts):
         assert not os.path.exists(self.file), "sabotage"
 '''
+ROWS = '''
+from arctic_hydra.component import component
+from arctic_hydra.data.source.json import JsonSource
+
+
+@component(group="source", name="rows")
+class Rows(JsonSource):
+    """The rows of a file."""
+'''
 FACTORS = "def scaled(loss, factor):\n    return loss * factor\n"
 RUN = (
-    f"code=mine/my_lab.py trainer=code:scaled callback=[code:saboteur] data=json data/sources=[code:rows] data.sources.rows.path=rows.jsonl "
-    f"{SMALLEST} trainer.train_iters=2 tracking=[] checkpoint=[deepspeed]"
+    "code=mine/my_lab.py trainer=code:scaled callback=[code:saboteur] data=json data/sources=[code:rows] "
+    f"data.sources.rows.path=rows.jsonl {SMALLEST} trainer.train_iters=2 tracking=[] checkpoint=[deepspeed]"
 )
 
 
@@ -67,7 +72,13 @@ RUN = (
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with data, and with the code in a folder of its own."""
     (tmp_path / "mine").mkdir()
-    for name, text in (("my_lab", MAIN), ("pieces", PIECES), ("factors", FACTORS), ("unused", "1 / 0\n")):
+    for name, text in (
+        ("my_lab", MAIN),
+        ("pieces", PIECES),
+        ("rows", ROWS),
+        ("factors", FACTORS),
+        ("unused", "1 / 0\n"),
+    ):
         (tmp_path / "mine" / f"{name}.py").write_text(text)
     chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you"}]
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps({'messages': chat})}\n" * 40)
@@ -87,7 +98,7 @@ def test_every_process_of_a_run_imports_the_file(folder: Path) -> None:
     run_dir = only_run(folder)
     assert metrics(run_dir)[0]["loss"] == pytest.approx(2 * math.log(4096), rel=0.05)
     record = json.loads((run_dir / "record.json").read_text())
-    names = ("factors.py", "my_lab.py", "pieces.py")
+    names = ("factors.py", "my_lab.py", "pieces.py", "rows.py")
     assert record["code"] == {"file": "my_lab.py", "sha256": {name: _sha256(folder / "mine" / name) for name in names}}
     text = (run_dir / "run.json").read_text()
     assert "arctic_hydra_code.my_lab.ScaledTrainer" in text and "my_lab.py" not in text and "mine" not in text
@@ -96,7 +107,9 @@ def test_every_process_of_a_run_imports_the_file(folder: Path) -> None:
     assert "code: factors.py has changed since this run last started; pass fresh=true" in done.stdout
     assert "code:" not in run(again, folder).stdout
     missing = run(again.replace("code=mine/my_lab.py", ""), folder, code=2).stderr
-    assert "trainer: got 'code:scaled', expected one of causal, sft; options with this prefix come from a file" in missing
+    assert (
+        "trainer: got 'code:scaled', expected one of causal, sft; options with this prefix come from a file" in missing
+    )
     assert "exported" in run(f"{again} task=export", folder).stdout
     assert "memory   peak" in run(f"{again} task=check", folder).stdout
 
@@ -109,7 +122,9 @@ def test_a_sweep_and_its_retry_need_the_file(folder: Path) -> None:
     (folder / "sabotage").unlink()
     (folder / "mine" / "factors.py").write_text(FACTORS + "# another content\n")
     without = run(f"retry {sweep}", folder, code=2, module="arctic_hydra.sweep").stderr
-    assert "got 'arctic_hydra_code.my_lab.ScaledTrainer', a class of a file that only the command line can name" in without
+    assert (
+        "got 'arctic_hydra_code.my_lab.ScaledTrainer', a class of a file that only the command line can name" in without
+    )
     retried = run(f"retry {sweep} code=mine/my_lab.py", folder, module="arctic_hydra.sweep").stdout
     assert retried.count("code: factors.py has changed since this run last started") == 1
 
@@ -134,7 +149,10 @@ def test_a_script_of_slurm_names_the_file_or_its_copy(folder: Path, capsys: pyte
         ("code=mine/script.py", "cannot be imported: SystemExit: 3 (MINE/script.py:2)"),
         ("code=mine/plain.py", "(MINE/plain.py:1); import a module of its directory with a dot: `from .pieces import"),
         ("code=mine/factors.py", "code=mine/factors.py: registers no component; decorate a class with @component"),
-        ("code=mine/twice.py", "optimizer=code:x is already arctic_hydra_code.twice.A; arctic_hydra_code.twice.B needs"),
+        (
+            "code=mine/twice.py",
+            "optimizer=code:x is already arctic_hydra_code.twice.A; arctic_hydra_code.twice.B needs",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file(argument: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,12 +32,26 @@ def test_what_is_hashed_and_copied(mine: Path, tmp_path_factory: pytest.TempPath
     code_file.take(["x=1", f"code={mine}/my_lab.py"], load=False)
     found = code_file.content()
     assert found is not None and found["file"] == "my_lab.py"
-    names = ["a.py", "b.py", "late.py", "my_lab.py", "parts/inner.py"]
+    names = ["a.py", "b.py", "late.py", "my_lab.py", "parts/__init__.py", "parts/inner.py"]
     assert sorted(found["sha256"]) == names
     target = tmp_path_factory.mktemp("copy")
     code_file.copy_to(target)
     assert sorted(str(path.relative_to(target)) for path in target.rglob("*.py")) == names
-    assert code_file.arguments() == [f"code={mine}/my_lab.py"] and code_file.arguments(target) == [f"code={target}/my_lab.py"]
+    assert code_file.arguments() == [f"code={mine}/my_lab.py"] and code_file.arguments(target) == [
+        f"code={target}/my_lab.py"
+    ]
+
+
+def test_the_hash_of_a_module_is_that_of_what_it_imports(mine: Path) -> None:
+    def digests() -> list[str]:
+        code_file.take([f"code={mine}/my_lab.py"], load=False)
+        return [code_file.module_digest(f"{code_file.PACKAGE}.{name}") for name in ("my_lab", "parts.inner", "a")]
+
+    before = digests()
+    assert len(set(before)) == 3
+    (mine / "b.py").write_text("z = 2\n")
+    after = digests()
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, False, True]
 
 
 def test_a_change_is_told(mine: Path) -> None:
