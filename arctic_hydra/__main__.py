@@ -18,8 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from arctic_hydra import __version__, component, config, redaction
-from arctic_hydra.cli import compose, help, multirun, search_path
+from arctic_hydra import __version__, config, redaction
+from arctic_hydra.cli import compose, help, multirun, search_path, user_code
 from arctic_hydra.cli.compose_errors import translate_error
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize
 from arctic_hydra.cli.run import run_one
@@ -46,8 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not _has_working_directory():
             raise ConfigError("the working directory no longer exists; change to another")
-        component.load_extensions()
-        code = _dispatch([normalize(argument) for argument in arguments])
+        code = _dispatch([normalize(argument) for argument in user_code.load(arguments)])
         if code == EXIT_STOPPED_EARLY:
             atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
         return code

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_tr
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from arctic_hydra.errors import ConfigError, FieldError
+from arctic_hydra.errors import FieldError, describe
+from arctic_hydra.files import code_file
 from arctic_hydra.human_numbers import NumberRule
 
 if TYPE_CHECKING:
@@ -172,23 +173,25 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
     """Register a class as option `name` of config group `group`.
 
     The class becomes a keyword-only dataclass with a `_target_` field, its schema is stored as
-    `schema/<group>/<name>`, and a config can name it as `_target_`. Raises ValueError if the option exists.
+    `schema/<group>/<name>`, and a config can name it as `_target_`. In the file of `code=`, `code:` precedes the name.
+    Raises ValueError if the option exists.
     """
 
     def register(cls: C) -> C:
         target = f"{cls.__module__}.{cls.__qualname__}"
-        if (group, name) in _REGISTRY:
-            taken = _REGISTRY[group, name]
+        option = f"{code_file.PREFIX}{name}" if code_file.owns(cls.__module__) else name
+        if (group, option) in _REGISTRY:
+            taken = _REGISTRY[group, option]
             raise ValueError(
-                f"{group}={name} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name"
+                f"{group}={option} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name"
             )
         cls.__annotations__ = {"_target_": "str", **cls.__dict__.get("__annotations__", {})}
         cls._target_ = target  # type: ignore[attr-defined]
-        cls.option_group, cls.option_name = group, name  # type: ignore[attr-defined]
+        cls.option_group, cls.option_name = group, option  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
-        _REGISTRY[group, name] = decorated
+        _REGISTRY[group, option] = decorated
         BY_TARGET[target] = decorated
-        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=decorated, provider="arctic_hydra")
+        ConfigStore.instance().store(group=f"schema/{group}", name=option, node=decorated, provider="arctic_hydra")
         return decorated  # type: ignore[no-any-return]
 
     return register
@@ -253,20 +256,24 @@ def _extension_of(package: str) -> str:
     return names[0] if names else ""
 
 
+BROKEN_EXTENSIONS: dict[str, str] = {}
+"""Why an installed extension cannot be imported, by its top-level package."""
+
+
 def load_extensions() -> None:
     """Import each installed extension, which registers its components.
 
-    Raises ConfigError with the name of the distribution if an extension cannot be imported.
+    One that cannot be imported blocks only the commands that use it: the reason is kept in `BROKEN_EXTENSIONS`.
     """
     for point in extensions():
         try:
             importlib.import_module(point.module)
         except Exception as error:
             owner = point.dist.name if point.dist else point.name
-            raise ConfigError(
-                f"extension {point.name!r} of package {owner!r} cannot be imported: {type(error).__name__}: {error}; "
+            BROKEN_EXTENSIONS[point.module.partition(".")[0]] = (
+                f"extension {point.name!r} of package {owner!r} cannot be imported: {describe(error)}; "
                 f"fix it, or `pip uninstall {owner}`"
-            ) from error
+            )
 
 
 @cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from arctic_hydra.redaction import mask
@@ -90,6 +92,19 @@ def print_error(error: ArcticHydraError) -> None:
     for problem in error.problems:
         text = printable(mask(problem), keep="" if isinstance(error, ConfigError) else "\n\t")
         print(f"error: {text}", file=sys.stderr)
+
+
+def describe(error: BaseException) -> str:
+    """Return type, message and place of an error in code of a user, on one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    ours = os.path.dirname(__file__)
+    frames = [
+        item for item in traceback.extract_tb(error.__traceback__) if not item.filename.startswith((ours, "<frozen"))
+    ]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

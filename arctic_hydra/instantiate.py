@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from arctic_hydra.component import (
+    BROKEN_EXTENSIONS,
     BY_TARGET,
     ENTRY_POINT_GROUP,
     MISSING_VALUE,
@@ -27,6 +28,7 @@ from arctic_hydra.component import (
     registered,
 )
 from arctic_hydra.errors import ConfigError, FieldError
+from arctic_hydra.files import code_file
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 _NO_EFFECT = "a key that Hydra interprets, which has no effect here; remove it"
@@ -49,6 +51,13 @@ def create(tree: Mapping[str, Any], key: str = "") -> Any:
 
 def refused_target(key: str, name: Any) -> str:
     """Return the problem of a class that a config names at `key` and that is not registered."""
+    if code_file.owns(str(name)):
+        return (
+            f"{key}: got {name!r}, a class of a file that only the command line can name; pass code=<path of the file>, as the "
+            "command that began the run did"
+        )
+    if broken := BROKEN_EXTENSIONS.get(str(name).partition(".")[0]):
+        return f"{key}: got {name!r}, but {broken}"
     return (
         f"{key}: got {name!r}, which is not allowed to be imported from a config (nothing was imported); expected a registered "
         f"component of arctic_hydra or of an installed extension; choose one with {_remedy(key)}, or declare your own package "
@@ -69,7 +78,7 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
         what = f"{key}: got {node!r}, expected an option; pass {key.replace('.', '/')}=<name of an option>"
         problems.append(what if key else f"config: got {node!r}, expected a composed config")
         return None
-    if not isinstance(target, str) or target not in BY_TARGET:
+    if not isinstance(target, str) or target not in BY_TARGET or target.partition(".")[0] in BROKEN_EXTENSIONS:
         problems.append(refused_target(f"{key}._target_" if key else "_target_", target))
         return None
     cls: Any = BY_TARGET[target]
@@ -91,6 +100,8 @@ def _build(cls: Any, node: Mapping[str, Any], key: str, problems: list[str]) -> 
         full_key = f"{prefix}{name}"
         if name in _HYDRA_KEYS and (name != "_target_" or name not in known):
             problems.append(refused_target(full_key, value) if name == "_target_" else f"{full_key}: {_NO_EFFECT}")
+        elif full_key == "code":
+            problems.append(f"code: got {value!r}, but {code_file.REFUSAL}")
         elif name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             other = f"did you mean {prefix}{near[0]}?" if near else "remove it"

@@ -66,6 +66,7 @@ RECORD_FILE = Schema(
             "git": (Table({"revision": str, "dirty": bool}), None),
             "working_directory": Table(optional={"git": (Table({"revision": str, "dirty": bool}), None)}),
             "versions": dict,
+            "code": (Table({"file": str, "sha256": dict}), None),
         }
     ),
 )

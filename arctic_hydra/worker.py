@@ -1,6 +1,6 @@
 """One rank: builds the run from `run.json` and executes it, without composing anything.
 
-Started as `python -m arctic_hydra.worker <run.json>`, once per rank.
+Started as `python -m arctic_hydra.worker <run.json>`, once per rank, with the `code=` of the command if there is one.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ def _run(run_file: Path) -> dict[str, Any]:
     from arctic_hydra import component, config, log, run_directory
     from arctic_hydra.distributed import World, count_gpus
     from arctic_hydra.errors import StateFileError
+    from arctic_hydra.files import code_file
 
     log.quiet_libraries()
     if count_gpus() == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
     component.load_extensions()
+    code_file.take(sys.argv[2:])
     clean = run_directory.RunDirectory(run_file.parent).config()
     if clean is None:
         raise StateFileError(f"{run_file}: is missing; repeat the command of the run, which writes it again")

@@ -98,15 +98,108 @@ def test_an_extension_can_be_a_single_module(tmp_path):
     run("--cfg job", tmp_path, PYTHONPATH=str(tmp_path))
 
 
-def test_a_broken_extension_is_named(my_lab, tmp_path):
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "broken_lab.py").write_text("import nothing_of_that_name\n")
-    (tmp_path / "broken" / "broken_lab-1.0.dist-info").mkdir()
-    (tmp_path / "broken" / "broken_lab-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: broken-lab\nVersion: 1.0\n"
+OPTIONS = """
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.component import component
+from arctic_hydra.optimizer.adamw import AdamWFactory
+
+
+@component(group="optimizer", name="soap2")
+class Soap2(AdamWFactory):
+    \"""Registered.\"""
+
+
+@component(group="callback", name="herald")
+class Herald(Callback):
+    \"""Registered.\"""
+"""
+SCHEMA = "defaults:\n  - /schema/{}@_here_\n  - _self_\n"
+
+
+def install(folder, name, options, **confs):
+    """Write an extension package with one module, and return what PYTHONPATH has to be."""
+    package, metadata = folder / name, folder / f"{name}-1.0.dist-info"
+    (package / "conf").mkdir(parents=True)
+    metadata.mkdir()
+    for path, text in (("__init__.py", ""), ("conf/__init__.py", ""), ("options.py", options)):
+        (package / path).write_text(text)
+    for option, text in confs.items():
+        path = package / "conf" / f"{option.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[arctic_hydra]\n{name} = {name}.options\n")
+    return str(folder)
+
+
+def fails(arguments, folder, path):
+    """Run a command that is refused, and return its only line of error."""
+    done = run(f"{arguments} --cfg job", folder, code=2, PYTHONPATH=path)
+    [line] = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert line.startswith("error: "), done.stderr
+    return line
+
+
+BROKEN = {
+    "a missing package": (
+        "import nothing_of_that_name\n",
+        "ModuleNotFoundError: No module named 'nothing_of_that_name'",
+    ),
+    "a typo in an event": (
+        OPTIONS + "    def on_step_ende(self, trainer, facts): ...\n",
+        "TypeError: Herald.on_step_ende",
+    ),
+    "a name twice": (
+        OPTIONS.replace("soap2", "adamw"),
+        "ValueError: optimizer=adamw is already arctic_hydra.optimizer",
+    ),
+    "bad syntax": ("def\n", "SyntaxError: "),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_extension_is_named_and_blocks_only_what_uses_it(what, tmp_path):
+    text, said = BROKEN[what]
+    confs = {"optimizer__soap2": SCHEMA.format("optimizer/soap2"), "callback__herald": "# @package callback.herald\n"}
+    confs["callback__herald"] += SCHEMA.format("callback/herald")
+    path = install(tmp_path / "site", "broken_lab", text, **confs)
+    done = run("--cfg job", tmp_path, PYTHONPATH=path)
+    [warning] = done.stderr.splitlines()
+    told = "extension 'broken_lab' of package 'broken-lab' cannot be imported: "
+    assert warning.startswith(f"warning: {told}{said}") and "fix it, or `pip uninstall broken-lab`" in warning
+    assert "broken_lab/options.py:" in warning
+    for option in ("optimizer=soap2", "callback=[herald]"):
+        assert told in fails(option, tmp_path, path)
+
+
+def test_an_extension_whose_package_cannot_be_imported_blocks_only_what_uses_it(tmp_path):
+    path = install(tmp_path / "site", "broken_lab", OPTIONS, optimizer__soap2=SCHEMA.format("optimizer/soap2"))
+    (tmp_path / "site" / "broken_lab" / "__init__.py").write_text("1 / 0\n")
+    assert "ZeroDivisionError" in run("--cfg job", tmp_path, PYTHONPATH=path).stderr
+    assert "cannot be imported: ZeroDivisionError" in fails("optimizer=soap2", tmp_path, path)
+
+
+def test_the_errors_of_authors_say_what_to_write(tmp_path):
+    path = install(
+        tmp_path / "site",
+        "new_lab",
+        OPTIONS + OPTIONS.partition("AdamWFactory\n")[2].replace("soap2", "twice").replace("herald", "bare"),
+        callback__bare=SCHEMA.format("callback/bare"),
+        callback__ghost="# @package callback.ghost\n" + SCHEMA.format("callback/ghost"),
+        optimizer__twice=SCHEMA.format("optimizer/twice") + "lr: 1e-3\nlr: 1e-4\n",
     )
-    (tmp_path / "broken" / "broken_lab-1.0.dist-info" / "entry_points.txt").write_text(
-        "[arctic_hydra]\nb = broken_lab\n"
+    for option, group, name in (("optimizer=soap2", "optimizer", "Soap2"), ("callback=[herald]", "callback", "Herald")):
+        line = fails(option, tmp_path, path)
+        assert (
+            f"new_lab.options.{name} is registered under this name but has no YAML file: write new_lab/conf/{group}/"
+            in line
+        )
+        assert ("# @package callback.herald" in line) == (group == "callback")
+    line = fails("callback=[bare]", tmp_path, path)
+    assert (
+        "new_lab/conf/callback/bare.yaml has no package line; write '# @package callback.bare' as its first line"
+        in line
     )
-    done = run("--cfg job", tmp_path, code=2, PYTHONPATH=str(tmp_path / "broken"))
-    assert "extension 'b' of package 'broken-lab' cannot be imported: ModuleNotFoundError" in done.stderr
+    assert "new_lab/conf/optimizer/twice.yaml:5: found duplicate key lr" in fails("optimizer=twice", tmp_path, path)
+    line = fails("callback=[ghost]", tmp_path, path)
+    assert "its YAML file names the schema callback/ghost, but no class of this name is registered" in line

@@ -14,20 +14,22 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.cli.search_path import conf_dir
-from arctic_hydra.component import flatten
+from arctic_hydra.component import BROKEN_EXTENSIONS, flatten, registered
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files import code_file
 
-LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
-NAMED_SETS = ("data.sources", "data.eval_sources")
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now")
 """The resolvers that an interpolation may call: none that constructs objects or reads files."""
 _ONE_TASK = (
     "each machine has one task, which starts all of its ranks; pass ranks=<number>, or hydra.launcher.gpus_per_node"
 )
-_HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")}
-"""Keys known from other launchers, with what to use instead."""
+_HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "tasks_per_node", "ntasks_per_node")} | {
+    "code": code_file.REFUSAL
+}
+"""Keys known from other launchers or from the command line, with what to use instead."""
 
 
 def translate_error(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
@@ -144,11 +146,38 @@ def _unknown_option(text: str) -> ConfigError:
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
     listing = text.partition("Available options in")[2].partition("Config search path")[0]
     options = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
-    hint = _did_you_mean(option, options)
+    hint = why_no_option(group, option) or _did_you_mean(option, options)
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
 
 
+def why_no_option(group: str, option: str) -> str:
+    """Return what an author has to do for an option that has no YAML file; empty for an unknown one."""
+    if option.startswith(code_file.PREFIX) and not code_file.typed_arguments():
+        return "; options with this prefix come from a file; pass code=<path of the file> too"
+    if cls := registered(group).get((group, option)):
+        head = f"# @package {group}.{option}\n" if group in LIST_GROUPS else ""
+        text = f"{head}defaults:\n  - /schema/{group}/{option}@_here_\n  - _self_\n"
+        package = cls.__module__.partition(".")[0]
+        return (
+            f"; {cls.__module__}.{cls.__qualname__} is registered under this name but has no YAML file: write "
+            f"{package}/conf/{group}/{option}.yaml with {text!r}, and an empty {package}/conf/__init__.py"
+        )
+    return "".join(f"; {problem}" for problem in BROKEN_EXTENSIONS.values())
+
+
 def _no_such_option(group: str, option: str) -> ConfigError:
+    if group.startswith("schema/"):
+        group = group.removeprefix("schema/")
+        broken = "; ".join(BROKEN_EXTENSIONS.values())
+        advice = (
+            broken
+            or f"register a class with @component(group={group!r}, name={option!r}), in a module that the entry point imports"
+        )
+        return ConfigError(
+            f"{group}: its YAML file names the schema {group}/{option}, but no class of this name is registered; {advice}"
+        )
+    if advice := why_no_option(group, option):
+        return ConfigError(f"{group}: got {option!r}{advice}")
     options = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
     hint = _did_you_mean(option, options)
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
@@ -189,10 +218,13 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         if "." not in item.key_or_group and isinstance(item.value(), str | list)
     ]
     choices = [line for line in choices if line.partition("=")[0].lstrip("+~") != key]
-    try:
-        known = flatten(OmegaConf.to_container(recompose(choices), resolve=False))
-    except (HydraException, OmegaConfBaseException):
-        known = flatten(OmegaConf.to_container(recompose([]), resolve=False))
+    known: dict[str, Any] = {}  # stays empty if the primary config itself has the key
+    for kept in (choices, []):
+        try:
+            known = flatten(OmegaConf.to_container(recompose(kept), resolve=False))
+            break
+        except (HydraException, OmegaConfBaseException):
+            continue
     keys = sorted(known)
     parts = key.split(".")
     if parts[0] in LIST_GROUPS and len(parts) > 1:

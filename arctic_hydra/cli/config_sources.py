@@ -16,6 +16,10 @@ from hydra.plugins.config_source import ConfigResult
 from arctic_hydra.component import extensions
 from arctic_hydra.errors import ConfigError
 
+LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
+"""Groups of which a run takes several options."""
+NAMED_SETS = ("data.sources", "data.eval_sources")
+
 
 class ConfigCache(dict[str, ConfigResult]):
     """Loaded configs by path; later compositions use them, even if the files have changed."""
@@ -45,11 +49,27 @@ class _Repository(ConfigRepository):
             return deepcopy(self._cache[config_path])
         found = super().load_config(config_path)
         if found is not None:
+            if problem := _package_problem(config_path, found):
+                raise ConfigError(problem)
             self._cache[config_path] = deepcopy(found)
         return found
 
     def config_exists(self, config_path: str) -> bool:
         return config_path in self._cache or super().config_exists(config_path)
+
+
+def _package_problem(config_path: str, found: ConfigResult) -> str | None:
+    """Return what is wrong with an option of a group that takes several: without a package line it would replace the group."""
+    group, _, option = config_path.removesuffix(".yaml").rpartition("/")
+    here = any(item.package == "" for item in found.defaults_list or ())  # as Hydra reads `_here_`
+    if group.replace("/", ".") not in (*LIST_GROUPS, *NAMED_SETS) or found.header.get("package"):
+        return None
+    if not here and not found.config:  # only a choice of other options
+        return None
+    scheme, _, place = found.path.partition("://")
+    folder = place.replace(".", "/") if scheme == "pkg" else place
+    line = f"# @package {group.replace('/', '.')}.{option}"
+    return f"{group}={option}: {folder}/{group}/{option}.yaml has no package line; write {line!r} as its first line"
 
 
 def _source_problem(provider: str | None, path: str | None) -> str | None:

@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
-from arctic_hydra.cli.compose_errors import LIST_GROUPS
+from arctic_hydra.cli.config_sources import LIST_GROUPS
 from arctic_hydra.cli.search_path import conf_dir, hydra_with
 from arctic_hydra.component import default_of, is_settings, registered
 from arctic_hydra.config import Run

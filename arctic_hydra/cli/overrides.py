@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files import code_file
 from arctic_hydra.human_numbers import parse_human_number
 
 FREE_FORM_OF_PLUGINS = {"additional_parameters", "params", "pruner_kwargs"}
@@ -62,9 +63,9 @@ def _free_form() -> set[str]:
 
 
 def flags(config_name: str, config_dir: str | None) -> list[str]:
-    """Return the flags that select the config on a command line, none for the default config."""
+    """Return the arguments that select the config and the code on a command line, none for the defaults."""
     name = [] if config_name == "config" else ["--config-name", config_name]
-    return [*name, *(["--config-dir", config_dir] if config_dir else [])]
+    return [*name, *(["--config-dir", config_dir] if config_dir else []), *code_file.typed_arguments()]
 
 
 def is_hydra_override(override: str, part: str = "") -> bool:

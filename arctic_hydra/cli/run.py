@@ -62,7 +62,7 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         result = directory.record().get("result", {})
         objective = format_number(result.get("objective"))
         print(f"finished already: {relative(directory.path)} (step {result.get('step')}, objective {objective})")
-        print("pass fresh=true to train it again from the start")
+        print(job.code_change() or "pass fresh=true to train it again from the start")
         job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE
     signals: list[int] = []

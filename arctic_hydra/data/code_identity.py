@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.component import Component, default_of
+from arctic_hydra.files import code_file
 
 KNOWN_PACKAGES = frozenset((*sys.stdlib_module_names, __name__.partition(".")[0]))
 
@@ -60,7 +61,12 @@ def code_identity(component: Component) -> dict[str, Any]:
 
 @cache
 def _module_hash(kind: type) -> str:
-    """Return a hash of the syntax tree of a class's module, which does not change with its comments."""
+    """Return a hash of the syntax tree of a class's module, which does not change with its comments.
+
+    For a class of `code=`, it is the hash of the module and of all that it imports from its directory.
+    """
+    if code_file.owns(kind.__module__):
+        return code_file.module_digest(kind.__module__)
     module = sys.modules.get(kind.__module__)
     try:
         content = ast.dump(ast.parse(inspect.getsource(module))).encode()  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from typing import Any
 
 from arctic_hydra import python_flags, redaction
 from arctic_hydra.errors import ArcticHydraError, print_error
+from arctic_hydra.files import code_file
 from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent
 from arctic_hydra.launch.failures import GRACE_SECONDS, FailureWatch, living_ranks, report_silent_failures, send_signal
 from arctic_hydra.launch.nodes import Nodes
@@ -78,7 +79,7 @@ def main() -> int:
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--rendezvous", default="localhost:0")
     parser.add_argument("--remote", action="store_true", help="take the environment and signals from standard input")
-    options = parser.parse_args()
+    options = parser.parse_args(code_file.take(sys.argv[1:], load=False))
     redaction.protect()
     directory = RunDirectory(options.run_file.parent)
     relay = SignalRelay(directory, Nodes(options.nnodes, options.node_rank, options.rendezvous))
@@ -130,7 +131,7 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
     watch = FailureWatch(directory)
     try:
         elastic_launch(launch_config, sys.executable)(
-            *python_flags(), "-u", "-m", "arctic_hydra.worker", str(options.run_file)
+            *python_flags(), "-u", "-m", "arctic_hydra.worker", str(options.run_file), *code_file.arguments()
         )
     except ChildFailedError as error:
         watch.close()

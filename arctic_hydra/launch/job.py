@@ -19,7 +19,7 @@ from typing import Any
 from arctic_hydra import component, config, provenance, redaction, run_directory
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError
-from arctic_hydra.files import ownership
+from arctic_hydra.files import code_file, ownership
 from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.launch import nodes
 from arctic_hydra.redaction import redact, redact_override
@@ -123,11 +123,17 @@ class Job:
         if before.get("status") != run_directory.FINISHED:
             return False
         if before.get("data", data) != data:  # unknown if the record was damaged
+            what = "its data, or the code that reads it," if self.code_change() else "its data"
             raise ArcticHydraError(
-                f"{self.directory.path} is finished, but its data has changed since; pass fresh=true to train on the current "
+                f"{self.directory.path} is finished, but {what} has changed since; pass fresh=true to train on the current "
                 f"data, or name=<another> to keep this run"
             )
         return True
+
+    def code_change(self) -> str:
+        """Return a sentence on how the file of `code=` differs from that of the last start; empty if it does not."""
+        before = self.directory.record()
+        return code_file.change_since(before.get("code")) if before.get("status") else ""
 
     def data_digest(self) -> str:
         """Return a hash of the content of the run's local data; sources on the hub are not included."""
@@ -148,6 +154,8 @@ class Job:
     def write_run_files(self, data: str) -> str | None:
         """Write the files that the ranks read and the record; return how the run differs from a finished one of its name."""
         directory = self.directory
+        if change := self.code_change():
+            print(change, flush=True)
         directory.clear_result()
         (directory.path / ".hydra").mkdir(exist_ok=True)
         clean = redact(self.tree)
@@ -163,6 +171,7 @@ class Job:
             overrides=self.overrides,
             identity=who,
             ranks=self.run.world_size_wanted,
+            **code_file.record_entry(directory.record()),
             started=time.time(),
             **provenance.surroundings(),
         )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import python_flags
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files import code_file
 
 if TYPE_CHECKING:
     from arctic_hydra.config import Run
@@ -90,6 +91,7 @@ class Hosts:
                 str(run_file),
                 str(ranks),
                 *nodes.arguments(),
+                *code_file.arguments(),
             ]
             python_path = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
             command = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([python_path, *agent, '--remote'])}"

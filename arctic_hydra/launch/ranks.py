@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from arctic_hydra import python_flags
+from arctic_hydra.files import code_file
 from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
@@ -95,6 +96,7 @@ def open_ranks(
         str(directory.run_file),
         str(ranks),
         *nodes.arguments(),
+        *code_file.arguments(),
     ]
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if share.gpus:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from arctic_hydra import component, redaction
 from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error, printable
+from arctic_hydra.files import code_file
 from arctic_hydra.files.state_file import last_lines
 from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.run_directory import relative
@@ -38,10 +39,11 @@ WATCH_SECONDS = 2.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; return its exit code."""
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
     redaction.protect()
     try:
         component.load_extensions()
+        options = _parser().parse_args(code_file.take(arguments))
         sweep = Sweep.load(options.directory.resolve())
         jobs = _chosen(sweep, options.job)
         code = int(options.function(sweep, jobs, options))

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.files import code_file
 from arctic_hydra.files.state_file import APPEND, open_regular
 from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks
@@ -108,7 +109,11 @@ def restarter(entry: SweepJob) -> Starter:
     def start(share: MachineShare) -> Started:
         data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
         directory.clear_result()
-        directory.update_record(status=RUNNING, started=time.time(), data=data)
+        if change := job.code_change():
+            print(change, flush=True)
+        directory.update_record(
+            status=RUNNING, started=time.time(), data=data, **code_file.record_entry(directory.record())
+        )
         ranks = job.run.ranks_per_node
         return Started(open_ranks(directory, ranks, lock, {}, share), directory)
 

@@ -20,6 +20,7 @@ from typing import Any
 from arctic_hydra import python_flags, run_directory
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError, printable
+from arctic_hydra.files import code_file
 from arctic_hydra.launch.slurm_options import check_options as check_options
 from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
 
@@ -180,7 +181,7 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         "sweep": str(sweep.path),
         "jobs": [{"run_dir": path, "launcher": _launcher(job)} for path, job in waiting.items()],
     }
-    words = [sys.executable, *python_flags(), "-m", "hydra_plugins.arctic_hydra._slurm_submit"]
+    words = [sys.executable, *python_flags(), "-m", "hydra_plugins.arctic_hydra._slurm_submit", *code_file.arguments()]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None, "both are pipes"
         process.stdin.write(json.dumps(asked))

@@ -14,6 +14,7 @@ from typing import Any
 from arctic_hydra import python_flags
 from arctic_hydra.config import Run
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
+from arctic_hydra.files import code_file
 
 Findings = tuple[list[str], list[ArcticHydraError]]
 """The lines of the memory estimate, and errors that would stop the run before its first step; one of them is empty."""
@@ -21,7 +22,15 @@ Findings = tuple[list[str], list[ArcticHydraError]]
 
 def check_in_subprocess(tree: dict[str, Any]) -> Findings:
     """Check a resolved config in a child process and return its findings."""
-    command = [sys.executable, *python_flags(), "-W", "ignore", "-m", "arctic_hydra.tasks.check"]
+    command = [
+        sys.executable,
+        *python_flags(),
+        "-W",
+        "ignore",
+        "-m",
+        "arctic_hydra.tasks.check",
+        *code_file.arguments(),
+    ]
     done = subprocess.run(command, input=json.dumps(tree), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["the estimator process exited without an error message"])[-1]
@@ -67,6 +76,7 @@ def _main() -> None:
     log.quiet_libraries()
     log.quiet_progress_bars()
     component.load_extensions()
+    code_file.take(sys.argv[1:])
     lines, errors = find(config.build(json.load(sys.stdin)))
     answer = {
         "lines": [

@@ -18,7 +18,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from arctic_hydra.__main__ import main
+from arctic_hydra.files import code_file
 from arctic_hydra.run_directory import RunDirectory, write_json
+from arctic_hydra.sweep.directory import Sweep, SweepJob
 from tests.command import SMALL, environment, only_run, run
 from tests.composing import composed
 
@@ -240,3 +242,103 @@ def test_only_the_command_line_trusts_code_of_a_model(
         "error: tokenizer.trust_remote_code",
     ]
     assert main([*own, "model.trust_remote_code=true", "tokenizer.trust_remote_code=True"]) == 0
+
+
+EVIL_FILE = """
+import os
+from arctic_hydra.component import component
+from arctic_hydra.optimizer.adamw import AdamWFactory
+open(os.environ["EVIL_FILE"], "w").close()
+@component(group="optimizer", name="evil")
+class Evil(AdamWFactory): pass
+"""
+CODE_IN_CONFIGS = {
+    "a whole config": "defaults: [config, _self_]\ncode: evil_code.py\n",
+    "an environment variable": "defaults: [config, _self_]\ncode: ${oc.env:EVIL_CODE}\n",
+    "a list": "defaults: [config, _self_]\ncode: [evil_code.py]\n",
+    "a component": "defaults: [config, _self_]\nmodel: {code: evil_code.py}\n",
+    "an option of a file": "defaults: [config, override optimizer: 'code:evil', _self_]\n",
+    "a class of a file": "defaults: [config, _self_]\noptimizer: {_target_: arctic_hydra_code.evil_code.Evil}\n",
+    "Hydra": "defaults: [config, _self_]\nhydra: {code: evil_code.py}\n",
+    "a sweeper": "defaults: [config, _self_]\nhydra: {sweeper: {params: {code: evil_code.py}}}\n",
+}
+CODE_IN_ARGUMENTS = [
+    "+code=evil_code.py",
+    "++code=evil_code.py",
+    "code=${oc.env:EVIL_CODE}",
+    "code='${oc.env:EVIL_CODE}'",
+    "optimizer=code:evil",
+    "+experiment.code=evil_code.py",
+    "+hydra.code=evil_code.py",
+    "hydra.sweeper.params={code:evil_code.py}",
+]
+
+
+@pytest.fixture
+def evil_code(evil: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for `code=`, which leaves a file when it is imported."""
+    (evil / "evil_code.py").write_text(EVIL_FILE)
+    (evil / "code").write_text("evil_code.py")
+    for name in ("CODE", "EVIL_CODE", "ARCTIC_HYDRA_CODE"):
+        monkeypatch.setenv(name, "evil_code.py")
+    monkeypatch.setattr(code_file, "_FILES", [])
+    return evil
+
+
+def test_the_command_line_imports_a_file(evil_code: Path) -> None:
+    """The control: the tests below would see it."""
+    run("code=evil_code.py optimizer=code:evil --cfg job", evil_code, EVIL_FILE=str(evil_code / "called"))
+    assert (evil_code / "called").exists()
+
+
+@pytest.mark.parametrize("what", CODE_IN_CONFIGS)
+def test_no_config_file_names_a_file_of_code(what: str, evil_code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (evil_code / "mine" / "experiment").mkdir(parents=True)
+    (evil_code / "mine" / "own.yaml").write_text(CODE_IN_CONFIGS[what])
+    experiment = CODE_IN_CONFIGS[what].partition("\n")[2]
+    (evil_code / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{experiment}")
+    files = [["--config-name", "own"], *([["experiment=own"]] if experiment and "Hydra" not in what else [])]
+    for arguments in ([*file, *more] for file in files for more in (["--cfg", "job"], ["-m", "seed=1,2"])):
+        if what == "a sweeper" and "--cfg" in arguments:
+            continue  # a single run has no sweeper
+        assert main([*arguments, "--config-dir", "mine"]) == 2, arguments
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ") and "Traceback" not in printed.err, printed.err
+        assert_nothing_ran(evil_code)
+
+
+@pytest.mark.parametrize("argument", CODE_IN_ARGUMENTS)
+@pytest.mark.parametrize("more", ["", "-m"])
+def test_no_override_names_a_file_of_code(
+    argument: str, more: str, evil_code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument, *more.split(), "seed=1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and "Traceback" not in printed.err, printed.err
+    assert_nothing_ran(evil_code)
+
+
+def test_no_state_file_names_a_file_of_code(evil_code: Path) -> None:
+    """Neither `run.json` of a rank, nor its record, nor `sweep.json` of a retry; only their own command lines do."""
+    directory = RunDirectory(evil_code / "edited")
+    directory.create()
+    tree = composed()
+    for change, said in (
+        ({"code": str(evil_code / "evil_code.py")}, "but no config may name code"),
+        ({"optimizer": {**tree["optimizer"], "_target_": "arctic_hydra_code.evil_code.Evil"}}, "pass code=<path of"),
+    ):
+        write_json(directory.run_file, {"config": tree | change, "code": str(evil_code / "evil_code.py")})
+        directory.update_record(status="failed", code={"file": str(evil_code / "evil_code.py"), "sha256": {}})
+        rank = [sys.executable, "-m", "arctic_hydra.worker", str(directory.run_file)]
+        done = subprocess.run(rank, env=environment(), capture_output=True, text=True, cwd=evil_code)
+        assert done.returncode == 2, done.stderr
+        assert said in directory.errors()[0]["message"]
+        job = SweepJob(
+            0, ["code=evil_code.py"], str(directory.path), str(directory.run_file), {"kind": "local", "pid": 1}
+        )
+        sweep = Sweep(evil_code / "sweep", "x", "x", "grid", ["code=evil_code.py"], "auto", False, "local", ".", [job])
+        sweep.path.mkdir(exist_ok=True)
+        sweep.save()
+        retried = run("retry sweep", evil_code, code=2, module="arctic_hydra.sweep")
+        assert said in retried.stderr, retried.stderr
+        assert_nothing_ran(evil_code)

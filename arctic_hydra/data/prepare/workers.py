@@ -21,6 +21,7 @@ from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.prepare.preparer import PrepareOptions, RowPreparer, SourceRows
 from arctic_hydra.data.prepare.row_report import RowReport
 from arctic_hydra.errors import DataError
+from arctic_hydra.files import code_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +115,9 @@ def _pool(
         pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
         file.flush()
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(path,))
+        pool = ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_start_worker, initargs=(path, code_file.arguments())
+        )
         try:
             yield pool
         except BaseException:
@@ -133,7 +136,7 @@ def _worker_died(processes: int) -> DataError:
 _WORKER_PREPARERS: list[RowPreparer] = []
 
 
-def _start_worker(path: str) -> None:
+def _start_worker(path: str, code: Sequence[str]) -> None:
     # The parent may block signals and decides when to stop; workers exit on SIGTERM and ignore Ctrl-C.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -144,6 +147,7 @@ def _start_worker(path: str) -> None:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         return  # the work was finished before this process started
+    code_file.take(code)  # sources may be instances of its classes
     sources, tokenizer, options = pickle.loads(content)
     _WORKER_PREPARERS[:] = [RowPreparer(source, tokenizer, options) for source in sources]
 

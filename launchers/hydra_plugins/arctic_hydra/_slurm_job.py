@@ -65,6 +65,7 @@ class RunJob:
 
     def _run_on_first_node(self, directory: Any, nodes: Any, secrets: dict[str, Any]) -> int:
         from arctic_hydra import run_directory
+        from arctic_hydra.files import code_file
         from arctic_hydra.launch import job, ranks
 
         lock = directory.lock(LOCK_SECONDS)
@@ -72,8 +73,15 @@ class RunJob:
             print(f"finished already: {directory.path}", flush=True)
             return 0
         directory.clear_result()
+        before = directory.record()
+        if change := code_file.change_since(before.get("code")):
+            print(change, flush=True)
         directory.update_record(
-            status=run_directory.RUNNING, host=socket.gethostname(), requeues=self.requeues, started=time.time()
+            **code_file.record_entry(before),
+            status=run_directory.RUNNING,
+            host=socket.gethostname(),
+            requeues=self.requeues,
+            started=time.time(),
         )
         signals: list[int] = []
         code = ranks.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)

@@ -15,8 +15,11 @@ from typing import Any
 
 from arctic_hydra import python_flags
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files import code_file
 from arctic_hydra.launch.slurm_options import check_folder, check_options
 
+CODE_FOLDER = "code"
+"""Folder of a snapshot with the file of `code=`."""
 _RENAMED = {"name": "job-name", "timeout_min": "time"}
 _NO_PARAMETERS = frozenset(
     "array_parallelism max_array_size signal_delay_s max_requeues mem_gb poll_seconds setup teardown srun_args "
@@ -44,6 +47,7 @@ def render(options: dict[str, Any], count: int, *, python: str, snapshot: Path |
         # Since SLURM 22.05 a step does not inherit this number from the allocation, and its ranks would share one core.
         step.append(f"--cpus-per-task={options['cpus_per_task']}")
     module = [*python_flags(), "-u", "-m", "hydra_plugins.arctic_hydra._slurm_start", str(folder)]
+    module += code_file.arguments(snapshot and snapshot / CODE_FOLDER)
     setup = [*([marker] if marker else []), *options["setup"]]
     lines = [
         "#!/bin/bash",

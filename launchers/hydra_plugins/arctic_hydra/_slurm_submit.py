@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
-from hydra_plugins.arctic_hydra._slurm_script import render
+from hydra_plugins.arctic_hydra._slurm_script import CODE_FOLDER, render
 
 from arctic_hydra.errors import ArcticHydraError, ConfigError, print_error
+from arctic_hydra.files import code_file
 from arctic_hydra.launch.slurm_options import line_problem
 from arctic_hydra.provenance import git_state
 from arctic_hydra.run_directory import RunDirectory
@@ -208,6 +209,7 @@ def take_snapshot(folder: Path) -> Path:
     state = git_state(root)
     name = f"snapshot-{state['revision'][:12] if state else 'installed'}-{os.getpid()}"
     target = folder / name
+    code_file.copy_to(target / CODE_FOLDER)
     if state is None:
         shutil.copytree(package, target / "arctic_hydra", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(Path(__file__).parent, target / "hydra_plugins" / "arctic_hydra")
@@ -226,6 +228,7 @@ def main() -> None:
 
     Prints a line `[[run_dir, submission], ...]` per array.
     """
+    code_file.take(sys.argv[1:], load=False)
     asked = json.load(sys.stdin)
     together: dict[str, list[str]] = {}
     for item in asked["jobs"]:

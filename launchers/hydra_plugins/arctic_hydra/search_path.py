@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
@@ -18,11 +19,14 @@ class ExtensionSearchPath(SearchPathPlugin):
         """Append the options of each extension if the composing program is arctic_hydra."""
         main = next((item.path for item in search_path.get_path() if item.provider == "main"), "") or ""
         from arctic_hydra.cli.search_path import conf_dir
+        from arctic_hydra.component import BROKEN_EXTENSIONS
 
         if main.removeprefix("file://") != conf_dir():
             return
         for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
             package = point.module.partition(".")[0]
+            if package in BROKEN_EXTENSIONS and package not in sys.modules:
+                continue  # it cannot be imported, and neither can its `conf`
             root = find_spec(package)
             is_package = root is not None and root.submodule_search_locations is not None
             if is_package and find_spec(f"{package}.conf") is not None:

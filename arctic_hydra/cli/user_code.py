@@ -1,0 +1,50 @@
+"""Code of the user on the command line: the file of `code=`, whose components become options without a YAML file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from arctic_hydra.cli.config_sources import LIST_GROUPS
+from arctic_hydra.component import BROKEN_EXTENSIONS, load_extensions, registered
+from arctic_hydra.errors import ConfigError, printable
+from arctic_hydra.files import code_file
+from arctic_hydra.redaction import mask
+
+_SOURCES = ("data/sources", "data/eval_sources")
+
+
+def load(arguments: Sequence[str]) -> list[str]:
+    """Import the installed extensions and the file that `code=<path>` names; return the other arguments.
+
+    A broken extension is a warning, as this command may not use it. Raises ConfigError if the file cannot be imported or
+    registers no component.
+    """
+    load_extensions()
+    for text in BROKEN_EXTENSIONS.values():
+        print(f"warning: {printable(mask(text))}", file=sys.stderr)
+    others = code_file.take(arguments)
+    if code_file.typed_arguments():
+        found = [key for key in registered() if key[1].startswith(code_file.PREFIX)]
+        if not found:
+            raise ConfigError(
+                f"{code_file.typed_arguments()[0]}: registers no component; decorate a class with "
+                "@component(group=..., name=...)"
+            )
+        for group, option in found:
+            _store_option(group, option)
+    return others
+
+
+def _store_option(group: str, option: str) -> None:
+    """Store what the YAML file of the option would hold."""
+    node: dict[str, Any] = {"defaults": [f"/schema/{group}/{option}@_here_", "_self_"]}
+    if group == "data":
+        node["defaults"][1:1] = [{"sources": []}, {"eval_sources": []}]
+    name = option.removeprefix(code_file.PREFIX)
+    for folder in _SOURCES if group == "source" else [group]:
+        package = f"{folder.replace('/', '.')}.{name}" if folder in (*LIST_GROUPS, *_SOURCES) else None
+        ConfigStore.instance().store(group=folder, name=option, node=node, package=package, provider="code")
