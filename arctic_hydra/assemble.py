@@ -119,14 +119,15 @@ def join_ranks(run: Run) -> World:
 def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
     """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
+    padding = run.pack_tokens, run.data.row_multiple
     with legacy_identity(has_legacy_id(run, run_dir)):
         group_loader, eval_loader = run.data.build(tokenizer, geometry(run, dealt_to))
     return Data(
         world=world,
         tokenizer=tokenizer,
         group_loader=group_loader,
-        loader=shard_loader(group_loader, run.pack_tokens),
-        eval_loader=eval_loader and shard_loader(eval_loader, run.pack_tokens),
+        loader=shard_loader(group_loader, *padding),
+        eval_loader=eval_loader and shard_loader(eval_loader, *padding),
     )
 
 

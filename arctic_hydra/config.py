@@ -233,8 +233,10 @@ class Run(Component):
 
     @property
     def pack_tokens(self) -> int | None:
-        """Tokens to which every row is padded for a compiled model; None if rows are not padded."""
-        return self.trainer.micro_batch_size * self.data.row_tokens if self.model.compile else None
+        """Tokens to which every row is padded for a compiled model or by `data.pad_to`; None if there is no such length."""
+        if self.model.compile:
+            return self.trainer.micro_batch_size * self.data.row_tokens
+        return self.data.padded_row_tokens(self.trainer.micro_batch_size)
 
     def attach(self, trainer: RunContext) -> None:
         """Attach every component to the trainer, and set the trainer's ZeRO stage."""
@@ -300,7 +302,12 @@ def run_id(run: Run) -> str:
     return _digest(_with_batch(run, _identity_of(run, defaults=False)))
 
 
-_ADDED_FIELDS: frozenset[str] = frozenset()
+_ADDED_FIELDS: frozenset[str] = frozenset(
+    (
+        "always_max_length drop_last repeat_to_pack_max_length fuse_positions_prob pad_to div_length max_prompt_length "
+        "exit_iteration_this_run eval_log_iter_interval expert_parallel_size deterministic"
+    ).split()
+)
 """Names of fields added since components were known by class; the ids of runs from before do not contain them."""
 
 

@@ -181,6 +181,15 @@ class DataFactory(Component):
         return int(self.__dict__.get("max_length") or 0)
 
     @property
+    def row_multiple(self) -> int:
+        """Number of tokens whose multiples the lengths of rows are padded to; 1 if they are not."""
+        return 1
+
+    def padded_row_tokens(self, micro_batch_size: int) -> int | None:
+        """Tokens to which each row of a batch is padded at least; None if rows are not padded to a length."""
+        return None
+
+    @property
     def end_of_turn_tokens(self) -> Sequence[str]:
         """Tokens that the config names as ends of a turn, besides the tokenizer's special tokens."""
         return ()
