@@ -158,7 +158,7 @@ class TokenizedDataFactory(DataFactory):
 
         source, key = self.sources_of(split)[name], self._key(split, name)
         try:
-            rows = as_rows(source.load(split))
+            rows = as_rows(source.rows(split))
             reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
         except DataError as error:
             raise DataError(f"{key}: {error}") from error

@@ -234,7 +234,9 @@ def _with_short_prompt(item: _Example, most: int, limit: int, head: int, policy:
     else:
         kept = np.concatenate([np.arange(head), np.arange(prompt - max(0, most - head), prompt)])[:most]
     chosen = np.concatenate([kept, np.arange(prompt, len(item.ids))])[:limit]
-    return item.ids[chosen], item.mask[chosen]
+    mask = item.mask[chosen]
+    mask[:1] = 0  # the first token has no predecessor that could predict it
+    return item.ids[chosen], mask
 
 
 def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:
