@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import distributed, engine, log
+from arctic_hydra import cross_checks, distributed, engine, log
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
 from arctic_hydra.checkpoint.initial_weights import Weights
@@ -233,6 +233,13 @@ def geometry(run: Run, dealt_to: World) -> BatchGeometry:
     )
 
 
+def check_length(run: Run, model_config: Any) -> None:
+    """Raise ConfigError if examples may have more tokens than the model has positions."""
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if problems := list(cross_checks.position_problems(run, limit)):
+        raise ConfigError(problems)
+
+
 def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for `ranks` ranks, with every `auto` filled in.
 
@@ -241,6 +248,7 @@ def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
     from arctic_hydra.model.ulysses import check_heads
 
     trainer = run.trainer
+    check_length(run, model_config)
     check_heads(model_config, trainer.sequence_parallel_size)
     hidden_size = int(model_config.get_text_config().hidden_size)
     accumulation = trainer.gradient_accumulation_steps

@@ -93,8 +93,8 @@ class Log(Component):
 
     level: str = "INFO"
     """Log level of this package: DEBUG, INFO, WARNING or ERROR; other libraries log from WARNING."""
-    interval: Any = integer(1, minimum=1)  # the type of a slot cannot contain unions, see `component`
-    """Optimizer steps between log lines in `metrics.jsonl` and on the terminal."""
+    interval: Any = integer(1, minimum=0)  # the type of a slot cannot contain unions, see `component`
+    """Optimizer steps between log lines in `metrics.jsonl` and on the terminal; 0: only one at the end, of the whole run."""
     print_ranks: Any = field(default_factory=lambda: [0])
     """Ranks that print to the terminal: a list, or `*` for all."""
     file_ranks: Any = "*"

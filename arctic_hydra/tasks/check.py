@@ -47,6 +47,7 @@ def find(run: Run) -> Findings:
         found.append(error)
     try:
         model_config = run.model.create_config()
+        assemble.check_length(run, model_config)
         if tokenizer is not None:
             assemble.check_vocabulary(run, model_config, tokenizer)
     except ArcticHydraError as error:

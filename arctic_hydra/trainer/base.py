@@ -253,7 +253,8 @@ class Trainer(TrainerSettings):
         self._loop.evaluated_at = self.global_step
         self.last_evaluation = self.tools.state.evaluation = {"step": self.global_step, **values}
         self._record({**self.last_evaluation, "epoch": self._epoch_position()})
-        self.tools.display.evaluation(self.last_evaluation)
+        if self.prints_evaluation(self.global_step):
+            self.tools.display.evaluation(self.last_evaluation)
         return self.last_evaluation
 
     def checkpoint(self) -> None:
@@ -346,11 +347,14 @@ class Trainer(TrainerSettings):
                 f"{self.progress.consecutive_skipped_steps} consecutive steps had non-finite gradients or a loss spike (last: "
                 f"step {self.global_step}), so the weights did not change; lower optimizer.lr or check the data; a checkpoint was saved"
             )
-        if self.exit_iteration and self.global_step >= self.exit_iteration and not self.training_finished:
-            self.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
+        if not self.training_finished:
+            self.stop_reason = self.stop_reason or self.exit_reason(
+                self.global_step, self.global_step - self._loop.first_step
+            )
 
     def _log_if_due(self) -> None:
-        if self.global_step % self.tools.log_interval and not self.training_finished:
+        interval = self.tools.log_interval or self.training_horizon
+        if self.global_step % interval and not self.training_finished:
             return
         import torch
 

@@ -23,3 +23,27 @@ def test_a_run_of_no_length_is_refused() -> None:
 def test_numbers_are_read_as_people_write_them() -> None:
     trainer = SFTTrainer(train_iters="2Ki", max_minutes="1.5", epochs=0)
     assert (trainer.train_iters, trainer.max_minutes) == (2048, 1.5)
+
+
+def test_the_reasons_to_stop_early() -> None:
+    trainer = SFTTrainer(exit_iteration=10, exit_iteration_this_run="2")
+    assert [trainer.exit_reason(step, 1) for step in (9, 10)] == ["", "reached trainer.exit_iteration=10"]
+    assert trainer.exit_reason(9, 2) == "did trainer.exit_iteration_this_run=2 steps"
+    assert SFTTrainer().exit_reason(10**6, 10**6) == ""
+
+
+def test_which_evaluations_are_printed() -> None:
+    def printed(**fields: int) -> list[int]:
+        trainer = SFTTrainer(**fields)
+        return [step for step in (0, 5, 10, 15, 20, 22) if trainer.prints_evaluation(step)]
+
+    assert printed(eval_frequency=5) == [0, 5, 10, 15, 20, 22]
+    assert printed(eval_frequency=5, eval_log_iter_interval=2) == [0, 10, 20, 22], "and the last one"
+    assert printed(eval_frequency=5, eval_log_iter_interval=0) == printed(eval_log_iter_interval=0) == []
+    with pytest.raises(ValueError, match="eval_log_iter_interval: got 2, which has no effect with eval_frequency=0"):
+        SFTTrainer(eval_log_iter_interval=2)
+
+
+def test_experts_are_not_divided_among_ranks() -> None:
+    with pytest.raises(ValueError, match="expert_parallel_size: got 8, but experts cannot .* pass deepspeed=zero3"):
+        SFTTrainer(expert_parallel_size=8)
