@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ def start_log(run: Run, run_dir: Path) -> None:
 def join_ranks(run: Run) -> World:
     """Start the process groups, seed this process, and return its place among the ranks. Collective."""
     world, trainer = World.from_env(), run.trainer
+    if run.deterministic:
+        use_deterministic_algorithms()
     distributed.start(world, trainer.collective_timeout_seconds)
     distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
     seed_everything(run.seed)
@@ -348,6 +351,18 @@ def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizer
             f"model: has {rows} embedding rows, but the tokenizer has {tokens} tokens; use the model's own "
             f"tokenizer (tokenizer=hf), or a model with a larger vocabulary"
         )
+
+
+def use_deterministic_algorithms() -> None:
+    """Let this process use deterministic algorithms only; called before cuBLAS is initialized, which reads the environment then."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = (
+        "1"  # transformers hands it to flash attention, which torch does not know
+    )
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def seed_everything(seed: int) -> None:

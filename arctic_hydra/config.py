@@ -142,6 +142,9 @@ class Run(Component):
     """Folder of all runs, relative to the working directory."""
     seed: int = 42
     """Seed of weights, data order and dropout."""
+    deterministic: bool = False
+    """Use deterministic algorithms only (torch, cuDNN, cuBLAS): the same command gives bit-identical results on the same machine
+    and versions; slower, and an operation that has no such algorithm is an error."""
     fresh: bool = False
     """Delete the results of an earlier run of this config, and start over."""
     objective: str = "auto"
