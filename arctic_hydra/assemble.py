@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import distributed, engine, log
+from arctic_hydra import cross_checks, distributed, engine, log
 from arctic_hydra.callback.ema import ExponentialMovingAverage
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
@@ -110,6 +111,8 @@ def start_log(run: Run, run_dir: Path) -> None:
 def join_ranks(run: Run) -> World:
     """Start the process groups, seed this process, and return its place among the ranks. Collective."""
     world, trainer = World.from_env(), run.trainer
+    if run.deterministic:
+        use_deterministic_algorithms()
     distributed.start(world, trainer.collective_timeout_seconds)
     distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
     seed_everything(run.seed)
@@ -119,6 +122,7 @@ def join_ranks(run: Run) -> World:
 def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
     """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
+    padding = run.pack_tokens, run.data.row_multiple
     with run.trainer.event("create_loader", tokenizer=tokenizer) as facts, legacy_identity(has_legacy_id(run, run_dir)):
         loaders = run.trainer.create_data(run.data, tokenizer, geometry(run, dealt_to))
         facts["loader"], facts["eval_loader"] = loaders
@@ -127,8 +131,8 @@ def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, 
         world=world,
         tokenizer=tokenizer,
         group_loader=group_loader,
-        loader=shard_loader(group_loader, run.pack_tokens),
-        eval_loader=eval_loader and shard_loader(eval_loader, run.pack_tokens),
+        loader=shard_loader(group_loader, *padding),
+        eval_loader=eval_loader and shard_loader(eval_loader, *padding),
     )
 
 
@@ -235,6 +239,13 @@ def geometry(run: Run, dealt_to: World) -> BatchGeometry:
     )
 
 
+def check_length(run: Run, model_config: Any) -> None:
+    """Raise ConfigError if examples may have more tokens than the model has positions."""
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if problems := list(cross_checks.position_problems(run, limit)):
+        raise ConfigError(problems)
+
+
 def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for `ranks` ranks, with every `auto` filled in.
 
@@ -243,6 +254,7 @@ def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
     from arctic_hydra.model.ulysses import check_heads
 
     trainer = run.trainer
+    check_length(run, model_config)
     check_heads(model_config, trainer.sequence_parallel_size)
     hidden_size = int(model_config.get_text_config().hidden_size)
     accumulation = trainer.gradient_accumulation_steps
@@ -349,6 +361,18 @@ def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizer
             f"model: has {rows} embedding rows, but the tokenizer has {tokens} tokens; use the model's own "
             f"tokenizer (tokenizer=hf), or a model with a larger vocabulary"
         )
+
+
+def use_deterministic_algorithms() -> None:
+    """Let this process use deterministic algorithms only; called before cuBLAS is initialized, which reads the environment then."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = (
+        "1"  # transformers hands it to flash attention, which torch does not know
+    )
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def seed_everything(seed: int) -> None:

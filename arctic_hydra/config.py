@@ -94,8 +94,8 @@ class Log(Component):
 
     level: str = "INFO"
     """Log level of this package: DEBUG, INFO, WARNING or ERROR; other libraries log from WARNING."""
-    interval: Any = integer(1, minimum=1)  # the type of a slot cannot contain unions, see `component`
-    """Optimizer steps between log lines in `metrics.jsonl` and on the terminal."""
+    interval: Any = integer(1, minimum=0)  # the type of a slot cannot contain unions, see `component`
+    """Optimizer steps between log lines in `metrics.jsonl` and on the terminal; 0: only one at the end, of the whole run."""
     print_ranks: Any = field(default_factory=lambda: [0])
     """Ranks that print to the terminal: a list, or `*` for all."""
     file_ranks: Any = "*"
@@ -143,6 +143,9 @@ class Run(Component):
     """Folder of all runs, relative to the working directory."""
     seed: int = 42
     """Seed of weights, data order and dropout."""
+    deterministic: bool = False
+    """Use deterministic algorithms only (torch, cuDNN, cuBLAS): the same command gives bit-identical results on the same machine
+    and versions; slower, and an operation that has no such algorithm is an error."""
     fresh: bool = False
     """Delete the results of an earlier run of this config, and start over."""
     objective: str = "auto"
@@ -234,8 +237,10 @@ class Run(Component):
 
     @property
     def pack_tokens(self) -> int | None:
-        """Tokens to which every row is padded for a compiled model; None if rows are not padded."""
-        return self.trainer.micro_batch_size * self.data.row_tokens if self.model.compile else None
+        """Tokens to which every row is padded for a compiled model or by `data.pad_to`; None if there is no such length."""
+        if self.model.compile:
+            return self.trainer.micro_batch_size * self.data.row_tokens
+        return self.data.padded_row_tokens(self.trainer.micro_batch_size)
 
     def attach(self, trainer: RunContext) -> None:
         """Attach every component to the trainer, and set the trainer's ZeRO stage."""
@@ -301,7 +306,12 @@ def run_id(run: Run) -> str:
     return _digest(_with_batch(run, _identity_of(run, defaults=False)))
 
 
-_ADDED_FIELDS: frozenset[str] = frozenset()
+_ADDED_FIELDS: frozenset[str] = frozenset(
+    (
+        "always_max_length drop_last repeat_to_pack_max_length fuse_positions_prob pad_to div_length max_prompt_length "
+        "exit_iteration_this_run eval_log_iter_interval expert_parallel_size deterministic"
+    ).split()
+)
 """Names of fields added since components were known by class; the ids of runs from before do not contain them."""
 
 

@@ -245,6 +245,7 @@ def environment_problems(run: Run) -> Iterator[str]:
     """Yield what the run needs and this machine lacks; read-only, does not import torch."""
     yield from _missing_starts(run)
     yield from _kill_switch_problems(run)
+    yield from position_problems(run, run.model.stored_position_limit)
     for slot in fields(run):
         value = getattr(run, slot.name)
         many = isinstance(value, dict)
@@ -262,6 +263,17 @@ def environment_problems(run: Run) -> Iterator[str]:
         )
     if gpus and run.ranks_per_node > gpus:
         yield f"ranks: got {run.ranks}, but this machine has {gpus} GPUs; pass ranks={gpus} or fewer"
+
+
+def position_problems(run: Run, limit: int | None) -> Iterator[str]:
+    """Yield a problem if examples may be longer than the `max_position_embeddings` of the model's own config."""
+    length = run.data.row_tokens
+    if limit and limit > 0 and length > limit:
+        yield (
+            f"data.max_length: got {length}, but the model's config has max_position_embeddings={limit}; pass "
+            f"data.max_length={limit}, or, if its positions can be extended (RoPE), "
+            f"model.hf_config_kwargs={{max_position_embeddings:{length}}}"
+        )
 
 
 def _missing_starts(run: Run) -> Iterator[str]:

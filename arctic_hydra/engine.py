@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.component import Component, component
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
+from arctic_hydra.model.layers import expert_blocks
 from arctic_hydra.optimizer import deepspeed_ops
 from arctic_hydra.redaction import redact
 
@@ -245,6 +246,9 @@ def initialize(
         config["gradient_clipping"] = 0.0  # `optimizer_step` clips, because it needs the norm to skip non-finite steps
     if any("ns_method" in group for group in optimizer.param_groups):  # DeepSpeed's Muon needs whole gradients
         config["zero_optimization"] = {"reduce_scatter": False, **config["zero_optimization"]}
+    if config["zero_optimization"]["stage"] == 3:
+        for block in expert_blocks(model):
+            ds.utils.set_z3_leaf_module(block, True)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
     with _undo_initial_step(optimizer), _explain_config_errors(ds.__version__):
         engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar, Union
 
 import pytest
+from transformers import LlamaConfig
 
 from arctic_hydra import cross_checks
 from arctic_hydra.errors import ConfigError
@@ -55,3 +57,29 @@ def test_hints_of_either_form_take_their_members_and_subclasses(hint):
     run.model = TinyModelFactory()
     [problem] = cross_checks.compatibility(run)
     assert problem == "model: got tiny (TinyModelFactory), but trainer=mine (Mine) works with model=hf, model=random"
+
+
+def test_max_length_is_checked_against_the_config_of_the_model(tmp_path):
+    from arctic_hydra.assemble import check_length
+
+    (tmp_path / "model").mkdir()
+    config = {"model_type": "llama", "max_position_embeddings": 1024}
+    for stored, more, limit in (
+        (config, [], 1024),
+        ({"text_config": config}, [], 1024),
+        (config, ["model.hf_config_kwargs={max_position_embeddings:1500}"], 1500),
+    ):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(stored))
+        run = built("model=hf", "model.name_or_path=./model", "data.max_length=2Ki", *more)
+        assert (
+            f"data.max_length: got 2048, but the model's config has max_position_embeddings={limit}; pass "
+            in "".join(line for line in run.environment_problems() if line.startswith("data.max_length"))
+        )
+        fitting = built("model=hf", "model.name_or_path=./model", f"data.max_length={limit}", *more)
+        assert not any(line.startswith("data.max_length") for line in fitting.environment_problems())
+    # On the hub, the config is known when the ranks have read it.
+    with pytest.raises(ConfigError, match=r"data\.max_length: got 2048, but .* pass data\.max_length=1500, or"):
+        check_length(
+            built("model=hf", "model.name_or_path=org/name", "data.max_length=2Ki"),
+            LlamaConfig(max_position_embeddings=1500),
+        )

@@ -49,7 +49,7 @@ def plain_losses(order):
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        done = (step - WARMUP) / (STEPS - WARMUP)
+        done = (step - WARMUP) / (STEPS + 1 - WARMUP)
         rate = PEAK * (step / WARMUP if step <= WARMUP else 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate

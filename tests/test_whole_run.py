@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import random
 import shutil
 import signal
@@ -67,7 +68,9 @@ def test_loss_falls_and_metrics_are_complete(finished):
         "supervised_tokens_per_second tflops mfu memory_gib skipped_steps"
     )
     assert all(set(row) == set(expected.split()) for row in steps)
-    assert steps[-1]["lr"] == 0.0
+    warmup, end = 2, 12 + 1  # 10% of 12 steps, rounded up; the cosine would be 0 at step 13
+    last = 2e-3 * 0.5 * (1 + math.cos(math.pi * (12 - warmup) / (end - warmup)))
+    assert steps[-1]["lr"] == pytest.approx(last)
     assert all(a["tokens"] < b["tokens"] for a, b in itertools.pairwise(steps))
     evaluations = [row for row in rows if "eval/loss" in row]
     assert [row["step"] for row in evaluations] == [0, 6, 12]

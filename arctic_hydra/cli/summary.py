@@ -17,7 +17,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     if result["status"] == run_directory.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
         saved = any((directory.path / "checkpoints").glob("step-*"))
-        print("the same command resumes" if saved else "nothing was saved, so the same command starts over")
+        print(_next_start(result["stop_reason"]) if saved else "nothing was saved, so the same command starts over")
         return
     if "export" in result:
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
@@ -55,13 +55,23 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         print(f"next: load it with {library}:")
         print(f"  {family}.from_pretrained({str(path / export)!r})")
     print("next: train longer, or on your own data:")
-    limits = ("fresh=", "trainer.epochs=", "trainer.train_iters=", "trainer.min_iterations=", "trainer.exit_iteration=")
+    limits = (
+        "fresh=",
+        *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),
+    )
     overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]
     longer = f"trainer.epochs={3 * max(1, round(result['progress']['epoch']))}"
     if any(item.startswith("trainer.train_iters=") for item in directory.record()["overrides"]):
         longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs
     print(f"  {shlex.join([*PROGRAM.split(), *overrides, longer])}")
     print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+
+
+def _next_start(stop_reason: str) -> str:
+    """Return how a stopped run resumes; repeating a command whose `exit_iteration` is reached would stop at once."""
+    if "trainer.exit_iteration=" in stop_reason:
+        return "the same command with a larger trainer.exit_iteration, or without it, resumes"
+    return "the same command resumes"
 
 
 def format_number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,15 @@ from arctic_hydra.data.formats.reading import RowFormat
 from arctic_hydra.data.formats.role_mapping import mapped_paths, mapping_problems
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError, FieldError
+from arctic_hydra.human_numbers import integer, number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from arctic_hydra.data.rows.base import Rows
+
+SLICE = re.compile(r"[^\[\]]*\[(?P<start>-?\d+%?|):(?P<stop>-?\d+%?|)\]")
+"""A split with a slice, as the field `split` takes it."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +93,41 @@ class DataSource(Component):
     """Maps roles to columns or paths, as in `{user: question, assistant: messages.role.assistant}`."""
     content_key: str | None = None
     """Key of the text in the items of a `role_mapping` path; unset: the first of content, text, message, value."""
+    split: str = ""
+    """Split to read, with an optional slice: `train[:10%]`, `[100:200]`, `[-50:]`; empty: `train` for sources, `eval` for eval_sources."""
+    sample_ratio: Any = number(None, minimum=0, maximum=1)  # the type of a slot cannot contain unions, see `component`
+    """Share of the rows to use, drawn at random; excludes `sample_count`."""
+    sample_count: Any = integer(None, minimum=1)
+    """Number of rows to use, drawn at random (all if there are fewer); excludes `sample_ratio`."""
+    sample_seed: Any = integer(42, minimum=0, maximum=2**64 - 1)
+    """Seed of the sample."""
 
     def validate(self) -> None:
-        """Check the role mapping; subclasses that override it call it too."""
-        problems = mapping_problems(self.role_mapping, ROLES)
+        """Check the role mapping, that at most one sample size is set and is not 0, and that a slice can be parsed.
+
+        Subclasses that override it call it too.
+        """
+        if problems := [*self._mapping_problems(), *self._sample_problems()]:
+            raise FieldError(problems)
+
+    def _mapping_problems(self) -> Iterator[tuple[str, str]]:
+        for problem in mapping_problems(self.role_mapping, ROLES):
+            yield "role_mapping", problem
         if self.role_mapping and self.format not in (RowFormat.auto, RowFormat.question_answer):
-            problems.append(f"got a mapping together with format={self.format.value}, expected format=question_answer")
-        if problems:
-            raise FieldError([("role_mapping", problem) for problem in problems])
-        if self.content_key and not any("." in path for _, path in mapped_paths(self.role_mapping)):
-            raise FieldError(
-                [("content_key", "has no effect without a path (array.field.value) in role_mapping; remove it")]
-            )
+            text = f"got a mapping together with format={self.format.value}, expected format=question_answer"
+            yield "role_mapping", text
+        elif self.content_key and not any("." in path for _, path in mapped_paths(self.role_mapping)):
+            yield "content_key", "has no effect without a path (array.field.value) in role_mapping; remove it"
+
+    def _sample_problems(self) -> Iterator[tuple[str, str]]:
+        if self.sample_ratio is not None and self.sample_count is not None:
+            text = f"got {self.sample_ratio} together with sample_count={self.sample_count}; expected one of them; remove one"
+            yield "sample_ratio", text
+        elif self.sample_ratio == 0:
+            yield "sample_ratio", "got 0, which leaves no rows; expected more than 0"
+        if {"[", "]"} & set(self.split) and not SLICE.fullmatch(self.split):
+            text = f"got {self.split!r}, expected a name and a slice such as train[:10%], train[100:200] or [-50:]"
+            yield "split", text
 
     @property
     def is_local(self) -> bool:
@@ -115,26 +145,62 @@ class DataSource(Component):
 
     def streaming_problems(self, mixed: bool) -> Iterator[tuple[str, str]]:
         """Yield field and text of each setting that streaming cannot honor; `mixed`: together with other sources."""
-        return iter(())
+        unknown = "has no effect with data.streaming=true, where the number of rows is unknown; remove"
+        for key in ("sample_ratio", "sample_count"):
+            if getattr(self, key) is not None:
+                yield key, f"{unknown} it"
+        if "[" in self.split:
+            yield "split", f"got a slice, which {unknown} the slice"
 
     @abstractmethod
     def load(self, split: str) -> Any:
-        """Return the rows: a `Rows`, a `datasets.Dataset` or a list of dicts.
+        """Return all rows of a split: a `Rows`, a `datasets.Dataset` or a list of dicts.
 
-        `split` is `train` or `eval`; the source maps it to the name that the data uses. Raises DataError naming file,
-        line and reason if rows cannot be read.
+        `split` is the field `split` without its slice, or `train` or `eval` where that is empty. Raises DataError naming
+        file, line and reason if rows cannot be read. The caller takes slice and sample of the rows.
         """
+
+    def rows(self, split: str) -> Rows:
+        """Return the rows of `split` (train or eval) to use: those that `load` returns, first sliced, then sampled."""
+        from arctic_hydra.data.rows.read import as_rows
+
+        return self.choose(as_rows(self.load(self.split_name(split))))
+
+    def choose(self, rows: Rows) -> Rows:
+        """Return the rows of the slice and the sample; raises DataError if they leave none."""
+        from arctic_hydra.data.rows.base import sample_rows, slice_rows
+
+        if bounds := self.slice_bounds:
+            rows = slice_rows(rows, *bounds)
+            if not len(rows):
+                raise DataError(f"split={self.split} leaves no rows; expected a slice with at least one")
+        sample = sample_rows(rows, self.sample_ratio, self.sample_count, self.sample_seed)
+        if len(rows) and not len(sample):
+            raise DataError(
+                f"sample_ratio={self.sample_ratio} of {len(rows)} rows leaves none; expected at least one; raise it, "
+                f"or set sample_count"
+            )
+        return sample
+
+    def split_name(self, split: str) -> str:
+        """Return the name of the split that is read for `split` (train or eval), without the slice."""
+        return self.split.partition("[")[0] or split
+
+    @property
+    def slice_bounds(self) -> tuple[str, str] | None:
+        """Start and stop of the slice in the field `split`; None without one."""
+        match = SLICE.fullmatch(self.split)
+        return (match["start"], match["stop"]) if match else None
 
     def shards(self, split: str) -> list[Any]:
         """Return the shards (`data.rows.shard.Shard`) that streaming reads one after another.
 
-        By default a single shard with the rows that `load` returns; sources whose rows may not fit into memory override it.
+        By default a single shard with all rows; sources whose rows may not fit into memory override it.
         """
         from arctic_hydra.data.rows.columnar import IndexedShard
-        from arctic_hydra.data.rows.read import as_rows
         from arctic_hydra.data.rows.shard import LazyShard
 
-        return [LazyShard(lambda: IndexedShard(as_rows(self.load(split))))]
+        return [LazyShard(lambda: IndexedShard(self.rows(split)))]
 
     def outline(self, split: str) -> dict[str, Any]:
         """Return plain values that identify the rows without reading all of them, such as names, sizes and sampled hashes of files."""
@@ -143,12 +209,11 @@ class DataSource(Component):
     def identity(self, split: str) -> dict[str, Any]:
         """Return plain values that change whenever the rows change: part of the cache key, as is the code of a user's class.
 
-        By default a hash of every row; sources that can identify the rows without reading them override it.
+        By default a hash of every row in use; sources that can identify the rows without reading them override it.
         """
         from arctic_hydra.data.rows.fingerprint import hash_rows
-        from arctic_hydra.data.rows.read import as_rows
 
-        return {"rows": hash_rows(as_rows(self.load(split)))}
+        return {"rows": hash_rows(self.rows(split))}
 
 
 @dataclass(kw_only=True)
@@ -179,6 +244,15 @@ class DataFactory(Component):
     def row_tokens(self) -> int:
         """Maximum tokens of one example; 0 if unknown."""
         return int(self.__dict__.get("max_length") or 0)
+
+    @property
+    def row_multiple(self) -> int:
+        """Number of tokens whose multiples the lengths of rows are padded to; 1 if they are not."""
+        return 1
+
+    def padded_row_tokens(self, micro_batch_size: int) -> int | None:
+        """Tokens to which each row of a batch is padded at least; None if rows are not padded to a length."""
+        return None
 
     @property
     def end_of_turn_tokens(self) -> Sequence[str]:

@@ -21,6 +21,11 @@ def field_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
         )
     yield from _split_problems(data)
     yield from _order_problems(data)
+    yield from _pack_problems(data)
+    yield from _padding_problems(data)
+    if data.fail_on_missing_cache and (data.streaming or not data.cache):
+        other = "data.streaming=true" if data.streaming else "data.cache=false"
+        yield "fail_on_missing_cache", f"got true, but {other} uses no cache; remove one of them"
     if data.streaming:
         yield from _streaming_problems(data)
 
@@ -64,6 +69,38 @@ def _order_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
                 f"eval_sources.{name}.split",
                 f"got none, but this dataset has no evaluation split; expected {text}",
             )
+
+
+PACK_FIELDS = ("always_max_length", "drop_last", "repeat_to_pack_max_length", "fuse_positions_prob")
+"""Fields that determine how packs are filled."""
+
+
+def _pack_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
+    for key in PACK_FIELDS:
+        if not getattr(data, key):
+            continue
+        if not data.packing:
+            yield key, "has no effect with packing=false, which makes no packs; pass packing=true, or remove it"
+        elif data.streaming:
+            yield (
+                key,
+                "got a value together with data.streaming=true, which packs the data piecewise; remove one of them",
+            )
+    if data.repeat_to_pack_max_length and any(source.weight is not None for source in data.sources.values()):
+        text = "got true together with weights of the sources, which repeat data by themselves; remove one of them"
+        yield "repeat_to_pack_max_length", text
+
+
+def _padding_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:
+    length, divisor = data.max_length, data.div_length
+    if divisor is None:
+        return
+    if data.pad_to.name == "longest":
+        yield "div_length", f"got {divisor}, which has no effect without padding to it; pass data.pad_to=div_length"
+    elif data.pad_to.name == "max_length" and length % divisor:
+        below = length // divisor * divisor
+        near = f"{below} or {below + divisor}" if below else f"{divisor}"
+        yield "div_length", f"got {divisor}, which does not divide max_length={length}; pass data.max_length={near}"
 
 
 def _streaming_problems(data: TokenizedDataFactory) -> Iterator[tuple[str, str]]:

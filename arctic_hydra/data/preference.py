@@ -10,6 +10,7 @@ from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Overlong
 from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import FieldError
+from arctic_hydra.human_numbers import HumanInt, integer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,9 @@ class PreferenceDataFactory(TokenizedDataFactory):
     overlong: Overlong = Overlong.drop
     """How to handle pairs whose longer side exceeds `max_length`. keep_end truncates the start of the prompt, equally for
     both sides; keep_start truncates the end of the answers."""
+    max_prompt_length: HumanInt | None = integer(None, minimum=1, maximum=10**9)
+    """Of pairs that are too long, keep this many tokens of the prompt, its start with `overlong=keep_start`, its end with
+    keep_end, and truncate the end of the answers to the rest of `max_length`; unset: as `overlong` says."""
 
     def validate(self) -> None:
         """Check that no setting is impossible for pairs, and the fields of the base class."""
@@ -37,6 +41,16 @@ class PreferenceDataFactory(TokenizedDataFactory):
         if self.overlong is Overlong.split:
             text = "got split, expected drop, keep_start, keep_end or error: a pair cannot be split"
             problems.append(("overlong", text))
+        if self.always_max_length or self.fuse_positions_prob:
+            key = "always_max_length" if self.always_max_length else "fuse_positions_prob"
+            problems.append((key, "got a value, but pairs can neither be cut nor joined; remove it"))
+        if (most := self.max_prompt_length) is not None:
+            if self.overlong not in (Overlong.keep_start, Overlong.keep_end):
+                text = f"got {most}, which has no effect with overlong={self.overlong.value}; pass overlong=keep_start or keep_end"
+                problems.append(("max_prompt_length", text))
+            elif most >= self.max_length:
+                text = f"got {most}, which leaves no room for answers in max_length={self.max_length}; expected less"
+                problems.append(("max_prompt_length", text))
         if self.streaming:
             problems.append(("streaming", "got true, expected false: pairs cannot be streamed"))
         for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
@@ -61,7 +75,15 @@ class PreferenceDataFactory(TokenizedDataFactory):
         from arctic_hydra.data.prepare.preparer import PrepareOptions
 
         turns = TurnChoice(last_only=True)
-        return PrepareOptions(self.max_length, True, self.overlong.value, self.malformed.value, turns, pairs=True)
+        return PrepareOptions(
+            self.max_length,
+            True,
+            self.overlong.value,
+            self.malformed.value,
+            turns,
+            pairs=True,
+            max_prompt_length=self.max_prompt_length,
+        )
 
     def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> PairStore:
         """Return the tokenized pairs of `split`."""

@@ -16,7 +16,7 @@ from arctic_hydra.data.checks import field_problems
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Overlong
 from arctic_hydra.errors import DataError, FieldError
-from arctic_hydra.human_numbers import HumanInt, integer, parse_human_number
+from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number, parse_human_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from arctic_hydra.distributed import World
 
 
+DEFAULT_DIV_LENGTH = 256
+"""Divisor of the length of rows with `pad_to=div_length`."""
 STREAM_PROCESSES = 4
 """Maximum number of processes that tokenize a stream when `num_proc` is unset: they share the cores with training."""
 
@@ -47,6 +49,14 @@ class MixBy(Enum):
     tokens = "tokens"
 
 
+class PadTo(Enum):
+    """Length to which rows are padded."""
+
+    longest = "longest"
+    div_length = "div_length"
+    max_length = "max_length"
+
+
 @dataclass(kw_only=True)
 class TokenizedDataFactory(DataFactory):
     """Rows are tokenized once, cached, and served as packs or padded rows; the base of the built-in data factories."""
@@ -55,6 +65,18 @@ class TokenizedDataFactory(DataFactory):
     """Maximum tokens per example and per pack."""
     packing: bool = True
     """Pack several examples into one row without padding; they cannot attend to each other."""
+    always_max_length: bool = False
+    """Fill every pack but the last of an epoch with exactly `max_length` tokens; an example cut by its end continues in another."""
+    drop_last: bool = False
+    """Leave out the emptiest pack of an epoch (the last, with `always_max_length`) unless it is full."""
+    repeat_to_pack_max_length: bool = False
+    """Repeat data that is smaller than one pack until the pack is full."""
+    fuse_positions_prob: HumanFloat = number(0.0, minimum=0, maximum=1)
+    """Probability that a training pack becomes one document, whose examples attend to each other, to practice long contexts."""
+    pad_to: PadTo = PadTo.longest
+    """Pad rows to the longest of the batch (packs not at all), to a multiple of `div_length`, or to `max_length` tokens per pack."""
+    div_length: HumanInt | None = integer(None, minimum=1, maximum=10**9)
+    """Divisor of the length of rows with `pad_to=div_length`; 256 when unset."""
     group_by_length: bool = False
     """Without packing, batch examples of similar length to reduce padding."""
     mix_by: MixBy = MixBy.examples
@@ -71,6 +93,8 @@ class TokenizedDataFactory(DataFactory):
     """Cache tokenized data for later runs (`on`), or tokenize in every process of every run (`off`)."""
     cache_dir: str | None = None
     """Directory of the cache of tokenized data; `$XDG_CACHE_HOME/arctic_hydra` when unset."""
+    fail_on_missing_cache: bool = False
+    """Fail if the cache lacks the tokenized data, instead of tokenizing it; task=preview prepares it."""
     prefetch_steps: HumanInt = integer(2, minimum=0, maximum=1_000_000)
     """Optimizer steps to prefetch in a background thread; 0 builds each batch on demand."""
 
@@ -79,7 +103,9 @@ class TokenizedDataFactory(DataFactory):
     buffer_rows: HumanInt = integer(10_000, minimum=1, maximum=10**9)
     """Rows of a stream that are shuffled and packed together; a larger buffer mixes and packs better."""
 
-    excluded_from_id: ClassVar[frozenset[str]] = frozenset(("num_proc", "cache", "cache_dir", "prefetch_steps"))
+    excluded_from_id: ClassVar[frozenset[str]] = frozenset(
+        ("num_proc", "cache", "cache_dir", "fail_on_missing_cache", "prefetch_steps")
+    )
 
     def __post_init__(self) -> None:
         """Convert the shares of the split once, as every numeric field; `validate` reports those that are no numbers."""
@@ -133,7 +159,7 @@ class TokenizedDataFactory(DataFactory):
 
         source, key = self.sources_of(split)[name], self._key(split, name)
         try:
-            rows = as_rows(source.load(split))
+            rows = as_rows(source.rows(split))
             reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
         except DataError as error:
             raise DataError(f"{key}: {error}") from error
@@ -186,6 +212,12 @@ class TokenizedDataFactory(DataFactory):
 
             def build(directory: Path) -> None:
                 nonlocal processing
+                if self.fail_on_missing_cache:
+                    raise DataError(
+                        f"{self._key(split, name)}: its tokenized data (entry {key}) is not in the cache, and "
+                        f"data.fail_on_missing_cache=true; prepare it with task=preview, check data.cache_dir, or pass "
+                        f"data.fail_on_missing_cache=false"
+                    )
                 rows = self._load(split, name)
                 processing = events.enter_context(self.event("process", **about, rows=rows.rows, cached=False))
                 build_entry(directory, rows, tokenizer, options, workers)
@@ -266,6 +298,14 @@ class TokenizedDataFactory(DataFactory):
             tuple(weight for weight in weights if weight is not None),
             self.mix_by is MixBy.tokens,
         )
+        if training:  # evaluation uses each example once, as it is
+            options = replace(
+                options,
+                always_max_length=self.always_max_length,
+                drop_last=self.drop_last,
+                repeat_to_pack_max_length=self.repeat_to_pack_max_length,
+                fuse_positions_prob=self.fuse_positions_prob,
+            )
         return PackedLoader(store, examples, source_names, geometry, options)
 
     @property
@@ -282,6 +322,17 @@ class TokenizedDataFactory(DataFactory):
     def pack_tokens(self) -> int:
         """Maximum tokens per pack."""
         return self.max_length
+
+    @property
+    def row_multiple(self) -> int:
+        """Number of tokens whose multiples the lengths of rows are padded to; 1 if they are not."""
+        return (self.div_length or DEFAULT_DIV_LENGTH) if self.pad_to is PadTo.div_length else 1
+
+    def padded_row_tokens(self, micro_batch_size: int) -> int | None:
+        """Tokens to which each row of a batch is padded at least; None if rows are not padded to a length."""
+        if self.pad_to is not PadTo.max_length:
+            return None
+        return micro_batch_size * self.pack_tokens if self.packing else self.max_length
 
     def create_stream(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> Loader:
         """Return a loader that reads the training sources during training."""

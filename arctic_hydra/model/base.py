@@ -63,6 +63,11 @@ class ModelFactory(Component):
         """Maximum number of positions, if a field sets it; None if only the model's own config does."""
         return self.__dict__.get("max_position_embeddings")
 
+    @property
+    def stored_position_limit(self) -> int | None:
+        """Maximum number of positions in the config of a model on this machine, read from its file; None if unknown."""
+        return None
+
     def validate(self) -> None:
         found = [name for name, aliases in DTYPE_ALIASES.items() if str(self.dtype).lower() in aliases]
         if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -49,6 +50,18 @@ class HFModelFactory(ModelFactory):
         yield from check_model_directory(self.name_or_path)
         yield from _pointer_problems(Path(self.name_or_path).expanduser())
         yield from super().check_environment()
+
+    @property
+    def stored_position_limit(self) -> int | None:
+        """Maximum number of positions of a model in a local directory, as `hf_config_kwargs` overrides it; None if unknown."""
+        try:
+            stored = json.loads((Path(self.name_or_path).expanduser() / "config.json").read_text())
+        except (OSError, ValueError):  # on the hub, or damaged, which `create_config` reports
+            return None
+        values = stored | self.hf_config_kwargs if isinstance(stored, dict) else {}
+        text = values.get("text_config")
+        limit = (text if isinstance(text, dict) else values).get("max_position_embeddings")
+        return limit if isinstance(limit, int) else None
 
     def create_config(self) -> PretrainedConfig:
         """Return the model's config with `hf_config_kwargs` applied; raises ModelError when it cannot be read."""

@@ -36,11 +36,12 @@ class SchedulerFactory(Component):
 
 @dataclass(kw_only=True)
 class WarmupScheduler(SchedulerFactory):
-    """Linear warmup from above 0 to the peak, then the curve of the subclass.
+    """Linear warmup from above 0 to the peak, then the curve of the subclass, which would end one step after the horizon.
 
-    Step n of `horizon` (n from 1) has the factor `rise(n / warmup)` while n <= warmup, else `curve((n - warmup) / (horizon -
-    warmup))`: the first rate is above 0, step `warmup` has the peak, and the last step has the curve's last value. These
-    are transformers' formulas at n instead of n - 1.
+    Step n of `horizon` (n from 1) has the factor `rise(n / warmup)` while n <= warmup, else `curve((n - peak) / (horizon + 1
+    - peak))`, where step `peak` = max(1, warmup) has the peak. No step is wasted: a curve that falls to 0 is above 0 from the
+    first step to the last. With warmup these are transformers' schedules of horizon + 1 steps without their step 0, whose
+    rate is 0; without warmup, those of `horizon` steps.
     """
 
     warmup_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
@@ -70,14 +71,15 @@ class WarmupScheduler(SchedulerFactory):
 
     @abstractmethod
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak learning rate at `progress` in [0, 1] of the steps after the warmup."""
+        """Return the factor of the peak learning rate at `progress`: 0 at the peak, 1 at the step after the horizon."""
 
     def factor(self, step: int, horizon: int) -> float:
         """Return the factor of the peak learning rate at optimizer step `step`, from 1; constant after the horizon."""
         warmup = self.warmup(horizon)
         if step <= warmup:
             return self.rise(step / warmup)
-        return self.curve(min(1.0, (step - warmup) / max(1, horizon - warmup)))
+        peak = max(1, warmup)
+        return self.curve(min(1.0, (step - peak) / (horizon + 1 - peak)))
 
     def create_scheduler(self, optimizer: torch.optim.Optimizer, horizon: int) -> torch.optim.lr_scheduler.LRScheduler:
         """Return a LambdaLR over `factor`."""

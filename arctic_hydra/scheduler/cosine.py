@@ -13,5 +13,5 @@ class CosineScheduler(WarmupScheduler):
     """Half a cosine from the peak to 0 (Loshchilov and Hutter 2017, without restarts)."""
 
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warmup."""
+        """Return the factor of the peak at `progress` in [0, 1] from the peak to the step after the horizon."""
         return 0.5 * (1.0 + math.cos(math.pi * progress))

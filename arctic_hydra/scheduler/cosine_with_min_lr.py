@@ -14,8 +14,8 @@ class CosineWithMinLRScheduler(WarmupScheduler):
     """Half a cosine from the peak to a fraction of it."""
 
     min_lr_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)
-    """Final learning rate as a fraction of the peak."""
+    """Learning rate at the end of the curve, as a fraction of the peak."""
 
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warmup."""
+        """Return the factor of the peak at `progress` in [0, 1] from the peak to the step after the horizon."""
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))

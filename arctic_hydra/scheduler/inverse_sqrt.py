@@ -14,7 +14,7 @@ _TIMESCALE_STEPS = 10_000
 class InverseSqrtScheduler(WarmupScheduler):
     """The peak times sqrt(warmup / step) after the warmup (Vaswani et al. 2017).
 
-    Without warmup sqrt(10000 / (10000 + step)), as in transformers.
+    Without warmup sqrt(10000 / (9999 + step)), as in transformers, whose steps count from 0.
     """
 
     def factor(self, step: int, horizon: int) -> float:
@@ -23,7 +23,7 @@ class InverseSqrtScheduler(WarmupScheduler):
         if step < warmup:
             return self.rise(step / warmup)
         timescale = warmup or _TIMESCALE_STEPS
-        return math.sqrt(timescale / (timescale - warmup + step))
+        return math.sqrt(timescale / (timescale + step - max(1, warmup)))
 
     def curve(self, progress: float) -> float:
         """Not used: the curve depends on the step, not on the share of the horizon."""

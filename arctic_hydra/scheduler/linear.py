@@ -11,5 +11,5 @@ class LinearScheduler(WarmupScheduler):
     """Linear decay from the peak to 0."""
 
     def curve(self, progress: float) -> float:
-        """Return the factor of the peak at `progress` in [0, 1] of the steps after the warmup."""
+        """Return the factor of the peak at `progress` in [0, 1] from the peak to the step after the horizon."""
         return 1.0 - progress

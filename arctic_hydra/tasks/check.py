@@ -56,6 +56,7 @@ def find(run: Run) -> Findings:
         found.append(error)
     try:
         model_config = run.trainer.create_config(run.model)
+        assemble.check_length(run, model_config)
         if tokenizer is not None:
             assemble.check_vocabulary(run, model_config, tokenizer)
     except ArcticHydraError as error:

@@ -231,8 +231,10 @@ class Trainer(Construction, Evaluation):
                 f"{self.progress.consecutive_skipped_steps} consecutive steps had non-finite gradients or a loss spike (last: "
                 f"step {self.global_step}), so the weights did not change; lower optimizer.lr or check the data; a checkpoint was saved"
             )
-        if self.exit_iteration and self.global_step >= self.exit_iteration and not self.training_finished:
-            self.stop_reason = f"reached trainer.exit_iteration={self.exit_iteration}"
+        if not self.training_finished:
+            self.stop_reason = self.stop_reason or self.exit_reason(
+                self.global_step, self.global_step - self._loop.first_step
+            )
 
     def _finish(self) -> None:
         self.tools.state.training_finished = True

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 import arctic_hydra.checkpoint
-from arctic_hydra.checkpoint.base import check_space
+from arctic_hydra.checkpoint.base import TriggeredCheckpoint, check_space
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
 from arctic_hydra.errors import CheckpointError, ConfigError
 from arctic_hydra.instantiate import create
+from arctic_hydra.progress import Progress
 
 CONF = Path(arctic_hydra.checkpoint.__file__).parents[2] / "conf" / "checkpoint"
 
@@ -107,10 +111,27 @@ def test_triggers_save_each_step_once(in_ranks, lab, tmp_path) -> None:
     assert in_ranks(1, run) == [[False, False, True, False, False, True, False, False]]
 
 
+def test_epochs_trigger_after_every_nth() -> None:
+    """ArcticTraining saves after the first, third, ... epoch for n = 2, and once more where an epoch is left early."""
+    checkpoint = HuggingFaceCheckpoint(save_every_n_epochs="2", save_end_of_training=False)
+    saved = []
+    progress = Progress()
+    state = SimpleNamespace(progress=progress, epoch_finished=False, training_finished=False, stopping=False)
+    state.run_dir = Path("run")
+    TriggeredCheckpoint.bind(checkpoint, state)  # type: ignore[arg-type]
+    for epoch, step in itertools.product(range(5), range(3)):
+        progress.global_step += 1
+        state.epoch_finished = step == 2
+        progress.epoch, progress.epoch_step = (epoch + 1, 0) if step == 2 else (epoch, step + 1)
+        if checkpoint.do_checkpoint:
+            saved.append(progress.global_step)
+            checkpoint.mark_saved()
+            assert not checkpoint.do_checkpoint
+    assert saved == [6, 12], "after the second and the fourth epoch of 3 steps"
+
+
 @pytest.mark.parametrize("output_dir", [None, "disk"])
 def test_runs_that_share_an_output_dir_write_to_separate_directories(output_dir) -> None:
-    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
-
     run_dir = Path("outputs/default/0123abcd")
     expected = Path("disk/default/0123abcd") if output_dir else run_dir
     assert HuggingFaceCheckpoint(output_dir=output_dir).directory_of(run_dir) == expected

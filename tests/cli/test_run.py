@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from arctic_hydra.__main__ import main
 from arctic_hydra.launch.job import Job
 from arctic_hydra.stopping import SIGNALS
-from tests.command import SMALL, losses, only_run, run, start, wait_for_rank, wait_for_step
+from tests.command import SMALL, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 from tests.composing import composed
 
 
@@ -81,8 +82,27 @@ def test_missing_files_are_reported_before_anything_is_written(arguments, text, 
 def test_exit_iteration_again_does_nothing_more(tmp_path):
     arguments = f"{SMALL} trainer.train_iters=6 trainer.exit_iteration=2 tracking=[]"
     for _ in range(2):
-        run(arguments, tmp_path, code=75)
+        done = run(arguments, tmp_path, code=75)
         assert len(losses(only_run(tmp_path))) == 2
+        assert "the same command with a larger trainer.exit_iteration, or without it, resumes\n" in done.stdout
+        assert "the same command resumes" not in done.stdout, "it would stop again at once"
+
+
+def test_the_same_command_goes_on_for_as_many_steps_of_each_start(tmp_path):
+    arguments = f"{SMALL} trainer.train_iters=5 trainer.exit_iteration_this_run=2 log.interval=0 tracking=[]"
+    for steps in (2, 4):
+        done = run(arguments, tmp_path, code=75)
+        assert f"stopped at step {steps} of 5: did trainer.exit_iteration_this_run=2 steps" in done.stdout
+        assert "the same command resumes\n" in done.stdout
+    run(arguments, tmp_path)
+    rows = [row for row in metrics(only_run(tmp_path)) if "loss" in row]
+    assert [row["step"] for row in rows] == [5], "log.interval=0: one line at the end"
+    plain = run(f"{arguments} name=plain trainer.exit_iteration_this_run=0 log.interval=1", tmp_path)
+    assert plain.returncode == 0
+    logged = [row for row in metrics(only_run(tmp_path, "plain")) if "loss" in row]
+    tokens = [b - a for a, b in itertools.pairwise([0, *(row["supervised_tokens"] for row in logged)])]
+    mean = sum(row["loss"] * count for row, count in zip(logged, tokens, strict=True)) / sum(tokens)
+    assert rows[0]["loss"] == pytest.approx(mean, rel=1e-5), "of the whole run, through every stop"
 
 
 def test_fresh_clears_an_output_dir_elsewhere_and_runs_that_share_it_stay_apart(tmp_path):

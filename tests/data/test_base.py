@@ -32,6 +32,35 @@ class WeightedSource(OwnSource):
 
 
 @dataclass(kw_only=True)
+class Numbers(DataSource):
+    """A user's source that only knows how to read."""
+
+    def load(self, split: str) -> Any:
+        return [{"text": f"{split} {number}"} for number in range(10)]
+
+
+def test_any_source_has_splits_slices_and_samples() -> None:
+    def texts(of: str = "train", **fields: Any) -> list[str]:
+        rows = Numbers(**fields).rows(of)
+        return [row["text"] for row in rows.take(range(len(rows)))]
+
+    assert texts() == [f"train {number}" for number in range(10)] and texts("eval")[0] == "eval 0"
+    assert texts(split="test") == [f"test {number}" for number in range(10)]
+    assert texts(split="test[:20%]") == ["test 0", "test 1"]
+    assert len(texts(sample_ratio="30%")) == 3 and len(texts(sample_count=4)) == 4
+    assert texts(sample_count=4) != texts(sample_count=4, sample_seed=1)
+    assert Numbers(split="[:3]").identity("train") != Numbers().identity("train")
+    with pytest.raises(FieldError, match="sample_ratio: got 0.5 together with sample_count=3"):
+        Numbers(sample_ratio=0.5, sample_count=3)
+    with pytest.raises(FieldError, match=r"split: got 'train\[x\]', expected a name and a slice"):
+        Numbers(split="train[x]")
+    assert [key for key, _ in Numbers(split="[:3]", sample_count=1).streaming_problems(mixed=False)] == [
+        "sample_count",
+        "split",
+    ]
+
+
+@dataclass(kw_only=True)
 class OwnFactory(DataFactory):
     """A user's data factory without the fields of the built-in ones."""
 

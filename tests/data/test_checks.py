@@ -111,3 +111,33 @@ def test_streamed_sources_need_weights() -> None:
 def test_refused_choices_of_turns(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError, match=message):
         factory(Path("x"), **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"drop_last": True, "packing": False}, "drop_last: has no effect with packing=false"),
+        ({"fuse_positions_prob": 1.5}, "fuse_positions_prob: got 1.5, expected 1 or less"),
+        (
+            {"fuse_positions_prob": "10%", "streaming": True},
+            r"fuse_positions_prob: .* data\.streaming=true, which packs",
+        ),
+        (
+            {"div_length": 64},
+            r"div_length: got 64, which has no effect without padding to it; pass data\.pad_to=div_length",
+        ),
+        (
+            {"pad_to": "max_length", "div_length": 256, "max_length": 1000},
+            r"div_length: got 256, which does not divide max_length=1000; pass data\.max_length=768 or 1024",
+        ),
+        ({"pad_to": "longer"}, "pad_to: got 'longer', expected one of longest, div_length, max_length"),
+        ({"fail_on_missing_cache": True, "cache": False}, r"fail_on_missing_cache: got true, but data\.cache=false"),
+        (
+            {"repeat_to_pack_max_length": True, "sources": {"a": JsonSource(path="x", weight=1)}},
+            "repeat_to_pack_max_length: got true together with weights",
+        ),
+    ],
+)
+def test_refused_packs_and_padding(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        factory(Path("x"), **fields)

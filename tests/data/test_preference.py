@@ -136,6 +136,9 @@ def test_real_pairs(tokenizer: Any) -> None:
     ("fields", "message"),
     [
         ({"overlong": Overlong.split}, "overlong: got split, expected drop, keep_start, keep_end or error"),
+        ({"max_prompt_length": 9}, "max_prompt_length: got 9, which has no effect with overlong=drop; pass overlong=keep_start"),
+        ({"max_prompt_length": 64, "max_length": 64, "overlong": "keep_end"}, "max_prompt_length: got 64, which leaves no room"),
+        ({"always_max_length": True}, "always_max_length: got a value, but pairs can neither be cut nor joined"),
         ({"sources": {"a": JsonSource(path="x", format=RowFormat.text)}}, r"sources\.a\.format: got text, expected preference"),
         ({"sources": {"a": JsonSource(path="x", process=False)}}, r"sources\.a\.process: got false, expected true"),
     ],
@@ -152,3 +155,35 @@ def test_the_sft_trainer_refuses_preference_data() -> None:
     for task in ("train", "check", "export"):
         with pytest.raises(ConfigError, match=message):
             built("data=preference", "data.sources.preference.path=x.jsonl", f"task={task}")
+
+
+def test_max_prompt_length_limits_the_prompt_before_the_answers(tmp_path: Path, tokenizer: Any) -> None:
+    words = " ".join(f"word{number}" for number in range(60))
+    long = {"prompt": words, "chosen": "yes " * 30, "rejected": "no"}
+    path = write_lines(tmp_path / "long.jsonl", [long, EXPLICIT])
+    whole = pairs(path, max_length=4096).process("train", tokenizer, World())
+    limit, most = 40, 25
+    for policy in (Overlong.keep_start, Overlong.keep_end):
+        cut = pairs(path, max_length=limit, overlong=policy, max_prompt_length=most).process(
+            "train", tokenizer, World()
+        )
+        assert cut.rows.tolist() == [0, 1]
+        for document in (0, 1):  # the two sides of the long pair
+            before, after = whole.flat.ids(document), cut.flat.ids(document)
+            prompt = int(whole.flat.mask(document).argmax())
+            kept = before[:most] if policy is Overlong.keep_start else before[prompt - most : prompt]
+            assert after.tolist() == [*kept.tolist(), *before[prompt:].tolist()][:limit]
+            trained = whole.flat.mask(document)[prompt:].tolist()
+            assert cut.flat.mask(document).tolist() == [*[0] * most, *trained][:limit]
+        assert cut.flat.ids(2).tolist() == whole.flat.ids(2).tolist(), "a pair that fits is not changed"
+        assert cut.report["mine"]["truncated"] == 1
+        assert cut.report["mine"]["tokens_lost"] == int(whole.flat.lengths.sum() - cut.flat.lengths.sum())
+
+
+def test_a_bos_before_a_truncated_prompt_is_kept(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("{{ bos_token }}" + CHATML_UNTAGGED)
+    path = write_lines(tmp_path / "long.jsonl", [{**EXPLICIT, "prompt": "which " * 60}])
+    made = pairs(path, max_length=40, overlong=Overlong.keep_end, max_prompt_length=20)
+    store = made.process("train", tokenizer, World())
+    ids, mask = store.flat.ids(0).tolist(), store.flat.mask(0).tolist()
+    assert ids[0] == tokenizer.bos_token_id and mask.index(1) == 20

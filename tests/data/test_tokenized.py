@@ -12,7 +12,7 @@ from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.text import TextSource
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import FieldError
+from arctic_hydra.errors import DataError, FieldError
 from tests.data.cache.samples import entries, key
 from tests.data.samples import (
     chat,
@@ -90,3 +90,12 @@ def test_only_a_changed_source_is_tokenized_again(
     assert key(small_chats, tokenizer, sources=sources) != first
     assert len(before) == 2 and len(entries(private_cache)) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == times
+
+
+def test_a_missing_cache_entry_can_be_an_error(small_chats: Path, tokenizer: Any) -> None:
+    strict = factory(small_chats, fail_on_missing_cache=True)
+    message = r"data\.sources\.mine: its tokenized data \(entry [0-9a-f]{32}\) is not in the cache, and data\.fail_on_missing_cache"
+    with pytest.raises(DataError, match=message):
+        strict.process("train", tokenizer, World())
+    prepared = factory(small_chats).process("train", tokenizer, World())
+    assert strict.process("train", tokenizer, World()).key == prepared.key

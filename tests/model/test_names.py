@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from arctic_hydra.config import run_id
 from arctic_hydra.model.names import DTYPE_ALIASES
+from tests.composing import built
 from tests.trainer.loop import tiny_factory
 
 
@@ -24,3 +26,11 @@ def test_unknown_names_are_refused():
         ValueError, match="attn_implementation: got 'flash', expected one of arctic_varlen, sdpa, eager"
     ):
         tiny_factory(attn_implementation="flash")
+
+
+def test_an_alias_on_the_command_line_is_the_same_run():
+    assert (
+        run_id(built("model.dtype=torch.float32"))
+        == run_id(built("model.dtype=fp32"))
+        != run_id(built("model.dtype=half"))
+    )

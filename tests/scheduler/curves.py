@@ -21,12 +21,16 @@ def used_rates(factory, horizon=HORIZON):
 
 
 def theirs(name, horizon=HORIZON, warmup=WARMUP, **specific):
-    """Return transformers' rates after 1, 2, ... steps: its step 0 has the rate 0, which ours leaves out."""
+    """Return transformers' rates of the steps that train: those of its step 0, where warmup has the rate 0, and of its last
+    step, where a decay has, are left out."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=PEAK)
-    scheduler = transformers.get_scheduler(name, optimizer, warmup, horizon, scheduler_specific_kwargs=specific)
-    rates = []
+    skipped = 1 if warmup else 0
+    scheduler = transformers.get_scheduler(
+        name, optimizer, warmup, horizon + skipped, scheduler_specific_kwargs=specific
+    )
+    rates = [scheduler.get_last_lr()[0]]
     for _ in range(horizon):
         optimizer.step()
         scheduler.step()
         rates.append(scheduler.get_last_lr()[0])
-    return rates
+    return rates[skipped:][:horizon]

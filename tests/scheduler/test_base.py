@@ -25,6 +25,26 @@ def test_the_first_rate_is_positive_and_the_warmup_ends_at_the_peak(name):
     assert rates[7] == pytest.approx(PEAK)
 
 
+@pytest.mark.parametrize("horizon", [1, 2, 4, 40])
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("name", sorted(name for _, name in registered("scheduler")))
+def test_no_step_is_wasted(name, warmup, horizon):
+    """ArcticTraining's first step has the rate 0 with warmup, and a decay to 0 reaches it in the last step."""
+    scheduler = registered("scheduler")["scheduler", name](warmup_steps=min(warmup, horizon))
+    rates = used_rates(scheduler, horizon)
+    assert min(rates) > 0
+    assert max(rates) == pytest.approx(PEAK) == rates[max(1, scheduler.warmup_steps) - 1]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3, 10])
+def test_the_curve_would_end_at_the_step_after_the_horizon(warmup):
+    scheduler = LinearScheduler(warmup_steps=warmup)
+    assert scheduler.factor(10 + 1, horizon=10) == 0.0
+    falling = [scheduler.factor(step, horizon=10) for step in range(max(1, warmup), 10 + 1)]
+    count = len(falling)  # from the peak to the last step, in equal parts
+    assert falling == pytest.approx([1 - index / count for index in range(count)])
+
+
 def test_warmup_steps_override_the_ratio_and_are_limited_by_the_horizon():
     assert LinearScheduler(warmup_ratio=0.5, warmup_steps=3).warmup(10) == 3
     with pytest.raises(ConfigError, match="got 30, but the run has 10 optimizer steps"):

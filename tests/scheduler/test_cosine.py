@@ -17,8 +17,3 @@ def test_equals_transformers():
 def test_equals_transformers_for_the_shortest_and_longest_warmup(warmup):
     expected = theirs("cosine", warmup=warmup)
     assert used_rates(CosineScheduler(warmup_steps=warmup)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize("horizon", [1, 2, 7, 40])
-def test_last_step_has_the_last_value(horizon):
-    assert used_rates(CosineScheduler(warmup_ratio=0), horizon)[-1] == pytest.approx(0.0, abs=1e-12)

@@ -11,8 +11,3 @@ from tests.scheduler.curves import WARMUP, theirs, used_rates
 def test_equals_transformers():
     expected = theirs("polynomial", lr_end=0.0, power=1.0)
     assert used_rates(PolynomialScheduler(warmup_steps=WARMUP)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize("horizon", [1, 2, 7, 40])
-def test_last_step_has_the_last_value(horizon):
-    assert used_rates(PolynomialScheduler(warmup_ratio=0), horizon)[-1] == pytest.approx(0.0, abs=1e-12)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from arctic_hydra.data.arrays import Ints
+from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.documents import Documents, Examples
@@ -34,9 +34,16 @@ class StepBatches:
     """The packs of one plan in one order, divided into the steps of this rank."""
 
     def __init__(
-        self, store: Examples, plan: Plan, order: Ints, geometry: BatchGeometry, options: BatchOptions
+        self,
+        store: Examples,
+        plan: Plan,
+        order: Ints,
+        geometry: BatchGeometry,
+        options: BatchOptions,
+        fused: Array | None = None,
     ) -> None:
-        self._store, self._plan, self._order = store, plan, order
+        """Serve packs; the documents of a pack p with `fused[p]` become one document, in which they attend to each other."""
+        self._store, self._plan, self._order, self._fused = store, plan, order, fused
         self._geometry, self._options = geometry, options
         squares = store.lengths[plan.examples].astype(np.float64) ** 2
         self._costs = np.add.reduceat(squares, plan.bounds[:-1]) if len(plan) else squares
@@ -59,27 +66,45 @@ class StepBatches:
         return StepBatch(batches, step_in_epoch=step)
 
     def _batch(self, packs: Ints) -> Batch:
-        examples = [int(example) for pack in packs for example in self._plan.pack(int(pack))]
-        documents = [document for example in examples for document in self._store.documents(example)]
+        by_pack = [
+            [document for example in self._plan.pack(int(pack)) for document in self._store.documents(int(example))]
+            for pack in packs
+        ]
+        documents = [document for pack in by_pack for document in pack]
         if not documents:
             batch = _empty_batch(self._options.pad_token_id, self._options.packing)
         elif self._options.packing:
-            batch = _packed(self._store.flat, documents)
+            batch = _packed(self._store.flat, documents, self._joined(packs, by_pack))
         else:
             batch = _padded(self._store.flat, documents, self._options.pad_token_id)
         return _pin(batch) if torch.cuda.is_available() else batch
 
+    def _joined(self, packs: Ints, by_pack: list[list[int]]) -> list[int] | None:
+        """Return how many consecutive documents of these packs form one; None if each stands alone."""
+        if self._fused is None or not self._fused[packs].any():
+            return None
+        sizes = [
+            [len(pack)] if fused else [1] * len(pack) for fused, pack in zip(self._fused[packs], by_pack, strict=True)
+        ]
+        return [size for pack in sizes for size in pack]
 
-def _packed(store: Documents, documents: list[int]) -> Batch:
-    """Return the documents concatenated in one row of T tokens."""
+
+def _packed(store: Documents, documents: list[int], joined: list[int] | None = None) -> Batch:
+    """Return the documents concatenated in one row of T tokens.
+
+    `joined` are the numbers of consecutive documents that become one; no token of a document is predicted from another's.
+    """
     lengths = store.lengths[documents].astype(np.int64)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     ids_T = np.concatenate([store.ids(document) for document in documents]).astype(np.int64)
     mask_T = np.concatenate([store.mask(document) for document in documents]).astype(bool)
-    positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
     mask_T[bounds[:-1]] = False  # the last token of a document must not predict the first of the next
     positions_K = np.flatnonzero(mask_T)
     source_T = np.repeat(store.sources[documents], lengths)
+    if joined is not None:
+        bounds = bounds[np.cumsum([0, *joined])]
+        lengths = np.diff(bounds)
+    positions_T = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
     return Batch(
         input_ids_BT=torch.from_numpy(ids_T)[None],
         position_ids_BT=torch.from_numpy(positions_T)[None],
@@ -92,7 +117,7 @@ def _packed(store: Documents, documents: list[int]) -> Batch:
         num_padding=0,
         example_ids=documents,
         document_lengths=lengths.tolist(),
-        document_K=torch.from_numpy(np.repeat(np.arange(len(documents)), lengths)[positions_K]),
+        document_K=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[positions_K]),
     )
 
 

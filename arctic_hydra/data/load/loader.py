@@ -14,11 +14,14 @@ from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.data.cache.token_store import JoinedStore, PairStore
+from arctic_hydra.data.documents import Examples
 from arctic_hydra.data.load.batches import BatchOptions, StepBatches
-from arctic_hydra.data.load.order import epoch_order, grouped_order, mix
+from arctic_hydra.data.load.full_packs import Pieces, cut_to_packs, repeated, without_last
+from arctic_hydra.data.load.order import drawn, epoch_order, grouped_order, mix
 from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
 from arctic_hydra.data.load.prefetch import prefetch
 from arctic_hydra.data.load.statistics import length_statistics
+from arctic_hydra.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class LoaderOptions(BatchOptions):
     weights: tuple[float, ...] = ()
     """Share of each source in an epoch; empty: every example is used once."""
     mix_by_tokens: bool = False
+    always_max_length: bool = False
+    drop_last: bool = False
+    repeat_to_pack_max_length: bool = False
+    fuse_positions_prob: float = 0.0
 
 
 class PackedLoader:
@@ -49,8 +56,8 @@ class PackedLoader:
         self.source_names = source_names
         self._store, self._examples = store, examples
         self._geometry, self._options = geometry, options
-        self._planned: tuple[int, Plan] | None = None
-        self.plan = self._plan(0)
+        self._planned: tuple[int, Examples, Plan] | None = None
+        self.plan = self._plan(0)[1]
         self.fingerprint = self._hash()
 
     def _hash(self) -> str:
@@ -65,31 +72,47 @@ class PackedLoader:
             "order": [options.group_by_length, options.weights, options.mix_by_tokens],
             "global_batch_size": self._geometry.global_batch_size,
         }
+        filling = [options.always_max_length, options.drop_last, options.repeat_to_pack_max_length]
+        if any(filling) or options.fuse_positions_prob:  # runs from before these options keep their fingerprint
+            parts["filling"] = [*filling, options.fuse_positions_prob]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def steps(self, epoch: int) -> int:
         """Optimizer steps in `epoch`, including the partial last one."""
         # Without weights, the number of packs depends on the lengths alone and is the same in every epoch.
-        packs = len(self._plan(epoch) if self._options.weights else self.plan)
+        packs = len(self._plan(epoch)[1] if self._options.weights else self.plan)
         return -(-packs // self._geometry.global_batch_size)
 
-    def _plan(self, epoch: int) -> Plan:
-        """Return the packs of an epoch; with a random order, each epoch has other packs."""
+    def _plan(self, epoch: int) -> tuple[Examples, Plan]:
+        """Return the packs of an epoch and the examples that they hold; with a random order, each epoch has other packs."""
         if self._planned is not None and self._planned[0] == epoch:
-            return self._planned[1]
+            return self._planned[1:]
         options, geometry, chosen = self._options, self._geometry, self._examples
         if options.weights:
             lengths = self._store.lengths[chosen]
             sizes = lengths if options.mix_by_tokens else np.ones(len(lengths), dtype=np.int64)
             chosen = chosen[mix(self._store.sources[chosen], sizes, options.weights, geometry.seed, epoch)]
+        if options.repeat_to_pack_max_length:
+            chosen = chosen[repeated(self._store.lengths[chosen], options.max_length)]
         if options.packing and options.shuffle:
             # Packing depends on the lengths alone; the shuffle decides which examples of equal length share a pack.
             chosen = chosen[epoch_order(len(chosen), geometry.seed + 1, epoch)]
-        make = plan_packs if options.packing else plan_singles
-        plan = make(self._store.lengths[chosen], options.max_length)
-        plan = replace(plan, examples=chosen[plan.examples])
-        self._planned = (epoch, plan)
-        return plan
+        examples: Examples = self._store
+        if options.always_max_length:
+            examples, plan = cut_to_packs(self._store, chosen, options.max_length)
+        else:
+            make = plan_packs if options.packing else plan_singles
+            plan = make(self._store.lengths[chosen], options.max_length)
+            plan = replace(plan, examples=chosen[plan.examples])
+        if options.drop_last:
+            plan = without_last(plan, examples.lengths)
+            if not len(plan):
+                raise DataError(
+                    "data.drop_last: got true, but all examples together do not fill one pack, so none is left; pass "
+                    "data.drop_last=false, or lower data.max_length"
+                )
+        self._planned = (epoch, examples, plan)
+        return examples, plan
 
     def _order(self, plan: Plan, epoch: int) -> Ints:
         geometry = self._geometry
@@ -102,9 +125,12 @@ class PackedLoader:
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
         """Yield this rank's batches of each step of `epoch` from step `start` on, prefetched in a background thread."""
-        plan = self._plan(epoch)
-        batches = StepBatches(self._store, plan, self._order(plan, epoch), self._geometry, self._options)
-        return prefetch((batches.step_batch(step) for step in range(start, len(batches))), self._options.prefetch_steps)
+        examples, plan = self._plan(epoch)
+        share, seed = self._options.fuse_positions_prob, self._geometry.seed
+        fused = drawn(len(plan), share, seed + 2, epoch) if share else None
+        batches = StepBatches(examples, plan, self._order(plan, epoch), self._geometry, self._options, fused)
+        steps = (_with_example_ids(batches.step_batch(step), examples) for step in range(start, len(batches)))
+        return prefetch(steps, self._options.prefetch_steps)
 
     def summary(self) -> dict[str, Any]:
         """Return statistics for the run's record: rows, tokens, supervised share, lengths, packs and fill, also per source."""
@@ -141,6 +167,14 @@ class PackedLoader:
                     ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()
                     found.append(Example(name, int(flat.rows[document]), ids, mask, side))
         return found
+
+
+def _with_example_ids(window: StepBatch, examples: Examples) -> StepBatch:
+    """Let `example_ids` name the whole examples where the batches hold pieces of them."""
+    if isinstance(examples, Pieces):
+        for batch in window.micro_batches:
+            batch.example_ids = examples.examples[batch.example_ids].tolist() if batch.example_ids else []
+    return window
 
 
 def _statistics(lengths: Array, supervised: Array) -> dict[str, Any]:

@@ -66,6 +66,12 @@ def balanced(packs: Ints, costs: Array, micro_batch_size: int, ranks: int) -> In
     return result
 
 
+def drawn(count: int, probability: float, seed: int, epoch: int) -> Array:
+    """Return which of `count` packs an event of this probability hits in an epoch; independent of the number of ranks."""
+    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(count)
+    return (keys >> np.uint64(11)) / 2**53 < probability
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> Ints:
     """Return the order of `count` packs in an epoch: independent of the number of ranks, different in each epoch."""
     # NumPy guarantees a stable raw bit generator output across versions, but not the methods of Generator.

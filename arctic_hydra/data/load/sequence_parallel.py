@@ -19,20 +19,24 @@ from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.distributed import sequence_group
 
 
-def shard_loader(loader: Loader, row_tokens: int | None = None) -> Loader:
-    """Return `loader` with rows padded to `row_tokens`, if given, and divided among the ranks of a sequence group."""
+def shard_loader(loader: Loader, row_tokens: int | None = None, multiple: int = 1) -> Loader:
+    """Return `loader` with rows padded to at least `row_tokens`, and divided among the ranks of a sequence group.
+
+    The length of a row is also padded to a multiple of `multiple` tokens.
+    """
     group = sequence_group()
     if group is None:
-        return loader if row_tokens is None else ShardedLoader(loader, 0, 1, row_tokens)
-    return ShardedLoader(loader, group.rank, group.size, row_tokens)
+        unpadded = row_tokens is None and multiple == 1
+        return loader if unpadded else ShardedLoader(loader, 0, 1, row_tokens, multiple)
+    return ShardedLoader(loader, group.rank, group.size, row_tokens, multiple)
 
 
 class ShardedLoader:
     """The batches of another loader, reduced to one rank's part of each sequence; implements `data.base.Loader`."""
 
-    def __init__(self, loader: Loader, rank: int, size: int, row_tokens: int | None = None) -> None:
+    def __init__(self, loader: Loader, rank: int, size: int, row_tokens: int | None = None, multiple: int = 1) -> None:
         """Take the part of member `rank` of a group of `size` ranks; `loader` serves the same batches to the whole group."""
-        self._loader, self._arguments = loader, (rank, size, row_tokens)
+        self._loader, self._arguments = loader, (rank, size, row_tokens, multiple)
         self.fingerprint, self.source_names = loader.fingerprint, loader.source_names
 
     def steps(self, epoch: int) -> int:
@@ -55,14 +59,15 @@ class ShardedLoader:
         return self._loader.summary()
 
 
-def shard_batch(batch: Batch, rank: int, size: int, row_tokens: int | None = None) -> Batch:
-    """Return rank's part of the tokens of `batch`, padded to `row_tokens` and to a multiple of `size`.
+def shard_batch(batch: Batch, rank: int, size: int, row_tokens: int | None = None, multiple: int = 1) -> Batch:
+    """Return rank's part of the tokens of `batch`, padded to `row_tokens` and to multiples of `multiple` and `size`.
 
     The padding of a packed row is a separate document. `cu_seqlens`, `max_seqlen` and `document_lengths` remain those of
     the whole sequence, because attention covers all of it.
     """
     rows, length = batch.input_ids_BT.shape
-    width = -(-max(length, row_tokens or 0) // size)
+    whole = -(-max(length, row_tokens or 0) // multiple) * multiple
+    width = -(-whole // size)
     missing, start = width * size - length, rank * width
     bounds, longest = batch.cu_seqlens, batch.max_seqlen
     if missing and bounds is not None:

@@ -31,7 +31,8 @@ def cache_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Prepar
     parts = {
         "code": CODE_VERSION,
         "source": identity,
-        "options": asdict(options),
+        # Options added later are left out while unset, so that the entries from before stay valid.
+        "options": {name: value for name, value in asdict(options).items() if value is not None},
         "tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "templates": templates,

@@ -42,6 +42,8 @@ class PrepareOptions:
     turns: TurnChoice = field(default_factory=TurnChoice)
     pairs: bool = False
     """Whether rows are preferences, each of which becomes two documents: chosen, then rejected."""
+    max_prompt_length: int | None = None
+    """Tokens of the prompt that are kept of a pair that is too long; None if the prompt has no limit of its own."""
 
 
 @dataclass
@@ -163,6 +165,11 @@ class RowPreparer:
                 f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
             )
         head = int(self._bos is not None and longest.ids[0] == self._bos)
+        if (most := self._options.max_prompt_length) is not None:
+            parts = [_with_short_prompt(side, most, limit, head, self._policy) for side in sides]
+            report.truncated += 1
+            report.tokens_lost += sum(len(side.ids) for side in sides) - sum(len(ids) for ids, _ in parts)
+            return parts
         spans = None if self._policy is Overlong.drop else self._kept_spans(sides, longest, head)
         if spans is None:
             report.dropped["overlong"] += 1
@@ -212,6 +219,24 @@ def _cut(item: _Example, spans: list[tuple[int, int]], head: int) -> list[tuple[
         mask[:1] = 0  # the first token has no predecessor that could predict it
         fitted.append((part, mask))
     return fitted
+
+
+def _with_short_prompt(item: _Example, most: int, limit: int, head: int, policy: Overlong) -> tuple[Array, Array]:
+    """Return ids and mask of one side of a pair: up to `most` tokens of its prompt, then the answer, `limit` tokens at most.
+
+    keep_start keeps the start of the prompt; keep_end its end, after its first `head` tokens (the BOS).
+    """
+    prompt = int(item.mask.argmax()) if item.mask.any() else len(item.ids)
+    if prompt <= most:
+        kept = np.arange(prompt)
+    elif policy is Overlong.keep_start:
+        kept = np.arange(most)
+    else:
+        kept = np.concatenate([np.arange(head), np.arange(prompt - max(0, most - head), prompt)])[:most]
+    chosen = np.concatenate([kept, np.arange(prompt, len(item.ids))])[:limit]
+    mask = item.mask[chosen]
+    mask[:1] = 0  # the first token has no predecessor that could predict it
+    return item.ids[chosen], mask
 
 
 def _assemble(parts: list[tuple[int, Array, Array]]) -> Chunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
 from arctic_hydra.data.source.base import SampledSource
-from arctic_hydra.errors import DataError
+from arctic_hydra.errors import DataError, FieldError
 from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
@@ -18,16 +19,32 @@ if TYPE_CHECKING:
     from arctic_hydra.data.rows.shard import Shard
 
 
+_SHORT_FORM = re.compile(r"(?P<id>\w[\w.-]*(?:/[\w.-]+)?):(?P<split>\w[\w.-]*(?:\[[^\[\]]*\])?)")
+"""A hub id and a split; paths of files and directories that exist are absolute when the config is built."""
+
+
 @component(group="source", name="hf")
 class HFSource(SampledSource):
     """A data set by hub id, by local directory in the hub's layout, or by file."""
 
     path: str = "???"
-    """Hub id, file, or local directory (`train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`; without split names: all train)."""
+    """Hub id, file, or local directory (`train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`; without split names: all train).
+    `<hub id>:<split>` is short for both fields."""
     revision: str | None = None
     """Hub revision: branch, tag or commit."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Additional arguments of `datasets.load_dataset`."""
+
+    def validate(self) -> None:
+        """Read the short form `<hub id>:<split>`, and check the fields of the base class."""
+        if short := _SHORT_FORM.fullmatch(self.path):
+            if self.split not in ("", short["split"]):
+                text = (
+                    f"got {self.split!r}, but path={self.path!r} names the split {short['split']!r}; remove one of them"
+                )
+                raise FieldError([("split", text)])
+            self.path, self.split = short["id"], short["split"]
+        super().validate()
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if a local path does not exist."""

@@ -83,7 +83,8 @@ class Bookkeeping(TrainerState):
         state.training_finished = self.training_finished
 
     def _log_if_due(self) -> None:
-        if self.global_step % self.tools.log_interval and not self.training_finished:
+        interval = self.tools.log_interval or self.training_horizon
+        if self.global_step % interval and not self.training_finished:
             return
         import torch
 

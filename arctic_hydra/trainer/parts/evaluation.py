@@ -66,7 +66,8 @@ class Evaluation(Bookkeeping):
         self._loop.evaluated_at = self.global_step
         self.last_evaluation = self.tools.state.evaluation = facts["metrics"]
         self._record(self._offered({**self.last_evaluation, "epoch": self._epoch_position()}))
-        self.tools.display.evaluation(self.last_evaluation)
+        if self.prints_evaluation(self.global_step):
+            self.tools.display.evaluation(self.last_evaluation)
         return self.last_evaluation
 
 

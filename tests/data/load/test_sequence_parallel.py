@@ -35,3 +35,21 @@ def test_a_loader_without_a_group_and_row_length_stays_as_it_is(small_chats: Pat
     assert shard_loader(loader) is loader
     (batch,) = next(iter(shard_loader(loader, 4096).windows(0))).micro_batches
     assert batch.input_ids_BT.shape == (1, 4096) and batch.num_padding > 0
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_are_padded_to_a_multiple_or_a_length(small_chats: Path, tokenizer: Any, packing: bool) -> None:
+    for fields, expected in (({"pad_to": "div_length"}, 256), ({"pad_to": "div_length", "div_length": 48}, 48)):
+        data = factory(small_chats, packing=packing, max_length=CAPACITY, **fields)
+        loader = data.build(tokenizer, geometry(2, 1))[0]
+        assert data.padded_row_tokens(2) is None
+        for plain, padded in zip(
+            loader.windows(0), shard_loader(loader, None, data.row_multiple).windows(0), strict=True
+        ):
+            width = padded.micro_batches[0].input_ids_BT.shape[1]
+            assert width % expected == 0 and 0 <= width - plain.micro_batches[0].input_ids_BT.shape[1] < expected
+            assert padded.num_supervised == plain.num_supervised
+    data = factory(small_chats, packing=packing, max_length=CAPACITY, pad_to="max_length")
+    loader = shard_loader(data.build(tokenizer, geometry(2, 1))[0], data.padded_row_tokens(2), data.row_multiple)
+    widths = {batch.input_ids_BT.shape[1] for window in loader.windows(0) for batch in window.micro_batches}
+    assert widths == {2 * CAPACITY if packing else CAPACITY}

@@ -11,7 +11,7 @@ import pytest
 
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.hf import HFSource
-from arctic_hydra.errors import DataError
+from arctic_hydra.errors import DataError, FieldError
 from tests.data.samples import chat, write_lines
 from tests.data.source.files import HUB_SPLITS, questions
 
@@ -101,3 +101,15 @@ def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
         datasets.Dataset.from_list([{"text": word}]).save_to_disk(str(tmp_path / "saved"))
         outlines.append(str(source.outline("train")))
     assert outlines[0] != outlines[1]
+
+
+def test_a_hub_id_and_a_split_in_one() -> None:
+    short = HFSource(path="HuggingFaceH4/ultrachat_200k:train_sft[:5%]")
+    assert short == HFSource(path="HuggingFaceH4/ultrachat_200k", split="train_sft[:5%]")
+    assert HFSource(path="name:test", split="test").split == "test"
+    for path in ("s3://bucket/name", "/data/a:b", "./a:b", "org/name"):
+        assert (HFSource(path=path).path, HFSource(path=path).split) == (path, "")
+    with pytest.raises(
+        FieldError, match="split: got 'train', but path='org/name:test' names the split 'test'; remove one"
+    ):
+        HFSource(path="org/name:test", split="train")
