@@ -10,7 +10,6 @@ from arctic_hydra.assemble import Data, Model
 from arctic_hydra.checkpoint.base import check_space
 from arctic_hydra.checkpoint.initial_weights import Weights
 from arctic_hydra.memory import describe
-from arctic_hydra.model.layers import compile_layers
 from arctic_hydra.report.facts import model_facts
 from arctic_hydra.report.header import print_header
 from arctic_hydra.report.outcome import outcome
@@ -78,10 +77,10 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
         start = assemble.starting_weights(run)
         model = assemble.create_model(run, model_config, data.tokenizer, start, weights)
     facts = model_facts(model)
-    if run.model.compile:
-        compile_layers(model, run.model.compile_backend)
+    model = run.model.parallelize(model)
     with trainer.event("create_optimizer"):
         optimizer = run.optimizer.create_optimizer(model)
+        run.model.post_optimizer_build(optimizer, model)
     with trainer.event("create_scheduler"):
         scheduler = run.scheduler.create_scheduler(optimizer, trainer.training_horizon)
     return Model(

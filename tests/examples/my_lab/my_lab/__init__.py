@@ -1,1 +1,3 @@
 """A user's own package: options for arctic_hydra without a fork."""
+
+from my_lab import models as models
