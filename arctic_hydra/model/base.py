@@ -46,6 +46,9 @@ class ModelFactory(Component):
     stored: ClassVar[bool] = False
     """Whether the weights are read from files, so that each start of the run can read them again."""
 
+    shares_sequences: ClassVar[bool] = True
+    """Whether `arctic_varlen` computes the model's attention, which can communicate across ranks that share a sequence."""
+
     excluded_from_id: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
     @property
@@ -139,10 +142,15 @@ class ModelFactory(Component):
             )
 
     def create_meta_model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Return the model without reading or initializing weights, for the memory estimate's fake tensors."""
-        from transformers import AutoModelForCausalLM
+        """Return the model without reading or initializing weights, for the memory estimate's fake tensors.
+
+        With a config that is not of transformers, this is `create_model`.
+        """
+        from transformers import AutoModelForCausalLM, PretrainedConfig
         from transformers.initialization import no_init_weights
 
+        if not isinstance(config, PretrainedConfig):
+            return self.create_model(config)
         self.register_attention()
         with (
             self.explain_attention_errors(config),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra.component import component
+from arctic_hydra.component import component, load_extensions
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.base import ModelFactory
@@ -34,6 +35,8 @@ class SpecModelFactory(ModelFactory):
     """Fixed: the model's own code decides how it attends."""
     disable_activation_checkpoint: bool = True
     """True by default; false needs a spec with `layer_class`, whose layers are recomputed."""
+
+    shares_sequences: ClassVar[bool] = False
 
     def validate(self) -> None:
         super().validate()
@@ -172,6 +175,29 @@ class SpecModelFactory(ModelFactory):
         if self.model_spec.post_optimizer_build is not None:
             holder: Any = next(module for module in model.modules() if isinstance(module, SpecModel))
             self.model_spec.post_optimizer_build(optimizer, holder.model)
+
+
+def load_export(path: str | Path) -> SpecModel:
+    """Return the model of an export in its own layout, on the CPU, in the dtype of the export; `.model` is the registered one.
+
+    Raises ModelError for an export that transformers or peft loads, and ValueError for a model that is not registered.
+    """
+    from huggingface_hub import load_torch_model
+
+    from arctic_hydra.model.names import SPEC_MODEL_TYPE
+    from arctic_hydra.model.spec_model import SpecConfig
+
+    content = SpecConfig.get_config_dict(path)[0]
+    if content.get("model_type") != SPEC_MODEL_TYPE:
+        raise ModelError(
+            f"{path} is not an export in the layout of a registered model; load it with transformers or peft"
+        )
+    load_extensions()
+    config = SpecConfig.from_dict(content)
+    factory = SpecModelFactory(spec=config.spec, flavor=config.flavor, dtype=str(content["dtype"]))
+    model = factory.finish(factory._build(config))
+    load_torch_model(model.model, path, strict=False)  # files hold a tied weight once
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def _errors_of_missing_values() -> tuple[type[Exception], ...]:

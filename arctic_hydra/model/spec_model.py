@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from arctic_hydra.model.layers import mark_layer
 from arctic_hydra.model.model_spec import LanguageModel, ModelSpec, StateDictAdapter, TokenLoss, Weights
+from arctic_hydra.model.names import SPEC_MODEL_TYPE
 
 PREFIX = "model."
 """Of the names of all weights: the registered model is the attribute `model`."""
@@ -31,7 +32,7 @@ _SPECIAL_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 class SpecConfig(PretrainedConfig):
     """The config of a registered model: its own values, and those that every language model has."""
 
-    model_type = "arctic_hydra_spec"
+    model_type = SPEC_MODEL_TYPE
     spec: str = ""
     flavor: str = ""
     values: dict[str, Any] | None = None
@@ -148,10 +149,11 @@ class SpecModel(PreTrainedModel, GenerationMixin):
             config.architectures = [self.model_name]
             config.values = {**(config.values or {}), "vocab_size": self.config.vocab_size}
         config.dtype = self.dtype
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
         kept = {name: value.contiguous() for name, value in without_duplicates(weights).items()}
         save_torch_state_dict(kept, save_directory, max_shard_size=max_shard_size, metadata={"format": "pt"})
         config.save_pretrained(save_directory)
-        self.generation_config.save_pretrained(Path(save_directory))
+        self.generation_config.save_pretrained(save_directory)
 
 
 def _recomputed(layer: Any, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
