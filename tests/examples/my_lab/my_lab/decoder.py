@@ -76,15 +76,16 @@ class Decoder(nn.Module):
 
 
 TO_LLAMA = {
-    "embed.": "model.embed_tokens.",
-    "blocks.": "model.layers.",
-    "norm.": "model.norm.",
-    "head.": "lm_head.",
+    ".embed.": ".model.embed_tokens.",
+    ".blocks.": ".model.layers.",
+    ".norm.": ".model.norm.",
+    ".head.": ".lm_head.",
     ".norm1.": ".input_layernorm.",
     ".norm2.": ".post_attention_layernorm.",
     **{f".{name}.": f".self_attn.{name}_proj." for name in "qkvo"},
     **{f".{name}.": f".mlp.{name}_proj." for name in ("gate", "up", "down")},
 }
+FROM_LLAMA = {theirs: ours for ours, theirs in TO_LLAMA.items()}
 
 
 class LlamaLayout(StateDictAdapter):
@@ -97,16 +98,17 @@ class LlamaLayout(StateDictAdapter):
         return LlamaConfig(**sizes, num_key_value_heads=heads, tie_word_embeddings=self.config.tie, rms_norm_eps=1e-6)
 
     def to_hf(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {renamed(name, TO_LLAMA): value for name, value in state_dict.items()}
+        return renamed(state_dict, TO_LLAMA)
 
     def from_hf(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        names = {theirs: ours for ours, theirs in TO_LLAMA.items()}
-        return {renamed(name, names): value for name, value in state_dict.items()}
+        return renamed(state_dict, FROM_LLAMA)
 
 
-def renamed(name: str, names: dict[str, str]) -> str:
-    for old, new in names.items():
-        name = (
-            name.replace(old, new) if old.startswith(".") else new + name[len(old) :] if name.startswith(old) else name
-        )
-    return name
+def renamed(state_dict: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
+    result = {}
+    for name, value in state_dict.items():
+        new_name = f".{name}"
+        for old, new in names.items():
+            new_name = new_name.replace(old, new)
+        result[new_name[1:]] = value
+    return result
