@@ -95,10 +95,11 @@ def report_exceptions(run: Run, run_dir: Path) -> Iterator[None]:
 
 
 def start_process(run: Run, run_dir: Path) -> None:
-    """Open the log of this rank; raise ConfigError if this machine cannot run it."""
+    """Open the log of this rank; raise ConfigError if this machine cannot run it, or if the model's code does not qualify."""
     start_log(run, run_dir)
     if problems := run.environment_problems():
         raise ConfigError(problems)
+    run.model.check_model()
 
 
 def start_log(run: Run, run_dir: Path) -> None:
@@ -283,12 +284,15 @@ def create_model(
     if quantize and (quantization := run.peft.quantization_config(run.model.torch_dtype)) is not None:
         vars(model_config)[QUANTIZATION] = quantization
     model: Any = run.trainer.create_model(run.model, model_config)
+    check_interface(model)
     if run.trainer.sequence_parallel_size > 1:
         from arctic_hydra.model.ulysses import share_positions
 
         share_positions(model)
     fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
     stored = initial_weights.read_weights(start) if start else {}
+    if start and initial_weights.is_full_model_export(start.path):
+        stored = run.model.own_names(stored, model)
     if start and initial_weights.has_every_name(stored, model):
         initial_weights.load_into(model, stored, start)
         start = None
@@ -373,6 +377,19 @@ def use_deterministic_algorithms() -> None:
     )
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def check_interface(model: torch.nn.Module) -> None:
+    """Raise ConfigError for a model that lacks what converters, trainer and exports ask of a transformers model."""
+    from transformers import PreTrainedModel
+
+    from arctic_hydra.model.spec_model import missing_names
+
+    if not isinstance(model, PreTrainedModel) and (missing := missing_names(model)):
+        raise ConfigError(
+            f"model: create_model() returned a {type(model).__name__}, which is no transformers model and lacks "
+            f"{', '.join(missing)}; register it as a ModelSpec and pass model=spec, which needs less (docs/extending/models.md)"
+        )
 
 
 def seed_everything(seed: int) -> None:

@@ -211,7 +211,12 @@ def _sequence_parallel_problems(run: Run) -> Iterator[str]:
         return
     if ranks % size:
         yield f"trainer.sequence_parallel_size: got {size}, but there are {ranks} ranks; expected a divisor of {ranks}; change it or ranks"
-    if run.model.attn_implementation != VARLEN_ATTENTION:
+    if not run.model.shares_sequences:
+        yield (
+            f"trainer.sequence_parallel_size: got {size}, but model={_option_name(type(run.model))} attends by its own code, to one "
+            "rank's tokens only; pass trainer.sequence_parallel_size=1"
+        )
+    elif run.model.attn_implementation != VARLEN_ATTENTION:
         yield (
             f"trainer.sequence_parallel_size: got {size}, but model.attn_implementation={run.model.attn_implementation} "
             f"attends to one rank's tokens only; pass model.attn_implementation={VARLEN_ATTENTION}"

@@ -10,7 +10,6 @@ from arctic_hydra.assemble import Data, Model
 from arctic_hydra.checkpoint.base import check_space
 from arctic_hydra.checkpoint.initial_weights import Weights
 from arctic_hydra.memory import describe
-from arctic_hydra.model.layers import compile_layers
 from arctic_hydra.report.facts import model_facts
 from arctic_hydra.report.header import print_header
 from arctic_hydra.report.outcome import outcome
@@ -80,10 +79,10 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
         about["model"] = assemble.create_model(run, model_config, data.tokenizer, start, weights)
     model = about["model"]
     facts = model_facts(model)
-    if run.model.compile:
-        compile_layers(model, run.model.compile_backend)
+    model = run.model.parallelize(model)
     with trainer.event("create_optimizer", model=model) as about:
         about["optimizer"] = trainer.create_optimizer(run.optimizer, model)
+        run.model.post_optimizer_build(about["optimizer"], model)
     optimizer = about["optimizer"]
     with trainer.event("create_scheduler", optimizer=optimizer) as about:
         about["scheduler"] = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -198,8 +199,6 @@ def write_export(
     from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
     from arctic_hydra.checkpoint.generation import generation_configs, mask_configs
 
-    if not hasattr(model, "save_pretrained"):
-        raise TypeError(f"got a {type(model).__name__}, expected a transformers or PEFT model with save_pretrained")
     if problem := export_target_problem(target):
         raise CheckpointError(problem)
     stage = target.with_name(f".tmp-{target.name}")
@@ -209,7 +208,10 @@ def write_export(
         sharding = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
         base = model.get_base_model() if has_adapter(model) else model
         with generation_configs(base, tokenizer, stop_tokens) as tokens:
-            model.save_pretrained(stage, state_dict=weights, **sharding)
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(stage, state_dict=weights, **sharding)
+            else:
+                _save_plain(model, weights, stage, sharding)
         if base is not model:  # peft does not save this file with an adapter
             GenerationConfig(**tokens).save_pretrained(stage)
         tokenizer.save_pretrained(stage)
@@ -219,3 +221,13 @@ def write_export(
         remove_folder(stage)
         raise
     publish_folder(stage, target)
+
+
+def _save_plain(model: Any, weights: dict[str, torch.Tensor], stage: Path, sharding: dict[str, str]) -> None:
+    """Write the weights and the config of a model that is not of transformers, by its own names and values."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(weights, stage, metadata={"format": "pt"}, **sharding)  # type: ignore[arg-type]
+    config = model.config
+    values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    (stage / "config.json").write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from arctic_hydra import run_directory
+from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import PROGRAM, relative
 
@@ -46,14 +48,10 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     ):
         if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
-    if export is not None:
-        is_adapter = (directory.path / export / "adapter_config.json").exists()
-        # transformers loads adapters too, but does not resize the embeddings for added tokens.
-        library, family = (
-            ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
-        )
+    if export is not None and (loader := _loader(directory.path / export)):
+        library, function = loader
         print(f"next: load it with {library}:")
-        print(f"  {family}.from_pretrained({str(path / export)!r})")
+        print(f"  {function}({str(path / export)!r})")
     print("next: train longer, or on your own data:")
     limits = (
         "fresh=",
@@ -72,6 +70,16 @@ def _next_start(stop_reason: str) -> str:
     if "trainer.exit_iteration=" in stop_reason:
         return "the same command with a larger trainer.exit_iteration, or without it, resumes"
     return "the same command resumes"
+
+
+def _loader(export: Path) -> tuple[str, str] | None:
+    """Return the library that loads an export, and its function; None for a model that no library knows."""
+    if (export / "adapter_config.json").exists():  # transformers loads adapters too, but without rows for added tokens
+        return "peft", "AutoPeftModelForCausalLM.from_pretrained"
+    kind = json.loads((export / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind == SPEC_MODEL_TYPE:
+        return "arctic_hydra.model.spec", "load_export"
+    return ("transformers", "AutoModelForCausalLM.from_pretrained") if kind else None
 
 
 def format_number(value: float | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.component import Component
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import FieldError, ModelError
-from arctic_hydra.model.layers import layers
+from arctic_hydra.model.layers import compile_layers, layers
 from arctic_hydra.model.names import ATTENTION, DTYPE_ALIASES, FLASH_PACKAGES, NEEDS_CUDA, VARLEN_ATTENTION
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class ModelFactory(Component):
 
     stored: ClassVar[bool] = False
     """Whether the weights are read from files, so that each start of the run can read them again."""
+
+    shares_sequences: ClassVar[bool] = True
+    """Whether `arctic_varlen` computes the model's attention, which can communicate across ranks that share a sequence."""
 
     excluded_from_id: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
@@ -104,6 +107,22 @@ class ModelFactory(Component):
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model on the CPU, in `dtype`; under ZeRO-3 its parameters may already be partitioned."""
 
+    def check_model(self) -> None:
+        """Check the model's code, before data is prepared and weights are read; raises ConfigError or ModelError."""
+
+    def own_names(self, weights: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return the weights of an exported full model by the names of `model`; raises ModelError."""
+        return weights
+
+    def parallelize(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the converted model, compiled if `compile` is set; called before the optimizer and the engine are built."""
+        if self.compile:
+            compile_layers(model, self.compile_backend)
+        return model
+
+    def post_optimizer_build(self, optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+        """Act on the optimizer, before the schedule and the engine are built."""
+
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if the chosen attention needs a GPU or a package that this machine lacks."""
         packages = FLASH_PACKAGES.get(self.attn_implementation, ())
@@ -128,10 +147,15 @@ class ModelFactory(Component):
             )
 
     def create_meta_model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """Return the model without reading or initializing weights, for the memory estimate's fake tensors."""
-        from transformers import AutoModelForCausalLM
+        """Return the model without reading or initializing weights, for the memory estimate's fake tensors.
+
+        With a config that is not of transformers, this is `create_model`.
+        """
+        from transformers import AutoModelForCausalLM, PretrainedConfig
         from transformers.initialization import no_init_weights
 
+        if not isinstance(config, PretrainedConfig):
+            return self.create_model(config)
         self.register_attention()
         with (
             self.explain_attention_errors(config),

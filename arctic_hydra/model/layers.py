@@ -1,4 +1,4 @@
-"""The decoder layers of a transformers model, and its blocks of experts."""
+"""The repeated layers of a model, and its blocks of experts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+_MARK = "is_repeated_layer"
+
+
 def layer_configs(config: PretrainedConfig) -> list[Any]:
     """Return the text model's config, or one config per layer if its layers differ (such as the head sizes of Gemma 4).
 
@@ -21,14 +24,20 @@ def layer_configs(config: PretrainedConfig) -> list[Any]:
 
 
 def layers(model: torch.nn.Module) -> list[Any]:
-    """Return the transformer layers of a transformers model, in order."""
+    """Return the repeated layers of a model, in order: transformers' own kind, and those that `mark_layer` has marked."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    found = model.modules()
+    return [m for m in found if isinstance(m, GradientCheckpointingLayer) or getattr(m, _MARK, False)]
+
+
+def mark_layer(module: torch.nn.Module) -> None:
+    """Let `layers` find a layer that is not of transformers' kind."""
+    setattr(module, _MARK, True)
 
 
 def compile_layers(model: torch.nn.Module, backend: str) -> None:
-    """Compile each transformer layer separately: all layers share the generated code."""
+    """Compile each repeated layer separately: all layers share the generated code."""
     for layer in layers(model):
         layer.compile(backend=backend)
 

@@ -16,5 +16,7 @@ FLASH_PACKAGES = {
 }
 """Packages of which one must be installed (transformers fetches a kernel from the hub with `kernels`)."""
 ATTENTION = (VARLEN_ATTENTION, "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+SPEC_MODEL_TYPE = "arctic_hydra_spec"
+"""`model_type` in the config of an export that has the layout of a registered model."""
 QUANTIZATION = "arctic_hydra_quantization"
 """Attribute of a model config with which `create_model` quantizes the weights as it loads them, and which it removes."""

@@ -34,7 +34,7 @@ def model_facts(model: Any) -> ModelFacts:
     body, projected = total - table * (2 if own_head else 1), table
     widths = [_attention_width(layer) for layer in layer_configs(model.config)]
     shape = (body, projected, int(text.num_hidden_layers), sum(widths) // len(widths))
-    return ModelFacts(type(model).__name__, total, trainable, shape)
+    return ModelFacts(getattr(model, "model_name", type(model).__name__), total, trainable, shape)
 
 
 def _attention_width(layer: Any) -> int:

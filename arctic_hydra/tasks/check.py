@@ -61,6 +61,10 @@ def find(run: Run) -> Findings:
             assemble.check_vocabulary(run, model_config, tokenizer)
     except ArcticHydraError as error:
         found.append(error)
+    try:
+        run.model.check_model()
+    except ArcticHydraError as error:
+        found.append(error)
     if found:
         return [], found
     try:

@@ -119,8 +119,14 @@ def _proven_transform(engine: Any, model: Any, projection: nn.Module, device: to
 
     with probing(engine):
         handle = projection.register_forward_hook(replace_logits)
-        of_grid, of_logits = (engine(**model_inputs(batch)).logits for _ in range(2))
-        handle.remove()
+        try:
+            of_grid, of_logits = (engine(**model_inputs(batch)).logits for _ in range(2))
+        except RuntimeError:  # code behind the head that relies on the shape of the logits
+            if len(seen) != 1:
+                raise
+            return f"{type(model).__name__} transforms its logits in an unknown way"
+        finally:
+            handle.remove()
     called_once = len(seen) == 2 and of_grid.numel() == len(_GRID)
     transform = _fit_transform(grid, of_grid.flatten()) if called_once else None
     if transform is None:

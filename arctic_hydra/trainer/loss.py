@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, K supervised positions, H hidden width, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from arctic_hydra.data.batch import Batch
+from arctic_hydra.errors import ModelError
 from arctic_hydra.trainer.balance import Balance
 from arctic_hydra.trainer.chunked import PLAIN, TokenLoss, chunked_evaluation, chunked_losses
 from arctic_hydra.trainer.head import Head, model_inputs, unwrap
@@ -33,6 +35,8 @@ class LossComputer:
     """Rows of logits at a time; 0 derives it from the vocabulary size."""
     balance: Balance | None = None
     """The model's load-balancing loss, if any."""
+    own_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """The model's own loss of each position, [K], from logits [K, V] and targets [K]; training only, without a head."""
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """Return the token losses summed over the supervised positions, in fp32.
@@ -43,13 +47,24 @@ class LossComputer:
         with self.balance.restricted_to(batch) if self.balance else nullcontext():
             if self.head is None:
                 logits_KV, output = supervised_logits(self.engine, batch)
-                loss = plain_losses(logits_KV, batch.targets_K, self.token_loss).sum()
+                loss = self._losses_of(logits_KV, batch.targets_K).sum()
             else:
                 result, output = self.head.run(self.engine, batch, lambda *head: self._head_loss(batch, *head))
                 loss = result.sum()
         if self.balance is None:
             return loss
         return loss + self.balance.coefficient * batch.num_supervised * output.aux_loss
+
+    def _losses_of(self, logits_KV: torch.Tensor, targets_K: torch.Tensor) -> torch.Tensor:
+        if self.own_loss is None:
+            return plain_losses(logits_KV, targets_K, self.token_loss)
+        losses_K = self.own_loss(logits_KV.float(), targets_K)
+        if losses_K.shape != targets_K.shape:
+            raise ModelError(
+                f"model.spec: its loss returned a tensor of shape {list(losses_K.shape)} for {len(targets_K)} positions, expected "
+                f"one loss for each, [{len(targets_K)}]; pass reduction='none'"
+            )
+        return losses_K
 
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return float64 [num_sources, 3]: plain cross-entropy, correct predictions and count, per data source."""

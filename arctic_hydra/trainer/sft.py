@@ -18,6 +18,7 @@ from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
 from arctic_hydra.model.random import RandomModelFactory
+from arctic_hydra.model.spec import SpecModelFactory
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.trainer.base import Trainer
 
@@ -53,7 +54,7 @@ class SFTTrainer(Trainer):
     head_chunk_rows: HumanInt = integer(0, minimum=0)
     """Tokens per chunk of logits with head_loss=chunked and in evaluation; 0 chooses chunks of 64 MiB."""
 
-    model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory | RandomModelFactory]
+    model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory | RandomModelFactory | SpecModelFactory]
     data: ClassVar[SFTDataFactory]
 
     excluded_from_id: ClassVar[frozenset[str]] = Trainer.excluded_from_id | {"head_loss", "head_chunk_rows"}
@@ -87,10 +88,11 @@ class SFTTrainer(Trainer):
         from arctic_hydra.trainer.head import plain_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        head = plain_head(model) if self.head_loss is not HeadLoss.full else None
+        own = getattr(model, "token_loss", None)
+        head = plain_head(model) if self.head_loss is not HeadLoss.full and own is None else None
         with super().with_fake_tensors(model):
             self._losses = LossComputer(
-                model, head, TokenLoss(self.label_smoothing, self.z_loss), False, self.head_chunk_rows
+                model, head, TokenLoss(self.label_smoothing, self.z_loss), False, self.head_chunk_rows, own_loss=own
             )
             yield
 
@@ -112,7 +114,10 @@ class SFTTrainer(Trainer):
         from arctic_hydra.trainer.head import Head, tap_head
         from arctic_hydra.trainer.loss import LossComputer
 
-        head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full else None
+        own = getattr(tools.engine.module, "token_loss", None)
+        if own is not None:
+            self._check_own_loss()
+        head = tap_head(tools.engine, tools.device) if self.head_loss is not HeadLoss.full and own is None else None
         if isinstance(head, str):
             if self.head_loss is not HeadLoss.auto:
                 raise ConfigError(
@@ -124,4 +129,17 @@ class SFTTrainer(Trainer):
         losses = TokenLoss(self.label_smoothing, self.z_loss)
         assert head is None or isinstance(head, Head)
         balance = find_balance(tools.engine, tools.device, self.sequence_parallel_size)
-        return LossComputer(tools.engine, head, losses, liger, self.head_chunk_rows, balance)
+        return LossComputer(tools.engine, head, losses, liger, self.head_chunk_rows, balance, own)
+
+    def _check_own_loss(self) -> None:
+        """Raise ConfigError for settings that a model with a loss of its own would ignore."""
+        usual = {"label_smoothing": 0.0, "z_loss": 0.0}
+        ignored = [
+            f"trainer.{name}={getattr(self, name):g}" for name, value in usual.items() if getattr(self, name) != value
+        ]
+        if self.head_loss not in (HeadLoss.auto, HeadLoss.full):
+            ignored.append(f"trainer.head_loss={self.head_loss.name}")
+        if ignored:
+            raise ConfigError(
+                f"model.spec: this model brings its own loss, which ignores {', '.join(ignored)}; leave it out"
+            )

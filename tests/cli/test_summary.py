@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from arctic_hydra import run_directory
@@ -9,18 +11,20 @@ from arctic_hydra.cli.summary import print_result
 
 
 @pytest.mark.parametrize(
-    ("export", "config", "family"),
+    ("export", "config", "kind", "loader"),
     [
-        ("export", "config.json", "AutoModelForCausalLM"),
-        ("mine", "adapter_config.json", "AutoPeftModelForCausalLM"),
+        ("export", "config.json", "llama", "transformers:\n  AutoModelForCausalLM.from_pretrained"),
+        ("mine", "adapter_config.json", "", "peft:\n  AutoPeftModelForCausalLM.from_pretrained"),
+        ("mine", "config.json", "arctic_hydra_spec", "arctic_hydra.model.spec:\n  load_export"),
+        ("mine", "config.json", "", ""),
     ],
 )
-def test_the_summary_names_the_export_and_the_class_that_loads_it(export, config, family, tmp_path, capsys):
+def test_the_summary_names_the_export_and_the_function_that_loads_it(export, config, kind, loader, tmp_path, capsys):
     """transformers alone gives the model below an adapter no rows for added tokens."""
     run_dir = tmp_path / "run"
     for folder in (run_dir / export, run_dir / f"{export}-step-00000001"):
         folder.mkdir(parents=True)
-        (folder / config).touch()
+        (folder / config).write_text(json.dumps({"model_type": kind} if kind else {}))
         (folder / "tokenizer_config.json").touch()
     (run_dir / "record.json").write_text('{"overrides": []}')
     figures = {
@@ -33,4 +37,4 @@ def test_the_summary_names_the_export_and_the_class_that_loads_it(export, config
     print_result(run_directory.RunDirectory(run_dir), {**figures, "first_evaluation": {}, "last_evaluation": {}})
     out = capsys.readouterr().out
     assert f"export       run/{export}\n" in out
-    assert f"  {family}.from_pretrained('run/{export}')" in out
+    assert f"next: load it with {loader}('run/{export}')" in out if loader else "load it" not in out

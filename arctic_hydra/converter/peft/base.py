@@ -109,6 +109,8 @@ class PeftFactory(PeftSlot):
         check_modules("peft.target_modules", values.get("target_modules"), names)
         check_modules("peft.modules_to_save", values.get("modules_to_save"), names)
         values = self._keep_tied(model, values)
+        if values.get("target_modules") == "all-linear":
+            check_linear(model)
         if "save_projection" in catalog.types()[self.type_name]:
             # Its fixed projections come from a seed and are not parameters; a checkpoint holds parameters only.
             values = {"save_projection": False, **values}
@@ -116,11 +118,10 @@ class PeftFactory(PeftSlot):
         try:
             config = config_class(task_type="CAUSAL_LM", **values)
             wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+        except (AttributeError, ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ConfigError(
-                f"peft: {self.type_name} cannot be applied to {type(model).__name__}: {first.strip()}"
-            ) from error
+            kind = getattr(model, "model_name", type(model).__name__)
+            raise ConfigError(f"peft: {self.type_name} cannot be applied to {kind}: {first.strip()}") from error
         return wrapped
 
     def _train_tokens(self, model: Any, values: dict[str, Any], added: list[int]) -> dict[str, Any]:
@@ -204,6 +205,20 @@ def check_modules(key: str, wanted: Any, names: list[str]) -> None:
     missing = [item for item in listed if not any(is_named(item if wanted is item else [item], name) for name in names)]
     if missing:
         raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
+
+
+def check_linear(model: Any) -> None:
+    """Raise ConfigError for a model that has no linear layer besides its head, which `all-linear` leaves out."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not any(isinstance(module, nn.Linear | Conv1D) for module in model.modules() if module is not head):
+        kind = getattr(model, "model_name", type(model).__name__)
+        raise ConfigError(
+            f"peft.target_modules: got all-linear, but {kind} has no linear layer besides its head; list layers that peft "
+            "can adapt, or pass peft=none"
+        )
 
 
 def is_named(wanted: str | list[str], name: str) -> bool:
