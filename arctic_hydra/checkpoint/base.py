@@ -61,6 +61,8 @@ class TrainingState:
     """Whether the last step of the run is completed."""
     stopping: bool = False
     """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a checkpoint to resume from."""
+    error: str = ""
+    """The error after which the last whole step is saved; empty if there is none."""
     base: str | None = None
     """Directory or hub id of the base model of an adapter; None if transformers cannot load that model from anywhere."""
     omits_frozen_weights: bool = False

@@ -235,6 +235,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "recent_losses": list(state.recent_losses),
             "metric": self._metric(),
             "stop_tokens": state.stop_tokens(),
+            **({"saved_after_error": state.error} if state.error else {}),
             "log_offsets": {self._log_key(path): synced_size(path) for path in state.logs},
         }
 

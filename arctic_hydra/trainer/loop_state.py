@@ -106,6 +106,8 @@ class LoopState:
     """Sums since the last log line."""
     result: StepResult = field(default_factory=StepResult)
     """The step in progress, or the last one."""
+    step_start: Any = None
+    """The state to which an error before the optimizer step returns (`parts.saving.StepStart`); None at other times."""
     evaluated_at: int = -1
     """Step of the last evaluation."""
     first_step: int = 0
