@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("arctic_hydra.trainer")
 
 WAIT_SECONDS = 5.0
-"""Time that a failed rank waits for the others to fail in the same step."""
+"""Time that a failed rank waits for the others to fail in the same step; less than they wait for it in a collective."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _save(error: Exception, trainer: Trainer) -> str:
         )
     if start.step == 0:
         return "nothing was saved, because no step is completed; the same command starts over"
-    if not distributed.failed_alike(str(start.step), WAIT_SECONDS):
+    wait_seconds = min(WAIT_SECONDS, trainer.collective_timeout_seconds / 5)
+    if not distributed.failed_alike(str(start.step), wait_seconds):
         return f"nothing was saved, because not all ranks failed in the same way; {_what_holds(trainer)}"
     start.restore(trainer)
     state.error = f"{type(error).__name__}: {error}"
