@@ -233,6 +233,8 @@ class Run(Component):
             implied.append(TiledMLP())
         if self.trainer.activation_checkpoint_cpu_offload:
             implied.append(ActivationOffload())
+        for converter in implied:
+            converter.attach(self.trainer)
         return [*self.converter.values(), *implied, self.peft]
 
     @property

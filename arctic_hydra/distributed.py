@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -173,6 +174,32 @@ def barrier() -> None:
 
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier(group=_CPU_GROUP)
+
+
+def failed_alike(where: str, seconds: float) -> bool:
+    """Return whether all ranks call this within `seconds`, with the same `where` and after the same number of collectives.
+
+    If so, further collectives work although an error interrupted this rank, because no rank waits in an earlier one. All
+    ranks get the same answer. It communicates through torch's store only, once per process.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    c10d: Any = dist.distributed_c10d
+    counts = [group._get_sequence_number_for_group() for group in c10d._world.pg_map]  # no public function tells them
+    store, ranks = c10d._get_default_store(), range(dist.get_world_size())
+    keys = [f"arctic_hydra/failed/{rank}" for rank in ranks]
+    end = time.monotonic() + seconds
+    try:
+        store.set(keys[dist.get_rank()], f"{where} {counts}")
+        while not (present := store.check(keys)) and time.monotonic() < end:
+            time.sleep(0.05)
+        alike = present and len({store.get(key) for key in keys}) == 1
+        # The first decision holds, so that a rank that fails after another has given up does not wait for it.
+        return bool(store.compare_set("arctic_hydra/failed", "", "alike" if alike else "apart") == b"alike")
+    except dist.DistError:  # the process with the store has ended
+        return False
 
 
 @contextmanager

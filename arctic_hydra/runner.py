@@ -24,7 +24,8 @@ def train(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
         trainer, resumed_from = build(run, run_dir, stop)
         try:
             trainer.train()
-        except Exception:
+        except Exception as error:
+            trainer.save_after(error)
             assemble.finish_trackers(trainer, FAILED)
             raise
         finally:

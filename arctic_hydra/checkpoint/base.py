@@ -78,6 +78,8 @@ class TrainingState:
     """Why the run ends normally before its horizon; empty if it does not."""
     callbacks: Mapping[str, Stateful] = field(default_factory=dict)
     """The callbacks of the run by name; checkpoints contain the state of each."""
+    error: str = ""
+    """The error after which the last whole step is saved; empty if there is none."""
     base: str | None = None
     """Directory or hub id of the base model of an adapter; None if transformers cannot load that model from anywhere."""
     omits_frozen_weights: bool = False

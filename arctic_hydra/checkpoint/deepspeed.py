@@ -228,6 +228,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "metric": self._metric(),
             "stop_tokens": state.stop_tokens(),
             **({"ended": state.ended} if state.ended else {}),
+            **({"saved_after_error": state.error} if state.error else {}),
             "log_offsets": {self._log_key(path): synced_size(path) for path in state.logs},
         }
 

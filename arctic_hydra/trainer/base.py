@@ -25,6 +25,7 @@ from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.trainer.loop_state import LogSums, StepResult
 from arctic_hydra.trainer.parts.construction import Construction
 from arctic_hydra.trainer.parts.evaluation import Evaluation
+from arctic_hydra.trainer.parts.saving import resumable_steps, save_after
 from arctic_hydra.trainer.spikes import describe_spike
 from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -109,7 +110,7 @@ class Trainer(Construction, Evaluation):
 
     def epoch(self) -> None:
         """Run the steps of the current epoch, from the current position until its end, the horizon or a stop."""
-        for window in self.train_batches:
+        for window in resumable_steps(self):
             counts = self._agree(window)
             if self.stop_reason:
                 break
@@ -119,6 +120,7 @@ class Trainer(Construction, Evaluation):
                 result = self.step_result
                 facts |= {"loss_sum": result.loss_sum, "grad_norm": result.grad_norm, "applied": result.applied}
                 facts["learning_rate"] = result.learning_rate
+            self._loop.step_start = None
             self._advance(counts)
             self._log_if_due()
             if self.eval_frequency and self.global_step % self.eval_frequency == 0:
@@ -128,6 +130,7 @@ class Trainer(Construction, Evaluation):
                 self.checkpoint()
             if self.stop_reason or self.training_finished:
                 break
+        self._loop.step_start = None
         if self.stop_reason and not self.training_finished:
             self.tools.state.stopping = True
             self.checkpoint()
@@ -184,7 +187,7 @@ class Trainer(Construction, Evaluation):
         Non-finite gradients change nothing. Sets `step_result.grad_norm` and `step_result.applied`; the learning rate is
         that of the schedule, which `finish_step` advances.
         """
-        result = self.step_result
+        self._loop.step_start, result = None, self.step_result
         result.grad_norm, result.applied = optimizer_step(self.tools.engine, self.tools.engine_config)
         if result.applied:
             for converter in self.tools.converters:
@@ -212,6 +215,14 @@ class Trainer(Construction, Evaluation):
                     about = {"engine": engine, "path": engine.checkpoint_dir}
                     with self.event("checkpoint", **about) as outer, self.event("save", **about) as inner:
                         outer["path"] = inner["path"] = engine.save()
+
+    def save_after(self, error: Exception) -> None:
+        """Save the last whole step, marked, if all ranks can after an error that ends the run; called by the runner.
+
+        They can on a single rank, and if all fail in the same step, before its optimizer step. Adds a note to the error that
+        says what the same command resumes from. Never raises.
+        """
+        save_after(error, self)
 
     def _is_spike(self, window_loss: torch.Tensor, units: int) -> bool:
         """Return whether the step's loss is a spike compared to recent ones; the same on every rank. Collective."""

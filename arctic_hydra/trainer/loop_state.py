@@ -112,6 +112,8 @@ class LoopState:
     """Why code on this rank has asked to end the run (empty if it has not), and whether the run is then finished."""
     ended: str = ""
     """Why the run is finished before its horizon; empty if it is not."""
+    step_start: Any = None
+    """The state to which an error before the optimizer step returns (`parts.saving.StepStart`); None at other times."""
     evaluated_at: int = -1
     """Step of the last evaluation."""
     first_step: int = 0

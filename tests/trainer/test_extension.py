@@ -56,3 +56,18 @@ def test_a_step_trains_a_second_model_too(my_lab, tmp_path):
     steps = [row for row in _rows(tmp_path) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3]
     assert len({row["score"] for row in steps}) == 3
+
+
+def _sabotaged(my_lab, folder):
+    sabotage = "callback=[saboteur] callback.saboteur.moment=backward callback.saboteur.rank=0"
+    arguments = f"{SMALL} {sabotage} callback.saboteur.step=2 trainer.train_iters=4 tracking=[]"
+    done = run(arguments, folder, code=1, PYTHONPATH=str(my_lab))
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def test_an_error_of_the_users_code_leaves_the_last_whole_step(my_lab, tmp_path):
+    said = _sabotaged(my_lab, tmp_path)
+    assert "ZeroDivisionError: sabotage step 2, the last whole one, is saved; the same command resumes from it" in said
+    saved = only_run(tmp_path) / "checkpoints" / "step-00000002" / "manifest.json"
+    assert json.loads(saved.read_text())["saved_after_error"] == "ZeroDivisionError: sabotage"
+    assert "step 2 is saved already; the same command resumes from it" in _sabotaged(my_lab, tmp_path)

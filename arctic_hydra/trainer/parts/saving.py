@@ -1,0 +1,124 @@
+"""Saving the last whole step after an error.
+
+An error before the optimizer step leaves weights, optimizer and counters as they were after the step before. They can be saved
+if no rank waits in a collective that another will never join: on a single rank, or if all ranks fail in the same step and
+have issued the same collectives. The ranks agree on that through torch's store, without a collective.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import distributed
+from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
+from arctic_hydra.trainer.loop_state import LogSums
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.batch import StepBatch
+    from arctic_hydra.trainer.base import Trainer
+
+log = logging.getLogger("arctic_hydra.trainer")
+
+WAIT_SECONDS = 5.0
+"""Time that a failed rank waits for the others to fail in the same step; less than they wait for it in a collective."""
+
+
+@dataclass(frozen=True)
+class StepStart:
+    """What a step changes before its optimizer step, as it was at its start."""
+
+    step: int
+    """Steps completed before."""
+    random: dict[str, Any]
+    micro_steps: int
+    sums: LogSums
+    recent_losses: list[float]
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> StepStart:
+        """Return the present state; does not synchronize with the device."""
+        state, sums = trainer.tools.state, trainer._loop.totals
+        return cls(
+            step=trainer.global_step,
+            random=random_state(),
+            micro_steps=int(state.engine.micro_steps),
+            sums=replace(sums, by_source=Counter(sums.by_source)),
+            recent_losses=list(state.recent_losses),
+        )
+
+    def restore(self, trainer: Trainer) -> None:
+        """Restore that state, and drop the gradients."""
+        state = trainer.tools.state
+        state.engine.zero_grad()
+        state.engine.micro_steps = self.micro_steps
+        state.since_last_log = self.sums.state_dict()
+        state.recent_losses = list(self.recent_losses)
+        set_random_state(self.random)
+
+
+def resumable_steps(trainer: Trainer) -> Iterator[StepBatch]:
+    """Yield the windows of `train_batches`; before each is read, the trainer notes the state to which an error returns."""
+    windows = iter(trainer.train_batches)
+    while True:
+        trainer._loop.step_start = StepStart.of(trainer)
+        window = next(windows, None)
+        if window is None:
+            break
+        yield window
+    trainer._loop.step_start = None
+
+
+def save_after(error: Exception, trainer: Trainer) -> None:
+    """Save the last whole step if the ranks can after `error`, which ends the run; say in a note of the error what is left.
+
+    Never raises. Bounded in time: it waits `WAIT_SECONDS` for the other ranks, and then as long as any save takes.
+    """
+    try:
+        note = _save(error, trainer)
+    except Exception as problem:
+        log.debug("saving after an error failed", exc_info=True)
+        note = f"the last whole step was not saved ({type(problem).__name__}: {problem}); {_what_holds(trainer)}"
+    error.add_note(note)
+    if trainer.world.is_main:
+        log.error("%s", note)
+
+
+def _save(error: Exception, trainer: Trainer) -> str:
+    start = trainer._loop.step_start
+    state = trainer.tools.state
+    engines = [engine for engine in trainer.tools.checkpoints if engine.enabled and engine.can_resume]
+    if not engines:
+        return "nothing was saved: no checkpoint engine of this run can resume it"
+    state.stopping = True  # an engine that can resume saves then, unless it has saved this step
+    if trainer.global_step and all(engine.checkpoint_dir.exists() and not engine.do_checkpoint for engine in engines):
+        return f"step {trainer.global_step} is saved already; the same command resumes from it"
+    if start is None or start.step != trainer.global_step:
+        return (
+            f"nothing was saved, because the error was not before the optimizer step of a step; {_what_holds(trainer)}"
+        )
+    if start.step == 0:
+        return "nothing was saved, because no step is completed; the same command starts over"
+    wait_seconds = min(WAIT_SECONDS, trainer.collective_timeout_seconds / 5)
+    if not distributed.failed_alike(str(start.step), wait_seconds):
+        return f"nothing was saved, because not all ranks failed in the same way; {_what_holds(trainer)}"
+    start.restore(trainer)
+    state.error = f"{type(error).__name__}: {error}"
+    if trainer.tools.metrics_file is not None:
+        trainer.tools.metrics_file.sync()
+    for engine in engines:
+        engine.finish_save()
+        if engine.do_checkpoint:
+            engine.save()
+    return f"step {start.step}, the last whole one, is saved; the same command resumes from it"
+
+
+def _what_holds(trainer: Trainer) -> str:
+    """Return what the same command does with the checkpoints there are."""
+    engines = [engine for engine in trainer.tools.checkpoints if engine.can_resume]
+    if any(engine.latest_checkpoint_exists for engine in engines):
+        return "the same command resumes from the last checkpoint"
+    return "there is no checkpoint, so the same command starts over"
