@@ -370,7 +370,7 @@ class TokenizedDataFactory(DataFactory):
 
         source, key = self.sources[name], self._key("train", name)
         try:
-            with self.event("load", split="train", source=name):
+            with self.event("load", split="train", source=name, cached=False):
                 stream = SourceStream(key, source.shards("train"), seed)
                 rows = JoinedRows(stream.read(Cursor(), PREVIEW_ROWS)[0])
             reading = self.resolve(rows, self.reading(source)) if source.process else Reading()

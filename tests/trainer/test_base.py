@@ -84,7 +84,7 @@ def test_steps_below_the_resolution_of_bf16_add_up_in_fp32(tmp_path):
 class SlowSaves:
     """A slow checkpoint engine that saves after every step."""
 
-    do_checkpoint, save_ready = True, False
+    do_checkpoint, save_ready, checkpoint_dir = True, False, None
 
     def save(self):
         time.sleep(0.05)
@@ -146,7 +146,8 @@ def _heard(folder):
 def test_methods_that_call_the_original_fire_each_event_once(tmp_path):
     [heard] = run_ranks(1, _heard, tmp_path)
     counts = {"train": 1, "epoch": 1, "step": 4, "loss": 13, "backward": 13, "evaluate": 1}
-    assert heard == {f"{name}_{moment}": count for name, count in counts.items() for moment in ("start", "end")}
+    pairs = {f"{name}_{moment}": count for name, count in counts.items() for moment in ("start", "end")}
+    assert heard == {**pairs, "log": 5}, "four steps and one evaluation"
 
 
 def _killed(folder):
