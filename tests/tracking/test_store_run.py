@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.tracking.sender import Point
-from arctic_hydra.tracking.store import StoreRun
+from arctic_hydra.tracking.store_run import StoreRun
 
 
 def point(step: int, **values: float) -> Point:
