@@ -45,6 +45,6 @@ def _store_option(group: str, option: str) -> None:
     if group == "data":
         node["defaults"][1:1] = [{"sources": []}, {"eval_sources": []}]
     name = option.removeprefix(code_file.PREFIX)
-    for folder in _SOURCES if group == "source" else [group]:
+    for folder in (group, *_SOURCES) if group == "source" else [group]:
         package = f"{folder.replace('/', '.')}.{name}" if folder in (*LIST_GROUPS, *_SOURCES) else None
         ConfigStore.instance().store(group=folder, name=option, node=node, package=package, provider="code")

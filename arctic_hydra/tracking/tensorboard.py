@@ -10,7 +10,7 @@ from typing import Any
 
 from arctic_hydra.component import component
 from arctic_hydra.tracking.sender import Point
-from arctic_hydra.tracking.store import StoreRun, StoreTracker
+from arctic_hydra.tracking.store_run import StoreRun, StoreTracker
 
 
 @component(group="tracking", name="tensorboard")
