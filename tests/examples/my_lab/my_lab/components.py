@@ -17,6 +17,7 @@ from arctic_hydra.component import component
 from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.optimizer.adamw import AdamWFactory
+from my_lab import sources as sources
 
 if TYPE_CHECKING:
     from arctic_hydra.trainer.base import Trainer
