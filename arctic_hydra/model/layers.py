@@ -56,7 +56,8 @@ def expert_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
     _collect_blocks(model, "model", found)
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    counts = {name: getattr(text, name, None) for name in EXPERT_COUNTS}
+    is_sparse = getattr(text, "is_moe", True)  # Doge states a number of experts in dense models, too
+    counts = {name: getattr(text, name, None) for name in EXPERT_COUNTS if is_sparse}
     for name, count in counts.items():
         if not found and isinstance(count, int) and count > 1:
             raise ModelError(
@@ -85,9 +86,12 @@ def _collect_blocks(module: torch.nn.Module, name: str, found: list[torch.nn.Mod
 
 
 def _holds_experts(name: str, module: torch.nn.Module) -> bool:
-    """Whether a module, with this name in its parent, holds experts, as transformers and others name them."""
+    """Whether a module, with this name in its parent, holds experts, as transformers and others name them.
+
+    Shared experts do not count: every token uses them.
+    """
     named = "expert" in name.lower() or "expert" in type(module).__name__.lower()
-    return named and any(True for _ in module.parameters())
+    return named and "shared" not in name.lower() and any(True for _ in module.parameters())
 
 
 def _runs(module: torch.nn.Module) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.tokenized import TokenizedDataFactory
 from arctic_hydra.errors import FieldError
+from tests.command import run
 
 
 @dataclass(kw_only=True)
@@ -103,3 +106,13 @@ def test_factories_have_packing_and_row_length() -> None:
         assert kind(sources={"mine": JsonSource(path="x")}).packs
     data = SFTDataFactory(sources={"mine": JsonSource(path="x")}, eot_tokens=["<|im_end|>"])
     assert data.end_of_turn_tokens == ["<|im_end|>"]
+
+
+def test_a_source_of_an_extension_takes_them_from_the_config(my_lab: Path, tmp_path: Path) -> None:
+    more = "data=mix data/sources=[] +source@data.sources.sums=sums data.sources.sums.largest=1K data.sources.sums.split=hard[:20]"
+    arguments = f"{more} data.sources.sums.sample_ratio=50% task=preview preview_examples=20"
+    done = run(arguments, tmp_path, PYTHONPATH=str(my_lab))
+    questions = re.findall(r"hard: 0 \+ (\d+)\?", done.stdout)
+    assert len(questions) == 10 and all(int(number) < 20 for number in questions)
+    wrong = run(f"{more} data.sources.sums.sample_ratio=2", tmp_path, code=2, PYTHONPATH=str(my_lab))
+    assert "data.sources.sums.sample_ratio: got 2, expected 1 or less" in wrong.stderr

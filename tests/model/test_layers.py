@@ -63,7 +63,8 @@ class RoutedModelFactory(TinyModelFactory):
         ("qwen3_moe", {"num_experts": 4}, ["mlp.experts"]),
         ("mixtral", {"num_local_experts": 4}, ["mlp.experts"]),
         ("gpt_oss", {"num_local_experts": 4}, ["mlp.experts"]),
-        ("deepseek_v3", {"n_routed_experts": 4, "first_k_dense_replace": 0}, ["mlp.experts", "mlp.shared_experts"]),
+        ("deepseek_v3", {"n_routed_experts": 4, "first_k_dense_replace": 0}, ["mlp.experts"]),
+        ("doge", {"is_moe": False}, []),
         ("llama", {}, []),
     ],
 )

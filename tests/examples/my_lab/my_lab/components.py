@@ -18,6 +18,7 @@ from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from my_lab import acting as acting
+from my_lab import sources as sources
 
 if TYPE_CHECKING:
     from arctic_hydra.trainer.base import Trainer
