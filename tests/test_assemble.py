@@ -11,7 +11,7 @@ import pytest
 
 from arctic_hydra import assemble
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import ModelError
+from arctic_hydra.errors import ConfigError, ModelError
 from tests.composing import built
 
 
@@ -41,3 +41,13 @@ def test_the_first_rank_records_the_horizon(tmp_path: Path) -> None:
         assert not (tmp_path / "record.json").exists()
         assemble.record_horizon(run, tmp_path, SimpleNamespace(world=world))  # type: ignore[arg-type]
     assert json.loads((tmp_path / "record.json").read_text()) == {"format": 1, "horizon": 7}
+
+
+def test_a_model_that_is_not_of_transformers_is_told_all_that_it_lacks() -> None:
+    from torch import nn
+
+    with pytest.raises(
+        ConfigError,
+        match="returned a Linear, .* lacks get_input_embeddings, get_output_embeddings, config; .* model=spec",
+    ):
+        assemble.check_interface(nn.Linear(2, 2))

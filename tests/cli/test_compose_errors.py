@@ -11,7 +11,7 @@ from arctic_hydra.cli.compose_errors import translate_error
 BAD = [
     ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("modle=hf", "modle: there is no such key; did you mean model?"),
-    ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, tiny; did you mean liger?"),
+    ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, spec, tiny; did you mean liger?"),
     ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
     ("task=trian", "task: Invalid value 'trian', expected one of [train, check, evaluate, export, preview, report]"),
     ("checkpoint.hff.x=2", "checkpoint.hff.x: checkpoint.hff is not among the chosen options (deepspeed, hf)"),
@@ -19,7 +19,7 @@ BAD = [
     ("data.sources=[ultrachat,openorca]", "data.sources: got a list, expected named entries; choose sets with data/sources=[ultrachat,openorca]"),
     ("+foo=1", "foo: there is no such key"),
     ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),
-    ("model=3", "model: got 3, expected one of hf, liger, random, tiny"),
+    ("model=3", "model: got 3, expected one of hf, liger, random, spec, tiny"),
     ("tracking=null", "tracking: got None, expected one of mlflow, none, or [] where it is a list"),
     ("checkpoint=[deepspeed,hff]", "checkpoint: got 'hff', expected one of deepspeed, hf; did you mean hf?"),
     ("callback=[early_stopping]", "callback: got 'early_stopping', but this group has no options yet"),
