@@ -337,6 +337,8 @@ def base_of(run: Run) -> str | None:
 
     Either a hub id or the absolute path of a directory, so that an export loads from any working directory.
     """
+    if not run.model.is_base_for_peft:
+        return None
     if run.init_from:
         return _absolute(run.init_from) if initial_weights.is_full_model_export(Path(run.init_from)) else None
     if run.model.weights_source is None:

@@ -14,7 +14,7 @@ import torch
 from arctic_hydra import assemble
 from arctic_hydra.config import run_id
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import ModelError
+from arctic_hydra.errors import ConfigError, ModelError
 from tests.command import SMALL, only_run, run
 from tests.composing import built
 from tests.ranks import run_ranks
@@ -78,3 +78,13 @@ def test_a_run_asks_for_them_by_its_config(tmp_path):
         digests.append((only_run(tmp_path, name) / "export" / "model.safetensors").read_bytes())
     assert digests[0] == digests[1]
     assert run_id(built("deterministic=true")) != run_id(built()) == run_id(built("deterministic=false"))
+
+
+def test_a_model_that_is_not_of_transformers_is_told_all_that_it_lacks() -> None:
+    from torch import nn
+
+    with pytest.raises(
+        ConfigError,
+        match="returned a Linear, .* lacks get_input_embeddings, get_output_embeddings, config; .* model=spec",
+    ):
+        assemble.check_interface(nn.Linear(2, 2))

@@ -230,4 +230,5 @@ def _save_plain(model: Any, weights: dict[str, torch.Tensor], stage: Path, shard
     save_torch_state_dict(weights, stage, metadata={"format": "pt"}, **sharding)  # type: ignore[arg-type]
     config = model.config
     values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    values = {name: value for name, value in values.items() if not callable(value)}
     (stage / "config.json").write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")

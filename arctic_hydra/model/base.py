@@ -49,6 +49,9 @@ class ModelFactory(Component):
     shares_sequences: ClassVar[bool] = True
     """Whether `arctic_varlen` computes the model's attention, which can communicate across ranks that share a sequence."""
 
+    is_base_for_peft: ClassVar[bool] = True
+    """Whether peft can load an exported adapter over this model's files."""
+
     excluded_from_id: ClassVar[frozenset[str]] = frozenset({"save_name"})
 
     @property

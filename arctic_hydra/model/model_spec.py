@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -148,12 +149,29 @@ def register_model_spec(name: str, flavors: Mapping[str, Any]) -> Callable[[F], 
             raise ValueError(
                 f"model.spec={name}: flavor {flavor!r} ({type(config).__name__}) lacks {' and '.join(missing)}, expected int fields"
             )
+        if problem := _not_plain(config):
+            raise ValueError(
+                f"model.spec={name}: {problem} of flavor {flavor!r} is no plain value; expected numbers, texts, lists or "
+                "dictionaries, which config.json can hold"
+            )
 
     def register(create: F) -> F:
         _SPECS[name] = RegisteredSpec(name, dict(flavors), create)
         return create
 
     return register
+
+
+def _not_plain(config: Any) -> str:
+    """Return the name of the first field that JSON does not keep as it is; empty if there is none."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        try:
+            if json.loads(json.dumps(value)) != value:
+                return field.name
+        except TypeError:
+            return field.name
+    return ""
 
 
 def registered_spec(name: str) -> RegisteredSpec:

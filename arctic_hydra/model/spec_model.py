@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from arctic_hydra.errors import ModelError
 from arctic_hydra.model.layers import mark_layer
 from arctic_hydra.model.model_spec import LanguageModel, ModelSpec, StateDictAdapter, TokenLoss, Weights
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
@@ -114,9 +115,15 @@ class SpecModel(PreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         cu_seq_lens_q: torch.Tensor | None = None,
         max_length_q: int | None = None,
+        attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
-        """Return the registered model's logits; attention mask, cache and labels are ignored."""
+        """Return the registered model's logits; cache and labels are ignored. Raises ModelError for rows padded at their start."""
+        if attention_mask is not None and not bool(attention_mask[..., 0].all()):
+            raise ModelError(
+                f"{self.model_name} gets no attention mask, so rows may be padded at their end only; pass one prompt at a time, or "
+                "prompts of one length"
+            )
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         inputs = {"position_ids": position_ids, "cu_seqlens": cu_seq_lens_q, "max_seqlen": max_length_q}

@@ -296,3 +296,20 @@ def test_an_export_may_replace_an_empty_directory_and_an_export(name, tmp_path) 
     if name:
         (tmp_path / name).touch()
     assert export_target_problem(tmp_path) is None and export_target_problem(tmp_path / "absent") is None
+
+
+def test_a_model_that_is_not_of_transformers_is_exported_by_its_own_names(tmp_path) -> None:
+    from types import SimpleNamespace
+
+    import torch
+    from safetensors.torch import load_file
+
+    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, write_export
+
+    model: Any = torch.nn.Linear(3, 2)
+    model.config = SimpleNamespace(vocab_size=2, dtype=torch.float32)
+    model.config.get_text_config = lambda: model.config
+    write_export(model, model.state_dict(), make_tokenizer(), tmp_path / "export", HuggingFaceCheckpoint())
+    assert torch.equal(load_file(tmp_path / "export" / "model.safetensors")["weight"], model.weight)
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["vocab_size"] == 2 and config["dtype"] == "torch.float32" and "get_text_config" not in config

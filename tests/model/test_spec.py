@@ -80,8 +80,23 @@ def test_exports_start_other_runs(tmp_path):
             torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
 
 
+def test_an_adapter_is_exported_alone_on_request_and_starts_other_runs(tmp_path):
+    arguments = (
+        f"{GRU} {EXPORTED} peft=lora peft.target_modules=[head] trainer.head_loss=full checkpoint.hf.merge=false"
+    )
+    first = lab.in_ranks(1, lab.train, arguments, tmp_path)
+    assert (tmp_path / "export" / "adapter_model.safetensors").exists()
+    second = f"{arguments} init_from={tmp_path / 'export'} optimizer.lr=1e-12"
+    after = lab.in_ranks(1, lab.train, second, tmp_path / "second")
+    for name, value in first["weights"].items():
+        torch.testing.assert_close(after["weights"][name], value, rtol=0, atol=1e-6)
+
+
 def test_an_adapter_is_merged_into_the_export(tmp_path):
-    merged = lab.in_ranks(1, lab.train, f"{DECODER} {EXPORTED} peft=lora", tmp_path, None, [5, 6, 7, 8])
+    """Also over weights from `init_from`: peft could not load the adapter over them."""
+    lab.in_ranks(1, lab.train, f"{DECODER} {EXPORTED}", tmp_path / "base")
+    arguments = f"{DECODER} {EXPORTED} peft=lora init_from={tmp_path / 'base' / 'export'}"
+    merged = lab.in_ranks(1, lab.train, arguments, tmp_path, None, [5, 6, 7, 8])
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     with torch.no_grad():
         logits = theirs(torch.tensor([[5, 6, 7, 8]])).logits[0]

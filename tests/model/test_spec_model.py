@@ -87,11 +87,6 @@ class Pair(Bag):
         return super().forward(input_ids), None
 
 
-class Broken(Bag):
-    def forward(self, input_ids: torch.Tensor) -> Any:
-        return self.head(self.embed(input_ids)[..., :4])
-
-
 @pytest.mark.parametrize(
     ("model", "problems"),
     [
@@ -103,7 +98,6 @@ class Broken(Bag):
         ),
         (Hidden, ["forward() returns a tensor of shape [1, 8, 8], expected logits of shape [B, T, V], here [1, 8, 16]"]),
         (Pair, ["forward() returns a tuple, expected logits"]),
-        (Broken, ["forward() raises RuntimeError"]),
         (lambda config: 3, ["mine (int) is a int, expected a torch.nn.Module"]),
     ],
 )  # fmt: skip
@@ -134,6 +128,9 @@ def test_a_model_that_reads_values_is_checked_when_it_is_created():
     valued = factory(Values)
     valued.check_model()
     assert valued.create_model(valued.create_config()).model.rates == [0, 0.5, 1]
+    real = factory(Kernel)
+    real.check_model()
+    assert real.create_model(real.create_config())(torch.zeros(1, 2, dtype=torch.int64)).logits.shape == (1, 2, 16)
     nothing = factory(Nothing)
     with pytest.raises(ConfigError, match="has no method get_input_embeddings"):
         nothing.create_model(nothing.create_config())
@@ -174,6 +171,9 @@ def test_the_recurrent_model_exports_its_own_layout_and_loads(tmp_path):
     assert loaded.model.embed.num_embeddings == 4097 and not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
+    padded = {"attention_mask": torch.tensor([[0, 1], [1, 1]])}
+    with pytest.raises(ModelError, match="rows may be padded at their end only; pass one prompt at a time"):
+        loaded.generate(torch.tensor([[5, 6], [5, 6]]), max_new_tokens=1, **padded)
     assert loaded.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
     made("decoder")[1].save_pretrained(tmp_path / "llama")
     with pytest.raises(ModelError, match="is not an export in the layout of a registered model"):
@@ -206,6 +206,27 @@ def test_weights_are_cast_but_buffers_stay_fp32():
     assert model.model.head.weight.dtype == torch.bfloat16 and model.model.rates.dtype == torch.float32
 
 
+class Kernel(Bag):
+    """Reads memory, as custom kernels do."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        assert input_ids.data_ptr()
+        return super().forward(input_ids)
+
+
+class BrokenLayout(StateDictAdapter):
+    """Fails."""
+
+    def hf_config(self) -> Any:
+        raise KeyError("width")
+
+    def to_hf(self, state_dict: Any) -> Any:
+        return state_dict
+
+    def from_hf(self, state_dict: Any) -> Any:
+        return state_dict
+
+
 class WrongLayout(StateDictAdapter):
     """Forgets the head, and cannot return."""
 
@@ -228,6 +249,8 @@ def test_a_wrong_adapter_is_refused_before_any_data_is_prepared():
     assert "WrongLayout: to_hf() lacks weights of GPT2LMHeadModel: lm_head.weight, transformer.ln_f.bias" in text
     assert "WrongLayout: from_hf(to_hf()) lacks weights of Bag: head.bias, head.weight" in text
     assert "from_hf(to_hf()) has weights in other shapes than Bag: embed.weight" in text
+    with pytest.raises(ConfigError, match=r"mine \(Bag\) BrokenLayout raises KeyError: 'width'"):
+        factory(state_dict_adapter=BrokenLayout).check_model()
 
 
 def test_hooks_get_the_model_and_may_not_rename_its_weights():

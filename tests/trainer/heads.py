@@ -40,3 +40,12 @@ class Shifted(transformers.LlamaForCausalLM):
         if output.logits.shape[-1] == 96:
             output["logits"] = output.logits + torch.arange(96.0)
         return output
+
+
+class Viewed(transformers.LlamaForCausalLM):
+    """A model that relies on the shape of its logits."""
+
+    def forward(self, **inputs):
+        output = super().forward(**inputs)
+        output["logits"] = output.logits.view(*inputs["input_ids"].shape, 96)
+        return output

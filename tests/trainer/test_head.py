@@ -13,7 +13,7 @@ from arctic_hydra.trainer.balance import find_balance, real_tokens
 from arctic_hydra.trainer.chunked import LogitTransform
 from arctic_hydra.trainer.head import Head, model_inputs, tap_head
 from arctic_hydra.trainer.loss import LossComputer, plain_losses, supervised_logits
-from tests.trainer.heads import SIZES, Shifted, Squared, llama, some_batch
+from tests.trainer.heads import SIZES, Shifted, Squared, Viewed, llama, some_batch
 from tests.trainer.loop import batch_of, documents
 
 CPU = torch.device("cpu")
@@ -112,6 +112,7 @@ def test_a_copy_of_the_model_has_its_own_head():
     ("kind", "reason"),
     [
         (Squared, "Squared transforms its logits in an unknown way"),
+        (Viewed, "Viewed transforms its logits in an unknown way"),
         (Shifted, "differ from what its head alone computes"),
     ],
 )
