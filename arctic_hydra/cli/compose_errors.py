@@ -33,13 +33,20 @@ _HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "t
 def translate_error(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
     """Return a ConfigError with the full key, the value, what was expected and what to do.
 
-    `recompose` composes the config from a subset of the overrides.
+    `recompose(overrides)` composes the config from a subset of the overrides, and `recompose([], name)` another one.
     """
     text = str(error)
     chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, ConfigError):
+            return cause
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override}: not a valid override; expected key=value, with quotes around special characters"
+        )
+    if isinstance(error, RecursionError):  # those of interpolations are wrapped
+        return ConfigError(
+            f"{' '.join(overrides)[:80] or 'config'}: nested too deeply; expected config files that do not include each other in a circle"
         )
     if problem := _unreadable_file(chain):
         return ConfigError(problem)
@@ -66,6 +73,11 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
     if match := re.search(r"Config group override deletion|Config group override must be a string or a list", text):
         return _not_a_choice(overrides)
     for cause in chain:
+        if match := re.search(r"In '([^']+)': Could not override '([^']+)'", str(cause)):
+            return ConfigError(
+                f"{match[1]}: its defaults list overrides {match[2]}, but no list before it chooses an option of such a group; a whole "
+                "config (--config-name) begins with `defaults: [config, _self_]`, an option is chosen as <group>=<option>"
+            )
         if match := re.search(r"Could not override '([^']+)'", str(cause)):
             return _unknown_key(match[1], overrides, recompose)
     for cause in chain:
@@ -80,6 +92,14 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides) or 'config'}: {first}")
     what = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     return ConfigError(f"{' '.join(overrides) or 'config'}: cannot be composed ({what})")
+
+
+def no_whole_config(name: Any) -> str:
+    """Return the problem of a primary config that is no config of a run, such as an option of a group."""
+    return (
+        f"--config-name: got {str(name)!r}, which is no whole config; expected a file that begins with "
+        "`defaults: [config, _self_]`"
+    )
 
 
 def _unreadable_file(chain: list[BaseException]) -> str:
@@ -107,7 +127,7 @@ def _interpolation_problem(text: str) -> str:
         or "maximum recursion depth" in text
         or "Interpolation to parent node" in text
     ):
-        return "its interpolations refer to each other in a circle"
+        return "its interpolations refer to each other in a circle, or through too many keys"
     if match := re.search(r"Missing mandatory value: (\S+)|to missing node '?([^\s']+)", text):
         return f"its interpolation refers to {match[1] or match[2]}, which is not set"
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
@@ -189,10 +209,14 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         if "." not in item.key_or_group and isinstance(item.value(), str | list)
     ]
     choices = [line for line in choices if line.partition("=")[0].lstrip("+~") != key]
-    try:
-        known = flatten(OmegaConf.to_container(recompose(choices), resolve=False))
-    except (HydraException, OmegaConfBaseException):
-        known = flatten(OmegaConf.to_container(recompose([]), resolve=False))
+    known: dict[str, Any] = {}
+    subsets: list[tuple[Any, ...]] = [(choices,), ([],), ([], "config")]  # a config file can hold the unknown key, too
+    for subset in subsets:
+        try:
+            known = flatten(OmegaConf.to_container(recompose(*subset), resolve=False))
+            break
+        except (HydraException, OmegaConfBaseException, ConfigError):
+            continue
     keys = sorted(known)
     parts = key.split(".")
     if parts[0] in LIST_GROUPS and len(parts) > 1:
