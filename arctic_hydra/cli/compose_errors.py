@@ -60,16 +60,7 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
     if match := re.search(r"Could not load '([^']+)'", text):
         return _no_such_option(*match[1].rpartition("/")[::2])
     if "Ambiguous value" in text:
-        key = text.partition("'")[2].partition("=")[0]
-        value = text.partition("=")[2].partition("'")[0]
-        if key.startswith("hydra/"):
-            return ConfigError(f"{key}: got {value!r}, expected one option: all jobs of a sweep share it")
-        if is_hydra_override(key):
-            text = f"pass '{key}=\"{value}\"' for one string with commas, or {key}=[{value}] for a list"
-            return ConfigError(f"{key}: got {value!r}, which Hydra reads as values of a sweep; {text}")
-        return ConfigError(
-            f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list"
-        )
+        return _sweep_of_one_run(text)
     if match := re.search(r"Config group override deletion|Config group override must be a string or a list", text):
         return _not_a_choice(overrides)
     for cause in chain:
@@ -92,6 +83,18 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides) or 'config'}: {first}")
     what = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     return ConfigError(f"{' '.join(overrides) or 'config'}: cannot be composed ({what})")
+
+
+def _sweep_of_one_run(text: str) -> ConfigError:
+    """Return the error for several values of a key where there is one run."""
+    key = text.partition("'")[2].partition("=")[0]
+    value = text.partition("=")[2].partition("'")[0]
+    if key.startswith("hydra/"):
+        return ConfigError(f"{key}: got {value!r}, expected one option: all jobs of a sweep share it")
+    if is_hydra_override(key):
+        text = f"pass '{key}=\"{value}\"' for one string with commas, or {key}=[{value}] for a list"
+        return ConfigError(f"{key}: got {value!r}, which Hydra reads as values of a sweep; {text}")
+    return ConfigError(f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list")
 
 
 def no_whole_config(name: Any) -> str:
