@@ -33,7 +33,8 @@ _HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "t
 def translate_error(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
     """Return a ConfigError with the full key, the value, what was expected and what to do.
 
-    `recompose(overrides)` composes the config from a subset of the overrides, and `recompose([], name)` another one.
+    `recompose(overrides)` composes the config from a subset of the overrides, and `recompose([], name)` another one; None if
+    there is nothing to compose.
     """
     text = str(error)
     chain = list(_causes(error))
@@ -205,6 +206,8 @@ def _not_a_choice(overrides: list[str]) -> ConfigError:
 
 def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
     """Return the error for an unknown key, with the most similar key of the config composed from the group choices alone."""
+    if recompose is None:
+        return ConfigError(f"{key}: there is no such key")
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [
         item.input_line or ""
