@@ -75,8 +75,10 @@ def _dispatch(arguments: list[str]) -> int:
     options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such option; see {PROGRAM} --help")
-    name = options.config_name or "config"
-    if options.config_dir and not os.path.isdir(options.config_dir):
+    name = "config" if options.config_name is None else options.config_name
+    if not (name.strip() and name.isprintable()):
+        raise ConfigError(f"--config-name: got {shorten(name)}, expected the name of a whole config, without .yaml")
+    if options.config_dir is not None and not os.path.isdir(options.config_dir):
         raise ConfigError(f"--config-dir: got {shorten(options.config_dir)}, not a directory")
     for flag, value in (("--config-path", options.config_path), ("--experimental-rerun", options.experimental_rerun)):
         if value:
@@ -148,14 +150,27 @@ def _hydra(options: Any, name: str) -> int:
                 hydra.show_info(options.info, name, options.overrides)
             print(mask_settings(shown.getvalue()), end="")
         else:
-            try:
-                hydra.shell_completion(name, options.overrides)
-            except (KeyError, ValueError) as error:
-                raise ConfigError(
-                    f"--shell-completion: got {' '.join(options.overrides) or 'no command'}, expected install=, uninstall= or "
-                    "query= with bash, zsh or fish; query= is called by the shell, which sets COMP_LINE"
-                ) from error
+            _complete(hydra, name, options.overrides)
     return EXIT_DONE
+
+
+def _complete(hydra: Any, name: str, arguments: list[str]) -> None:
+    """Install or remove shell completion, or print what completes the line in COMP_LINE."""
+    actions = {f"{action}={shell}" for action in ("install", "uninstall", "query") for shell in ("bash", "zsh", "fish")}
+    if len(arguments) != 1 or arguments[0] not in actions:
+        raise ConfigError(
+            f"--shell-completion: got {' '.join(arguments) or 'no command'}, expected install=, uninstall= or query= with bash, zsh "
+            "or fish"
+        )
+    line = os.environ.get("COMP_LINE")
+    if line is None and arguments[0].startswith("query"):
+        raise ConfigError("--shell-completion: query= is called by the shell, which sets COMP_LINE")
+    try:
+        hydra.shell_completion(name, arguments)
+    except ArcticHydraError:
+        raise
+    except Exception as error:  # the line is no command yet, or none that composes
+        raise translate_error(error, [f"COMP_LINE={line}"], None) from error
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ class Run(Component):
             raise ValueError(
                 f"ranks: got {shorten(self.ranks)}, expected auto or 1 to {LARGEST_RANKS:,}, on each machine"
             )
-        if not self.objective.strip():
+        if not (self.objective.strip() and self.objective.isprintable()):
             raise ValueError(f"objective: got {self.objective!r}, expected auto or a metric such as eval/accuracy")
         if not 0 <= self.node_rank < self.nnodes:
             raise ValueError(
@@ -267,8 +267,7 @@ def build(tree: dict[str, Any]) -> Run:
 
     Raises ConfigError with every problem found.
     """
-    run = create(_follow_model(tree))
-    assert isinstance(run, Run), f"the root of a config is a Run, not a {type(run).__name__}"
+    run: Run = create(_follow_model(tree), family=Run)
     run.attach(run.trainer)
     run.check()
     return run
@@ -279,17 +278,21 @@ def _follow_model(tree: dict[str, Any]) -> dict[str, Any]:
 
     A Hugging Face tokenizer without a name is loaded from the model's repository and revision.
     """
-    model, tokenizer = tree.get("model") or {}, tree.get("tokenizer") or {}
+    model, tokenizer, engines = (_mapping(tree.get(key)) for key in ("model", "tokenizer", "checkpoint"))
     if "name_or_path" in tokenizer and tokenizer["name_or_path"] is None and "name_or_path" in model:
-        revision = tokenizer["revision"] if tokenizer["revision"] is not None else model.get("revision")
+        revision = model.get("revision") if tokenizer.get("revision") is None else tokenizer["revision"]
         tree = {**tree, "tokenizer": {**tokenizer, "name_or_path": model["name_or_path"], "revision": revision}}
-    name, engines = model.get("save_name"), tree.get("checkpoint") or {}
-    named = {key: {**engine, "save_name": name} for key, engine in engines.items() if "save_name" in engine}
+    name = model.get("save_name")
+    named = {key: {**engine, "save_name": name} for key, engine in engines.items() if "save_name" in _mapping(engine)}
     if name is None or not named:
         return tree
     if problem := export_name_problem(str(name)):
         raise ConfigError(f"model.save_name: {problem}")
     return {**tree, "checkpoint": {**engines, **named}}
+
+
+def _mapping(node: Any) -> dict[str, Any]:
+    return node if isinstance(node, dict) else {}  # `create` reports a node of another type
 
 
 def identity(run: Run) -> dict[str, Any]:

@@ -34,16 +34,16 @@ _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 _NO_EFFECT = "a key that Hydra interprets, which has no effect here; remove it"
 
 
-def create(tree: Mapping[str, Any], key: str = "") -> Any:
+def create(tree: Mapping[str, Any], key: str = "", family: type[Component] = Component) -> Any:
     """Build the component that a plain, resolved tree describes, with the components in it.
 
-    `key` is the config key of the tree, for messages.
+    `key` is the config key of the tree, for messages; `family` is a class that the component must have.
 
     `_target_` is compared with the names of the registered classes; nothing is looked up by its path or imported. Text is
     never an interpolation. Raises ConfigError with the full config key of every problem found.
     """
     problems: list[str] = []
-    made = _make(tree, key, Component, problems)
+    made = _make(tree, key, family, problems)
     if problems:
         raise ConfigError(problems)
     return made
@@ -82,9 +82,10 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
         problems.append(refused_target(f"{key}._target_" if key else "_target_", target))
         return None
     cls: Any = BY_TARGET[target]
+    prefix = f"{key}." if key else ""
     if not issubclass(cls, family):
         problems.append(
-            f"{key}._target_: got {target!r}, expected a subclass of {family.__name__}; choose the option in its config group instead of "
+            f"{prefix}_target_: got {target!r}, expected a subclass of {family.__name__}; choose the option in its config group instead of "
             "changing _target_"
         )
         return None
@@ -95,7 +96,6 @@ def _build(cls: Any, node: Mapping[str, Any], key: str, problems: list[str]) -> 
     """Return the object of a dataclass from its plain fields; None after adding what is wrong with them to `problems`."""
     before, values = len(problems), {}
     known, hints = {item.name: item for item in fields(cls)}, hints_of(cls)
-    prefix = f"{key}." if key else ""
     for name, value in node.items():
         full_key = f"{prefix}{name}"
         if name in _HYDRA_KEYS and (name != "_target_" or name not in known):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arctic_hydra import component, config
 from arctic_hydra.data.code_identity import code_identity, legacy_identity
 from arctic_hydra.data.source.json import JsonSource
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch.job import Job
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from tests.composing import built, composed
@@ -111,3 +113,18 @@ def test_a_run_of_before_goes_on_in_its_directory(tmp_path: Path) -> None:
     assert Job.of(tree, []).directory.path == before
     with legacy_identity(True):
         assert code_identity(JsonSource(path="x"))["class"] == "arctic_hydra.data.source.json.JsonSource"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"_target_": "arctic_hydra.optimizer.adamw.AdamWFactory"}, "_target_: got .*, expected a subclass of Run"),
+        ({"model": [1]}, r"model: got \[1\], expected an option"),
+        ({"tokenizer": {"name_or_path": None}}, "tokenizer: got .*, expected an option"),
+        ({"model": {"save_name": "x"}, "checkpoint": {"hf": 7}}, "checkpoint.hf: got 7, expected an option"),
+        ({"checkpoint": 5}, "checkpoint: got 5, expected named entries"),
+    ],
+)
+def test_an_edited_run_file_is_refused_with_its_keys(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        config.build({**composed(), **changes})

@@ -6,7 +6,9 @@ in `RESOLVERS` exist meanwhile: those that construct objects or read files do no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
@@ -15,16 +17,18 @@ from typing import Any
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.base import Container, Node
 from omegaconf.basecontainer import BaseContainer
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose_errors import RESOLVERS, translate_error
+from arctic_hydra.cli.compose_errors import RESOLVERS, no_whole_config, translate_error
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.cli.trainer_defaults import first_options
 from arctic_hydra.component import MISSING_VALUE, flatten
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.instantiate import refused_target, trusted_keys, unset
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -36,6 +40,11 @@ PLUGINS = {
     "hydra_plugins.arctic_hydra.optuna.OptunaSweeper",
 }
 """The launchers and sweepers that a config may name."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Those between stand for the bytes of a file name that is not in UTF-8."""
+MOST_RESOLVED = 3_000
+"""Largest number of values that the interpolations of one composition make, with 1,000 characters of text as one more."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def compose_config(
             raise translate_error(
                 error,
                 overrides,
-                lambda kept: compose(config_name, overrides=kept, return_hydra_config=in_hydra),
+                lambda kept, name=config_name: compose(name, overrides=kept, return_hydra_config=in_hydra),
             ) from error
     _refuse_trust_in_files(composed.job, overrides)
     return replace(
@@ -102,13 +111,50 @@ def _refuse_trust_in_files(job: dict[str, Any], overrides: list[str]) -> None:
 
 @contextmanager
 def closed_resolvers() -> Iterator[None]:
-    """Let interpolations call the resolvers in `RESOLVERS` only."""
+    """Let interpolations call the resolvers in `RESOLVERS` only, and make no more than `MOST_RESOLVED` values.
+
+    Each one counts whenever it is evaluated: with ten references per key, a few keys that refer to each other would make
+    billions of them.
+    """
     registered = BaseContainer._resolvers
+    evaluate = {name: getattr(Container, name) for name in ("_resolve_node_interpolation", "_evaluate_custom_resolver")}
+    left = [MOST_RESOLVED]
+
+    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluated(container: Container, /, *args: Any, **kwargs: Any) -> Any:
+            value = method(container, *args, **kwargs) if left[0] >= 0 else None  # OmegaConf goes on after some errors
+            left[0] -= _size(value)
+            if left[0] < 0:
+                raise ConfigError(
+                    f"{container._get_full_key(None) or 'config'}: its interpolations make more than {MOST_RESOLVED:,} values, or texts "
+                    "of as many times 1,000 characters; refer to fewer or shorter ones"
+                )
+            return value
+
+        return evaluated
+
     BaseContainer._resolvers = {name: registered[name] for name in RESOLVERS if name in registered}
+    for name, method in evaluate.items():
+        setattr(Container, name, counted(method))
     try:
         yield
     finally:
         BaseContainer._resolvers = registered
+        for name, method in evaluate.items():
+            setattr(Container, name, method)
+
+
+def _size(value: Any) -> int:
+    """Return the number of values in what an interpolation refers to; 1,000 characters of text count as one more."""
+    if isinstance(value, Container):
+        value = OmegaConf.to_container(value, resolve=False)
+    elif isinstance(value, Node):
+        value = value._value()
+    if isinstance(value, Mapping):
+        return 1 + sum(map(_size, value.values()))
+    if isinstance(value, list | tuple):
+        return 1 + sum(map(_size, value))
+    return 1 + (len(value) // 1000 if isinstance(value, str | bytes) else 0)
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -121,11 +167,8 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def _resolve(cfg: DictConfig) -> Composed:
-    if "_target_" not in cfg:
-        raise ConfigError(
-            f"--config-name: got {cfg.hydra.job.config_name!r}, which is no whole config; expected a file that begins with "
-            "`defaults: [config, _self_]`"
-        )
+    if OmegaConf.get_type(cfg) is not config.Run:  # as with a file that only writes the name of the class
+        raise ConfigError(no_whole_config(cfg.hydra.job.config_name))
     hydra = cfg.hydra
     if refused := list(_classes_in(OmegaConf.to_container(hydra, resolve=False), "hydra")):
         raise ConfigError(refused)
@@ -205,8 +248,17 @@ def apply_launcher_resources(job: dict[str, Any], launcher: Mapping[str, Any]) -
 
 
 def with_paths(job: dict[str, Any]) -> dict[str, Any]:
-    """Return a composed config with absolute paths; raises ConfigError for required keys that are not set."""
-    missing = sorted(key for key, value in flatten(job).items() if value == MISSING_VALUE)
-    if missing:
+    """Return a composed config with absolute paths; raises ConfigError for required keys that are not set.
+
+    It does so too for text that no file can hold: characters of UTF-16 pairs alone, which YAML can write.
+    """
+    leaves = flatten(job)
+    if missing := sorted(key for key, value in leaves.items() if value == MISSING_VALUE):
         raise ConfigError([unset(key) for key in missing])
+    if problems := [
+        f"{key}: got {shorten(value)}, which holds half of a surrogate pair; expected text that UTF-8 can encode"
+        for key, value in leaves.items()
+        if _LONE_SURROGATE.search(key + json.dumps(value, ensure_ascii=False, default=str))
+    ]:
+        raise ConfigError(problems)
     return config.absolute_paths(job, Path.cwd())  # type: ignore[no-any-return]

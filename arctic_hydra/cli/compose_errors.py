@@ -35,13 +35,21 @@ _HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "t
 def translate_error(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
     """Return a ConfigError with the full key, the value, what was expected and what to do.
 
-    `recompose` composes the config from a subset of the overrides.
+    `recompose(overrides)` composes the config from a subset of the overrides, and `recompose([], name)` another one; None if
+    there is nothing to compose.
     """
     text = str(error)
     chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, ConfigError):
+            return cause
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override}: not a valid override; expected key=value, with quotes around special characters"
+        )
+    if isinstance(error, RecursionError):  # those of interpolations are wrapped
+        return ConfigError(
+            f"{' '.join(overrides)[:80] or 'config'}: nested too deeply; expected config files that do not include each other in a circle"
         )
     if problem := _unreadable_file(chain):
         return ConfigError(problem)
@@ -55,19 +63,15 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
     if match := re.search(r"Could not load '([^']+)'", text):
         return _no_such_option(*match[1].rpartition("/")[::2])
     if "Ambiguous value" in text:
-        key = text.partition("'")[2].partition("=")[0]
-        value = text.partition("=")[2].partition("'")[0]
-        if key.startswith("hydra/"):
-            return ConfigError(f"{key}: got {value!r}, expected one option: all jobs of a sweep share it")
-        if is_hydra_override(key):
-            text = f"pass '{key}=\"{value}\"' for one string with commas, or {key}=[{value}] for a list"
-            return ConfigError(f"{key}: got {value!r}, which Hydra reads as values of a sweep; {text}")
-        return ConfigError(
-            f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list"
-        )
+        return _sweep_of_one_run(text)
     if match := re.search(r"Config group override deletion|Config group override must be a string or a list", text):
         return _not_a_choice(overrides)
     for cause in chain:
+        if match := re.search(r"In '([^']+)': Could not override '([^']+)'", str(cause)):
+            return ConfigError(
+                f"{match[1]}: its defaults list overrides {match[2]}, but no list before it chooses an option of such a group; a whole "
+                "config (--config-name) begins with `defaults: [config, _self_]`, an option is chosen as <group>=<option>"
+            )
         if match := re.search(r"Could not override '([^']+)'", str(cause)):
             return _unknown_key(match[1], overrides, recompose)
     for cause in chain:
@@ -82,6 +86,26 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides) or 'config'}: {first}")
     what = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     return ConfigError(f"{' '.join(overrides) or 'config'}: cannot be composed ({what})")
+
+
+def _sweep_of_one_run(text: str) -> ConfigError:
+    """Return the error for several values of a key where there is one run."""
+    key = text.partition("'")[2].partition("=")[0]
+    value = text.partition("=")[2].partition("'")[0]
+    if key.startswith("hydra/"):
+        return ConfigError(f"{key}: got {value!r}, expected one option: all jobs of a sweep share it")
+    if is_hydra_override(key):
+        text = f"pass '{key}=\"{value}\"' for one string with commas, or {key}=[{value}] for a list"
+        return ConfigError(f"{key}: got {value!r}, which Hydra reads as values of a sweep; {text}")
+    return ConfigError(f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list")
+
+
+def no_whole_config(name: Any) -> str:
+    """Return the problem of a primary config that is no config of a run, such as an option of a group."""
+    return (
+        f"--config-name: got {str(name)!r}, which is no whole config; expected a file that begins with "
+        "`defaults: [config, _self_]`"
+    )
 
 
 def _unreadable_file(chain: list[BaseException]) -> str:
@@ -109,7 +133,7 @@ def _interpolation_problem(text: str) -> str:
         or "maximum recursion depth" in text
         or "Interpolation to parent node" in text
     ):
-        return "its interpolations refer to each other in a circle"
+        return "its interpolations refer to each other in a circle, or through too many keys"
     if match := re.search(r"Missing mandatory value: (\S+)|to missing node '?([^\s']+)", text):
         return f"its interpolation refers to {match[1] or match[2]}, which is not set"
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
@@ -211,6 +235,8 @@ def _not_a_choice(overrides: list[str]) -> ConfigError:
 
 def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
     """Return the error for an unknown key, with the most similar key of the config composed from the group choices alone."""
+    if recompose is None:
+        return ConfigError(f"{key}: there is no such key")
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [
         item.input_line or ""
@@ -218,12 +244,13 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         if "." not in item.key_or_group and isinstance(item.value(), str | list)
     ]
     choices = [line for line in choices if line.partition("=")[0].lstrip("+~") != key]
-    known: dict[str, Any] = {}  # stays empty if the primary config itself has the key
-    for kept in (choices, []):
+    known: dict[str, Any] = {}
+    subsets: list[tuple[Any, ...]] = [(choices,), ([],), ([], "config")]  # a config file can hold the unknown key, too
+    for subset in subsets:
         try:
-            known = flatten(OmegaConf.to_container(recompose(kept), resolve=False))
+            known = flatten(OmegaConf.to_container(recompose(*subset), resolve=False))
             break
-        except (HydraException, OmegaConfBaseException):
+        except (HydraException, OmegaConfBaseException, ConfigError):
             continue
     keys = sorted(known)
     parts = key.split(".")

@@ -5,13 +5,17 @@ All jobs of a sweep compose from the files as they were first read.
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.config_repository import ConfigRepository  # the one place where Hydra reads config files
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.plugins.config_source import ConfigResult
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from arctic_hydra.component import extensions
 from arctic_hydra.errors import ConfigError
@@ -19,6 +23,14 @@ from arctic_hydra.errors import ConfigError
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
 """Groups of which a run takes several options."""
 NAMED_SETS = ("data.sources", "data.eval_sources")
+MOST_VALUES = 50_000
+"""Largest number of values of a config file, with those of its aliases repeated; 100 characters of text count as one more."""
+MOST_LEVELS = 100
+"""How deeply the values of a config file may be nested."""
+MOST_INCLUSIONS = 2_000
+"""Largest number of files that the defaults lists of one composition include, the same file several times too."""
+_TOO_LARGE = f"holds more than {MOST_VALUES:,} values, or texts of as many times 100 characters, with its aliases repeated; shorten it"
+_EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ConfigCache(dict[str, ConfigResult]):
@@ -28,12 +40,30 @@ class ConfigCache(dict[str, ConfigResult]):
         return self  # Hydra copies its config repository; all copies share one cache
 
 
+class _Inclusions(list[Any]):
+    """The defaults list of a file, which Hydra copies whenever it includes the file: counts the entries of all copies."""
+
+    def __init__(self, defaults: list[Any], config_path: str, counted: list[int]) -> None:
+        super().__init__(defaults)
+        self._config_path, self._counted = config_path, counted
+
+    def __deepcopy__(self, memo: Any) -> list[Any]:
+        self._counted[0] += len(self)
+        if self._counted[0] > MOST_INCLUSIONS:
+            raise ConfigError(
+                f"{self._config_path}: its defaults list and those of other files include more than {MOST_INCLUSIONS:,} files in all; "
+                "include fewer"
+            )
+        return deepcopy(list(self), memo)
+
+
 class _Repository(ConfigRepository):
     """Hydra's config repository: opens only declared sources, and reads each file once."""
 
     def __init__(self, config_search_path: ConfigSearchPath, cache: ConfigCache) -> None:
         super().__init__(config_search_path)
         self._cache = cache
+        self._included = [0]
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         """Check every source before Hydra opens it, which imports the packages that `pkg://` and `structured://` name."""
@@ -45,13 +75,19 @@ class _Repository(ConfigRepository):
         super().initialize_sources(config_search_path)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        if config_path in self._cache:
-            return deepcopy(self._cache[config_path])
-        found = super().load_config(config_path)
-        if found is not None:
-            if problem := _package_problem(config_path, found):
+        if config_path not in self._cache:
+            source = self._find_object_source(config_path, ObjectType.CONFIG)
+            if source is None:
+                return None
+            if problem := _size_problem(_text_of(source, config_path)):
+                raise ConfigError(f"{source.path}/{config_path}: {problem}")
+            loaded = super().load_config(config_path)
+            assert loaded is not None, config_path
+            if problem := _package_problem(config_path, loaded):
                 raise ConfigError(problem)
-            self._cache[config_path] = deepcopy(found)
+            self._cache[config_path] = loaded
+        found = deepcopy(self._cache[config_path])
+        found.defaults_list = _Inclusions(found.defaults_list or [], config_path, self._included)
         return found
 
     def config_exists(self, config_path: str) -> bool:
@@ -91,6 +127,56 @@ def _source_problem(provider: str | None, path: str | None) -> str | None:
     if scheme not in ("", "file"):
         expected = ", ".join(["a directory", *(f"pkg://{name}" for name in packages)])
     return f"hydra.searchpath: got {text!r}, expected {expected}; nothing was imported"
+
+
+def _text_of(source: ConfigSource, config_path: str) -> str:
+    """Return the text of a config file, or as much of it as shows that it is too large; empty for schemas."""
+    name = source._normalize_file_name(config_path)
+    if source.scheme() == "file":
+        place: Any = Path(source.path, name)
+    elif source.scheme() == "pkg":
+        place = resources.files(source.path).joinpath(name)
+    else:
+        return ""
+    with place.open(encoding="utf-8") as file:
+        return file.read(100 * MOST_VALUES + 1)  # type: ignore[no-any-return]
+
+
+def _size_problem(text: str) -> str:
+    """Return why a YAML document is too large to be read; empty if it is not, or no valid YAML, which Hydra reports.
+
+    Aliases of aliases can make billions of values of a few lines, so that they are counted before any is made.
+    """
+    if len(text) > 100 * MOST_VALUES:
+        return _TOO_LARGE
+    sizes: dict[str, float] = {}
+    opened: list[list[Any]] = [["", 0.0]]  # anchor and size of each collection around the current event
+    try:
+        for event in yaml.parse(text, Loader=_EVENTS):
+            if isinstance(event, yaml.CollectionStartEvent):
+                opened.append([event.anchor, 1.0])
+            elif isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
+                anchor, size = _finished(event, opened, sizes)
+                if anchor:
+                    sizes[anchor] = size
+                opened[-1][1] += size
+            if sum(size for _, size in opened) > MOST_VALUES:
+                return _TOO_LARGE
+            if len(opened) > MOST_LEVELS:
+                return f"nests values more than {MOST_LEVELS} levels deep; mend this file"
+    except (yaml.YAMLError, ValueError):
+        pass
+    return ""
+
+
+def _finished(event: Any, opened: list[list[Any]], sizes: dict[str, float]) -> tuple[str | None, float]:
+    """Return the anchor and the size of the value that ends with an event."""
+    if isinstance(event, yaml.CollectionEndEvent):
+        return tuple(opened.pop())
+    if isinstance(event, yaml.AliasEvent):  # one of a collection that contains it has no end
+        inside = any(event.anchor == anchor for anchor, _ in opened)
+        return None, math.inf if inside else sizes.get(event.anchor, 1.0)
+    return event.anchor, 1.0 + len(event.value) / 100
 
 
 def use_repository(loader: Any, cache: ConfigCache | None) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import fields
+from decimal import Decimal
 from functools import cache
-from itertools import islice
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from arctic_hydra.cli.search_path import hydra_with
@@ -20,8 +22,10 @@ from arctic_hydra.human_numbers import parse_human_number
 FREE_FORM_OF_PLUGINS = {"additional_parameters", "params", "pruner_kwargs"}
 """Fields of our launchers and sweepers whose values are free-form dictionaries."""
 MOST_JOBS = 100_000
-"""Largest number of jobs of a sweep, and of values of one key of a search."""
-_POWER = re.compile(r"(?<![\w.'\"^])([+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?)(?![\w.'\"^])")
+"""Largest number of jobs of a grid sweep, and of values of one key."""
+_POWER = re.compile(r"[+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?")
+_DELIMITER = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\\.|[\[\](){},:=])""", re.DOTALL)
+"""What separates the elements of a value; quoted text and escaped characters are no elements."""
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
 # The first alternative matches quoted text, and text that Hydra escaped in the jobs of a sweep; the second matches slices.
 _QUOTED_OR_SLICE = re.compile(r"""("[^"]*"|'[^']*'|[^\s,()]*\\\[[^,()]*)|[^\s,()"'\[\]]*\[[^\]"']*(?:\][^\s,()"']*)?""")
@@ -30,14 +34,14 @@ _QUOTED_OR_SLICE = re.compile(r"""("[^"]*"|'[^']*'|[^\s,()]*\\\[[^,()]*)|[^\s,()
 def normalize(argument: str) -> str:
     """Return a command-line argument in a form that Hydra's grammar accepts.
 
-    Powers such as `2^20` become plain numbers (in lists, dicts and sweeps too), split slices such as `train[:10%]` are
-    quoted, and values in free-form dictionaries such as `deepspeed.config={...}` become forced additions (`++`), because
-    Hydra neither replaces nor extends a typed dictionary otherwise.
+    Powers such as `2^20` become plain numbers where they are a whole value, or a whole element of a list, dict or sweep;
+    split slices such as `train[:10%]` are quoted; and values in free-form dictionaries such as `deepspeed.config={...}`
+    become forced additions (`++`), because Hydra neither replaces nor extends a typed dictionary otherwise.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
-    value = _POWER.sub(_power, value)
+    value = _with_plain_powers(value)
     if _SPLIT_KEY.fullmatch(key):
         value = _QUOTED_OR_SLICE.sub(lambda match: match[0] if match[1] else f"'{match[0]}'", value)
     if not key.startswith(("+", "~")) and _free_form() & set(key.split(".")[1:]):
@@ -45,12 +49,33 @@ def normalize(argument: str) -> str:
     return f"{key}={value}"
 
 
-def _power(match: re.Match[str]) -> str:
-    """Return a power as a plain number; one that is out of range as text, which the check of its field refuses."""
+def _with_plain_powers(value: str) -> str:
+    """Return a value with its powers as plain numbers, except those that are only part of an element, such as of a path."""
+    pieces = _DELIMITER.split(value)  # element, delimiter, element, ...
+    opened, begins, named = [""], True, False
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:
+            ends = pieces[index + 1] in (",", "]", ")", "}") if index + 1 < len(pieces) else True
+            if begins and ends and _POWER.fullmatch(piece.strip()):
+                pieces[index] = _power(piece.strip())
+            continue
+        if piece in ("[", "(", "{"):
+            opened.append(piece)
+        elif piece in ("]", ")", "}") and len(opened) > 1:
+            opened.pop()
+        # `{key:value}` and `range(start=value)`; a second colon belongs to the value
+        after_name = opened[-1] + piece in ("{:", "(=") and not named
+        begins = piece in ("[", "(", "{", ",") or after_name
+        named = (named or after_name) and piece not in ("[", "(", "{", ",")
+    return "".join(pieces)
+
+
+def _power(text: str) -> str:
+    """Return a power as a plain number; one that is out of range as quoted text, which the check of its field refuses."""
     try:
-        return str(parse_human_number(match[1]))
+        return str(parse_human_number(text))
     except ValueError:
-        return f"'{match[1]}'"
+        return f"'{text}'"
 
 
 @cache
@@ -74,13 +99,25 @@ def is_hydra_override(override: str, part: str = "") -> bool:
 
 
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
-    """Return the overrides of each job of a grid sweep, in Hydra's order."""
+    """Return the overrides of each job of a grid sweep, in Hydra's order; raises ConfigError above `MOST_JOBS`."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # so that jobs come in Hydra's order
 
+    parsed = parse(overrides)
+    check_size(parsed)
     try:
-        return [job for batch in BasicSweeper.split_arguments(parse(overrides), None) for job in batch]
+        return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except (HydraException, ValueError) as error:
-        raise ConfigError(f"{_interval_problem(overrides) or str(error).splitlines()[0]}: not a valid sweep") from error
+        raise ConfigError(f"{_interval_problem(parsed) or _first_line(error)}: not a valid sweep") from error
+
+
+def check_size(parsed: Iterable[Override]) -> None:
+    """Raise ConfigError, before anything is listed, if the values of a grid sweep make more than `MOST_JOBS` jobs."""
+    jobs = 1
+    for item in parsed:
+        if item.is_discrete_sweep():
+            jobs *= max(1, _value_count(item))
+        if jobs > MOST_JOBS:
+            raise ConfigError(f"{item.key_or_group}: the sweep has more than {MOST_JOBS:,} jobs; try fewer values")
 
 
 def search_samples(overrides: list[str]) -> list[list[str]]:
@@ -93,41 +130,58 @@ def search_samples(overrides: list[str]) -> list[list[str]]:
 
 
 def tried_values(item: Override) -> list[str]:
-    """Return the value of an override as text, or the choices or bounds of a sweep; raises ConfigError for an empty sweep."""
+    """Return the value of an override as text, or the choices or bounds of a sweep.
+
+    Raises ConfigError for a sweep without values, or with more than `MOST_JOBS`.
+    """
     if not item.is_sweep_override():
         return [item.get_value_element_as_str()]
     if item.is_discrete_sweep():
+        if _value_count(item) > MOST_JOBS:
+            raise ConfigError(f"{item.key_or_group}: the sweep has more than {MOST_JOBS:,} jobs; try fewer values")
         found = list(item.sweep_string_iterator())
         if not found:
-            raise ConfigError(
-                f"{item.key_or_group}: got {str(item.input_line).partition('=')[2]}, which holds no value"
-            )
+            raise ConfigError(f"{item.key_or_group}: got {_given(item)}, which holds no value")
         return found if not item.is_range_sweep() else [found[0], found[-1]]
     interval = item.value()
     assert isinstance(interval, IntervalSweep), item.input_line
     return [str(interval.start), str(interval.end)]
 
 
+def _value_count(item: Override) -> int:
+    """Return the number of values of a discrete sweep without listing a range, for which it may be one too many."""
+    sweep = item.value()
+    if isinstance(sweep, RangeSweep):
+        start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
+        if not (start.is_finite() and stop.is_finite() and step.is_finite() and step):
+            raise ConfigError(
+                f"{item.key_or_group}: got {_given(item)}, expected range(start,stop,step) with finite numbers and a step other than 0"
+            )
+        return max(0, math.ceil(min((stop - start) / step, Decimal(MOST_JOBS + 1))))
+    if isinstance(sweep, ChoiceSweep):
+        return len(sweep.list)
+    return sum(1 for _ in item.sweep_string_iterator())  # glob(...): options of a group
+
+
+def _given(item: Override) -> str:
+    return str(item.input_line).partition("=")[2][:80]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
 def parse(overrides: list[str]) -> list[Override]:
     """Parse the overrides of a sweep; raises ConfigError for invalid ones."""
     with hydra_with() as loader:
         try:
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-        except (HydraException, ValueError) as error:
-            raise ConfigError(f"{str(error).splitlines()[0]}: not a valid sweep") from error
-    jobs = 1
-    for item in parsed:
-        if item.is_discrete_sweep():
-            jobs *= sum(1 for _ in islice(item.sweep_string_iterator(), MOST_JOBS + 1))
-        if jobs > MOST_JOBS:
-            raise ConfigError(f"{item.key_or_group}: the sweep has more than {MOST_JOBS:,} jobs; try fewer values")
-    return parsed
+            return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        except (HydraException, ValueError, RecursionError) as error:
+            raise ConfigError(f"{_first_line(error)}: not a valid sweep") from error
 
 
-def _interval_problem(overrides: list[str]) -> str:
-    found = [
-        item.key_or_group for item in parse(overrides) if item.is_sweep_override() and not item.is_discrete_sweep()
-    ]
+def _interval_problem(parsed: Iterable[Override]) -> str:
+    found = [item.key_or_group for item in parsed if item.is_interval_sweep()]
     return (
         f"{found[0]}: got an interval, which has infinitely many values; pass hydra/sweeper=optuna to search it"
         if found

@@ -31,6 +31,38 @@ BAD = [
     ("tracking.aim.x=1", "tracking.aim.x: tracking.aim is not among the chosen options (mlflow), and there is no such option"),
     ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon"),
     ("optimizer", "optimizer: not a valid override; expected key=value, with quotes around special characters"),
+    ("_target_=arctic_hydra.optimizer.adamw.AdamWFactory", "_target_: got 'arctic_hydra.optimizer.adamw.AdamWFactory', expected a subclass of Run"),
+    ("--config-name ", "--config-name: got '', expected the name of a whole config, without .yaml"),
+    ("--config-name a\0b", "--config-name: got 'a\\x00b', expected the name of a whole config"),
+    ("--config-dir ", "--config-dir: got '', not a directory"),
+    ("--config-name experiment/sft_ultrachat", "experiment/sft_ultrachat: its defaults list overrides model, but no list before it chooses"),
+    ("--config-name model/tiny", "--config-name: got 'model/tiny', which is no whole config; expected a file that begins with `defaults: [config, _self_]`"),
+    ("--shell-completion", "--shell-completion: got no command, expected install=, uninstall= or query= with bash, zsh or fish"),
+    ("--shell-completion query=bash", "--shell-completion: query= is called by the shell, which sets COMP_LINE"),
+]  # fmt: skip
+
+ADAMW = "_target_: arctic_hydra.optimizer.adamw.AdamWFactory\n"
+RUN = "_target_: arctic_hydra.config.Run\n"
+NO_CONFIG = (
+    "--config-name: got 'own', which is no whole config; expected a file that begins with `defaults: [config, _self_]`"
+)
+FILES = [
+    ("defaults: [config, _self_]\noptimizer: {lrr: 1}", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
+    ("defaults: [config, _self_]\ntracking: {mlflow: {tracking_uri: x}}", "tracking.mlflow.tracking_uri: there is no such key; did you mean tracking.mlflow.uri?"),
+    ("defaults: [config, _self_]\nhydra: {launcher: {x: 1}}", "hydra.launcher.x: there is no such key"),
+    ("defaults: [config, _self_]\nlearning: 1", "learning: there is no such key"),
+    ("defaults: [config, override modle: hf, _self_]", "own: its defaults list overrides modle, but no list before it chooses an option of such a group"),
+    ("defaults: [own]", "config: nested too deeply; expected config files that do not include each other in a circle"),
+    (ADAMW + "lr: 1", NO_CONFIG),
+    (RUN + "task: check", NO_CONFIG),
+    (RUN + "hostfile: 5\ntask: [a]\nnnodes: 1\nnode_rank: 0\nranks: auto\noutput_root: 5", NO_CONFIG),
+    (RUN + "model: [1]\ntokenizer: 7\ncheckpoint: 5", NO_CONFIG),
+    ("defaults: [/schema/optimizer/adamw@_here_, _self_]\n" + ADAMW, NO_CONFIG),
+    ("defaults: [config, _self_]\n" + ADAMW, "_target_: got 'arctic_hydra.optimizer.adamw.AdamWFactory', expected a subclass of Run"),
+    ("defaults: [config, _self_]\nhostfile: [a]", "hostfile: Cannot convert 'ListConfig' to string"),
+    ('defaults: [config, _self_]\noutput_root: "a\\ud800b"', "output_root: got 'a\\ud800b', which holds half of a surrogate pair; expected text that UTF-8"),
+    ('defaults: [config, _self_]\nmodel: {hf_config_kwargs: {x: ["\\udfff"]}}', "model.hf_config_kwargs.x: got ['\\udfff'], which holds half of"),
+    ('defaults: [config, _self_]\nmodel: {hf_config_kwargs: {"\\ud800": 1}}', "model.hf_config_kwargs.\\ud800: got 1, which holds half of"),
 ]  # fmt: skip
 
 
@@ -41,6 +73,47 @@ def test_bad_overrides_are_refused_in_one_sentence(argument, text, capsys, tmp_p
     assert f"error: {text}" in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("content", "text"), FILES, ids=[content[:60] for content, _ in FILES])
+def test_bad_config_files_are_refused_in_one_sentence(content, text, capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"{content}\n")
+    for arguments in (["--cfg", "job"], ["-m"])[: 2 if text == NO_CONFIG else 1]:
+        assert main([*arguments, "--config-dir", str(tmp_path), "--config-name", "own"]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {text}")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+def test_an_unknown_key_of_an_experiment_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\noptimizer: {lrr: 1}\n")
+    assert main(["--config-dir", str(tmp_path), "experiment=mine", "seed=1"]) == 2
+    assert capsys.readouterr().err == "error: optimizer.lrr: there is no such key; did you mean optimizer.lr?\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("python -m arctic_hydra ~~", "arctic_hydra: not a valid override"),
+        (
+            "arctic-hydra hydra.searchpath=[pkg://antigravity] ",
+            "hydra.searchpath: got 'pkg://antigravity', expected a directory; nothing was",
+        ),
+        ("", "COMP_LINE=: cannot be composed (RuntimeError: Error parsing line '')"),
+    ],
+)
+def test_a_line_that_cannot_be_completed_is_one_sentence(line, text, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["--shell-completion", "query=bash"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {text}")
+
+
+def test_a_line_is_completed(monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", "arctic-hydra optimizer=fus")
+    assert main(["--shell-completion", "query=bash"]) == 0
+    assert capsys.readouterr().out.strip() == "optimizer=fused_adam"
 
 
 def test_a_circular_chain_of_errors_ends():

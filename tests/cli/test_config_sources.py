@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from arctic_hydra.__main__ import main
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.config_sources import ConfigCache
 
@@ -23,3 +26,66 @@ def test_a_composition_does_not_change_what_is_cached():
     cache = ConfigCache()
     assert compose.compose_config(["seed=7"], "config", cache=cache).job["seed"] == 7
     assert compose.compose_config([], "config", cache=cache).job["seed"] == 42
+
+
+KEY = "model.hf_config_kwargs"
+
+
+def chain(entry: str, node: str, first: str) -> str:
+    """A dictionary of `first` and eight nodes, each with ten entries that refer to the node before."""
+    nodes = [f"a0: &a0 {first}"]
+    for level in range(1, 9):
+        entries = ",".join(entry.replace("BEFORE", f"a{level - 1}").replace("N", str(number)) for number in range(10))
+        nodes.append(node.replace("THIS", f"a{level}").replace("ENTRIES", entries))
+    return "{" + ", ".join(nodes) + "}"
+
+
+TOO_LARGE = "own: holds more than 50,000 values, or texts of as many times 100 characters, with its aliases repeated; shorten it"
+TOO_MANY = "its interpolations make more than 3,000 values, or texts of as many times 1,000 characters; refer to fewer or shorter ones"
+REFERENCE = "${" + KEY + ".BEFORE}"
+BOMBS = {
+    "aliases": (chain("*BEFORE", "THIS: &THIS [ENTRIES]", "[x]"), TOO_LARGE),
+    "merged aliases": (chain("*BEFORE", "THIS: &THIS {<<: [ENTRIES]}", "{k: v}"), TOO_LARGE),
+    "an alias of its own": ("&a {x: *a}", TOO_LARGE),
+    "aliases of a long text": (f"{{a: &a {'x' * 100_000}, b: [{'*a,' * 60}]}}", TOO_LARGE),
+    "many values": (f"{{a: [{'1,' * 60_000}]}}", TOO_LARGE),
+    "a long text": (f"{{a: {'x' * 6_000_000}}}", TOO_LARGE),
+    "nested lists": (f"{{a: {'[' * 5000}{']' * 5000}}}", "own: nests values more than 100 levels deep; mend this file"),
+    "texts": (chain(REFERENCE, "THIS: 'ENTRIES'", "x"), TOO_MANY),
+    "lists": (chain(f"'{REFERENCE}'", "THIS: [ENTRIES]", "[x]"), TOO_MANY),
+    "dictionaries": (chain(f"kN: '{REFERENCE}'", "THIS: {ENTRIES}", "{k: v}"), TOO_MANY),
+    "a resolver": (chain("${oc.select:" + KEY + ".BEFORE}", "THIS: 'ENTRIES'", "x"), TOO_MANY),
+    "a long variable": (f"{{a: '{'${oc.env:LONG}' * 60}'}}", TOO_MANY),
+}
+"""Values of a config file that a few lines make enormous, and what is said of them."""
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_file_that_would_fill_the_memory_is_refused(what, tmp_path, monkeypatch, capsys):
+    value, text = BOMBS[what]
+    monkeypatch.setenv("LONG", "x" * 100_000)
+    (tmp_path / "own.yaml").write_text(f"defaults: [config, _self_]\nmodel: {{hf_config_kwargs: {value}}}\n")
+    assert main(["--cfg", "job", "--config-dir", str(tmp_path), "--config-name", "own"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {KEY}" if text == TOO_MANY else f"error: {tmp_path}/own") and text in line, line
+
+
+def test_aliases_merge_keys_and_interpolations_of_usual_sizes_are_read(tmp_path):
+    kwargs = f"{{a: &a {{x: 1}}, b: {{<<: *a, y: [*a, *a]}}, c: '{'${seed}' * 500}', d: [{'1,' * 2000}]}}"
+    (tmp_path / "own.yaml").write_text(f"defaults: [config, _self_]\nmodel: {{hf_config_kwargs: {kwargs}}}\n")
+    found = compose.compose_config([], "own", str(tmp_path)).job["model"]["hf_config_kwargs"]
+    assert found["b"] == {"x": 1, "y": [{"x": 1}] * 2} and found["c"] == "42" * 500 and found["d"] == [1] * 2000
+
+
+def test_files_that_include_each_other_too_often_are_refused(tmp_path, capsys):
+    (tmp_path / "part").mkdir()
+    for level in range(8):
+        included = ",".join(f"a{level + 1}@p{number}" for number in range(10))
+        (tmp_path / "part" / f"a{level}.yaml").write_text(f"defaults: [{included}]\n")
+    (tmp_path / "part" / "a8.yaml").write_text("x: 1\n")
+    whole = [f"+part@{KEY}=a0", "--cfg", "job", "--config-dir", str(tmp_path)]
+    assert main(whole) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: part/a") and "include more than 2,000 files in all; include fewer" in line
+    few = compose.compose_config([f"+part@{KEY}=a6"], "config", str(tmp_path)).job["model"]["hf_config_kwargs"]
+    assert few["p9"]["p9"] == {"x": 1}

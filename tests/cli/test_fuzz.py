@@ -24,6 +24,7 @@ PIECES = [
     "]", "{", ":", ",", "=", "@", "~", "+", "\\", "null", "true", "???", "nan", "inf", "-inf", "1e400", "2^9999", "50%", "8Ki",
     "-0", "0x10", "1_000", "99999999999999999999", "choice(1,2)", "range(1,3)", "interval(0,1)", "glob(*)", "\x00", "\n", "\t",
     "\u2028", "\ud800", "é", "\U0001f600", " ", "", "adamw", "none", "_target_", "_self_", "x" * 300, "../..", "/dev/null",
+    "2^3/x", "(", ")", "shuffle(", "range(nan,1)", "range(0,1,0)", "range(0,9999999999)",
 ]  # fmt: skip
 VALUES = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=4).map("".join)
 OVERRIDES = st.builds(
@@ -66,7 +67,9 @@ YAML = st.lists(
             "seed: 1\nseed: 2\n", "\t\n", "# @package x.y\n", "# @package _global_\n", "optimizer: null\n", "optimizer: {lr: ${seed}}\n",
             "<<: {a: 1}\n",
             "1: 2\n", "null: 3\n", "---\n", "%YAML 9.9\n", "seed: 0o17\n", "name: 2026-11-29\n", "data: {sources: []}\n",
-            "checkpoint: [hf]\n",
+            "checkpoint: [hf]\n", "_target_: arctic_hydra.config.Run\n", "_target_: arctic_hydra.optimizer.adamw.AdamWFactory\n",
+            "hostfile: 5\n", 'name: "\\ud800"\n', "unknown: 1\n", "defaults: [own]\n", "defaults: [override model: hf]\n",
+            "model: &a {x: *a}\n", "defaults: [config, override modle: hf, _self_]\n", "hydra: {launcher: {x: 1}}\n",
         ]
     )
     | st.text(max_size=8),

@@ -88,6 +88,25 @@ SEARCH = "-m hydra/sweeper=optuna"
         ),
         ("-m seed=glob(*)", "seed: got glob(*), which holds no value"),
         (
+            "-m seed=range(0,1,0)",
+            "seed: got range(0,1,0), expected range(start,stop,step) with finite numbers and a step other",
+        ),
+        ("-m optimizer.lr=range(nan,1)", "optimizer.lr: got range(nan,1), expected range(start,stop,step) with finite"),
+        (
+            f"{SEARCH} optimizer.lr=range(0,inf)",
+            "optimizer.lr: got range(0,inf), expected range(start,stop,step) with finite",
+        ),
+        ("-m seed=shuffle(range(0,1000000000))", "seed: the sweep has more than 100,000 jobs; try fewer values"),
+        (
+            "-m seed=range(0,1000) preview_examples=range(1,1000)",
+            "preview_examples: the sweep has more than 100,000 jobs",
+        ),
+        (f"{SEARCH} seed=range(0,1000000000)", "seed: the sweep has more than 100,000 jobs; try fewer values"),
+        (
+            f"{SEARCH} hydra.sweeper.sampler=grid seed=range(0,1000) preview_examples=range(1,1000)",
+            "preview_examples: the sweep has more than 100,000 jobs; try fewer values",
+        ),
+        (
             "-m hydra/launcher=slurm hydra.launcher.tasks_per_node=2 seed=1,2",
             "hydra.launcher.tasks_per_node: there is no such key; each machine has one task",
         ),

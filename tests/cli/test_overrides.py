@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from arctic_hydra.cli.overrides import normalize, sweep_jobs
+from arctic_hydra.cli.overrides import normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import ConfigError
 from tests.composing import built, composed
 
@@ -32,6 +32,9 @@ SPLITS = (
         ("optimizer.betas=[0.9,0.95]", "optimizer.betas", [0.9, 0.95]),
         ("deepspeed.config={zero_optimization:{reduce_bucket_size:2^20}}", "deepspeed.config.zero_optimization", {"reduce_bucket_size": 2**20}),
         ("deepspeed.config.gradient_clipping=50%", "deepspeed.config", {"gradient_clipping": 0.5}),
+        ("optimizer.betas=[2^-1,0.95]", "optimizer.betas", [0.5, 0.95]),
+        ("output_root='runs-2^3'", "output_root", "runs-2^3"),
+        ("data.cache_dir='/tmp/2^3/x'", "data.cache_dir", "/tmp/2^3/x"),
         ("trainer.eval_interval=7", "trainer.eval_frequency", 7),
         ("data.cache=off", "data.cache", False),
         *((f"data.sources.chat.split={split}", "data.sources.chat.split", split.strip("'\"")) for split in SPLITS),
@@ -43,6 +46,26 @@ def test_human_values_on_the_command_line(argument, key, value):
     for part in key.split("."):
         node = node[part] if isinstance(node, dict) else getattr(node, part)
     assert node == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("-2^3", "-8"),
+        ("[2^3, x,[2^-1]]", "[8, x,[0.5]]"),
+        ("{a:2^3,b:{c:[2^2]},'d':2^4}", "{a:8,b:{c:[4]},'d':16}"),
+        ("2^3,2^4", "8,16"),
+        ("choice(2^3,'2^4')", "choice(8,'2^4')"),
+        ("tag(log,interval(2^-2,2^0))", "tag(log,interval(0.25,1))"),
+        ("range(start=2^0,stop=2^3)", "range(start=1,stop=8)"),
+        *((text, text) for text in (
+            "/tmp/x/2^3", "runs-2^3", "2^3.jsonl", "2^3/x", "a:2^3", "{path:a:2^3}", "x 2^3", r"a\,2^3", "'[a,2^3]'", '"2^3"', "'/tmp/2^3/x'",
+            "{2^3:x}", "f(x)2^3",
+        )),
+    ],
+)  # fmt: skip
+def test_powers_are_numbers_where_they_are_a_whole_element(value, expected):
+    assert normalize(f"key={value}").replace(" ", "") == f"key={expected}".replace(" ", "")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +81,38 @@ def test_slices_can_be_swept_over(values):
         assert found == [value for value in values for _ in range(2)]
 
 
-@pytest.mark.parametrize("override", ["seed=range(1,1000000000000)", "seed=range(0,1,0.0000001)"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=range(1,1000000000000)",
+        "seed=range(0,1,0.0000001)",
+        "seed=shuffle(range(0,1000000000))",
+        f"seed=range(0,{'9' * 400})",
+    ],
+)
 def test_a_sweep_without_end_is_refused_before_it_is_listed(override):
     with pytest.raises(ConfigError, match="seed: the sweep has more than 100,000 jobs; try fewer values"):
         sweep_jobs([override])
+    with pytest.raises(ConfigError, match="seed: the sweep has more than 100,000 jobs; try fewer values"):
+        search_samples([override])
+
+
+def test_a_search_may_have_any_number_of_combinations():
+    keys = ["seed=range(0,90000)", "trainer.train_iters=range(1,90000)"]
+    assert search_samples(keys)[0] == ["seed=0", "trainer.train_iters=1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["range(0,1,0)", "range(nan,1)", "range(0,inf)", "range(0,1,nan)", "shuffle(range(0,1,0))"]
+)
+def test_a_range_of_no_numbers_is_refused(text):
+    for expand in (sweep_jobs, search_samples):
+        with pytest.raises(ConfigError, match="seed: got .*, expected range.start,stop,step. with finite numbers"):
+            expand([f"seed={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("range(5,1,-2)", 2), ("range(0,0.3,0.1)", 3), ("range(3)", 3), ("sort(range(0,3))", 3)]
+)
+def test_ranges_are_expanded(text, count):
+    assert len(sweep_jobs([f"seed={text}"])) == count

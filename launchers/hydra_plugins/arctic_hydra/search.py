@@ -76,6 +76,7 @@ class Search:
             problems += [
                 f"{key}: got an interval, but hydra.sweeper.sampler=grid needs choice() or range()" for key in intervals
             ]
+            overrides.check_size(self._space.values())
         elif self._n_trials is None or not 1 <= self._n_trials <= _MANY:
             problems.append(f"hydra.sweeper.n_trials: got {self._n_trials}, expected 1 or more, at most {_MANY:,}")
         if not 1 <= self._n_jobs <= _MANY:
