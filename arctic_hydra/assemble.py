@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import cross_checks, distributed, engine, log
+from arctic_hydra import cross_checks, determinism, distributed, engine, log
 from arctic_hydra.callback.ema import ExponentialMovingAverage
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
@@ -113,10 +112,10 @@ def join_ranks(run: Run) -> World:
     """Start the process groups, seed this process, and return its place among the ranks. Collective."""
     world, trainer = World.from_env(), run.trainer
     if run.deterministic:
-        use_deterministic_algorithms()
+        determinism.use_deterministic_algorithms()
     distributed.start(world, trainer.collective_timeout_seconds)
     distributed.start_sequence_groups(world, trainer.sequence_parallel_size, trainer.collective_timeout_seconds)
-    seed_everything(run.seed)
+    determinism.seed_everything(run.seed)
     return world
 
 
@@ -277,7 +276,7 @@ def create_model(
     otherwise after. The result depends only on the run, not on the ZeRO stage or the number of ranks. Collective under
     ZeRO-3, within `engine.model_init`.
     """
-    seed_everything(run.seed)
+    determinism.seed_everything(run.seed)
     if start or weights:
         engine.import_deepspeed()  # unpickling a checkpoint needs three of its classes
     check_vocabulary(run, model_config, tokenizer)
@@ -296,7 +295,7 @@ def create_model(
     if start and initial_weights.has_every_name(stored, model):
         initial_weights.load_into(model, stored, start)
         start = None
-    seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
+    determinism.seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
     for converter in run.converters:
         model = converter.convert(model)
     if start:
@@ -369,18 +368,6 @@ def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizer
         )
 
 
-def use_deterministic_algorithms() -> None:
-    """Let this process use deterministic algorithms only; called before cuBLAS is initialized, which reads the environment then."""
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = (
-        "1"  # transformers hands it to flash attention, which torch does not know
-    )
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-
-
 def check_interface(model: torch.nn.Module) -> None:
     """Raise ConfigError for a model that lacks what converters, trainer and exports ask of a transformers model."""
     from transformers import PreTrainedModel
@@ -392,15 +379,3 @@ def check_interface(model: torch.nn.Module) -> None:
             f"model: create_model() returned a {type(model).__name__}, which is no transformers model and lacks "
             f"{', '.join(missing)}; register it as a ModelSpec and pass model=spec, which needs less (docs/extending/models.md)"
         )
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
-    import random
-
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

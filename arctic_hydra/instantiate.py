@@ -96,6 +96,7 @@ def _build(cls: Any, node: Mapping[str, Any], key: str, problems: list[str]) -> 
     """Return the object of a dataclass from its plain fields; None after adding what is wrong with them to `problems`."""
     before, values = len(problems), {}
     known, hints = {item.name: item for item in fields(cls)}, hints_of(cls)
+    prefix = f"{key}." if key else ""
     for name, value in node.items():
         full_key = f"{prefix}{name}"
         if name in _HYDRA_KEYS and (name != "_target_" or name not in known):

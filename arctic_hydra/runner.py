@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import assemble, config, distributed, engine
+from arctic_hydra import assemble, config, determinism, distributed, engine
 from arctic_hydra.assemble import Data, Model
 from arctic_hydra.checkpoint.base import check_space
 from arctic_hydra.checkpoint.initial_weights import Weights
@@ -45,7 +45,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
         model = build_model(run, data)
         shown = data.world.is_main and run.log.prints(data.world)
         memory = describe(run, data.loader.summary()["supervised_share"], data.tokenizer) if shown else []
-        assemble.seed_everything(run.seed + data.world.rank)  # ranks draw different dropout
+        determinism.seed_everything(run.seed + data.world.rank)  # ranks draw different dropout
         state = assemble.training_state(run, run_dir, data, model)
         resumed_from = assemble.resume(run, state)
         check_space(

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.base import Container, Node
 from omegaconf.basecontainer import BaseContainer
@@ -24,8 +27,8 @@ from arctic_hydra import config
 from arctic_hydra.cli.compose_errors import RESOLVERS, no_whole_config, translate_error
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
-from arctic_hydra.cli.trainer_defaults import first_options
-from arctic_hydra.component import MISSING_VALUE, flatten
+from arctic_hydra.component import MISSING_VALUE, flatten, registered
+from arctic_hydra.cross_checks import SLOTS, supported
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.human_numbers import shorten
@@ -77,7 +80,7 @@ def compose_config(
     """
     with hydra_with(config_dir, cache) as loader, closed_resolvers():
         try:
-            trainer, first = first_options(loader, config_name, overrides)
+            trainer, first = _first_options(loader, config_name, overrides)
             overrides = [*overrides, *(f"{group}={option}" for group, option in first.items())]
             cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
             composed = _resolve(cfg)
@@ -95,6 +98,29 @@ def compose_config(
         composed,
         followed=[f"{group}={option}, the first that trainer={trainer} names" for group, option in first.items()],
     )
+
+
+def _first_options(loader: ConfigLoader, config_name: str, overrides: list[str]) -> tuple[str, dict[str, str]]:
+    """Return the trainer, and by group the option that it names first, where nobody chose another one.
+
+    An option is chosen by an override on the command line or in a config file. A class without a config file of its name in
+    the group, such as a base class, is no option; where a hint names none, the default of the config remains.
+    """
+    trainers = registered("trainer")
+    if all(cls.__module__.startswith("arctic_hydra.") for cls in trainers.values()):
+        return "", {}  # the config's defaults are theirs
+    found = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).overrides
+    name = str(found.known_choices.get("trainer"))
+    chosen: dict[str, str] = {}
+    trainer = trainers.get(("trainer", name))
+    for slot in SLOTS:
+        if trainer is None or slot in found.override_choices:
+            continue
+        options = loader.get_group_options(slot, ObjectType.CONFIG)
+        first = next((cls.option_name for cls in supported(trainer, slot) if cls.option_name in options), None)
+        if first is not None and first != found.known_choices.get(slot):
+            chosen[slot] = first
+    return name, chosen
 
 
 def _refuse_trust_in_files(job: dict[str, Any], overrides: list[str]) -> None:

@@ -83,8 +83,8 @@ class _Repository(ConfigRepository):
                 raise ConfigError(f"{source.path}/{config_path}: {problem}")
             loaded = super().load_config(config_path)
             assert loaded is not None, config_path
-            if problem := _package_problem(config_path, loaded):
-                raise ConfigError(problem)
+            if unpacked := _package_problem(config_path, loaded):
+                raise ConfigError(unpacked)
             self._cache[config_path] = loaded
         found = deepcopy(self._cache[config_path])
         found.defaults_list = _Inclusions(found.defaults_list or [], config_path, self._included)

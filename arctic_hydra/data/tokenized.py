@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -15,6 +14,7 @@ from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource, Loade
 from arctic_hydra.data.checks import field_problems
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.prepare.workers import cores_per_process
 from arctic_hydra.errors import DataError, FieldError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number, parse_human_number
 
@@ -204,7 +204,7 @@ class TokenizedDataFactory(DataFactory):
         options = self.options()
         key = cache_key(identity, tokenizer, options)
         builders = 1 if self.cache else world.local_size
-        workers = self.num_proc or _cores_per_process(builders)
+        workers = self.num_proc or cores_per_process(builders)
 
         with ExitStack() as events:
             about: dict[str, Any] = {"split": split, "source": name}
@@ -357,7 +357,7 @@ class TokenizedDataFactory(DataFactory):
             self.buffer_rows,
         )
         content = [identities, geometry.seed, geometry.global_batch_size, asdict(replace(batching, prefetch_steps=0))]
-        processes = self.num_proc or min(STREAM_PROCESSES, _cores_per_process(geometry.world.local_size))
+        processes = self.num_proc or min(STREAM_PROCESSES, cores_per_process(geometry.world.local_size))
         fingerprint = cache_key(content, tokenizer, options)
         return StreamingLoader(streams, sources, tokenizer, options, fingerprint, geometry, batching, processes)
 
@@ -399,11 +399,6 @@ def _all_examples(store: JoinedStore | PairStore) -> Ints:
     import numpy as np
 
     return np.arange(len(store), dtype=np.int64)
-
-
-def _cores_per_process(processes: int) -> int:
-    """Return this process's share of the cores, if `processes` work on this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, processes))
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

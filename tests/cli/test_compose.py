@@ -15,6 +15,7 @@ from arctic_hydra.__main__ import main
 from arctic_hydra.cli import search_path
 from arctic_hydra.cli.help import groups
 from arctic_hydra.component import flatten, registered
+from tests.command import run
 from tests.composing import GOLDEN, built, composed
 
 SEVERAL = ("checkpoint", "tracking", "callback", "converter")
@@ -289,3 +290,18 @@ def test_nothing_is_imported_for_a_refused_target(tmp_path):
 def test_typed_slots_refuse_another_family(capsys):
     assert main(["optimizer._target_=arctic_hydra.scheduler.cosine.CosineScheduler"]) == 2
     assert "optimizer" in capsys.readouterr().err
+
+
+def test_the_first_hint_is_the_default_and_a_choice_wins(my_lab: Path, tmp_path: Path) -> None:
+    lab = {"PYTHONPATH": str(my_lab)}
+    composed = run("trainer=choosy model.name_or_path=org/model --cfg job", tmp_path, **lab).stdout
+    assert "arctic_hydra.model.hf.HFModelFactory" in composed
+    assert "arctic_hydra.tokenizer.hf.HFTokenizerFactory" in composed, "the option of the model chooses it"
+    assert "arctic_hydra.scheduler.linear.LinearScheduler" in composed
+    assert "arctic_hydra.data.sft.SFTDataFactory" in composed, (
+        "its class is no option, so the default of the config stays"
+    )
+    chosen = run("trainer=choosy model=tiny --cfg job", tmp_path, **lab).stdout
+    assert "arctic_hydra.model.tiny.TinyModelFactory" in chosen
+    told = run("trainer=choosy model=tiny task=check", tmp_path, **lab).stdout
+    assert told.startswith("default  scheduler=linear, the first that trainer=choosy names\n")

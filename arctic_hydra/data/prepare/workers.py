@@ -167,3 +167,8 @@ def _run_task_in_worker(task: Task) -> PreparedChunk:
 def _run_task(preparers: Sequence[RowPreparer], task: Task) -> PreparedChunk:
     preparer = preparers[task.source]
     return (preparer if task.rows is None else preparer.with_rows(task.rows)).prepare_chunk(task.start, task.stop)
+
+
+def cores_per_process(processes: int) -> int:
+    """Return this process's share of the cores, if `processes` work on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, processes))
