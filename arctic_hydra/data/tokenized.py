@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource, Loader
 from arctic_hydra.data.checks import field_problems
 from arctic_hydra.data.formats.reading import Reading, RowFormat
-from arctic_hydra.data.prepare.truncation import Overlong
-from arctic_hydra.data.prepare.workers import cores_per_process
+from arctic_hydra.data.prepare.truncation import Malformed, Overlong
 from arctic_hydra.errors import DataError, FieldError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number, parse_human_number
 
@@ -33,13 +32,6 @@ DEFAULT_DIV_LENGTH = 256
 """Divisor of the length of rows with `pad_to=div_length`."""
 STREAM_PROCESSES = 4
 """Maximum number of processes that tokenize a stream when `num_proc` is unset: they share the cores with training."""
-
-
-class Malformed(Enum):
-    """How to handle a row that is not a valid example."""
-
-    error = "error"
-    drop = "drop"
 
 
 class MixBy(Enum):
@@ -200,6 +192,7 @@ class TokenizedDataFactory(DataFactory):
             warn_about_stop_token,
             warn_about_unsupervised_rows,
         )
+        from arctic_hydra.data.prepare.workers import cores_per_process
 
         options = self.options()
         key = cache_key(identity, tokenizer, options)
@@ -337,6 +330,7 @@ class TokenizedDataFactory(DataFactory):
     def create_stream(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> Loader:
         """Return a loader that reads the training sources during training."""
         from arctic_hydra.data.prepare.key import cache_key
+        from arctic_hydra.data.prepare.workers import cores_per_process
         from arctic_hydra.data.stream.segments import StreamOptions
         from arctic_hydra.data.stream.streaming import StreamingLoader
 

@@ -10,9 +10,8 @@ import pytest
 
 from arctic_hydra.data.formats.reading import RowFormat
 from arctic_hydra.data.preference import PreferenceDataFactory
-from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.prepare.truncation import Malformed, Overlong
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, DataError, FieldError
 from tests.composing import built

@@ -1,4 +1,4 @@
-"""Policies for examples that are too long: drop, truncate at an end, or split; between turns where possible."""
+"""Policies for rows that are malformed or too long: drop, truncate at an end, or split, between turns where possible."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import Enum
 from math import log2
+
+
+class Malformed(Enum):
+    """How to handle a row that is not a valid example."""
+
+    error = "error"
+    drop = "drop"
 
 
 class Overlong(Enum):

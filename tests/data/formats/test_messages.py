@@ -11,7 +11,7 @@ import pytest
 
 from arctic_hydra.data.formats.messages import Chat, RowProblem
 from arctic_hydra.data.formats.reading import Reading, RowFormat
-from arctic_hydra.data.tokenized import Malformed
+from arctic_hydra.data.prepare.truncation import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat, factory, geometry, make_tokenizer, write_lines

@@ -10,8 +10,8 @@ import pytest
 
 from arctic_hydra.data.formats.messages import Chat, PlainText, RowProblem
 from arctic_hydra.data.formats.reading import Reading, RowFormat, detect
+from arctic_hydra.data.prepare.truncation import Malformed
 from arctic_hydra.data.source.json import JsonSource
-from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat, factory, shared, write_lines

@@ -13,9 +13,8 @@ from transformers.utils import chat_template_utils
 
 from arctic_hydra.data.prepare import key as key_module
 from arctic_hydra.data.prepare.key import CODE_VERSION
-from arctic_hydra.data.prepare.truncation import Overlong
+from arctic_hydra.data.prepare.truncation import Malformed, Overlong
 from arctic_hydra.data.sft import SFTDataFactory, TrainOn
-from arctic_hydra.data.tokenized import Malformed
 from arctic_hydra.distributed import World
 from tests.data.cache.samples import entries, key
 from tests.data.samples import (
