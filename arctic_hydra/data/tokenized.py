@@ -89,7 +89,6 @@ class TokenizedDataFactory(DataFactory):
     """Fail if the cache lacks the tokenized data, instead of tokenizing it; task=preview prepares it."""
     prefetch_steps: HumanInt = integer(2, minimum=0, maximum=1_000_000)
     """Optimizer steps to prefetch in a background thread; 0 builds each batch on demand."""
-
     streaming: bool = False
     """Read, tokenize and pack during training, without a copy on disk; needs `trainer.train_iters`."""
     buffer_rows: HumanInt = integer(10_000, minimum=1, maximum=10**9)
