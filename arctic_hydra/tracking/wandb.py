@@ -13,6 +13,8 @@ from arctic_hydra.tracking.sender import Point
 from arctic_hydra.tracking.store_run import StoreRun, StoreTracker
 
 _INIT_SECONDS = 60.0
+_WORKSPACE_SETTINGS = ("wandb/settings", ".wandb/settings")
+"""Files that wandb reads in the working directory."""
 
 
 @component(group="tracking", name="wandb")
@@ -33,8 +35,15 @@ class WandbTracker(StoreTracker):
             raise ValueError(f"project: got {self.project!r}, expected a name")
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem if wandb is not installed."""
-        if self.enable and importlib.util.find_spec("wandb") is None:
+        """Yield a problem if wandb is not installed, or would read settings from the working directory, which is not trusted."""
+        if not self.enable:
+            return
+        if found := [path for path in _WORKSPACE_SETTINGS if Path(path).exists()]:
+            yield (
+                f"enable: wandb would take the server that gets the API key from {Path(found[0]).absolute()}; set WANDB_* variables or "
+                "~/.config/wandb/settings instead, and delete this file"
+            )
+        if importlib.util.find_spec("wandb") is None:
             yield "enable: tracking=[wandb] needs wandb, which is not installed; pip install wandb, or leave wandb out"
 
     def store_run(self, run_dir: Path, name: str, config: dict[str, Any]) -> StoreRun | None:

@@ -58,12 +58,8 @@ def test_a_run_and_its_resume_are_one_run_with_every_step_once(tmp_path: Path) -
     command = (
         f"{arguments} {settings} trainer.train_iters=4 trainer.eval_frequency=2 data.eval_sources.chat.sample_count=9"
     )
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text(
-        "[default]\nmode = offline\n"
-    )  # a variable would need new interpreters
-    run(f"{command} trainer.exit_iteration=2", tmp_path, code=75)
-    run(command, tmp_path)
+    run(f"{command} trainer.exit_iteration=2", tmp_path, code=75, WANDB_MODE="offline")
+    run(command, tmp_path, WANDB_MODE="offline")
     run_dir = only_run(tmp_path)
     found = records(run_dir)
     runs = [record.run for record in found if record.WhichOneof("record_type") == "run"]
@@ -113,6 +109,19 @@ def test_a_store_that_is_down_neither_slows_nor_ends_a_run(
     tracker.finish("finished")
     assert time.perf_counter() - started < 10
     assert "tracking.wandb: " in caplog.text and "Training continues" in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_settings_in_the_working_directory_are_refused(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They could name a server, which would get the API key."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    monkeypatch.chdir(tmp_path)
+    [problem] = WandbTracker().check_environment()
+    assert f"the server that gets the API key from {tmp_path}/{folder}/settings; set WANDB_* variables" in problem
+    assert list(WandbTracker(enable=False).check_environment()) == []
 
 
 def test_disabled_it_sends_nothing(tmp_path: Path) -> None:
