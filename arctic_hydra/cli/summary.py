@@ -30,7 +30,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     print(
         f"finished {result['step']} steps; loss {format_number(result['first_loss'])} -> {format_number(result['last_loss'])}"
     )
-    if result["stop_reason"]:
+    if result.get("stop_reason"):
         print(f"ended before step {result['horizon']}: {result['stop_reason']}")
     first, last = result["first_evaluation"], result["last_evaluation"]
     if first and last:
