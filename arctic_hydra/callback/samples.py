@@ -59,9 +59,6 @@ class Samples(Callback):
         if not trainer.world.is_main:
             return
         self._write(trainer.tools.run_dir / FILE, trainer.global_step, made)
-        text = "\n\n".join(f"> {prompt}\n\n{completion}" for prompt, completion in made.items())
-        for tracker in trainer.tools.trackers:
-            tracker.log_text(trainer.global_step, "samples", text)
 
     def _write(self, path: Path, step: int, made: dict[str, str]) -> None:
         with path.open("a", encoding="utf-8") as file:

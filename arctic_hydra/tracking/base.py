@@ -23,9 +23,6 @@ class Tracker(Component):
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of one step."""
 
-    def log_text(self, step: int, name: str, text: str) -> None:
-        """Record a text of one step, such as the samples of `callback=[samples]`, in Markdown; does nothing by default."""
-
     def catch_up(self, run_dir: Path, name: str, config: dict[str, Any], status: str) -> None:
         """Send what the run in `run_dir` has not sent yet and end it with `status`. The composing process calls this
         after the ranks have exited. Does nothing by default, for trackers that cannot resume a run."""

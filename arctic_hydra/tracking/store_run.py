@@ -20,6 +20,10 @@ _STATE = Schema(
 )
 
 
+_SAMPLES = "samples.jsonl"
+"""Key of the last step whose samples were sent, beside the names of metrics."""
+
+
 class StoreRun:
     """The run of one run directory in a store, and a file that says what the store has; subclasses send it.
 
@@ -29,6 +33,7 @@ class StoreRun:
     def __init__(self, option: str, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         self.label = f"tracking.{option}"
         self.metrics_path = run_dir / "metrics.jsonl"
+        self._samples_path = run_dir / "samples.jsonl"
         self.folder = run_dir / f"tracking-{option}"
         """The tracker's own folder in the run directory."""
         self.name = name
@@ -76,6 +81,21 @@ class StoreRun:
         if points:
             steps = {key: point.step for point in points for key in point.metrics}
             self._write(self._state | {"last_steps": self._state["last_steps"] | steps})
+
+    def unsent_samples(self) -> dict[int, list[dict[str, Any]]]:
+        """Return what `callback=[samples]` has generated since the last step sent: prompt and completion, by step."""
+        if not self._samples_path.exists():
+            return {}
+        last, found = self._state["last_steps"].get(_SAMPLES, -1), dict[int, list[dict[str, Any]]]()
+        for line in self._samples_path.read_text(encoding="utf-8").splitlines(keepends=True):
+            sample = json.loads(line) if line.endswith("\n") else {"step": -1}  # a kill may tear the last line
+            if sample["step"] > last:
+                found.setdefault(sample["step"], []).append(sample)
+        return found
+
+    def sent_samples(self, step: int) -> None:
+        """Record that the store has the samples up to a step."""
+        self._write(self._state | {"last_steps": self._state["last_steps"] | {_SAMPLES: step}})
 
     def ended(self, status: str) -> None:
         """Record that the run was ended in the store."""

@@ -47,11 +47,15 @@ class EventFiles(StoreRun):
             self._writer.add_text("config", f"```\n{json.dumps(self.config, indent=2)}\n```", 0)
 
     def send(self, points: list[Point]) -> None:
-        """Write the points that were not written yet, to disk."""
+        """Write the points and samples that were not written yet, to disk."""
         new = self.unsent(points)
         for point in new:
             for name, value in point.metrics.items():
                 self._writer.add_scalar(name, value, point.step, walltime=point.seconds)
+        for step, samples in self.unsent_samples().items():
+            text = "\n\n".join(f"> {sample['prompt']}\n\n{sample['completion']}" for sample in samples)
+            self._writer.add_text("samples", text, step)
+            self.sent_samples(step)
         self._writer.flush()
         self.sent(new)
 

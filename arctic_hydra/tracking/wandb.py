@@ -80,11 +80,21 @@ class WandbRun(StoreRun):
         )
 
     def send(self, points: list[Point]) -> None:
-        """Log the points that were not logged yet."""
+        """Log the points and samples that were not logged yet."""
         new = self.unsent(points)
         for point in new:
             self._run.log(point.metrics, step=point.step)
         self.sent(new)
+        self._send_samples()
+
+    def _send_samples(self) -> None:
+        import wandb
+
+        for step, samples in self.unsent_samples().items():
+            rows = [[sample["prompt"], sample["completion"]] for sample in samples]
+            table = wandb.Table(columns=["prompt", "completion"], data=rows)
+            self._run.log({"samples": table}, step=max(step, self._run.step))
+            self.sent_samples(step)
 
     def close(self, status: str) -> None:
         """End the run, and the process that sends for it."""

@@ -48,7 +48,7 @@ def test_they_are_those_of_transformers_at_every_stage(stage, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     lab.warm()
-    model = lab.save_model(tmp_path / "model", vocabulary=4096)
+    model = lab.save_model(tmp_path / "model", max_position_embeddings=512)
     arguments = (
         f"{CHATS} deepspeed=zero{stage} callback=[samples] callback.samples.prompts=[Hello] callback.samples.max_new_tokens=5 "
         "callback.samples.as_chat=false checkpoint=[hf] ranks=2 data.max_length=512"
@@ -65,7 +65,7 @@ def test_they_are_those_of_transformers_at_every_stage(stage, tmp_path):
 
 def test_a_resumed_run_has_each_sample_once(tmp_path):
     lab.warm()
-    model = lab.save_model(tmp_path / "model")
+    model = lab.save_model(tmp_path / "model", max_position_embeddings=512)
     arguments = (
         f"{CHATS} callback=[samples] callback.samples.prompts=[Hello] callback.samples.max_new_tokens=2 data.max_length=512 "
         "checkpoint=[deepspeed]"

@@ -41,6 +41,21 @@ def test_a_resumed_run_writes_every_step_once(tmp_path: Path) -> None:
     assert events(tmp_path / "tracking-tensorboard")["loss"][-1] == (4, 1.0)
 
 
+def test_samples_are_texts_of_their_steps_and_are_written_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    line = '{"step": STEP, "prompt": "2 + 3?", "completion": "5"}\n'
+    for step, status in ((1, "stopped"), (2, "finished")):
+        with (tmp_path / "samples.jsonl").open("a") as file:
+            file.write(line.replace("STEP", str(step)))
+        log(TensorBoardTracker(), tmp_path, {step: 4.0}, status)
+    found: Any = EventAccumulator(str(tmp_path / "tracking-tensorboard"))
+    found.Reload()
+    texts = found.Tensors("samples/text_summary")
+    assert [item.step for item in texts] == [1, 2]
+    assert texts[0].tensor_proto.string_val[0] == b"> 2 + 3?\n\n5"
+
+
 def test_a_folder_for_all_runs(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     log(TensorBoardTracker(log_dir=str(tmp_path / "board")), tmp_path / "run", {1: 4.0}, "finished")
