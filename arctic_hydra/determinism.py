@@ -1,8 +1,11 @@
-"""What makes two runs of one config equal: seeds, and deterministic algorithms."""
+"""What makes two runs of one config equal: seeds, random states, and deterministic algorithms."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 def seed_everything(seed: int) -> None:
@@ -15,6 +18,50 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the RNG states of python, numpy, torch and this rank's CUDA device."""
+    import random
+
+    import numpy
+    import torch
+
+    version, internal, gauss_next = random.getstate()
+    kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore the RNG states that `random_state()` returned."""
+    import random
+
+    import numpy
+    import torch
+
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch for the context, and restore their random states afterwards."""
+    state = random_state()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        set_random_state(state)
 
 
 def use_deterministic_algorithms() -> None:

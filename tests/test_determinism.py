@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from arctic_hydra import determinism
+from arctic_hydra.checkpoint.writer import load_tensors
 from arctic_hydra.config import run_id
 from tests.command import SMALL, only_run, run
 from tests.composing import built
@@ -44,3 +48,31 @@ def test_a_run_asks_for_them_by_its_config(tmp_path):
         digests.append((only_run(tmp_path, name) / "export" / "model.safetensors").read_bytes())
     assert digests[0] == digests[1]
     assert run_id(built("deterministic=true")) != run_id(built()) == run_id(built("deterministic=false"))
+
+
+def test_every_generator_continues_after_a_weights_only_load(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(numpy.random.normal()), float(torch.rand(()))
+
+    draw()
+    torch.save(determinism.random_state(), tmp_path / "state.pt")
+    expected = draw()
+    draw()
+    determinism.set_random_state(load_tensors(tmp_path / "state.pt"))
+    assert draw() == expected
+
+
+def test_a_seeded_context_draws_the_same_numbers_and_leaves_the_random_states_alone() -> None:
+    state = determinism.random_state()
+    drawn = []
+    for _ in range(2):
+        with determinism.seeded(5):
+            drawn.append((random.random(), float(numpy.random.normal()), float(torch.rand(()))))
+        random.random()
+    assert drawn[0] == drawn[1]
+    determinism.set_random_state(state)
+    expected = float(torch.rand(()))
+    determinism.set_random_state(state)
+    with determinism.seeded(5):
+        torch.rand(7)
+    assert float(torch.rand(())) == expected

@@ -38,7 +38,6 @@ REPLACES = {
     "on_load_end": "rows",
     "on_split_end": "examples",
     "on_create_loader_end": "loader",
-    "on_create_config_end": "config",
     "on_create_model_end": "model",
     "on_create_tokenizer_end": "tokenizer",
     "on_create_optimizer_end": "optimizer",

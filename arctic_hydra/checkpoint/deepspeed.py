@@ -17,6 +17,7 @@ from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
 from arctic_hydra.checkpoint.files import synced_size
 from arctic_hydra.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, Stage, step_name
 from arctic_hydra.component import component
+from arctic_hydra.determinism import set_random_state
 from arctic_hydra.errors import CheckpointError
 from arctic_hydra.files.state_file import Table, at_least_0, mismatch
 from arctic_hydra.human_numbers import HumanInt, integer
@@ -366,7 +367,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         self.state.since_last_log = mine["interval"]
         rank_state.load_callbacks(self.state.callbacks, mine.get("callbacks", {}))
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
-        rank_state.set_random_state(mine["random"])
+        set_random_state(mine["random"])
 
     def _truncate_logs(self, found: Checkpoint) -> None:
         if not self.state.world.is_main:

@@ -127,7 +127,7 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     def _merged_copy(self, weights: dict[str, torch.Tensor]) -> Any:
         """Return a merged copy of the model with these weights, on the CPU; the model in training is not changed."""
         from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
-        from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
+        from arctic_hydra.determinism import random_state, set_random_state
 
         assert self.state.create_initial_model is not None, "a run with an adapter can create its model again"
         kept = random_state()

@@ -5,12 +5,13 @@ Everything is a tensor, number, string, list or dict, so that it loads with `wei
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+
+from arctic_hydra.determinism import random_state, seed_everything
 
 if TYPE_CHECKING:
     from arctic_hydra.checkpoint.base import Stateful, TrainingState
@@ -39,35 +40,9 @@ def load_callbacks(callbacks: Mapping[str, Stateful], states: dict[str, dict[str
             callbacks[name].load_state_dict(held)
 
 
-def random_state() -> dict[str, Any]:
-    """Return the RNG states of python, numpy, torch and this rank's CUDA device."""
-    version, internal, gauss_next = random.getstate()
-    kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), gauss_next],
-        "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restore the RNG states that `random_state()` returned."""
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
 def reseed(step: int) -> None:
     """Seed every RNG from the seed of the rank and `step`, so that a resumed run does not repeat earlier random numbers."""
-    seed = (torch.initial_seed() + 1_000_003 * (step + 1)) % 2**32
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_everything((torch.initial_seed() + 1_000_003 * (step + 1)) % 2**32)
 
 
 def schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:

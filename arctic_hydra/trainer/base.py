@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROBED_STEPS = (1, 8, 64)
+"""Steps of a start after which `Trainer.probe` runs again."""
+
 
 @dataclass(kw_only=True)
 class Trainer(Construction, Evaluation):
@@ -72,8 +75,9 @@ class Trainer(Construction, Evaluation):
         return self.loss(batch)
 
     def probe(self) -> None:
-        """Check that the loss depends neither on later tokens nor, in packed rows, on other documents; called after `setup`.
+        """Check that the loss depends neither on later tokens nor, in packed rows, on other documents.
 
+        Called after `setup`, and again after the steps of this start that `PROBED_STEPS` names, for layers that begin at zero.
         Raises ConfigError. It calls `probed_loss` on a few short batches without gradients, and changes no random state.
         Collective.
         """
@@ -87,7 +91,7 @@ class Trainer(Construction, Evaluation):
             if (tools.packed and not self.mixes_documents) or self.sequence_parallel_size > 1:
                 check_isolation(subject, self.sequence_parallel_size)
         for what, why in (("later tokens", self.looks_ahead), ("other documents", self.mixes_documents)):
-            if why and self.world.is_main:
+            if why and self.world.is_main and self.global_step == self._loop.first_step:
                 log.info("not checked whether the loss depends on %s: %s", what, why)
 
     def train(self) -> None:
@@ -122,6 +126,9 @@ class Trainer(Construction, Evaluation):
                 facts["learning_rate"] = result.learning_rate
             self._loop.step_start = None
             self._advance(counts)
+            if self.global_step - self._loop.first_step in PROBED_STEPS:
+                with self._loop.totals.untimed():
+                    self.probe()
             self._log_if_due()
             if self.eval_frequency and self.global_step % self.eval_frequency == 0:
                 self.evaluate()
@@ -147,13 +154,18 @@ class Trainer(Construction, Evaluation):
         self.finish_step(window)
 
     def forward_backward(
-        self, window: StepBatch, units: int, loss: Callable[[Batch], torch.Tensor] | None = None
+        self,
+        window: StepBatch,
+        units: int,
+        loss: Callable[[Batch], torch.Tensor] | None = None,
+        *,
+        logged: bool = True,
     ) -> torch.Tensor:
         """Accumulate the gradients of the mean loss in the engine; return the sum of this rank's losses, without a graph.
 
         `loss` (`self.loss` by default) returns a sum over units for each micro-batch; `units` is their number over all
-        micro-batches and ranks. The gradients are complete afterwards: call `optimizer_step` before another pass. Only
-        losses of `self.loss` count towards the logged loss. Collective.
+        micro-batches and ranks. The gradients are complete afterwards: call `optimizer_step` before another pass. Losses that
+        are `logged` make up the loss of the log line, once per unit: pass False for all passes of a step but one. Collective.
         """
         engine, last = self.tools.engine, len(window.micro_batches) - 1
         engine.train()
@@ -170,13 +182,13 @@ class Trainer(Construction, Evaluation):
             loss_sum = facts["loss"]
             total = total + loss_sum.detach()
             scale = self.world.size / units
-            if index == last and loss is None and self.spike_sigmas and self._is_spike(total, units):
+            if index == last and logged and self.spike_sigmas and self._is_spike(total, units):
                 scale = math.nan  # non-finite gradients make every ZeRO stage skip the step
             with self.event("backward", batch=facts["batch"], loss=loss_sum) as facts:
                 engine.set_gradient_accumulation_boundary(index == last)
                 # DeepSpeed averages gradients over ranks; `scale` contains the number of ranks to get their sum.
                 engine.backward(facts["loss"] * scale, scale_wrt_gas=False)
-        if loss is None:
+        if logged:
             self._loop.totals.loss_sum = self._loop.totals.loss_sum + total
             self.step_result.loss_sum = total
         return total  # type: ignore[return-value]  # a window has at least one micro-batch
@@ -249,6 +261,8 @@ class Trainer(Construction, Evaluation):
 
     def _finish(self) -> None:
         self.tools.state.training_finished = True
+        if self._loop.totals.steps:  # the run ends before its horizon
+            self._log()
         if self.eval_at_end:
             self.evaluate()
         self.checkpoint()

@@ -3,6 +3,8 @@
 They look at the trainer's own loss, so they hold for any model and any trainer. Two batches that differ only in tokens which
 must not matter give the same loss, bit for bit, in almost every run, which costs two forward passes. If they do not, the
 change of the loss is compared with that by a token which matters, because some kernels round depending on other rows.
+
+Layers whose weights begin at zero pass nothing on at first, so the trainer repeats the probes after a few steps.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
 from arctic_hydra.data.batch import Batch
+from arctic_hydra.determinism import random_state, set_random_state
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.layers import layer_configs

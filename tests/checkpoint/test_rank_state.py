@@ -2,28 +2,7 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-
-
-def test_every_generator_continues_after_a_weights_only_load(libraries, tmp_path) -> None:
-    import numpy
-
-    from arctic_hydra.checkpoint import rank_state
-    from arctic_hydra.checkpoint.writer import load_tensors
-
-    torch = libraries.torch
-
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(numpy.random.normal()), float(torch.rand(()))
-
-    draw()
-    torch.save(rank_state.random_state(), tmp_path / "state.pt")
-    expected = draw()
-    draw()
-    rank_state.set_random_state(load_tensors(tmp_path / "state.pt"))
-    assert draw() == expected
 
 
 def test_reseeding_depends_on_the_seed_of_the_rank_and_the_step(libraries) -> None:

@@ -184,3 +184,29 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
 def test_the_loss_of_the_trainer_is_probed(cls: type[SFTTrainer], packed: bool, refusal: str, tmp_path: Path) -> None:
     [problems] = run_ranks(1, _probed, tmp_path, cls, packed)
     assert (refusal in problems[0]) if refusal else problems == []
+
+
+class LateMixing(SFTTrainer):
+    """Mixes documents by a weight that is zero until the first step."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        mixed = batch.input_ids_BT.float().mean() * batch.num_supervised
+        return super().loss(batch) + 0.01 * min(self.global_step, 1) * mixed
+
+    probed_loss = loss
+
+
+def _trained_late(folder: Path) -> tuple[int, list[str]]:
+    trainer = make_trainer(documents([8, 6] * 4, [4, 3] * 4), folder)
+    trainer.__class__ = LateMixing
+    trainer.probe()
+    try:
+        trainer.train()
+    except ConfigError as error:
+        return trainer.global_step, error.problems
+    return trainer.global_step, []
+
+
+def test_what_begins_at_zero_is_found_after_the_first_step(tmp_path: Path) -> None:
+    [(step, problems)] = run_ranks(1, _trained_late, tmp_path)
+    assert step == 1 and len(problems) == 1

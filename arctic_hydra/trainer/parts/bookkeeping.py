@@ -84,8 +84,11 @@ class Bookkeeping(TrainerState):
 
     def _log_if_due(self) -> None:
         interval = self.tools.log_interval or self.training_horizon
-        if self.global_step % interval and not self.training_finished:
-            return
+        if self.global_step % interval == 0 or self.training_finished:
+            self._log()
+
+    def _log(self) -> None:
+        """Write the log line of the steps since the last one."""
         import torch
 
         sums = torch.as_tensor(self._loop.totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)

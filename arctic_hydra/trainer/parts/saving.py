@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.rank_state import random_state, set_random_state
+from arctic_hydra.determinism import random_state, set_random_state
 from arctic_hydra.trainer.loop_state import LogSums
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ class StepStart:
     """Steps completed before."""
     random: dict[str, Any]
     micro_steps: int
+    optimizer_steps: int
     sums: LogSums
     recent_losses: list[float]
+    callbacks: dict[str, dict[str, Any]]
 
     @classmethod
     def of(cls, trainer: Trainer) -> StepStart:
@@ -46,8 +48,10 @@ class StepStart:
             step=trainer.global_step,
             random=random_state(),
             micro_steps=int(state.engine.micro_steps),
+            optimizer_steps=int(state.engine.global_steps),
             sums=replace(sums, by_source=Counter(sums.by_source)),
             recent_losses=list(state.recent_losses),
+            callbacks={name: dict(callback.state_dict()) for name, callback in state.callbacks.items()},
         )
 
     def restore(self, trainer: Trainer) -> None:
@@ -57,6 +61,8 @@ class StepStart:
         state.engine.micro_steps = self.micro_steps
         state.since_last_log = self.sums.state_dict()
         state.recent_losses = list(self.recent_losses)
+        for name, values in self.callbacks.items():
+            state.callbacks[name].load_state_dict(values)
         set_random_state(self.random)
 
 
@@ -96,7 +102,8 @@ def _save(error: Exception, trainer: Trainer) -> str:
     state.stopping = True  # an engine that can resume saves then, unless it has saved this step
     if trainer.global_step and all(engine.checkpoint_dir.exists() and not engine.do_checkpoint for engine in engines):
         return f"step {trainer.global_step} is saved already; the same command resumes from it"
-    if start is None or start.step != trainer.global_step:
+    stepped = start is not None and start.optimizer_steps != state.engine.global_steps
+    if start is None or stepped or start.step != trainer.global_step:
         return (
             f"nothing was saved, because the error was not before the optimizer step of a step; {_what_holds(trainer)}"
         )

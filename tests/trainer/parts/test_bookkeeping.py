@@ -14,7 +14,7 @@ class TwoPasses(SFTTrainer):
 
     def step(self, window, counts):
         units = counts["supervised"]
-        half = self.forward_backward(window, units, lambda batch: self.loss(batch) / 2)
+        half = self.forward_backward(window, units, lambda batch: self.loss(batch) / 2, logged=False)
         self.optimizer_step()
         self.forward_backward(window, units)
         self.optimizer_step()

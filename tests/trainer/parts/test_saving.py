@@ -16,12 +16,25 @@ from tests.trainer.loop import documents, full_weights, make_trainer, tiny_facto
 DATA = documents([20, 60, 10, 25, 12, 9, 31, 8] * 2, [1, 50, 7, 3, 7, 8, 20, 2] * 2)
 
 
+class _Counter:
+    """The state of a callback that counts losses."""
+
+    value = 0
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
 def _trained(folder, stage, fails_at=None, moment="loss"):
     """Train from the existing checkpoint; return the losses by step, the weights, and the notes of an error."""
     model = tiny_factory(hf_config_kwargs={"attention_dropout": 0.1}, attn_implementation="eager")
     settings = {"gradient_accumulation_steps": 2, "eval_at_start": False, "spike_sigmas": 50.0}
     trainer = make_trainer(DATA, folder, stage=stage, model=model, packed=False, **settings)
-    checkpoint = DeepSpeedCheckpoint()
+    checkpoint, counter = DeepSpeedCheckpoint(), _Counter()
+    trainer.tools.state.callbacks = {"counter": counter}
     checkpoint.bind(trainer.tools.state)
     resumed = checkpoint.load()
     trainer.setup(trainer.tools)
@@ -31,8 +44,9 @@ def _trained(folder, stage, fails_at=None, moment="loss"):
 
     def failing(batch):
         calls.append(trainer.global_step)
+        counter.value += 1
         result = loss(batch)
-        if calls.count(fails_at) == 2:
+        if moment == "loss" and calls.count(fails_at) == 2:
             raise ZeroDivisionError("the user's own error")
         return result
 
@@ -41,10 +55,18 @@ def _trained(folder, stage, fails_at=None, moment="loss"):
         if trainer.global_step == fails_at:
             raise ZeroDivisionError("the user's own error")
 
+    def own_step(window, counts):
+        trainer.forward_backward(window, counts["supervised"])
+        trainer.tools.engine.step()
+        if trainer.global_step == fails_at:
+            raise ZeroDivisionError("the user's own error")
+        trainer.finish_step(window)
+
     trainer._record = rows.append
-    if moment == "loss":
-        trainer.loss = failing
-    else:
+    trainer.loss = failing
+    if moment == "own step":
+        trainer.step = own_step
+    elif moment == "optimizer step":
         trainer.optimizer_step = failing_step
     notes = []
     try:
@@ -53,30 +75,32 @@ def _trained(folder, stage, fails_at=None, moment="loss"):
         trainer.save_after(error)
         notes = error.__notes__
     losses = {row["step"]: row["loss"] for row in rows}
-    return losses, full_weights(trainer) if not notes else {}, notes, resumed
+    return losses, full_weights(trainer) if not notes else {}, notes, resumed, counter.value
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
 def test_an_error_on_all_ranks_in_a_step_loses_nothing(ranks, stage, tmp_path):
-    expected, weights, *_ = run_ranks(ranks, _trained, tmp_path / "straight", stage)[0]
-    for first, _, notes, _ in run_ranks(ranks, _trained, tmp_path / "failed", stage, 2):
+    expected, weights, *_, count = run_ranks(ranks, _trained, tmp_path / "straight", stage)[0]
+    for first, _, notes, *_ in run_ranks(ranks, _trained, tmp_path / "failed", stage, 2):
         assert notes == ["step 2, the last whole one, is saved; the same command resumes from it"]
         assert set(first) == set()
     manifest = json.loads((tmp_path / "failed" / "checkpoints" / "step-00000002" / "manifest.json").read_text())
     assert manifest["saved_after_error"] == "ZeroDivisionError: the user's own error"
-    losses, again, _, resumed = run_ranks(ranks, _trained, tmp_path / "failed", stage)[0]
+    losses, again, _, resumed, counted = run_ranks(ranks, _trained, tmp_path / "failed", stage)[0]
     assert resumed.name == "step-00000002"
+    assert counted == count, "callbacks are as they were at the start of the step, too"
     assert losses == expected, "including the line over steps before and after the error"
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 def test_an_error_after_the_optimizer_step_or_in_the_first_step_saves_nothing(tmp_path):
-    [(_, _, notes, _)] = run_ranks(1, _trained, tmp_path, 0, 2, "optimizer step")
-    assert notes == [
-        "nothing was saved, because the error was not before the optimizer step of a step; there is no checkpoint, so the same "
-        "command starts over"
-    ]
-    [(_, _, notes, _)] = run_ranks(1, _trained, tmp_path, 0, 0)
+    for moment in ("optimizer step", "own step"):
+        [(_, _, notes, *_)] = run_ranks(1, _trained, tmp_path, 0, 2, moment)
+        assert notes == [
+            "nothing was saved, because the error was not before the optimizer step of a step; there is no checkpoint, so the same "
+            "command starts over"
+        ]
+    [(_, _, notes, *_)] = run_ranks(1, _trained, tmp_path, 0, 0)
     assert notes == ["nothing was saved, because no step is completed; the same command starts over"]
     assert not (tmp_path / "checkpoints").exists()
 
