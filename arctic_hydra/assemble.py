@@ -33,6 +33,7 @@ from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.trainer.base import Trainer
+from arctic_hydra.trainer.parts.saving import OwnState
 from arctic_hydra.trainer.toolbox import Toolbox
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
             "versions": package_versions() if data.world.is_main else {},  # rank 0 writes the manifest
         },
         logs=[run_dir / "metrics.jsonl"],
-        callbacks=run.callback,
+        callbacks={**run.callback, "trainer": OwnState(run.trainer)},
         base=base_of(run),
         omits_frozen_weights=frozen is not None,
         create_initial_model=lambda: create_model(
@@ -229,6 +230,15 @@ def toolbox(
         flops_shape=model.facts.flops_shape,
         packed=run.data.packs,
     )
+
+
+def set_up(run: Run, tools: Toolbox) -> None:
+    """Call the trainer's `setup`, with equal random numbers on all ranks, and load its state if a checkpoint had one."""
+    with determinism.seeded(run.seed):
+        run.trainer.setup(tools)
+    own = tools.state.callbacks["trainer"]
+    assert isinstance(own, OwnState)
+    own.set_up()
 
 
 def geometry(run: Run, dealt_to: World) -> BatchGeometry:

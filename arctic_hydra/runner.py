@@ -53,9 +53,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
         )
         outputs = assemble.open_outputs(run, run_dir, data, model)
         print_header(run, run_dir, data, model, memory, resumed_from)
-        tools = assemble.toolbox(run, run_dir, data, model, state, stop, outputs)
-        with determinism.seeded(run.seed):  # what a trainer creates of its own is equal on all ranks
-            run.trainer.setup(tools)
+        assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, outputs))
         run.trainer.probe()
     return run.trainer, resumed_from
 

@@ -74,7 +74,10 @@ def _next_start(stop_reason: str) -> str:
 
 def _loader(export: Path) -> tuple[str, str] | None:
     """Return the library that loads an export, and its function; None for a model that no library knows."""
-    if (export / "adapter_config.json").exists():  # transformers loads adapters too, but without rows for added tokens
+    adapter = export / "adapter_config.json"
+    if adapter.exists() and json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
+        return None  # its base is in no file that a library could load
+    if adapter.exists():  # transformers loads adapters too, but without rows for added tokens
         return "peft", "AutoPeftModelForCausalLM.from_pretrained"
     kind = json.loads((export / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind == SPEC_MODEL_TYPE:

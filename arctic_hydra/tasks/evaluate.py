@@ -26,7 +26,7 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
             model = runner.build_model(run, data, weights)
             state = assemble.training_state(run, run_dir, data, model)
             print_header(run, run_dir, data, model)
-            trainer.setup(assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
+            assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
             trainer.probe()
         trainer.progress.global_step = weights.step or 0
         metrics = trainer.evaluate()

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch, StepBatch
@@ -49,6 +49,16 @@ class Trainer(Construction, Evaluation):
     """Why the loss of a position may depend on tokens after the one that it predicts; if empty, `probe` refuses that."""
     mixes_documents: ClassVar[str] = ""
     """Why the loss of a document may depend on the other documents of its row; if empty, `probe` refuses that."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a subclass keeps of its own, such as a second model: tensors, numbers, texts, lists and dictionaries.
+
+        It is saved per rank; a run that resumes on another number of ranks gets that of rank 0. Empty by default.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state; called after `setup`, in runs that resume from a checkpoint with one."""
 
     def setup(self, tools: Toolbox) -> None:
         """Set the objects that the runner built; called once, before `probe` and `train`. Collective.

@@ -14,9 +14,10 @@ from arctic_hydra.cli.summary import print_result
     ("export", "config", "kind", "loader"),
     [
         ("export", "config.json", "llama", "transformers:\n  AutoModelForCausalLM.from_pretrained"),
-        ("mine", "adapter_config.json", "", "peft:\n  AutoPeftModelForCausalLM.from_pretrained"),
+        ("mine", "adapter_config.json", "org/base", "peft:\n  AutoPeftModelForCausalLM.from_pretrained"),
         ("mine", "config.json", "arctic_hydra_spec", "arctic_hydra.model.spec:\n  load_export"),
         ("mine", "config.json", "", ""),
+        ("mine", "adapter_config.json", "", ""),
     ],
 )
 def test_the_summary_names_the_export_and_the_function_that_loads_it(export, config, kind, loader, tmp_path, capsys):
@@ -24,7 +25,7 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
     run_dir = tmp_path / "run"
     for folder in (run_dir / export, run_dir / f"{export}-step-00000001"):
         folder.mkdir(parents=True)
-        (folder / config).write_text(json.dumps({"model_type": kind} if kind else {}))
+        (folder / config).write_text(json.dumps({"model_type": kind, "base_model_name_or_path": kind} if kind else {}))
         (folder / "tokenizer_config.json").touch()
     (run_dir / "record.json").write_text('{"overrides": []}')
     figures = {

@@ -50,12 +50,22 @@ def test_a_nested_dataclass_is_a_typed_group_of_fields(my_lab, tmp_path):
         assert text in run(f"trainer=custom trainer.custom_config.{value} --cfg job", tmp_path, code=2, **lab).stderr
 
 
-def test_a_step_trains_a_second_model_too(my_lab, tmp_path):
+def test_a_step_trains_a_second_model_too_and_resumes_it(my_lab, tmp_path):
     arguments = f"{SMALL} trainer=adversarial trainer.train_iters=3 trainer.gradient_accumulation_steps=2 tracking=[]"
-    run(f"{arguments} deepspeed=zero2 data.packing=false checkpoint=[]", tmp_path, PYTHONPATH=str(my_lab))
-    steps = [row for row in _rows(tmp_path) if "loss" in row]
-    assert [row["step"] for row in steps] == [1, 2, 3]
-    assert len({row["score"] for row in steps}) == 3
+    arguments = f"{arguments} deepspeed=zero2 data.packing=false checkpoint=[deepspeed]"
+    lab = {"PYTHONPATH": str(my_lab)}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir()
+    stopped.mkdir()
+    run(arguments, straight, **lab)
+    run(f"{arguments} trainer.exit_iteration=2", stopped, code=75, **lab)
+    run(arguments, stopped, **lab)
+    figures = [
+        [(row["step"], row["loss"], row["score"]) for row in _rows(folder) if "loss" in row]
+        for folder in (straight, stopped)
+    ]
+    assert figures[0] == figures[1] and [step for step, *_ in figures[0]] == [1, 2, 3]
+    assert all(loss > 0 for _, loss, _ in figures[0]) and len({score for *_, score in figures[0]}) == 3
 
 
 def _sabotaged(my_lab, folder):

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.determinism import random_state, set_random_state
@@ -64,6 +64,34 @@ class StepStart:
         for name, values in self.callbacks.items():
             state.callbacks[name].load_state_dict(values)
         set_random_state(self.random)
+
+
+class OwnState:
+    """The state of a trainer's own in checkpoints; a loaded one is kept until `setup` has created what it belongs to."""
+
+    bytes_per_parameter: ClassVar[int] = 0
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._held: dict[str, Any] = {}
+        self._is_set_up = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the trainer's state."""
+        return self._trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the state, or keep it until `set_up`."""
+        if self._is_set_up:
+            self._trainer.load_state_dict(state)
+        else:
+            self._held = dict(state)
+
+    def set_up(self) -> None:
+        """Load the state that was kept; called after the trainer's `setup`."""
+        self._is_set_up = True
+        if self._held:
+            self._trainer.load_state_dict(self._held)
 
 
 def resumable_steps(trainer: Trainer) -> Iterator[StepBatch]:

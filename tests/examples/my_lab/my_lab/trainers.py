@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
@@ -85,6 +85,12 @@ class AdversarialTrainer(SFTTrainer):
         super().setup(tools)
         self.critic = torch.nn.Linear(tools.engine.module.config.vocab_size, 1).to(self.device)
         self.critic_optimizer = torch.optim.SGD(self.critic.parameters(), lr=self.critic_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"critic": self.critic.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state["critic"])
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Return the critic's score of each supervised position, [K, 1]."""
