@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,7 +77,9 @@ class Callback(Component):
         super().__init_subclass__(**kwargs)
         unknown = [name for name in vars(cls) if name.startswith("on_") and name not in EVENTS]
         if unknown:
-            raise TypeError(f"{cls.__name__}.{unknown[0]} is not an event; the events are {', '.join(EVENTS)}")
+            near = difflib.get_close_matches(unknown[0], EVENTS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the events are {', '.join(EVENTS)}"
+            raise TypeError(f"{cls.__name__}.{unknown[0]} is not an event; {hint}")
 
     def on_exception(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Handle the error in `facts["error"]` before the run in `facts["run_dir"]` ends with it.

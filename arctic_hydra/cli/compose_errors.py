@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,13 @@ def _unknown_option(text: str) -> ConfigError:
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
     listing = text.partition("Available options in")[2].partition("Config search path")[0]
     options = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
-    hint = why_no_option(group, option) or _did_you_mean(option, options)
+    hint = why_no_option(group, option) or _did_you_mean(option, options) or _OWN_OPTIONS
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
+
+
+_OWN_OPTIONS = (
+    "; an option of your own comes from an installed package with the entry point arctic_hydra, or from code=<file>"
+)
 
 
 def why_no_option(group: str, option: str) -> str:
@@ -179,12 +185,15 @@ def why_no_option(group: str, option: str) -> str:
     if option.startswith(code_file.PREFIX) and not code_file.typed_arguments():
         return "; options with this prefix come from a file; pass code=<path of the file> too"
     if cls := registered(group).get((group, option)):
-        head = f"# @package {group}.{option}\n" if group in LIST_GROUPS else ""
-        text = f"{head}defaults:\n  - /schema/{group}/{option}@_here_\n  - _self_\n"
+        lines = [f"# @package {group}.{option}"] if group in LIST_GROUPS else []
+        lines.append(f"defaults: [/schema/{group}/{option}@_here_, _self_]")
         package = cls.__module__.partition(".")[0]
+        places = getattr(sys.modules[package], "__path__", ())
+        has_conf = any((Path(place) / "conf" / "__init__.py").is_file() for place in places)
         return (
             f"; {cls.__module__}.{cls.__qualname__} is registered under this name but has no YAML file: write "
-            f"{package}/conf/{group}/{option}.yaml with {text!r}, and an empty {package}/conf/__init__.py"
+            f"{package}/conf/{group}/{option}.yaml with the line {' and the line '.join(map(repr, lines))}"
+            + ("" if has_conf else f", and an empty {package}/conf/__init__.py")
         )
     return "".join(f"; {problem}" for problem in BROKEN_EXTENSIONS.values())
 

@@ -36,7 +36,7 @@ def test_the_page_lists_every_event_and_what_it_replaces(repository) -> None:
 
 
 def test_a_misspelt_event_is_refused_when_the_class_is_defined() -> None:
-    with pytest.raises(TypeError, match=r"Late.on_steps_end is not an event; the events are on_init_start, "):
+    with pytest.raises(TypeError, match=r"Late.on_steps_end is not an event; did you mean on_step_end\?"):
 
         class Late(Callback):
             def on_steps_end(self, trainer, facts):
