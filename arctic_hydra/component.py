@@ -189,12 +189,21 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         cls._target_ = target  # type: ignore[attr-defined]
         cls.option_group, cls.option_name = group, option  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
+        _refuse_literals(decorated)
         _REGISTRY[group, option] = decorated
         BY_TARGET[target] = decorated
         ConfigStore.instance().store(group=f"schema/{group}", name=option, node=decorated, provider="arctic_hydra")
         return decorated  # type: ignore[no-any-return]
 
     return register
+
+
+def _refuse_literals(cls: Any) -> None:
+    for name, hint in cls.__dict__.get("__annotations__", {}).items():
+        if "Literal[" in str(hint):
+            raise TypeError(
+                f"{cls.__qualname__}.{name}: a config cannot hold a {hint}; declare an Enum with these members instead"
+            )
 
 
 def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
@@ -218,7 +227,11 @@ def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
             except ValueError as error:
                 problems.append((name, str(error)))
         elif is_settings(type(value)):
-            problems += [(f"{name}.{inner}", text) for inner, text in convert_fields(type(value), vars(value))]
+            nested: Any = value
+            inside = {inner.name: getattr(nested, inner.name) for inner in fields(nested)}
+            problems += [(f"{name}.{inner}", text) for inner, text in convert_fields(type(value), inside)]
+            for inner, converted in inside.items():
+                object.__setattr__(value, inner, converted)  # also of a frozen class, and with slots
     return problems
 
 

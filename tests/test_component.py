@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import Enum
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -72,3 +73,28 @@ def test_defaults_and_leaves(thing: Any) -> None:
 
     assert {item.name: default_of(item) for item in fields(thing)}["count"] == 1
     assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
+
+
+def test_a_literal_is_refused_where_it_is_declared():
+    with pytest.raises(TypeError, match=r"Odd.mode: a config cannot hold a Literal\['a', 'b'\]; declare an Enum"):
+
+        @component.component(group="optimizer", name="odd")
+        class Odd(Component):
+            mode: Literal["a", "b"] = "a"
+
+    assert ("optimizer", "odd") not in registered()
+
+
+@dataclass(kw_only=True, slots=True)
+class Inner:
+    size: HumanInt = integer(1, minimum=1)
+
+
+@dataclass
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_nested_fields_with_slots_are_converted():
+    values = {"inner": Inner(size="2Ki")}
+    assert component.convert_fields(Outer, values) == [] and values["inner"].size == 2048

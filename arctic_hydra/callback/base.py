@@ -40,7 +40,6 @@ REPLACES = {
     "on_split_end": "examples",
     "on_create_loader_end": "loader",
     "on_create_model_end": "model",
-    "on_create_tokenizer_end": "tokenizer",
     "on_create_optimizer_end": "optimizer",
     "on_create_scheduler_end": "scheduler",
     "on_loss_start": "batch",

@@ -5,6 +5,7 @@ Everything is a tensor, number, string, list or dict, so that it loads with `wei
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ from arctic_hydra.determinism import random_state, seed_everything
 
 if TYPE_CHECKING:
     from arctic_hydra.checkpoint.base import Stateful, TrainingState
+
+
+CURVE = 2
+"""Version of the learning-rate curves; before 2, the last step had the value at the end of the curve."""
+log = logging.getLogger(__name__)
 
 
 def rank_contents(state: TrainingState) -> dict[str, Any]:
@@ -50,11 +56,17 @@ def schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler) -> dict[str,
     return {
         "scheduler": _plain(scheduler.state_dict()),
         "learning_rates": [float(group["lr"]) for group in scheduler.optimizer.param_groups],
+        "curve": CURVE,
     }
 
 
 def set_schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler, state: dict[str, Any]) -> None:
     """Restore the scheduler and the learning rate of each parameter group."""
+    if state.get("curve") != CURVE:
+        log.warning(
+            "the checkpoint comes from a version whose learning rates reached the end of their curve in the last step; they now "
+            "continue on the present curve, which would reach it one step later"
+        )
     scheduler.load_state_dict(state["scheduler"])
     for group, rate in zip(scheduler.optimizer.param_groups, state["learning_rates"], strict=True):
         if isinstance(group["lr"], torch.Tensor):

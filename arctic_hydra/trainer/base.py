@@ -149,6 +149,9 @@ class Trainer(Construction, Evaluation):
                 break
         self._loop.step_start = None
         if self.stop_reason and not self.training_finished:
+            # A request to finish that nobody has agreed on yet holds for the next start.
+            asked = distributed.gather_objects(self._loop.asked)
+            self.tools.state.ended = next((reason for reason, finished in asked if finished), "")
             self.tools.state.stopping = True
             self.checkpoint()
 
@@ -174,8 +177,8 @@ class Trainer(Construction, Evaluation):
         """Accumulate the gradients of the mean loss in the engine; return the sum of this rank's losses, without a graph.
 
         `loss` (`self.loss` by default) returns a sum over units for each micro-batch; `units` is their number over all
-        micro-batches and ranks. The gradients are complete afterwards: call `optimizer_step` before another pass. Losses that
-        are `logged` make up the loss of the log line, once per unit: pass False for all passes of a step but one. Collective.
+        micro-batches and ranks. The gradients are complete afterwards: call `optimizer_step` before another pass. The loss
+        of the log line is that of the step's last pass with `logged`. Collective.
         """
         engine, last = self.tools.engine, len(window.micro_batches) - 1
         engine.train()
@@ -199,7 +202,6 @@ class Trainer(Construction, Evaluation):
                 # DeepSpeed averages gradients over ranks; `scale` contains the number of ranks to get their sum.
                 engine.backward(facts["loss"] * scale, scale_wrt_gas=False)
         if logged:
-            self._loop.totals.loss_sum = self._loop.totals.loss_sum + total
             self.step_result.loss_sum = total
         return total  # type: ignore[return-value]  # a window has at least one micro-batch
 
@@ -218,6 +220,7 @@ class Trainer(Construction, Evaluation):
 
     def finish_step(self, window: StepBatch) -> None:
         """Advance the learning-rate schedule and count the FLOPs of the window; call it once per step, at its end."""
+        self._loop.step_start = None
         self.tools.scheduler.step()
         for batch in window.micro_batches:  # the ranks of a sequence group divide the body's FLOPs
             body = model_flops(*self.tools.flops_shape, batch.document_lengths, 0)

@@ -20,6 +20,8 @@ class LogSums:
     """Sums since the last log line; the loss stays on the device until the next one."""
 
     loss_sum: Any = 0.0
+    has_loss: bool = False
+    """Whether a step had a loss to log."""
     steps: int = 0
     supervised: int = 0
     tokens: int = 0
@@ -30,6 +32,10 @@ class LogSums:
     paused: float = 0.0
     """Seconds spent on evaluation and saving, which do not count as training time."""
 
+    def add_loss(self, loss_sum: Any) -> None:
+        """Add the loss of a step: this rank's sum over its units."""
+        self.loss_sum, self.has_loss = self.loss_sum + loss_sum, True
+
     @contextmanager
     def untimed(self) -> Iterator[None]:
         """Exclude the time spent in this context from throughput metrics."""
@@ -39,7 +45,7 @@ class LogSums:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums as plain numbers, for checkpoints between two log lines; synchronizes with the device."""
-        names = ("steps", "supervised", "tokens", "flops", "seconds")
+        names = ("has_loss", "steps", "supervised", "tokens", "flops", "seconds")
         figures = {name: getattr(self, name) for name in names}
         return {**figures, "loss_sum": float(self.loss_sum), "by_source": dict(self.by_source)}
 
@@ -49,6 +55,7 @@ class LogSums:
         if not state:
             return cls()
         figures = {name: value for name, value in state.items() if name not in ("seconds", "by_source")}
+        figures.setdefault("has_loss", state["steps"] > 0)  # not in checkpoints of earlier versions
         return cls(**figures, by_source=Counter(state["by_source"]), start=time.monotonic() - state["seconds"])
 
     @property
@@ -61,7 +68,7 @@ class LogSums:
         seconds = self.seconds
         tflops = self.flops / seconds / 1e12
         return {
-            "loss": loss_sum / self.supervised if self.supervised else None,
+            "loss": loss_sum / self.supervised if self.supervised and self.has_loss else None,
             "step_seconds": seconds / self.steps,
             "tokens": progress.tokens,
             "supervised_tokens": progress.supervised_tokens,
@@ -84,7 +91,7 @@ class StepResult:
     grad_norm: float = math.nan
     learning_rate: float = math.nan
     """The learning rate that the step used."""
-    loss_sum: Any = 0.0
+    loss_sum: Any = None
     """This rank's sum of the losses of `Trainer.loss`, without a graph; it stays on the device."""
     spike: str = ""
     """Why the step's loss counts as a spike; empty if it does not."""

@@ -64,6 +64,8 @@ class Bookkeeping(TrainerState):
         progress.epoch_step += 1
         progress.tokens += counts["tokens"]
         progress.padding_tokens += counts["padding"]
+        if result.loss_sum is not None:
+            self._loop.totals.add_loss(result.loss_sum)
         self._loop.totals.steps += 1
         self._loop.totals.tokens += counts["tokens"]
         if result.applied:

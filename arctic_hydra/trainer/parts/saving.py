@@ -36,6 +36,7 @@ class StepStart:
     random: dict[str, Any]
     micro_steps: int
     optimizer_steps: int
+    schedule_steps: int
     sums: LogSums
     recent_losses: list[float]
     callbacks: dict[str, dict[str, Any]]
@@ -49,6 +50,7 @@ class StepStart:
             random=random_state(),
             micro_steps=int(state.engine.micro_steps),
             optimizer_steps=int(state.engine.global_steps),
+            schedule_steps=int(trainer.tools.scheduler.last_epoch),
             sums=replace(sums, by_source=Counter(sums.by_source)),
             recent_losses=list(state.recent_losses),
             callbacks={name: dict(callback.state_dict()) for name, callback in state.callbacks.items()},
@@ -130,7 +132,8 @@ def _save(error: Exception, trainer: Trainer) -> str:
     state.stopping = True  # an engine that can resume saves then, unless it has saved this step
     if trainer.global_step and all(engine.checkpoint_dir.exists() and not engine.do_checkpoint for engine in engines):
         return f"step {trainer.global_step} is saved already; the same command resumes from it"
-    stepped = start is not None and start.optimizer_steps != state.engine.global_steps
+    now = state.engine.global_steps, trainer.tools.scheduler.last_epoch
+    stepped = start is not None and (start.optimizer_steps, start.schedule_steps) != now
     if start is None or stepped or start.step != trainer.global_step:
         return (
             f"nothing was saved, because the error was not before the optimizer step of a step; {_what_holds(trainer)}"
