@@ -27,7 +27,9 @@ class Samples(Callback):
     takes a forward pass over the text so far, without a cache of keys and values, which works for any model and attention.
     """
 
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[str] = field(
+        default_factory=lambda: ["A farmer has 12 cows and buys 5 more. How many cows are there now?"]
+    )
     """The prompts; each is the message of a user if the tokenizer has a chat template."""
     as_chat: bool = True
     """Whether to render the prompts with the tokenizer's chat template, if it has one; false continues them as plain text."""

@@ -52,6 +52,7 @@ def test_every_option_composes_and_builds(group, option):
         ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
         ("peft", "any"): ["peft.peft_type=IA3"],
         ("peft", "qlora"): ["model=hf"],
+        ("callback", "early_stopping"): ["trainer.eval_frequency=1"],
     }.get((group, option), [])
     chosen = f"{group}=[{option}]" if group in SEVERAL else f"{group}={option}"
     run = built(chosen, *required)
