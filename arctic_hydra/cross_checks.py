@@ -296,10 +296,10 @@ def _kill_switch_problems(run: Run) -> Iterator[str]:
         return
     if Path(switch).is_dir():
         yield f"trainer.kill_switch_path: got {switch}, which is a directory; expected the path of a file, such as {switch}/STOP"
-    elif os.path.lexists(switch) and (Path(switch).is_symlink() or Path(switch).stat().st_size):
+    elif os.path.lexists(switch):
         yield (
-            f"trainer.kill_switch_path: got {switch}, which exists and is not an empty file; a kill switch is a file that you "
-            f"create to stop the run (touch {switch}), and it is deleted then"
+            f"trainer.kill_switch_path: got {switch}, which exists already; a kill switch is a file that you create to stop the "
+            f"run (touch {switch}), and it is deleted then; delete it, or choose another path"
         )
     folder, root = Path(switch).absolute().parent, Path(run.output_root).absolute()
     if not folder.is_dir() and root not in (folder, *folder.parents):

@@ -80,6 +80,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a `samples.jsonl` (`step`, `prompt`, `completion`), without lines that are damaged."""
+    found = []
+    try:
+        descriptor = open_to_read(path)
+    except FileNotFoundError:
+        return []
+    with os.fdopen(descriptor, "rb") as file:
+        for line in file:
+            row = parse_row(line) if line.endswith(b"\n") else None
+            if row is not None and isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+                found.append(row)
+    return found
+
+
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """Return one line of a `metrics.jsonl`, or None if it is damaged."""
     try:

@@ -52,7 +52,7 @@ def surroundings() -> dict[str, Any]:
         "executable": sys.executable,
         "versions": package_versions(),
         "version": __version__,
-        "git": git_state(code.parent) if _is_tracked(code) else None,
+        "git": git_state(code.parent) if is_tracked(code) else None,
         "working_directory": {"path": str(Path.cwd()), "git": git_state(Path.cwd())},
     }
 
@@ -61,20 +61,34 @@ _WITHOUT_COMMANDS = re.compile(r"core\.(filemode|symlinks|ignorecase|precomposeu
 """The repository's own settings that `git diff` is told, because it would show other differences without them."""
 
 
-def _is_tracked(path: Path) -> bool:
+def is_tracked(path: Path) -> bool:
     """Whether git tracks a file; a package installed into a `.venv` inside a checkout is not part of its revision."""
     with _checkout(path.parent) as git:
         return git is not None and git("ls-files", "--error-unmatch", str(path)) is not None
 
 
+def tracked_and_new_files(root: Path) -> list[str]:
+    """Return the paths of the files of the checkout at `root`, relative to it, without those that it ignores."""
+    with _checkout(root) as git:
+        if git is None:
+            return []
+        top = (git("rev-parse", "--show-toplevel") or "").strip()
+        listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", str(root)) or ""
+    return [os.path.relpath(os.path.join(top, name), root) for name in listed.split("\0") if name]
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the revision and the uncommitted diff of the git checkout that contains `folder`, or None."""
+    """Return the revision and the uncommitted diff of the git checkout that contains `folder`, or None.
+
+    `dirty` is None if git cannot tell, as with missing objects.
+    """
     with _checkout(folder) as git:
         if git is None:
             return None
-        diff = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all") or ""
+        diff = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
         revision = git("rev-parse", "HEAD") or ""
-    return {"revision": revision.strip(), "dirty": bool(diff), "diff": _without_secrets(diff[:1_000_000])}
+    dirty = None if diff is None else bool(diff)
+    return {"revision": revision.strip(), "dirty": dirty, "diff": _without_secrets((diff or "")[:1_000_000])}
 
 
 def _without_secrets(diff: str) -> str:

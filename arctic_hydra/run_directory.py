@@ -45,6 +45,7 @@ def _ranks(value: Any) -> str | None:
 _COUNTERS = {"step": (int, None), "horizon": (int, None), "objective": (float, None)}
 RESULT_FILE = Schema("repeat the command of the run", Table({"status": _STATUS}, _COUNTERS))
 """`result.json`: the result of rank 0, or of a task."""
+_GIT = Table({"revision": str, "dirty": (bool, None)})
 RECORD_FILE = Schema(
     "repeat the command of the run, which writes it again",
     Table(
@@ -63,8 +64,8 @@ RECORD_FILE = Schema(
             "horizon": (int, None),
             "statistics": Table(optional={"train": (dict, None), "eval": (dict, None), "model": dict}),
             "submission": (Table({"kind": str}, {"job_id": str}), None),
-            "git": (Table({"revision": str, "dirty": bool}), None),
-            "working_directory": Table(optional={"git": (Table({"revision": str, "dirty": bool}), None)}),
+            "git": (_GIT, None),
+            "working_directory": Table(optional={"git": (_GIT, None)}),
             "versions": dict,
             "code": (Table({"file": str, "sha256": dict}), None),
         }
@@ -87,8 +88,8 @@ ERROR_FILE = Schema(
     ),
 )
 """`logs/error-rank<n>.json`: the error of a rank."""
-_FOLDERS = ("checkpoints", "logs", ".hydra")
-_FILES = ("config.yaml", "metrics.jsonl", "record.json", "report.html", "result.json", "run.json")
+_FOLDERS = ("checkpoints", "logs", ".hydra", "profile", "memory_profile", "tracking-wandb", "tracking-tensorboard")
+_FILES = ("config.yaml", "samples.jsonl", "metrics.jsonl", "record.json", "report.html", "result.json", "run.json")
 
 
 class RunDirectory:

@@ -182,7 +182,7 @@ ON_THIS_MACHINE = [
     ("data=json data.sources.json.path={}/lost.jsonl", "data.sources.json.path: {}/lost.jsonl: no such file"),
     ("data=json data.sources.json.path={}/pickled", "data.sources.json.path: {}/pickled: the directory contains no .json or .jsonl file"),
     ("data=json data.sources.json.path={}/pipes", "data.sources.json.path: {}/pipes/a.jsonl: is not a regular file; remove it"),
-    ("trainer.kill_switch_path={}/file", "trainer.kill_switch_path: got {}/file, which exists and is not an empty file"),
+    ("trainer.kill_switch_path={}/file", "trainer.kill_switch_path: got {}/file, which exists already; a kill switch is a file"),
     ("tokenizer.chat_template={}/binary", "tokenizer.chat_template: {}/binary cannot be read ('utf-8' codec"),
     ("init_from={}/file", "init_from: got {}/file, which is not a directory"),
     ("trainer.kill_switch_path={}/pickled", "trainer.kill_switch_path: got {}/pickled, which is a directory"),

@@ -120,6 +120,7 @@ def test_missing_objects_are_not_fetched(tmp_path: Path) -> None:
     git(folder, "config", "remote.origin.promisor", "true")
     state = provenance.git_state(folder)
     assert state is not None and len(state["revision"]) == 40
+    assert state["dirty"] is None, "unknown: the committed file is not there to compare with"
     assert not (tmp_path / "ran").exists()
 
 
@@ -135,3 +136,21 @@ def test_a_linked_worktree_has_the_state_of_its_own_index(tmp_path: Path) -> Non
     state = provenance.git_state(second)
     assert state is not None and state["dirty"] and "+two" in state["diff"]
     assert provenance.git_state(first) == {"revision": state["revision"], "dirty": False, "diff": ""}
+
+
+def test_files_of_a_checkout_are_listed_below_a_folder_of_it(tmp_path: Path) -> None:
+    evil = tmp_path / "evil.sh"
+    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    evil.chmod(0o755)
+    top = tmp_path / "data"
+    git(tmp_path, "init", "-q", str(top))
+    (top / "src" / "new").mkdir(parents=True)
+    for name in ("top.txt", "src/a.txt", ".gitignore"):
+        (top / name).write_text("*.log\n")
+    git(top, "add", ".")
+    git(top, "commit", "-qm", "one")
+    for name in ("src/new/b.txt", "src/c.log"):
+        (top / name).write_text("new")
+    git(top, "config", "core.fsmonitor", str(evil))
+    assert sorted(provenance.tracked_and_new_files(top / "src")) == ["a.txt", "new/b.txt"]
+    assert not (tmp_path / "ran").exists()

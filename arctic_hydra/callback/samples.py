@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra import distributed
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
+from arctic_hydra.files.state_file import APPEND, open_regular, replace_text
 from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.metrics import read_samples
+from arctic_hydra.redaction import mask
 
 if TYPE_CHECKING:
     from arctic_hydra.trainer.base import Trainer
@@ -49,9 +53,8 @@ class Samples(Callback):
         path = trainer.tools.run_dir / FILE
         if trainer.world.is_main and path.exists():
             last = int(trainer.last_evaluation.get("step", -1))
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
-            path.write_text("".join(kept), encoding="utf-8")
+            kept = [json.dumps(row) for row in read_samples(path) if row["step"] <= last]
+            replace_text(path, "".join(f"{line}\n" for line in kept))
 
     def on_evaluate_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Generate; collective at ZeRO-3, where every rank holds a part of the weights."""
@@ -63,9 +66,10 @@ class Samples(Callback):
         self._write(trainer.tools.run_dir / FILE, trainer.global_step, made)
 
     def _write(self, path: Path, step: int, made: dict[str, str]) -> None:
-        with path.open("a", encoding="utf-8") as file:
+        with os.fdopen(open_regular(path, APPEND), "a", encoding="utf-8") as file:
             for prompt, completion in made.items():
-                file.write(json.dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
+                row = {"step": step, "prompt": mask(prompt), "completion": mask(completion)}
+                file.write(json.dumps(row) + "\n")
 
     def _complete(self, trainer: Trainer, prompt: str) -> str:
         """Return what the model writes after a prompt, up to a stop token."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,23 @@ class Multirun:
         return search_samples(self.overrides)
 
 
+_KEY = re.compile(r"[+~]{0,2}[\w./@:-]+")
+
+
 def _refuse_commands_in_files(master: compose.Composed, params: Mapping[str, Any], words: Sequence[str]) -> None:
     """Raise ConfigError if a config file alone would run code: of a model's repository, or commands of a launcher."""
+    if strange := [key for key in params if not _KEY.fullmatch(key)]:
+        raise ConfigError(f"hydra.sweeper.params: got the key {strange[0]!r}, expected the key of a config")
     if trusted := [key for key in params if key.endswith("trust_remote_code")]:
         key = trusted[0].lstrip("+")
         raise ConfigError(
             f"hydra.sweeper.params.{key}: lets code of another repository run; pass {key}=true on the command line"
         )
-    chosen = any(is_hydra_override(word, "launcher") for word in words)
-    commands = [key for key in slurm_options.COMMANDS if master.launcher.get(key)]
-    if commands and not chosen:
+    given = [word.lstrip("+").partition("=")[0] for word in words]
+    commands = [
+        key for key in slurm_options.COMMANDS if master.launcher.get(key) and f"hydra.launcher.{key}" not in given
+    ]
+    if commands and "hydra/launcher" not in given:
         raise ConfigError(
             f"hydra.launcher.{commands[0]}: got a shell command from a config file, which runs only with a launcher that is "
             "chosen on the command line; pass hydra/launcher=slurm"

@@ -248,7 +248,7 @@ def has_stopped(directory: run_directory.RunDirectory, code: int, *, asked_to_st
 
 _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGKILL: " (signal 9 usually means that the kernel's OOM killer ended it)",
-    signal.SIGALRM: " (the time limit for rendering one conversation; check tokenizer.chat_template)",
+    signal.SIGPROF: " (the time limit for rendering one conversation; check tokenizer.chat_template)",
 }
 
 

@@ -11,9 +11,11 @@ _ANYWHERE = re.compile(
     r"|authheaders?|connectionstrings?|webhooks?"
 )
 """Words that name a secret wherever they are, as in `password_2` and `clientSecretValue`."""
-_LAST = frozenset("token key auth authorization bearer cookie cookies dsn jwt pass pwd".split())
+_LAST = frozenset("token key auth authorization bearer cookie cookies dsn jwt pwd sessionid".split())
 """Words that name a secret if they are the last: `hub_token`, but not `token_count`."""
-_OWNED = frozenset("tokens keys pat".split())
+_IN_VARIABLES = frozenset("token pat".split())
+"""Words that name a secret anywhere in the name of an environment variable, which is written in capitals: `HF_TOKEN_READ`."""
+_OWNED = frozenset("tokens keys pass pat".split())
 """Last words that usually mean something ordinary, as in `max_tokens`, and name a secret only after one of `_OWNERS`."""
 _OWNERS = frozenset(
     """access admin api auth aws azure bearer db encryption ftp gh github gitlab hf hub master private proxy refresh root session
@@ -21,10 +23,10 @@ _OWNERS = frozenset(
 )
 _ORDINARY = frozenset(
     """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache call chosen class
-    cls column completion config content cross data dataloader dataset decoder dict encoder end eoa eoi eos eot eov
+    cls column completion config content cross data dataloader dataset decoder dict document encoder end eoa eoi eos eot eov
     extra feature field fim first foreign forward frame group image in index input instruction join keep kv label last
     latent map mapping mask max message messages metric middle min modality module multi new next num one order output pad
-    parent partition per prefix prev previous primary project prompt public python q qk query question rejected response role
+    parent partition per preference prefix prev previous primary project prompt public python q qk query question rejected response role
     run second sep single sort source speaker special speech start stop sub subconfig suffix supervised system target text think tool turn
     unique unk value video vision word""".split()
 )
@@ -42,6 +44,8 @@ def is_secret_name(name: str) -> bool:
     if not words or words[-1] in _ABOUT:
         return False
     if _ANYWHERE.search("".join(words)):
+        return True
+    if name.isupper() and any(word in _IN_VARIABLES or word.endswith("pass") for word in words):
         return True
     last, before = words[-1], words[-2] if len(words) > 1 else ""
     if last in _LAST:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -17,7 +16,7 @@ from arctic_hydra.data.prepare.truncation import bin_edge
 from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.human_numbers import format_count, format_seconds
-from arctic_hydra.metrics import read_metrics
+from arctic_hydra.metrics import read_metrics, read_samples
 from arctic_hydra.report import html
 from arctic_hydra.report.header import data_table
 from arctic_hydra.report.outcome import read_config
@@ -256,10 +255,9 @@ def _evaluations(lines: Lines) -> Iterator[str]:
 
 def _samples(path: Path) -> Iterator[str]:
     """Show what `callback=[samples]` generated first and last, per prompt."""
-    if not path.exists():
+    samples = read_samples(path)
+    if not samples:
         return
-    texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    samples = [json.loads(text) for text in texts if text.endswith("\n")]  # a kill may tear the last line
     steps = [sample["step"] for sample in samples]
     shown = [sample for sample in samples if sample["step"] in (steps[0], steps[-1])]
     shown.sort(key=lambda sample: (str(sample["prompt"]), sample["step"]))

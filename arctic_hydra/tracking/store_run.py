@@ -11,6 +11,7 @@ from typing import Any
 
 from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.state_file import Schema, Table, read_state, replace_text
+from arctic_hydra.metrics import read_samples
 from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.tracking.sender import Point, Sender, warn
 
@@ -84,11 +85,8 @@ class StoreRun:
 
     def unsent_samples(self) -> dict[int, list[dict[str, Any]]]:
         """Return what `callback=[samples]` has generated since the last step sent: prompt and completion, by step."""
-        if not self._samples_path.exists():
-            return {}
         last, found = self._state["last_steps"].get(_SAMPLES, -1), dict[int, list[dict[str, Any]]]()
-        for line in self._samples_path.read_text(encoding="utf-8").splitlines(keepends=True):
-            sample = json.loads(line) if line.endswith("\n") else {"step": -1}  # a kill may tear the last line
+        for sample in read_samples(self._samples_path):
             if sample["step"] > last:
                 found.setdefault(sample["step"], []).append(sample)
         return found

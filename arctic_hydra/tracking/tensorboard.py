@@ -52,12 +52,13 @@ class EventFiles(StoreRun):
         for point in new:
             for name, value in point.metrics.items():
                 self._writer.add_scalar(name, value, point.step, walltime=point.seconds)
+        self._writer.flush()
+        self.sent(new)
         for step, samples in self.unsent_samples().items():
             text = "\n\n".join(f"> {sample['prompt']}\n\n{sample['completion']}" for sample in samples)
             self._writer.add_text("samples", text, step)
             self.sent_samples(step)
         self._writer.flush()
-        self.sent(new)
 
     def close(self, status: str) -> None:
         """Close the event file."""

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from arctic_hydra.callback.samples import Samples
+from arctic_hydra.errors import StateFileError
+from arctic_hydra.metrics import read_samples
 from tests.command import SMALL, only_run, run
 from tests.converter import lab
 from tests.ranks import run_ranks
@@ -21,7 +23,7 @@ def _lines(run_dir) -> list[dict[str, Any]]:
 
 def test_prompts_are_required() -> None:
     with pytest.raises(ValueError, match=r"prompts: got \[\], expected at least one text, such as"):
-        Samples()
+        Samples(prompts=[])
 
 
 def test_samples_are_written_reported_and_tracked(tmp_path):
@@ -75,3 +77,16 @@ def test_a_resumed_run_has_each_sample_once(tmp_path):
         file.write('{"step": 2, "prompt": "Hello", "completion": "of a start that was killed later"}\n{"step": 3, "pro')
     run_ranks(1, lab.perform, arguments, tmp_path / "run", model)
     assert [line["step"] for line in _lines(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_secrets_in_prompts_and_completions_are_masked_and_links_are_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPLOY_TOKEN", "supersecretvalue99")
+    path = tmp_path / "samples.jsonl"
+    Samples()._write(path, 1, {"say supersecretvalue99": "supersecretvalue99!"})
+    assert read_samples(path) == [{"step": 1, "prompt": "say ***", "completion": "***!"}]
+    with path.open("a") as file:
+        file.write('x\n[1]\n{"step": 2}\n{"step": 3, "prompt": "a", "completion": "b"}')
+    assert len(read_samples(path)) == 1, "damaged lines and one that is not complete are left out"
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(StateFileError, match="is a symbolic link"):
+        Samples()._write(tmp_path / "link", 1, {"a": "b"})

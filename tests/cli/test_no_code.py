@@ -144,6 +144,10 @@ BEHIND_A_CHOICE = {
         "hydra: {sweeper: {params: {model.trust_remote_code: 'true', seed: 'choice(1,2)'}}}\n",
         "hydra.sweeper.params.model.trust_remote_code: lets code of another repository run; pass model.trust_remote_code=true",
     ),
+    "an override in the params of a search": (
+        "hydra: {sweeper: {params: {'model.trust_remote_code=sort(true,true,reverse': 'false)', seed: 'choice(1,2)'}}}\n",
+        "hydra.sweeper.params: got the key 'model.trust_remote_code=sort(true,true,reverse', expected the key of a config",
+    ),
     "the commands of a launcher": (
         "hydra: {launcher: {setup: ['touch called']}}\n",
         "hydra.launcher.setup: got a shell command from a config file",
@@ -159,8 +163,9 @@ def test_a_config_file_alone_asks_for_no_code(what: str, evil: Path, capsys: pyt
     defaults = f"defaults: [config, override hydra/sweeper: {sweeper}, override hydra/launcher: {launcher}, _self_]\n"
     (evil / "mine").mkdir()
     (evil / "mine" / "own.yaml").write_text(defaults + text)
-    assert main(["--config-dir", "mine", "--config-name", "own"]) == 2
-    assert f"error: {error}" in capsys.readouterr().err
+    for more in ([], ["hydra.launcher.partition=gpu"] if "launcher" in what else []):
+        assert main(["--config-dir", "mine", "--config-name", "own", *more]) == 2
+        assert f"error: {error}" in capsys.readouterr().err
     assert_nothing_ran(evil)
     assert not (evil / "outputs").exists()
 

@@ -107,9 +107,7 @@ def test_every_process_of_a_run_imports_the_file(folder: Path) -> None:
     assert "code: factors.py has changed since this run last started; pass fresh=true" in done.stdout
     assert "code:" not in run(again, folder).stdout
     missing = run(again.replace("code=mine/my_lab.py", ""), folder, code=2).stderr
-    assert (
-        "trainer: got 'code:scaled', expected one of causal, sft; options with this prefix come from a file" in missing
-    )
+    assert "; options with this prefix come from a file; pass code=<path of the file> too" in missing
     assert "exported" in run(f"{again} task=export", folder).stdout
     assert "memory   peak" in run(f"{again} task=check", folder).stdout
 

@@ -123,6 +123,7 @@ def test_generation_ends_at_every_stop_token_that_was_trained(models, tmp_path):
     (tmp_path / "template.jinja").write_text(template.replace(stop, either))
     arguments = (
         f"tokenizer.chat_template={tmp_path}/template.jinja tokenizer.add_special_tokens=['<|eom|>'] data.max_length=512 "
+        "model.hf_config_kwargs={max_position_embeddings:512} "
         "checkpoint.hf.save_every_n_steps=1 checkpoint.deepspeed.save_every_n_steps=1"
     )
     run_dir, most_frequent_first = tmp_path / "run", {"eos_token_id": [4096, 3], "pad_token_id": 0}

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
+from arctic_hydra import component
 from arctic_hydra.model import model_spec
 from tests.command import ROOT
 
 
 @pytest.fixture(scope="module")
 def lab_models() -> Iterator[None]:
-    """Import the models of my_lab, which registers `decoder` and `gru`."""
+    """Import the models of my_lab, which registers `decoder` and `gru`; afterwards nothing of the package is registered."""
     folder = str(ROOT / "tests" / "examples" / "my_lab")
     sys.path.insert(0, folder)
-    before = dict(model_spec._SPECS)
+    registries = (model_spec._SPECS, component._REGISTRY, component.BY_TARGET)
+    before = [dict(registry) for registry in registries]
+    store = ConfigStore.instance()
+    stored, store.repo = store.repo, deepcopy(store.repo)
     import my_lab.models
 
     yield
     assert my_lab.models.__file__.startswith(folder)
     sys.path.remove(folder)
-    model_spec._SPECS.clear()
-    model_spec._SPECS.update(before)
+    store.repo = stored
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
         del sys.modules[name]

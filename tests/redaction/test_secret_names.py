@@ -17,11 +17,14 @@ SECRET = """token hf_token hfToken HF_TOKEN accessToken access-token ACCESSTOKEN
 API_KEY api-key sshkey secretAccessKey aws_access_key_id password passwd db_passwd PGPASSWORD db_pass passphrase pwd secret
 secrets clientSecret client_secret_value password_2 credential credentials auth basic_auth authorization Authorization bearer
 cookie jwt hub_tokens api_keys GITHUB_TOKEN WANDB_API_KEY MLFLOW_TRACKING_PASSWORD AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN
-user_token id_token user_pass user_keys PASS SSHPASS MYAPP_PASS GH_PAT GITLAB_PAT TOKEN_HF HF_TOKEN_READ auth_header cookies
+user_token id_token user_pass user_keys PASS SSHPASS MYAPP_PASS PGPASS SESSIONID DEPLOY_TOKEN_STAGING
+ MY_PAT GH_PAT GITLAB_PAT TOKEN_HF HF_TOKEN_READ auth_header cookies
 SENTRY_DSN DATABASE_DSN CONNECTION_STRING connectionString SLACK_WEBHOOK webhook_url"""
 ORDINARY = """tokenizer tokens max_tokens min_tokens add_tokens add_special_tokens eot_tokens pad_token eos_token padToken bos-token
 unk_token cls_token image_token audio_token_index tokens_per_second token_loss mix_by_tokens supervised_tokens keep_key keys
-content_key role_key sort_key group_key num_key_value_heads keyword monkey pad_token_id passes rows_in_pass single_pass second_pass author
+content_key role_key sort_key group_key num_key_value_heads keyword monkey pad_token_id passes rows_in_pass single_pass second_pass two_pass
+preference_key
+document_key author
 authors attention password_file credentials_path key_size return_class_token eostoken TOKENIZERS_PARALLELISM
 SSH_AUTH_SOCK KEYBOARD loss eval/loss tokens/step tool_token call_token python_token latent_token speaker_token id_key row_key
 score_key rng_key prng_key projection_prng_key user_key userKey userkey state_key share_att_key experiment_key"""

@@ -2,7 +2,7 @@
 
 Jinja's sandbox keeps a template from reaching anything outside, but not from computing without end: it only bounds `range`.
 A watchdog thread ends what runs bytecode, with an error that names the row. One operation on nested lists (`a == b`) runs
-none and lets no other thread run, however long it takes: the kernel then ends the process with SIGALRM.
+none and lets no other thread run, however long it takes: the kernel then ends the process with SIGPROF.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_SECONDS = 20.0
 """CPU time of the calling thread to render one conversation and locate its turns, or to render a batch at once."""
 MAX_BYTES = 4 << 30
 """Memory that rendering a batch may take, beyond what the process had mapped before."""
-ALARM_SECONDS = 120.0
-"""Time by the clock for a conversation, after which SIGALRM ends the process."""
+ALARM_SECONDS = 300.0
+"""CPU time of the whole process for a conversation, after which SIGPROF ends the process."""
 MAX_BITS = 1 << 14
 """Size of an integer that a template may compute: one operation on large ones takes hours, and nothing interrupts it."""
 _POLL_SECONDS = 0.1
@@ -97,16 +97,16 @@ _watched: set[Watch] = set()
 
 
 def _set_alarm(watch: Watch) -> None:
-    """Let the kernel end the process in `ALARM_SECONDS`, unless something else uses the alarm; it is one per process."""
-    if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+    """Let the kernel end the process in `ALARM_SECONDS`, unless something else uses the timer; it is one per process."""
+    if signal.getsignal(signal.SIGPROF) is signal.SIG_DFL:
         _watched.add(watch)
-        signal.setitimer(signal.ITIMER_REAL, ALARM_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, ALARM_SECONDS)
 
 
 def _clear_alarm(watch: Watch) -> None:
     _watched.discard(watch)
-    if not _watched and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
+    if not _watched and signal.getsignal(signal.SIGPROF) is signal.SIG_DFL:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from hydra_plugins.arctic_hydra._slurm_script import CODE_FOLDER, render
 from arctic_hydra.errors import ArcticHydraError, ConfigError, print_error
 from arctic_hydra.files import code_file
 from arctic_hydra.launch.slurm_options import line_problem
-from arctic_hydra.provenance import git_state
+from arctic_hydra.provenance import git_state, is_tracked, tracked_and_new_files
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import slurm
 
@@ -206,7 +205,7 @@ def take_snapshot(folder: Path) -> Path:
     """
     package = Path(sys.modules["arctic_hydra"].__file__ or "").resolve().parent
     root = package.parent
-    state = git_state(root)
+    state = git_state(root) if is_tracked(package / "__init__.py") else None
     name = f"snapshot-{state['revision'][:12] if state else 'installed'}-{os.getpid()}"
     target = folder / name
     code_file.copy_to(target / CODE_FOLDER)
@@ -214,9 +213,7 @@ def take_snapshot(folder: Path) -> Path:
         shutil.copytree(package, target / "arctic_hydra", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(Path(__file__).parent, target / "hydra_plugins" / "arctic_hydra")
         return target
-    listing = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0")
-    for file in filter(None, files):
+    for file in tracked_and_new_files(root):
         if (root / file).is_file():
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / file, target / file)

@@ -264,14 +264,20 @@ def _was_left_running(entry: SweepJob) -> bool:
 def ending(entry: SweepJob) -> str:
     """Return how a job ended, with the last lines of its log if it failed."""
     from arctic_hydra import run_directory
+    from arctic_hydra.errors import StateFileError, printable
+    from arctic_hydra.files.state_file import last_lines
 
     found = entry.directory.record()
     if found.get("status") != run_directory.FAILED:
         return str(found.get("status"))
     assert entry.submission is not None, "only submitted jobs are waited for"
     log = Path(entry.submission["logs"][-1])
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:] if log.exists() else ["(no log)"]
-    return "\n    ".join([f"failed: {found['error']}", f"{log}:", *lines])
+    try:
+        lines = last_lines(log, 5)
+    except StateFileError as error:
+        lines = [str(error)]
+    why = found.get("error", "its record does not say why")
+    return "\n    ".join(map(printable, [f"failed: {why}", f"{log}:", *lines]))
 
 
 def _submissions(entry: SweepJob) -> list[dict[str, Any]]:
