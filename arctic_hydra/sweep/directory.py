@@ -47,12 +47,6 @@ def _slurm_log(value: Any) -> str | None:
     return None if fits else "the path of a log of SLURM, such as /.../12_0_log.out"
 
 
-def _slurm_logs(value: Any) -> str | None:
-    if not isinstance(value, list) or not value:
-        return "a list of logs, at least one"
-    return next(filter(None, map(_slurm_log, value)), None)
-
-
 _TEXTS = [str]
 _JOB = Table(
     {"number": at_least_0, "overrides": _TEXTS, "run_dir": absolute_path, "run_file": str},
@@ -60,7 +54,7 @@ _JOB = Table(
 )
 _SUBMISSIONS = {
     "local": Table({"pid": at_least_0}),
-    "slurm": Table({"job_id": _job_id, "logs": _slurm_logs, "launcher": dict}),
+    "slurm": Table({"job_id": _job_id, "logs": [_slurm_log], "launcher": dict}),
 }
 """The fields of a submission of each kind, besides the kind."""
 SWEEP_FILE = Schema(

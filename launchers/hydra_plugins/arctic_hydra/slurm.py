@@ -271,13 +271,14 @@ def ending(entry: SweepJob) -> str:
     if found.get("status") != run_directory.FAILED:
         return str(found.get("status"))
     assert entry.submission is not None, "only submitted jobs are waited for"
-    log = Path(entry.submission["logs"][-1])
-    try:
-        lines = last_lines(log, 5)
-    except StateFileError as error:
-        lines = [str(error)]
+    lines = []
+    for log in entry.submission["logs"][-1:]:
+        try:
+            lines = [f"{log}:", *last_lines(Path(log), 5)]
+        except StateFileError as error:
+            lines = [str(error)]
     why = found.get("error", "its record does not say why")
-    return "\n    ".join(map(printable, [f"failed: {why}", f"{log}:", *lines]))
+    return "\n    ".join(map(printable, [f"failed: {why}", *lines]))
 
 
 def _submissions(entry: SweepJob) -> list[dict[str, Any]]:
