@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class PlainTrainer(Trainer):
     """Defines the loss and nothing else."""
 
-    model: ClassVar[RandomModelFactory | TinyModelFactory]
+    model: ClassVar[TinyModelFactory | RandomModelFactory]
 
     def loss(self, batch: Batch) -> torch.Tensor:
         from torch.nn.functional import cross_entropy
