@@ -38,8 +38,9 @@ CONFIGS = {
 
 NEEDS = {"ADAMSS": "scikit-learn"}
 """Types for which peft needs another package."""
-MIXES = {"LILY": "mixes the documents of a packed row"}
-"""Types that mix tokens: the router of LILY averages over the row, which shows once its weights are no longer zero."""
+MIXES = dict.fromkeys(("LILY", "SHADOW"), "mixes the documents of a packed row")
+"""Types that mix tokens outside the model's attention, which shows once their weights are no longer zero: the router of LILY
+averages over the row, and SHADOW has layers of its own."""
 
 
 def train_each(folder, model):
