@@ -120,3 +120,13 @@ def test_a_circular_chain_of_errors_ends():
     first, second = ValueError("bad value"), KeyError("x")
     first.__cause__, second.__context__ = second, first
     assert "bad value" in str(translate_error(first, ["seed=1"], None))
+
+
+def test_an_endless_number_in_a_file_is_refused(capsys, tmp_path):
+    """It has more digits than Python converts to text."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.yaml").write_text(
+        f"defaults: [config, _self_]\nmodel: {{hf_config_kwargs: {{a: 0x{'f' * 4000}}}}}\n"
+    )
+    assert main(["--config-dir", "mine", "--config-name", "own", "task=check"]) == 2
+    assert "error: model.hf_config_kwargs.a: got a whole number of more than 1,024 bits" in capsys.readouterr().err
