@@ -282,7 +282,9 @@ def with_paths(job: dict[str, Any]) -> dict[str, Any]:
     if missing := sorted(key for key, value in leaves.items() if value == MISSING_VALUE):
         raise ConfigError([unset(key) for key in missing])
     if large := [key for key, value in leaves.items() if isinstance(value, int) and value.bit_length() > 1024]:
-        raise ConfigError([f"{key}: got a whole number of more than 1,024 bits; expected a smaller one" for key in large])
+        raise ConfigError(
+            [f"{key}: got a whole number of more than 1,024 bits; expected a smaller one" for key in large]
+        )
     if problems := [
         f"{key}: got {shorten(value)}, which holds half of a surrogate pair; expected text that UTF-8 can encode"
         for key, value in leaves.items()
