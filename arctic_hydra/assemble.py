@@ -233,12 +233,14 @@ def toolbox(
 
 
 def set_up(run: Run, tools: Toolbox) -> None:
-    """Call the trainer's `setup`, with equal random numbers on all ranks, and load its state if a checkpoint had one."""
-    with determinism.seeded(run.seed):
+    """Call the trainer's `setup`, with equal random numbers on all ranks; load its state if a checkpoint had one; probe its loss."""
+    with determinism.kept_random_state():
+        determinism.seed_everything(run.seed)
         run.trainer.setup(tools)
     own = tools.state.callbacks["trainer"]
     assert isinstance(own, OwnState)
     own.set_up()
+    run.trainer.probe()
 
 
 def geometry(run: Run, dealt_to: World) -> BatchGeometry:

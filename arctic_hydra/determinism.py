@@ -54,10 +54,9 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch for the context, and restore their random states afterwards."""
+def kept_random_state() -> Iterator[None]:
+    """Restore the RNG states at the end of the context, whatever it draws."""
     state = random_state()
-    seed_everything(seed)
     try:
         yield
     finally:

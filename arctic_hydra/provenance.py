@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,27 @@ _WITHOUT_COMMANDS = re.compile(r"core\.(filemode|symlinks|ignorecase|precomposeu
 """The repository's own settings that `git diff` is told, because it would show other differences without them."""
 
 
+@dataclass(frozen=True)
+class _Checkout:
+    root: str
+    revision: str
+    git: Callable[..., str | None]
+    """Runs a git command and returns its output, None if it fails."""
+
+
 def is_tracked(path: Path) -> bool:
     """Whether git tracks a file; a package installed into a `.venv` inside a checkout is not part of its revision."""
-    with _checkout(path.parent) as git:
-        return git is not None and git("ls-files", "--error-unmatch", str(path)) is not None
+    with _checkout(path.parent) as found:
+        return found is not None and found.git("ls-files", "--error-unmatch", str(path)) is not None
 
 
 def tracked_and_new_files(root: Path) -> list[str]:
     """Return the paths of the files of the checkout at `root`, relative to it, without those that it ignores."""
-    with _checkout(root) as git:
-        if git is None:
+    with _checkout(root) as found:
+        if found is None:
             return []
-        top = (git("rev-parse", "--show-toplevel") or "").strip()
-        listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", str(root)) or ""
-    return [os.path.relpath(os.path.join(top, name), root) for name in listed.split("\0") if name]
+        listed = found.git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", str(root)) or ""
+        return [os.path.relpath(os.path.join(found.root, name), root) for name in listed.split("\0") if name]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
@@ -82,13 +90,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     `dirty` is None if git cannot tell, as with missing objects.
     """
-    with _checkout(folder) as git:
-        if git is None:
+    with _checkout(folder) as found:
+        if found is None:
             return None
-        diff = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
-        revision = git("rev-parse", "HEAD") or ""
+        diff = found.git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
     dirty = None if diff is None else bool(diff)
-    return {"revision": revision.strip(), "dirty": dirty, "diff": _without_secrets((diff or "")[:1_000_000])}
+    return {"revision": found.revision, "dirty": dirty, "diff": _without_secrets((diff or "")[:1_000_000])}
 
 
 def _without_secrets(diff: str) -> str:
@@ -97,8 +104,8 @@ def _without_secrets(diff: str) -> str:
 
 
 @contextmanager
-def _checkout(folder: Path) -> Iterator[Callable[..., str | None] | None]:
-    """Yield a function that runs git commands on the checkout that contains `folder`, or None if there is none.
+def _checkout(folder: Path) -> Iterator[_Checkout | None]:
+    """Yield the checkout that contains `folder`, or None if there is none.
 
     The repository may have come with data, and its configuration can name commands: filters, hooks, a program to fetch
     missing objects. So git works in a directory of our own with an empty configuration, on the repository's index and
@@ -123,7 +130,9 @@ def _checkout(folder: Path) -> Iterator[Callable[..., str | None] | None]:
         )
         words = [f"--git-dir={ours}", f"--work-tree={root}"]
         words += [word for line in own if _WITHOUT_COMMANDS.fullmatch(line) for word in ("-c", line)]
-        yield lambda *command: _run_git(Path(root), *words, *command, GIT_INDEX_FILE=index)
+        yield _Checkout(
+            root, revision, lambda *command: _run_git(Path(root), *words, *command, GIT_INDEX_FILE=index)
+        )
 
 
 def _run_git(folder: Path, *words: str, **more: str) -> str | None:

@@ -54,7 +54,6 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
         outputs = assemble.open_outputs(run, run_dir, data, model)
         print_header(run, run_dir, data, model, memory, resumed_from)
         assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, outputs))
-        run.trainer.probe()
     return run.trainer, resumed_from
 
 
@@ -62,8 +61,8 @@ def build_data(run: config.Run, run_dir: Path) -> Data:
     """Join the other ranks, then build the tokenizer and this rank's batches, which determine the training horizon."""
     world = assemble.join_ranks(run)
     with run.trainer.event("create_tokenizer") as facts:
-        facts["tokenizer"] = run.trainer.create_tokenizer(run.tokenizer)
-    data = assemble.create_loaders(run, run_dir, facts["tokenizer"], world)
+        tokenizer = facts["tokenizer"] = run.trainer.create_tokenizer(run.tokenizer)
+    data = assemble.create_loaders(run, run_dir, tokenizer, world)
     run.trainer.plan(data.loader, run.scheduler.warmup)
     return data
 
@@ -72,8 +71,7 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
     """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
     trainer = run.trainer
     with trainer.event("create_config") as about:
-        about["config"] = trainer.create_config(run.model)
-    model_config = about["config"]
+        model_config = about["config"] = trainer.create_config(run.model)
     engine_config = assemble.engine_config(run, model_config, data.world.size)
     with trainer.event("create_model", config=model_config) as about, engine.model_init(engine_config):
         start = assemble.starting_weights(run)

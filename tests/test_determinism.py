@@ -62,17 +62,16 @@ def test_every_generator_continues_after_a_weights_only_load(tmp_path: Path) -> 
     assert draw() == expected
 
 
-def test_a_seeded_context_draws_the_same_numbers_and_leaves_the_random_states_alone() -> None:
+def test_random_states_are_those_of_before_the_context() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(numpy.random.normal()), float(torch.rand(()))
+
     state = determinism.random_state()
+    expected = draw()
+    determinism.set_random_state(state)
     drawn = []
     for _ in range(2):
-        with determinism.seeded(5):
-            drawn.append((random.random(), float(numpy.random.normal()), float(torch.rand(()))))
-        random.random()
-    assert drawn[0] == drawn[1]
-    determinism.set_random_state(state)
-    expected = float(torch.rand(()))
-    determinism.set_random_state(state)
-    with determinism.seeded(5):
-        torch.rand(7)
-    assert float(torch.rand(())) == expected
+        with determinism.kept_random_state():
+            determinism.seed_everything(5)
+            drawn.append(draw())
+    assert drawn[0] == drawn[1] and draw() == expected

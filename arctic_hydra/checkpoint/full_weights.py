@@ -104,11 +104,17 @@ def read_checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
     weights = {name: first["module"][name] for name in first["buffer_names"]}
     weights |= dict(_merge_frozen(states))
     groups = [optimizer["optimizer_state_dict"]["fp32_flat_groups"] for optimizer in optimizers]
-    if len(groups[0]) != len(first["param_shapes"]):  # very large groups are split into sub-groups, in the same order
-        shapes = {name: shape for group in first["param_shapes"] for name, shape in group.items()}
-        return weights | dict(_merge_partitions(shapes, [torch.cat(flat) for flat in groups]))
-    for index, shapes in enumerate(first["param_shapes"]):
-        weights |= dict(_merge_partitions(shapes, [flat[index] for flat in groups]))
+    return weights | _merge_groups(first["param_shapes"], groups)
+
+
+def _merge_groups(shapes: list[dict[str, torch.Size]], groups: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the weights of ZeRO-3 by name, from the flat parameter groups of each rank and the shapes in each group."""
+    if len(groups[0]) != len(shapes):  # very large groups are split into sub-groups, in the same order
+        joined = {name: shape for group in shapes for name, shape in group.items()}
+        return dict(_merge_partitions(joined, [torch.cat(flat) for flat in groups]))
+    weights: dict[str, torch.Tensor] = {}
+    for index, group in enumerate(shapes):
+        weights |= dict(_merge_partitions(group, [flat[index] for flat in groups]))
     return weights
 
 
@@ -123,11 +129,7 @@ def read_partitioned(path: Path, callback: str) -> dict[str, torch.Tensor]:
     first = min(path.glob("*model_states.pt"))
     shapes, groups = load_tensors(first, mmap=True)["param_shapes"], [state["partitioned"] for state in states]
     if first.name.startswith("zero_pp_rank_"):
-        joined = {name: shape for group in shapes for name, shape in group.items()}
-        if len(groups[0]) == len(shapes):
-            merged = [_merge_partitions(group, [flat[index] for flat in groups]) for index, group in enumerate(shapes)]
-            return {name: value for part in merged for name, value in part}
-        return dict(_merge_partitions(joined, [torch.cat(flat) for flat in groups]))
+        return _merge_groups(shapes, groups)
     weights: dict[str, torch.Tensor] = {}
     for index, group in enumerate(shapes):
         whole = torch.cat([flat[index] for flat in groups])

@@ -127,14 +127,11 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     def _merged_copy(self, weights: dict[str, torch.Tensor]) -> Any:
         """Return a merged copy of the model with these weights, on the CPU; the model in training is not changed."""
         from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
-        from arctic_hydra.determinism import random_state, set_random_state
+        from arctic_hydra.determinism import kept_random_state
 
         assert self.state.create_initial_model is not None, "a run with an adapter can create its model again"
-        kept = random_state()
-        try:
+        with kept_random_state():
             model = self.state.create_initial_model()
-        finally:
-            set_random_state(kept)
         trained = {name for name, value in self.state.engine.module.named_parameters() if value.requires_grad}
         chosen = {
             name: value for name, value in weights.items() if not self.state.omits_frozen_weights or name in trained

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens per row, K supervised positions of the whole micro-batc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +53,17 @@ class Batch:
     def num_supervised(self) -> int:
         """Positions that the loss is computed on (known on the host, without a device synchronization)."""
         return int(self.targets_K.shape[0])
+
+    def only(self, chosen_K: torch.Tensor | slice) -> Batch:
+        """Return the batch with only the chosen ones of its supervised positions: a slice, or a bool tensor [K]."""
+        documents_K = self.document_K
+        return replace(
+            self,
+            rows_K=self.rows_K[chosen_K],
+            targets_K=self.targets_K[chosen_K],
+            source_K=self.source_K[chosen_K],
+            document_K=None if documents_K is None else documents_K[chosen_K],
+        )
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on `device` (copied asynchronously from pinned memory)."""

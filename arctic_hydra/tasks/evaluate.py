@@ -27,7 +27,6 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
             state = assemble.training_state(run, run_dir, data, model)
             print_header(run, run_dir, data, model)
             assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
-            trainer.probe()
         trainer.progress.global_step = weights.step or 0
         metrics = trainer.evaluate()
         trainer.tools.display.close()

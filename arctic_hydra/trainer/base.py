@@ -220,7 +220,6 @@ class Trainer(Construction, Evaluation):
 
     def finish_step(self, window: StepBatch) -> None:
         """Advance the learning-rate schedule and count the FLOPs of the window; call it once per step, at its end."""
-        self._loop.step_start = None
         self.tools.scheduler.step()
         for batch in window.micro_batches:  # the ranks of a sequence group divide the body's FLOPs
             body = model_flops(*self.tools.flops_shape, batch.document_lengths, 0)

@@ -67,7 +67,7 @@ class Subject:
             return None
         rows = base.num_supervised
         befores, afters, contexts = (
-            self.losses([_only(batch, row) for row in range(rows)]) for batch in (base, changed, context)
+            self.losses([batch.only(slice(row, row + 1)) for row in range(rows)]) for batch in (base, changed, context)
         )
         seen = sum(abs(a - b) for a, b in zip(befores, afters, strict=True))
         usual = sum(abs(a - b) for a, b in zip(befores[1:], contexts[1:], strict=True)) * rows / (rows - 1)
@@ -198,10 +198,3 @@ def _changed(batch: Batch, tokens: slice) -> Batch:
     ids = batch.input_ids_BT.clone()
     ids[:, tokens] = torch.where(ids[:, tokens] == 0, 1, ids[:, tokens] - 1)
     return replace(batch, input_ids_BT=ids)
-
-
-def _only(batch: Batch, row: int) -> Batch:
-    """Return the batch with only one of its supervised positions."""
-    one = slice(row, row + 1)
-    names = ("rows_K", "targets_K", "source_K", "document_K")
-    return replace(batch, **{name: getattr(batch, name)[one] for name in names})

@@ -6,7 +6,7 @@ Shapes: K supervised positions.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
@@ -42,7 +42,7 @@ class Evaluation(Bookkeeping):
         sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=self.device)
         sums[:, 1] = torch.nan
         for source in range(num_sources):
-            part = batch if num_sources == 1 else _restricted(batch, batch.source_K == source)
+            part = batch if num_sources == 1 else batch.only(batch.source_K == source)
             sums[source, 0], sums[source, 2] = self.loss(part).double(), part.num_supervised
         return sums
 
@@ -69,15 +69,3 @@ class Evaluation(Bookkeeping):
         if self.prints_evaluation(self.global_step):
             self.tools.display.evaluation(self.last_evaluation)
         return self.last_evaluation
-
-
-def _restricted(batch: Batch, chosen_K: torch.Tensor) -> Batch:
-    """Return the batch with only the chosen positions supervised."""
-    documents_K = batch.document_K
-    return replace(
-        batch,
-        rows_K=batch.rows_K[chosen_K],
-        targets_K=batch.targets_K[chosen_K],
-        source_K=batch.source_K[chosen_K],
-        document_K=None if documents_K is None else documents_K[chosen_K],
-    )
