@@ -130,9 +130,7 @@ def _checkout(folder: Path) -> Iterator[_Checkout | None]:
         )
         words = [f"--git-dir={ours}", f"--work-tree={root}"]
         words += [word for line in own if _WITHOUT_COMMANDS.fullmatch(line) for word in ("-c", line)]
-        yield _Checkout(
-            root, revision, lambda *command: _run_git(Path(root), *words, *command, GIT_INDEX_FILE=index)
-        )
+        yield _Checkout(root, revision, lambda *command: _run_git(Path(root), *words, *command, GIT_INDEX_FILE=index))
 
 
 def _run_git(folder: Path, *words: str, **more: str) -> str | None:

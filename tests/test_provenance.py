@@ -16,6 +16,14 @@ def git(folder, *words):
     return done.stdout.strip()
 
 
+def script_that_tells(tmp_path: Path, line: str = "") -> Path:
+    """Return a program that leaves the file `ran`."""
+    path = tmp_path / "evil.sh"
+    path.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n{line}")
+    path.chmod(0o755)
+    return path
+
+
 def test_the_program_and_the_working_directory_have_a_revision_each(tmp_path, monkeypatch, repository):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -71,9 +79,7 @@ def test_an_uncommitted_diff_shows_no_secrets_and_leaves_code_alone(tmp_path):
 
 def test_commands_that_a_repository_names_do_not_run(tmp_path: Path) -> None:
     """The working directory may be a repository that came with data: its configuration can name filters and hooks."""
-    evil = tmp_path / "evil.sh"
-    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\ncat\n")
-    evil.chmod(0o755)
+    evil = script_that_tells(tmp_path, "cat\n")
     folder = tmp_path / "data"
     git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@y"]
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
@@ -101,9 +107,7 @@ def test_commands_that_a_repository_names_do_not_run(tmp_path: Path) -> None:
 
 def test_missing_objects_are_not_fetched(tmp_path: Path) -> None:
     """A partial clone fetches them with the program that its configuration names."""
-    evil = tmp_path / "evil.sh"
-    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
-    evil.chmod(0o755)
+    evil = script_that_tells(tmp_path)
     folder = tmp_path / "data"
     git(tmp_path, "init", "-q", str(folder))
     (folder / "a.txt").write_text("one\n")
@@ -139,9 +143,7 @@ def test_a_linked_worktree_has_the_state_of_its_own_index(tmp_path: Path) -> Non
 
 
 def test_files_of_a_checkout_are_listed_below_a_folder_of_it(tmp_path: Path) -> None:
-    evil = tmp_path / "evil.sh"
-    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
-    evil.chmod(0o755)
+    evil = script_that_tells(tmp_path)
     top = tmp_path / "data"
     git(tmp_path, "init", "-q", str(top))
     (top / "src" / "new").mkdir(parents=True)

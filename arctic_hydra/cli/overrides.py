@@ -117,7 +117,7 @@ def check_size(parsed: Iterable[Override]) -> None:
         if item.is_discrete_sweep():
             jobs *= max(1, _value_count(item))
         if jobs > MOST_JOBS:
-            raise ConfigError(f"{item.key_or_group}: the sweep has more than {MOST_JOBS:,} jobs; try fewer values")
+            raise _too_many(item)
 
 
 def search_samples(overrides: list[str]) -> list[list[str]]:
@@ -138,7 +138,7 @@ def tried_values(item: Override) -> list[str]:
         return [item.get_value_element_as_str()]
     if item.is_discrete_sweep():
         if _value_count(item) > MOST_JOBS:
-            raise ConfigError(f"{item.key_or_group}: the sweep has more than {MOST_JOBS:,} jobs; try fewer values")
+            raise _too_many(item)
         found = list(item.sweep_string_iterator())
         if not found:
             raise ConfigError(f"{item.key_or_group}: got {_given(item)}, which holds no value")
@@ -146,6 +146,10 @@ def tried_values(item: Override) -> list[str]:
     interval = item.value()
     assert isinstance(interval, IntervalSweep), item.input_line
     return [str(interval.start), str(interval.end)]
+
+
+def _too_many(item: Override) -> ConfigError:
+    return ConfigError(f"{item.key_or_group}: the sweep has more than {MOST_JOBS:,} jobs; try fewer values")
 
 
 def _value_count(item: Override) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from arctic_hydra import run_directory
-from arctic_hydra.errors import ConfigError, StateFileError
+from arctic_hydra.errors import ConfigError, StateFileError, printable
 from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.files.ownership import misplaced
 from arctic_hydra.files.state_file import Schema, Table, absolute_path, at_least_0, mismatch, one_of, read_state
@@ -106,6 +106,11 @@ class SweepJob:
             return self.directory.record()
         except StateFileError as error:
             return {"status": FAILED, "error": str(error)}
+
+    def cannot_run(self, error: Exception) -> None:
+        """Mark the job as one that could not be started, and say why."""
+        self.problem = str(error)
+        print(f"job {self.number} failed: {printable(self.problem)}", flush=True)
 
     def reread(self) -> Job:
         """Return the job of a written `run.json`, to run it again.

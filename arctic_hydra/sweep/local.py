@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from arctic_hydra.errors import ArcticHydraError, ConfigError, printable
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.sweep import pool
 from arctic_hydra.sweep.directory import RUNNING, BackendState, Sweep, SweepJob
@@ -64,8 +64,7 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         try:
             work.append((job, pool.restarter(job)))
         except ArcticHydraError as error:
-            job.problem = str(error)
-            print(f"job {job.number} failed: {printable(job.problem)}", flush=True)
+            job.cannot_run(error)
     sweep.save()
     ranks = [str(job.directory.record().get("ranks", 1)) for job, _ in work]
     pool.Pool(sweep, pool.Slots.plan(None, ranks)).run(work)

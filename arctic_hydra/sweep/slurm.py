@@ -19,7 +19,7 @@ from typing import Any
 
 from arctic_hydra import python_flags, run_directory
 from arctic_hydra.distributed import override_gpu_count
-from arctic_hydra.errors import ArcticHydraError, ConfigError, printable
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.files import code_file
 from arctic_hydra.launch.slurm_options import check_options as check_options
 from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
@@ -205,8 +205,7 @@ def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
         try:
             found[job.run_dir] = job.reread().data_digest()
         except (ArcticHydraError, OSError) as error:
-            job.problem = str(error)
-            print(f"job {job.number} failed: {printable(str(error))}", flush=True)
+            job.cannot_run(error)
     return found
 
 

@@ -16,12 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from arctic_hydra.component import component
-from arctic_hydra.errors import StateFileError
-from arctic_hydra.files.state_file import Schema, Table, read_state
+from arctic_hydra.files.state_file import Schema, Table
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.tracking.base import Tracker
-from arctic_hydra.tracking.sender import Point, Sender, read_points, warn
+from arctic_hydra.tracking.sender import Point, Sender, read_points, read_saved, warn
 
 STATE_FILE = "tracking-mlflow.json"
 """File in the run directory with the id of the MLflow run, which a later start continues."""
@@ -121,7 +120,7 @@ class MLflowTracker(Tracker):
         parent.open()
         catch_up()
         for child in children:
-            state = _read_state(child / STATE_FILE, parent.label)
+            state = read_saved(child / STATE_FILE, _STATE, parent.label)
             if state.get("uri") == without_credentials(uri, mark=""):
                 parent.adopt(state["run_id"])
         parent.summarize(ending.objective, ending.tags)
@@ -310,7 +309,7 @@ class MLflowRun:
 
     def _state(self) -> dict[str, Any]:
         """Return the saved state of this run directory's run in this store; empty if there is none."""
-        state = _read_state(self._state_path, self.label)
+        state = read_saved(self._state_path, _STATE, self.label)
         same_store = without_credentials(state.get("uri", ""), mark="") == without_credentials(self._uri, mark="")
         return state if same_store else {}
 
@@ -325,15 +324,6 @@ class MLflowRun:
         part = self._state_path.with_name(f"{STATE_FILE}.part")
         part.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         part.replace(self._state_path)
-
-
-def _read_state(path: Path, label: str) -> dict[str, Any]:
-    """Return the content of a `tracking-mlflow.json`; empty, with a warning, if it cannot be used: the run is created anew."""
-    try:
-        return read_state(path, _STATE) or {}
-    except StateFileError as error:
-        warn(label, str(error))
-        return {}
 
 
 def flat_params(config: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from arctic_hydra.errors import StateFileError
+from arctic_hydra.files.state_file import Schema, read_state
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.redaction import mask
 
@@ -145,6 +147,15 @@ def warn(what: str, problem: str) -> None:
         what,
         mask(" ".join(problem.split()))[:300],
     )
+
+
+def read_saved(path: Path, schema: Schema, what: str) -> dict[str, Any]:
+    """Return what an earlier start saved about its run in a store; empty, with a warning, if the file cannot be used."""
+    try:
+        return read_state(path, schema) or {}
+    except StateFileError as error:
+        warn(what, str(error))
+        return {}
 
 
 def read_points(path: Path) -> list[Point]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra.errors import StateFileError
-from arctic_hydra.files.state_file import Schema, Table, read_state, replace_text
+from arctic_hydra.files.state_file import Schema, Table, replace_text
 from arctic_hydra.metrics import read_samples
 from arctic_hydra.tracking.base import Tracker
-from arctic_hydra.tracking.sender import Point, Sender, warn
+from arctic_hydra.tracking.sender import Connection, Point, Sender, read_saved
 
 _STATE = Schema(
     "it is ignored, and the run is logged anew",
@@ -25,7 +24,7 @@ _SAMPLES = "samples.jsonl"
 """Key of the last step whose samples were sent, beside the names of metrics."""
 
 
-class StoreRun:
+class StoreRun(Connection):
     """The run of one run directory in a store, and a file that says what the store has; subclasses send it.
 
     Only one thread calls it; every method may block and may raise.
@@ -40,14 +39,7 @@ class StoreRun:
         self.name = name
         self.config = config
         self._state_path = run_dir / f"tracking-{option}.json"
-        self._state: dict[str, Any] = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            return read_state(self._state_path, _STATE) or {}
-        except StateFileError as error:
-            warn(self.label, str(error))
-            return {}
+        self._state = read_saved(self._state_path, _STATE, self.label)
 
     @property
     def run_id(self) -> str:
@@ -102,18 +94,6 @@ class StoreRun:
     def _write(self, state: dict[str, Any]) -> None:
         self._state = state
         replace_text(self._state_path, json.dumps(state, indent=2) + "\n")
-
-    @abstractmethod
-    def open(self) -> None:
-        """Create the run, or reopen the one that the run directory refers to; called again after a failure."""
-
-    @abstractmethod
-    def send(self, points: list[Point]) -> None:
-        """Store the points that the run does not have yet."""
-
-    @abstractmethod
-    def close(self, status: str) -> None:
-        """End the run with `finished`, `stopped` or `failed`."""
 
 
 @dataclass(kw_only=True)
