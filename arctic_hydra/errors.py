@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from arctic_hydra.redaction import mask
 
@@ -13,6 +14,12 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
 EXIT_STOPPED_EARLY = 75  # EX_TEMPFAIL: stopped with a resumable checkpoint
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint that ends an error message: the known word most similar to `word`; empty if none is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class ArcticHydraError(Exception):

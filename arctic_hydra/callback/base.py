@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
+from arctic_hydra.errors import did_you_mean
 
 if TYPE_CHECKING:
     from arctic_hydra.trainer.base import Trainer
@@ -76,9 +76,8 @@ class Callback(Component):
         super().__init_subclass__(**kwargs)
         unknown = [name for name in vars(cls) if name.startswith("on_") and name not in EVENTS]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], EVENTS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the events are {', '.join(EVENTS)}"
-            raise TypeError(f"{cls.__name__}.{unknown[0]} is not an event; {hint}")
+            hint = did_you_mean(unknown[0], EVENTS) or f"; the events are {', '.join(EVENTS)}"
+            raise TypeError(f"{cls.__name__}.{unknown[0]} is not an event{hint}")
 
     def on_exception(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Handle the error in `facts["error"]` before the run in `facts["run_dir"]` ends with it.

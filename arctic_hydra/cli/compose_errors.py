@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.cli.search_path import conf_dir
 from arctic_hydra.component import BROKEN_EXTENSIONS, flatten, registered
-from arctic_hydra.errors import ConfigError
+from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
 
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now")
@@ -300,5 +299,4 @@ def _prefixes(keys: list[str]) -> list[str]:
 
 
 def _did_you_mean(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, [name for name in words if not name.endswith("_target_")], n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return did_you_mean(word, [name for name in words if not name.endswith("_target_")])

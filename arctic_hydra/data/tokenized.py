@@ -145,16 +145,20 @@ class TokenizedDataFactory(DataFactory):
 
     def load(self, split: str, name: str) -> SourceRows:
         """Return the rows of one source of `split` (train or eval), and how to read them."""
-        from arctic_hydra.data.prepare.preparer import SourceRows
         from arctic_hydra.data.rows.read import as_rows
 
-        source, key = self.sources_of(split)[name], self._key(split, name)
         try:
-            rows = as_rows(source.rows(split))
-            reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
+            return self._source_rows(split, name, as_rows(self.sources_of(split)[name].rows(split)))
         except DataError as error:
-            raise DataError(f"{key}: {error}") from error
-        return SourceRows(key, name, rows, source.process, reading)
+            raise DataError(f"{self._key(split, name)}: {error}") from error
+
+    def _source_rows(self, split: str, name: str, rows: Rows) -> SourceRows:
+        """Return rows of one source, and how to read them."""
+        from arctic_hydra.data.prepare.preparer import SourceRows
+
+        source = self.sources_of(split)[name]
+        reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
+        return SourceRows(self._key(split, name), name, rows, source.process, reading)
 
     def reading(self, source: DataSource) -> Reading:
         """Return how to read a source's rows, as far as the config determines it."""
@@ -240,10 +244,7 @@ class TokenizedDataFactory(DataFactory):
             facts["rows"] = loaded.rows
         if facts["rows"] is loaded.rows:
             return loaded
-        rows, source = as_rows(facts["rows"]), self.sources_of(split)[name]
-        return replace(
-            loaded, rows=rows, reading=self.resolve(rows, self.reading(source)) if source.process else Reading()
-        )
+        return self._source_rows(split, name, as_rows(facts["rows"]))
 
     @abstractmethod
     def options(self) -> PrepareOptions:
@@ -356,7 +357,6 @@ class TokenizedDataFactory(DataFactory):
 
     def _open_stream(self, name: str, seed: int) -> tuple[SourceStream, SourceRows]:
         """Return the stream of a training source, and its first rows with the format detected from them."""
-        from arctic_hydra.data.prepare.preparer import SourceRows
         from arctic_hydra.data.rows.base import JoinedRows
         from arctic_hydra.data.stream.sources import Cursor, SourceStream
         from arctic_hydra.data.stream.streaming import PREVIEW_ROWS
@@ -366,10 +366,9 @@ class TokenizedDataFactory(DataFactory):
             with self.event("load", split="train", source=name, cached=False):
                 stream = SourceStream(key, source.shards("train"), seed)
                 rows = JoinedRows(stream.read(Cursor(), PREVIEW_ROWS)[0])
-            reading = self.resolve(rows, self.reading(source)) if source.process else Reading()
+            return stream, self._source_rows("train", name, rows)
         except DataError as error:
             raise DataError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
-        return stream, SourceRows(key, name, rows, source.process, reading)
 
     @property
     def needs_limit(self) -> bool:

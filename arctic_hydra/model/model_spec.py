@@ -6,13 +6,13 @@ Shapes: B rows, T tokens, V vocabulary, K supervised positions, D documents.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from arctic_hydra.errors import did_you_mean
 from arctic_hydra.human_numbers import convert_leaves
 
 if TYPE_CHECKING:
@@ -103,14 +103,14 @@ class RegisteredSpec:
         """Return the flavor's config with some of its values replaced; raises ValueError."""
         if flavor not in self.flavors:
             raise ValueError(
-                f"flavor: got {flavor!r}, expected one of {', '.join(self.flavors)}{_near(flavor, self.flavors)}"
+                f"flavor: got {flavor!r}, expected one of {', '.join(self.flavors)}{did_you_mean(flavor, self.flavors)}"
             )
         config = self.flavors[flavor]
         for name, value in convert_leaves(dict(values)).items():
             names = [field.name for field in dataclasses.fields(config)]
             if name not in names:
                 raise ValueError(
-                    f"config_kwargs.{name}: {type(config).__name__} has no such field; it has {', '.join(names)}{_near(name, names)}"
+                    f"config_kwargs.{name}: {type(config).__name__} has no such field; it has {', '.join(names)}{did_you_mean(name, names)}"
                 )
             known = getattr(config, name)
             if isinstance(known, float) and type(value) is int:
@@ -183,12 +183,7 @@ def registered_spec(name: str) -> RegisteredSpec:
             f"spec: got {name!r}, but no model is registered; a package registers one with register_model_spec and declares "
             "the entry point group arctic_hydra"
         )
-    raise ValueError(f"spec: got {name!r}, expected one of {', '.join(sorted(_SPECS))}{_near(name, _SPECS)}")
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"spec: got {name!r}, expected one of {', '.join(sorted(_SPECS))}{did_you_mean(name, _SPECS)}")
 
 
 def _article(noun: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import ModelError
+from arctic_hydra.errors import ModelError, did_you_mean
 from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.hf import check_config_values, check_model_directory, explain_config_errors, read_config
@@ -120,8 +119,7 @@ def _config_of(architecture: str) -> PretrainedConfig:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        near = difflib.get_close_matches(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ModelError(
             f"model.architecture: got {architecture!r}, expected a model type that transformers has a causal model for, such as "
             f"llama, qwen3 or gemma2{hint}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from arctic_hydra.component import component
 from arctic_hydra.converter.peft import catalog
 from arctic_hydra.converter.peft.base import UNSUPPORTED, PeftFactory
+from arctic_hydra.errors import did_you_mean
 
 
 @component(group="peft", name="any")
@@ -28,9 +28,7 @@ class AnyPeft(PeftFactory):
         """Yield a problem for a type or config key that the installed peft does not have."""
         known = sorted(catalog.types().keys() - UNSUPPORTED.keys())
         if self.peft_type not in known:
-            near = difflib.get_close_matches(self.peft_type, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield f"peft_type: got {self.peft_type}, expected one of {', '.join(known)}{hint}"
+            yield f"peft_type: got {self.peft_type}, expected one of {', '.join(known)}{did_you_mean(self.peft_type, known)}"
             return
         yield from super().check_environment()
 

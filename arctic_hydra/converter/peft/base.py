@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from abc import abstractmethod
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.converter.base import ModelConverter, Phase
 from arctic_hydra.converter.peft import catalog
-from arctic_hydra.errors import ConfigError
+from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.human_numbers import convert_leaves
 from arctic_hydra.patterns import near_names
 
@@ -89,8 +88,7 @@ class PeftFactory(PeftSlot):
         """Yield a problem for each key of `config` that the installed peft does not have."""
         known = catalog.types().get(self.type_name, frozenset())
         for key in self.config.keys() - known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
+            hint = did_you_mean(key, known) or f"; it has {', '.join(sorted(known))}"
             yield f"config.{key}: peft's {self.type_name} has no such key{hint}"
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -120,8 +118,9 @@ class PeftFactory(PeftSlot):
             wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
         except (AttributeError, ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            kind = getattr(model, "model_name", type(model).__name__)
-            raise ConfigError(f"peft: {self.type_name} cannot be applied to {kind}: {first.strip()}") from error
+            raise ConfigError(
+                f"peft: {self.type_name} cannot be applied to {_model_name(model)}: {first.strip()}"
+            ) from error
         return wrapped
 
     def _train_tokens(self, model: Any, values: dict[str, Any], added: list[int]) -> dict[str, Any]:
@@ -207,6 +206,11 @@ def check_modules(key: str, wanted: Any, names: list[str]) -> None:
         raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
 
 
+def _model_name(model: torch.nn.Module) -> str:
+    """Return the name of the model's class; that of a registered model is its own class, not its wrapper."""
+    return getattr(model, "model_name", type(model).__name__)
+
+
 def check_linear(model: Any) -> None:
     """Raise ConfigError for a model that has no linear layer besides its head, which `all-linear` leaves out."""
     from torch import nn
@@ -214,10 +218,9 @@ def check_linear(model: Any) -> None:
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not any(isinstance(module, nn.Linear | Conv1D) for module in model.modules() if module is not head):
-        kind = getattr(model, "model_name", type(model).__name__)
         raise ConfigError(
-            f"peft.target_modules: got all-linear, but {kind} has no linear layer besides its head; list layers that peft "
-            "can adapt, or pass peft=none"
+            f"peft.target_modules: got all-linear, but {_model_name(model)} has no linear layer besides its head; list layers "
+            "that peft can adapt, or pass peft=none"
         )
 
 
