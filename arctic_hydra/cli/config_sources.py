@@ -16,9 +16,11 @@ from hydra._internal.config_repository import ConfigRepository  # the one place 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from yaml.constructor import SafeConstructor
 
 from arctic_hydra.component import extensions
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import shorten
 
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")
 """Groups of which a run takes several options."""
@@ -30,6 +32,13 @@ MOST_LEVELS = 100
 MOST_INCLUSIONS = 2_000
 """Largest number of files that the defaults lists of one composition include, the same file several times too."""
 _TOO_LARGE = f"holds more than {MOST_VALUES:,} values, or texts of as many times 100 characters, with its aliases repeated; shorten it"
+_TAGS = {
+    yaml.ScalarEvent: ("!!str", "!!int", "!!float", "!!bool", "!!null"),
+    yaml.SequenceStartEvent: ("!!seq",),
+    yaml.MappingStartEvent: ("!!map",),
+}
+"""The tags of plain data, by the kind of value."""
+_NULLS = ("", "~", "null")
 _EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -79,8 +88,8 @@ class _Repository(ConfigRepository):
             source = self._find_object_source(config_path, ObjectType.CONFIG)
             if source is None:
                 return None
-            if problem := _size_problem(_text_of(source, config_path)):
-                raise ConfigError(f"{source.path}/{config_path}: {problem}")
+            if problem := _content_problem(_text_of(source, config_path)):
+                raise ConfigError(f"{source.path}/{source._normalize_file_name(config_path)}:{problem}")
             loaded = super().load_config(config_path)
             assert loaded is not None, config_path
             if unpacked := _package_problem(config_path, loaded):
@@ -142,17 +151,20 @@ def _text_of(source: ConfigSource, config_path: str) -> str:
         return file.read(100 * MOST_VALUES + 1)  # type: ignore[no-any-return]
 
 
-def _size_problem(text: str) -> str:
-    """Return why a YAML document is too large to be read; empty if it is not, or no valid YAML, which Hydra reports.
+def _content_problem(text: str) -> str:
+    """Return why a YAML document must not be read: it is too large, or a tag makes something else than plain data.
 
-    Aliases of aliases can make billions of values of a few lines, so that they are counted before any is made.
+    The problem begins with its line if it has one. Empty if there is none, or for invalid YAML, which Hydra reports. Aliases
+    of aliases can make billions of values of a few lines, so that they are counted before any is made.
     """
     if len(text) > 100 * MOST_VALUES:
-        return _TOO_LARGE
+        return f" {_TOO_LARGE}"
     sizes: dict[str, float] = {}
     opened: list[list[Any]] = [["", 0.0]]  # anchor and size of each collection around the current event
     try:
         for event in yaml.parse(text, Loader=_EVENTS):
+            if problem := _tag_problem(event):
+                return f"{event.start_mark.line + 1}: {problem}"
             if isinstance(event, yaml.CollectionStartEvent):
                 opened.append([event.anchor, 1.0])
             elif isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
@@ -161,12 +173,34 @@ def _size_problem(text: str) -> str:
                     sizes[anchor] = size
                 opened[-1][1] += size
             if sum(size for _, size in opened) > MOST_VALUES:
-                return _TOO_LARGE
+                return f" {_TOO_LARGE}"
             if len(opened) > MOST_LEVELS:
-                return f"nests values more than {MOST_LEVELS} levels deep; mend this file"
+                return f" nests values more than {MOST_LEVELS} levels deep; mend this file"
     except (yaml.YAMLError, ValueError):
         pass
     return ""
+
+
+def _tag_problem(event: Any) -> str:
+    """Return why the explicit tag of a YAML event makes no plain data; empty without such a tag.
+
+    Hydra's loader makes bytes, dates, sets, pairs and paths of some tags, and nothing of a text after `!!null`.
+    """
+    if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) or event.tag in (None, "!"):
+        return ""
+    name = event.tag.replace("tag:yaml.org,2002:", "!!", 1)
+    known = _TAGS[type(event)]
+    if name not in known:
+        return f"got the tag {shorten(name)}, expected plain data; remove the tag, or use one of {', '.join(known)}"
+    try:
+        fits = not isinstance(event, yaml.ScalarEvent) or _value_of(event) is not None or event.value.lower() in _NULLS
+    except (ValueError, IndexError, KeyError):
+        fits = False
+    return "" if fits else f"got the tag {name} before another value; remove the tag, or correct the value"
+
+
+def _value_of(event: yaml.ScalarEvent) -> Any:
+    return SafeConstructor().construct_object(yaml.ScalarNode(event.tag, event.value))  # type: ignore[no-untyped-call]
 
 
 def _finished(event: Any, opened: list[list[Any]], sizes: dict[str, float]) -> tuple[str | None, float]:
