@@ -18,14 +18,18 @@ from typing import Any
 
 from arctic_hydra import __version__
 from arctic_hydra.redaction import mask
-from arctic_hydra.redaction.masking import mask_settings
+from arctic_hydra.redaction.masking import MASK, mask_settings, secret_settings
 
 PACKAGES = (
     "arctic-hydra torch deepspeed transformers datasets tokenizers hydra-core omegaconf liger-kernel safetensors mlflow "
     "mlflow-skinny submitit peft numpy pyarrow"
 ).split()
 
-_SETTINGS = re.compile(r"diff --git .*\.(?:ya?ml|json)\n")
+_SETTINGS = ("*.yaml", "*.yml", "*.json")
+_DIFF_OF_SETTINGS = re.compile(r"diff --git .*\.(?:ya?ml|json)\"?\n")
+_DIFF = ("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
+_MOST_CHARACTERS = 1_000_000
+"""Of a diff in the record of a run; with the whole files around it, ten times as many are searched for secrets."""
 
 
 def package_versions() -> dict[str, str]:
@@ -93,14 +97,43 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     with _checkout(folder) as found:
         if found is None:
             return None
-        diff = found.git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
+        diff = found.git(*_DIFF)
+        whole = found.git(*_DIFF, "--unified=100000", "--", *(f":(top){name}" for name in _SETTINGS)) if diff else None
     dirty = None if diff is None else bool(diff)
-    return {"revision": found.revision, "dirty": dirty, "diff": _without_secrets((diff or "")[:1_000_000])}
+    shown = _without_secrets((diff or "")[:_MOST_CHARACTERS], (whole or "")[: 10 * _MOST_CHARACTERS])
+    return {"revision": found.revision, "dirty": dirty, "diff": shown}
 
 
-def _without_secrets(diff: str) -> str:
-    files = re.split(r"^(?=diff --git )", diff, flags=re.MULTILINE)
-    return "".join(mask_settings(file) if _SETTINGS.match(file) else mask(file) for file in files)
+def _without_secrets(diff: str, whole: str) -> str:
+    """Return a diff without its secrets; `whole` is the diff of the files of settings with all of their lines.
+
+    A part of the diff may begin in the middle of a secret of several lines, whose key only `whole` contains.
+    """
+    hidden = {_name_of(file): _lines_of_secrets(file) for file in _files_of(whole)}
+    return "".join(
+        mask_settings(_without_lines(file, hidden.get(_name_of(file), set())), is_diff=True)
+        if _DIFF_OF_SETTINGS.match(file)
+        else mask(file)
+        for file in _files_of(diff)
+    )
+
+
+def _files_of(diff: str) -> list[str]:
+    return re.split(r"^(?=diff --git )", diff, flags=re.MULTILINE)
+
+
+def _name_of(file: str) -> str:
+    return file.partition("\n")[0]
+
+
+def _lines_of_secrets(file: str) -> set[str]:
+    """Return the lines that only continue a secret."""
+    parts = (file[start:end] for start, end in secret_settings(file, is_diff=True))
+    return {line for part in parts for line in part.split("\n")[1:] if line[1:].strip()}
+
+
+def _without_lines(file: str, hidden: set[str]) -> str:
+    return "\n".join(f"{line[:1]}{MASK}" if line in hidden else line for line in file.split("\n"))
 
 
 @contextmanager

@@ -77,6 +77,23 @@ def test_an_uncommitted_diff_shows_no_secrets_and_leaves_code_alone(tmp_path):
         assert f"{line}\n" in state["diff"]
 
 
+def test_a_diff_hides_secrets_of_several_lines_also_where_their_key_is_further_up(tmp_path):
+    git(tmp_path, "init", "-q")
+    lines = [f"  plant-{number}" for number in range(20)]
+    path = tmp_path / "nested" / "a.yaml"
+    path.parent.mkdir()
+    path.write_text("\n".join(["x: 1", "a:", " api_key: |", *lines, "y: 1", "certificate: |", "  public", ""]))
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "mine")
+    lines[10:12] = ["  plant-new", "", "  plant-newer"]
+    more = ["z: 2", "tokens_of_auth_tokens:", "- plant-a", "- plant-b", "auth: >", "  plant-c", "end: 1", ""]
+    path.write_text("\n".join(["x: 2", "a:", " api_key: |", *lines, "y: 1", "certificate: |", "  public", *more]))
+    state = provenance.git_state(path.parent)
+    assert state is not None and "lant" not in state["diff"]
+    for line in ("-x: 1", "+x: 2", "-***", "+***", "   public", "+z: 2", "+auth: ***", "+end: 1"):
+        assert f"{line}\n" in state["diff"], state["diff"]
+
+
 def test_commands_that_a_repository_names_do_not_run(tmp_path: Path) -> None:
     """The working directory may be a repository that came with data: its configuration can name filters and hooks."""
     evil = script_that_tells(tmp_path, "cat\n")

@@ -6,12 +6,13 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
 from arctic_hydra.redaction.secret_names import is_secret_name, is_secret_parameter
+from arctic_hydra.redaction.yaml_blocks import end_of_block
 
 MASK = "***"
 SHORTEST_VALUE = 6
@@ -76,12 +77,26 @@ def mask_known(text: str, known: re.Pattern[str] | None) -> str:
     text = _LOGIN.sub(f"{MASK}@", without_credentials(_FORMS.sub(MASK, text)))
     text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
     text = _FLAG.sub(_assignment, _ASSIGNMENT.sub(_assignment, text))
-    return _mask_items(text, _QUOTED_ITEM)
+    return _replaced(text, _secret_items(text, _QUOTED_ITEM))
 
 
-def mask_settings(text: str) -> str:
-    """Mask the secrets in YAML or JSON, whose keys have no quotes or values no `=`."""
-    return mask(_mask_items(text, _ITEM))
+def mask_settings(text: str, *, is_diff: bool = False) -> str:
+    """Mask the secrets in YAML or JSON, whose keys have no quotes or values no `=`, or in a diff of such files.
+
+    A value of several lines becomes one `***`.
+    """
+    return mask(_replaced(text, secret_settings(text, is_diff=is_diff)))
+
+
+def secret_settings(text: str, *, is_diff: bool = False) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each value below a secret key in YAML or JSON, or in a diff of such files."""
+
+    def end_of_setting(match: re.Match[str]) -> int:
+        block = end_of_block(text, match.start(), text.index(":", match.end(2)), is_diff=is_diff)
+        has_no_value = 0 < block < match.end()
+        return block if has_no_value else max(block, _end_of_value(text, match.end()))
+
+    return _secret_items(text, _ITEM, end_of_setting)
 
 
 def mask_certain(text: str) -> str:
@@ -109,7 +124,7 @@ def redact_override(text: str) -> str:
         return mask(text)
     if _names_a_secret(key) and value.lower() not in _NOT_SECRET:
         return f"{mask(key)}{equals}{MASK}"
-    return mask(f"{key}{equals}{_mask_items(value, _ITEM)}")
+    return mask(f"{key}{equals}{_replaced(value, _secret_items(value, _ITEM))}")
 
 
 def learn_overrides(overrides: Iterable[str]) -> None:
@@ -181,20 +196,22 @@ def _assignment(match: re.Match[str]) -> str:
     return match[0] if is_code or value.lower() in _NOT_SECRET else f"{match[1]}{match[2]}{MASK}"
 
 
-def _mask_items(text: str, item: re.Pattern[str]) -> str:
+def _replaced(text: str, parts: Iterable[tuple[int, int]]) -> str:
     pieces, last = [], 0
-    for start, end in _secret_items(text, item):
+    for start, end in parts:
         pieces += [text[last:start], MASK]
         last = end
     return "".join([*pieces, text[last:]])
 
 
-def _secret_items(text: str, item: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+def _secret_items(
+    text: str, item: re.Pattern[str], end_of: Callable[[re.Match[str]], int] | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield start and end of the value of each `name: value` with a secret name, such as those of `{token: x, n: 1}`."""
     end = 0
     for match in item.finditer(text):
         if match.start() >= end and is_secret_name(match[2]):
-            end = _end_of_value(text, match.end())
+            end = _end_of_value(text, match.end()) if end_of is None else end_of(match)
             if text[match.end() : end].strip().lower() not in _NOT_SECRET:
                 yield match.end(), end
 

@@ -211,6 +211,18 @@ def test_a_password_that_is_a_word_of_the_package_changes_nothing(word, tmp_path
     assert capsys.readouterr().out == expected
 
 
+def test_printed_configs_hide_secrets_of_several_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(
+        "defaults: [config, _self_]\nmodel:\n hf_config_kwargs:\n  api_key: |\n   plant-1\n   plant-2\n  auth: >\n   plant-3\n   "
+        f"plant-4\n  passwords:\n  - plant-5\n  - |\n   plant-6\n   plant-7\n  token: {'plant-8 ' * 40}\n  last: 77\n"
+    )
+    for words in (["--cfg", "job"], ["--cfg", "all"], ["--info", "config"], ["--info", "all"]):
+        assert main([*words, "--config-dir", ".", "--config-name", "own"]) == 0
+        shown = capsys.readouterr().out
+        assert "api_key: " in shown and "last: 77" in shown and "plant" not in shown, (words, shown)
+
+
 def test_printed_configs_hide_everything_below_a_secret_key(tmp_path, monkeypatch, capsys):
     """Also words and numbers that could not be masked in other texts."""
     monkeypatch.chdir(tmp_path)
