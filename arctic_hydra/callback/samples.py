@@ -77,7 +77,7 @@ class Samples(Callback):
 
         tokenizer: Any = trainer.tools.state.tokenizer
         stops = {tokenizer.eos_token_id, *trainer.tools.state.stop_tokens()}
-        ids, made = self._encode(tokenizer, prompt), list[int]()
+        ids, made = self._encode(trainer, prompt), list[int]()
         with torch.no_grad(), distributed.without_sequence_group():
             while len(made) < self.max_new_tokens and not (made and made[-1] in stops):
                 text_BT = torch.tensor([ids + made], device=trainer.device)
@@ -88,9 +88,8 @@ class Samples(Callback):
                 made.append(distributed.broadcast_object(token) if trainer.zero_stage == 3 else token)
         return str(tokenizer.decode(made, skip_special_tokens=True))
 
-    def _encode(self, tokenizer: Any, prompt: str) -> list[int]:
+    def _encode(self, trainer: Trainer, prompt: str) -> list[int]:
+        tokenizer: Any = trainer.tools.state.tokenizer
         if not (self.as_chat and tokenizer.chat_template):
             return list(tokenizer(prompt)["input_ids"])
-        message = {"role": "user", "content": prompt}
-        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(trainer.tools.chat_prompt(prompt), add_special_tokens=False)["input_ids"])

@@ -46,3 +46,15 @@ class Toolbox:
     """Parameters of the body and of the head, layers, attention width; the arguments of `model_flops`."""
     packed: bool
     """Whether a row may contain several documents."""
+
+    def chat_prompt(self, text: str) -> str:
+        """Return a user's message as the chat template renders it, up to the answer.
+
+        Raises RenderLimitError if the template exceeds the limits of `data.encode.limits`.
+        """
+        from arctic_hydra.data.encode.limits import bounded
+
+        tokenizer: Any = self.state.tokenizer
+        with bounded():
+            message = {"role": "user", "content": text}
+            return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))

@@ -45,6 +45,16 @@ def test_samples_are_written_reported_and_tracked(tmp_path):
     assert {"samples.jsonl", "config.yaml"} <= {item.path for item in artifacts}
 
 
+def test_a_template_that_never_ends_a_prompt_is_ended(tmp_path):
+    """One that renders the conversations of training well, and not the prompt of a sample."""
+    body = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
+    attack = "{% if messages[0].content == 'BOMB' %}{{ 'x' * 10**10 }}{% endif %}<|im_start|>assistant\n{% endif %}"
+    (tmp_path / "template.jinja").write_text(body + attack)
+    arguments = "callback=[samples] callback.samples.prompts=[BOMB] tokenizer.chat_template=template.jinja tracking=[]"
+    done = run(f"{SMALL} {arguments} trainer.train_iters=1", tmp_path, code=1)
+    assert "error: tokenizer.chat_template: the template takes more than 4,096 MiB of memory" in done.stderr
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_they_are_those_of_transformers_at_every_stage(stage, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer

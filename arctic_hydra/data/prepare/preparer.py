@@ -19,7 +19,7 @@ from arctic_hydra.data.encode.encoder import ExampleEncoder
 from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import Chat, RowProblem, has_only_blank_answers, malformed
 from arctic_hydra.data.formats.preference import read_preference
-from arctic_hydra.data.formats.reading import Reading
+from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.row_report import RowReport
 from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin
 from arctic_hydra.data.rows.base import Row, Rows
@@ -56,6 +56,11 @@ class SourceRows:
     rows: Rows
     process: bool = True
     reading: Reading = field(default_factory=Reading)
+
+    @property
+    def uses_template(self) -> bool:
+        """Whether the rows may be conversations, which a chat template renders."""
+        return self.process and self.reading.format is not RowFormat.text
 
 
 @dataclass

@@ -49,9 +49,11 @@ def task_runner(
 ) -> Iterator[TaskRunner]:
     """Provide a function that yields the results of tasks in order; with one process, they run in the current one.
 
+    Chat templates are not rendered in a thread beside training, whose memory could not be limited without that of the run.
     The function raises DataError if a worker process dies.
     """
-    if processes < 2:
+    beside = threading.current_thread() is not threading.main_thread()
+    if processes < 2 and not (beside and any(source.uses_template for source in sources)):
         preparers = [RowPreparer(source, tokenizer, options) for source in sources]
         yield lambda tasks: (_run_task(preparers, task) for task in tasks)
         return

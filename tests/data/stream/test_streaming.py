@@ -21,6 +21,7 @@ from arctic_hydra.data.prepare.preparer import RowPreparer
 from arctic_hydra.data.source.text import TextSource
 from arctic_hydra.errors import ConfigError, DataError
 from tests.command import SMALL, losses, only_run, run
+from tests.data.encode.test_limits import BODY, FOR_A_ROW
 from tests.data.samples import chat, factory, geometry, write_lines
 from tests.data.stream.samples import CAPACITY, rows_of, tokens_factory, write_shards
 
@@ -122,8 +123,9 @@ def test_statistics_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> N
 
 
 def test_closing_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [chat(f"q {n}", "a") for n in range(4000)])
-    loader, _ = factory(path, streaming=True, max_length=64, buffer_rows=2000).build(tokenizer, geometry(steps=10_000))
+    write_shards(tmp_path, [[20] * 4000])  # rows of tokens, which are prepared in a thread of this process
+    made = tokens_factory(tmp_path, max_length=64, buffer_rows=2000, prefetch_steps=2)
+    loader, _ = made.build(tokenizer, geometry(steps=10_000))
     prepared, left, plain = [], threading.Event(), RowPreparer.prepare_chunk
 
     def slow(preparer: RowPreparer, start: int, stop: int) -> Any:
@@ -140,6 +142,27 @@ def test_closing_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, mon
     threading.Timer(1.0, left.set).start()  # once `close` waits
     windows.close()  # type: ignore[attr-defined]
     assert len(prepared) < 16, "eight pieces make a segment; the second was not finished"
+
+
+def test_the_memory_of_templates_is_limited_beside_training(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is one of a process, so that rows behind the preview are rendered in another one."""
+    plain = RowPreparer.prepare_chunk
+
+    def only_here(preparer: RowPreparer, start: int, stop: int) -> Any:
+        assert threading.current_thread() is threading.main_thread(), "rendered without a limit"
+        return plain(preparer, start, stop)
+
+    monkeypatch.setattr(RowPreparer, "prepare_chunk", only_here)
+    template = FOR_A_ROW.replace("ATTACK", "{{ 'x' * 10**10 }}") + BODY
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    path = write_lines(tmp_path / "a.jsonl", [chat("q", "a")] * 250 + [chat("BOMB", "a")])
+    loader, _ = factory(path, streaming=True, num_proc=1).build(tokenizer, geometry(steps=99))
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:251: the chat template takes more than 4,096 MiB of memory for this row"
+    ):
+        list(loader.windows(0))
 
 
 def test_plain_texts_are_streamed_too(tmp_path: Path, tokenizer: Any) -> None:
