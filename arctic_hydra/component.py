@@ -15,7 +15,17 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_transform, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Protocol,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -190,6 +200,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         cls.option_group, cls.option_name = group, option  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
         _refuse_literals(decorated)
+        _refuse_groups(decorated)
         _REGISTRY[group, option] = decorated
         BY_TARGET[target] = decorated
         ConfigStore.instance().store(group=f"schema/{group}", name=option, node=decorated, provider="arctic_hydra")
@@ -203,6 +214,28 @@ def _refuse_literals(cls: Any) -> None:
         if "Literal[" in str(hint):
             raise TypeError(
                 f"{cls.__qualname__}.{name}: a config cannot hold a {hint}; declare an Enum with these members instead"
+            )
+
+
+def _refuse_groups(cls: Any) -> None:
+    """Raise TypeError for a field of a form in which a group of fields cannot be set, here or in a nested group."""
+    hints = hints_of(cls)
+    for item in fields(cls):
+        where, hint = f"{cls.__qualname__}.{item.name}", hints[item.name]
+        group = next((kind for kind in (hint, *get_args(hint)) if is_settings(kind)), None)
+        if group is None:
+            continue
+        _refuse_groups(group)
+        name = group.__name__
+        if get_origin(hint) in (list, tuple, dict):
+            raise TypeError(
+                f"{where}: a config cannot hold several {name} in one field; declare a field `<name>: {name} = "
+                f"field(default_factory={name})` for each, or list[dict[str, Any]] and check it in `validate`"
+            )
+        if default_of(item) is None:
+            raise TypeError(
+                f"{where}: the command line cannot set keys of a {name} that is unset; declare `{item.name}: {name} = "
+                f"field(default_factory={name})`, with a field of {name} that switches it off, such as `enabled: bool = False`"
             )
 
 
