@@ -51,6 +51,13 @@ BY_TARGET: dict[str, type] = {}
 C = TypeVar("C", bound=type)
 
 
+class DuplicateOption(ValueError):
+    """A class was to be registered as an option that exists; its second argument is the group and the name of the option."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RunContext(Protocol):
     """The part of its run that a component may use; the run's trainer implements it."""
 
@@ -184,7 +191,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
 
     The class becomes a keyword-only dataclass with a `_target_` field, its schema is stored as
     `schema/<group>/<name>`, and a config can name it as `_target_`. In the file of `code=`, `code:` precedes the name.
-    Raises ValueError if the option exists.
+    Raises DuplicateOption if the option exists.
     """
 
     def register(cls: C) -> C:
@@ -192,8 +199,9 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         option = f"{code_file.PREFIX}{name}" if code_file.owns(cls.__module__) else name
         if (group, option) in _REGISTRY:
             taken = _REGISTRY[group, option]
-            raise ValueError(
-                f"{group}={option} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name"
+            raise DuplicateOption(
+                f"{group}={option} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name",
+                (group, option),
             )
         cls.__annotations__ = {"_target_": "str", **cls.__dict__.get("__annotations__", {})}
         cls._target_ = target  # type: ignore[attr-defined]
@@ -304,22 +312,28 @@ def _extension_of(package: str) -> str:
 
 BROKEN_EXTENSIONS: dict[str, str] = {}
 """Why an installed extension cannot be imported, by its top-level package."""
+DISPUTED_OPTIONS: dict[tuple[str, str], str] = {}
+"""Options that an installed extension registers a second time, by group and name, and which two classes these are."""
 
 
 def load_extensions() -> None:
     """Import each installed extension, which registers its components.
 
-    One that cannot be imported blocks only the commands that use it: the reason is kept in `BROKEN_EXTENSIONS`.
+    One that cannot be imported blocks only the commands that use it: the reason is kept in `BROKEN_EXTENSIONS`. If the reason
+    is an option that exists, commands that use this option are blocked too, because two classes may be meant.
     """
     for point in extensions():
         try:
             importlib.import_module(point.module)
         except Exception as error:
             owner = point.dist.name if point.dist else point.name
-            BROKEN_EXTENSIONS[point.module.partition(".")[0]] = (
+            problem = (
                 f"extension {point.name!r} of package {owner!r} cannot be imported: {describe(error)}; "
                 f"fix it, or `pip uninstall {owner}`"
             )
+            BROKEN_EXTENSIONS[point.module.partition(".")[0]] = problem
+            if isinstance(error, DuplicateOption):
+                DISPUTED_OPTIONS[error.args[1]] = problem
 
 
 @cache
