@@ -175,7 +175,9 @@ def test_a_broken_extension_is_named_and_blocks_only_what_uses_it(what, tmp_path
 def test_a_name_that_two_classes_are_to_have_is_refused_where_it_is_used(tmp_path):
     path = install(tmp_path / "site", "broken_lab", OPTIONS.replace("soap2", "fused_adam"))
     line = fails("optimizer=fused_adam", tmp_path, path)
-    assert line.startswith("error: optimizer._target_: got 'arctic_hydra.optimizer.fused_adam.FusedAdamFactory', an option that")
+    assert line.startswith(
+        "error: optimizer._target_: got 'arctic_hydra.optimizer.fused_adam.FusedAdamFactory', an option that"
+    )
     assert "broken_lab.options.Soap2 needs another name" in line and "broken_lab/options.py:" in line
 
 
