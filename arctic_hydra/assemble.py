@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import cross_checks, determinism, distributed, engine, log
+from arctic_hydra.callback.base import TRAINER_STATE
 from arctic_hydra.callback.ema import ExponentialMovingAverage
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
@@ -163,7 +164,7 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
             "versions": package_versions() if data.world.is_main else {},  # rank 0 writes the manifest
         },
         logs=[run_dir / "metrics.jsonl"],
-        callbacks={**run.callback, "trainer": OwnState(run.trainer)},
+        callbacks={**run.callback, TRAINER_STATE: OwnState(run.trainer)},
         base=base_of(run),
         omits_frozen_weights=frozen is not None,
         create_initial_model=lambda: create_model(
@@ -237,7 +238,7 @@ def set_up(run: Run, tools: Toolbox) -> None:
     with determinism.kept_random_state():
         determinism.seed_everything(run.seed)
         run.trainer.setup(tools)
-    own = tools.state.callbacks["trainer"]
+    own = tools.state.callbacks[TRAINER_STATE]
     assert isinstance(own, OwnState)
     own.set_up()
     run.trainer.probe()

@@ -15,7 +15,17 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_transform, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Protocol,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -39,6 +49,13 @@ BY_TARGET: dict[str, type] = {}
 """The classes that a config may name, by the exact text of `_target_`."""
 
 C = TypeVar("C", bound=type)
+
+
+class DuplicateOption(ValueError):
+    """A class was to be registered as an option that exists; its second argument is the group and the name of the option."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RunContext(Protocol):
@@ -174,7 +191,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
 
     The class becomes a keyword-only dataclass with a `_target_` field, its schema is stored as
     `schema/<group>/<name>`, and a config can name it as `_target_`. In the file of `code=`, `code:` precedes the name.
-    Raises ValueError if the option exists.
+    Raises DuplicateOption if the option exists.
     """
 
     def register(cls: C) -> C:
@@ -182,14 +199,16 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         option = f"{code_file.PREFIX}{name}" if code_file.owns(cls.__module__) else name
         if (group, option) in _REGISTRY:
             taken = _REGISTRY[group, option]
-            raise ValueError(
-                f"{group}={option} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name"
+            raise DuplicateOption(
+                f"{group}={option} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name",
+                (group, option),
             )
         cls.__annotations__ = {"_target_": "str", **cls.__dict__.get("__annotations__", {})}
         cls._target_ = target  # type: ignore[attr-defined]
         cls.option_group, cls.option_name = group, option  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
         _refuse_literals(decorated)
+        _refuse_groups(decorated)
         _REGISTRY[group, option] = decorated
         BY_TARGET[target] = decorated
         ConfigStore.instance().store(group=f"schema/{group}", name=option, node=decorated, provider="arctic_hydra")
@@ -203,6 +222,28 @@ def _refuse_literals(cls: Any) -> None:
         if "Literal[" in str(hint):
             raise TypeError(
                 f"{cls.__qualname__}.{name}: a config cannot hold a {hint}; declare an Enum with these members instead"
+            )
+
+
+def _refuse_groups(cls: Any) -> None:
+    """Raise TypeError for a field of a form in which a group of fields cannot be set, here or in a nested group."""
+    hints = hints_of(cls)
+    for item in fields(cls):
+        where, hint = f"{cls.__qualname__}.{item.name}", hints[item.name]
+        group = next((kind for kind in (hint, *get_args(hint)) if is_settings(kind)), None)
+        if group is None:
+            continue
+        _refuse_groups(group)
+        name = group.__name__
+        if get_origin(hint) in (list, tuple, dict):
+            raise TypeError(
+                f"{where}: a config cannot hold several {name} in one field; declare a field `<name>: {name} = "
+                f"field(default_factory={name})` for each, or list[dict[str, Any]] and check it in `validate`"
+            )
+        if default_of(item) is None:
+            raise TypeError(
+                f"{where}: the command line cannot set keys of a {name} that is unset; declare `{item.name}: {name} = "
+                f"field(default_factory={name})`, with a field of {name} that switches it off, such as `enabled: bool = False`"
             )
 
 
@@ -271,22 +312,28 @@ def _extension_of(package: str) -> str:
 
 BROKEN_EXTENSIONS: dict[str, str] = {}
 """Why an installed extension cannot be imported, by its top-level package."""
+DISPUTED_OPTIONS: dict[tuple[str, str], str] = {}
+"""Options that an installed extension registers a second time, by group and name, and which two classes these are."""
 
 
 def load_extensions() -> None:
     """Import each installed extension, which registers its components.
 
-    One that cannot be imported blocks only the commands that use it: the reason is kept in `BROKEN_EXTENSIONS`.
+    One that cannot be imported blocks only the commands that use it: the reason is kept in `BROKEN_EXTENSIONS`. If the reason
+    is an option that exists, commands that use this option are blocked too, because two classes may be meant.
     """
     for point in extensions():
         try:
             importlib.import_module(point.module)
         except Exception as error:
             owner = point.dist.name if point.dist else point.name
-            BROKEN_EXTENSIONS[point.module.partition(".")[0]] = (
+            problem = (
                 f"extension {point.name!r} of package {owner!r} cannot be imported: {describe(error)}; "
                 f"fix it, or `pip uninstall {owner}`"
             )
+            BROKEN_EXTENSIONS[point.module.partition(".")[0]] = problem
+            if isinstance(error, DuplicateOption):
+                DISPUTED_OPTIONS[error.args[1]] = problem
 
 
 @cache

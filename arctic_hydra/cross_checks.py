@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from arctic_hydra.callback.base import TRAINER_STATE
 from arctic_hydra.callback.early_stopping import EarlyStopping
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
 from arctic_hydra.component import Component, default_of, is_settings
@@ -180,6 +181,11 @@ def _evaluation_problems(run: Run) -> Iterator[str]:
 
 
 def _checkpoint_problems(run: Run) -> Iterator[str]:
+    if TRAINER_STATE in run.callback:
+        yield (
+            f"callback.{TRAINER_STATE}: got a callback of this name, under which checkpoints keep the state of the trainer; give its "
+            "option another name"
+        )
     exporter = run.checkpoint.get("hf")
     merge = exporter.merge if isinstance(exporter, HuggingFaceCheckpoint) else None
     if merge is not None and not run.peft.adapts:

@@ -17,6 +17,7 @@ from typing import Any, Union, get_args, get_origin
 from arctic_hydra.component import (
     BROKEN_EXTENSIONS,
     BY_TARGET,
+    DISPUTED_OPTIONS,
     ENTRY_POINT_GROUP,
     MISSING_VALUE,
     Component,
@@ -88,6 +89,9 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
             f"{prefix}_target_: got {target!r}, expected a subclass of {family.__name__}; choose the option in its config group instead of "
             "changing _target_"
         )
+        return None
+    if dispute := DISPUTED_OPTIONS.get((cls.option_group, cls.option_name)):
+        problems.append(f"{prefix}_target_: got {target!r}, an option that two classes are to have, and {dispute}")
         return None
     return _build(cls, node, key, problems)
 

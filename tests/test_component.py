@@ -11,8 +11,9 @@ import pytest
 
 from arctic_hydra import component
 from arctic_hydra.component import Component, default_of, flatten, registered
-from arctic_hydra.errors import FieldError
+from arctic_hydra.errors import ConfigError, FieldError
 from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.instantiate import create
 
 
 class Color(Enum):
@@ -98,3 +99,46 @@ class Outer:
 def test_nested_fields_with_slots_are_converted():
     values = {"inner": Inner(size="2Ki")}
     assert component.convert_fields(Outer, values) == [] and values["inner"].size == 2048
+
+
+@pytest.mark.parametrize(
+    ("hint", "default", "message"),
+    [
+        (Inner | None, None, r"Odd\.inner: the command line cannot set keys of a Inner that is unset; declare `inner: Inner = "),
+        (list[Inner], field(default_factory=list), r"Odd\.inner: a config cannot hold several Inner in one field; declare"),
+        (dict[str, Inner], field(default_factory=dict), r"Odd\.inner: a config cannot hold several Inner in one field"),
+    ],
+)  # fmt: skip
+def test_groups_of_fields_that_cannot_be_set_are_refused_where_they_are_declared(hint, default, message):
+    made = type("Odd", (Component,), {"__annotations__": {"inner": hint}, "inner": default, "__module__": __name__})
+    with pytest.raises(TypeError, match=message):
+        component.component(group="optimizer", name="odd")(made)
+    assert ("optimizer", "odd") not in registered()
+
+
+@dataclass
+class Nullable:
+    inner: Inner | None = field(default_factory=Inner)
+
+
+def test_a_group_of_fields_can_be_switched_off(monkeypatch):
+    monkeypatch.setattr(component, "_REGISTRY", {})
+    monkeypatch.setattr(component, "BY_TARGET", component.BY_TARGET.copy())
+    made = type(
+        "Able",
+        (Component,),
+        {
+            "__annotations__": {"nullable": Nullable},
+            "nullable": field(default_factory=Nullable),
+            "__module__": __name__,
+        },
+    )
+    cls = component.component(group="things", name="able")(made)
+    monkeypatch.setattr("arctic_hydra.instantiate.BY_TARGET", component.BY_TARGET)
+    tree = {"_target_": cls._target_, "nullable": {"inner": None}}
+    assert create(tree).nullable.inner is None
+    tree["nullable"]["inner"] = {"size": "2Ki"}
+    assert create(tree).nullable.inner.size == 2048
+    tree["nullable"]["inner"] = {"size": 0}
+    with pytest.raises(ConfigError, match=r"nullable\.inner\.size: got 0, expected 1 or more"):
+        create(tree)

@@ -9,6 +9,7 @@ import pytest
 from transformers import LlamaConfig
 
 from arctic_hydra import cross_checks
+from arctic_hydra.callback.base import Callback
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
@@ -44,6 +45,15 @@ def test_an_optimizer_that_cannot_step_on_the_cpu_is_not_offloaded(monkeypatch):
     free.deepspeed.config = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
     with pytest.raises(ConfigError, match="got an option with CPU offload, but optimizer=adamw"):
         free.check()
+
+
+def test_no_callback_takes_the_place_of_the_trainers_state():
+    run = built("ranks=1")
+    run.callback = {"trainer": Callback()}
+    with pytest.raises(
+        ConfigError, match=r"callback\.trainer: got a callback of this name, under which checkpoints keep"
+    ):
+        run.check()
 
 
 @pytest.mark.parametrize("hint", [HFModelFactory | RandomModelFactory, Union[HFModelFactory, RandomModelFactory]])  # noqa: UP007

@@ -6,6 +6,7 @@ code and a part of its message: `# exit code 2: there is no such key`.
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -61,3 +62,29 @@ def test_the_commands_of_a_page_run(page, tmp_path):
         done = run(command.removeprefix(_PROGRAM), tmp_path, code=int(failure[1]) if failure else 0, **more)
         assert not failure or failure[2] in done.stdout + done.stderr, f"{line}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr, line
+
+
+MOST_LINES = 30
+"""Lines of code of one class or function of an extension."""
+
+
+def _definitions(text: str) -> dict[str, int]:
+    """Return the lines of each class and function at the top of a module, without empty ones."""
+    found, lines = {}, text.splitlines()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            found[node.name] = sum(bool(line.strip()) for line in lines[first - 1 : node.end_lineno])
+    return found
+
+
+def test_each_component_of_an_extension_is_short():
+    modules = {str(path): path.read_text() for path in (ROOT / "tests" / "examples").rglob("*.py")}
+    for page in (ROOT / "docs" / "extending").glob("*.md"):
+        blocks = {f"{page}: {name}": text for name, text in files(page.read_text()).items()}
+        modules |= {name: text for name, text in blocks.items() if name.endswith(".py")}
+    counted = {
+        f"{place}: {name}": lines for place, text in modules.items() for name, lines in _definitions(text).items()
+    }
+    assert len(counted) > 40
+    assert {name: lines for name, lines in counted.items() if lines > MOST_LINES} == {}

@@ -150,8 +150,8 @@ BROKEN = {
         "TypeError: Herald.on_step_ende",
     ),
     "a name twice": (
-        OPTIONS.replace("soap2", "adamw"),
-        "ValueError: optimizer=adamw is already arctic_hydra.optimizer",
+        OPTIONS.replace("soap2", "fused_adam"),
+        "DuplicateOption: optimizer=fused_adam is already arctic_hydra.optimizer",
     ),
     "bad syntax": ("def\n", "SyntaxError: "),
 }
@@ -170,6 +170,15 @@ def test_a_broken_extension_is_named_and_blocks_only_what_uses_it(what, tmp_path
     assert "broken_lab/options.py:" in warning
     for option in ("optimizer=soap2", "callback=[herald]"):
         assert told in fails(option, tmp_path, path)
+
+
+def test_a_name_that_two_classes_are_to_have_is_refused_where_it_is_used(tmp_path):
+    path = install(tmp_path / "site", "broken_lab", OPTIONS.replace("soap2", "fused_adam"))
+    line = fails("optimizer=fused_adam", tmp_path, path)
+    assert line.startswith(
+        "error: optimizer._target_: got 'arctic_hydra.optimizer.fused_adam.FusedAdamFactory', an option that"
+    )
+    assert "broken_lab.options.Soap2 needs another name" in line and "broken_lab/options.py:" in line
 
 
 def test_an_extension_whose_package_cannot_be_imported_blocks_only_what_uses_it(tmp_path):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import SMALLEST
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +132,30 @@ def test_a_wheel_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
     assert where(environment, tmp_path).is_relative_to(tmp_path / "venv")
     assert composed(shell(f"'{environment}/arctic-hydra' --cfg job", tmp_path))
     assert composed(shell(f"'{environment}/python' -m arctic_hydra --cfg job", tmp_path))
+
+
+def test_an_extension_is_a_wheel_beside_this_one(wheel: Path, tmp_path: Path) -> None:
+    """One run with an option of each of its groups, which its own `conf` package holds."""
+    source = shutil.copytree(ROOT / "tests" / "examples" / "my_lab", tmp_path / "source")
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source)
+    [extension] = tmp_path.glob("my_lab-*.whl")
+    groups = {path.parts[2] for path in map(Path, zipfile.ZipFile(extension).namelist()) if path.suffix == ".yaml"}
+    options = {
+        "callback": "callback=[recorder]",
+        "converter": "converter=[clamp]",
+        "model": "model=shallow",
+        "optimizer": "optimizer=soap",
+        "source": "data=mix +source@data.sources.sums=sums +source@data.eval_sources.sums=sums",
+        "trainer": "trainer=plain",
+    }
+    assert set(options) == groups
+    environment = new_environment(tmp_path / "venv")
+    install(environment, wheel, extension)
+    assert where(environment, tmp_path).is_relative_to(tmp_path / "venv")
+    small = f"{SMALLEST} trainer.train_iters=1 tracking=[] checkpoint=[] ranks=1"
+    shell(f"'{environment}/arctic-hydra' {' '.join(options.values())} {small}", tmp_path)
+    [examples] = tmp_path.glob("outputs/default/*/examples.jsonl.rank0")
+    assert len(examples.read_text().splitlines()) == 1
 
 
 def test_an_editable_install_runs_from_anywhere(checkout: Path, tmp_path: Path) -> None:

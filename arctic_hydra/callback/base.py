@@ -55,6 +55,9 @@ KEEP_THEIR_TYPE = ("batch", "loss", "metrics")
 OBSERVERS_MAY_REPLACE = frozenset(("on_log", "on_evaluate_end"))
 """Events where a replaced value is only recorded, so that a callback that only observes may replace it too."""
 
+TRAINER_STATE = "trainer"
+"""The entry among the states of callbacks in which checkpoints keep that of the trainer; no callback may have this name."""
+
 
 @dataclass(kw_only=True)
 class Callback(Component):

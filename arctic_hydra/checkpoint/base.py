@@ -220,18 +220,20 @@ class TriggeredCheckpoint(CheckpointEngine):
     def do_checkpoint(self) -> bool:
         """Whether a trigger fires for the step just completed; at most once per step and directory.
 
-        An engine that can resume also saves when the run stops early, independent of its triggers.
+        An engine that can resume also saves when the run stops early, independent of its triggers. Before the first step,
+        only the end of a run is saved, which a callback can bring about.
         """
         progress = self.state.progress
-        if not self.enabled or progress.global_step == 0:
+        if not self.enabled or self._saved == (progress.global_step, self.checkpoint_dir):
             return False
-        if self._saved == (progress.global_step, self.checkpoint_dir):
-            return False
+        at_end = self.save_end_of_training and self.training_finished
+        if progress.global_step == 0:
+            return at_end
         steps, epochs = self.save_every_n_steps, self.save_every_n_epochs
         return (
-            bool(steps and progress.global_step % steps == 0)
+            at_end
+            or bool(steps and progress.global_step % steps == 0)
             or bool(epochs and self.epoch_finished and progress.epoch % epochs == 0)
-            or (self.save_end_of_training and self.training_finished)
             or (self.can_resume and self.state.stopping)
         )
 

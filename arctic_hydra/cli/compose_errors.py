@@ -51,6 +51,11 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
         return ConfigError(
             f"{' '.join(overrides)[:80] or 'config'}: nested too deeply; expected config files that do not include each other in a circle"
         )
+    if text.startswith(
+        ("Unexpected type for root: NoneType", "'NoneType' object has no attribute 'get'")
+    ):  # of OmegaConf
+        given = " ".join(overrides)
+        return ConfigError(f"{given}: sets a key of a group that is null; remove the null, here or in a config file")
     if problem := _unreadable_file(chain):
         return ConfigError(problem)
     if isinstance(error, MissingConfigException) and "Available options in" in text:

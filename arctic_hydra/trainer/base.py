@@ -49,6 +49,8 @@ class Trainer(Construction, Evaluation):
     """Why the loss of a position may depend on tokens after the one that it predicts; if empty, `probe` refuses that."""
     mixes_documents: ClassVar[str] = ""
     """Why the loss of a document may depend on the other documents of its row; if empty, `probe` refuses that."""
+    not_additive: ClassVar[str] = ""
+    """Why the loss of several documents may be other than the sum of their losses; if empty, `probe` refuses that."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a subclass keeps of its own, such as a second model: tensors, numbers, texts, lists and dictionaries.
@@ -85,24 +87,33 @@ class Trainer(Construction, Evaluation):
         return self.loss(batch)
 
     def probe(self) -> None:
-        """Check that the loss depends neither on later tokens nor, in packed rows, on other documents.
+        """Check that the loss depends neither on later tokens nor, in packed rows, on other documents, and that it is a sum.
 
         Called after `setup`, and again after the steps of this start that `PROBED_STEPS` names, for layers that begin at zero.
         Raises ConfigError. It calls `probed_loss` on a few short batches without gradients, and changes no random state.
         Collective.
         """
-        from arctic_hydra.trainer.isolation import Subject, check_causality, check_isolation
+        from arctic_hydra.trainer.isolation import Subject, check_causality, check_isolation, check_sum
 
-        tools = self.tools
-        subject = Subject(self.probed_loss, tools.engine, self.device, tools.model_factory.attn_implementation)
+        tools, is_first = self.tools, self.global_step == self._loop.first_step
+        attention = tools.model_factory.attn_implementation
+        name = vars(type(self)).get("option_name") or type(self).__name__
+        subject = Subject(self.probed_loss, tools.engine, self.device, attention, f"trainer={name}")
         with self.trial():
             if not self.looks_ahead:
                 check_causality(subject)
             if (tools.packed and not self.mixes_documents) or self.sequence_parallel_size > 1:
                 check_isolation(subject, self.sequence_parallel_size)
-        for what, why in (("later tokens", self.looks_ahead), ("other documents", self.mixes_documents)):
-            if why and self.world.is_main and self.global_step == self._loop.first_step:
-                log.info("not checked whether the loss depends on %s: %s", what, why)
+            if is_first and not self.not_additive:
+                check_sum(subject, tools.packed)
+        declared = {
+            "depends on later tokens": self.looks_ahead,
+            "depends on other documents": self.mixes_documents,
+            "is a sum": self.not_additive,
+        }
+        for what, why in declared.items():
+            if why and self.world.is_main and is_first:
+                log.info("not checked whether the loss %s: %s", what, why)
 
     def train(self) -> None:
         """Train until the horizon, or until all ranks agree to stop."""

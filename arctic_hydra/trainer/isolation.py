@@ -1,4 +1,4 @@
-"""Probes that a loss depends neither on later tokens nor on other documents of a packed row.
+"""Probes that a loss depends neither on later tokens nor on other documents of a packed row, and that it is a sum.
 
 They look at the trainer's own loss, so they hold for any model and any trainer. Two batches that differ only in tokens which
 must not matter give the same loss, bit for bit, in almost every run, which costs two forward passes. If they do not, the
@@ -42,11 +42,13 @@ class Subject:
     device: torch.device
     attention: str
     """The model's `attn_implementation`."""
+    trainer: str
+    """How the config selects the trainer."""
 
     @property
     def name(self) -> str:
-        """Class of the model."""
-        return type(unwrap(self.engine)).__name__
+        """Class of the model, and the trainer."""
+        return f"{type(unwrap(self.engine)).__name__} (under {self.trainer})"
 
     def losses(self, batches: Sequence[Batch]) -> list[float]:
         """Return the loss of each batch, without dropout, with the same random numbers for each; collective."""
@@ -150,6 +152,26 @@ def check_isolation(subject: Subject, sharing: int = 1) -> None:
     )
 
 
+def check_sum(subject: Subject, packed: bool) -> None:
+    """Raise ConfigError for a loss that is not a sum over documents, such as a mean over the batch; collective.
+
+    The threshold is coarse, because documents that may affect each other have another loss together than alone.
+    """
+    first, second = (range(length - 1 - _ROWS, length - 1) for length in (_FIRST, _SECOND))
+    both = [*first, *(_FIRST + row for row in second)]
+    batches = [_batch(subject, [_FIRST, _SECOND], both, packed=packed)]
+    for start, length, rows in ((0, _FIRST, first), (_FIRST, _SECOND, second)):
+        batches.append(_batch(subject, [length], list(rows), start=start, packed=packed))
+    together, *alone = subject.losses(batches)
+    if abs(together - sum(alone)) > 0.25 * sum(map(abs, alone)):
+        raise ConfigError(
+            f"{subject.trainer}: on {type(unwrap(subject.engine)).__name__} the loss of two documents is {together:.4g}, and of each alone "
+            f"{alone[0]:.4g} and {alone[1]:.4g}; expected their sum {sum(alone):.4g}, because the step divides the losses of all "
+            "micro-batches and ranks by the number of their supervised positions; return a sum instead of a mean "
+            "(reduction='sum'); a trainer for which that is right declares `not_additive`"
+        )
+
+
 @contextmanager
 def _recorded_calls() -> Iterator[list[bool]]:
     """Yield a list that grows with each call of `arctic_varlen` within this context."""
@@ -172,24 +194,40 @@ def _vocabulary(model: Any) -> int:
 
 def _documents(subject: Subject, supervised: range, packed: bool = False) -> Batch:
     """Return two packed documents, or their tokens as one document, with the next tokens of `supervised` as targets."""
-    device = subject.device
-    lengths = [_FIRST, _SECOND] if packed else [_FIRST + _SECOND]
-    ids = (torch.arange(sum(lengths), device=device) * 7 + 3) % _vocabulary(unwrap(subject.engine))
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    rows = torch.tensor(list(supervised), device=device)
+    return _batch(subject, [_FIRST, _SECOND] if packed else [_FIRST + _SECOND], list(supervised), packed=packed)
+
+
+def _batch(subject: Subject, lengths: list[int], supervised: list[int], *, packed: bool, start: int = 0) -> Batch:
+    """Return documents of `lengths` tokens in one packed row, or in a padded row each.
+
+    `supervised` indexes the tokens of all documents, without padding. The tokens follow from their place, from `start` on.
+    """
+    device, width, count = subject.device, max(lengths), len(lengths)
+    document_N = torch.repeat_interleave(torch.arange(count), torch.tensor(lengths)).to(device)
+    position_N = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    ids_N = (torch.arange(start, start + sum(lengths), device=device) * 7 + 3) % _vocabulary(unwrap(subject.engine))
+    chosen = torch.tensor(supervised, device=device)
+    if packed:
+        rows_K, ids_BT, positions_BT = chosen, ids_N[None], position_N[None]
+    else:
+        rows_K = (document_N * width + position_N)[chosen]
+        ids_BT = ids_N.new_zeros(count, width)
+        ids_BT[document_N, position_N] = ids_N
+        positions_BT = torch.arange(width, device=device).expand(count, width)
     bounds = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
     return Batch(
-        input_ids_BT=ids[None],
-        position_ids_BT=positions[None],
-        rows_K=rows,
-        targets_K=ids[rows + 1],
-        source_K=torch.zeros_like(rows),
+        input_ids_BT=ids_BT,
+        position_ids_BT=positions_BT,
+        rows_K=rows_K,
+        targets_K=ids_N[chosen + 1],
+        source_K=torch.zeros_like(rows_K),
         cu_seqlens=bounds if packed else None,
-        max_seqlen=max(lengths),
+        max_seqlen=width,
         num_tokens=sum(lengths),
-        example_ids=list(range(len(lengths))),
+        num_padding=ids_BT.numel() - sum(lengths),
+        example_ids=list(range(count)),
         document_lengths=lengths,
-        document_K=torch.full_like(rows, len(lengths) - 1),
+        document_K=document_N[chosen],
     )
 
 

@@ -101,8 +101,13 @@ class SFTTrainer(Trainer):
         return self._losses.loss_sum(batch)
 
     def probed_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the token losses without the load-balancing loss of a mixture of experts, which is over all tokens."""
-        return replace(self._losses, balance=None).loss_sum(batch)
+        """Return `loss`, also that of a subclass, without the load-balancing loss of a mixture of experts, which is over all tokens."""
+        losses = self._losses
+        self._losses = replace(losses, balance=None)
+        try:
+            return self.loss(batch)
+        finally:
+            self._losses = losses
 
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return plain cross-entropy, correct tokens and count per source, float64 [num_sources, 3]."""

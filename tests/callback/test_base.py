@@ -14,6 +14,7 @@ from arctic_hydra.callback.base import EVENTS, MOMENTS, REPLACES, Callback, fire
 from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.stopping import StopRequest
+from tests.command import SMALL, only_run, run
 from tests.converter import lab
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, full_weights, make_trainer, tiny_factory
@@ -237,6 +238,30 @@ def test_a_stop_on_one_rank_ends_all_of_them(ranks, tmp_path):
     for done, evaluated, saved, _ in run_ranks(ranks, _stopped, tmp_path / "finished", True):
         assert done == (2, "seen enough", True)
         assert (evaluated, saved) == (2, []), "evaluated as after the last step; this engine saves nothing there"
+
+
+ENDER = """
+from typing import ClassVar
+
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.component import component
+
+
+@component(group="callback", name="ender")
+class Ender(Callback):
+    only_observes: ClassVar[bool] = False
+
+    def on_train_start(self, trainer, facts):
+        trainer.stop("nothing to do", finished=True)
+"""
+
+
+def test_a_run_that_is_finished_before_its_first_step_exports_the_weights_it_began_with(tmp_path):
+    (tmp_path / "ender.py").write_text(ENDER)
+    done = run(f"{SMALL} code=ender.py callback=[code:ender] tracking=[]", tmp_path)
+    assert "finished 0 steps" in done.stdout and "nothing to do" in done.stdout
+    run_dir = only_run(tmp_path)
+    assert (run_dir / "export" / "model.safetensors").exists()
 
 
 def _finished_twice(folder):

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
+from omegaconf import OmegaConf
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli.compose_errors import translate_error
@@ -130,3 +133,21 @@ def test_an_endless_number_in_a_file_is_refused(capsys, tmp_path):
     )
     assert main(["--config-dir", "mine", "--config-name", "own", "task=check"]) == 2
     assert "error: model.hf_config_kwargs.a: got a whole number of more than 1,024 bits" in capsys.readouterr().err
+
+
+@dataclass
+class Critic:
+    lr: float = 1.0
+
+
+@dataclass
+class Options:
+    critic: Critic | None = None
+
+
+@pytest.mark.parametrize(("key", "value"), [("critic.lr", 2), ("critic", {"lr": 2})])
+def test_a_key_of_a_group_that_is_null_is_explained(key, value):
+    with pytest.raises((AssertionError, AttributeError)) as caught:
+        OmegaConf.update(OmegaConf.structured(Options), key, value, merge=True)
+    problem = str(translate_error(caught.value, [f"trainer.{key}={value}"], None))
+    assert problem.endswith("sets a key of a group that is null; remove the null, here or in a config file")

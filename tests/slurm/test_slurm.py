@@ -28,6 +28,18 @@ TINY = f"{SMALL} trainer.train_iters=4 trainer.eval_at_start=false checkpoint=[d
 SLURM = "hydra/launcher=slurm hydra.launcher.poll_seconds=0.5"
 
 
+GREETER = """
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.component import component
+
+
+@component(group="callback", name="greeter")
+class Greeter(Callback):
+    def on_train_start(self, trainer, facts):
+        (trainer.tools.run_dir / "greeting.txt").write_text(__file__)
+"""
+
+
 def records(folder: Path, name: str = "default") -> list[dict]:
     """Return the records of a name's runs in the order of their jobs."""
     found = [json.loads(path.read_text()) for path in (folder / "outputs" / name).glob("*/record.json")]
@@ -35,12 +47,18 @@ def records(folder: Path, name: str = "default") -> list[dict]:
 
 
 def test_a_grid_is_one_array_composed_at_submission(cluster, tmp_path):
-    """Editing an option's file while jobs wait changes nothing; the same command again has nothing to do."""
+    """Editing an option's file while jobs wait changes nothing; the same command again has nothing to do.
+
+    The jobs import the file of `code=`, whose path the script of the array holds.
+    """
+    code = tmp_path / "greeter.py"
+    code.write_text(GREETER)
     options = tmp_path / "mine" / "experiment"
     options.mkdir(parents=True)
     mine = options / "mine.yaml"
     mine.write_text("# @package _global_\ntrainer: {max_minutes: 30}\n")
     grid = f"-m --config-dir mine experiment=mine {TINY} tracking=[] optimizer.lr=1e-3,2e-3 seed=1,2"
+    grid += " code=greeter.py callback=[code:greeter]"
     process = start(
         f"{grid} {SLURM} 'hydra.launcher.additional_parameters={{begin: now+5}}'", tmp_path, **cluster.variables
     )
@@ -56,6 +74,7 @@ def test_a_grid_is_one_array_composed_at_submission(cluster, tmp_path):
     array = ids[0].partition("_")[0]
     assert ids == [f"{array}_{number}" for number in range(4)]
     assert all(record["status"] == "finished" and record["git"]["revision"] for record in records(tmp_path))
+    assert [path.read_text() for path in tmp_path.glob("outputs/default/*/greeting.txt")] == [str(code)] * 4
     listed = cluster.command(f"sacct -X -n -P -o JobID,State,ExitCode -j {array}").split()
     assert sorted(listed) == [f"{name}|COMPLETED|0:0" for name in ids]
     assert len(re.findall(r"\): RUNNING on n", output)) == 4 and "best: job" in output

@@ -28,6 +28,14 @@ def test_preview_marks_the_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_data_is_prepared_without_a_model(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [chat("q", "a")])
+    absent = "model=hf model.name_or_path=nobody/has-this-model tokenizer=bundled"
+    done = run(f"task=preview {absent} data=json data.sources.json.path=a.jsonl data.num_proc=1", tmp_path)
+    assert "[[a<|im_end|>]]" in done.stdout
+
+
+@pytest.mark.slow
 def test_preview_shows_pairs_which_no_trainer_here_works_with(tmp_path: Path) -> None:
     write_lines(tmp_path / "p.jsonl", [{"system": "s", "question": "q", "chosen": "yes", "rejected": "no"}])
     done = run("task=preview data=preference data.sources.preference.path=p.jsonl data.num_proc=1", tmp_path)

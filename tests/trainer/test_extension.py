@@ -28,7 +28,10 @@ def test_a_loss_is_enough_to_train_and_to_evaluate(my_lab, tmp_path):
 def test_a_recurrent_model_is_refused_on_packed_rows(my_lab, tmp_path):
     small = " ".join(item for item in SMALL.split() if not item.startswith("model."))
     done = run(f"{small} trainer=plain {MAMBA} tracking=[]", tmp_path, code=2, PYTHONPATH=str(my_lab))
-    assert "data.packing: got true, but MambaForCausalLM mixes the documents of a packed row" in done.stderr
+    assert (
+        "data.packing: got true, but MambaForCausalLM (under trainer=plain) mixes the documents of a packed row"
+        in done.stderr
+    )
 
 
 def test_a_nested_dataclass_is_a_typed_group_of_fields(my_lab, tmp_path):

@@ -13,7 +13,7 @@ from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.random import RandomModelFactory
-from arctic_hydra.trainer.isolation import Subject, check_attention, check_causality, check_isolation
+from arctic_hydra.trainer.isolation import Subject, check_attention, check_causality, check_isolation, check_sum
 from arctic_hydra.trainer.loss import LossComputer
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.ranks import run_ranks
@@ -51,7 +51,7 @@ def factory(architecture: str, attention: str) -> RandomModelFactory:
 
 
 def subject(model: torch.nn.Module, attention: str) -> Subject:
-    return Subject(LossComputer(model, None).loss_sum, model, torch.device("cpu"), attention)
+    return Subject(LossComputer(model, None).loss_sum, model, torch.device("cpu"), attention, "trainer=sft")
 
 
 @pytest.mark.parametrize("architecture", CASES)
@@ -65,7 +65,8 @@ def test_models_that_mix_documents_are_detected(architecture: str) -> None:
             check_isolation(subject(model, attention))
         else:
             with pytest.raises(
-                ConfigError, match=rf"data.packing: got true, but \w+ mixes .*{attention}.*data.packing=false"
+                ConfigError,
+                match=rf"data.packing: got true, but \w+ \(under trainer=sft\) mixes .*{attention}.*data.packing=false",
             ):
                 check_isolation(subject(model, attention))
         assert model.training
@@ -76,6 +77,8 @@ def test_causal_models_pass(architecture: str) -> None:
     maker = factory(architecture, "arctic_varlen")
     model = maker.create_model(maker.create_config()).train()
     check_causality(subject(model, "arctic_varlen"))
+    for packed in (False, True):
+        check_sum(subject(model, "arctic_varlen"), packed)
     assert model.training
     assert transformers.AttentionInterface()["arctic_varlen"] is varlen_attention
 
@@ -96,7 +99,8 @@ def test_a_model_that_is_not_causal_is_refused() -> None:
     maker = factory("bert", "eager")
     model = maker.create_model(maker.create_config())
     with pytest.raises(
-        ConfigError, match="in BertLMHeadModel with .*eager tokens depend on later ones: .*is_decoder: true"
+        ConfigError,
+        match=r"in BertLMHeadModel \(under trainer=sft\) with .*eager tokens depend on later ones: .*is_decoder: true",
     ):
         check_causality(subject(model, "eager"))
 
@@ -105,7 +109,8 @@ def test_a_recurrent_state_is_refused_if_ranks_share_sequences() -> None:
     maker = factory("falcon_h1", "arctic_varlen")
     model = maker.create_model(maker.create_config())
     with pytest.raises(
-        ConfigError, match=r"sequence_parallel_size: got 2, but in FalconH1ForCausalLM tokens interact outside"
+        ConfigError,
+        match=r"sequence_parallel_size: got 2, but in FalconH1ForCausalLM \(under trainer=sft\) tokens interact outside",
     ):
         check_isolation(subject(model, "arctic_varlen"), 2)
 
@@ -121,7 +126,7 @@ def _refused_then_trained(folder: Path, stage: int) -> str:
 
 def test_all_ranks_refuse_packing_and_train_without_it(tmp_path: Path) -> None:
     for text in run_ranks(2, _refused_then_trained, tmp_path, 3):
-        assert "data.packing: got true, but StableLmForCausalLM mixes" in text
+        assert "data.packing: got true, but StableLmForCausalLM (under trainer=sft) mixes" in text
 
 
 class Peeking(SFTTrainer):
@@ -130,16 +135,12 @@ class Peeking(SFTTrainer):
     def loss(self, batch: Batch) -> torch.Tensor:
         return super().loss(replace(batch, rows_K=batch.rows_K + 1))
 
-    probed_loss = loss
-
 
 class FromInputs(SFTTrainer):
     """Takes the targets from the input tokens."""
 
     def loss(self, batch: Batch) -> torch.Tensor:
         return super().loss(replace(batch, targets_K=batch.input_ids_BT.flatten()[batch.rows_K + 1]))
-
-    probed_loss = loss
 
 
 class Everything(SFTTrainer):
@@ -148,15 +149,35 @@ class Everything(SFTTrainer):
     looks_ahead = "it trains on tokens after the supervised ones"
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        rows = torch.arange(batch.input_ids_BT.shape[1] - 1)
-        targets = batch.input_ids_BT[0, 1:]
+        rows = torch.arange(batch.input_ids_BT.numel() - 1)
+        targets = batch.input_ids_BT.flatten()[1:]
         return super().loss(replace(batch, rows_K=rows, targets_K=targets, source_K=torch.zeros_like(rows)))
-
-    probed_loss = loss
 
 
 class Declared(Everything):
     looks_ahead = mixes_documents = "it trains on whole rows"
+
+
+class Mean(SFTTrainer):
+    """Returns a mean, as losses of torch do by default."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) / batch.num_supervised
+
+
+class DeclaredMean(Mean):
+    not_additive = "its step divides by nothing"
+
+
+class OfDocuments(SFTTrainer):
+    """Has a loss of each document that is not a sum over its positions, as preference losses."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        assert batch.document_K is not None
+        parts = [
+            super(OfDocuments, self).loss(batch.only(batch.document_K == d)) for d in set(batch.document_K.tolist())
+        ]
+        return torch.stack(parts).sigmoid().sum()
 
 
 def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
@@ -179,6 +200,11 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
         (Everything, False, ""),
         (Everything, True, "changing the first document, which is not supervised, changed the loss of the second"),
         (Declared, True, ""),
+        (OfDocuments, True, ""),
+        (OfDocuments, False, ""),
+        (DeclaredMean, True, ""),
+        (Mean, True, "trainer=Mean: on LlamaForCausalLM the loss of two documents is "),
+        (Mean, False, "expected their sum"),
     ],
 )
 def test_the_loss_of_the_trainer_is_probed(cls: type[SFTTrainer], packed: bool, refusal: str, tmp_path: Path) -> None:
@@ -192,8 +218,6 @@ class LateMixing(SFTTrainer):
     def loss(self, batch: Batch) -> torch.Tensor:
         mixed = batch.input_ids_BT.float().mean() * batch.num_supervised
         return super().loss(batch) + 0.01 * min(self.global_step, 1) * mixed
-
-    probed_loss = loss
 
 
 def _trained_late(folder: Path) -> tuple[int, list[str]]:

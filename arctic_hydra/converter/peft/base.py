@@ -131,11 +131,11 @@ class PeftFactory(PeftSlot):
         tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
         saved = values.get("modules_to_save") or []
         left = [module for module in tables if not is_named(saved, names[module])]
-        if not left or (is_tied(model) and len(left) < len(tables)):
+        if not left or (ties_embeddings(model) and len(left) < len(tables)):
             return values
         if problem := self._rows_problem(left, names, values, len(added)):
             raise ConfigError(problem)
-        chosen = left[:1] if is_tied(model) else left
+        chosen = left[:1] if ties_embeddings(model) else left
         return {**values, "trainable_token_indices": {names[module].split(".")[-1]: added for module in chosen}}
 
     def _rows_problem(self, tables: list[Any], names: dict[Any, str], values: dict[str, Any], added: int) -> str | None:
@@ -167,7 +167,7 @@ class PeftFactory(PeftSlot):
 
     def _keep_tied(self, model: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Return values that keep embedding and head tied; peft would otherwise train two copies."""
-        if not is_tied(model):
+        if not ties_embeddings(model):
             return values
         tables = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
         names = [name for name, module in model.named_modules() if module in tables]
@@ -191,8 +191,8 @@ def zero3_rows_problem(added: int, tables: list[str]) -> str:
     )
 
 
-def is_tied(model: Any) -> bool:
-    """Whether embedding and head share one weight."""
+def ties_embeddings(model: Any) -> bool:
+    """Whether the config of the model says that embedding and head share one weight."""
     return bool(model.config.get_text_config().tie_word_embeddings)
 
 

@@ -123,15 +123,19 @@ class Saboteur(Callback):
     def _act(self, trainer: Trainer, moment: str) -> None:
         if (trainer.world.rank, trainer.global_step, moment) != (self.rank, self.step, self.moment):
             return
-        if self.how == "raise":
-            raise ZeroDivisionError("sabotage")
-        if self.how == "exit":
-            os._exit(3)
-        if self.how == "sys_exit":
-            raise SystemExit(4)
-        if self.how == "none":
-            return
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[self.how])
+        sabotage(self.how)
+
+
+def sabotage(how: str) -> None:
+    """Let this process fail as `Saboteur.how` says."""
+    if how == "raise":
+        raise ZeroDivisionError("sabotage")
+    if how == "sys_exit":
+        raise SystemExit(4)
+    if how == "exit":
+        os._exit(3)
+    if how != "none":
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[how])
 
 
 @component(group="model", name="shallow")
