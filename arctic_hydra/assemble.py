@@ -23,7 +23,7 @@ from arctic_hydra.data.load.stop_tokens import stop_tokens
 from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
-from arctic_hydra.hub import looks_like_path
+from arctic_hydra.hub import absolute, looks_like_path
 from arctic_hydra.metrics import MetricsFile, read_metrics
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.vocabulary import fit_vocabulary
@@ -230,7 +230,16 @@ def toolbox(
         log_interval=run.log.interval,
         flops_shape=model.facts.flops_shape,
         packed=run.data.packs,
+        create_model=lambda path: _once_more(run, data, model, path),
+        starts_from_adapter=model.start is not None and not initial_weights.is_full_model_export(model.start.path),
     )
+
+
+def _once_more(run: Run, data: Data, model: Model, path: str | None) -> torch.nn.Module:
+    """Return the run's model with its first weights, or with those of `path`, while the random state stays. Collective."""
+    start = initial_weights.find_weights(Path(path)) if path else model.start
+    with determinism.kept_random_state(), engine.model_init(model.engine_config):
+        return create_model(run, run.trainer.create_config(run.model), data.tokenizer, start)
 
 
 def set_up(run: Run, tools: Toolbox) -> None:
@@ -352,11 +361,11 @@ def base_of(run: Run) -> str | None:
     if not run.model.is_base_for_peft:
         return None
     if run.init_from:
-        return _absolute(run.init_from) if initial_weights.is_full_model_export(Path(run.init_from)) else None
+        return absolute(run.init_from) if initial_weights.is_full_model_export(Path(run.init_from)) else None
     if run.model.weights_source is None:
         return None
     name, _ = run.model.weights_source
-    return _absolute(name) if looks_like_path(name) else name
+    return absolute(name) if looks_like_path(name) else name
 
 
 def adapter_base(run: Run) -> tuple[str | None, str | None]:
@@ -365,10 +374,6 @@ def adapter_base(run: Run) -> tuple[str | None, str | None]:
     source = run.model.weights_source
     on_hub = base is not None and not run.init_from and not looks_like_path(base)
     return base, source[1] if on_hub and source else None
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
 
 
 def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -259,6 +259,20 @@ def initialize(
     return engine  # type: ignore[no-any-return]
 
 
+def freeze(model: torch.nn.Module, config: dict[str, Any], device: torch.device) -> Any:
+    """Return a model that is not trained, ready for forward passes on `device`; at ZeRO-3 an engine that shards it. Collective."""
+    model.requires_grad_(False)
+    if config["zero_optimization"]["stage"] != 3:
+        return model.to(device).eval()
+    ds = import_deepspeed()
+    for block in expert_blocks(model):
+        ds.utils.set_z3_leaf_module(block, True)
+    zero = {key: value for key, value in config["zero_optimization"].items() if key != "offload_optimizer"}
+    engine = ds.initialize(model=model, config={**config, "zero_optimization": zero}, dist_init_required=False)[0]
+    engine.eval()
+    return engine
+
+
 @contextmanager
 def _explain_config_errors(version: str) -> Iterator[None]:
     """Turn an error of DeepSpeed about its configuration into a ConfigError.

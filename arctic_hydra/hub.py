@@ -7,6 +7,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 PATH_KEYS = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint", "hostfile")
@@ -18,6 +19,11 @@ def looks_like_path(name: str) -> bool:
     return (
         name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1 or os.path.exists(name)
     )
+
+
+def absolute(path: str) -> str:
+    """Return the absolute form of a path, which may begin with `~`."""
+    return str(Path(path).expanduser().absolute())
 
 
 def holds_path(key: str) -> bool:

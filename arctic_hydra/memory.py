@@ -231,7 +231,8 @@ def measure_model(
                 peaks.append(_peak(run, model, batch, device, passes))
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
-    other = buffers + weights - everything * run.model.torch_dtype.itemsize - saved
+    other = run.trainer.frozen_models(model) * weights // (run.world_size_wanted if run.deepspeed.stage == 3 else 1)
+    other += buffers + weights - everything * run.model.torch_dtype.itemsize - saved
     (least, _), (most, host) = peaks
     trainable = sum(p.numel() for p in trained)
     return ModelPeaks(everything, trainable, other, least - staying + largest, max(0, most - least), host)
@@ -285,7 +286,7 @@ def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: i
     base = live.here.now
     with live:
         for _ in range(passes):
-            run.trainer.loss(batch).backward()
+            run.trainer.probed_loss(batch).backward()
     return int(live.here.peak - base), int(live.elsewhere.peak)
 
 

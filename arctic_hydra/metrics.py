@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,21 +175,28 @@ def memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def evaluation_metrics(sums: list[list[float]], names: Iterable[str]) -> dict[str, float]:
-    """Turn per-source sums (loss, correct tokens, tokens) into metrics of all sources, and of each if there are several.
+def evaluation_metrics(
+    sums: list[list[float]],
+    names: Iterable[str],
+    of_row: Callable[[list[float]], dict[str, float]] = lambda row: token_metrics(*row),
+) -> dict[str, float]:
+    """Turn per-source sums into metrics of all sources, and of each if there are several.
 
-    Without a number of correct tokens (NaN), the loss need not be one of tokens: there is no accuracy and no perplexity.
+    The third of the sums is the number of units; `of_row` returns the metrics of a row that has any.
     """
     names = list(names)
     rows = [("eval", [sum(column) for column in zip(*sums, strict=True)])]
     if len(names) > 1:
         rows += [(f"eval/{name}", values) for name, values in zip(names, sums, strict=True)]
-    metrics: dict[str, float] = {}
-    for prefix, (loss_sum, correct, count) in rows:
-        if count:
-            mean = loss_sum / count
-            metrics[f"{prefix}/loss"] = mean
-            if not math.isnan(correct):
-                metrics[f"{prefix}/perplexity"] = math.exp(min(mean, 700.0))
-                metrics[f"{prefix}/accuracy"] = correct / count
-    return metrics
+    return {f"{prefix}/{name}": value for prefix, values in rows if values[2] for name, value in of_row(values).items()}
+
+
+def token_metrics(loss_sum: float, correct: float, count: float) -> dict[str, float]:
+    """Return loss, perplexity and accuracy of `count` units, which are tokens.
+
+    Without a number of correct tokens (NaN), the loss need not be one of tokens: there is no accuracy and no perplexity.
+    """
+    mean = loss_sum / count
+    if math.isnan(correct):
+        return {"loss": mean}
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "accuracy": correct / count}

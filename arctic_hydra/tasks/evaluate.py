@@ -25,9 +25,9 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
             data = runner.build_data(run, run_dir.parent)
             model = runner.build_model(run, data, weights)
             state = assemble.training_state(run, run_dir, data, model)
+            state.progress.global_step = weights.step or 0
             print_header(run, run_dir, data, model)
             assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
-        trainer.progress.global_step = weights.step or 0
         metrics = trainer.evaluate()
         trainer.tools.display.close()
     distributed.stop()

@@ -169,10 +169,10 @@ class Trainer(Construction, Evaluation):
     def step(self, window: StepBatch, counts: dict[str, int]) -> None:
         """Perform one optimizer step over the window's micro-batches; the loss is the mean over the units of all ranks.
 
-        `counts` holds the step's `supervised` units, `tokens` and `padding` tokens, summed over all ranks. A step without
-        units changes no weights.
+        `counts` holds the step's `units` (see there), `supervised`, `tokens` and `padding` tokens, summed over all ranks. A
+        step without units changes no weights.
         """
-        if units := counts["supervised"]:
+        if units := counts["units"]:
             self.forward_backward(window, units)
             self.optimizer_step()
         self.finish_step(window)

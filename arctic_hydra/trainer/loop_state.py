@@ -24,10 +24,14 @@ class LogSums:
     """Whether a step had a loss to log."""
     steps: int = 0
     supervised: int = 0
+    units: int = 0
+    """Units of the loss over all ranks: supervised tokens, unless the trainer counts others."""
     tokens: int = 0
     by_source: Counter[str] = field(default_factory=Counter)
     """Supervised tokens of each data source, if there are several."""
     flops: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+    """This rank's sums over units of further figures, by name; they stay on the device until the next line."""
     start: float = field(default_factory=time.monotonic)
     paused: float = 0.0
     """Seconds spent on evaluation and saving, which do not count as training time."""
@@ -35,6 +39,10 @@ class LogSums:
     def add_loss(self, loss_sum: Any) -> None:
         """Add the loss of a step: this rank's sum over its units."""
         self.loss_sum, self.has_loss = self.loss_sum + loss_sum, True
+
+    def add_figures(self, sums: dict[str, Any]) -> None:
+        """Add sums over this rank's units, whose means over all ranks the line shows; each rank adds the same names."""
+        self.figures = self.figures | {name: self.figures.get(name, 0.0) + value for name, value in sums.items()}
 
     @contextmanager
     def untimed(self) -> Iterator[None]:
@@ -45,9 +53,10 @@ class LogSums:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums as plain numbers, for checkpoints between two log lines; synchronizes with the device."""
-        names = ("has_loss", "steps", "supervised", "tokens", "flops", "seconds")
+        names = ("has_loss", "steps", "supervised", "units", "tokens", "flops", "seconds")
         figures = {name: getattr(self, name) for name in names}
-        return {**figures, "loss_sum": float(self.loss_sum), "by_source": dict(self.by_source)}
+        further = {name: float(value) for name, value in self.figures.items()}
+        return {**figures, "loss_sum": float(self.loss_sum), "figures": further, "by_source": dict(self.by_source)}
 
     @classmethod
     def resumed(cls, state: dict[str, Any]) -> LogSums:
@@ -55,7 +64,9 @@ class LogSums:
         if not state:
             return cls()
         figures = {name: value for name, value in state.items() if name not in ("seconds", "by_source")}
-        figures.setdefault("has_loss", state["steps"] > 0)  # not in checkpoints of earlier versions
+        figures.setdefault("has_loss", state["steps"] > 0)  # the three are not in checkpoints of earlier versions
+        figures.setdefault("units", state["supervised"])
+        figures["figures"] = dict(state.get("figures", {}))
         return cls(**figures, by_source=Counter(state["by_source"]), start=time.monotonic() - state["seconds"])
 
     @property
@@ -68,7 +79,7 @@ class LogSums:
         seconds = self.seconds
         tflops = self.flops / seconds / 1e12
         return {
-            "loss": loss_sum / self.supervised if self.supervised and self.has_loss else None,
+            "loss": loss_sum / self.units if self.units and self.has_loss else None,
             "step_seconds": seconds / self.steps,
             "tokens": progress.tokens,
             "supervised_tokens": progress.supervised_tokens,

@@ -44,16 +44,22 @@ class LossComputer:
         The load-balancing loss of a mixture of experts, if the model's config enables it, counts once per supervised
         position: divided by their number, it is added to the mean token loss as in transformers.
         """
+        losses_K, router_loss = self.losses(batch)
+        return losses_K.sum() + self.balance_term(router_loss, batch.num_supervised)
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the loss of each supervised position, fp32 [K], or their sum with `liger`; and the router loss, if any."""
         with self.balance.restricted_to(batch) if self.balance else nullcontext():
             if self.head is None:
                 logits_KV, output = supervised_logits(self.engine, batch)
-                loss = self._losses_of(logits_KV, batch.targets_K).sum()
+                losses_K = self._losses_of(logits_KV, batch.targets_K)
             else:
-                result, output = self.head.run(self.engine, batch, lambda *head: self._head_loss(batch, *head))
-                loss = result.sum()
-        if self.balance is None:
-            return loss
-        return loss + self.balance.coefficient * batch.num_supervised * output.aux_loss
+                losses_K, output = self.head.run(self.engine, batch, lambda *head: self._head_loss(batch, *head))
+        return losses_K, None if self.balance is None else output.aux_loss
+
+    def balance_term(self, router_loss: torch.Tensor | None, units: int) -> torch.Tensor | float:
+        """Return what the router loss of a micro-batch adds to a sum of losses over `units` units."""
+        return 0.0 if router_loss is None or self.balance is None else self.balance.coefficient * units * router_loss
 
     def _losses_of(self, logits_KV: torch.Tensor, targets_K: torch.Tensor) -> torch.Tensor:
         if self.own_loss is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,11 @@ class Toolbox:
     """Parameters of the body and of the head, layers, attention width; the arguments of `model_flops`."""
     packed: bool
     """Whether a row may contain several documents."""
+    create_model: Callable[[str | None], torch.nn.Module]
+    """Creates the run's model once more, converted and with the weights that the run starts from, or with those of a
+    path like `init_from`. Collective; at ZeRO-3 its parameters are partitioned."""
+    starts_from_adapter: bool
+    """Whether the run starts from weights other than those of a plain model, such as a trained adapter."""
 
     def chat_prompt(self, text: str) -> str:
         """Return a user's message as the chat template renders it, up to the answer.

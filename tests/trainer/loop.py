@@ -27,6 +27,7 @@ from arctic_hydra.progress import Progress
 from arctic_hydra.scheduler.base import SchedulerFactory
 from arctic_hydra.scheduler.constant import ConstantScheduler
 from arctic_hydra.stopping import StopRequest
+from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.sft import SFTTrainer
 from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -39,13 +40,14 @@ def batch_of(documents: list[Document], packed: bool = True, source: int = 0) ->
     if not documents:
         documents = [([0], [False])]
     width = max(len(ids) for ids, _ in documents)
-    rows, targets, flat, positions, bounds = [], [], [], [], [0]
+    rows, targets, flat, positions, bounds, owners = [], [], [], [], [0], []
     for index, (ids, mask) in enumerate(documents):
         start = bounds[-1] if packed else index * width
         for offset in range(1, len(ids)):
             if mask[offset]:
                 rows.append(start + offset - 1)
                 targets.append(ids[offset])
+                owners.append(index)
         padding = 0 if packed else width - len(ids)
         flat += ids + [0] * padding
         positions += list(range(len(ids) + padding))
@@ -61,14 +63,15 @@ def batch_of(documents: list[Document], packed: bool = True, source: int = 0) ->
         max_seqlen=width,
         num_tokens=sum(len(ids) for ids, _ in documents),
         document_lengths=[len(ids) for ids, _ in documents],
+        document_K=torch.tensor(owners, dtype=torch.int64),
     )
 
 
 @dataclass
 class MemoryLoader:
-    """A loader with one document per pack; divides windows as the loader contract requires."""
+    """A loader with one document, or one pair, per pack; divides windows as the loader contract requires."""
 
-    documents: list[Document]
+    documents: list[Document] | list[tuple[Document, Document]]
     micro_batch_size: int
     accumulation: int
     world: World
@@ -94,7 +97,7 @@ class MemoryLoader:
             for index in range(-(-len(chosen) // across)):
                 first = index * across + self.world.rank * self.micro_batch_size
                 last = min(first + self.micro_batch_size, (index + 1) * across)
-                micros.append(batch_of(chosen[first:last], self.packed))
+                micros.append(batch_of(list(_flat(chosen[first:last])), self.packed))
             yield StepBatch(micros, step)
 
     def preview(self, count: int) -> list[Any]:
@@ -102,6 +105,22 @@ class MemoryLoader:
 
     def summary(self) -> dict[str, Any]:
         return {}
+
+
+def _flat(packs: list[Any]) -> Iterator[Document]:
+    for pack in packs:
+        yield from pack if isinstance(pack[0], tuple) else [pack]
+
+
+def pairs(answers: list[tuple[int, int]], prompt: int = 6, seed: int = 0) -> list[tuple[Document, Document]]:
+    """Return random pairs with answers of the given numbers of tokens, chosen and rejected, to a common prompt."""
+    draw = random.Random(seed)
+    made = []
+    for lengths in answers:
+        asked = [draw.randrange(128) for _ in range(prompt)]
+        sides = [(asked + [draw.randrange(128) for _ in range(n)], [False] * prompt + [True] * n) for n in lengths]
+        made.append((sides[0], sides[1]))
+    return made
 
 
 def documents(lengths: list[int], supervised: list[int], vocabulary: int = 128, seed: int = 0) -> list[Document]:
@@ -127,7 +146,7 @@ def tiny_factory(**values: Any) -> TinyModelFactory:
 
 
 def make_trainer(
-    data: list[Document],
+    data: list[Document] | list[tuple[Document, Document]],
     run_dir: Path,
     *,
     stage: int = 0,
@@ -135,18 +154,19 @@ def make_trainer(
     lr: float = 1e-2,
     model: TinyModelFactory | None = None,
     scheduler: SchedulerFactory | None = None,
-    eval_data: list[Document] | None = None,
+    eval_data: list[Document] | list[tuple[Document, Document]] | None = None,
     clipping: float = 1.0,
     converters: Sequence[ModelConverter] = (),
     row_tokens: int | None = None,
     offload: Mapping[str, bool] = MappingProxyType({}),
     seed: int = 0,
     optimizer: OptimizerFactory | None = None,
+    trainer_class: type[Trainer] = SFTTrainer,
     **fields: Any,
-) -> SFTTrainer:
+) -> Any:
     """Return a trainer that is ready to train, built as `runner` builds it."""
     world = World.from_env()
-    trainer = SFTTrainer(**fields)
+    trainer = trainer_class(**fields)
     trainer.set_callbacks([], world)
     trainer.zero_stage = stage
     shares = trainer.sequence_parallel_size
@@ -157,11 +177,17 @@ def make_trainer(
     scheduler = scheduler or ConstantScheduler(warmup_ratio=0.0)
     horizon = trainer.plan(loader, scheduler.warmup)
     factory = model or tiny_factory()
-    torch.manual_seed(seed)
-    network = factory.create_model(factory.create_config())
     for converter in converters:
         converter.attach(trainer)
-        network = converter.convert(network)
+
+    def create(path: str | None = None) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        network: Any = factory.create_model(factory.create_config())
+        for converter in converters:
+            network = converter.convert(network)
+        return network
+
+    network = create()
     config = engine.ZeROFactory(stage=stage, gradient_clipping=clipping, **offload).fill(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.size, factory.dtype, 32
     )
@@ -194,6 +220,8 @@ def make_trainer(
             log_interval=1,
             flops_shape=(1, 1, 1, 1),
             packed=packed,
+            create_model=create,
+            starts_from_adapter=False,
         )
     )
     trainer.probe()

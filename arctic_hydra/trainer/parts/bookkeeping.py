@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arctic_hydra import distributed
-from arctic_hydra.data.batch import StepBatch
+from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.metrics import memory_gib, peak_tflops
 from arctic_hydra.trainer.loop_state import LogSums
 from arctic_hydra.trainer.parts.run_state import TrainerState
@@ -20,12 +20,20 @@ log = logging.getLogger("arctic_hydra.trainer")
 class Bookkeeping(TrainerState):
     """Counts steps, logs them, and agrees with the other ranks on a stop."""
 
+    def units(self, batch: Batch) -> int:
+        """Return the number of units of a micro-batch, over which `loss` is a sum: its supervised tokens by default.
+
+        It is known on the host: `step` adds it up over all micro-batches and ranks before the first `loss`.
+        """
+        return batch.num_supervised
+
     def _agree(self, window: StepBatch) -> dict[str, int]:
         """Sum this step's counts over the ranks, and agree on finished saves and on a stop; one collective."""
         checkpoints, names = self.tools.checkpoints, self.tools.loader.source_names
-        supervised, tokens, padding, stop, *more = distributed.sum_over_ranks(
+        supervised, units, tokens, padding, stop, *more = distributed.sum_over_ranks(
             [
                 window.num_supervised,
+                sum(self.units(batch) for batch in window.micro_batches),
                 sum(batch.num_tokens for batch in window.micro_batches),
                 sum(batch.num_padding for batch in window.micro_batches),
                 self._asked_to_stop(),
@@ -47,7 +55,7 @@ class Bookkeeping(TrainerState):
                 self._loop.ended = self.tools.state.ended = self.stop_reason
             if self.world.is_main:
                 self.tools.stop.acknowledge()
-        return {"supervised": supervised, "tokens": tokens, "padding": padding}
+        return {"supervised": supervised, "units": units, "tokens": tokens, "padding": padding}
 
     def _asked_to_stop(self) -> int:
         over = self.max_minutes and time.monotonic() - self._loop.started > 60 * self.max_minutes
@@ -72,13 +80,14 @@ class Bookkeeping(TrainerState):
             progress.supervised_tokens += counts["supervised"]
             progress.consecutive_skipped_steps = 0
         else:
-            masked = counts["supervised"] == 0
+            masked = counts["units"] == 0
             progress.skipped_steps += 1
             progress.consecutive_skipped_steps += int(not masked)
             progress.spiked_steps += int(bool(result.spike))
             why = result.spike or ("no supervised tokens" if masked else "non-finite gradients")
             log.warning("step %d was skipped: %s", progress.global_step, why)
         self._loop.totals.supervised += counts["supervised"]
+        self._loop.totals.units += counts["units"]
         state.epoch_finished = progress.epoch_step >= self.tools.loader.steps(progress.epoch)
         if state.epoch_finished:
             progress.epoch, progress.epoch_step = progress.epoch + 1, 0
@@ -93,18 +102,22 @@ class Bookkeeping(TrainerState):
         """Write the log line of the steps since the last one."""
         import torch
 
-        sums = torch.as_tensor(self._loop.totals.loss_sum, dtype=torch.float64, device=self.device).reshape(1)
-        loss_sum = float(distributed.sum_tensor(sums.clone()))
+        totals = self._loop.totals
+        figures = {"loss": totals.loss_sum, **totals.figures}
+        mine = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in figures.values()]
+        sums = dict(zip(figures, distributed.sum_tensor(torch.stack(mine)).tolist(), strict=True))
+        loss_sum = sums.pop("loss")
         self.last_metrics = {
             "step": self.global_step,
             "epoch": self._epoch_position(),
-            **self._loop.totals.metrics(self.progress, loss_sum, peak_tflops(self.device)),
+            **totals.metrics(self.progress, loss_sum, peak_tflops(self.device)),
             "lr": self.step_result.learning_rate,
             "grad_norm": self.step_result.grad_norm,
             "memory_gib": memory_gib(self.device),
         }
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = self.progress.spiked_steps
+        self.last_metrics |= {name: value / totals.units for name, value in sums.items()}
         self.last_metrics |= {name: float(value) for name, value in self.step_result.metrics.items()}
         self._loop.totals = LogSums()
         self.last_metrics = self._offered(self.last_metrics)

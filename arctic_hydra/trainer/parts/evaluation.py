@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch
-from arctic_hydra.metrics import evaluation_metrics
+from arctic_hydra.metrics import evaluation_metrics, token_metrics
 from arctic_hydra.trainer.parts.bookkeeping import Bookkeeping
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class Evaluation(Bookkeeping):
     """Evaluates the loss, and whatever else a trainer counts."""
+
+    evaluation_columns: ClassVar[int] = 3
+    """Columns of `evaluation_sums`; a subclass with more of them reads them in `evaluation_metrics`."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -39,12 +42,17 @@ class Evaluation(Bookkeeping):
         """
         import torch
 
+        assert self.evaluation_columns == 3, f"{type(self).__name__} has columns of its own, but no evaluation_sums"
         sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=self.device)
         sums[:, 1] = torch.nan
         for source in range(num_sources):
             part = batch if num_sources == 1 else batch.only(batch.source_K == source)
-            sums[source, 0], sums[source, 2] = self.loss(part).double(), part.num_supervised
+            sums[source, 0], sums[source, 2] = self.loss(part).double(), self.units(part)
         return sums
+
+    def evaluation_metrics(self, sums: list[float]) -> dict[str, float]:
+        """Return the metrics of sums over all evaluation examples: the columns of `evaluation_sums`, with a number of units."""
+        return token_metrics(*sums)
 
     def evaluate(self) -> dict[str, Any]:
         """Return the loss per unit over all evaluation examples, with perplexity and accuracy if the trainer counts them."""
@@ -56,12 +64,12 @@ class Evaluation(Bookkeeping):
         names = loader.source_names
         with self._loop.totals.untimed(), self.event("evaluate", loader=loader, engine=self.tools.engine) as facts:
             self.tools.engine.eval()
-            sums = torch.zeros(len(names), 3, dtype=torch.float64, device=self.device)
+            sums = torch.zeros(len(names), self.evaluation_columns, dtype=torch.float64, device=self.device)
             with torch.no_grad():
                 for window in loader.windows(0):
                     for batch in window.micro_batches:
                         sums += self.evaluation_sums(batch.to(self.device), len(names))
-            values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names)
+            values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names, self.evaluation_metrics)
             self.last_evaluation = facts["metrics"] = {"step": self.global_step, **values}
         self._loop.evaluated_at = self.global_step
         self.last_evaluation = self.tools.state.evaluation = facts["metrics"]

@@ -103,6 +103,10 @@ class TrainerState(TrainerSettings):
         """Whether the loss uses the output head's weight directly, bypassing any adapter on the head."""
         return False
 
+    def frozen_models(self, model: torch.nn.Module) -> int:
+        """Return how many further copies of the model this trainer holds without training them, for the memory estimate."""
+        return 0
+
     @property
     def training_finished(self) -> bool:
         """Whether the run has reached its horizon, or a callback has finished it."""

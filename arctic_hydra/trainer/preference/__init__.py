@@ -1,0 +1,6 @@
+"""Preference training: one module per option, on scores of answers and one copy of each loss."""
+
+from arctic_hydra.trainer.preference import cpo as cpo
+from arctic_hydra.trainer.preference import dpo as dpo
+from arctic_hydra.trainer.preference import orpo as orpo
+from arctic_hydra.trainer.preference import simpo as simpo

@@ -1,0 +1,211 @@
+"""Base of the trainers that learn from pairs of a chosen and a rejected answer.
+
+Shapes: K supervised positions, P pairs, D = 2P documents, of which chosen and rejected ones alternate.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from arctic_hydra import distributed
+from arctic_hydra.data.batch import Batch, StepBatch
+from arctic_hydra.data.preference import PreferenceDataFactory
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from arctic_hydra.trainer.preference.scores import Pairs
+    from arctic_hydra.trainer.toolbox import Toolbox
+
+log = logging.getLogger("arctic_hydra.trainer")
+
+FIGURES = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+"""Means over pairs that are logged, by the names of TRL."""
+
+
+def is_chosen(batch: Batch) -> torch.Tensor:
+    """Return whether each supervised position belongs to a chosen answer, bool [K]."""
+    assert batch.document_K is not None
+    return batch.document_K % 2 == 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The losses of a micro-batch."""
+
+    losses_P: torch.Tensor
+    """fp32, with a graph."""
+    figures: dict[str, torch.Tensor]
+    """Figures of each pair, [P], without a graph."""
+    is_chosen_K: torch.Tensor
+    """Whether a supervised position belongs to a chosen answer."""
+    logps_K: torch.Tensor
+    """fp32, with a graph."""
+    balance: torch.Tensor | float
+    """The load-balancing loss of a mixture of experts, once per pair."""
+
+
+@dataclass(kw_only=True)
+class PreferenceTrainer(HeadLossTrainer):
+    """Base of the preference trainers: the loss of a step is the mean over all its pairs; a subclass defines `pair_losses`.
+
+    If `nll_weight` is not 0, the mean cross-entropy of all tokens of the step's chosen answers is added with that weight.
+    Dropout is off, in the reference too.
+    """
+
+    beta: HumanFloat = number(0.1, minimum=0)
+    """Scale of the differences of log-probabilities; above 0."""
+
+    data: ClassVar[PreferenceDataFactory]
+    evaluation_columns: ClassVar[int] = 5 + len(FIGURES)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._chosen_per_pair = 1.0
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.beta:
+            raise ValueError(
+                "beta: got 0, with which the loss does not depend on the answers; expected a number above 0"
+            )
+        if self.head_loss is HeadLoss.liger:
+            raise ValueError(
+                "head_loss: got liger, whose kernel gives no log-probability per token; expected auto, chunked or full"
+            )
+        if self.sequence_parallel_size > 1:
+            raise ValueError(
+                f"sequence_parallel_size: got {self.sequence_parallel_size}, but ranks that share sequences would each score parts "
+                "of the answers; expected 1 for preference training"
+            )
+
+    @property
+    def nll_weight(self) -> float:
+        """Weight of the cross-entropy of the chosen answers."""
+        return 0.0
+
+    @abstractmethod
+    def pair_losses(self, pairs: Pairs, reference: Pairs | None) -> tuple[torch.Tensor, Pairs]:
+        """Return the loss of each pair, fp32 [P], and the rewards that are logged, as scores.
+
+        `pairs` holds the scores under the model, with a graph, `reference` those under the reference, if there is one.
+        """
+
+    def reference_pairs(self, batch: Batch) -> Pairs | None:
+        """Return the scores under the reference, None for a loss without one; called before the model's own forward pass."""
+        return None
+
+    def score(self, batch: Batch, logps_K: torch.Tensor) -> Pairs:
+        """Return the scores of the batch's pairs from the log-probabilities of their tokens."""
+        from arctic_hydra.trainer.preference.scores import score_pairs
+
+        assert batch.document_K is not None
+        return score_pairs(logps_K, batch.document_K, self.units(batch))
+
+    def setup(self, tools: Toolbox) -> None:
+        """Receive the tools of the run, and turn dropout off. Raises ConfigError if the model still draws random numbers."""
+        from arctic_hydra.trainer.preference.dropout import disable_dropout
+
+        super().setup(tools)
+        if found := disable_dropout(tools.engine.module):
+            log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
+        self._check_dropout()
+
+    def units(self, batch: Batch) -> int:
+        """Return the number of pairs."""
+        return len(batch.document_lengths) // 2
+
+    def step(self, window: StepBatch, counts: dict[str, int]) -> None:
+        """Perform one optimizer step; the chosen tokens of the whole step are counted first if the loss has a term of them."""
+        if self.nll_weight and counts["units"]:
+            mine = sum(int(is_chosen(batch).sum()) for batch in window.micro_batches)
+            self._chosen_per_pair = distributed.sum_over_ranks([mine])[0] / counts["units"]
+        super().step(window, counts)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the sum of the losses of the micro-batch's pairs, and add their figures to the next log line."""
+        scored = self._scored(batch)
+        loss = scored.losses_P.sum() + scored.balance
+        sums = {name: values_P.sum() for name, values_P in scored.figures.items()}
+        if self.nll_weight:
+            nll = -scored.logps_K[scored.is_chosen_K].sum() / self._chosen_per_pair
+            loss = loss + self.nll_weight * nll
+            sums["nll_loss"] = nll.detach()
+        self._loop.totals.add_figures(sums)
+        return loss
+
+    def probed_loss(self, batch: Batch) -> torch.Tensor:
+        """Return the summed losses of the tokens, of which the scores of answers are made: a pair's loss depends on both."""
+        losses_K: torch.Tensor = replace(self._losses, balance=None).losses(batch)[0]
+        return losses_K.sum()
+
+    def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
+        """Return sums per data source, float64: loss, NaN, pairs, chosen tokens, their cross-entropy, and the figures."""
+        import torch
+
+        scored = self._scored(batch)
+        sums = torch.zeros(num_sources, self.evaluation_columns, dtype=torch.float64, device=self.device)
+        assert batch.document_K is not None
+        source_D = batch.source_K.new_zeros(2 * self.units(batch)).index_copy(0, batch.document_K, batch.source_K)
+        one_P, nll_K = torch.ones_like(scored.losses_P), -scored.logps_K[scored.is_chosen_K]
+        of_pairs = [scored.losses_P, one_P * torch.nan, one_P, one_P * 0, one_P * 0, *scored.figures.values()]
+        sums.index_add_(0, source_D[0::2], torch.stack(of_pairs, dim=1).double())
+        of_tokens = torch.stack([torch.ones_like(nll_K), nll_K], dim=1).double()
+        sums[:, 3:5].index_add_(0, batch.source_K[scored.is_chosen_K], of_tokens)
+        return sums
+
+    def evaluation_metrics(self, sums: list[float]) -> dict[str, float]:
+        """Return the mean loss of the pairs, the mean cross-entropy of the chosen tokens, and the figures."""
+        loss_sum, _, pairs, tokens, nll_sum, *figures = sums
+        nll = nll_sum / tokens
+        means = {name: value / pairs for name, value in zip(FIGURES, figures, strict=True)}
+        return {"loss": loss_sum / pairs + self.nll_weight * nll, "nll_loss": nll, **means}
+
+    def _scored(self, batch: Batch) -> Scored:
+        reference = self.reference_pairs(batch)
+        losses_K, router_loss = self._losses.losses(batch)
+        pairs = self.score(batch, -losses_K)
+        losses_P, rewards = self.pair_losses(pairs, reference)
+        of_pairs = (
+            rewards.chosen.score_P,
+            rewards.rejected.score_P,
+            (rewards.chosen.score_P > rewards.rejected.score_P).to(losses_P.dtype),
+            rewards.chosen.score_P - rewards.rejected.score_P,
+            pairs.chosen.score_P,
+            pairs.rejected.score_P,
+        )
+        figures = {name: values_P.detach() for name, values_P in zip(FIGURES, of_pairs, strict=True)}
+        balance = self._losses.balance_term(router_loss, self.units(batch))
+        return Scored(losses_P, figures, is_chosen(batch), -losses_K, balance)
+
+    def _check_dropout(self) -> None:
+        """Raise ConfigError if two forward passes in training mode differ. Collective."""
+        import torch
+
+        from arctic_hydra.trainer.head import probe_batch
+
+        engine = self.tools.engine
+        batch, was_training = probe_batch(engine.module, self.device), engine.training
+        engine.train()
+        with self.trial(), torch.no_grad():
+            first, second = (float(self.probed_loss(batch)) for _ in range(2))
+        engine.train(was_training)
+        if abs(first - second) > 1e-4 * abs(first):
+            raise ConfigError(
+                f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
+                f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
+                "model.hf_config_kwargs"
+            )

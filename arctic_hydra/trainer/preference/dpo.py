@@ -1,0 +1,221 @@
+"""Direct preference optimization (Rafailov et al. 2023) and the losses of its family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.component import component
+from arctic_hydra.data.batch import Batch
+from arctic_hydra.errors import CheckpointError, ConfigError, FieldError, did_you_mean
+from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.trainer.preference.base import PreferenceTrainer
+from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES, PER_TOKEN, SMOOTHED, ReferenceKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from arctic_hydra.trainer.preference.reference import Reference
+    from arctic_hydra.trainer.preference.scores import Pairs
+    from arctic_hydra.trainer.toolbox import Toolbox
+
+_SFT = "sft"
+_EXO_SMOOTHING = 1e-3
+
+
+@component(group="trainer", name="dpo")
+class DPOTrainer(PreferenceTrainer):
+    """Raises the probability of chosen answers over rejected ones, relative to a reference model."""
+
+    loss_type: Any = "sigmoid"
+    """sigmoid (DPO; with label smoothing cDPO), sigmoid_norm, ipo, hinge, robust, apo_zero, apo_down, exo_pair; or a list of
+    them, to which sft adds the cross-entropy of the chosen answers."""
+    loss_weights: list[float] = field(default_factory=list)
+    """Weight of each loss in `loss_type`; 1 for each if empty."""
+    label_smoothing: HumanFloat | None = number(None, minimum=0, maximum=0.5)
+    """Assumed share of pairs with swapped labels: for sigmoid, robust and exo_pair. Unset: 0, for exo_pair 0.001."""
+    ld_alpha: HumanFloat | None = number(None, minimum=0, maximum=1)
+    """Weight of the tokens beyond the length of the pair's shorter answer (LD-DPO); unset: 1."""
+    reference: ReferenceKind = ReferenceKind.auto
+    """copy: a frozen copy of the model as the run starts, sharded like it; adapter_off: the model without its adapter;
+    auto: the latter if it equals the start."""
+    reference_path: str | None = None
+    """Weights of another reference of the same architecture: an export, a checkpoint or a run directory, as in init_from."""
+
+    def validate(self) -> None:
+        """Check the losses and their settings."""
+        super().validate()
+        problems = list(self._problems())
+        if problems:
+            raise FieldError(problems)
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem if there is no directory with the weights of the reference."""
+        if self.reference_path is not None and not Path(self.reference_path).is_dir():
+            yield (
+                f"reference_path: got {self.reference_path}, which is not a directory; expected an export, a checkpoint or a run directory"
+            )
+        yield from super().check_environment()
+
+    @property
+    def loss_types(self) -> list[str]:
+        """The losses that are added up."""
+        return list(self.loss_type) if isinstance(self.loss_type, list) else [self.loss_type]
+
+    @property
+    def nll_weight(self) -> float:
+        """Weight of the cross-entropy of the chosen answers."""
+        return sum(weight for name, weight in self._weighted() if name == _SFT)
+
+    def frozen_models(self, model: torch.nn.Module) -> int:
+        """Return 1 for a copy, 0 if the model without its adapter is the reference."""
+        shares = self.reference is not ReferenceKind.copy and self.reference_path is None
+        return 0 if shares and hasattr(model, "disable_adapter") else 1
+
+    def setup(self, tools: Toolbox) -> None:
+        """Receive the tools of the run, and create the reference. Collective.
+
+        Raises ConfigError if the reference cannot be what `reference` says, or differs from the model at its start.
+        """
+        super().setup(tools)
+        self._reference = self._create_reference(tools)
+        if self.global_step == 0 and self.reference_path is None:
+            self._check_start()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the checksum of a copied reference."""
+        return {"reference": self._reference.checksum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if the reference has other weights than when the run began."""
+        if state["reference"] != self._reference.checksum:
+            raise CheckpointError(
+                "trainer.reference: its weights are not those with which this run began, so the losses before and after would "
+                "not compare; restore the files that model, init_from or trainer.reference_path name, or pass fresh=true"
+            )
+
+    def reference_pairs(self, batch: Batch) -> Pairs:
+        """Return the scores under the reference."""
+        return self.score(batch, -self._reference.token_losses(batch))
+
+    def score(self, batch: Batch, logps_K: torch.Tensor) -> Pairs:
+        """Return the scores of the batch's pairs, with the weight `ld_alpha` of the tokens that only the longer answer has."""
+        from arctic_hydra.trainer.preference.scores import score_pairs
+
+        assert batch.document_K is not None
+        return score_pairs(logps_K, batch.document_K, self.units(batch), self.ld_alpha)
+
+    def pair_losses(self, pairs: Pairs, reference: Pairs | None) -> tuple[torch.Tensor, Pairs]:
+        """Return the weighted sum of the losses of each pair, and beta times the scores less those of the reference."""
+        import torch
+
+        from arctic_hydra.trainer.preference.losses import PAIR_LOSSES
+
+        assert reference is not None
+        gained = pairs.less(reference)
+        losses_P = [
+            weight * PAIR_LOSSES[name](gained, self.beta, self._smoothing(name))
+            for name, weight in self._weighted()
+            if name != _SFT
+        ]
+        return torch.stack(losses_P).sum(0), gained.scaled(self.beta)
+
+    def _weighted(self) -> Iterator[tuple[str, float]]:
+        return zip(self.loss_types, self.loss_weights or [1.0] * len(self.loss_types), strict=True)
+
+    def _smoothing(self, name: str) -> float:
+        if self.label_smoothing is None:
+            return _EXO_SMOOTHING if name == "exo_pair" else 0.0
+        return float(self.label_smoothing)
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        names, known = self.loss_types, [*PAIR_LOSS_NAMES, _SFT]
+        for name in names:
+            if name not in known:
+                near = did_you_mean(name, known) if isinstance(name, str) else ""
+                yield "loss_type", f"got {name}, expected one or a list of {', '.join(known)}{near}"
+                return
+        if len(set(names)) < len(names) or not set(names) - {_SFT}:
+            yield (
+                "loss_type",
+                f"got {names}, expected at least one loss of pairs, each once; for sft alone pass trainer=sft",
+            )
+            return
+        if self.loss_weights and len(self.loss_weights) != len(names):
+            yield (
+                "loss_weights",
+                f"got {len(self.loss_weights)} weights for {len(names)} losses in loss_type, expected one for each",
+            )
+        elif any(not weight > 0 or weight == float("inf") for weight in self.loss_weights):
+            yield "loss_weights", f"got {self.loss_weights}, expected finite numbers above 0"
+        yield from self._smoothing_problems([name for name in names if name != _SFT])
+        if self.ld_alpha is not None and (found := sorted(PER_TOKEN.intersection(names))):
+            yield (
+                "ld_alpha",
+                f"got {self.ld_alpha:g}, but {found[0]} takes the mean over tokens, not their sum; leave it unset",
+            )
+        if self.reference_path is not None and self.reference is not ReferenceKind.auto:
+            yield (
+                "reference",
+                f"got {self.reference.value}, but reference_path names the reference; set only one of them",
+            )
+
+    def _smoothing_problems(self, names: list[str]) -> Iterator[tuple[str, str]]:
+        smoothing = self.label_smoothing
+        if smoothing is None:
+            return
+        if without := [name for name in names if name not in SMOOTHED]:
+            yield (
+                "label_smoothing",
+                f"got {smoothing:g}, but {without[0]} has none; leave it unset, or use {', '.join(sorted(SMOOTHED))}",
+            )
+        elif "exo_pair" in names and not 0 < smoothing < 0.5:
+            yield (
+                "label_smoothing",
+                f"got {smoothing:g}, expected above 0 and below 0.5 for exo_pair, whose loss takes its logarithm",
+            )
+        elif smoothing >= 0.5:
+            yield (
+                "label_smoothing",
+                f"got {smoothing:g}, expected below 0.5: at half, a pair does not say which answer is better",
+            )
+
+    def _create_reference(self, tools: Toolbox) -> Reference:
+        from arctic_hydra import engine
+        from arctic_hydra.checkpoint.full_weights import checksum
+        from arctic_hydra.trainer.head import unwrap
+        from arctic_hydra.trainer.preference.reference import Reference, why_not_adapter_off
+
+        problem = why_not_adapter_off(tools.engine.module)
+        if self.reference is ReferenceKind.adapter_off and problem:
+            raise ConfigError(f"trainer.reference: got adapter_off, but {problem}; pass trainer.reference=copy")
+        shares = self.reference is ReferenceKind.adapter_off or (
+            self.reference is ReferenceKind.auto and not tools.starts_from_adapter
+        )
+        if shares and not problem and self.reference_path is None:
+            return Reference(replace(self._losses, balance=None), tools.engine.module.disable_adapter)
+        frozen = engine.freeze(tools.create_model(self.reference_path), tools.engine_config, self.device)
+        with self.trial():
+            losses = replace(self._loss_computer(frozen), balance=None)
+        model = unwrap(frozen)
+        return Reference(losses, nullcontext, checksum(model, [name for name, _ in model.named_parameters()]))
+
+    def _check_start(self) -> None:
+        """Raise ConfigError if model and reference score a few tokens differently before the first step. Collective."""
+        from arctic_hydra.trainer.head import probe_batch, probing
+
+        batch = probe_batch(self.tools.engine.module, self.device)
+        with self.trial(), probing(self.tools.engine):
+            model = float(self.probed_loss(batch))
+            reference = float(self._reference.token_losses(batch).sum())
+        if abs(model - reference) > 1e-3 * abs(model):
+            raise ConfigError(
+                f"trainer.reference: without its adapter the model differs from the model at its start (losses {reference:.6g} and "
+                f"{model:.6g} of the same tokens), because the adapter does not begin at zero; pass trainer.reference=copy"
+                if not self._reference.checksum
+                else f"trainer.reference: a second model, created in the same way, differs from the first (losses {reference:.6g} and "
+                f"{model:.6g} of the same tokens); pass trainer.reference_path=<weights of the start>"
+            )

@@ -1,0 +1,31 @@
+"""Odds ratio preference optimization (Hong et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arctic_hydra.component import component
+from arctic_hydra.trainer.preference.base import PreferenceTrainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from arctic_hydra.trainer.preference.scores import Pairs
+
+
+@component(group="trainer", name="orpo")
+class ORPOTrainer(PreferenceTrainer):
+    """Fine-tunes on chosen answers, and raises their odds over those of rejected ones; without a reference."""
+
+    @property
+    def nll_weight(self) -> float:
+        """Weight of the cross-entropy of the chosen answers: the loss is that of fine-tuning plus beta times the odds term."""
+        return 1.0
+
+    def pair_losses(self, pairs: Pairs, reference: Pairs | None) -> tuple[torch.Tensor, Pairs]:
+        """Return -beta log s(log odds ratio), and beta times the mean log-probabilities."""
+        from torch.nn.functional import logsigmoid
+
+        from arctic_hydra.trainer.preference.losses import log_odds_ratio
+
+        return -self.beta * logsigmoid(log_odds_ratio(pairs)), pairs.means().scaled(self.beta)

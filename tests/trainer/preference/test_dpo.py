@@ -1,0 +1,123 @@
+"""The options of DPO: its losses, and what its reference is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
+from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES
+from arctic_hydra.trainer.preference.dpo import DPOTrainer
+from tests.ranks import run_ranks
+from tests.trainer.loop import full_weights, make_trainer, pairs
+from tests.trainer.preference.test_losses import AT_REFERENCE
+
+DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2)])
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"loss_type": "ipoo"}, "loss_type: got ipoo, expected one or a list of .*; did you mean ipo"),
+        ({"loss_type": ["sft"]}, "loss_type: got .*; for sft alone pass trainer=sft"),
+        ({"loss_type": ["ipo", "ipo"]}, "loss_type: got .* each once"),
+        ({"loss_type": 3}, "loss_type: got 3, expected one or a list"),
+        ({"loss_type": ["ipo", "sft"], "loss_weights": [1.0]}, "loss_weights: got 1 weights for 2 losses"),
+        ({"loss_weights": [-1.0]}, "loss_weights: got .*, expected finite numbers above 0"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing: got 0.1, but hinge has none"),
+        ({"loss_type": "exo_pair", "label_smoothing": 0}, "label_smoothing: got 0, expected above 0 and below 0.5"),
+        ({"loss_type": "exo_pair", "label_smoothing": 0.5}, "label_smoothing: got 0.5, expected above 0 and below"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing: got 0.5, expected below 0.5"),
+        ({"loss_type": "ipo", "ld_alpha": 0.5}, "ld_alpha: got 0.5, but ipo takes the mean over tokens"),
+        ({"reference_path": "x", "reference": "copy"}, "reference: got copy, but reference_path names the reference"),
+    ],
+)
+def test_impossible_settings_are_refused(values, problem):
+    with pytest.raises(FieldError, match=problem):
+        DPOTrainer(**values)
+
+
+def test_a_missing_reference_is_found_before_the_run_starts(tmp_path):
+    [problem] = DPOTrainer(reference_path=str(tmp_path / "nothing")).check_environment()
+    assert problem.startswith("reference_path: got ") and "not a directory" in problem
+
+
+def _starts(folder):
+    """Return the first loss of each loss type, and the gradient norm of its step."""
+    found = {}
+    for name in PAIR_LOSS_NAMES:
+        smoothing = {"label_smoothing": 0.1} if name in ("robust", "exo_pair") else {}
+        trainer = make_trainer(
+            DATA, folder, trainer_class=DPOTrainer, loss_type=name, beta=0.2, micro_batch_size=4, **smoothing
+        )
+        rows = []
+        trainer._record = rows.append
+        trainer.train()
+        found[name] = rows[0]["loss"], rows[0]["grad_norm"], rows[0]["rewards/margins"]
+    return found
+
+
+def test_every_loss_starts_from_its_value_at_the_reference(tmp_path):
+    found = run_ranks(1, _starts, tmp_path)[0]
+    for name, expected in AT_REFERENCE.items():
+        loss, norm, margin = found[name]
+        assert loss == pytest.approx(expected, rel=1e-5), name
+        assert norm > 0 and margin == pytest.approx(0, abs=1e-6), name
+
+
+def _adapters(folder):
+    """Train with an adapter, the reference being the model without it, or a copy; return losses and weights of each."""
+    from arctic_hydra.converter.peft.lora import LoraFactory
+
+    found = {}
+    for kind in ("auto", "adapter_off", "copy"):
+        trainer = make_trainer(
+            DATA, folder, trainer_class=DPOTrainer, reference=kind, epochs=3, converters=[LoraFactory(r=4)]
+        )
+        rows = []
+        trainer._record = rows.append
+        trainer.train()
+        found[kind] = [row["loss"] for row in rows], trainer.state_dict(), full_weights(trainer)
+    return found
+
+
+def test_a_model_without_its_adapter_is_the_reference_that_a_copy_is(tmp_path):
+    found = run_ranks(1, _adapters, tmp_path)[0]
+    losses, state, weights = found["copy"]
+    assert state["reference"] and losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[-1] < losses[0]
+    for kind in ("auto", "adapter_off"):
+        assert found[kind][1] == {"reference": ""}
+        assert found[kind][0] == pytest.approx(losses, rel=1e-6)
+        for name, value in weights.items():
+            torch.testing.assert_close(found[kind][2][name], value, atol=1e-6, rtol=0, msg=name)
+
+
+def _wrong(folder):
+    with pytest.raises(ConfigError, match=r"trainer.reference: got adapter_off, but the model has no adapter"):
+        make_trainer(DATA, folder, trainer_class=DPOTrainer, reference="adapter_off")
+
+    class Started(DPOTrainer):
+        """Its adapter does not begin at zero."""
+
+        def setup(self, tools):
+            for name, parameter in tools.engine.module.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter)
+            super().setup(tools)
+
+    from arctic_hydra.converter.peft.lora import LoraFactory
+
+    with pytest.raises(ConfigError, match="without its adapter the model differs from the model at its start"):
+        make_trainer(DATA, folder, trainer_class=Started, converters=[LoraFactory(r=4)])
+    trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer)
+    trainer.load_state_dict(trainer.state_dict())
+    with pytest.raises(
+        CheckpointError, match=r"trainer.reference: its weights are not those with which this run began"
+    ):
+        trainer.load_state_dict({"reference": "0" * 16})
+
+
+def test_a_reference_other_than_the_start_is_refused(tmp_path):
+    run_ranks(1, _wrong, tmp_path)

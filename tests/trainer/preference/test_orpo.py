@@ -1,0 +1,47 @@
+"""ORPO: fine-tuning on the chosen answers, by tokens of the step, plus the odds ratio, by pairs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from arctic_hydra.trainer.preference.orpo import ORPOTrainer
+from tests.ranks import run_ranks
+from tests.trainer.loop import make_trainer, pairs
+from tests.trainer.preference.test_base import logps
+
+DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2)])
+
+
+def plain_rows(model):
+    """Return for each pair the log-probabilities of the tokens of its chosen and its rejected answer."""
+    return [[logps(model, *side) for side in pair] for pair in DATA]
+
+
+def first_step(folder, trainer_class, settings):
+    """Return the first log line, and the log-probabilities of the model before that step."""
+    trainer = make_trainer(
+        DATA, folder, trainer_class=trainer_class, micro_batch_size=1, gradient_accumulation_steps=4, **settings
+    )
+    rows, model = [], copy.deepcopy(trainer.tools.engine.module)
+    trainer._record = rows.append
+    trainer.train()
+    with torch.no_grad():
+        return rows[0], plain_rows(model)
+
+
+def test_the_loss_is_that_of_the_paper(tmp_path):
+    row, scores = run_ranks(1, first_step, tmp_path, ORPOTrainer, {"beta": 0.3})[0]
+    nll = -float(torch.cat([chosen for chosen, _ in scores]).mean())
+    odds = []
+    for sides in scores:
+        chosen, rejected = (side.mean().double() for side in sides)
+        odds.append(chosen - rejected - (torch.log1p(-chosen.exp()) - torch.log1p(-rejected.exp())))
+    ratio = -float(torch.nn.functional.logsigmoid(torch.stack(odds)).mean())
+    assert row["nll_loss"] == pytest.approx(nll, rel=1e-6)
+    assert row["loss"] == pytest.approx(nll + 0.3 * ratio, rel=1e-6)
+    means = torch.tensor([[float(side.mean()) for side in sides] for sides in scores])
+    assert row["rewards/chosen"] == pytest.approx(0.3 * float(means[:, 0].mean()), rel=1e-5)
+    assert row["rewards/accuracies"] == float((means[:, 0] > means[:, 1]).float().mean())

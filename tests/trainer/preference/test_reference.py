@@ -1,0 +1,45 @@
+"""The reference is scored without a graph and leaves the model in the mode in which it was."""
+
+from __future__ import annotations
+
+import torch
+
+from arctic_hydra.trainer.head import unwrap
+from arctic_hydra.trainer.preference.dpo import DPOTrainer
+from arctic_hydra.trainer.preference.reference import why_not_adapter_off
+from tests.ranks import run_ranks
+from tests.trainer.loop import batch_of, make_trainer, pairs
+
+DATA = pairs([(3, 9), (12, 1)])
+
+
+def _scored(folder, stage):
+    from arctic_hydra.converter.peft.lora import LoraFactory
+
+    found = []
+    for converters in ((), [LoraFactory(r=4)]):
+        trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=converters)
+        reference, engine = trainer._reference, trainer.tools.engine
+        batch = batch_of([side for pair in DATA for side in pair])
+        engine.train()
+        before = reference.token_losses(batch)
+        for window in trainer.tools.loader.windows(0):
+            trainer.step(window, {"units": 2, "supervised": 25})
+        after = reference.token_losses(batch)
+        engine.eval()
+        with torch.no_grad():
+            moved = trainer._losses.losses(batch)[0]
+        found.append((torch.equal(before, after), torch.equal(before, moved), before.requires_grad))
+        frozen = unwrap(reference.losses.engine)
+        assert (frozen is engine.module) == bool(converters)
+        assert bool(why_not_adapter_off(engine.module)) == (not converters)
+        assert trainer.frozen_models(engine.module) == (0 if converters else 1)
+    return found
+
+
+def test_the_reference_stays_while_the_model_is_trained(tmp_path):
+    assert run_ranks(1, _scored, tmp_path, 0) == [[(True, False, False)] * 2]
+
+
+def test_so_it_does_at_zero_3_on_two_ranks(tmp_path):
+    assert run_ranks(2, _scored, tmp_path, 3) == [[(True, False, False)] * 2] * 2
