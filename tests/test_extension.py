@@ -172,6 +172,13 @@ def test_a_broken_extension_is_named_and_blocks_only_what_uses_it(what, tmp_path
         assert told in fails(option, tmp_path, path)
 
 
+def test_what_a_package_had_registered_before_its_import_failed_is_not_used(tmp_path):
+    path = install(tmp_path / "site", "broken_lab", OPTIONS)
+    (tmp_path / "site" / "broken_lab" / "__init__.py").write_text("from broken_lab import options\n\n1 / 0\n")
+    for arguments in ("optimizer=soap2", "callback=[herald]", "model=spec model.spec=mine"):
+        assert "cannot be imported: ZeroDivisionError" in fails(arguments, tmp_path, path)
+
+
 def test_a_name_that_two_classes_are_to_have_is_refused_where_it_is_used(tmp_path):
     path = install(tmp_path / "site", "broken_lab", OPTIONS.replace("soap2", "fused_adam"))
     line = fails("optimizer=fused_adam", tmp_path, path)

@@ -23,6 +23,7 @@ BAD = [
     ("task=trian", "task: Invalid value 'trian', expected one of [train, check, evaluate, export, preview, report]"),
     ("checkpoint.hff.x=2", "checkpoint.hff.x: checkpoint.hff is not among the chosen options (deepspeed, hf)"),
     ("data/sources=[metamth]", "data/sources: got 'metamth', expected one of"),
+    ("data/sources=[parquet]", "data/sources: got 'parquet'; parquet is an option of the group source; add it with +source@data.sources.<name>=parquet"),
     ("data.sources=[ultrachat,openorca]", "data.sources: got a list, expected named entries; choose sets with data/sources=[ultrachat,openorca]"),
     ("+foo=1", "foo: there is no such key"),
     ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),
