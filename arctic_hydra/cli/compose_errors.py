@@ -203,6 +203,9 @@ def why_no_option(group: str, option: str) -> str:
             f"{package}/conf/{group}/{option}.yaml with the line {' and the line '.join(map(repr, lines))}"
             + ("" if has_conf else f", and an empty {package}/conf/__init__.py")
         )
+    elsewhere = [place for place, name in registered() if name == option]
+    if elsewhere and not BROKEN_EXTENSIONS:
+        return f"; {option} is registered in the group {elsewhere[0]}"
     return "".join(f"; {problem}" for problem in BROKEN_EXTENSIONS.values())
 
 

@@ -55,7 +55,14 @@ class Subject:
         found, state = [], random_state()
         with probing(self.engine):
             for batch in batches:
-                found.append(float(self.loss(batch).detach()))
+                loss = self.loss(batch)
+                if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+                    got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+                    raise ConfigError(
+                        f"{self.trainer}: `loss` returned {got} for {batch.num_supervised} supervised positions, expected a scalar tensor: "
+                        "the sum of their losses"
+                    )
+                found.append(float(loss.detach()))
                 set_random_state(state)
         return found
 

@@ -33,7 +33,7 @@ BAD = [
     ("callback=[early_stoping]", "callback: got 'early_stoping', expected one of early_stopping, ema, memory_profiler, profiler, samples; did you mean early_stopping?"),
     ("optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values, or optimizer.lr=[1,2] for a list"),
     ("tracking.aim.x=1", "tracking.aim.x: tracking.aim is not among the chosen options (mlflow), and there is no such option"),
-    ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon"),
+    ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon; linear is registered in the group scheduler"),
     ("optimizer", "optimizer: not a valid override; expected key=value, with quotes around special characters"),
     ("_target_=arctic_hydra.optimizer.adamw.AdamWFactory", "_target_: got 'arctic_hydra.optimizer.adamw.AdamWFactory', expected a subclass of Run"),
     ("--config-name ", "--config-name: got '', expected the name of a whole config, without .yaml"),
