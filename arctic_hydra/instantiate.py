@@ -95,7 +95,7 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
         return None
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         problems.append(
-            f"{prefix}_target_: got {target!r}, which does not define {', '.join(missing)}, as every {family.__name__} must"
+            f"{prefix}_target_: got {target!r}, which does not define {', '.join(missing)}; add what its base class requires"
         )
         return None
     return _build(cls, node, key, problems)
