@@ -193,8 +193,9 @@ def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
         return Outputs()
     read_metrics(run_dir / "metrics.jsonl")  # damaged lines would fail the run at its end
     RunDirectory(run_dir).update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
-    about = run_dir, f"{run.name}/{run_dir.name}", read_config(run_dir)
-    trackers = call_each(run.tracking.values(), "start", *about)
+    trackers = list(run.tracking.values())
+    if trackers:
+        trackers = call_each(trackers, "start", run_dir, f"{run.name}/{run_dir.name}", read_config(run_dir))
     return Outputs(metrics_file=MetricsFile(run_dir / "metrics.jsonl"), trackers=trackers)
 
 

@@ -4,7 +4,8 @@ They look at the trainer's own loss, so they hold for any model and any trainer.
 must not matter give the same loss, bit for bit, in almost every run, which costs two forward passes. If they do not, the
 change of the loss is compared with that by a token which matters, because some kernels round depending on other rows.
 
-Layers whose weights begin at zero pass nothing on at first, so the trainer repeats the probes after a few steps.
+Layers whose weights begin at zero pass nothing on at first, so the trainer repeats these probes after a few steps. That the loss
+is a sum is checked before the first step only, with three forward passes.
 """
 
 from __future__ import annotations
