@@ -32,7 +32,7 @@ from arctic_hydra.report.facts import ModelFacts
 from arctic_hydra.report.outcome import read_config, statistics
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.stopping import StopRequest
-from arctic_hydra.tracking.base import Tracker
+from arctic_hydra.tracking.base import Tracker, call_each
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.parts.saving import OwnState
 from arctic_hydra.trainer.toolbox import Toolbox
@@ -194,15 +194,14 @@ def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
     read_metrics(run_dir / "metrics.jsonl")  # damaged lines would fail the run at its end
     RunDirectory(run_dir).update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
     trackers = list(run.tracking.values())
-    for tracker in trackers:
-        tracker.start(run_dir, f"{run.name}/{run_dir.name}", read_config(run_dir))
+    if trackers:
+        trackers = call_each(trackers, "start", run_dir, f"{run.name}/{run_dir.name}", read_config(run_dir))
     return Outputs(metrics_file=MetricsFile(run_dir / "metrics.jsonl"), trackers=trackers)
 
 
 def finish_trackers(trainer: Trainer, status: str) -> None:
     """Finish the run in every tracker with `status`."""
-    for tracker in trainer.tools.trackers:
-        tracker.finish(status)
+    call_each(trainer.tools.trackers, "finish", status)
 
 
 def toolbox(

@@ -93,6 +93,11 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
     if dispute := DISPUTED_OPTIONS.get((cls.option_group, cls.option_name)):
         problems.append(f"{prefix}_target_: got {target!r}, an option that two classes are to have, and {dispute}")
         return None
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        problems.append(
+            f"{prefix}_target_: got {target!r}, which does not define {', '.join(missing)}; add what its base class requires"
+        )
+        return None
     return _build(cls, node, key, problems)
 
 

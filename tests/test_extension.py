@@ -113,6 +113,20 @@ class Soap2(AdamWFactory):
 class Herald(Callback):
     \"""Registered.\"""
 """
+ABSTRACT = """
+
+from arctic_hydra.trainer.base import Trainer
+
+
+@component(group="trainer", name="abstract")
+class Abstract(Trainer):
+    \"""Has no loss.\"""
+
+
+@component(group="trainers", name="misplaced")
+class Misplaced(Trainer):
+    \"""Names a group that does not exist.\"""
+"""
 SCHEMA = "defaults:\n  - /schema/{}@_here_\n  - _self_\n"
 
 
@@ -172,6 +186,13 @@ def test_a_broken_extension_is_named_and_blocks_only_what_uses_it(what, tmp_path
         assert told in fails(option, tmp_path, path)
 
 
+def test_what_a_package_had_registered_before_its_import_failed_is_not_used(tmp_path):
+    path = install(tmp_path / "site", "broken_lab", OPTIONS)
+    (tmp_path / "site" / "broken_lab" / "__init__.py").write_text("from broken_lab import options\n\n1 / 0\n")
+    for arguments in ("optimizer=soap2", "callback=[herald]", "model=spec model.spec=mine"):
+        assert "cannot be imported: ZeroDivisionError" in fails(arguments, tmp_path, path)
+
+
 def test_a_name_that_two_classes_are_to_have_is_refused_where_it_is_used(tmp_path):
     path = install(tmp_path / "site", "broken_lab", OPTIONS.replace("soap2", "fused_adam"))
     line = fails("optimizer=fused_adam", tmp_path, path)
@@ -192,9 +213,10 @@ def test_the_errors_of_authors_say_what_to_write(tmp_path):
     path = install(
         tmp_path / "site",
         "new_lab",
-        OPTIONS + OPTIONS.partition("AdamWFactory\n")[2].replace("soap2", "twice").replace("herald", "bare"),
+        OPTIONS + OPTIONS.partition("AdamWFactory\n")[2].replace("soap2", "twice").replace("herald", "bare") + ABSTRACT,
         callback__bare=SCHEMA.format("callback/bare"),
         callback__ghost="# @package callback.ghost\n" + SCHEMA.format("callback/ghost"),
+        trainer__abstract=SCHEMA.format("trainer/abstract"),
         optimizer__twice=SCHEMA.format("optimizer/twice") + "lr: 1e-3\nlr: 1e-4\n",
     )
     for option, group, name in (("optimizer=soap2", "optimizer", "Soap2"), ("callback=[herald]", "callback", "Herald")):
@@ -210,5 +232,8 @@ def test_the_errors_of_authors_say_what_to_write(tmp_path):
         in line
     )
     assert "new_lab/conf/optimizer/twice.yaml:5: found duplicate key lr" in fails("optimizer=twice", tmp_path, path)
+    line = fails("trainer=abstract", tmp_path, path)
+    assert line.endswith("got 'new_lab.options.Abstract', which does not define loss; add what its base class requires")
+    assert "misplaced is registered in the group trainers" in fails("trainer=misplaced", tmp_path, path)
     line = fails("callback=[ghost]", tmp_path, path)
     assert "its YAML file names the schema callback/ghost, but no class of this name is registered" in line

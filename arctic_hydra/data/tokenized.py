@@ -54,7 +54,7 @@ class TokenizedDataFactory(DataFactory):
     """Rows are tokenized once, cached, and served as packs or padded rows; the base of the built-in data factories."""
 
     max_length: HumanInt = integer(2048, minimum=2, maximum=10**9)
-    """Maximum tokens per example and per pack."""
+    """Maximum tokens per example and per pack; at most the model's longest context, from which it is not filled in."""
     packing: bool = True
     """Pack several examples into one row without padding; they cannot attend to each other."""
     always_max_length: bool = False

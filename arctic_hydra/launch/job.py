@@ -26,6 +26,7 @@ from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.redaction.trees import hidden_part, learn_secrets
 from arctic_hydra.report import run_page
 from arctic_hydra.stopping import SIGNALS, blocked_signals
+from arctic_hydra.tracking.base import call_each
 
 _STOP_KINDS = ("KeyboardInterrupt", "RankDied", "NodeDied")
 """Error kinds that only report the end of a rank or agent, which is expected after a request to stop."""
@@ -180,8 +181,8 @@ class Job:
     def update_trackers(self, status: str) -> None:
         """Make the trackers end the run with `status`, if the ranks could not: they died, or the store was unreachable."""
         path = self.directory.path
-        for tracker in self.run.tracking.values():
-            tracker.catch_up(path, f"{self.run.name}/{path.name}", redact(self.tree), status)
+        about = path, f"{self.run.name}/{path.name}", redact(self.tree), status
+        call_each(self.run.tracking.values(), "catch_up", *about)
 
 
 def _secrets_in_names(run: config.Run) -> Iterator[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from arctic_hydra.component import BROKEN_EXTENSIONS
 from arctic_hydra.errors import did_you_mean
 from arctic_hydra.human_numbers import convert_leaves
 
@@ -178,12 +179,14 @@ def registered_spec(name: str) -> RegisteredSpec:
     """Return the spec that is registered under exactly this name; raises ValueError."""
     if name in _SPECS:
         return _SPECS[name]
+    broken = "".join(f"; {problem}" for problem in BROKEN_EXTENSIONS.values())
     if not _SPECS:
         raise ValueError(
             f"spec: got {name!r}, but no model is registered; a package registers one with register_model_spec and declares "
-            "the entry point group arctic_hydra"
+            f"the entry point group arctic_hydra{broken}"
         )
-    raise ValueError(f"spec: got {name!r}, expected one of {', '.join(sorted(_SPECS))}{did_you_mean(name, _SPECS)}")
+    hint = did_you_mean(name, _SPECS) or broken
+    raise ValueError(f"spec: got {name!r}, expected one of {', '.join(sorted(_SPECS))}{hint}")
 
 
 def _article(noun: str) -> str:

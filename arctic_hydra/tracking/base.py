@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arctic_hydra.component import Component
+from arctic_hydra.errors import describe
+
+log = logging.getLogger("arctic_hydra.tracking")
 
 
 @dataclass(kw_only=True)
@@ -30,3 +35,17 @@ class Tracker(Component):
     @abstractmethod
     def finish(self, status: str) -> None:
         """End the run with `finished`, `stopped` or `failed`; waits at most 10 seconds."""
+
+
+def call_each(trackers: Iterable[Tracker], method: str, *arguments: Any) -> list[Tracker]:
+    """Call a method of each tracker; return those that did not fail, for later calls. A failure is a warning, never an error."""
+    left = []
+    for tracker in trackers:
+        try:
+            getattr(tracker, method)(*arguments)
+        except Exception as error:
+            name = tracker.option_name or type(tracker).__name__
+            log.warning("tracking.%s failed in %s and is left out from now on: %s", name, method, describe(error))
+        else:
+            left.append(tracker)
+    return left

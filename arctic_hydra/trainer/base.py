@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.engine import optimizer_step
-from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.metrics import model_flops
 from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.trainer.loop_state import LogSums, StepResult
@@ -204,6 +204,11 @@ class Trainer(Construction, Evaluation):
                 facts["batch"] = facts["batch"].to(self.device)
                 facts["loss"] = (loss or self.loss)(facts["batch"])
             loss_sum = facts["loss"]
+            if not loss_sum.requires_grad:
+                raise ConfigError(
+                    "trainer: the loss of a step has no graph, so no weight gets a gradient from it; expected one that depends on the "
+                    "output of `self.tools.engine`, without `.detach()`, `.item()` or `torch.no_grad()`"
+                )
             total = total + loss_sum.detach()
             scale = self.world.size / units
             if index == last and logged and self.spike_sigmas and self._is_spike(total, units):

@@ -4,7 +4,8 @@ They look at the trainer's own loss, so they hold for any model and any trainer.
 must not matter give the same loss, bit for bit, in almost every run, which costs two forward passes. If they do not, the
 change of the loss is compared with that by a token which matters, because some kernels round depending on other rows.
 
-Layers whose weights begin at zero pass nothing on at first, so the trainer repeats the probes after a few steps.
+Layers whose weights begin at zero pass nothing on at first, so the trainer repeats these probes after a few steps. That the loss
+is a sum is checked before the first step only, with three forward passes.
 """
 
 from __future__ import annotations
@@ -48,14 +49,21 @@ class Subject:
     @property
     def name(self) -> str:
         """Class of the model, and the trainer."""
-        return f"{type(unwrap(self.engine)).__name__} (under {self.trainer})"
+        return f"{_class_of(unwrap(self.engine))} (under {self.trainer})"
 
     def losses(self, batches: Sequence[Batch]) -> list[float]:
         """Return the loss of each batch, without dropout, with the same random numbers for each; collective."""
         found, state = [], random_state()
         with probing(self.engine):
             for batch in batches:
-                found.append(float(self.loss(batch).detach()))
+                loss = self.loss(batch)
+                if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+                    got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+                    raise ConfigError(
+                        f"{self.trainer}: `loss` returned {got} for {batch.num_supervised} supervised positions, expected a scalar tensor: "
+                        "the sum of their losses"
+                    )
+                found.append(float(loss.detach()))
                 set_random_state(state)
         return found
 
@@ -86,7 +94,7 @@ def check_attention(engine: Any, device: torch.device) -> None:
     """
     model = unwrap(engine)
     problem = ConfigError(
-        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {type(model).__name__} has its own attention code and never calls "
+        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {_class_of(model)} has its own attention code and never calls "
         "it; pass model.attn_implementation=eager, plus data.packing=false if packed documents then attend to each other"
     )
     with _recorded_calls() as calls, probing(engine):
@@ -165,7 +173,7 @@ def check_sum(subject: Subject, packed: bool) -> None:
     together, *alone = subject.losses(batches)
     if abs(together - sum(alone)) > 0.25 * sum(map(abs, alone)):
         raise ConfigError(
-            f"{subject.trainer}: on {type(unwrap(subject.engine)).__name__} the loss of two documents is {together:.4g}, and of each alone "
+            f"{subject.trainer}: on {_class_of(unwrap(subject.engine))} the loss of two documents is {together:.4g}, and of each alone "
             f"{alone[0]:.4g} and {alone[1]:.4g}; expected their sum {sum(alone):.4g}, because the step divides the losses of all "
             "micro-batches and ranks by the number of their supervised positions; return a sum instead of a mean "
             "(reduction='sum'); a trainer for which that is right declares `not_additive`"
@@ -186,6 +194,11 @@ def _recorded_calls() -> Iterator[list[bool]]:
         yield calls
     finally:
         AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
+
+
+def _class_of(model: Any) -> str:
+    """Return the name of the model's class; that of a registered model is its own class, not its wrapper."""
+    return getattr(model, "model_name", type(model).__name__)
 
 
 def _vocabulary(model: Any) -> int:

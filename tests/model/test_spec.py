@@ -105,7 +105,7 @@ def test_an_adapter_is_merged_into_the_export(tmp_path):
 
 def test_what_does_not_work_is_refused_before_training(tmp_path):
     cases = {
-        f"{GRU.replace('data.packing=false', '')}": "data.packing: got true, but",
+        f"{GRU.replace('data.packing=false', '')}": "data.packing: got true, but GRULanguageModel (under trainer=sft) mixes",
         f"{GRU} peft=lora": "peft.target_modules: got all-linear, but GRULanguageModel has no linear layer besides its head",
         f"{GRU} peft=lora peft.target_modules=[cells]": "peft: LORA cannot be applied to GRULanguageModel",
         f"{DECODER} converter=[tiled_mlp]": "has no MLP with gate_proj",

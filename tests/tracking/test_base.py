@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 import arctic_hydra.tracking  # noqa: F401
+from arctic_hydra.tracking.base import Tracker, call_each
 from arctic_hydra.tracking.none import NoTracker
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -34,3 +36,28 @@ def test_the_choice_of_trackers(overrides: list[str], keys: list[str], tmp_path:
 def test_a_tracker_without_a_store_has_nothing_to_catch_up(tmp_path: Path) -> None:
     NoTracker().catch_up(tmp_path, "r", {}, "finished")
     assert list(tmp_path.iterdir()) == []
+
+
+class Careless(Tracker):
+    """Expects a loss on every line, and evaluations have none."""
+
+    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        self.losses: list[float] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.losses.append(metrics["loss"])
+
+    def finish(self, status: str) -> None:
+        self.status = status
+
+
+def test_the_failure_of_a_tracker_is_a_warning_and_ends_neither_the_run_nor_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    careless, others = Careless(), [NoTracker(), Careless()]
+    assert call_each([careless, *others], "start", tmp_path, "r", {}) == [careless, *others]
+    careless.log(1, {"loss": 2.0})
+    assert call_each([careless, *others], "log", 1, {"eval/loss": 2.0}) == [others[0]]
+    [warning, _] = caplog.messages
+    assert warning.startswith("tracking.Careless failed in log and is left out from now on: KeyError: 'loss' (")
+    assert "test_base.py:" in warning

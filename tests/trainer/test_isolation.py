@@ -169,6 +169,27 @@ class DeclaredMean(Mean):
     not_additive = "its step divides by nothing"
 
 
+class Vector(SFTTrainer):
+    """Returns a loss for each position."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) * torch.ones(batch.num_supervised)
+
+
+class Nothing(SFTTrainer):
+    """Returns nothing."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:  # type: ignore[return]
+        super().loss(batch)
+
+
+class NoGraph(SFTTrainer):
+    """Returns numbers."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch).detach()
+
+
 class OfDocuments(SFTTrainer):
     """Has a loss of each document that is not a sum over its positions, as preference losses."""
 
@@ -203,6 +224,16 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
         (OfDocuments, True, ""),
         (OfDocuments, False, ""),
         (DeclaredMean, True, ""),
+        (
+            Vector,
+            True,
+            "trainer=Vector: `loss` returned a tensor of shape [4] for 4 supervised positions, expected a scalar",
+        ),
+        (
+            Nothing,
+            True,
+            "trainer=Nothing: `loss` returned None for 4 supervised positions, expected a scalar tensor: the sum",
+        ),
         (Mean, True, "trainer=Mean: on LlamaForCausalLM the loss of two documents is "),
         (Mean, False, "expected their sum"),
     ],
@@ -220,9 +251,9 @@ class LateMixing(SFTTrainer):
         return super().loss(batch) + 0.01 * min(self.global_step, 1) * mixed
 
 
-def _trained_late(folder: Path) -> tuple[int, list[str]]:
+def _trained(folder: Path, cls: type[SFTTrainer]) -> tuple[int, list[str]]:
     trainer = make_trainer(documents([8, 6] * 4, [4, 3] * 4), folder)
-    trainer.__class__ = LateMixing
+    trainer.__class__ = cls
     trainer.probe()
     try:
         trainer.train()
@@ -232,5 +263,10 @@ def _trained_late(folder: Path) -> tuple[int, list[str]]:
 
 
 def test_what_begins_at_zero_is_found_after_the_first_step(tmp_path: Path) -> None:
-    [(step, problems)] = run_ranks(1, _trained_late, tmp_path)
+    [(step, problems)] = run_ranks(1, _trained, tmp_path, LateMixing)
     assert step == 1 and len(problems) == 1
+
+
+def test_a_loss_without_a_graph_is_refused_in_the_first_step(tmp_path: Path) -> None:
+    [(step, [problem])] = run_ranks(1, _trained, tmp_path, NoGraph)
+    assert step == 0 and problem.startswith("trainer: the loss of a step has no graph, so no weight gets a gradient")

@@ -10,6 +10,7 @@ from typing import Any
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.metrics import memory_gib, peak_tflops
+from arctic_hydra.tracking.base import call_each
 from arctic_hydra.trainer.loop_state import LogSums
 from arctic_hydra.trainer.parts.run_state import TrainerState
 
@@ -135,8 +136,7 @@ class Bookkeeping(TrainerState):
         if self.tools.metrics_file is not None:
             self.tools.metrics_file.write(values)
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "step"}
-        for tracker in self.tools.trackers:
-            tracker.log(int(values["step"]), numbers)
+        self.tools.trackers = call_each(self.tools.trackers, "log", int(values["step"]), numbers)
 
     def _epoch_position(self) -> float:
         """Return the number of completed epochs plus the completed fraction of the current one."""

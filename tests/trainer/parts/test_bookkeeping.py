@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arctic_hydra.tracking.none import NoTracker
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, make_trainer
@@ -39,3 +40,19 @@ def test_a_step_of_ones_own_is_counted_and_logged(tmp_path):
         assert abs(2 * rows[0]["half"] - plain[0]["loss"]) < 1e-6, "the first pass sees the same weights"
         assert rows[0]["loss"] < plain[0]["loss"], "the second sees those after the first optimizer step"
         assert [row["lr"] for row in rows] == [row["lr"] for row in plain]
+
+
+class Failing(NoTracker):
+    def log(self, step, metrics):
+        raise OSError("the store is gone")
+
+
+def _tracked(folder):
+    trainer = make_trainer(DATA, folder, train_iters=2)
+    trainer.tools.trackers = [Failing(), NoTracker()]
+    trainer.train()
+    return trainer.global_step, [type(tracker).__name__ for tracker in trainer.tools.trackers]
+
+
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path):
+    assert run_ranks(1, _tracked, tmp_path) == [(2, ["NoTracker"])]
