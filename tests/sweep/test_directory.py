@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from arctic_hydra.errors import ConfigError, StateFileError, RunLockedError
+from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import results
 from arctic_hydra.sweep.__main__ import main as look_after
