@@ -20,6 +20,8 @@ from arctic_hydra.files.state_file import check_trusted, open_regular, open_to_r
 
 _TEXT_BYTES = 1000
 _HOLDER = re.compile(r"process (\d{1,10}) on (\S+), since [\d: -]+")
+_OURS = re.compile(r"(?:process \d.*)?")
+"""The text of a lock of this package, which a crash or a full disk may have cut off or left empty."""
 
 
 class LockFile:
@@ -33,12 +35,12 @@ class LockFile:
         """Lock for this process and return the file descriptor, which a child may inherit.
 
         Raises RunLockedError, naming the holder, if another process still holds the lock after `patience_seconds`, and
-        StateFileError if the path is not a file that this user alone can write.
+        StateFileError if the path is not a file that this user alone can write, or not one that this package wrote.
         """
         end = time.monotonic() + patience_seconds
         handle = os.fdopen(open_regular(self.path, os.O_RDWR | os.O_CREAT), "r+", errors="replace")
         try:
-            self._check(handle.fileno())
+            self._check(handle)
             while not _try(handle.fileno(), fcntl.LOCK_EX):
                 if time.monotonic() >= end:
                     raise RunLockedError(
@@ -109,12 +111,17 @@ class LockFile:
             pass  # no such process, or another user's
         return False
 
-    def _check(self, descriptor: int) -> None:
-        info = os.fstat(descriptor)
+    def _check(self, handle: Any) -> None:
+        info = os.fstat(handle.fileno())
         check_trusted(self.path, info)
         if info.st_nlink > 1:  # its other name would be overwritten too
             raise StateFileError(
                 f"{self.path}: has {info.st_nlink} names (hard links), expected 1; delete it and try again"
+            )
+        handle.seek(0)
+        if not _OURS.fullmatch(handle.read(_TEXT_BYTES).strip("\0\n ")):
+            raise StateFileError(
+                f"{self.path}: is the file of another program, expected a lock of this package; use another directory, or delete it"
             )
 
 

@@ -228,6 +228,7 @@ REFUSED = [
     (wrong_kind("record.json"), "{}/record.json: is a directory, expected a file"),
     (wrong_kind(".lock"), "{}/.lock: is a directory, expected a file"),
     (lambda path: (path / ".lock").symlink_to(path / "run.json"), "{}/.lock: is a symbolic link to "),
+    (lambda path: (path / ".lock").write_text("mine"), "{}/.lock: is the file of another program, expected a lock"),
 ]
 
 

@@ -82,7 +82,7 @@ def test_a_text_that_names_no_process_of_this_machine(text, path):
 
 
 def test_the_text_is_replaced_after_waiting(path):
-    path.write_bytes(b"\xff" * 500)
+    path.write_text("process 1 on elsewhere, since 2026-01-01 00:00:00" + "\0" * 500)
     first = LockFile(path)
     first.acquire()
     with pytest.raises(RunLockedError, match="is in use by another run"):
@@ -121,6 +121,32 @@ def test_a_lock_that_is_a_link_or_no_file_overwrites_nothing(path):
     with pytest.raises(StateFileError, match="is a pipe"):
         LockFile(path).acquire()
     assert time.monotonic() - began < 2 and victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "content", [b"precious", b"\xff" * 500, b"process ids\n", b"{}", b"\nprocess 1 on x\nprecious"], ids=range(5)
+)
+def test_a_lock_that_another_program_wrote_is_left_alone(content, path):
+    path.write_bytes(content)
+    before = path.stat()
+    with pytest.raises(
+        StateFileError, match=r"\.lock: is the file of another program, expected a lock of this package; use"
+    ):
+        LockFile(path).acquire()
+    assert path.read_bytes() == content and path.stat().st_mtime_ns == before.st_mtime_ns
+    with path.open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n", "process 12", "process 12 on h", "process 12 on h, since 2026", "\0" * 60]
+)
+def test_a_lock_that_was_cut_off_is_taken(content, path):
+    path.write_text(content)
+    lock = LockFile(path)
+    lock.acquire()
+    assert path.read_text().startswith(f"process {os.getpid()} on ")
+    lock.release()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")

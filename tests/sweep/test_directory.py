@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from arctic_hydra.errors import ConfigError, RunLockedError
+from arctic_hydra.errors import ConfigError, RunLockedError, StateFileError
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import results
 from arctic_hydra.sweep.__main__ import main as look_after
@@ -192,3 +192,12 @@ def test_a_folder_with_other_files_of_these_names_is_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"contains {name}, but no sweep; choose another folder"):
         sweep_of(tmp_path, ["seed=1"]).lock()
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
+def test_a_folder_with_the_lock_of_another_program_is_refused(tmp_path):
+    (tmp_path / ".lock").write_text("mine")
+    with pytest.raises(
+        StateFileError, match=r"\.lock: is the file of another program, expected a lock of this package"
+    ):
+        sweep_of(tmp_path, ["seed=1"]).lock()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"] and (tmp_path / ".lock").read_text() == "mine"

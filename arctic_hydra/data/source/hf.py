@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _SHORT_FORM = re.compile(r"(?P<id>\w[\w.-]*(?:/[\w.-]+)?):(?P<split>\w[\w.-]*(?:\[[^\[\]]*\])?)")
 """A hub id and a split; paths of files and directories that exist are absolute when the config is built."""
+BUILDERS = ("arrow", "cache", "csv", "json", "parquet", "text")
+"""The builders of `datasets` that may read rows. Others execute code (`pandas`, before datasets 5) or import what data names."""
+_NOT_OF_BUILDERS = ("verification_mode", "num_proc", "keep_in_memory", "save_infos")
+"""Arguments of `datasets.load_dataset` that concern what is read after a builder has been chosen."""
 
 
 @component(group="source", name="hf")
@@ -151,8 +155,11 @@ class HFSource(SampledSource):
                 saved = datasets.load_from_disk(str(self._local_path))
                 return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
             with nullcontext() if self.is_local else cache_only_when_unreachable(), umask_of_user():
+                self._check_builder()
                 arguments = {**self.kwargs, "streaming": True} if streaming else self.kwargs
                 return datasets.load_dataset(self.path, split=split, revision=self.revision, **arguments)
+        except DataError:
+            raise
         except Exception as error:  # datasets raises many exception types if it cannot load a split
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
             raise DataError(
@@ -160,6 +167,22 @@ class HFSource(SampledSource):
                 f"expected a hub id that is reachable or cached, or a local directory; offline, set the source's "
                 f"path=<directory in its layout>"
             ) from error
+
+    def _check_builder(self) -> None:
+        """Raise DataError if `datasets` would read the rows with another builder than those in `BUILDERS`.
+
+        The path can name one, and the files of a data set choose one; to find out, `datasets` lists them, but reads no rows.
+        """
+        import datasets
+
+        arguments = {key: value for key, value in self.kwargs.items() if key not in _NOT_OF_BUILDERS}
+        builder = datasets.load_dataset_builder(self.path, revision=self.revision, **arguments)
+        package, _, name = builder.__module__.rpartition(".")
+        if package != f"datasets.packaged_modules.{name}" or name not in BUILDERS:
+            raise DataError(
+                f"{self.path!r}: datasets reads it with its builder {name!r}, expected one of {', '.join(BUILDERS)}; nothing was "
+                "read; convert the data to JSON Lines, Parquet or Arrow"
+            )
 
     def _fingerprint(self, split: str) -> str:
         if self.is_local and not self._is_saved(self._local_path):

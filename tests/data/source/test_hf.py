@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
+import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,3 +117,67 @@ def test_a_hub_id_and_a_split_in_one() -> None:
         FieldError, match="split: got 'train', but path='org/name:test' names the split 'test'; remove one"
     ):
         HFSource(path="org/name:test", split="train")
+
+
+class RunsCode:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self.witness), "w"))
+
+
+FOREIGN = {
+    "a builder by name": ("pandas", {"data_files": "PLACE/rows.pkl"}, "its builder 'pandas', expected one of arrow,"),
+    "a streamed builder": ("pandas", {"data_files": "PLACE/rows.pkl"}, "its builder 'pandas', expected one of arrow,"),
+    "another builder by name": ("iceberg", {"data_files": "PLACE/x.json"}, "cannot be loaded|its builder 'iceberg'"),
+    "files of a builder": ("PLACE/tar", {"keep_in_memory": True}, "its builder 'webdataset', expected one of arrow,"),
+    "pickles": ("PLACE/pickles", {"name": "default"}, "cannot be loaded"),
+    "pickles by name": ("PLACE/pickles", {"data_files": "rows.pkl"}, "cannot be loaded"),
+    "pickles as rows": ("json", {"data_files": "PLACE/rows.pkl"}, "cannot be loaded"),
+    "a script": ("PLACE/script", {"name": "default"}, "cannot be loaded"),
+    "a script by name": ("PLACE/script/script.py", {"name": "default"}, "script.py:1: |cannot be loaded"),
+    "a card": ("PLACE/card", {"name": "default"}, "cannot be loaded"),
+}
+"""Data sets that name a builder, or hold files that `datasets` reads with one; and what is said of them."""
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_no_data_set_runs_code(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "called"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    script = "import os\nopen(os.environ['EVIL_FILE'], 'w').close()\n"
+    for name in ("tar", "pickles", "script", "card"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "script" / "script.py").write_text(script)
+    (tmp_path / "evil.py").write_text(script)
+    for path in (tmp_path / "rows.pkl", tmp_path / "pickles" / "rows.pkl"):
+        path.write_bytes(pickle.dumps(RunsCode(tmp_path / "called")))
+    with tarfile.open(tmp_path / "tar" / "train.tar", "w") as archive:
+        for name in ("0.pyd", "0.pickle", "0.pkl"):
+            archive.add(tmp_path / "rows.pkl", name)
+    card = "---\nconfigs:\n- config_name: default\n  builder_name: evil\n  data_files: '../rows.pkl'\n---\n"
+    (tmp_path / "card" / "README.md").write_text(card)
+    path, kwargs, text = FOREIGN[what]
+    kwargs = {
+        key: value.replace("PLACE", str(tmp_path)) if isinstance(value, str) else value for key, value in kwargs.items()
+    }
+    source = HFSource(
+        path=path.replace("PLACE", str(tmp_path)), kwargs={**kwargs, "cache_dir": str(tmp_path / "cache")}
+    )
+    with pytest.raises(DataError, match=text):
+        _ = source.shards("train") if "streamed" in what else source.load("train")
+    assert not (tmp_path / "called").exists() and "evil" not in sys.modules
+
+
+def test_the_documented_builders_are_read_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    kwargs = {
+        "data_files": str(tmp_path / "a.jsonl"),
+        "cache_dir": str(tmp_path / "cache"),
+        "verification_mode": "no_checks",
+    }
+    assert HFSource(path="json", kwargs=kwargs).load("train").take([0]) == [{"text": "a"}]
+    assert HFSource(path="text", kwargs=kwargs).load("train").take([0]) == [{"text": '{"text": "a"}'}]
