@@ -50,12 +50,12 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run the program with `arguments` in `folder` and check its exit code; `code=None` accepts any.
 
-    It runs in a fork of a warm process (tests/warm.py), or in a new interpreter if `fresh` is true, if `more` variables are
-    given, or if the arguments need a shell.
+    It runs in a fork of a warm process (tests/warm.py), or in a new interpreter if `fresh` is true, if `more` variables than
+    PYTHONPATH are given, or if the arguments need a shell.
     """
     done = None
-    if not (fresh or more or set("$`|&;<>*?") & set(arguments)):  # no shell syntax
-        done = SERVER.run(module, shlex.split(arguments), folder, timeout)
+    if not (fresh or more.keys() - {"PYTHONPATH"} or set("$`|&;<>*?") & set(arguments)):  # no shell syntax
+        done = SERVER.run(module, shlex.split(arguments), folder, timeout, environment(**more)["PYTHONPATH"])
     done = done or subprocess.run(
         f"{shlex.quote(sys.executable)} -m {module} {arguments}",
         shell=True,

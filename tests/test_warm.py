@@ -68,11 +68,23 @@ def test_a_run_is_bit_identical_to_that_of_fresh_interpreters(more, tmp_path, mo
 @pytest.mark.parametrize(("word", "code"), [("0", 0), ("3", 3), ("words", 1), ("raise", 1)])
 def test_a_process_of_its_own(word, code, tmp_path):
     (tmp_path / "probe.py").write_text(PROBE)
-    fresh, forked = (run(word, tmp_path, code=code, module="probe", fresh=fresh) for fresh in (True, False))
+    more = {"PYTHONPATH": f"{tmp_path / 'site'}:{tmp_path / 'missing'}"} if code else {}
+    fresh, forked = (run(word, tmp_path, code=code, module="probe", fresh=fresh, **more) for fresh in (True, False))
     assert "True True 9" in fresh.stdout and fresh.stdout.endswith("b'inherited'\nfrom a thread\nat exit\n")
     assert forked.stdout.replace('"torch": true', '"torch": false') == fresh.stdout
     assert forked.stdout.count('"torch": true') == 2, "its child was a fork as well"
     assert forked.stderr.splitlines()[-1:] == fresh.stderr.splitlines()[-1:]
+
+
+@pytest.mark.parametrize("name", ["torch.py", "hydra", "sitecustomize.py"])
+def test_a_folder_that_replaces_a_module_needs_a_new_interpreter(name, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / name).mkdir()
+    (tmp_path / "probe.py").write_text("import sys; print('torch' in sys.modules)")
+    assert run("", tmp_path, module="probe", PYTHONPATH=str(site)).stdout == "False\n"
+    (site / name).rename(site / "my_lab")
+    assert run("", tmp_path, module="probe", PYTHONPATH=str(site)).stdout == "True\n"
 
 
 def test_a_run_that_takes_too_long_is_killed(tmp_path):

@@ -5,8 +5,11 @@ per order. The child gets its own working directory, environment, session, argum
 module as `python -m` does. If the module starts `python -m` in turn, that process is also a fork: of a spare child, which
 was forked before the first line of the module ran and is therefore as clean as the server.
 
-Some cases need a new interpreter instead: environment variables that affect imports and differ from the server's, CUDA
-devices (the driver does not support forks) and other programs. Two differences from a new interpreter remain: all forks
+PYTHONPATH may have more folders than the server's, in front of them, such as that of an extension package: a child has them
+in `sys.path` before it imports anything.
+
+Some cases need a new interpreter instead: environment variables that affect imports and differ from the server's, folders on
+PYTHONPATH that replace modules, CUDA devices (the driver does not support forks) and other programs. Two differences from a new interpreter remain: all forks
 of a server share its hash seed, and /proc shows the server's command line and environment for them, although an agent
 looks there for the ranks that it has to stop.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -85,12 +89,17 @@ class Server:
         return process, ours, log
 
     def run(
-        self, module: str, arguments: list[str], folder: Path, timeout: float
+        self, module: str, arguments: list[str], folder: Path, timeout: float, pythonpath: str | None = None
     ) -> subprocess.CompletedProcess[str] | None:
-        """Run `python -m module arguments` in `folder`; return None if the server cannot start it."""
+        """Run `python -m module arguments` in `folder`; return None if the server cannot start it.
+
+        `pythonpath` is that of the process, by default the server's.
+        """
         from arctic_hydra import distributed
 
-        if self.failure or distributed.count_gpus():
+        variables = self._environment | ({} if pythonpath is None else {"PYTHONPATH": pythonpath})
+        added = _added_folders(variables, self._environment)
+        if self.failure or distributed.count_gpus() or added is None or any(map(_replaces_modules, added)):
             return None
         with self._starting:
             process, orders, log = self.process
@@ -98,7 +107,7 @@ class Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, open(os.devnull) as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             with theirs, suppress(OSError):  # the server has exited, so `recv` below returns nothing
-                order = _order(command, str(folder), self._environment, [])
+                order = _order(command, str(folder), variables, [])
                 socket.send_fds(orders, [order], [item.fileno() for item in (theirs, nothing, out, err)])
             ours.settimeout(timeout)
             try:
@@ -122,6 +131,20 @@ class Server:
             orders.close()
             process.wait(60)
             log.close()
+
+
+def _added_folders(environment: dict[str, str], base: dict[str, str]) -> list[str] | None:
+    """Return the folders that PYTHONPATH has in front of those of `base`; None if it does not end in them."""
+    ours, theirs = ([*filter(None, item["PYTHONPATH"].split(os.pathsep))] for item in (environment, base))
+    count = len(ours) - len(theirs)
+    return ours[:count] if ours[max(count, 0) :] == theirs else None
+
+
+def _replaces_modules(folder: str) -> bool:
+    """Whether a module in `folder` is one that an interpreter without the folder finds elsewhere, or imports as it starts."""
+    names = {name.partition(".")[0] for name in os.listdir(folder)} if os.path.isdir(folder) else set()
+    modules = {name for name in names if name and not name.startswith("__")}
+    return bool(modules & {"sitecustomize", "usercustomize"}) or any(map(importlib.util.find_spec, modules))
 
 
 def _text(file: Any) -> str:
@@ -195,6 +218,8 @@ def _execute(order: bytes, fds: list[int]) -> NoReturn:
     flags, module, arguments = words[:start], words[start + 1], words[start + 2 :]
     if "-u" in flags:
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    sys.path[1:1] = _added_folders(environment, _inherited) or []
+    _inherited["PYTHONPATH"] = environment["PYTHONPATH"]
     for _ in range(next((count for word, count in SPARES.items() if word in (module, *arguments)), 1)):
         _spares.append(Spare())
     sys.argv, sys.path[0] = ["-m", *arguments], folder
