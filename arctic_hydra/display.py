@@ -45,6 +45,8 @@ class Display:
         figures = f"loss {values['eval/loss']:.4f}" if "eval/loss" in values else "no supervised tokens"
         if "eval/accuracy" in values:
             figures += f", perplexity {values['eval/perplexity']:.4g}, accuracy {values['eval/accuracy']:.1%}"
+        if (share := values.get("eval/rewards/accuracies")) is not None:
+            figures += f", {share:.1%} of pairs ranked right, margin {values['eval/rewards/margins']:.4g}"
         self.say(f"evaluation at step {values['step']}: {figures}")
 
     def say(self, text: str) -> None:

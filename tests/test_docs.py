@@ -15,8 +15,8 @@ import pytest
 from tests.command import ROOT, run
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-_BLOCK = re.compile(r"^```(python|yaml|toml|tsv|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_FILE = re.compile(r"# (\S+\.(?:py|yaml|toml|tsv))\n")
+_BLOCK = re.compile(r"^```(python|yaml|toml|tsv|jsonl|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FILE = re.compile(r"# (\S+\.(?:py|yaml|toml|tsv|jsonl))\n")
 _PROGRAM = "python -m arctic_hydra "
 
 

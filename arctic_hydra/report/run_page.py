@@ -94,6 +94,8 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
             cards.append(("evaluation loss", " → ".join(_number(line["eval/loss"]) for line in _ends(evaluated))))
             if "eval/accuracy" in evaluated[-1]:
                 cards.append(("token accuracy", f"{evaluated[-1]['eval/accuracy']:.1%}"))
+            if "eval/rewards/accuracies" in evaluated[-1]:
+                cards.append(("pairs ranked right", f"{evaluated[-1]['eval/rewards/accuracies']:.1%}"))
         cards.append(
             ("tokens", f"{format_count(last['tokens'])}, {format_count(last['supervised_tokens'])} trained on")
         )

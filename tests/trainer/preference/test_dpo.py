@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
+from arctic_hydra.metrics import read_metrics
 from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
+from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
 from tests.trainer.loop import full_weights, make_trainer, pairs
 from tests.trainer.preference.test_losses import AT_REFERENCE
@@ -121,3 +124,43 @@ def _wrong(folder):
 
 def test_a_reference_other_than_the_start_is_refused(tmp_path):
     run_ranks(1, _wrong, tmp_path)
+
+
+PAIRS = [
+    {
+        "prompt": f"What is {n} plus {n}?",
+        "chosen": f"{n} plus {n} is {2 * n}." + " Sure." * (n % 4),
+        "rejected": "I do not know." * (1 + n % 3),
+    }
+    for n in range(40)
+]
+WHOLE = (
+    f"trainer=dpo peft=lora {SMALLEST} data.sources.preference.path=pairs.jsonl data.train_eval_split=[0.8,0.2] tracking=[] "
+    "trainer.epochs=2 trainer.micro_batch_size=1 trainer.gradient_accumulation_steps=2 log.interval=1 name=r"
+)
+
+
+def _lines(folder):
+    [path] = folder.glob("outputs/r/*/metrics.jsonl")
+    kept = ("step", "loss", "grad_norm")
+    return path.parent, [
+        {name: value for name, value in row.items() if name in kept or name.startswith(("rewards/", "logps/", "eval/"))}
+        for row in read_metrics(path)
+    ]
+
+
+def test_a_run_stops_resumes_bit_for_bit_and_is_evaluated_again(tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    run(WHOLE, tmp_path / "whole")
+    for _ in range(2):
+        run(f"{WHOLE} trainer.exit_iteration_this_run=2", tmp_path / "parts", code=75)
+    run(WHOLE, tmp_path / "parts")
+    (done, whole), (again, parts) = _lines(tmp_path / "whole"), _lines(tmp_path / "parts")
+    assert parts == whole and len(whole) >= 8
+    exports = [path / "export" / "model.safetensors" for path in (done, again)]
+    assert exports[0].read_bytes() == exports[1].read_bytes()
+    evaluated = run(f"{WHOLE} task=evaluate", tmp_path / "whole").stdout
+    last = whole[-1]
+    assert f"loss {last['eval/loss']:.4f}, {last['eval/rewards/accuracies']:.1%} of pairs" in evaluated, evaluated
