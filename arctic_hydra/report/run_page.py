@@ -128,6 +128,7 @@ def _plots(lines: Lines, data: dict[str, Any] | None) -> Iterator[str]:
     if len(steps) > 1:
         plots += [
             _loss_plot(steps, [line for line in lines if "eval/loss" in line]),
+            *([_rewards_plot(steps)] if "rewards/chosen" in steps[-1] else []),
             _curve("learning rate", steps, "lr"),
             _curve("gradient norm", steps, "grad_norm", logarithmic=True, smooth=True),
             _curve("tokens per second", steps, "tokens_per_second", smooth=True, from_zero=True),
@@ -152,6 +153,15 @@ def _loss_plot(steps: Lines, evaluations: Lines) -> str:
         at, losses = _series(evaluations, "eval/loss")
         axes.plot(at, losses, marker="o", markersize=4, linewidth=1.2, color=html.COLORS[1], label="evaluation")
         axes.legend(frameon=False, fontsize=9)
+    return html.svg(figure)
+
+
+def _rewards_plot(steps: Lines) -> str:
+    """Draw the mean rewards of the chosen and of the rejected answers."""
+    figure, axes = _over_steps("rewards")
+    for color, side in zip(html.COLORS, ("chosen", "rejected"), strict=False):
+        axes.plot(*_series(steps, f"rewards/{side}"), linewidth=1.4, color=color, label=side)
+    axes.legend(frameon=False, fontsize=9)
     return html.svg(figure)
 
 
