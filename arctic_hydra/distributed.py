@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from arctic_hydra.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +30,20 @@ class World:
 
     @classmethod
     def from_env(cls) -> World:
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; a single rank if they are unset."""
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; a single rank if they are unset.
+
+        Raises ConfigError for one that is no number.
+        """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, size, local_rank, local_size = (
-            int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)
-        )
-        return cls(rank, size, local_rank, local_size)
+        values = {name: os.environ.get(name, default) for name, default in zip(names, "0101", strict=True)}
+        if wrong := [name for name, value in values.items() if not re.fullmatch("[0-9]{1,9}", value)]:
+            raise ConfigError(
+                [
+                    f"{name}: got {values[name]!r} in the environment, expected a whole number; unset it"
+                    for name in wrong
+                ]
+            )
+        return cls(*map(int, values.values()))
 
     @property
     def is_main(self) -> bool:

@@ -61,6 +61,8 @@ MODEL = [
     ("model.hf_config_kwargs={attention_dropout:nan}", "model.hf_config_kwargs.attention_dropout: got nan, expected a finite number"),
     ("model.hf_config_kwargs={rope_parameters:{factor:inf}}", "model.hf_config_kwargs.rope_parameters.factor: got inf, expected a finite number"),
     ("model.hf_config_kwargs={hidden_size:64}", "model.hf_config_kwargs.hidden_size: is a field of this model; pass model.hidden_size=<value>"),
+    ("peft=lora peft.config={megatron_config:{a:1},megatron_core:evil}", "peft.config.megatron_config: makes peft import a module by its name; remove it"),
+    ("peft=any peft.peft_type=lora peft.config={megatron_core:evil}", "peft.config.megatron_core: makes peft import a module by its name; remove it"),
     ("model=random model.architecture=qwen3 model.hf_config_kwargs={attention_dropout:-1}", "model.hf_config_kwargs.attention_dropout: got -1, expected a probability"),
 ]  # fmt: skip
 
@@ -186,6 +188,10 @@ ON_THIS_MACHINE = [
     ("tokenizer.chat_template={}/binary", "tokenizer.chat_template: {}/binary cannot be read ('utf-8' codec"),
     ("init_from={}/file", "init_from: got {}/file, which is not a directory"),
     ("trainer.kill_switch_path={}/pickled", "trainer.kill_switch_path: got {}/pickled, which is a directory"),
+    ("callback=[profiler] callback.profiler.output_dir={}/file", "callback.profiler.output_dir: {}/file is a file, expected a directory; pass a folder"),
+    ("callback=[memory_profiler] callback.memory_profiler.output_dir={}/file/x", "callback.memory_profiler.output_dir: {}/file is a file, expected a directory"),
+    ("tracking=[tensorboard] tracking.tensorboard.log_dir={}/file/x", "tracking.tensorboard.log_dir: {}/file is a file, expected a directory"),
+    ("callback=[profiler] callback.profiler.output_dir={}/lost.jsonl/x", "callback.profiler.output_dir: {}/lost.jsonl is a symbolic link, expected a directory"),
     ("output_root={}/file", "output_root: cannot write to {}/file/"),
     ("model=hf tokenizer=bundled model.name_or_path={}/lfs", "model.name_or_path: {}/lfs/model.safetensors is a git-lfs pointer, not the weights"),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 
 from arctic_hydra import distributed
 from arctic_hydra.distributed import World
+from arctic_hydra.errors import ConfigError
 from tests.ranks import run_ranks
 
 
@@ -19,6 +20,15 @@ def test_the_world_is_read_from_the_environment(monkeypatch):
     world = World.from_env()
     assert world == World(5, 8, 2, 4) and not world.is_main
     assert world.data_parallel(2) == World(2, 4, 2, 4), "ranks 4 and 5 share their sequences"
+
+
+@pytest.mark.parametrize("value", ["abc", "", "-1", "1.0", "²", "9" * 5000])
+def test_a_rank_that_is_no_number_is_named(value, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", value)
+    with pytest.raises(
+        ConfigError, match=r"^LOCAL_RANK: got '.*' in the environment, expected a whole number; unset it$"
+    ):
+        World.from_env()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.files.ownership import writing_problem
 from arctic_hydra.human_numbers import HumanInt, integer
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class MemoryProfiler(Callback):
         self._records = False
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem if there is no CUDA device."""
+        """Yield a problem if there is no CUDA device, or if the snapshots cannot be written."""
+        if self.output_dir and (problem := writing_problem(Path(self.output_dir))):
+            yield f"output_dir: {problem}; pass a folder that you can write to"
         if count_gpus() == 0:
             yield "mode: records the memory of a CUDA GPU, but this machine has none; leave memory_profiler out"
 
@@ -81,8 +84,13 @@ class MemoryProfiler(Callback):
             return
         self._records = False
         folder = Path(self.output_dir) if self.output_dir else run_dir / "memory_profile"
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{rank}.pickle"
-        torch.cuda.memory._dump_snapshot(str(path))
-        torch.cuda.memory._record_memory_history(enabled=None)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.cuda.memory._dump_snapshot(str(path))
+        except OSError as error:  # no reason to end the run
+            log.warning("memory_profiler: cannot write the snapshot %s: %s", path, error)
+            return
+        finally:
+            torch.cuda.memory._record_memory_history(enabled=None)
         log.info("wrote the memory snapshot %s", path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
+from arctic_hydra.files.ownership import writing_problem
 from arctic_hydra.human_numbers import HumanInt, integer
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class Profiler(Callback):
         super().__post_init__()
         self._seen = 0
         self._profile: Any = None
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem if the traces cannot be written."""
+        if self.output_dir and (problem := writing_problem(Path(self.output_dir))):
+            yield f"output_dir: {problem}; pass a folder that you can write to"
 
     def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Start recording at the first step to record, and mark each step in the trace."""
@@ -76,7 +83,11 @@ class Profiler(Callback):
         profile, self._profile = self._profile, None
         profile.stop()
         folder = Path(self.output_dir) if self.output_dir else trainer.tools.run_dir / "profile"
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{trainer.world.rank:05d}-from-step-{self._first}.json.gz"
-        profile.export_chrome_trace(str(path))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            profile.export_chrome_trace(str(path))
+        except (OSError, RuntimeError) as error:  # no reason to end the run
+            log.warning("profiler: cannot write the trace %s: %s", path, error)
+            return
         log.info("wrote the trace %s", path)

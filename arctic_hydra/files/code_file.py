@@ -177,10 +177,16 @@ def _modules(path: Path, root: Path) -> set[Path]:
         waiting += [item for item in packages if item.is_file()]
         try:
             tree = ast.parse(file.read_bytes(), file)
-        except (SyntaxError, ValueError, OSError) as error:
+        except (
+            SyntaxError,
+            ValueError,
+            OSError,
+            RecursionError,
+            MemoryError,
+        ) as error:  # the last two: nested too deeply
             raise ConfigError(f"code: {file} cannot be read: {describe(error)}; fix it") from error
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.level:
+            if isinstance(node, ast.ImportFrom) and 0 < node.level <= len(file.parents):
                 folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
                 names = [folder, *(folder / alias.name for alias in node.names)]
                 candidates = [item for name in names for item in (Path(f"{name}.py"), name / "__init__.py")]

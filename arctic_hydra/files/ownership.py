@@ -105,6 +105,17 @@ def remedy(problem: str) -> str:
     return "use a directory of your own"
 
 
+def writing_problem(folder: Path) -> str | None:
+    """Return why nothing can be written into a directory that may still have to be created, or None if it seems possible."""
+    try:
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not place.is_dir():
+            return f"{place} is {kind_of(place.lstat())}, expected a directory"
+        return None if os.access(place, os.W_OK | os.X_OK) else f"cannot write to {place}"
+    except OSError as error:
+        return f"{folder} cannot be examined ({error.strerror})"
+
+
 def misplaced(folder: Path, files: Iterable[str] = (), folders: Iterable[str] = ()) -> str | None:
     """Return a sentence about a name in `folder` that is not the file or directory that it should be, or None.
 

@@ -185,11 +185,21 @@ class Job:
         call_each(self.run.tracking.values(), "catch_up", *about)
 
 
+_NAMES = {"tracking": ("experiment", "project", "name", "entity", "log_dir"), "callback": ("output_dir",)}
+"""Fields whose values trackers show, or that are folders."""
+
+
 def _secrets_in_names(run: config.Run) -> Iterator[str]:
     """Yield a problem for each name of a file or folder that contains a secret, because names cannot be masked."""
     names = {"name": run.name, "output_root": run.output_root, "objective": run.objective}
     names |= {f"checkpoint.{key}.save_name": getattr(engine, "save_name", "") for key, engine in run.checkpoint.items()}
-    names |= {f"tracking.{key}.experiment": getattr(item, "experiment", "") for key, item in run.tracking.items()}
+    places: dict[str, dict[str, Any]] = {"tracking": run.tracking, "callback": run.callback}
+    names |= {
+        f"{group}.{option}.{field}": getattr(item, field, None) or ""
+        for group, items in places.items()
+        for option, item in items.items()
+        for field in _NAMES.get(group, ())
+    }
     names |= {f"data.{split} sources": " ".join(run.data.sources_of(split)) for split in ("train", "eval")}
     for key, value in names.items():
         if redaction.contains_secret(value):

@@ -101,6 +101,7 @@ def open_ranks(
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if share.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    environment.pop(SECRETS_VARIABLE, None)  # one of the user's shell
     if secrets:
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

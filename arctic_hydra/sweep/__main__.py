@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         component.load_extensions()
         options = _parser().parse_args(code_file.take(arguments))
-        sweep = Sweep.load(options.directory.resolve())
+        sweep = Sweep.load(Path(os.path.realpath(options.directory)))  # `resolve` raises for a link to itself
         jobs = _chosen(sweep, options.job)
         code = int(options.function(sweep, jobs, options))
         if code == EXIT_STOPPED_EARLY:

@@ -12,9 +12,10 @@ from tests.trainer.loop import documents, make_trainer
 DATA = documents([12] * 6, [4] * 6)
 
 
-def _profiled(folder, steps, all_ranks):
+def _profiled(folder, steps, all_ranks, output_dir=None):
     trainer = make_trainer(DATA, folder)
-    trainer.set_callbacks([Profiler(skip_steps=1, steps=steps, all_ranks=all_ranks)], trainer.world)
+    profiler = Profiler(skip_steps=1, steps=steps, all_ranks=all_ranks, output_dir=output_dir)
+    trainer.set_callbacks([profiler], trainer.world)
     trainer.attach(trainer)
     trainer.train()
 
@@ -30,6 +31,11 @@ def test_it_writes_a_trace_of_the_chosen_steps(tmp_path):
     names = [event["name"] for event in _events(path)]
     assert [name for name in ("step 1", "step 2", "step 3", "step 4") if name in names] == ["step 2", "step 3"]
     assert "aten::mm" in names
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    run_ranks(1, _profiled, tmp_path, 2, False, "/proc/nowhere")
+    assert not (tmp_path / "profile").exists()
 
 
 def test_it_writes_one_of_each_rank_also_if_training_ends_before(tmp_path):

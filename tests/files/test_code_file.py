@@ -73,3 +73,22 @@ def test_two_files_are_refused_and_one_that_is_only_passed_on_is_not_checked(min
         code_file.take(["code=a.py", "code=b.py"])
     assert code_file.take(["code=/nowhere/x.py"], load=False) == []
     assert code_file.arguments() == ["code=/nowhere/x.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (f"x = {'-' * 100_000}1", "MemoryError"),
+        (f"x = a{'.a' * 100_000}", "RecursionError"),
+        (f"x = {'(' * 500}1{')' * 500}", "SyntaxError: too many nested parentheses"),
+        ("x = '\0'", "SyntaxError: source code string cannot contain null bytes"),
+        ("x = '\udc80'", "SyntaxError"),
+        (f"from {'.' * 50} import x", "ImportError: attempted relative import beyond top-level package"),
+    ],
+    ids=["operators", "attributes", "parentheses", "null", "bytes", "dots"],
+)
+def test_a_file_that_cannot_be_read_as_python_is_one_error(text: str, error: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text, errors="surrogateescape")
+    with pytest.raises(ConfigError, match=rf"^code: .*mine\.py cannot be (read|imported): {error}.*; fix it"):
+        code_file.take([f"code={path}"])

@@ -13,7 +13,7 @@ import pytest
 from arctic_hydra.launch import ranks
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.stopping import SIGNALS
-from tests.command import losses, only_run, run, start, wait_for_step
+from tests.command import SMALL, losses, only_run, run, start, wait_for_step
 from tests.launch.delayed_start import delay, wait_for_starts
 from tests.launch.machines import ARGUMENTS, HOSTS
 from tests.ranks import free_port
@@ -89,3 +89,7 @@ def test_a_signal_that_was_blocked_before_keeps_the_ranks_from_starting(tmp_path
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(SIGNALS), "as it was"
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_secrets_of_the_shell_are_not_taken_for_those_of_the_run(tmp_path):
+    run(f"{SMALL} trainer.train_iters=1 tracking=[] checkpoint=[]", tmp_path, ARCTIC_HYDRA_SECRETS="abc")

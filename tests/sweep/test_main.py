@@ -147,3 +147,11 @@ def test_a_retry_trusts_code_of_a_model_only_if_asked(tmp_path, monkeypatch, cap
     write_json(sweep.jobs[0].directory.run_file, {"format": 1, "config": tree})
     assert look_after(["retry", str(tmp_path)]) == 2
     assert "job 0: model.trust_remote_code is true in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "retry", "summary"])
+def test_a_link_to_itself_is_one_error(command, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    assert look_after([command, str(tmp_path / "loop")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/loop/sweep.json: cannot be read (Too many levels of symbolic links); ")

@@ -68,6 +68,8 @@ class PeftFactory(PeftSlot):
     """Further values of peft's config for this type, such as {exclude_modules: [lm_head]}."""
 
     def validate(self) -> None:
+        if named := sorted({"megatron_config", "megatron_core"} & self.config.keys()):
+            raise ValueError(f"config.{named[0]}: makes peft import a module by its name; remove it")
         self.config = convert_leaves(self.config)
 
     @property
