@@ -8,10 +8,10 @@ was forked before the first line of the module ran and is therefore as clean as 
 PYTHONPATH may have more folders than the server's, in front of them, such as that of an extension package: a child has them
 in `sys.path` before it imports anything.
 
-Some cases need a new interpreter instead: environment variables that affect imports and differ from the server's, folders on
-PYTHONPATH that replace modules, CUDA devices (the driver does not support forks) and other programs. Two differences from a new
-interpreter remain: all forks of a server share its hash seed, and /proc shows the server's command line and environment for
-them, although an agent looks there for the ranks that it has to stop.
+Some cases need a new interpreter instead: environment variables that affect imports and differ from the server's, folders
+on PYTHONPATH that replace modules, CUDA devices (the driver does not support forks) and other programs. Two differences
+from a new interpreter remain: all forks of a server share its hash seed, and /proc shows the server's command line and
+environment for them, although an agent looks there for the ranks that it has to stop.
 """
 
 from __future__ import annotations
