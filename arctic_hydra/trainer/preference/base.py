@@ -137,11 +137,13 @@ class PreferenceTrainer(HeadLossTrainer):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the sum of the losses of the micro-batch's pairs, and add their figures to the next log line."""
+        import torch
+
         scored = self._scored(batch)
         loss = scored.losses_P.sum() + scored.balance
         sums = {name: values_P.sum() for name, values_P in scored.figures.items()}
         if self.nll_weight:
-            nll = -scored.logps_K[scored.is_chosen_K].sum() / self._chosen_per_pair
+            nll = -torch.where(scored.is_chosen_K, scored.logps_K, 0.0).sum() / self._chosen_per_pair
             loss = loss + self.nll_weight * nll
             sums["nll_loss"] = nll.detach()
         self._loop.totals.add_figures(sums)
@@ -173,6 +175,9 @@ class PreferenceTrainer(HeadLossTrainer):
         nll = nll_sum / tokens
         means = {name: value / pairs for name, value in zip(FIGURES, figures, strict=True)}
         return {"loss": loss_sum / pairs + self.nll_weight * nll, "nll_loss": nll, **means}
+
+    def _uses_liger(self) -> bool:
+        return False  # its kernel gives the sum of the losses only
 
     def _scored(self, batch: Batch) -> Scored:
         reference = self.reference_pairs(batch)

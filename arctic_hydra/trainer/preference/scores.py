@@ -51,7 +51,8 @@ def score_pairs(logps_K: torch.Tensor, document_K: torch.Tensor, pairs: int, ld_
 
     With `ld_alpha`, tokens beyond the length of the pair's shorter answer count that much (LD-DPO, Liu et al. 2024).
     """
-    tokens_D = document_K.bincount(minlength=2 * pairs)
+    # Unlike bincount, this does not wait for the device.
+    tokens_D = document_K.new_zeros(2 * pairs).index_add(0, document_K, torch.ones_like(document_K))
     if ld_alpha is not None:
         start_D = tokens_D.cumsum(0) - tokens_D
         place_K = torch.arange(len(document_K), device=document_K.device) - start_D[document_K]
