@@ -208,7 +208,7 @@ class PreferenceTrainer(HeadLossTrainer):
         with self.trial(), torch.no_grad():
             first, second = (float(self.probed_loss(batch)) for _ in range(2))
         engine.train(was_training)
-        if abs(first - second) > 1e-4 * abs(first):
+        if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
             raise ConfigError(
                 f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
                 f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "

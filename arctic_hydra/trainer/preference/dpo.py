@@ -8,6 +8,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra import distributed
 from arctic_hydra.component import component
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError, did_you_mean
@@ -41,7 +42,7 @@ class DPOTrainer(PreferenceTrainer):
     """Weight of the tokens beyond the length of the pair's shorter answer (LD-DPO); unset: 1."""
     reference: ReferenceKind = ReferenceKind.auto
     """copy: a frozen copy of the model as the run starts, sharded like it; adapter_off: the model without its adapter;
-    auto: the latter if it equals the start."""
+    auto: the latter if only a new adapter is trained, else copy."""
     reference_path: str | None = None
     """Weights of another reference of the same architecture: an export, a checkpoint or a run directory, as in init_from."""
 
@@ -72,8 +73,10 @@ class DPOTrainer(PreferenceTrainer):
 
     def frozen_models(self, model: torch.nn.Module) -> int:
         """Return 1 for a copy, 0 if the model without its adapter is the reference."""
-        shares = self.reference is not ReferenceKind.copy and self.reference_path is None
-        return 0 if shares and hasattr(model, "disable_adapter") else 1
+        from arctic_hydra.trainer.preference.reference import why_not_adapter_off
+
+        copies = self.reference is ReferenceKind.copy or self.reference_path is not None
+        return int(copies or bool(why_not_adapter_off(model)))
 
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, and create the reference. Collective.
@@ -211,7 +214,7 @@ class DPOTrainer(PreferenceTrainer):
         with self.trial(), probing(self.tools.engine):
             model = float(self.probed_loss(batch))
             reference = float(self._reference.token_losses(batch).sum())
-        if abs(model - reference) > 1e-3 * abs(model):
+        if distributed.sum_over_ranks([int(abs(model - reference) > 1e-3 * abs(model))])[0]:
             raise ConfigError(
                 f"trainer.reference: without its adapter the model differs from the model at its start (losses {reference:.6g} and "
                 f"{model:.6g} of the same tokens), because the adapter does not begin at zero; pass trainer.reference=copy"

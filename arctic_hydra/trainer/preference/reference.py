@@ -42,4 +42,9 @@ def why_not_adapter_off(model: torch.nn.Module) -> str:
     head = inner.get_output_embeddings()
     if hasattr(head, "modules_to_save") or getattr(head, "token_adapter", None) is not None:
         return "the adapter replaces the output head"
+    # Weights of the model itself, such as biases with peft.bias=all, stay trained with the adapter disabled.
+    added = (getattr(inner.base_model, "prefix", None) or "\0", "modules_to_save.", "token_adapter.")
+    trained = [name for name, value in inner.named_parameters() if value.requires_grad]
+    if own := [name for name in trained if not any(part in name for part in added)]:
+        return f"the run also trains weights of the model itself, such as {own[0]}"
     return ""

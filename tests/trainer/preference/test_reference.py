@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 import torch
 
+from arctic_hydra.converter.peft.lora import LoraFactory
 from arctic_hydra.trainer.head import unwrap
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
 from arctic_hydra.trainer.preference.reference import why_not_adapter_off
 from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, make_trainer, pairs
+from tests.trainer.loop import batch_of, make_trainer, pairs, tiny_factory
 
 DATA = pairs([(3, 9), (12, 1)])
 
 
 def _scored(folder, stage):
-    from arctic_hydra.converter.peft.lora import LoraFactory
-
     found = []
     for converters in ((), [LoraFactory(r=4)]):
         trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=converters)
@@ -43,3 +45,14 @@ def test_the_reference_stays_while_the_model_is_trained(tmp_path):
 
 def test_so_it_does_at_zero_3_on_two_ranks(tmp_path):
     assert run_ranks(2, _scored, tmp_path, 3) == [[(True, False, False)] * 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("bias", "reason"), [("none", ""), ("all", "trains weights of the model itself, such as .*bias")]
+)
+def test_an_adapter_that_trains_biases_cannot_be_switched_off(bias, reason):
+    factory = tiny_factory(hf_config_kwargs={"attention_bias": True})
+    model = LoraFactory(r=4, bias=bias).convert(factory.create_model(factory.create_config()))
+    found = why_not_adapter_off(model)
+    assert re.search(reason, found) if reason else found == ""
+    assert DPOTrainer().frozen_models(model) == int(bool(reason))
