@@ -87,7 +87,10 @@ def test_two_files_are_refused_and_one_that_is_only_passed_on_is_not_checked(min
     ],
     ids=["operators", "attributes", "parentheses", "null", "bytes", "dots"],
 )
-def test_a_file_that_cannot_be_read_as_python_is_one_error(text: str, error: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_as_python_is_one_error(
+    text: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_file, "_FILES", [])  # of the whole test process otherwise
     path = tmp_path / "mine.py"
     path.write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigError, match=rf"^code: .*mine\.py cannot be (read|imported): {error}.*; fix it"):
