@@ -240,23 +240,30 @@ def initialize(
     fp32 buffers (the RoPE frequencies) stay fp32: DeepSpeed would cast them with the weights, and bf16 cannot
     distinguish positions beyond 256.
     """
-    ds = import_deepspeed()
     config = dict(config)
     if is_plain(config):
         config["gradient_clipping"] = 0.0  # `optimizer_step` clips, because it needs the norm to skip non-finite steps
     if any("ns_method" in group for group in optimizer.param_groups):  # DeepSpeed's Muon needs whole gradients
         config["zero_optimization"] = {"reduce_scatter": False, **config["zero_optimization"]}
+    with _undo_initial_step(optimizer):
+        engine = _wrap(model, config, optimizer=optimizer)
+    engine.config = redact(engine.config)  # DeepSpeed has parsed it, and writes it into every checkpoint
+    return engine  # type: ignore[no-any-return]
+
+
+def _wrap(model: torch.nn.Module, config: dict[str, Any], **more: Any) -> Any:
+    """Return DeepSpeed's engine for a model, which keeps its fp32 buffers; `more` are arguments of `deepspeed.initialize`."""
+    ds = import_deepspeed()
     if config["zero_optimization"]["stage"] == 3:
         for block in expert_blocks(model):
             ds.utils.set_z3_leaf_module(block, True)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.dtype.is_floating_point}
-    with _undo_initial_step(optimizer), _explain_config_errors(ds.__version__):
-        engine = ds.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
-    engine.config = redact(engine.config)  # DeepSpeed has parsed it, and writes it into every checkpoint
+    with _explain_config_errors(ds.__version__):
+        engine = ds.initialize(model=model, config=config, dist_init_required=False, **more)[0]
     for name, buffer in engine.module.named_buffers():
         if name in buffers and buffer.dtype != buffers[name].dtype:
             buffer.data = buffers[name].to(buffer.device)
-    return engine  # type: ignore[no-any-return]
+    return engine
 
 
 def freeze(model: torch.nn.Module, config: dict[str, Any], device: torch.device) -> Any:
@@ -264,11 +271,8 @@ def freeze(model: torch.nn.Module, config: dict[str, Any], device: torch.device)
     model.requires_grad_(False)
     if config["zero_optimization"]["stage"] != 3:
         return model.to(device).eval()
-    ds = import_deepspeed()
-    for block in expert_blocks(model):
-        ds.utils.set_z3_leaf_module(block, True)
     zero = {key: value for key, value in config["zero_optimization"].items() if key != "offload_optimizer"}
-    engine = ds.initialize(model=model, config={**config, "zero_optimization": zero}, dist_init_required=False)[0]
+    engine = _wrap(model, {**config, "zero_optimization": zero})
     engine.eval()
     return engine
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
 from arctic_hydra.distributed import count_gpus
-from arctic_hydra.files.ownership import writing_problem
+from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.human_numbers import HumanInt, integer
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class MemoryProfiler(Callback):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if there is no CUDA device, or if the snapshots cannot be written."""
-        if self.output_dir and (problem := writing_problem(Path(self.output_dir))):
-            yield f"output_dir: {problem}; pass a folder that you can write to"
+        yield from unwritable("output_dir", self.output_dir)
         if count_gpus() == 0:
             yield "mode: records the memory of a CUDA GPU, but this machine has none; leave memory_profiler out"
 

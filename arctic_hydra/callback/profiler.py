@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
-from arctic_hydra.files.ownership import writing_problem
+from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.human_numbers import HumanInt, integer
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class Profiler(Callback):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if the traces cannot be written."""
-        if self.output_dir and (problem := writing_problem(Path(self.output_dir))):
-            yield f"output_dir: {problem}; pass a folder that you can write to"
+        yield from unwritable("output_dir", self.output_dir)
 
     def on_step_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Start recording at the first step to record, and mark each step in the trace."""

@@ -27,7 +27,7 @@ import pwd
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from arctic_hydra.errors import UnsafePathError
@@ -105,8 +105,14 @@ def remedy(problem: str) -> str:
     return "use a directory of your own"
 
 
-def writing_problem(folder: Path) -> str | None:
-    """Return why nothing can be written into a directory that may still have to be created, or None if it seems possible."""
+def unwritable(field: str, path: str | None) -> Iterator[str]:
+    """Yield a problem of the config field `field`, a folder that may still have to be created, if nothing can be written there."""
+    if path and (problem := _writing_problem(Path(path))):
+        yield f"{field}: {problem}; pass a folder that you can write to"
+
+
+def _writing_problem(folder: Path) -> str | None:
+    """Return why nothing can be written into a directory, or None if it seems possible."""
     try:
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
         if not place.is_dir():

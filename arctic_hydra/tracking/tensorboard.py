@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.component import component
-from arctic_hydra.files.ownership import writing_problem
+from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.tracking.sender import Point
 from arctic_hydra.tracking.store_run import StoreRun, StoreTracker
 
@@ -23,8 +23,7 @@ class TensorBoardTracker(StoreTracker):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if tensorboard is not installed, or if its files cannot be written."""
-        if self.log_dir and (problem := writing_problem(Path(self.log_dir))):
-            yield f"log_dir: {problem}; pass a folder that you can write to"
+        yield from unwritable("log_dir", self.log_dir)
         if importlib.util.find_spec("tensorboard") is None:
             yield "log_dir: tracking=[tensorboard] needs tensorboard, which is not installed; pip install tensorboard, or leave it out"
 

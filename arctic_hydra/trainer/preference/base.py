@@ -97,6 +97,11 @@ class PreferenceTrainer(HeadLossTrainer):
         """Weight of the cross-entropy of the chosen answers."""
         return 0.0
 
+    @property
+    def tail_weight(self) -> float | None:
+        """Weight of the tokens beyond the length of the pair's shorter answer; None: they count like the others."""
+        return None
+
     @abstractmethod
     def pair_losses(self, pairs: Pairs, reference: Pairs | None) -> tuple[torch.Tensor, Pairs]:
         """Return the loss of each pair, fp32 [P], and the rewards that are logged, as scores.
@@ -113,7 +118,7 @@ class PreferenceTrainer(HeadLossTrainer):
         from arctic_hydra.trainer.preference.scores import score_pairs
 
         assert batch.document_K is not None
-        return score_pairs(logps_K, batch.document_K, self.units(batch))
+        return score_pairs(logps_K, batch.document_K, self.units(batch), self.tail_weight)
 
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, and turn dropout off. Raises ConfigError if the model still draws random numbers."""

@@ -71,6 +71,11 @@ class DPOTrainer(PreferenceTrainer):
         """Weight of the cross-entropy of the chosen answers."""
         return sum(weight for name, weight in self._weighted() if name == _SFT)
 
+    @property
+    def tail_weight(self) -> float | None:
+        """Weight of the tokens beyond the length of the pair's shorter answer: `ld_alpha`."""
+        return None if self.ld_alpha is None else float(self.ld_alpha)
+
     def frozen_models(self, model: torch.nn.Module) -> int:
         """Return 1 for a copy, 0 if the model without its adapter is the reference."""
         from arctic_hydra.trainer.preference.reference import why_not_adapter_off
@@ -103,13 +108,6 @@ class DPOTrainer(PreferenceTrainer):
     def reference_pairs(self, batch: Batch) -> Pairs:
         """Return the scores under the reference."""
         return self.score(batch, -self._reference.token_losses(batch))
-
-    def score(self, batch: Batch, logps_K: torch.Tensor) -> Pairs:
-        """Return the scores of the batch's pairs, with the weight `ld_alpha` of the tokens that only the longer answer has."""
-        from arctic_hydra.trainer.preference.scores import score_pairs
-
-        assert batch.document_K is not None
-        return score_pairs(logps_K, batch.document_K, self.units(batch), self.ld_alpha)
 
     def pair_losses(self, pairs: Pairs, reference: Pairs | None) -> tuple[torch.Tensor, Pairs]:
         """Return the weighted sum of the losses of each pair, and beta times the scores less those of the reference."""
