@@ -65,6 +65,12 @@ def import_libraries() -> None:
     runner.engine.import_deepspeed()
     # Every engine from ZeRO-1 on imports this module; `optimizer_class` avoids its import of torch.compile, which is slow.
     importlib.import_module("arctic_hydra.optimizer.deepspeed_ops").optimizer_class("MuonWithAuxAdam")
+    # A run imports MLflow's client in a thread, and these modules as it opens a SQLite store. Arrow's allocator, which they
+    # load, must not start its thread here.
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+    importlib.import_module("arctic_hydra.tracking.mlflow").import_client()
+    for name in ("mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking.context.registry", "alembic.command"):
+        importlib.import_module(name)
 
 
 class Server:

@@ -170,7 +170,7 @@ class MLflowRun:
 
     def open(self) -> None:
         """Create the run, or reopen the one that the run directory refers to, and read the last step of each metric."""
-        client_class = _import_client()
+        client_class = import_client()
         with self._creation_lock():
             self._create_database(client_class)
             self._client = client_class(tracking_uri=self._uri)
@@ -364,7 +364,8 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _import_client() -> Any:
+def import_client() -> Any:
+    """Return MLflow's client class; set the defaults of its environment variables and quiet its loggers."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

@@ -139,7 +139,7 @@ def test_catching_up_sends_missing_steps_once(run_dir, monkeypatch, caplog) -> N
     client, run = store(run_dir)
     assert (run.info.status, steps_of(client, run)) == ("FINISHED", [1, 2, 3, 4, 5])
     caplog.clear()
-    monkeypatch.setattr("arctic_hydra.tracking.mlflow._import_client", lambda: 1 / 0)
+    monkeypatch.setattr("arctic_hydra.tracking.mlflow.import_client", lambda: 1 / 0)
     MLflowTracker().catch_up(run_dir, "r", CONFIG, "finished")
     assert not caplog.records, "nothing was missing, so the store is not contacted"
 
