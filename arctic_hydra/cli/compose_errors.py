@@ -274,6 +274,12 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
             continue
     keys = sorted(known)
     parts = key.split(".")
+    if key in keys:  # known once the overrides are left out, so a config file sets it for an option that they replace
+        option = ".".join(parts[:-1])
+        return ConfigError(
+            f"{key}: a config file (such as an experiment) sets it, but the chosen options have no {option}; keep that option, or "
+            "remove the key from the file"
+        )
     if parts[0] in LIST_GROUPS and len(parts) > 1:
         chosen = sorted({name.split(".")[1] for name in keys if name.startswith(f"{parts[0]}.")} - {""})
         if parts[1] not in chosen:

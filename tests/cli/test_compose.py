@@ -37,6 +37,10 @@ OPTIONS = [
 
 
 REQUIRING = (("data", "json"), ("data", "text"), ("data", "preference"))
+OWN_FILES = ("json", "text", "preference")
+"""Named sets that are read from the user's files."""
+OWN_PAIRS = ["data.sources.preference.path=p.jsonl"]
+PAIR_SETS = {name: ["trainer=dpo", f"data={name}"] for name in ("preference", "ultrafeedback")}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
@@ -52,6 +56,7 @@ def test_every_option_composes_and_builds(group, option):
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
     required += {
         ("data", "preference"): ["trainer=dpo"],
+        ("data", "ultrafeedback"): ["trainer=dpo"],
         ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
         ("peft", "any"): ["peft.peft_type=IA3"],
         ("peft", "qlora"): ["model=hf"],
@@ -71,8 +76,9 @@ def test_every_source_composes(option):
 
 @pytest.mark.parametrize("option", groups()["data/sources"])
 def test_every_named_set_is_a_source(option):
-    required = [f"data.sources.{option}.path=x.jsonl"] if option in ("json", "text") else []
-    run = built("data=mix", f"data/sources=[{option}]", *required)
+    required = [f"data.sources.{option}.path=x.jsonl"] if option in OWN_FILES else []
+    data = PAIR_SETS.get(option, ["data=mix"])
+    run = built(*data, f"data/sources=[{option}]", "data/eval_sources=[]", *required)
     assert list(run.data.sources) == [option] and not run.data.eval_sources
 
 
@@ -80,19 +86,26 @@ def test_every_named_set_is_a_source(option):
 def test_every_named_set_is_evaluated_on(option):
     """On its own, and beside the training source of its name, whose place it shares where that has one on the hub."""
     more = {
-        "chat": [], "ultrachat": [], "json": ["data.eval_sources.json.path=e.jsonl"], "text": ["data.eval_sources.text.path=e.txt"],
+        "chat": [], "ultrachat": [], "ultrafeedback": [], **{name: [f"data.eval_sources.{name}.path=e"] for name in OWN_FILES},
     }.get(option, [f"data.eval_sources.{option}.split=train[:1%]"])  # fmt: skip
-    alone = built(f"data/eval_sources=[{option}]", *more).data.eval_sources
+    trained_on = PAIR_SETS.get(option, [])
+    alone = built(
+        *(trained_on[:1]), f"data/eval_sources=[{option}]", *more, *OWN_PAIRS[: len(trained_on)]
+    ).data.eval_sources
     assert list(alone) == [option]
     path = f"data.sources.{option}.path=/mine"
     both = built(
-        "data=mix", f"data/sources=[{option}]", f"data/eval_sources=[{option}]", *more, *([path] * (option != "chat"))
+        *(trained_on or ["data=mix"]),
+        f"data/sources=[{option}]",
+        f"data/eval_sources=[{option}]",
+        *more,
+        *([path] * (option != "chat")),
     ).data
     trained, evaluated = vars(both.sources[option]), vars(both.eval_sources[option])
-    if option in ("json", "text"):
+    if option in OWN_FILES:
         assert evaluated["path"] != "/mine"
     elif option != "chat":
-        assert alone[option].path == built(f"data={option}", "model=hf").data.sources[option].path
+        assert alone[option].path == built(*trained_on[:1], f"data={option}", "model=hf").data.sources[option].path
         same = ("path", "role_mapping", "format", "kwargs", "content_key")
         assert {name: evaluated[name] for name in same} == {name: trained[name] for name in same}
 

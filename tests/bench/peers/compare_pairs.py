@@ -1,0 +1,222 @@
+"""Preference training beside TRL's trainers: first equal losses step by step, then seconds per step.
+
+`nox -s peers` makes the environment of TRL and runs this. Each training is a process of its own, in fp32 on the CPU, from
+the same weights, on the same pairs, with the same template, AdamW, rate and clipping. To compare losses, a step is all
+pairs, so that the order of the pairs does not matter. To compare times, the rounds are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+from tests.bench.peers.compare import HERE, ROOT
+
+PAIRS = ROOT.parent / "shared" / "data" / "dpo" / "dpo_en_demo.json"
+MAX_LENGTH = 512
+LOSSES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "sigmoid": ("dpo", {}, []),
+    "sigmoid_norm": ("dpo", {"loss_type": ["sigmoid_norm"]}, ["trainer.loss_type=sigmoid_norm"]),
+    "ipo": ("dpo", {"loss_type": ["ipo"]}, ["trainer.loss_type=ipo"]),
+    "hinge": ("dpo", {"loss_type": ["hinge"]}, ["trainer.loss_type=hinge"]),
+    "robust": (
+        "dpo",
+        {"loss_type": ["robust"], "label_smoothing": 0.1},
+        ["trainer.loss_type=robust", "trainer.label_smoothing=0.1"],
+    ),
+    "exo_pair": (
+        "dpo",
+        {"loss_type": ["exo_pair"], "label_smoothing": 0.1},
+        ["trainer.loss_type=exo_pair", "trainer.label_smoothing=0.1"],
+    ),
+    "apo_zero": ("dpo", {"loss_type": ["apo_zero"]}, ["trainer.loss_type=apo_zero"]),
+    "apo_down": ("dpo", {"loss_type": ["apo_down"]}, ["trainer.loss_type=apo_down"]),
+    "ld_alpha": ("dpo", {"ld_alpha": 0.5}, ["trainer.ld_alpha=0.5"]),
+    "simpo": ("simpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0}, []),
+    "cpo": ("cpo", {"loss_type": "sigmoid", "cpo_alpha": 0.0}, ["trainer.alpha=0"]),
+    "cDPO": ("dpo", {"label_smoothing": 0.1}, ["trainer.label_smoothing=0.1"]),
+    "sft term": (
+        "dpo",
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+        ["trainer.loss_type=[sigmoid,sft]", "trainer.loss_weights=[1,0.5]"],
+    ),
+    "orpo": ("orpo", {}, []),
+    "cpo with its term": ("cpo", {"loss_type": "sigmoid", "cpo_alpha": 1.0}, ["trainer.alpha=1"]),
+}
+"""Per row: the trainer, TRL's options, and ours."""
+DIFFERENT = {
+    "cDPO": "TRL's sigmoid ignores label_smoothing",
+    "sft term": "TRL takes the mean of the micro-batches' means, not the mean over the tokens of the step",
+    "orpo": "TRL's cross-entropy covers the prompt too, the paper's only the answer",
+    "cpo with its term": "TRL's cross-entropy covers the prompt too, the paper's only the answer",
+}
+"""Rows in which TRL does something else, and what."""
+
+
+class PairsBench:
+    """The folder of one comparison: a model, pairs, and the interpreter of the peer."""
+
+    def __init__(self, folder: Path, trl: str, pairs: Path) -> None:
+        self.folder, self.trl = folder, trl
+        self.tokenizer = BundledTokenizerFactory().create_tokenizer()
+        self._write_model()
+        rows = []
+        for row in json.loads(pairs.read_text(encoding="utf-8")):
+            roles = {"system": "system", "human": "user", "gpt": "assistant"}
+            prompt = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+            sides = {side: [{"role": "assistant", "content": row[side]["value"]}] for side in ("chosen", "rejected")}
+            lengths = [len(self._tokens(prompt + side)) for side in sides.values()]
+            if max(lengths) <= MAX_LENGTH and row["chosen"] != row["rejected"]:
+                rows.append({"prompt": prompt, **sides})
+        self.rows = sorted(rows, key=lambda row: len(json.dumps(row)))
+        print(f"{len(rows)} pairs of at most {MAX_LENGTH} tokens a side")
+
+    def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        return list(self.tokenizer.apply_chat_template(messages, return_dict=False))
+
+    def _write_model(self) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        # TRL's CPOTrainer and ORPOTrainer put the bos token before what the template renders, so there is none.
+        self.tokenizer.bos_token = None
+        # TRL trains on all that follows the prompt, so the template must end with the stop token.
+        newline = "{% endgeneration %}{{ '\\n' }}"
+        assert newline in self.tokenizer.chat_template
+        self.tokenizer.chat_template = self.tokenizer.chat_template.replace(
+            newline, "{% endgeneration %}{% if not loop.last %}{{ '\\n' }}{% endif %}"
+        )
+        torch.manual_seed(0)
+        size = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
+        ids = {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.tokenizer.pad_token_id}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(self.tokenizer), num_key_value_heads=2, **size, **ids))
+        model.save_pretrained(self.folder / "model")
+        self.tokenizer.save_pretrained(self.folder / "model")
+
+    def _rows(self, count: int) -> Path:
+        path = self.folder / f"pairs-{count}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows[:count]), encoding="utf-8")
+        return path
+
+    def theirs(self, trainer: str, options: dict[str, Any], pairs: int, batch: int, steps: int) -> dict[str, Any]:
+        """Train with TRL: losses, rewards and seconds of each step."""
+        settings = {
+            "trainer": trainer,
+            "model": str(self.folder / "model"),
+            "rows": str(self._rows(pairs)),
+            "work": str(self.folder / "trl"),
+            "batch": batch,
+            "accumulation": pairs // batch,
+            "steps": steps,
+            "lr": 1e-3,
+            "max_length": MAX_LENGTH,
+            "options": options,
+        }
+        path = self.folder / "settings.json"
+        path.write_text(json.dumps(settings))
+        return dict(json.loads(self._run([self.trl, str(HERE / "trl_pairs.py"), str(path)], "")[-1]))
+
+    def ours(self, trainer: str, overrides: list[str], pairs: int, layout: list[str]) -> dict[str, Any]:
+        """Train with arctic_hydra: losses, rewards and seconds of each step."""
+        command = [
+            *(sys.executable, "-m", "arctic_hydra", f"trainer={trainer}", *overrides, *layout),
+            *("model=hf", f"model.name_or_path={self.folder / 'model'}", "model.dtype=fp32"),
+            *(f"data.sources.preference.path={self._rows(pairs)}", f"data.max_length={MAX_LENGTH}", "data.num_proc=1"),
+            *("scheduler=constant", "scheduler.warmup_steps=0", "optimizer.lr=1e-3", "optimizer.weight_decay=0"),
+            *("optimizer.betas=[0.9,0.999]", "tracking=[]", "checkpoint=[]"),
+            *("log.report=false", "fresh=true", f"output_root={self.folder / 'ours'}"),
+        ]
+        self._run(command, str(ROOT))
+        [metrics] = (self.folder / "ours").glob("*/*/metrics.jsonl")
+        steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+        metrics.unlink()
+        return {"steps": steps, "seconds": [step["step_seconds"] for step in steps]}
+
+    def _run(self, command: list[str], pythonpath: str) -> list[str]:
+        environment = {
+            **os.environ,
+            "HF_HOME": str(self.folder / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": pythonpath,
+        }
+        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-1000:]}{done.stderr[-4000:]}")
+        return done.stdout.splitlines()
+
+    def compare(self, names: list[str]) -> None:
+        """Compare the losses of each row over `STEPS` steps; raises SystemExit if one differs without a reason."""
+        failed = []
+        for name in names:
+            trainer, options, overrides = LOSSES[name]
+            theirs = self.theirs(trainer, options, PAIRS_PER_STEP, BATCH, STEPS)
+            layout = ["data.packing=false", f"trainer.micro_batch_size={BATCH}", f"trainer.epochs={STEPS}"]
+            layout.append(f"trainer.gradient_accumulation_steps={PAIRS_PER_STEP // BATCH}")
+            ours = self.ours(trainer, overrides, PAIRS_PER_STEP, layout)
+            mine, other = ([step["loss"] for step in found["steps"]] for found in (ours, theirs))
+            worst = max(abs(a - b) / max(abs(b), 1e-8) for a, b in zip(mine, other, strict=True))
+            shown = " ".join(f"{value:.6f}" for value in mine), " ".join(f"{value:.6f}" for value in other)
+            reason = DIFFERENT.get(name, "")
+            print(f"{name:<18} arctic_hydra {shown[0]}\n{'':<18} TRL          {shown[1]}", flush=True)
+            print(f"{'':<18} largest relative difference {worst:.1e}{': ' + reason if reason else ''}", flush=True)
+            if (worst < TOLERANCE) == bool(reason):
+                failed.append(name)
+        if failed:
+            raise SystemExit(f"differ without a reason, or agree in spite of one: {', '.join(failed)}")
+
+    def time(self, pairs: int, rounds: int) -> None:
+        """Print seconds per pair of one epoch of DPO: TRL's, ours in the same padded batches, and ours packed."""
+        accumulation = PAIRS_PER_STEP // BATCH
+        padded = ["data.packing=false", f"trainer.micro_batch_size={BATCH}", "trainer.epochs=1"]
+        seen: dict[str, list[float]] = {"TRL": [], "arctic_hydra, padded": [], "arctic_hydra, packed": []}
+        for _ in range(rounds):
+            theirs = self.theirs("dpo", {}, pairs, BATCH, pairs // PAIRS_PER_STEP)
+            seen["TRL"].append(sum(theirs["seconds"]) / pairs)
+            step = [f"trainer.gradient_accumulation_steps={accumulation}"]
+            for name, layout in (
+                ("arctic_hydra, padded", [*padded, *step]),
+                ("arctic_hydra, packed", ["trainer.micro_batch_size=4", "trainer.epochs=1", *step]),
+            ):
+                seen[name].append(sum(self.ours("dpo", [], pairs, layout)["seconds"]) / pairs)
+        theirs_s = statistics.median(seen["TRL"])
+        for name, values in seen.items():
+            middle = statistics.median(values)
+            print(
+                f"{name:<22} {1e3 * middle:7.1f} ms per pair ({1e3 * min(values):.1f} to {1e3 * max(values):.1f}), "
+                f"{theirs_s / middle:.2f}x as fast as TRL (load {os.getloadavg()[0]:.1f})",
+                flush=True,
+            )
+
+
+BATCH = 4
+PAIRS_PER_STEP = 8
+STEPS = 3
+TOLERANCE = 1e-4
+"""Relative, for losses after steps at a rate of 1e-3, with which differences of the rounding grow."""
+
+
+def main() -> None:
+    """Compare, then time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trl", required=True, help="interpreter of an environment with TRL")
+    parser.add_argument("--pairs", type=Path, default=PAIRS)
+    parser.add_argument("--losses", nargs="*", default=list(LOSSES), choices=list(LOSSES))
+    parser.add_argument("--timed-pairs", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = PairsBench(Path(folder), options.trl, options.pairs)
+        bench.compare(options.losses)
+        bench.time(options.timed_pairs, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
