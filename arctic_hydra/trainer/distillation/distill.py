@@ -186,7 +186,7 @@ class DistillTrainer(HeadLossTrainer):
 
     def _create_teacher(self, tools: Toolbox) -> Teacher:
         from arctic_hydra.checkpoint.full_weights import checksum
-        from arctic_hydra.trainer.distillation.teacher import Teacher, load_teacher
+        from arctic_hydra.trainer.distillation.teacher import Teacher, check_teacher, load_teacher, teacher_factory
         from arctic_hydra.trainer.head import unwrap
         from arctic_hydra.trainer.preference.reference import why_not_adapter_off
 
@@ -197,17 +197,13 @@ class DistillTrainer(HeadLossTrainer):
                     f"trainer.teacher: got adapter_off, but {problem}; pass trainer.teacher_path=<model> instead"
                 )
             return Teacher(replace(self._losses, balance=None), temperature, student.disable_adapter)
-        rows = int(student.config.get_text_config().vocab_size)
+        factory = teacher_factory(self.teacher_path, tools.model_factory)
+        rows, shares = int(student.config.get_text_config().vocab_size), self.sequence_parallel_size
         frozen = load_teacher(
-            self.teacher_path,
-            tools.model_factory,
-            rows,
-            tools.state.tokenizer,
-            tools.engine_config,
-            self.device,
-            self.sequence_parallel_size,
+            self.teacher_path, factory, rows, tools.state.tokenizer, tools.engine_config, self.device, shares
         )
         with self.trial():
             losses = replace(self._loss_computer(frozen), balance=None)
+            check_teacher(losses, self.device, factory.attn_implementation, tools.packed, shares)
         model = unwrap(frozen)
         return Teacher(losses, temperature, checksum=checksum(model, [name for name, _ in model.named_parameters()]))

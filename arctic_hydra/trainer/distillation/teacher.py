@@ -26,6 +26,7 @@ from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.tokenizer.loading import TOKENIZER_FILES, load_tokenizer
 from arctic_hydra.trainer.chunked import LogitTransform, wide
 from arctic_hydra.trainer.distillation.divergence import Targets, WholeLogits, log_probabilities
+from arctic_hydra.trainer.isolation import Subject, check_attention, check_causality, check_isolation
 from arctic_hydra.trainer.loss import LossComputer, supervised_logits
 
 KEY = "trainer.teacher_path"
@@ -88,6 +89,18 @@ class Teacher:
         return found
 
 
+def check_teacher(
+    losses: LossComputer, device: torch.device, attention: str, packed: bool, sequence_ranks: int
+) -> None:
+    """Raise ConfigError for a teacher whose predictions depend on later tokens or on other documents of a row. Collective."""
+    subject = Subject(lambda batch: losses.losses(batch)[0].sum(), losses.engine, device, attention, KEY)
+    if attention == VARLEN_ATTENTION:
+        check_attention(losses.engine, device)
+    check_causality(subject)
+    if packed or sequence_ranks > 1:
+        check_isolation(subject, sequence_ranks)
+
+
 def find_directory(path: str) -> str:
     """Return the directory of the model that `path` names: itself or, of a run, its export; a hub id as it is."""
     folder = Path(path).expanduser()
@@ -121,7 +134,7 @@ def teacher_factory(path: str, student: ModelFactory) -> HFModelFactory:
 
 def load_teacher(
     path: str,
-    student: ModelFactory,
+    factory: HFModelFactory,
     rows: int,
     tokenizer: Any,
     engine_config: dict[str, Any],
@@ -133,7 +146,6 @@ def load_teacher(
     `rows` is the size of the student's vocabulary. Raises ConfigError for other tokens than the student's, and ModelError for a
     model that cannot be loaded.
     """
-    factory = teacher_factory(path, student)
     with _explained(), determinism.kept_random_state():
         config = factory.create_config()
         check_tokens(path, int(config.get_text_config().vocab_size), rows, tokenizer)
@@ -174,7 +186,7 @@ def check_tokens(path: str, teacher_rows: int, student_rows: int, tokenizer: Any
 
 def teacher_bytes(path: str, itemsize: int) -> int:
     """Return the size of the teacher's weights with `itemsize` bytes each, from its config."""
-    factory = HFModelFactory(name_or_path=find_directory(path))
+    factory = HFModelFactory(name_or_path=find_directory(path), disable_activation_checkpoint=True)
     with torch.device("meta"):
         model = factory.create_meta_model(factory.create_config())
     parameters: int = sum(parameter.numel() for parameter in model.parameters())
