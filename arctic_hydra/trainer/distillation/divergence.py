@@ -32,20 +32,41 @@ def divergence(student_CB: torch.Tensor, teacher_CB: torch.Tensor, beta: float) 
     `beta` 0 is KL(T||S), 1 is KL(S||T); in between it is `beta * KL(T||M) + (1 - beta) * KL(S||M)` with the mixture
     `M = (1 - beta) * S + beta * T` (Agarwal et al. 2023), which tends to 0 at both ends.
     """
-    if beta == 0:
-        found_C = _kl(teacher_CB, student_CB)
-    elif beta == 1:
-        found_C = _kl(student_CB, teacher_CB)
-    else:
-        mixture_CB = torch.logaddexp(student_CB + math.log1p(-beta), teacher_CB + math.log(beta))
-        found_C = beta * _kl(teacher_CB, mixture_CB) + (1 - beta) * _kl(student_CB, mixture_CB)
-    # Sums of a nearly equal student round to either side of 0; its gradient stays.
-    return found_C + found_C.detach().neg().clamp(min=0)
+    return _Divergence.apply(student_CB, teacher_CB, beta)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _kl(p_CB: torch.Tensor, q_CB: torch.Tensor) -> torch.Tensor:
-    """Return KL(P||Q) of each row; classes without probability under P add nothing."""
-    return (p_CB.exp() * torch.where(p_CB == -math.inf, 0.0, p_CB - q_CB)).sum(-1)
+class _Divergence(torch.autograd.Function):
+    """The divergence, whose derivative by the student's log-probabilities takes one tensor of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, student_CB: torch.Tensor, teacher_CB: torch.Tensor, beta: float) -> torch.Tensor:
+        if beta == 0:
+            weight_CB = teacher_CB.exp()
+            found_C, slope_CB = _terms(weight_CB, teacher_CB, student_CB).sum(-1), weight_CB.neg_()
+        elif beta == 1:
+            weight_CB = student_CB.exp()
+            terms_CB = _terms(weight_CB, student_CB, teacher_CB)
+            found_C, slope_CB = terms_CB.sum(-1), terms_CB.add_(weight_CB)
+        else:
+            weight_CB, teacher_weight_CB = student_CB.exp(), teacher_CB.exp()
+            mixture_CB = torch.lerp(weight_CB, teacher_weight_CB, beta)
+            mixture_CB.clamp_(min=torch.finfo(mixture_CB.dtype).tiny).log_()  # below it, neither side has weight
+            found_C = _terms(teacher_weight_CB, teacher_CB, mixture_CB).sum(-1).mul_(beta)
+            # The derivatives by the mixture and by the student's weight cancel.
+            slope_CB = _terms(weight_CB, student_CB, mixture_CB).mul_(1 - beta)
+            found_C += slope_CB.sum(-1)
+        ctx.save_for_backward(slope_CB)
+        return found_C.clamp_(min=0)  # sums of a nearly equal student round to either side of 0
+
+    @staticmethod
+    def backward(ctx: Any, grad_C: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        [slope_CB] = ctx.saved_tensors
+        return slope_CB * grad_C[:, None], None, None
+
+
+def _terms(weight_CB: torch.Tensor, log_CB: torch.Tensor, other_CB: torch.Tensor) -> torch.Tensor:
+    """Return the terms of a KL divergence; those without weight are 0, also where a logarithm is -inf."""
+    return torch.where(weight_CB > 0, log_CB - other_CB, 0.0).mul_(weight_CB)
 
 
 @dataclass(frozen=True)
