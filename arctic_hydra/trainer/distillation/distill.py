@@ -16,6 +16,7 @@ from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
 from arctic_hydra.human_numbers import HumanFloat, number
 from arctic_hydra.metrics import token_metrics
+from arctic_hydra.trainer.distillation.teacher_path import path_problem
 from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
 
 if TYPE_CHECKING:
@@ -86,8 +87,6 @@ class DistillTrainer(HeadLossTrainer):
 
     def check_environment(self) -> Iterator[str]:
         """Yield a problem if a local path holds no model."""
-        from arctic_hydra.trainer.distillation.teacher import path_problem
-
         if self.teacher_path is not None and (problem := path_problem(self.teacher_path)):
             yield f"teacher_path: {problem}"
         yield from super().check_environment()
@@ -198,12 +197,9 @@ class DistillTrainer(HeadLossTrainer):
                 )
             return Teacher(replace(self._losses, balance=None), temperature, student.disable_adapter)
         factory = teacher_factory(self.teacher_path, tools.model_factory)
-        rows, shares = int(student.config.get_text_config().vocab_size), self.sequence_parallel_size
-        frozen = load_teacher(
-            self.teacher_path, factory, rows, tools.state.tokenizer, tools.engine_config, self.device, shares
-        )
+        frozen = load_teacher(self.teacher_path, factory, tools, self.sequence_parallel_size)
         with self.trial():
             losses = replace(self._loss_computer(frozen), balance=None)
-            check_teacher(losses, self.device, factory.attn_implementation, tools.packed, shares)
+            check_teacher(losses, self.device, factory.attn_implementation, tools.packed, self.sequence_parallel_size)
         model = unwrap(frozen)
         return Teacher(losses, temperature, checksum=checksum(model, [name for name, _ in model.named_parameters()]))

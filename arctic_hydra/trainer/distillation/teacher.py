@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import linear
@@ -26,8 +26,12 @@ from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.tokenizer.loading import TOKENIZER_FILES, load_tokenizer
 from arctic_hydra.trainer.chunked import LogitTransform, wide
 from arctic_hydra.trainer.distillation.divergence import Targets, WholeLogits, log_probabilities
+from arctic_hydra.trainer.distillation.teacher_path import find_directory
 from arctic_hydra.trainer.isolation import Subject, check_attention, check_causality, check_isolation
 from arctic_hydra.trainer.loss import LossComputer, supervised_logits
+
+if TYPE_CHECKING:
+    from arctic_hydra.trainer.toolbox import Toolbox
 
 KEY = "trainer.teacher_path"
 
@@ -101,27 +105,6 @@ def check_teacher(
         check_isolation(subject, sequence_ranks)
 
 
-def find_directory(path: str) -> str:
-    """Return the directory of the model that `path` names: itself or, of a run, its export; a hub id as it is."""
-    folder = Path(path).expanduser()
-    export = folder / "export"
-    return str(export) if not (folder / "config.json").is_file() and (export / "config.json").is_file() else path
-
-
-def path_problem(path: str) -> str | None:
-    """Return why there is no model at `path`, or None; a hub id is not looked up."""
-    if not looks_like_path(path):
-        return None
-    folder = Path(find_directory(path)).expanduser()
-    if not folder.is_dir():
-        return f"got {path!r}, which is not a directory; expected a hub id, the directory of a model or of a run with an export"
-    if (folder / "config.json").is_file():
-        return None
-    if any((place / "adapter_config.json").is_file() for place in (folder, folder / "export")):
-        return f"got {path!r}, which holds an adapter; expected a whole model; export it with checkpoint.hf.merge=true"
-    return f"got {path!r}, which contains no config.json; expected a hub id, the directory of a model or of a run with an export"
-
-
 def teacher_factory(path: str, student: ModelFactory) -> HFModelFactory:
     """Return what creates the teacher, in the dtype of the student and with its attention; no code of its repository runs."""
     return HFModelFactory(
@@ -132,29 +115,34 @@ def teacher_factory(path: str, student: ModelFactory) -> HFModelFactory:
     )
 
 
-def load_teacher(
-    path: str,
-    factory: HFModelFactory,
-    rows: int,
-    tokenizer: Any,
-    engine_config: dict[str, Any],
-    device: torch.device,
-    sequence_ranks: int = 1,
-) -> Any:
+def load_teacher(path: str, factory: HFModelFactory, tools: Toolbox, sequence_ranks: int) -> Any:
     """Return the frozen teacher, sharded at ZeRO-3; the random state stays. Collective.
 
-    `rows` is the size of the student's vocabulary. Raises ConfigError for other tokens than the student's, and ModelError for a
-    model that cannot be loaded.
+    Raises ConfigError for other tokens than the student's or too few positions for the data, and ModelError for a model that
+    cannot be loaded.
     """
+    student: Any = tools.engine.module
+    rows = int(student.config.get_text_config().vocab_size)
     with _explained(), determinism.kept_random_state():
         config = factory.create_config()
-        check_tokens(path, int(config.get_text_config().vocab_size), rows, tokenizer)
+        check_tokens(path, int(config.get_text_config().vocab_size), rows, tools.state.tokenizer)
+        check_positions(path, config, tools.loader.summary().get("max_length"))
         check_heads(config, sequence_ranks)
-        with engine.model_init(engine_config):
+        with engine.model_init(tools.engine_config):
             model: Any = factory.create_model(config)
     if sequence_ranks > 1:
         share_positions(model)
-    return engine.freeze(model, engine_config, device)
+    return engine.freeze(model, tools.engine_config, tools.device)
+
+
+def check_positions(path: str, config: Any, longest: int | None) -> None:
+    """Raise ConfigError if rows of `longest` tokens do not fit into the positions of the teacher."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit and longest and longest > limit > 0:
+        raise ConfigError(
+            f"{KEY}: got {path}, whose config has max_position_embeddings={limit}, but data.max_length={longest}; pass "
+            f"data.max_length={limit}, or a teacher with more positions"
+        )
 
 
 def check_tokens(path: str, teacher_rows: int, student_rows: int, tokenizer: Any) -> None:

@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from arctic_hydra.trainer.balance import find_balance
 from arctic_hydra.trainer.chunked import AS_IS, LogitTransform
-from arctic_hydra.trainer.distillation.distillation_loss import Mix, chunked_distillation
+from arctic_hydra.trainer.distillation.distillation_loss import Mix, chunked_distillation, distill
 from arctic_hydra.trainer.distillation.divergence import WholeLogits
 from arctic_hydra.trainer.distillation.teacher import FromHidden
+from arctic_hydra.trainer.head import tap_head
+from arctic_hydra.trainer.loss import LossComputer
 from tests.trainer.distillation.test_divergence import formula
+from tests.trainer.test_balance import CASES as BATCHES
+from tests.trainer.test_balance import CPU, mixtral
 
 ROWS, WIDTH, VOCABULARY, TEACHER_WIDTH = 11, 8, 31, 12
 CASES = {
@@ -113,3 +118,17 @@ def test_bf16_weights_get_gradients_summed_in_fp32():
         found.append(weight.grad)
     assert loss.dtype == torch.float32 and weight.grad.dtype == torch.bfloat16
     torch.testing.assert_close(*found, rtol=2**-8, atol=1e-3)
+
+
+def test_a_student_with_experts_keeps_its_load_balancing_loss_on_either_way_to_the_logits():
+    batch, model, found = BATCHES["packed"], mixtral(), []
+    targets = WholeLogits(torch.randn(batch.num_supervised, 96), 2.0)
+    balance = find_balance(model, CPU, 1)
+    for head in (None, tap_head(model, CPU)):
+        computer = LossComputer(model, head, balance=balance)
+        ours = distill(computer, batch, targets, Mix(0.5, 2.0, 0.25))
+        torch.testing.assert_close(ours.router_loss, computer.losses(batch)[1])
+        model.zero_grad()
+        ours.loss.backward()
+        found.append([ours.loss, ours.divergences_K, ours.nlls_K, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*found, atol=2e-6, rtol=2e-5)

@@ -1,4 +1,4 @@
-"""The teacher: where it is found, which ones are refused before training, and how large it is."""
+"""The teacher: which ones are refused before training, and how large it is."""
 
 from __future__ import annotations
 
@@ -13,24 +13,8 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from arctic_hydra.trainer.chunked import AS_IS
-from arctic_hydra.trainer.distillation.distill import DistillTrainer
-from arctic_hydra.trainer.distillation.teacher import FromHidden, check_tokens, find_directory, path_problem
+from arctic_hydra.trainer.distillation.teacher import FromHidden, check_positions, check_tokens
 from tests.composing import built
-
-
-def test_a_directory_a_run_with_an_export_and_a_hub_id_are_teachers(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run, adapter, nothing = (tmp_path / name for name in ("run", "adapter", "nothing"))
-    for folder, name in ((run / "export", "config.json"), (adapter / "export", "adapter_config.json")):
-        folder.mkdir(parents=True)
-        (folder / name).write_text("{}")
-    nothing.mkdir()
-    assert find_directory(str(run)) == find_directory(str(run / "export")) == str(run / "export")
-    assert find_directory("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
-    assert [path_problem(name) for name in (str(run), str(run / "export"), "Qwen/Qwen3-4B")] == [None] * 3
-    for path, text in ((adapter, "holds an adapter"), (nothing, "no config.json"), (tmp_path / "x", "not a directory")):
-        [problem] = DistillTrainer(teacher_path=str(path)).check_environment()
-        assert problem.startswith(f"teacher_path: got '{path}', which ") and text in problem
 
 
 def test_other_tokens_are_refused(tmp_path):
@@ -53,6 +37,16 @@ def test_other_tokens_are_refused(tmp_path):
         ConfigError, match=r"tokenizer differs from the student's \(4,096 and 4,096 tokens; first at id 300"
     ):
         check_tokens(str(tmp_path), 4096, 4096, tokenizer)
+
+
+def test_a_teacher_with_fewer_positions_than_the_rows_is_refused():
+    config = transformers.LlamaConfig(max_position_embeddings=512)
+    for longest in (None, 512):
+        check_positions("x", config, longest)
+    with pytest.raises(
+        ConfigError, match=r"got x, whose config has max_position_embeddings=512, but data.max_length=513"
+    ):
+        check_positions("x", config, 513)
 
 
 def test_the_memory_estimate_counts_the_teacher_by_its_own_size(tmp_path):
