@@ -231,7 +231,7 @@ def measure_model(
                 peaks.append(_peak(run, model, batch, device, passes))
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
-    other = run.trainer.frozen_models(model) * weights // (run.world_size_wanted if run.deepspeed.stage == 3 else 1)
+    other = run.trainer.frozen_bytes(model) // (run.world_size_wanted if run.deepspeed.stage == 3 else 1)
     other += buffers + weights - everything * run.model.torch_dtype.itemsize - saved
     (least, _), (most, host) = peaks
     trainable = sum(p.numel() for p in trained)

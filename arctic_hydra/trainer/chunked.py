@@ -80,17 +80,17 @@ def chunked_evaluation(
     chunk_rows: int = 0,
 ) -> torch.Tensor:
     """Return plain cross-entropy and whether the most likely token is the target, fp32 [2, K]; no gradients."""
-    found = torch.empty(2, len(targets_K), dtype=_wide(weight_VH), device=weight_VH.device)
+    found = torch.empty(2, len(targets_K), dtype=wide(weight_VH), device=weight_VH.device)
     with torch.no_grad():
         hidden_KH = hidden_KH.to(weight_VH.dtype)
-        for part, logits_CV in _chunks(hidden_KH, weight_VH, bias_V, transform, chunk_rows):
+        for part, logits_CV in logit_chunks(hidden_KH, weight_VH, bias_V, transform, chunk_rows):
             found[1, part] = (logits_CV.argmax(-1) == targets_K[part]).to(found.dtype)
             target_C = logits_CV.gather(1, targets_K[part, None])[:, 0]
             found[0, part] = _logsumexp(logits_CV) - target_C
     return found
 
 
-def _chunks(
+def logit_chunks(
     hidden_KH: torch.Tensor,
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor | None,
@@ -101,7 +101,7 @@ def _chunks(
     rows = chunk_rows or default_chunk_rows(weight_VH.shape[0])
     for start in range(0, len(hidden_KH), rows):
         part = slice(start, start + rows)
-        yield part, transform(linear(hidden_KH[part], weight_VH, bias_V).to(_wide(weight_VH)))
+        yield part, transform(linear(hidden_KH[part], weight_VH, bias_V).to(wide(weight_VH)))
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -118,9 +118,9 @@ class _ChunkedLosses(torch.autograd.Function):
         loss: TokenLoss,
         rows: int,
     ) -> torch.Tensor:
-        losses_K = torch.empty(len(targets_K), dtype=_wide(weight_VH), device=weight_VH.device)
+        losses_K = torch.empty(len(targets_K), dtype=wide(weight_VH), device=weight_VH.device)
         lse_K = torch.empty_like(losses_K)
-        for part, logits_CV in _chunks(hidden_KH, weight_VH, bias_V, transform, rows):
+        for part, logits_CV in logit_chunks(hidden_KH, weight_VH, bias_V, transform, rows):
             chosen_C = logits_CV.gather(1, targets_K[part, None])[:, 0].mul_(1 - loss.label_smoothing)
             if loss.label_smoothing:
                 chosen_C += loss.label_smoothing * logits_CV.mean(-1)
@@ -138,11 +138,11 @@ class _ChunkedLosses(torch.autograd.Function):
         transform, loss, rows = ctx.settings
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden_KH = torch.empty_like(hidden_KH) if wants_hidden else None
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH)) if wants_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=_wide(weight_VH)) if wants_bias else None
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=wide(weight_VH)) if wants_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=wide(weight_VH)) if wants_bias else None
         grad_K = grad_K.to(lse_K.dtype)
-        for part, logits_CV in _chunks(hidden_KH, weight_VH, bias_V, transform, rows):
-            slope_CV = _slope(logits_CV, transform)
+        for part, logits_CV in logit_chunks(hidden_KH, weight_VH, bias_V, transform, rows):
+            slope_CV = slope(logits_CV, transform)
             grad_CV = logits_CV.sub_(lse_K[part, None]).exp_()  # the probabilities
             grad_CV.mul_((grad_K[part] * (1 + 2 * loss.z_loss * lse_K[part]))[:, None])
             grad_CV.scatter_add_(1, targets_K[part, None], (grad_K[part] * (loss.label_smoothing - 1))[:, None])
@@ -156,12 +156,12 @@ class _ChunkedLosses(torch.autograd.Function):
             if grad_hidden_KH is not None:
                 grad_hidden_KH[part] = grad_CV @ weight_VH
             if grad_weight_VH is not None:
-                _add_product(grad_weight_VH, grad_CV.t(), hidden_KH[part])
+                add_product(grad_weight_VH, grad_CV.t(), hidden_KH[part])
         grads = (grad_hidden_KH, _cast(grad_weight_VH, weight_VH), _cast(grad_bias_V, bias_V))
         return (*grads, None, None, None, None)
 
 
-def _slope(logits_CV: torch.Tensor, transform: LogitTransform) -> torch.Tensor | float | None:
+def slope(logits_CV: torch.Tensor, transform: LogitTransform) -> torch.Tensor | float | None:
     """Return the derivative of the transform at the transformed logits, or None if it is 1 everywhere."""
     if transform.softcap is None:
         return None if transform.scale == 1.0 else transform.scale
@@ -174,7 +174,7 @@ def _logsumexp(logits_CV: torch.Tensor) -> torch.Tensor:
     return logits_CV.sub_(peak_C1).exp_().sum(-1).log_().add_(peak_C1[:, 0])
 
 
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """Add `a @ b` to `total`, which is fp32 even if the factors are half precision."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
@@ -188,6 +188,6 @@ def _cast(grad: torch.Tensor | None, like: torch.Tensor | None) -> torch.Tensor 
     return None if grad is None or like is None else grad.to(like.dtype)
 
 
-def _wide(tensor: torch.Tensor) -> torch.dtype:
+def wide(tensor: torch.Tensor) -> torch.dtype:
     """Return the dtype of sums: fp32, or fp64 for fp64."""
     return torch.promote_types(tensor.dtype, torch.float32)

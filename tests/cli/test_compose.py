@@ -51,6 +51,7 @@ def test_every_option_composes_and_builds(group, option):
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
     if group == "trainer" and option in ("dpo", "orpo", "cpo", "simpo"):
         required += ["data.sources.preference.path=data.jsonl"]
+    required += ["trainer.teacher_path=some/model"] if (group, option) == ("trainer", "distill") else []
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
     required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []

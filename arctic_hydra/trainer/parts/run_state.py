@@ -107,6 +107,11 @@ class TrainerState(TrainerSettings):
         """Return how many further copies of the model this trainer holds without training them, for the memory estimate."""
         return 0
 
+    def frozen_bytes(self, model: torch.nn.Module) -> int:
+        """Return the size of the weights that this trainer holds without training them, for the memory estimate."""
+        weights: int = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+        return self.frozen_models(model) * weights
+
     @property
     def training_finished(self) -> bool:
         """Whether the run has reached its horizon, or a callback has finished it."""
