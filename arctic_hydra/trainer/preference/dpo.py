@@ -7,8 +7,10 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import FieldError, did_you_mean
 from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.trainer.preference.base import PreferenceTrainer
 from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES, PER_TOKEN, SMOOTHED
 from arctic_hydra.trainer.preference.reference import ReferenceTrainer
 
@@ -22,7 +24,7 @@ _EXO_SMOOTHING = 1e-3
 
 
 @component(group="trainer", name="dpo")
-class DPOTrainer(ReferenceTrainer):
+class DPOTrainer(ReferenceTrainer, PreferenceTrainer):
     """Raises the probability of chosen answers over rejected ones, relative to a reference model."""
 
     loss_type: Any = "sigmoid"
@@ -56,6 +58,10 @@ class DPOTrainer(ReferenceTrainer):
     def tail_weight(self) -> float | None:
         """Weight of the tokens beyond the length of the pair's shorter answer: `ld_alpha`."""
         return None if self.ld_alpha is None else float(self.ld_alpha)
+
+    def reference_pairs(self, batch: Batch) -> Pairs:
+        """Return the scores under the reference."""
+        return self.score(batch, self.reference_logps(batch))
 
     def pair_losses(self, pairs: Pairs, reference: Pairs | None) -> tuple[torch.Tensor, Pairs]:
         """Return the weighted sum of the losses of each pair, and beta times the scores less those of the reference."""

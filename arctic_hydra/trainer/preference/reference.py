@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
-from arctic_hydra.trainer.preference.base import PreferenceTrainer
+from arctic_hydra.trainer.preference.base import AnswerTrainer
 from arctic_hydra.trainer.preference.choices import ReferenceKind
 
 if TYPE_CHECKING:
     import torch
 
     from arctic_hydra.trainer.loss import LossComputer
-    from arctic_hydra.trainer.preference.scores import Pairs
     from arctic_hydra.trainer.toolbox import Toolbox
 
 
@@ -32,17 +31,23 @@ class Reference:
     checksum: str = ""
     """Of the weights of a copy."""
 
-    def token_losses(self, batch: Any) -> torch.Tensor:
+    def token_losses(self, batch: Batch) -> torch.Tensor:
         """Return the loss of each supervised token, fp32 [K], without dropout and without a graph. Collective."""
-        import torch
+        with self.disabled():
+            return losses_without_graph(self.losses, batch)
 
-        engine = self.losses.engine
-        was_training = engine.training
-        engine.eval()
-        with torch.no_grad(), self.disabled():
-            losses_K = self.losses.losses(batch)[0]
-        engine.train(was_training)
-        return losses_K
+
+def losses_without_graph(losses: LossComputer, batch: Batch) -> torch.Tensor:
+    """Return the loss of each supervised token, fp32 [K], in the model's evaluation mode and without a graph. Collective."""
+    import torch
+
+    engine = losses.engine
+    was_training = engine.training
+    engine.eval()
+    with torch.no_grad():
+        losses_K: torch.Tensor = losses.losses(batch)[0]
+    engine.train(was_training)
+    return losses_K
 
 
 def why_not_adapter_off(model: torch.nn.Module) -> str:
@@ -64,8 +69,8 @@ def why_not_adapter_off(model: torch.nn.Module) -> str:
 
 
 @dataclass(kw_only=True)
-class ReferenceTrainer(PreferenceTrainer):
-    """Base of the preference trainers that compare the model with a reference."""
+class ReferenceTrainer(AnswerTrainer):
+    """Base of the trainers that compare the model with a reference."""
 
     reference: ReferenceKind = ReferenceKind.auto
     """copy: a frozen copy of the model as the run starts, sharded like it; adapter_off: the model without its adapter;
@@ -115,9 +120,9 @@ class ReferenceTrainer(PreferenceTrainer):
                 "not compare; restore the files that model, init_from or trainer.reference_path name, or pass fresh=true"
             )
 
-    def reference_pairs(self, batch: Batch) -> Pairs:
-        """Return the scores under the reference."""
-        return self.score(batch, -self._reference.token_losses(batch))
+    def reference_logps(self, batch: Batch) -> torch.Tensor:
+        """Return the log-probability of each supervised token under the reference, fp32 [K], without a graph. Collective."""
+        return -self._reference.token_losses(batch)
 
     def _create_reference(self, tools: Toolbox) -> Reference:
         from arctic_hydra import engine
