@@ -57,7 +57,8 @@ def _part(name: str, loader: Loader, count: int, tokenizer: PreTrainedTokenizerB
 
 def _heading(example: Example) -> str:
     side = f" {example.side}" if example.side else ""
-    return f"{example.source}, row {example.row}{side}: {len(example.ids):,} tokens, {sum(example.mask):,} trained"
+    use = "scored for the KL only" if example.side == "mismatched" else "trained"
+    return f"{example.source}, row {example.row}{side}: {len(example.ids):,} tokens, {sum(example.mask):,} {use}"
 
 
 def pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> Pieces:
