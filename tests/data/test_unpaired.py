@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from arctic_hydra.data.formats.reading import RowFormat
+from arctic_hydra.data.load.sequence_parallel import shard_loader
 from arctic_hydra.data.prepare.truncation import Malformed, Overlong
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.unpaired import UnpairedDataFactory
@@ -106,6 +107,12 @@ def test_a_mismatched_pair_is_truncated_at_the_end_of_its_answer(tmp_path: Path,
     )
     assert 0 < sum(cut.mask) < sum(other.mask) and sum(whole.mask) == sum(own.mask)
     assert store.lengths.max() <= 60 and loader.summary()["examples"] == 2
+
+
+def test_mismatched_pairs_are_padded_as_rows_are(paths: Any, tokenizer: Any) -> None:
+    loader = shard_loader(unpaired(*paths, packing=False).build(tokenizer, geometry())[0], 64)
+    [batch] = next(iter(loader.windows(0))).micro_batches
+    assert batch.input_ids_BT.shape == batch.mismatched.input_ids_BT.shape == (1, 64)
 
 
 def test_unusable_rows_are_dropped_and_counted(tmp_path: Path, tokenizer: Any) -> None:
