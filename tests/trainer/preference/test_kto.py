@@ -8,13 +8,14 @@ import json
 import pytest
 import torch
 
+from arctic_hydra.distributed import World
 from arctic_hydra.errors import FieldError
 from arctic_hydra.metrics import read_metrics
 from arctic_hydra.trainer.preference.kto import KTOTrainer
 from arctic_hydra.trainer.preference.losses import kto
 from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
-from tests.trainer.loop import full_weights, labelled, make_trainer
+from tests.trainer.loop import MemoryLoader, full_weights, labelled, make_trainer
 from tests.trainer.preference.test_base import logps
 
 # Uneven on purpose: answers of other lengths, a last step with fewer rows than ranks and a single label.
@@ -146,6 +147,26 @@ def test_training_equals_a_plain_loop_over_single_documents(tmp_path):
     chosen, rejected = ([reward for label, reward in rewards if label is wanted] for wanted in (True, False))
     assert last["eval/rewards/chosen"] == pytest.approx(sum(chosen) / 2, rel=1e-3, abs=1e-4)
     assert last["eval/rewards/rejected"] == pytest.approx(sum(rejected), rel=1e-3, abs=1e-4)
+
+
+def _by_source(folder):
+    trainer = make_trainer(DATA[:4], folder, trainer_class=KTOTrainer, eval_data=HELD)
+    both = next(MemoryLoader(HELD, 3, 1, World()).windows(0)).micro_batches[0]
+    alone = [next(MemoryLoader(HELD[part], 3, 1, World()).windows(0)).micro_batches[0] for part in PARTS]
+    both.source_K[both.document_K == 2] = 1
+    trainer.prepare_evaluation(trainer.tools.eval_loader)
+    trainer.tools.engine.eval()
+    with torch.no_grad():
+        return [trainer.evaluation_sums(batch, 1)[0] for batch in alone], trainer.evaluation_sums(both, 2)
+
+
+PARTS = (slice(2), slice(2, 3))
+
+
+def test_rows_are_evaluated_under_the_source_that_they_come_from(tmp_path):
+    alone, both = run_ranks(1, _by_source, tmp_path)[0]
+    torch.testing.assert_close(both, torch.stack(alone), equal_nan=True, rtol=1e-5, atol=1e-5)
+    assert both[:, 2].tolist() == [2.0, 1.0]
 
 
 def _adapters(folder):
