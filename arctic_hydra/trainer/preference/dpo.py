@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import field, replace
-from pathlib import Path
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import distributed
 from arctic_hydra.component import component
 from arctic_hydra.data.batch import Batch
-from arctic_hydra.errors import CheckpointError, ConfigError, FieldError, did_you_mean
+from arctic_hydra.errors import FieldError, did_you_mean
 from arctic_hydra.human_numbers import HumanFloat, number
 from arctic_hydra.trainer.preference.base import PreferenceTrainer
-from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES, PER_TOKEN, SMOOTHED, ReferenceKind
+from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES, PER_TOKEN, SMOOTHED
+from arctic_hydra.trainer.preference.reference import ReferenceTrainer
 
 if TYPE_CHECKING:
     import torch
 
-    from arctic_hydra.trainer.preference.reference import Reference
     from arctic_hydra.trainer.preference.scores import Pairs
-    from arctic_hydra.trainer.toolbox import Toolbox
 
 _SFT = "sft"
 _EXO_SMOOTHING = 1e-3
 
 
 @component(group="trainer", name="dpo")
-class DPOTrainer(PreferenceTrainer):
+class DPOTrainer(ReferenceTrainer, PreferenceTrainer):
     """Raises the probability of chosen answers over rejected ones, relative to a reference model."""
 
     loss_type: Any = "sigmoid"
@@ -40,11 +36,6 @@ class DPOTrainer(PreferenceTrainer):
     """Assumed share of pairs with swapped labels: for sigmoid, robust and exo_pair. Unset: 0, for exo_pair 0.001."""
     ld_alpha: HumanFloat | None = number(None, minimum=0, maximum=1)
     """Weight of the tokens beyond the length of the pair's shorter answer (LD-DPO); unset: 1."""
-    reference: ReferenceKind = ReferenceKind.auto
-    """copy: a frozen copy of the model as the run starts, sharded like it; adapter_off: the model without its adapter;
-    auto: the latter if only a new adapter is trained, else copy."""
-    reference_path: str | None = None
-    """Weights of another reference of the same architecture: an export, a checkpoint or a run directory, as in init_from."""
 
     def validate(self) -> None:
         """Check the losses and their settings."""
@@ -52,14 +43,6 @@ class DPOTrainer(PreferenceTrainer):
         problems = list(self._problems())
         if problems:
             raise FieldError(problems)
-
-    def check_environment(self) -> Iterator[str]:
-        """Yield a problem if there is no directory with the weights of the reference."""
-        if self.reference_path is not None and not Path(self.reference_path).is_dir():
-            yield (
-                f"reference_path: got {self.reference_path}, which is not a directory; expected an export, a checkpoint or a run directory"
-            )
-        yield from super().check_environment()
 
     @property
     def loss_types(self) -> list[str]:
@@ -76,38 +59,9 @@ class DPOTrainer(PreferenceTrainer):
         """Weight of the tokens beyond the length of the pair's shorter answer: `ld_alpha`."""
         return None if self.ld_alpha is None else float(self.ld_alpha)
 
-    def frozen_models(self, model: torch.nn.Module) -> int:
-        """Return 1 for a copy, 0 if the model without its adapter is the reference."""
-        from arctic_hydra.trainer.preference.reference import why_not_adapter_off
-
-        copies = self.reference is ReferenceKind.copy or self.reference_path is not None
-        return int(copies or bool(why_not_adapter_off(model)))
-
-    def setup(self, tools: Toolbox) -> None:
-        """Receive the tools of the run, and create the reference. Collective.
-
-        Raises ConfigError if the reference cannot be what `reference` says, or differs from the model at its start.
-        """
-        super().setup(tools)
-        self._reference = self._create_reference(tools)
-        if self.global_step == 0 and self.reference_path is None:
-            self._check_start()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the checksum of a copied reference."""
-        return {"reference": self._reference.checksum}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raise CheckpointError if the reference has other weights than when the run began."""
-        if state["reference"] != self._reference.checksum:
-            raise CheckpointError(
-                "trainer.reference: its weights are not those with which this run began, so the losses before and after would "
-                "not compare; restore the files that model, init_from or trainer.reference_path name, or pass fresh=true"
-            )
-
     def reference_pairs(self, batch: Batch) -> Pairs:
         """Return the scores under the reference."""
-        return self.score(batch, -self._reference.token_losses(batch))
+        return self.score(batch, self.reference_logps(batch))
 
     def pair_losses(self, pairs: Pairs, reference: Pairs | None) -> tuple[torch.Tensor, Pairs]:
         """Return the weighted sum of the losses of each pair, and beta times the scores less those of the reference."""
@@ -158,11 +112,6 @@ class DPOTrainer(PreferenceTrainer):
                 "ld_alpha",
                 f"got {self.ld_alpha:g}, but {found[0]} takes the mean over tokens, not their sum; leave it unset",
             )
-        if self.reference_path is not None and self.reference is not ReferenceKind.auto:
-            yield (
-                "reference",
-                f"got {self.reference.value}, but reference_path names the reference; set only one of them",
-            )
 
     def _smoothing_problems(self, names: list[str]) -> Iterator[tuple[str, str]]:
         smoothing = self.label_smoothing
@@ -182,41 +131,4 @@ class DPOTrainer(PreferenceTrainer):
             yield (
                 "label_smoothing",
                 f"got {smoothing:g}, expected below 0.5: at half, a pair does not say which answer is better",
-            )
-
-    def _create_reference(self, tools: Toolbox) -> Reference:
-        from arctic_hydra import engine
-        from arctic_hydra.checkpoint.full_weights import checksum
-        from arctic_hydra.trainer.head import unwrap
-        from arctic_hydra.trainer.preference.reference import Reference, why_not_adapter_off
-
-        problem = why_not_adapter_off(tools.engine.module)
-        if self.reference is ReferenceKind.adapter_off and problem:
-            raise ConfigError(f"trainer.reference: got adapter_off, but {problem}; pass trainer.reference=copy")
-        shares = self.reference is ReferenceKind.adapter_off or (
-            self.reference is ReferenceKind.auto and not tools.starts_from_adapter
-        )
-        if shares and not problem and self.reference_path is None:
-            return Reference(replace(self._losses, balance=None), tools.engine.module.disable_adapter)
-        frozen = engine.freeze(tools.create_model(self.reference_path), tools.engine_config, self.device)
-        with self.trial():
-            losses = replace(self._loss_computer(frozen), balance=None)
-        model = unwrap(frozen)
-        return Reference(losses, nullcontext, checksum(model, [name for name, _ in model.named_parameters()]))
-
-    def _check_start(self) -> None:
-        """Raise ConfigError if model and reference score a few tokens differently before the first step. Collective."""
-        from arctic_hydra.trainer.head import probe_batch, probing
-
-        batch = probe_batch(self.tools.engine.module, self.device)
-        with self.trial(), probing(self.tools.engine):
-            model = float(self.probed_loss(batch))
-            reference = float(self._reference.token_losses(batch).sum())
-        if distributed.sum_over_ranks([int(abs(model - reference) > 1e-3 * abs(model))])[0]:
-            raise ConfigError(
-                f"trainer.reference: without its adapter the model differs from the model at its start (losses {reference:.6g} and "
-                f"{model:.6g} of the same tokens), because the adapter does not begin at zero; pass trainer.reference=copy"
-                if not self._reference.checksum
-                else f"trainer.reference: a second model, created in the same way, differs from the first (losses {reference:.6g} and "
-                f"{model:.6g} of the same tokens); pass trainer.reference_path=<weights of the start>"
             )

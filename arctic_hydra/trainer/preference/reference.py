@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from arctic_hydra import distributed
+from arctic_hydra.data.batch import Batch
+from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
+from arctic_hydra.trainer.preference.base import AnswerTrainer
+from arctic_hydra.trainer.preference.choices import ReferenceKind
 
-from arctic_hydra.trainer.head import unwrap
-from arctic_hydra.trainer.loss import LossComputer
+if TYPE_CHECKING:
+    import torch
+
+    from arctic_hydra.trainer.loss import LossComputer
+    from arctic_hydra.trainer.toolbox import Toolbox
 
 
 @dataclass(frozen=True)
@@ -23,19 +31,29 @@ class Reference:
     checksum: str = ""
     """Of the weights of a copy."""
 
-    def token_losses(self, batch: Any) -> torch.Tensor:
+    def token_losses(self, batch: Batch) -> torch.Tensor:
         """Return the loss of each supervised token, fp32 [K], without dropout and without a graph. Collective."""
-        engine = self.losses.engine
-        was_training = engine.training
-        engine.eval()
-        with torch.no_grad(), self.disabled():
-            losses_K = self.losses.losses(batch)[0]
-        engine.train(was_training)
-        return losses_K
+        with self.disabled():
+            return losses_without_graph(self.losses, batch)
+
+
+def losses_without_graph(losses: LossComputer, batch: Batch) -> torch.Tensor:
+    """Return the loss of each supervised token, fp32 [K], in the model's evaluation mode and without a graph. Collective."""
+    import torch
+
+    engine = losses.engine
+    was_training = engine.training
+    engine.eval()
+    with torch.no_grad():
+        losses_K: torch.Tensor = losses.losses(batch)[0]
+    engine.train(was_training)
+    return losses_K
 
 
 def why_not_adapter_off(model: torch.nn.Module) -> str:
     """Return why the model with its adapter disabled cannot be the reference; empty if it can."""
+    from arctic_hydra.trainer.head import unwrap
+
     inner: Any = unwrap(model)
     if not hasattr(inner, "disable_adapter"):
         return "the model has no adapter"
@@ -48,3 +66,96 @@ def why_not_adapter_off(model: torch.nn.Module) -> str:
     if own := [name for name in trained if not any(part in name for part in added)]:
         return f"the run also trains weights of the model itself, such as {own[0]}"
     return ""
+
+
+@dataclass(kw_only=True)
+class ReferenceTrainer(AnswerTrainer):
+    """Base of the trainers that compare the model with a reference."""
+
+    reference: ReferenceKind = ReferenceKind.auto
+    """copy: a frozen copy of the model as the run starts, sharded like it; adapter_off: the model without its adapter;
+    auto: the latter if only a new adapter is trained, else copy."""
+    reference_path: str | None = None
+    """Weights of another reference of the same architecture: an export, a checkpoint or a run directory, as in init_from."""
+
+    def validate(self) -> None:
+        """Check that at most one setting names the reference."""
+        super().validate()
+        if self.reference_path is not None and self.reference is not ReferenceKind.auto:
+            text = f"got {self.reference.value}, but reference_path names the reference; set only one of them"
+            raise FieldError([("reference", text)])
+
+    def check_environment(self) -> Iterator[str]:
+        """Yield a problem if there is no directory with the weights of the reference."""
+        if self.reference_path is not None and not Path(self.reference_path).is_dir():
+            yield (
+                f"reference_path: got {self.reference_path}, which is not a directory; expected an export, a checkpoint or a run directory"
+            )
+        yield from super().check_environment()
+
+    def frozen_models(self, model: torch.nn.Module) -> int:
+        """Return 1 for a copy, 0 if the model without its adapter is the reference."""
+        copies = self.reference is ReferenceKind.copy or self.reference_path is not None
+        return int(copies or bool(why_not_adapter_off(model)))
+
+    def setup(self, tools: Toolbox) -> None:
+        """Receive the tools of the run, and create the reference. Collective.
+
+        Raises ConfigError if the reference cannot be what `reference` says, or differs from the model at its start.
+        """
+        super().setup(tools)
+        self._reference = self._create_reference(tools)
+        if self.global_step == 0 and self.reference_path is None:
+            self._check_start()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the checksum of a copied reference."""
+        return {"reference": self._reference.checksum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if the reference has other weights than when the run began."""
+        if state["reference"] != self._reference.checksum:
+            raise CheckpointError(
+                "trainer.reference: its weights are not those with which this run began, so the losses before and after would "
+                "not compare; restore the files that model, init_from or trainer.reference_path name, or pass fresh=true"
+            )
+
+    def reference_logps(self, batch: Batch) -> torch.Tensor:
+        """Return the log-probability of each supervised token under the reference, fp32 [K], without a graph. Collective."""
+        return -self._reference.token_losses(batch)
+
+    def _create_reference(self, tools: Toolbox) -> Reference:
+        from arctic_hydra import engine
+        from arctic_hydra.checkpoint.full_weights import checksum
+        from arctic_hydra.trainer.head import unwrap
+
+        problem = why_not_adapter_off(tools.engine.module)
+        if self.reference is ReferenceKind.adapter_off and problem:
+            raise ConfigError(f"trainer.reference: got adapter_off, but {problem}; pass trainer.reference=copy")
+        shares = self.reference is ReferenceKind.adapter_off or (
+            self.reference is ReferenceKind.auto and not tools.starts_from_adapter
+        )
+        if shares and not problem and self.reference_path is None:
+            return Reference(replace(self._losses, balance=None), tools.engine.module.disable_adapter)
+        frozen = engine.freeze(tools.create_model(self.reference_path), tools.engine_config, self.device)
+        with self.trial():
+            losses = replace(self._loss_computer(frozen), balance=None)
+        model = unwrap(frozen)
+        return Reference(losses, nullcontext, checksum(model, [name for name, _ in model.named_parameters()]))
+
+    def _check_start(self) -> None:
+        """Raise ConfigError if model and reference score a few tokens differently before the first step. Collective."""
+        from arctic_hydra.trainer.head import probe_batch, probing
+
+        batch = probe_batch(self.tools.engine.module, self.device)
+        with self.trial(), probing(self.tools.engine):
+            model = float(self.probed_loss(batch))
+            reference = float(self._reference.token_losses(batch).sum())
+        if distributed.sum_over_ranks([int(abs(model - reference) > 1e-3 * abs(model))])[0]:
+            raise ConfigError(
+                f"trainer.reference: without its adapter the model differs from the model at its start (losses {reference:.6g} and "
+                f"{model:.6g} of the same tokens), because the adapter does not begin at zero; pass trainer.reference=copy"
+                if not self._reference.checksum
+                else f"trainer.reference: a second model, created in the same way, differs from the first (losses {reference:.6g} and "
+                f"{model:.6g} of the same tokens); pass trainer.reference_path=<weights of the start>"
+            )

@@ -56,7 +56,7 @@ DIFFERENT = {
     "cDPO": "TRL's sigmoid ignores label_smoothing",
     "sft term": "TRL takes the mean of the micro-batches' means, not the mean over the tokens of the step",
     "orpo": "TRL's cross-entropy covers the prompt too, the paper's only the answer",
-    "cpo with its term": "TRL's cross-entropy covers the prompt too, the paper's only the answer",
+    "cpo with its term": "TRL takes the mean of the micro-batches' means, not the mean over the tokens of the step",
 }
 """Rows in which TRL does something else, and what."""
 
@@ -215,7 +215,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = PairsBench(Path(folder), options.trl, options.pairs)
         bench.compare(options.losses)
-        bench.time(options.timed_pairs, options.rounds)
+        if options.rounds:
+            bench.time(options.timed_pairs, options.rounds)
 
 
 if __name__ == "__main__":
