@@ -225,6 +225,7 @@ def make_trainer(
         )
     )
     trainer.probe()
+    trainer.prepare()
     return trainer
 
 

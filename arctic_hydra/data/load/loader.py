@@ -60,6 +60,16 @@ class PackedLoader:
         self.plan = self._plan(0)[1]
         self.fingerprint = self._hash()
 
+    @property
+    def documents(self) -> JoinedStore:
+        """The tokenized documents of all sources, which `Batch.example_ids` indexes; also those that are not served."""
+        return self._store if isinstance(self._store, JoinedStore) else self._store.flat
+
+    @property
+    def options(self) -> LoaderOptions:
+        """How documents become batches."""
+        return self._options
+
     def _hash(self) -> str:
         options = self._options
         parts = {

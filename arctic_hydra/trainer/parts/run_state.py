@@ -107,6 +107,10 @@ class TrainerState(TrainerSettings):
         """Return how many further copies of the model this trainer holds without training them, for the memory estimate."""
         return 0
 
+    def scoring_models(self, model: torch.nn.Module) -> int:
+        """Return how many further copies of the model are in memory while scores are stored before the first step."""
+        return 0
+
     @property
     def training_finished(self) -> bool:
         """Whether the run has reached its horizon, or a callback has finished it."""

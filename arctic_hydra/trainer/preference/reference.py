@@ -43,8 +43,13 @@ def why_not_adapter_off(model: torch.nn.Module) -> str:
     if hasattr(head, "modules_to_save") or getattr(head, "token_adapter", None) is not None:
         return "the adapter replaces the output head"
     # Weights of the model itself, such as biases with peft.bias=all, stay trained with the adapter disabled.
-    added = (getattr(inner.base_model, "prefix", None) or "\0", "modules_to_save.", "token_adapter.")
-    trained = [name for name, value in inner.named_parameters() if value.requires_grad]
-    if own := [name for name in trained if not any(part in name for part in added)]:
+    parameters = dict(inner.named_parameters())
+    if own := [name for name in names_without_adapter(inner) if parameters[name].requires_grad]:
         return f"the run also trains weights of the model itself, such as {own[0]}"
     return ""
+
+
+def names_without_adapter(inner: Any) -> list[str]:
+    """Return the names of the parameters that a model with an adapter uses when the adapter is disabled."""
+    added = (getattr(inner.base_model, "prefix", None) or "\0", "modules_to_save.", "token_adapter.")
+    return [name for name, _ in inner.named_parameters() if not any(part in name for part in added)]
