@@ -31,10 +31,9 @@ def trainer_of(folder, kind, **settings):
         lambda trainer: loader_of(folder / "data", DATA, trainer, packing=packed),
         folder,
         eval_data=lambda trainer: loader_of(folder / "data", HELD, trainer, packing=packed, shuffle=False),
-        trainer_class=DPOTrainer,
         reference=kind,
         scores_dir=str(folder),
-        **{**SETTINGS, **settings},
+        **{"trainer_class": DPOTrainer, **SETTINGS, **settings},
     )
 
 
@@ -84,15 +83,7 @@ def _resumed(folder):
             self.load_state_dict(state)
 
     def again(seed=0):
-        return make_trainer(
-            lambda trainer: loader_of(folder / "data", DATA, trainer),
-            folder,
-            trainer_class=Resumed,
-            reference="cached",
-            scores_dir=str(folder),
-            seed=seed,
-            **SETTINGS,
-        )
+        return trainer_of(folder, "cached", trainer_class=Resumed, seed=seed)
 
     assert again().state_dict() == state and made == []
     parts = {path.name for path in folder.glob("scores/*/*.npy")}
