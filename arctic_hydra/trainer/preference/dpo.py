@@ -102,11 +102,11 @@ class DPOTrainer(PreferenceTrainer):
 
         Raises ConfigError if the reference cannot be what `reference` says, or differs from the model at its start.
         """
-        from arctic_hydra.trainer.preference.reference import Reference
+        from arctic_hydra.trainer.preference.stored_reference import StoredReference
 
         super().setup(tools)
         self._reference = self._create_reference(tools)
-        if self.global_step == 0 and self.reference_path is None and isinstance(self._reference, Reference):
+        if self.global_step == 0 and self.reference_path is None and not isinstance(self._reference, StoredReference):
             self._check_start(self._reference)
 
     @property

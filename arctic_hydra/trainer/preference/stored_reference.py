@@ -15,11 +15,11 @@ import torch
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ArcticHydraError, CheckpointError
 from arctic_hydra.trainer.loss import LossComputer
-from arctic_hydra.trainer.preference.reference import Reference
 from arctic_hydra.trainer.scoring.score_identity import scores_depend_on
 from arctic_hydra.trainer.scoring.scorer import Compute, Scoring, store_scores
 
 if TYPE_CHECKING:
+    from arctic_hydra.trainer.preference.reference import Reference
     from arctic_hydra.trainer.toolbox import Toolbox
 
 LOGP = "logp"
@@ -56,7 +56,11 @@ def stored_reference(
     `losses` are those of the model. A reference that is not in memory is created by `copied`, and only if it is needed: its
     weights are unknown, or scores are missing. Raises CheckpointError if it then has other weights.
     """
-    live = reference if isinstance(reference, Reference) else None if reference.checksum else copied()
+    live: Reference | None = None
+    if not isinstance(reference, StoredReference):
+        live = reference
+    elif not reference.checksum:
+        live = copied()
     checksum = reference.checksum if live is None else live.checksum
     adapter_off = live is not None and live.disabled is not nullcontext
 
