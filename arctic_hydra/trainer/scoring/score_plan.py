@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry, Loader
 from arctic_hydra.data.batch import Batch
-from arctic_hydra.data.cache.token_store import JoinedStore, TokenStore
+from arctic_hydra.data.documents import SingleDocuments
 from arctic_hydra.data.load.batches import BatchOptions, StepBatches, empty_batch
 from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
 from arctic_hydra.data.load.packing import Plan
@@ -21,14 +22,45 @@ from arctic_hydra.errors import ConfigError
 BATCHES_PER_PART = 64
 
 
+class Scored(Protocol):
+    """Documents that can be scored, such as a `TokenStore`."""
+
+    lengths: Array
+
+    @property
+    def key(self) -> str:
+        """Hash of their content."""
+
+    @property
+    def predicted(self) -> Array:
+        """Number of supervised positions of each in a batch."""
+
+    def ids(self, index: int) -> Array:
+        """Return the int32 token ids of one document."""
+
+    def mask(self, index: int) -> Array:
+        """Return the uint8 mask of one document."""
+
+
+class _OneSource(SingleDocuments):
+    """Documents as the examples of a single source."""
+
+    def __init__(self, documents: Scored) -> None:
+        self.lengths, self.ids, self.mask = documents.lengths, documents.ids, documents.mask
+        self.sources: Array = np.zeros(len(self.lengths), np.int32)
+
+
 @dataclass(frozen=True)
 class ScorePlan:
     """The batches and the parts in which the documents of one source are scored."""
 
     name: str
     """The source."""
-    documents: TokenStore
+    documents: Scored
     options: LoaderOptions
+
+    def __len__(self) -> int:
+        return len(self.documents.lengths)
 
     @cached_property
     def bounds(self) -> Ints:
@@ -57,8 +89,8 @@ class ScorePlan:
 
     @cached_property
     def _batches(self) -> StepBatches:
-        store = JoinedStore({self.name: self.documents})
-        plan = Plan(np.arange(len(store)), self.bounds, int(store.lengths.sum()), self.options.max_length)
+        store = _OneSource(self.documents)
+        plan = Plan(np.arange(len(self)), self.bounds, int(store.lengths.sum()), self.options.max_length)
         geometry = BatchGeometry(1, 1, World(), 0)
         return StepBatches(
             store, plan, np.arange(len(plan)), geometry, BatchOptions(self.options.packing, self.options.pad_token_id)

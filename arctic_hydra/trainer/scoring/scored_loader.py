@@ -43,7 +43,7 @@ class ScoredLoader:
         """`sources` are the scores of the loader's sources, in order."""
         self._loader, self._sources = loader, sources
         self.fingerprint, self.source_names = loader.fingerprint, loader.source_names
-        self._starts = np.cumsum([0, *(len(scores.plan.documents) for scores in sources)])
+        self._starts = np.cumsum([0, *(len(scores.plan) for scores in sources)])
 
     @property
     def paths(self) -> list[Path]:

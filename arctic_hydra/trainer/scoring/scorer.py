@@ -74,7 +74,7 @@ def store_scores(tools: Toolbox, scoring: Scoring, directory: Path, model: Calla
         with _locked(tools, entry):
             missing = _missing(tools, entry)
             if not missing:
-                _say(tools, f"scores of {plan.name} are complete: {len(plan.documents):,} documents, {entry.path}")
+                _say(tools, f"scores of {plan.name} are complete: {len(plan):,} documents, {entry.path}")
                 continue
             compute = compute or model()
             if not _Pass(tools, plan, entry, compute).run(missing):
@@ -157,7 +157,7 @@ class _Pass:
     def run(self, missing: list[int]) -> bool:
         """Compute the parts, one per rank at a time; return False if a rank was asked to stop."""
         world, parts = self._tools.world, len(self._entry.sizes)
-        self._say(f"{parts - len(missing)} of {parts} parts are stored, {len(self._plan.documents):,} documents in all")
+        self._say(f"{parts - len(missing)} of {parts} parts are stored, {len(self._plan):,} documents in all")
         for first in range(0, len(missing), world.size):
             if distributed.sum_over_ranks([self._asked_to_stop()])[0]:
                 self._say(f"stopped after {parts - len(missing) + first} of {parts} parts")
