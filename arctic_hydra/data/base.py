@@ -58,7 +58,7 @@ class Example:
     mask: list[int]
     """1 for each token that is trained on."""
     side: str = ""
-    """`chosen` or `rejected` for a preference, otherwise empty."""
+    """`chosen` or `rejected` of a preference; `desirable`, `undesirable` or `mismatched` of labelled data; otherwise empty."""
 
 
 class Loader(Protocol):

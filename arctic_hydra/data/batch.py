@@ -50,6 +50,10 @@ class Batch:
     """int64 index of the document of each supervised position, for sums per document such as DPO's."""
     stored: dict[str, torch.Tensor] = field(default_factory=dict)
     """Numbers of each supervised position that were computed before training, [K] or [K, n], by name (`trainer/scoring`)."""
+    desirable_D: torch.Tensor | None = None
+    """bool, whether the answer of each document is desirable; None for data without labels."""
+    mismatched: Batch | None = None
+    """For data with labels: each document's prompt with the answer of another row, in the same order."""
 
     @property
     def num_supervised(self) -> int:
@@ -69,9 +73,9 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch with its tensors on `device` (copied asynchronously from pinned memory)."""
+        """Return the batch with its tensors, but not those of `mismatched`, on `device` (copied asynchronously if pinned)."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in values.items()}
+        moved = {k: v.to(device, non_blocking=True) if hasattr(v, "device") else v for k, v in values.items()}
         stored = {name: column.to(device, non_blocking=True) for name, column in self.stored.items()}
         return Batch(**{**moved, "stored": stored})
 

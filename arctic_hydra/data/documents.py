@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -21,6 +21,8 @@ class Chunk:
     lengths: Array
     rows: Array
     """Row number of each example within its source."""
+    labels: Array | None = None
+    """uint8, 1 for each example with a desirable answer; None for data without labels."""
 
     @property
     def supervised(self) -> Array:
@@ -29,12 +31,20 @@ class Chunk:
         return np.add.reduceat(self.mask, starts, dtype=np.int32) if len(starts) else np.empty(0, np.int32)
 
 
+Side = tuple[str, Any, int]
+"""What to call a document of an example, the `Documents` that hold it, and its index there."""
+
+
 class SingleDocuments:
     """Base of stores whose examples consist of one document each; part of the protocol `Examples`."""
 
     def documents(self, index: int) -> list[int]:
         """Return the document of one example: the example itself."""
         return [index]
+
+    def sides(self, index: int) -> list[Side]:
+        """Return the documents of one example with what to call them: nothing, as there is only one."""
+        return [("", self, index)]
 
     @property
     def flat(self) -> Self:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import component
 from arctic_hydra.data.base import DataSource
@@ -20,12 +21,9 @@ if TYPE_CHECKING:
     from arctic_hydra.distributed import World
 
 
-@component(group="data", name="preference")
-class PreferenceDataFactory(TokenizedDataFactory):
-    """Pairs of conversations that differ in their last answer; only that answer is supervised.
-
-    `max_length` limits each side. A pack holds up to twice as many tokens, and pairs are never separated.
-    """
+@dataclass(kw_only=True)
+class AnswerDataFactory(TokenizedDataFactory):
+    """Base of the data whose examples are compared by their last answer, of which only that is supervised."""
 
     overlong: Overlong = Overlong.drop
     """How to handle pairs whose longer side exceeds `max_length`. keep_end truncates the start of the prompt, equally for
@@ -34,16 +32,21 @@ class PreferenceDataFactory(TokenizedDataFactory):
     """Of pairs that are too long, keep this many tokens of the prompt, its start with `overlong=keep_start`, its end with
     keep_end, and truncate the end of the answers to the rest of `max_length`; unset: as `overlong` says."""
 
+    examples_are: ClassVar[str] = "pairs"
+    """What messages call the examples."""
+    reads: ClassVar[str] = "chosen and rejected"
+    """What the rows hold, for messages."""
+
     def validate(self) -> None:
-        """Check that no setting is impossible for pairs, and the fields of the base class."""
+        """Check that no setting is impossible for whole answers, and the fields of the base class."""
         super().validate()
-        problems = []
+        problems, them = [], self.examples_are
         if self.overlong is Overlong.split:
-            text = "got split, expected drop, keep_start, keep_end or error: a pair cannot be split"
+            text = f"got split, expected drop, keep_start, keep_end or error: {them} cannot be split"
             problems.append(("overlong", text))
         if self.always_max_length or self.fuse_positions_prob:
             key = "always_max_length" if self.always_max_length else "fuse_positions_prob"
-            problems.append((key, "got a value, but pairs can neither be cut nor joined; remove it"))
+            problems.append((key, f"got a value, but {them} can neither be cut nor joined; remove it"))
         if (most := self.max_prompt_length) is not None:
             if self.overlong not in (Overlong.keep_start, Overlong.keep_end):
                 text = f"got {most}, which has no effect with overlong={self.overlong.value}; pass overlong=keep_start or keep_end"
@@ -52,16 +55,15 @@ class PreferenceDataFactory(TokenizedDataFactory):
                 text = f"got {most}, which leaves no room for answers in max_length={self.max_length}; expected less"
                 problems.append(("max_prompt_length", text))
         if self.streaming:
-            problems.append(("streaming", "got true, expected false: pairs cannot be streamed"))
+            problems.append(("streaming", f"got true, expected false: {them} cannot be streamed"))
         for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
             for name, source in sources.items():
                 if source.format not in (RowFormat.auto, RowFormat.preference) or source.role_mapping:
-                    text = f"got {source.format.value}, expected preference: this data trains on chosen and rejected"
+                    text = f"got {source.format.value}, expected preference: this data trains on {self.reads}"
                     problems.append((f"{group}.{name}.format", text))
                 if not source.process:
-                    problems.append(
-                        (f"{group}.{name}.process", "got false, expected true: pre-tokenized pairs are not supported")
-                    )
+                    text = f"got false, expected true: pre-tokenized {them} are not supported"
+                    problems.append((f"{group}.{name}.process", text))
         if problems:
             raise FieldError(problems)
 
@@ -70,7 +72,7 @@ class PreferenceDataFactory(TokenizedDataFactory):
         return Reading(RowFormat.preference)
 
     def options(self) -> PrepareOptions:
-        """Return the options that determine how rows become pairs: only the last answers are supervised."""
+        """Return the options that determine how rows become examples: only the last answers are supervised."""
         from arctic_hydra.data.encode.chat import TurnChoice
         from arctic_hydra.data.prepare.preparer import PrepareOptions
 
@@ -81,17 +83,28 @@ class PreferenceDataFactory(TokenizedDataFactory):
             self.overlong.value,
             self.malformed.value,
             turns,
-            pairs=True,
             max_prompt_length=self.max_prompt_length,
         )
+
+    @property
+    def pack_tokens(self) -> int:
+        """Maximum tokens per pack, with room for both documents of any example."""
+        return 2 * self.max_length
+
+
+@component(group="data", name="preference")
+class PreferenceDataFactory(AnswerDataFactory):
+    """Pairs of conversations that differ in their last answer; only that answer is supervised.
+
+    `max_length` limits each side. A pack holds up to twice as many tokens, and pairs are never separated.
+    """
+
+    def options(self) -> PrepareOptions:
+        """Return the options that determine how rows become pairs."""
+        return replace(super().options(), pairs=True)
 
     def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> PairStore:
         """Return the tokenized pairs of `split`."""
         from arctic_hydra.data.cache.token_store import PairStore
 
         return PairStore(super().process(split, tokenizer, world).flat)
-
-    @property
-    def pack_tokens(self) -> int:
-        """Maximum tokens per pack, with room for both sides of any pair."""
-        return 2 * self.max_length

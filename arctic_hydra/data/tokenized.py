@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from arctic_hydra.data.arrays import Ints
     from arctic_hydra.data.cache.token_store import JoinedStore, PairStore, TokenStore
+    from arctic_hydra.data.load.mismatched import LabelledStore
     from arctic_hydra.data.prepare.preparer import PrepareOptions, SourceRows
     from arctic_hydra.data.rows.base import Rows
     from arctic_hydra.data.stream.sources import SourceStream
@@ -269,7 +270,7 @@ class TokenizedDataFactory(DataFactory):
 
     def create_loader(
         self,
-        store: JoinedStore | PairStore,
+        store: JoinedStore | PairStore | LabelledStore,
         examples: Ints,
         source_names: list[str],
         tokenizer: PreTrainedTokenizerBase,

@@ -51,13 +51,15 @@ Part = tuple[str, list[list[str]], list[tuple[str, Pieces]]]
 def _part(name: str, loader: Loader, count: int, tokenizer: PreTrainedTokenizerBase) -> Part:
     figures = loader.summary()
     title = f"{name}: {summary_line(loader)}"
-    shown = [(_heading(example), pieces(example, tokenizer)) for example in loader.preview(count)]
+    shown = [(heading(example), pieces(example, tokenizer)) for example in loader.preview(count)]
     return title, data_table(figures), shown
 
 
-def _heading(example: Example) -> str:
+def heading(example: Example) -> str:
+    """Return what is shown above an example: where it comes from, and how many of its tokens the loss uses."""
     side = f" {example.side}" if example.side else ""
-    return f"{example.source}, row {example.row}{side}: {len(example.ids):,} tokens, {sum(example.mask):,} trained"
+    use = "scored for the KL only" if example.side == "mismatched" else "trained"
+    return f"{example.source}, row {example.row}{side}: {len(example.ids):,} tokens, {sum(example.mask):,} {use}"
 
 
 def pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> Pieces:

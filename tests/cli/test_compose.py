@@ -36,7 +36,7 @@ OPTIONS = [
 ]
 
 
-REQUIRING = (("data", "json"), ("data", "text"), ("data", "preference"))
+REQUIRING = (("data", "json"), ("data", "text"), ("data", "preference"), ("data", "unpaired"))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
@@ -47,11 +47,13 @@ def test_every_option_composes_and_builds(group, option):
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
     if group == "trainer" and option in ("dpo", "orpo", "cpo", "simpo"):
         required += ["data.sources.preference.path=data.jsonl"]
+    required += ["data.sources.unpaired.path=data.jsonl"] if (group, option) == ("trainer", "kto") else []
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
     required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
     required += ["trainer=causal"] if (group, option) == ("data", "text") else []
     required += {
         ("data", "preference"): ["trainer=dpo"],
+        ("data", "unpaired"): ["trainer=kto"],
         ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
         ("peft", "any"): ["peft.peft_type=IA3"],
         ("peft", "qlora"): ["model=hf"],

@@ -26,7 +26,7 @@ BAD = [
     ("data/sources=[parquet]", "data/sources: got 'parquet'; parquet is an option of the group source; add it with +source@data.sources.<name>=parquet"),
     ("data.sources=[ultrachat,openorca]", "data.sources: got a list, expected named entries; choose sets with data/sources=[ultrachat,openorca]"),
     ("+foo=1", "foo: there is no such key"),
-    ("experiment=sft", "experiment: got 'sft', expected one of sft_ultrachat"),
+    ("experiment=sft", "experiment: got 'sft', expected one of kto, sft_ultrachat"),
     ("model=3", "model: got 3, expected one of hf, liger, random, spec, tiny"),
     ("tracking=null", "tracking: got None, expected one of mlflow, none, tensorboard, wandb, or [] where it is a list"),
     ("checkpoint=[deepspeed,hff]", "checkpoint: got 'hff', expected one of deepspeed, hf; did you mean hf?"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.data.base import Example
-from arctic_hydra.tasks.preview import escape_controls, pieces, span
+from arctic_hydra.tasks.preview import escape_controls, heading, pieces, span
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import run
 from tests.data.samples import chat, write_lines
@@ -48,6 +48,14 @@ def test_preview_shows_pairs_which_no_trainer_here_works_with(tmp_path: Path) ->
     assert (
         "data: got preference (PreferenceDataFactory), but trainer=sft (SFTTrainer) works with data=sft"
         in refused.stderr
+    )
+
+
+def test_a_mismatched_pair_is_not_called_trained() -> None:
+    assert heading(Example("s", 3, [1, 2], [0, 1], "desirable")) == "s, row 3 desirable: 2 tokens, 1 trained"
+    assert (
+        heading(Example("s", 3, [1, 2], [0, 1], "mismatched"))
+        == "s, row 3 mismatched: 2 tokens, 1 scored for the KL only"
     )
 
 

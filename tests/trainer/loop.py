@@ -69,11 +69,23 @@ def batch_of(documents: list[Document], packed: bool = True, source: int = 0) ->
     )
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A document with a label, and its mismatched pair."""
+
+    document: Document
+    mismatched: Document
+    desirable: bool
+
+
+Packs = list[Document] | list[tuple[Document, Document]] | list[Labelled]
+
+
 @dataclass
 class MemoryLoader:
-    """A loader with one document, or one pair, per pack; divides windows as the loader contract requires."""
+    """A loader with one document, one pair or one labelled document per pack; divides windows as the loader contract requires."""
 
-    documents: list[Document] | list[tuple[Document, Document]]
+    documents: Packs
     micro_batch_size: int
     accumulation: int
     world: World
@@ -99,8 +111,16 @@ class MemoryLoader:
             for index in range(-(-len(chosen) // across)):
                 first = index * across + self.world.rank * self.micro_batch_size
                 last = min(first + self.micro_batch_size, (index + 1) * across)
-                micros.append(batch_of(list(_flat(chosen[first:last])), self.packed))
+                micros.append(self._batch(chosen[first:last]))
             yield StepBatch(micros, step)
+
+    def _batch(self, packs: list[Any]) -> Batch:
+        if not isinstance(self.documents[0], Labelled):
+            return batch_of(list(_flat(packs)), self.packed)
+        batch = batch_of([pack.document for pack in packs], self.packed)
+        batch.desirable_D = torch.tensor([pack.desirable for pack in packs], dtype=torch.bool)
+        batch.mismatched = batch_of([pack.mismatched for pack in packs], self.packed)
+        return batch
 
     def preview(self, count: int) -> list[Any]:
         return []
@@ -123,6 +143,12 @@ def pairs(answers: list[tuple[int, int]], prompt: int = 6, seed: int = 0) -> lis
         sides = [(asked + [draw.randrange(128) for _ in range(n)], [False] * prompt + [True] * n) for n in lengths]
         made.append((sides[0], sides[1]))
     return made
+
+
+def labelled(answers: list[tuple[int, int, bool]], seed: int = 0) -> list[Labelled]:
+    """Return random documents with answers and mismatched answers of the given numbers of tokens, and the given labels."""
+    both = pairs([answer[:2] for answer in answers], seed=seed)
+    return [Labelled(*pair, desirable) for pair, (_, _, desirable) in zip(both, answers, strict=True)]
 
 
 def documents(lengths: list[int], supervised: list[int], vocabulary: int = 128, seed: int = 0) -> list[Document]:
@@ -148,7 +174,7 @@ def tiny_factory(**values: Any) -> TinyModelFactory:
 
 
 def make_trainer(
-    data: list[Document] | list[tuple[Document, Document]] | MakeLoader,
+    data: Packs | MakeLoader,
     run_dir: Path,
     *,
     stage: int = 0,
@@ -156,7 +182,7 @@ def make_trainer(
     lr: float = 1e-2,
     model: TinyModelFactory | None = None,
     scheduler: SchedulerFactory | None = None,
-    eval_data: list[Document] | list[tuple[Document, Document]] | MakeLoader | None = None,
+    eval_data: Packs | MakeLoader | None = None,
     clipping: float = 1.0,
     converters: Sequence[ModelConverter] = (),
     row_tokens: int | None = None,

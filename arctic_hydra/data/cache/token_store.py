@@ -22,7 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from arctic_hydra.data.arrays import Array, to_arrow, to_numpy
-from arctic_hydra.data.documents import Chunk, SingleDocuments
+from arctic_hydra.data.documents import Chunk, Side, SingleDocuments
 from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.ownership import folder_problem
 from arctic_hydra.files.state_file import Schema, Table, at_least_0, open_regular, read_state
@@ -52,6 +52,10 @@ _SCHEMA = pa.schema(
 )
 
 
+_LABEL = pa.field("label", pa.uint8())
+"""In entries of labelled data only."""
+
+
 class DamagedEntryError(Exception):
     """A cache entry whose content differs from its manifest."""
 
@@ -73,6 +77,7 @@ class TokenStore:
             reader = pa.ipc.open_file(pa.py_buffer(self._map))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
             self._take(batches)
+            self.labels = _column(batches, "label") if "label" in reader.schema.names else None
             problem = self._problem(batches, manifest["examples"])
         # An empty file raises ValueError, as do most errors in Arrow.
         except (ValueError, OSError, LookupError, pa.ArrowException) as error:
@@ -104,6 +109,7 @@ class TokenStore:
             ),
             "lengths": np.any((self.lengths < 1) | (self.lengths != spans)),
             "counts of supervised tokens": np.any((self.supervised < 0) | (self.supervised > self.lengths)),
+            "labels": self.labels is not None and np.any(self.labels > 1),
             "row numbers": np.any((self.rows < 0) | (np.diff(self.rows, prepend=0) < 0)),
         }
         return next((f"has inconsistent {name}" for name, found in bad.items() if found), None)
@@ -148,6 +154,9 @@ class JoinedStore(SingleDocuments):
         self.supervised = np.concatenate([part.supervised for part in parts])
         self.rows = np.concatenate([part.rows for part in parts])
         self.sources = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+        labels = [part.labels for part in parts if part.labels is not None]
+        self.labels = np.concatenate(labels) if labels else None
+        """uint8, 1 for each example with a desirable answer; None for data without labels."""
         self.parts = parts
         """The examples of each source."""
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
@@ -183,12 +192,21 @@ class PairStore:
         """Return the documents of one example: chosen, then rejected."""
         return [2 * index, 2 * index + 1]
 
+    def sides(self, index: int) -> list[Side]:
+        """Return the documents of one example with what to call them."""
+        return [("chosen", self.flat, 2 * index), ("rejected", self.flat, 2 * index + 1)]
 
-def write_store(directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]]) -> None:
-    """Write the chunks, then the manifest with `report()`; everything is synced to disk when this returns."""
+
+def write_store(
+    directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]], labelled: bool = False
+) -> None:
+    """Write the chunks, then the manifest with `report()`; everything is synced to disk when this returns.
+
+    `labelled` says whether the chunks have labels.
+    """
     examples = 0
     with (directory / EXAMPLES).open("xb") as file:
-        with pa.ipc.new_file(file, _SCHEMA) as writer:
+        with pa.ipc.new_file(file, _SCHEMA.append(_LABEL) if labelled else _SCHEMA) as writer:
             for chunk in chunks:
                 if len(chunk.lengths):
                     writer.write_batch(_record_batch(chunk))
@@ -229,7 +247,9 @@ def _record_batch(chunk: Chunk) -> pa.RecordBatch:
         to_arrow(chunk.supervised),
         to_arrow(chunk.rows.astype(np.int64)),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+    if chunk.labels is None:
+        return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+    return pa.RecordBatch.from_arrays([*columns, to_arrow(chunk.labels)], schema=_SCHEMA.append(_LABEL))
 
 
 def _column(batches: list[pa.RecordBatch], name: str) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.data.formats.alpaca import alpaca_question
@@ -33,28 +34,35 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def read_preference(row: Row) -> tuple[Chat, Chat]:
-    """Return the chosen and the rejected conversation, each with the prompt.
+    """Return the chosen and the rejected conversation, each with the prompt; see `read_answers`.
 
-    The prompt is the common beginning of both conversations, or is given in separate columns: `prompt`, `messages` or
+    Raises RowProblem also if the prompt differs between the answers.
+    """
+    chosen, rejected = read_answers(row, ("chosen", "rejected"))
+    if chosen.messages[:-1] != rejected.messages[:-1]:
+        raise malformed("chosen and rejected differ before their last answer; expected the same prompt in both")
+    return chosen, rejected
+
+
+def read_answers(row: Row, names: Sequence[str]) -> list[Chat]:
+    """Return the conversation that ends with the answer in each of the columns `names`, with the prompt.
+
+    The prompt is the beginning of the conversations, or is given in separate columns: `prompt`, `messages` or
     `conversations` (a text or turns), a `system` text, and for single answers `question`, or `instruction` and `input`.
-    Texts of "Human:" and "Assistant:" turns are parsed as conversations. Raises RowProblem if the prompt is missing,
-    contradicts the conversations or another column, or differs between the answers.
+    Texts of "Human:" and "Assistant:" turns are parsed as conversations. Raises RowProblem if the prompt is missing, or
+    contradicts the conversations or another column.
     """
     check_media(row)
-    sides = _read_sides(row)
-    prompt = _prompt(row, sides)
-    chats = [_conversation(row, name, prompt, side) for name, side in zip(("chosen", "rejected"), sides, strict=True)]
-    if chats[0].messages[:-1] != chats[1].messages[:-1]:
-        raise malformed("chosen and rejected differ before their last answer; expected the same prompt in both")
-    return chats[0], chats[1]
+    sides = _read_sides(row, names)
+    prompt = _prompt(row, names, sides)
+    return [_conversation(row, name, prompt, side) for name, side in zip(names, sides, strict=True)]
 
 
-def _read_sides(row: Row) -> list[list[Message]]:
-    """Return the messages of both sides: whole conversations, or only the answers."""
-    names = ("chosen", "rejected")
+def _read_sides(row: Row, names: Sequence[str]) -> list[list[Message]]:
+    """Return the messages of each side: whole conversations, or only the answers."""
     transcripts = [_transcript(side) if isinstance(side := row.get(name), str) else None for name in names]
     found = [transcript for transcript in transcripts if transcript]
-    sides = found if len(found) == 2 else [_read_side(row, name) for name in names]
+    sides = found if len(found) == len(names) else [_read_side(row, name) for name in names]
     for name, side in zip(names, sides, strict=True):
         if (role := side[-1]["role"]) != "assistant":
             raise malformed(f"{name} ends with a {role} turn, expected the assistant's answer at its end")
@@ -90,10 +98,10 @@ def _transcript(text: str) -> list[Message] | None:
     ]
 
 
-def _prompt(row: Row, sides: list[list[Message]]) -> list[Message]:
+def _prompt(row: Row, names: Sequence[str], sides: list[list[Message]]) -> list[Message]:
     """Return the prompt given in separate columns: the longest one, which must contain the others.
 
-    Empty if there is none; then both sides contain the prompt.
+    Empty if there is none; then the sides contain the prompt.
     """
     is_whole = all(side[0]["role"] != "assistant" and _has_user_turn(side) for side in sides)
     found = _prompt_columns(row, is_whole)
@@ -105,8 +113,8 @@ def _prompt(row: Row, sides: list[list[Message]]) -> list[Message]:
     if not any(found.values()):
         if not all(map(_has_user_turn, sides)):
             raise malformed(
-                f"no prompt for chosen and rejected; got the columns {columns_of(row)}; expected prompt, messages, "
-                f"conversations, question or instruction as a column, or whole conversations in both"
+                f"no prompt for {' and '.join(names)}; got the columns {columns_of(row)}; expected prompt, messages, "
+                f"conversations, question or instruction as a column, or whole conversations in {'both' if len(names) > 1 else 'it'}"
             )
         return []
     longest = max(found, key=lambda name: len(found[name]))
@@ -143,7 +151,7 @@ def _read_prompt_column(value: Any, name: str, is_whole: bool) -> list[Message]:
     if is_whole:
         return []
     kinds = "a list of messages" if name in _TURN_COLUMNS else "a text or a list of messages"
-    raise malformed(f"{name} is a {type(value).__name__}, expected {kinds}: the prompt of chosen and rejected")
+    raise malformed(f"{name} is a {type(value).__name__}, expected {kinds}: the prompt of the answers")
 
 
 def _conversation(row: Row, name: str, prompt: list[Message], side: list[Message]) -> Chat:

@@ -18,6 +18,7 @@ from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.documents import Documents, Examples
+from arctic_hydra.data.load.mismatched import LabelledStore
 from arctic_hydra.data.load.order import balanced
 from arctic_hydra.data.load.packing import Plan
 
@@ -71,12 +72,19 @@ class StepBatches:
             for pack in packs
         ]
         documents = [document for pack in by_pack for document in pack]
+        batch = self._batch_of(self._store.flat, documents, self._joined(packs, by_pack))
+        if isinstance(self._store, LabelledStore):
+            batch.desirable_D = torch.from_numpy(self._store.labels[documents].astype(bool))
+            batch.mismatched = self._batch_of(self._store.mismatched, documents)
+        return batch
+
+    def _batch_of(self, store: Documents, documents: list[int], joined: list[int] | None = None) -> Batch:
         if not documents:
             batch = empty_batch(self._options.pad_token_id, self._options.packing)
         elif self._options.packing:
-            batch = _packed(self._store.flat, documents, self._joined(packs, by_pack))
+            batch = _packed(store, documents, joined)
         else:
-            batch = _padded(self._store.flat, documents, self._options.pad_token_id)
+            batch = _padded(store, documents, self._options.pad_token_id)
         return _pin(batch) if torch.cuda.is_available() else batch
 
     def _joined(self, packs: Ints, by_pack: list[list[int]]) -> list[int] | None:

@@ -17,6 +17,7 @@ from arctic_hydra.data.cache.token_store import JoinedStore, PairStore
 from arctic_hydra.data.documents import Examples
 from arctic_hydra.data.load.batches import BatchOptions, StepBatches
 from arctic_hydra.data.load.full_packs import Pieces, cut_to_packs, repeated, without_last
+from arctic_hydra.data.load.mismatched import LabelledStore, Mismatched
 from arctic_hydra.data.load.order import drawn, epoch_order, grouped_order, mix
 from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
 from arctic_hydra.data.load.prefetch import prefetch
@@ -46,7 +47,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        store: JoinedStore | PairStore,
+        store: JoinedStore | PairStore | LabelledStore,
         examples: Ints,
         source_names: list[str],
         geometry: BatchGeometry,
@@ -64,6 +65,11 @@ class PackedLoader:
     def documents(self) -> JoinedStore:
         """The tokenized documents of all sources, which `Batch.example_ids` indexes; also those that are not served."""
         return self._store if isinstance(self._store, JoinedStore) else self._store.flat
+
+    @property
+    def mismatched(self) -> Mismatched | None:
+        """The mismatched pairs of labelled data, which `Batch.mismatched` indexes."""
+        return self._store.mismatched if isinstance(self._store, LabelledStore) else None
 
     @property
     def options(self) -> LoaderOptions:
@@ -170,12 +176,10 @@ class PackedLoader:
         for index, name in enumerate(self.source_names):
             mine = self._examples[self._store.sources[self._examples] == index]
             for position in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
-                flat = self._store.flat
-                documents = self._store.documents(int(mine[position]))
-                sides = ("",) if len(documents) == 1 else ("chosen", "rejected")
-                for document, side in zip(documents, sides, strict=True):
-                    ids, mask = flat.ids(document).tolist(), flat.mask(document).tolist()
-                    found.append(Example(name, int(flat.rows[document]), ids, mask, side))
+                example = int(mine[position])
+                for side, documents, index in self._store.sides(example):
+                    ids, mask = documents.ids(index).tolist(), documents.mask(index).tolist()
+                    found.append(Example(name, int(self._store.rows[example]), ids, mask, side))
         return found
 
 

@@ -83,6 +83,7 @@ def shard_batch(batch: Batch, rank: int, size: int, row_tokens: int | None = Non
         lengths = [batch.num_tokens]
     else:
         lengths = batch.document_lengths
+    pairs = batch.mismatched
     real = sum(min(max(tokens - start, 0), width) for tokens in lengths)
     return replace(
         batch,
@@ -95,4 +96,5 @@ def shard_batch(batch: Batch, rank: int, size: int, row_tokens: int | None = Non
         max_seqlen=longest,
         num_tokens=real,
         num_padding=rows * width - real,
+        mismatched=None if pairs is None else shard_batch(pairs, rank, size, row_tokens, multiple),
     )

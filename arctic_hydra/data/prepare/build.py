@@ -43,7 +43,7 @@ def build_entry(
         if total.kept == 0:
             raise DataError(no_examples_message(source.key, total))
 
-    write_store(directory, chunks(), total.to_dict)
+    write_store(directory, chunks(), total.to_dict, bool(options.labelled))
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"
     log.info("%s: %d examples from %d rows, dropped: %s", source.key, total.kept, total.rows, left_out)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import Chat, RowProblem, has_only_blank_answers, malformed
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.reading import Reading, RowFormat
+from arctic_hydra.data.formats.unpaired import read_unpaired
 from arctic_hydra.data.prepare.row_report import RowReport
 from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin
 from arctic_hydra.data.rows.base import Row, Rows
@@ -44,6 +46,8 @@ class PrepareOptions:
     """Whether rows are preferences, each of which becomes two documents: chosen, then rejected."""
     max_prompt_length: int | None = None
     """Tokens of the prompt that are kept of a pair that is too long; None if the prompt has no limit of its own."""
+    labelled: bool | None = None
+    """Whether rows are answers with a label, or preferences, of which each side becomes such an answer; None if not."""
 
 
 @dataclass
@@ -92,7 +96,8 @@ class RowPreparer:
     def prepare_chunk(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         """Return the examples of rows [start, stop), and what became of the rows."""
         with _no_garbage_collection():
-            return (self._prepare_pairs if self._options.pairs else self._prepare_examples)(start, stop)
+            answers = self._options.pairs or self._options.labelled
+            return (self._prepare_answers if answers else self._prepare_examples)(start, stop)
 
     def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         report = RowReport(rows=stop - start)
@@ -107,32 +112,38 @@ class RowPreparer:
             parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
         return _with_counts(_without_unsupervised(_assemble(parts), report), report), report
 
-    def _prepare_pairs(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
+    def _prepare_answers(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
+        """Prepare pairs, or answers with a label, of which a row may hold two."""
         report = RowReport(rows=stop - start)
         kept: list[tuple[int, Array, Array]] = []
+        kept_labels: list[int] = []
         assert self._encoder is not None, "preferences have no pre-tokenized form"
-        read = [_value_or_problem(read_preference, row) for row in self._source.rows.take(range(start, stop))]
-        both = [side for pair in read for side in ([pair, pair] if isinstance(pair, RowProblem) else pair)]
-        encoded = self._encoder.encode(both)
-        for row, *sides in zip(range(start, stop), encoded[0::2], encoded[1::2], strict=True):
-            problem = next((side for side in sides if isinstance(side, RowProblem)), None)
+        labelled = bool(self._options.labelled)
+        read = [_answers_or_problem(row, labelled) for row in self._source.rows.take(range(start, stop))]
+        encoded = iter(self._encoder.encode([chat for chats, _ in read for chat in chats]))
+        for row, (chats, labels) in zip(range(start, stop), read, strict=True):
+            found = list(islice(encoded, len(chats)))
+            problem = next((side for side in found if isinstance(side, RowProblem)), None)
             if problem is not None:
                 self._refuse(row, problem, report)
                 continue
-            pair = [self._masked(side) for side in sides if isinstance(side, Encoded)]
-            parts = self._fit(row, pair, report)
+            sides = [self._masked(side) for side in found if isinstance(side, Encoded)]
+            parts = self._fit(row, sides, report)
             if not parts:
                 continue
             answers = [ids[mask.astype(bool)] for ids, mask in parts]
             if not all(len(answer) for answer in answers):
                 report.dropped["no_supervised_token"] += 1
-            elif np.array_equal(*answers):  # also if the difference was truncated
+            elif len(answers) == 2 and np.array_equal(*answers):  # also if the difference was truncated
                 report.dropped["no_difference"] += 1
             else:
                 kept += [(row, *part) for part in parts]
-                report.stops.update(stop for side in pair for stop in side.stops)
-                report.thoughts_left_out += sum(side.thoughts_left_out for side in pair)
+                kept_labels += labels
+                report.stops.update(stop for side in sides for stop in side.stops)
+                report.thoughts_left_out += sum(side.thoughts_left_out for side in sides)
         chunk = _with_counts(_assemble(kept), report)
+        if labelled:
+            return replace(chunk, labels=np.array(kept_labels, dtype=np.uint8)), report
         report.kept //= 2
         return chunk, report
 
@@ -289,6 +300,16 @@ def _value_or_problem(read: Any, row: Row, *more: Any) -> Any:
         return read(row, *more)
     except RowProblem as problem:
         return problem
+
+
+def _answers_or_problem(row: Row, labelled: bool) -> tuple[list[Any], list[int]]:
+    """Return the conversations of a row and their labels; or its problem."""
+    try:
+        found = read_unpaired(row) if labelled else zip(read_preference(row), (1, 0), strict=True)
+        chats, labels = zip(*found, strict=True)
+    except RowProblem as problem:
+        return [problem], []
+    return list(chats), list(labels)
 
 
 def _read_tokens(row: Row, vocabulary: int) -> _Example:

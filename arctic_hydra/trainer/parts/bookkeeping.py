@@ -118,12 +118,16 @@ class Bookkeeping(TrainerState):
         }
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = self.progress.spiked_steps
-        self.last_metrics |= {name: value / totals.units for name, value in sums.items()}
+        self.last_metrics |= self.logged_figures(sums, totals.units)
         self.last_metrics |= {name: float(value) for name, value in self.step_result.metrics.items()}
         self._loop.totals = LogSums()
         self.last_metrics = self._offered(self.last_metrics)
         self._record(self.last_metrics)
         self.tools.display.step(self.last_metrics)
+
+    def logged_figures(self, sums: dict[str, float], units: int) -> dict[str, float]:
+        """Return what a log line says of the sums of figures over `units` units: their means by default."""
+        return {name: value / units for name, value in sums.items()}
 
     def _offered(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return a line of metrics as the callbacks leave it."""

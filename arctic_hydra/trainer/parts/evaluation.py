@@ -17,6 +17,8 @@ from arctic_hydra.trainer.parts.bookkeeping import Bookkeeping
 if TYPE_CHECKING:
     import torch
 
+    from arctic_hydra.data.base import Loader
+
 
 @dataclass(kw_only=True)
 class Evaluation(Bookkeeping):
@@ -50,6 +52,9 @@ class Evaluation(Bookkeeping):
             sums[source, 0], sums[source, 2] = self.loss(part).double(), self.units(part)
         return sums
 
+    def prepare_evaluation(self, loader: Loader) -> None:
+        """Compute what the losses of an evaluation need of all its examples; called without a graph before the first. Collective."""
+
     def evaluation_metrics(self, sums: list[float]) -> dict[str, float]:
         """Return the metrics of sums over all evaluation examples: the columns of `evaluation_sums`, with a number of units."""
         return token_metrics(*sums)
@@ -66,6 +71,7 @@ class Evaluation(Bookkeeping):
             self.tools.engine.eval()
             sums = torch.zeros(len(names), self.evaluation_columns, dtype=torch.float64, device=self.device)
             with torch.no_grad():
+                self.prepare_evaluation(loader)
                 for window in loader.windows(0):
                     for batch in window.micro_batches:
                         sums += self.evaluation_sums(batch.to(self.device), len(names))

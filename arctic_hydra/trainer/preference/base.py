@@ -1,4 +1,4 @@
-"""Base of the trainers that learn from pairs of a chosen and a rejected answer.
+"""Bases of the trainers that learn from scores of answers, and from pairs of a chosen and a rejected one.
 
 Shapes: K supervised positions, P pairs, D = 2P documents, of which chosen and rejected ones alternate.
 """
@@ -42,6 +42,69 @@ def is_chosen(batch: Batch) -> torch.Tensor:
     return batch.document_K % 2 == 0
 
 
+@dataclass(kw_only=True)
+class AnswerTrainer(HeadLossTrainer):
+    """Base of the trainers that compare scores of answers, which are sums of the log-probabilities of their tokens.
+
+    Dropout is off, in a reference too.
+    """
+
+    beta: HumanFloat = number(0.1, minimum=0)
+    """Scale of the differences of log-probabilities; above 0."""
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.beta:
+            raise ValueError(
+                "beta: got 0, with which the loss does not depend on the answers; expected a number above 0"
+            )
+        if self.head_loss is HeadLoss.liger:
+            raise ValueError(
+                "head_loss: got liger, whose kernel gives no log-probability per token; expected auto, chunked or full"
+            )
+        if self.sequence_parallel_size > 1:
+            raise ValueError(
+                f"sequence_parallel_size: got {self.sequence_parallel_size}, but ranks that share sequences would each score parts "
+                "of the answers; expected 1 for preference training"
+            )
+
+    def setup(self, tools: Toolbox) -> None:
+        """Receive the tools of the run, and turn dropout off. Raises ConfigError if the model still draws random numbers."""
+        from arctic_hydra.trainer.preference.dropout import disable_dropout
+
+        super().setup(tools)
+        if found := disable_dropout(tools.engine.module):
+            log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
+        self._check_dropout()
+
+    def probed_loss(self, batch: Batch) -> torch.Tensor:
+        """Return the summed losses of the tokens, of which the scores of answers are made: a loss may depend on several answers."""
+        losses_K: torch.Tensor = replace(self._losses, balance=None).losses(batch)[0]
+        return losses_K.sum()
+
+    def _uses_liger(self) -> bool:
+        return False  # its kernel gives the sum of the losses only
+
+    def _check_dropout(self) -> None:
+        """Raise ConfigError if two forward passes in training mode differ. Collective."""
+        import torch
+
+        from arctic_hydra.trainer.head import probe_batch
+
+        engine = self.tools.engine
+        batch, was_training = probe_batch(engine.module, self.device), engine.training
+        engine.train()
+        with self.trial(), torch.no_grad():
+            first, second = (float(self.probed_loss(batch)) for _ in range(2))
+        engine.train(was_training)
+        if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
+            raise ConfigError(
+                f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
+                f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
+                "model.hf_config_kwargs"
+            )
+
+
 @dataclass(frozen=True)
 class Scored:
     """The losses of a micro-batch."""
@@ -59,15 +122,11 @@ class Scored:
 
 
 @dataclass(kw_only=True)
-class PreferenceTrainer(HeadLossTrainer):
+class PreferenceTrainer(AnswerTrainer):
     """Base of the preference trainers: the loss of a step is the mean over all its pairs; a subclass defines `pair_losses`.
 
     If `nll_weight` is not 0, the mean cross-entropy of all tokens of the step's chosen answers is added with that weight.
-    Dropout is off, in the reference too.
     """
-
-    beta: HumanFloat = number(0.1, minimum=0)
-    """Scale of the differences of log-probabilities; above 0."""
 
     data: ClassVar[PreferenceDataFactory]
     evaluation_columns: ClassVar[int] = 5 + len(FIGURES)
@@ -75,22 +134,6 @@ class PreferenceTrainer(HeadLossTrainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._chosen_per_pair = 1.0
-
-    def validate(self) -> None:
-        super().validate()
-        if not self.beta:
-            raise ValueError(
-                "beta: got 0, with which the loss does not depend on the answers; expected a number above 0"
-            )
-        if self.head_loss is HeadLoss.liger:
-            raise ValueError(
-                "head_loss: got liger, whose kernel gives no log-probability per token; expected auto, chunked or full"
-            )
-        if self.sequence_parallel_size > 1:
-            raise ValueError(
-                f"sequence_parallel_size: got {self.sequence_parallel_size}, but ranks that share sequences would each score parts "
-                "of the answers; expected 1 for preference training"
-            )
 
     @property
     def nll_weight(self) -> float:
@@ -120,15 +163,6 @@ class PreferenceTrainer(HeadLossTrainer):
         assert batch.document_K is not None
         return score_pairs(logps_K, batch.document_K, self.units(batch), self.tail_weight)
 
-    def setup(self, tools: Toolbox) -> None:
-        """Receive the tools of the run, and turn dropout off. Raises ConfigError if the model still draws random numbers."""
-        from arctic_hydra.trainer.preference.dropout import disable_dropout
-
-        super().setup(tools)
-        if found := disable_dropout(tools.engine.module):
-            log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
-        self._check_dropout()
-
     def units(self, batch: Batch) -> int:
         """Return the number of pairs."""
         return len(batch.document_lengths) // 2
@@ -154,11 +188,6 @@ class PreferenceTrainer(HeadLossTrainer):
         self._loop.totals.add_figures(sums)
         return loss
 
-    def probed_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the summed losses of the tokens, of which the scores of answers are made: a pair's loss depends on both."""
-        losses_K: torch.Tensor = replace(self._losses, balance=None).losses(batch)[0]
-        return losses_K.sum()
-
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return sums per data source, float64: loss, NaN, pairs, chosen tokens, their cross-entropy, and the figures."""
         import torch
@@ -181,9 +210,6 @@ class PreferenceTrainer(HeadLossTrainer):
         means = {name: value / pairs for name, value in zip(FIGURES, figures, strict=True)}
         return {"loss": loss_sum / pairs + self.nll_weight * nll, "nll_loss": nll, **means}
 
-    def _uses_liger(self) -> bool:
-        return False  # its kernel gives the sum of the losses only
-
     def _scored(self, batch: Batch) -> Scored:
         reference = self.reference_pairs(batch)
         losses_K, router_loss = self._losses.losses(batch)
@@ -200,22 +226,3 @@ class PreferenceTrainer(HeadLossTrainer):
         figures = {name: values_P.detach() for name, values_P in zip(FIGURES, of_pairs, strict=True)}
         balance = self._losses.balance_term(router_loss, self.units(batch))
         return Scored(losses_P, figures, is_chosen(batch), -losses_K, balance)
-
-    def _check_dropout(self) -> None:
-        """Raise ConfigError if two forward passes in training mode differ. Collective."""
-        import torch
-
-        from arctic_hydra.trainer.head import probe_batch
-
-        engine = self.tools.engine
-        batch, was_training = probe_batch(engine.module, self.device), engine.training
-        engine.train()
-        with self.trial(), torch.no_grad():
-            first, second = (float(self.probed_loss(batch)) for _ in range(2))
-        engine.train(was_training)
-        if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
-            raise ConfigError(
-                f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
-                f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
-                "model.hf_config_kwargs"
-            )

@@ -1,4 +1,4 @@
-"""The losses of preference pairs, from the scores of both answers under the model and under the reference.
+"""The losses of preferences, from the scores of answers under the model and under the reference.
 
 A score is the sum of the log-probabilities of an answer's tokens. With c and r the scores of the chosen and the rejected
 answer less those of the reference, D = c - r, n the answers' numbers of tokens, s the logistic function, b = beta and
@@ -12,7 +12,7 @@ e = label smoothing, the loss of a pair is
 - apo_zero: 1 - s(bc) + s(br); apo_down: s(bc) + 1 - s(bD) (D'Oosterlinck et al. 2024)
 - exo_pair: s(bD) (log s(bD) - log(1-e)) + s(-bD) (log s(-bD) - log e) (Ji et al. 2024)
 
-Shapes: P pairs.
+Shapes: P pairs, D documents with one labelled answer each.
 """
 
 from __future__ import annotations
@@ -99,6 +99,15 @@ def log_odds_ratio(pairs: Pairs) -> torch.Tensor:
     """
     chosen_P, rejected_P = (side.mean_P.clamp(max=-_LEAST) for side in (pairs.chosen, pairs.rejected))
     return (chosen_P - rejected_P) - (_log1mexp(chosen_P) - _log1mexp(rejected_P))
+
+
+def kto(gained_D: torch.Tensor, desirable_D: torch.Tensor, kl: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return 1 - s(b (c - z)) of each desirable and 1 - s(b (z - c)) of each undesirable answer [D] (Ethayarajh et al. 2024).
+
+    c are scores less those of the reference, z is `kl`, an estimate of the divergence from the reference.
+    """
+    above_D = beta * (gained_D - kl)
+    return torch.where(desirable_D, -above_D, above_D).sigmoid()
 
 
 _LEAST = 1e-10

@@ -46,6 +46,11 @@ class Pairs:
         return Pairs(*(replace(side, score_P=side.mean_P) for side in (self.chosen, self.rejected)))
 
 
+def score_documents(logps_K: torch.Tensor, document_K: torch.Tensor, documents: int) -> torch.Tensor:
+    """Return the sum of the log-probabilities of the tokens of each document, fp32 [D]."""
+    return logps_K.new_zeros(documents).index_add(0, document_K, logps_K)
+
+
 def score_pairs(logps_K: torch.Tensor, document_K: torch.Tensor, pairs: int, ld_alpha: float | None = None) -> Pairs:
     """Return the scores of `pairs` pairs from the log-probability and the document of each supervised token.
 
@@ -58,5 +63,5 @@ def score_pairs(logps_K: torch.Tensor, document_K: torch.Tensor, pairs: int, ld_
         place_K = torch.arange(len(document_K), device=document_K.device) - start_D[document_K]
         shorter_P = torch.minimum(tokens_D[0::2], tokens_D[1::2])
         logps_K = torch.where(place_K < shorter_P[document_K // 2], logps_K, ld_alpha * logps_K)
-    score_D = logps_K.new_zeros(2 * pairs).index_add(0, document_K, logps_K)
+    score_D = score_documents(logps_K, document_K, 2 * pairs)
     return Pairs(Answers(score_D[0::2], tokens_D[0::2]), Answers(score_D[1::2], tokens_D[1::2]))

@@ -20,6 +20,8 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 
 BATCHES_PER_PART = 64
+MISMATCHED = "mismatched pairs"
+"""Name of the plan of what `Batch.mismatched` holds."""
 
 
 class Scored(Protocol):
@@ -117,7 +119,10 @@ def batch_bounds(lengths: Array, capacity: int, *, packing: bool) -> Ints:
 
 
 def plans_of(loader: Loader) -> list[ScorePlan]:
-    """Return the plan of each source of a loader. Raises ConfigError if its documents are not kept on disk as they are trained on."""
+    """Return the plan of each source of a loader, and of the mismatched pairs of labelled data.
+
+    Raises ConfigError if its documents are not kept on disk as they are trained on.
+    """
     inner = packed_loader(loader)
     options = inner.options
     for field in ("always_max_length", "fuse_positions_prob"):
@@ -127,7 +132,10 @@ def plans_of(loader: Loader) -> list[ScorePlan]:
                 "scored; remove it, or train without stored scores"
             )
     parts = inner.documents.parts
-    return [ScorePlan(name, part, options) for name, part in zip(inner.source_names, parts, strict=True)]
+    plans = [ScorePlan(name, part, options) for name, part in zip(inner.source_names, parts, strict=True)]
+    if inner.mismatched is not None:
+        plans.append(ScorePlan(MISMATCHED, inner.mismatched, options))
+    return plans
 
 
 def packed_loader(loader: Loader) -> PackedLoader:

@@ -16,7 +16,7 @@ import torch
 from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.errors import DataError
-from arctic_hydra.trainer.scoring.score_plan import ScorePlan
+from arctic_hydra.trainer.scoring.score_plan import MISMATCHED, ScorePlan
 from arctic_hydra.trainer.scoring.score_store import Entry, Records
 
 
@@ -40,15 +40,16 @@ class ScoredLoader:
     """The batches of another loader with the records of their positions in `Batch.stored`; implements `data.base.Loader`."""
 
     def __init__(self, loader: Loader, sources: Sequence[Scores]) -> None:
-        """`sources` are the scores of the loader's sources, in order."""
-        self._loader, self._sources = loader, sources
+        """`sources` are the scores of the loader's sources, in order, and of its mismatched pairs, if it has any."""
+        self._loader, self._all = loader, sources
+        self._sources = [scores for scores in sources if scores.plan.name != MISMATCHED]
+        self._mismatched = [scores for scores in sources if scores.plan.name == MISMATCHED]
         self.fingerprint, self.source_names = loader.fingerprint, loader.source_names
-        self._starts = np.cumsum([0, *(len(scores.plan) for scores in sources)])
 
     @property
     def paths(self) -> list[Path]:
         """The directories of the scores."""
-        return [scores.entry.path for scores in self._sources]
+        return [scores.entry.path for scores in self._all]
 
     def steps(self, epoch: int) -> int:
         """Optimizer steps in `epoch`."""
@@ -68,19 +69,28 @@ class ScoredLoader:
         return self._loader.summary()
 
     def _with_scores(self, batch: Batch) -> Batch:
-        dtype = self._sources[0].entry.dtype
-        found = [self._of(document) for document in batch.example_ids]
-        records_K = np.concatenate([np.empty(0, dtype), *found])
-        if len(records_K) != batch.num_supervised:
-            raise DataError(
-                f"data: a batch has {batch.num_supervised} supervised positions, but {len(records_K)} scores are stored for its "
-                "documents; train without stored scores"
-            )
-        columns = {name: torch.from_numpy(np.ascontiguousarray(records_K[name])) for name in dtype.names or ()}
-        if batch.targets_K.is_pinned():
-            columns = {name: column.pin_memory() for name, column in columns.items()}
-        return replace(batch, stored=columns)
+        with_scores = _attach(batch, self._sources)
+        if batch.mismatched is not None:
+            with_scores.mismatched = _attach(batch.mismatched, self._mismatched)
+        return with_scores
 
-    def _of(self, document: int) -> Records:
-        source = int(np.searchsorted(self._starts, document, side="right")) - 1
-        return self._sources[source].of(document - int(self._starts[source]))
+
+def _attach(batch: Batch, sources: Sequence[Scores]) -> Batch:
+    """Return the batch with the records of its documents, which are numbered through all `sources`."""
+    dtype = sources[0].entry.dtype
+    starts = np.cumsum([0, *(len(scores.plan) for scores in sources)])
+    places = np.searchsorted(starts, batch.example_ids, side="right") - 1
+    found = [
+        sources[place].of(document - int(starts[place]))
+        for document, place in zip(batch.example_ids, places.tolist(), strict=True)
+    ]
+    records_K = np.concatenate([np.empty(0, dtype), *found])
+    if len(records_K) != batch.num_supervised:
+        raise DataError(
+            f"data: a batch has {batch.num_supervised} supervised positions, but {len(records_K)} scores are stored for its "
+            "documents; train without stored scores"
+        )
+    columns = {name: torch.from_numpy(np.ascontiguousarray(records_K[name])) for name in dtype.names or ()}
+    if batch.targets_K.is_pinned():
+        columns = {name: column.pin_memory() for name, column in columns.items()}
+    return replace(batch, stored=columns)

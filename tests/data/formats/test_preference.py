@@ -79,7 +79,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"}, "no prompt for chosen and rejected"),
     ({"prompt": "other", **WHOLE}, "chosen neither repeats nor continues the prompt .*got the columns chosen, prompt, rej"),
     ({"prompt": "x", "question": "y", **TEXTS}, "columns prompt and question contain different prompts; expected one prompt; remove"),
-    ({"messages": "q", **TEXTS}, "messages is a str, expected a list of messages: the prompt of chosen and rejected"),
+    ({"messages": "q", **TEXTS}, "messages is a str, expected a list of messages: the prompt of the answers"),
     ({"chosen": [U, A, U], "rejected": [U, B, U]}, "chosen ends with a user turn, expected the assistant's answer"),
     ({"prompt": [U, A], "chosen": [B], "rejected": "c"}, "chosen neither repeats nor continues the prompt .*ends with 'assistant', and chosen begins with 'assistant'"),
     ({"prompt": "q", "chosen": "a\0", "rejected": "b"}, "chosen contains a NUL character at position 1"),
