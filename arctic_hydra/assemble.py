@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -230,6 +229,8 @@ def toolbox(
         flops_shape=model.facts.flops_shape,
         packed=run.data.packs,
         create_model=lambda path: _once_more(run, data, model, path),
+        evaluates=model.weights is not None,
+        cache_directory=run.data.cache_directory,
         starts_from_adapter=model.start is not None and not initial_weights.is_full_model_export(model.start.path),
     )
 
@@ -242,7 +243,7 @@ def _once_more(run: Run, data: Data, model: Model, path: str | None) -> torch.nn
 
 
 def set_up(run: Run, tools: Toolbox) -> None:
-    """Call the trainer's `setup`, with equal random numbers on all ranks; load its state if a checkpoint had one; probe its loss."""
+    """Call the trainer's `setup`, with equal random numbers on all ranks; load its state, if any; probe its loss; `prepare`."""
     with determinism.kept_random_state():
         determinism.seed_everything(run.seed)
         run.trainer.setup(tools)
@@ -250,6 +251,7 @@ def set_up(run: Run, tools: Toolbox) -> None:
     assert isinstance(own, OwnState)
     own.set_up()
     run.trainer.probe()
+    run.trainer.prepare()
 
 
 def geometry(run: Run, dealt_to: World) -> BatchGeometry:

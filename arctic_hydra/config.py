@@ -74,6 +74,7 @@ class Task(Enum):
 
     train = "train"
     check = "check"
+    score = "score"
     evaluate = "evaluate"
     export = "export"
     preview = "preview"
@@ -129,8 +130,9 @@ class Run(Component):
 
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
-    """train; check: validate the config and this machine, without training; evaluate: evaluate a checkpoint; export:
-    write a checkpoint in Hugging Face format; preview: show examples and their trained tokens; report: rewrite the report."""
+    """train; check: validate the config and this machine, without training; score: store what the trainer's frozen model says
+    about the data; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; preview: show examples and
+    their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
     """Checkpoint for task=evaluate and task=export: a step, `best`, or a path; the run's newest valid one when unset."""
     init_from: str | None = None

@@ -38,6 +38,7 @@ def problems(run: Run) -> Iterator[str]:
         yield from compatibility(run)
     yield from _path_problems(run, run)
     yield from _task_problems(run)
+    yield from _score_problems(run)
     yield from combinations.problems(
         run.converter,
         run.peft,
@@ -112,13 +113,31 @@ def _option_name(cls: type[Component]) -> str:
 
 def _task_problems(run: Run) -> Iterator[str]:
     task = run.task.name
-    if run.from_checkpoint is not None and task in ("train", "check"):
+    if run.from_checkpoint is not None and task in ("train", "check", "score"):
         yield (
             f"from_checkpoint: got {run.from_checkpoint}, but task={task} ignores it; pass "
             f"task=evaluate or task=export, or init_from=<path> to train from its weights"
         )
     if task == "evaluate" and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
+
+
+def _score_problems(run: Run) -> Iterator[str]:
+    """Yield why scores of a frozen model cannot be stored, if the task or the trainer wants them to be."""
+    scores = run.task.name == "score"
+    if scores and not run.trainer.can_store_scores:
+        yield (
+            f"task: got score, but trainer={_option_name(type(run.trainer))} has no frozen model whose scores it could use; expected a "
+            "trainer with a reference, such as trainer=dpo"
+        )
+    elif scores or run.trainer.stores_scores:
+        key = "task: got score" if scores else "trainer.reference: got cached"
+        if run.data.needs_limit:
+            yield f"{key}, but data.streaming=true keeps no documents that could be scored before training; pass data.streaming=false"
+        if run.data.cache_directory is None and not getattr(run.trainer, "scores_dir", None):
+            yield (
+                f"{key}, but data.cache=off keeps nothing on disk; pass data.cache=on, or trainer.scores_dir=<folder> for the scores"
+            )
 
 
 def _length_problems(run: Run) -> Iterator[str]:

@@ -57,6 +57,8 @@ class ModelPeaks:
     """Increase of that peak by the supervised positions."""
     host: int = 0
     """Activations offloaded to host memory until the backward pass; 0 if the device uses host memory."""
+    scoring: int = 0
+    """Copies of the model that are in memory only before the first step, with the peak of their forward pass."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,14 @@ class Estimate:
         return self.held + self.engine.step
 
     @property
+    def scoring(self) -> int:
+        """Peak before the first step, while another model scores the data; 0 if none does."""
+        return self.held + self.trace.scoring if self.trace.scoring else 0
+
+    @property
     def total(self) -> int:
         """Peak of the whole run."""
-        return max(self.backward, self.step)
+        return max(self.backward, self.step, self.scoring)
 
     @property
     def host(self) -> int:
@@ -112,7 +119,8 @@ class Estimate:
     def lines(self, memory: int | None = None) -> list[str]:
         """Return the estimate as text; `memory` is the capacity of the device, in bytes."""
         engine, trace = self.engine, self.trace
-        phase = "backward pass" if self.backward >= self.step else "optimizer step"
+        phases = {"backward pass": self.backward, "optimizer step": self.step, "scoring of the data": self.scoring}
+        phase = max(phases, key=lambda name: phases[name])
         parts = {
             "parameters": engine.parameters + trace.other,
             "optimizer": engine.optimizer,
@@ -229,13 +237,20 @@ def measure_model(
                 model.zero_grad()
                 batch = _batch(load, supervised, run.data.packs).to(torch.device(device))
                 peaks.append(_peak(run, model, batch, device, passes))
+            copies = run.trainer.scoring_models(model)
+            scoring = copies * _share(run, weights) + _peak(run, model, batch, device, 0)[0] if copies else 0
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
-    other = run.trainer.frozen_bytes(model) // (run.world_size_wanted if run.deepspeed.stage == 3 else 1)
+    other = _share(run, run.trainer.frozen_bytes(model))
     other += buffers + weights - everything * run.model.torch_dtype.itemsize - saved
     (least, _), (most, host) = peaks
     trainable = sum(p.numel() for p in trained)
-    return ModelPeaks(everything, trainable, other, least - staying + largest, max(0, most - least), host)
+    return ModelPeaks(everything, trainable, other, least - staying + largest, max(0, most - least), host, scoring)
+
+
+def _share(run: Run, weights: int) -> int:
+    """Return the bytes of a frozen copy of the weights on one rank."""
+    return weights // (run.world_size_wanted if run.deepspeed.stage == 3 else 1)
 
 
 @contextmanager
@@ -276,10 +291,12 @@ def quantized_bytes(run: Run, model: Any) -> tuple[int, int]:
 
 
 def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: int) -> tuple[int, int]:
-    """Return the peak bytes during `passes` forward and backward passes, without weights and buffers.
+    """Return the peak bytes in `passes` forward and backward passes (0: one without gradients), without weights and buffers.
 
     The first value is for the device, the second for other memory, to which activations are offloaded.
     """
+    import torch
+
     live = _live_bytes(device)
     for tensor in (*model.parameters(), *model.buffers()):
         live.add(tensor)
@@ -287,6 +304,9 @@ def _peak(run: Run, model: torch.nn.Module, batch: Batch, device: str, passes: i
     with live:
         for _ in range(passes):
             run.trainer.probed_loss(batch).backward()
+        if not passes:
+            with torch.no_grad():
+                run.trainer.probed_loss(batch)
     return int(live.here.peak - base), int(live.elsewhere.peak)
 
 

@@ -77,6 +77,25 @@ def test_frozen_parameters_need_no_optimizer_state():
     assert part.total < whole.total - 8 * (whole.trace.trainable - part.trace.trainable)
 
 
+def test_a_reference_with_stored_scores_takes_memory_only_while_it_computes_them():
+    plain = ("trainer=dpo", "data.max_length=256", "data.sources.preference.path=pairs.jsonl")
+    found = {
+        name: memory.estimate(built(*plain, *more))
+        for name, more in {
+            "copy": (),
+            "cached": ("trainer.reference=cached",),
+            "other": ("trainer.reference=cached", "trainer.reference_path=x"),
+        }.items()
+    }
+    weights = found["cached"].engine.parameters
+    assert found["copy"].trace.other - found["cached"].trace.other == weights
+    assert found["cached"].scoring == 0 and found["other"].held == found["cached"].held
+    assert (
+        weights < found["other"].trace.scoring < weights + found["other"].trace.activations + found["other"].trace.head
+    )
+    assert found["cached"].total <= found["other"].total < found["copy"].total
+
+
 def test_longer_rows_and_more_supervised_positions_cost_more():
     chosen = built("trainer.head_loss=full")
     short, long = (memory.estimate(chosen, memory.MicroBatchShape(1, tokens, 32)) for tokens in (512, 2048))

@@ -50,7 +50,7 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
     if run.node_rank > 0:
         return _run_other_node(job, machines)
     if run.task is not config.Task.train:
-        return _run_on_checkpoint(job, machines)
+        return _run_task(job, machines)
     return _train(job, machines)
 
 
@@ -104,10 +104,10 @@ def _require_run(job: Job) -> None:
         )
 
 
-def _run_on_checkpoint(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
-    """Run a task on a checkpoint, in a subfolder of the run's directory; return the exit code."""
+def _run_task(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
+    """Run a task on a checkpoint, or on the data, in a subfolder of the run's directory; return the exit code."""
     run, directory = job.run, job.directory
-    if run.from_checkpoint is None:
+    if run.from_checkpoint is None and run.task is not config.Task.score:
         _require_run(job)
     directory.create()
     lock = directory.lock()

@@ -16,6 +16,9 @@ from arctic_hydra.run_directory import PROGRAM, relative
 def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) -> None:
     """Print how the run ended, where its files are, and useful next commands."""
     path = relative(directory.path)
+    if "scores" in result:
+        _print_scores(result)
+        return
     if result["status"] == run_directory.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
         saved = any((directory.path / "checkpoints").glob("step-*"))
@@ -63,6 +66,14 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs
     print(f"  {shlex.join([*PROGRAM.split(), *overrides, longer])}")
     print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+
+
+def _print_scores(result: dict[str, Any]) -> None:
+    if result["status"] == run_directory.STOPPED:
+        print(f"stopped: {result['stop_reason']}; the same command goes on")
+        return
+    for folder in result["scores"]:
+        print(f"scores       {relative(Path(folder))}")
 
 
 def _next_start(stop_reason: str) -> str:

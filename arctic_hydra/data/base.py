@@ -6,6 +6,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from arctic_hydra.component import Component
@@ -229,6 +230,16 @@ class DataFactory(Component):
     def has_evaluation(self) -> bool:
         """Whether `build` returns an evaluation loader."""
         return bool(self.eval_sources)
+
+    @property
+    def cache_directory(self) -> Path | None:
+        """Absolute path of the directory in which prepared data is cached; None if it is not kept on disk."""
+        from arctic_hydra.data.cache.entries import default_cache_dir
+
+        if not self.__dict__.get("cache"):
+            return None
+        named = self.__dict__.get("cache_dir")
+        return (Path(named).expanduser() if named else default_cache_dir()).absolute()
 
     @property
     def needs_limit(self) -> bool:

@@ -48,6 +48,8 @@ class Batch:
     """Tokens of each document, in order; for preferences, chosen and rejected alternate within one batch."""
     document_K: torch.Tensor | None = None
     """int64 index of the document of each supervised position, for sums per document such as DPO's."""
+    stored: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Numbers of each supervised position that were computed before training, [K] or [K, n], by name (`trainer/scoring`)."""
     desirable_D: torch.Tensor | None = None
     """bool, whether the answer of each document is desirable; None for data without labels."""
     mismatched: Batch | None = None
@@ -67,13 +69,15 @@ class Batch:
             targets_K=self.targets_K[chosen_K],
             source_K=self.source_K[chosen_K],
             document_K=None if documents_K is None else documents_K[chosen_K],
+            stored={name: values[chosen_K] for name, values in self.stored.items()},
         )
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors, but not those of `mismatched`, on `device` (copied asynchronously if pinned)."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         moved = {k: v.to(device, non_blocking=True) if hasattr(v, "device") else v for k, v in values.items()}
-        return Batch(**moved)
+        stored = {name: column.to(device, non_blocking=True) for name, column in self.stored.items()}
+        return Batch(**{**moved, "stored": stored})
 
 
 @dataclass

@@ -186,7 +186,7 @@ class TokenizedDataFactory(DataFactory):
     def _process_source(
         self, split: str, name: str, identity: dict[str, Any], tokenizer: PreTrainedTokenizerBase, world: World
     ) -> TokenStore:
-        from arctic_hydra.data.cache.entries import build_private, default_cache_dir, open_or_build
+        from arctic_hydra.data.cache.entries import build_private, open_or_build
         from arctic_hydra.data.prepare.build import build_entry
         from arctic_hydra.data.prepare.key import cache_key
         from arctic_hydra.data.prepare.row_report import (
@@ -219,9 +219,8 @@ class TokenizedDataFactory(DataFactory):
                 processing = events.enter_context(self.event("process", **about, rows=rows.rows, cached=False))
                 build_entry(directory, rows, tokenizer, options, workers)
 
-            if self.cache:
-                directory = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-                store = open_or_build(directory.absolute(), key, build, is_named=bool(self.cache_dir))
+            if (directory := self.cache_directory) is not None:
+                store = open_or_build(directory, key, build, is_named=bool(self.cache_dir))
             else:
                 store = build_private(key, build)
             if not processing:  # the cache had them, or another process has built them

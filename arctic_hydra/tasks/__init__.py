@@ -1,4 +1,4 @@
-"""The tasks that ranks perform: training, and evaluation or export of a checkpoint."""
+"""The tasks that ranks perform: training, scoring data, and evaluation or export of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ def run_task(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
         from arctic_hydra.tasks import export
 
         return export.execute(run, run_dir)
+    if run.task is Task.score:
+        from arctic_hydra.tasks import score
+
+        return score.execute(run, run_dir, stop)
     if run.task is Task.evaluate:
         from arctic_hydra.tasks import evaluate
 

@@ -49,6 +49,8 @@ class Trainer(Construction, Evaluation):
     """Why the loss of a position may depend on tokens after the one that it predicts; if empty, `probe` refuses that."""
     mixes_documents: ClassVar[str] = ""
     """Why the loss of a document may depend on the other documents of its row; if empty, `probe` refuses that."""
+    can_store_scores: ClassVar[bool] = False
+    """Whether `task=score` can store what a frozen model says about the data; `store_scores` then makes `prepare` do that."""
     not_additive: ClassVar[str] = ""
     """Why the loss of several documents may be other than the sum of their losses; if empty, `probe` refuses that."""
 
@@ -61,6 +63,14 @@ class Trainer(Construction, Evaluation):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state; called after `setup`, in runs that resume from a checkpoint with one."""
+
+    @property
+    def stores_scores(self) -> bool:
+        """Whether `prepare` stores scores of a frozen model, and the run reads them."""
+        return False
+
+    def store_scores(self) -> None:
+        """Let `prepare` store the scores of the frozen model, whatever the settings say; for `task=score`."""
 
     def setup(self, tools: Toolbox) -> None:
         """Set the objects that the runner built; called once, before `probe` and `train`. Collective.
@@ -114,6 +124,12 @@ class Trainer(Construction, Evaluation):
         for what, why in declared.items():
             if why and self.world.is_main and is_first:
                 log.info("not checked whether the loss %s: %s", what, why)
+
+    def prepare(self) -> None:
+        """Compute what has to exist before the first batch, such as stored scores; called once, after `setup` and `probe`.
+
+        Does nothing by default. Collective.
+        """
 
     def train(self) -> None:
         """Train until the horizon, or until all ranks agree to stop."""

@@ -52,6 +52,10 @@ class Toolbox:
     path like `init_from`. Collective; at ZeRO-3 its parameters are partitioned."""
     starts_from_adapter: bool
     """Whether the run starts from weights other than those of a plain model, such as a trained adapter."""
+    evaluates: bool = False
+    """Whether the model has the weights of a checkpoint that is only evaluated, instead of those that the run starts from."""
+    cache_directory: Path | None = None
+    """Directory in which prepared data is cached, if it is."""
 
     def chat_prompt(self, text: str) -> str:
         """Return a user's message as the chat template renders it, up to the answer.

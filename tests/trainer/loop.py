@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -15,6 +15,7 @@ import torch
 from arctic_hydra import distributed, engine
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.data.base import Loader
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.load.sequence_parallel import shard_loader
 from arctic_hydra.display import Display
@@ -33,6 +34,7 @@ from arctic_hydra.trainer.toolbox import Toolbox
 
 Document = tuple[list[int], list[bool]]
 """Token ids, and whether each is supervised."""
+MakeLoader = Callable[[Trainer], Loader]
 
 
 def batch_of(documents: list[Document], packed: bool = True, source: int = 0) -> Batch:
@@ -172,7 +174,7 @@ def tiny_factory(**values: Any) -> TinyModelFactory:
 
 
 def make_trainer(
-    data: Packs,
+    data: Packs | MakeLoader,
     run_dir: Path,
     *,
     stage: int = 0,
@@ -180,7 +182,7 @@ def make_trainer(
     lr: float = 1e-2,
     model: TinyModelFactory | None = None,
     scheduler: SchedulerFactory | None = None,
-    eval_data: Packs | None = None,
+    eval_data: Packs | MakeLoader | None = None,
     clipping: float = 1.0,
     converters: Sequence[ModelConverter] = (),
     row_tokens: int | None = None,
@@ -190,7 +192,7 @@ def make_trainer(
     trainer_class: type[Trainer] = SFTTrainer,
     **fields: Any,
 ) -> Any:
-    """Return a trainer that is ready to train, built as `runner` builds it."""
+    """Return a trainer that is ready to train, built as `runner` builds it; `data` may be a function that makes its loader."""
     world = World.from_env()
     trainer = trainer_class(**fields)
     trainer.set_callbacks([], world)
@@ -198,8 +200,9 @@ def make_trainer(
     shares = trainer.sequence_parallel_size
     distributed.start_sequence_groups(world, shares, 60)
     geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.data_parallel(shares), packed)
-    loader = shard_loader(MemoryLoader(data, *geometry), row_tokens)
-    eval_loader = shard_loader(MemoryLoader(eval_data, *geometry)) if eval_data else None
+    loader = shard_loader(data(trainer) if callable(data) else MemoryLoader(data, *geometry), row_tokens)
+    held: Any = eval_data(trainer) if callable(eval_data) else eval_data and MemoryLoader(eval_data, *geometry)
+    eval_loader = shard_loader(held) if held else None
     scheduler = scheduler or ConstantScheduler(warmup_ratio=0.0)
     horizon = trainer.plan(loader, scheduler.warmup)
     factory = model or tiny_factory()
@@ -251,6 +254,7 @@ def make_trainer(
         )
     )
     trainer.probe()
+    trainer.prepare()
     return trainer
 
 

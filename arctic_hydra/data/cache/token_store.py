@@ -117,6 +117,15 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def predicted(self) -> Array:
+        """Number of supervised positions of each example in a batch: its supervised tokens, without the very first token."""
+        first = np.zeros(len(self), dtype=np.int64)
+        for index, mask in enumerate(self._masks):
+            mine = self._batch_of == index
+            first[mine] = mask[self._start_of[mine]]
+        return self.supervised.astype(np.int64) - first
+
     def ids(self, index: int) -> Array:
         """Return the int32 token ids of one example."""
         self._served += 1
@@ -148,8 +157,10 @@ class JoinedStore(SingleDocuments):
         labels = [part.labels for part in parts if part.labels is not None]
         self.labels = np.concatenate(labels) if labels else None
         """uint8, 1 for each example with a desirable answer; None for data without labels."""
-        self._parts = parts
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.parts = parts
+        """The examples of each source."""
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        """Index of the first example of each source, and the number of all."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -157,12 +168,12 @@ class JoinedStore(SingleDocuments):
     def ids(self, index: int) -> Array:
         """Return the int32 token ids of one example."""
         part = int(self.sources[index])
-        return self._parts[part].ids(index - int(self._starts[part]))
+        return self.parts[part].ids(index - int(self.starts[part]))
 
     def mask(self, index: int) -> Array:
         """Return the uint8 mask of one example."""
         part = int(self.sources[index])
-        return self._parts[part].mask(index - int(self._starts[part]))
+        return self.parts[part].mask(index - int(self.starts[part]))
 
 
 class PairStore:

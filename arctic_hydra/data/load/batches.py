@@ -80,7 +80,7 @@ class StepBatches:
 
     def _batch_of(self, store: Documents, documents: list[int], joined: list[int] | None = None) -> Batch:
         if not documents:
-            batch = _empty_batch(self._options.pad_token_id, self._options.packing)
+            batch = empty_batch(self._options.pad_token_id, self._options.packing)
         elif self._options.packing:
             batch = _packed(store, documents, joined)
         else:
@@ -155,7 +155,7 @@ def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
     )
 
 
-def _empty_batch(pad_token_id: int, packing: bool) -> Batch:
+def empty_batch(pad_token_id: int, packing: bool) -> Batch:
     """Return a one-token batch without loss, with which this rank joins the collectives of the step."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return Batch(

@@ -17,7 +17,7 @@ from arctic_hydra.data.cache.token_store import JoinedStore, PairStore
 from arctic_hydra.data.documents import Examples
 from arctic_hydra.data.load.batches import BatchOptions, StepBatches
 from arctic_hydra.data.load.full_packs import Pieces, cut_to_packs, repeated, without_last
-from arctic_hydra.data.load.mismatched import LabelledStore
+from arctic_hydra.data.load.mismatched import LabelledStore, Mismatched
 from arctic_hydra.data.load.order import drawn, epoch_order, grouped_order, mix
 from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
 from arctic_hydra.data.load.prefetch import prefetch
@@ -60,6 +60,21 @@ class PackedLoader:
         self._planned: tuple[int, Examples, Plan] | None = None
         self.plan = self._plan(0)[1]
         self.fingerprint = self._hash()
+
+    @property
+    def documents(self) -> JoinedStore:
+        """The tokenized documents of all sources, which `Batch.example_ids` indexes; also those that are not served."""
+        return self._store if isinstance(self._store, JoinedStore) else self._store.flat
+
+    @property
+    def mismatched(self) -> Mismatched | None:
+        """The mismatched pairs of labelled data, which `Batch.mismatched` indexes."""
+        return self._store.mismatched if isinstance(self._store, LabelledStore) else None
+
+    @property
+    def options(self) -> LoaderOptions:
+        """How documents become batches."""
+        return self._options
 
     def _hash(self) -> str:
         options = self._options

@@ -55,6 +55,9 @@ class Mismatched:
         self._partners[examples] = examples[draw_partners(flat.sources[examples], flat.rows[examples])]
         self._starts = np.zeros(len(flat), dtype=np.int64)
         self._starts[examples] = [int(flat.mask(int(example)).argmax()) for example in examples]
+        self.key = hashlib.sha256(f"{flat.key} {_DRAW} {max_length}".encode() + self._partners.tobytes()).hexdigest()[
+            :32
+        ]
         answers = flat.lengths - self._starts
         self.lengths = np.minimum(max_length, self._starts + answers[self._partners])
         self.sources = flat.sources
@@ -68,6 +71,11 @@ class Mismatched:
         """Return the uint8 mask of one pair, 1 for each token whose log-probability counts."""
         start, answer = self._parts(index)
         return np.concatenate([np.zeros(start, np.uint8), self._flat.mask(int(self._partners[index]))[answer]])
+
+    @property
+    def predicted(self) -> Array:
+        """Number of supervised positions of each pair in a batch."""
+        return np.array([int(self.mask(index)[1:].sum()) for index in range(len(self.lengths))], dtype=np.int64)
 
     def _parts(self, index: int) -> tuple[int, slice]:
         """Return the length of the prompt, and where the answer is in its own example."""

@@ -39,6 +39,11 @@ class ShardedLoader:
         self._loader, self._arguments = loader, (rank, size, row_tokens, multiple)
         self.fingerprint, self.source_names = loader.fingerprint, loader.source_names
 
+    @property
+    def whole(self) -> Loader:
+        """The loader whose batches these are parts of."""
+        return self._loader
+
     def steps(self, epoch: int) -> int:
         """Optimizer steps in `epoch`."""
         return self._loader.steps(epoch)

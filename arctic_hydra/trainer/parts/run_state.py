@@ -112,6 +112,10 @@ class TrainerState(TrainerSettings):
         weights: int = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
         return self.frozen_models(model) * weights
 
+    def scoring_models(self, model: torch.nn.Module) -> int:
+        """Return how many further copies of the model are in memory while scores are stored before the first step."""
+        return 0
+
     @property
     def training_finished(self) -> bool:
         """Whether the run has reached its horizon, or a callback has finished it."""

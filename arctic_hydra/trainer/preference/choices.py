@@ -11,6 +11,7 @@ class ReferenceKind(Enum):
     auto = "auto"
     copy = "copy"
     adapter_off = "adapter_off"
+    cached = "cached"
 
 
 PAIR_LOSS_NAMES = ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down", "exo_pair")

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
+from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.trainer.preference.base import AnswerTrainer
 from arctic_hydra.trainer.preference.choices import ReferenceKind
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from arctic_hydra.trainer.loss import LossComputer
+    from arctic_hydra.trainer.preference.stored_reference import StoredReference
     from arctic_hydra.trainer.toolbox import Toolbox
 
 
@@ -61,11 +63,16 @@ def why_not_adapter_off(model: torch.nn.Module) -> str:
     if hasattr(head, "modules_to_save") or getattr(head, "token_adapter", None) is not None:
         return "the adapter replaces the output head"
     # Weights of the model itself, such as biases with peft.bias=all, stay trained with the adapter disabled.
-    added = (getattr(inner.base_model, "prefix", None) or "\0", "modules_to_save.", "token_adapter.")
-    trained = [name for name, value in inner.named_parameters() if value.requires_grad]
-    if own := [name for name in trained if not any(part in name for part in added)]:
+    parameters = dict(inner.named_parameters())
+    if own := [name for name in names_without_adapter(inner) if parameters[name].requires_grad]:
         return f"the run also trains weights of the model itself, such as {own[0]}"
     return ""
+
+
+def names_without_adapter(inner: Any) -> list[str]:
+    """Return the names of the parameters that a model with an adapter uses when the adapter is disabled."""
+    added = (getattr(inner.base_model, "prefix", None) or "\0", "modules_to_save.", "token_adapter.")
+    return [name for name, _ in inner.named_parameters() if not any(part in name for part in added)]
 
 
 @dataclass(kw_only=True)
@@ -74,14 +81,19 @@ class ReferenceTrainer(AnswerTrainer):
 
     reference: ReferenceKind = ReferenceKind.auto
     """copy: a frozen copy of the model as the run starts, sharded like it; adapter_off: the model without its adapter;
-    auto: the latter if only a new adapter is trained, else copy."""
+    auto: the latter if only a new adapter is trained, else copy; cached: scores of what auto selects, stored before training."""
     reference_path: str | None = None
     """Weights of another reference of the same architecture: an export, a checkpoint or a run directory, as in init_from."""
+    scores_dir: str | None = None
+    """Directory of stored scores with `reference=cached` and `task=score`; that of the data cache when unset."""
+
+    can_store_scores: ClassVar[bool] = True
+    excluded_from_id: ClassVar[frozenset[str]] = AnswerTrainer.excluded_from_id | {"scores_dir"}
 
     def validate(self) -> None:
         """Check that at most one setting names the reference."""
         super().validate()
-        if self.reference_path is not None and self.reference is not ReferenceKind.auto:
+        if self.reference_path is not None and self.reference in (ReferenceKind.copy, ReferenceKind.adapter_off):
             text = f"got {self.reference.value}, but reference_path names the reference; set only one of them"
             raise FieldError([("reference", text)])
 
@@ -91,22 +103,49 @@ class ReferenceTrainer(AnswerTrainer):
             yield (
                 f"reference_path: got {self.reference_path}, which is not a directory; expected an export, a checkpoint or a run directory"
             )
+        yield from unwritable("scores_dir", self.scores_dir)
         yield from super().check_environment()
 
     def frozen_models(self, model: torch.nn.Module) -> int:
-        """Return 1 for a copy, 0 if the model without its adapter is the reference."""
+        """Return 1 for a copy, 0 if the model without its adapter is the reference, or its scores are stored."""
+        if self.stores_scores:
+            return 0
         copies = self.reference is ReferenceKind.copy or self.reference_path is not None
         return int(copies or bool(why_not_adapter_off(model)))
+
+    def scoring_models(self, model: torch.nn.Module) -> int:
+        """Return 1 if the reference has other weights than the model at its start."""
+        return int(self.stores_scores and self.reference_path is not None)
 
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, and create the reference. Collective.
 
         Raises ConfigError if the reference cannot be what `reference` says, or differs from the model at its start.
         """
+        from arctic_hydra.trainer.preference.stored_reference import StoredReference
+
         super().setup(tools)
         self._reference = self._create_reference(tools)
-        if self.global_step == 0 and self.reference_path is None:
-            self._check_start()
+        if self.global_step == 0 and self.reference_path is None and not isinstance(self._reference, StoredReference):
+            self._check_start(self._reference)
+
+    @property
+    def stores_scores(self) -> bool:
+        """Whether the scores of the reference are computed before training."""
+        return self.reference is ReferenceKind.cached
+
+    def store_scores(self) -> None:
+        """Let `prepare` store the scores of the reference."""
+        self.reference = ReferenceKind.cached
+
+    def prepare(self) -> None:
+        """With `reference=cached`, compute the scores that are missing, and let the batches have them. Collective."""
+        from arctic_hydra.trainer.preference.stored_reference import stored_reference
+
+        if self.stores_scores:
+            folder = Path(self.scores_dir).absolute() if self.scores_dir else self.tools.cache_directory
+            assert folder is not None, "checked for every config"
+            self._reference = stored_reference(self.tools, self._losses, self._reference, self._copy, folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checksum of a copied reference."""
@@ -114,6 +153,10 @@ class ReferenceTrainer(AnswerTrainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raise CheckpointError if the reference has other weights than when the run began."""
+        if not self._reference.checksum and self.stores_scores:  # the weights are loaded only if scores are missing
+            from arctic_hydra.trainer.preference.stored_reference import StoredReference
+
+            self._reference = StoredReference(state["reference"])
         if state["reference"] != self._reference.checksum:
             raise CheckpointError(
                 "trainer.reference: its weights are not those with which this run began, so the losses before and after would "
@@ -124,38 +167,52 @@ class ReferenceTrainer(AnswerTrainer):
         """Return the log-probability of each supervised token under the reference, fp32 [K], without a graph. Collective."""
         return -self._reference.token_losses(batch)
 
-    def _create_reference(self, tools: Toolbox) -> Reference:
-        from arctic_hydra import engine
+    def _create_reference(self, tools: Toolbox) -> Reference | StoredReference:
         from arctic_hydra.checkpoint.full_weights import checksum
-        from arctic_hydra.trainer.head import unwrap
+        from arctic_hydra.trainer.preference.stored_reference import StoredReference
 
         problem = why_not_adapter_off(tools.engine.module)
         if self.reference is ReferenceKind.adapter_off and problem:
             raise ConfigError(f"trainer.reference: got adapter_off, but {problem}; pass trainer.reference=copy")
         shares = self.reference is ReferenceKind.adapter_off or (
-            self.reference is ReferenceKind.auto and not tools.starts_from_adapter
+            self.reference is not ReferenceKind.copy and not tools.starts_from_adapter
         )
+        losses, model = replace(self._losses, balance=None), tools.engine.module
         if shares and not problem and self.reference_path is None:
-            return Reference(replace(self._losses, balance=None), tools.engine.module.disable_adapter)
+            found = checksum(model, names_without_adapter(model)) if self.stores_scores else ""
+            return Reference(losses, model.disable_adapter, found)
+        if not self.stores_scores:
+            return self._copy()
+        if self.global_step or self.reference_path is not None or tools.evaluates:
+            return StoredReference("")
+        return Reference(losses, checksum=checksum(model, [name for name, _ in model.named_parameters()]))
+
+    def _copy(self) -> Reference:
+        """Return a frozen copy of the model as the run starts, or of the weights that `reference_path` names. Collective."""
+        from arctic_hydra import engine
+        from arctic_hydra.checkpoint.full_weights import checksum
+        from arctic_hydra.trainer.head import unwrap
+
+        tools = self.tools
         frozen = engine.freeze(tools.create_model(self.reference_path), tools.engine_config, self.device)
         with self.trial():
             losses = replace(self._loss_computer(frozen), balance=None)
         model = unwrap(frozen)
         return Reference(losses, nullcontext, checksum(model, [name for name, _ in model.named_parameters()]))
 
-    def _check_start(self) -> None:
+    def _check_start(self, start: Reference) -> None:
         """Raise ConfigError if model and reference score a few tokens differently before the first step. Collective."""
         from arctic_hydra.trainer.head import probe_batch, probing
 
         batch = probe_batch(self.tools.engine.module, self.device)
         with self.trial(), probing(self.tools.engine):
             model = float(self.probed_loss(batch))
-            reference = float(self._reference.token_losses(batch).sum())
+            reference = float(start.token_losses(batch).sum())
         if distributed.sum_over_ranks([int(abs(model - reference) > 1e-3 * abs(model))])[0]:
             raise ConfigError(
                 f"trainer.reference: without its adapter the model differs from the model at its start (losses {reference:.6g} and "
                 f"{model:.6g} of the same tokens), because the adapter does not begin at zero; pass trainer.reference=copy"
-                if not self._reference.checksum
+                if start.disabled is not nullcontext
                 else f"trainer.reference: a second model, created in the same way, differs from the first (losses {reference:.6g} and "
                 f"{model:.6g} of the same tokens); pass trainer.reference_path=<weights of the start>"
             )

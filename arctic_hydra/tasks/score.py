@@ -1,0 +1,35 @@
+"""`task=score`: stores what the trainer's frozen model says about every document, for runs that then need no such model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from arctic_hydra import assemble, distributed, runner
+from arctic_hydra.config import Run
+from arctic_hydra.report.header import print_header
+from arctic_hydra.run_directory import FINISHED, STOPPED
+from arctic_hydra.stopping import StopRequest
+from arctic_hydra.trainer.scoring.scored_loader import ScoredLoader
+
+
+def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
+    """Compute the scores that are missing; return the directories of all. Collective."""
+    trainer = run.trainer
+    trainer.store_scores()
+    with assemble.report_exceptions(run, run_dir):
+        assemble.start_process(run, run_dir)
+        with trainer.event("init", run_dir=run_dir):
+            data = runner.build_data(run, run_dir.parent)
+            model = runner.build_model(run, data)
+            state = assemble.training_state(run, run_dir, data, model)
+            print_header(run, run_dir, data, model)
+            assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
+        tools = trainer.tools
+        tools.display.close()
+    distributed.stop()
+    loaders = [loader for loader in (tools.loader, tools.eval_loader) if isinstance(loader, ScoredLoader)]
+    if not loaders:
+        return {"status": STOPPED, "scores": [], "stop_reason": stop.reason or "another rank was asked to stop"}
+    paths = [str(path) for loader in loaders for path in loader.paths]
+    return {"status": FINISHED, "scores": list(dict.fromkeys(paths))}

@@ -1,0 +1,69 @@
+"""What the scores of a frozen model depend on, apart from the documents."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from arctic_hydra.converter.base import Phase
+from arctic_hydra.data.code_identity import code_identity
+from arctic_hydra.trainer.head import unwrap
+
+if TYPE_CHECKING:
+    from arctic_hydra.converter.base import ModelConverter
+    from arctic_hydra.trainer.loss import LossComputer
+    from arctic_hydra.trainer.toolbox import Toolbox
+
+VERSION = 1
+"""Part of the key; increment it when the same model and documents give other numbers."""
+_NOT_NUMBERS = frozenset({"transformers_version", "architectures", "use_cache"})
+
+
+def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, adapter_off: bool) -> dict[str, Any]:
+    """Return JSON values that change with the numbers: weights by their checksum, config and kernels of the model, precision.
+
+    `losses` computes the scores; with `adapter_off`, the adapter does not count. Not part of it: the code of a user's model class.
+    """
+    factory = tools.model_factory
+    return {
+        "version": VERSION,
+        "weights": checksum,
+        "scales": _scales(unwrap(losses.engine)),
+        "dtype": str(factory.dtype),
+        "attention": factory.attn_implementation,
+        "model": code_identity(factory),
+        "config": _config_of(unwrap(losses.engine)),
+        "converters": [_settings(item) for item in tools.converters if _counts(item, adapter_off)],
+        "head": "chunks" if losses.head is not None else "whole",
+        "device": tools.device.type,
+    }
+
+
+def _scales(model: Any) -> str:
+    """Return a hash of the scales of quantized weights, which `checksum` does not cover; empty if there are none."""
+    digest = hashlib.sha256()
+    states = ((name, getattr(value, "quant_state", None)) for name, value in model.named_parameters())
+    quantized = [(name, state) for name, state in states if state is not None]
+    for name, state in quantized:
+        for part, values in sorted(state.as_dict(packed=True).items()):
+            digest.update(f"{name} {part} {torch.hash_tensor(values).item()}\n".encode())
+    return digest.hexdigest() if quantized else ""
+
+
+def _config_of(model: Any) -> dict[str, Any]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config
+    values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    return {key: value for key, value in values.items() if not key.startswith("_") and key not in _NOT_NUMBERS}
+
+
+def _counts(converter: ModelConverter, adapter_off: bool) -> bool:
+    return converter.phase is Phase.modules or (converter.phase is Phase.adapters and not adapter_off)
+
+
+def _settings(converter: ModelConverter) -> dict[str, Any]:
+    values = {item.name: getattr(converter, item.name) for item in fields(converter) if item.name != "_target_"}
+    return {"component": code_identity(converter), "settings": values}
