@@ -26,6 +26,7 @@ from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.hub import absolute, looks_like_path
 from arctic_hydra.metrics import MetricsFile, read_metrics
 from arctic_hydra.model.names import QUANTIZATION
+from arctic_hydra.model.score_head import fit_score_head
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.provenance import package_versions
 from arctic_hydra.report.facts import ModelFacts
@@ -313,8 +314,9 @@ def create_model(
     stored = initial_weights.read_weights(start) if start else {}
     if start and initial_weights.is_full_model_export(start.path):
         stored = run.model.own_names(stored, model)
+    stored, new = fit_score_head(stored, model)
     if start and initial_weights.has_every_name(stored, model):
-        initial_weights.load_into(model, stored, start)
+        initial_weights.load_into(model, stored, start, new)
         start = None
     determinism.seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
     for converter in run.converters:

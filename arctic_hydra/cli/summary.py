@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import run_directory
+from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import PROGRAM, relative
@@ -78,11 +79,14 @@ def _loader(export: Path) -> tuple[str, str] | None:
     if adapter.exists() and json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
         return None  # its base is in no file that a library could load
     if adapter.exists():  # transformers loads adapters too, but without rows for added tokens
-        return "peft", "AutoPeftModelForCausalLM.from_pretrained"
-    kind = json.loads((export / "config.json").read_text(encoding="utf-8")).get("model_type")
+        scores = json.loads(adapter.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+        return "peft", f"AutoPeftModelFor{'SequenceClassification' if scores else 'CausalLM'}.from_pretrained"
+    config = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    kind, names = config.get("model_type"), config.get("architectures") or []
     if kind == SPEC_MODEL_TYPE:
         return "arctic_hydra.model.spec", "load_export"
-    return ("transformers", "AutoModelForCausalLM.from_pretrained") if kind else None
+    found = SEQUENCE_CLASSIFIER if any(name.endswith("ForSequenceClassification") for name in names) else CAUSAL_LM
+    return ("transformers", f"{found}.from_pretrained") if kind else None
 
 
 def format_number(value: float | None) -> str:

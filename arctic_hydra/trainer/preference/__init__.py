@@ -3,4 +3,5 @@
 from arctic_hydra.trainer.preference import cpo as cpo
 from arctic_hydra.trainer.preference import dpo as dpo
 from arctic_hydra.trainer.preference import orpo as orpo
+from arctic_hydra.trainer.preference import reward as reward
 from arctic_hydra.trainer.preference import simpo as simpo

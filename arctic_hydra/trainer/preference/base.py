@@ -15,6 +15,7 @@ from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.preference import PreferenceDataFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
 
 if TYPE_CHECKING:
@@ -59,7 +60,62 @@ class Scored:
 
 
 @dataclass(kw_only=True)
-class PreferenceTrainer(HeadLossTrainer):
+class PairTrainer(Trainer):
+    """Base of the trainers that compare the answers of pairs: the loss of a step is the mean over all its pairs."""
+
+    data: ClassVar[PreferenceDataFactory]
+
+    def validate(self) -> None:
+        super().validate()
+        if self.sequence_parallel_size > 1:
+            raise ValueError(
+                f"sequence_parallel_size: got {self.sequence_parallel_size}, but ranks that share sequences would each score parts "
+                "of the answers; expected 1 for preference training"
+            )
+
+    def units(self, batch: Batch) -> int:
+        """Return the number of pairs."""
+        return len(batch.document_lengths) // 2
+
+    def turn_dropout_off(self) -> None:
+        """Turn dropout off; a subclass calls it at the end of its `setup`. Collective.
+
+        Raises ConfigError if the model still draws random numbers.
+        """
+        from arctic_hydra.trainer.preference.dropout import disable_dropout
+
+        if found := disable_dropout(self.tools.engine.module):
+            log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
+        self._check_dropout()
+
+    def sources_of_pairs(self, batch: Batch) -> torch.Tensor:
+        """Return the data source of each pair, int64 [P]."""
+        assert batch.document_K is not None
+        source_D = batch.source_K.new_zeros(2 * self.units(batch)).index_copy(0, batch.document_K, batch.source_K)
+        return source_D[0::2]
+
+    def _check_dropout(self) -> None:
+        """Raise ConfigError if two forward passes in training mode differ. Collective."""
+        import torch
+
+        from arctic_hydra.trainer.head import probe_batch
+
+        engine = self.tools.engine
+        batch, was_training = probe_batch(engine.module, self.device), engine.training
+        engine.train()
+        with self.trial(), torch.no_grad():
+            first, second = (float(self.probed_loss(batch)) for _ in range(2))
+        engine.train(was_training)
+        if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
+            raise ConfigError(
+                f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
+                f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
+                "model.hf_config_kwargs"
+            )
+
+
+@dataclass(kw_only=True)
+class PreferenceTrainer(PairTrainer, HeadLossTrainer):
     """Base of the preference trainers: the loss of a step is the mean over all its pairs; a subclass defines `pair_losses`.
 
     If `nll_weight` is not 0, the mean cross-entropy of all tokens of the step's chosen answers is added with that weight.
@@ -69,7 +125,6 @@ class PreferenceTrainer(HeadLossTrainer):
     beta: HumanFloat = number(0.1, minimum=0)
     """Scale of the differences of log-probabilities; above 0."""
 
-    data: ClassVar[PreferenceDataFactory]
     evaluation_columns: ClassVar[int] = 5 + len(FIGURES)
 
     def __post_init__(self) -> None:
@@ -85,11 +140,6 @@ class PreferenceTrainer(HeadLossTrainer):
         if self.head_loss is HeadLoss.liger:
             raise ValueError(
                 "head_loss: got liger, whose kernel gives no log-probability per token; expected auto, chunked or full"
-            )
-        if self.sequence_parallel_size > 1:
-            raise ValueError(
-                f"sequence_parallel_size: got {self.sequence_parallel_size}, but ranks that share sequences would each score parts "
-                "of the answers; expected 1 for preference training"
             )
 
     @property
@@ -122,16 +172,8 @@ class PreferenceTrainer(HeadLossTrainer):
 
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, and turn dropout off. Raises ConfigError if the model still draws random numbers."""
-        from arctic_hydra.trainer.preference.dropout import disable_dropout
-
         super().setup(tools)
-        if found := disable_dropout(tools.engine.module):
-            log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
-        self._check_dropout()
-
-    def units(self, batch: Batch) -> int:
-        """Return the number of pairs."""
-        return len(batch.document_lengths) // 2
+        self.turn_dropout_off()
 
     def step(self, window: StepBatch, counts: dict[str, int]) -> None:
         """Perform one optimizer step; the chosen tokens of the whole step are counted first if the loss has a term of them."""
@@ -165,11 +207,9 @@ class PreferenceTrainer(HeadLossTrainer):
 
         scored = self._scored(batch)
         sums = torch.zeros(num_sources, self.evaluation_columns, dtype=torch.float64, device=self.device)
-        assert batch.document_K is not None
-        source_D = batch.source_K.new_zeros(2 * self.units(batch)).index_copy(0, batch.document_K, batch.source_K)
         one_P, nll_K = torch.ones_like(scored.losses_P), -scored.logps_K[scored.is_chosen_K]
         of_pairs = [scored.losses_P, one_P * torch.nan, one_P, one_P * 0, one_P * 0, *scored.figures.values()]
-        sums.index_add_(0, source_D[0::2], torch.stack(of_pairs, dim=1).double())
+        sums.index_add_(0, self.sources_of_pairs(batch), torch.stack(of_pairs, dim=1).double())
         of_tokens = torch.stack([torch.ones_like(nll_K), nll_K], dim=1).double()
         sums[:, 3:5].index_add_(0, batch.source_K[scored.is_chosen_K], of_tokens)
         return sums
@@ -200,22 +240,3 @@ class PreferenceTrainer(HeadLossTrainer):
         figures = {name: values_P.detach() for name, values_P in zip(FIGURES, of_pairs, strict=True)}
         balance = self._losses.balance_term(router_loss, self.units(batch))
         return Scored(losses_P, figures, is_chosen(batch), -losses_K, balance)
-
-    def _check_dropout(self) -> None:
-        """Raise ConfigError if two forward passes in training mode differ. Collective."""
-        import torch
-
-        from arctic_hydra.trainer.head import probe_batch
-
-        engine = self.tools.engine
-        batch, was_training = probe_batch(engine.module, self.device), engine.training
-        engine.train()
-        with self.trial(), torch.no_grad():
-            first, second = (float(self.probed_loss(batch)) for _ in range(2))
-        engine.train(was_training)
-        if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
-            raise ConfigError(
-                f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
-                f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
-                "model.hf_config_kwargs"
-            )
