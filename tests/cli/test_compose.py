@@ -45,7 +45,7 @@ def test_every_option_composes_and_builds(group, option):
     required = [f"data.sources.{option}.path=data.jsonl"] if (group, option) in REQUIRING else []
     required += ["data/sources=[chat]"] if (group, option) == ("data", "mix") else []
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
-    if group == "trainer" and option in ("dpo", "orpo", "cpo", "simpo"):
+    if group == "trainer" and option in ("dpo", "orpo", "cpo", "simpo", "reward"):
         required += ["data.sources.preference.path=data.jsonl"]
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
     required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
