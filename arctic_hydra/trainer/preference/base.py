@@ -5,7 +5,6 @@ Shapes: K supervised positions, P pairs, D = 2P documents, of which chosen and r
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.preference import PreferenceDataFactory
-from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, number
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 
     from arctic_hydra.trainer.preference.scores import Pairs
     from arctic_hydra.trainer.toolbox import Toolbox
-
-log = logging.getLogger("arctic_hydra.trainer")
 
 FIGURES = (
     "rewards/chosen",
@@ -77,41 +73,11 @@ class PairTrainer(Trainer):
         """Return the number of pairs."""
         return len(batch.document_lengths) // 2
 
-    def turn_dropout_off(self) -> None:
-        """Turn dropout off; a subclass calls it at the end of its `setup`. Collective.
-
-        Raises ConfigError if the model still draws random numbers.
-        """
-        from arctic_hydra.trainer.preference.dropout import disable_dropout
-
-        if found := disable_dropout(self.tools.engine.module):
-            log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
-        self._check_dropout()
-
     def sources_of_pairs(self, batch: Batch) -> torch.Tensor:
         """Return the data source of each pair, int64 [P]."""
         assert batch.document_K is not None
         source_D = batch.source_K.new_zeros(2 * self.units(batch)).index_copy(0, batch.document_K, batch.source_K)
         return source_D[0::2]
-
-    def _check_dropout(self) -> None:
-        """Raise ConfigError if two forward passes in training mode differ. Collective."""
-        import torch
-
-        from arctic_hydra.trainer.head import probe_batch
-
-        engine = self.tools.engine
-        batch, was_training = probe_batch(engine.module, self.device), engine.training
-        engine.train()
-        with self.trial(), torch.no_grad():
-            first, second = (float(self.probed_loss(batch)) for _ in range(2))
-        engine.train(was_training)
-        if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
-            raise ConfigError(
-                f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
-                f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
-                "model.hf_config_kwargs"
-            )
 
 
 @dataclass(kw_only=True)
@@ -172,8 +138,10 @@ class PreferenceTrainer(PairTrainer, HeadLossTrainer):
 
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, and turn dropout off. Raises ConfigError if the model still draws random numbers."""
+        from arctic_hydra.trainer.preference.dropout import turn_dropout_off
+
         super().setup(tools)
-        self.turn_dropout_off()
+        turn_dropout_off(self)
 
     def step(self, window: StepBatch, counts: dict[str, int]) -> None:
         """Perform one optimizer step; the chosen tokens of the whole step are counted first if the loss has a term of them."""

@@ -56,13 +56,14 @@ class RewardTrainer(PairTrainer):
 
         Raises ConfigError for a model whose scores cannot be read or trained, or that draws random numbers.
         """
+        from arctic_hydra.trainer.preference.dropout import turn_dropout_off
         from arctic_hydra.trainer.preference.sequence_scores import SequenceScores
 
         super().setup(tools)
         self._scores = SequenceScores(tools.engine, getattr(tools.state.tokenizer, "pad_token_id", None))
         with self.trial():
             self._scores.check(self.device)
-        self.turn_dropout_off()
+        turn_dropout_off(self)
 
     @contextmanager
     def with_fake_tensors(self, model: torch.nn.Module) -> Iterator[None]:
@@ -85,8 +86,13 @@ class RewardTrainer(PairTrainer):
         return losses_P.sum()
 
     def probed_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the sum of the scores at the supervised positions: a pair's loss depends on those of both answers."""
-        return self._scores.at(batch, batch.rows_K).sum()
+        """Return the sum of -log s(score) at the supervised positions: the loss of a pair depends on the scores of both answers.
+
+        All terms are positive, so that differences can be judged relative to the sum.
+        """
+        from torch.nn.functional import logsigmoid
+
+        return -logsigmoid(self._scores.at(batch, batch.rows_K)).sum()
 
     def evaluation_sums(self, batch: Batch, num_sources: int) -> torch.Tensor:
         """Return loss, NaN, pairs and the sums of the figures per source, and the maxima of negative and positive scores, float64."""

@@ -269,3 +269,15 @@ def test_callbacks_that_generate_and_keys_of_token_losses_are_refused(tmp_path):
     wrong = run(f"{given} data.train_eval_split=[0.5,0.5] callback=[samples]", tmp_path, code=2).stderr
     assert "callback.samples: generates text, but trainer=reward trains a model that gives scores instead" in wrong
     assert "trainer.head_loss: there is no such key" in run(f"{given} trainer.head_loss=full", tmp_path, code=2).stderr
+
+
+def test_the_recipe_runs_on_the_tiny_model(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ANSWERS))
+    run(
+        f"experiment=reward model=tiny tokenizer=bundled source@data.sources.preference=json {SMALLEST} "
+        "data.sources.preference.path=pairs.jsonl data.train_eval_split=[0.8,0.2] tracking=[] log.interval=1 "
+        "trainer.micro_batch_size=1 trainer.gradient_accumulation_steps=1 checkpoint.deepspeed.save_every_n_steps=0",
+        tmp_path,
+    )
+    rows = lines(tmp_path, "reward")[1]
+    assert rows[-1]["eval/margin"] > rows[0]["eval/margin"] and len(rows) >= 4
