@@ -115,7 +115,8 @@ class PeftFactory(PeftSlot):
         if "save_projection" in catalog.types()[self.type_name]:
             # Its fixed projections come from a seed and are not parameters; a checkpoint holds parameters only.
             values = {"save_projection": False, **values}
-        task = "SEQ_CLS" if self.trainer.auto_class == SEQUENCE_CLASSIFIER else "CAUSAL_LM"
+        classifies = self._run is not None and self._run.auto_class == SEQUENCE_CLASSIFIER
+        task = "SEQ_CLS" if classifies else "CAUSAL_LM"
         if values.get("modules_to_save"):
             values = {
                 **values,
