@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -209,7 +208,6 @@ def toolbox(
     run: Run, run_dir: Path, data: Data, model: Model, state: TrainingState, stop: StopRequest, outputs: Outputs
 ) -> Toolbox:
     """Return the trainer's toolbox."""
-    horizon = run.trainer.training_horizon
     return Toolbox(
         world=data.world,
         device=data.world.device,
@@ -225,7 +223,7 @@ def toolbox(
         checkpoints=list(run.checkpoint.values()),
         trackers=outputs.trackers,
         metrics_file=outputs.metrics_file,
-        display=Display(horizon, state.progress.global_step, enabled=run.log.prints(data.world)),
+        display=Display(run.trainer.training_horizon, state.progress.global_step, enabled=run.log.prints(data.world)),
         stop=stop,
         log_interval=run.log.interval,
         flops_shape=model.facts.flops_shape,
