@@ -14,7 +14,6 @@ from arctic_hydra.callback.base import TRAINER_STATE
 from arctic_hydra.callback.ema import ExponentialMovingAverage
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import Stream, TrainingState
-from arctic_hydra.checkpoint.initial_weights import Weights
 from arctic_hydra.config import Run, has_legacy_id, run_id
 from arctic_hydra.data.base import BatchGeometry, Loader
 from arctic_hydra.data.code_identity import legacy_identity
@@ -26,6 +25,7 @@ from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.hub import absolute, looks_like_path
 from arctic_hydra.metrics import MetricsFile, read_metrics
 from arctic_hydra.model.names import QUANTIZATION
+from arctic_hydra.model.score_head import fit_score_head
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.provenance import package_versions
 from arctic_hydra.report.facts import ModelFacts
@@ -66,9 +66,9 @@ class Model:
     engine_config: dict[str, Any]
     scheduler: torch.optim.lr_scheduler.LRScheduler
     facts: ModelFacts
-    start: Weights | None
+    start: initial_weights.Weights | None
     """The weights of `init_from`, if any."""
-    weights: Weights | None
+    weights: initial_weights.Weights | None
     """The weights of a checkpoint of the run, which replace those of `init_from`, if any."""
 
 
@@ -207,7 +207,6 @@ def toolbox(
     run: Run, run_dir: Path, data: Data, model: Model, state: TrainingState, stop: StopRequest, outputs: Outputs
 ) -> Toolbox:
     """Return the trainer's toolbox."""
-    horizon = run.trainer.training_horizon
     return Toolbox(
         world=data.world,
         device=data.world.device,
@@ -223,7 +222,7 @@ def toolbox(
         checkpoints=list(run.checkpoint.values()),
         trackers=outputs.trackers,
         metrics_file=outputs.metrics_file,
-        display=Display(horizon, state.progress.global_step, enabled=run.log.prints(data.world)),
+        display=Display(run.trainer.training_horizon, state.progress.global_step, enabled=run.log.prints(data.world)),
         stop=stop,
         log_interval=run.log.interval,
         flops_shape=model.facts.flops_shape,
@@ -288,8 +287,8 @@ def create_model(
     run: Run,
     model_config: Any,
     tokenizer: PreTrainedTokenizerBase,
-    start: Weights | None = None,
-    weights: Weights | None = None,
+    start: initial_weights.Weights | None = None,
+    weights: initial_weights.Weights | None = None,
     *,
     quantize: bool = True,
 ) -> torch.nn.Module:
@@ -315,8 +314,9 @@ def create_model(
     stored = initial_weights.read_weights(start) if start else {}
     if start and initial_weights.is_full_model_export(start.path):
         stored = run.model.own_names(stored, model)
+    stored, new = fit_score_head(stored, model)
     if start and initial_weights.has_every_name(stored, model):
-        initial_weights.load_into(model, stored, start)
+        initial_weights.load_into(model, stored, start, new)
         start = None
     determinism.seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
     for converter in run.converters:
@@ -331,12 +331,12 @@ def create_model(
     return model  # type: ignore[no-any-return]
 
 
-def starting_weights(run: Run) -> Weights | None:
+def starting_weights(run: Run) -> initial_weights.Weights | None:
     """Return the verified weights that `init_from` names, if any. Collective."""
     return initial_weights.find_weights(Path(run.init_from)) if run.init_from else None
 
 
-def averaged(run: Run, weights: Weights, purpose: str) -> Weights:
+def averaged(run: Run, weights: initial_weights.Weights, purpose: str) -> Weights:
     """Return weights of a checkpoint with the average in place of the trained ones, if `callback.ema` has that for `purpose`."""
     averages = {name: item for name, item in run.callback.items() if isinstance(item, ExponentialMovingAverage)}
     wanted = [name for name, average in averages.items() if getattr(average, purpose)]

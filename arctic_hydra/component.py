@@ -58,11 +58,19 @@ class DuplicateOption(ValueError):
         return str(self.args[0])
 
 
+CAUSAL_LM, SEQUENCE_CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+"""Classes of transformers that create the model; the trainer chooses one."""
+
+
 class RunContext(Protocol):
     """The part of its run that a component may use; the run's trainer implements it."""
 
     zero_stage: int
     """ZeRO stage of the engine."""
+
+    @property
+    def auto_class(self) -> str:
+        """Name of the class of transformers that creates the kind of model that the trainer trains."""
 
     @property
     def world(self) -> World:

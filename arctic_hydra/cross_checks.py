@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from arctic_hydra.callback.base import TRAINER_STATE
 from arctic_hydra.callback.early_stopping import EarlyStopping
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
-from arctic_hydra.component import Component, default_of, is_settings
+from arctic_hydra.component import CAUSAL_LM, Component, default_of, is_settings
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
 from arctic_hydra.distributed import count_gpus
@@ -175,6 +175,11 @@ def _engine_problems(run: Run) -> Iterator[str]:
 
 def _evaluation_problems(run: Run) -> Iterator[str]:
     for name, callback in run.callback.items():
+        if callback.generates and run.trainer.auto_class != CAUSAL_LM:
+            yield (
+                f"callback.{name}: generates text, but trainer={_option_name(type(run.trainer))} trains a model that gives scores "
+                f"instead of text; leave it out"
+            )
         if isinstance(callback, EarlyStopping) and not run.trainer.eval_frequency:
             yield (
                 f"callback.{name}: stops the run by its evaluations, but trainer.eval_frequency=0 evaluates only before and "

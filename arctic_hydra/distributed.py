@@ -157,6 +157,15 @@ def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def max_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the element-wise maximum of `tensor` over all ranks, in place."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
 def broadcast_object(value: Any) -> Any:
     """Return rank 0's `value` on every rank."""
     import torch.distributed as dist

@@ -20,6 +20,7 @@ from arctic_hydra import assemble, distributed
 from arctic_hydra.config import Run
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.model.score_head import score_head
 from arctic_hydra.model.vocabulary import fit_vocabulary
 
 if TYPE_CHECKING:
@@ -285,7 +286,8 @@ def quantized_bytes(run: Run, model: Any) -> tuple[int, int]:
     import torch
 
     linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    packed = [weight for weight in linear if weight is not model.get_output_embeddings().weight]
+    head = model.get_output_embeddings() or score_head(model)
+    packed = [weight for weight in linear if weight is not getattr(head, "weight", None)]
     saved = sum(weight.numel() * (weight.itemsize - run.peft.bytes_per_weight(weight)) for weight in packed)
     return round(saved), max(weight.nbytes for weight in packed)
 

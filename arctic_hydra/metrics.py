@@ -179,16 +179,26 @@ def evaluation_metrics(
     sums: list[list[float]],
     names: Iterable[str],
     of_row: Callable[[list[float]], dict[str, float]] = lambda row: token_metrics(*row),
+    maxima: int = 0,
 ) -> dict[str, float]:
     """Turn per-source sums into metrics of all sources, and of each if there are several.
 
-    The third of the sums is the number of units; `of_row` returns the metrics of a row that has any.
+    The third of the sums is the number of units; `of_row` returns the metrics of a row that has any. The last `maxima`
+    columns hold maxima instead of sums.
     """
-    names = list(names)
-    rows = [("eval", [sum(column) for column in zip(*sums, strict=True)])]
+    names, columns = list(names), list(zip(*sums, strict=True))
+    added = len(columns) - maxima
+    rows = [("eval", [*map(sum, columns[:added]), *map(max, columns[added:])])]
     if len(names) > 1:
         rows += [(f"eval/{name}", values) for name, values in zip(names, sums, strict=True)]
     return {f"{prefix}/{name}": value for prefix, values in rows if values[2] for name, value in of_row(values).items()}
+
+
+def ranked_pairs(evaluation: dict[str, Any]) -> tuple[float, float] | None:
+    """Return which share of the evaluated pairs is ranked right, and the mean margin; None for a loss without pairs."""
+    names = (("eval/rewards/accuracies", "eval/rewards/margins"), ("eval/accuracy", "eval/margin"))
+    found = [(evaluation[share], evaluation[margin]) for share, margin in names if margin in evaluation]
+    return found[0] if found else None
 
 
 def token_metrics(loss_sum: float, correct: float, count: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from arctic_hydra.errors import StateFileError
-from arctic_hydra.metrics import MetricsFile, evaluation_metrics, model_flops, objective, read_metrics
+from arctic_hydra.metrics import MetricsFile, evaluation_metrics, model_flops, objective, ranked_pairs, read_metrics
 from tests.mutations import as_json, attempt, changed, damaged, fuzz
 
 
@@ -87,6 +87,20 @@ def test_evaluations_weigh_tokens_and_name_several_sources():
     assert (metrics["eval/a/loss"], metrics["eval/b/loss"]) == (1.0, 4 / 6)
     assert "eval/empty/loss" not in metrics
     assert set(evaluation_metrics([[2.0, 1.0, 2.0]], ["a"])) == {"eval/loss", "eval/perplexity", "eval/accuracy"}
+
+
+def test_the_last_columns_of_an_evaluation_may_hold_maxima():
+    rows = [[2.0, math.nan, 2.0, -1.0], [4.0, math.nan, 6.0, -3.0], [0.0, math.nan, 0.0, -math.inf]]
+    of_row = lambda row: {"loss": row[0] / row[2], "highest": row[3]}  # noqa: E731
+    metrics = evaluation_metrics(rows, ["a", "b", "empty"], of_row, maxima=1)
+    assert [metrics[f"eval{source}/highest"] for source in ("", "/a", "/b")] == [-1.0, -1.0, -3.0]
+    assert metrics["eval/loss"] == 6 / 8
+
+
+def test_ranked_pairs_are_found_under_the_names_of_either_loss():
+    assert ranked_pairs({"eval/rewards/accuracies": 0.5, "eval/rewards/margins": 2.0}) == (0.5, 2.0)
+    assert ranked_pairs({"eval/accuracy": 0.25, "eval/margin": -1.0}) == (0.25, -1.0)
+    assert ranked_pairs({"eval/accuracy": 0.25, "eval/perplexity": 2.0}) is None
 
 
 def test_flops_count_the_head_for_supervised_tokens_only_and_attention_per_document():

@@ -74,6 +74,8 @@ class Callback(Component):
     """Memory that the callback takes per trained parameter, divided among the ranks as the state of the optimizer."""
     needs_evaluation: ClassVar[bool] = False
     """Whether the callback has no effect in a run without evaluation data, which is then refused."""
+    generates: ClassVar[bool] = False
+    """Whether the callback generates text, which a model with a score head cannot; such a run is refused."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

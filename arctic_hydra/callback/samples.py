@@ -41,6 +41,7 @@ class Samples(Callback):
     """Maximum number of tokens to generate per prompt."""
 
     needs_evaluation: ClassVar[bool] = True
+    generates: ClassVar[bool] = True
 
     def validate(self) -> None:
         if not self.prompts or not all(isinstance(prompt, str) and prompt for prompt in self.prompts):

@@ -114,9 +114,12 @@ def has_every_name(stored: dict[str, torch.Tensor], model: torch.nn.Module) -> b
     return set(stored) <= set(model.state_dict(keep_vars=True))
 
 
-def load_into(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: Weights) -> None:
+def load_into(
+    model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: Weights, new: frozenset[str] = frozenset()
+) -> None:
     """Set every parameter and persistent buffer of `model` from `stored`, the contents of `weights`; collective at ZeRO-3.
 
+    Those named in `new`, which `stored` need not hold, keep their values if it does not.
     Frozen weights that a checkpoint omits keep the values of the model, which must be those of the original training.
     Raises CheckpointError if they differ, or if names or shapes do not match exactly.
     """
@@ -129,7 +132,7 @@ def load_into(model: torch.nn.Module, stored: dict[str, torch.Tensor], weights: 
     for name, value in state.items():
         names.setdefault(id(value), []).append(name)
     wanted = {found: state[tied[0]] for tied in names.values() for found in tied if found in stored}
-    absent = [tied[0] for tied in names.values() if not any(name in stored for name in tied)]
+    absent = [tied[0] for tied in names.values() if not any(name in stored or name in new for name in tied)]
     partial = weights.frozen is not None or (weights.path / ADAPTER).exists()
     shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in wanted.items()}
     problems = [

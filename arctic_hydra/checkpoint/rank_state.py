@@ -78,10 +78,15 @@ def set_schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler, state: d
 def redistribute_interval(intervals: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
     """Return the sums since the last log line for each of `ranks` ranks, from those saved by another number of ranks.
 
-    `loss_sum` and `flops` are sums over the batches of one rank; all other values are equal on all ranks.
+    `loss_sum`, `flops` and the values of `figures` are sums over the batches of one rank, those of `minima` and `maxima` are of one
+    rank; all other values are equal on all ranks.
     """
-    own = {name: sum(figures[name] for figures in intervals) / ranks for name in ("loss_sum", "flops") if intervals[0]}
-    return intervals[0] | own
+    first = intervals[0]
+    own = {name: sum(held[name] for held in intervals) / ranks for name in ("loss_sum", "flops") if first}
+    for kind, join in (("figures", lambda values: sum(values) / ranks), ("minima", min), ("maxima", max)):
+        if kind in first:
+            own[kind] = {name: join([held[kind][name] for held in intervals]) for name in first[kind]}
+    return first | own
 
 
 def _plain(value: Any) -> Any:

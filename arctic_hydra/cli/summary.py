@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import run_directory
+from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import PROGRAM, relative
@@ -52,9 +53,9 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
     if export is not None and (loader := _loader(directory.path / export)):
-        library, function = loader
+        library, function, more = loader
         print(f"next: load it with {library}:")
-        print(f"  {function}({str(path / export)!r})")
+        print(f"  {function}({str(path / export)!r}{more})")
     print("next: train longer, or on your own data:")
     limits = (
         "fresh=",
@@ -83,17 +84,21 @@ def _next_start(stop_reason: str) -> str:
     return "the same command resumes"
 
 
-def _loader(export: Path) -> tuple[str, str] | None:
-    """Return the library that loads an export, and its function; None for a model that no library knows."""
+def _loader(export: Path) -> tuple[str, str, str] | None:
+    """Return the library that loads an export, its function and further arguments; None for a model that no library knows."""
     adapter = export / "adapter_config.json"
     if adapter.exists() and json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
         return None  # its base is in no file that a library could load
     if adapter.exists():  # transformers loads adapters too, but without rows for added tokens
-        return "peft", "AutoPeftModelForCausalLM.from_pretrained"
-    kind = json.loads((export / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if json.loads(adapter.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS":
+            return "peft", "AutoPeftModelForSequenceClassification.from_pretrained", ", num_labels=1"
+        return "peft", "AutoPeftModelForCausalLM.from_pretrained", ""
+    config = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    kind, names = config.get("model_type"), config.get("architectures") or []
     if kind == SPEC_MODEL_TYPE:
-        return "arctic_hydra.model.spec", "load_export"
-    return ("transformers", "AutoModelForCausalLM.from_pretrained") if kind else None
+        return "arctic_hydra.model.spec", "load_export", ""
+    found = SEQUENCE_CLASSIFIER if any(name.endswith("ForSequenceClassification") for name in names) else CAUSAL_LM
+    return ("transformers", f"{found}.from_pretrained", "") if kind else None
 
 
 def format_number(value: float | None) -> str:

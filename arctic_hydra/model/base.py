@@ -11,11 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra.component import Component
+from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER, Component
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import FieldError, ModelError
 from arctic_hydra.model.layers import compile_layers, layers
-from arctic_hydra.model.names import ATTENTION, DTYPE_ALIASES, FLASH_PACKAGES, NEEDS_CUDA, VARLEN_ATTENTION
+from arctic_hydra.model.names import (
+    ATTENTION,
+    DTYPE_ALIASES,
+    FLASH_PACKAGES,
+    NEEDS_CUDA,
+    VARLEN_ATTENTION,
+)
+from arctic_hydra.model.score_head import check_score_head, score_head
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +109,18 @@ class ModelFactory(Component):
 
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.dtype]
 
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that creates what the run's trainer trains; a causal model without a trainer."""
+        import transformers
+
+        return getattr(transformers, self._run.auto_class if self._run is not None else CAUSAL_LM)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the run's trainer trains a sequence classifier, whose head computes a score."""
+        return self._run is not None and self._run.auto_class == SEQUENCE_CLASSIFIER
+
     @abstractmethod
     def create_config(self) -> PretrainedConfig:
         """Return the config that `create_model` builds the model from; raises ModelError."""
@@ -154,7 +173,7 @@ class ModelFactory(Component):
 
         With a config that is not of transformers, this is `create_model`.
         """
-        from transformers import AutoModelForCausalLM, PretrainedConfig
+        from transformers import PretrainedConfig
         from transformers.initialization import no_init_weights
 
         if not isinstance(config, PretrainedConfig):
@@ -164,7 +183,7 @@ class ModelFactory(Component):
             self.explain_attention_errors(config),
             no_init_weights(),
         ):  # some initialize depending on the weights' values
-            model = AutoModelForCausalLM.from_config(
+            model = self.auto_class.from_config(
                 config,
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,
@@ -187,15 +206,13 @@ class ModelFactory(Component):
         Most architectures look attention up in transformers' AttentionInterface, where ours is registered; older ones
         have their own table, or none.
         """
-        from transformers import AutoModelForCausalLM
-
         try:
             yield
         except (KeyError, ValueError) as error:
             unknown = isinstance(error, KeyError) and error.args == (self.attn_implementation,)
             if not unknown and not ("does not support" in str(error) and "ttention" in str(error)):
                 raise
-            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            kind = self.auto_class._model_mapping[type(config)]
             known = "eager or sdpa" if kind._supports_sdpa else "eager"
             raise ModelError(
                 f"model.attn_implementation: got {self.attn_implementation}, which {kind.__name__} does not support; pass "
@@ -211,6 +228,8 @@ class ModelFactory(Component):
         if hasattr(model.config, "use_cache"):
             model.exported_use_cache = model.config.use_cache
             model.config.use_cache = False
+        if self.is_classifier:
+            check_score_head(model)
         freeze_unused_towers(model)
         train_pad_token(model)
         if not self.disable_activation_checkpoint:
@@ -246,7 +265,7 @@ def freeze_unused_towers(model: PreTrainedModel) -> None:
     """
     if model.config.get_text_config() is model.config:
         return
-    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings(), score_head(model))
     reached = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
     unused = {name: p for name, p in model.named_parameters() if id(p) not in reached and p.requires_grad}
     for parameter in unused.values():

@@ -18,6 +18,7 @@ from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.names import QUANTIZATION
+from arctic_hydra.model.score_head import SCORE_WEIGHT, check_score_head, initialize_score_head
 from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
@@ -74,8 +75,6 @@ class HFModelFactory(ModelFactory):
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Load the weights; raises ModelError when they cannot be read or some of the architecture's are missing."""
-        from transformers import AutoModelForCausalLM
-
         quantization = vars(config).pop(QUANTIZATION, None)
         arguments: dict[str, Any] = {}
         if quantization is not None:  # weights in few bits are made on the device of this rank
@@ -84,7 +83,7 @@ class HFModelFactory(ModelFactory):
         self.register_attention()
         try:
             with self.explain_attention_errors(config), umask_of_user():
-                model, info = AutoModelForCausalLM.from_pretrained(
+                model, info = self.auto_class.from_pretrained(
                     os.path.expanduser(self.name_or_path),
                     config=config,
                     dtype=self.torch_dtype,
@@ -100,6 +99,11 @@ class HFModelFactory(ModelFactory):
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
             raise load_error(self.name_or_path, error, self.hf_config_kwargs) from error
         missing = sorted(info["missing_keys"])
+        if self.is_classifier:
+            check_score_head(model)
+            if SCORE_WEIGHT in missing:  # the weights are those of a causal model
+                missing.remove(SCORE_WEIGHT)
+                initialize_score_head(model)
         if missing and not self.allow_missing_weights:
             raise ModelError(
                 f"model.name_or_path: {self.name_or_path!r} lacks {len(missing)} weights of {type(model).__name__}, such as "

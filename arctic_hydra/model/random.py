@@ -96,14 +96,13 @@ class RandomModelFactory(ModelFactory):
         Under ZeRO-3, one module at a time is gathered, on rank 0. Raises ModelError for a config without a causal model.
         """
         import torch
-        from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
         self.check_dtype()
         self.register_attention()
         device = torch.device(World.from_env().device)
         with explain_config_errors("model"), self.explain_attention_errors(config), device, no_init_weights():
-            model = AutoModelForCausalLM.from_config(
+            model = self.auto_class.from_config(
                 config,
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,

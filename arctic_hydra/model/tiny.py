@@ -73,13 +73,11 @@ class TinyModelFactory(ModelFactory):
 
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Initialize in fp32 from torch's generator, so that ranks and ZeRO stages start equal, then cast."""
-        from transformers import LlamaForCausalLM
-
         self.check_dtype()
         self.register_attention()
         config._attn_implementation = self.attn_implementation
         with explain_config_errors("model"):
-            model = LlamaForCausalLM(config)
+            model = self.auto_class._model_mapping[type(config)](config)
         for parameter in model.parameters():  # not .to(): RoPE's frequencies, a buffer, stay fp32
             parameter.data = parameter.data.to(self.torch_dtype)
         return self.finish(model)

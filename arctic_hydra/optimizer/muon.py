@@ -90,13 +90,13 @@ class MuonFactory(AdamFactory):
 
 
 def _embeddings_and_head(model: Any) -> set[int]:
-    """Return the ids of the parameters of all embeddings and of the head, which AdamW updates.
+    """Return the ids of the parameters of all embeddings and of the head, also one of scores, which AdamW updates.
 
     These include what peft wraps around them, and the rows of single tokens that it trains.
     """
     import torch
 
-    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
+    parts = [model.get_input_embeddings(), model.get_output_embeddings(), getattr(model, "score", None)]
     parts += [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     ends = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
     return ends | {id(parameter) for name, parameter in model.named_parameters() if _TOKEN_ROWS in name}

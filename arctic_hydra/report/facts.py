@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arctic_hydra.model.layers import layer_configs
+from arctic_hydra.model.score_head import score_head
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ def model_facts(model: Any) -> ModelFacts:
     trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
     total = sum(sizes.values())
     table = int(text.vocab_size * text.hidden_size)
+    scores = score_head(model) is not None  # a classifier has no head over the vocabulary
     own_head = model.get_output_embeddings() is not None and not getattr(text, "tie_word_embeddings", False)
-    body, projected = total - table * (2 if own_head else 1), table
+    body, projected = total - table * (2 if own_head else 1), 0 if scores else table
     widths = [_attention_width(layer) for layer in layer_configs(model.config)]
     shape = (body, projected, int(text.num_hidden_layers), sum(widths) // len(widths))
     return ModelFacts(getattr(model, "model_name", type(model).__name__), total, trainable, shape)

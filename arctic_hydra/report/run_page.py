@@ -16,7 +16,7 @@ from arctic_hydra.data.prepare.truncation import bin_edge
 from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.human_numbers import format_count, format_seconds
-from arctic_hydra.metrics import read_metrics, read_samples
+from arctic_hydra.metrics import ranked_pairs, read_metrics, read_samples
 from arctic_hydra.report import html
 from arctic_hydra.report.header import data_table
 from arctic_hydra.report.outcome import read_config
@@ -92,10 +92,10 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
         evaluated = [line for line in lines if "eval/loss" in line]
         if evaluated:
             cards.append(("evaluation loss", " → ".join(_number(line["eval/loss"]) for line in _ends(evaluated))))
-            if "eval/accuracy" in evaluated[-1]:
+            if "eval/perplexity" in evaluated[-1]:
                 cards.append(("token accuracy", f"{evaluated[-1]['eval/accuracy']:.1%}"))
-            if "eval/rewards/accuracies" in evaluated[-1]:
-                cards.append(("pairs ranked right", f"{evaluated[-1]['eval/rewards/accuracies']:.1%}"))
+            if ranked := ranked_pairs(evaluated[-1]):
+                cards.append(("pairs ranked right", f"{ranked[0]:.1%}"))
         cards.append(
             ("tokens", f"{format_count(last['tokens'])}, {format_count(last['supervised_tokens'])} trained on")
         )
@@ -244,7 +244,7 @@ def _evaluations(lines: Lines) -> Iterator[str]:
     if not rows:
         return
     names = [name.removesuffix("/loss") for name in rows[-1] if name.startswith("eval") and name.endswith("/loss")]
-    counts = any("eval/accuracy" in line for line in rows)
+    counts = any("eval/perplexity" in line for line in rows)
     heads = ["step", "loss", *(["perplexity", "accuracy"] if counts else [])]
     heads += [f"{name.removeprefix('eval/')} loss" for name in names[1:]]
     shown = rows if len(rows) <= 12 else [*rows[:2], *rows[-10:]]

@@ -14,6 +14,8 @@ from arctic_hydra.callback.base import Callback
 from arctic_hydra.distributed import World
 from arctic_hydra.progress import Progress
 
+_FURTHER = ("figures", "minima", "maxima")
+
 
 @dataclass
 class LogSums:
@@ -32,6 +34,10 @@ class LogSums:
     flops: float = 0.0
     figures: dict[str, Any] = field(default_factory=dict)
     """This rank's sums over units of further figures, by name; they stay on the device until the next line."""
+    minima: dict[str, Any] = field(default_factory=dict)
+    """This rank's minima of further figures, by name; they stay on the device until the next line."""
+    maxima: dict[str, Any] = field(default_factory=dict)
+    """This rank's maxima of further figures, in the same way."""
     start: float = field(default_factory=time.monotonic)
     paused: float = 0.0
     """Seconds spent on evaluation and saving, which do not count as training time."""
@@ -44,6 +50,12 @@ class LogSums:
         """Add sums over this rank's units, whose means over all ranks the line shows; each rank adds the same names."""
         self.figures = self.figures | {name: self.figures.get(name, 0.0) + value for name, value in sums.items()}
 
+    def add_extremes(self, minima: dict[str, Any], maxima: dict[str, Any]) -> None:
+        """Add tensors of which the line shows the minimum and the maximum over all ranks; each rank adds the same names."""
+        lower, upper = self.minima, self.maxima
+        self.minima = lower | {name: value.clamp(max=lower.get(name, math.inf)) for name, value in minima.items()}
+        self.maxima = upper | {name: value.clamp(min=upper.get(name, -math.inf)) for name, value in maxima.items()}
+
     @contextmanager
     def untimed(self) -> Iterator[None]:
         """Exclude the time spent in this context from throughput metrics."""
@@ -55,8 +67,12 @@ class LogSums:
         """Return the sums as plain numbers, for checkpoints between two log lines; synchronizes with the device."""
         names = ("has_loss", "steps", "supervised", "units", "tokens", "flops", "seconds")
         figures = {name: getattr(self, name) for name in names}
-        further = {name: float(value) for name, value in self.figures.items()}
-        return {**figures, "loss_sum": float(self.loss_sum), "figures": further, "by_source": dict(self.by_source)}
+        further = {
+            kind: {name: float(value) for name, value in getattr(self, kind).items()}
+            for kind in _FURTHER
+            if kind == "figures" or getattr(self, kind)
+        }
+        return {**figures, "loss_sum": float(self.loss_sum), **further, "by_source": dict(self.by_source)}
 
     @classmethod
     def resumed(cls, state: dict[str, Any]) -> LogSums:
@@ -66,7 +82,7 @@ class LogSums:
         figures = {name: value for name, value in state.items() if name not in ("seconds", "by_source")}
         figures.setdefault("has_loss", state["steps"] > 0)  # the three are not in checkpoints of earlier versions
         figures.setdefault("units", state["supervised"])
-        figures["figures"] = dict(state.get("figures", {}))
+        figures |= {kind: dict(state.get(kind, {})) for kind in _FURTHER}
         return cls(**figures, by_source=Counter(state["by_source"]), start=time.monotonic() - state["seconds"])
 
     @property

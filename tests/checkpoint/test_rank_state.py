@@ -44,3 +44,15 @@ def test_sums_since_the_last_log_line_are_divided_among_other_ranks(libraries) -
     saved = [{"loss_sum": 3.0, "flops": 8.0, "steps": 4}, {"loss_sum": 1.0, "flops": 4.0, "steps": 4}]
     assert redistribute_interval(saved, 4) == {"loss_sum": 1.0, "flops": 3.0, "steps": 4}
     assert redistribute_interval([{}, {}], 4) == {}
+
+
+def test_figures_since_the_last_log_line_are_those_of_all_ranks(libraries) -> None:
+    from arctic_hydra.checkpoint.rank_state import redistribute_interval
+
+    base = {"loss_sum": 1.0, "flops": 1.0}
+    saved = [
+        {**base, "figures": {"margin": 3.0}, "minima": {"low": 2.0}, "maxima": {"high": 5.0}},
+        {**base, "figures": {"margin": 1.0}, "minima": {"low": -1.0}, "maxima": {"high": 4.0}},
+    ]
+    found = redistribute_interval(saved, 4)
+    assert (found["figures"], found["minima"], found["maxima"]) == ({"margin": 1.0}, {"low": -1.0}, {"high": 5.0})

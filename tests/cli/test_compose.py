@@ -49,7 +49,7 @@ def test_every_option_composes_and_builds(group, option):
     required = [f"data.sources.{option}.path=data.jsonl"] if (group, option) in REQUIRING else []
     required += ["data/sources=[chat]"] if (group, option) == ("data", "mix") else []
     required += ["data.sources.text.path=data.txt"] if (group, option) == ("trainer", "causal") else []
-    if group == "trainer" and option in ("dpo", "orpo", "cpo", "simpo"):
+    if group == "trainer" and option in ("dpo", "orpo", "cpo", "simpo", "reward"):
         required += ["data.sources.preference.path=data.jsonl"]
     required += ["trainer.teacher_path=some/model"] if (group, option) == ("trainer", "distill") else []
     required += ["data.sources.unpaired.path=data.jsonl"] if (group, option) == ("trainer", "kto") else []

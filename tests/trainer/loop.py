@@ -14,6 +14,7 @@ import torch
 
 from arctic_hydra import distributed, engine
 from arctic_hydra.checkpoint.base import TrainingState
+from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.data.base import Loader
 from arctic_hydra.data.batch import Batch, StepBatch
@@ -206,12 +207,13 @@ def make_trainer(
     scheduler = scheduler or ConstantScheduler(warmup_ratio=0.0)
     horizon = trainer.plan(loader, scheduler.warmup)
     factory = model or tiny_factory()
+    factory.attach(trainer)
     for converter in converters:
         converter.attach(trainer)
 
     def create(path: str | None = None) -> torch.nn.Module:
         torch.manual_seed(seed)
-        network: Any = factory.create_model(factory.create_config())
+        network: Any = trainer.create_model(factory, trainer.create_config(factory))
         for converter in converters:
             network = converter.convert(network)
         return network
@@ -272,5 +274,5 @@ def full_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
 
 def attached(component: Any, zero_stage: int = 0) -> Any:
     """Return `component`, attached to a run at `zero_stage`, for tests without a trainer."""
-    component.attach(SimpleNamespace(zero_stage=zero_stage))
+    component.attach(SimpleNamespace(zero_stage=zero_stage, auto_class=CAUSAL_LM))
     return component

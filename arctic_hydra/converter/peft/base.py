@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from arctic_hydra.component import SEQUENCE_CLASSIFIER
 from arctic_hydra.converter.base import ModelConverter, Phase
 from arctic_hydra.converter.peft import catalog
 from arctic_hydra.errors import ConfigError, did_you_mean
@@ -114,9 +115,16 @@ class PeftFactory(PeftSlot):
         if "save_projection" in catalog.types()[self.type_name]:
             # Its fixed projections come from a seed and are not parameters; a checkpoint holds parameters only.
             values = {"save_projection": False, **values}
+        classifies = self._run is not None and self._run.auto_class == SEQUENCE_CLASSIFIER
+        task = "SEQ_CLS" if classifies else "CAUSAL_LM"
+        if values.get("modules_to_save"):
+            values = {
+                **values,
+                "modules_to_save": [*values["modules_to_save"]],
+            }  # peft appends the head of a classifier
         config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(self.type_name)]
         try:
-            config = config_class(task_type="CAUSAL_LM", **values)
+            config = config_class(task_type=task, **values)
             wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
         except (AttributeError, ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -194,8 +202,8 @@ def zero3_rows_problem(added: int, tables: list[str]) -> str:
 
 
 def ties_embeddings(model: Any) -> bool:
-    """Whether the config of the model says that embedding and head share one weight."""
-    return bool(model.config.get_text_config().tie_word_embeddings)
+    """Whether the config of the model says that embedding and head share one weight; a classifier has no such head."""
+    return bool(model.config.get_text_config().tie_word_embeddings) and model.get_output_embeddings() is not None
 
 
 def check_modules(key: str, wanted: Any, names: list[str]) -> None:

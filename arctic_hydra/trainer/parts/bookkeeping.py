@@ -119,6 +119,8 @@ class Bookkeeping(TrainerState):
         if self.spike_sigmas:
             self.last_metrics["spiked_steps"] = self.progress.spiked_steps
         self.last_metrics |= self.logged_figures(sums, totals.units)
+        if totals.minima or totals.maxima:
+            self.last_metrics |= self._extremes()
         self.last_metrics |= {name: float(value) for name, value in self.step_result.metrics.items()}
         self._loop.totals = LogSums()
         self.last_metrics = self._offered(self.last_metrics)
@@ -128,6 +130,18 @@ class Bookkeeping(TrainerState):
     def logged_figures(self, sums: dict[str, float], units: int) -> dict[str, float]:
         """Return what a log line says of the sums of figures over `units` units: their means by default."""
         return {name: value / units for name, value in sums.items()}
+
+    def _extremes(self) -> dict[str, float]:
+        """Return the minima and maxima since the last log line over all ranks. Collective."""
+        import torch
+
+        minima, maxima = self._loop.totals.minima, self._loop.totals.maxima
+        signed = [*(-value for value in minima.values()), *maxima.values()]
+        mine = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in signed]
+        found = distributed.max_tensor(torch.stack(mine)).tolist()
+        return {
+            name: -value if name in minima else value for name, value in zip([*minima, *maxima], found, strict=True)
+        }
 
     def _offered(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return a line of metrics as the callbacks leave it."""

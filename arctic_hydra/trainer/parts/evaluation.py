@@ -26,6 +26,8 @@ class Evaluation(Bookkeeping):
 
     evaluation_columns: ClassVar[int] = 3
     """Columns of `evaluation_sums`; a subclass with more of them reads them in `evaluation_metrics`."""
+    evaluation_maxima: ClassVar[int] = 0
+    """How many of these columns, the last ones, hold maxima instead of sums; -infinity for a source without units."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -69,13 +71,22 @@ class Evaluation(Bookkeeping):
         names = loader.source_names
         with self._loop.totals.untimed(), self.event("evaluate", loader=loader, engine=self.tools.engine) as facts:
             self.tools.engine.eval()
-            sums = torch.zeros(len(names), self.evaluation_columns, dtype=torch.float64, device=self.device)
+            added = self.evaluation_columns - self.evaluation_maxima
+            sums = torch.zeros(len(names), added, dtype=torch.float64, device=self.device)
+            maxima = torch.full_like(sums.new_empty(len(names), self.evaluation_maxima), -torch.inf)
             with torch.no_grad():
                 self.prepare_evaluation(loader)
                 for window in loader.windows(0):
                     for batch in window.micro_batches:
-                        sums += self.evaluation_sums(batch.to(self.device), len(names))
-            values = evaluation_metrics(distributed.sum_tensor(sums).tolist(), names, self.evaluation_metrics)
+                        found = self.evaluation_sums(batch.to(self.device), len(names))
+                        sums += found[:, :added]
+                        maxima = torch.maximum(maxima, found[:, added:])
+            whole = [
+                distributed.sum_tensor(sums),
+                *([distributed.max_tensor(maxima)] if self.evaluation_maxima else []),
+            ]
+            rows = torch.cat(whole, dim=1).tolist()
+            values = evaluation_metrics(rows, names, self.evaluation_metrics, self.evaluation_maxima)
             self.last_evaluation = facts["metrics"] = {"step": self.global_step, **values}
         self._loop.evaluated_at = self.global_step
         self.last_evaluation = self.tools.state.evaluation = facts["metrics"]

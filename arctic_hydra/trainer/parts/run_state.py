@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.callback.base import Callback, fire
-from arctic_hydra.component import Component
+from arctic_hydra.component import CAUSAL_LM, Component
 from arctic_hydra.data.base import Loader
 from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.patterns import matching
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class TrainerState(TrainerSettings):
     """The state of a trainer, and its setup by the runner."""
+
+    auto_class: ClassVar[str] = CAUSAL_LM
+    """Name of the class of transformers that creates the kind of model that this trainer trains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

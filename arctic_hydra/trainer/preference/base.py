@@ -5,7 +5,6 @@ Shapes: K supervised positions, P pairs, D = 2P documents, of which chosen and r
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.preference import PreferenceDataFactory
-from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from arctic_hydra.trainer.preference.scores import Pairs
     from arctic_hydra.trainer.toolbox import Toolbox
-
-log = logging.getLogger("arctic_hydra.trainer")
 
 FIGURES = (
     "rewards/chosen",
@@ -40,6 +37,15 @@ def is_chosen(batch: Batch) -> torch.Tensor:
     """Return whether each supervised position belongs to a chosen answer, bool [K]."""
     assert batch.document_K is not None
     return batch.document_K % 2 == 0
+
+
+def refuse_shared_sequences(trainer: Trainer) -> None:
+    """Raise ValueError if ranks are to share sequences."""
+    if trainer.sequence_parallel_size > 1:
+        raise ValueError(
+            f"sequence_parallel_size: got {trainer.sequence_parallel_size}, but ranks that share sequences would each score parts "
+            "of the answers; expected 1 for preference training"
+        )
 
 
 @dataclass(kw_only=True)
@@ -62,20 +68,14 @@ class AnswerTrainer(HeadLossTrainer):
             raise ValueError(
                 "head_loss: got liger, whose kernel gives no log-probability per token; expected auto, chunked or full"
             )
-        if self.sequence_parallel_size > 1:
-            raise ValueError(
-                f"sequence_parallel_size: got {self.sequence_parallel_size}, but ranks that share sequences would each score parts "
-                "of the answers; expected 1 for preference training"
-            )
+        refuse_shared_sequences(self)
 
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, and turn dropout off. Raises ConfigError if the model still draws random numbers."""
-        from arctic_hydra.trainer.preference.dropout import disable_dropout
+        from arctic_hydra.trainer.preference.dropout import turn_dropout_off
 
         super().setup(tools)
-        if found := disable_dropout(tools.engine.module):
-            log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
-        self._check_dropout()
+        turn_dropout_off(self)
 
     def probed_loss(self, batch: Batch) -> torch.Tensor:
         """Return the summed losses of the tokens, of which the scores of answers are made: a loss may depend on several answers."""
@@ -84,25 +84,6 @@ class AnswerTrainer(HeadLossTrainer):
 
     def _uses_liger(self) -> bool:
         return False  # its kernel gives the sum of the losses only
-
-    def _check_dropout(self) -> None:
-        """Raise ConfigError if two forward passes in training mode differ. Collective."""
-        import torch
-
-        from arctic_hydra.trainer.head import probe_batch
-
-        engine = self.tools.engine
-        batch, was_training = probe_batch(engine.module, self.device), engine.training
-        engine.train()
-        with self.trial(), torch.no_grad():
-            first, second = (float(self.probed_loss(batch)) for _ in range(2))
-        engine.train(was_training)
-        if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
-            raise ConfigError(
-                f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
-                f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
-                "model.hf_config_kwargs"
-            )
 
 
 @dataclass(frozen=True)
@@ -122,13 +103,33 @@ class Scored:
 
 
 @dataclass(kw_only=True)
-class PreferenceTrainer(AnswerTrainer):
+class PairTrainer(Trainer):
+    """Base of the trainers that compare the answers of pairs: the loss of a step is the mean over all its pairs."""
+
+    data: ClassVar[PreferenceDataFactory]
+
+    def validate(self) -> None:
+        super().validate()
+        refuse_shared_sequences(self)
+
+    def units(self, batch: Batch) -> int:
+        """Return the number of pairs."""
+        return len(batch.document_lengths) // 2
+
+    def sources_of_pairs(self, batch: Batch) -> torch.Tensor:
+        """Return the data source of each pair, int64 [P]."""
+        assert batch.document_K is not None
+        source_D = batch.source_K.new_zeros(2 * self.units(batch)).index_copy(0, batch.document_K, batch.source_K)
+        return source_D[0::2]
+
+
+@dataclass(kw_only=True)
+class PreferenceTrainer(PairTrainer, AnswerTrainer):
     """Base of the preference trainers: the loss of a step is the mean over all its pairs; a subclass defines `pair_losses`.
 
     If `nll_weight` is not 0, the mean cross-entropy of all tokens of the step's chosen answers is added with that weight.
     """
 
-    data: ClassVar[PreferenceDataFactory]
     evaluation_columns: ClassVar[int] = 5 + len(FIGURES)
 
     def __post_init__(self) -> None:
@@ -163,10 +164,6 @@ class PreferenceTrainer(AnswerTrainer):
         assert batch.document_K is not None
         return score_pairs(logps_K, batch.document_K, self.units(batch), self.tail_weight)
 
-    def units(self, batch: Batch) -> int:
-        """Return the number of pairs."""
-        return len(batch.document_lengths) // 2
-
     def step(self, window: StepBatch, counts: dict[str, int]) -> None:
         """Perform one optimizer step; the chosen tokens of the whole step are counted first if the loss has a term of them."""
         if self.nll_weight and counts["units"]:
@@ -194,11 +191,9 @@ class PreferenceTrainer(AnswerTrainer):
 
         scored = self._scored(batch)
         sums = torch.zeros(num_sources, self.evaluation_columns, dtype=torch.float64, device=self.device)
-        assert batch.document_K is not None
-        source_D = batch.source_K.new_zeros(2 * self.units(batch)).index_copy(0, batch.document_K, batch.source_K)
         one_P, nll_K = torch.ones_like(scored.losses_P), -scored.logps_K[scored.is_chosen_K]
         of_pairs = [scored.losses_P, one_P * torch.nan, one_P, one_P * 0, one_P * 0, *scored.figures.values()]
-        sums.index_add_(0, source_D[0::2], torch.stack(of_pairs, dim=1).double())
+        sums.index_add_(0, self.sources_of_pairs(batch), torch.stack(of_pairs, dim=1).double())
         of_tokens = torch.stack([torch.ones_like(nll_K), nll_K], dim=1).double()
         sums[:, 3:5].index_add_(0, batch.source_K[scored.is_chosen_K], of_tokens)
         return sums

@@ -123,3 +123,11 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
         torch.log(-torch.expm1(torch.where(near, x, -1.0))),
         torch.log1p(-torch.exp(torch.where(near, -1.0, x))),
     )
+
+
+def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: float, centering: float) -> torch.Tensor:
+    """Return -log s(w - l - margin) + centering (w + l)^2 [P] of a reward model's scores w and l.
+
+    Ouyang et al. 2022, eq. 1; the margin is that of Touvron et al. 2023, the centering that of Eisenstein et al. 2023.
+    """
+    return -logsigmoid(chosen_P - rejected_P - margin) + centering * (chosen_P + rejected_P).square()

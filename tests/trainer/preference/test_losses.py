@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES
-from arctic_hydra.trainer.preference.losses import PAIR_LOSSES, cpo, log_odds_ratio, simpo
+from arctic_hydra.trainer.preference.losses import PAIR_LOSSES, bradley_terry, cpo, log_odds_ratio, simpo
 from arctic_hydra.trainer.preference.scores import Answers, Pairs
 
 
@@ -79,6 +79,18 @@ def test_losses_of_far_apart_answers_are_finite(name):
     chosen, rejected = torch.tensor([-3e3, 3e3, 0.0, 0.0]).requires_grad_(), torch.tensor([3e3, -3e3, 0.0, 0.0])
     found = PAIR_LOSSES[name](pairs_of(chosen, rejected), 1.0, 0.1)
     assert found.isfinite().all() and torch.autograd.grad(found.sum(), chosen)[0].isfinite().all()
+
+
+def test_bradley_terry_is_its_formula_and_ln_2_at_equal_scores():
+    w, r = (torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in ([1.0, -2.0], [0.5, 3.0]))
+    expected = -s(w - r - 0.3).log() + 0.01 * (w + r) ** 2
+    found = bradley_terry(w, r, 0.3, 0.01)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for ours, theirs in zip(*(torch.autograd.grad(loss.sum(), (w, r)) for loss in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    equal = torch.tensor([0.7], dtype=torch.float64)
+    assert float(bradley_terry(equal, equal, 0.0, 0.0)) == pytest.approx(math.log(2), abs=1e-15)
+    assert torch.isfinite(bradley_terry(torch.tensor([-1e4]), torch.tensor([1e4]), 0.0, 0.0)).all()
 
 
 def test_simpo_at_equal_means_and_cpo_at_equal_scores():
