@@ -336,7 +336,7 @@ def starting_weights(run: Run) -> initial_weights.Weights | None:
     return initial_weights.find_weights(Path(run.init_from)) if run.init_from else None
 
 
-def averaged(run: Run, weights: initial_weights.Weights, purpose: str) -> Weights:
+def averaged(run: Run, weights: initial_weights.Weights, purpose: str) -> initial_weights.Weights:
     """Return weights of a checkpoint with the average in place of the trained ones, if `callback.ema` has that for `purpose`."""
     averages = {name: item for name, item in run.callback.items() if isinstance(item, ExponentialMovingAverage)}
     wanted = [name for name, average in averages.items() if getattr(average, purpose)]

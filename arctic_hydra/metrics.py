@@ -197,7 +197,7 @@ def evaluation_metrics(
 def ranked_pairs(evaluation: dict[str, Any]) -> tuple[float, float] | None:
     """Return which share of the evaluated pairs is ranked right, and the mean margin; None for a loss without pairs."""
     names = (("eval/rewards/accuracies", "eval/rewards/margins"), ("eval/accuracy", "eval/margin"))
-    found = [(evaluation[share], evaluation[margin]) for share, margin in names if margin in evaluation]
+    found = [(evaluation[share], evaluation[margin]) for share, margin in names if {share, margin} <= evaluation.keys()]
     return found[0] if found else None
 
 

@@ -37,10 +37,11 @@ OPTIONS = [
 
 
 REQUIRING = (("data", "json"), ("data", "text"), ("data", "preference"), ("data", "unpaired"))
-OWN_FILES = ("json", "text", "preference")
+OWN_FILES = ("json", "text", "preference", "unpaired")
 """Named sets that are read from the user's files."""
-OWN_PAIRS = ["data.sources.preference.path=p.jsonl"]
+
 PAIR_SETS = {name: ["trainer=dpo", f"data={name}"] for name in ("preference", "ultrafeedback")}
+PAIR_SETS |= {name: ["trainer=kto", f"data={name}"] for name in ("unpaired", "kto_mix")}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
@@ -59,6 +60,7 @@ def test_every_option_composes_and_builds(group, option):
     required += {
         ("data", "preference"): ["trainer=dpo"],
         ("data", "ultrafeedback"): ["trainer=dpo"],
+        ("data", "kto_mix"): ["trainer=kto"],
         ("data", "unpaired"): ["trainer=kto"],
         ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
         ("peft", "any"): ["peft.peft_type=IA3"],
@@ -89,12 +91,15 @@ def test_every_named_set_is_a_source(option):
 def test_every_named_set_is_evaluated_on(option):
     """On its own, and beside the training source of its name, whose place it shares where that has one on the hub."""
     more = {
-        "chat": [], "ultrachat": [], "ultrafeedback": [], **{name: [f"data.eval_sources.{name}.path=e"] for name in OWN_FILES},
+        "chat": [], "ultrachat": [], "ultrafeedback": [], "kto_mix": [], **{name: [f"data.eval_sources.{name}.path=e"] for name in OWN_FILES},
     }.get(option, [f"data.eval_sources.{option}.split=train[:1%]"])  # fmt: skip
     trained_on = PAIR_SETS.get(option, [])
-    alone = built(
-        *(trained_on[:1]), f"data/eval_sources=[{option}]", *more, *OWN_PAIRS[: len(trained_on)]
-    ).data.eval_sources
+    own = (
+        [f"data.sources.{'unpaired' if 'trainer=kto' in trained_on else 'preference'}.path=p.jsonl"]
+        if trained_on
+        else []
+    )
+    alone = built(*(trained_on[:1]), f"data/eval_sources=[{option}]", *more, *own).data.eval_sources
     assert list(alone) == [option]
     path = f"data.sources.{option}.path=/mine"
     both = built(

@@ -20,7 +20,7 @@ BAD = [
     ("modle=hf", "modle: there is no such key; did you mean model?"),
     ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, spec, tiny; did you mean liger?"),
     ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
-    ("task=trian", "task: Invalid value 'trian', expected one of [train, check, evaluate, export, preview, report]"),
+    ("task=trian", "task: Invalid value 'trian', expected one of [train, check, score, evaluate, export, preview, report]"),
     ("checkpoint.hff.x=2", "checkpoint.hff.x: checkpoint.hff is not among the chosen options (deepspeed, hf)"),
     ("data/sources=[metamth]", "data/sources: got 'metamth', expected one of"),
     ("data/sources=[parquet]", "data/sources: got 'parquet'; parquet is an option of the group source; add it with +source@data.sources.<name>=parquet"),

@@ -189,7 +189,7 @@ ROWS = [
     for n in range(32)
 ] + [{"prompt": f"Name {n}.", "chosen": f"{n}", "rejected": "No."} for n in range(4)]
 RECIPE = (
-    f"experiment=kto model=tiny tokenizer=bundled source@data.sources.unpaired=json {SMALLEST} data.sources.unpaired.path=rows.jsonl "
+    f"experiment=kto model=tiny tokenizer=bundled data=unpaired {SMALLEST} data.sources.unpaired.path=rows.jsonl "
     "tracking=[] log.interval=1 trainer.epochs=2 trainer.micro_batch_size=1 trainer.gradient_accumulation_steps=1 "
     "trainer.eval_frequency=0 data.overlong=drop data.train_eval_split=[0.8,0.2] checkpoint.deepspeed.save_every_n_steps=0 name=r"
 )

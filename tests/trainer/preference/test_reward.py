@@ -274,7 +274,7 @@ def test_callbacks_that_generate_and_keys_of_token_losses_are_refused(tmp_path):
 def test_the_recipe_runs_on_the_tiny_model(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ANSWERS))
     run(
-        f"experiment=reward model=tiny tokenizer=bundled source@data.sources.preference=json {SMALLEST} "
+        f"experiment=reward model=tiny tokenizer=bundled data=preference {SMALLEST} "
         "data.sources.preference.path=pairs.jsonl data.train_eval_split=[0.8,0.2] tracking=[] log.interval=1 "
         "trainer.micro_batch_size=1 trainer.gradient_accumulation_steps=1 checkpoint.deepspeed.save_every_n_steps=0",
         tmp_path,
