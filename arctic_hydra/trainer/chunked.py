@@ -59,15 +59,18 @@ def chunked_losses(
     transform: LogitTransform = AS_IS,
     loss: TokenLoss = PLAIN,
     chunk_rows: int = 0,
+    mean_logits_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the loss of each row, fp32 [K], with gradients to hidden states, weight and bias.
+
+    `mean_logits_K` receives the mean of each row's logits over the vocabulary, without gradients.
 
     The backward pass recomputes each chunk's logits and uses the saved logsumexp of each row, so nothing of size V is kept
     between the passes. Products run in the dtype of the weight; sums over rows and over the vocabulary in fp32.
     """
     rows = chunk_rows or default_chunk_rows(weight_VH.shape[0])
     return _ChunkedLosses.apply(  # type: ignore[no-any-return,no-untyped-call]
-        hidden_KH.to(weight_VH.dtype), weight_VH, bias_V, targets_K, transform, loss, rows
+        hidden_KH.to(weight_VH.dtype), weight_VH, bias_V, targets_K, transform, loss, rows, mean_logits_K
     )
 
 
@@ -117,6 +120,7 @@ class _ChunkedLosses(torch.autograd.Function):
         transform: LogitTransform,
         loss: TokenLoss,
         rows: int,
+        mean_logits_K: torch.Tensor | None,
     ) -> torch.Tensor:
         losses_K = torch.empty(len(targets_K), dtype=wide(weight_VH), device=weight_VH.device)
         lse_K = torch.empty_like(losses_K)
@@ -124,6 +128,8 @@ class _ChunkedLosses(torch.autograd.Function):
             chosen_C = logits_CV.gather(1, targets_K[part, None])[:, 0].mul_(1 - loss.label_smoothing)
             if loss.label_smoothing:
                 chosen_C += loss.label_smoothing * logits_CV.mean(-1)
+            if mean_logits_K is not None:
+                mean_logits_K[part] = logits_CV.mean(-1)
             lse_K[part] = _logsumexp(logits_CV)
             losses_K[part] = lse_K[part] - chosen_C
         if loss.z_loss:
@@ -158,7 +164,7 @@ class _ChunkedLosses(torch.autograd.Function):
             if grad_weight_VH is not None:
                 add_product(grad_weight_VH, grad_CV.t(), hidden_KH[part])
         grads = (grad_hidden_KH, _cast(grad_weight_VH, weight_VH), _cast(grad_bias_V, bias_V))
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
 def slope(logits_CV: torch.Tensor, transform: LogitTransform) -> torch.Tensor | float | None:

@@ -47,14 +47,23 @@ class LossComputer:
         losses_K, router_loss = self.losses(batch)
         return losses_K.sum() + self.balance_term(router_loss, batch.num_supervised)
 
-    def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the loss of each supervised position, fp32 [K], or their sum with `liger`; and the router loss, if any."""
+    def losses(
+        self, batch: Batch, mean_logits_K: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the loss of each supervised position, fp32 [K], or their sum with `liger`; and the router loss, if any.
+
+        `mean_logits_K`, which `liger` cannot fill, receives the mean of the logits of each position over the vocabulary.
+        """
         with self.balance.restricted_to(batch) if self.balance else nullcontext():
             if self.head is None:
                 logits_KV, output = supervised_logits(self.engine, batch)
+                if mean_logits_K is not None:
+                    mean_logits_K.copy_(logits_KV.detach().mean(-1, dtype=mean_logits_K.dtype))
                 losses_K = self._losses_of(logits_KV, batch.targets_K)
             else:
-                losses_K, output = self.head.run(self.engine, batch, lambda *head: self._head_loss(batch, *head))
+                losses_K, output = self.head.run(
+                    self.engine, batch, lambda *head: self._head_loss(batch, mean_logits_K, *head)
+                )
         return losses_K, None if self.balance is None else output.aux_loss
 
     def balance_term(self, router_loss: torch.Tensor | None, units: int) -> torch.Tensor | float:
@@ -85,13 +94,25 @@ class LossComputer:
         return sums.index_add_(0, batch.source_K, columns_K3)
 
     def _head_loss(
-        self, batch: Batch, hidden_BTH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None
+        self,
+        batch: Batch,
+        mean_logits_K: torch.Tensor | None,
+        hidden_BTH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
     ) -> torch.Tensor:
         assert self.head is not None
         hidden_KH, transform = hidden_BTH.flatten(0, 1)[batch.rows_K], self.head.transform
         if not self.liger or not batch.num_supervised:
             return chunked_losses(
-                hidden_KH, weight_VH, bias_V, batch.targets_K, transform, self.token_loss, self.chunk_rows
+                hidden_KH,
+                weight_VH,
+                bias_V,
+                batch.targets_K,
+                transform,
+                self.token_loss,
+                self.chunk_rows,
+                mean_logits_K,
             )
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 

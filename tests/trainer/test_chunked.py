@@ -43,6 +43,18 @@ def reference(hidden, weight, bias, targets, transform, loss):
     return plain_losses(logits, targets, loss)
 
 
+@pytest.mark.parametrize("chunk_rows", [5, 0])
+@pytest.mark.parametrize("case", ["plain", "scale, softcap, bias"])
+def test_mean_logits_are_those_of_all_logits_at_once(case, chunk_rows):
+    transform, loss, _ = CASES[case]
+    (hidden, weight, bias), targets, _ = inputs()
+    found = torch.full((ROWS,), torch.nan)
+    losses = chunked_losses(hidden, weight, bias, targets, transform, loss, chunk_rows, found)
+    logits = transform(torch.nn.functional.linear(hidden, weight, bias).detach())
+    torch.testing.assert_close(found, logits.mean(-1), atol=1e-6, rtol=1e-6)
+    assert losses.requires_grad and not found.requires_grad
+
+
 @pytest.mark.parametrize("chunk_rows", [1, 5, 0])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_all_logits_at_once(case, chunk_rows):

@@ -29,8 +29,10 @@ FIGURES = (
     "rewards/margins",
     "logps/chosen",
     "logps/rejected",
+    "logits/chosen",
+    "logits/rejected",
 )
-"""Means over pairs that are logged, by the names of TRL."""
+"""Means over pairs that are logged, by the names of TRL; logits are means over the vocabulary and the answer's tokens."""
 
 
 def is_chosen(batch: Batch) -> torch.Tensor:
@@ -206,9 +208,16 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
         return {"loss": loss_sum / pairs + self.nll_weight * nll, "nll_loss": nll, **means}
 
     def _scored(self, batch: Batch) -> Scored:
+        import torch
+
+        from arctic_hydra.trainer.preference.scores import score_pairs
+
         reference = self.reference_pairs(batch)
-        losses_K, router_loss = self._losses.losses(batch)
+        logits_K = torch.empty(batch.num_supervised, dtype=torch.float32, device=self.device)
+        losses_K, router_loss = self._losses.losses(batch, logits_K)
         pairs = self.score(batch, -losses_K)
+        assert batch.document_K is not None
+        logits = score_pairs(logits_K, batch.document_K, self.units(batch)).means()
         losses_P, rewards = self.pair_losses(pairs, reference)
         of_pairs = (
             rewards.chosen.score_P,
@@ -217,6 +226,8 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
             rewards.chosen.score_P - rewards.rejected.score_P,
             pairs.chosen.score_P,
             pairs.rejected.score_P,
+            logits.chosen.score_P,
+            logits.rejected.score_P,
         )
         figures = {name: values_P.detach() for name, values_P in zip(FIGURES, of_pairs, strict=True)}
         balance = self._losses.balance_term(router_loss, self.units(batch))

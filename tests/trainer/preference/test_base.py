@@ -67,6 +67,31 @@ def logps(model, ids, mask):
     return rows[torch.tensor(mask[1:])]
 
 
+def _mean_logits(folder):
+    """Return the first log line, and the mean logits of the answers before that step from single documents."""
+    trainer = make_trainer(
+        DATA[:4], folder, trainer_class=DPOTrainer, micro_batch_size=2, gradient_accumulation_steps=2
+    )
+    rows, model = [], copy.deepcopy(trainer.tools.engine.module)
+    trainer._record = rows.append
+    trainer.train()
+    with torch.no_grad():
+        sides = [
+            [
+                float(model(input_ids=torch.tensor(ids)[None]).logits[0, :-1][torch.tensor(mask[1:])].mean())
+                for ids, mask in pair
+            ]
+            for pair in DATA[:4]
+        ]
+    return rows[0], torch.tensor(sides).mean(0).tolist()
+
+
+def test_logits_are_means_over_the_vocabulary_and_the_tokens_of_the_answers(tmp_path):
+    row, (chosen, rejected) = run_ranks(1, _mean_logits, tmp_path)[0]
+    assert chosen != rejected
+    assert (row["logits/chosen"], row["logits/rejected"]) == pytest.approx((chosen, rejected), rel=1e-4, abs=1e-6)
+
+
 def _plain(folder):
     """Return the losses of a plain loop over single documents, and those of the trainer, with its last evaluation."""
     trainer = make_trainer(DATA[:8], folder, trainer_class=DPOTrainer, micro_batch_size=4, eval_data=HELD, clipping=0.0)
