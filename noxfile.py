@@ -77,7 +77,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Compare prepared conversations with those of TRL and ArcticTraining, each in its own environment."""
+    """Compare prepared conversations with TRL's and ArcticTraining's, and preference training with TRL's, in environments of theirs."""
     session.install(*PINNED, "-e", ".[test]")
     pinned_torch = next(line for line in Path("constraints.txt").read_text().split() if line.startswith("torch=="))
     # ArcticTraining needs transformers 4, so its environment pins only torch.
@@ -91,6 +91,7 @@ def peers(session: nox.Session) -> None:
         session.run(python, "-m", "pip", "install", "-q", *packages, external=True)
         pythons += [f"--{peer}", python]
     session.run("python", "-m", "tests.bench.peers.compare", *pythons, *session.posargs)
+    session.run("python", "-m", "tests.bench.peers.compare_pairs", *pythons[:2])
 
 
 @nox.session
