@@ -7,11 +7,13 @@ ranks (the last part is padded), and a rank's parts are concatenated in one flat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from arctic_hydra.checkpoint.writer import load_tensors
 from arctic_hydra.distributed import gathered
@@ -76,7 +78,8 @@ def _exported_parameters(model: torch.nn.Module) -> set[int] | None:
 def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
     """Return a short hash of parameters by name, equal for every ZeRO stage and number of ranks; collective.
 
-    It takes one pass on the device of the parameters. It detects a different base model, but is not cryptographic.
+    It takes one pass on the device of the parameters. It detects a different base model, but not the order of the values of a
+    parameter; `content_hash` does.
     """
     parameters = dict(model.named_parameters())
     digest = hashlib.sha256()
@@ -85,6 +88,33 @@ def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
             bits = torch.hash_tensor(parameters[name].detach()) if parameters[name].numel() else torch.zeros(1)
             digest.update(f"{name} {int(bits.item())}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def content_hash(model: torch.nn.Module, counts: Callable[[str], bool] = lambda _: True) -> str:
+    """Return a hash of the bytes of parameters and persistent buffers, those that `counts` selects by name.
+
+    Equal for every ZeRO stage and number of ranks; collective. Each tensor is copied to the CPU, one at a time.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(_stored_tensors(model), key=itemgetter(0)):
+        if counts(name):
+            with gathered(value):
+                digest.update(f"{name} {bytes_hash(value)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def bytes_hash(value: torch.Tensor) -> str:
+    """Return a hash of the bytes of a tensor."""
+    return xxhash.xxh3_64(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def _stored_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield parameters and persistent buffers by name, tied ones once."""
+    yield from model.named_parameters()
+    for path, module in model.named_modules():
+        for name, value in module.named_buffers(path, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, value
 
 
 def read_checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -6,8 +6,7 @@ import hashlib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from arctic_hydra.checkpoint.full_weights import bytes_hash
 from arctic_hydra.converter.base import Phase
 from arctic_hydra.data.code_identity import code_identity
 from arctic_hydra.trainer.head import unwrap
@@ -49,7 +48,7 @@ def _scales(model: Any) -> str:
     quantized = [(name, state) for name, state in states if state is not None]
     for name, state in quantized:
         for part, values in sorted(state.as_dict(packed=True).items()):
-            digest.update(f"{name} {part} {torch.hash_tensor(values).item()}\n".encode())
+            digest.update(f"{name} {part} {bytes_hash(values)}\n".encode())
     return digest.hexdigest() if quantized else ""
 
 
