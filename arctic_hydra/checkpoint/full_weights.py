@@ -91,30 +91,19 @@ def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
 
 
 def content_hash(model: torch.nn.Module, counts: Callable[[str], bool] = lambda _: True) -> str:
-    """Return a hash of the bytes of parameters and persistent buffers, those that `counts` selects by name.
+    """Return a hash of the bytes of all that the model stores, such as scales of quantized weights, or of what `counts` names.
 
     Equal for every ZeRO stage and number of ranks; collective. Each tensor is copied to the CPU, one at a time.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted(_stored_tensors(model), key=itemgetter(0)):
-        if counts(name):
+    digest, seen = hashlib.sha256(), set[int]()
+    stored = model.state_dict(keep_vars=True)
+    for name, value in sorted(stored.items(), key=itemgetter(0)):
+        if isinstance(value, torch.Tensor) and counts(name) and id(value) not in seen:
+            seen.add(id(value))
             with gathered(value):
-                digest.update(f"{name} {bytes_hash(value)}\n".encode())
+                whole = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                digest.update(f"{name} {xxhash.xxh3_64_hexdigest(whole.numpy())}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def bytes_hash(value: torch.Tensor) -> str:
-    """Return a hash of the bytes of a tensor."""
-    return xxhash.xxh3_64(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
-
-
-def _stored_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield parameters and persistent buffers by name, tied ones once."""
-    yield from model.named_parameters()
-    for path, module in model.named_modules():
-        for name, value in module.named_buffers(path, recurse=False):
-            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
-                yield name, value
 
 
 def read_checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:

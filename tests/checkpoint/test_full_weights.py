@@ -66,6 +66,12 @@ def _with_buffers() -> Any:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Embedding(2, 0))
     model[0].weight.data = torch.arange(16.0).view(4, 4)
     model[0].register_buffer("stored", torch.ones(()))
+    model[0].scale = torch.ones(4)
+
+    def store_scale(module, state, prefix, metadata):
+        state[prefix + "SCB"] = module.scale  # as 8-bit layers of bitsandbytes do
+
+    model[0].register_state_dict_post_hook(store_scale)
     model[0].register_buffer("temporary", torch.ones(2), persistent=False)
     return model
 
@@ -76,10 +82,11 @@ def _with_buffers() -> Any:
         lambda layer: layer.weight.data.copy_(layer.weight.flip(0)),
         lambda layer: layer.weight.data.neg_(),
         lambda layer: layer.stored.add_(1),
+        lambda layer: layer.scale.add_(1),
     ],
-    ids=["order", "signs", "buffer"],
+    ids=["order", "signs", "buffer", "scale"],
 )
-def test_the_content_hash_follows_the_order_of_values_and_stored_buffers(change) -> None:
+def test_the_content_hash_follows_the_order_of_values_and_all_that_is_stored(change) -> None:
     from arctic_hydra.checkpoint.full_weights import content_hash
 
     model = _with_buffers()

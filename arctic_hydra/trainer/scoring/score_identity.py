@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.checkpoint.full_weights import bytes_hash
 from arctic_hydra.converter.base import Phase
 from arctic_hydra.data.code_identity import code_identity
 from arctic_hydra.trainer.head import unwrap
@@ -30,7 +28,6 @@ def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, ada
     return {
         "version": VERSION,
         "weights": checksum,
-        "scales": _scales(unwrap(losses.engine)),
         "dtype": str(factory.dtype),
         "attention": factory.attn_implementation,
         "model": code_identity(factory),
@@ -39,17 +36,6 @@ def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, ada
         "head": "chunks" if losses.head is not None else "whole",
         "device": tools.device.type,
     }
-
-
-def _scales(model: Any) -> str:
-    """Return a hash of the scales of quantized weights, which `checksum` does not cover; empty if there are none."""
-    digest = hashlib.sha256()
-    states = ((name, getattr(value, "quant_state", None)) for name, value in model.named_parameters())
-    quantized = [(name, state) for name, state in states if state is not None]
-    for name, state in quantized:
-        for part, values in sorted(state.as_dict(packed=True).items()):
-            digest.update(f"{name} {part} {bytes_hash(values)}\n".encode())
-    return digest.hexdigest() if quantized else ""
 
 
 def _config_of(model: Any) -> dict[str, Any]:

@@ -38,18 +38,6 @@ def test_it_follows_weights_precision_config_kernels_and_converters():
     assert len(set(changed)) == len(changed)
 
 
-def test_scales_of_quantized_weights_are_part_of_it():
-    found = []
-    for scale in (1.0, 2.0, 2.0):
-        factory = tiny_factory()
-        model = factory.create_model(factory.create_config())
-        state = SimpleNamespace(as_dict=lambda packed, scale=scale: {"absmax": torch.tensor([scale])})
-        model.lm_head.weight.quant_state = state
-        tools = SimpleNamespace(model_factory=factory, converters=[], device=torch.device("cpu"))
-        found.append(entry_key(scores_depend_on(tools, LossComputer(model, None), "w", adapter_off=False)))
-    assert found[0] != found[1] == found[2]
-
-
 def test_what_does_not_change_the_numbers_keeps_it():
     assert key() == key(converters=[FreezeConverter(patterns=["embed"])])
     assert key(adapter_off=True) == key(converters=[LoraFactory(r=4)], adapter_off=True)
