@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the key; increment it when the same model and documents give other numbers."""
 _NOT_NUMBERS = frozenset({"transformers_version", "architectures", "use_cache"})
+_PRECISION_OF_ENGINE = ("torch_autocast", "weight_quantization")
 
 
 def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, adapter_off: bool) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, ada
         "version": VERSION,
         "weights": checksum,
         "dtype": str(factory.dtype),
+        "engine": _precision_of(tools.engine_config),
         "attention": factory.attn_implementation,
         "model": code_identity(factory),
         "config": _config_of(unwrap(losses.engine)),
@@ -36,6 +38,13 @@ def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, ada
         "head": "chunks" if losses.head is not None else "whole",
         "device": tools.device.type,
     }
+
+
+def _precision_of(engine_config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with which DeepSpeed computes in another precision than that of the model's dtype."""
+    found = {name: engine_config.get(name) for name in _PRECISION_OF_ENGINE}
+    quantized = engine_config["zero_optimization"].get("zero_quantized_weights")
+    return {name: value for name, value in (found | {"zero_quantized_weights": quantized}).items() if value}
 
 
 def _config_of(model: Any) -> dict[str, Any]:

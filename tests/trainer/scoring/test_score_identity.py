@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 
@@ -15,10 +15,15 @@ from arctic_hydra.trainer.scoring.score_store import entry_key
 from tests.trainer.loop import tiny_factory
 
 
-def key(checksum="w", converters=(), device="cpu", adapter_off=False, **values):
+def key(checksum="w", converters=(), device="cpu", adapter_off=False, engine=MappingProxyType({}), **values):
     factory = tiny_factory(**values)
     model = factory.create_model(factory.create_config())
-    tools = SimpleNamespace(model_factory=factory, converters=list(converters), device=torch.device(device))
+    tools = SimpleNamespace(
+        model_factory=factory,
+        converters=list(converters),
+        device=torch.device(device),
+        engine_config={"zero_optimization": {"stage": 0}, **engine},
+    )
     about = scores_depend_on(tools, LossComputer(model, None), checksum, adapter_off=adapter_off)
     return entry_key(about)
 
@@ -31,6 +36,8 @@ def test_it_follows_weights_precision_config_kernels_and_converters():
         key(hf_config_kwargs={"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
         key(attn_implementation="sdpa"),
         key(device="cuda"),
+        key(engine={"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}),
+        key(engine={"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}),
         key(converters=[TiledMLP()]),
         key(converters=[LoraFactory(r=4)]),
         key(converters=[LoraFactory(r=4, lora_alpha=3)]),
@@ -39,5 +46,6 @@ def test_it_follows_weights_precision_config_kernels_and_converters():
 
 
 def test_what_does_not_change_the_numbers_keeps_it():
+    assert key() == key(engine={"zero_optimization": {"stage": 3}})
     assert key() == key(converters=[FreezeConverter(patterns=["embed"])])
     assert key(adapter_off=True) == key(converters=[LoraFactory(r=4)], adapter_off=True)
