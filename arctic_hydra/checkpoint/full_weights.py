@@ -7,11 +7,13 @@ ranks (the last part is padded), and a rank's parts are concatenated in one flat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from arctic_hydra.checkpoint.writer import load_tensors
 from arctic_hydra.distributed import gathered
@@ -76,7 +78,8 @@ def _exported_parameters(model: torch.nn.Module) -> set[int] | None:
 def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
     """Return a short hash of parameters by name, equal for every ZeRO stage and number of ranks; collective.
 
-    It takes one pass on the device of the parameters. It detects a different base model, but is not cryptographic.
+    It takes one pass on the device of the parameters. It detects a different base model, but not the order of the values of a
+    parameter; `content_hash` does.
     """
     parameters = dict(model.named_parameters())
     digest = hashlib.sha256()
@@ -84,6 +87,22 @@ def checksum(model: torch.nn.Module, names: Iterable[str]) -> str:
         with gathered(parameters[name]):
             bits = torch.hash_tensor(parameters[name].detach()) if parameters[name].numel() else torch.zeros(1)
             digest.update(f"{name} {int(bits.item())}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def content_hash(model: torch.nn.Module, counts: Callable[[str], bool] = lambda _: True) -> str:
+    """Return a hash of the bytes of all that the model stores, such as scales of quantized weights, or of what `counts` names.
+
+    Equal for every ZeRO stage and number of ranks; collective. Each tensor is copied to the CPU, one at a time.
+    """
+    digest, seen = hashlib.sha256(), set[int]()
+    stored = model.state_dict(keep_vars=True)
+    for name, value in sorted(stored.items(), key=itemgetter(0)):
+        if isinstance(value, torch.Tensor) and counts(name) and id(value) not in seen:
+            seen.add(id(value))
+            with gathered(value):
+                whole = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                digest.update(f"{name} {xxhash.xxh3_64_hexdigest(whole.numpy())}\n".encode())
     return digest.hexdigest()[:16]
 
 

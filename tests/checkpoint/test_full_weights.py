@@ -58,3 +58,41 @@ def test_a_checkpoint_holds_the_weights_that_a_gather_returns(zero, world_size, 
     results = in_ranks(world_size, run)
     assert results == [results[0]] * world_size
     assert results[0][0] != results[0][1], "other weights have another checksum"
+
+
+def _with_buffers() -> Any:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Embedding(2, 0))
+    model[0].weight.data = torch.arange(16.0).view(4, 4)
+    model[0].register_buffer("stored", torch.ones(()))
+    model[0].scale = torch.ones(4)
+
+    def store_scale(module, state, prefix, metadata):
+        state[prefix + "SCB"] = module.scale  # as 8-bit layers of bitsandbytes do
+
+    model[0].register_state_dict_post_hook(store_scale)
+    model[0].register_buffer("temporary", torch.ones(2), persistent=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.weight.data.copy_(layer.weight.flip(0)),
+        lambda layer: layer.weight.data.neg_(),
+        lambda layer: layer.stored.add_(1),
+        lambda layer: layer.scale.add_(1),
+    ],
+    ids=["order", "signs", "buffer", "scale"],
+)
+def test_the_content_hash_follows_the_order_of_values_and_all_that_is_stored(change) -> None:
+    from arctic_hydra.checkpoint.full_weights import content_hash
+
+    model = _with_buffers()
+    first, rest = content_hash(model), content_hash(model, lambda name: not name.startswith("0."))
+    model[0].temporary.add_(1)
+    assert content_hash(model) == first != rest
+    change(model[0])
+    assert content_hash(model) != first
+    assert content_hash(model, lambda name: not name.startswith("0.")) == rest

@@ -184,7 +184,7 @@ class DistillTrainer(HeadLossTrainer):
         return distill(self._losses, batch, self._teacher.targets(batch), self.mix)
 
     def _create_teacher(self, tools: Toolbox) -> Teacher:
-        from arctic_hydra.checkpoint.full_weights import checksum
+        from arctic_hydra.checkpoint.full_weights import content_hash
         from arctic_hydra.trainer.distillation.teacher import Teacher, check_teacher, load_teacher, teacher_factory
         from arctic_hydra.trainer.head import unwrap
         from arctic_hydra.trainer.preference.reference import why_not_adapter_off
@@ -201,5 +201,4 @@ class DistillTrainer(HeadLossTrainer):
         with self.trial():
             losses = replace(self._loss_computer(frozen), balance=None)
             check_teacher(losses, self.device, factory.attn_implementation, tools.packed, self.sequence_parallel_size)
-        model = unwrap(frozen)
-        return Teacher(losses, temperature, checksum=checksum(model, [name for name, _ in model.named_parameters()]))
+        return Teacher(losses, temperature, checksum=content_hash(unwrap(frozen)))

@@ -63,16 +63,16 @@ def why_not_adapter_off(model: torch.nn.Module) -> str:
     if hasattr(head, "modules_to_save") or getattr(head, "token_adapter", None) is not None:
         return "the adapter replaces the output head"
     # Weights of the model itself, such as biases with peft.bias=all, stay trained with the adapter disabled.
-    parameters = dict(inner.named_parameters())
-    if own := [name for name in names_without_adapter(inner) if parameters[name].requires_grad]:
+    counts = outside_adapter(inner)
+    if own := [name for name, value in inner.named_parameters() if counts(name) and value.requires_grad]:
         return f"the run also trains weights of the model itself, such as {own[0]}"
     return ""
 
 
-def names_without_adapter(inner: Any) -> list[str]:
-    """Return the names of the parameters that a model with an adapter uses when the adapter is disabled."""
+def outside_adapter(inner: Any) -> Callable[[str], bool]:
+    """Return whether, by its name, a tensor of a model with an adapter is used when the adapter is disabled."""
     added = (getattr(inner.base_model, "prefix", None) or "\0", "modules_to_save.", "token_adapter.")
-    return [name for name, _ in inner.named_parameters() if not any(part in name for part in added)]
+    return lambda name: not any(part in name for part in added)
 
 
 @dataclass(kw_only=True)
@@ -168,7 +168,7 @@ class ReferenceTrainer(AnswerTrainer):
         return -self._reference.token_losses(batch)
 
     def _create_reference(self, tools: Toolbox) -> Reference | StoredReference:
-        from arctic_hydra.checkpoint.full_weights import checksum
+        from arctic_hydra.checkpoint.full_weights import content_hash
         from arctic_hydra.trainer.preference.stored_reference import StoredReference
 
         problem = why_not_adapter_off(tools.engine.module)
@@ -179,26 +179,25 @@ class ReferenceTrainer(AnswerTrainer):
         )
         losses, model = replace(self._losses, balance=None), tools.engine.module
         if shares and not problem and self.reference_path is None:
-            found = checksum(model, names_without_adapter(model)) if self.stores_scores else ""
+            found = content_hash(model, outside_adapter(model)) if self.stores_scores else ""
             return Reference(losses, model.disable_adapter, found)
         if not self.stores_scores:
             return self._copy()
         if self.global_step or self.reference_path is not None or tools.evaluates:
             return StoredReference("")
-        return Reference(losses, checksum=checksum(model, [name for name, _ in model.named_parameters()]))
+        return Reference(losses, checksum=content_hash(model))
 
     def _copy(self) -> Reference:
         """Return a frozen copy of the model as the run starts, or of the weights that `reference_path` names. Collective."""
         from arctic_hydra import engine
-        from arctic_hydra.checkpoint.full_weights import checksum
+        from arctic_hydra.checkpoint.full_weights import content_hash
         from arctic_hydra.trainer.head import unwrap
 
         tools = self.tools
         frozen = engine.freeze(tools.create_model(self.reference_path), tools.engine_config, self.device)
         with self.trial():
             losses = replace(self._loss_computer(frozen), balance=None)
-        model = unwrap(frozen)
-        return Reference(losses, nullcontext, checksum(model, [name for name, _ in model.named_parameters()]))
+        return Reference(losses, nullcontext, content_hash(unwrap(frozen)))
 
     def _check_start(self, start: Reference) -> None:
         """Raise ConfigError if model and reference score a few tokens differently before the first step. Collective."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from arctic_hydra.converter.base import Phase
 from arctic_hydra.data.code_identity import code_identity
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the key; increment it when the same model and documents give other numbers."""
 _NOT_NUMBERS = frozenset({"transformers_version", "architectures", "use_cache"})
+_PRECISION_OF_ENGINE = ("torch_autocast", "weight_quantization")
 
 
 def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, adapter_off: bool) -> dict[str, Any]:
@@ -31,8 +29,8 @@ def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, ada
     return {
         "version": VERSION,
         "weights": checksum,
-        "scales": _scales(unwrap(losses.engine)),
         "dtype": str(factory.dtype),
+        "engine": _precision_of(tools.engine_config),
         "attention": factory.attn_implementation,
         "model": code_identity(factory),
         "config": _config_of(unwrap(losses.engine)),
@@ -42,15 +40,11 @@ def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, ada
     }
 
 
-def _scales(model: Any) -> str:
-    """Return a hash of the scales of quantized weights, which `checksum` does not cover; empty if there are none."""
-    digest = hashlib.sha256()
-    states = ((name, getattr(value, "quant_state", None)) for name, value in model.named_parameters())
-    quantized = [(name, state) for name, state in states if state is not None]
-    for name, state in quantized:
-        for part, values in sorted(state.as_dict(packed=True).items()):
-            digest.update(f"{name} {part} {torch.hash_tensor(values).item()}\n".encode())
-    return digest.hexdigest() if quantized else ""
+def _precision_of(engine_config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with which DeepSpeed computes in another precision than that of the model's dtype."""
+    found = {name: engine_config.get(name) for name in _PRECISION_OF_ENGINE}
+    quantized = engine_config["zero_optimization"].get("zero_quantized_weights")
+    return {name: value for name, value in (found | {"zero_quantized_weights": quantized}).items() if value}
 
 
 def _config_of(model: Any) -> dict[str, Any]:
