@@ -128,10 +128,10 @@ def _score_problems(run: Run) -> Iterator[str]:
     if scores and not run.trainer.can_store_scores:
         yield (
             f"task: got score, but trainer={_option_name(type(run.trainer))} has no frozen model whose scores it could use; expected a "
-            "trainer with a reference, such as trainer=dpo"
+            "trainer with a reference or a teacher, such as trainer=dpo or distill"
         )
     elif scores or run.trainer.stores_scores:
-        key = "task: got score" if scores else "trainer.reference: got cached"
+        key = "task: got score" if scores else f"trainer.{run.trainer.frozen_setting}: got cached"
         if run.data.needs_limit:
             yield f"{key}, but data.streaming=true keeps no documents that could be scored before training; pass data.streaming=false"
         if run.data.cache_directory is None and not getattr(run.trainer, "scores_dir", None):

@@ -238,8 +238,8 @@ def measure_model(
                 model.zero_grad()
                 batch = _batch(load, supervised, run.data.packs).to(torch.device(device))
                 peaks.append(_peak(run, model, batch, device, passes))
-            copies = run.trainer.scoring_models(model)
-            scoring = copies * _share(run, weights) + _peak(run, model, batch, device, 0)[0] if copies else 0
+            frozen = run.trainer.scoring_bytes(model)
+            scoring = _share(run, frozen) + _peak(run, model, batch, device, 0)[0] if frozen else 0
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
     other = _share(run, run.trainer.frozen_bytes(model))

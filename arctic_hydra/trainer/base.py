@@ -51,6 +51,8 @@ class Trainer(Construction, Evaluation):
     """Why the loss of a document may depend on the other documents of its row; if empty, `probe` refuses that."""
     can_store_scores: ClassVar[bool] = False
     """Whether `task=score` can store what a frozen model says about the data; `store_scores` then makes `prepare` do that."""
+    frozen_setting: ClassVar[str] = "reference"
+    """The setting that names this model, for errors."""
     not_additive: ClassVar[str] = ""
     """Why the loss of several documents may be other than the sum of their losses; if empty, `probe` refuses that."""
 

@@ -61,6 +61,12 @@ BAD = [
     ("trainer=dpo task=score from_checkpoint=3", "from_checkpoint: got 3, but task=score ignores it"),
     ("trainer=dpo trainer.reference=cached data.cache=off", "trainer.reference: got cached, but data.cache=off keeps"),
     ("trainer=dpo trainer.reference=cached data.streaming=true trainer.train_iters=1", "data.streaming: got true"),
+    (
+        "trainer=distill trainer.teacher_path=x/y trainer.teacher=cached data.cache=off",
+        "trainer.teacher: got cached, but",
+    ),
+    ("trainer=distill trainer.teacher=adapter_off trainer.ce_share=0.5 task=score", "trainer.teacher: got adapter_off"),
+    ("trainer=distill trainer.teacher=cached", "trainer.teacher_path: not set"),
     ("trainer=dpo task=score trainer.scores_dir=/dev/null/x", "trainer.scores_dir: /dev/null is a device"),
 ]
 
@@ -69,7 +75,7 @@ BAD = [
 def test_impossible_scores_are_refused_in_one_sentence(arguments, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIRS[0]) + "\n")
-    source = ["data.sources.preference.path=pairs.jsonl"] if "trainer=" in arguments else []
+    source = ["data.sources.preference.path=pairs.jsonl"] if "=dpo" in arguments or "=orpo" in arguments else []
     assert main([*arguments.split(), *source]) == 2
     error = capsys.readouterr().err
     assert f"error: {text}" in error and "Traceback" not in error, error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
@@ -14,7 +16,8 @@ from arctic_hydra.data.batch import Batch
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
-from arctic_hydra.human_numbers import HumanFloat, number
+from arctic_hydra.files.ownership import unwritable
+from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.metrics import token_metrics
 from arctic_hydra.trainer.distillation.teacher_path import path_problem
 from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from arctic_hydra.trainer.distillation.distillation_loss import Distilled, Mix
+    from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher
     from arctic_hydra.trainer.distillation.teacher import Teacher
     from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -34,6 +38,7 @@ class TeacherKind(Enum):
 
     model = "model"
     adapter_off = "adapter_off"
+    cached = "cached"
 
 
 @component(group="trainer", name="distill")
@@ -41,7 +46,8 @@ class DistillTrainer(HeadLossTrainer):
     """Trains a student to predict what a teacher predicts. Dropout is off."""
 
     teacher: TeacherKind = TeacherKind.model
-    """model: that of `teacher_path`; adapter_off: the student without its adapter."""
+    """model: that of `teacher_path`; adapter_off: the student without its adapter; cached: the most likely tokens of
+    the model of `teacher_path`, stored before training, which then holds no teacher."""
     teacher_path: str | None = None
     """Hub id or directory of a model of any architecture with the student's tokenizer, or a run with an export of one."""
     beta: HumanFloat = number(0.0, minimum=0, maximum=1)
@@ -50,7 +56,14 @@ class DistillTrainer(HeadLossTrainer):
     """Divides the logits of both models in the divergence, which is multiplied by its square; above 0."""
     ce_share: HumanFloat = number(0.0, minimum=0, maximum=1)
     """Share of the loss that is the cross-entropy of the data's tokens; below 1."""
+    top_k: HumanInt = integer(64, minimum=1)
+    """Number of tokens stored for each supervised token with `teacher=cached` and `task=score`; at most the vocabulary."""
+    scores_dir: str | None = None
+    """Directory of what is stored; that of the data cache when unset."""
 
+    can_store_scores: ClassVar[bool] = True
+    frozen_setting: ClassVar[str] = "teacher"
+    excluded_from_id: ClassVar[frozenset[str]] = HeadLossTrainer.excluded_from_id | {"scores_dir"}
     data: ClassVar[SFTDataFactory | CausalDataFactory]
     evaluation_columns: ClassVar[int] = 5
 
@@ -84,11 +97,27 @@ class DistillTrainer(HeadLossTrainer):
                 "head_loss",
                 "got liger, whose kernel computes the cross-entropy only; expected auto, chunked or full",
             )
+        if self.stores_scores and (problem := self._storing_problem()):
+            yield problem
+
+    def _storing_problem(self) -> tuple[str, str] | None:
+        if self.teacher is TeacherKind.adapter_off:
+            return (
+                "teacher",
+                "got adapter_off, whose predictions cannot be stored; expected trainer.teacher_path=<model>",
+            )
+        if self.sequence_parallel_size > 1:
+            return "sequence_parallel_size", (
+                f"got {self.sequence_parallel_size}, but predictions are stored for whole sequences; expected 1, or train with "
+                "trainer.teacher=model"
+            )
+        return None
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem if a local path holds no model."""
+        """Yield a problem if a local path holds no model, or `scores_dir` cannot be written."""
         if self.teacher_path is not None and (problem := path_problem(self.teacher_path)):
             yield f"teacher_path: {problem}"
+        yield from unwritable("scores_dir", self.scores_dir)
         yield from super().check_environment()
 
     @property
@@ -99,11 +128,29 @@ class DistillTrainer(HeadLossTrainer):
         return Mix(float(self.beta), float(self.temperature), float(self.ce_share))
 
     def frozen_bytes(self, model: torch.nn.Module) -> int:
-        """Return the size of the teacher's weights, in the student's dtype; 0 for the student without its adapter."""
+        """Return the size of the teacher's weights, in the student's dtype; 0 without a model of its own in training."""
+        return 0 if self.stores_scores else self._teacher_bytes(model)
+
+    def scoring_bytes(self, model: torch.nn.Module) -> int:
+        """Return the size of the weights of a teacher that is dropped before training."""
+        return self._teacher_bytes(model) if self.stores_scores else 0
+
+    def _teacher_bytes(self, model: torch.nn.Module) -> int:
         from arctic_hydra.trainer.distillation.teacher import teacher_bytes
 
         itemsize = next(parameter for parameter in model.parameters() if parameter.is_floating_point()).itemsize
         return 0 if self.teacher_path is None else teacher_bytes(self.teacher_path, itemsize)
+
+    @property
+    def stores_scores(self) -> bool:
+        """Whether the predictions of the teacher are computed before training."""
+        return self.teacher is TeacherKind.cached
+
+    def store_scores(self) -> None:
+        """Let `prepare` store the predictions of the teacher. Raises ConfigError if they cannot be stored."""
+        if problem := self._storing_problem():
+            raise ConfigError("trainer.{}: {}".format(*problem))
+        self.teacher = TeacherKind.cached
 
     def setup(self, tools: Toolbox) -> None:
         """Receive the tools of the run, turn dropout off, and load the teacher. Collective.
@@ -115,7 +162,23 @@ class DistillTrainer(HeadLossTrainer):
         super().setup(tools)
         if found := disable_dropout(tools.engine.module):
             log.info("dropout is off, as in the teacher: %s", ", ".join(found[:3]))
-        self._teacher = self._create_teacher(tools)
+        self._teacher: Teacher | StoredTeacher = self._create_teacher(tools)
+
+    def prepare(self) -> None:
+        """With `teacher=cached`, compute the predictions that are missing, and let the batches have them. Collective.
+
+        Raises ConfigError if there are fewer than `top_k` tokens. The teacher is dropped afterwards.
+        """
+        from arctic_hydra.trainer.distillation.stored_teacher import stored_teacher
+        from arctic_hydra.trainer.distillation.teacher import Teacher
+
+        if not self.stores_scores:
+            return
+        folder = Path(self.scores_dir).absolute() if self.scores_dir else self.tools.cache_directory
+        assert folder is not None, "checked for every config"
+        assert isinstance(self._teacher, Teacher) and self.teacher_path is not None, "that of setup"
+        self._teacher = stored_teacher(self.tools, self.teacher_path, self._teacher, self.top_k, folder)
+        gc.collect()  # an engine of DeepSpeed refers to itself
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checksum of the teacher."""
@@ -145,10 +208,17 @@ class DistillTrainer(HeadLossTrainer):
         return found.loss + self._losses.balance_term(found.router_loss, batch.num_supervised)
 
     def probed_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the losses and the cross-entropies: what either model mixes up shows, also where both predict the same."""
+        """Return the losses and the cross-entropies: what either model mixes up shows, also where both predict the same.
+
+        Once a teacher is stored, the cross-entropies of the student alone.
+        """
+        from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher
+
         losses = self._losses
         self._losses = replace(losses, balance=None)
         try:
+            if isinstance(self._teacher, StoredTeacher):  # it knows the documents of the data only
+                return self._losses.losses(batch)[0].sum()
             found = self._distilled(batch)
         finally:
             self._losses = losses

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from arctic_hydra.trainer.chunked import wide
+
 
 class Targets(Protocol):
     """A teacher's predictions at the supervised positions of one batch."""
@@ -82,34 +84,38 @@ class WholeLogits:
 
     def classes(self, part: slice, scaled_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-probabilities of the tokens that both models have."""
-        return log_probabilities(scaled_CV, self.logits_KV[part].to(scaled_CV.dtype), self.temperature)
+        return of_common_tokens(scaled_CV, self.logps(part, scaled_CV.shape[-1]))
+
+    def logps(self, part: slice, vocabulary: int) -> torch.Tensor:
+        """Return the teacher's log-probabilities over its first `vocabulary` tokens, fp32, at the rows of `part`."""
+        logits_CV = self.logits_KV[part, :vocabulary]
+        return (logits_CV.to(wide(logits_CV)) / self.temperature).log_softmax(-1)
 
 
-def log_probabilities(
-    scaled_CV: torch.Tensor, teacher_CV: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-probabilities of student and teacher over the rows that both vocabularies have, from their logits.
+def of_common_tokens(scaled_CV: torch.Tensor, teacher_CB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities of the student, from its logits, over the tokens of a teacher's log-probabilities, and these.
 
     Models of one family pad their embeddings to different sizes; no token has the rows beyond the smaller one.
     """
-    common = min(scaled_CV.shape[-1], teacher_CV.shape[-1])
-    teacher_CV = teacher_CV[:, :common] / temperature
-    return scaled_CV[:, :common].log_softmax(-1), teacher_CV.log_softmax(-1)
+    return scaled_CV[:, : teacher_CB.shape[-1]].log_softmax(-1), teacher_CB
 
 
 @dataclass(frozen=True)
 class MostLikely:
-    """A teacher's N most likely tokens of each position, and one class of all other tokens; N is less than the vocabulary.
+    """A teacher's N most likely tokens of each position, and one class of all other tokens, which is empty if there are none.
 
     The divergence over these N + 1 classes is a lower bound of that over the vocabulary. The probabilities are those at the
     temperature of the student's scaled logits, since none can be applied to a sum afterwards.
     """
 
     ids_KN: torch.Tensor
+    """int32 or int64."""
     logps_KN: torch.Tensor
     """fp32."""
     tail_K: torch.Tensor
     """fp32, the logarithm of the probability of all other tokens; may be -inf."""
+    vocabulary: int | None = None
+    """Number of tokens that both models have; all of the student's when None."""
 
     def ready(self, student_VH: torch.Tensor | None) -> AbstractContextManager[Any]:
         """Return a context that does nothing."""
@@ -117,7 +123,7 @@ class MostLikely:
 
     def classes(self, part: slice, scaled_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-probabilities of the teacher's N tokens and of the class of the others, which comes last."""
-        ids_CN = self.ids_KN[part]
+        ids_CN, scaled_CV = self.ids_KN[part].long(), scaled_CV[:, : self.vocabulary]
         total_C1 = scaled_CV.logsumexp(-1, keepdim=True)
         # Not log(1 - sum), which loses the digits of a small rest.
         rest_C1 = scaled_CV.scatter(1, ids_CN, -math.inf).logsumexp(-1, keepdim=True)

@@ -25,7 +25,7 @@ from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.tokenizer.loading import TOKENIZER_FILES, load_tokenizer
 from arctic_hydra.trainer.chunked import LogitTransform, wide
-from arctic_hydra.trainer.distillation.divergence import Targets, WholeLogits, log_probabilities
+from arctic_hydra.trainer.distillation.divergence import WholeLogits, of_common_tokens
 from arctic_hydra.trainer.distillation.teacher_path import find_directory
 from arctic_hydra.trainer.isolation import Subject, check_attention, check_causality, check_isolation
 from arctic_hydra.trainer.loss import LossComputer, supervised_logits
@@ -56,10 +56,13 @@ class FromHidden:
 
     def classes(self, part: slice, scaled_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-probabilities of the tokens that both models have."""
+        return of_common_tokens(scaled_CV, self.logps(part, scaled_CV.shape[-1]))
+
+    def logps(self, part: slice, vocabulary: int) -> torch.Tensor:
+        """Return the teacher's log-probabilities over its first `vocabulary` tokens, fp32, at the rows of `part`."""
         with torch.no_grad():
             logits_CV = linear(self.hidden_KH[part], self.weight_VH, self.bias_V).to(wide(self.weight_VH))
-            logits_CV = self.transform(logits_CV)
-        return log_probabilities(scaled_CV, logits_CV, self.temperature)
+            return (self.transform(logits_CV)[:, :vocabulary] / self.temperature).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Teacher:
     checksum: str = ""
     """Of the weights of a model of its own."""
 
-    def targets(self, batch: Batch) -> Targets:
+    def targets(self, batch: Batch) -> WholeLogits | FromHidden:
         """Return the predictions at the supervised positions, without dropout. Collective at ZeRO-3."""
         model, head = self.losses.engine, self.losses.head
         was_training, projection = model.training, []
@@ -85,7 +88,7 @@ class Teacher:
         model.eval()
         with torch.no_grad(), self.disabled():
             if head is None:
-                found: Targets = WholeLogits(supervised_logits(model, batch)[0], self.temperature)
+                found: WholeLogits | FromHidden = WholeLogits(supervised_logits(model, batch)[0], self.temperature)
             else:
                 hidden_KH = head.run(model, batch, keep)[0]
                 found = FromHidden(hidden_KH, *projection[0], head.transform, self.temperature)

@@ -119,6 +119,11 @@ class TrainerState(TrainerSettings):
         """Return how many further copies of the model are in memory while scores are stored before the first step."""
         return 0
 
+    def scoring_bytes(self, model: torch.nn.Module) -> int:
+        """Return the size of the weights that are in memory only while scores are stored, for the memory estimate."""
+        weights: int = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+        return self.scoring_models(model) * weights
+
     @property
     def training_finished(self) -> bool:
         """Whether the run has reached its horizon, or a callback has finished it."""

@@ -20,6 +20,8 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError
 
 BATCHES_PER_PART = 64
+_BYTES_PER_PART = 2**27
+"""Records of large size are in smaller parts, of at least one batch: a part is read as a whole to verify it."""
 MISMATCHED = "mismatched pairs"
 """Name of the plan of what `Batch.mismatched` holds."""
 
@@ -60,6 +62,8 @@ class ScorePlan:
     """The source."""
     documents: Scored
     options: LoaderOptions
+    record_bytes: int = 4
+    """Size of what is stored for each supervised position."""
 
     def __len__(self) -> int:
         return len(self.documents.lengths)
@@ -75,9 +79,13 @@ class ScorePlan:
         return np.concatenate([[0], np.cumsum(self.documents.predicted)])
 
     @property
+    def _batches_per_part(self) -> int:
+        return min(BATCHES_PER_PART, max(1, _BYTES_PER_PART // (self.record_bytes * self.options.max_length)))
+
+    @property
     def part_bounds(self) -> Ints:
         """First document of each part, and the number of documents."""
-        return np.unique(np.append(self.bounds[:-1:BATCHES_PER_PART], self.bounds[-1:]))
+        return np.unique(np.append(self.bounds[: -1 : self._batches_per_part], self.bounds[-1:]))
 
     @property
     def sizes(self) -> list[int]:
@@ -86,8 +94,8 @@ class ScorePlan:
 
     def batches_of(self, part: int) -> range:
         """Return the indices of the batches of a part."""
-        first = part * BATCHES_PER_PART
-        return range(first, min(first + BATCHES_PER_PART, len(self.bounds) - 1))
+        first = part * self._batches_per_part
+        return range(first, min(first + self._batches_per_part, len(self.bounds) - 1))
 
     @cached_property
     def _batches(self) -> StepBatches:
@@ -118,8 +126,8 @@ def batch_bounds(lengths: Array, capacity: int, *, packing: bool) -> Ints:
     return np.array([*bounds, len(lengths)] if len(lengths) else [0])
 
 
-def plans_of(loader: Loader) -> list[ScorePlan]:
-    """Return the plan of each source of a loader, and of the mismatched pairs of labelled data.
+def plans_of(loader: Loader, record_bytes: int = 4) -> list[ScorePlan]:
+    """Return the plan of each source of a loader, and of the mismatched pairs of labelled data, for records of that size.
 
     Raises ConfigError if its documents are not kept on disk as they are trained on.
     """
@@ -132,9 +140,9 @@ def plans_of(loader: Loader) -> list[ScorePlan]:
                 "scored; remove it, or train without stored scores"
             )
     parts = inner.documents.parts
-    plans = [ScorePlan(name, part, options) for name, part in zip(inner.source_names, parts, strict=True)]
+    plans = [ScorePlan(name, part, options, record_bytes) for name, part in zip(inner.source_names, parts, strict=True)]
     if inner.mismatched is not None:
-        plans.append(ScorePlan(MISMATCHED, inner.mismatched, options))
+        plans.append(ScorePlan(MISMATCHED, inner.mismatched, options, record_bytes))
     return plans
 
 

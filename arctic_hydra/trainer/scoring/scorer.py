@@ -87,7 +87,7 @@ def store_scores(tools: Toolbox, scoring: Scoring, directory: Path, model: Calla
 
 
 def _wanted(loader: Loader, scoring: Scoring, root: Path) -> list[tuple[ScorePlan, Entry]]:
-    return [(plan, scoring.entry(root, plan)) for plan in plans_of(loader)]
+    return [(plan, scoring.entry(root, plan)) for plan in plans_of(loader, scoring.dtype.itemsize)]
 
 
 def _missing(tools: Toolbox, entry: Entry) -> list[int]:

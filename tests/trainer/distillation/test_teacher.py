@@ -63,6 +63,11 @@ def test_the_memory_estimate_counts_the_teacher_by_its_own_size(tmp_path):
         teacher = factory.create_meta_model(factory.create_config())
     assert found.trace.other - plain.trace.other == 4 * sum(value.numel() for value in teacher.parameters())
     assert found.trace.head >= plain.trace.head
+    cached = memory.estimate(
+        built("trainer=distill", f"trainer.teacher_path={tmp_path}", "trainer.teacher=cached", *size)
+    )
+    assert cached.trace.other == plain.trace.other
+    assert cached.trace.scoring > found.trace.other - plain.trace.other
 
 
 def test_the_weight_of_a_head_that_is_the_students_is_left_as_it_is():

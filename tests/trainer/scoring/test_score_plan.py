@@ -46,6 +46,14 @@ def test_every_document_is_in_one_batch_and_every_part_has_its_records(tmp_path,
     assert (beyond.num_supervised, beyond.example_ids) == (0, [])
 
 
+def test_parts_of_large_records_hold_fewer_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_plan, "_BYTES_PER_PART", 2 * 64 * 400)
+    loader = loader_of(tmp_path, {"a": DATA}, ONE)
+    batches = [[len(plan.batches_of(part)) for part in range(len(plan.sizes))]
+               for size in (4, 400, 10**6) for plan in plans_of(loader, size)]  # fmt: skip
+    assert batches == [[3], [2, 1], [1, 1, 1]]
+
+
 def test_a_first_token_that_is_supervised_has_no_record(tmp_path):
     data = [((list(range(4)), [True] * 4), (list(range(3)), [False, True, True]))]
     [plan] = plans_of(loader_of(tmp_path, {"a": data}, ONE))
