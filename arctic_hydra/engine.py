@@ -277,6 +277,13 @@ def freeze(model: torch.nn.Module, config: dict[str, Any], device: torch.device)
     return engine
 
 
+def release(model: torch.nn.Module) -> None:
+    """Free the weights of what `freeze` returned. At ZeRO-3, DeepSpeed refers to its modules until the process ends."""
+    for parameter in model.parameters():
+        for tensor in (parameter, getattr(parameter, "ds_tensor", parameter)):
+            tensor.data = tensor.data.new_empty(0)
+
+
 @contextmanager
 def _explain_config_errors(version: str) -> Iterator[None]:
     """Turn an error of DeepSpeed about its configuration into a ConfigError.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,7 +177,6 @@ class DistillTrainer(HeadLossTrainer):
         assert folder is not None, "checked for every config"
         assert isinstance(self._teacher, Teacher) and self.teacher_path is not None, "that of setup"
         self._teacher = stored_teacher(self.tools, self.teacher_path, self._teacher, self.top_k, folder)
-        gc.collect()  # an engine of DeepSpeed refers to itself
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checksum of the teacher."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from arctic_hydra import engine
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.trainer.chunked import default_chunk_rows
@@ -75,7 +76,8 @@ def most_likely(teacher: Teacher, batch: Batch, count: int, vocabulary: int) -> 
 def stored_teacher(tools: Toolbox, path: str, teacher: Teacher, count: int, folder: Path) -> StoredTeacher:
     """Let the batches have the `count` most likely tokens of a teacher, which was loaded from `path`; return it. Collective.
 
-    Predictions that are missing are computed. Raises ConfigError if there are fewer than `count` tokens.
+    Predictions that are missing are computed, and the weights of the teacher freed. Raises ConfigError if there are fewer than
+    `count` tokens.
     """
     models: list[Any] = [unwrap(tools.engine), unwrap(teacher.losses.engine)]
     vocabulary = min(int(model.config.get_text_config().vocab_size) for model in models)
@@ -94,4 +96,5 @@ def stored_teacher(tools: Toolbox, path: str, teacher: Teacher, count: int, fold
         "vocabulary": vocabulary,
     }
     store_scores(tools, Scoring(about, record(count)), folder, compute)
+    engine.release(teacher.losses.engine)
     return StoredTeacher(teacher.checksum, vocabulary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,7 +69,7 @@ class Watched(DistillTrainer):
 
     def _create_teacher(self, tools):
         found = super()._create_teacher(tools)
-        self.engine_of_teacher = weakref.ref(found.losses.engine)
+        self.weights_of_teacher = list(found.losses.engine.parameters())
         return found
 
     def prepare(self):
@@ -82,7 +81,9 @@ class Watched(DistillTrainer):
 
         Teacher.targets = targets
         super().prepare()
-        assert isinstance(self._teacher, StoredTeacher) and self.engine_of_teacher() is None
+        assert isinstance(self._teacher, StoredTeacher) and self.weights_of_teacher
+        held = [(weight, getattr(weight, "ds_tensor", weight)) for weight in self.weights_of_teacher]
+        assert all(tensor.untyped_storage().nbytes() == 0 for pair in held for tensor in pair)
 
 
 def trainer_of(folder, path, trainer_class=DistillTrainer, **settings):
