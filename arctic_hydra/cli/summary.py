@@ -56,17 +56,19 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         library, function, more = loader
         print(f"next: load it with {library}:")
         print(f"  {function}({str(path / export)!r}{more})")
-    print("next: train longer, or on your own data:")
     limits = (
         "fresh=",
         *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),
     )
     overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]
+    fine_tunes = not any(item.startswith(("trainer=", "experiment=")) for item in overrides)
+    print(f"next: train longer{', or on your own data' * fine_tunes}:")
     longer = f"trainer.epochs={3 * max(1, round(result['progress']['epoch']))}"
     if any(item.startswith("trainer.train_iters=") for item in directory.record()["overrides"]):
         longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs
     print(f"  {shlex.join([*PROGRAM.split(), *overrides, longer])}")
-    print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+    if fine_tunes:
+        print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
 
 
 def _print_scores(result: dict[str, Any]) -> None:

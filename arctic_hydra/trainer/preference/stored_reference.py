@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from arctic_hydra import engine
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ArcticHydraError, CheckpointError
 from arctic_hydra.trainer.loss import LossComputer
@@ -65,7 +65,8 @@ def stored_reference(
     adapter_off = live is not None and live.disabled is not nullcontext
 
     def compute() -> Compute:
-        model = live or copied()
+        nonlocal live
+        model = live = live or copied()
         if model.checksum != checksum:
             raise CheckpointError(
                 "trainer.reference: its stored scores are gone, and its weights are not those with which this run began; restore the "
@@ -75,6 +76,6 @@ def stored_reference(
 
     about = scores_depend_on(tools, losses, checksum, adapter_off=adapter_off)
     store_scores(tools, Scoring(about, RECORD), folder, compute)
-    live = None  # a copy is not needed any more
-    gc.collect()  # an engine of DeepSpeed refers to itself
+    if live is not None and live.losses.engine is not tools.engine:
+        engine.release(live.losses.engine)  # a copy is not needed any more
     return StoredReference(checksum)
