@@ -105,7 +105,10 @@ class Entry:
         found, problems = self._verified()
         for path, problem in problems.items():
             log.warning("stored scores in %s are damaged (%s); they are computed again", path, problem)
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
         return [index for index in range(len(self.sizes)) if index not in found]
 
     def write(self, index: int, records: Records) -> None:

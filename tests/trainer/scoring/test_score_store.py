@@ -60,6 +60,13 @@ def test_a_damaged_part_is_never_read_and_computed_again(tmp_path, caplog, damag
     assert len(list(entry.path.glob("*.npy"))) == 2
 
 
+def test_a_directory_in_place_of_a_part_is_named(tmp_path):
+    entry = entry_in(tmp_path)
+    (entry.path / "other.npy").mkdir()
+    with pytest.raises(ConfigError, match=r"trainer.scores_dir: cannot write to .*"):
+        entry.missing()
+
+
 def test_parts_of_another_entry_are_not_read(tmp_path):
     one, other = entry_in(tmp_path), entry_in(tmp_path, "b" * 32)
     shutil.rmtree(other.path)
