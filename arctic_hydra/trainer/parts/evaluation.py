@@ -81,6 +81,8 @@ class Evaluation(Bookkeeping):
                         found = self.evaluation_sums(batch.to(self.device), len(names))
                         sums += found[:, :added]
                         maxima = torch.maximum(maxima, found[:, added:])
+            # At ZeRO-3, weights fetched ahead for a pass that does not follow could not be gathered, as for an export.
+            self.tools.engine.empty_partition_cache()
             whole = [
                 distributed.sum_tensor(sums),
                 *([distributed.max_tensor(maxima)] if self.evaluation_maxima else []),

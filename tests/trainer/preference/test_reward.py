@@ -245,7 +245,7 @@ def test_the_export_gives_the_scores_of_the_evaluation_and_is_a_start(folders):
     assert lines(folders[0], "next")[1][0]["eval/margin"] == pytest.approx(rows[-1]["eval/margin"], rel=1e-6)
 
 
-def test_an_adapter_over_a_causal_model_is_exported_with_its_head_and_is_a_start(folders):
+def test_an_adapter_over_a_causal_model_is_exported_with_its_head_and_is_a_start_on_two_ranks(folders):
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
@@ -255,7 +255,8 @@ def test_an_adapter_over_a_causal_model_is_exported_with_its_head_and_is_a_start
     given = f"{RUN} peft=lora trainer.epochs=1 trainer.micro_batch_size=4 checkpoint=[hf]"
     stored = given.replace(SMALLEST, f"{HF} model.name_or_path={causal}")
     run(f"{given} name=lora init_from={causal}", folders[1])
-    run(f"{stored} name=more init_from={lines(folders[1], 'lora')[0]}/export deepspeed=zero3", folders[1])
+    stored += f" init_from={lines(folders[1], 'lora')[0]}/export deepspeed=zero3 ranks=2 data.packing=false"
+    run(f"{stored} name=more trainer.micro_batch_size=1", folders[1])  # several steps, after which ZeRO-3 fetches ahead
     (first, before), (second, after) = (lines(folders[1], name) for name in ("lora", "more"))
     adapter = AutoPeftModelForSequenceClassification.from_pretrained(first / "export", num_labels=1)
     merged = AutoModelForSequenceClassification.from_pretrained(second / "export")
