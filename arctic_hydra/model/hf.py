@@ -76,6 +76,13 @@ class HFModelFactory(ModelFactory):
     def create_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """Load the weights; raises ModelError when they cannot be read or some of the architecture's are missing."""
         quantization = vars(config).pop(QUANTIZATION, None)
+        kind = next(iter(config.architectures or []), "")
+        if kind.endswith("ForSequenceClassification") and not self.is_classifier:
+            # Its body may load: with tied embeddings nothing is missing. But it was trained to score, not to predict tokens.
+            raise ModelError(
+                f"model.name_or_path: {self.name_or_path!r} is a {kind}, which scores texts; expected a language model, or pass "
+                "trainer=reward"
+            )
         arguments: dict[str, Any] = {}
         if quantization is not None:  # weights in few bits are made on the device of this rank
             arguments = {"quantization_config": quantization, "device_map": {"": World.from_env().device}}

@@ -30,6 +30,10 @@ def saved(folder, **config):
         ({"model_type": "quux"}, "cannot be loaded: .*quux"),
         ({"model_type": "t5", "architectures": ["T5Model"]}, "cannot be loaded: Unrecognized configuration class"),
         ({"intermediate_size": 99}, "cannot be loaded: its weights have other shapes than its config.json says"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "is a LlamaForSequenceClassification, which scores texts",
+        ),
         ({"num_hidden_layers": 3}, "lacks 9 weights of LlamaForCausalLM, such as model.layers.2"),
     ],
 )
