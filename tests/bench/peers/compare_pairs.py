@@ -106,15 +106,15 @@ class PairsBench:
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows[:count]), encoding="utf-8")
         return path
 
-    def theirs(self, trainer: str, options: dict[str, Any], pairs: int, batch: int, steps: int) -> dict[str, Any]:
-        """Train with TRL: losses, rewards and seconds of each step."""
+    def theirs(self, trainer: str, options: dict[str, Any], pairs: int, steps: int) -> dict[str, Any]:
+        """Train with TRL in steps of `PAIRS_PER_STEP` of `pairs`: losses, rewards and seconds of each step."""
         settings = {
             "trainer": trainer,
             "model": str(self.folder / "model"),
             "rows": str(self._rows(pairs)),
             "work": str(self.folder / "trl"),
-            "batch": batch,
-            "accumulation": pairs // batch,
+            "batch": BATCH,
+            "accumulation": PAIRS_PER_STEP // BATCH,
             "steps": steps,
             "lr": 1e-3,
             "max_length": MAX_LENGTH,
@@ -157,7 +157,7 @@ class PairsBench:
         failed = []
         for name in names:
             trainer, options, overrides = LOSSES[name]
-            theirs = self.theirs(trainer, options, PAIRS_PER_STEP, BATCH, STEPS)
+            theirs = self.theirs(trainer, options, PAIRS_PER_STEP, STEPS)
             layout = ["data.packing=false", f"trainer.micro_batch_size={BATCH}", f"trainer.epochs={STEPS}"]
             layout.append(f"trainer.gradient_accumulation_steps={PAIRS_PER_STEP // BATCH}")
             ours = self.ours(trainer, overrides, PAIRS_PER_STEP, layout)
@@ -178,14 +178,18 @@ class PairsBench:
         padded = ["data.packing=false", f"trainer.micro_batch_size={BATCH}", "trainer.epochs=1"]
         seen: dict[str, list[float]] = {"TRL": [], "arctic_hydra, padded": [], "arctic_hydra, packed": []}
         for _ in range(rounds):
-            theirs = self.theirs("dpo", {}, pairs, BATCH, pairs // PAIRS_PER_STEP)
+            theirs = self.theirs("dpo", {}, pairs, pairs // PAIRS_PER_STEP)
             seen["TRL"].append(sum(theirs["seconds"]) / pairs)
+            tokens = theirs["steps"][-1]["num_tokens"]
             step = [f"trainer.gradient_accumulation_steps={accumulation}"]
             for name, layout in (
                 ("arctic_hydra, padded", [*padded, *step]),
                 ("arctic_hydra, packed", ["trainer.micro_batch_size=4", "trainer.epochs=1", *step]),
             ):
-                seen[name].append(sum(self.ours("dpo", [], pairs, layout)["seconds"]) / pairs)
+                ours = self.ours("dpo", [], pairs, layout)
+                if tokens != (own := sum(step["tokens"] for step in ours["steps"])):
+                    raise SystemExit(f"unequal work: TRL trained on {tokens:,} tokens, {name} on {own:,}")
+                seen[name].append(sum(ours["seconds"]) / pairs)
         theirs_s = statistics.median(seen["TRL"])
         for name, values in seen.items():
             middle = statistics.median(values)
