@@ -5,7 +5,7 @@ Shapes: K rows (supervised positions), H hidden width, V vocabulary, C rows of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,13 +156,7 @@ class _ChunkedLosses(torch.autograd.Function):
                 grad_CV.sub_((grad_K[part] * (loss.label_smoothing / len(weight_VH)))[:, None])
             if slope_CV is not None:
                 grad_CV.mul_(slope_CV)
-            if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0)
-            grad_CV = grad_CV.to(weight_VH.dtype)
-            if grad_hidden_KH is not None:
-                grad_hidden_KH[part] = grad_CV @ weight_VH
-            if grad_weight_VH is not None:
-                add_product(grad_weight_VH, grad_CV.t(), hidden_KH[part])
+            add_head_gradients((grad_hidden_KH, grad_weight_VH, grad_bias_V), grad_CV, part, hidden_KH[part], weight_VH)
         grads = (grad_hidden_KH, _cast(grad_weight_VH, weight_VH), _cast(grad_bias_V, bias_V))
         return (*grads, None, None, None, None, None)
 
@@ -180,7 +174,28 @@ def _logsumexp(logits_CV: torch.Tensor) -> torch.Tensor:
     return logits_CV.sub_(peak_C1).exp_().sum(-1).log_().add_(peak_C1[:, 0])
 
 
-def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def add_head_gradients(
+    grads: Sequence[torch.Tensor | None],
+    grad_CV: torch.Tensor,
+    part: slice,
+    hidden_CH: torch.Tensor,
+    weight_VH: torch.Tensor,
+) -> None:
+    """Add the gradients that a chunk of rows gives to hidden states, weight and bias; None marks one that is not wanted.
+
+    `grad_CV` is that of the chunk's logits before their transform. Those of hidden states are set at the rows of `part`.
+    """
+    grad_hidden_KH, grad_weight_VH, grad_bias_V = grads
+    if grad_bias_V is not None:
+        grad_bias_V += grad_CV.sum(0)
+    grad_CV = grad_CV.to(weight_VH.dtype)
+    if grad_hidden_KH is not None:
+        grad_hidden_KH[part] = grad_CV @ weight_VH
+    if grad_weight_VH is not None:
+        _add_product(grad_weight_VH, grad_CV.t(), hidden_CH)
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """Add `a @ b` to `total`, which is fp32 even if the factors are half precision."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)

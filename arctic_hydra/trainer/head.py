@@ -185,13 +185,20 @@ def probe_batch(model: Any, device: torch.device) -> Batch:
 
 
 @contextmanager
-def probing(engine: Any) -> Iterator[None]:
-    """Run the model without gradients, dropout and compilation, so that a probe does not change the random state either."""
+def evaluating(engine: Any) -> Iterator[None]:
+    """Run the model in its evaluation mode and without gradients."""
     training = engine.training
     engine.eval()
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad():
         yield
     engine.train(training)
+
+
+@contextmanager
+def probing(engine: Any) -> Iterator[None]:
+    """Run the model without gradients, dropout and compilation, so that a probe does not change the random state either."""
+    with evaluating(engine), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 # From where a softcap is linear to where it has saturated.

@@ -57,6 +57,12 @@ class Toolbox:
     cache_directory: Path | None = None
     """Directory in which prepared data is cached, if it is."""
 
+    def scores_directory(self, chosen: str | None) -> Path:
+        """Return the directory of stored scores: the one that `scores_dir` names, or else that of the data cache."""
+        folder = Path(chosen).absolute() if chosen else self.cache_directory
+        assert folder is not None, "checked for every config"
+        return folder
+
     def chat_prompt(self, text: str) -> str:
         """Return a user's message as the chat template renders it, up to the answer.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
@@ -173,8 +172,7 @@ class DistillTrainer(HeadLossTrainer):
 
         if not self.stores_scores:
             return
-        folder = Path(self.scores_dir).absolute() if self.scores_dir else self.tools.cache_directory
-        assert folder is not None, "checked for every config"
+        folder = self.tools.scores_directory(self.scores_dir)
         assert isinstance(self._teacher, Teacher) and self.teacher_path is not None, "that of setup"
         self._teacher = stored_teacher(self.tools, self.teacher_path, self._teacher, self.top_k, folder)
 

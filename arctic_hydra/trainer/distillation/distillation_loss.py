@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from arctic_hydra.data.batch import Batch
-from arctic_hydra.trainer.chunked import AS_IS, LogitTransform, add_product, logit_chunks, slope, wide
+from arctic_hydra.trainer.chunked import AS_IS, LogitTransform, add_head_gradients, logit_chunks, slope, wide
 from arctic_hydra.trainer.distillation.divergence import Targets, divergence
 from arctic_hydra.trainer.loss import LossComputer, supervised_logits
 
@@ -139,7 +139,6 @@ class _ChunkedDistillation(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=dtype) if tensor is not None and wanted else None
             for tensor, wanted in zip(inputs, ctx.needs_input_grad, strict=False)
         ]
-        grad_hidden_KH, grad_weight_VH, grad_bias_V = grads
         figures = torch.zeros(4, len(targets_K), dtype=dtype, device=weight_VH.device)
         for part, logits_CV in logit_chunks(hidden_KH, weight_VH, bias_V, transform, chunk_rows):
             with torch.enable_grad():
@@ -149,13 +148,7 @@ class _ChunkedDistillation(torch.autograd.Function):
             slope_CV = slope(logits_CV.detach(), transform)
             if slope_CV is not None:
                 grad_CV = grad_CV * slope_CV
-            if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0)
-            grad_CV = grad_CV.to(weight_VH.dtype)
-            if grad_hidden_KH is not None:
-                grad_hidden_KH[part] = (grad_CV @ weight_VH).to(dtype)
-            if grad_weight_VH is not None:
-                add_product(grad_weight_VH, grad_CV.t(), hidden_KH[part])
+            add_head_gradients(grads, grad_CV, part, hidden_KH[part], weight_VH)
         ctx.save_for_backward(*grads)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         ctx.mark_non_differentiable(figures)

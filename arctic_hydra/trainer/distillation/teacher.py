@@ -27,6 +27,7 @@ from arctic_hydra.tokenizer.loading import TOKENIZER_FILES, load_tokenizer
 from arctic_hydra.trainer.chunked import LogitTransform, wide
 from arctic_hydra.trainer.distillation.divergence import WholeLogits, of_common_tokens
 from arctic_hydra.trainer.distillation.teacher_path import find_directory
+from arctic_hydra.trainer.head import evaluating
 from arctic_hydra.trainer.isolation import Subject, check_attention, check_causality, check_isolation
 from arctic_hydra.trainer.loss import LossComputer, supervised_logits
 
@@ -79,20 +80,18 @@ class Teacher:
     def targets(self, batch: Batch) -> WholeLogits | FromHidden:
         """Return the predictions at the supervised positions, without dropout. Collective at ZeRO-3."""
         model, head = self.losses.engine, self.losses.head
-        was_training, projection = model.training, []
+        projection = []
 
         def keep(hidden_BTH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
             projection.append((weight_VH, bias_V))
             return hidden_BTH.flatten(0, 1)[batch.rows_K].to(weight_VH.dtype)
 
-        model.eval()
-        with torch.no_grad(), self.disabled():
+        with evaluating(model), self.disabled():
             if head is None:
                 found: WholeLogits | FromHidden = WholeLogits(supervised_logits(model, batch)[0], self.temperature)
             else:
                 hidden_KH = head.run(model, batch, keep)[0]
                 found = FromHidden(hidden_KH, *projection[0], head.transform, self.temperature)
-        model.train(was_training)
         return found
 
 

@@ -41,15 +41,10 @@ class Reference:
 
 def losses_without_graph(losses: LossComputer, batch: Batch) -> torch.Tensor:
     """Return the loss of each supervised token, fp32 [K], in the model's evaluation mode and without a graph. Collective."""
-    import torch
+    from arctic_hydra.trainer.head import evaluating
 
-    engine = losses.engine
-    was_training = engine.training
-    engine.eval()
-    with torch.no_grad():
-        losses_K: torch.Tensor = losses.losses(batch)[0]
-    engine.train(was_training)
-    return losses_K
+    with evaluating(losses.engine):
+        return losses.losses(batch)[0]
 
 
 def why_not_adapter_off(model: torch.nn.Module) -> str:
@@ -143,8 +138,7 @@ class ReferenceTrainer(AnswerTrainer):
         from arctic_hydra.trainer.preference.stored_reference import stored_reference
 
         if self.stores_scores:
-            folder = Path(self.scores_dir).absolute() if self.scores_dir else self.tools.cache_directory
-            assert folder is not None, "checked for every config"
+            folder = self.tools.scores_directory(self.scores_dir)
             self._reference = stored_reference(self.tools, self._losses, self._reference, self._copy, folder)
 
     def state_dict(self) -> dict[str, Any]:
