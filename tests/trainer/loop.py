@@ -260,6 +260,14 @@ def make_trainer(
     return trainer
 
 
+def trained(trainer: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Train, and return the lines of metrics and the final weights."""
+    rows: list[dict[str, Any]] = []
+    trainer._record = rows.append
+    trainer.train()
+    return rows, full_weights(trainer)
+
+
 def full_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
     """Return all weights in fp32, gathered where ZeRO-3 shards them."""
     module = trainer.tools.engine.module

@@ -12,7 +12,7 @@ from arctic_hydra.errors import ConfigError, FieldError
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
 from arctic_hydra.trainer.preference.orpo import ORPOTrainer
 from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, full_weights, make_trainer, pairs, tiny_factory
+from tests.trainer.loop import batch_of, make_trainer, pairs, tiny_factory, trained
 
 # Uneven on purpose: answers of other lengths, a last step with fewer pairs than ranks.
 DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2), (4, 8), (1, 1), (7, 3), (2, 6), (9, 9)])
@@ -23,10 +23,7 @@ MIXED = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "ld_alpha"
 def history(folder, trainer_class=DPOTrainer, **settings):
     """Train and return the log lines and the final weights."""
     trainer = make_trainer(DATA, folder, trainer_class=trainer_class, eval_data=HELD, **settings)
-    rows = []
-    trainer._record = rows.append
-    trainer.train()
-    return rows, full_weights(trainer)
+    return trained(trainer)
 
 
 def _case(folder, settings):

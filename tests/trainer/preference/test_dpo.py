@@ -140,9 +140,10 @@ WHOLE = (
 )
 
 
-def _lines(folder):
+def lines(folder, *more):
+    """Return the directory of the run `r`, and the figures in its lines, with `more` of them."""
     [path] = folder.glob("outputs/r/*/metrics.jsonl")
-    kept = ("step", "loss", "grad_norm")
+    kept = ("step", "loss", "grad_norm", *more)
     return path.parent, [
         {name: value for name, value in row.items() if name in kept or name.startswith(("rewards/", "logps/", "eval/"))}
         for row in read_metrics(path)
@@ -157,7 +158,7 @@ def test_a_run_stops_resumes_bit_for_bit_and_is_evaluated_again(tmp_path):
     for _ in range(2):
         run(f"{WHOLE} trainer.exit_iteration_this_run=2", tmp_path / "parts", code=75)
     run(WHOLE, tmp_path / "parts")
-    (done, whole), (again, parts) = _lines(tmp_path / "whole"), _lines(tmp_path / "parts")
+    (done, whole), (again, parts) = lines(tmp_path / "whole"), lines(tmp_path / "parts")
     assert parts == whole and len(whole) >= 8
     exports = [path / "export" / "model.safetensors" for path in (done, again)]
     assert exports[0].read_bytes() == exports[1].read_bytes()

@@ -10,13 +10,13 @@ import torch
 
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import FieldError
-from arctic_hydra.metrics import read_metrics
 from arctic_hydra.trainer.preference.kto import KTOTrainer
 from arctic_hydra.trainer.preference.losses import kto
 from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
-from tests.trainer.loop import MemoryLoader, full_weights, labelled, make_trainer
+from tests.trainer.loop import MemoryLoader, labelled, make_trainer, trained
 from tests.trainer.preference.test_base import logps
+from tests.trainer.preference.test_dpo import lines
 
 # Uneven on purpose: answers of other lengths, a last step with fewer rows than ranks and a single label.
 ANSWERS = [(3, 9), (12, 1), (5, 5), (20, 2), (4, 8), (1, 1), (7, 3), (2, 6), (9, 9)]
@@ -57,10 +57,7 @@ def test_value_and_gradient_are_those_of_the_formula():
 
 def _history(folder, settings):
     trainer = make_trainer(DATA, folder, trainer_class=KTOTrainer, eval_data=HELD, epochs=2, **{**WEIGHTS, **settings})
-    rows = []
-    trainer._record = rows.append
-    trainer.train()
-    return rows, full_weights(trainer)
+    return trained(trainer)
 
 
 @pytest.fixture(scope="module")
@@ -195,15 +192,6 @@ RECIPE = (
 )
 
 
-def _lines(folder):
-    [path] = folder.glob("outputs/r/*/metrics.jsonl")
-    kept = ("step", "loss", "grad_norm", "kl")
-    return path.parent, [
-        {name: value for name, value in row.items() if name in kept or name.startswith(("rewards/", "logps/", "eval/"))}
-        for row in read_metrics(path)
-    ]
-
-
 def test_the_recipe_stops_and_resumes_bit_for_bit(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
@@ -211,7 +199,7 @@ def test_the_recipe_stops_and_resumes_bit_for_bit(tmp_path):
     run(RECIPE, tmp_path / "whole")
     run(f"{RECIPE} trainer.exit_iteration_this_run=3", tmp_path / "parts", code=75)
     run(RECIPE, tmp_path / "parts")
-    (done, whole), (again, parts) = _lines(tmp_path / "whole"), _lines(tmp_path / "parts")
+    (done, whole), (again, parts) = (lines(tmp_path / name, "kl") for name in ("whole", "parts"))
     assert parts == whole and len(whole) >= 8
     exports = [path / "export" / "model.safetensors" for path in (done, again)]
     assert exports[0].read_bytes() == exports[1].read_bytes()

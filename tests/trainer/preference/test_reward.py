@@ -14,7 +14,7 @@ from arctic_hydra.metrics import read_metrics
 from arctic_hydra.trainer.preference.reward import RewardTrainer
 from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, full_weights, make_trainer, tiny_factory
+from tests.trainer.loop import batch_of, make_trainer, tiny_factory, trained
 from tests.trainer.preference.test_base import DATA, HELD
 
 CENTERED = {"center_rewards_coefficient": 0.1, "margin": 0.5}
@@ -25,10 +25,7 @@ def history(folder, settings):
     """Train and return the log lines and the final weights."""
     trainer = make_trainer(DATA, folder, trainer_class=RewardTrainer, eval_data=HELD, **{**CENTERED, **settings})
     trainer.tools.log_interval = 2
-    rows = []
-    trainer._record = rows.append
-    trainer.train()
-    return rows, full_weights(trainer)
+    return trained(trainer)
 
 
 @pytest.fixture(scope="module")
