@@ -34,7 +34,13 @@ def load(arguments: Sequence[str]) -> list[str]:
                 f"{code_file.typed_arguments()[0]}: registers no component; decorate a class with "
                 "@component(group=..., name=...)"
             )
+        known = {group for (group, _), cls in registered().items() if cls.__module__.startswith("arctic_hydra.")}
         for group, option in found:
+            if group not in known:
+                raise ConfigError(
+                    f"{code_file.typed_arguments()[0]}: registers {option.removeprefix(code_file.PREFIX)} in the group {group!r}, which no "
+                    f"run has; expected @component(group=...) with one of {', '.join(sorted(known))}"
+                )
             _store_option(group, option)
     return others
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 from arctic_hydra.redaction.secret_names import is_secret_name, is_secret_parameter
-from arctic_hydra.redaction.yaml_blocks import end_of_block
+from arctic_hydra.redaction.yaml_blocks import end_of_block, is_in_flow_mapping
 
 MASK = "***"
 SHORTEST_VALUE = 6
 """Known values are masked anywhere in a text, so shorter ones such as `1` or `true` must not be among them."""
 _LONGEST_WORD = 24
 """Longer values, such as tokens, are no words; reading the vocabulary takes 50 ms."""
+_LONGEST_PLAIN_TEXT = 2_000
+"""Longest text of several lines in a mapping in braces; where no brace closes it sooner, the value ends with its line."""
 LONG_VALUE = 12
 """Shorter known values, such as the password of a database for tests, may be ordinary words in the names of folders."""
 _NOT_SECRET = frozenset(("", "true", "false", "null", "none"))
@@ -94,7 +96,10 @@ def secret_settings(text: str, *, is_diff: bool = False) -> Iterator[tuple[int, 
     def end_of_setting(match: re.Match[str]) -> int:
         block = end_of_block(text, match.start(), text.index(":", match.end(2)), is_diff=is_diff)
         has_no_value = 0 < block < match.end()
-        return block if has_no_value else max(block, _end_of_value(text, match.end()))
+        if has_no_value:
+            return block
+        ends_at_line = block > 0 or not is_in_flow_mapping(text, match.start())
+        return max(block, _end_of_value(text, match.end(), ends_at_line=ends_at_line))
 
     return _secret_items(text, _ITEM, end_of_setting)
 
@@ -216,9 +221,11 @@ def _secret_items(
                 yield match.end(), end
 
 
-def _end_of_value(text: str, start: int) -> int:
+def _end_of_value(text: str, start: int, *, ends_at_line: bool = True) -> int:
+    """Return where the value at `start` ends; a plain text in a mapping in braces may continue on further lines."""
     depth, quoted = 0, ""
-    for place in range(start, len(text)):
+    limit = len(text) if ends_at_line else min(len(text), start + _LONGEST_PLAIN_TEXT)
+    for place in range(start, limit):
         letter = text[place]
         if letter in "\"'" and place > start and depth == 0 and not quoted:
             return place  # the value is part of a quoted text
@@ -232,6 +239,6 @@ def _end_of_value(text: str, start: int) -> int:
             if depth == 0:
                 return place
             depth -= 1
-        elif depth == 0 and letter in ",\n":
+        elif depth == 0 and (letter == "," or (letter == "\n" and ends_at_line)):
             return place
-    return len(text)
+    return limit if ends_at_line else _end_of_value(text, start)

@@ -39,6 +39,13 @@ def end_of_block(text: str, key: int, colon: int, *, is_diff: bool) -> int:
     return end
 
 
+def is_in_flow_mapping(text: str, key: int) -> bool:
+    """Whether the line of the key at position `key` opens a mapping before it, as in `{a: 1, key: x}`, so that `}` ends the value."""
+    first = text.rfind("\n", max(0, key - _LARGEST_INDENT), key) + 1
+    before = text[max(first, key - _LARGEST_INDENT) : key]
+    return before.count("{") > before.count("}")
+
+
 def _end_of_line(text: str, start: int) -> int:
     end = text.find("\n", start)
     return len(text) if end < 0 else end

@@ -151,6 +151,10 @@ def test_a_script_of_slurm_names_the_file_or_its_copy(folder: Path, capsys: pyte
             "code=mine/twice.py",
             "optimizer=code:x is already arctic_hydra_code.twice.A; arctic_hydra_code.twice.B needs",
         ),
+        (
+            "code=mine/group.py",
+            "registers x in the group 'optimiser', which no run has; expected @component(group=...)",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file(argument: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,9 +167,10 @@ def test_what_is_wrong_with_a_file(argument: str, said: str, folder: Path, capsy
         ("script", "import sys\nsys.exit(3)"),
         ("plain", "import pieces"),
         ("twice", head + optimizer.format("A") + optimizer.format("B")),
+        ("group", head + optimizer.format("A").replace("optimizer", "optimiser")),
     ):
         (mine / f"{name}.py").write_text(text)
-    if "twice" in argument:
+    if "twice" in argument or "group" in argument:  # their classes stay registered in the process
         done: Any = run(argument, folder, code=2)
         assert said in done.stderr
         return

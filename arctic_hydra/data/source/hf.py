@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -183,6 +184,20 @@ class HFSource(SampledSource):
                 f"{self.path!r}: datasets reads it with its builder {name!r}, expected one of {', '.join(BUILDERS)}; nothing was "
                 "read; convert the data to JSON Lines, Parquet or Arrow"
             )
+        if (
+            "data_files" not in self.kwargs and "data_dir" not in self.kwargs
+        ):  # the card of the data set names the files
+            self._check_files(builder.config.data_files or {})
+
+    def _check_files(self, files: dict[str, list[str]]) -> None:
+        """Raise DataError if the card of a data set names files of this machine that are not in its own directory."""
+        inside = os.path.abspath(self._local_path) + os.sep if self.is_local else None
+        for name in (str(name) for names in files.values() for name in names):
+            if "://" not in name and not (inside and os.path.abspath(name).startswith(inside)):
+                raise DataError(
+                    f"{self.path!r}: its card (README.md) names the file {name}, which is outside the data set; nothing was read; "
+                    "correct the card, or pass the file itself as the source's path"
+                )
 
     def _fingerprint(self, split: str) -> str:
         if self.is_local and not self._is_saved(self._local_path):
