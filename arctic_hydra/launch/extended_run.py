@@ -112,6 +112,11 @@ def check_extended_run(run: config.Run) -> None:
             f"extend: {run.extend} differs in {words}; only length, schedule, learning rate, evaluation and callbacks may differ, so "
             "remove the overrides, or pass init_from=<run> instead, which takes its weights only"
         )
+    done = (record.get("result") or {}).get("step", 0)
+    if 0 < run.trainer.train_iters <= done:
+        raise ConfigError(
+            f"extend: {run.extend} has {done} steps, and trainer.train_iters={run.trainer.train_iters} are no more; raise it"
+        )
     lengths = ("trainer.epochs", "trainer.train_iters", "trainer.min_iterations")
     if record.get("status") == "finished" and not set(lengths) & set(differing):
         so_far = ", ".join(f"{key}={theirs.get(key)}" for key in lengths if theirs.get(key))
