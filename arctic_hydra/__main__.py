@@ -32,6 +32,7 @@ from arctic_hydra.errors import (
     print_error,
 )
 from arctic_hydra.human_numbers import shorten
+from arctic_hydra.launch.extended_run import with_overrides_of_extended_run
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction.masking import MASK, mask_settings
 from arctic_hydra.redaction.secret_names import is_secret_name
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not _has_working_directory():
             raise ConfigError("the working directory no longer exists; change to another")
+        arguments = with_overrides_of_extended_run(arguments)
         code = _dispatch([normalize(argument) for argument in user_code.load(arguments)])
         if code == EXIT_STOPPED_EARLY:
             atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code

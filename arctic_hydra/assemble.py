@@ -171,19 +171,8 @@ def training_state(run: Run, run_dir: Path, data: Data, model: Model) -> Trainin
         ),
         stop_tokens=lambda: stop_tokens(loader, tokenizer, run.data.end_of_turn_tokens),
         stream=loader if isinstance(loader, Stream) else None,
+        extends=Path(run.extend) if run.extend else None,
     )
-
-
-def resume(run: Run, state: TrainingState) -> Path | None:
-    """Bind the checkpoint engines to the state and restore it from the newest valid checkpoint; return its path, if any."""
-    for checkpoint in run.checkpoint.values():
-        checkpoint.bind(state)
-    loaded = [checkpoint.load() for checkpoint in run.checkpoint.values() if checkpoint.auto_resume]
-    if not any(loaded) and state.world.is_main:
-        for path in state.logs:
-            path.unlink(missing_ok=True)  # left by a start that ended before its first checkpoint
-    distributed.barrier()
-    return next((path for path in loaded if path), None)
 
 
 def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:

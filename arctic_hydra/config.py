@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -35,12 +34,12 @@ from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.hub import holds_path
 from arctic_hydra.human_numbers import integer, shorten
 from arctic_hydra.instantiate import create
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
 from arctic_hydra.scheduler.base import SchedulerFactory
+from arctic_hydra.scheduler.extended import ExtendSchedule
 from arctic_hydra.tokenizer.base import TokenizerFactory
 from arctic_hydra.tracking.base import Tracker
 from arctic_hydra.trainer.base import Trainer
@@ -137,6 +136,10 @@ class Run(Component):
     """Checkpoint for task=evaluate and task=export: a step, `best`, or a path; the run's newest valid one when unset."""
     init_from: str | None = None
     """Initialize the weights (only) from an export, a checkpoint, or another run's directory."""
+    extend: str | None = None
+    """Directory of a finished or stopped run that this one continues, with its overrides, optimizer, counters and data order."""
+    extend_schedule: ExtendSchedule = ExtendSchedule.rewarm
+    """Learning rate of the added steps: rewarm: warmup and curve anew; constant: optimizer.lr; stretch: the curve of all steps."""
     preview_examples: int = 3
     """Number of examples per source that `task=preview` shows."""
     name: str = "default"
@@ -206,6 +209,8 @@ class Run(Component):
             raise ValueError(
                 f"node_rank: got {self.node_rank}, expected 0 to {self.nnodes - 1} with nnodes={self.nnodes}"
             )
+        if self.extend is None and self.extend_schedule is not ExtendSchedule.rewarm:
+            raise ValueError("extend_schedule: has no effect without extend=<directory of a run>; remove it")
         place = self.rendezvous
         if place is not None and not (RENDEZVOUS.fullmatch(place) and int(place.rpartition(":")[2]) < 2**16):
             raise ValueError(f"rendezvous: got {shorten(place)}, expected <host>:<port>, such as node1:29500")
@@ -316,7 +321,7 @@ def run_id(run: Run) -> str:
 _ADDED_FIELDS: frozenset[str] = frozenset(
     (
         "always_max_length drop_last repeat_to_pack_max_length fuse_positions_prob pad_to div_length max_prompt_length "
-        "exit_iteration_this_run eval_log_iter_interval expert_parallel_size deterministic"
+        "exit_iteration_this_run eval_log_iter_interval expert_parallel_size deterministic extend extend_schedule"
     ).split()
 )
 """Names of fields added since components were known by class; the ids of runs from before do not contain them."""
@@ -370,25 +375,3 @@ def _identity_of(value: Any, *, defaults: bool, by_class: bool = False) -> Any:
 def _digest(values: dict[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def absolute_paths(tree: Any, base: Path) -> Any:
-    """Return a plain config with absolute paths: converts the values of path-like keys that exist below `base` or that
-    are unambiguous paths (`./x`, `~/x`)."""
-    if isinstance(tree, dict):
-        tree = {k: _absolute(v, base) if holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
-        if isinstance(tree.get("output_root"), str) and tree["output_root"]:  # need not exist yet
-            tree["output_root"] = str((base / os.path.expanduser(tree["output_root"])).absolute())
-    return tree
-
-
-def _absolute(value: Any, base: Path) -> Any:
-    if isinstance(value, list):
-        return [_absolute(item, base) for item in value]
-    if not isinstance(value, str) or not value or "://" in value or "\n" in value or "{" in value:
-        return value
-    path = Path(os.path.expanduser(value))
-    glob = any(letter in value for letter in "*?[")
-    if path.is_absolute() or glob or value.startswith(("./", "../", "~")) or os.path.exists(base / path):
-        return str((base / path).absolute())
-    return value

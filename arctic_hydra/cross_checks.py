@@ -118,6 +118,8 @@ def _task_problems(run: Run) -> Iterator[str]:
             f"from_checkpoint: got {run.from_checkpoint}, but task={task} ignores it; pass "
             f"task=evaluate or task=export, or init_from=<path> to train from its weights"
         )
+    if run.extend is not None and not any(engine.auto_resume for engine in run.checkpoint.values()):
+        yield "extend: needs an engine that loads the checkpoint of that run; pass checkpoint=deepspeed or checkpoint=[deepspeed,hf]"
     if task == "evaluate" and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
 

@@ -168,6 +168,10 @@ class RunDirectory:
         content = read_state(self.run_file, RUN_FILE)
         return None if content is None else content["config"]
 
+    def has_checkpoints(self) -> bool:
+        """Whether the directory holds a published checkpoint, valid or not."""
+        return any((self.path / "checkpoints").glob("step-*"))
+
     def write_run(self, config: dict[str, Any]) -> None:
         """Write `run.json`, with secrets hidden."""
         write_json(self.run_file, {"format": RUN_FILE.format, "config": config})

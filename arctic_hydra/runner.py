@@ -7,13 +7,15 @@ from typing import Any
 
 from arctic_hydra import assemble, config, determinism, distributed, engine
 from arctic_hydra.assemble import Data, Model
-from arctic_hydra.checkpoint.base import check_space
+from arctic_hydra.checkpoint.base import TrainingState, check_space
 from arctic_hydra.checkpoint.initial_weights import Weights
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.memory import describe
 from arctic_hydra.report.facts import model_facts
 from arctic_hydra.report.header import print_header
 from arctic_hydra.report.outcome import outcome
 from arctic_hydra.run_directory import FAILED
+from arctic_hydra.scheduler.extended import continue_schedule, warmup_steps
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.trainer.base import Trainer
 
@@ -47,7 +49,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
         memory = describe(run, data.loader.summary()["supervised_share"], data.tokenizer) if shown else []
         determinism.seed_everything(run.seed + data.world.rank)  # ranks draw different dropout
         state = assemble.training_state(run, run_dir, data, model)
-        resumed_from = assemble.resume(run, state)
+        resumed_from = resume(run, state)
         check_space(
             run.checkpoint.values(), model.facts.parameters, model.facts.trainable, run.model.torch_dtype.itemsize
         )
@@ -93,3 +95,35 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
         start=start,
         weights=weights,
     )
+
+
+def resume(run: config.Run, state: TrainingState) -> Path | None:
+    """Bind the checkpoint engines to the state and restore it from the newest valid checkpoint; return its path, if any.
+
+    A run without a checkpoint of its own continues that of the run that it extends. Collective.
+    """
+    peaks = list(getattr(state.scheduler, "base_lrs", []))
+    for checkpoint in run.checkpoint.values():
+        checkpoint.bind(state)
+    loaded = [checkpoint.load() for checkpoint in run.checkpoint.values() if checkpoint.auto_resume]
+    if state.extended_at:
+        _continue_schedule(run, state, peaks)
+    if not any(loaded) and state.world.is_main:
+        for path in state.logs:
+            path.unlink(missing_ok=True)  # left by a start that ended before its first checkpoint
+    distributed.barrier()
+    return next((path for path in loaded if path), None)
+
+
+def _continue_schedule(run: config.Run, state: TrainingState, peaks: list[float]) -> None:
+    """Set the learning rates of a run that extends another one; raises ConfigError if it has no further steps."""
+    from arctic_hydra.checkpoint.rank_state import set_learning_rates
+
+    start, horizon, how = state.extended_at, run.trainer.training_horizon, run.extend_schedule
+    if horizon <= start:
+        raise ConfigError(
+            f"extend: {run.extend} has {start} steps, and this run {horizon} in all; raise trainer.epochs or trainer.train_iters"
+        )
+    run.trainer.set_warmup(warmup_steps(run.scheduler, how, start, horizon))
+    rates = continue_schedule(state.scheduler, run.scheduler, how, peaks, start, horizon)
+    set_learning_rates(state.scheduler.optimizer, rates)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra import component, config
+from arctic_hydra import component, config, hub
 from arctic_hydra.data.code_identity import code_identity, legacy_identity
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import ConfigError
@@ -28,7 +28,7 @@ def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
     absolute = ["data=json", f"data.sources.json.path={tmp_path / 'data.jsonl'}"]
 
     def identified(arguments):
-        tree = config.absolute_paths(composed(*arguments), Path.cwd())
+        tree = hub.absolute_paths(composed(*arguments), Path.cwd())
         return config.run_id(config.build(tree))
 
     same = identified(base)

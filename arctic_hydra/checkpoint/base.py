@@ -76,6 +76,10 @@ class TrainingState:
     """Whether the run is about to stop early (signal, kill switch, exit_iteration) and needs a checkpoint to resume from."""
     ended: str = ""
     """Why the run ends normally before its horizon; empty if it does not."""
+    extends: Path | None = None
+    """The directory of the run whose newest checkpoint a run without one of its own continues."""
+    extended_at: int = 0
+    """Optimizer steps of the run that this one extends; 0 if it extends none."""
     callbacks: Mapping[str, Stateful] = field(default_factory=dict)
     """The callbacks of the run by name; checkpoints contain the state of each."""
     error: str = ""

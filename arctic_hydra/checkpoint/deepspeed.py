@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -14,14 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
-from arctic_hydra.checkpoint.files import synced_size
-from arctic_hydra.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, Stage, step_name
+from arctic_hydra.checkpoint.files import copy_beginning, synced_size
+from arctic_hydra.checkpoint.identity import check_identity
+from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, Stage, step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import set_random_state
 from arctic_hydra.errors import CheckpointError
-from arctic_hydra.files.state_file import Table, at_least_0, mismatch
 from arctic_hydra.human_numbers import HumanInt, integer
-from arctic_hydra.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -29,19 +26,6 @@ if TYPE_CHECKING:
     from arctic_hydra.checkpoint.background import BackgroundSave
 
 logger = logging.getLogger("arctic_hydra.checkpoint")
-
-RESUMABLE = Table(
-    {
-        "world_size": int,
-        "identity": dict,
-        "progress": Table({item.name: at_least_0 for item in fields(Progress)}),
-        "evaluation": dict,
-        "recent_losses": list,
-        "log_offsets": dict,
-    }
-)
-"""The facts in a manifest that resuming needs."""
-MUST_MATCH = ("config_hash", "data_fingerprint", "zero_stage", "frozen_weights")
 
 
 class OnError(Enum):
@@ -229,6 +213,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "metric": self._metric(),
             "stop_tokens": state.stop_tokens(),
             **({"ended": state.ended} if state.ended else {}),
+            **({"extended_at": state.extended_at} if state.extended_at else {}),
             **({"saved_after_error": state.error} if state.error else {}),
             "log_offsets": {self._log_key(path): synced_size(path) for path in state.logs},
         }
@@ -252,21 +237,18 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     # ---- load ----------------------------------------------------------------------------------------------------
 
     def load(self) -> Path | None:
-        """Restore the newest valid checkpoint and return its directory, or None if there are none; collective.
+        """Restore the newest valid checkpoint, if there is none that of `state.extends`; return its directory, or None. Collective.
 
         Sets weights, optimizer, schedule, counters and this rank's RNG states, and truncates `state.logs` to their
         recorded lengths. Raises the same CheckpointError on every rank if there are checkpoints but none is usable,
         if the newest valid one belongs to another run, or if a rank cannot load it.
         """
-        found = self._store.newest()
+        found, extended = self._store.newest(), None
+        if found is None and self.state.extends is not None:
+            found, extended = self._newest_of(self.state.extends), self.state.extends
         if found is None:
             return None
-        if problem := mismatch(found.manifest, RESUMABLE):
-            raise CheckpointError(
-                f"{found.path / MANIFEST}: {problem}; another program wrote it. Move that directory away to resume from the "
-                "previous checkpoint, or pass fresh=true to start over"
-            )
-        self._check_identity(found)
+        check_identity(found, self.state, extended)
         self._raise_if_any_failed(self._error_of(self._check_readable, found), found)
         if found.manifest["world_size"] == self.state.world.size:
             self._raise_if_any_failed(self._error_of(self._restore, found), found)
@@ -275,28 +257,26 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         self.state.progress.load_state_dict(found.manifest["progress"])
         self.state.evaluation = dict(found.manifest["evaluation"])
         self.state.recent_losses = list(found.manifest["recent_losses"])
-        self.state.ended = str(found.manifest.get("ended", ""))
-        self._raise_if_any_failed(self._error_of(self._truncate_logs, found), found)
-        self.mark_saved()
+        self.state.ended = "" if extended else str(found.manifest.get("ended", ""))
+        self.state.extended_at = found.step if extended else found.manifest.get("extended_at", 0)
+        if extended:
+            self._raise_if_any_failed(self._error_of(self._copy_logs, found), found)
+        else:
+            self._raise_if_any_failed(self._error_of(self._truncate_logs, found), found)
+            self.mark_saved()
         if self.state.world.is_main:
-            logger.info("resumed from %s", found.path)
+            logger.info("%s from %s", "continues" if extended else "resumed", found.path)
         return found.path
 
-    def _check_identity(self, found: Checkpoint) -> None:
-        """Compare the identities of the checkpoint and of this run; the same result on every rank."""
-        then, now = found.manifest["identity"], json.loads(json.dumps(self.state.identity))
-        differing = [key for key in MUST_MATCH if then.get(key) != now.get(key)]
-        if differing:
-            values = "; ".join(f"{key}: checkpoint {then.get(key)!r}, this run {now.get(key)!r}" for key in differing)
+    def _newest_of(self, run_dir: Path) -> Checkpoint:
+        """Return the newest valid checkpoint of the run that this one extends; raises CheckpointError if there is none."""
+        store = CheckpointStore(self.directory_of(run_dir) / "checkpoints", self.state.world.rank, of_others=True)
+        found = store.newest()
+        if found is None:
             raise CheckpointError(
-                f"{found.path} was saved by a different run: {values}. "
-                "Use the config, data and global batch size it was saved with, or pass fresh=true to start over"
+                f"extend: {store.root} contains no checkpoint; extend a run with checkpoint=deepspeed, or pass init_from=<its export>"
             )
-        before, here = then.get("versions", {}), now.get("versions", {})
-        changed = [name for name in before | here if before.get(name) != here.get(name)] if before else []
-        if changed and self.state.world.is_main:
-            words = ", ".join(f"{name} {before.get(name)} -> {here.get(name)}" for name in changed)
-            logger.warning("%s was saved with other versions (%s): resuming may not be bit-exact", found.path, words)
+        return found
 
     def _check_readable(self, found: Checkpoint) -> None:
         """Parse each file once, distributed over the ranks, so that an unreadable file stops all ranks before they load."""
@@ -314,6 +294,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             from arctic_hydra.checkpoint.reshard import reshard
 
             remove_folder(target)
+            target.parent.mkdir(parents=True, exist_ok=True)  # a run that extends another one has none yet
             error = self._error_of(lambda known: reshard(known.path, target, ranks), found)
             logger.warning(
                 "resharding %s from %d ranks to %d: weights, optimizer, schedule and data position are restored; "
@@ -368,6 +349,13 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         rank_state.load_callbacks(self.state.callbacks, mine.get("callbacks", {}))
         rank_state.set_schedule_state(self.state.scheduler, mine["schedule"])
         set_random_state(mine["random"])
+
+    def _copy_logs(self, found: Checkpoint) -> None:
+        """Copy the logs of the run that this one extends up to the save, so that they show all steps."""
+        if self.state.world.is_main and self.state.extends is not None:
+            for path in self.state.logs:
+                key = self._log_key(path)
+                copy_beginning(self.state.extends / key, path, found.manifest["log_offsets"].get(key, 0))
 
     def _truncate_logs(self, found: Checkpoint) -> None:
         if not self.state.world.is_main:

@@ -77,6 +77,16 @@ def write_durably(path: Path, write: Callable[[HashingWriter], object]) -> FileR
     return writer.record
 
 
+def copy_beginning(source: Path, target: Path, size: int) -> None:
+    """Replace `target` by the first `size` bytes of `source`; the copy is durable once it has its name. Raises OSError."""
+
+    def write(writer: HashingWriter) -> None:
+        with open(source, "rb") as raw:
+            writer.write(raw.read(size))
+
+    write_durably(target, write)
+
+
 def sync_folder(path: Path) -> None:
     """Fsync the directory `path`, which makes its entries durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

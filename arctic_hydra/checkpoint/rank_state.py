@@ -68,7 +68,12 @@ def set_schedule_state(scheduler: torch.optim.lr_scheduler.LRScheduler, state: d
             "continue on the present curve, which would reach it one step later"
         )
     scheduler.load_state_dict(state["scheduler"])
-    for group, rate in zip(scheduler.optimizer.param_groups, state["learning_rates"], strict=True):
+    set_learning_rates(scheduler.optimizer, state["learning_rates"])
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Set the learning rate of each parameter group."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
         else:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.base import Container, Node
 from omegaconf.basecontainer import BaseContainer
 
-from arctic_hydra import config
+from arctic_hydra import config, hub
 from arctic_hydra.cli.compose_errors import RESOLVERS, no_whole_config, translate_error
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
@@ -291,4 +291,4 @@ def with_paths(job: dict[str, Any]) -> dict[str, Any]:
         if _LONE_SURROGATE.search(key + json.dumps(value, ensure_ascii=False, default=str))
     ]:
         raise ConfigError(problems)
-    return config.absolute_paths(job, Path.cwd())  # type: ignore[no-any-return]
+    return hub.absolute_paths(job, Path.cwd())  # type: ignore[no-any-return]

@@ -62,7 +62,10 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         result = directory.record().get("result", {})
         objective = format_number(result.get("objective"))
         print(f"finished already: {relative(directory.path)} (step {result.get('step')}, objective {objective})")
-        print(job.code_change() or "pass fresh=true to train it again from the start")
+        print(
+            job.code_change()
+            or f"pass extend={relative(directory.path)} and a larger trainer.epochs to train longer, or fresh=true to start over"
+        )
         job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE
     signals: list[int] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 from arctic_hydra import run_directory
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
+from arctic_hydra.launch.extended_run import lets_code_run
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import PROGRAM, relative
@@ -22,7 +23,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         return
     if result["status"] == run_directory.STOPPED:
         print(f"stopped at step {result['step']} of {result['horizon']}: {result['stop_reason']}")
-        saved = any((directory.path / "checkpoints").glob("step-*"))
+        saved = directory.has_checkpoints()
         print(_next_start(result["stop_reason"]) if saved else "nothing was saved, so the same command starts over")
         return
     if "export" in result:
@@ -56,17 +57,10 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         library, function, more = loader
         print(f"next: load it with {library}:")
         print(f"  {function}({str(path / export)!r}{more})")
-    limits = (
-        "fresh=",
-        *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),
-    )
-    overrides = [item for item in directory.record()["overrides"] if not item.startswith(limits)]
+    overrides = directory.record()["overrides"]
     fine_tunes = not any(item.startswith(("trainer=", "experiment=")) for item in overrides)
     print(f"next: train longer{', or on your own data' * fine_tunes}:")
-    longer = f"trainer.epochs={3 * max(1, round(result['progress']['epoch']))}"
-    if any(item.startswith("trainer.train_iters=") for item in directory.record()["overrides"]):
-        longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs
-    print(f"  {shlex.join([*PROGRAM.split(), *overrides, longer])}")
+    print(f"  {shlex.join([*PROGRAM.split(), *_longer(directory, overrides, result)])}")
     if fine_tunes:
         print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
 
@@ -77,6 +71,20 @@ def _print_scores(result: dict[str, Any]) -> None:
         return
     for folder in result["scores"]:
         print(f"scores       {relative(Path(folder))}")
+
+
+def _longer(directory: run_directory.RunDirectory, overrides: list[str], result: dict[str, Any]) -> list[str]:
+    """Return the arguments that train a finished run three times as long: by extending it if it has checkpoints."""
+    longer = f"trainer.epochs={3 * max(1, round(result['progress']['epoch']))}"
+    if any(item.startswith("trainer.train_iters=") for item in overrides):
+        longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs
+    if directory.has_checkpoints():
+        return [*(item for item in overrides if lets_code_run(item)), f"extend={relative(directory.path)}", longer]
+    limits = (
+        "fresh=",
+        *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),
+    )
+    return [*(item for item in overrides if not item.startswith(limits)), longer]
 
 
 def _next_start(stop_reason: str) -> str:

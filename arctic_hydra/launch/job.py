@@ -22,6 +22,7 @@ from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, Arct
 from arctic_hydra.files import code_file, ownership
 from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.launch import nodes
+from arctic_hydra.launch.extended_run import check_extended_run
 from arctic_hydra.redaction import redact, redact_override
 from arctic_hydra.redaction.trees import hidden_part, learn_secrets
 from arctic_hydra.report import run_page
@@ -54,6 +55,8 @@ class Job:
         runs = Path(run.output_root).absolute() / run.name
         path, before = runs / config.run_id(run), runs / config.legacy_run_id(run)
         directory = run_directory.RunDirectory(before if before.is_dir() and not path.exists() else path)
+        if run.task in (config.Task.train, config.Task.check) and not directory.has_checkpoints():
+            check_extended_run(run)
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
 
     @classmethod
@@ -271,7 +274,7 @@ def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: boo
     signalled = -code if code < 0 else 0
     how = f"was killed by signal {signalled}" if signalled else f"exited with code {code}"
     if has_stopped(directory, code, asked_to_stop=asked_to_stop):
-        resumable = any((directory.path / "checkpoints").glob("step-*"))
+        resumable = directory.has_checkpoints()
         next_start = "resumes from the last checkpoint" if resumable else "starts again"
         ended = "ended at once"
         if signalled not in SIGNALS:

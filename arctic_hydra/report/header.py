@@ -41,7 +41,8 @@ def print_header(
     if began_with is not None and resumed_from is None:
         lines.append(f"weights  from {began_with.path}")
     if resumed_from is not None:
-        lines.append(f"resumed  from {resumed_from.name}")
+        extended = run.extend and resumed_from.is_relative_to(run.extend)
+        lines.append(f"extends  {resumed_from}" if extended else f"resumed  from {resumed_from.name}")
     print("\n".join(lines), flush=True)
 
 

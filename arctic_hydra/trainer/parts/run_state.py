@@ -143,6 +143,10 @@ class TrainerState(TrainerSettings):
         self._loop.warmup_steps = int(warmup(self._loop.horizon))
         return self._loop.horizon
 
+    def set_warmup(self, steps: int) -> None:
+        """Set the number of warmup steps of a run that extends another one, which is known only then."""
+        self._loop.warmup_steps = steps
+
     def setup(self, tools: Toolbox) -> None:
         """Set the objects that the runner built; called once, before `train`."""
         self.tools = tools
