@@ -20,6 +20,7 @@ from arctic_hydra.cli.search_path import conf_dir
 from arctic_hydra.component import BROKEN_EXTENSIONS, flatten, registered
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
+from arctic_hydra.migrate.hints import hint
 
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now")
 """The resolvers that an interpolation may call: none that constructs objects or reads files."""
@@ -116,6 +117,8 @@ def no_whole_config(name: Any) -> str:
 def _unreadable_file(chain: list[BaseException]) -> str:
     """Return the problem of a config file that cannot be read; empty if it is another problem."""
     for cause in chain:
+        if match := re.search(r"primary config '([^']+)' must be a DictConfig", str(cause)):
+            return no_whole_config(match[1])
         mark = getattr(cause, "problem_mark", None)
         if isinstance(cause, yaml.MarkedYAMLError) and mark is not None:
             return f"{mark.name}:{mark.line + 1}: {cause.problem or 'not valid YAML'}; mend this file"
@@ -254,7 +257,7 @@ def _not_a_choice(overrides: list[str]) -> ConfigError:
 
 
 def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
-    """Return the error for an unknown key, with the most similar key of the config composed from the group choices alone."""
+    """Return the error for an unknown key, with what to write instead in the config composed from the group choices alone."""
     if recompose is None:
         return ConfigError(f"{key}: there is no such key")
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -296,24 +299,7 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         return ConfigError(f"{key}: there is no such entry to replace; add it with +{key}=<option>")
     if key in _HINTS:
         return ConfigError(f"{key}: there is no such key; {_HINTS[key]}")
-    parent = ".".join(parts[:-1])
-    siblings = [name for name in keys if name.rpartition(".")[0] == parent]
-    hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))
-    if not hint:
-        names = sorted(
-            {
-                name.removeprefix(f"{parent}.").split(".")[0]
-                for name in keys
-                if not parent or name.startswith(f"{parent}.")
-            }
-        )
-        names = [name for name in names if name != "_target_"]
-        hint = f"; {parent or 'the root'} has {', '.join(names)}" if names else ""
-    return ConfigError(f"{key}: there is no such key{hint}")
-
-
-def _prefixes(keys: list[str]) -> list[str]:
-    return sorted({".".join(parts[: n + 1]) for parts in (key.split(".") for key in keys) for n in range(len(parts))})
+    return ConfigError(f"{key}: there is no such key{hint(key, keys)}")
 
 
 def _did_you_mean(word: str, words: list[str]) -> str:
