@@ -6,6 +6,7 @@ For a config of another project, lists its keys in our words.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -53,14 +54,17 @@ def _migrate(path: str, out: str | None) -> None:
         return
     target = _target(out, path)
     made = arctictraining.convert(read, target.stem, Path(path).name)
-    command = f"python -m arctic_hydra --config-dir {target.parent.parent} experiment={target.stem}"
+    command = f"python -m arctic_hydra --config-dir {shlex.quote(str(target.parent.parent))} experiment={target.stem}"
     text = made.to_yaml(command)
     if out is None:
         print(text)
         print(f"# with this in {target}:\n# {command}")
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out: {out} cannot be written ({error.strerror}); name another file") from error
         print(f"written to {target}; run it with\n{command}")
     _warn(made)
 
@@ -94,7 +98,7 @@ def _listing(read: dict[str, object], project: str) -> str:
         note = word.note.replace("`", "") if word else "unknown"
         said = f"{word.place}{f' ({note})' if note else ''}" if word and word.exists else f"- ({note})"
         lines += textwrap.wrap(
-            f"  {key:<{width}}{said}", 100, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+            f"  {key:<{width}}{said}", 79, subsequent_indent=" " * (width + 2), break_on_hyphens=False
         )
     return "\n".join(lines)
 

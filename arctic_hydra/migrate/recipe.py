@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,13 @@ def refused_name(name: str | None, config_dir: str | None) -> str:
 
 
 def _command(path: str, project: str) -> str:
+    typed = shlex.quote(path)
     if project == "arctictraining":
         return (
-            f"{path}: is a recipe of ArcticTraining; convert it with python -m arctic_hydra.migrate {path} "
+            f"{path}: is a recipe of ArcticTraining; convert it with python -m arctic_hydra.migrate {typed} "
             f"--out experiment/{experiment_name(path)}.yaml"
         )
-    return (
-        f"{path}: is a config of {PROJECTS[project]}; python -m arctic_hydra.migrate {path} lists its keys in our words"
-    )
+    return f"{path}: is a config of {PROJECTS[project]}; python -m arctic_hydra.migrate {typed} lists its keys in our words"
 
 
 def experiment_name(path: str) -> str:

@@ -54,6 +54,8 @@ NO_CONFIG = (
 FILES = [
     ("defaults: [config, _self_]\noptimizer: {lrr: 1}", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("defaults: [config, _self_]\ntracking: {mlflow: {tracking_uri: x}}", "tracking.mlflow.tracking_uri: there is no such key; did you mean tracking.mlflow.uri?"),
+    ("defaults: [config, _self_]\ntrainer: {max_steps: 3}", "trainer.max_steps: there is no such key; max_steps of transformers and Axolotl is trainer.train_iters here"),
+    ("- a", "--config-name: got 'own', which is no whole config"),
     ("defaults: [config, _self_]\nhydra: {launcher: {x: 1}}", "hydra.launcher.x: there is no such key"),
     ("defaults: [config, _self_]\nlearning: 1", "learning: there is no such key"),
     ("defaults: [config, override modle: hf, _self_]", "own: its defaults list overrides modle, but no list before it chooses an option of such a group"),
