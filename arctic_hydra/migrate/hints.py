@@ -9,6 +9,8 @@ from dataclasses import fields
 from arctic_hydra.component import registered
 from arctic_hydra.migrate import words
 
+_GROUPS = ("trainer", "model", "tokenizer", "optimizer", "scheduler", "peft")
+"""Groups of which one option is chosen, and whose options are classes; those of `data` are named after sets of data."""
 _SIMILAR = 0.75
 """Least similarity of two names of which one may be a misspelling of the other."""
 
@@ -51,8 +53,7 @@ def _engine_key(key: str) -> str:
 
 def _options_with(group: str, name: str) -> list[str]:
     """Return the other options of a group that have a key."""
-    named_by_class = group and "." not in group and group != "data"  # whose options are named after sets of data
-    classes = registered(group).items() if named_by_class else ()
+    classes = registered(group).items() if group in _GROUPS else ()
     return [
         option for (_, option), cls in classes if name != "_target_" and name in {item.name for item in fields(cls)}
     ]

@@ -75,6 +75,19 @@ def words(project: str) -> tuple[Word, ...]:
     )
 
 
+@cache
+def options() -> dict[str, dict[str, str]]:
+    """Return our option for each name that other projects give one, by config group."""
+    text = resources.files("arctic_hydra.migrate").joinpath("tables", "options.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def option_advice(group: str, option: str) -> str:
+    """Return the end of the error about an unknown option that other projects have; empty if none has it."""
+    ours = options().get(group, {}).get(option)
+    return f"; {option} is {group}={ours} here" if ours else ""
+
+
 def _word(project: str, section: str, key: str, line: str) -> Word:
     place, _, note = line.partition(" | ")
     spans = [] if place == "none" else place.split()

@@ -14,7 +14,7 @@ import pytest
 from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
 from arctic_hydra.cli.help import groups
 from arctic_hydra.component import registered
-from arctic_hydra.migrate.words import PROJECTS, Word, advice, find, page, words
+from arctic_hydra.migrate.words import PROJECTS, Word, advice, find, option_advice, options, page, words
 from tests.command import ROOT
 from tests.composing import composed
 
@@ -170,13 +170,24 @@ def test_the_page_of_a_project_is_its_table(project: str) -> None:
         ("data.sources.mine.name_or_path", "name_or_path of ArcticTraining is data.sources.mine.path here"),
         ("checkpoint.hf.save_steps", "save_steps of transformers and Axolotl is checkpoint.hf.save_every_n_steps here"),
         ("save_steps", "save_steps of transformers and Axolotl is checkpoint.deepspeed.save_every_n_steps here"),
-        ("model.peft_config.r", "peft_config of ArcticTraining is peft.r with peft=lora here"),
+        ("model.peft_config.r", "peft_config of ArcticTraining is peft here (a config group"),
         ("model.foo.learning_rate", ""),
         ("nothing", ""),
     ],
 )
 def test_advice_names_our_key(key: str, text: str) -> None:
     assert advice(key).startswith(text) and bool(advice(key)) == bool(text)
+
+
+def test_the_options_of_others_are_ours() -> None:
+    known = groups()
+    assert {
+        f"{group}={name}" for group, names in options().items() for name in names.values() if name not in known[group]
+    } == set()
+    assert [f"{group}={name}" for group, names in options().items() for name in names if name in known[group]] == []
+    assert (
+        option_advice("model", "huggingface") == "; huggingface is model=hf here" and option_advice("model", "x") == ""
+    )
 
 
 def test_the_tables_to_search_can_be_chosen() -> None:
