@@ -34,6 +34,8 @@ from arctic_hydra.errors import (
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.launch.extended_run import with_overrides_of_extended_run
 from arctic_hydra.launch.job import Job
+from arctic_hydra.migrate import recipe
+from arctic_hydra.migrate.words import advice as advice_of_others
 from arctic_hydra.redaction.masking import MASK, mask_settings
 from arctic_hydra.redaction.secret_names import is_secret_name
 from arctic_hydra.run_directory import PROGRAM
@@ -76,7 +78,14 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
-        raise ConfigError(f"{unknown[0]}: there is no such option; see {PROGRAM} --help")
+        advice = advice_of_others(unknown[0].partition("=")[0].lstrip("-").replace("-", "_"))
+        raise ConfigError(f"{unknown[0]}: there is no such option; {advice or f'see {PROGRAM} --help'}")
+    for problem in (
+        *map(recipe.refusal, options.overrides),
+        recipe.refused_name(options.config_name, options.config_dir),
+    ):
+        if problem:
+            raise ConfigError(problem)
     name = "config" if options.config_name is None else options.config_name
     if not (name.strip() and name.isprintable()):
         raise ConfigError(f"--config-name: got {shorten(name)}, expected the name of a whole config, without .yaml")

@@ -27,7 +27,7 @@ LAYERS: dict[str, int] = {
             "trainer",
             "config",
             "assemble report memory runner tasks",
-            "launch sweep worker",
+            "launch sweep worker migrate",
             "cli __main__",
         )
     )

@@ -59,6 +59,11 @@ def problems(config: Mapping[Any, Any], where: str = "deepspeed.config") -> Iter
     yield from _effect_problems(config, where)
 
 
+def names() -> frozenset[str]:
+    """Return the keys of DeepSpeed's configuration at the top."""
+    return frozenset(_table()[0])
+
+
 def _effect_problems(config: Mapping[Any, Any], where: str) -> Iterator[str]:
     """Yield each value with which DeepSpeed would import a module or overwrite a file; others are only looked up by name."""
     key = f"{where}.torch_autocast.lower_precision_safe_modules"

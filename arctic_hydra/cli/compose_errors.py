@@ -20,6 +20,8 @@ from arctic_hydra.cli.search_path import conf_dir
 from arctic_hydra.component import BROKEN_EXTENSIONS, flatten, registered
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
+from arctic_hydra.migrate.hints import hint as hint_of
+from arctic_hydra.migrate.words import option_advice
 
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now")
 """The resolvers that an interpolation may call: none that constructs objects or reads files."""
@@ -116,6 +118,8 @@ def no_whole_config(name: Any) -> str:
 def _unreadable_file(chain: list[BaseException]) -> str:
     """Return the problem of a config file that cannot be read; empty if it is another problem."""
     for cause in chain:
+        if match := re.search(r"primary config '([^']+)' must be a DictConfig", str(cause)):
+            return no_whole_config(match[1])
         mark = getattr(cause, "problem_mark", None)
         if isinstance(cause, yaml.MarkedYAMLError) and mark is not None:
             return f"{mark.name}:{mark.line + 1}: {cause.problem or 'not valid YAML'}; mend this file"
@@ -175,7 +179,8 @@ def _unknown_option(text: str) -> ConfigError:
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
     listing = text.partition("Available options in")[2].partition("Config search path")[0]
     options = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
-    hint = why_no_option(group, option) or _did_you_mean(option, options) or _OWN_OPTIONS
+    known = option_advice(group, option) or why_no_option(group, option)
+    hint = known or _did_you_mean(option, options) or _OWN_OPTIONS
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
 
 
@@ -223,7 +228,7 @@ def _no_such_option(group: str, option: str) -> ConfigError:
     if advice := why_no_option(group, option):
         return ConfigError(f"{group}: got {option!r}{advice}")
     options = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
-    hint = _did_you_mean(option, options)
+    hint = option_advice(group, option) or _did_you_mean(option, options)
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
 
 
@@ -254,7 +259,7 @@ def _not_a_choice(overrides: list[str]) -> ConfigError:
 
 
 def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
-    """Return the error for an unknown key, with the most similar key of the config composed from the group choices alone."""
+    """Return the error for an unknown key, with what to write instead in the config composed from the group choices alone."""
     if recompose is None:
         return ConfigError(f"{key}: there is no such key")
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -282,8 +287,8 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         )
     if parts[0] in LIST_GROUPS and len(parts) > 1:
         chosen = sorted({name.split(".")[1] for name in keys if name.startswith(f"{parts[0]}.")} - {""})
-        if parts[1] not in chosen:
-            exists = (Path(conf_dir()) / parts[0] / f"{parts[1]}.yaml").is_file()
+        exists = (Path(conf_dir()) / parts[0] / f"{parts[1]}.yaml").is_file()
+        if parts[1] not in chosen and (exists or len(parts) > 2):
             remedy = (
                 f"; choose it with {parts[0]}=[{','.join([*chosen, parts[1]])}]"
                 if exists
@@ -296,24 +301,7 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         return ConfigError(f"{key}: there is no such entry to replace; add it with +{key}=<option>")
     if key in _HINTS:
         return ConfigError(f"{key}: there is no such key; {_HINTS[key]}")
-    parent = ".".join(parts[:-1])
-    siblings = [name for name in keys if name.rpartition(".")[0] == parent]
-    hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))
-    if not hint:
-        names = sorted(
-            {
-                name.removeprefix(f"{parent}.").split(".")[0]
-                for name in keys
-                if not parent or name.startswith(f"{parent}.")
-            }
-        )
-        names = [name for name in names if name != "_target_"]
-        hint = f"; {parent or 'the root'} has {', '.join(names)}" if names else ""
-    return ConfigError(f"{key}: there is no such key{hint}")
-
-
-def _prefixes(keys: list[str]) -> list[str]:
-    return sorted({".".join(parts[: n + 1]) for parts in (key.split(".") for key in keys) for n in range(len(parts))})
+    return ConfigError(f"{key}: there is no such key{hint_of(key, keys)}")
 
 
 def _did_you_mean(word: str, words: list[str]) -> str:

@@ -20,6 +20,9 @@ BAD = [
     ("modle=hf", "modle: there is no such key; did you mean model?"),
     ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, spec, tiny; did you mean liger?"),
     ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    ("data=alpaca", "data: got 'alpaca', expected one of acemath, chat, json, kto_mix, lmsys_chat, longalign, longalpaca, magicoder, metamath, mix, openorca, preference, slimorca, text, ultrachat, ultrafeedback, unpaired; alpaca is data=json here"),
+    ("checkpoint=[huggingface]", "checkpoint: got 'huggingface', expected one of deepspeed, hf; huggingface is checkpoint=hf here"),
+    ("checkpoint.output_dir=x", "checkpoint.output_dir: there is no such key; output_dir of ArcticTraining is checkpoint.deepspeed.output_dir here"),
     ("task=trian", "task: Invalid value 'trian', expected one of [train, check, score, evaluate, export, preview, report]"),
     ("checkpoint.hff.x=2", "checkpoint.hff.x: checkpoint.hff is not among the chosen options (deepspeed, hf)"),
     ("data/sources=[metamth]", "data/sources: got 'metamth', expected one of"),
@@ -54,6 +57,8 @@ NO_CONFIG = (
 FILES = [
     ("defaults: [config, _self_]\noptimizer: {lrr: 1}", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("defaults: [config, _self_]\ntracking: {mlflow: {tracking_uri: x}}", "tracking.mlflow.tracking_uri: there is no such key; did you mean tracking.mlflow.uri?"),
+    ("defaults: [config, _self_]\ntrainer: {max_steps: 3}", "trainer.max_steps: there is no such key; max_steps of transformers and Axolotl is trainer.train_iters here"),
+    ("- a", "--config-name: got 'own', which is no whole config"),
     ("defaults: [config, _self_]\nhydra: {launcher: {x: 1}}", "hydra.launcher.x: there is no such key"),
     ("defaults: [config, _self_]\nlearning: 1", "learning: there is no such key"),
     ("defaults: [config, override modle: hf, _self_]", "own: its defaults list overrides modle, but no list before it chooses an option of such a group"),

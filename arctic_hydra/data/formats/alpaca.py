@@ -1,4 +1,4 @@
-"""Alpaca rows: `instruction`, `input` and `output`."""
+"""Alpaca rows: `instruction`, `input` and `output`, which Dolly calls `context` and `response`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def alpaca_question(row: Row) -> list[Message]:
-    """Return the turns of `history` and the question in `instruction` and `input`, one of which may be empty."""
+    """Return the turns of `history` and the question in `instruction` and `input` (or `context`), one of which may be empty."""
     messages: list[Message] = []
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
@@ -20,7 +20,8 @@ def alpaca_question(row: Row) -> list[Message]:
         messages.append({"role": "user", "content": check_text(question, f"history {index}: question")})
         messages.append({"role": "assistant", "content": check_text(answer, f"history {index}: answer")})
     question = check_text(row["instruction"], "instruction")
-    if row.get("input"):
-        more = check_text(row["input"], "input")
+    name = "context" if "input" not in row and "response" in row else "input"
+    if row.get(name):
+        more = check_text(row[name], name)
         question = f"{question}\n{more}" if question else more
     return [*messages, {"role": "user", "content": question}]

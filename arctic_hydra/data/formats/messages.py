@@ -208,15 +208,8 @@ def _check_message(message: Any, index: int) -> None:
         raise malformed(f"message {index} is a {type(message).__name__}, expected an object {{role, content}}")
     role = message.get("role")
     if role not in ROLES:
-        hint = (
-            "; ShareGPT rows (from, value) have a different format"
-            if "from" in message or role in ("human", "gpt")
-            else ""
-        )
-        raise malformed(f"message {index}: role {role!r}, expected one of {', '.join(ROLES)}{hint}")
+        raise malformed(f"message {index}: role {role!r}, expected one of {', '.join(ROLES)}")
     content = message.get("content")
-    if message.get("function_call"):  # templates do not support it
-        raise malformed(f"message {index} ({role}): function_call is OpenAI's deprecated format, expected tool_calls")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return
     for key in REASONING_KEYS:

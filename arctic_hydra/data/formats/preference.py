@@ -20,7 +20,8 @@ from arctic_hydra.data.formats.messages import (
     read_tools,
     text_of,
 )
-from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, sharegpt_turn
+from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS
+from arctic_hydra.data.formats.spellings import openai_messages
 
 if TYPE_CHECKING:
     from arctic_hydra.data.rows.base import Row
@@ -81,7 +82,7 @@ def _read_side(row: Row, name: str) -> list[Message]:
 
 def _messages(turns: list[Any], where: str) -> list[Message]:
     """Return turns in the OpenAI or ShareGPT format as checked messages."""
-    messages = [sharegpt_turn(turn, f"{where} {n}") if "from" in turn else turn for n, turn in enumerate(turns)]
+    messages: list[Message] = openai_messages(turns, where)
     check_turns(messages, where)
     return messages
 

@@ -23,7 +23,8 @@ from arctic_hydra.data.formats.messages import (
 )
 from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.role_mapping import read_mapped
-from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS, sharegpt_turns
+from arctic_hydra.data.formats.sharegpt import CONVERSATION_COLUMNS
+from arctic_hydra.data.formats.spellings import openai_messages
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def detect(row: Row) -> RowFormat | None:
         problem = malformed(f"the columns {columns_of(row)} fit several formats ({names}); set the source's format=")
         problem.reason = "mixed"
         raise problem
-    return found[0] if found else None
+    return found[0] if found else RowFormat.alpaca if {"instruction", "response"} <= present else None
 
 
 _SIGNATURES: list[tuple[RowFormat, set[str]]] = [
@@ -110,6 +111,16 @@ _SIGNATURES: list[tuple[RowFormat, set[str]]] = [
 ]
 
 
+_PAIRS = (
+    ("query", "response"),
+    ("problem", "solution"),
+    ("prompt", "response"),
+    ("question", "response"),
+    ("input", "output"),
+)
+"""Usual names of a question and its answer, of which only a mapping says that a chat template renders them."""
+
+
 def _conversation_format(value: Any) -> RowFormat:
     first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
     return RowFormat.messages if "role" in first else RowFormat.sharegpt
@@ -117,20 +128,27 @@ def _conversation_format(value: Any) -> RowFormat:
 
 def _read_messages(reading: Reading, row: Row) -> Chat:
     name = next((name for name in ("messages", *CONVERSATION_COLUMNS) if row.get(name) is not None), "messages")
-    if row.get("system"):
-        row = {**row, name: prepend_system(row, row.get(name))}
-    return read_chat(row, name)
+    return read_chat({**row, name: prepend_system(row, openai_messages(row.get(name)))}, name)
 
 
 def _read_sharegpt(reading: Reading, row: Row) -> Chat:
-    return check_chat(prepend_system(row, sharegpt_turns(row)), read_tools(row), "conversations")
+    name = next((name for name in CONVERSATION_COLUMNS if row.get(name) is not None), "")
+    if not name:
+        raise malformed(
+            f"no 'conversations' column; got the columns {columns_of(row)}; expected a list of {{from, value}}"
+        )
+    turns = openai_messages(row[name])
+    if not isinstance(turns, list):
+        raise malformed(f"{name} is a {type(turns).__name__}, expected a list of {{from, value}}")
+    return check_chat(prepend_system(row, turns), read_tools(row), "conversations")
 
 
 def _read_alpaca(reading: Reading, row: Row) -> Chat:
-    for name in ("instruction", "output"):
+    output = "response" if "output" not in row and "response" in row else "output"
+    for name in ("instruction", output):
         if name not in row:
             raise malformed(f"no '{name}' column; got the columns {columns_of(row)}; expected instruction and output")
-    answer = {"role": "assistant", "content": check_text(row["output"], "output")}
+    answer = {"role": "assistant", "content": check_text(row[output], output)}
     return check_chat(prepend_system(row, [*alpaca_question(row), answer]), read_tools(row))
 
 
@@ -139,6 +157,7 @@ def _read_prompt_completion(reading: Reading, row: Row) -> Chat | PlainText:
     if prompt is None or completion is None:
         raise malformed(f"no 'prompt' and 'completion'; got the columns {columns_of(row)}")
     if isinstance(prompt, list) and isinstance(completion, list):
+        prompt, completion = openai_messages(prompt, "prompt"), openai_messages(completion, "completion")
         messages = prepend_system(row, [*prompt, *completion])
         chat = check_chat(messages, read_tools(row), "prompt and completion")
         given, context = chat.weights or [1] * len(messages), len(messages) - len(completion)
@@ -201,8 +220,9 @@ def detect_format(rows: Rows) -> RowFormat:
             return found
     if not head:
         return RowFormat.messages  # there are no rows, which is reported later
+    user, assistant = next((pair for pair in _PAIRS if {*pair} <= head[0].keys()), ("<column>", "<column>"))
     raise DataError(
         f"{rows.where(0)}: no known format; got the columns {columns_of(head[0])}; expected messages, conversations, "
         f"instruction and output, prompt and completion, question and answer, or text; set the source's role_mapping="
-        f"{{user: <column>, assistant: <column>}} or format="
+        f"{{user: {user}, assistant: {assistant}}} or format="
     )

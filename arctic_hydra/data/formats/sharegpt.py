@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from arctic_hydra.data.formats.messages import Message, check_text, columns_of, malformed, parse_json
-
-if TYPE_CHECKING:
-    from arctic_hydra.data.rows.base import Row
+from arctic_hydra.data.formats.messages import Message, check_text, malformed, parse_json
 
 CONVERSATION_COLUMNS = ("conversations", "conversation")
 _SHAREGPT_ROLES = {
@@ -16,24 +13,21 @@ _SHAREGPT_ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "system": "system",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "tool": "tool",
 }
 
 
-def sharegpt_turns(row: Row) -> list[Message]:
-    """Return the messages of a row's {from, value} turns; raises RowProblem naming an invalid turn."""
-    name = next((name for name in CONVERSATION_COLUMNS if row.get(name) is not None), None)
-    if name is None:
-        raise malformed(
-            f"no 'conversations' column; got the columns {columns_of(row)}; expected a list of {{from, value}}"
-        )
-    if not isinstance(row[name], list):
-        raise malformed(f"{name} is a {type(row[name]).__name__}, expected a list of {{from, value}}")
-    return [sharegpt_turn(turn, f"message {index}") for index, turn in enumerate(row[name])]
+_CALLS = ("function_call", "tool_call")
+"""Turns whose value is JSON text of calls."""
 
 
 def sharegpt_turn(turn: Any, where: str) -> Message:
@@ -44,21 +38,20 @@ def sharegpt_turn(turn: Any, where: str) -> Message:
     if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         known = ", ".join(_SHAREGPT_ROLES)
         raise malformed(f"{where}: from {speaker!r}, expected one of {known}")
-    value = check_text(turn.get("value"), f"{where} ({speaker}): value")
+    key = "content" if turn.get("value") is None and turn.get("content") is not None else "value"
+    value = check_text(turn.get(key), f"{where} ({speaker}): {key}")
     message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": value}
-    if speaker == "function_call":
-        message = {"role": "assistant", "content": "", "tool_calls": _calls(value, where)}
+    if speaker in _CALLS:
+        message = {"role": "assistant", "content": "", "tool_calls": _calls(value, where, speaker)}
     return message | {key: turn[key] for key in ("weight", "reasoning_content") if turn.get(key) is not None}
 
 
-def _calls(value: str, where: str) -> list[Any]:
+def _calls(value: str, where: str, speaker: str) -> list[Any]:
     try:
         calls = parse_json(value)
     except ValueError as error:
-        raise malformed(
-            f"{where} (function_call): value is not JSON ({error}), expected {{name, arguments}}"
-        ) from error
+        raise malformed(f"{where} ({speaker}): value is not JSON ({error}), expected {{name, arguments}}") from error
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise malformed(f"{where} (function_call): value is not {{name, arguments}} or a list of these")
+        raise malformed(f"{where} ({speaker}): value is not {{name, arguments}} or a list of these")
     return [{"type": "function", "function": call} for call in calls]

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CODE_VERSION = 7
 """Part of the cache key; increment it when the same rows and options give different tokens, masks or reports."""
 
+READ_VERSION = 1
+"""Part of the cache key where malformed rows are dropped; increment it when rows are read that were malformed before."""
+
 
 def cache_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> str:
     """Return the cache key of a source: a hash of its rows, tokenizer, template, options and the version of this code."""
@@ -29,7 +32,7 @@ def cache_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Prepar
         with suppress(DataError):  # texts need no template, and encoding reports a missing one
             templates.append(template_of(tokenizer, with_tools))
     parts = {
-        "code": CODE_VERSION,
+        "code": [CODE_VERSION, READ_VERSION] if options.malformed == "drop" else CODE_VERSION,
         "source": identity,
         # Options added later are left out while unset, so that the entries from before stay valid.
         "options": {name: value for name, value in asdict(options).items() if value is not None},

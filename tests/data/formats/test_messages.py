@@ -28,10 +28,10 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no message": ({"messages": []}, "messages is empty"),
     "message a text": ({"messages": ["hello"]}, "message 0 is a str, expected an object"),
     "unknown role": (
-        {"messages": [{"role": "gpt", "content": "x"}]},
-        "message 0: role 'gpt', expected one of system, .*ShareGPT",
+        {"messages": [{"role": "robot", "content": "x"}]},
+        "message 0: role 'robot', expected one of system, ",
     ),
-    "from and value": ({"messages": [{"from": "human", "value": "x"}]}, "role None, expected one of .*ShareGPT"),
+    "no role": ({"messages": [{"value": "x"}]}, "role None, expected one of system, "),
     "tool first": (
         {"messages": [QUESTION, {"role": "tool", "content": ""}, ANSWER]},
         "message 1: role 'tool' before the first assistant message",
@@ -40,7 +40,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [QUESTION, {"role": "assistant", "content": None}]},
         r"message 1 \(assistant\): content is null, expected a text",
     ),
-    "content missing": ({"messages": [{"role": "user", "value": "q"}]}, r"content is missing \(keys: role, value\)"),
+    "content missing": ({"messages": [{"role": "user", "body": "q"}]}, r"content is missing \(keys: body, role\)"),
     "content a list": (
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         "content is list, expected a text",
@@ -99,7 +99,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]}, "message 1: the arguments of a tool call are a list, expected an object"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "message 1: a tool call has no name, expected {function: {name, arguments}}"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": "f"}]}]}, "message 1: a tool call has no name"),
-    ({"messages": [QUESTION, {**ANSWER, "function_call": {"name": "f"}}]}, "function_call is OpenAI's deprecated format, expected tool_calls"),
     ({"messages": [QUESTION, ANSWER], "tools": "[}"}, "tools is str, expected a list of JSON schemas or JSON"),
     ({"messages": [QUESTION, ANSWER], "image": {"bytes": b"x"}}, "column 'image' contains one, but training is on text only"),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from arctic_hydra.data.formats.messages import RowProblem
 from arctic_hydra.data.formats.reading import Reading, RowFormat
-from arctic_hydra.data.formats.sharegpt import sharegpt_turns
+from arctic_hydra.data.formats.sharegpt import sharegpt_turn
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": "x"}, "conversations is a str, expected a list of {from, value}"),
@@ -34,12 +34,7 @@ def test_bad_turns_say_what_is_wrong(row: dict[str, Any], message: str) -> None:
 
 
 def test_weights_and_reasoning_of_turns_are_kept() -> None:
-    row = {
-        "conversations": [
-            {"from": "human", "value": "q", "weight": None},
-            {"from": "gpt", "value": "a", "weight": 0, "reasoning_content": "r"},
-        ]
-    }
-    question, answer = sharegpt_turns(row)
+    question = sharegpt_turn({"from": "human", "value": "q", "weight": None}, "message 0")
+    answer = sharegpt_turn({"from": "gpt", "value": "a", "weight": 0, "reasoning_content": "r"}, "message 1")
     assert question == {"role": "user", "content": "q"}
     assert answer == {"role": "assistant", "content": "a", "weight": 0, "reasoning_content": "r"}

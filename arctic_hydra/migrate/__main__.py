@@ -1,0 +1,107 @@
+"""Converts a recipe of ArcticTraining into an experiment: python -m arctic_hydra.migrate recipe.yaml.
+
+For a config of another project, lists its keys in our words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+
+from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE, ArcticHydraError, ConfigError, print_error, printable
+from arctic_hydra.migrate import arctictraining, recipe, words
+from arctic_hydra.migrate.experiment import Experiment
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert or list what the arguments name; return the exit code: 0 done, 2 for what cannot be converted."""
+    parser = argparse.ArgumentParser(prog="python -m arctic_hydra.migrate", description=__doc__)
+    parser.add_argument("recipe", nargs="?", help="YAML file of the other project")
+    parser.add_argument("--out", metavar="FILE", help="write the experiment to FILE, such as experiment/my_recipe.yaml")
+    parser.add_argument("--table", choices=words.PROJECTS, help="print all keys of a project in our words, in Markdown")
+    options = parser.parse_args(argv)
+    try:
+        if options.table:
+            print(words.page(options.table), end="")
+        elif not options.recipe:
+            parser.error("the path of a recipe is missing")
+        else:
+            _migrate(options.recipe, options.out)
+    except ArcticHydraError as error:
+        print_error(error)
+        return EXIT_BAD_CONFIG
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        sys.stderr.close()
+    return EXIT_DONE
+
+
+def _migrate(path: str, out: str | None) -> None:
+    read = recipe.load(path)
+    project = recipe.project_of(read)
+    if not project:
+        raise ConfigError(
+            f"{path}: is no recipe of ArcticTraining, TRL, Axolotl or LLaMA-Factory; expected keys such as model and data"
+        )
+    if project != "arctictraining":
+        if out is not None:
+            raise ConfigError(
+                f"--out: {path} is a config of {words.PROJECTS[project]}, whose keys are only listed; leave out --out"
+            )
+        print(_listing(read, project))
+        return
+    target = _target(out, path)
+    made = arctictraining.convert(read, target.stem, Path(path).name)
+    command = f"python -m arctic_hydra --config-dir {shlex.quote(str(target.parent.parent))} experiment={target.stem}"
+    text = made.to_yaml(command)
+    if out is None:
+        print(text)
+        print(f"# with this in {target}:\n# {command}")
+    else:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out: {out} cannot be written ({error.strerror}); name another file") from error
+        print(f"written to {target}; run it with\n{command}")
+    _warn(made)
+
+
+def _target(out: str | None, path: str) -> Path:
+    """Return the path of the experiment, which Hydra finds in a folder named experiment only."""
+    target = Path(out or f"experiment/{recipe.experiment_name(path)}.yaml")
+    if target.parent.name != "experiment" or target.suffix != ".yaml":
+        raise ConfigError(
+            f"--out: got {out}, expected a .yaml file in a folder named experiment, such as experiment/mine.yaml"
+        )
+    if out is not None and target.exists():
+        raise ConfigError(f"--out: {out} exists; remove it, or name another file")
+    return target
+
+
+def _warn(made: Experiment) -> None:
+    for entry in made.lost:
+        print(printable(f"not carried over: {entry}"), file=sys.stderr)
+    for entry in made.changed:
+        print(printable(f"other here: {entry}"), file=sys.stderr)
+
+
+def _listing(read: dict[str, object], project: str) -> str:
+    """Return the keys of a config with our words for each."""
+    lines = [f"keys of this config of {words.PROJECTS[project]} in our words:"]
+    width = 2 + max(map(len, read))
+    tables = dict.fromkeys((*recipe.tables_of(project), *words.PROJECTS))
+    for key in read:
+        word = next(iter(words.find(key, tuple(tables))), None)
+        note = word.note.replace("`", "") if word else "unknown"
+        said = f"{word.place}{f' ({note})' if note else ''}" if word and word.exists else f"- ({note})"
+        lines += textwrap.wrap(
+            f"  {key:<{width}}{said}", 79, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,374 @@
+"""Converts a recipe of ArcticTraining.
+
+Fields with the same values here are copied to the place that the table of words names; `CONVERTERS` has the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import parse_human_number
+from arctic_hydra.migrate.experiment import Experiment
+from arctic_hydra.migrate.recipe_engine import convert_checkpoints, convert_deepspeed
+from arctic_hydra.migrate.recipe_sources import convert_sources
+from arctic_hydra.migrate.words import Word, words
+
+SECTIONS = ("data", "model", "tokenizer", "optimizer", "scheduler", "logger", "wandb")
+_TRAINERS = {"sft": "mix", "causal": "text", "dpo": "preference"}
+"""The trainers, with the data option for sources of one's own."""
+PACK_FIELDS = ("always_max_length", "drop_last", "fuse_positions_prob", "repeat_to_pack_max_length")
+_UNSAID = {
+    "data.cache_fs_type": "auto",
+    "ignore_label_index": -100,
+    "logger.output_dir": "/dev/null",
+    "train_log_metrics_path": "train-log-metrics.jsonl",
+}
+"""Values of fields without a counterpart that say no more than their default."""
+
+Recipe = dict[str, Any]
+Converter = Callable[[Experiment, Recipe, Any], None]
+
+
+def convert(recipe: Mapping[str, Any], name: str, source: str) -> Experiment:
+    """Return the experiment that trains as a recipe does; raises ConfigError if it is none."""
+    flat = flatten(recipe)
+    made = Experiment(name, source)
+    trainer = flat.get("type") or "sft"
+    if trainer not in _TRAINERS:
+        made.lost.append(f"type: {trainer} is a trainer of its own code; port it (docs/extending/trainers.md)")
+        trainer = "sft"
+    made.choose("trainer", trainer)
+    made.choose("data", _TRAINERS[trainer])
+    if trainer != "sft":
+        made.options["data/sources"] = []
+    made.choose("model", "hf")
+    made.choose("scheduler", "linear")
+    known = {word.key: word for word in words("arctictraining")}
+    for key in _with_defaults(flat, trainer):
+        value = flat.get(key)
+        if key in CONVERTERS:
+            CONVERTERS[key](made, flat, value)
+        elif key not in known:
+            made.lost.append(f"{key}: ArcticTraining has no such field")
+        elif value is not None:
+            _copy(made, known[key], value)
+    return made
+
+
+def _with_defaults(flat: Recipe, trainer: str) -> list[str]:
+    """Return the fields to convert: those of the recipe, and those whose default is another one here."""
+    always = ["deepspeed", "checkpoint", "data.max_length"]
+    packs = {"sft": ["data.pack_samples"], "dpo": ["data.dpo_prompt_truncation_mode"]}.get(trainer, [])
+    return [*flat, *(key for key in always + packs if key not in flat)]
+
+
+def flatten(recipe: Mapping[str, Any]) -> Recipe:
+    """Return the fields of a recipe by `section.field`, as the table of words names them."""
+    flat: Recipe = {}
+    for key, value in recipe.items():
+        if key in SECTIONS and value is not None:
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{key}: got {value!r}, expected fields with values, as in a recipe of ArcticTraining"
+                )
+            flat |= {f"{key}.{name}": held for name, held in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _copy(made: Experiment, word: Word, value: Any) -> None:
+    """Copy a value to the one place that stands for its field."""
+    if not word.exists:
+        if value and _UNSAID.get(word.key) != value:
+            made.lost.append(f"{word.key}: {word.note.replace('`', '')}")
+        return
+    for option in word.options:
+        made.choose(*option.split("=", 1))
+    made.values[word.keys[0]] = value
+
+
+def _skip(made: Experiment, recipe: Recipe, value: Any) -> None:
+    """Leave out a field that the converter of another one reads."""
+
+
+def _code(made: Experiment, recipe: Recipe, value: Any) -> None:
+    made.lost.append(
+        f"code: {value} extends classes of ArcticTraining; port them (docs/extending/code.md) and pass code=<file> on the command line"
+    )
+
+
+def _model_type(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if value == "liger":
+        made.choose("model", "liger")
+    elif value not in ("", None, "huggingface"):
+        made.lost.append(f"model.type: {value} is a factory of its own code; port it (docs/extending/models.md)")
+
+
+def _model_name(made: Experiment, recipe: Recipe, value: Any) -> None:
+    made.values["model.name_or_path"] = value
+
+
+def _attention(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if recipe.get("sequence_parallel_size") in (1, None):
+        made.values["model.attn_implementation"] = value
+    else:
+        made.changed.append(f"model.attn_implementation: arctic_varlen instead of {value}, as ranks share sequences")
+
+
+def _adapter(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if value is None:
+        return
+    given = dict(value)
+    kind = str(given.pop("peft_type", "")).upper()
+    given.pop("task_type", None)
+    if kind != "LORA":
+        made.choose("peft", "any")
+        made.values |= {"peft.peft_type": kind, **({"peft.config": given} if given else {})}
+        return
+    made.choose("peft", "lora")
+    given = {"r": 8, "lora_alpha": 8} | {name: held for name, held in given.items() if held is not None}
+    if "target_modules" not in given:
+        made.changed.append(
+            "model.peft_config.target_modules: unset, so all linear layers adapt; peft would choose some of them by the model's type, "
+            "for Llama q_proj and v_proj; set peft.target_modules"
+        )
+    own = {word.key for word in words("peft") if word.keys == (f"peft.{word.key}",)}
+    made.values |= {f"peft.{name}": given.pop(name) for name in list(given) if name in own}
+    if given:
+        made.values["peft.config"] = given
+
+
+def _optimizer_type(made: Experiment, recipe: Recipe, value: Any) -> None:
+    name = str(value or "").removesuffix("_moe")
+    if name in ("fused_adam", "cpu_adam"):
+        made.choose("optimizer", name)
+    elif name:
+        made.lost.append(f"optimizer.type: {value} is a factory of its own code; adamw is used, see --help optimizer")
+
+
+def _schedule(made: Experiment, recipe: Recipe, value: Any) -> None:
+    """Convert type, name and settings of the schedule together."""
+    name = str(recipe.get("scheduler.name") or "linear")
+    settings = dict(recipe.get("scheduler.scheduler_specific_kwargs") or {})
+    if recipe.get("scheduler.type") in ("wds", "wsd") or name in ("wsd", "warmup_stable_decay"):
+        made.choose("scheduler", "wsd")
+        _stable_schedule(made, recipe, settings)
+    elif name in _SCHEDULES:
+        made.choose("scheduler", _SCHEDULES[name])
+        if name == "constant":  # which ignores the warmup
+            made.values["scheduler.warmup_ratio"] = 0
+        _schedule_settings(made, recipe, name, settings)
+    else:
+        made.lost.append(f"scheduler.name: there is no {name} here; linear is used, see --help scheduler")
+    made.lost += [
+        f"scheduler.scheduler_specific_kwargs.{key}: {made.options['scheduler']} has no such key" for key in settings
+    ]
+
+
+_SCHEDULES = {
+    name: name for name in ("linear", "cosine", "polynomial", "inverse_sqrt", "constant", "cosine_with_min_lr")
+}
+_SCHEDULES |= {"constant_with_warmup": "constant", "cosine_warmup_with_min_lr": "cosine_with_min_lr"}
+"""transformers' schedules, and the options that stand for them."""
+
+
+def _schedule_settings(made: Experiment, recipe: Recipe, name: str, settings: Recipe) -> None:
+    """Move those settings that the schedule has here to its keys; rates become shares of the highest one."""
+    highest = _number(recipe.get("optimizer.lr", recipe.get("optimizer.learning_rate", 5e-4)))
+    if name == "polynomial":
+        made.values["scheduler.power"] = settings.pop("power", 1.0)
+        made.values["scheduler.min_lr_ratio"] = float(f"{_number(settings.pop('lr_end', 1e-7)) / highest:.6g}")
+    elif name.endswith("with_min_lr"):
+        share = settings.pop("min_lr_rate", None)
+        lowest = settings.pop("min_lr", None)
+        if share is None and lowest is not None:
+            share = float(f"{_number(lowest) / highest:.6g}")
+        made.values["scheduler.min_lr_ratio"] = 0 if share is None else share
+    if name.startswith("cosine") and settings.get("num_cycles") == 0.5:
+        del settings["num_cycles"]
+
+
+def _stable_schedule(made: Experiment, recipe: Recipe, settings: Recipe) -> None:
+    given = {key: recipe.get(f"scheduler.{key}", settings.pop(key, None)) for key in _STABLE}
+    warmup, decay, lowest = given.values()
+    if warmup is not None:
+        made.values["scheduler.warmup_steps"] = warmup
+    if lowest is not None:
+        made.values["scheduler.min_lr_ratio"] = lowest
+    total = _number(recipe.get("train_iters") or 0)
+    rest = total - _number(warmup or 0)
+    if decay is not None and rest > 0:
+        made.values["scheduler.decay_ratio"] = float(f"{min(1.0, _number(decay) / rest):.6g}")
+    elif decay is not None:
+        made.lost.append(
+            f"scheduler.num_decay_steps: {decay} steps; set scheduler.decay_ratio to their share of the steps after the warmup"
+        )
+
+
+_STABLE = ("num_warmup_steps", "num_decay_steps", "min_lr_ratio")
+
+
+def _warmup(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if recipe.get("scheduler.name") != "constant":
+        made.values["scheduler.warmup_ratio"] = value
+
+
+def _log_interval(made: Experiment, recipe: Recipe, value: Any) -> None:
+    shown, measured = recipe.get("loss_log_interval"), recipe.get("train_log_iter_interval", 1)
+    made.values["log.interval"] = shown if shown else measured
+
+
+def _memory_profiler(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if value is None:
+        return
+    made.choose("callback", "[memory_profiler]")
+    made.values["callback.memory_profiler.mode"] = value
+    for field, ours in (("mem_profiler_dir", "output_dir"), ("mem_profiler_max_entries", "max_entries")):
+        if recipe.get(field) is not None:
+            made.values[f"callback.memory_profiler.{ours}"] = recipe[field]
+
+
+def _experts(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if value not in (None, 1):
+        made.lost.append(f"expert_parallel_size: {value}; experts are divided among ranks by deepspeed=zero3 only")
+
+
+def _reference(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"ref_model: got {value!r}, expected fields with values, such as name_or_path")
+    if value.get("name_or_path") != recipe.get("model.name_or_path"):
+        made.values["trainer.reference_path"] = value.get("name_or_path")
+    if made.options.get("trainer") != "dpo":
+        made.choose("trainer", "dpo")
+
+
+def _tracker(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if not value:
+        return
+    made.choose("tracking", "[wandb]")
+    for name in ("entity", "project", "name"):
+        if recipe.get(f"wandb.{name}") is not None:
+            made.values[f"tracking.wandb.{name}"] = recipe[f"wandb.{name}"]
+
+
+def _max_length(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if value is None:
+        made.changed.append("data.max_length: unset, so 2048 instead of the model's longest context; set it")
+    else:
+        made.values["data.max_length"] = value
+
+
+def _data_seed(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if value != recipe.get("seed", 42):
+        made.lost.append(f"data.seed: {value}; the data follows seed, as the weights do")
+
+
+def _cache(made: Experiment, recipe: Recipe, value: Any) -> None:
+    if value is not None:
+        made.values["data.cache"] = bool(value)
+
+
+def _padding(made: Experiment, recipe: Recipe, value: Any) -> None:
+    made.values["data.pad_to"] = recipe.get("data.pad_to") or "div_length"
+    if recipe.get("data.div_length") is not None:
+        made.values["data.div_length"] = recipe["data.div_length"]
+
+
+def _filter(made: Experiment, recipe: Recipe, value: Any) -> None:
+    made.values["data.overlong"] = "drop" if value else "error"
+    if not value:
+        made.changed.append(
+            "data.filter_samples: false kept examples that are longer than max_length; here they are an error; choose data.overlong"
+        )
+
+
+def _packing(made: Experiment, recipe: Recipe, value: Any) -> None:
+    made.values["data.packing"] = bool(value)
+
+
+def _of_packs(field: str) -> Converter:
+    """Return the converter of a field that has an effect on packs only, without which it is an error here."""
+
+    def converter(made: Experiment, recipe: Recipe, value: Any) -> None:
+        if recipe.get("data.pack_samples"):
+            made.values[f"data.{field}"] = value
+        elif value:
+            made.lost.append(f"data.{field}: has no effect without pack_samples")
+
+    return converter
+
+
+def _truncation(made: Experiment, recipe: Recipe, value: Any) -> None:
+    made.values["data.overlong"] = value or "keep_start"
+
+
+def _sources(made: Experiment, recipe: Recipe, value: Any) -> None:
+    convert_sources(made, "sources", value)
+
+
+def _eval_sources(made: Experiment, recipe: Recipe, value: Any) -> None:
+    convert_sources(made, "eval_sources", value or [])
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(parse_human_number(value))
+    except ValueError as error:
+        raise ConfigError(f"a number of the recipe cannot be read: {error}") from error
+
+
+def _engine(made: Experiment, recipe: Recipe, value: Any) -> None:
+    convert_deepspeed(made, value or {})
+
+
+def _checkpoints(made: Experiment, recipe: Recipe, value: Any) -> None:
+    convert_checkpoints(made, value or [])
+
+
+CONVERTERS: dict[str, Converter] = {
+    "type": _skip,
+    "code": _code,
+    "model.type": _model_type,
+    "model.name_or_path": _model_name,
+    "model.attn_implementation": _attention,
+    "model.peft_config": _adapter,
+    "tokenizer.type": _skip,
+    "optimizer.type": _optimizer_type,
+    "scheduler.type": _schedule,
+    "scheduler.name": _schedule,
+    "scheduler.scheduler_specific_kwargs": _skip,
+    "scheduler.warmup_ratio": _warmup,
+    "scheduler.num_warmup_steps": _skip,
+    "scheduler.num_decay_steps": _skip,
+    "scheduler.min_lr_ratio": _skip,
+    "loss_log_interval": _log_interval,
+    "train_log_iter_interval": _log_interval,
+    "mem_profiler": _memory_profiler,
+    "mem_profiler_dir": _skip,
+    "mem_profiler_max_entries": _skip,
+    "expert_parallel_size": _experts,
+    "ref_model": _reference,
+    "wandb.enable": _tracker,
+    "wandb.entity": _skip,
+    "wandb.project": _skip,
+    "wandb.name": _skip,
+    "deepspeed": _engine,
+    "checkpoint": _checkpoints,
+    "data.type": _skip,
+    "data.sources": _sources,
+    "data.eval_sources": _eval_sources,
+    "data.max_length": _max_length,
+    "data.seed": _data_seed,
+    "data.use_data_cache": _cache,
+    "data.cache_processed_data": _cache,
+    "data.pad_to": _padding,
+    "data.div_length": _padding,
+    "data.filter_samples": _filter,
+    "data.pack_samples": _packing,
+    **{f"data.{field}": _of_packs(field) for field in PACK_FIELDS},
+    "data.dpo_prompt_truncation_mode": _truncation,
+}
+"""Fields whose values differ here, or that several fields determine together."""

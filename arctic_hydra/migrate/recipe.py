@@ -1,0 +1,142 @@
+"""Reads configs of other trainers, and recognizes whose they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import shorten
+from arctic_hydra.migrate.words import PROJECTS, words
+
+_MOST_BYTES = 1_000_000
+_FLAT = ("axolotl", "llamafactory", "trl", "transformers")
+"""Projects whose configs are flat, the one that is named where two know as many of the keys first."""
+_EXTENDING = ("llamafactory", "trl")
+"""Projects whose configs hold keys of TrainingArguments, too."""
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain data as ArcticTraining does: a key that stands twice in a mapping is an error."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+        seen.add(str(key.value))
+    loader.flatten_mapping(node)
+    made: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    return made
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_implicit_resolver(  # 1e-5, which YAML 1.1 reads as text
+    "tag:yaml.org,2002:float",
+    re.compile(r"[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][+-]?\d+$"),
+    list("+-0123456789."),
+)
+
+
+def load(path: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file; raises ConfigError if there is none."""
+    try:
+        if not os.path.isfile(path):
+            raise ConfigError(f"{path}: there is no such file; expected the path of a recipe")
+        if os.path.getsize(path) > _MOST_BYTES:
+            raise ConfigError(f"{path}: has more than {_MOST_BYTES:,} bytes, so it is no recipe")
+        read = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: {error.problem or 'not valid YAML'}; mend this file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML in UTF-8; mend this file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    if not isinstance(read, dict):
+        what = "a list" if isinstance(read, list) else "an empty file" if read is None else shorten(read)
+        raise ConfigError(f"{path}: got {what}, expected a recipe: keys with values")
+    return {str(key): value for key, value in read.items()}
+
+
+def project_of(recipe: Mapping[str, Any]) -> str:
+    """Return the project, a key of `PROJECTS`, whose config this is; empty for ours and for an unknown one."""
+    if "defaults" in recipe:
+        return ""
+    model = recipe.get("model")
+    nested = isinstance(model, Mapping) or isinstance(recipe.get("data"), Mapping)
+    if nested and 2 * sum(word.key in recipe for word in words("arctictraining")) >= len(recipe):
+        data = recipe.get("data")
+        ours = "trainer" in recipe or (isinstance(data, Mapping) and isinstance(data.get("sources"), Mapping))
+        return "" if ours else "arctictraining"
+    counts = {project: _known(recipe, project) for project in _FLAT}
+    best = max(counts, key=lambda project: counts[project])
+    return best if counts[best] and 2 * counts[best] >= len(recipe) else ""
+
+
+def _known(recipe: Mapping[str, Any], project: str) -> int:
+    """Return how many keys of a flat config a project has; 0 if it is none of its own that tells it from TrainingArguments."""
+    own = sum(word.key in recipe for word in words(project))
+    return sum(word.key in recipe for table in tables_of(project) for word in words(table)) if own else 0
+
+
+def tables_of(project: str) -> tuple[str, ...]:
+    """Return the tables whose keys the configs of a project may hold, its own first."""
+    return (project, "transformers") if project in _EXTENDING else (project,)
+
+
+def refusal(argument: str) -> str:
+    """Return why a YAML file cannot be an argument of the command, and what takes it; empty for another argument."""
+    if "=" in argument or not (argument.endswith(_SUFFIXES) or os.path.isfile(argument)):
+        return ""
+    try:
+        project = project_of(load(argument))
+    except ConfigError as error:
+        return str(error)
+    if project:
+        return _command(argument, project)
+    path = Path(argument)
+    if path.parent.name == "experiment":
+        return (
+            f"{argument}: got a file, expected key=value; pass --config-dir {path.parent.parent} experiment={path.stem}"
+        )
+    return f"{argument}: got a file, expected key=value; pass --config-dir {path.parent} --config-name {path.stem}"
+
+
+def refused_name(name: str | None, config_dir: str | None) -> str:
+    """Return why `--config-name` cannot be the config of another project, and what takes it; empty for other names."""
+    if not name or not name.isprintable():
+        return ""
+    for path in (
+        os.path.join(folder, name + suffix) for folder in (config_dir or ".", ".") for suffix in ("", ".yaml", ".yml")
+    ):
+        if os.path.isfile(path):
+            try:
+                project = project_of(load(path))
+            except ConfigError:
+                return ""  # which the composition reports
+            return _command(os.path.relpath(path), project) if project else ""
+    return ""
+
+
+def _command(path: str, project: str) -> str:
+    typed = shlex.quote(path)
+    if project == "arctictraining":
+        return (
+            f"{path}: is a recipe of ArcticTraining; convert it with python -m arctic_hydra.migrate {typed} "
+            f"--out experiment/{experiment_name(path)}.yaml"
+        )
+    return f"{path}: is a config of {PROJECTS[project]}; python -m arctic_hydra.migrate {typed} lists its keys in our words"
+
+
+def experiment_name(path: str) -> str:
+    """Return a name for the experiment made from a recipe: that of the file, with the letters that a name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).stem).strip("._-")[:100] or "recipe"

@@ -1,0 +1,20 @@
+"""The text of an experiment."""
+
+from __future__ import annotations
+
+from arctic_hydra.migrate.experiment import Experiment
+
+
+def test_the_file_has_comments_defaults_and_values_in_order() -> None:
+    made = Experiment("mine", "r.yaml", lost=["code: why"], changed=["data.max_length: what"])
+    made.added["source@data.sources.a"] = "hf"
+    for group, option in (("callback", "[a]"), ("callback", "[b,a]"), ("model", "hf"), ("trainer", "sft")):
+        made.choose(group, option)
+    made.values |= {"data.sources.a.path": "org/a", "seed": 3, "data.max_length": "8Ki"}
+    assert made.to_yaml("run it") == (
+        "# @package _global_\n# run it\n# Made from r.yaml by python -m arctic_hydra.migrate.\n"
+        "# Not carried over:\n#   code: why\n# Other here:\n#   data.max_length: what\n"
+        "defaults:\n  - /source@data.sources.a: hf\n  - override /trainer: sft\n  - override /model: hf\n"
+        "  - override /callback: [a, b]\n  - _self_\n\nname: mine\n"
+        "data:\n  sources:\n    a:\n      path: org/a\n  max_length: 8Ki\nseed: 3\n"
+    )
