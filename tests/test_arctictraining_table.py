@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.cli.help import groups
+from arctic_hydra.cli.help.inventory import groups
 from tests.command import ROOT
 from tests.composing import composed
 
