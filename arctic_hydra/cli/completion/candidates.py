@@ -39,8 +39,8 @@ class Line:
     """The words after the program, without the last."""
     word: str
     """The word that ends at the cursor, without quotes; empty after a space."""
-    is_quoted: bool
-    """Whether the cursor is within quotes."""
+    quote: str
+    """The quotation mark within which the cursor is; empty outside."""
 
 
 def read_line(line: str) -> Line:
@@ -53,8 +53,8 @@ def read_line(line: str) -> Line:
         before = words[:-1]
         is_module = "-m" in before and before[before.index("-m") + 1 :][:1] == ["arctic_hydra"]
         start = before.index("-m") + 2 if is_module else 1
-        return Line(before[start:], words[-1].removesuffix(_CURSOR), bool(quote))
-    return Line([], "", False)
+        return Line(before[start:], words[-1].removesuffix(_CURSOR), quote)
+    return Line([], "", "")
 
 
 def complete(line: Line) -> Iterator[Candidate]:
@@ -189,7 +189,8 @@ def _paths(before: str, value: str, folders_only: bool = False) -> Iterator[Cand
     except OSError:
         return
     for entry in entries:
-        if not entry.name.startswith(part) or (entry.name.startswith(".") and not part):
+        hidden = entry.name.startswith(".") and not part
+        if hidden or not entry.name.startswith(part) or not entry.name.isprintable():
             continue
         if entry.is_dir():
             yield Candidate(f"{before}{folder}{slash}{entry.name}/")

@@ -14,8 +14,12 @@ from importlib import resources
 from arctic_hydra.cli.completion.candidates import SHELLS, complete, read_line
 from arctic_hydra.errors import ConfigError
 
-_SPECIAL = re.compile(r"""([\s!"#$&'()*;<>?\\`{|}])""")
-"""Characters that bash gives a meaning; `[` and `]` are left alone, as they are in the documentation."""
+_SPECIAL = {
+    "": (re.compile(r"""([\s!"#$&'()*;<>?\\`{|}])"""), r"\\\1"),
+    "'": (re.compile("'"), r"'\\''"),
+    '"': (re.compile(r"""(["$\\`])"""), r"\\\1"),
+}
+"""Characters that bash gives a meaning, by the quotes around them, and what to write instead; `[` and `]` alone stay as they are."""
 
 
 def respond(arguments: Sequence[str]) -> str:
@@ -41,7 +45,5 @@ def answer(shell: str, variables: Mapping[str, str]) -> str:
     if not line.word.endswith(part):
         part = re.sub(r"\\(.)", r"\1", part)
     kept = len(line.word) - len(part) if line.word.endswith(part) else 0
-    texts = [item.text[kept:] for item in found]
-    if not line.is_quoted:
-        texts = [_SPECIAL.sub(r"\\\1", text) for text in texts]
-    return "".join(f"{text}\n" for text in texts)
+    special, written = _SPECIAL[line.quote]
+    return "".join(f"{special.sub(written, item.text[kept:])}\n" for item in found)

@@ -24,9 +24,11 @@ from arctic_hydra.cli.help.sections import RUN, section_of, unit_of
 from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import MISSING_VALUE, Component, default_of, hints_of, is_settings, registered
 from arctic_hydra.config import Run
+from arctic_hydra.errors import printable
 from arctic_hydra.files import code_file
 from arctic_hydra.hub import holds_path
 from arctic_hydra.human_numbers import LARGEST, NumberRule
+from arctic_hydra.redaction import redact
 
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 """The groups of Hydra whose options have an effect here."""
@@ -112,7 +114,9 @@ class Inventory:
     @cached_property
     def _defaults(self) -> dict[str, Any]:
         _, tree = self._read("config")
-        return {group: chosen for item in tree["defaults"] if isinstance(item, dict) for group, chosen in item.items()}
+        return {
+            group: chosen for item in _defaults_list(tree) if isinstance(item, dict) for group, chosen in item.items()
+        }
 
     def defaults(self, group: str) -> list[str]:
         """Return the options of a group that a command line without a choice has."""
@@ -148,23 +152,26 @@ class Inventory:
         """Return the text of an option's file, and what it holds."""
         if path not in self._files:
             text = self._loader.repository.text_of(path)
-            tree = yaml.load(text, Loader=_LOADER)
-            self._files[path] = text, tree if isinstance(tree, dict) else {}
+            try:
+                tree = yaml.load(text, Loader=_LOADER)
+            except yaml.YAMLError:  # reported to who uses the option
+                text, tree = "", {}
+            self._files[path] = text, redact(tree) if isinstance(tree, dict) else {}
         return self._files[path]
 
-    def _resolve(self, path: str) -> tuple[str, dict[str, Any]]:
+    def _resolve(self, path: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
         """Return the schema of an option and the values that it sets, with those of the option that it extends."""
         _, tree = self._read(path)
         here = [
             item.removesuffix("@_here_").lstrip("/")
-            for item in tree.get("defaults") or []
+            for item in _defaults_list(tree)
             if isinstance(item, str) and item.endswith("@_here_")
         ]
         schema, base = "", dict[str, Any]()
         if here and here[0].startswith("schema/"):
             schema = here[0]
-        elif here:
-            schema, base = self._resolve(here[0])
+        elif here and here[0] not in seen:
+            schema, base = self._resolve(here[0], (*seen, path))
         elif not tree:  # an option without a file, of `code=` or of a plugin
             schema = f"schema/{path}" if tuple(path.rsplit("/", 1)) in registered() else path
         return schema, {**base, **tree}
@@ -305,7 +312,7 @@ def as_text(value: Any) -> str:
         return "{" + ",".join(f"{key}:{as_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(as_text, value)) + "]"
-    return str(value) if value != "" else "''"
+    return printable(str(value), keep="") if value != "" else "''"
 
 
 def first_sentence(text: str) -> str:
@@ -348,12 +355,17 @@ def _head_comment(text: str) -> list[str]:
     return lines[: next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))]
 
 
+def _defaults_list(tree: Mapping[str, Any]) -> list[Any]:
+    found = tree.get("defaults")
+    return found if isinstance(found, list) else []
+
+
 def _chosen(tree: Mapping[str, Any]) -> dict[str, str]:
     """Return the options of other groups that a defaults list overrides, by group."""
     found = {}
-    for item in tree.get("defaults") or []:
+    for item in _defaults_list(tree):
         for key, option in item.items() if isinstance(item, dict) else ():
-            if key.startswith("override "):
+            if str(key).startswith("override "):
                 found[key.removeprefix("override ").partition("@")[0].strip("/ ")] = as_text(option)
     return found
 

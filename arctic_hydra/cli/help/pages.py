@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from types import MappingProxyType
 
 from arctic_hydra.cli.config_sources import LIST_GROUPS
 from arctic_hydra.cli.help.inventory import NAMED, Inventory, Key, Option, as_text, field_docs, first_sentence
@@ -35,6 +36,8 @@ FLAGS = {
 }
 NUMBERS = "Numbers may be written as 1_000, 1e-6, 2^20, 50%, 4K, 8Ki."
 _LONGEST_DEFAULT = 32
+_FEW = 6
+"""Largest number of keys that need no heads."""
 
 
 def overview(page: Page, known: Inventory, program: str) -> None:
@@ -77,7 +80,7 @@ def task_docs() -> dict[str, str]:
 def run_page(page: Page, known: Inventory) -> None:
     """Write all keys of the run itself."""
     page.say("Keys of the run itself, which belong to no group.")
-    _write_sections(page, known.run_keys, _row)
+    _write_sections(page, known.run_keys)
 
 
 def group_page(page: Page, known: Inventory, group: str) -> None:
@@ -126,14 +129,9 @@ def _write_keys_of_options(page: Page, options: Sequence[Option]) -> None:
     for names in sorted(sharing, key=lambda names: _order(names, sharing[names], everyone)):
         if len(options) > 1:
             page.head("KEYS OF EVERY OPTION" if names == everyone else f"ONLY WITH {', '.join(names)}")
-        heads = len(sharing[names]) > 6  # few keys need no further order
-        rows = {id(common): (common, found) for found in sharing[names] if (common := _common(found))}
-        _write_sections(
-            page,
-            [common for common, _ in rows.values()],
-            lambda page, key, rows=rows: _row(page, key, *_differences(key, rows[id(key)][1])),
-            heads,
-        )
+        rows = [(_common(found), found) for found in sharing[names]]
+        notes = {key.name: _differences(key, found) for key, found in rows}
+        _write_sections(page, [key for key, _ in rows], notes)
 
 
 def _order(
@@ -170,20 +168,17 @@ def _differences(common: Key, found: dict[str, Key]) -> list[str]:
     return lines + [f"With {', '.join(names)}: {text}" for text, names in others.items()]
 
 
-def _write_sections(page: Page, keys: Iterable[Key], write: Callable[..., None], heads: bool = True) -> None:
-    """Write keys below the heads of their sections, the required ones first."""
+def _write_sections(page: Page, keys: Sequence[Key], notes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+    """Write keys with further notes by their names, the required ones first, below heads unless they are few."""
     sections: dict[str, list[Key]] = {"Required": []}
     for key in keys:
-        sections.setdefault(key.section if heads or key.section == "Required" else "", []).append(key)
+        head = key.section if len(keys) > _FEW or key.section == "Required" else ""
+        sections.setdefault(head, []).append(key)
     for head, found in sections.items():
         if found:
             page.head(head)
         for key in found:
-            write(page, key)
-
-
-def _row(page: Page, key: Key, *notes: str) -> None:
-    page.row(_assignment(key), key.kind, first_sentence(key.doc), *notes)
+            page.row(_assignment(key), key.kind, first_sentence(key.doc), *notes.get(key.name, ()))
 
 
 def _assignment(key: Key) -> str:
@@ -214,11 +209,11 @@ def option_page(page: Page, known: Inventory, option: Option) -> None:
     own = [key for key in option.keys if key.field not in shared]
     if own and shared:
         page.head("KEYS THAT NOT EVERY OPTION HAS")
-        _write_sections(page, own, _row, heads=len(own) > 6)
+        _write_sections(page, own)
         page.head("KEYS OF EVERY OPTION")
-        _write_sections(page, [key for key in option.keys if key.field in shared], _row, heads=len(shared) > 6)
+        _write_sections(page, [key for key in option.keys if key.field in shared])
     else:
-        _write_sections(page, option.keys, _row, heads=len(option.keys) > 6)
+        _write_sections(page, option.keys)
     if not option.keys:
         page.say("It has no keys.")
 

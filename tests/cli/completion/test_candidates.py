@@ -12,19 +12,19 @@ def completed(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("line", "arguments", "word", "quoted"),
+    ("line", "arguments", "word", "quote"),
     [
-        ("arctic-hydra tr", [], "tr", False),
-        ("arctic-hydra seed=1 ", ["seed=1"], "", False),
-        ("python -u -m arctic_hydra -m 'a=[1", ["-m"], "a=[1", True),
-        ('~/bin/python3 -m arctic_hydra a=x\\ y "b', ["a=x y"], "b", True),
-        ("arctic-hydra a\\", [], "a", False),
-        ("", [], "", False),
+        ("arctic-hydra tr", [], "tr", ""),
+        ("arctic-hydra seed=1 ", ["seed=1"], "", ""),
+        ("python -u -m arctic_hydra -m 'a=[1", ["-m"], "a=[1", "'"),
+        ('~/bin/python3 -m arctic_hydra a=x\\ y "b', ["a=x y"], "b", '"'),
+        ("arctic-hydra a\\", [], "a", ""),
+        ("", [], "", ""),
     ],
 )
-def test_a_line_is_split_as_a_shell_does(line, arguments, word, quoted):
+def test_a_line_is_split_as_a_shell_does(line, arguments, word, quote):
     found = read_line(line)
-    assert (found.arguments, found.word, found.is_quoted) == (arguments, word, quoted)
+    assert (found.arguments, found.word, found.quote) == (arguments, word, quote)
 
 
 CASES = [

@@ -34,7 +34,7 @@ case "$*" in
 esac
 """
 TYPED = [
-    ("arctic-hydra task=ch\t trainer=dp\t", "ran: <task=check> <trainer=dpo>"),
+    ("arctic-hydra seed=1 trainer=dp\t", "ran: <seed=1> <trainer=dpo> end"),
     ("python -m arctic_hydra kill=x trainer.kill_\tda\t", "ran: <-m> <arctic_hydra> <kill=x> <trainer.kill_switch_path=data.v1/>"),
     ("python my_scr\t", "ran: <my_script.py>"),
 ]  # fmt: skip
@@ -53,7 +53,7 @@ class Terminal:
     def send(self, text: str) -> None:
         os.write(self._file, text.encode())
 
-    def wait(self, text: str, seconds: float = 30.0) -> None:
+    def wait(self, text: str, seconds: float = 120.0) -> None:
         """Wait until a text is shown since the last wait."""
         end = time.monotonic() + seconds
         while text not in self.shown:
@@ -104,10 +104,15 @@ def test_tab_completes_both_spellings_in_the_real_shell(shell, tmp_path):
         ("arctic-hydra 'trainer=dp", "trainer=dp", "trainer=dpo\n"),
         ("arctic-hydra init_from=my\\ d", "my\\ d", "my\\ data/\n"),
         ("arctic-hydra 'init_from=my d", "init_from=my d", "init_from=my data/\n"),
+        ("arctic-hydra init_from=$", "$", "\\$\\(id\\)\\'/\n"),
+        ("arctic-hydra 'init_from=$", "init_from=$", "init_from=$(id)'\\''/\n"),
+        ('arctic-hydra "init_from=$', "init_from=$", "init_from=\\$(id)'/\n"),
     ],
 )
 def test_bash_gets_what_it_replaces(line, part, expected, tmp_path):
     (tmp_path / "my data").mkdir()
+    (tmp_path / "$(id)'").mkdir()
+    (tmp_path / "$two\nlines").mkdir()  # cannot be one candidate
     assert answer("bash", {"COMP_LINE": line, "COMP_WORD": part}) == expected
 
 
@@ -120,17 +125,17 @@ def test_zsh_and_fish_get_a_text_with_each_candidate():
     )
 
 
-def test_an_answer_imports_nothing_heavy_and_is_fast(tmp_path):
+def test_an_answer_imports_nothing_heavy_and_takes_less_time_than_the_command_to_start(tmp_path):
     code = (
-        "import sys, time; from arctic_hydra.__main__ import main; main(['-sc', 'query=zsh']); "
-        "print(sorted({'torch', 'deepspeed', 'transformers', 'numpy', 'datasets'} & set(sys.modules)), time.process_time())"
+        "import sys, time; from arctic_hydra.__main__ import main; start = time.process_time(); main(['-sc', 'query=zsh']); "
+        "print(sorted({'torch', 'deepspeed', 'transformers', 'numpy', 'datasets'} & set(sys.modules)), time.process_time() / start)"
     )
     variables = environment(COMP_LINE="arctic-hydra trainer=dpo trainer.epo")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, cwd=tmp_path)
     first, second = done.stdout.splitlines()
     assert first.startswith("trainer.epochs=\t")
-    imported, seconds = second.rsplit(" ", 1)
-    assert imported == "[]" and float(seconds) < 1.5, second  # 0.4 s on an idle core
+    imported, ratio = second.rsplit(" ", 1)
+    assert imported == "[]" and float(ratio) < 2, second
 
 
 @pytest.mark.parametrize(

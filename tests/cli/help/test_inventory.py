@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 from hydra_plugins.arctic_hydra.search import PRUNERS, SAMPLERS
 
 from arctic_hydra.__main__ import main
@@ -84,3 +87,32 @@ def test_options_of_a_folder_and_of_a_file_of_ones_own(tmp_path, capsys):
     assert main(["--config-dir", str(tmp_path), "--help", "experiment=mine"]) == 0
     page = capsys.readouterr().out
     assert "What I try." in page and "  seed=7\n" in page
+
+
+DAMAGED = {
+    "no YAML": "a: [1\n",
+    "no text": b"\xff\xfe",
+    "a tag": "!!python/object/apply:os.system [ls]\n",
+    "no list": "defaults: 3\n1: {2: 3}\n",
+    "itself": "defaults: [/experiment/mine@_here_]\n",
+    "a bomb": "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+    + "".join(f"{b}: &{b} [{','.join(['*' + a] * 10)}]\n" for a, b in pairwise("abcdefgh")),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_of_a_folder_is_an_option_without_a_text(content, tmp_path, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["--config-dir", str(tmp_path), "--help", "experiment", "experiment=mine"]) == 0
+    assert "  mine" in capsys.readouterr().out
+
+
+def test_values_of_files_are_shown_without_secrets_and_control_characters(tmp_path, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        '# @package _global_\ncallback: {x: {api_key: my-own-key}}\nname: "a\\eb"\n'
+    )
+    assert main(["--config-dir", str(tmp_path), "--help", "experiment=mine"]) == 0
+    page = capsys.readouterr().out
+    assert "my-own-key" not in page and "callback.x.api_key=***" in page and "name=a\\x1bb" in page
