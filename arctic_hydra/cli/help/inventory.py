@@ -137,7 +137,7 @@ class Inventory:
         said = " ".join(line for line in comments if line not in examples)
         cls = schema_class(schema) if schema else None
         documented = first_sentence(inspect.getdoc(cls) or "") if cls else ""
-        is_own = schema.rpartition("/")[2] == name  # otherwise several options share the class
+        is_own = schema in (f"schema/{group}/{name}", f"{group}/{name}")  # otherwise several options share the class
         return Option(
             group,
             name,

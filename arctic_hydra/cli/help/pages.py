@@ -45,6 +45,7 @@ def overview(page: Page, known: Inventory, program: str) -> None:
     page.say("arctic_hydra: post-train language models from one composed config")
     page.head("Usage")
     page.say(f"{program} [group=option ...] [group.key=value ...]", 2)
+    page.say(f"{NUMBERS} In zsh, quote what has brackets: 'data/sources=[chat,json]'.", 2)
     page.head("Examples")
     for arguments, text in EXAMPLES.items():
         page.row(f"{program} {arguments}".rstrip(), "", text)

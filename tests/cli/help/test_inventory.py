@@ -29,6 +29,11 @@ def test_every_key_has_a_type_and_a_text_and_every_option_a_line(known):
     ] == []
 
 
+def test_a_dataset_is_described_by_its_file_and_a_class_by_its_docstring(known):
+    assert known.option("data/sources", "json").about.startswith("Conversations from your own files:")
+    assert known.option("source", "json").about.startswith("One or more JSON or JSON Lines files")
+
+
 def test_the_default_of_a_group_comes_first(known):
     assert (known.groups["model"][0], known.groups["trainer"][0], known.groups["peft"][0]) == ("tiny", "sft", "none")
     assert known.defaults("checkpoint") == ["deepspeed", "hf"] and known.defaults("experiment") == []
