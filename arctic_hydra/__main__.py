@@ -19,8 +19,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from arctic_hydra import __version__, config, redaction
-from arctic_hydra.cli import compose, help, multirun, search_path, user_code
+from arctic_hydra.cli import compose, multirun, search_path, user_code
+from arctic_hydra.cli.completion import shells
 from arctic_hydra.cli.compose_errors import translate_error
+from arctic_hydra.cli.help import topics
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize
 from arctic_hydra.cli.run import run_one
 from arctic_hydra.errors import (
@@ -94,12 +96,15 @@ def _dispatch(arguments: list[str]) -> int:
     for flag, value in (("--config-path", options.config_path), ("--experimental-rerun", options.experimental_rerun)):
         if value:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
-    if options.hydra_help or options.info or options.shell_completion:
+    if options.shell_completion:
+        print(shells.respond(options.overrides), end="")
+        return EXIT_DONE
+    if options.hydra_help or options.info:
         return _hydra(options, name)
     if options.multirun and not (options.help or options.cfg):
         return multirun.run_sweep(options.overrides, name, options.config_dir, run_one)
     if options.help:
-        help.print_page(PROGRAM, [item for item in options.overrides if "=" not in item])
+        topics.print_help(PROGRAM, options.overrides, options.config_dir)
         return EXIT_DONE
     composed = compose.compose_config(options.overrides, name, options.config_dir)
     if options.cfg:
@@ -148,40 +153,22 @@ def _yaml_without_secrets(node: Any, options: Any) -> str:
 
 
 def _hydra(options: Any, name: str) -> int:
-    """Print what `--hydra-help`, `--info` and `--shell-completion` ask Hydra for."""
+    """Print what `--hydra-help` and `--info` ask Hydra for."""
     if options.info:
         compose.compose_config(options.overrides, name, options.config_dir)  # reports errors
     with search_path.hydra_with(options.config_dir), compose.closed_resolvers():
         hydra: Any = GlobalHydra.instance().hydra
         if options.hydra_help:
-            hydra.hydra_help(None, get_args_parser(), argparse.Namespace(overrides=[]))
+            parser = get_args_parser()
+            flag = next(action for action in parser._actions if action.dest == "shell_completion")
+            flag.help = "Print the TAB completion for a shell: install=bash, install=zsh or install=fish"
+            hydra.hydra_help(None, parser, argparse.Namespace(overrides=[]))
         elif options.info:
             shown = io.StringIO()
             with contextlib.redirect_stdout(shown):
                 hydra.show_info(options.info, name, options.overrides)
             print(mask_settings(shown.getvalue()), end="")
-        else:
-            _complete(hydra, name, options.overrides)
     return EXIT_DONE
-
-
-def _complete(hydra: Any, name: str, arguments: list[str]) -> None:
-    """Install or remove shell completion, or print what completes the line in COMP_LINE."""
-    actions = {f"{action}={shell}" for action in ("install", "uninstall", "query") for shell in ("bash", "zsh", "fish")}
-    if len(arguments) != 1 or arguments[0] not in actions:
-        raise ConfigError(
-            f"--shell-completion: got {' '.join(arguments) or 'no command'}, expected install=, uninstall= or query= with bash, zsh "
-            "or fish"
-        )
-    line = os.environ.get("COMP_LINE")
-    if line is None and arguments[0].startswith("query"):
-        raise ConfigError("--shell-completion: query= is called by the shell, which sets COMP_LINE")
-    try:
-        hydra.shell_completion(name, arguments)
-    except ArcticHydraError:
-        raise
-    except Exception as error:  # the line is no command yet, or none that composes
-        raise translate_error(error, [f"COMP_LINE={line}"], None) from error
 
 
 if __name__ == "__main__":

@@ -284,6 +284,11 @@ def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
     return problems
 
 
+def choice(default: Any, values: Sequence[Any]) -> Any:
+    """Return a dataclass field of text or a number that has few valid values: help and completion list them, `validate` checks them."""
+    return field(default=default, metadata={"choices": tuple(values)})
+
+
 def is_settings(hint: Any) -> bool:
     """Whether a type is a dataclass that is not a component: a group of fields within one."""
     return isinstance(hint, type) and is_dataclass(hint) and not issubclass(hint, Component)

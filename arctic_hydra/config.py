@@ -21,6 +21,7 @@ from arctic_hydra.checkpoint.hf import export_name_problem
 from arctic_hydra.component import (
     Component,
     RunContext,
+    choice,
     component,
     default_of,
     is_settings,
@@ -92,7 +93,7 @@ class Direction(Enum):
 class Log(Component):
     """Log level, logging interval, and the ranks that log."""
 
-    level: str = "INFO"
+    level: str = choice("INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
     """Log level of this package: DEBUG, INFO, WARNING or ERROR; other libraries log from WARNING."""
     interval: Any = integer(1, minimum=0)  # the type of a slot cannot contain unions, see `component`
     """Optimizer steps between log lines in `metrics.jsonl` and on the terminal; 0: only one at the end, of the whole run."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.component import Component, component
+from arctic_hydra.component import Component, choice, component
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
 from arctic_hydra.model.layers import expert_blocks
@@ -31,7 +31,7 @@ _OURS = {"optimizer": "the config group optimizer", "scheduler": "the config gro
 class EngineFactory(Component):
     """Base of the engine options."""
 
-    stage: int = 0
+    stage: int = choice(0, range(4))
     """ZeRO stage: 0 replicates all state, 1 shards optimizer state over the ranks, 2 also gradients, 3 also parameters."""
     offload_optimizer: bool = False
     """Keep optimizer states and fp32 weights in host memory and run the optimizer step there (ZeRO-1 and up)."""

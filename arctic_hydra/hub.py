@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +85,8 @@ def hub_reachable(timeout_seconds: float = 3.0) -> bool:
 
 def proxy_of(endpoint: SplitResult) -> str | None:
     """Return the proxy that the environment sets for `endpoint`, or None."""
+    import urllib.request  # takes long, and most commands do not ask
+
     if urllib.request.proxy_bypass(endpoint.netloc):
         return None
     proxies = urllib.request.getproxies()

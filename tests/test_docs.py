@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,51 @@ def test_the_commands_of_a_page_run(page, tmp_path):
         done = run(command.removeprefix(_PROGRAM), tmp_path, code=int(failure[1]) if failure else 0, **more)
         assert not failure or failure[2] in done.stdout + done.stderr, f"{line}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr, line
+
+
+GUIDES = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launchers/README.md"))]
+COMMANDS = [
+    line
+    for page in GUIDES
+    for language, block in _BLOCK.findall(page.read_text())
+    if language == "bash"
+    for line in block.splitlines()
+    if "python -m arctic_hydra" in line
+]
+
+
+def test_arguments_with_characters_of_patterns_are_quoted():
+    """Those that name existing files by a pattern are not overrides."""
+    assert len(COMMANDS) > 60
+    words = [
+        word
+        for line in COMMANDS
+        for word in re.sub(r"\$\([^)]*\)|'[^']*'|\"[^\"]*\"", "", line.partition("  #")[0]).split()
+    ]
+    assert [word for word in words if set(word) & set("[]{}?*()<>~#") and not word.startswith("outputs/")] == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_commands_mean_the_same_in_each_shell(shell, tmp_path):
+    """The arguments that the program gets are those that the tests of README and docs pass to it."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    for name in ("stopped/1", "teacher/1", "sweep/sweeps/1", "search/sweeps/1"):
+        (tmp_path / "outputs" / name / "export").mkdir(parents=True)
+    lines = [line for line in COMMANDS if "&&" not in line and "||" not in line]
+    script = ["python() { printf '%s\\n' \"$@\" end; }", *lines]
+    done = subprocess.run(
+        [shell, *(["-f"] if shell == "zsh" else []), "-c", "\n".join(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    for line, got in zip(lines, done.stdout.split("end\n"), strict=False):
+        words = re.sub(r"\$\([^)]*\)|outputs/\S+", "...", line.partition("  #")[0])
+        assert [word for word in shlex.split(words)[1:] if "..." not in word] == [
+            word for word in got.splitlines() if "outputs/" not in word
+        ], line
 
 
 MOST_LINES = 30

@@ -54,7 +54,7 @@ def test_every_other_command_composes(line, tmp_path, monkeypatch):
 
 
 def test_the_table_of_groups_is_complete():
-    from arctic_hydra.cli.help import groups
+    from arctic_hydra.cli.help.inventory import groups
 
     for group, options in groups().items():
         if "/" in group:

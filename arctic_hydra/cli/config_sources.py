@@ -99,6 +99,15 @@ class _Repository(ConfigRepository):
         found.defaults_list = _Inclusions(found.defaults_list or [], config_path, self._included)
         return found
 
+    def text_of(self, config_path: str) -> str:
+        """Return the text of an option's file; empty for a schema, and where there is no such file that can be read."""
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        try:
+            text = _text_of(source, config_path) if source is not None else ""
+        except (OSError, UnicodeDecodeError):
+            return ""
+        return "" if _content_problem(text) else text
+
     def config_exists(self, config_path: str) -> bool:
         return config_path in self._cache or super().config_exists(config_path)
 

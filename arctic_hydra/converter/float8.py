@@ -9,7 +9,7 @@ from dataclasses import field, replace
 from types import MethodType
 from typing import TYPE_CHECKING
 
-from arctic_hydra.component import component
+from arctic_hydra.component import choice, component
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ConfigError
@@ -18,6 +18,7 @@ from arctic_hydra.patterns import check_patterns, matching
 if TYPE_CHECKING:
     import torch
 
+_RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 _MULTIPLE = 16
 """The float8 kernels need both sizes of a matrix to be multiples of this."""
 
@@ -29,7 +30,7 @@ class Float8Converter(ModelConverter):
     Needs a GPU of compute capability 8.9 (Ada) or higher, unless emulated.
     """
 
-    recipe: str = "tensorwise"
+    recipe: str = choice("tensorwise", _RECIPES)
     """tensorwise, rowwise or rowwise_with_gw_hp: granularity of the scales, from fastest to most exact."""
     exclude: list[str] = field(default_factory=lambda: ["lm_head"])
     """Patterns of linear layers to leave unchanged."""
@@ -37,9 +38,8 @@ class Float8Converter(ModelConverter):
     """Round to float8 but multiply in the model's dtype, on any device: slow, but shows the effect of float8 on a loss."""
 
     def validate(self) -> None:
-        known = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
-        if self.recipe not in known:
-            raise ValueError(f"recipe: got {self.recipe!r}, expected one of {', '.join(known)}")
+        if self.recipe not in _RECIPES:
+            raise ValueError(f"recipe: got {self.recipe!r}, expected one of {', '.join(_RECIPES)}")
         check_patterns("exclude", self.exclude)
 
     def check_environment(self) -> Iterator[str]:

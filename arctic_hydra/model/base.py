@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER, Component
+from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER, Component, choice
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import FieldError, ModelError
 from arctic_hydra.model.layers import compile_layers, layers
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 class ModelFactory(Component):
     """Base of the model factories: `create_config()` returns the model's config, `create_model(config)` the model."""
 
-    dtype: str = "bf16"
+    dtype: str = choice("bf16", tuple(DTYPE_ALIASES))
     """bf16, fp16 or fp32: data type of weights and activations; optimizer state is always fp32."""
-    attn_implementation: str = VARLEN_ATTENTION
+    attn_implementation: str = choice(VARLEN_ATTENTION, ATTENTION)
     """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
     disable_activation_checkpoint: bool = False
     """Keep all activations instead of recomputing them in the backward pass."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra.component import component, load_extensions
+from arctic_hydra.component import choice, component, load_extensions
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.base import ModelFactory
@@ -34,7 +34,7 @@ class SpecModelFactory(ModelFactory):
     """One of its registered configs; the first if unset."""
     config_kwargs: dict[str, Any] = field(default_factory=dict)
     """Values that replace those of the flavor's config, such as {hidden_size: 96}."""
-    attn_implementation: str = "eager"
+    attn_implementation: str = choice("eager", ["eager"])
     """Fixed: the model's own code decides how it attends."""
     disable_activation_checkpoint: bool = True
     """True by default; false needs a spec with `layer_class`, whose layers are recomputed."""

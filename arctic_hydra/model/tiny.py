@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.component import component
+from arctic_hydra.component import choice, component
 from arctic_hydra.errors import FieldError
 from arctic_hydra.human_numbers import HumanInt, integer
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.hf import check_config_values, explain_config_errors
+from arctic_hydra.model.names import DTYPE_ALIASES
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
@@ -24,7 +25,7 @@ _SHAPE = (
 class TinyModelFactory(ModelFactory):
     """A Llama of about 5 million parameters, initialized from the run's seed; trains on two CPU cores in minutes."""
 
-    dtype: str = "fp32"
+    dtype: str = choice("fp32", tuple(DTYPE_ALIASES))
     """fp32 by default: fast on every CPU."""
     disable_activation_checkpoint: bool = True
     """True by default: the activations of such a small model are kept."""

@@ -1,4 +1,4 @@
-"""How long the command takes before any rank starts: help, the composed config, and typos.
+"""How long the command takes before any rank starts: help, the composed config, typos, and the answer to TAB.
 
 Prints the best and the median of several runs of each, beside the time of an empty interpreter, and writes nothing.
 """
@@ -21,6 +21,7 @@ CASES = {
     "--cfg job": ["-m", "arctic_hydra", "--cfg", "job"],
     "optimizer.lrr=1": ["-m", "arctic_hydra", "optimizer.lrr=1"],
     "model=ligr": ["-m", "arctic_hydra", "model=ligr"],
+    "TAB": ["-m", "arctic_hydra", "-sc", "query=zsh"],
 }
 
 
@@ -31,9 +32,8 @@ def main() -> None:
         for _ in range(REPEATS):
             for name, arguments in CASES.items():
                 start = time.perf_counter()
-                subprocess.run(
-                    [sys.executable, *arguments], cwd=folder, capture_output=True, env={"PYTHONPATH": str(ROOT)}
-                )
+                variables = {"PYTHONPATH": str(ROOT), "COMP_LINE": "arctic-hydra trainer=dpo trainer.epo"}
+                subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, env=variables)
                 times[name].append(time.perf_counter() - start)
     for name, taken in times.items():
         print(

@@ -45,8 +45,6 @@ BAD = [
     ("--config-dir ", "--config-dir: got '', not a directory"),
     ("--config-name experiment/sft_ultrachat", "experiment/sft_ultrachat: its defaults list overrides model, but no list before it chooses"),
     ("--config-name model/tiny", "--config-name: got 'model/tiny', which is no whole config; expected a file that begins with `defaults: [config, _self_]`"),
-    ("--shell-completion", "--shell-completion: got no command, expected install=, uninstall= or query= with bash, zsh or fish"),
-    ("--shell-completion query=bash", "--shell-completion: query= is called by the shell, which sets COMP_LINE"),
 ]  # fmt: skip
 
 ADAMW = "_target_: arctic_hydra.optimizer.adamw.AdamWFactory\n"
@@ -100,30 +98,6 @@ def test_an_unknown_key_of_an_experiment_is_one_sentence(capsys, tmp_path):
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\noptimizer: {lrr: 1}\n")
     assert main(["--config-dir", str(tmp_path), "experiment=mine", "seed=1"]) == 2
     assert capsys.readouterr().err == "error: optimizer.lrr: there is no such key; did you mean optimizer.lr?\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "text"),
-    [
-        ("python -m arctic_hydra ~~", "arctic_hydra: not a valid override"),
-        (
-            "arctic-hydra hydra.searchpath=[pkg://antigravity] ",
-            "hydra.searchpath: got 'pkg://antigravity', expected a directory; nothing was",
-        ),
-        ("", "COMP_LINE=: cannot be composed (RuntimeError: Error parsing line '')"),
-    ],
-)
-def test_a_line_that_cannot_be_completed_is_one_sentence(line, text, monkeypatch, capsys):
-    monkeypatch.setenv("COMP_LINE", line)
-    assert main(["--shell-completion", "query=bash"]) == 2
-    [error] = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"error: {text}")
-
-
-def test_a_line_is_completed(monkeypatch, capsys):
-    monkeypatch.setenv("COMP_LINE", "arctic-hydra optimizer=fus")
-    assert main(["--shell-completion", "query=bash"]) == 0
-    assert capsys.readouterr().out.strip() == "optimizer=fused_adam"
 
 
 def test_a_circular_chain_of_errors_ends():

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from hydra_plugins.arctic_hydra._slurm_conf import SlurmConf
 
-from arctic_hydra.cli.help import field_docs
+from arctic_hydra.cli.help.inventory import field_docs
 from tests.command import ROOT
 
 PAGE = (ROOT / "launchers" / "README.md").read_text()

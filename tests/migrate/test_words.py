@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
-from arctic_hydra.cli.help import groups
+from arctic_hydra.cli.help.inventory import groups
 from arctic_hydra.component import registered
 from arctic_hydra.migrate.words import PROJECTS, Word, advice, find, option_advice, options, page, words
 from tests.command import ROOT

@@ -42,8 +42,8 @@ def test_a_nested_dataclass_is_a_typed_group_of_fields(my_lab, tmp_path):
     )
     run(arguments, tmp_path, **lab)
     assert (only_run(tmp_path) / "day.txt").read_text() == "great 1025"
-    rows = run("--help trainer", tmp_path, **lab).stdout
-    assert "trainer.custom_config.my_mini_steps=10000 Small steps." in rows
+    page = " ".join(run("--help trainer", tmp_path, **lab).stdout.split())
+    assert "trainer.custom_config.my_mini_steps=10000 integer >= 1, in steps Small steps." in page
     for value, text in {
         "my_mini_steps=13": "trainer.custom_config.my_mini_steps: got 13, expected luck",
         "my_mini_steps=0": "trainer.custom_config.my_mini_steps: got 0, expected 1 or more",

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 
 @dataclass(kw_only=True)
 class SlurmConf:
-    """How jobs run on the cluster; undocumented keys are the sbatch options of the same name."""
+    """Submits runs, and sweeps as job arrays, to a SLURM cluster."""
 
     _target_: str = "hydra_plugins.arctic_hydra.slurm.SlurmLauncher"
     nodes: int = 1
@@ -24,22 +24,35 @@ class SlurmConf:
     timeout_min: int = 240
     """Time limit in minutes, 0 for none; a job that reaches it saves a checkpoint and is requeued."""
     partition: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     account: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     qos: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     cpus_per_task: int | None = None
     """CPU cores per node; one task per node contains all of its ranks."""
     mem_gb: float | None = None
     """Memory per node in GB; 0 requests all of it."""
     gres: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     constraint: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     nodelist: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     exclude: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     exclusive: bool = False
+    """The sbatch option of the same name; omitted when unset."""
     comment: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     dependency: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     mail_type: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     mail_user: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     wckey: str | None = None
+    """The sbatch option of the same name; omitted when unset."""
     name: str | None = None
     """Name in the queue; the run's `name` when unset."""
     array_parallelism: int = 256

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LocalLauncherConf:
-    """Options of `hydra/launcher=local`."""
+    """Runs several jobs at a time on this machine, each on its own GPUs."""
 
     _target_: str = "hydra_plugins.arctic_hydra.local.LocalLauncher"
     slots: int | None = None

@@ -14,18 +14,20 @@ from omegaconf import DictConfig
 
 @dataclass
 class OptunaSweeperConf:
-    """Options of `hydra/sweeper=optuna`."""
+    """Searches a space that is written in Hydra's sweep syntax, with Optuna."""
 
     _target_: str = "hydra_plugins.arctic_hydra.optuna.OptunaSweeper"
     n_trials: int | None = 20
     """Total number of jobs, including earlier starts of the same search; `sampler=grid` runs every combination."""
     n_jobs: int | None = None
     """Jobs per batch; the launcher's slots when null."""
-    sampler: str = "tpe"
+    sampler: str = field(default="tpe", metadata={"choices": ("tpe", "random", "grid", "cmaes")})
     """tpe, random, grid or cmaes."""
     seed: int = 0
     """Seed of the sampler; a search with the same seed and `n_jobs` proposes the same values."""
-    pruner: str = "none"
+    pruner: str = field(
+        default="none", metadata={"choices": ("none", "median", "percentile", "hyperband", "successive_halving")}
+    )
     """none, median, percentile, hyperband or successive_halving; stops jobs with poor intermediate evaluations."""
     pruner_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's pruner, such as {n_startup_trials:3}."""
