@@ -118,6 +118,12 @@ def _task_problems(run: Run) -> Iterator[str]:
             f"from_checkpoint: got {run.from_checkpoint}, but task={task} ignores it; pass "
             f"task=evaluate or task=export, or init_from=<path> to train from its weights"
         )
+    if run.export not in (None, "best"):
+        yield f"export: got {shorten(run.export)}, expected best; select another checkpoint with from_checkpoint=<step|path>"
+    elif run.export and task != "export":
+        yield f"export: got best, but task={task} ignores it; after the training, pass task=export export=best"
+    elif run.export and run.from_checkpoint not in (None, "best"):
+        yield f"export: got best, but from_checkpoint={run.from_checkpoint} selects another checkpoint; drop one of them"
     if task == "evaluate" and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
 
