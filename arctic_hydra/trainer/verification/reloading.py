@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra.component import CAUSAL_LM
+from arctic_hydra.model.hf import keep_4bit_differentiable
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.trainer.verification.expectation import Expectation
 
@@ -77,7 +78,10 @@ def _load_adapter(folder: Path, expected: Expectation) -> Loaded:
         family: Any = peft.AutoPeftModelForCausalLM
     else:
         family, options = peft.AutoPeftModelForSequenceClassification, {**options, "num_labels": 1}
-    return Loaded(model=family.from_pretrained(str(folder), **options).eval(), library="peft")
+    model = family.from_pretrained(str(folder), **options).eval()
+    if expected.quantization is not None:
+        keep_4bit_differentiable(model)  # the kernels for its other form, without a backward pass, round in another way
+    return Loaded(model=model, library="peft")
 
 
 def _unknown(config: dict[str, Any], expected: Expectation) -> str:
