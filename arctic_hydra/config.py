@@ -135,6 +135,8 @@ class Run(Component):
     their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
     """Checkpoint for task=evaluate and task=export: a step, `best`, or a path; the run's newest valid one when unset."""
+    export: str | None = None
+    """`best` with task=export: the checkpoint with the best `checkpoint.deepspeed.best_metric`, as from_checkpoint=best."""
     init_from: str | None = None
     """Initialize the weights (only) from an export, a checkpoint, or another run's directory."""
     extend: str | None = None
@@ -184,7 +186,7 @@ class Run(Component):
 
     excluded_from_id: ClassVar[frozenset[str]] = frozenset(
         (
-            "task from_checkpoint preview_examples name output_root fresh objective objective_direction ranks nnodes "
+            "task from_checkpoint export preview_examples name output_root fresh objective objective_direction ranks nnodes "
             "node_rank rendezvous hostfile checkpoint tracking log"
         ).split()
     )

@@ -120,6 +120,12 @@ def _task_problems(run: Run) -> Iterator[str]:
         )
     if run.extend is not None and not any(engine.auto_resume for engine in run.checkpoint.values()):
         yield "extend: needs an engine that loads the checkpoint of that run; pass checkpoint=deepspeed or checkpoint=[deepspeed,hf]"
+    if run.export not in (None, "best"):
+        yield f"export: got {shorten(run.export)}, expected best; select another checkpoint with from_checkpoint=<step|path>"
+    elif run.export and task != "export":
+        yield f"export: got best, but task={task} ignores it; after the training, pass task=export export=best"
+    elif run.export and run.from_checkpoint not in (None, "best"):
+        yield f"export: got best, but from_checkpoint={run.from_checkpoint} selects another checkpoint; drop one of them"
     if task == "evaluate" and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
 

@@ -45,6 +45,9 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
     merge: bool | None = None
     """With `peft`: true exports the merged model, false the adapter; unset exports the adapter if its base model can be
     loaded, else the merged model."""
+    verify: bool = True
+    """Load the first export of a start and the final one again, and compare them with the trained model: outputs, tied weights,
+    tokenizer and template, stop tokens, generation. A difference ends the run with exit code 1; the export stays."""
 
     can_resume: ClassVar[bool] = False
 

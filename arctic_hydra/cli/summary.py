@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Any
 
 from arctic_hydra import run_directory
@@ -13,6 +16,7 @@ from arctic_hydra.launch.extended_run import lets_code_run
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import PROGRAM, relative
+from arctic_hydra.trainer.verification.verdict import verdict_lines
 
 
 def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) -> None:
@@ -28,6 +32,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         return
     if "export" in result:
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
+        _print_verdicts(result)
         return
     if "checkpoint" in result:
         print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
@@ -53,6 +58,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     ):
         if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
+    if _print_verdicts(result):
+        return
     if export is not None and (loader := _loader(directory.path / export)):
         library, function, more = loader
         print(f"next: load it with {library}:")
@@ -85,6 +92,16 @@ def _longer(directory: run_directory.RunDirectory, overrides: list[str], result:
         *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),
     )
     return [*(item for item in overrides if not item.startswith(limits)), longer]
+
+
+def _print_verdicts(result: dict[str, Any]) -> bool:
+    """Print what the verification of the exports found; return whether one differs from the trained model."""
+    for name, verdict in result.get("verification", {}).items():
+        for line in verdict_lines(name, verdict):
+            print(fill(line, get_terminal_size().columns, subsequent_indent="  ") if sys.stdout.isatty() else line)
+    if error := result.get("error"):
+        print(f"error: {error.partition(':')[0]}; the files stay, and the same command exports again", file=sys.stderr)
+    return bool(error)
 
 
 def _next_start(stop_reason: str) -> str:

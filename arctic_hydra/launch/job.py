@@ -221,7 +221,7 @@ class JobEnding:
     result: dict[str, Any] | None = None
     """The result that rank 0 wrote, if the ranks ended regularly."""
     problem: str = ""
-    """Short reason of a run without a result."""
+    """Short reason of a run without a result, or with a failed one."""
     details: str = ""
     """Full reason, with the traceback of an unexpected error."""
 
@@ -237,7 +237,7 @@ def record_ending(directory: run_directory.RunDirectory, code: int, *, asked_to_
     values: dict[str, Any] = {"status": ending.status, "seconds": round(seconds, 1)}
     if ending.result:
         values["result"] = ending.result
-    elif ending.status == run_directory.FAILED:
+    if ending.status == run_directory.FAILED:
         values["error"] = ending.problem
     with blocked_signals():  # an interrupt must not leave a run that has ended marked as running
         directory.update_record(**values)
@@ -269,8 +269,9 @@ _SIGNAL_HINTS: dict[int, str] = {
 def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: bool) -> JobEnding:
     result, errors, logs = directory.result(), directory.errors(), directory.path / "logs"
     if code == 0 and result:
-        finished = result["status"] == run_directory.FINISHED
-        return JobEnding(result["status"], EXIT_DONE if finished else EXIT_STOPPED_EARLY, result)
+        codes = {run_directory.FINISHED: EXIT_DONE, run_directory.FAILED: EXIT_FAILED}
+        exit_code = codes.get(result["status"], EXIT_STOPPED_EARLY)
+        return JobEnding(result["status"], exit_code, result, problem=result.get("error", ""))
     signalled = -code if code < 0 else 0
     how = f"was killed by signal {signalled}" if signalled else f"exited with code {code}"
     if has_stopped(directory, code, asked_to_stop=asked_to_stop):

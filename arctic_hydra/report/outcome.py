@@ -11,8 +11,9 @@ from arctic_hydra.data.base import Loader
 from arctic_hydra.metrics import objective, read_metrics
 from arctic_hydra.redaction import redact
 from arctic_hydra.report.facts import ModelFacts
-from arctic_hydra.run_directory import FINISHED, STOPPED, RunDirectory
+from arctic_hydra.run_directory import FAILED, FINISHED, STOPPED, RunDirectory
 from arctic_hydra.trainer.base import Trainer
+from arctic_hydra.trainer.verification.verdict import problem_of
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -33,8 +34,10 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
     steps = [row for row in lines if "loss" in row]
     evaluations = [row for row in lines if "eval/loss" in row]
     last = trainer.last_metrics or (steps[-1] if steps else {})
+    verdicts = trainer.export_verdicts
+    status = STOPPED if trainer.stop_reason and not trainer.training_finished else FINISHED
     return {
-        "status": STOPPED if trainer.stop_reason and not trainer.training_finished else FINISHED,
+        **verified(status, verdicts),
         "stop_reason": trainer.stop_reason,
         "step": trainer.global_step,
         "horizon": trainer.training_horizon,
@@ -50,6 +53,13 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
         "world_size": trainer.world.size,
         "device": trainer.device.type,
     }
+
+
+def verified(status: str, verdicts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return `status`, or FAILED with an `error` if a finished run or task has an export that differs, and the verdicts."""
+    problem = problem_of(verdicts) if status == FINISHED else ""
+    held = {"verification": verdicts} if verdicts else {}
+    return {"status": FAILED, "error": problem, **held} if problem else {"status": status, **held}
 
 
 def _finite(value: float | None) -> float | None:

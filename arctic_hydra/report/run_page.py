@@ -21,6 +21,7 @@ from arctic_hydra.report import html
 from arctic_hydra.report.header import data_table
 from arctic_hydra.report.outcome import read_config
 from arctic_hydra.run_directory import FAILED, RunDirectory
+from arctic_hydra.trainer.verification.verdict import verdict_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,6 +113,8 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
             cards.append(("skipped steps", f"{last['skipped_steps']:,}"))
     items = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in cards)
     yield f"<dl class=cards>{items}</dl>" if cards else "<p>No step was completed.</p>"
+    for name, verdict in result.get("verification", {}).items():
+        yield from (f"<p>{html.escape(line)}</p>" for line in verdict_lines(name, verdict))
 
 
 def _before(steps: Lines) -> list[int]:

@@ -13,6 +13,7 @@ from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
 from arctic_hydra.data.load.stop_tokens import counted_stops
 from arctic_hydra.distributed import World
+from arctic_hydra.report.outcome import verified
 from arctic_hydra.run_directory import FINISHED, RunDirectory
 from arctic_hydra.tasks.evaluate import checkpoint_root
 
@@ -21,10 +22,15 @@ if TYPE_CHECKING:
 
 
 def execute(run: Run, run_dir: Path) -> dict[str, Any]:
-    """Write the checkpoint as `<save_name>-step-<step>` next to the run's checkpoints; return its path."""
+    """Write the checkpoint as `<save_name>-step-<step>` next to the run's checkpoints; return its path and what verifying it found."""
+    import torch
+
+    from arctic_hydra.trainer.verification.comparison import verify
+    from arctic_hydra.trainer.verification.expectation import expect
+
     assemble.start_log(run, run_dir)
     run.trainer.set_callbacks([], World.from_env())
-    found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+    found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.export or run.from_checkpoint)
     weights = assemble.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     start = assemble.starting_weights(run)
@@ -33,14 +39,20 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"
     target = options.directory_of(run_dir.parent) / name
+    stops = _stop_tokens(run, run_dir.parent, weights, tokenizer)
+    expected = None
+    if options.verify:
+        trusted, device = run.model.trusts_remote_code, torch.device("cpu")
+        expected = expect(model, tokenizer, stops, device, run.trainer.auto_class, trusts_remote_code=trusted)
     merge = options.merge if options.merge is not None else assemble.base_of(run) is None
     if has_adapter(model) and merge:
         check_mergeable(model)
         model = model.merge_and_unload()
-    write_export(
-        model, model.state_dict(), tokenizer, target, options, _stop_tokens(run, run_dir.parent, weights, tokenizer)
-    )
-    return {"status": FINISHED, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}
+    write_export(model, model.state_dict(), tokenizer, target, options, stops)
+    del model  # the export takes its place in memory
+    verdicts = {name: verify(target, expected).as_dict()} if expected else {}
+    ending = verified(FINISHED, verdicts)
+    return {**ending, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}
 
 
 def _stop_tokens(

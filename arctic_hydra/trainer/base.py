@@ -28,6 +28,7 @@ from arctic_hydra.trainer.parts.evaluation import Evaluation
 from arctic_hydra.trainer.parts.saving import resumable_steps, save_after
 from arctic_hydra.trainer.spikes import describe_spike
 from arctic_hydra.trainer.toolbox import Toolbox
+from arctic_hydra.trainer.verification.verified_saves import verify_saved
 
 if TYPE_CHECKING:
     import torch
@@ -273,6 +274,7 @@ class Trainer(Construction, Evaluation):
                     about = {"engine": engine, "path": engine.checkpoint_dir}
                     with self.event("checkpoint", **about) as outer, self.event("save", **about) as inner:
                         outer["path"] = inner["path"] = engine.save()
+                        verify_saved(self, engine, inner["path"])
 
     def save_after(self, error: Exception) -> None:
         """Save the last whole step, marked, if all ranks can after an error that ends the run; called by the runner.

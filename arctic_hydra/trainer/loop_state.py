@@ -148,6 +148,10 @@ class LoopState:
     """Why the run is finished before its horizon; empty if it is not."""
     step_start: Any = None
     """The state to which an error before the optimizer step returns (`parts.saving.StepStart`); None at other times."""
+    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the verification of this start's exports found, by name of the export; on rank 0 only."""
+    verified_any: bool = False
+    """Whether an export of this start was verified; the same on every rank."""
     evaluated_at: int = -1
     """Step of the last evaluation."""
     first_step: int = 0

@@ -65,7 +65,7 @@ def perform(arguments: str, run_dir: Path, model: Path | None = None) -> dict[st
 
 
 def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[int] | None = None) -> dict[str, Any]:
-    """Train in this rank; return losses, gradient norms, the trained weights, whole and in fp32, and the logits of `ids`."""
+    """Train in this rank; return losses, gradient norms, trained weights (whole, in fp32), logits of `ids`, verdicts on exports."""
     run, tree = compose_run(arguments, model)
     run_dir.mkdir(parents=True, exist_ok=True)
     if distributed.World.from_env().is_main:
@@ -91,6 +91,7 @@ def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[in
         "held": held,
         "recomputes": module.is_gradient_checkpointing,
         "resumed": resumed,
+        "verdicts": trainer.export_verdicts,
         "logits": _logits(trainer, ids) if ids else None,
     }
 

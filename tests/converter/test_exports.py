@@ -49,8 +49,12 @@ def models(tmp_path_factory):
 
 
 def train_and_export(arguments: str, run_dir: Path, model: Path | None) -> torch.Tensor:
-    """Train, exporting at the end; return the logits of the trained model."""
-    return lab.train(arguments, run_dir, model, ids=IDS)["logits"]
+    """Train, exporting at the end, which finds no difference; return the logits of the trained model."""
+    trained = lab.train(arguments, run_dir, model, ids=IDS)
+    for verdict in trained["verdicts"].values():
+        assert verdict["verified"], verdict
+        assert not (model and verdict["unchecked"]), verdict
+    return trained["logits"]
 
 
 IDS = list(range(40, 60))
@@ -103,7 +107,8 @@ def test_exports_load_with_equal_logits(kind, tied, stage, models, tmp_path):
         torch.testing.assert_close(loaded_logits(run_dir / "export"), expected, atol=1e-5, rtol=0)
         if tied and kind == "hf":
             assert_tied_once(run_dir / "export")
-        lab.in_ranks(1, lab.perform, f"{arguments} task=export", run_dir / "task-export", model)
+        done = lab.in_ranks(1, lab.perform, f"{arguments} task=export", run_dir / "task-export", model)
+        assert done["verification"]["export-step-00000002"]["verified"], done
         again = run_dir / "export-step-00000002"
         torch.testing.assert_close(loaded_logits(again), expected, atol=1e-5, rtol=0)
         if whole:  # training switches the cache off; generation with an export needs it

@@ -40,6 +40,16 @@ def test_a_run_that_was_asked_to_stop_is_stopped_unless_it_reports_an_error(code
     assert ("the same command starts again" in ending.details) == (status == "stopped")
 
 
+def test_ranks_that_end_regularly_with_a_failed_result_fail_the_run(tmp_path):
+    """As with an export that differs from the trained model."""
+    directory = RunDirectory(tmp_path)
+    directory.write_result({"status": run_directory.FAILED, "step": 2, "error": "an export differs"})
+    ending = job.record_ending(directory, 0)
+    assert (ending.status, ending.exit_code, ending.problem) == ("failed", 1, "an export differs")
+    record = directory.record()
+    assert (record["status"], record["error"], record["result"]["step"]) == ("failed", "an export differs", 2)
+
+
 def test_an_interrupt_of_the_report_leaves_the_run_finished(tmp_path, monkeypatch, capsys):
     """It comes where the page is made, after the record was written."""
     directory = RunDirectory(tmp_path)

@@ -26,6 +26,7 @@ ROWS = [
 def ended(run_dir: Path, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     facts = {"last_metrics": {}, "stop_reason": "", "training_finished": True, "global_step": 2, "training_horizon": 2}
+    facts["export_verdicts"] = {}
     trainer = SimpleNamespace(
         tools=SimpleNamespace(run_dir=run_dir), progress=Progress(), world=World(), device=torch.device("cpu"), **facts
     )
@@ -50,3 +51,12 @@ def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     result = ended(tmp_path, ROWS[1:3], last_metrics={"step": 2, "loss": math.nan})
     assert (result["last_loss"], result["objective"]) == (None, None)
     assert ended(tmp_path, [])["first_loss"] is None
+
+
+def test_a_finished_run_whose_export_differs_has_failed(tmp_path: Path) -> None:
+    verdicts = {"export": {"verified": False, "differs": ["its head is not tied"]}}
+    result = ended(tmp_path, ROWS, export_verdicts=verdicts)
+    assert (result["status"], result["verification"]) == ("failed", verdicts)
+    assert result["error"] == "an export differs from the trained model: export: its head is not tied"
+    verdicts["export"]["differs"] = []
+    assert ended(tmp_path, ROWS, export_verdicts=verdicts)["status"] == "finished"

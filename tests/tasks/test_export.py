@@ -30,7 +30,7 @@ def test_export_of_any_checkpoint_equals_the_one_of_the_run(trained):
     folder, run_dir = trained
     arguments = f"{TRAINED} ranks=2 trainer.eval_frequency=4 task=export"
     done = run(arguments, folder)
-    assert "checkpoints/step-00000006 to" in done.stdout
+    assert "checkpoints/step-00000006 to" in done.stdout and "export-step-00000006 verified: logits " in done.stdout
     during, after = (load_file(run_dir / name / "model.safetensors") for name in ("export", "export-step-00000006"))
     assert during.keys() == after.keys()
     assert all(during[name].equal(value) for name, value in after.items())
@@ -79,6 +79,18 @@ def test_damage_and_what_does_not_fit_are_refused(trained, tmp_path):
     [
         ("from_checkpoint=4", "from_checkpoint: got 4, but task=train ignores it"),
         ("init_from=./absent", "which is not a directory; expected an export, a checkpoint or a run directory"),
+        (
+            "export=best",
+            "export: got best, but task=train ignores it; after the training, pass task=export export=best",
+        ),
+        (
+            "task=export export=4",
+            "export: got '4', expected best; select another checkpoint with from_checkpoint=<step|path>",
+        ),
+        (
+            "task=export export=best from_checkpoint=4",
+            "export: got best, but from_checkpoint=4 selects another checkpoint",
+        ),
         ("task=export", "does not exist: this config has never been trained"),
         ("task=evaluate from_checkpoint=./absent", "from_checkpoint: got"),
         ("task=evaluate ~data.eval_sources.chat", "task: got evaluate, but there is no evaluation data"),
@@ -94,5 +106,5 @@ def test_a_step_that_is_not_there(trained):
     folder, _ = trained
     done = run(f"{TRAINED} trainer.eval_frequency=4 task=evaluate from_checkpoint=5", folder, code=1)
     assert "step-00000005 cannot be used: there is no such directory. Steps below" in done.stderr
-    best = run(f"{TRAINED} trainer.eval_frequency=4 task=export from_checkpoint=best", folder, code=1)
+    best = run(f"{TRAINED} trainer.eval_frequency=4 task=export export=best", folder, code=1)
     assert "holds no checkpoint with a metric" in best.stderr

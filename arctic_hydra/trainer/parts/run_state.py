@@ -97,6 +97,11 @@ class TrainerState(TrainerSettings):
         return self._loop.result
 
     @property
+    def export_verdicts(self) -> dict[str, dict[str, Any]]:
+        """What the verification of the exports found, by name of the export; empty on all ranks but the first."""
+        return self._loop.verdicts
+
+    @property
     def head_loss_name(self) -> str:
         """Which `head_loss` computes the loss from the hidden states; `full` if all logits are computed at once."""
         return "full"

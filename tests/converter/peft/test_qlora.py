@@ -61,7 +61,8 @@ def test_resume_is_bit_exact_and_the_exports_load(tmp_path, model):
     """The adapter loads over the quantized model; merging adds it to the full weights."""
     arguments = "peft=qlora trainer.train_iters=3 deepspeed=zero2 ranks=2 checkpoint.hf.merge=false"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    lab.in_ranks(2, lab.perform, arguments, whole, model)
+    verdict = lab.in_ranks(2, lab.perform, arguments, whole, model)["verification"]["export"]
+    assert verdict["verified"] and not verdict["unchecked"], verdict
     lab.in_ranks(2, lab.perform, f"{arguments} trainer.exit_iteration=2", parts, model)
     lab.in_ranks(2, lab.perform, arguments, parts, model)
     rows = [

@@ -1,0 +1,51 @@
+"""Verifies the exports that a run writes while it trains and at its end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arctic_hydra import distributed
+from arctic_hydra.checkpoint.base import CheckpointEngine
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+from arctic_hydra.trainer.verification.verdict import verdict_lines
+
+if TYPE_CHECKING:
+    from arctic_hydra.trainer.base import Trainer
+
+log = logging.getLogger("arctic_hydra.trainer")
+
+
+def verify_saved(trainer: Trainer, engine: CheckpointEngine, folder: Path | None) -> None:
+    """Verify what `engine` has just exported to `folder`: the first export of this start and the final one; collective.
+
+    The first shows early that exports fail, the final one is what is used; each takes time in which all ranks wait. Rank 0
+    keeps the verdict in `trainer.verdicts`, and logs that on an export before the end.
+    """
+    wanted = isinstance(engine, HuggingFaceCheckpoint) and engine.verify and folder is not None
+    if not wanted or (trainer._loop.verified_any and not trainer.training_finished):
+        return
+    from arctic_hydra.trainer.verification.comparison import verify
+    from arctic_hydra.trainer.verification.expectation import expect
+
+    tools = trainer.tools
+    trainer._loop.verified_any = True
+    # Ranks must run equal samples: at ZeRO-3 each gathers the weights as often as the others.
+    stops = distributed.broadcast_object(tools.state.stop_tokens() if trainer.world.is_main else [])
+    with trainer.trial():
+        expected = expect(
+            tools.engine,
+            tools.state.tokenizer,
+            stops,
+            trainer.device,
+            trainer.auto_class,
+            trusts_remote_code=tools.model_factory.trusts_remote_code,
+        )
+    if not trainer.world.is_main:
+        return
+    assert folder is not None
+    verdict = trainer.export_verdicts[folder.name] = verify(folder, expected).as_dict()
+    if not trainer.training_finished:  # the summary of the run shows the last one
+        for line in verdict_lines(folder.name, verdict):
+            log.log(logging.ERROR if verdict["differs"] else logging.INFO, "%s", line)
