@@ -56,6 +56,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         library, function, more = loader
         print(f"next: load it with {library}:")
         print(f"  {function}({str(path / export)!r}{more})")
+    if result.get("stop_reason"):
+        return  # a callback has ended this run, and would end a longer one as well
     limits = (
         "fresh=",
         *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),
