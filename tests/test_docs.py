@@ -7,11 +7,14 @@ code and a part of its message: `# exit code 2: there is no such key`.
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+from arctic_hydra import config as config  # registers all options
+from arctic_hydra.component import registered
 from tests.command import ROOT, run
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -62,6 +65,17 @@ def test_the_commands_of_a_page_run(page, tmp_path):
         done = run(command.removeprefix(_PROGRAM), tmp_path, code=int(failure[1]) if failure else 0, **more)
         assert not failure or failure[2] in done.stdout + done.stderr, f"{line}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr, line
+
+
+def test_the_page_names_what_a_class_of_each_group_has_to_define():
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([\w.]+)\.(\w+)` \| ([^|]*)\|", (ROOT / "docs/extending/code.md").read_text(), re.MULTILINE
+    )
+    assert {group for group, *_ in rows} == {group for group, _ in registered()} - {"log"}
+    for group, module, name, methods in rows:
+        base = getattr(importlib.import_module(module), name)
+        assert base.__abstractmethods__ == set(re.findall(r"`(\w+)`", methods)), group
+        assert any(issubclass(cls, base) for cls in registered(group).values())
 
 
 MOST_LINES = 30

@@ -50,7 +50,8 @@ def _copied(value: Any, tensors: list[torch.Tensor]) -> Any:
 
     if isinstance(value, dict):
         made = copy(value)  # also of the attributes of a state dict
-        made.update({key: _copied(item, tensors) for key, item in value.items()})
+        for key, item in value.items():
+            made[key] = _copied(item, tensors)
         return made
     if isinstance(value, list | tuple):
         return type(value)([_copied(item, tensors) for item in value])
