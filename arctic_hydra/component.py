@@ -15,12 +15,14 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
     Protocol,
     TypeVar,
+    Union,
     dataclass_transform,
     get_args,
     get_origin,
@@ -215,7 +217,7 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         cls._target_ = target  # type: ignore[attr-defined]
         cls.option_group, cls.option_name = group, option  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
-        _refuse_literals(decorated)
+        _refuse_types(decorated)
         _refuse_groups(decorated)
         _REGISTRY[group, option] = decorated
         BY_TARGET[target] = decorated
@@ -225,12 +227,23 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
     return register
 
 
-def _refuse_literals(cls: Any) -> None:
-    for name, hint in cls.__dict__.get("__annotations__", {}).items():
-        if "Literal[" in str(hint):
-            raise TypeError(
-                f"{cls.__qualname__}.{name}: a config cannot hold a {hint}; declare an Enum with these members instead"
-            )
+def _refuse_types(cls: Any) -> None:
+    """Raise TypeError for a field of a type that no plain config can hold."""
+    for name, hint in ((item.name, hints_of(cls)[item.name]) for item in fields(cls)):
+        if not _is_plain(hint):
+            text = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+            members = "an Enum with these members"
+            instead = members if "Literal[" in text else "str, int, float, bool, an Enum, or a list or dict of them"
+            raise TypeError(f"{cls.__qualname__}.{name}: a config cannot hold a {text}; declare {instead} instead")
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a config can hold values of a type: those of YAML, enums, components and groups of fields."""
+    if get_origin(hint) in (Union, UnionType, list, dict):
+        return all(_is_plain(part) for part in get_args(hint))
+    if isinstance(hint, type) and (issubclass(hint, Enum | Component) or is_settings(hint)):
+        return True
+    return hint in (Any, str, int, float, bool, NoneType, list, dict)
 
 
 def _refuse_groups(cls: Any) -> None:
@@ -241,6 +254,7 @@ def _refuse_groups(cls: Any) -> None:
         group = next((kind for kind in (hint, *get_args(hint)) if is_settings(kind)), None)
         if group is None:
             continue
+        _refuse_types(group)
         _refuse_groups(group)
         name = group.__name__
         if get_origin(hint) in (list, tuple, dict):

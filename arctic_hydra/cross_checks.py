@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from arctic_hydra.config import Run
 
 SLOTS = ("model", "data", "optimizer", "scheduler", "tokenizer", "deepspeed")
-"""The config groups for which a trainer may declare by a type hint what it works with."""
+"""The config groups for which a trainer may declare by a type hint what it works with, and which option is the default."""
+LIST_SLOTS = ("checkpoint", "converter", "callback", "tracking")
+"""The same without a default: groups of which a run takes several options, or none."""
 LONGEST_NAME, LONGEST_PATH = 255, 3500
 """Limits in bytes of Linux file systems, 4,096 for a whole path less what a run appends to it."""
 
@@ -95,10 +97,14 @@ def supported(trainer: type, slot: str) -> tuple[type[Component], ...]:
 
 def compatibility(run: Run) -> Iterator[str]:
     """Yield the components that the trainer does not support: its type hints declare which classes it accepts."""
-    for slot in SLOTS:
-        classes, chosen = supported(type(run.trainer), slot), getattr(run, slot)
-        if classes and not isinstance(chosen, classes):
-            names = ", ".join(f"{slot}={_option_name(cls)}" for cls in classes)
+    for slot in (*SLOTS, *LIST_SLOTS):
+        classes, held = supported(type(run.trainer), slot), getattr(run, slot)
+        for chosen in held.values() if isinstance(held, dict) else [held]:
+            if not classes or isinstance(chosen, classes):
+                continue
+            options = [_option_name(cls) for cls in classes]
+            one = f"{slot}=[{','.join(options)}]" if isinstance(held, dict) else ""
+            names = one or ", ".join(f"{slot}={option}" for option in options)
             look = "; task=preview accepts any data" if slot == "data" else ""
             yield (
                 f"{slot}: got {_option_name(type(chosen))} ({type(chosen).__name__}), but trainer={_option_name(type(run.trainer))} "

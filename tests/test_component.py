@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -83,6 +84,22 @@ def test_a_literal_is_refused_where_it_is_declared():
         class Odd(Component):
             mode: Literal["a", "b"] = "a"
 
+    assert ("optimizer", "odd") not in registered()
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        (tuple[float, float], r"tuple\[float, float\]"),
+        (Path, "Path"),
+        (Path | None, r"pathlib\.Path \| None"),
+        (set, "set"),
+    ],
+)
+def test_a_type_that_no_config_can_hold_is_refused_where_it_is_declared(hint, said):
+    made = type("Odd", (Component,), {"__annotations__": {"kind": hint}, "kind": None, "__module__": __name__})
+    with pytest.raises(TypeError, match=rf"Odd\.kind: a config cannot hold a {said}; declare str, int, .* instead"):
+        component.component(group="optimizer", name="odd")(made)
     assert ("optimizer", "odd") not in registered()
 
 

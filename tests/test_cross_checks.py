@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 from arctic_hydra import cross_checks
 from arctic_hydra.callback.base import Callback
+from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
@@ -67,6 +68,21 @@ def test_hints_of_either_form_take_their_members_and_subclasses(hint):
     run.model = TinyModelFactory()
     [problem] = cross_checks.compatibility(run)
     assert problem == "model: got tiny (TinyModelFactory), but trainer=mine (Mine) works with model=hf, model=random"
+
+
+def test_hints_of_groups_with_several_options_hold_for_each_of_them():
+    mine = type(
+        "Mine", (SFTTrainer,), {"__annotations__": {"checkpoint": ClassVar[DeepSpeedCheckpoint]}, "option_name": "mine"}
+    )
+    run = built("ranks=1")
+    run.trainer = mine()
+    [problem] = cross_checks.compatibility(run)
+    assert (
+        problem
+        == "checkpoint: got hf (HuggingFaceCheckpoint), but trainer=mine (Mine) works with checkpoint=[deepspeed]"
+    )
+    del run.checkpoint["hf"]
+    assert list(cross_checks.compatibility(run)) == []
 
 
 def test_max_length_is_checked_against_the_config_of_the_model(tmp_path):

@@ -7,6 +7,7 @@ code and a part of its message: `# exit code 2: there is no such key`.
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from arctic_hydra import config as config  # registers all options
+from arctic_hydra.component import registered
 from tests.command import ROOT, run
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -110,6 +113,17 @@ def test_commands_mean_the_same_in_each_shell(shell, tmp_path):
         assert [word for word in shlex.split(words)[1:] if "..." not in word] == [
             word for word in got.splitlines() if "outputs/" not in word
         ], line
+
+
+def test_the_page_names_what_a_class_of_each_group_has_to_define():
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([\w.]+)\.(\w+)` \| ([^|]*)\|", (ROOT / "docs/extending/code.md").read_text(), re.MULTILINE
+    )
+    assert {group for group, *_ in rows} == {group for group, _ in registered()} - {"log"}
+    for group, module, name, methods in rows:
+        base = getattr(importlib.import_module(module), name)
+        assert base.__abstractmethods__ == set(re.findall(r"`(\w+)`", methods)), group
+        assert any(issubclass(cls, base) for cls in registered(group).values())
 
 
 MOST_LINES = 30

@@ -126,6 +126,11 @@ class Abstract(Trainer):
 @component(group="trainers", name="misplaced")
 class Misplaced(Trainer):
     \"""Names a group that does not exist.\"""
+
+
+@component(group="trainer", name="stranger")
+class Stranger(AdamWFactory):
+    \"""Is no trainer.\"""
 """
 SCHEMA = "defaults:\n  - /schema/{}@_here_\n  - _self_\n"
 
@@ -217,6 +222,7 @@ def test_the_errors_of_authors_say_what_to_write(tmp_path):
         callback__bare=SCHEMA.format("callback/bare"),
         callback__ghost="# @package callback.ghost\n" + SCHEMA.format("callback/ghost"),
         trainer__abstract=SCHEMA.format("trainer/abstract"),
+        trainer__stranger=SCHEMA.format("trainer/stranger"),
         optimizer__twice=SCHEMA.format("optimizer/twice") + "lr: 1e-3\nlr: 1e-4\n",
     )
     for option, group, name in (("optimizer=soap2", "optimizer", "Soap2"), ("callback=[herald]", "callback", "Herald")):
@@ -235,5 +241,7 @@ def test_the_errors_of_authors_say_what_to_write(tmp_path):
     line = fails("trainer=abstract", tmp_path, path)
     assert line.endswith("got 'new_lab.options.Abstract', which does not define loss; add what its base class requires")
     assert "misplaced is registered in the group trainers" in fails("trainer=misplaced", tmp_path, path)
+    line = fails("trainer=stranger", tmp_path, path)
+    assert "trainer=stranger: Stranger does not extend Trainer, the base class of the group trainer; extend it" in line
     line = fails("callback=[ghost]", tmp_path, path)
     assert "its YAML file names the schema callback/ghost, but no class of this name is registered" in line

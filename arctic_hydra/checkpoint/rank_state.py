@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -16,6 +17,7 @@ from arctic_hydra.determinism import random_state, seed_everything
 
 if TYPE_CHECKING:
     from arctic_hydra.checkpoint.base import Stateful, TrainingState
+    from arctic_hydra.distributed import World
 
 
 CURVE = 2
@@ -44,6 +46,15 @@ def load_callbacks(callbacks: Mapping[str, Stateful], states: dict[str, dict[str
     for name, held in states.items():
         if name in callbacks:
             callbacks[name].load_state_dict(held)
+
+
+def state_in(checkpoint: Path, name: str, world: World) -> dict[str, Any]:
+    """Return what `name` among the callbacks has saved on this rank, or on rank 0 if another number of ranks saved; empty for nothing."""
+    from arctic_hydra.checkpoint.writer import load_tensors
+
+    files = sorted(checkpoint.glob("rank-*.pt"))
+    contents = load_tensors(files[world.rank if len(files) == world.size else 0])
+    return contents.get("callbacks", {}).get(name, {})  # type: ignore[no-any-return]
 
 
 def reseed(step: int) -> None:

@@ -87,12 +87,24 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return _unknown_key(_full_key(cause) or match[1], overrides, recompose)
         if match := re.search(r"Cannot (?:merge DictConfig with ListConfig|assign (\S+) to Dict\[str, (\w+)\])", first):
             return _list_group(overrides)
+        if match := re.search(r"Invalid type assigned: (\w+) is not a subclass of (\w+)", first):
+            return ConfigError(_wrong_base(match[1], match[2]))
         if problem := _interpolation_problem(first):
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides)}: {problem}")
         if isinstance(cause, OmegaConfBaseException) and first:
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides) or 'config'}: {first}")
     what = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     return ConfigError(f"{' '.join(overrides) or 'config'}: cannot be composed ({what})")
+
+
+def _wrong_base(name: str, base: str) -> str:
+    """Return the problem of a class that is registered in a group of another kind."""
+    found = [(group, option) for (group, option), cls in registered().items() if cls.__name__ == name]
+    group, option = found[0] if found else ("config", name)
+    return (
+        f"{group}={option}: {name} does not extend {base.removesuffix('Slot')}, the base class of the group {group}; extend it, or correct "
+        "the group in @component (docs/extending/code.md lists both)"
+    )
 
 
 def _sweep_of_one_run(text: str) -> ConfigError:

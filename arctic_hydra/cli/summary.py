@@ -64,6 +64,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         library, function, more = loader
         print(f"next: load it with {library}:")
         print(f"  {function}({str(path / export)!r}{more})")
+    if result.get("stop_reason"):
+        return  # a callback has ended this run, and would end a longer one as well
     overrides = directory.record()["overrides"]
     fine_tunes = not any(item.startswith(("trainer=", "experiment=")) for item in overrides)
     print(f"next: train longer{', or on your own data' * fine_tunes}:")

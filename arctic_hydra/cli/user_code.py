@@ -12,6 +12,7 @@ from arctic_hydra.cli.config_sources import LIST_GROUPS
 from arctic_hydra.component import BROKEN_EXTENSIONS, load_extensions, registered
 from arctic_hydra.errors import ConfigError, printable
 from arctic_hydra.files import code_file
+from arctic_hydra.model.model_spec import registered_specs
 from arctic_hydra.redaction import mask
 
 _SOURCES = ("data/sources", "data/eval_sources")
@@ -29,10 +30,10 @@ def load(arguments: Sequence[str]) -> list[str]:
     others = code_file.take(arguments)
     if code_file.typed_arguments():
         found = [key for key in registered() if key[1].startswith(code_file.PREFIX)]
-        if not found:
+        if not found and not any(code_file.owns(spec.create.__module__) for spec in registered_specs()):
             raise ConfigError(
                 f"{code_file.typed_arguments()[0]}: registers no component; decorate a class with "
-                "@component(group=..., name=...)"
+                "@component(group=..., name=...), or a function with @register_model_spec(...)"
             )
         known = {group for (group, _), cls in registered().items() if cls.__module__.startswith("arctic_hydra.")}
         for group, option in found:

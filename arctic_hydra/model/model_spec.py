@@ -175,6 +175,11 @@ def _not_plain(config: Any) -> str:
     return ""
 
 
+def registered_specs() -> list[RegisteredSpec]:
+    """Return all registered specs."""
+    return list(_SPECS.values())
+
+
 def registered_spec(name: str) -> RegisteredSpec:
     """Return the spec that is registered under exactly this name; raises ValueError."""
     if name in _SPECS:
@@ -183,7 +188,7 @@ def registered_spec(name: str) -> RegisteredSpec:
     if not _SPECS:
         raise ValueError(
             f"spec: got {name!r}, but no model is registered; a package registers one with register_model_spec and declares "
-            f"the entry point group arctic_hydra{broken}"
+            f"the entry point group arctic_hydra, or a file does, which code=<path> names{broken}"
         )
     hint = did_you_mean(name, _SPECS) or broken
     raise ValueError(f"spec: got {name!r}, expected one of {', '.join(sorted(_SPECS))}{hint}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import assemble, distributed, runner
+from arctic_hydra.callback.base import TRAINER_STATE
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.config import Run
 from arctic_hydra.report.header import print_header
@@ -15,6 +16,8 @@ from arctic_hydra.stopping import StopRequest
 
 def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Evaluate the checkpoint that `from_checkpoint` names; return its path, step and metrics. Collective."""
+    from arctic_hydra.checkpoint.rank_state import state_in
+
     trainer = run.trainer
     with assemble.report_exceptions(run, run_dir):
         distributed.start(distributed.World.from_env(), trainer.collective_timeout_seconds)
@@ -26,6 +29,7 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
             model = runner.build_model(run, data, weights)
             state = assemble.training_state(run, run_dir, data, model)
             state.progress.global_step = weights.step or 0
+            state.callbacks[TRAINER_STATE].load_state_dict(state_in(weights.path, TRAINER_STATE, data.world))
             print_header(run, run_dir, data, model)
             assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
         metrics = trainer.evaluate()

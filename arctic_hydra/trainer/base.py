@@ -60,12 +60,13 @@ class Trainer(Construction, Evaluation):
     def state_dict(self) -> dict[str, Any]:
         """Return what a subclass keeps of its own, such as a second model: tensors, numbers, texts, lists and dictionaries.
 
-        It is saved per rank; a run that resumes on another number of ranks gets that of rank 0. Empty by default.
+        It is saved per rank; a run that resumes on another number of ranks gets that of rank 0. Empty by default. Called in each step,
+        so that an error in a step can save the last one, unless the step has changed one of these tensors in place.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state; called after `setup`, in runs that resume from a checkpoint with one."""
+        """Continue from a saved state; called after `setup`, in runs that resume from or evaluate a checkpoint with one."""
 
     @property
     def stores_scores(self) -> bool:

@@ -44,3 +44,13 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
     print_result(run_directory.RunDirectory(run_dir), {**figures, "first_evaluation": {}, "last_evaluation": {}})
     more = ", num_labels=1" if config == "adapter_config.json" else ""
     assert f"ModelForSequenceClassification.from_pretrained('run/{export}'{more})" in capsys.readouterr().out
+
+
+def test_no_longer_run_is_proposed_if_a_callback_would_end_it_as_well(tmp_path, capsys):
+    (tmp_path / "record.json").write_text('{"overrides": ["callback=[early_stopping]"]}')
+    figures = {"status": run_directory.FINISHED, "step": 2, "first_loss": 2.0, "last_loss": 1.0, "horizon": 5}
+    result = {**figures, "progress": {"epoch": 1}, "first_evaluation": {}, "last_evaluation": {}}
+    for reason in ("", "eval/loss has not improved"):
+        print_result(run_directory.RunDirectory(tmp_path), {**result, "stop_reason": reason})
+        out = capsys.readouterr().out
+        assert ("ended before step 5: eval/loss" in out, "train longer" in out) == (bool(reason), not reason)

@@ -133,6 +133,52 @@ def test_a_script_of_slurm_names_the_file_or_its_copy(folder: Path, capsys: pyte
     assert "/slurm/snapshot/code/my_lab.py\n" in run(f"{dry} hydra.launcher.snapshot=true", folder).stdout
 
 
+SPEC = """
+from dataclasses import dataclass
+
+from arctic_hydra.model.model_spec import ModelSpec, register_model_spec
+
+
+@dataclass
+class Config:
+    vocab_size: int = 4096
+    hidden_size: int = 8
+
+
+@register_model_spec("words", flavors={"debug": Config()})
+def words():
+    from .words import Words
+
+    return ModelSpec(model=Words)
+"""
+WORDS = """
+from torch import nn
+
+
+class Words(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, input_ids):
+        return self.head(self.embed(input_ids))
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def get_output_embeddings(self):
+        return self.head
+"""
+
+
+def test_a_file_may_register_a_model_and_no_component(folder: Path) -> None:
+    (folder / "mine" / "spec.py").write_text(SPEC)
+    (folder / "mine" / "words.py").write_text(WORDS)
+    done = run("code=mine/spec.py model=spec model.spec=words data.num_proc=1 task=check", folder)
+    assert "memory   peak" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,8 @@ from arctic_hydra.determinism import random_state, set_random_state
 from arctic_hydra.trainer.loop_state import LogSums
 
 if TYPE_CHECKING:
+    import torch
+
     from arctic_hydra.data.batch import StepBatch
     from arctic_hydra.trainer.base import Trainer
 
@@ -25,6 +28,36 @@ log = logging.getLogger("arctic_hydra.trainer")
 
 WAIT_SECONDS = 5.0
 """Time that a failed rank waits for the others to fail in the same step; less than they wait for it in a collective."""
+
+
+class KeptState:
+    """A state as it is now. Its tensors are not copied, which a second model would make slow; their versions tell of changes."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self._tensors: list[torch.Tensor] = []
+        self.state = _copied(state, self._tensors)
+        self._versions = [tensor._version for tensor in self._tensors]
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether no tensor has changed in place."""
+        return self._versions == [tensor._version for tensor in self._tensors]
+
+
+def _copied(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Return a copy of nested containers; the tensors in them, which are not copied, are appended to `tensors`."""
+    import torch
+
+    if isinstance(value, dict):
+        made = copy(value)  # also of the attributes of a state dict
+        for key, item in value.items():
+            made[key] = _copied(item, tensors)
+        return made
+    if isinstance(value, list | tuple):
+        return type(value)([_copied(item, tensors) for item in value])
+    if isinstance(value, torch.Tensor) and not value.is_inference():  # others have no version
+        tensors.append(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -39,7 +72,7 @@ class StepStart:
     schedule_steps: int
     sums: LogSums
     recent_losses: list[float]
-    callbacks: dict[str, dict[str, Any]]
+    callbacks: dict[str, KeptState]
 
     @classmethod
     def of(cls, trainer: Trainer) -> StepStart:
@@ -53,7 +86,7 @@ class StepStart:
             schedule_steps=int(trainer.tools.scheduler.last_epoch),
             sums=replace(sums, by_source=Counter(sums.by_source)),
             recent_losses=list(state.recent_losses),
-            callbacks={name: dict(callback.state_dict()) for name, callback in state.callbacks.items()},
+            callbacks={name: KeptState(callback.state_dict()) for name, callback in state.callbacks.items()},
         )
 
     def restore(self, trainer: Trainer) -> None:
@@ -63,8 +96,8 @@ class StepStart:
         state.engine.micro_steps = self.micro_steps
         state.since_last_log = self.sums.state_dict()
         state.recent_losses = list(self.recent_losses)
-        for name, values in self.callbacks.items():
-            state.callbacks[name].load_state_dict(values)
+        for name, kept in self.callbacks.items():
+            state.callbacks[name].load_state_dict(kept.state)
         set_random_state(self.random)
 
 
@@ -140,6 +173,11 @@ def _save(error: Exception, trainer: Trainer) -> str:
         )
     if start.step == 0:
         return "nothing was saved, because no step is completed; the same command starts over"
+    if changed := [name for name, kept in start.callbacks.items() if not kept.is_intact]:
+        return (
+            f"nothing was saved, because the step had changed tensors in the state of {' and '.join(changed)} before the error; "
+            f"{_what_holds(trainer)}"
+        )
     wait_seconds = min(WAIT_SECONDS, trainer.collective_timeout_seconds / 5)
     if not distributed.failed_alike(str(start.step), wait_seconds):
         return f"nothing was saved, because not all ranks failed in the same way; {_what_holds(trainer)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from copy import deepcopy
 
 import pytest
 import torch
@@ -134,3 +135,49 @@ def _one_waits():
 
 def test_a_collective_of_one_rank_alone_is_noticed():
     assert run_ranks(2, _one_waits) == [False, False]
+
+
+def _after_a_critic_changed(folder, copies):
+    """Let a step that has trained a critic fail before it trains the model; return the notes and the critic in the checkpoint."""
+    trainer, checkpoint = make_trainer(DATA, folder, eval_at_start=False), DeepSpeedCheckpoint()
+    critic = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1.0)
+
+    class Critic(_Counter):
+        def state_dict(self):
+            state = {"net": critic.state_dict(), "steps": [trainer.global_step]}
+            return deepcopy(state) if copies else state
+
+        def load_state_dict(self, state):
+            critic.load_state_dict(state["net"])
+
+    trainer.tools.state.callbacks = {"critic": Critic()}
+    checkpoint.bind(trainer.tools.state)
+    trainer.setup(trainer.tools)
+    trainer.tools.checkpoints.append(checkpoint)
+    step, at_start = trainer.step, []
+
+    def own_step(window, counts):
+        at_start.append(critic.weight.detach().clone())
+        critic(torch.ones(2)).sum().backward()
+        optimizer.step()
+        if trainer.global_step == 2:
+            raise ZeroDivisionError("the user's own error")
+        step(window, counts)
+
+    trainer.step = own_step
+    with pytest.raises(ZeroDivisionError) as caught:
+        trainer.train()
+    trainer.save_after(caught.value)
+    return caught.value.__notes__, torch.equal(critic.weight, at_start[-1])
+
+
+def test_a_second_model_that_the_step_had_changed_is_as_at_its_start_or_nothing_is_saved(tmp_path):
+    [(notes, _)] = run_ranks(1, _after_a_critic_changed, tmp_path / "changed", False)
+    assert notes == [
+        "nothing was saved, because the step had changed tensors in the state of critic before the error; there is no checkpoint, so "
+        "the same command starts over"
+    ]
+    assert not (tmp_path / "changed" / "checkpoints").exists()
+    [(notes, as_at_start)] = run_ranks(1, _after_a_critic_changed, tmp_path / "copied", True)
+    assert notes == ["step 2, the last whole one, is saved; the same command resumes from it"] and as_at_start
