@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -35,8 +34,8 @@ from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.hub import holds_path
-from arctic_hydra.human_numbers import integer, shorten
+from arctic_hydra.generation.exact_match import ExactMatch
+from arctic_hydra.human_numbers import integer, number, shorten
 from arctic_hydra.instantiate import create
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
@@ -77,6 +76,7 @@ class Task(Enum):
     score = "score"
     evaluate = "evaluate"
     export = "export"
+    chat = "chat"
     preview = "preview"
     report = "report"
 
@@ -131,10 +131,30 @@ class Run(Component):
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
     """train; check: validate the config and this machine, without training; score: store what the trainer's frozen model says
-    about the data; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; preview: show examples and
-    their trained tokens; report: rewrite the report."""
+    about the data; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; chat: talk to the model of a
+    run, a checkpoint or an export; preview: show examples and their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
-    """Checkpoint for task=evaluate and task=export: a step, `best`, or a path; the run's newest valid one when unset."""
+    """Checkpoint for task=evaluate, export and chat: a step, `best`, or a path; the run's newest valid one when unset. For task=chat
+    also the path of a run or of an export, or a hub id; when unset the run's export, if there is one."""
+    prompt: str | None = None
+    """For task=chat: answer this prompt and exit; standard output holds the answer only."""
+    prompts: str | None = None
+    """For task=chat: answer each prompt of this file, one per line, or in a .jsonl file one object with `prompt` or `messages`."""
+    out: str | None = None
+    """For task=chat with `prompts`: JSON Lines file to write the answers to; standard output when unset."""
+    system: str | None = None
+    """For task=chat: the system message."""
+    temperature: Any = number(0.0, minimum=0, maximum=100)
+    """For task=chat: temperature of sampling; 0 takes the most probable token each time."""
+    top_p: Any = number(1.0, minimum=1e-6, maximum=1)
+    """For task=chat: sample from the most probable tokens whose probabilities sum up to this."""
+    sampling_seed: Any = integer(0, minimum=0, maximum=2**63 - 1)
+    """For task=chat: seed of sampling."""
+    max_new_tokens: Any = integer(512, minimum=1, maximum=1_000_000)
+    """Maximum number of tokens of an answer, for task=chat and `exact_match`."""
+    generation_batch_size: Any = integer(16, minimum=1, maximum=100_000)
+    """Answers that are generated at once, for `prompts` and `exact_match`."""
+    exact_match: ExactMatch = field(default_factory=ExactMatch)
     init_from: str | None = None
     """Initialize the weights (only) from an export, a checkpoint, or another run's directory."""
     preview_examples: int = 3
@@ -180,8 +200,9 @@ class Run(Component):
 
     excluded_from_id: ClassVar[frozenset[str]] = frozenset(
         (
-            "task from_checkpoint preview_examples name output_root fresh objective objective_direction ranks nnodes "
-            "node_rank rendezvous hostfile checkpoint tracking log"
+            "task from_checkpoint prompt prompts out system temperature top_p sampling_seed max_new_tokens generation_batch_size "
+            "exact_match preview_examples name output_root fresh objective objective_direction ranks nnodes node_rank rendezvous "
+            "hostfile checkpoint tracking log"
         ).split()
     )
 
@@ -370,25 +391,3 @@ def _identity_of(value: Any, *, defaults: bool, by_class: bool = False) -> Any:
 def _digest(values: dict[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def absolute_paths(tree: Any, base: Path) -> Any:
-    """Return a plain config with absolute paths: converts the values of path-like keys that exist below `base` or that
-    are unambiguous paths (`./x`, `~/x`)."""
-    if isinstance(tree, dict):
-        tree = {k: _absolute(v, base) if holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
-        if isinstance(tree.get("output_root"), str) and tree["output_root"]:  # need not exist yet
-            tree["output_root"] = str((base / os.path.expanduser(tree["output_root"])).absolute())
-    return tree
-
-
-def _absolute(value: Any, base: Path) -> Any:
-    if isinstance(value, list):
-        return [_absolute(item, base) for item in value]
-    if not isinstance(value, str) or not value or "://" in value or "\n" in value or "{" in value:
-        return value
-    path = Path(os.path.expanduser(value))
-    glob = any(letter in value for letter in "*?[")
-    if path.is_absolute() or glob or value.startswith(("./", "../", "~")) or os.path.exists(base / path):
-        return str((base / path).absolute())
-    return value

@@ -1,4 +1,4 @@
-"""Reachability of the Hugging Face hub, checked first because its clients retry for a minute when there is no network."""
+"""Hub ids and paths, and whether the hub is reachable: its clients retry for a minute when there is no network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 PATH_KEYS = ("path", "name_or_path", "chat_template", "output_root", "init_from", "from_checkpoint", "hostfile")
@@ -29,6 +30,28 @@ def absolute(path: str) -> str:
 def holds_path(key: str) -> bool:
     """Whether the config field `key` holds a path, or what may be one."""
     return key in PATH_KEYS or key.endswith(("_path", "_dir"))
+
+
+def absolute_paths(tree: Any, base: Path) -> Any:
+    """Return a plain config with absolute paths: converts the values of path-like keys that exist below `base` or that
+    are unambiguous paths (`./x`, `~/x`)."""
+    if isinstance(tree, dict):
+        tree = {k: _absolute(v, base) if holds_path(k) else absolute_paths(v, base) for k, v in tree.items()}
+        if isinstance(tree.get("output_root"), str) and tree["output_root"]:  # need not exist yet
+            tree["output_root"] = str((base / os.path.expanduser(tree["output_root"])).absolute())
+    return tree
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item, base) for item in value]
+    if not isinstance(value, str) or not value or "://" in value or "\n" in value or "{" in value:
+        return value
+    path = Path(os.path.expanduser(value))
+    glob = any(letter in value for letter in "*?[")
+    if path.is_absolute() or glob or value.startswith(("./", "../", "~")) or os.path.exists(base / path):
+        return str((base / path).absolute())
+    return value
 
 
 def hub_reachable(timeout_seconds: float = 3.0) -> bool:

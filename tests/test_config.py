@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra import component, config
+from arctic_hydra import component, config, hub
 from arctic_hydra.data.code_identity import code_identity, legacy_identity
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import ConfigError
@@ -28,7 +28,7 @@ def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
     absolute = ["data=json", f"data.sources.json.path={tmp_path / 'data.jsonl'}"]
 
     def identified(arguments):
-        tree = config.absolute_paths(composed(*arguments), Path.cwd())
+        tree = hub.absolute_paths(composed(*arguments), Path.cwd())
         return config.run_id(config.build(tree))
 
     same = identified(base)
@@ -128,3 +128,10 @@ def test_a_run_of_before_goes_on_in_its_directory(tmp_path: Path) -> None:
 def test_an_edited_run_file_is_refused_with_its_keys(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         config.build({**composed(), **changes})
+
+
+def test_the_settings_of_chat_and_of_generated_answers_are_no_part_of_the_identity():
+    talk = ("task=chat", "prompt=a", "system=b", "temperature=1", "top_p=0.5", "sampling_seed=3", "max_new_tokens=9")
+    run = built(*talk, "generation_batch_size=2", "exact_match.pattern=a", "exact_match.rows=3", "from_checkpoint=best")
+    assert (config.run_id(run), config.legacy_run_id(run)) == (config.run_id(built()), config.legacy_run_id(built()))
+    assert config.run_id(built("seed=7")) != config.run_id(built())

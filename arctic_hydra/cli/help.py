@@ -34,6 +34,7 @@ usage: {program} [group=option ...] [group.key=value ...]
   {program} data=json data.sources.json.path=my.jsonl   your own chats
   {program} -m optimizer.lr=1e-4,2e-4                   one run per value
   {program} optimizer.lr=1e-4 task=check                check only, do not train
+  {program} task=chat                                   talk to the trained model
 
 groups (the default first):
 {groups}

@@ -29,6 +29,9 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
         return
     if "checkpoint" in result:
+        if match := result.get("exact_match"):
+            share = f"{match['correct']}/{match['questions']} = {100 * match['correct'] / match['questions']:.1f} %"
+            print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
         print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
         return
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
 def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     """Write the checkpoint as `<save_name>-step-<step>` next to the run's checkpoints; return its path."""
     assemble.start_log(run, run_dir)
-    run.trainer.set_callbacks([], World.from_env())
-    found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
-    weights = assemble.averaged(run, found, "export")
-    tokenizer = run.trainer.create_tokenizer(run.tokenizer)
-    start = assemble.starting_weights(run)
-    model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)
+    restored = restore(run, run_dir)
+    model, weights = restored.model, restored.weights
     chosen = run.checkpoint.get("hf")
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"
@@ -37,10 +34,31 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     if has_adapter(model) and merge:
         check_mergeable(model)
         model = model.merge_and_unload()
-    write_export(
-        model, model.state_dict(), tokenizer, target, options, _stop_tokens(run, run_dir.parent, weights, tokenizer)
-    )
+    write_export(model, model.state_dict(), restored.tokenizer, target, options, restored.stop_tokens)
     return {"status": FINISHED, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The model of a checkpoint on the CPU, as an export would hold it."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    weights: initial_weights.Weights
+    """The checkpoint."""
+    stop_tokens: Sequence[int]
+    """Ids of the stop tokens that were trained."""
+
+
+def restore(run: Run, run_dir: Path) -> Restored:
+    """Return the model of the checkpoint that `from_checkpoint` names, for the task whose folder is `run_dir`."""
+    run.trainer.set_callbacks([], World.from_env())
+    found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.from_checkpoint)
+    weights = assemble.averaged(run, found, "export")
+    tokenizer = run.trainer.create_tokenizer(run.tokenizer)
+    start = assemble.starting_weights(run)
+    model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)
+    return Restored(model, tokenizer, weights, _stop_tokens(run, run_dir.parent, weights, tokenizer))
 
 
 def _stop_tokens(
