@@ -108,11 +108,13 @@ class Generator:
         from transformers import GenerationConfig
 
         samples = self._decoding.temperature > 0
+        # The model's own values, which would remain otherwise, are for another kind of sampling; greedily, these have no effect.
+        how = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        if samples:
+            how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0}
         return GenerationConfig(
             do_sample=samples,
-            temperature=self._decoding.temperature or 1.0,
-            top_p=self._decoding.top_p,
-            top_k=0,
+            **how,
             max_new_tokens=most,
             eos_token_id=self.stops or None,
             pad_token_id=self._pad_token,

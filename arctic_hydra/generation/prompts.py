@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.data.encode.limits import RenderLimitError, bounded
-from arctic_hydra.data.encode.template import TOOL_TEMPLATE, ChatTemplate, template_problem
 from arctic_hydra.data.formats.messages import Chat, Message
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from arctic_hydra.data.encode.template import ChatTemplate
 
 
 class PromptEncoder:
@@ -36,6 +36,9 @@ class PromptEncoder:
 
         Raises DataError if the template cannot render it, as with a system message that it does not support.
         """
+        from arctic_hydra.data.encode.limits import RenderLimitError, bounded
+        from arctic_hydra.data.encode.template import template_problem
+
         try:
             with bounded():
                 template = self._template(tools is not None)
@@ -47,6 +50,8 @@ class PromptEncoder:
         return self._with_one_bos(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _template(self, with_tools: bool) -> ChatTemplate:
+        from arctic_hydra.data.encode.template import TOOL_TEMPLATE, ChatTemplate
+
         named = self._tokenizer.chat_template
         special = with_tools and isinstance(named, dict) and TOOL_TEMPLATE in named
         if special not in self._templates:

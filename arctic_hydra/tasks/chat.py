@@ -95,9 +95,9 @@ class Talk:
 
     def answer(self) -> Answer:
         """Print the answer to the conversation as it is generated, and return it. KeyboardInterrupt stops it."""
-        prompt = self._encode(self.messages)
         from arctic_hydra.tasks.chat_stream import AnswerStream
 
+        prompt = self._encode(self.messages)
         stream = AnswerStream(self._loaded.tokenizer, self._generator.stops, prompt)
         try:
             (answer,) = self._generator.answer([prompt], stream)
