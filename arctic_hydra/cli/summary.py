@@ -59,6 +59,9 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         library, function, more = loader
         print(f"next: load it with {library}:")
         print(f"  {function}({str(path / export)!r}{more})")
+        if "SequenceClassification" not in function:
+            print("next: talk to it:")
+            print(f"  {PROGRAM} task=chat from_checkpoint={shlex.quote(str(path))}")
     limits = (
         "fresh=",
         *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),

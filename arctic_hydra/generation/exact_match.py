@@ -1,4 +1,4 @@
-"""Compares generated answers with reference answers by what a pattern finds in both, such as `#### (.*)` of GSM8K."""
+"""Compares generated answers with reference answers by what a pattern finds in both, such as `#### (.+)` of GSM8K."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ExactMatch:
 
     pattern: str | None = None
     """For task=evaluate: regular expression that finds the result in a reference answer and in a generated one, as its first group
-    or as a whole, such as `#### (.*)`; unset: nothing is generated."""
+    or as a whole, such as `#### (.+)`; unset: nothing is generated."""
     rows: Any = integer(200, minimum=1, maximum=10**9)
     """Rows of each evaluation source whose questions are answered, evenly spaced; all if there are fewer."""
 

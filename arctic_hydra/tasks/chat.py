@@ -26,7 +26,8 @@ HELP = """\
 /reset          forget the conversation
 /system TEXT    set the system message; without TEXT, remove it
 /help           show these lines
-/exit           leave, as Ctrl-D does; Ctrl-C stops an answer, and leaves when pressed twice"""
+/exit           leave, as Ctrl-D does
+Ctrl-C          stop the answer; twice, leave"""
 
 
 def execute(run: config.Run, directory: RunDirectory) -> int:
@@ -103,6 +104,7 @@ class Talk:
             (answer,) = self._generator.answer([prompt], stream)
         except KeyboardInterrupt:
             stream.end()
+            _note("stopped")
             self.messages.append({"role": "assistant", "content": stream.text})
             raise
         self.messages.append({"role": "assistant", "content": answer.text})
@@ -124,24 +126,22 @@ class Talk:
             try:
                 line = _read_line()
                 interrupted = False
-                if not line.strip():
-                    continue
                 if line.startswith("/"):
                     if self._obey(*line.split(None, 1)):
                         return
-                    continue
-                self._turn(line)
+                elif line.strip():
+                    self._turn(line)
             except EOFError:
                 print(file=sys.stderr)
                 return
             except KeyboardInterrupt:
                 if self.messages and self.messages[-1]["role"] == "user":  # its answer had not begun
                     self.messages.pop()
+                print(file=sys.stderr)
                 if interrupted:
-                    print(file=sys.stderr)
                     return
                 interrupted = True
-                _note("stopped; Ctrl-C again leaves")
+                _note("Ctrl-C again leaves")
 
     def _turn(self, line: str) -> None:
         """Answer one line; one that cannot be answered is reported, and forgotten."""
