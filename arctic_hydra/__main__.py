@@ -120,8 +120,9 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )
+    answers = composed.job["task"] == config.Task.chat.name  # then standard output is for these only
     for line in composed.followed:
-        print(f"default  {line}")
+        print(f"default  {line}", file=sys.stderr if answers else sys.stdout)
     return run_one(composed.job, [*flags(name, options.config_dir), *options.overrides])
 
 

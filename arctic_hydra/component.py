@@ -397,6 +397,9 @@ def _escaped(node: Any) -> Any:
         return {key: _escaped(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return [_escaped(value) for value in node]
-    if not isinstance(node, str) or "${" not in node:
-        return node
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", node)
+    return escape_interpolations(node) if isinstance(node, str) else node
+
+
+def escape_interpolations(text: str) -> str:
+    """Return a text that OmegaConf resolves to `text`: `${` is escaped."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)

@@ -35,7 +35,8 @@ from arctic_hydra.data.base import DataFactory
 from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.human_numbers import integer, shorten
+from arctic_hydra.generation.exact_match import ExactMatch
+from arctic_hydra.human_numbers import integer, number, shorten
 from arctic_hydra.instantiate import create
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
@@ -55,17 +56,7 @@ RENDEZVOUS = re.compile(r"\w[\w.-]*:([1-9][0-9]{0,4})")
 LARGEST_SEED = 2**64 - 2**20  # torch takes 64 bits, and each rank adds its index
 LARGEST_RANKS, LARGEST_NNODES = 1024, 100_000
 
-HIGHER_IS_BETTER = (
-    "accuracy",
-    "accuracies",
-    "tokens_per_second",
-    "tflops",
-    "mfu",
-    "reward",
-    "rewards",
-    "margin",
-    "margins",
-)
+HIGHER_IS_BETTER = tuple("accuracy accuracies tokens_per_second tflops mfu reward rewards margin margins".split())
 """`objective_direction=auto` maximizes metrics whose names end in one of these."""
 
 
@@ -77,6 +68,7 @@ class Task(Enum):
     score = "score"
     evaluate = "evaluate"
     export = "export"
+    chat = "chat"
     preview = "preview"
     report = "report"
 
@@ -131,12 +123,31 @@ class Run(Component):
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
     """train; check: validate the config and this machine, without training; score: store what the trainer's frozen model says
-    about the data; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; preview: show examples and
-    their trained tokens; report: rewrite the report."""
+    about the data; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; chat: talk to the model of a
+    run, a checkpoint or an export; preview: show examples and their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
-    """Checkpoint for task=evaluate and task=export: a step, `best`, or a path; the run's newest valid one when unset."""
+    """Checkpoint for task=evaluate, export and chat: a step, `best` or a path; the newest when unset. For chat also an export or a hub id."""
     export: str | None = None
     """`best` with task=export: the checkpoint with the best `checkpoint.deepspeed.best_metric`, as from_checkpoint=best."""
+    prompt: str | None = None
+    """For task=chat: answer this prompt and exit; standard output holds the answer only."""
+    prompts: str | None = None
+    """For task=chat: answer each prompt of this file, one per line, or in a .jsonl file one object with `prompt` or `messages`."""
+    out: str | None = None
+    """For task=chat with `prompts`: JSON Lines file to write the answers to; standard output when unset."""
+    system: str | None = None
+    """For task=chat: the system message."""
+    temperature: Any = number(0.0, minimum=0, maximum=100)
+    """For task=chat: temperature of sampling; 0 takes the most probable token each time."""
+    top_p: Any = number(1.0, minimum=1e-6, maximum=1)
+    """For task=chat: sample from the most probable tokens whose probabilities sum up to this."""
+    sampling_seed: Any = integer(0, minimum=0, maximum=2**63 - 1)
+    """For task=chat: seed of sampling."""
+    max_new_tokens: Any = integer(512, minimum=1, maximum=1_000_000)
+    """Maximum number of tokens of an answer, for task=chat and `exact_match`."""
+    generation_batch_size: Any = integer(16, minimum=1, maximum=100_000)
+    """Answers that are generated at once, for `prompts` and `exact_match`."""
+    exact_match: ExactMatch = field(default_factory=ExactMatch)
     init_from: str | None = None
     """Initialize the weights (only) from an export, a checkpoint, or another run's directory."""
     extend: str | None = None
@@ -186,8 +197,9 @@ class Run(Component):
 
     excluded_from_id: ClassVar[frozenset[str]] = frozenset(
         (
-            "task from_checkpoint export preview_examples name output_root fresh objective objective_direction ranks nnodes "
-            "node_rank rendezvous hostfile checkpoint tracking log"
+            "task from_checkpoint export prompt prompts out system temperature top_p sampling_seed max_new_tokens generation_batch_size "
+            "exact_match preview_examples name output_root fresh objective objective_direction ranks nnodes node_rank rendezvous "
+            "hostfile checkpoint tracking log"
         ).split()
     )
 
@@ -204,7 +216,7 @@ class Run(Component):
         few = len(self.ranks) <= 9 and self.ranks.isdecimal() and 1 <= int(self.ranks) <= LARGEST_RANKS
         if self.ranks != "auto" and not few:
             raise ValueError(
-                f"ranks: got {shorten(self.ranks)}, expected auto or 1 to {LARGEST_RANKS:,}, on each machine"
+                f"ranks: got {shorten(self.ranks)}, expected auto or 1 to {LARGEST_RANKS:,} on each machine"
             )
         if not (self.objective.strip() and self.objective.isprintable()):
             raise ValueError(f"objective: got {self.objective!r}, expected auto or a metric such as eval/accuracy")

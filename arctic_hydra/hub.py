@@ -1,4 +1,4 @@
-"""Reachability of the Hugging Face hub, checked first because its clients retry for a minute when there is no network."""
+"""Hub ids and paths, and whether the hub is reachable: its clients retry for a minute when there is no network."""
 
 from __future__ import annotations
 

@@ -128,3 +128,10 @@ def test_a_run_of_before_goes_on_in_its_directory(tmp_path: Path) -> None:
 def test_an_edited_run_file_is_refused_with_its_keys(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         config.build({**composed(), **changes})
+
+
+def test_the_settings_of_chat_and_of_generated_answers_are_no_part_of_the_identity():
+    talk = ("task=chat", "prompt=a", "system=b", "temperature=1", "top_p=0.5", "sampling_seed=3", "max_new_tokens=9")
+    run = built(*talk, "generation_batch_size=2", "exact_match.pattern=a", "exact_match.rows=3", "from_checkpoint=best")
+    assert (config.run_id(run), config.legacy_run_id(run)) == (config.run_id(built()), config.legacy_run_id(built()))
+    assert config.run_id(built("seed=7")) != config.run_id(built())

@@ -23,7 +23,7 @@ LAYERS: dict[str, int] = {
             "determinism distributed log metrics display stopping files",
             "component instantiate run_directory",
             "model tokenizer data optimizer scheduler checkpoint converter callback tracking",
-            "engine cross_checks",
+            "engine cross_checks generation",
             "trainer",
             "config",
             "assemble report memory runner tasks",

@@ -8,7 +8,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra import distributed
 from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
 from arctic_hydra.files.state_file import APPEND, open_regular, replace_text
@@ -61,7 +60,7 @@ class Samples(Callback):
         """Generate; collective at ZeRO-3, where every rank holds a part of the weights."""
         if trainer.zero_stage != 3 and not trainer.world.is_main:
             return
-        made = {prompt: self._complete(trainer, prompt) for prompt in self.prompts}
+        made = {prompt: trainer.tools.complete(prompt, self.as_chat, self.max_new_tokens) for prompt in self.prompts}
         if not trainer.world.is_main:
             return
         self._write(trainer.tools.run_dir / FILE, trainer.global_step, made)
@@ -71,26 +70,3 @@ class Samples(Callback):
             for prompt, completion in made.items():
                 row = {"step": step, "prompt": mask(prompt), "completion": mask(completion)}
                 file.write(json.dumps(row) + "\n")
-
-    def _complete(self, trainer: Trainer, prompt: str) -> str:
-        """Return what the model writes after a prompt, up to a stop token."""
-        import torch
-
-        tokenizer: Any = trainer.tools.state.tokenizer
-        stops = {tokenizer.eos_token_id, *trainer.tools.state.stop_tokens()}
-        ids, made = self._encode(trainer, prompt), list[int]()
-        with torch.no_grad(), distributed.without_sequence_group():
-            while len(made) < self.max_new_tokens and not (made and made[-1] in stops):
-                text_BT = torch.tensor([ids + made], device=trainer.device)
-                places_BT = torch.arange(text_BT.shape[1], device=trainer.device)[None]
-                output = trainer.tools.engine(input_ids=text_BT, position_ids=places_BT, use_cache=False)
-                token = int(output.logits[0, -1].argmax())
-                # Ranks must agree when to end, or some would wait for the weights of others.
-                made.append(distributed.broadcast_object(token) if trainer.zero_stage == 3 else token)
-        return str(tokenizer.decode(made, skip_special_tokens=True))
-
-    def _encode(self, trainer: Trainer, prompt: str) -> list[int]:
-        tokenizer: Any = trainer.tools.state.tokenizer
-        if not (self.as_chat and tokenizer.chat_template):
-            return list(tokenizer(prompt)["input_ids"])
-        return list(tokenizer(trainer.tools.chat_prompt(prompt), add_special_tokens=False)["input_ids"])

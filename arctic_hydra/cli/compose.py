@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.base import Container, Node
 from omegaconf.basecontainer import BaseContainer
 
-from arctic_hydra import config, hub
+from arctic_hydra import config
 from arctic_hydra.cli.compose_errors import RESOLVERS, no_whole_config, translate_error
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
@@ -31,6 +31,7 @@ from arctic_hydra.component import MISSING_VALUE, flatten, registered
 from arctic_hydra.cross_checks import SLOTS, supported
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.hub import absolute_paths
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.instantiate import refused_target, trusted_keys, unset
 
@@ -291,4 +292,4 @@ def with_paths(job: dict[str, Any]) -> dict[str, Any]:
         if _LONE_SURROGATE.search(key + json.dumps(value, ensure_ascii=False, default=str))
     ]:
         raise ConfigError(problems)
-    return hub.absolute_paths(job, Path.cwd())  # type: ignore[no-any-return]
+    return absolute_paths(job, Path.cwd())  # type: ignore[no-any-return]

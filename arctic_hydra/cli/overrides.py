@@ -10,11 +10,11 @@ from decimal import Decimal
 from functools import cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from arctic_hydra.cli.search_path import hydra_with
-from arctic_hydra.component import registered
+from arctic_hydra.component import escape_interpolations, registered
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.files import code_file
 from arctic_hydra.human_numbers import parse_human_number
@@ -26,6 +26,8 @@ MOST_JOBS = 100_000
 _POWER = re.compile(r"[+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?")
 _DELIMITER = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\\.|[\[\](){},:=])""", re.DOTALL)
 """What separates the elements of a value; quoted text and escaped characters are no elements."""
+_TEXT_KEYS = ("prompt", "system", "exact_match.pattern")
+"""Keys whose value is any text, which the shell alone quotes."""
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
 # The first alternative matches quoted text, and text that Hydra escaped in the jobs of a sweep; the second matches slices.
 _QUOTED_OR_SLICE = re.compile(r"""("[^"]*"|'[^']*'|[^\s,()]*\\\[[^,()]*)|[^\s,()"'\[\]]*\[[^\]"']*(?:\][^\s,()"']*)?""")
@@ -35,12 +37,15 @@ def normalize(argument: str) -> str:
     """Return a command-line argument in a form that Hydra's grammar accepts.
 
     Powers such as `2^20` become plain numbers where they are a whole value, or a whole element of a list, dict or sweep;
-    split slices such as `train[:10%]` are quoted; and values in free-form dictionaries such as `deepspeed.config={...}`
-    become forced additions (`++`), because Hydra neither replaces nor extends a typed dictionary otherwise.
+    split slices such as `train[:10%]` are quoted, and so are prompts and patterns, which may contain anything; and values in
+    free-form dictionaries such as `deepspeed.config={...}` become forced additions (`++`), because Hydra neither replaces nor
+    extends a typed dictionary otherwise.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
+    if key in _TEXT_KEYS and value != "null":
+        return f"{key}={QuotedString(escape_interpolations(value), Quote.single).with_quotes()}"
     value = _with_plain_powers(value)
     if _SPLIT_KEY.fullmatch(key):
         value = _QUOTED_OR_SLICE.sub(lambda match: match[0] if match[1] else f"'{match[0]}'", value)

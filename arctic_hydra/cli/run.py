@@ -23,6 +23,10 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
     """Check a composed run, write its directory, start its ranks and report the result; return the exit code."""
     job = Job.of(with_paths(tree), overrides)
     run, directory = job.run, job.directory
+    if run.task is config.Task.chat:  # data and devices of a training need not be here
+        from arctic_hydra.tasks import chat
+
+        return chat.execute(run, directory)
     if problems := run.environment_problems():
         raise ConfigError(problems)
     machines = nodes.machines_of(run, directory.path)

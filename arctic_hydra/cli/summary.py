@@ -35,6 +35,9 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         _print_verdicts(result)
         return
     if "checkpoint" in result:
+        if match := result.get("exact_match"):
+            share = f"{match['correct']}/{match['questions']} = {100 * match['correct'] / match['questions']:.1f} %"
+            print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
         print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
         return
     print(
@@ -64,6 +67,9 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         library, function, more = loader
         print(f"next: load it with {library}:")
         print(f"  {function}({str(path / export)!r}{more})")
+        if "SequenceClassification" not in function:
+            print("next: talk to it:")
+            print(f"  {PROGRAM} task=chat from_checkpoint={shlex.quote(str(path))}")
     if result.get("stop_reason"):
         return  # a callback has ended this run, and would end a longer one as well
     overrides = directory.record()["overrides"]

@@ -215,7 +215,7 @@ class TokenizedDataFactory(DataFactory):
                         f"data.fail_on_missing_cache=true; prepare it with task=preview, check data.cache_dir, or pass "
                         f"data.fail_on_missing_cache=false"
                     )
-                rows = self._load(split, name)
+                rows = self.load_replaced(split, name)
                 processing = events.enter_context(self.event("process", **about, rows=rows.rows, cached=False))
                 build_entry(directory, rows, tokenizer, options, workers)
 
@@ -235,7 +235,7 @@ class TokenizedDataFactory(DataFactory):
             warn_about_blank_answers(self._key(split, name), store.report.get("blank_answers", 0))
         return store
 
-    def _load(self, split: str, name: str) -> SourceRows:
+    def load_replaced(self, split: str, name: str) -> SourceRows:
         """Return the rows of one source, or those that a callback replaces them with."""
         from arctic_hydra.data.rows.read import as_rows
 

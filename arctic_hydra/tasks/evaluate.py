@@ -1,4 +1,4 @@
-"""`task=evaluate`: evaluates one checkpoint, with the same metrics as during training."""
+"""`task=evaluate`: evaluates one checkpoint, with the same metrics as during training, and the exact match of generated answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from arctic_hydra.config import Run
 from arctic_hydra.report.header import print_header
 from arctic_hydra.run_directory import FINISHED
 from arctic_hydra.stopping import StopRequest
+from arctic_hydra.tasks import generated_answers
 
 
 def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
@@ -26,13 +27,19 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
         assemble.start_process(run, run_dir)
         with trainer.event("init", run_dir=run_dir):
             data = runner.build_data(run, run_dir.parent)
+            questions = []
+            if run.exact_match.pattern is not None:  # before the model is loaded
+                assert data.eval_loader is not None, "checked for every config"
+                questions = generated_answers.read_questions(run, data.tokenizer, data.eval_loader)
             model = runner.build_model(run, data, weights)
             state = assemble.training_state(run, run_dir, data, model)
             state.progress.global_step = weights.step or 0
             state.callbacks[TRAINER_STATE].load_state_dict(state_in(weights.path, TRAINER_STATE, data.world))
             print_header(run, run_dir, data, model)
             assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
-        metrics = trainer.evaluate()
+        metrics = dict(trainer.evaluate())
+        if questions:
+            metrics |= generated_answers.score(run, run_dir, questions)
         trainer.tools.display.close()
     distributed.stop()
     return {"status": FINISHED, "checkpoint": str(weights.path), **metrics}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,13 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     from arctic_hydra.trainer.verification.expectation import expect
 
     assemble.start_log(run, run_dir)
-    run.trainer.set_callbacks([], World.from_env())
-    found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.export or run.from_checkpoint)
-    weights = assemble.averaged(run, found, "export")
-    tokenizer = run.trainer.create_tokenizer(run.tokenizer)
-    start = assemble.starting_weights(run)
-    model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)
+    restored = restore(run, run_dir)
+    model, tokenizer, weights, stops = restored.model, restored.tokenizer, restored.weights, restored.stop_tokens
+    del restored  # refers to the model, which must not stay in memory
     chosen = run.checkpoint.get("hf")
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"
     target = options.directory_of(run_dir.parent) / name
-    stops = _stop_tokens(run, run_dir.parent, weights, tokenizer)
     expected = None
     if options.verify:
         trusted, device = run.model.trusts_remote_code, torch.device("cpu")
@@ -53,6 +50,29 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     verdicts = {name: verify(target, expected).as_dict()} if expected else {}
     ending = verified(FINISHED, verdicts)
     return {**ending, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The model of a checkpoint on the CPU, as an export would hold it."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    weights: initial_weights.Weights
+    """The checkpoint."""
+    stop_tokens: Sequence[int]
+    """Ids of the stop tokens that were trained."""
+
+
+def restore(run: Run, run_dir: Path) -> Restored:
+    """Return the model of the checkpoint that `from_checkpoint` or `export` selects, for the task whose folder is `run_dir`."""
+    run.trainer.set_callbacks([], World.from_env())
+    found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.export or run.from_checkpoint)
+    weights = assemble.averaged(run, found, "export")
+    tokenizer = run.trainer.create_tokenizer(run.tokenizer)
+    start = assemble.starting_weights(run)
+    model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)
+    return Restored(model, tokenizer, weights, _stop_tokens(run, run_dir.parent, weights, tokenizer))
 
 
 def _stop_tokens(

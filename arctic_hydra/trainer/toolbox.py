@@ -12,6 +12,8 @@ from arctic_hydra.checkpoint.base import CheckpointEngine, TrainingState
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.data.base import Loader
 from arctic_hydra.display import Display
+from arctic_hydra.generation.answers import continue_greedily, stop_tokens
+from arctic_hydra.generation.prompts import PromptEncoder
 from arctic_hydra.metrics import MetricsFile
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.stopping import StopRequest
@@ -63,14 +65,18 @@ class Toolbox:
         assert folder is not None, "checked for every config"
         return folder
 
-    def chat_prompt(self, text: str) -> str:
-        """Return a user's message as the chat template renders it, up to the answer.
+    def stop_tokens(self) -> list[int]:
+        """Return the ids of the tokens at which generation stops, as in an export."""
+        return stop_tokens(self.engine.module, self.state.tokenizer, self.state.stop_tokens())
 
-        Raises RenderLimitError if the template exceeds the limits of `data.encode.limits`.
+    def complete(self, prompt: str, as_chat: bool, max_new_tokens: int) -> str:
+        """Return what the model most probably writes after a prompt, which is a user's message if `as_chat`.
+
+        Collective at ZeRO-3, where every rank holds a part of the weights. Raises RenderLimitError if the chat template exceeds
+        the limits of `data.encode.limits`.
         """
-        from arctic_hydra.data.encode.limits import bounded
-
-        tokenizer: Any = self.state.tokenizer
-        with bounded():
-            message = {"role": "user", "content": text}
-            return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+        prompts = PromptEncoder(self.state.tokenizer)
+        chat = as_chat and prompts.has_template
+        ids = prompts.chat([{"role": "user", "content": prompt}]) if chat else prompts.text(prompt)
+        made = continue_greedily(self.engine, self.device, ids, self.stop_tokens(), max_new_tokens)
+        return str(self.state.tokenizer.decode(made, skip_special_tokens=True))

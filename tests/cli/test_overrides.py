@@ -22,6 +22,11 @@ SPLITS = (
 )
 
 
+TEXTS = (
+    "#### (.*)", "it's 2^10, {a: [b]} = 50%?", r"\d+ \' \\", "ends in \\\\", "${seed} \\${seed}", "two\nlines", "'quoted'", '"', "1e5",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("argument", "key", "value"),
     [
@@ -39,6 +44,8 @@ SPLITS = (
         ("data.cache=off", "data.cache", False),
         *((f"data.sources.chat.split={split}", "data.sources.chat.split", split.strip("'\"")) for split in SPLITS),
         ("++data.eval_sources.chat.split=test_sft[:50%]", "data.eval_sources.chat.split", "test_sft[:50%]"),
+        *((f"exact_match.pattern={text}", "exact_match.pattern", text) for text in TEXTS),
+        ("exact_match.pattern=null", "exact_match.pattern", None),
     ],
 )  # fmt: skip
 def test_human_values_on_the_command_line(argument, key, value):

@@ -39,11 +39,13 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
     out = capsys.readouterr().out
     assert f"export       run/{export}\n" in out
     assert f"next: load it with {loader}('run/{export}')" in out if loader else "load it" not in out
+    assert ("task=chat from_checkpoint=run\n" in out) == bool(loader)
     content = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "task_type": "SEQ_CLS"}
     (run_dir / export / config).write_text(json.dumps({**content, "base_model_name_or_path": "org/base"}))
     print_result(run_directory.RunDirectory(run_dir), {**figures, "first_evaluation": {}, "last_evaluation": {}})
     more = ", num_labels=1" if config == "adapter_config.json" else ""
-    assert f"ModelForSequenceClassification.from_pretrained('run/{export}'{more})" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"ModelForSequenceClassification.from_pretrained('run/{export}'{more})" in out and "task=chat" not in out
 
 
 def test_no_longer_run_is_proposed_if_a_callback_would_end_it_as_well(tmp_path, capsys):

@@ -1,0 +1,53 @@
+"""Compares generated answers with reference answers by what a pattern finds in both, such as `#### (.+)` of GSM8K."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from arctic_hydra.human_numbers import integer
+
+_THOUGHT = re.compile(r".*</think>", re.DOTALL)
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3})")
+
+
+@dataclass(kw_only=True)
+class ExactMatch:
+    """Settings of the exact match that `task=evaluate` reports besides the loss."""
+
+    pattern: str | None = None
+    """For task=evaluate: regular expression that finds the result in a reference answer and in a generated one, as its first group
+    or as a whole, such as `#### (.+)`; unset: nothing is generated."""
+    rows: Any = integer(200, minimum=1, maximum=10**9)
+    """Rows of each evaluation source whose questions are answered, evenly spaced; all if there are fewer."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the pattern."""
+        if self.pattern is None:
+            return
+        try:
+            found = re.compile(self.pattern)
+        except re.error as error:
+            yield f"exact_match.pattern: got {self.pattern!r}, which is no regular expression ({error})"
+            return
+        if found.groups > 1:
+            yield (
+                f"exact_match.pattern: got {self.pattern!r} with {found.groups} groups, expected at most one, which holds the result; "
+                "write the others as (?:...)"
+            )
+
+    def result(self, answer: str) -> str | None:
+        """Return what the pattern finds last in an answer, after its reasoning; None if it finds nothing.
+
+        Commas within numbers are removed, and white space is reduced to single spaces.
+        """
+        assert self.pattern is not None, "called only if there is a pattern"
+        found = None
+        for found in re.finditer(self.pattern, _THOUGHT.sub("", answer)):  # noqa: B007  # the last one counts
+            pass
+        if found is None:
+            return None
+        text = found[found.re.groups] or ""
+        return " ".join(_COMMA_IN_NUMBER.sub("", text).split())

@@ -1,0 +1,224 @@
+"""`task=chat`: talks to a model in the terminal, or answers one prompt or those of a file; writes nothing into a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from arctic_hydra import config, determinism, distributed, log
+from arctic_hydra.errors import EXIT_DONE, ConfigError, DataError
+from arctic_hydra.generation.answers import Answer, Decoding, Generator
+from arctic_hydra.generation.prompt_file import Question, read_prompts
+from arctic_hydra.generation.prompts import PromptEncoder
+from arctic_hydra.human_numbers import format_count
+from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.tasks import chat_model
+
+if TYPE_CHECKING:
+    from arctic_hydra.data.formats.messages import Message
+
+HELP = """\
+/reset          forget the conversation
+/system TEXT    set the system message; without TEXT, remove it
+/help           show these lines
+/exit           leave, as Ctrl-D does
+Ctrl-C          stop the answer; twice, leave"""
+
+
+def execute(run: config.Run, directory: RunDirectory) -> int:
+    """Answer `prompt`, the prompts of the file `prompts`, or those that the user types; return the exit code."""
+    questions = read_prompts(Path(run.prompts).expanduser()) if run.prompts is not None else []
+    out = Path(run.out).expanduser() if run.out is not None else None
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise ConfigError(f"out: got {run.out}, expected the path of a file in a folder that exists")
+    talk = Talk(run, directory)
+    with talk.without_rounding():
+        if questions:
+            with out.open("w", encoding="utf-8") if out is not None else nullcontext(sys.stdout) as file:
+                talk.answer_all(questions, file)
+        elif run.prompt is not None:
+            talk.messages.append({"role": "user", "content": run.prompt})
+            talk.answer()
+        else:
+            talk.interact()
+    return EXIT_DONE
+
+
+class Talk:
+    """A conversation with a model."""
+
+    def __init__(self, run: config.Run, directory: RunDirectory) -> None:
+        """Load the model, with messages on standard error only."""
+        log.quiet_libraries()
+        log.quiet_progress_bars()
+        if distributed.count_gpus() == 0:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        self._run = run
+        with redirect_stdout(sys.stderr):
+            self._loaded = loaded = chat_model.load(run, directory)
+        self._prompts = PromptEncoder(loaded.tokenizer)
+        decoding = Decoding(max_new_tokens=run.max_new_tokens, temperature=run.temperature, top_p=run.top_p)
+        self._generator = Generator(loaded.model, loaded.tokenizer, loaded.stop_tokens, decoding)
+        self.messages: list[Message] = []
+        self._system = run.system
+        if loaded.continues_text and run.system is not None:
+            raise ConfigError(
+                "system: has no effect on a model without a chat template, which continues texts; remove it"
+            )
+        determinism.seed_everything(run.sampling_seed)
+
+    @contextmanager
+    def without_rounding(self) -> Iterator[None]:
+        """Multiply in the dtype of the weights within this context, as an export does."""
+        with ExitStack() as exact:
+            for converter in self._loaded.converters:
+                exact.enter_context(converter.without_rounding(self._loaded.model))
+            yield
+
+    def answer_all(self, questions: Sequence[Question], out: IO[str]) -> None:
+        """Answer the prompts of a file in batches; write a line for each, in order, as soon as its batch is answered."""
+        prompts = [self._encode_question(question) for question in questions]
+        size, done = self._run.generation_batch_size, 0
+        for start in range(0, len(questions), size):
+            answers = self._generator.answer(prompts[start : start + size])
+            for question, answer in zip(questions[start : start + size], answers, strict=True):
+                line = {**question.row, "answer": answer.text, "finish_reason": answer.finish_reason}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            out.flush()
+            done += len(answers)
+            if out is not sys.stdout:
+                _note(f"answered {done} of {len(questions)}")
+
+    def answer(self) -> Answer:
+        """Print the answer to the conversation as it is generated, and return it. KeyboardInterrupt stops it."""
+        from arctic_hydra.tasks.chat_stream import AnswerStream
+
+        prompt = self._encode(self.messages)
+        stream = AnswerStream(self._loaded.tokenizer, self._generator.stops, prompt)
+        try:
+            (answer,) = self._generator.answer([prompt], stream)
+        except KeyboardInterrupt:
+            stream.end()
+            _note("stopped")
+            self.messages.append({"role": "assistant", "content": stream.text})
+            raise
+        self.messages.append({"role": "assistant", "content": answer.text})
+        if answer.finish_reason == "length":
+            _note(
+                "the answer was cut: raise max_new_tokens"
+                if self._has_room(prompt)
+                else "the model has no more positions"
+            )
+        return answer
+
+    def interact(self) -> None:
+        """Answer what the user types, until the end of the input, `/exit`, or Ctrl-C twice."""
+        with suppress(ImportError):  # some builds of Python lack it
+            import readline  # noqa: F401  # lines that `input` reads can then be edited
+        self._greet()
+        interrupted = False
+        while True:
+            try:
+                line = _read_line()
+                interrupted = False
+                if line.startswith("/"):
+                    if self._obey(*line.split(None, 1)):
+                        return
+                elif line.strip():
+                    self._turn(line)
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            except KeyboardInterrupt:
+                if self.messages and self.messages[-1]["role"] == "user":  # its answer had not begun
+                    self.messages.pop()
+                print(file=sys.stderr)
+                if interrupted:
+                    return
+                interrupted = True
+                _note("Ctrl-C again leaves")
+
+    def _turn(self, line: str) -> None:
+        """Answer one line; one that cannot be answered is reported, and forgotten."""
+        if self._loaded.continues_text:
+            self.messages.clear()  # each text begins anew
+        self.messages.append({"role": "user", "content": line})
+        try:
+            self.answer()
+        except DataError as error:
+            self.messages.pop()
+            _note(f"{error}; /reset starts a new conversation")
+
+    def _obey(self, command: str, argument: str = "") -> bool:
+        """Carry out a command; return whether to leave."""
+        if command == "/exit":
+            return True
+        if command == "/reset":
+            self.messages.clear()
+            _note("the conversation is forgotten")
+        elif command == "/system" and self._loaded.continues_text:
+            _note("a model that continues texts has no system message")
+        elif command == "/system":
+            self._system = argument.strip() or None
+            _note("the system message is set" if self._system else "there is no system message")
+        else:
+            _note(HELP if command == "/help" else f"{command}: there is no such command; /help lists them")
+        return False
+
+    def _greet(self) -> None:
+        model = self._loaded.model
+        size = format_count(sum(parameter.numel() for parameter in model.parameters()))
+        _note(
+            f"{self._loaded.where} ({size} parameters, {str(model.dtype).removeprefix('torch.')}, {model.device.type})"
+        )
+        if self._loaded.continues_text:
+            _note("this model was trained on texts, or has no chat template: it continues what you type")
+        _note("/help lists the commands; Ctrl-D leaves")
+
+    def _encode(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
+        """Return the tokens of a conversation up to the answer; raises DataError if they leave no room for one."""
+        if self._loaded.continues_text:
+            ids = self._prompts.text(str(messages[-1]["content"]))
+        else:
+            system = [{"role": "system", "content": self._system}] if self._system is not None else []
+            ids = self._prompts.chat([*system, *messages], tools)
+        self._generator.check_length(ids)
+        return ids
+
+    def _encode_question(self, question: Question) -> list[int]:
+        if self._system is not None and question.messages[0]["role"] == "system":
+            raise DataError(f"{question.place}: has a system message of its own; remove it, or leave out system=")
+        try:
+            if self._loaded.continues_text:
+                return self._encode([{"role": "user", "content": question.text}])
+            return self._encode(question.messages, question.tools)
+        except DataError as error:
+            text = str(error)
+            raise DataError(text if text.startswith(question.place) else f"{question.place}: {text}") from error
+
+    def _has_room(self, prompt: list[int]) -> bool:
+        positions = self._generator.positions
+        return positions is None or len(prompt) + self._run.max_new_tokens < positions
+
+
+def _read_line() -> str:
+    """Return what the user types; standard output gets the answers only, unless it is the same terminal."""
+    if not sys.stdin.isatty():
+        return input()
+    if sys.stdout.isatty():
+        print()
+        return input("> ")
+    print("\n> ", end="", file=sys.stderr, flush=True)
+    return input()
+
+
+def _note(text: str) -> None:
+    """Print what is no answer, on standard error, dimmed in a terminal."""
+    from arctic_hydra.tasks.chat_stream import dimmed
+
+    print(dimmed(text, sys.stderr), file=sys.stderr, flush=True)

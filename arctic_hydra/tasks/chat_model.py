@@ -1,0 +1,186 @@
+"""Finds and loads what `task=chat` talks to: the model of a run, a checkpoint, an export, or a model of the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import config
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+from arctic_hydra.component import CAUSAL_LM
+from arctic_hydra.converter.base import ModelConverter
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import CheckpointError, ConfigError, ModelError
+from arctic_hydra.generation.answers import prepare_for_generation, stop_tokens
+from arctic_hydra.hub import hub_reachable, looks_like_path
+from arctic_hydra.model.names import SPEC_MODEL_TYPE
+from arctic_hydra.run_directory import RunDirectory, relative
+from arctic_hydra.tokenizer.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_KEY = "from_checkpoint"
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A model ready to generate on the device of this process."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    stop_tokens: list[int]
+    where: str
+    """Path or hub id that it was loaded from."""
+    continues_text: bool
+    """Whether it was trained on plain text, or has no chat template, so that it continues what it is given."""
+    converters: Sequence[ModelConverter] = ()
+    """What was applied to a model of training, and may round; an export does not."""
+
+
+def load(run: config.Run, directory: RunDirectory) -> ChatModel:
+    """Return the model that `from_checkpoint` names, or that of `run` in `directory`.
+
+    What belongs to another run is loaded with the config of that run. Raises ArcticHydraError.
+    """
+    which = run.from_checkpoint
+    if which is None or which == "best" or which.isdecimal():
+        if not directory.path.is_dir():
+            raise ConfigError(
+                f"task: got chat, but {relative(directory.path)} does not exist: this config has never been trained; repeat the "
+                f"overrides of the training, or pass {_KEY}=<path of a run, a checkpoint or an export, or a hub id>"
+            )
+        return _of_run(run, directory)
+    path = Path(which)
+    if not path.is_dir():
+        if path.exists() or looks_like_path(which):
+            raise ConfigError(
+                f"{_KEY}: got {which}, which is not a directory; expected the path of a run, a checkpoint or an export, or a hub id"
+            )
+        return _of_export(which, run, None)
+    owner = _owner(path)
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return _of_export(which, run, owner)
+    owner = owner or run
+    owner.from_checkpoint = None if (path / "run.json").is_file() else which
+    return _of_run(owner, RunDirectory(path))
+
+
+def _owner(path: Path) -> config.Run | None:
+    """Return the run in whose directory a run, a checkpoint or an export is; None if it is in none."""
+    for folder in (path, *path.absolute().parents[:2]):
+        if tree := RunDirectory(folder).config() if (folder / "run.json").is_file() else None:
+            return config.build({**tree, "task": config.Task.chat.name})
+    return None
+
+
+def _of_run(run: config.Run, directory: RunDirectory) -> ChatModel:
+    """Return the model of the run's export, or of the checkpoint that `from_checkpoint` selects."""
+    if run.trainer.auto_class != CAUSAL_LM:
+        raise ConfigError(
+            f"task: got chat, but trainer={run.trainer.option_name} trains a model that gives scores instead of text; expected a run "
+            "that trains a language model"
+        )
+    exporter = run.checkpoint.get("hf")
+    if run.from_checkpoint is None and isinstance(exporter, HuggingFaceCheckpoint):
+        export = exporter.directory_of(directory.path) / exporter.save_name
+        if export.is_dir():
+            return _of_export(str(export), run, run)
+    return _of_checkpoint(run, directory)
+
+
+def _of_checkpoint(run: config.Run, directory: RunDirectory) -> ChatModel:
+    from arctic_hydra.tasks import export
+
+    if problems := [f"model.{problem}" for problem in run.model.check_environment()]:
+        raise ConfigError(problems)
+    restored = export.restore(run, directory.of_task(run.task.name).path)
+    found = _ready(restored.model, restored.tokenizer, restored.stop_tokens, str(restored.weights.path), run)
+    return replace(found, converters=run.converters)
+
+
+def _of_export(name: str, run: config.Run, owner: config.Run | None) -> ChatModel:
+    """Return the model of a directory in the layout of transformers or peft, or of a hub id."""
+    options = {
+        "trust_remote_code": (owner or run).model.trusts_remote_code,
+        "local_files_only": Path(name).is_dir() or not hub_reachable(),
+    }
+    try:
+        tokenizer = load_tokenizer(name, None, trust_remote_code=options["trust_remote_code"])
+    except ModelError as error:
+        raise ModelError(str(error).replace("tokenizer.name_or_path:", f"{_KEY}:")) from error
+    try:
+        model = _read_model(Path(name), name, options)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers, peft and safetensors raise many types for a failed load
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise ModelError(
+            f"{_KEY}: the model in {name} cannot be loaded ({reason}); expected a run, a checkpoint, an export or a hub id"
+        ) from error
+    return _ready(model, tokenizer, _configured_stops(Path(name), model), name, owner)
+
+
+def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
+    """Return the model of an export in its own dtype, an adapter on its base. Raises ModelError if it is no language model."""
+    held = _read_json(path / "config.json")
+    if held.get("model_type") == SPEC_MODEL_TYPE:
+        from arctic_hydra.model.spec import load_export
+
+        return load_export(path)
+    adapter = _read_json(path / "adapter_config.json")
+    kind = next(iter(held.get("architectures") or []), adapter.get("task_type") or "")
+    if kind.endswith("ForSequenceClassification") or kind == "SEQ_CLS":
+        raise ModelError(f"{_KEY}: {name} holds a model that gives scores instead of text; expected a language model")
+    if not adapter:
+        from transformers import AutoModelForCausalLM
+
+        model, found = AutoModelForCausalLM.from_pretrained(name, dtype="auto", output_loading_info=True, **options)
+        if missing := sorted(found["missing_keys"]):
+            raise ModelError(
+                f"{_KEY}: {name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+            )
+        return model
+    if adapter.get("base_model_name_or_path") is None:
+        raise ModelError(
+            f"{_KEY}: {name} is an adapter whose base model is in no file; export the merged model with checkpoint.hf.merge=true, or "
+            "name the run or a checkpoint of it"
+        )
+    from peft import AutoPeftModelForCausalLM
+
+    options["local_files_only"] = not hub_reachable()  # the base may be on the hub
+    return AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto", **options)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{_KEY}: {path} cannot be read ({error})") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _configured_stops(path: Path, model: Any) -> list[int]:
+    """Return the stop tokens in the generation config of an export, where those of training are.
+
+    That of an adapter's export is not loaded with the adapter: the model has the one of its base.
+    """
+    held = _read_json(path / "generation_config.json") or model.generation_config.to_dict()
+    found = held.get("eos_token_id")
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def _ready(model: Any, tokenizer: Any, trained: Any, where: str, owner: config.Run | None) -> ChatModel:
+    """Return the model on the device, with the attention and the stop tokens of generation."""
+    from arctic_hydra.trainer.causal import CausalTrainer
+
+    stops = stop_tokens(model, tokenizer, list(trained))
+    prepare_for_generation(model)
+    text = not tokenizer.chat_template or isinstance(getattr(owner, "trainer", None), CausalTrainer)
+    shown = str(relative(Path(where))) if Path(where).is_dir() else where
+    return ChatModel(model.to(World().device), tokenizer, stops, shown, text)

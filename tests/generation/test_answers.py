@@ -1,0 +1,87 @@
+"""Answers of a model: alone, in batches, and up to a stop token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arctic_hydra.errors import DataError
+from arctic_hydra.generation.answers import Decoding, Generator, generating, stop_tokens
+from arctic_hydra.model.attention import register
+from arctic_hydra.model.names import VARLEN_ATTENTION
+from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BundledTokenizerFactory().create_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=4096, max_position_embeddings=16, initializer_range=0.3, **sizes)
+    ).eval()
+
+
+def _by_hand(model, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_a_batch_holds_the_answers_of_its_prompts_alone(model, tokenizer):
+    greedy = {len(prompt): _by_hand(model, prompt, 5) for prompt in PROMPTS}
+    stop = greedy[3][2]  # the first prompt's answer ends at its third token
+    generator = Generator(model, tokenizer, [stop], Decoding(max_new_tokens=5))
+    found = generator.answer(PROMPTS)
+    assert found == [generator.answer([prompt])[0] for prompt in PROMPTS]
+    ends = [ids.index(stop) if stop in ids else None for ids in greedy.values()]
+    expected = [
+        tokenizer.decode(ids[:end], skip_special_tokens=True) for ids, end in zip(greedy.values(), ends, strict=True)
+    ]
+    assert [answer.text for answer in found] == expected
+    assert [answer.finish_reason for answer in found] == ["length" if end is None else "stop" for end in ends]
+    assert found[0].finish_reason == "stop"
+
+
+def test_sampling_follows_the_seed_and_ends_at_the_last_position(model, tokenizer):
+    generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=50, temperature=1.5, top_p=0.9))
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(generator.answer([[5] * 10])[0].text)
+    assert texts[0] == texts[1] != texts[2]
+    torch.manual_seed(1)
+    shorter = Generator(model, tokenizer, [], Decoding(max_new_tokens=6, temperature=1.5, top_p=0.9))
+    assert shorter.answer([[5] * 10])[0].text == texts[0], "6 positions are left"
+    with pytest.raises(DataError, match="the conversation has 16 tokens, but the model has 16 positions"):
+        generator.answer([[5] * 16])
+
+
+def test_a_model_in_training_generates_with_a_cache_and_trains_on_as_before(model, tokenizer):
+    """`arctic_varlen` itself takes neither a mask nor cached keys."""
+    expected = Generator(model, tokenizer, [], Decoding(max_new_tokens=4)).answer(PROMPTS)
+    register()
+    model.set_attn_implementation(VARLEN_ATTENTION)
+    model.train()
+    try:
+        with generating(model):
+            assert not model.training
+            assert Generator(model, tokenizer, [], Decoding(max_new_tokens=4)).answer(PROMPTS) == expected
+        assert model.training and model.config._attn_implementation == VARLEN_ATTENTION
+    finally:
+        model.eval()
+        model.set_attn_implementation("sdpa")
+
+
+def test_stop_tokens_are_those_of_an_export(model, tokenizer):
+    eos = tokenizer.eos_token_id
+    assert stop_tokens(model, tokenizer, [9]) == [9, eos] and stop_tokens(model, tokenizer, []) == [eos]

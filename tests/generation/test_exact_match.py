@@ -1,0 +1,42 @@
+"""What a pattern finds in an answer, and when two results are equal."""
+
+from __future__ import annotations
+
+import pytest
+
+from arctic_hydra.generation.exact_match import ExactMatch
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answer", "result"),
+    [
+        ("#### (.*)", "2 * 3 = 6\n#### 6", "6"),
+        ("#### (.*)", "#### 1,234,567 ", "1234567"),
+        ("#### (.*)", "####  70   000\n", "70 000"),
+        ("#### (.*)", "#### 1, 2, 3", "1, 2, 3"),
+        ("#### (.*)", "#### 5\nQuestion: and then?\n#### 8", "8"),
+        ("#### (.*)", "<think>perhaps #### 4</think>\n#### 6", "6"),
+        ("#### (.*)", "<think>perhaps #### 4</think>\nsix", None),
+        ("#### (.*)", "six", None),
+        (r"\d+", "from 12 to 14", "14"),
+        (r"(?:answer|result) is (\w+)(?:\.|$)", "The answer is yes.", "yes"),
+        (r"answer: (a)?", "answer: b", ""),
+    ],
+)
+def test_the_last_match_after_the_reasoning_is_the_result(pattern, answer, result):
+    assert ExactMatch(pattern=pattern).result(answer) == result
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("#### (.*", "exact_match.pattern: got '#### (.*', which is no regular expression (missing ), unterminated"),
+        (
+            "(a)(b)",
+            "exact_match.pattern: got '(a)(b)' with 2 groups, expected at most one, which holds the result; write the others",
+        ),
+    ],
+)
+def test_a_pattern_that_holds_no_single_result_is_a_problem(pattern, problem):
+    assert next(ExactMatch(pattern=pattern).problems()).startswith(problem)
+    assert list(ExactMatch().problems()) == list(ExactMatch(pattern="#### (.*)").problems()) == []

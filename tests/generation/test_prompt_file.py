@@ -1,0 +1,56 @@
+"""Files of prompts: one per line, or objects."""
+
+from __future__ import annotations
+
+import pytest
+
+from arctic_hydra.errors import DataError
+from arctic_hydra.generation.prompt_file import read_prompts
+
+
+def test_each_line_is_a_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text('One?\r\n\n{"prompt": 2}\u2028still two\n')
+    found = read_prompts(path)
+    assert [item.text for item in found] == ["One?", '{"prompt": 2}\u2028still two']
+    assert found[1].row == {"prompt": '{"prompt": 2}\u2028still two'} and found[1].place.endswith("prompts.txt:3")
+
+
+def test_objects_hold_a_prompt_or_messages(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    chat = '[{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]'
+    path.write_text(f'{{"prompt": "One?"}}\n{{"id": 7, "messages": {chat}, "tools": [{{"name": "f"}}]}}\n')
+    first, second = read_prompts(path)
+    assert first.messages == [{"role": "user", "content": "One?"}] and first.tools is None
+    assert [message["role"] for message in second.messages] == ["system", "user"] and second.row["id"] == 7
+    assert second.tools == [{"type": "function", "function": {"name": "f"}}]
+    with pytest.raises(DataError, match=r"prompts.jsonl:2: got messages, but the model has no chat template"):
+        assert second.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", " \n", "has no prompts; expected one per line"),
+        ("a.jsonl", "{", r"a.jsonl:1 is no JSON \(.*\); expected an object with `prompt` or `messages`"),
+        ("a.jsonl", "[]", "a.jsonl:1: expected an object with either `prompt`, a text, or `messages`"),
+        ("a.jsonl", '{"prompt": "a", "messages": []}', "a.jsonl:1: expected an object with either"),
+        ("a.jsonl", '{"prompt": 3}', "a.jsonl:1: prompt is int, expected a text"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "human", "content": "a"}]}',
+            "a.jsonl:1: message 0: role 'human', expected",
+        ),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "assistant", "content": "a"}]}',
+            "a.jsonl:1: the last message is an answer",
+        ),
+        ("absent.txt", None, "absent.txt cannot be read"),
+    ],
+)
+def test_invalid_files_are_refused_with_their_line(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=f"prompts: .*{message}"):
+        read_prompts(tmp_path / name)

@@ -1,0 +1,119 @@
+"""What `task=chat` loads: exports, adapters on their base, models without a template; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from arctic_hydra.errors import ArcticHydraError
+from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.tasks import chat_model
+from tests.composing import built, composed
+from tests.converter import lab
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Path:
+    """A model in the layout of transformers with the bundled tokenizer, in bf16."""
+    folder = lab.save_model(tmp_path_factory.mktemp("models") / "export")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = [1, 5]
+    model.save_pretrained(folder)
+    return folder
+
+
+def _load(which: Any, folder: Path, *overrides: str) -> chat_model.ChatModel:
+    run = built("task=chat", *([f"from_checkpoint={which}"] if which else []), *overrides)
+    return chat_model.load(run, RunDirectory(folder / "outputs" / "default" / "0123456789"))
+
+
+def _with_run(folder: Path, *overrides: str) -> Path:
+    """Make `folder` a run directory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"config": composed(*overrides)}))
+    return folder
+
+
+def test_an_export_has_its_dtype_its_stop_tokens_and_a_cache(export, tmp_path):
+    loaded = _load(export, tmp_path)
+    assert loaded.model.dtype == torch.bfloat16 and not loaded.model.training and not loaded.continues_text
+    assert {1, 5, loaded.tokenizer.eos_token_id} == set(loaded.stop_tokens)
+    assert loaded.model.config._attn_implementation == "sdpa"
+
+
+def test_an_adapter_is_loaded_onto_its_base_with_its_own_stop_tokens(export, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(export), LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    )
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(export).save_pretrained(folder)
+    GenerationConfig(eos_token_id=[7]).save_pretrained(folder)
+    loaded = _load(folder, tmp_path)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        difference = (loaded.model(ids).logits - adapted.eval()(ids).logits).abs().max()
+    assert difference < 1e-2 and 7 in loaded.stop_tokens and 5 not in loaded.stop_tokens
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(ArcticHydraError, match="is an adapter whose base model is in no file; export the merged model"):
+        _load(folder, tmp_path)
+
+
+def test_a_model_of_texts_continues_them(tmp_path):
+    plain = lab.save_model(tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    assert _load(plain, tmp_path).continues_text
+    lab.save_model(
+        _with_run(tmp_path / "run", "trainer=causal", "data=text", "data.sources.text.path=a.txt") / "export"
+    )
+    for where in (tmp_path / "run", tmp_path / "run" / "export"):
+        loaded = _load(where, tmp_path)
+        assert loaded.continues_text and loaded.tokenizer.chat_template, "trained on texts, whatever its tokenizer has"
+
+
+def test_what_is_no_language_model_is_refused_in_one_sentence(export, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scores = tmp_path / "scores"
+    for path in (scores, tmp_path / "less"):
+        path.mkdir()
+        for file in export.iterdir():
+            (path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((export / "config.json").read_text())
+    (scores / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))
+    (tmp_path / "less" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    (tmp_path / "a.txt").write_text("")
+    _with_run(tmp_path / "reward", "trainer=reward", "data.sources.preference.path=p.jsonl")
+    _with_run(tmp_path / "new")
+    for which, message in (
+        (None, "task: got chat, but outputs/default/0123456789 does not exist: this config has never been trained"),
+        ("3", "task: got chat, but outputs/default/0123456789 does not exist"),
+        (
+            "./absent",
+            "from_checkpoint: got ./absent, which is not a directory; expected the path of a run, a checkpoint or an",
+        ),
+        ("a.txt", "from_checkpoint: got a.txt, which is not a directory"),
+        (
+            "nobody/absent",
+            "from_checkpoint: 'nobody/absent' is not a local path and cannot be loaded|from_checkpoint: got",
+        ),
+        (
+            scores,
+            "from_checkpoint: .*/scores holds a model that gives scores instead of text; expected a language model",
+        ),
+        (tmp_path / "less", "from_checkpoint: .*/less lacks 9 weights of LlamaForCausalLM, such as"),
+        (tmp_path / "reward", "task: got chat, but trainer=reward trains a model that gives scores instead of text"),
+        (tmp_path / "new", "new/checkpoints contains no checkpoint; train first, or pass from_checkpoint="),
+    ):
+        with pytest.raises(ArcticHydraError, match=message) as found:
+            _load(which, tmp_path)
+        assert "\n" not in str(found.value), which
