@@ -29,7 +29,6 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
             print_header(run, run_dir, data, model)
             assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
         metrics = trainer.evaluate()
-        trainer.tools.display.close()
     distributed.stop()
     return {"status": FINISHED, "checkpoint": str(weights.path), **metrics}
 

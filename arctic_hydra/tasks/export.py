@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import assemble
+from arctic_hydra import assemble, display
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, has_adapter, write_export
 from arctic_hydra.checkpoint.store import step_name
@@ -15,6 +15,7 @@ from arctic_hydra.data.load.stop_tokens import counted_stops
 from arctic_hydra.distributed import World
 from arctic_hydra.run_directory import FINISHED, RunDirectory
 from arctic_hydra.tasks.evaluate import checkpoint_root
+from arctic_hydra.trainer.parts.saving import size_mib
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,18 +29,21 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     weights = assemble.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     start = assemble.starting_weights(run)
-    model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)
+    with display.phase("weights", f"from {weights.path}"):
+        config = run.trainer.create_config(run.model)
+        model = assemble.create_model(run, config, tokenizer, start, weights, quantize=False)
     chosen = run.checkpoint.get("hf")
     options = chosen if isinstance(chosen, HuggingFaceCheckpoint) else HuggingFaceCheckpoint()
     name = f"{options.save_name}-{step_name(weights.step or 0)}"
     target = options.directory_of(run_dir.parent) / name
     merge = options.merge if options.merge is not None else assemble.base_of(run) is None
-    if has_adapter(model) and merge:
-        check_mergeable(model)
-        model = model.merge_and_unload()
-    write_export(
-        model, model.state_dict(), tokenizer, target, options, _stop_tokens(run, run_dir.parent, weights, tokenizer)
-    )
+    with display.phase("export", name, unit="MiB") as phase:
+        if has_adapter(model) and merge:
+            check_mergeable(model)
+            model = model.merge_and_unload()
+        stops = _stop_tokens(run, run_dir.parent, weights, tokenizer)
+        write_export(model, model.state_dict(), tokenizer, target, options, stops)
+        phase.advance(size_mib(target))
     return {"status": FINISHED, "checkpoint": str(weights.path), "step": weights.step, "export": str(target)}
 
 
