@@ -92,7 +92,7 @@ class Display:
         self._phases: list[Phase] = []
         self._closed = threading.Event()
         self._live: Any = None
-        self._figures, self._holder = "", "memory"
+        self._figures, self._unsaid, self._holder = "", "", "memory"
         self._last_line = self._last_step_line = time.monotonic()
         self._recent: deque[float] = deque(maxlen=SMOOTHED_LINES)
 
@@ -131,10 +131,12 @@ class Display:
     def training(self, horizon: int, done: int, holder: str = "memory") -> Iterator[None]:
         """Show the training, of which `done` of `horizon` steps are completed; `holder` names whose memory is logged."""
         current = Phase(_TRAIN, unit="steps", total=horizon, done=done, first=done)
-        self._figures, self._holder = "", holder
+        self._figures, self._unsaid, self._holder = "", "", holder
         self._recent.clear()
         with self._during(current):
             yield
+            if self._unsaid:  # the run stops before its horizon
+                self._say_step(above=True)
         self.say(current.summary())
 
     @contextmanager
@@ -153,11 +155,16 @@ class Display:
         if training is not None:
             training.done = step
             horizon, is_shown = f"/{training.total}", step in (training.first + 1, training.total)
+        left = "" if training is None else f"  left {_left(training)}"
+        self._unsaid = f"step {step}{horizon}  {self._figures}{left}"
         # Lines are for files: about one per second, always including the first and the last step.
         if is_shown or now - self._last_step_line > 1.0:
-            self._last_step_line = now
-            left = "" if training is None else f"  left {_left(training)}"
-            self._write(f"step {step}{horizon}  {self._figures}{left}", above=step == (training and training.total))
+            self._say_step(above=step == (training and training.total))
+
+    def _say_step(self, *, above: bool) -> None:
+        self._last_step_line = time.monotonic()
+        self._write(self._unsaid, above=above)
+        self._unsaid = ""
 
     def evaluation(self, values: dict[str, Any], seconds: float | None = None) -> None:
         """Show one evaluation, which took `seconds`."""

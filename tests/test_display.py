@@ -42,8 +42,11 @@ def test_the_shown_loss_is_the_mean_of_the_last_twenty_lines(capsys):
             shown.step(values(step, loss=float(step)))
         shown.step(values(40, loss=None))
         shown.step(values(40, loss=float("nan")))
+        shown.step(values(39, loss=50.0))
     said = [re.search(r"loss (\S+)", line)[1] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert said == ["1.0000", "30.5000", "n/a", "nan"]
+    assert said == ["1.0000", "30.5000", "n/a", "nan", "31.9500"], (
+        "the last line is always said, also of a run that stops"
+    )
 
 
 def test_an_evaluation_has_a_line(capsys):

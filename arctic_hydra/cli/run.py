@@ -58,10 +58,11 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
 def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Train unless the run is finished; return the exit code."""
     run, directory = job.run, job.directory
+    lock = job.lock_directory()
     print(f"run      {directory.path}", flush=True)
     with display.shown(prints=True), display.phase("read", "content of the data, for its hash", transient=True):
         data = job.data_digest()
-    lock = job.open_directory()
+    job.prepare_directory()
     if job.is_finished(data):
         result = directory.record().get("result", {})
         objective = f"{objective_name(run.objective, result)} {format_number(result.get('objective'))}"
