@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import cross_checks, determinism, distributed, engine, log
+from arctic_hydra import cross_checks, determinism, display, distributed, engine, log
 from arctic_hydra.callback.base import TRAINER_STATE
 from arctic_hydra.callback.ema import ExponentialMovingAverage
 from arctic_hydra.checkpoint import initial_weights
@@ -19,7 +19,6 @@ from arctic_hydra.data.base import BatchGeometry, Loader
 from arctic_hydra.data.code_identity import legacy_identity
 from arctic_hydra.data.load.sequence_parallel import shard_loader
 from arctic_hydra.data.load.stop_tokens import stop_tokens
-from arctic_hydra.display import Display
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.hub import absolute, looks_like_path
@@ -211,7 +210,7 @@ def toolbox(
         checkpoints=list(run.checkpoint.values()),
         trackers=outputs.trackers,
         metrics_file=outputs.metrics_file,
-        display=Display(run.trainer.training_horizon, state.progress.global_step, enabled=run.log.prints(data.world)),
+        display=display.current(),
         stop=stop,
         log_interval=run.log.interval,
         flops_shape=model.facts.flops_shape,

@@ -126,7 +126,7 @@ class Run(Component):
     about the data; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; chat: talk to the model of a
     run, a checkpoint or an export; preview: show examples and their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
-    """Checkpoint for task=evaluate, export and chat: a step, `best` or a path; the newest when unset. For chat also an export or a hub id."""
+    """Checkpoint for task=evaluate, export and chat: a step, `best` or a path; by default the newest. For chat also an export or hub id."""
     export: str | None = None
     """`best` with task=export: the checkpoint with the best `checkpoint.deepspeed.best_metric`, as from_checkpoint=best."""
     prompt: str | None = None

@@ -16,6 +16,8 @@ from arctic_hydra.files.state_file import APPEND, open_regular
 from arctic_hydra.redaction import mask
 
 FORMAT = "%(asctime)s %(levelname)s [rank %(rank)s] %(name)s: %(message)s"
+SAID = "arctic_hydra.said"
+"""Logger of what the display has printed already, so that only the file gets its records."""
 CHATTY_LIBRARIES = (
     "deepspeed",
     "DeepSpeed",
@@ -105,6 +107,8 @@ class _RankFilter(logging.Filter):
 
 
 def _only_ours(record: logging.LogRecord) -> bool:
+    if record.name == SAID:
+        return False
     return record.name.startswith("arctic_hydra") or record.levelno >= logging.ERROR
 
 

@@ -132,7 +132,7 @@ class Estimate:
         figures = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
         host = f"; {self.host / GIB:.3g} GiB of host memory for all ranks" if self.host and self.device != "cpu" else ""
         lines = [
-            f"peak {self.total / GIB:.3g} GiB per rank, in the {phase}{host}",
+            f"peak {self.total / GIB:.3g} GiB of tensors per rank (predicted), in the {phase}{host}",
             f"{figures}; in the optimizer step {engine.step / GIB:.3g}",
         ]
         if memory is not None:
@@ -371,30 +371,3 @@ def _live_bytes(device: str) -> Any:
             return result
 
     return LiveBytes()
-
-
-def device_memory() -> int | None:
-    """Return the memory of this machine's GPU in bytes, or None without a GPU."""
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
-
-
-def describe(run: Run, supervised_share: float = 1.0, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """Return the lines of the estimate, or the reason it failed: a failed estimate must not end a run."""
-    try:
-        return estimate_lines(run, supervised_share, tokenizer)
-    except Exception as error:
-        return [failure_line(error)]
-
-
-def estimate_lines(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Return the estimate as `describe` shows it; raises what `estimate` raises."""
-    found = estimate(run, largest_micro_batch(run, supervised_share), tokenizer)
-    first, *more = found.lines(device_memory())
-    return [f"memory   {first}", *(f"         {line}" for line in more)]
-
-
-def failure_line(error: Exception) -> str:
-    """Return the line that stands for an estimate that failed."""
-    return f"memory   not estimated: {(str(error).splitlines() or [type(error).__name__])[0]}"

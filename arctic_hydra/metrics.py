@@ -15,6 +15,9 @@ from arctic_hydra.files.state_file import open_to_read
 if TYPE_CHECKING:
     import torch
 
+SMOOTHED_LINES = 20
+"""Log lines that a shown training loss is the mean of, at most."""
+
 # Dense bf16 peak in TFLOP/s, from the vendors' data sheets.
 _PEAK_TFLOPS = {
     "H200": 989.0,
@@ -125,6 +128,30 @@ def objective(rows: list[dict[str, Any]], name: str) -> float | None:
         if (value := _number(row.get(name))) is not None:
             return value if math.isfinite(value) else math.nan
     return None
+
+
+def objective_name(name: str, result: dict[str, Any]) -> str:
+    """Return the metric that the objective of a result is, which `auto` chooses as `objective` does."""
+    if name != "auto":
+        return name
+    evaluated = result.get("last_evaluation") or {}
+    return "eval/loss" if evaluated.get("step") else "loss"
+
+
+def smoothed_ends(rows: Iterable[dict[str, Any]]) -> tuple[float, float | None, int] | None:
+    """Return the mean training loss of the first and of the last log lines of a run, and over how many lines each is.
+
+    These are the first and the last quarter of the lines with a finite loss, but at most `SMOOTHED_LINES` each, because a
+    single line is too noisy to say how much a model has learned. The last mean is None if the last line has no finite
+    loss: the run has diverged. None without any finite loss.
+    """
+    losses = [_number(row["loss"]) for row in rows if "loss" in row]
+    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    if not finite:
+        return None
+    count = max(1, min(SMOOTHED_LINES, len(finite) // 4))
+    diverged = losses[-1] is None or not math.isfinite(losses[-1])
+    return sum(finite[:count]) / count, None if diverged else sum(finite[-count:]) / count, count
 
 
 def _number(value: Any) -> float | None:

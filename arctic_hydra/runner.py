@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import assemble, config, determinism, distributed, engine
+from arctic_hydra import assemble, config, determinism, display, distributed, engine
 from arctic_hydra.assemble import Data, Model
 from arctic_hydra.checkpoint.base import TrainingState, check_space
 from arctic_hydra.checkpoint.initial_weights import Weights
 from arctic_hydra.errors import ConfigError
-from arctic_hydra.memory import describe
 from arctic_hydra.report.facts import model_facts
 from arctic_hydra.report.header import print_header
+from arctic_hydra.report.memory_lines import Prediction, describe, process_gib
 from arctic_hydra.report.outcome import outcome
 from arctic_hydra.run_directory import FAILED
 from arctic_hydra.scheduler.extended import continue_schedule, warmup_steps
@@ -23,30 +24,36 @@ from arctic_hydra.trainer.base import Trainer
 def train(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Train `run` in `run_dir`; return its status, counters and objective. Collective."""
     with assemble.report_exceptions(run, run_dir):
-        trainer, resumed_from = build(run, run_dir, stop)
+        trainer, resumed_from, memory = build(run, run_dir, stop)
         try:
             trainer.train()
+            if trainer.world.is_main:
+                display.current().say(memory.measured_line(trainer.device))
         except Exception as error:
             trainer.save_after(error)
             assemble.finish_trackers(trainer, FAILED)
             raise
-        finally:
-            trainer.tools.display.close()
-    result = outcome(run, trainer, trainer.tools.loader, resumed_from)
-    assemble.finish_trackers(trainer, result["status"])
-    distributed.stop()
+    with display.phase("finish", transient=True):
+        result = outcome(run, trainer, trainer.tools.loader, resumed_from)
+        assemble.finish_trackers(trainer, result["status"])
+        distributed.stop()
     return result
 
 
-def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, Path | None]:
-    """Build everything that training needs; return the trainer and the checkpoint it resumed from, if any."""
+def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, Path | None, Prediction]:
+    """Build everything that training needs; return the trainer, the checkpoint it resumed from, if any, and its memory."""
     assemble.start_process(run, run_dir)
     with run.trainer.event("init", run_dir=run_dir):
         data = build_data(run, run_dir)
         assemble.record_horizon(run, run_dir, data)
+        engine.import_deepspeed()
+        held = process_gib()
         model = build_model(run, data)
-        shown = data.world.is_main and run.log.prints(data.world)
-        memory = describe(run, data.loader.summary()["supervised_share"], data.tokenizer) if shown else []
+        memory = Prediction()
+        if data.world.is_main:
+            with display.phase("memory", "estimate", transient=True):
+                memory = describe(run, data.loader.summary()["supervised_share"], data.tokenizer)
+            memory = replace(memory, held_gib=held)
         determinism.seed_everything(run.seed + data.world.rank)  # ranks draw different dropout
         state = assemble.training_state(run, run_dir, data, model)
         resumed_from = resume(run, state)
@@ -54,9 +61,9 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
             run.checkpoint.values(), model.facts.parameters, model.facts.trainable, run.model.torch_dtype.itemsize
         )
         outputs = assemble.open_outputs(run, run_dir, data, model)
-        print_header(run, run_dir, data, model, memory, resumed_from)
+        print_header(run, run_dir, data, model, memory.lines, resumed_from)
         assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, outputs))
-    return run.trainer, resumed_from
+    return run.trainer, resumed_from, memory
 
 
 def build_data(run: config.Run, run_dir: Path) -> Data:
@@ -75,20 +82,28 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
     with trainer.event("create_config") as about:
         model_config = about["config"] = trainer.create_config(run.model)
     engine_config = assemble.engine_config(run, model_config, data.world.size)
-    with trainer.event("create_model", config=model_config) as about, engine.model_init(engine_config):
-        start = assemble.starting_weights(run)
-        about["model"] = assemble.create_model(run, model_config, data.tokenizer, start, weights)
-    model = about["model"]
-    facts = model_facts(model)
-    model = run.model.parallelize(model)
-    with trainer.event("create_optimizer", model=model) as about:
-        about["optimizer"] = trainer.create_optimizer(run.optimizer, model)
-        run.model.post_optimizer_build(about["optimizer"], model)
-    optimizer = about["optimizer"]
-    with trainer.event("create_scheduler", optimizer=optimizer) as about:
-        about["scheduler"] = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
+    with display.phase("weights", "random, as the config describes the model") as loading:
+        with trainer.event("create_model", config=model_config) as about, engine.model_init(engine_config):
+            start = assemble.starting_weights(run)
+            if origin := (weights or start):
+                loading.about = f"from {origin.path}"
+            elif run.model.weights_source is not None:
+                loading.about = f"from {run.model.weights_source[0]}"
+            about["model"] = assemble.create_model(run, model_config, data.tokenizer, start, weights)
+        model = about["model"]
+        facts = model_facts(model)
+    ranks = f"{data.world.size} rank{'s' if data.world.size > 1 else ''} ({data.world.device.type})"
+    with display.phase("engine", f"ZeRO-{run.deepspeed.stage} on {ranks}"):
+        model = run.model.parallelize(model)
+        with trainer.event("create_optimizer", model=model) as about:
+            about["optimizer"] = trainer.create_optimizer(run.optimizer, model)
+            run.model.post_optimizer_build(about["optimizer"], model)
+        optimizer = about["optimizer"]
+        with trainer.event("create_scheduler", optimizer=optimizer) as about:
+            about["scheduler"] = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
+        built = trainer.create_engine(model, optimizer, engine_config)
     return Model(
-        engine=trainer.create_engine(model, optimizer, engine_config),
+        engine=built,
         engine_config=engine_config,
         scheduler=about["scheduler"],
         facts=facts,

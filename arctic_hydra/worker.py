@@ -40,7 +40,7 @@ def main() -> NoReturn:
 
 
 def _run(run_file: Path) -> dict[str, Any]:
-    from arctic_hydra import component, config, log, run_directory
+    from arctic_hydra import component, config, display, log, run_directory
     from arctic_hydra.distributed import World, count_gpus
     from arctic_hydra.errors import StateFileError
     from arctic_hydra.files import code_file
@@ -61,10 +61,12 @@ def _run(run_file: Path) -> dict[str, Any]:
     stop = StopRequest(Path(switch or run_dir / "STOP"), is_ours=switch is None)
     stop.watch_signals()
 
-    from arctic_hydra import tasks
+    world = World.from_env()
+    with display.shown(run.log.prints(world), world.is_main), display.phase("start", transient=True):
+        from arctic_hydra import tasks  # imports torch, which takes seconds
 
-    outcome = tasks.run_task(run, run_dir, stop)
-    if World.from_env().is_main:
+        outcome = tasks.run_task(run, run_dir, stop)
+    if world.is_main:
         run_directory.RunDirectory(run_dir).write_result(outcome)
     return outcome
 

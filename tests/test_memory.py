@@ -9,7 +9,7 @@ import pytest
 
 from arctic_hydra import memory
 from arctic_hydra.converter.base import ModelConverter
-from arctic_hydra.memory import describe
+from arctic_hydra.report.memory_lines import describe
 from arctic_hydra.tasks import check
 from tests.bench.bench_memory import case, estimated, measure
 from tests.composing import built
@@ -185,9 +185,9 @@ def test_an_estimate_that_fails_says_nothing_of_the_run(monkeypatch):
     monkeypatch.setattr(memory, "measure_model", fail)
     expected = ["memory   not estimated: fake tensors cannot do this"]
     assert check.find(built("data.max_length=64")) == (expected, [])
-    assert describe(built("data.max_length=64")) == expected
+    assert describe(built("data.max_length=64")).lines == expected
 
 
 def test_nothing_of_a_check_ends_a_run():
-    [line] = describe(built("peft=lora", "peft.target_modules=[qq_proj]"))
+    [line] = describe(built("peft=lora", "peft.target_modules=[qq_proj]")).lines
     assert line.startswith("memory   not estimated: peft.target_modules: 'qq_proj' matches no module")

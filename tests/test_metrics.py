@@ -9,7 +9,16 @@ import pytest
 from hypothesis import strategies as st
 
 from arctic_hydra.errors import StateFileError
-from arctic_hydra.metrics import MetricsFile, evaluation_metrics, model_flops, objective, ranked_pairs, read_metrics
+from arctic_hydra.metrics import (
+    MetricsFile,
+    evaluation_metrics,
+    model_flops,
+    objective,
+    objective_name,
+    ranked_pairs,
+    read_metrics,
+    smoothed_ends,
+)
 from tests.mutations import as_json, attempt, changed, damaged, fuzz
 
 
@@ -101,6 +110,24 @@ def test_ranked_pairs_are_found_under_the_names_of_either_loss():
     assert ranked_pairs({"eval/rewards/accuracies": 0.5, "eval/rewards/margins": 2.0}) == (0.5, 2.0)
     assert ranked_pairs({"eval/accuracy": 0.25, "eval/margin": -1.0}) == (0.25, -1.0)
     assert ranked_pairs({"eval/accuracy": 0.25, "eval/perplexity": 2.0}) is None
+
+
+def test_the_loss_of_a_run_is_the_mean_of_a_quarter_of_its_lines_and_of_twenty_at_most():
+    rows = [{"step": step, "loss": float(step)} for step in range(1, 101)]
+    assert smoothed_ends([{"step": 0, "eval/loss": 9.0}, *rows]) == (10.5, 90.5, 20)
+    assert smoothed_ends(rows[:9]) == (1.5, 8.5, 2)
+    assert smoothed_ends([rows[0], {"step": 2, "loss": None}, rows[2]]) == (1.0, 3.0, 1)
+    assert smoothed_ends([*rows[:8], {"step": 9, "loss": None, "non_finite": ["loss"]}]) == (1.5, None, 2)
+    assert smoothed_ends([{"step": 1, "loss": None}]) is None
+
+
+def test_the_objective_has_the_name_of_its_metric():
+    assert objective_name("eval/accuracy", {}) == "eval/accuracy"
+    assert objective_name("auto", {"last_evaluation": {"step": 3, "eval/loss": 1.0}}) == "eval/loss"
+    assert objective_name("auto", {"last_evaluation": {"step": 0}}) == "loss", (
+        "it was evaluated before the training only"
+    )
+    assert objective_name("auto", {"last_evaluation": None}) == "loss"
 
 
 def test_flops_count_the_head_for_supervised_tokens_only_and_attention_per_document():

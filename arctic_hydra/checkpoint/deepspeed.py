@@ -141,6 +141,8 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         try:
             self._store.agree(pending.stage)
             self._publish(pending.stage, pending.facts)
+            if self.state.world.is_main:
+                logger.info("saved %s in the background", step_name(pending.stage.step))
         except CheckpointError as error:
             self._saved = None  # a run that stops at this step must save it again
             if self.on_error is OnError.stop:
@@ -182,9 +184,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         return self.checkpoint_dir
 
     def _publish(self, stage: Stage, facts: dict[str, Any]) -> None:
-        path = self._store.publish(stage, facts)
-        if self.state.world.is_main:
-            logger.info("saved %s", path.name)
+        self._store.publish(stage, facts)
 
     def _omitted_names(self) -> frozenset[str]:
         """Return the names (several for tied ones) of the frozen parameters that checkpoints omit."""
@@ -264,8 +264,6 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         else:
             self._raise_if_any_failed(self._error_of(self._truncate_logs, found), found)
             self.mark_saved()
-        if self.state.world.is_main:
-            logger.info("%s from %s", "continues" if extended else "resumed", found.path)
         return found.path
 
     def _newest_of(self, run_dir: Path) -> Checkpoint:

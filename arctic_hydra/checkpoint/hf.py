@@ -123,8 +123,6 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
                 "A resumable checkpoint of this step, if one is configured, can be exported again with task=export"
             )
         self.mark_saved()
-        if self.state.world.is_main:
-            logger.info("exported %s", target)
         return target
 
     def _merged_copy(self, weights: dict[str, torch.Tensor]) -> Any:

@@ -6,13 +6,14 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
-from arctic_hydra import config, run_directory
+from arctic_hydra import config, display, run_directory
 from arctic_hydra.cli.compose import with_paths
 from arctic_hydra.cli.summary import format_number, print_result
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ConfigError, print_error
 from arctic_hydra.launch import nodes
 from arctic_hydra.launch.job import Job, has_stopped, record_ending
 from arctic_hydra.launch.ranks import start_ranks
+from arctic_hydra.metrics import objective_name
 from arctic_hydra.redaction import redact
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import relative
@@ -60,12 +61,16 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
 
 def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Train unless the run is finished; return the exit code."""
-    run, directory, data = job.run, job.directory, job.data_digest()
-    lock = job.open_directory()
+    run, directory = job.run, job.directory
+    lock = job.lock_directory()
+    print(f"run      {directory.path}", flush=True)
+    with display.shown(prints=True), display.phase("read", "content of the data, for its hash", transient=True):
+        data = job.data_digest()
+    job.prepare_directory()
     if job.is_finished(data):
         result = directory.record().get("result", {})
-        objective = format_number(result.get("objective"))
-        print(f"finished already: {relative(directory.path)} (step {result.get('step')}, objective {objective})")
+        objective = f"{objective_name(run.objective, result)} {format_number(result.get('objective'))}"
+        print(f"finished already: {relative(directory.path)} (step {result.get('step')}, {objective})")
         print(
             job.code_change()
             or f"pass extend={relative(directory.path)} and a larger trainer.epochs to train longer, or fresh=true to start over"
@@ -120,6 +125,7 @@ def _run_task(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     lock = directory.lock()
     task_directory = directory.of_task(run.task.name)
     task_directory.create()
+    print(f"run      {task_directory.path}", flush=True)
     task_directory.clear_result()
     task_directory.write_run(redact(job.tree))
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
@@ -131,7 +137,12 @@ def _run_task(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
 
 def _report_ending(directory: run_directory.RunDirectory, code: int, signals: list[int]) -> int:
     """Record how the run ended, print it, and return the exit code."""
-    with nullcontext() if signals else interruptible():
+    display.restore_terminal()
+    with (
+        nullcontext() if signals else interruptible(),
+        display.shown(prints=True),
+        display.phase("finish", transient=True),
+    ):
         ending = record_ending(directory, code, asked_to_stop=bool(signals))
     if ending.result:
         print_result(directory, ending.result)

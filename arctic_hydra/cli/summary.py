@@ -13,6 +13,7 @@ from typing import Any
 from arctic_hydra import run_directory
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
 from arctic_hydra.launch.extended_run import lets_code_run
+from arctic_hydra.metrics import read_metrics, smoothed_ends
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import PROGRAM, relative
@@ -40,9 +41,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
             print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
         print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
         return
-    print(
-        f"finished {result['step']} steps; loss {format_number(result['first_loss'])} -> {format_number(result['last_loss'])}"
-    )
+    print(f"finished {result['step']} steps; loss {_training_loss(directory.path, result)}")
     if result.get("stop_reason"):
         print(f"ended before step {result['horizon']}: {result['stop_reason']}")
     first, last = result["first_evaluation"], result["last_evaluation"]
@@ -50,7 +49,6 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         losses = f"{format_number(first['eval/loss'])} -> {format_number(last['eval/loss'])}"
         accuracy = f", accuracy {last['eval/accuracy']:.1%}" if "eval/accuracy" in last else ""
         print(f"evaluation loss {losses}{accuracy}")
-    print(f"run          {path}")
     found = [folder.parent.name for folder in sorted(directory.path.glob("*/tokenizer_config.json"))]
     export = next((name for name in found if "-step-" not in name), None)  # the final export, whatever its name
     for label, name in (
@@ -112,10 +110,21 @@ def _print_verdicts(result: dict[str, Any]) -> bool:
     return bool(error)
 
 
+def _training_loss(path: Path, result: dict[str, Any]) -> str:
+    """Return the loss at the start and at the end of training, as means of several log lines if there are enough."""
+    ends = smoothed_ends(read_metrics(path / "metrics.jsonl"))
+    first, last, lines = ends or (result["first_loss"], result["last_loss"], 1)
+    over = f" (means of the first and the last {lines} log lines)" if lines > 1 else ""
+    return f"{format_number(first)} -> {format_number(last)}{over}"
+
+
 def _next_start(stop_reason: str) -> str:
     """Return how a stopped run resumes; repeating a command whose `exit_iteration` is reached would stop at once."""
     if "trainer.exit_iteration=" in stop_reason:
-        return "the same command with a larger trainer.exit_iteration, or without it, resumes"
+        return (
+            "the same command stops at this step again: pass a larger trainer.exit_iteration, or none, to resume; "
+            "trainer.exit_iteration_this_run counts from each start instead"
+        )
     return "the same command resumes"
 
 

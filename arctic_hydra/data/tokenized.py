@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from arctic_hydra import display
 from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource, Loader
 from arctic_hydra.data.checks import field_problems
 from arctic_hydra.data.formats.reading import Reading, RowFormat
@@ -178,7 +179,8 @@ class TokenizedDataFactory(DataFactory):
         """Return the tokenized examples of `split`, cached per source."""
         from arctic_hydra.data.cache.token_store import JoinedStore
 
-        identities = self.identities(split)
+        with display.phase("read", f"{split} data, for its hash", transient=True):
+            identities = self.identities(split)
         return JoinedStore(
             {name: self._process_source(split, name, identities[name], tokenizer, world) for name in identities}
         )
@@ -189,20 +191,13 @@ class TokenizedDataFactory(DataFactory):
         from arctic_hydra.data.cache.entries import build_private, open_or_build
         from arctic_hydra.data.prepare.build import build_entry
         from arctic_hydra.data.prepare.key import cache_key
-        from arctic_hydra.data.prepare.row_report import (
-            RowReport,
-            warn_about_blank_answers,
-            warn_about_dropped_reasoning,
-            warn_about_stop_token,
-            warn_about_unsupervised_rows,
-        )
+        from arctic_hydra.data.prepare.row_report import RowReport, warn
         from arctic_hydra.data.prepare.workers import cores_per_process
 
         options = self.options()
         key = cache_key(identity, tokenizer, options)
         builders = 1 if self.cache else world.local_size
         workers = self.num_proc or cores_per_process(builders)
-
         with ExitStack() as events:
             about: dict[str, Any] = {"split": split, "source": name}
             processing: dict[str, Any] = {}
@@ -227,21 +222,23 @@ class TokenizedDataFactory(DataFactory):
                 with self.event("load", **about, rows=None, cached=True):
                     pass
                 processing = events.enter_context(self.event("process", **about, rows=None, cached=True))
+                display.say_cached(self._key(split, name), store.report["kept"])
             processing["store"] = store
         if world.is_main:
-            warn_about_unsupervised_rows(self._key(split, name), store.report)
-            warn_about_stop_token(self._key(split, name), RowReport.from_dict(store.report), tokenizer)
-            warn_about_dropped_reasoning(self._key(split, name), store.report["thoughts_left_out"])
-            warn_about_blank_answers(self._key(split, name), store.report.get("blank_answers", 0))
+            warn(self._key(split, name), RowReport.from_dict(store.report), tokenizer)
         return store
 
     def load_replaced(self, split: str, name: str) -> SourceRows:
         """Return the rows of one source, or those that a callback replaces them with."""
         from arctic_hydra.data.rows.read import as_rows
 
-        with self.event("load", split=split, source=name, cached=False) as facts:
+        with (
+            display.phase("read", self._key(split, name), unit="rows") as phase,
+            self.event("load", split=split, source=name, cached=False) as facts,
+        ):
             loaded = self.load(split, name)
             facts["rows"] = loaded.rows
+            phase.advance(len(loaded.rows))
         if facts["rows"] is loaded.rows:
             return loaded
         return self._source_rows(split, name, as_rows(facts["rows"]))
@@ -299,7 +296,11 @@ class TokenizedDataFactory(DataFactory):
                 repeat_to_pack_max_length=self.repeat_to_pack_max_length,
                 fuse_positions_prob=self.fuse_positions_prob,
             )
-        return PackedLoader(store, examples, source_names, geometry, options)
+        about = "training" if training else "evaluation"
+        with display.phase("pack" if self.packing else "batch", about, unit="examples") as phase:
+            loader = PackedLoader(store, examples, source_names, geometry, options)
+            phase.advance(len(examples))
+        return loader
 
     @property
     def packs(self) -> bool:

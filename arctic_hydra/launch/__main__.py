@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import python_flags, redaction
+from arctic_hydra import display, python_flags, redaction
 from arctic_hydra.errors import ArcticHydraError, print_error
 from arctic_hydra.files import code_file
 from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent
@@ -94,8 +94,9 @@ def main() -> int:
 
 
 def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with display.shown(options.node_rank == 0), display.phase("start", transient=True):
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     store: Any = None
     if options.nnodes > 1:

@@ -91,29 +91,38 @@ class Job:
 
     def open_directory(self, timeout_seconds: float = 0.0) -> int:
         """Create and lock the run's directory, clear it if `fresh`, and replace a damaged record; return the lock."""
+        lock = self.lock_directory(timeout_seconds)
+        self.prepare_directory()
+        return lock
+
+    def lock_directory(self, timeout_seconds: float = 0.0) -> int:
+        """Create and lock the run's directory, and change nothing in it; return the lock."""
         self.directory.create()
-        elsewhere = {
-            name: folder
-            for name, engine in self.run.checkpoint.items()
-            if (folder := engine.directory_of(self.directory.path)) != self.directory.path
-        }
-        for name, folder in elsewhere.items():
+        for name, folder in self._elsewhere.items():
             if problem := ownership.folder_problem(folder):
                 raise ConfigError(f"checkpoint.{name}.output_dir: {folder} {problem}; {ownership.remedy(problem)}")
-        lock = self.directory.lock(timeout_seconds)
+        return self.directory.lock(timeout_seconds)
+
+    def prepare_directory(self) -> None:
+        """Clear the locked directory if `fresh`, and replace a damaged record; the lock is released if that fails."""
         try:
             if self.run.fresh:
-                self._clear(list(elsewhere.values()))
+                self._clear()
             self.directory.repair_record()
         except BaseException:
             self.directory.release()
             raise
-        return lock
 
-    def _clear(self, elsewhere: list[Path]) -> None:
+    @property
+    def _elsewhere(self) -> dict[str, Path]:
+        """The directories outside the run's own that its checkpoint engines write to, by engine."""
+        folders = {name: engine.directory_of(self.directory.path) for name, engine in self.run.checkpoint.items()}
+        return {name: folder for name, folder in folders.items() if folder != self.directory.path}
+
+    def _clear(self) -> None:
         try:
             self.directory.clear()
-            for folder in elsewhere:
+            for folder in self._elsewhere.values():
                 ownership.remove_tree(folder)
         except OSError as error:
             raise ConfigError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra import display
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Loader
 from arctic_hydra.human_numbers import format_count
@@ -17,33 +18,30 @@ if TYPE_CHECKING:
 def print_header(
     run: Run, run_dir: Path, data: Data, model: Model, memory: Sequence[str] = (), resumed_from: Path | None = None
 ) -> None:
-    """Print the header on the first rank; `memory` holds the lines of the memory estimate."""
+    """Say the header on the first rank; `memory` holds the lines of the memory estimate."""
     world, trainer, facts = data.world, run.trainer, model.facts
-    if not run.log.prints(world) or not world.is_main:
+    if not world.is_main:
         return
+    shown = display.current()
+    shown.record(f"run      {run_dir}")  # the command has printed it
     trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
     ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
     size = trainer.sequence_parallel_size
     dealt_to = ranks if size == 1 else f"{world.size // size} group(s) of {size} ranks that share each sequence"
-    began_with = model.weights or model.start
     peak_lr = "n/a" if run.optimizer.peak_lr is None else run.optimizer.peak_lr
     lines = [
-        f"run      {run_dir}",
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
         f"data     {summary_line(data.loader)}",
         *(f"         {line}" for line in aligned(data_table(data.loader.summary()))),
         f"         evaluation: {summary_line(data.eval_loader) if data.eval_loader else 'none'}",
-        f"engine   ZeRO-{run.deepspeed.stage} on {ranks} ({world.device.type})",
         f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
         f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {peak_lr}",
     ]
-    if began_with is not None and resumed_from is None:
-        lines.append(f"weights  from {began_with.path}")
     if resumed_from is not None:
         extended = run.extend and resumed_from.is_relative_to(run.extend)
         lines.append(f"extends  {resumed_from}" if extended else f"resumed  from {resumed_from.name}")
-    print("\n".join(lines), flush=True)
+    shown.say("\n".join(lines))
 
 
 def summary_line(loader: Loader) -> str:

@@ -16,7 +16,7 @@ from arctic_hydra.data.prepare.truncation import bin_edge
 from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.human_numbers import format_count, format_seconds
-from arctic_hydra.metrics import ranked_pairs, read_metrics, read_samples
+from arctic_hydra.metrics import ranked_pairs, read_metrics, read_samples, smoothed_ends
 from arctic_hydra.report import html
 from arctic_hydra.report.header import data_table
 from arctic_hydra.report.outcome import read_config
@@ -86,10 +86,12 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
     yield f"<p><span class='status {html.escape(status)}'>{html.escape(status)}</span> {html.escape(str(why or ''))}</p>"
     cards: list[tuple[str, str]] = []
     if steps:
-        first, last = steps[0], steps[-1]
+        last = steps[-1]
         horizon = result.get("horizon")
         cards.append(("steps", f"{last['step']:,}" + (f" of {horizon:,}" if horizon else "")))
-        cards.append(("loss", f"{_number(first['loss'])} → {_number(last['loss'])}"))
+        if ends := smoothed_ends(steps):
+            over = f", means of {ends[2]} log lines" if ends[2] > 1 else ""
+            cards.append((f"loss{over}", f"{_number(ends[0])} → {_number(ends[1])}"))
         evaluated = [line for line in lines if "eval/loss" in line]
         if evaluated:
             cards.append(("evaluation loss", " → ".join(_number(line["eval/loss"]) for line in _ends(evaluated))))
@@ -106,7 +108,8 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
         cards.append(("training time", format_seconds(seconds)))
         if "seconds" in record:
             cards.append(("total time, with startup and saves", format_seconds(record["seconds"])))
-        cards.append(("peak memory", f"{max(line['memory_gib'] for line in steps):.2f} GiB"))
+        whose = {"cuda": " of tensors on the GPU", "cpu": " of the process"}.get(result.get("device", ""), "")
+        cards.append((f"peak memory{whose}", f"{max(line['memory_gib'] for line in steps):.2f} GiB"))
         if last.get("mfu") is not None:
             cards.append(("MFU", f"{last['mfu']:.1%}"))
         if last["skipped_steps"]:

@@ -46,7 +46,7 @@ def _error(exit_code: int, texts: list[str]) -> ArcticHydraError:
 def find(run: Run) -> Findings:
     """Return the findings for a run; errors of this package would also stop the run, others only prevent the estimate."""
     from arctic_hydra import assemble
-    from arctic_hydra.memory import estimate_lines, failure_line
+    from arctic_hydra.report.memory_lines import failure_line, predict
 
     found: list[ArcticHydraError] = []
     tokenizer = model_config = None
@@ -68,7 +68,7 @@ def find(run: Run) -> Findings:
     if found:
         return [], found
     try:
-        return estimate_lines(run, 1.0, tokenizer), []
+        return predict(run, 1.0, tokenizer).lines, []
     except ArcticHydraError as error:
         return [], [error]
     except Exception as error:

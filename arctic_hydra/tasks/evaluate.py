@@ -40,7 +40,6 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
         metrics = dict(trainer.evaluate())
         if questions:
             metrics |= generated_answers.score(run, run_dir, questions)
-        trainer.tools.display.close()
     distributed.stop()
     return {"status": FINISHED, "checkpoint": str(weights.path), **metrics}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import assemble
+from arctic_hydra import assemble, display
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, has_adapter, write_export
 from arctic_hydra.checkpoint.store import step_name
@@ -17,6 +17,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.report.outcome import verified
 from arctic_hydra.run_directory import FINISHED, RunDirectory
 from arctic_hydra.tasks.evaluate import checkpoint_root
+from arctic_hydra.trainer.parts.saving import size_mib
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,10 +43,12 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
         trusted, device = run.model.trusts_remote_code, torch.device("cpu")
         expected = expect(model, tokenizer, stops, device, run.trainer.auto_class, trusts_remote_code=trusted)
     merge = options.merge if options.merge is not None else assemble.base_of(run) is None
-    if has_adapter(model) and merge:
-        check_mergeable(model)
-        model = model.merge_and_unload()
-    write_export(model, model.state_dict(), tokenizer, target, options, stops)
+    with display.phase("export", name, unit="MiB") as phase:
+        if has_adapter(model) and merge:
+            check_mergeable(model)
+            model = model.merge_and_unload()
+        write_export(model, model.state_dict(), tokenizer, target, options, stops)
+        phase.advance(size_mib(target))
     del model  # the export takes its place in memory
     verdicts = {name: verify(target, expected).as_dict()} if expected else {}
     ending = verified(FINISHED, verdicts)
@@ -71,7 +74,9 @@ def restore(run: Run, run_dir: Path) -> Restored:
     weights = assemble.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     start = assemble.starting_weights(run)
-    model = assemble.create_model(run, run.trainer.create_config(run.model), tokenizer, start, weights, quantize=False)
+    with display.phase("weights", f"from {weights.path}"):
+        config = run.trainer.create_config(run.model)
+        model = assemble.create_model(run, config, tokenizer, start, weights, quantize=False)
     return Restored(model, tokenizer, weights, _stop_tokens(run, run_dir.parent, weights, tokenizer))
 
 

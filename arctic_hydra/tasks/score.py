@@ -26,7 +26,6 @@ def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
             print_header(run, run_dir, data, model)
             assemble.set_up(run, assemble.toolbox(run, run_dir, data, model, state, stop, assemble.Outputs()))
         tools = trainer.tools
-        tools.display.close()
     distributed.stop()
     loaders = [loader for loader in (tools.loader, tools.eval_loader) if isinstance(loader, ScoredLoader)]
     if not loaders:

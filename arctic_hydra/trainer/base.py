@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra import distributed
+from arctic_hydra import display, distributed
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError, ConfigError
@@ -25,7 +25,7 @@ from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.trainer.loop_state import LogSums, StepResult
 from arctic_hydra.trainer.parts.construction import Construction
 from arctic_hydra.trainer.parts.evaluation import Evaluation
-from arctic_hydra.trainer.parts.saving import resumable_steps, save_after
+from arctic_hydra.trainer.parts.saving import resumable_steps, save_after, size_mib
 from arctic_hydra.trainer.spikes import describe_spike
 from arctic_hydra.trainer.toolbox import Toolbox
 from arctic_hydra.trainer.verification.verified_saves import verify_saved
@@ -138,7 +138,9 @@ class Trainer(Construction, Evaluation):
     def train(self) -> None:
         """Train until the horizon, or until all ranks agree to stop."""
         tools = self.tools
-        with self.event("train", engine=tools.engine, loader=tools.loader, eval_loader=tools.eval_loader):
+        holder = "GPU" if self.device.type == "cuda" else "process"
+        shown = tools.display.training(self.training_horizon, self.global_step, holder)
+        with shown, self.event("train", engine=tools.engine, loader=tools.loader, eval_loader=tools.eval_loader):
             self._check_exit()
             if (
                 self.eval_at_start
@@ -273,9 +275,16 @@ class Trainer(Construction, Evaluation):
                 if engine.do_checkpoint:
                     self.tools.state.since_last_log = self._loop.totals.state_dict()
                     about = {"engine": engine, "path": engine.checkpoint_dir}
-                    with self.event("checkpoint", **about) as outer, self.event("save", **about) as inner:
-                        outer["path"] = inner["path"] = engine.save()
-                        verify_saved(self, engine, inner["path"])
+                    what = "save" if engine.can_resume else "export"
+                    with (
+                        display.phase(what, engine.checkpoint_dir.name, unit="MiB") as saving,
+                        self.event("checkpoint", **about) as outer,
+                        self.event("save", **about) as inner,
+                    ):
+                        outer["path"] = inner["path"] = path = engine.save()
+                        saving.advance(size_mib(path))
+                        saving.about += "" if path else " failed"
+                    verify_saved(self, engine, inner["path"])
 
     def save_after(self, error: Exception) -> None:
         """Save the last whole step, marked, if all ranks can after an error that ends the run; called by the runner.

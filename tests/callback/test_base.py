@@ -295,7 +295,7 @@ def _built(folder, model, callbacks):
         run_dir.mkdir()
         (run_dir / "run.json").write_text("{}")
         with assemble.report_exceptions(run, run_dir):
-            trainer, _ = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
+            trainer, _, _ = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
         weight = trainer.tools.engine.module.get_output_embeddings().weight
         found.append(
             (_plain(getattr(made, "heard", [])), trainer.tools.loader.summary()["examples"], float(weight.abs().sum()))

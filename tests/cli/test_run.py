@@ -23,6 +23,12 @@ def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):
     done = run(f"{arguments} trainer.exit_iteration=3", tmp_path, code=75)
     assert "stopped at step 3 of 8: reached trainer.exit_iteration=3" in done.stdout
     run_dir = only_run(tmp_path)
+    assert done.stdout.startswith(f"run      {run_dir}\n") and done.stdout.count(str(run_dir)) == 1
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    phases = ["read", "pack", "weights", "engine", "evaluation", "step", "save", "train"]
+    assert [name for name in dict.fromkeys(names) if name in phases] == phases
+    said = (run_dir / "logs" / "rank0.log").read_text()
+    assert f"run      {run_dir}" in said and "step 3/8  loss " in said and "evaluation at step 0: loss" in said
     assert [path.name for path in (run_dir / "checkpoints").glob("step-*")] == ["step-00000003"]
     (run_dir / "STOP").touch()
     done = run(arguments, tmp_path, code=75)
@@ -32,6 +38,7 @@ def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):
     done = run(arguments, tmp_path)
     assert "record.json: not JSON (" in done.stderr and "the run goes on without it" in done.stderr
     assert len(losses(run_dir)) == 8
+    assert (done.stdout + done.stderr).count("resumed") == 1
     assert json.loads((run_dir / "record.json").read_text())["status"] == "finished"
 
 
@@ -84,7 +91,7 @@ def test_exit_iteration_again_does_nothing_more(tmp_path):
     for _ in range(2):
         done = run(arguments, tmp_path, code=75)
         assert len(losses(only_run(tmp_path))) == 2
-        assert "the same command with a larger trainer.exit_iteration, or without it, resumes\n" in done.stdout
+        assert "stops at this step again: pass a larger trainer.exit_iteration, or none, to resume" in done.stdout
         assert "the same command resumes" not in done.stdout, "it would stop again at once"
 
 
@@ -136,7 +143,7 @@ def test_a_frozen_rank_and_a_storm_of_signals_end_resumable(tmp_path):
     frozen.suspend()
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75 and "saved step-" in output, output
+    assert process.returncode == 75 and "save     step-" in output, output
 
     process = start(arguments, tmp_path)
     wait_for_step(tmp_path, 5, process)
@@ -192,7 +199,7 @@ def test_a_finished_run_whose_record_is_damaged_stays_finished(run_dir, capsys):
     for warned in (True, False):
         assert main(["tracking=[]"]) == 0
         said = capsys.readouterr()
-        assert "finished already: " in said.out and "(step 3, objective 1.5000)" in said.out
+        assert "finished already: " in said.out and "(step 3, loss 1.5000)" in said.out
         assert ("record.json: not JSON" in said.err) == warned
 
 

@@ -72,7 +72,7 @@ def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[in
         (run_dir / "run.json").write_text(json.dumps({"config": tree}))
     distributed.barrier()
     with assemble.report_exceptions(run, run_dir):
-        trainer, resumed = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
+        trainer, resumed, _ = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
     rows: list[dict[str, Any]] = []
     trainer._record = rows.append  # type: ignore[method-assign]
     trainer.train()

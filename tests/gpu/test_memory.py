@@ -25,5 +25,5 @@ def test_estimate_is_within_15_percent_of_the_allocator(tmp_path, stage, recompu
         "tracking=[] checkpoint=[] trainer.eval_at_start=false trainer.eval_at_end=false",
         tmp_path,
     )
-    estimated = float(re.search(r"memory   ([0-9.]+) GiB", done.stdout)[1])
+    estimated = float(re.search(r"memory   peak ([0-9.]+) GiB of tensors per rank", done.stdout)[1])
     assert estimated == pytest.approx(metrics(only_run(tmp_path))[-1]["memory_gib"], rel=0.15)

@@ -58,7 +58,7 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
     page = run_page.write(directory).read_text()
     assert page.count("<svg") == page.count("</svg>") == 5
     for text in (
-        "<span class='status stopped'>stopped</span> asked &lt;politely&gt;", "60 of 80", "2.9833 → 2.0000", "30.0s",
+        "<span class='status stopped'>stopped</span> asked &lt;politely&gt;", "60 of 80", "2.8667 → 2.1167", "30.0s",
         "evaluation loss", "25.0%", "2 overlong", "98.76% full", "two loss", "2.2500", "Llama, 1.5M parameters", "a=&lt;b&gt;",
     ):  # fmt: skip
         assert text in page, text

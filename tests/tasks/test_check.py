@@ -14,7 +14,7 @@ from tests.composing import built
 def test_task_check_and_the_header_print_it(tmp_path):
     checked = run(f"{SMALL} task=check", tmp_path).stdout.splitlines()
     assert checked[1].startswith("memory   peak 0.0")
-    assert checked[1].endswith("GiB per rank, in the backward pass")
+    assert checked[1].endswith("GiB of tensors per rank (predicted), in the backward pass")
     assert "optimizer 0.00" in checked[2]
     trained = run(f"{SMALL} trainer.train_iters=1 tracking=[] checkpoint=[] trainer.eval_at_end=false", tmp_path).stdout
     assert any(line.startswith("memory   peak 0.0") for line in trained.splitlines())

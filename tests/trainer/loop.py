@@ -246,7 +246,7 @@ def make_trainer(
             checkpoints=[],
             trackers=[],
             metrics_file=None,
-            display=Display(horizon, 0, enabled=False),
+            display=Display(),
             stop=StopRequest(run_dir / "STOP"),
             log_interval=1,
             flops_shape=(1, 1, 1, 1),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arctic_hydra import display
 from arctic_hydra.data.cache.token_store import write_store
 from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.prepare.preparer import PrepareOptions, RowPreparer, SourceRows
@@ -17,8 +17,6 @@ from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1000
 SECONDS_PER_HELPER = 3.0
@@ -39,13 +37,13 @@ def build_entry(
     def chunks() -> Iterator[Chunk]:
         for chunk, report in _prepared_chunks(source, tokenizer, options, num_proc):
             total.add(report)
+            phase.advance(report.rows)
             yield chunk
         if total.kept == 0:
             raise DataError(no_examples_message(source.key, total))
 
-    write_store(directory, chunks(), total.to_dict, bool(options.labelled))
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"
-    log.info("%s: %d examples from %d rows, dropped: %s", source.key, total.kept, total.rows, left_out)
+    with display.phase("tokenize", source.key, unit="rows", total=len(source.rows)) as phase:
+        write_store(directory, chunks(), total.to_dict, bool(options.labelled))
 
 
 def _prepared_chunks(

@@ -12,14 +12,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNSUPERVISED_WARNING_SHARE = 0.1
-"""Share of rows without supervised tokens above which a warning is logged."""
+LOSS_WARNING_SHARE = 0.05
+"""Share of a source's rows or tokens above which their loss is a warning."""
 ADVICE = {
     "overlong": "raise data.max_length or pass data.overlong=keep_start, keep_end or split",
     "no_supervised_token": "check that answers are not empty and not truncated by data.max_length",
     "malformed": "pass data.malformed=error to see the first such row",
+    "no_difference": "check that the two answers of each pair differ, also within data.max_length",
 }
 """What to do about dropped rows, by reason."""
+_BECAUSE = {
+    "overlong": "they are longer than data.max_length",
+    "no_supervised_token": "they have no supervised token",
+    "malformed": "they are malformed (data.malformed=drop)",
+    "no_difference": "both answers are the same",
+}
 
 
 @dataclass
@@ -85,6 +92,14 @@ class RowReport:
         return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
 
 
+def warn(key: str, report: RowReport, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log a warning for everything in the report of a source that is rarely intended."""
+    warn_about_losses(key, report)
+    warn_about_stop_token(key, report, tokenizer)
+    warn_about_dropped_reasoning(key, report.thoughts_left_out)
+    warn_about_blank_answers(key, report.blank_answers)
+
+
 def warn_about_stop_token(key: str, report: RowReport, tokenizer: PreTrainedTokenizerBase) -> None:
     """Warn if answers end in another token than the one at which generation stops."""
     if not report.stops:
@@ -123,17 +138,24 @@ def warn_about_blank_answers(key: str, blank: int) -> None:
         )
 
 
-def warn_about_unsupervised_rows(key: str, report: dict[str, Any]) -> None:
-    """Warn if many rows have no supervised token, as with a wrong role or weight; `report` is from `RowReport.to_dict`."""
-    empty = report["dropped"].get("no_supervised_token", 0)
-    if empty > UNSUPERVISED_WARNING_SHARE * report["rows"]:
+def warn_about_losses(key: str, report: RowReport) -> None:
+    """Warn if many rows are dropped for one reason, or if many tokens are cut off or dropped with them."""
+    lost = report.tokens_lost / max(1, report.tokens + report.tokens_lost)
+    share = f", {lost:.0%} of its tokens"
+    for reason, count in sorted(report.dropped.items()):
+        of_tokens = lost if reason == "overlong" else 0.0
+        if max(count / report.rows, of_tokens) > LOSS_WARNING_SHARE:
+            log.warning(
+                "%s: %d of %d rows (%.0f%%%s) were dropped because %s; %s",
+                key, count, report.rows, 100 * count / report.rows, share if of_tokens else "",
+                _BECAUSE.get(reason, reason), ADVICE.get(reason, "check these rows"),
+            )  # fmt: skip
+    if not report.dropped["overlong"] and lost > LOSS_WARNING_SHARE:
         log.warning(
-            "%s: %d of %d rows were dropped because they have no supervised token; %s",
-            key,
-            empty,
-            report["rows"],
-            ADVICE["no_supervised_token"],
-        )
+            "%s: %.0f%% of its tokens were cut off, from %d of %d rows, because data.max_length is shorter; raise "
+            "data.max_length or pass data.overlong=split",
+            key, 100 * lost, report.truncated, report.rows,
+        )  # fmt: skip
 
 
 def no_examples_message(key: str, report: RowReport) -> str:

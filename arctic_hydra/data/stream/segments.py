@@ -1,15 +1,17 @@
 """A stream divided into segments that are packed separately; examples that do not fill a step move to the next segment.
 
-A segment is the next `buffer_rows` rows. Their examples, and those left over from the previous segment, are packed together
-and the packs are shuffled. As many packs as fill whole steps are used: first those with a left-over example, then the
-fullest. The examples of the other packs are left over. So every step has a full global batch, except the last step of a
-pass over a single source, which takes all remaining packs: each pass then contains every example exactly once.
+A segment is the next `buffer_rows` rows, or fewer if the run ends before it needs them. Their examples, and those left over
+from the previous segment, are packed together and the packs are shuffled. As many packs as fill whole steps are used:
+first those with a left-over example, then the fullest. The examples of the other packs are left over. So every step has a
+full global batch, except the last step of a pass over a single source, which takes all remaining packs: each pass then
+contains every example exactly once.
 
 The result depends on the seed and on the start of the segment, not on ranks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +28,9 @@ from arctic_hydra.data.prepare.row_report import RowReport, no_examples_message
 from arctic_hydra.data.prepare.workers import Task, TaskRunner
 from arctic_hydra.data.stream.sources import Cursor, SourceStream, next_rows
 from arctic_hydra.errors import DataError
+
+MARGIN = 1.2
+"""Rows that the last segment of a run reads, per row that it is expected to need."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,29 @@ class StreamState:
     """Examples that were read up to this state."""
     packs: int = 0
     packed_tokens: int = 0
+    last_step: int = 0
+    """Steps of the run, for which the next segment reads no more rows than it needs; 0: unknown, it reads `buffer_rows`. It is
+    part of the state so that a resumed segment has the same rows, also one of a version that always read `buffer_rows`."""
+    units_per_row: float = 0.0
+    """Tokens, or examples if they are not packed, that a row gave when the stream was opened."""
 
     @classmethod
-    def start(cls, sources: int, max_length: int) -> StreamState:
+    def start(cls, sources: int, max_length: int, last_step: int = 0) -> StreamState:
         """Return the state at the start of a stream."""
         counts = np.zeros((sources, max_length + 1), dtype=np.int64)
-        return cls([Cursor()] * sources, ExamplePool.concatenate([]), [RowReport() for _ in range(sources)], counts)
+        reports = [RowReport() for _ in range(sources)]
+        return cls([Cursor()] * sources, ExamplePool.concatenate([]), reports, counts, last_step=last_step)
+
+    def rows_wanted(self, options: StreamOptions, batch: int) -> int:
+        """Return how many rows the next segment reads: `buffer_rows`, or about as many as the rest of the run needs."""
+        packed, rows = options.packing, sum(report.rows for report in self.reports)
+        units = sum(report.tokens if packed else report.kept for report in self.reports)
+        per_row = units / rows if units else self.units_per_row
+        if not self.last_step or not per_row:
+            return options.buffer_rows
+        needed = (self.last_step - self.step) * batch * (options.max_length if packed else 1)
+        needed -= int(self.left_over.lengths.sum()) if packed else len(self.left_over)
+        return min(options.buffer_rows, max(batch, math.ceil(MARGIN * needed / per_row)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, lists and dicts."""
@@ -134,11 +156,11 @@ class StreamState:
             ExamplePool(pool["ids"], pool["masks"], pool["lengths"], pool["sources"], pool["numbers"]),
             [RowReport.from_dict(plain) for plain in state["reports"]],
             state["length_counts"].numpy(),
-            **{name: state[name] for name in _COUNTERS},
+            **{name: state[name] for name in _COUNTERS if name in state},
         )
 
 
-_COUNTERS = ("segment", "step", "examples", "packs", "packed_tokens")
+_COUNTERS = ("segment", "step", "examples", "packs", "packed_tokens", "last_step", "units_per_row")
 
 
 @dataclass(frozen=True)
@@ -165,7 +187,7 @@ def read_segment(
     Raises DataError if a source cannot be read, or if a whole pass over it gave no example.
     """
     alone = len(streams) == 1
-    tasks, cursors = _read_rows(state, streams, options)
+    tasks, cursors = _read_rows(state, streams, options, state.rows_wanted(options, batch))
     advanced, new = _read_examples(state, tasks, run_tasks)
     for stream, before, after, report in zip(streams, state.cursors, cursors, advanced.reports, strict=True):
         if after.passes > before.passes and report.kept == 0:
@@ -196,13 +218,13 @@ def read_segment(
 
 
 def _read_rows(
-    state: StreamState, streams: Sequence[SourceStream], options: StreamOptions
+    state: StreamState, streams: Sequence[SourceStream], options: StreamOptions, wanted: int
 ) -> tuple[list[Task], list[Cursor]]:
-    """Return the rows of the next segment as tasks, and the cursor of each source after them."""
+    """Return the next `wanted` rows as tasks, and the cursor of each source after them."""
     alone = len(streams) == 1
     rows = [report.rows for report in state.reports]
     sizes = [report.tokens if options.mix_by_tokens else report.kept for report in state.reports]
-    counts = [options.buffer_rows] if alone else next_rows(options.weights, rows, sizes, options.buffer_rows)
+    counts = [wanted] if alone else next_rows(options.weights, rows, sizes, wanted)
     tasks, cursors = [], []
     for index, (stream, cursor, count) in enumerate(zip(streams, state.cursors, counts, strict=True)):
         passes = cursor.passes

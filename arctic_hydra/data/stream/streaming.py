@@ -13,17 +13,14 @@ from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra import display
 from arctic_hydra.data.base import BatchGeometry, Example
 from arctic_hydra.data.batch import StepBatch
 from arctic_hydra.data.load.batches import StepBatches
 from arctic_hydra.data.load.prefetch import prefetch
 from arctic_hydra.data.load.statistics import length_statistics
 from arctic_hydra.data.prepare.preparer import PrepareOptions, SourceRows
-from arctic_hydra.data.prepare.row_report import (
-    warn_about_blank_answers,
-    warn_about_dropped_reasoning,
-    warn_about_stop_token,
-)
+from arctic_hydra.data.prepare.row_report import warn
 from arctic_hydra.data.prepare.workers import PreparedChunk, Task, task_runner
 from arctic_hydra.data.stream.segments import Segment, StreamOptions, StreamState, read_segment
 from arctic_hydra.data.stream.sources import SourceStream
@@ -58,9 +55,14 @@ class StreamingLoader:
         self._streams, self._geometry, self._options = streams, geometry, options
         self._runner_arguments = (sources, tokenizer, prepare_options)
         self._processes = processes
-        self._start = StreamState.start(len(streams), options.max_length)
+        self._start = StreamState.start(len(streams), options.max_length, geometry.most_steps)
+        with display.phase("tokenize", "first rows of the stream", unit="rows") as phase:
+            self._latest = self._prepare_preview(tokenizer)
+            phase.advance(sum(len(source.rows) for source in sources))
+        read, packed = self._latest.reports, options.packing
+        units = sum(report.tokens if packed else report.kept for report in read)
+        self._start = replace(self._start, units_per_row=units / max(1, sum(report.rows for report in read)))
         self._states = [self._start]
-        self._latest = self._prepare_preview(tokenizer)
 
     def _prepare_preview(self, tokenizer: PreTrainedTokenizerBase) -> StreamState:
         """Tokenize the first rows of each source, so that their problems are reported before a model is built."""
@@ -70,9 +72,7 @@ class StreamingLoader:
         with task_runner(*self._runner_arguments, processes=1) as run_tasks:
             tasks = [Task(index, 0, len(source.rows)) for index, source in enumerate(sources)]
             for index, (chunk, report) in enumerate(run_tasks(tasks)):
-                warn_about_stop_token(sources[index].key, report, tokenizer)
-                warn_about_dropped_reasoning(sources[index].key, report.thoughts_left_out)
-                warn_about_blank_answers(sources[index].key, report.blank_answers)
+                warn(sources[index].key, report, tokenizer)
                 reports.append(report)
                 ends = chunk.lengths.cumsum()
                 for row, length, end in zip(chunk.rows, chunk.lengths, ends, strict=True):
@@ -134,6 +134,8 @@ class StreamingLoader:
                 self._report(segment)
                 yield segment
                 state = segment.end
+                if state.step >= geometry.most_steps > 0:
+                    return  # the run ends before it needs another
 
     def _report(self, segment: Segment) -> None:
         passed = any(

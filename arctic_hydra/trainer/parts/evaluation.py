@@ -9,7 +9,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra import distributed
+from arctic_hydra import display, distributed
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.metrics import evaluation_metrics, token_metrics
 from arctic_hydra.trainer.parts.bookkeeping import Bookkeeping
@@ -69,7 +69,12 @@ class Evaluation(Bookkeeping):
         import torch
 
         names = loader.source_names
-        with self._loop.totals.untimed(), self.event("evaluate", loader=loader, engine=self.tools.engine) as facts:
+        about = f"at step {self.global_step}"
+        with (
+            self._loop.totals.untimed(),
+            display.phase("evaluate", about, unit="batches", total=loader.steps(0), transient=True) as phase,
+            self.event("evaluate", loader=loader, engine=self.tools.engine) as facts,
+        ):
             self.tools.engine.eval()
             added = self.evaluation_columns - self.evaluation_maxima
             sums = torch.zeros(len(names), added, dtype=torch.float64, device=self.device)
@@ -81,6 +86,7 @@ class Evaluation(Bookkeeping):
                         found = self.evaluation_sums(batch.to(self.device), len(names))
                         sums += found[:, :added]
                         maxima = torch.maximum(maxima, found[:, added:])
+                    phase.advance()
             # At ZeRO-3, weights fetched ahead for a pass that does not follow could not be gathered, as for an export.
             self.tools.engine.empty_partition_cache()
             whole = [
@@ -94,5 +100,5 @@ class Evaluation(Bookkeeping):
         self.last_evaluation = self.tools.state.evaluation = facts["metrics"]
         self._record(self._offered({**self.last_evaluation, "epoch": self._epoch_position()}))
         if self.prints_evaluation(self.global_step):
-            self.tools.display.evaluation(self.last_evaluation)
+            self.tools.display.evaluation(self.last_evaluation, phase.seconds)
         return self.last_evaluation

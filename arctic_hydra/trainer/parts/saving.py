@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
@@ -139,6 +141,15 @@ def resumable_steps(trainer: Trainer) -> Iterator[StepBatch]:
             break
         yield window
     trainer._loop.step_start = None
+
+
+def size_mib(path: Path | None) -> int:
+    """Return the size of a saved directory in MiB, rounded up; 0 if nothing is there, as of a save in the background."""
+    total = 0
+    with suppress(OSError):  # the size is only shown
+        for file in path.rglob("*") if path is not None else ():
+            total += file.stat().st_size if file.is_file() else 0
+    return -(-total // 2**20)
 
 
 def save_after(error: Exception, trainer: Trainer) -> None:

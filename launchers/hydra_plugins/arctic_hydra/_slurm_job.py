@@ -83,6 +83,7 @@ class RunJob:
             requeues=self.requeues,
             started=time.time(),
         )
+        print(f"run      {directory.path}", flush=True)
         signals: list[int] = []
         code = ranks.start_ranks(directory, self.ranks_per_node, lock, secrets, nodes, signals)
         ending = job.record_ending(directory, code, asked_to_stop=bool(signals))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,33 @@ def test_many_rows_without_supervised_tokens_are_a_warning_from_the_cache_too(
 ) -> None:
     untrained = chat("q", "a")
     untrained["messages"][1]["weight"] = 0
-    path = write_lines(tmp_path / "rows.jsonl", [chat("q", "a")] * (10 - empty) + [untrained] * empty)
+    path = write_lines(tmp_path / "rows.jsonl", [chat("q", "a")] * (20 - empty) + [untrained] * empty)
     for _ in range(2):
         caplog.clear()
         factory(path).process("train", tokenizer, World())
-        said = f"data.sources.mine: {empty} of 10 rows were dropped because they have no supervised token; check that"
+        said = f"data.sources.mine: {empty} of 20 rows (10%) were dropped because they have no supervised token; check that"
         assert (said in caplog.text) is warned
+
+
+@pytest.mark.parametrize(
+    ("overlong", "said"),
+    [
+        (
+            "drop",
+            r"2 of 30 rows \(7%, \d\d% of its tokens\) were dropped because they are longer than data.max_length; raise",
+        ),
+        (
+            "keep_start",
+            r"\d\d% of its tokens were cut off, from 2 of 30 rows, because data.max_length is shorter; raise",
+        ),
+    ],
+)
+def test_tokens_lost_to_the_length_are_a_warning(
+    overlong: str, said: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [chat("q", "a")] * 28 + [chat("q", "word " * 200)] * 2)
+    factory(path, max_length=40, overlong=overlong).process("train", tokenizer, World())
+    assert re.search(rf"data\.sources\.mine: {said} data\.max_length", caplog.text)
 
 
 def test_reasoning_dropped_by_the_template_is_counted_and_warned_about(

@@ -122,6 +122,27 @@ def test_statistics_grow_and_threads_end(small_chats: Path, tokenizer: Any) -> N
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("arctic_hydra-loader")]
 
 
+@pytest.mark.parametrize(("packing", "most"), [(True, 700), (False, 60)])
+def test_a_run_reads_about_as_many_rows_as_it_needs(packing: bool, most: int, tmp_path: Path, tokenizer: Any) -> None:
+    """4 steps of 2 packs of 1024 tokens are 410 rows of 20 tokens; of the 4000 rows of a segment, no more are read."""
+    write_shards(tmp_path, [[20] * 4000])
+    made = tokens_factory(tmp_path, max_length=1024, packing=packing, buffer_rows=4000)
+    loader, _ = made.build(tokenizer, geometry(2, 1, steps=4))
+    assert len(list(loader.windows(0))) == 4
+    assert loader.summary()["sources"]["tokens"]["prepared"]["rows"] <= most
+
+
+def test_a_stream_of_an_earlier_version_goes_on_with_the_same_segments(tmp_path: Path, tokenizer: Any) -> None:
+    """Its checkpoints do not hold the length of the run, so each segment has all rows, as before."""
+    write_shards(tmp_path, [[20] * 400])
+    made = tokens_factory(tmp_path, max_length=64, buffer_rows=300)
+    loader, _ = made.build(tokenizer, geometry(steps=3))
+    state = {name: value for name, value in loader.state_dict(0).items() if name not in ("last_step", "units_per_row")}
+    loader.load_state_dict(state)
+    list(itertools.islice(loader.windows(0, 0), 1))
+    assert loader.summary()["sources"]["tokens"]["prepared"]["rows"] == 300
+
+
 def test_closing_does_not_wait_for_a_segment(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, [[20] * 4000])  # rows of tokens, which are prepared in a thread of this process
     made = tokens_factory(tmp_path, max_length=64, buffer_rows=2000, prefetch_steps=2)
