@@ -10,7 +10,7 @@ from typing import Any
 
 from arctic_hydra import log
 from arctic_hydra.human_numbers import format_count, format_seconds
-from arctic_hydra.metrics import ranked_pairs
+from arctic_hydra.metrics import evaluation_figures
 
 
 class Display:
@@ -44,11 +44,7 @@ class Display:
     def evaluation(self, values: dict[str, Any]) -> None:
         """Show one evaluation."""
         figures = f"loss {values['eval/loss']:.4f}" if "eval/loss" in values else "no supervised tokens"
-        if "eval/perplexity" in values:
-            figures += f", perplexity {values['eval/perplexity']:.4g}, accuracy {values['eval/accuracy']:.1%}"
-        if ranked := ranked_pairs(values):
-            figures += f", {ranked[0]:.1%} of pairs ranked right, margin {ranked[1]:.4g}"
-        self.say(f"evaluation at step {values['step']}: {figures}")
+        self.say(f"evaluation at step {values['step']}: {', '.join([figures, *evaluation_figures(values)])}")
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -29,8 +29,10 @@ def test_a_skipped_step_has_no_loss_and_an_evaluation_has_a_line(capsys):
     shown.step(values(1, loss=None))
     shown.evaluation({"step": 1, "eval/loss": 2.0, "eval/perplexity": 7.389, "eval/accuracy": 0.5})
     shown.evaluation({"step": 1, "eval/loss": 2.0, "eval/accuracy": 0.5, "eval/margin": 1.0})
+    shown.evaluation({"step": 1, "eval/loss": 2.0, "eval/rewards/margins": 0.25, "eval/kl": 0.5})
     lines = capsys.readouterr().out.splitlines()
     assert "loss n/a" in lines[0]
+    assert lines[3] == "evaluation at step 1: loss 2.0000, margin 0.25, KL 0.5"
     assert lines[2] == "evaluation at step 1: loss 2.0000, 50.0% of pairs ranked right, margin 1"
     assert lines[1] == "evaluation at step 1: loss 2.0000, perplexity 7.389, accuracy 50.0%"
 

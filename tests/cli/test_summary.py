@@ -44,3 +44,11 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
     print_result(run_directory.RunDirectory(run_dir), {**figures, "first_evaluation": {}, "last_evaluation": {}})
     more = ", num_labels=1" if config == "adapter_config.json" else ""
     assert f"ModelForSequenceClassification.from_pretrained('run/{export}'{more})" in capsys.readouterr().out
+
+
+def test_what_is_kept_of_a_run_that_stopped_while_scores_were_computed(tmp_path, capsys):
+    result = {"status": run_directory.STOPPED, "step": 0, "horizon": 3, "stop_reason": "received SIGTERM", "scores": []}
+    print_result(run_directory.RunDirectory(tmp_path), result)
+    out = capsys.readouterr().out
+    assert "received SIGTERM" in out and "the complete parts are stored, and the same command computes the" in out
+    assert "nothing was saved" not in out

@@ -25,7 +25,14 @@ ROWS = [
 
 def ended(run_dir: Path, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    facts = {"last_metrics": {}, "stop_reason": "", "training_finished": True, "global_step": 2, "training_horizon": 2}
+    facts = {
+        "stores_scores": False,
+        "last_metrics": {},
+        "stop_reason": "",
+        "training_finished": True,
+        "global_step": 2,
+        "training_horizon": 2,
+    }
     trainer = SimpleNamespace(
         tools=SimpleNamespace(run_dir=run_dir), progress=Progress(), world=World(), device=torch.device("cpu"), **facts
     )
@@ -50,3 +57,8 @@ def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     result = ended(tmp_path, ROWS[1:3], last_metrics={"step": 2, "loss": math.nan})
     assert (result["last_loss"], result["objective"]) == (None, None)
     assert ended(tmp_path, [])["first_loss"] is None
+
+
+def test_a_run_that_stopped_while_scores_were_computed_has_none(tmp_path: Path) -> None:
+    stopped = {"stop_reason": "received SIGTERM", "training_finished": False}
+    assert ended(tmp_path, [], stores_scores=True, **stopped)["scores"] == [] and "scores" not in ended(tmp_path, [])

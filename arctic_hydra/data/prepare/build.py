@@ -43,7 +43,8 @@ def build_entry(
         if total.kept == 0:
             raise DataError(no_examples_message(source.key, total))
 
-    write_store(directory, chunks(), total.to_dict, bool(options.labelled))
+    more = [name for name, wanted in (("label", options.labelled), ("margin", options.margins)) if wanted]
+    write_store(directory, chunks(), total.to_dict, more)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"
     log.info("%s: %d examples from %d rows, dropped: %s", source.key, total.kept, total.rows, left_out)
 
