@@ -26,7 +26,7 @@ def read_unpaired(row: Row) -> list[tuple[Chat, int]]:
         if label is not None:
             raise malformed(
                 f"label is {label!r} in a row with chosen and rejected, which are a desirable and an undesirable answer already; "
-                "expected either; remove the label, or chosen and rejected"
+                "expected a label or a pair"
             )
         return list(zip(read_preference(row), (1, 0), strict=True))
     if label is None:

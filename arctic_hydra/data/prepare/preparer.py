@@ -143,6 +143,8 @@ class RowPreparer:
             else:
                 kept += [(row, *part) for part in parts]
                 kept_labels += labels
+                wanted = [chat.messages[-1:] for chat, label in zip(chats, labels, strict=True) if label]
+                report.blank_answers += any(map(has_only_blank_answers, wanted))
                 kept_margins += [margin] * len(parts)
                 report.stops.update(stop for side in sides for stop in side.stops)
                 report.thoughts_left_out += sum(side.thoughts_left_out for side in sides)
