@@ -371,20 +371,15 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 @cache
 def _enum_fields(cls: type) -> dict[str, type[Enum]]:
-    hints = hints_of(cls)
-    return {
-        item.name: hint for item in fields(cls) if isinstance(hint := hints[item.name], type) and issubclass(hint, Enum)
-    }
+    return {name: hint for name, hint in hints_of(cls).items() if isinstance(hint, type) and issubclass(hint, Enum)}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested dicts, by dotted key."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
+    parts = (flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items())
+    return {key: value for leaves in parts for key, value in leaves.items()}
 
 
 def to_yaml(content: Any) -> str:

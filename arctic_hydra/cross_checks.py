@@ -175,7 +175,7 @@ def _exact_match_problems(run: Run) -> Iterator[str]:
 
 
 def _score_problems(run: Run) -> Iterator[str]:
-    """Yield why scores of a frozen model cannot be stored, if the task or the trainer wants them to be."""
+    """Yield why scores of a frozen model cannot be stored, if the task or the trainer wants them to be; else settings of them."""
     scores = run.task.name == "score"
     if scores and not run.trainer.can_store_scores:
         yield (
@@ -190,6 +190,15 @@ def _score_problems(run: Run) -> Iterator[str]:
             yield (
                 f"{key}, but data.cache=off keeps nothing on disk; pass data.cache=on, or trainer.scores_dir=<folder> for the scores"
             )
+    elif run.task.name != "preview":
+        usual, frozen = {item.name: default_of(item) for item in fields(run.trainer)}, run.trainer.frozen_setting
+        for name in run.trainer.score_settings:
+            if (value := getattr(run.trainer, name)) != usual[name]:
+                chosen = getattr(run.trainer, frozen).value
+                yield (
+                    f"trainer.{name}: got {value}, which has no effect with trainer.{frozen}={chosen}, because only stored scores "
+                    f"read it; pass trainer.{frozen}=cached, or remove it"
+                )
 
 
 def _length_problems(run: Run) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from arctic_hydra import log
 from arctic_hydra.human_numbers import format_count, format_seconds
-from arctic_hydra.metrics import SMOOTHED_LINES, ranked_pairs
+from arctic_hydra.metrics import SMOOTHED_LINES, evaluation_figures
 from arctic_hydra.stopping import blocked_signals
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -169,12 +169,8 @@ class Display:
     def evaluation(self, values: dict[str, Any], seconds: float | None = None) -> None:
         """Show one evaluation, which took `seconds`."""
         figures = f"loss {values['eval/loss']:.4f}" if "eval/loss" in values else "no supervised tokens"
-        if "eval/perplexity" in values:
-            figures += f", perplexity {values['eval/perplexity']:.4g}, accuracy {values['eval/accuracy']:.1%}"
-        if ranked := ranked_pairs(values):
-            figures += f", {ranked[0]:.1%} of pairs ranked right, margin {ranked[1]:.4g}"
         took = "" if seconds is None else f", {format_seconds(seconds)}"
-        self.say(f"evaluation at step {values['step']}: {figures}{took}")
+        self.say(f"evaluation at step {values['step']}: {', '.join([figures, *evaluation_figures(values)])}{took}")
 
     def say(self, text: str) -> None:
         """Print lines, above the bar if there is one, and write them to the log file."""

@@ -270,11 +270,22 @@ def freeze(model: torch.nn.Module, config: dict[str, Any], device: torch.device)
     """Return a model that is not trained, ready for forward passes on `device`; at ZeRO-3 an engine that shards it. Collective."""
     model.requires_grad_(False)
     if config["zero_optimization"]["stage"] != 3:
-        return model.to(device).eval()
+        return _with_autocast(model.to(device).eval(), config, device)
     zero = {key: value for key, value in config["zero_optimization"].items() if key != "offload_optimizer"}
     engine = _wrap(model, {**config, "zero_optimization": zero})
     engine.eval()
     return engine
+
+
+def _with_autocast(model: torch.nn.Module, config: dict[str, Any], device: torch.device) -> torch.nn.Module:
+    """Return a model that no engine wraps, with a forward in the precision in which an engine of `config` would run it."""
+    import torch
+
+    settings = import_deepspeed().runtime.config
+    if settings.get_torch_autocast_enabled(config):
+        autocast = torch.autocast(device.type, settings.get_torch_autocast_dtype(config))
+        vars(model)["forward"] = autocast(model.forward)
+    return model
 
 
 def release(model: torch.nn.Module) -> None:

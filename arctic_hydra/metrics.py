@@ -228,6 +228,20 @@ def ranked_pairs(evaluation: dict[str, Any]) -> tuple[float, float] | None:
     return found[0] if found else None
 
 
+def evaluation_figures(evaluation: dict[str, Any]) -> list[str]:
+    """Return what a terminal shows of an evaluation besides its loss, each with its name."""
+    figures = []
+    if "eval/perplexity" in evaluation:
+        figures += [f"perplexity {evaluation['eval/perplexity']:.4g}", f"accuracy {evaluation['eval/accuracy']:.1%}"]
+    if ranked := ranked_pairs(evaluation):
+        figures += [f"{ranked[0]:.1%} of pairs ranked right", f"margin {ranked[1]:.4g}"]
+    elif "eval/rewards/margins" in evaluation:
+        figures.append(f"margin {evaluation['eval/rewards/margins']:.4g}")
+    if "eval/kl" in evaluation:
+        figures.append(f"KL {evaluation['eval/kl']:.4g}")
+    return figures
+
+
 def token_metrics(loss_sum: float, correct: float, count: float) -> dict[str, float]:
     """Return loss, perplexity and accuracy of `count` units, which are tokens.
 

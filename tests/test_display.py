@@ -53,9 +53,11 @@ def test_an_evaluation_has_a_line(capsys):
     shown = Display(prints=True)
     shown.evaluation({"step": 1, "eval/loss": 2.0, "eval/perplexity": 7.389, "eval/accuracy": 0.5}, seconds=2.5)
     shown.evaluation({"step": 1, "eval/loss": 2.0, "eval/accuracy": 0.5, "eval/margin": 1.0})
+    shown.evaluation({"step": 1, "eval/loss": 2.0, "eval/rewards/margins": 0.25, "eval/kl": 0.5})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "evaluation at step 1: loss 2.0000, perplexity 7.389, accuracy 50.0%, 2.5s"
     assert lines[1] == "evaluation at step 1: loss 2.0000, 50.0% of pairs ranked right, margin 1"
+    assert lines[2] == "evaluation at step 1: loss 2.0000, margin 0.25, KL 0.5"
 
 
 def test_a_phase_says_what_was_done_unless_it_is_transient_or_fails(capsys):

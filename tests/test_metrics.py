@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from arctic_hydra.errors import StateFileError
 from arctic_hydra.metrics import (
     MetricsFile,
+    evaluation_figures,
     evaluation_metrics,
     model_flops,
     objective,
@@ -152,3 +153,11 @@ def one_random_history(data: st.DataObject, tmp_path_factory: pytest.TempPathFac
 
 
 test_a_random_history, test_many_random_histories = fuzz(one_random_history)
+
+
+def test_a_terminal_shows_the_figures_of_any_loss():
+    assert evaluation_figures({"eval/loss": 1.0}) == []
+    assert evaluation_figures({"eval/perplexity": 2.0, "eval/accuracy": 0.5}) == ["perplexity 2", "accuracy 50.0%"]
+    pairs = {"eval/rewards/accuracies": 0.5, "eval/rewards/margins": 2.0}
+    assert evaluation_figures(pairs) == ["50.0% of pairs ranked right", "margin 2"]
+    assert evaluation_figures({"eval/rewards/margins": 2.0, "eval/kl": 0.0}) == ["margin 2", "KL 0"]

@@ -13,7 +13,7 @@ from typing import Any
 from arctic_hydra import run_directory
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
 from arctic_hydra.launch.extended_run import lets_code_run
-from arctic_hydra.metrics import read_metrics, smoothed_ends
+from arctic_hydra.metrics import evaluation_figures, read_metrics, smoothed_ends
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.report import run_page
 from arctic_hydra.run_directory import PROGRAM, relative
@@ -47,8 +47,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     first, last = result["first_evaluation"], result["last_evaluation"]
     if first and last:
         losses = f"{format_number(first['eval/loss'])} -> {format_number(last['eval/loss'])}"
-        accuracy = f", accuracy {last['eval/accuracy']:.1%}" if "eval/accuracy" in last else ""
-        print(f"evaluation loss {losses}{accuracy}")
+        figures = [figure for figure in evaluation_figures(last) if not figure.startswith("perplexity")]
+        print(f"evaluation loss {', '.join([losses, *figures])}")
     found = [folder.parent.name for folder in sorted(directory.path.glob("*/tokenizer_config.json"))]
     export = next((name for name in found if "-step-" not in name), None)  # the final export, whatever its name
     for label, name in (
@@ -80,7 +80,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
 
 def _print_scores(result: dict[str, Any]) -> None:
     if result["status"] == run_directory.STOPPED:
-        print(f"stopped: {result['stop_reason']}; the same command goes on")
+        print(f"stopped while scores were computed: {result['stop_reason']}")
+        print("the complete parts are stored, and the same command computes the others")
         return
     for folder in result["scores"]:
         print(f"scores       {relative(Path(folder))}")

@@ -1,4 +1,4 @@
-"""Conversion between Arrow arrays of integers and numpy arrays, without copies and without pandas.
+"""Conversion between Arrow arrays of numbers and numpy arrays, without copies and without pandas.
 
 pyarrow's own conversions import pandas if it is installed, which costs a quarter of a second at each start.
 """
@@ -15,10 +15,11 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def to_numpy(array: pa.Array) -> Array:
-    """Return an Arrow array of integers as a view of its buffer; raises ValueError if it contains nulls."""
+    """Return an Arrow array of integers or of float32 as a view of its buffer; raises ValueError if it contains nulls."""
     if array.null_count:
         raise ValueError(f"{array.null_count} numbers are missing")
-    dtype = np.dtype(str(array.type))  # such as int32; `to_pandas_dtype` may import pandas
+    name = str(array.type)  # such as int32; `to_pandas_dtype` may import pandas
+    dtype = np.dtype("float32" if name == "float" else name)
     buffer = array.buffers()[1]
     if buffer is None:
         return np.empty(0, dtype)

@@ -1,6 +1,6 @@
 """The batch contract between data, trainer and model.
 
-Shapes: B rows, T tokens per row, K supervised positions of the whole micro-batch, D documents.
+Shapes: B rows, T tokens per row, K supervised positions of the whole micro-batch, D documents, P pairs.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Batch:
     """Numbers of each supervised position that were computed before training, [K] or [K, n], by name (`trainer/scoring`)."""
     desirable_D: torch.Tensor | None = None
     """bool, whether the answer of each document is desirable; None for data without labels."""
+    margin_P: torch.Tensor | None = None
+    """fp32, the margin of each pair, NaN for a pair without one; None where margins are not read."""
     mismatched: Batch | None = None
     """For data with labels: each document's prompt with the answer of another row, in the same order."""
 

@@ -23,6 +23,8 @@ class Chunk:
     """Row number of each example within its source."""
     labels: Array | None = None
     """uint8, 1 for each example with a desirable answer; None for data without labels."""
+    margins: Array | None = None
+    """float32, the margin of the pair of each example, NaN for a pair without one; None where margins are not read."""
 
     @property
     def supervised(self) -> Array:

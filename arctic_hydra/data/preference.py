@@ -99,9 +99,15 @@ class PreferenceDataFactory(AnswerDataFactory):
     `max_length` limits each side. A pack holds up to twice as many tokens, and pairs are never separated.
     """
 
+    _reads_margins = False
+
+    def read_margins(self) -> None:
+        """Let the pairs have the number in their column `margin`, which only some trainers use."""
+        self._reads_margins = True
+
     def options(self) -> PrepareOptions:
         """Return the options that determine how rows become pairs."""
-        return replace(super().options(), pairs=True)
+        return replace(super().options(), pairs=True, margins=self._reads_margins or None)
 
     def process(self, split: str, tokenizer: PreTrainedTokenizerBase, world: World) -> PairStore:
         """Return the tokenized pairs of `split`."""

@@ -15,7 +15,7 @@ from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource, Loade
 from arctic_hydra.data.checks import field_problems
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Malformed, Overlong
-from arctic_hydra.errors import DataError, FieldError
+from arctic_hydra.errors import ConfigError, DataError, FieldError
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number, parse_human_number
 
 if TYPE_CHECKING:
@@ -259,8 +259,9 @@ class TokenizedDataFactory(DataFactory):
         row_of, rows = np.cumsum(starts) - 1, int(starts.sum())
         held_out = max(1, round(rows * self.train_eval_split[1]))
         if held_out >= rows:
-            text = f"holds out {held_out} of the {rows} rows that have examples, which leaves nothing to train on"
-            raise FieldError([("train_eval_split", text)])
+            raise ConfigError(
+                f"data.train_eval_split: holds out {held_out} of the {rows} rows that have examples, which leaves nothing to train on"
+            )
         order = np.argsort(np.random.PCG64(seed).random_raw(rows), kind="stable")
         is_held_out = np.isin(row_of, order[:held_out])
         return everything[~is_held_out], everything[is_held_out]

@@ -13,6 +13,7 @@ from arctic_hydra.redaction import redact
 from arctic_hydra.report.facts import ModelFacts
 from arctic_hydra.run_directory import FAILED, FINISHED, STOPPED, RunDirectory
 from arctic_hydra.trainer.base import Trainer
+from arctic_hydra.trainer.scoring.scored_loader import ScoredLoader
 from arctic_hydra.trainer.verification.verdict import problem_of
 
 
@@ -29,7 +30,10 @@ def statistics(loader: Loader, eval_loader: Loader | None, facts: ModelFacts) ->
 
 
 def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | None) -> dict[str, Any]:
-    """Return the outcome of the run for `result.json`: status, counters, first and last loss, objective."""
+    """Return the outcome of the run for `result.json`: status, counters, first and last loss, objective.
+
+    A run that stopped before all its scores were stored has `scores`, an empty list, as with `task=score`.
+    """
     lines = list(read_metrics(trainer.tools.run_dir / "metrics.jsonl"))
     steps = [row for row in lines if "loss" in row]
     evaluations = [row for row in lines if "eval/loss" in row]
@@ -52,6 +56,7 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
         "data_fingerprint": loader.fingerprint,
         "world_size": trainer.world.size,
         "device": trainer.device.type,
+        **({"scores": []} if trainer.stores_scores and not isinstance(loader, ScoredLoader) else {}),
     }
 
 

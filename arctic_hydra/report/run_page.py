@@ -130,11 +130,13 @@ def _ends(lines: Lines) -> Lines:
 
 def _plots(lines: Lines, data: dict[str, Any] | None) -> Iterator[str]:
     steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "eval/loss" in line]
+    shown = [(title, key) for title, key in _WITH_EVALUATION if any(key in line for line in steps)]
     plots = []
     if len(steps) > 1:
         plots += [
-            _loss_plot(steps, [line for line in lines if "eval/loss" in line]),
-            *([_rewards_plot(steps)] if "rewards/chosen" in steps[-1] else []),
+            *(_figure_plot(title, key, steps, evaluations) for title, key in shown),
+            *([_rewards_plot(steps, evaluations)] if "rewards/chosen" in steps[-1] else []),
             _curve("learning rate", steps, "lr"),
             _curve("gradient norm", steps, "grad_norm", logarithmic=True, smooth=True),
             _curve("tokens per second", steps, "tokens_per_second", smooth=True, from_zero=True),
@@ -151,22 +153,36 @@ def _over_steps(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _loss_plot(steps: Lines, evaluations: Lines) -> str:
-    figure, axes = _over_steps("loss")
-    places, values = _series(steps, "loss")
+_WITH_EVALUATION = (
+    ("loss", "loss"),
+    ("pairs ranked right", "rewards/accuracies"),
+    ("accuracy", "accuracy"),
+    ("margin", "margin"),
+    ("KL", "kl"),
+)
+"""Titles and names of metrics that are drawn with those of the evaluations."""
+
+
+def _figure_plot(title: str, key: str, steps: Lines, evaluations: Lines) -> str:
+    figure, axes = _over_steps(title)
+    places, values = _series(steps, key)
     _draw(axes, places, values, smooth=True, label="training")
-    if evaluations:
-        at, losses = _series(evaluations, "eval/loss")
-        axes.plot(at, losses, marker="o", markersize=4, linewidth=1.2, color=html.COLORS[1], label="evaluation")
+    at, evaluated = _series(evaluations, f"eval/{key}")
+    if at:
+        axes.plot(at, evaluated, marker="o", markersize=4, linewidth=1.2, color=html.COLORS[1], label="evaluation")
         axes.legend(frameon=False, fontsize=9)
     return html.svg(figure)
 
 
-def _rewards_plot(steps: Lines) -> str:
+def _rewards_plot(steps: Lines, evaluations: Lines) -> str:
     """Draw the mean rewards of the chosen and of the rejected answers."""
     figure, axes = _over_steps("rewards")
     for color, side in zip(html.COLORS, ("chosen", "rejected"), strict=False):
         axes.plot(*_series(steps, f"rewards/{side}"), linewidth=1.4, color=color, label=side)
+        at, evaluated = _series(evaluations, f"eval/rewards/{side}")
+        if at:
+            name = f"{side}, evaluation"
+            axes.plot(at, evaluated, marker="o", markersize=4, linewidth=1.2, linestyle=":", color=color, label=name)
     axes.legend(frameon=False, fontsize=9)
     return html.svg(figure)
 
@@ -245,13 +261,24 @@ def _length_plot(data: dict[str, Any]) -> str:
     return html.svg(figure)
 
 
+_EVALUATED = (
+    ("perplexity", "perplexity", ".4g"),
+    ("accuracy", "accuracy", ".2%"),
+    ("pairs ranked right", "rewards/accuracies", ".1%"),
+    ("margin", "rewards/margins", ".4g"),
+    ("margin", "margin", ".4g"),
+    ("KL", "kl", ".4g"),
+)
+"""Columns of the table of evaluations, if a trainer has them: heading, metric and format."""
+
+
 def _evaluations(lines: Lines) -> Iterator[str]:
     rows = [line for line in lines if "eval/loss" in line]
     if not rows:
         return
     names = [name.removesuffix("/loss") for name in rows[-1] if name.startswith("eval") and name.endswith("/loss")]
-    counts = any("eval/perplexity" in line for line in rows)
-    heads = ["step", "loss", *(["perplexity", "accuracy"] if counts else [])]
+    columns = [column for column in _EVALUATED if any(f"eval/{column[1]}" in line for line in rows)]
+    heads = ["step", "loss", *(head for head, _, _ in columns)]
     heads += [f"{name.removeprefix('eval/')} loss" for name in names[1:]]
     shown = rows if len(rows) <= 12 else [*rows[:2], *rows[-10:]]
     yield "<h2>Evaluation</h2>"
@@ -261,7 +288,7 @@ def _evaluations(lines: Lines) -> Iterator[str]:
             [
                 f"{line['step']:,}",
                 _number(line["eval/loss"]),
-                *([f"{line['eval/perplexity']:.4g}", f"{line['eval/accuracy']:.2%}"] if counts else []),
+                *(_formatted(line.get(f"eval/{name}"), form) for _, name, form in columns),
                 *(_number(line.get(f"{name}/loss")) for name in names[1:]),
             ]
             for line in shown
@@ -318,7 +345,7 @@ def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
         "optimizer": f"{_kind(config, 'optimizer')}, peak lr {config.get('optimizer.lr')}",
         "schedule": _kind(config, "scheduler"),
         "batch": f"{config.get('trainer.micro_batch_size')} per rank x {config.get('trainer.gradient_accumulation_steps')} "
-        f"accumulated x {record.get('ranks')} ranks",
+        f"accumulated x {record.get('ranks')} rank{'s' * (record.get('ranks') != 1)}",
         "engine": f"ZeRO-{config.get('deepspeed.stage')}",
         "seed": config.get("seed"),
         "program": f"arctic_hydra {record.get('version', '')} {_revision(record.get('git'))}",
@@ -347,4 +374,8 @@ def _kind(config: dict[str, Any], group: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "n/a" if value is None or not math.isfinite(value) else f"{value:.4f}"
+    return _formatted(value, ".4f")
+
+
+def _formatted(value: float | None, form: str) -> str:
+    return "n/a" if value is None or not math.isfinite(value) else f"{value:{form}}"

@@ -54,6 +54,8 @@ class Trainer(Construction, Evaluation):
     """Whether `task=score` can store what a frozen model says about the data; `store_scores` then makes `prepare` do that."""
     frozen_setting: ClassVar[str] = "reference"
     """The setting that names this model, for errors."""
+    score_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that only scores read."""
     not_additive: ClassVar[str] = ""
     """Why the loss of several documents may be other than the sum of their losses; if empty, `probe` refuses that."""
 

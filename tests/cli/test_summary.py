@@ -56,3 +56,11 @@ def test_no_longer_run_is_proposed_if_a_callback_would_end_it_as_well(tmp_path, 
         print_result(run_directory.RunDirectory(tmp_path), {**result, "stop_reason": reason})
         out = capsys.readouterr().out
         assert ("ended before step 5: eval/loss" in out, "train longer" in out) == (bool(reason), not reason)
+
+
+def test_what_is_kept_of_a_run_that_stopped_while_scores_were_computed(tmp_path, capsys):
+    result = {"status": run_directory.STOPPED, "step": 0, "horizon": 3, "stop_reason": "received SIGTERM", "scores": []}
+    print_result(run_directory.RunDirectory(tmp_path), result)
+    out = capsys.readouterr().out
+    assert "received SIGTERM" in out and "the complete parts are stored, and the same command computes the" in out
+    assert "nothing was saved" not in out

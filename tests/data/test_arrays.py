@@ -9,8 +9,8 @@ import pytest
 from arctic_hydra.data.arrays import to_arrow, to_numpy
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64])
-def test_integers_are_viewed_both_ways(dtype: type) -> None:
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64, np.float32])
+def test_numbers_are_viewed_both_ways(dtype: type) -> None:
     numbers = np.arange(10, dtype=dtype)
     array = to_arrow(numbers)
     assert array.to_pylist() == numbers.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,23 @@ def test_a_bos_before_a_truncated_prompt_is_kept(tmp_path: Path) -> None:
     store = made.process("train", tokenizer, World())
     ids, mask = store.flat.ids(0).tolist(), store.flat.mask(0).tolist()
     assert ids[0] == tokenizer.bos_token_id and mask.index(1) == 20
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_margin_of_each_pair_is_in_its_batch(tmp_path: Path, tokenizer: Any, packing: bool) -> None:
+    margins = [None if n % 4 == 0 else n / 8 for n in range(13)]
+    many = [{**EXPLICIT, "prompt": f"Which of {n}?", "margin": margin} for n, margin in enumerate(margins)]
+    path = write_lines(tmp_path / "pairs.jsonl", [*many[:5], {**EXPLICIT, "rejected": "this one"}, *many[5:]])
+    seen: dict[int, float] = {}
+    for rank in range(2):
+        data = pairs(path, packing=packing, max_length=64)
+        data.read_margins()
+        for window in data.build(tokenizer, geometry(2, 2, rank, 2))[0].windows(0):
+            for batch in window.micro_batches:
+                assert batch.margin_P is not None and len(batch.margin_P) == len(batch.example_ids) // 2
+                seen |= dict(
+                    zip((place // 2 for place in batch.example_ids[::2]), batch.margin_P.tolist(), strict=True)
+                )
+    assert [seen[n] for n in range(13)] == pytest.approx([math.nan if m is None else m for m in margins], nan_ok=True)
+    plain = pairs(path, packing=packing, max_length=64).build(tokenizer, geometry())[0]
+    assert next(plain.windows(0)).micro_batches[0].margin_P is None

@@ -12,7 +12,7 @@ from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.data.source.text import TextSource
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import DataError, FieldError
+from arctic_hydra.errors import ConfigError, DataError
 from tests.data.cache.samples import entries, key
 from tests.data.samples import (
     chat,
@@ -73,7 +73,8 @@ def test_the_pieces_of_a_document_are_on_one_side_of_the_split(tmp_path: Path, t
     data = causal(paths[0], max_length=64, train_eval_split=[0.9, 0.1])
     store = data.process("train", tokenizer, World())
     with pytest.raises(
-        FieldError, match="holds out 1 of the 1 rows that have examples, which leaves nothing to train on"
+        ConfigError,
+        match="^data.train_eval_split: holds out 1 of the 1 rows that have examples, which leaves nothing to train on",
     ):
         data.split(store, 7)
 

@@ -172,3 +172,10 @@ def test_trainers_refuse_the_data_of_the_others() -> None:
     for trainer, data in (("dpo", "unpaired"), ("kto", "preference")):
         with pytest.raises(ConfigError, match=f"data: got {data} .*, but trainer={trainer} .* works with data="):
             built(f"trainer={trainer}", f"data={data}", f"data.sources.{data}.path=x.jsonl")
+
+
+def test_blank_answers_that_are_to_be_learned_are_counted(tmp_path: Path, tokenizer: Any) -> None:
+    blank = [{"prompt": "Which?", "completion": " ", "label": label} for label in (True, False)]
+    path = write_lines(tmp_path / "blank.jsonl", [*SINGLE, *blank, {"prompt": "Who?", "chosen": "", "rejected": "no"}])
+    store = unpaired(path).process("train", tokenizer, World())
+    assert store.report["s0"]["blank_answers"] == 2 and len(store) == 19 + 2 + 2

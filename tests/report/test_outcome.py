@@ -25,7 +25,14 @@ ROWS = [
 
 def ended(run_dir: Path, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    facts = {"last_metrics": {}, "stop_reason": "", "training_finished": True, "global_step": 2, "training_horizon": 2}
+    facts = {
+        "stores_scores": False,
+        "last_metrics": {},
+        "stop_reason": "",
+        "training_finished": True,
+        "global_step": 2,
+        "training_horizon": 2,
+    }
     facts["export_verdicts"] = {}
     trainer = SimpleNamespace(
         tools=SimpleNamespace(run_dir=run_dir), progress=Progress(), world=World(), device=torch.device("cpu"), **facts
@@ -60,3 +67,8 @@ def test_a_finished_run_whose_export_differs_has_failed(tmp_path: Path) -> None:
     assert result["error"] == "an export differs from the trained model: export: its head is not tied"
     verdicts["export"]["differs"] = []
     assert ended(tmp_path, ROWS, export_verdicts=verdicts)["status"] == "finished"
+
+
+def test_a_run_that_stopped_while_scores_were_computed_has_none(tmp_path: Path) -> None:
+    stopped = {"stop_reason": "received SIGTERM", "training_finished": False}
+    assert ended(tmp_path, [], stores_scores=True, **stopped)["scores"] == [] and "scores" not in ended(tmp_path, [])

@@ -113,3 +113,17 @@ def test_every_run_ends_with_a_report(tmp_path: Path) -> None:
     assert "report.html" in run(f"{small} task=report", tmp_path).stdout and page.exists()
     refused = run(f"{small} seed=3 task=report", tmp_path, code=2)
     assert "task: got report, but" in refused.stderr and "has never been trained" in refused.stderr
+
+
+def test_the_figures_of_preferences_are_drawn_with_those_of_evaluations(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path, 20)
+    more = {"rewards/chosen": 0.5, "rewards/rejected": -0.5, "rewards/accuracies": 0.75, "kl": 0.0625}
+    held = {f"eval/{name}": value for name, value in {**more, "rewards/margins": 1.25}.items()}
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | (held if "eval/loss" in row else more) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = run_page.write(directory).read_text()
+    drawn = re.sub(r"<[^>]+>", "\n", page)
+    for title in ("rewards", "KL", "pairs ranked right", "chosen, evaluation", "evaluation", "1.25", "0.0625"):
+        assert re.search(rf"^\s*{title}\s*$", drawn, re.MULTILINE), title
+    assert page.count("<svg") == 8 and "accumulated x 1 rank<" in page

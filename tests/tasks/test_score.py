@@ -67,6 +67,11 @@ BAD = [
     ),
     ("trainer=distill trainer.teacher=adapter_off trainer.ce_share=0.5 task=score", "trainer.teacher: got adapter_off"),
     ("trainer=distill trainer.teacher=cached", "trainer.teacher_path: not set"),
+    (
+        "trainer=dpo trainer.reference=copy trainer.scores_dir=kept",
+        "trainer.scores_dir: got kept, which has no effect with",
+    ),
+    ("trainer=distill trainer.teacher_path=x/y trainer.top_k=3", "trainer.top_k: got 3, which has no effect with"),
     ("trainer=dpo task=score trainer.scores_dir=/dev/null/x", "trainer.scores_dir: /dev/null is a device"),
 ]
 

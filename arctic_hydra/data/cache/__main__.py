@@ -1,4 +1,4 @@
-"""The command of the tokenized-data cache: `python -m arctic_hydra.data.cache list`, or `prune` to free disk space.
+"""The command of the cache of tokenized data and scores: `python -m arctic_hydra.data.cache list`, or `prune` to free disk space.
 
 `prune` requires what to delete: `--older-than 30` (days since last use), `--all`, or keys as shown by `list`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,17 @@ from typing import Any
 
 from filelock import Timeout
 
-from arctic_hydra.data.cache.entries import KEY, cache_problem, default_cache_dir, leftovers, lock_of, remove_entry
+from arctic_hydra.data.cache.entries import (
+    ABOUT,
+    KEY,
+    PREPARED,
+    SCORES,
+    cache_problem,
+    default_cache_dir,
+    leftovers,
+    lock_of,
+    remove_entry,
+)
 from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, read_manifest
 from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE
 from arctic_hydra.human_numbers import format_count, format_seconds
@@ -31,7 +42,7 @@ class Entry:
     size_bytes: int
     used: float
     """Time of last use in seconds since the epoch; for an incomplete entry, of the last change."""
-    report: dict[str, Any]
+    contents: str
     complete: bool
     """Whether a run could open it; otherwise it is being built or deleted, or was left by a killed process."""
 
@@ -42,25 +53,33 @@ class Entry:
 
 
 def entries(cache_dir: Path) -> list[Entry]:
-    """Return the entries of a cache, complete or not, most recently used first."""
-    root = cache_dir / "prepared"
-    left = set(leftovers(root))
+    """Return the entries of a cache, prepared data and scores, complete or not, most recently used first."""
     found = []
-    for folder in root.glob("*/"):
-        if KEY.fullmatch(folder.name.partition(".")[0]):  # other directories were not created by this package
-            with suppress(FileNotFoundError):  # published or deleted at the same time
-                found.append(_entry(folder, folder in left))
+    for root, file, contents in ((PREPARED, MANIFEST, _examples), (SCORES, ABOUT, _parts)):
+        left = set(leftovers(cache_dir / root))
+        for folder in (cache_dir / root).glob("*/"):
+            if KEY.fullmatch(folder.name.partition(".")[0]):  # other directories were not created by this package
+                with suppress(FileNotFoundError):  # published or deleted at the same time
+                    found.append(_entry(folder, folder not in left, folder / file, contents))
     return sorted(found, key=lambda entry: -entry.used)
 
 
-def _entry(folder: Path, is_leftover: bool) -> Entry:
-    manifest = folder / MANIFEST
-    complete = not is_leftover and manifest.exists()
+def _entry(folder: Path, is_whole: bool, touched: Path, contents: Callable[[Path], str]) -> Entry:
+    complete = is_whole and touched.exists()
+    size = sum(file.lstat().st_size for file in folder.iterdir())
+    return Entry(folder, size, (touched if complete else folder).stat().st_mtime, contents(folder), complete)
+
+
+def _examples(folder: Path) -> str:
     report: dict[str, Any] = {}
     with suppress(DamagedEntryError):
         report = read_manifest(folder)["report"]
-    size = sum(file.lstat().st_size for file in folder.iterdir())
-    return Entry(folder, size, (manifest if complete else folder).stat().st_mtime, report, complete)
+    return f"{report.get('kept', 0):,} examples, {format_count(report.get('tokens', 0))} tokens"
+
+
+def _parts(folder: Path) -> str:
+    parts = sum(1 for _ in folder.glob("*.npy"))
+    return f"scores of a frozen model, {parts:,} part{'s' if parts != 1 else ''}"
 
 
 def prune(chosen: list[Entry]) -> list[Entry]:
@@ -76,10 +95,13 @@ def prune(chosen: list[Entry]) -> list[Entry]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m arctic_hydra.data.cache", description="The cache of tokenized data."
+        prog="python -m arctic_hydra.data.cache", description="The cache of tokenized data and scores."
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=None, help="data.cache_dir of the runs; the default directory if unset"
+        "--cache-dir",
+        type=Path,
+        default=None,
+        help="data.cache_dir or trainer.scores_dir of the runs; the default directory if unset",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list the entries, most recently used first")
@@ -89,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     pruning.add_argument("--all", action="store_true", help="delete every entry")
     options = parser.parse_args(argv)
     cache_dir = options.cache_dir or default_cache_dir()
-    if problem := cache_problem(cache_dir):
+    if problem := cache_problem(cache_dir, SCORES):
         print(f"error: --cache-dir: {problem}", file=sys.stderr)
         return EXIT_BAD_CONFIG
     found = entries(cache_dir)
@@ -124,8 +146,9 @@ def _is_chosen(entry: Entry, keys: list[str], everything: bool, oldest: float | 
 def _print(cache_dir: Path, found: list[Entry]) -> None:
     for entry in found:
         age = format_seconds(max(0.0, time.time() - entry.used))
-        counts = f"{entry.report.get('kept', 0):,} examples, {format_count(entry.report.get('tokens', 0))} tokens, used"
-        what = counts if entry.complete else "incomplete: in use, or left by a killed process; changed"
+        what = (
+            f"{entry.contents}, used" if entry.complete else "incomplete: in use, or left by a killed process; changed"
+        )
         print(f"{entry.key}  {_size(entry.size_bytes):>9}  {what} {age} ago")
     print(f"{len(found)} entries, {_size(sum(entry.size_bytes for entry in found))} in {cache_dir}")
 

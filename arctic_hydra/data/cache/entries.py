@@ -22,6 +22,11 @@ from arctic_hydra.files.ownership import folder_problem, reading_problem, remedy
 KEY = re.compile("[0-9a-f]{32}")
 """Pattern of an entry's name, as returned by `prepare.key.cache_key`."""
 
+PREPARED, SCORES = "prepared", "scores"
+"""Folders of a cache: of tokenized data, and of the scores that `trainer.scoring` stores beside it."""
+ABOUT = "about.json"
+"""File of an entry of scores that says what they depend on; it is touched when they are used."""
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +52,7 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None], *, i
     If the builder is killed, the operating system releases the lock and another process builds the entry. From a cache of
     another user, entries are only read, and only if the user named it (`is_named`): they hold tokens, but no code.
     """
-    root = cache_dir / "prepared"
+    root = cache_dir / PREPARED
     entry = root / key
     if problem := cache_problem(cache_dir):
         if is_named and (shared := _read_shared(cache_dir, key)):
@@ -83,9 +88,12 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None], *, i
         return TokenStore(entry, key)  # under the lock, so that it cannot be deleted before it is open
 
 
-def cache_problem(cache_dir: Path) -> str | None:
-    """Return why a cache must be neither read nor pruned, and what to do, or None; the user's directory may be a link."""
-    for path, follow in ((cache_dir, True), (cache_dir / "prepared", False)):
+def cache_problem(cache_dir: Path, *folders: str) -> str | None:
+    """Return why a cache, and `folders` of it besides `prepared`, must be neither read nor pruned, and what to do, or None.
+
+    The user's directory may be a link.
+    """
+    for path, follow in ((cache_dir, True), *((cache_dir / name, False) for name in (PREPARED, *folders))):
         if problem := folder_problem(path, follow=follow):
             inside = f", or use a new directory in it: {cache_dir}/<name>" if os.access(cache_dir, os.W_OK) else ""
             return f"{path} {problem}; {remedy(problem)}{inside}"
@@ -94,7 +102,7 @@ def cache_problem(cache_dir: Path) -> str | None:
 
 def _read_shared(cache_dir: Path, key: str) -> TokenStore | None:
     """Return an entry of another user's cache to which nobody else could have written, or None."""
-    root = cache_dir / "prepared"
+    root = cache_dir / PREPARED
     entry = root / key
     if reading_problem(cache_dir, [root, entry, entry / MANIFEST, entry / EXAMPLES]):
         return None

@@ -13,7 +13,7 @@ import io
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ _SCHEMA = pa.schema(
 )
 
 
-_LABEL = pa.field("label", pa.uint8())
-"""In entries of labelled data only."""
+_FURTHER = {"label": pa.uint8(), "margin": pa.float32()}
+"""Columns of some entries: those of labelled data, and of pairs whose margins are read."""
 
 
 class DamagedEntryError(Exception):
@@ -77,7 +77,9 @@ class TokenStore:
             reader = pa.ipc.open_file(pa.py_buffer(self._map))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
             self._take(batches)
-            self.labels = _column(batches, "label") if "label" in reader.schema.names else None
+            self.labels, self.margins = (
+                _column(batches, name) if name in reader.schema.names else None for name in _FURTHER
+            )
             problem = self._problem(batches, manifest["examples"])
         # An empty file raises ValueError, as do most errors in Arrow.
         except (ValueError, OSError, LookupError, pa.ArrowException) as error:
@@ -110,6 +112,7 @@ class TokenStore:
             "lengths": np.any((self.lengths < 1) | (self.lengths != spans)),
             "counts of supervised tokens": np.any((self.supervised < 0) | (self.supervised > self.lengths)),
             "labels": self.labels is not None and np.any(self.labels > 1),
+            "margins": self.margins is not None and np.any(np.isinf(self.margins)),
             "row numbers": np.any((self.rows < 0) | (np.diff(self.rows, prepend=0) < 0)),
         }
         return next((f"has inconsistent {name}" for name, found in bad.items() if found), None)
@@ -157,6 +160,9 @@ class JoinedStore(SingleDocuments):
         labels = [part.labels for part in parts if part.labels is not None]
         self.labels = np.concatenate(labels) if labels else None
         """uint8, 1 for each example with a desirable answer; None for data without labels."""
+        margins = [part.margins for part in parts if part.margins is not None]
+        self.margins = np.concatenate(margins) if margins else None
+        """float32, the margin of the pair of each example, NaN for a pair without one; None where margins are not read."""
         self.parts = parts
         """The examples of each source."""
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
@@ -198,18 +204,19 @@ class PairStore:
 
 
 def write_store(
-    directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]], labelled: bool = False
+    directory: Path, chunks: Iterable[Chunk], report: Callable[[], dict[str, Any]], more: Sequence[str] = ()
 ) -> None:
     """Write the chunks, then the manifest with `report()`; everything is synced to disk when this returns.
 
-    `labelled` says whether the chunks have labels.
+    `more` names what the chunks have besides tokens: `label`, `margin`.
     """
+    schema = pa.schema([*_SCHEMA, *((name, _FURTHER[name]) for name in more)])
     examples = 0
     with (directory / EXAMPLES).open("xb") as file:
-        with pa.ipc.new_file(file, _SCHEMA.append(_LABEL) if labelled else _SCHEMA) as writer:
+        with pa.ipc.new_file(file, schema) as writer:
             for chunk in chunks:
                 if len(chunk.lengths):
-                    writer.write_batch(_record_batch(chunk))
+                    writer.write_batch(_record_batch(chunk, schema))
                     examples += len(chunk.lengths)
         file.flush()
         os.fsync(file.fileno())
@@ -238,7 +245,7 @@ def _checksum_of_values(manifest: dict[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
-def _record_batch(chunk: Chunk) -> pa.RecordBatch:
+def _record_batch(chunk: Chunk, schema: pa.Schema) -> pa.RecordBatch:
     offsets = to_arrow(np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32))
     columns = [
         pa.ListArray.from_arrays(offsets, to_arrow(chunk.ids)),
@@ -247,9 +254,8 @@ def _record_batch(chunk: Chunk) -> pa.RecordBatch:
         to_arrow(chunk.supervised),
         to_arrow(chunk.rows.astype(np.int64)),
     ]
-    if chunk.labels is None:
-        return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
-    return pa.RecordBatch.from_arrays([*columns, to_arrow(chunk.labels)], schema=_SCHEMA.append(_LABEL))
+    columns += [to_arrow(values) for values in (chunk.labels, chunk.margins) if values is not None]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _column(batches: list[pa.RecordBatch], name: str) -> Array:

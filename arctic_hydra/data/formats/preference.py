@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,18 @@ def read_answers(row: Row, names: Sequence[str]) -> list[Chat]:
     sides = _read_sides(row, names)
     prompt = _prompt(row, names, sides)
     return [_conversation(row, name, prompt, side) for name, side in zip(names, sides, strict=True)]
+
+
+def read_margin(row: Row) -> float:
+    """Return the number in the column `margin` of a pair, NaN if there is none. Raises RowProblem for anything else."""
+    margin = row.get("margin")
+    if margin is None:
+        return math.nan
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise malformed(
+            f"margin is {margin!r}, expected a finite number, by which the score of chosen should exceed that of rejected, or null"
+        )
+    return float(margin)
 
 
 def _read_sides(row: Row, names: Sequence[str]) -> list[list[Message]]:

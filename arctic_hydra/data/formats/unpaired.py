@@ -19,11 +19,16 @@ def read_unpaired(row: Row) -> list[tuple[Chat, int]]:
 
     A row with `chosen` and `rejected` has two. Any other has one, of `completion`, `response`, `output` or `answer` with a
     prompt as in `read_answers`, or of whole `messages` or `conversations`; its label is in `label`. Raises RowProblem if
-    the label is missing or neither true, false, 1 nor 0, or if there is not exactly one answer.
+    the label is missing or neither true, false, 1 nor 0, if a pair has one, or if there is not exactly one answer.
     """
-    if row.get("chosen") is not None and row.get("rejected") is not None:
-        return list(zip(read_preference(row), (1, 0), strict=True))
     label = row.get("label")
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        if label is not None:
+            raise malformed(
+                f"label is {label!r} in a row with chosen and rejected, which are a desirable and an undesirable answer already; "
+                "expected a label or a pair"
+            )
+        return list(zip(read_preference(row), (1, 0), strict=True))
     if label is None:
         raise malformed(
             f"no 'label' column; got the columns {columns_of(row)}; expected 'label', true (or 1) for a desirable answer and "

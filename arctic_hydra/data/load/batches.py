@@ -17,6 +17,7 @@ import torch
 from arctic_hydra.data.arrays import Array, Ints
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.batch import Batch, StepBatch
+from arctic_hydra.data.cache.token_store import PairStore
 from arctic_hydra.data.documents import Documents, Examples
 from arctic_hydra.data.load.mismatched import LabelledStore
 from arctic_hydra.data.load.order import balanced
@@ -76,6 +77,8 @@ class StepBatches:
         if isinstance(self._store, LabelledStore):
             batch.desirable_D = torch.from_numpy(self._store.labels[documents].astype(bool))
             batch.mismatched = self._batch_of(self._store.mismatched, documents)
+        elif isinstance(self._store, PairStore) and (margins := self._store.flat.margins) is not None:
+            batch.margin_P = torch.from_numpy(margins[documents[0::2]])
         return batch
 
     def _batch_of(self, store: Documents, documents: list[int], joined: list[int] | None = None) -> Batch:

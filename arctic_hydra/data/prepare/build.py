@@ -42,8 +42,9 @@ def build_entry(
         if total.kept == 0:
             raise DataError(no_examples_message(source.key, total))
 
+    more = [name for name, wanted in (("label", options.labelled), ("margin", options.margins)) if wanted]
     with display.phase("tokenize", source.key, unit="rows", total=len(source.rows)) as phase:
-        write_store(directory, chunks(), total.to_dict, bool(options.labelled))
+        write_store(directory, chunks(), total.to_dict, more)
 
 
 def _prepared_chunks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -19,7 +20,7 @@ from arctic_hydra.data.encode.chat import TurnChoice
 from arctic_hydra.data.encode.encoder import ExampleEncoder
 from arctic_hydra.data.encode.spans import Encoded
 from arctic_hydra.data.formats.messages import Chat, RowProblem, has_only_blank_answers, malformed
-from arctic_hydra.data.formats.preference import read_preference
+from arctic_hydra.data.formats.preference import read_margin, read_preference
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.formats.unpaired import read_unpaired
 from arctic_hydra.data.prepare.row_report import RowReport
@@ -48,6 +49,8 @@ class PrepareOptions:
     """Tokens of the prompt that are kept of a pair that is too long; None if the prompt has no limit of its own."""
     labelled: bool | None = None
     """Whether rows are answers with a label, or preferences, of which each side becomes such an answer; None if not."""
+    margins: bool | None = None
+    """Whether the margin of each pair is read; None if not."""
 
 
 @dataclass
@@ -117,11 +120,12 @@ class RowPreparer:
         report = RowReport(rows=stop - start)
         kept: list[tuple[int, Array, Array]] = []
         kept_labels: list[int] = []
+        kept_margins: list[float] = []
         assert self._encoder is not None, "preferences have no pre-tokenized form"
-        labelled = bool(self._options.labelled)
-        read = [_answers_or_problem(row, labelled) for row in self._source.rows.take(range(start, stop))]
-        encoded = iter(self._encoder.encode([chat for chats, _ in read for chat in chats]))
-        for row, (chats, labels) in zip(range(start, stop), read, strict=True):
+        labelled, options = bool(self._options.labelled), self._options
+        read = [_answers_or_problem(row, options) for row in self._source.rows.take(range(start, stop))]
+        encoded = iter(self._encoder.encode([chat for chats, _, _ in read for chat in chats]))
+        for row, (chats, labels, margin) in zip(range(start, stop), read, strict=True):
             found = list(islice(encoded, len(chats)))
             problem = next((side for side in found if isinstance(side, RowProblem)), None)
             if problem is not None:
@@ -139,11 +143,16 @@ class RowPreparer:
             else:
                 kept += [(row, *part) for part in parts]
                 kept_labels += labels
+                wanted = [chat.messages[-1:] for chat, label in zip(chats, labels, strict=True) if label]
+                report.blank_answers += any(map(has_only_blank_answers, wanted))
+                kept_margins += [margin] * len(parts)
                 report.stops.update(stop for side in sides for stop in side.stops)
                 report.thoughts_left_out += sum(side.thoughts_left_out for side in sides)
         chunk = _with_counts(_assemble(kept), report)
         if labelled:
             return replace(chunk, labels=np.array(kept_labels, dtype=np.uint8)), report
+        if options.margins:
+            chunk = replace(chunk, margins=np.array(kept_margins, dtype=np.float32))
         report.kept //= 2
         return chunk, report
 
@@ -302,14 +311,15 @@ def _value_or_problem(read: Any, row: Row, *more: Any) -> Any:
         return problem
 
 
-def _answers_or_problem(row: Row, labelled: bool) -> tuple[list[Any], list[int]]:
-    """Return the conversations of a row and their labels; or its problem."""
+def _answers_or_problem(row: Row, options: PrepareOptions) -> tuple[list[Any], list[int], float]:
+    """Return the conversations of a row, their labels and the margin of a pair; or its problem."""
     try:
-        found = read_unpaired(row) if labelled else zip(read_preference(row), (1, 0), strict=True)
+        found = read_unpaired(row) if options.labelled else zip(read_preference(row), (1, 0), strict=True)
         chats, labels = zip(*found, strict=True)
+        margin = read_margin(row) if options.margins else math.nan
     except RowProblem as problem:
-        return [problem], []
-    return list(chats), list(labels)
+        return [problem], [], math.nan
+    return list(chats), list(labels), margin
 
 
 def _read_tokens(row: Row, vocabulary: int) -> _Example:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +13,11 @@ from arctic_hydra.data.batch import Batch
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
-from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.metrics import token_metrics
 from arctic_hydra.trainer.distillation.teacher_path import path_problem
-from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
+from arctic_hydra.trainer.parts.head_loss import HeadLoss
+from arctic_hydra.trainer.scoring.scoring_trainer import ScoringTrainer
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher
     from arctic_hydra.trainer.distillation.teacher import Teacher
     from arctic_hydra.trainer.toolbox import Toolbox
-
-log = logging.getLogger("arctic_hydra.trainer")
 
 
 class TeacherKind(Enum):
@@ -40,7 +37,7 @@ class TeacherKind(Enum):
 
 
 @component(group="trainer", name="distill")
-class DistillTrainer(HeadLossTrainer):
+class DistillTrainer(ScoringTrainer):
     """Trains a student to predict what a teacher predicts. Dropout is off."""
 
     teacher: TeacherKind = TeacherKind.model
@@ -56,12 +53,9 @@ class DistillTrainer(HeadLossTrainer):
     """Share of the loss that is the cross-entropy of the data's tokens; below 1."""
     top_k: HumanInt = integer(64, minimum=1)
     """Number of tokens stored for each supervised token with `teacher=cached` and `task=score`; at most the vocabulary."""
-    scores_dir: str | None = None
-    """Directory of what is stored; that of the data cache when unset."""
 
-    can_store_scores: ClassVar[bool] = True
     frozen_setting: ClassVar[str] = "teacher"
-    excluded_from_id: ClassVar[frozenset[str]] = HeadLossTrainer.excluded_from_id | {"scores_dir"}
+    score_settings: ClassVar[tuple[str, ...]] = (*ScoringTrainer.score_settings, "top_k")
     data: ClassVar[SFTDataFactory | CausalDataFactory]
     evaluation_columns: ClassVar[int] = 5
 
@@ -112,10 +106,9 @@ class DistillTrainer(HeadLossTrainer):
         return None
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem if a local path holds no model, or `scores_dir` cannot be written."""
+        """Yield a problem if a local path holds no model."""
         if self.teacher_path is not None and (problem := path_problem(self.teacher_path)):
             yield f"teacher_path: {problem}"
-        yield from unwritable("scores_dir", self.scores_dir)
         yield from super().check_environment()
 
     @property
@@ -151,16 +144,16 @@ class DistillTrainer(HeadLossTrainer):
         self.teacher = TeacherKind.cached
 
     def setup(self, tools: Toolbox) -> None:
-        """Receive the tools of the run, turn dropout off, and load the teacher. Collective.
+        """Receive the tools of the run, load the teacher, and turn dropout off. Collective.
 
-        Raises ConfigError for a teacher that does not fit the student, ModelError for one that cannot be loaded.
+        Raises ConfigError for a teacher that does not fit the student, and for a student that draws random numbers, ModelError
+        for a teacher that cannot be loaded.
         """
-        from arctic_hydra.trainer.preference.dropout import disable_dropout
+        from arctic_hydra.trainer.preference.dropout import turn_dropout_off
 
         super().setup(tools)
-        if found := disable_dropout(tools.engine.module):
-            log.info("dropout is off, as in the teacher: %s", ", ".join(found[:3]))
         self._teacher: Teacher | StoredTeacher = self._create_teacher(tools)
+        turn_dropout_off(self)
 
     def prepare(self) -> None:
         """With `teacher=cached`, compute the predictions that are missing, and let the batches have them. Collective.
@@ -172,9 +165,8 @@ class DistillTrainer(HeadLossTrainer):
 
         if not self.stores_scores:
             return
-        folder = self.tools.scores_directory(self.scores_dir)
         assert isinstance(self._teacher, Teacher) and self.teacher_path is not None, "that of setup"
-        self._teacher = stored_teacher(self.tools, self.teacher_path, self._teacher, self.top_k, folder)
+        self._teacher = stored_teacher(self.tools, self.teacher_path, self._teacher, self.top_k, self.scores_directory)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checksum of the teacher."""

@@ -96,8 +96,6 @@ class Scored:
     """fp32, with a graph."""
     figures: dict[str, torch.Tensor]
     """Figures of each pair, [P], without a graph."""
-    is_chosen_K: torch.Tensor
-    """Whether a supervised position belongs to a chosen answer."""
     logps_K: torch.Tensor
     """fp32, with a graph."""
     balance: torch.Tensor | float
@@ -181,7 +179,7 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
         loss = scored.losses_P.sum() + scored.balance
         sums = {name: values_P.sum() for name, values_P in scored.figures.items()}
         if self.nll_weight:
-            nll = -torch.where(scored.is_chosen_K, scored.logps_K, 0.0).sum() / self._chosen_per_pair
+            nll = -torch.where(is_chosen(batch), scored.logps_K, 0.0).sum() / self._chosen_per_pair
             loss = loss + self.nll_weight * nll
             sums["nll_loss"] = nll.detach()
         self._loop.totals.add_figures(sums)
@@ -193,11 +191,12 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
 
         scored = self._scored(batch)
         sums = torch.zeros(num_sources, self.evaluation_columns, dtype=torch.float64, device=self.device)
-        one_P, nll_K = torch.ones_like(scored.losses_P), -scored.logps_K[scored.is_chosen_K]
+        chosen_K = is_chosen(batch)
+        one_P, nll_K = torch.ones_like(scored.losses_P), -scored.logps_K[chosen_K]
         of_pairs = [scored.losses_P, one_P * torch.nan, one_P, one_P * 0, one_P * 0, *scored.figures.values()]
         sums.index_add_(0, self.sources_of_pairs(batch), torch.stack(of_pairs, dim=1).double())
         of_tokens = torch.stack([torch.ones_like(nll_K), nll_K], dim=1).double()
-        sums[:, 3:5].index_add_(0, batch.source_K[scored.is_chosen_K], of_tokens)
+        sums[:, 3:5].index_add_(0, batch.source_K[chosen_K], of_tokens)
         return sums
 
     def evaluation_metrics(self, sums: list[float]) -> dict[str, float]:
@@ -231,4 +230,4 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
         )
         figures = {name: values_P.detach() for name, values_P in zip(FIGURES, of_pairs, strict=True)}
         balance = self._losses.balance_term(router_loss, self.units(batch))
-        return Scored(losses_P, figures, is_chosen(batch), -losses_K, balance)
+        return Scored(losses_P, figures, -losses_K, balance)

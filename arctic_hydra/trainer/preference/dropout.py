@@ -1,4 +1,4 @@
-"""Dropout, which preference losses do not allow: the scores of a model and of its reference would differ by chance."""
+"""Dropout, which losses that compare a model with a frozen one do not allow: the two would differ by chance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def turn_dropout_off(trainer: Trainer) -> None:
     """
     engine = trainer.tools.engine
     if found := disable_dropout(engine.module):
-        log.info("dropout is off, because it would change the scores that are compared: %s", ", ".join(found[:3]))
+        log.info("dropout is off, because it would change the predictions that are compared: %s", ", ".join(found[:3]))
     batch, was_training = probe_batch(engine.module, trainer.device), engine.training
     engine.train()
     with trainer.trial(), torch.no_grad():
@@ -34,7 +34,7 @@ def turn_dropout_off(trainer: Trainer) -> None:
     if distributed.sum_over_ranks([int(abs(first - second) > 1e-4 * abs(first))])[0]:
         raise ConfigError(
             f"model: {type(engine.module).__name__} draws random numbers in its forward pass besides dropout (losses {first:.6g} and "
-            f"{second:.6g} of the same tokens), so the scores of two answers cannot be compared; turn that off in "
+            f"{second:.6g} of the same tokens), so what it predicts cannot be compared; turn that off in "
             "model.hf_config_kwargs"
         )
 

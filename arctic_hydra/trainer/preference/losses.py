@@ -125,8 +125,10 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: float, centering: float) -> torch.Tensor:
-    """Return -log s(w - l - margin) + centering (w + l)^2 [P] of a reward model's scores w and l.
+def bradley_terry(
+    chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: torch.Tensor | float, centering: float
+) -> torch.Tensor:
+    """Return -log s(w - l - margin) + centering (w + l)^2 [P] of a reward model's scores w and l, with one margin or one of each pair.
 
     Ouyang et al. 2022, eq. 1; the margin is that of Touvron et al. 2023, the centering that of Eisenstein et al. 2023.
     """

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
-from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.trainer.preference.base import AnswerTrainer
 from arctic_hydra.trainer.preference.choices import ReferenceKind
+from arctic_hydra.trainer.scoring.scoring_trainer import ScoringTrainer
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def outside_adapter(inner: Any) -> Callable[[str], bool]:
 
 
 @dataclass(kw_only=True)
-class ReferenceTrainer(AnswerTrainer):
+class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
     """Base of the trainers that compare the model with a reference."""
 
     reference: ReferenceKind = ReferenceKind.auto
@@ -79,11 +79,6 @@ class ReferenceTrainer(AnswerTrainer):
     auto: the latter if only a new adapter is trained, else copy; cached: scores of what auto selects, stored before training."""
     reference_path: str | None = None
     """Weights of another reference of the same architecture: an export, a checkpoint or a run directory, as in init_from."""
-    scores_dir: str | None = None
-    """Directory of stored scores with `reference=cached` and `task=score`; that of the data cache when unset."""
-
-    can_store_scores: ClassVar[bool] = True
-    excluded_from_id: ClassVar[frozenset[str]] = AnswerTrainer.excluded_from_id | {"scores_dir"}
 
     def validate(self) -> None:
         """Check that at most one setting names the reference."""
@@ -98,7 +93,6 @@ class ReferenceTrainer(AnswerTrainer):
             yield (
                 f"reference_path: got {self.reference_path}, which is not a directory; expected an export, a checkpoint or a run directory"
             )
-        yield from unwritable("scores_dir", self.scores_dir)
         yield from super().check_environment()
 
     def frozen_models(self, model: torch.nn.Module) -> int:
@@ -138,8 +132,9 @@ class ReferenceTrainer(AnswerTrainer):
         from arctic_hydra.trainer.preference.stored_reference import stored_reference
 
         if self.stores_scores:
-            folder = self.tools.scores_directory(self.scores_dir)
-            self._reference = stored_reference(self.tools, self._losses, self._reference, self._copy, folder)
+            self._reference = stored_reference(
+                self.tools, self._losses, self._reference, self._copy, self.scores_directory
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checksum of a copied reference."""

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import SEQUENCE_CLASSIFIER, component
+from arctic_hydra.data.base import BatchGeometry, DataFactory, Loader
 from arctic_hydra.data.batch import Batch
+from arctic_hydra.data.preference import PreferenceDataFactory
 from arctic_hydra.human_numbers import HumanFloat, number
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.hf import HFModelFactory
@@ -21,6 +23,7 @@ from arctic_hydra.trainer.preference.base import PairTrainer
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from arctic_hydra.trainer.toolbox import Toolbox
 
@@ -36,7 +39,7 @@ class RewardTrainer(PairTrainer):
     """
 
     margin: HumanFloat = number(0.0, minimum=0)
-    """Difference of the scores at which the loss of a pair is ln 2."""
+    """Difference of the scores at which the loss of a pair is ln 2, unless the data has a `margin` for the pair."""
     center_rewards_coefficient: HumanFloat = number(0.0, minimum=0)
     """Weight of the squared sum of a pair's scores, which centers them at 0 (Eisenstein et al. 2023: 0.01)."""
 
@@ -44,6 +47,14 @@ class RewardTrainer(PairTrainer):
     model: ClassVar[TinyModelFactory | HFModelFactory | LigerModelFactory | RandomModelFactory]
     evaluation_columns: ClassVar[int] = 8
     evaluation_maxima: ClassVar[int] = 2
+
+    def create_data(
+        self, factory: DataFactory, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry
+    ) -> tuple[Loader, Loader | None]:
+        """Return the loaders of pairs, which have the margins of the data."""
+        if isinstance(factory, PreferenceDataFactory):
+            factory.read_margins()
+        return super().create_data(factory, tokenizer, geometry)
 
     def create_config(self, factory: ModelFactory) -> Any:
         """Return the config of a classifier with one label. Raises ModelError for an architecture without one."""
@@ -124,9 +135,14 @@ class RewardTrainer(PairTrainer):
 
         score_D = self._scores.of_documents(batch)[: 2 * self.units(batch)]
         chosen_P, rejected_P = score_D[0::2], score_D[1::2]
-        losses_P = bradley_terry(chosen_P, rejected_P, self.margin, self.center_rewards_coefficient)
+        losses_P = bradley_terry(chosen_P, rejected_P, self._margins(batch), self.center_rewards_coefficient)
         score_D = score_D.detach()
         chosen_P, rejected_P = score_D[0::2], score_D[1::2]
         better_P = (chosen_P > rejected_P).to(score_D.dtype)
         figures_P3 = torch.stack([better_P, chosen_P - rejected_P, (chosen_P + rejected_P) / 2], dim=1)
         return losses_P, figures_P3, score_D
+
+    def _margins(self, batch: Batch) -> torch.Tensor | float:
+        """Return the margin of each pair, [P], or the one of all pairs."""
+        margin = float(self.margin)
+        return margin if batch.margin_P is None else batch.margin_P.nan_to_num(nan=margin)

@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from arctic_hydra.data.cache.entries import ABOUT, SCORES
 from arctic_hydra.errors import ConfigError, DataError
 from arctic_hydra.files.ownership import folder_problem, remedy
 from arctic_hydra.files.state_file import replace_text
 
-FOLDER = "scores"
-ABOUT = "about.json"
 _PART = re.compile(r"(\d{6})-([0-9a-f]{16})\.npy")
 _UNFINISHED = ".part-"
 
@@ -52,7 +51,7 @@ def open_root(directory: Path) -> Path:
 
     Raises ConfigError if it belongs to someone else or cannot be written.
     """
-    root = directory / FOLDER
+    root = directory / SCORES
     for path, follow in ((directory, True), (root, False)):
         if problem := folder_problem(path, follow=follow):
             raise ConfigError(
@@ -141,6 +140,8 @@ class Entry:
                 f"trainer.scores_dir: the stored scores in {self.path} are incomplete ({problem}); repeat the command, which computes "
                 "them again; several machines need a folder that all of them share"
             )
+        with suppress(OSError):  # of a read-only folder
+            os.utime(self.path / ABOUT)  # read by `data.cache prune --older-than`
         return [
             np.load(found[index], mmap_mode="r" if size else None, allow_pickle=False)
             for index, size in enumerate(self.sizes)

@@ -18,11 +18,11 @@ from filelock import Timeout
 from arctic_hydra import distributed
 from arctic_hydra.data.base import Loader
 from arctic_hydra.data.batch import Batch
-from arctic_hydra.data.cache.entries import lock_of
+from arctic_hydra.data.cache.entries import SCORES, lock_of
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import format_count, format_seconds
 from arctic_hydra.trainer.scoring.score_plan import ScorePlan, plans_of
-from arctic_hydra.trainer.scoring.score_store import FOLDER, Entry, Records, entry_key, open_root
+from arctic_hydra.trainer.scoring.score_store import Entry, Records, entry_key, open_root
 from arctic_hydra.trainer.scoring.scored_loader import ScoredLoader, Scores
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def store_scores(tools: Toolbox, scoring: Scoring, directory: Path, model: Calla
     loaders = {"loader": tools.loader, "eval_loader": tools.eval_loader}
     if tools.evaluates:
         del loaders["loader"]
-    root = directory / FOLDER
+    root = directory / SCORES
     if tools.world.is_main:
         root = open_root(directory)
     distributed.barrier()

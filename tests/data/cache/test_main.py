@@ -52,6 +52,22 @@ def test_using_an_entry_keeps_it(filled: Path, small_chats: Path, tokenizer: Any
     assert len(entries(filled)) == 1
 
 
+def test_stored_scores_are_listed_and_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, name in enumerate("ab"):
+        folder = tmp_path / "scores" / (name * 32)
+        folder.mkdir(mode=0o700, parents=True)
+        (folder / "about.json").write_text("{}")
+        (folder / "000000-0123456789abcdef.npy").write_bytes(b"x" * 2**20)
+        os.utime(folder / "about.json", (0, time.time() - place * 3 * 86_400))
+    command = ["--cache-dir", str(tmp_path)]
+    assert main([*command, "list"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert re.search(r"^a{32} +1\.0 MiB  scores of a frozen model, 1 part, used \d+.* ago$", shown[0]), shown
+    assert shown[2].startswith("2 entries, 2.0 MiB in ")
+    assert main([*command, "prune", "--older-than", "2"]) == 0
+    assert [path.name for path in tmp_path.glob("scores/*/")] == ["a" * 32]
+
+
 def test_an_entry_that_is_being_built_stays(filled: Path) -> None:
     first, _ = entries(filled)
     with FileLock(first.path.with_name(f"{first.key}.lock")):

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arctic_hydra.data.formats.messages import RowProblem
-from arctic_hydra.data.formats.preference import read_preference
+from arctic_hydra.data.formats.preference import read_margin, read_preference
 from arctic_hydra.data.preference import PreferenceDataFactory
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.distributed import World
@@ -113,3 +114,15 @@ def test_real_preferences_share_their_prompt() -> None:
         assert chosen.messages[-1]["content"] == row["chosen"]["value"]
         assert rejected.messages[-1]["content"] == row["rejected"]["value"]
         assert chosen.messages[:-1] == rejected.messages[:-1] and len(chosen.messages) == len(row["conversations"]) + 1
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(None, math.nan), (2, 2.0), (-0.5, -0.5)])
+def test_the_margin_of_a_pair_is_a_number(margin: Any, expected: float) -> None:
+    assert read_margin({"margin": margin}) == pytest.approx(expected, nan_ok=True)
+    assert math.isnan(read_margin({}))
+
+
+@pytest.mark.parametrize("margin", [True, "1", [1.0], math.inf, math.nan])
+def test_any_other_margin_is_refused(margin: Any) -> None:
+    with pytest.raises(RowProblem, match=r"margin is .*, expected a finite number, by which the score of chosen"):
+        read_margin({"margin": margin})

@@ -49,7 +49,9 @@ def test_a_pair_is_an_answer_of_each_label() -> None:
     [
         ({"prompt": "q", "completion": "a"}, "no 'label' column; got the columns completion, prompt; expected 'label'"),
         ({"prompt": "q", "completion": "a", "label": "good"}, "label is 'good', expected true or 1 for a desirable"),
+        ({"prompt": "q", "completion": "a", "label": "true"}, "label is 'true', expected true or 1"),
         ({"prompt": "q", "completion": "a", "label": 2}, "label is 2, expected true or 1"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "label": False}, "label is False in a row with chosen and"),
         ({"prompt": "q", "completion": "a", "label": [1]}, r"label is \[1\], expected true or 1"),
         ({"prompt": "q", "label": 1}, "no answer; got the columns label, prompt; expected one of completion"),
         ({"prompt": "q", "output": "a", "completion": "b", "label": 1}, r"several answers \(completion, output\)"),

@@ -9,6 +9,7 @@ import torch
 
 from arctic_hydra.converter.peft.lora import LoraFactory
 from arctic_hydra.trainer.head import unwrap
+from arctic_hydra.trainer.loss import plain_losses, supervised_logits
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
 from arctic_hydra.trainer.preference.reference import why_not_adapter_off
 from tests.ranks import run_ranks
@@ -56,3 +57,20 @@ def test_an_adapter_that_trains_biases_cannot_be_switched_off(bias, reason):
     found = why_not_adapter_off(model)
     assert re.search(reason, found) if reason else found == ""
     assert DPOTrainer().frozen_models(model) == int(bool(reason))
+
+
+def _autocast(folder):
+    autocast = {"config": {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}}
+    trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, stage=1, offload=autocast)
+    batch = batch_of([side for pair in DATA for side in pair])
+    with torch.no_grad():
+        model, exact = (
+            trainer._losses.losses(batch)[0],
+            plain_losses(supervised_logits(unwrap(trainer.tools.engine), batch)[0], batch.targets_K),
+        )
+    return model, trainer._reference.token_losses(batch), exact
+
+
+def test_a_copy_computes_in_the_precision_of_the_model(tmp_path):
+    [(model, reference, exact)] = run_ranks(1, _autocast, tmp_path)
+    assert torch.equal(reference, model) and not torch.allclose(model, exact, rtol=1e-5)

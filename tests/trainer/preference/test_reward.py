@@ -101,13 +101,14 @@ def test_training_equals_a_plain_loop_over_single_documents(tmp_path):
 
 
 def _by_source(folder):
-    trainer = make_trainer(DATA[:4], folder, trainer_class=RewardTrainer)
+    trainer = make_trainer(DATA[:4], folder, trainer_class=RewardTrainer, margin=0.5)
     both = batch_of([side for pair in HELD for side in pair])
     both.source_K[both.document_K >= 4] = 1
     trainer.tools.engine.eval()
     with torch.no_grad():
         scores = trainer._scores.of_documents(both).double()
         empty = trainer.loss(batch_of([]))
+        both.margin_P = torch.tensor([2.0, torch.nan, -0.25])  # of HELD
         return scores, trainer.evaluation_sums(both, 3), trainer.evaluation_sums(batch_of([]), 1), empty
 
 
@@ -117,6 +118,9 @@ def test_pairs_are_evaluated_under_the_source_that_they_come_from(tmp_path):
     for source, mine in ((0, scores[:4]), (1, scores[4:])):
         assert float(sums[source, 5]) == pytest.approx(float(mine.sum()) / 2)
         assert sums[source, 6:].tolist() == [-float(mine.min()), float(mine.max())]
+    margins = torch.tensor([2.0, 0.5, -0.25])  # the second has none of its own
+    losses = -torch.log(torch.sigmoid(scores[0::2] - scores[1::2] - margins))
+    assert sums[:2, 0].tolist() == pytest.approx([float(losses[:2].sum()), float(losses[2])], rel=1e-6)
     infinite = [-torch.inf, -torch.inf]
     assert sums[2, 6:].tolist() == nothing[0, 6:].tolist() == infinite
 
