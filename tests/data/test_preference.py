@@ -77,7 +77,7 @@ def test_unusable_pairs_are_dropped_and_counted(tmp_path: Path, tokenizer: Any) 
     cut = pairs(path, max_length=40, malformed=Malformed.drop, overlong=Overlong.keep_start)
     store = cut.process("train", tokenizer, World())
     assert store.rows.tolist() == [0, 1] and store.flat.lengths.max() == 40
-    with pytest.raises(DataError, match=r"odd\.jsonl:2: \d+ tokens, more than data\.max_length=40"):
+    with pytest.raises(DataError, match=r"odd\.jsonl:2: \d+ tokens, more than data\.max_length=40; .* or keep_end$"):
         pairs(path, max_length=40, overlong=Overlong.error).build(tokenizer, geometry())
     with pytest.raises(DataError, match=r"odd\.jsonl:4: chosen: expected a text, a message or a list"):
         pairs(path).build(tokenizer, geometry())
@@ -125,8 +125,17 @@ def test_a_pair_whose_prompt_fills_max_length_has_no_empty_answer(tmp_path: Path
     kept = pairs(path, max_length=limit, overlong=Overlong.keep_end).process("train", tokenizer, World())
     assert answers(kept, tokenizer, 0) == ["yes<|im_end|>", "no<|im_end|>"] and len(kept) == 2
     alone = pairs(write_lines(tmp_path / "alone.jsonl", [full]), max_length=limit)
-    with pytest.raises(DataError, match=r"no examples left after filtering"):
+    with pytest.raises(
+        DataError, match=r"no examples left(?s:.*)raise data\.max_length or .*overlong=keep_start or keep_end$"
+    ):
         alone.build(tokenizer, geometry())
+
+
+def test_pairs_that_are_all_equal_are_an_error_that_says_so(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_lines(tmp_path / "equal.jsonl", [{**EXPLICIT, "chosen": "that"}] * 2)
+    text = r"no_difference\n.* \| 2 \| 0 \| 2\ncheck that chosen and rejected are not the same answer"
+    with pytest.raises(DataError, match=text):
+        pairs(path).build(tokenizer, geometry())
 
 
 def test_tools_and_their_calls_are_in_both_sides(tmp_path: Path, tokenizer: Any) -> None:

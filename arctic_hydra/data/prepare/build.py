@@ -41,7 +41,7 @@ def build_entry(
             total.add(report)
             yield chunk
         if total.kept == 0:
-            raise DataError(no_examples_message(source.key, total))
+            raise DataError(no_examples_message(source.key, total, not options.answers))
 
     write_store(directory, chunks(), total.to_dict, bool(options.labelled))
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped.items())) or "none"

@@ -23,7 +23,7 @@ from arctic_hydra.data.formats.preference import read_preference
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.formats.unpaired import read_unpaired
 from arctic_hydra.data.prepare.row_report import RowReport
-from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin
+from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin, truncating
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.errors import DataError
 
@@ -48,6 +48,11 @@ class PrepareOptions:
     """Tokens of the prompt that are kept of a pair that is too long; None if the prompt has no limit of its own."""
     labelled: bool | None = None
     """Whether rows are answers with a label, or preferences, of which each side becomes such an answer; None if not."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether examples are compared by their answers, which cannot be split."""
+        return self.pairs or bool(self.labelled)
 
 
 @dataclass
@@ -96,8 +101,7 @@ class RowPreparer:
     def prepare_chunk(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         """Return the examples of rows [start, stop), and what became of the rows."""
         with _no_garbage_collection():
-            answers = self._options.pairs or self._options.labelled
-            return (self._prepare_answers if answers else self._prepare_examples)(start, stop)
+            return (self._prepare_answers if self._options.answers else self._prepare_examples)(start, stop)
 
     def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         report = RowReport(rows=stop - start)
@@ -178,7 +182,7 @@ class RowPreparer:
         if self._policy is Overlong.error:
             raise DataError(
                 f"{self._source.key}: {self._source.rows.where(row)}: {length} tokens, more than data.max_length={limit}; "
-                f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
+                f"raise data.max_length, or pass data.overlong=drop, {truncating(not self._options.answers)}"
             )
         head = int(self._bos is not None and longest.ids[0] == self._bos)
         if (most := self._options.max_prompt_length) is not None:

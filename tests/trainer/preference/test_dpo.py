@@ -15,7 +15,7 @@ from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
 from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
-from tests.trainer.loop import distance, make_trainer, pairs, trained
+from tests.trainer.loop import APART, TEN_STEPS, distance, make_trainer, pairs, trained
 from tests.trainer.preference.test_losses import AT_REFERENCE
 
 DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2)])
@@ -77,7 +77,7 @@ def _adapters(folder, *cuts):
 
     found = []
     for cut in cuts:
-        settings = {"lr": 1e-3, "epochs": 10, "converters": [LoraFactory(r=4)], **cut}
+        settings = {**TEN_STEPS, "converters": [LoraFactory(r=4)], **cut}
         trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, **settings)
         rows, weights, moved = trained(trainer)
         found.append(([row["loss"] for row in rows], trainer.state_dict(), weights, moved))
@@ -91,14 +91,14 @@ def test_a_model_without_its_adapter_is_the_reference_that_a_copy_is(tmp_path):
     whole = {"micro_batch_size": 4, "reference": "copy"}
     [[(losses, state, weights, moved), *others]] = run_ranks(1, _adapters, tmp_path, whole, split, padded)
     assert state["reference"] and losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[-1] < losses[0]
-    sharded = {"micro_batch_size": 1, "gradient_accumulation_steps": 2, "stage": 3}
+    sharded = {"micro_batch_size": 2, "stage": 3}
     for found in run_ranks(2, _adapters, tmp_path, sharded):
         others += found
     assert len(others) == 4 and len(losses) == 10
     for ours, none, ends, _ in others:
         assert none == {"reference": ""}
         assert ours == pytest.approx(losses, rel=1e-6)
-        assert distance(ends, weights) < 0.01 * moved
+        assert distance(ends, weights) < APART * moved
 
 
 def _wrong(folder):

@@ -14,7 +14,7 @@ from arctic_hydra.trainer.preference.kto import KTOTrainer
 from arctic_hydra.trainer.preference.losses import kto
 from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
-from tests.trainer.loop import TEN_STEPS, MemoryLoader, distance, labelled, make_trainer, trained
+from tests.trainer.loop import APART, TEN_STEPS, MemoryLoader, distance, labelled, make_trainer, trained
 from tests.trainer.preference.test_base import logps
 from tests.trainer.preference.test_dpo import lines
 
@@ -68,8 +68,8 @@ def whole(tmp_path_factory):
 CUTS = [
     (1, {"micro_batch_size": 1, "gradient_accumulation_steps": 4}),
     (1, {"micro_batch_size": 4, "packed": False}),
-    (2, {"micro_batch_size": 2}),
-    (2, {"micro_batch_size": 1, "gradient_accumulation_steps": 2, "stage": 3}),
+    (2, {"micro_batch_size": 1, "gradient_accumulation_steps": 2}),
+    (2, {"micro_batch_size": 2, "stage": 3}),
 ]
 
 
@@ -77,14 +77,15 @@ CUTS = [
 def test_losses_figures_and_weights_do_not_depend_on_the_cut(whole, tmp_path, ranks, cut):
     expected, weights, moved = whole
     steps = [row for row in expected if "loss" in row]
-    assert len(steps) == 12 and any(row["kl"] > 0.01 for row in steps), steps
+    assert len(steps) == 10 and any(row["kl"] > 0.01 for row in steps), steps
     assert "rewards/chosen" in steps[2] and "rewards/rejected" not in steps[2], "a step with one label"
     for rows, ours, _ in run_ranks(ranks, _history, tmp_path, cut):
-        assert distance(ours, weights) < 0.01 * moved
+        assert distance(ours, weights) < APART * moved
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
             for name in [name for name in row if name.split("/")[-1] in ("loss", "kl") or "/" in name]:
-                assert row[name] == pytest.approx(other[name], rel=2e-5, abs=2e-5), name
+                tolerance = 1e-6 if name.endswith("loss") else 2e-5
+                assert row[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
         for name, value in weights.items():
             torch.testing.assert_close(ours[name], value, atol=5e-5, rtol=0, msg=name)
 

@@ -14,7 +14,7 @@ from arctic_hydra.metrics import read_metrics
 from arctic_hydra.trainer.preference.reward import RewardTrainer
 from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
-from tests.trainer.loop import TEN_STEPS, batch_of, distance, make_trainer, tiny_factory, trained
+from tests.trainer.loop import APART, TEN_STEPS, batch_of, distance, make_trainer, tiny_factory, trained
 from tests.trainer.preference.test_base import DATA, HELD
 
 CENTERED = {"center_rewards_coefficient": 0.1, "margin": 0.5}
@@ -45,13 +45,14 @@ CUTS = [
 @pytest.mark.parametrize(("ranks", "cut"), CUTS, ids=[f"{ranks}-{cut}" for ranks, cut in CUTS])
 def test_losses_figures_and_weights_do_not_depend_on_the_cut(whole, tmp_path, ranks, cut):
     expected, weights, moved = whole
-    assert len(expected) == 2 + 6 and {"score.weight", "model.embed_tokens.weight"} < weights.keys()
+    assert len(expected) == 2 + 5 and {"score.weight", "model.embed_tokens.weight"} < weights.keys()
     for rows, ours, _ in run_ranks(ranks, history, tmp_path, cut):
-        assert distance(ours, weights) < 0.01 * moved
+        assert distance(ours, weights) < APART * moved
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
             for name in [name for name in row if name.split("/")[-1] in ("loss", *FIGURES)]:
-                assert row[name] == pytest.approx(other[name], rel=2e-5, abs=2e-5), name
+                tolerance = 1e-6 if name.endswith("loss") else 2e-5
+                assert row[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
         for name, value in weights.items():
             torch.testing.assert_close(ours[name], value, atol=5e-5, rtol=0, msg=name)
 
