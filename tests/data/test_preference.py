@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_unusable_pairs_are_dropped_and_counted(tmp_path: Path, tokenizer: Any) 
     cut = pairs(path, max_length=40, malformed=Malformed.drop, overlong=Overlong.keep_start)
     store = cut.process("train", tokenizer, World())
     assert store.rows.tolist() == [0, 1] and store.flat.lengths.max() == 40
-    with pytest.raises(DataError, match=r"odd\.jsonl:2: \d+ tokens, more than data\.max_length=40"):
+    with pytest.raises(DataError, match=r"odd\.jsonl:2: \d+ tokens, more than data\.max_length=40; .* or keep_end$"):
         pairs(path, max_length=40, overlong=Overlong.error).build(tokenizer, geometry())
     with pytest.raises(DataError, match=r"odd\.jsonl:4: chosen: expected a text, a message or a list"):
         pairs(path).build(tokenizer, geometry())
@@ -111,6 +112,57 @@ def test_keep_start_keeps_the_prompt_of_both_sides(tmp_path: Path, tokenizer: An
     assert store.flat.lengths.tolist() == [40, 40] and store.report["mine"]["truncated"] == 1
     texts = [tokenizer.decode(store.flat.ids(document)) for document in (0, 1)]
     assert all("Which?<|im_end|>" in text and not text.endswith("<|im_end|>") for text in texts)
+
+
+def test_a_pair_whose_prompt_fills_max_length_has_no_empty_answer(tmp_path: Path, tokenizer: Any) -> None:
+    """The mean over the tokens of an answer without any would be NaN: the pair is dropped, or keeps its answers."""
+    full = {"prompt": "word " * 200, "chosen": "yes", "rejected": "no"}
+    path = write_lines(tmp_path / "full.jsonl", [full, EXPLICIT])
+    whole = pairs(path, max_length=4096).process("train", tokenizer, World())
+    limit = int(whole.flat.mask(0).argmax())
+    for policy, reason in ((Overlong.drop, "overlong"), (Overlong.keep_start, "no_supervised_token")):
+        store = pairs(path, max_length=limit, overlong=policy).process("train", tokenizer, World())
+        assert store.report["mine"]["dropped"] == {reason: 1} and store.rows.tolist() == [1]
+    kept = pairs(path, max_length=limit, overlong=Overlong.keep_end).process("train", tokenizer, World())
+    assert answers(kept, tokenizer, 0) == ["yes<|im_end|>", "no<|im_end|>"] and len(kept) == 2
+    alone = pairs(write_lines(tmp_path / "alone.jsonl", [full]), max_length=limit)
+    with pytest.raises(
+        DataError, match=r"no examples left(?s:.*)raise data\.max_length or .*overlong=keep_start or keep_end$"
+    ):
+        alone.build(tokenizer, geometry())
+
+
+def test_pairs_that_are_all_equal_are_an_error_that_says_so(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_lines(tmp_path / "equal.jsonl", [{**EXPLICIT, "chosen": "that"}] * 2)
+    text = r"no_difference\n.* \| 2 \| 0 \| 2\ncheck that chosen and rejected are not the same answer"
+    with pytest.raises(DataError, match=text):
+        pairs(path).build(tokenizer, geometry())
+
+
+def test_tools_and_their_calls_are_in_both_sides(tmp_path: Path, tokenizer: Any) -> None:
+    """In the answers, where they are supervised, and in the prompt."""
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}]
+    calls = [
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}]}
+        for city in ("Rome", "Oslo")
+    ]  # fmt: skip
+    asked = {"role": "user", "content": "How is Rome?"}
+    seen = {"role": "tool", "content": "sunny"}
+    called = {"prompt": [asked], "chosen": calls[:1], "rejected": calls[1:], "tools": tools}
+    answered = {"prompt": [asked, calls[0], seen], "chosen": "Sunny.", "rejected": "Rainy.", "tools": json.dumps(tools)}
+    path = write_lines(tmp_path / "tools.jsonl", [called, answered])
+    loader, _ = pairs(path).build(tokenizer, geometry(micro=2))
+    [[batch]] = [window.micro_batches for window in loader.windows(0)]
+    assert batch.document_K is not None
+    trained = [tokenizer.decode(batch.targets_K[batch.document_K == document]) for document in range(4)]
+    for city in ("Rome", "Oslo"):
+        [call] = [text for text in trained if city in text]
+        assert (
+            call.startswith("<tool_call>") and '"name": "weather"' in call and call.endswith("</tool_call><|im_end|>")
+        )
+    assert {"Sunny.<|im_end|>", "Rainy.<|im_end|>"} < set(trained)
+    text = tokenizer.decode(batch.input_ids_BT.flatten())
+    assert text.count("<|im_start|>tools") == 4 and text.count("<|im_start|>tool\nsunny") == 2
 
 
 def test_rows_of_another_form_are_refused(small_chats: Path, tokenizer: Any) -> None:

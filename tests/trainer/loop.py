@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,10 +113,11 @@ class MemoryLoader:
             for index in range(-(-len(chosen) // across)):
                 first = index * across + self.world.rank * self.micro_batch_size
                 last = min(first + self.micro_batch_size, (index + 1) * across)
-                micros.append(self._batch(chosen[first:last]))
+                micros.append(self.micro_batch(chosen[first:last]))
             yield StepBatch(micros, step)
 
-    def _batch(self, packs: list[Any]) -> Batch:
+    def micro_batch(self, packs: list[Any]) -> Batch:
+        """Return the micro-batch of `packs`, of which there may be none."""
         if not isinstance(self.documents[0], Labelled):
             return batch_of(list(_flat(packs)), self.packed)
         batch = batch_of([pack.document for pack in packs], self.packed)
@@ -260,12 +262,25 @@ def make_trainer(
     return trainer
 
 
-def trained(trainer: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Train, and return the lines of metrics and the final weights."""
+TEN_STEPS: dict[str, Any] = {"lr": 1e-3, "train_iters": 10}
+APART = 1e-4
+"""How far two equal trainings may end from each other after ten steps, as a share of the distance that their weights moved."""
+
+
+def trained(trainer: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], float]:
+    """Train, and return the lines of metrics, the final weights, and the distance that they moved."""
     rows: list[dict[str, Any]] = []
+    start = full_weights(trainer)
     trainer._record = rows.append
     trainer.train()
-    return rows, full_weights(trainer)
+    weights = full_weights(trainer)
+    return rows, weights, distance(weights, start)
+
+
+def distance(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+    """Return the Euclidean distance between two states of all weights."""
+    assert weights.keys() == others.keys()
+    return math.sqrt(sum(float((weights[name] - other).double().square().sum()) for name, other in others.items()))
 
 
 def full_weights(trainer: SFTTrainer) -> dict[str, torch.Tensor]:

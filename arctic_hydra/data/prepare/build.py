@@ -40,7 +40,7 @@ def build_entry(
             phase.advance(report.rows)
             yield chunk
         if total.kept == 0:
-            raise DataError(no_examples_message(source.key, total))
+            raise DataError(no_examples_message(source.key, total, not options.answers))
 
     more = [name for name, wanted in (("label", options.labelled), ("margin", options.margins)) if wanted]
     with display.phase("tokenize", source.key, unit="rows", total=len(source.rows)) as phase:

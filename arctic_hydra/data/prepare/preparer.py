@@ -24,7 +24,7 @@ from arctic_hydra.data.formats.preference import read_margin, read_preference
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.formats.unpaired import read_unpaired
 from arctic_hydra.data.prepare.row_report import RowReport
-from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin
+from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin, truncating
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.errors import DataError
 
@@ -51,6 +51,11 @@ class PrepareOptions:
     """Whether rows are answers with a label, or preferences, of which each side becomes such an answer; None if not."""
     margins: bool | None = None
     """Whether the margin of each pair is read; None if not."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether examples are compared by their answers, which cannot be split."""
+        return self.pairs or bool(self.labelled)
 
 
 @dataclass
@@ -99,8 +104,7 @@ class RowPreparer:
     def prepare_chunk(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         """Return the examples of rows [start, stop), and what became of the rows."""
         with _no_garbage_collection():
-            answers = self._options.pairs or self._options.labelled
-            return (self._prepare_answers if answers else self._prepare_examples)(start, stop)
+            return (self._prepare_answers if self._options.answers else self._prepare_examples)(start, stop)
 
     def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         report = RowReport(rows=stop - start)
@@ -187,7 +191,7 @@ class RowPreparer:
         if self._policy is Overlong.error:
             raise DataError(
                 f"{self._source.key}: {self._source.rows.where(row)}: {length} tokens, more than data.max_length={limit}; "
-                f"raise data.max_length, or pass data.overlong=drop, keep_start, keep_end or split"
+                f"raise data.max_length, or pass data.overlong=drop, {truncating(not self._options.answers)}"
             )
         head = int(self._bos is not None and longest.ids[0] == self._bos)
         if (most := self._options.max_prompt_length) is not None:

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.data.prepare.truncation import truncating
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +17,8 @@ log = logging.getLogger(__name__)
 LOSS_WARNING_SHARE = 0.05
 """Share of a source's rows or tokens above which their loss is a warning."""
 ADVICE = {
-    "overlong": "raise data.max_length or pass data.overlong=keep_start, keep_end or split",
+    "overlong": "raise data.max_length or pass data.overlong={truncating}",
+    "no_difference": "check that chosen and rejected are not the same answer, also after truncation by data.max_length",
     "no_supervised_token": "check that answers are not empty and not truncated by data.max_length",
     "malformed": "pass data.malformed=error to see the first such row",
     "no_difference": "check that the two answers of each pair differ, also within data.max_length",
@@ -158,11 +161,12 @@ def warn_about_losses(key: str, report: RowReport) -> None:
         )  # fmt: skip
 
 
-def no_examples_message(key: str, report: RowReport) -> str:
-    """Return the error message for a source without examples, with its counts and what to do."""
+def no_examples_message(key: str, report: RowReport, divisible: bool = True) -> str:
+    """Return the error message for a source without examples, with its counts and what to do; pairs are not `divisible`."""
     reasons = sorted(report.dropped)
     counts = [report.rows, report.kept, *(report.dropped[reason] for reason in reasons)]
     lines = [" | ".join(["source", "rows", "kept", *reasons]), " | ".join([key, *map(str, counts)])]
-    hints = [ADVICE[reason] for reason in reasons if reason in ADVICE] or ["check the source's path and split"]
+    hints = [ADVICE[reason].format(truncating=truncating(divisible)) for reason in reasons if reason in ADVICE]
+    hints = hints or ["check the source's path and split"]
     table = "\n  ".join(lines)
     return f"{key}: no examples left after filtering; expected at least one\n  {table}\n{'; '.join(hints)}"

@@ -25,6 +25,11 @@ class Overlong(Enum):
     error = "error"
 
 
+def truncating(divisible: bool) -> str:
+    """Return the values of `data.overlong` that keep a part of an example, for messages; answers are not `divisible`."""
+    return "keep_start, keep_end or split" if divisible else "keep_start or keep_end"
+
+
 _BINS_PER_DOUBLING = 4
 
 

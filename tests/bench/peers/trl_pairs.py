@@ -1,4 +1,4 @@
-"""Train on pairs with TRL's DPOTrainer, or its experimental CPOTrainer and ORPOTrainer: `trl_pairs.py SETTINGS.json`.
+"""Train with TRL's DPOTrainer, KTOTrainer, RewardTrainer, or its experimental CPO, ORPO and GKD: `trl_pairs.py SETTINGS.json`.
 
 Runs in an environment that has TRL; arctic_hydra is not needed there. Prints one JSON line: the log of each step and the
 seconds that each took.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 
 class StepTimes(TrainerCallback):
@@ -35,6 +35,18 @@ def trainer_of(name: str) -> tuple[Any, Any]:
         from trl import DPOConfig, DPOTrainer
 
         return DPOTrainer, DPOConfig
+    if name == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        return KTOTrainer, KTOConfig
+    if name == "reward":
+        from trl import RewardConfig, RewardTrainer
+
+        return RewardTrainer, RewardConfig
+    if name == "distill":
+        from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+        return GKDTrainer, GKDConfig
     if name == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -48,7 +60,11 @@ def main(settings_path: str) -> None:
     """Train as the settings say."""
     settings = json.loads(Path(settings_path).read_text())
     trainer_class, options_class = trainer_of(settings["trainer"])
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype="float32")
+    kind = AutoModelForSequenceClassification if settings["trainer"] == "reward" else AutoModelForCausalLM
+    model = kind.from_pretrained(settings["model"], dtype="float32")
+    teacher = {}
+    if settings["teacher"]:
+        teacher["teacher_model"] = AutoModelForCausalLM.from_pretrained(settings["teacher"], dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     options = options_class(
         output_dir=settings["work"],
@@ -71,7 +87,9 @@ def main(settings_path: str) -> None:
     )
     rows = load_dataset("json", data_files=settings["rows"], split="train", cache_dir=f"{settings['work']}/datasets")
     times = StepTimes()
-    trainer = trainer_class(model, args=options, train_dataset=rows, processing_class=tokenizer, callbacks=[times])
+    trainer = trainer_class(
+        model, args=options, train_dataset=rows, processing_class=tokenizer, callbacks=[times], **teacher
+    )
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     print(json.dumps({"steps": steps, "seconds": times.seconds}))

@@ -15,11 +15,23 @@ from arctic_hydra.trainer.distillation.distill import DistillTrainer
 from tests.command import SMALL, only_run, run
 from tests.ranks import run_ranks
 from tests.trainer.distillation.test_divergence import formula
-from tests.trainer.loop import batch_of, documents, full_weights, make_trainer, tiny_factory
+from tests.trainer.loop import (
+    APART,
+    TEN_STEPS,
+    batch_of,
+    distance,
+    documents,
+    full_weights,
+    make_trainer,
+    tiny_factory,
+    trained,
+)
+from tests.trainer.preference.test_base import gradients
 
 # Uneven on purpose: other numbers of supervised tokens, one document with none, a last step with fewer documents than ranks.
 DATA = documents([20, 60, 10, 25, 12, 9, 31, 8, 17], [1, 50, 7, 0, 7, 8, 20, 2, 9])
 HELD = documents([12, 30, 7], [5, 20, 6], seed=1)
+MASKED = documents([5, 9], [0, 0])
 MIX = {"beta": 0.5, "temperature": 2.0, "ce_share": 0.25}
 
 
@@ -54,14 +66,12 @@ def distiller(folder, path, data=DATA, **settings):
 
 
 def _case(folder, teacher, settings):
-    trainer, rows = distiller(folder, teacher, eval_data=HELD, **settings)
-    trainer.train()
-    return rows, full_weights(trainer)
+    return trained(distiller(folder, teacher, eval_data=HELD, **MIX, **TEN_STEPS, **settings)[0])
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, teacher):
-    return run_ranks(1, _case, tmp_path_factory.mktemp("whole"), teacher, {"micro_batch_size": 4, **MIX})[0]
+    return run_ranks(1, _case, tmp_path_factory.mktemp("whole"), teacher, {"micro_batch_size": 4})[0]
 
 
 CUTS = [
@@ -76,9 +86,10 @@ CUTS = [
 
 @pytest.mark.parametrize(("ranks", "cut"), CUTS, ids=[f"{ranks}-{cut}" for ranks, cut in CUTS])
 def test_losses_and_weights_do_not_depend_on_the_cut(whole, teacher, tmp_path, ranks, cut):
-    expected, weights = whole
-    assert len(expected) == 2 + 3
-    for rows, ours in run_ranks(ranks, _case, tmp_path, teacher, {**MIX, **cut}):
+    expected, weights, moved = whole
+    assert len(expected) == 2 + 10
+    for rows, ours, _ in run_ranks(ranks, _case, tmp_path, teacher, cut):
+        assert distance(ours, weights) < APART * moved
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
             for name in [name for name in row if name.split("/")[-1] in ("loss", "kd_loss", "nll_loss", "accuracy")]:
@@ -169,13 +180,28 @@ def _by_source(folder, teacher):
     trainer.tools.engine.eval()
     with torch.no_grad():
         alone = [trainer.evaluation_sums(batch_of(part), 1)[0] for part in (HELD[:2], HELD[2:])]
-        return alone, trainer.evaluation_sums(both, 2), trainer.evaluation_sums(batch_of([]), 2)
+        return alone, trainer.evaluation_sums(both, 2), trainer.evaluation_sums(batch_of(MASKED), 2)
 
 
 def test_tokens_are_evaluated_under_the_source_that_they_come_from(teacher, tmp_path):
     alone, both, nothing = run_ranks(1, _by_source, tmp_path, teacher)[0]
     torch.testing.assert_close(both, torch.stack(alone), rtol=1e-5, atol=1e-5)
     assert both[:, 2].tolist() == [25.0, 6.0] and not nothing.any()
+
+
+def _masked(folder, teacher):
+    """Return the loss of a fully masked micro-batch, and the gradients that its graph gives to each weight."""
+    found = []
+    for head_loss in ("chunked", "full"):
+        trainer, _ = distiller(folder, teacher, head_loss=head_loss, **MIX)
+        loss = trainer.loss(batch_of(MASKED))
+        found.append((float(loss), gradients(trainer, loss)))
+    return found
+
+
+def test_a_fully_masked_micro_batch_has_the_loss_0_with_a_graph(teacher, tmp_path):
+    for loss, found in run_ranks(1, _masked, tmp_path, teacher)[0]:
+        assert loss == 0.0 and len(found) > 10 and not any(found)
 
 
 def _refused(folder, path):

@@ -10,29 +10,41 @@ import torch
 
 from arctic_hydra.errors import ConfigError, FieldError
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
+from arctic_hydra.trainer.preference.kto import KTOTrainer
 from arctic_hydra.trainer.preference.orpo import ORPOTrainer
+from arctic_hydra.trainer.preference.reward import RewardTrainer
 from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, make_trainer, pairs, tiny_factory, trained
+from tests.trainer.loop import (
+    APART,
+    TEN_STEPS,
+    batch_of,
+    distance,
+    labelled,
+    make_trainer,
+    pairs,
+    tiny_factory,
+    trained,
+)
 
 # Uneven on purpose: answers of other lengths, a last step with fewer pairs than ranks.
 DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2), (4, 8), (1, 1), (7, 3), (2, 6), (9, 9)])
 HELD = pairs([(4, 2), (1, 7), (6, 6)], seed=1)
-MIXED = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "ld_alpha": 0.5}
+MIXED = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "label_smoothing": 0.1, "ld_alpha": 0.5}
 
 
 def history(folder, trainer_class=DPOTrainer, **settings):
-    """Train and return the log lines and the final weights."""
+    """Train and return the log lines, the final weights and how far they moved."""
     trainer = make_trainer(DATA, folder, trainer_class=trainer_class, eval_data=HELD, **settings)
     return trained(trainer)
 
 
-def _case(folder, settings):
-    return history(folder, **settings)
+def cut_history(folder, settings):
+    return history(folder, **TEN_STEPS, **settings)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return run_ranks(1, _case, tmp_path_factory.mktemp("whole"), {"micro_batch_size": 4, **MIXED})[0]
+    return run_ranks(1, cut_history, tmp_path_factory.mktemp("whole"), {"micro_batch_size": 4, **MIXED})[0]
 
 
 CUTS = [
@@ -47,13 +59,15 @@ CUTS = [
 
 @pytest.mark.parametrize(("ranks", "cut"), CUTS, ids=[f"{ranks}-{cut}" for ranks, cut in CUTS])
 def test_losses_figures_and_weights_do_not_depend_on_the_cut(whole, tmp_path, ranks, cut):
-    expected, weights = whole
-    assert len(expected) == 2 + 3
-    for rows, ours in run_ranks(ranks, _case, tmp_path, {**MIXED, **cut}):
+    expected, weights, moved = whole
+    assert len(expected) == 2 + 10
+    for rows, ours, _ in run_ranks(ranks, cut_history, tmp_path, {**MIXED, **cut}):
+        assert distance(ours, weights) < APART * moved
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
             for name in [name for name in row if name.split("/")[-1] in ("loss", "nll_loss") or "/" in name]:
-                assert row[name] == pytest.approx(other[name], rel=2e-5, abs=2e-5), name
+                tolerance = 1e-6 if name.endswith("loss") else 2e-5
+                assert row[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
         for name, value in weights.items():
             torch.testing.assert_close(ours[name], value, atol=5e-5, rtol=0, msg=name)
 
@@ -140,6 +154,37 @@ def test_pairs_are_evaluated_under_the_source_that_they_come_from(tmp_path):
     alone, both, nothing = run_ranks(1, _by_source, tmp_path)[0]
     torch.testing.assert_close(both, torch.stack(alone), equal_nan=True, rtol=1e-5, atol=1e-5)
     assert both[:, 2].tolist() == [2.0, 1.0] and not nothing.any()
+
+
+def _without_pairs(folder):
+    """Return the loss of a micro-batch without pairs, and the gradients that its graph gives to each weight."""
+    found = []
+    for cls, settings in (
+        (DPOTrainer, {"loss_type": ["sigmoid_norm", "sft"]}),
+        (DPOTrainer, {"head_loss": "full"}),
+        (ORPOTrainer, {}),
+        (ORPOTrainer, {"head_loss": "full", "packed": False}),
+        (KTOTrainer, {}),
+        (RewardTrainer, {}),
+    ):
+        data = labelled([(3, 9, True), (12, 1, False)]) if cls is KTOTrainer else DATA[:2]
+        trainer = make_trainer(data, folder, trainer_class=cls, **settings)
+        trainer._kl = torch.zeros(())
+        loss = trainer.loss(trainer.tools.loader.micro_batch([]))
+        found.append((float(loss), gradients(trainer, loss)))
+    return found
+
+
+def gradients(trainer, loss):
+    """Return for each weight whether its gradient is other than 0; fails for a weight without a gradient."""
+    trainer.tools.engine.backward(loss, scale_wrt_gas=False)
+    return [bool(weight.grad.any()) for weight in trainer.tools.engine.module.parameters()]
+
+
+def test_a_micro_batch_without_pairs_has_the_loss_0_with_a_graph(tmp_path):
+    """So that a rank without pairs takes part in the reduction of gradients."""
+    for loss, found in run_ranks(1, _without_pairs, tmp_path)[0]:
+        assert loss == 0.0 and len(found) > 10 and not any(found)
 
 
 def _noisy(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
 from tests.command import SMALLEST, run
 from tests.ranks import run_ranks
-from tests.trainer.loop import full_weights, make_trainer, pairs
+from tests.trainer.loop import APART, TEN_STEPS, distance, make_trainer, pairs, trained
 from tests.trainer.preference.test_losses import AT_REFERENCE
 
 DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2)])
@@ -70,31 +71,34 @@ def test_every_loss_starts_from_its_value_at_the_reference(tmp_path):
         assert norm > 0 and margin == pytest.approx(0, abs=1e-6), name
 
 
-def _adapters(folder):
-    """Train with an adapter, the reference being the model without it, or a copy; return losses and weights of each."""
+def _adapters(folder, *cuts):
+    """Train ten steps with an adapter, for each of `cuts`; return losses, state, final weights and how far they moved."""
     from arctic_hydra.converter.peft.lora import LoraFactory
 
-    found = {}
-    for kind in ("auto", "adapter_off", "copy"):
-        trainer = make_trainer(
-            DATA, folder, trainer_class=DPOTrainer, reference=kind, epochs=3, converters=[LoraFactory(r=4)]
-        )
-        rows = []
-        trainer._record = rows.append
-        trainer.train()
-        found[kind] = [row["loss"] for row in rows], trainer.state_dict(), full_weights(trainer)
+    found = []
+    for cut in cuts:
+        settings = {**TEN_STEPS, "converters": [LoraFactory(r=4)], **cut}
+        trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, **settings)
+        rows, weights, moved = trained(trainer)
+        found.append(([row["loss"] for row in rows], trainer.state_dict(), weights, moved))
     return found
 
 
 def test_a_model_without_its_adapter_is_the_reference_that_a_copy_is(tmp_path):
-    found = run_ranks(1, _adapters, tmp_path)[0]
-    losses, state, weights = found["copy"]
+    """However a step is cut."""
+    split = {"micro_batch_size": 1, "gradient_accumulation_steps": 4}
+    padded = {"micro_batch_size": 4, "packed": False, "reference": "adapter_off"}
+    whole = {"micro_batch_size": 4, "reference": "copy"}
+    [[(losses, state, weights, moved), *others]] = run_ranks(1, _adapters, tmp_path, whole, split, padded)
     assert state["reference"] and losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[-1] < losses[0]
-    for kind in ("auto", "adapter_off"):
-        assert found[kind][1] == {"reference": ""}
-        assert found[kind][0] == pytest.approx(losses, rel=1e-6)
-        for name, value in weights.items():
-            torch.testing.assert_close(found[kind][2][name], value, atol=1e-6, rtol=0, msg=name)
+    sharded = {"micro_batch_size": 2, "stage": 3}
+    for found in run_ranks(2, _adapters, tmp_path, sharded):
+        others += found
+    assert len(others) == 4 and len(losses) == 10
+    for ours, none, ends, _ in others:
+        assert none == {"reference": ""}
+        assert ours == pytest.approx(losses, rel=1e-6)
+        assert distance(ends, weights) < APART * moved
 
 
 def _wrong(folder):
@@ -165,3 +169,49 @@ def test_a_run_stops_resumes_bit_for_bit_and_is_evaluated_again(tmp_path):
     evaluated = run(f"{WHOLE} task=evaluate", tmp_path / "whole").stdout
     last = whole[-1]
     assert f"loss {last['eval/loss']:.4f}, {last['eval/rewards/accuracies']:.1%} of pairs" in evaluated, evaluated
+
+
+KILLER = """
+import os
+import signal
+from pathlib import Path
+
+from arctic_hydra.callback.base import Callback
+from arctic_hydra.component import component
+
+
+@component(group="callback", name="killer")
+class Killer(Callback):
+    \"\"\"Kills the command, two processes above its ranks, between the micro-batches of step 6.\"\"\"
+
+    def on_backward_end(self, trainer, facts):
+        if trainer.global_step == 5 and Path("kill").exists():
+            agent = Path(f"/proc/{os.getppid()}/stat").read_text()
+            os.kill(int(agent.rpartition(")")[2].split()[1]), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED = (
+    f"code=killer.py callback=[code:killer] trainer=dpo ranks=2 deepspeed=zero2 {SMALLEST} tracking=[] log.interval=1 name=r "
+    "data.sources.preference.path=pairs.jsonl data.train_eval_split=[0.8,0.2] data.max_length=64 data.packing=false "
+    "trainer.epochs=1 trainer.gradient_accumulation_steps=2 trainer.eval_at_start=false checkpoint.deepspeed.save_every_n_steps=2"
+)
+
+
+def test_a_run_with_a_copy_resumes_bit_for_bit_after_a_kill_between_two_micro_batches(tmp_path):
+    """And a later evaluation compares with the start of the run, not with the model as it is then."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "killer.py").write_text(KILLER)
+        (tmp_path / name / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    run(KILLED, tmp_path / "whole")
+    (tmp_path / "killed" / "kill").touch()
+    run(KILLED, tmp_path / "killed", code=-signal.SIGKILL)
+    assert [row["step"] for row in lines(tmp_path / "killed")[1]] == [1, 2, 3, 4, 5]
+    (tmp_path / "killed" / "kill").unlink()
+    assert "resumed  from step-00000004" in run(KILLED, tmp_path / "killed").stdout
+    evaluated = run(f"{KILLED} task=evaluate", tmp_path / "whole").stdout
+    (done, whole), (again, killed) = (lines(tmp_path / name) for name in ("whole", "killed"))
+    assert killed == whole and [row["step"] for row in whole] == [*range(1, 9), 8]
+    exports = [path / "export" / "model.safetensors" for path in (done, again)]
+    assert exports[0].read_bytes() == exports[1].read_bytes()
+    assert f"loss {whole[-1]['eval/loss']:.4f}, " in evaluated and whole[-1]["eval/loss"] < 0.69, evaluated

@@ -9,8 +9,8 @@ import torch
 
 from arctic_hydra.trainer.preference.orpo import ORPOTrainer
 from tests.ranks import run_ranks
-from tests.trainer.loop import make_trainer, pairs
-from tests.trainer.preference.test_base import logps
+from tests.trainer.loop import APART, distance, make_trainer, pairs
+from tests.trainer.preference.test_base import cut_history, logps
 
 DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2)])
 
@@ -45,3 +45,13 @@ def test_the_loss_is_that_of_the_paper(tmp_path):
     means = torch.tensor([[float(side.mean()) for side in sides] for sides in scores])
     assert row["rewards/chosen"] == pytest.approx(0.3 * float(means[:, 0].mean()), rel=1e-5)
     assert row["rewards/accuracies"] == float((means[:, 0] > means[:, 1]).float().mean())
+
+
+def test_two_ranks_with_padded_rows_at_zero_3_end_where_one_rank_with_packs_does(tmp_path):
+    cut = {"micro_batch_size": 1, "gradient_accumulation_steps": 2, "stage": 3, "packed": False}
+    [(expected, weights, moved)] = run_ranks(
+        1, cut_history, tmp_path, {"trainer_class": ORPOTrainer, "micro_batch_size": 4}
+    )
+    for rows, ours, _ in run_ranks(2, cut_history, tmp_path, {"trainer_class": ORPOTrainer, **cut}):
+        assert [row.get("loss") for row in rows] == pytest.approx([row.get("loss") for row in expected], rel=1e-6)
+        assert distance(ours, weights) < APART * moved

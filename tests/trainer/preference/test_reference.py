@@ -12,8 +12,9 @@ from arctic_hydra.trainer.head import unwrap
 from arctic_hydra.trainer.loss import plain_losses, supervised_logits
 from arctic_hydra.trainer.preference.dpo import DPOTrainer
 from arctic_hydra.trainer.preference.reference import why_not_adapter_off
+from tests.model.test_layers import RoutedModelFactory
 from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, make_trainer, pairs, tiny_factory
+from tests.trainer.loop import batch_of, make_trainer, pairs, tiny_factory, trained
 
 DATA = pairs([(3, 9), (12, 1)])
 
@@ -46,6 +47,22 @@ def test_the_reference_stays_while_the_model_is_trained(tmp_path):
 
 def test_so_it_does_at_zero_3_on_two_ranks(tmp_path):
     assert run_ranks(2, _scored, tmp_path, 3) == [[(True, False, False)] * 2] * 2
+
+
+def _routed(folder):
+    """Return the losses of ranks that use different experts, without ZeRO and at ZeRO-3, which shards the copy too."""
+    found = []
+    for stage in (0, 3):
+        factory = RoutedModelFactory(**vars(tiny_factory()))
+        trainer = make_trainer(DATA * 2, folder, trainer_class=DPOTrainer, stage=stage, model=factory)
+        rows, _, _ = trained(trainer)
+        found.append([row["loss"] for row in rows])
+    return found
+
+
+def test_ranks_that_use_different_experts_score_a_copy_at_zero_3_as_without(tmp_path):
+    for plain, sharded in run_ranks(2, _routed, tmp_path):
+        assert len(plain) == 2 and sharded == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from arctic_hydra.trainer.preference.dpo import DPOTrainer
 from arctic_hydra.trainer.preference.stored_reference import StoredReference
 from arctic_hydra.trainer.scoring import score_plan
 from tests.ranks import run_ranks
-from tests.trainer.loop import batch_of, full_weights, make_trainer, pairs
+from tests.trainer.loop import APART, batch_of, distance, make_trainer, pairs, trained
 from tests.trainer.scoring.samples import loader_of
 
 DATA = {
@@ -22,7 +22,8 @@ DATA = {
     "b": pairs([(2, 6), (9, 9), (8, 3)], seed=2),
 }
 HELD = {"held": pairs([(4, 2), (1, 7), (6, 6)], seed=1)}
-SETTINGS = {"micro_batch_size": 1, "gradient_accumulation_steps": 2, "epochs": 2, "ld_alpha": 0.5}
+SETTINGS = {"micro_batch_size": 1, "gradient_accumulation_steps": 2, "epochs": 2, "lr": 1e-3, "ld_alpha": 0.5}
+"""With ten steps."""
 
 
 def trainer_of(folder, kind, **settings):
@@ -38,13 +39,12 @@ def trainer_of(folder, kind, **settings):
 
 
 def history(folder, kind, **settings):
-    trainer, rows = trainer_of(folder, kind, **settings), []
-    trainer._record = rows.append
-    trainer.train()
+    trainer = trainer_of(folder, kind, **settings)
+    rows, weights, moved = trained(trainer)
     assert trainer.frozen_models(trainer.tools.engine.module) == int(kind == "copy")
     assert isinstance(trainer._reference, StoredReference) == (kind == "cached")
     kept = [{name: value for name, value in row.items() if name == "loss" or "/" in name} for row in rows]
-    return kept, full_weights(trainer), trainer.state_dict()
+    return kept, weights, moved, trainer.state_dict()
 
 
 def _equal(folder, settings):
@@ -61,8 +61,9 @@ def test_losses_evaluation_and_weights_are_those_with_a_copy(tmp_path, ranks, se
     place = SimpleNamespace(**SETTINGS, world=SimpleNamespace(size=1, rank=0))
     for data in (DATA, HELD):
         loader_of(tmp_path / "data", data, place)  # written by one process
-    for (rows, weights, state), (cached, ours, kept) in run_ranks(ranks, _equal, tmp_path, settings):
+    for (rows, weights, moved, state), (cached, ours, _, kept) in run_ranks(ranks, _equal, tmp_path, settings):
         assert len(rows) == len(cached) >= 6 and state == kept and state["reference"]
+        assert distance(ours, weights) < APART * moved
         for row, other in zip(rows, cached, strict=True):
             assert row == pytest.approx(other, rel=1e-6, abs=1e-6)  # a reward is the difference of large sums
         for name, value in weights.items():
