@@ -44,7 +44,9 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/; warnings, such as a broken link, are errors."""
-    session.install(*PINNED, "furo", "myst-parser", "sphinx", "sphinx-copybutton", "hydra-core", "omegaconf", "numpy", "xxhash")
+    session.install(
+        *PINNED, "furo", "myst-parser", "sphinx", "sphinx-copybutton", "hydra-core", "omegaconf", "numpy", "xxhash"
+    )
     session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "site", *session.posargs)
 
 
