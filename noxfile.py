@@ -1,6 +1,6 @@
 """All checks of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types and tests. Start the sessions slurm, faults, extras, bench, peers, audit and gpu by name, with `nox -s NAME`.
+`nox` runs lint, types, docs and tests. Start the sessions slurm, faults, extras, bench, peers, audit and gpu by name, with `nox -s NAME`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "tests"]
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
@@ -39,6 +39,15 @@ def tests(session: nox.Session) -> None:
     """Run the tests in two processes; `nox -s tests -- tests/tracking -k resume` selects some of them."""
     session.install(*PINNED, "-e", ".[test]")
     session.run("pytest", "-n", "2", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; warnings, such as a broken link, are errors."""
+    session.install(
+        *PINNED, "furo", "myst-parser", "sphinx", "sphinx-copybutton", "hydra-core", "omegaconf", "numpy", "xxhash"
+    )
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "site", *session.posargs)
 
 
 @nox.session

@@ -51,11 +51,11 @@ def run(
     """Run the program with `arguments` in `folder` and check its exit code; `code=None` accepts any.
 
     It runs in a fork of a warm process (tests/warm.py), or in a new interpreter if `fresh` is true, if `more` variables than
-    PYTHONPATH are given, or if the arguments need a shell.
+    PYTHONPATH are given, or if the arguments contain more than one command. A shell expands `*` and `$(...)` in any case.
     """
     done = None
-    if not (fresh or more.keys() - {"PYTHONPATH"} or set("$`|&;<>*?") & set(arguments)):  # no shell syntax
-        done = SERVER.run(module, shlex.split(arguments), folder, timeout, environment(**more)["PYTHONPATH"])
+    if not (fresh or more.keys() - {"PYTHONPATH"} or set("|&;<>") & set(arguments)):
+        done = SERVER.run(module, words(arguments, folder), folder, timeout, environment(**more)["PYTHONPATH"])
     done = done or subprocess.run(
         f"{shlex.quote(sys.executable)} -m {module} {arguments}",
         shell=True,
@@ -71,6 +71,22 @@ def run(
             f"exit {done.returncode} of: {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         )
     return done
+
+
+def words(arguments: str, folder: Path) -> list[str]:
+    """Return the arguments as a shell in `folder` passes them to a program."""
+    if not set("$`*?") & set(arguments):
+        return shlex.split(arguments)
+    printed = subprocess.run(
+        f"printf '%s\\0' {arguments}",
+        shell=True,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return printed.stdout.split("\0")[:-1]
 
 
 def start(arguments: str, folder: Path, *, stdout: Any = subprocess.PIPE, **more: str) -> subprocess.Popen[str]:

@@ -1,7 +1,7 @@
 """The pages below docs/: their files form a package beside which every command of the page runs.
 
 The first line of a code block names its file in a comment. A command that is meant to fail ends in a comment with its exit
-code and a part of its message: `# exit code 2: there is no such key`.
+code and a part of its message: `# exit code 2: there is no such key`. Blocks of `console` hold commands that are only composed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import pytest
 from arctic_hydra import config as config  # registers all options
 from arctic_hydra.component import registered
 from tests.command import ROOT, run
+from tests.composing import built
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 _BLOCK = re.compile(r"^```(python|yaml|toml|tsv|jsonl|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"# (\S+\.(?:py|yaml|toml|tsv|jsonl))\n")
-_PROGRAM = "python -m arctic_hydra "
+_COMMAND = re.compile(r"python -m (arctic_hydra[\w.]*) ([^\n]*?)(?:  #(.*))?")
 
 
 def files(page: str) -> dict[str, str]:
@@ -62,12 +63,32 @@ def test_the_commands_of_a_page_run(page, tmp_path):
     commands = [line for language, block in _BLOCK.findall(text) if language == "bash" for line in block.splitlines()]
     more = {"PYTHONPATH": str(tmp_path)} if (tmp_path / "my_lab").is_dir() else {}
     for line in commands:
-        assert line.startswith(_PROGRAM), line
-        command, _, comment = line.partition("  #")
-        failure = re.match(r" exit code (\d+): (.+)", comment)
-        done = run(command.removeprefix(_PROGRAM), tmp_path, code=int(failure[1]) if failure else 0, **more)
+        command = _COMMAND.fullmatch(line)
+        assert command, line
+        failure = re.match(r" exit code (\d+): (.+)", command[3] or "")
+        done = run(command[2], tmp_path, code=int(failure[1]) if failure else 0, module=command[1], **more)
         assert not failure or failure[2] in done.stdout + done.stderr, f"{line}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr, line
+
+
+COMPOSED = sorted(
+    {
+        line.partition("  #")[0].strip().removeprefix("$ ")
+        for page in (ROOT / "README.md", ROOT / "launchers" / "README.md", *PAGES)
+        for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+        if line.startswith("$ python -m arctic_hydra")
+    }
+)
+"""The commands that need a GPU, the hub or minutes."""
+
+
+@pytest.mark.parametrize("line", COMPOSED)
+def test_every_other_command_composes(line, tmp_path, monkeypatch):
+    """What the tests do not run is composed and checked, up to the machine."""
+    monkeypatch.chdir(tmp_path)
+    overrides = [word for word in shlex.split(line)[3:] if word != "-m"]
+    built(*(word if "[" in word else word.partition(",")[0] for word in overrides))
 
 
 GUIDES = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launchers/README.md"))]

@@ -21,7 +21,6 @@ ADVICE = {
     "no_difference": "check that chosen and rejected are not the same answer, also after truncation by data.max_length",
     "no_supervised_token": "check that answers are not empty and not truncated by data.max_length",
     "malformed": "pass data.malformed=error to see the first such row",
-    "no_difference": "check that the two answers of each pair differ, also within data.max_length",
 }
 """What to do about dropped rows, by reason."""
 _BECAUSE = {
