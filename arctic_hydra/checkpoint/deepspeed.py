@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
+from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint, check_identity
 from arctic_hydra.checkpoint.files import copy_beginning, synced_size
-from arctic_hydra.checkpoint.identity import check_identity
 from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, Stage, step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import set_random_state

@@ -34,6 +34,10 @@ _HINTS = {f"hydra.launcher.{name}": _ONE_TASK for name in ("tasks", "ntasks", "t
 """Keys known from other launchers or from the command line, with what to use instead."""
 
 
+_GROUP_IS_NULL = ("Unexpected type for root: NoneType", "'NoneType' object has no attribute 'get'")
+"""What OmegaConf says of a key of a group that is null."""
+
+
 def translate_error(error: Exception, overrides: list[str], recompose: Any) -> ConfigError:
     """Return a ConfigError with the full key, the value, what was expected and what to do.
 
@@ -53,9 +57,7 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
         return ConfigError(
             f"{' '.join(overrides)[:80] or 'config'}: nested too deeply; expected config files that do not include each other in a circle"
         )
-    if text.startswith(
-        ("Unexpected type for root: NoneType", "'NoneType' object has no attribute 'get'")
-    ):  # of OmegaConf
+    if text.startswith(_GROUP_IS_NULL):
         given = " ".join(overrides)
         return ConfigError(f"{given}: sets a key of a group that is null; remove the null, here or in a config file")
     if problem := _unreadable_file(chain):

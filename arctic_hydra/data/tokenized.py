@@ -239,9 +239,8 @@ class TokenizedDataFactory(DataFactory):
             loaded = self.load(split, name)
             facts["rows"] = loaded.rows
             phase.advance(len(loaded.rows))
-        if facts["rows"] is loaded.rows:
-            return loaded
-        return self._source_rows(split, name, as_rows(facts["rows"]))
+        replaced = facts["rows"] is not loaded.rows
+        return self._source_rows(split, name, as_rows(facts["rows"])) if replaced else loaded
 
     @abstractmethod
     def options(self) -> PrepareOptions:
