@@ -60,7 +60,7 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
     if text.startswith(_GROUP_IS_NULL):
         given = " ".join(overrides)
         return ConfigError(f"{given}: sets a key of a group that is null; remove the null, here or in a config file")
-    if problem := _unreadable_file(chain):
+    if problem := _unreadable_file(chain) or _wrong_base(chain):
         return ConfigError(problem)
     if isinstance(error, MissingConfigException) and "Available options in" in text:
         return _unknown_option(text)
@@ -89,8 +89,6 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return _unknown_key(_full_key(cause) or match[1], overrides, recompose)
         if match := re.search(r"Cannot (?:merge DictConfig with ListConfig|assign (\S+) to Dict\[str, (\w+)\])", first):
             return _list_group(overrides)
-        if match := re.search(r"Invalid type assigned: (\w+) is not a subclass of (\w+)", first):
-            return ConfigError(_wrong_base(match[1], match[2]))
         if problem := _interpolation_problem(first):
             return ConfigError(f"{_override_of(chain, cause) or ' '.join(overrides)}: {problem}")
         if isinstance(cause, OmegaConfBaseException) and first:
@@ -99,14 +97,16 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
     return ConfigError(f"{' '.join(overrides) or 'config'}: cannot be composed ({what})")
 
 
-def _wrong_base(name: str, base: str) -> str:
-    """Return the problem of a class that is registered in a group of another kind."""
-    found = [(group, option) for (group, option), cls in registered().items() if cls.__name__ == name]
-    group, option = found[0] if found else ("config", name)
-    return (
-        f"{group}={option}: {name} does not extend {base.removesuffix('Slot')}, the base class of the group {group}; extend it, or correct "
-        "the group in @component (docs/extending/code.md lists both)"
-    )
+def _wrong_base(chain: list[BaseException]) -> str:
+    """Return the problem of a class that is registered in a group of another kind; empty if it is another problem."""
+    found = re.search(r"Invalid type assigned: (\w+) is not a subclass of (\w+)", "\n".join(map(str, chain)))
+    for (group, option), cls in registered().items():
+        if found and cls.__name__ == found[1]:
+            return (
+                f"{group}={option}: {found[1]} does not extend {found[2].removesuffix('Slot')}, the base class of the group {group}; "
+                "extend it, or correct the group in @component (docs/extending/code.md lists both)"
+            )
+    return ""
 
 
 def _sweep_of_one_run(text: str) -> ConfigError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from arctic_hydra.component import BROKEN_EXTENSIONS
+from arctic_hydra.component import BROKEN_EXTENSIONS, DISPUTED_OPTIONS, DuplicateOption
 from arctic_hydra.errors import did_you_mean
 from arctic_hydra.human_numbers import convert_leaves
 
@@ -125,18 +125,20 @@ class RegisteredSpec:
 
 
 _SPECS: dict[str, RegisteredSpec] = {}
+_KEY = "model.spec"
 
 
 def register_model_spec(name: str, flavors: Mapping[str, Any]) -> Callable[[F], F]:
     """Register a function without arguments that returns a ModelSpec, as `model=spec model.spec=<name>`.
 
     `flavors` are configs (instances of one dataclass) by name, the first is the default. The function imports the model's
-    code, because configs compose without torch. Raises ValueError for a name that is taken and for configs that do not
-    qualify.
+    code, because configs compose without torch. Raises DuplicateOption for a name that is taken, and ValueError for configs
+    that do not qualify.
     """
     if name in _SPECS:
-        raise ValueError(
-            f"model.spec={name} is already registered by {_SPECS[name].create.__module__}; choose another name"
+        raise DuplicateOption(
+            f"model.spec={name} is already registered by {_SPECS[name].create.__module__}; choose another name",
+            (_KEY, name),
         )
     if not flavors:
         raise ValueError(
@@ -182,6 +184,8 @@ def registered_specs() -> list[RegisteredSpec]:
 
 def registered_spec(name: str) -> RegisteredSpec:
     """Return the spec that is registered under exactly this name; raises ValueError."""
+    if dispute := DISPUTED_OPTIONS.get((_KEY, name)):
+        raise ValueError(f"spec: got {name!r}, a name that two models are to have, and {dispute}")
     if name in _SPECS:
         return _SPECS[name]
     broken = "".join(f"; {problem}" for problem in BROKEN_EXTENSIONS.values())

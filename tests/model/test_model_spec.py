@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from arctic_hydra.component import DISPUTED_OPTIONS, DuplicateOption
 from arctic_hydra.model import model_spec
 from arctic_hydra.model.model_spec import ModelSpec, RegisteredSpec, register_model_spec, registered_spec
 
@@ -51,16 +52,21 @@ def test_configs_that_do_not_qualify_are_refused_at_registration(flavors, text):
         register_model_spec("mine", flavors)
 
 
-def test_a_name_is_taken_once_and_found_exactly():
+def test_a_name_is_taken_once_and_found_exactly(monkeypatch):
     with pytest.raises(ValueError, match="spec: got 'mine', but no model is registered"):
         registered_spec("mine")
     register_model_spec("mine", {"small": Sizes()})(make)
     assert registered_spec("mine").create is make
-    with pytest.raises(ValueError, match="model.spec=mine is already registered by tests.model.test_model_spec"):
+    with pytest.raises(
+        DuplicateOption, match="model.spec=mine is already registered by tests.model.test_model_spec"
+    ) as caught:
         register_model_spec("mine", {"small": Sizes()})
     for wrong in ("Mine", "tests.model.test_model_spec.make"):
         with pytest.raises(ValueError, match=f"spec: got '{wrong}', expected one of mine"):
             registered_spec(wrong)
+    monkeypatch.setitem(DISPUTED_OPTIONS, caught.value.args[1], "extension 'b' cannot be imported")
+    with pytest.raises(ValueError, match="got 'mine', a name that two models are to have, and extension 'b' cannot"):
+        registered_spec("mine")
 
 
 @pytest.mark.parametrize(
