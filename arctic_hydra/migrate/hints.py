@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 
@@ -23,6 +24,8 @@ def hint(key: str, known: Iterable[str]) -> str:
     """
     keys = sorted(name for name in known if not name.endswith("_target_"))
     parent, _, last = key.rpartition(".")
+    if problem := _missing_source(key, keys):
+        return f"; {problem}"
     if options := _options_with(parent, last):
         return f"; it belongs to {parent}={_listed(options)}"
     if parent.split(".")[0] == "deepspeed" and (problem := _engine_key(key)):
@@ -37,6 +40,17 @@ def hint(key: str, known: Iterable[str]) -> str:
     start = f"{parent}." if parent else ""
     names = sorted({name.removeprefix(start).split(".")[0] for name in keys if name.startswith(start)})
     return f"; {parent or 'the root'} has {', '.join(names)}" if names else ""
+
+
+def _missing_source(key: str, keys: list[str]) -> str:
+    """Return that the source of a key does not exist, and how to add it; empty for other keys."""
+    match = re.match(r"(data\.(?:eval_)?sources)\.([^.]+)\.", key)
+    if not match or any(name.startswith(match[0]) for name in keys):
+        return ""
+    group, name = match.groups()
+    chosen = sorted({other.split(".")[2] for other in keys if other.startswith(f"{group}.")})
+    only = f", only {', '.join(chosen)}" if chosen else ""
+    return f"{group} has no entry {name}{only}; add it with +source@{group}.{name}=<option>, such as json or hf"
 
 
 def _listed(names: list[str]) -> str:

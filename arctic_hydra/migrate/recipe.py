@@ -20,6 +20,8 @@ _FLAT = ("axolotl", "llamafactory", "trl", "transformers")
 """Projects whose configs are flat, the one that is named where two know as many of the keys first."""
 _EXTENDING = ("llamafactory", "trl")
 """Projects whose configs hold keys of TrainingArguments, too."""
+_FEWEST = 3
+"""Keys of a flat config that its project has to know, which names such as `dataset` and `template` would fit by chance."""
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -79,7 +81,7 @@ def project_of(recipe: Mapping[str, Any]) -> str:
         return "" if ours else "arctictraining"
     counts = {project: _known(recipe, project) for project in _FLAT}
     best = max(counts, key=lambda project: counts[project])
-    return best if counts[best] and 2 * counts[best] >= len(recipe) else ""
+    return best if counts[best] >= _FEWEST and 2 * counts[best] >= len(recipe) else ""
 
 
 def _known(recipe: Mapping[str, Any], project: str) -> int:

@@ -126,7 +126,8 @@ def advice(key: str) -> str:
     """Return what to use instead of a key that another project has, as a clause; empty if none has it."""
     by_place: dict[tuple[str, ...], dict[str, Word]] = {}
     for word in find(key):
-        by_place.setdefault((*word.options, *word.keys), {}).setdefault(word.project, word)
+        if key not in word.keys or word.options:
+            by_place.setdefault((*word.options, *word.keys), {}).setdefault(word.project, word)
     return ", or ".join(_clause(key, list(same.values())) for same in by_place.values())
 
 

@@ -21,6 +21,12 @@ CASES = [
     ("tracking.mlflow.tracking_uri", "; did you mean tracking.mlflow.uri?"),
     ("peft.r", "; it belongs to peft=lora or qlora"),
     ("optimizer.momentum", "; it belongs to optimizer=muon"),
+    (
+        "data.sources.mine.path",
+        "; data.sources has no entry mine, only chat; add it with +source@data.sources.mine=<option>",
+    ),
+    ("data.eval_sources.a.split", "; data.eval_sources has no entry a"),
+    ("data.sources.chat.name_or_path", "; name_or_path of ArcticTraining is data.sources.chat.path here"),
     ("data.column", "; column of ArcticTraining is data.column with data=text here"),
     ("deepspeed.zero_optimization.stage", "; zero_optimization of DeepSpeed belongs into deepspeed.config"),
     ("deepspeed.stge", "; did you mean deepspeed.stage?"),

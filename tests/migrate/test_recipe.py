@@ -31,6 +31,7 @@ OURS = "model: {name_or_path: org/base}\ndata: {sources: {a: {path: org/a}}}\nse
         (OURS, ""),
         ("defaults: [config, _self_]\n" + ARCTIC, ""),
         ("a: 1\nb: 2\n", ""),
+        ("dataset: a\ntemplate: b\n", ""),
     ],
 )
 def test_a_config_is_recognized(text: str, project: str, tmp_path: Path) -> None:

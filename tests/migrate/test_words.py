@@ -172,6 +172,7 @@ def test_the_page_of_a_project_is_its_table(project: str) -> None:
         ("save_steps", "save_steps of transformers and Axolotl is checkpoint.deepspeed.save_every_n_steps here"),
         ("model.peft_config.r", "peft_config of ArcticTraining is peft here (a config group"),
         ("model.foo.learning_rate", ""),
+        ("data.column", "column of ArcticTraining is data.column with data=text here"),
         ("nothing", ""),
     ],
 )
