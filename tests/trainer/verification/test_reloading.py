@@ -58,4 +58,4 @@ def test_an_adapter_is_loaded_by_peft_in_the_data_type_of_training(tmp_path: Pat
     loaded = load(tmp_path / "export", replace(expected, dtype=torch.bfloat16))
     assert loaded.library == "peft" and loaded.model.dtype == torch.bfloat16
     verdict = verify(tmp_path / "export", expected)
-    assert verdict.verified and verdict.unchecked == ["strength of the adapter (it changes no logits yet)"]
+    assert verdict.verified and verdict.unchecked == ["adapter scale (it changes no logits yet)"]
