@@ -169,7 +169,7 @@ def _exact_match_problems(run: Run) -> Iterator[str]:
     if run.trainer.auto_class != CAUSAL_LM:
         name = _option_name(type(run.trainer))
         yield f"{key}: needs generated answers, but trainer={name} trains a model that gives scores instead of text; remove it"
-    if not isinstance(run.data, SFTDataFactory):
+    elif not isinstance(run.data, SFTDataFactory):
         name = _option_name(type(run.data))
         yield f"{key}: needs questions with answers, but data={name} has none; expected data of conversations, or remove it"
 
