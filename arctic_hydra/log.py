@@ -53,7 +53,7 @@ def start(run_dir: Path, world: World, level: str, *, to_file: bool, to_terminal
         faulthandler.register(signal.SIGUSR1, file=open_regular(path, APPEND), all_threads=True)
     if to_terminal:
         terminal = _TerminalHandler()
-        terminal.setFormatter(_MaskingFormatter("%(message)s" if world.size == 1 else "[rank %(rank)s] %(message)s"))
+        terminal.setFormatter(_MaskingFormatter(f"{'' if world.size == 1 else '[rank %(rank)s] '}%(kind)s%(message)s"))
         terminal.addFilter(context)
         terminal.addFilter(_only_ours)
         root.addHandler(terminal)
@@ -103,6 +103,7 @@ class _RankFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.rank = self.rank
+        record.kind = "warning: " if record.levelno == logging.WARNING else ""
         return True
 
 

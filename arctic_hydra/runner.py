@@ -15,7 +15,7 @@ from arctic_hydra.report.facts import model_facts
 from arctic_hydra.report.header import print_header
 from arctic_hydra.report.memory_lines import Prediction, describe, process_gib
 from arctic_hydra.report.outcome import outcome
-from arctic_hydra.run_directory import FAILED
+from arctic_hydra.run_directory import FAILED, relative
 from arctic_hydra.scheduler.extended import continue_schedule, warmup_steps
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.trainer.base import Trainer
@@ -86,7 +86,7 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
         with trainer.event("create_model", config=model_config) as about, engine.model_init(engine_config):
             start = assemble.starting_weights(run)
             if origin := (weights or start):
-                loading.about = f"from {origin.path}"
+                loading.about = f"from {relative(origin.path)}"
             elif run.model.weights_source is not None:
                 loading.about = f"from {run.model.weights_source[0]}"
             about["model"] = assemble.create_model(run, model_config, data.tokenizer, start, weights)

@@ -14,6 +14,7 @@ from arctic_hydra import log
 from arctic_hydra.distributed import World
 log.start(pathlib.Path(sys.argv[1]), World(1, 2), "INFO", to_file=True, to_terminal=True)
 logging.getLogger("arctic_hydra.x").info("ours")
+logging.getLogger("arctic_hydra.x").warning("look")
 logging.getLogger("arctic_hydra.x").debug("too fine")
 logging.getLogger("library").warning("theirs, a warning")
 logging.getLogger("library").error("theirs, an error")
@@ -31,7 +32,7 @@ def test_the_file_holds_warnings_of_libraries_and_the_terminal_their_errors(tmp_
     done = subprocess.run(
         [sys.executable, "-c", LOGGING, str(tmp_path)], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert done.stderr.splitlines() == ["[rank 1] ours", "[rank 1] theirs, an error"]
+    assert done.stderr.splitlines() == ["[rank 1] ours", "[rank 1] warning: look", "[rank 1] theirs, an error"]
     assert done.stdout == "['[rank 1] above the bar']\n"
     text = (tmp_path / "logs" / "rank1.log").read_text()
     assert "INFO [rank 1] arctic_hydra.x: ours" in text and "WARNING [rank 1] library: theirs, a warning" in text

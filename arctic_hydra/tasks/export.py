@@ -15,7 +15,7 @@ from arctic_hydra.config import Run
 from arctic_hydra.data.load.stop_tokens import counted_stops
 from arctic_hydra.distributed import World
 from arctic_hydra.report.outcome import verified
-from arctic_hydra.run_directory import FINISHED, RunDirectory
+from arctic_hydra.run_directory import FINISHED, RunDirectory, relative
 from arctic_hydra.tasks.evaluate import checkpoint_root
 from arctic_hydra.trainer.parts.saving import size_mib
 
@@ -43,7 +43,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
         trusted, device = run.model.trusts_remote_code, torch.device("cpu")
         expected = expect(model, tokenizer, stops, device, run.trainer.auto_class, trusts_remote_code=trusted)
     merge = options.merge if options.merge is not None else assemble.base_of(run) is None
-    with display.phase("export", name, unit="MiB") as phase:
+    with display.phase("export", f"to {name}/", unit="MiB") as phase:
         if has_adapter(model) and merge:
             check_mergeable(model)
             model = model.merge_and_unload()
@@ -74,7 +74,7 @@ def restore(run: Run, run_dir: Path) -> Restored:
     weights = assemble.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     start = assemble.starting_weights(run)
-    with display.phase("weights", f"from {weights.path}"):
+    with display.phase("weights", f"from {relative(weights.path)}"):
         config = run.trainer.create_config(run.model)
         model = assemble.create_model(run, config, tokenizer, start, weights, quantize=False)
     return Restored(model, tokenizer, weights, _stop_tokens(run, run_dir.parent, weights, tokenizer))

@@ -277,9 +277,10 @@ class Trainer(Construction, Evaluation):
                 if engine.do_checkpoint:
                     self.tools.state.since_last_log = self._loop.totals.state_dict()
                     about = {"engine": engine, "path": engine.checkpoint_dir}
-                    what = "save" if engine.can_resume else "export"
+                    name = engine.checkpoint_dir.name
+                    what = ("save", name) if engine.can_resume else ("export", f"to {name}/")
                     with (
-                        display.phase(what, engine.checkpoint_dir.name, unit="MiB") as saving,
+                        display.phase(*what, unit="MiB") as saving,
                         self.event("checkpoint", **about) as outer,
                         self.event("save", **about) as inner,
                     ):
