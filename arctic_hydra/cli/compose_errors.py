@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,7 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         return ConfigError(f"{key}: there is no such key; {_HINTS[key]}")
     parent = ".".join(parts[:-1])
     siblings = [name for name in keys if name.rpartition(".")[0] == parent]
-    hint = _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))
+    hint = _options_with(parts) or _did_you_mean(key, siblings) or _did_you_mean(key, _prefixes(keys))
     if not hint:
         names = sorted(
             {
@@ -310,6 +311,14 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         names = [name for name in names if name != "_target_"]
         hint = f"; {parent or 'the root'} has {', '.join(names)}" if names else ""
     return ConfigError(f"{key}: there is no such key{hint}")
+
+
+def _options_with(parts: list[str]) -> str:
+    """Return a hint with the options of a group that have a field, of which the chosen one is none; empty if no option has it."""
+    if len(parts) != 2:
+        return ""
+    names = [name for (_, name), cls in registered(parts[0]).items() if parts[1] in {item.name for item in fields(cls)}]
+    return f"; it is a setting of {', '.join(f'{parts[0]}={name}' for name in sorted(names))}" if names else ""
 
 
 def _prefixes(keys: list[str]) -> list[str]:
