@@ -17,6 +17,7 @@ BAD = [
         "source@data.sources.mine: there is no such entry to replace; add it with +source@data.sources.mine=<option>",
     ),
     ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
+    ("trainer=orpo trainer.label_smoothing=0.1", "trainer.label_smoothing: there is no such key; it is a setting of trainer=causal, trainer=dpo, trainer=sft"),
     ("modle=hf", "modle: there is no such key; did you mean model?"),
     ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, spec, tiny; did you mean liger?"),
     ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),

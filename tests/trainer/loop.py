@@ -262,7 +262,7 @@ def make_trainer(
     return trainer
 
 
-TEN_STEPS: dict[str, Any] = {"lr": 1e-3, "train_iters": 10}
+TEN_STEPS: dict[str, Any] = {"lr": 1e-3, "epochs": 10, "train_iters": 10}
 APART = 1e-4
 """How far two equal trainings may end from each other after ten steps, as a share of the distance that their weights moved."""
 

@@ -103,7 +103,11 @@ class Entry:
         """Return the parts that have to be computed; damaged ones are deleted, with a warning. The caller holds the lock."""
         found, problems = self._verified()
         for path, problem in problems.items():
-            log.warning("stored scores in %s are damaged (%s); they are computed again", path, problem)
+            log.warning(
+                "stored scores are damaged: %s %s; the file is deleted, and missing parts are computed again",
+                path,
+                problem,
+            )
             try:
                 path.unlink()
             except OSError as error:

@@ -34,6 +34,7 @@ DATA = pairs([(3, 9), (12, 1), (5, 5), (20, 2)])
         ({"loss_type": "exo_pair", "label_smoothing": 0}, "label_smoothing: got 0, expected above 0 and below 0.5"),
         ({"loss_type": "exo_pair", "label_smoothing": 0.5}, "label_smoothing: got 0.5, expected above 0 and below"),
         ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing: got 0.5, expected below 0.5"),
+        ({"loss_type": "robust", "label_smoothing": 0.7}, "label_smoothing: got 0.7, expected below 0.5"),
         ({"loss_type": "ipo", "ld_alpha": 0.5}, "ld_alpha: got 0.5, but ipo takes the mean over tokens"),
         ({"reference_path": "x", "reference": "copy"}, "reference: got copy, but reference_path names the reference"),
     ],
