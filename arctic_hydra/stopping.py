@@ -174,7 +174,10 @@ def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: li
         if is_first:
             told.append(number)
             name = signal.Signals(number).name
-            print(f"{name}: stopping {what}; interrupt again to end at once", file=sys.stderr, flush=True)
+            # A child that draws a bar of up to three lines overwrites those above the cursor.
+            before, after = ("\n", "\n\n") if sys.stderr.isatty() else ("", "")
+            text = f"{before}{name}: stopping {what}; interrupt again to end at once{after}"
+            print(text, file=sys.stderr, flush=True)
             for child in children():
                 ask_to_stop(child, number)
         elif at_once:
