@@ -29,9 +29,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
         return
     if "checkpoint" in result:
-        if match := result.get("exact_match"):
-            share = f"{match['correct']}/{match['questions']} = {100 * match['correct'] / match['questions']:.1f} %"
-            print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
+        _print_exact_match(result.get("exact_match"))
         print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
         return
     print(
@@ -56,12 +54,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
     if export is not None and (loader := _loader(directory.path / export)):
-        library, function, more = loader
-        print(f"next: load it with {library}:")
-        print(f"  {function}({str(path / export)!r}{more})")
-        if "SequenceClassification" not in function:
-            print("next: talk to it:")
-            print(f"  {PROGRAM} task=chat from_checkpoint={shlex.quote(str(path))}")
+        _print_uses(path, export, *loader)
     limits = (
         "fresh=",
         *(f"trainer.{name}" for name in ("epochs=", "train_iters=", "min_iterations=", "exit_iteration")),
@@ -75,6 +68,21 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     print(f"  {shlex.join([*PROGRAM.split(), *overrides, longer])}")
     if fine_tunes:
         print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+
+
+def _print_uses(path: Path, export: str, library: str, function: str, more: str) -> None:
+    print(f"next: load it with {library}:")
+    print(f"  {function}({str(path / export)!r}{more})")
+    if SEQUENCE_CLASSIFIER.removeprefix("Auto") not in function:
+        print("next: talk to it:")
+        print(f"  {PROGRAM} task=chat from_checkpoint={shlex.quote(str(path))}")
+
+
+def _print_exact_match(match: dict[str, Any] | None) -> None:
+    if match:
+        correct, questions = match["correct"], match["questions"]
+        share = f"{correct}/{questions} = {100 * correct / questions:.1f} %"
+        print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
 
 
 def _print_scores(result: dict[str, Any]) -> None:
