@@ -36,9 +36,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         _print_verdicts(result)
         return
     if "checkpoint" in result:
-        if match := result.get("exact_match"):
-            share = f"{match['correct']}/{match['questions']} = {100 * match['correct'] / match['questions']:.1f} %"
-            print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
+        _print_exact_match(result.get("exact_match"))
         print(f"evaluated {relative(Path(result['checkpoint']))}; all metrics: {path / 'result.json'}")
         return
     print(f"finished {result['step']} steps; loss {_training_loss(directory.path, result)}")
@@ -62,12 +60,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     if _print_verdicts(result):
         return
     if export is not None and (loader := _loader(directory.path / export)):
-        library, function, more = loader
-        print(f"next: load it with {library}:")
-        print(f"  {function}({str(path / export)!r}{more})")
-        if "SequenceClassification" not in function:
-            print("next: talk to it:")
-            print(f"  {PROGRAM} task=chat from_checkpoint={shlex.quote(str(path))}")
+        _print_uses(path, export, *loader)
     if result.get("stop_reason"):
         return  # a callback has ended this run, and would end a longer one as well
     overrides = directory.record()["overrides"]
@@ -76,6 +69,21 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     print(f"  {shlex.join([*PROGRAM.split(), *_longer(directory, overrides, result)])}")
     if fine_tunes:
         print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+
+
+def _print_uses(path: Path, export: str, library: str, function: str, more: str) -> None:
+    print(f"next: load it with {library}:")
+    print(f"  {function}({str(path / export)!r}{more})")
+    if SEQUENCE_CLASSIFIER.removeprefix("Auto") not in function:
+        print("next: talk to it:")
+        print(f"  {PROGRAM} task=chat from_checkpoint={shlex.quote(str(path))}")
+
+
+def _print_exact_match(match: dict[str, Any] | None) -> None:
+    if match:
+        correct, questions = match["correct"], match["questions"]
+        share = f"{correct}/{questions} = {100 * correct / questions:.1f} %"
+        print(f"exact match {share}; the answers: {relative(Path(match['answers']))}")
 
 
 def _print_scores(result: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def _of_run(run: config.Run, directory: RunDirectory) -> ChatModel:
     exporter = run.checkpoint.get("hf")
     if run.from_checkpoint is None and isinstance(exporter, HuggingFaceCheckpoint):
         export = exporter.directory_of(directory.path) / exporter.save_name
-        if export.is_dir():
+        if export.is_dir() and not _lacks_base(_read_json(export / "adapter_config.json")):
             return _of_export(str(export), run, run)
     return _of_checkpoint(run, directory)
 
@@ -144,15 +144,20 @@ def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
                 f"{_KEY}: {name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
             )
         return model
-    if adapter.get("base_model_name_or_path") is None:
+    if _lacks_base(adapter):
         raise ModelError(
             f"{_KEY}: {name} is an adapter whose base model is in no file; export the merged model with checkpoint.hf.merge=true, or "
-            "name the run or a checkpoint of it"
+            "name the run or a checkpoint of it, whose config creates the base"
         )
     from peft import AutoPeftModelForCausalLM
 
     options["local_files_only"] = not hub_reachable()  # the base may be on the hub
     return AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto", **options)
+
+
+def _lacks_base(adapter: dict[str, Any]) -> bool:
+    """Whether an adapter's config names no base model; false for the empty config of a full model."""
+    return bool(adapter) and adapter.get("base_model_name_or_path") is None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -67,6 +67,9 @@ def test_an_adapter_is_loaded_onto_its_base_with_its_own_stop_tokens(export, tmp
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
     with pytest.raises(ArcticHydraError, match="is an adapter whose base model is in no file; export the merged model"):
         _load(folder, tmp_path)
+    folder.rename(_with_run(tmp_path / "run") / "export")
+    with pytest.raises(ArcticHydraError, match="run/checkpoints contains no checkpoint"):  # which has the base too
+        _load(tmp_path / "run", tmp_path)
 
 
 def test_a_model_of_texts_continues_them(tmp_path):
