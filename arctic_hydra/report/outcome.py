@@ -13,7 +13,6 @@ from arctic_hydra.redaction import redact
 from arctic_hydra.report.facts import ModelFacts
 from arctic_hydra.run_directory import FAILED, FINISHED, STOPPED, RunDirectory
 from arctic_hydra.trainer.base import Trainer
-from arctic_hydra.trainer.scoring.scored_loader import ScoredLoader
 from arctic_hydra.trainer.verification.verdict import problem_of
 
 
@@ -34,6 +33,8 @@ def outcome(run: Run, trainer: Trainer, loader: Loader, resumed_from: Path | Non
 
     A run that stopped before all its scores were stored has `scores`, an empty list, as with `task=score`.
     """
+    from arctic_hydra.trainer.scoring.scored_loader import ScoredLoader  # imports Arrow, which starts a thread
+
     lines = list(read_metrics(trainer.tools.run_dir / "metrics.jsonl"))
     steps = [row for row in lines if "loss" in row]
     evaluations = [row for row in lines if "eval/loss" in row]
