@@ -257,7 +257,7 @@ def _refuse_groups(cls: Any) -> None:
         _refuse_types(group)
         _refuse_groups(group)
         name = group.__name__
-        if get_origin(hint) in (list, tuple, dict):
+        if get_origin(hint) in (list, dict):
             raise TypeError(
                 f"{where}: a config cannot hold several {name} in one field; declare a field `<name>: {name} = "
                 f"field(default_factory={name})` for each, or list[dict[str, Any]] and check it in `validate`"
@@ -299,7 +299,7 @@ def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def choice(default: Any, values: Sequence[Any]) -> Any:
-    """Return a dataclass field of text or a number that has few valid values: help and completion list them, `validate` checks them."""
+    """Return a dataclass field with few valid values, which help and completion list; the class's `validate` has to check them."""
     return field(default=default, metadata={"choices": tuple(values)})
 
 

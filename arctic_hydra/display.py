@@ -190,8 +190,9 @@ class Display:
             self._print(line)
 
     def _print(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, emoji=False)
+        live = self._live  # another thread may close it
+        if live is not None:
+            live.console.print(text, markup=False, highlight=False, emoji=False)
             return
         try:
             sys.stdout.write(f"{text}\n")  # in one write, because a thread prints, too

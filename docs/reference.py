@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from arctic_hydra.cli.help import pages
@@ -70,7 +71,8 @@ def _escaped(text: str) -> str:
 
 def write_pages(folder: Path) -> None:
     """Write a page for each group, one for the keys of the run itself, and their index."""
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     with hydra_with() as loader:
         known = Inventory(loader)
         written = {"run": MarkdownPage()}

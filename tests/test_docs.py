@@ -21,7 +21,7 @@ from arctic_hydra.component import registered
 from tests.command import ROOT, run
 from tests.composing import built
 
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference_pages")
 _BLOCK = re.compile(r"^```(python|yaml|toml|tsv|jsonl|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"# (\S+\.(?:py|yaml|toml|tsv|jsonl))\n")
 _COMMAND = re.compile(r"python -m (arctic_hydra[\w.]*) ([^\n]*?)(?:  #(.*))?")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -316,15 +315,7 @@ def _unknown_key(key: str, overrides: list[str], recompose: Any) -> ConfigError:
         return ConfigError(f"{key}: there is no such entry to replace; add it with +{key}=<option>")
     if key in _HINTS:
         return ConfigError(f"{key}: there is no such key; {_HINTS[key]}")
-    return ConfigError(f"{key}: there is no such key{_options_with(parts) or hint_of(key, keys)}")
-
-
-def _options_with(parts: list[str]) -> str:
-    """Return a hint with the options of a group that have a field, of which the chosen one is none; empty if no option has it."""
-    if len(parts) != 2:
-        return ""
-    names = [name for (_, name), cls in registered(parts[0]).items() if parts[1] in {item.name for item in fields(cls)}]
-    return f"; it is a setting of {', '.join(f'{parts[0]}={name}' for name in sorted(names))}" if names else ""
+    return ConfigError(f"{key}: there is no such key{hint_of(key, keys)}")
 
 
 def _did_you_mean(word: str, words: list[str]) -> str:

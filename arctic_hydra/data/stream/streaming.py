@@ -131,6 +131,8 @@ class StreamingLoader:
                 segment = read_segment(
                     state, self._streams, unless_stopped, self._options, geometry.global_batch_size, geometry.seed
                 )
+                if segment.end.last_step:  # a run that extends another one has further steps
+                    segment = replace(segment, end=replace(segment.end, last_step=geometry.most_steps))
                 self._report(segment)
                 yield segment
                 state = segment.end
@@ -160,7 +162,10 @@ class StreamingLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state_dict` returned."""
-        self._latest = StreamState.from_state_dict(state)
+        loaded = StreamState.from_state_dict(state)
+        if 0 < loaded.last_step <= loaded.step:  # the end of a run that this one extends
+            loaded = replace(loaded, last_step=self._geometry.most_steps)
+        self._latest = loaded
         self._states = [self._start, self._latest]
 
     def _state_before(self, step: int) -> StreamState:

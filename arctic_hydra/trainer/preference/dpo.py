@@ -33,7 +33,7 @@ class DPOTrainer(ReferenceTrainer, PreferenceTrainer):
     loss_weights: list[float] = field(default_factory=list)
     """Weight of each loss in `loss_type`; 1 for each if empty."""
     label_smoothing: HumanFloat | None = number(None, minimum=0, maximum=1)
-    """Assumed share of pairs with swapped labels: for sigmoid, robust and exo_pair. Unset: 0, for exo_pair 0.001."""
+    """Assumed share of pairs with swapped labels, below 0.5: for sigmoid, robust and exo_pair. Unset: 0, for exo_pair 0.001."""
     ld_alpha: HumanFloat | None = number(None, minimum=0, maximum=1)
     """Weight of the tokens beyond the length of the pair's shorter answer (LD-DPO); unset: 1."""
 

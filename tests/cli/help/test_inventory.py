@@ -63,7 +63,7 @@ def test_defaults_are_those_of_the_file_of_an_option(known):
 def test_types_ranges_and_units(known):
     trainer, source = keys(known, "trainer", "dpo"), keys(known, "source", "json")
     assert trainer["epochs"].kind == "integer 0 to 1e6, in epochs"
-    assert trainer["label_smoothing"].kind == "number 0 to 0.5"
+    assert trainer["label_smoothing"].kind == "number 0 to 1"
     assert trainer["head_loss"].values == ("auto", "liger", "chunked", "full")
     assert trainer["overfit_first_batch"].kind == "true | false"
     assert (source["path"].name, source["path"].kind) == ("data.sources.<name>.path", "path or list of paths")
