@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not _has_working_directory():
             raise ConfigError("the working directory no longer exists; change to another")
-        arguments = with_overrides_of_extended_run(arguments)
-        code = _dispatch([normalize(argument) for argument in user_code.load(arguments)])
+        typed = [normalize(argument) for argument in user_code.load(arguments)]
+        code = _dispatch(with_overrides_of_extended_run(typed))
         if code == EXIT_STOPPED_EARLY:
             atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
         return code

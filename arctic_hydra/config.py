@@ -317,12 +317,12 @@ def _mapping(node: Any) -> dict[str, Any]:
     return node if isinstance(node, dict) else {}  # `create` reports a node of another type
 
 
-def identity(run: Run) -> dict[str, Any]:
+def identity(run: Run, *, defaults: bool = True) -> dict[str, Any]:
     """Return the settings that affect the result of the run, as plain JSON values with converted numbers and absolute paths.
 
     Components are named by config group and option, so moving a class does not change it.
     """
-    return _with_batch(run, _identity_of(run, defaults=True))
+    return _with_batch(run, _identity_of(run, defaults=defaults))
 
 
 def run_id(run: Run) -> str:

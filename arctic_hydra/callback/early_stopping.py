@@ -48,7 +48,9 @@ class EarlyStopping(Callback):
         self._best_step = self._without = 0
 
     def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Decide again after a stop by a signal had come first."""
+        """Decide again after a stop by a signal had come first; a run that extends another one begins to count anew."""
+        if trainer.tools.state.extended_at == trainer.global_step:
+            self._without = 0
         self._decide(trainer)
 
     def on_evaluate_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:

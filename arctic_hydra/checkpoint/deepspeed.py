@@ -236,7 +236,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
     # ---- load ----------------------------------------------------------------------------------------------------
 
     def load(self) -> Path | None:
-        """Restore the newest valid checkpoint, if there is none that of `state.extends`; return its directory, or None. Collective.
+        """Restore the newest valid checkpoint of this run or, if it has none, of `state.extends`; return its directory. Collective.
 
         Sets weights, optimizer, schedule, counters and this rank's RNG states, and truncates `state.logs` to their
         recorded lengths. Raises the same CheckpointError on every rank if there are checkpoints but none is usable,
@@ -283,7 +283,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         check_readable(found.path, names[self.state.world.rank :: self.state.world.size])
 
     def _restore_resharded(self, found: Checkpoint) -> None:
-        """Restore a checkpoint from another number of ranks; `_check_identity` has verified that the global batch is equal."""
+        """Restore a checkpoint from another number of ranks; `check_identity` has verified that the global batch is equal."""
         target = self._store.root / f".tmp-resharded-{found.path.name}"
         ranks, error = self.state.world.size, None
         if self.state.world.is_main:

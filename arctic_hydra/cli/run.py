@@ -64,7 +64,7 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     run, directory = job.run, job.directory
     lock = job.lock_directory()
     print(f"run      {directory.path}", flush=True)
-    with display.shown(prints=True), display.phase("read", "content of the data, for its hash", transient=True):
+    with display.shown(prints=True), display.phase("hash", "content of the data", transient=True):
         data = job.data_digest()
     job.prepare_directory()
     if job.is_finished(data):
@@ -99,11 +99,13 @@ def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     with one_stop(signals):
         code = start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
     stopped = bool(code) and has_stopped(directory, code, asked_to_stop=bool(signals))
-    how = "was stopped" if stopped else "failed" if code else "is done"
+    status = None if code else directory.result().get("status")
+    failed = status == run_directory.FAILED or (code and not stopped)
+    how = "was stopped" if stopped else "failed" if failed else "is done"
     print(f"node {run.node_rank} of {run.nnodes} {how}; see the command on node 0 for the result of the run")
-    if stopped or (not code and directory.result().get("status") == run_directory.STOPPED):
+    if stopped or status == run_directory.STOPPED:
         return EXIT_STOPPED_EARLY
-    return EXIT_FAILED if code else EXIT_DONE
+    return EXIT_FAILED if failed else EXIT_DONE
 
 
 def _require_run(job: Job) -> None:

@@ -179,7 +179,7 @@ class TokenizedDataFactory(DataFactory):
         """Return the tokenized examples of `split`, cached per source."""
         from arctic_hydra.data.cache.token_store import JoinedStore
 
-        with display.phase("read", f"{split} data, for its hash", transient=True):
+        with display.phase("hash", f"{split} data", transient=True):
             identities = self.identities(split)
         return JoinedStore(
             {name: self._process_source(split, name, identities[name], tokenizer, world) for name in identities}
@@ -225,7 +225,7 @@ class TokenizedDataFactory(DataFactory):
                 display.say_cached(self._key(split, name), store.report["kept"])
             processing["store"] = store
         if world.is_main:
-            warn(self._key(split, name), RowReport.from_dict(store.report), tokenizer)
+            warn(self._key(split, name), RowReport.from_dict(store.report), tokenizer, divisible=not options.answers)
         return store
 
     def load_replaced(self, split: str, name: str) -> SourceRows:

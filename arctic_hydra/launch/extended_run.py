@@ -10,6 +10,7 @@ from typing import Any
 from arctic_hydra import config
 from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files import code_file
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.redaction import redact
 from arctic_hydra.redaction.masking import MASK
@@ -45,10 +46,14 @@ def with_overrides_of_extended_run(arguments: Sequence[str]) -> list[str]:
     `trust_remote_code=true` have to be repeated. Raises ConfigError if the directory is no run, or if they are missing.
     """
     named = [item.removeprefix(_KEY) for item in arguments if item.startswith(_KEY)]
-    if len(named) != 1 or "," in named[0]:
+    if not named:
         return list(arguments)
+    if len(named) > 1 or "," in named[0]:
+        raise ConfigError(
+            f"extend: got {shorten(' and '.join(named))}, expected the directory of one run; extend one per command"
+        )
     stored = _record_of(named[0]).get("overrides", [])
-    given = {_key_of(item) for item in arguments}
+    given = {_key_of(item) for item in [*arguments, *code_file.typed_arguments()]}
     kept, missing = [], []
     for item in _joined(stored):
         key = _key_of(item[0])
@@ -83,7 +88,7 @@ def _key_of(item: str) -> str:
 
 def _is_replaced(key: str, given: set[str]) -> bool:
     """Whether the command line sets a key, or chooses the option of the group whose field it is."""
-    return key in given or any(key.startswith(f"{other}.") for other in given)
+    return key in given or any(key.startswith(f"{other.replace('/', '.')}.") for other in given)
 
 
 def _record_of(text: str) -> dict[str, Any]:
@@ -96,6 +101,11 @@ def _record_of(text: str) -> dict[str, Any]:
     return record
 
 
+def _settings(run: config.Run, *, defaults: bool = True) -> dict[str, Any]:
+    """Return the settings that affect the result of a run as they are in a record, by dotted key."""
+    return flatten(json.loads(json.dumps(redact(config.identity(run, defaults=defaults)), default=str)))
+
+
 def check_extended_run(run: config.Run) -> None:
     """Raise ConfigError unless the run that `run.extend` names has ended, and differs only in its length and schedule."""
     if run.extend is None:
@@ -103,9 +113,13 @@ def check_extended_run(run: config.Run) -> None:
     record, directory = _record_of(run.extend), RunDirectory(Path(run.extend))
     if holder := directory.holder():
         raise ConfigError(f"extend: {run.extend} is in use by {holder}; stop that run, or wait for its end")
-    theirs = flatten(record.get("identity", {}))
-    ours = flatten(json.loads(json.dumps(redact(config.identity(run)), default=str)))
-    differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    if not record.get("identity"):
+        raise ConfigError(
+            f"extend: the record of {run.extend} does not hold its settings; pass init_from=<run> for its weights only"
+        )
+    theirs, ours, chosen = flatten(record["identity"]), _settings(run), _settings(run, defaults=False)
+    # A key that the record lacks is newer than the run; at its default, it changes nothing.
+    differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key) and (key in theirs or key in chosen)]
     if refused := [key for key in differing if not key.startswith(_MAY_DIFFER)]:
         words = ", ".join(f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in refused[:5])
         raise ConfigError(
@@ -115,7 +129,7 @@ def check_extended_run(run: config.Run) -> None:
     done = (record.get("result") or {}).get("step", 0)
     if 0 < run.trainer.train_iters <= done:
         raise ConfigError(
-            f"extend: {run.extend} has {done} steps, and trainer.train_iters={run.trainer.train_iters} are no more; raise it"
+            f"extend: {run.extend} has {done} steps, and trainer.train_iters={run.trainer.train_iters} adds none; raise it"
         )
     lengths = ("trainer.epochs", "trainer.train_iters", "trainer.min_iterations")
     if record.get("status") == "finished" and not set(lengths) & set(differing):

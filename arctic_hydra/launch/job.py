@@ -55,7 +55,9 @@ class Job:
         runs = Path(run.output_root).absolute() / run.name
         path, before = runs / config.run_id(run), runs / config.legacy_run_id(run)
         directory = run_directory.RunDirectory(before if before.is_dir() and not path.exists() else path)
-        if run.task in (config.Task.train, config.Task.check) and not directory.has_checkpoints():
+        places = [directory.path, *(engine.directory_of(directory.path) for engine in run.checkpoint.values())]
+        starts = run.fresh or not any(run_directory.RunDirectory(place).has_checkpoints() for place in places)
+        if starts and run.task in (config.Task.train, config.Task.check):
             check_extended_run(run)
         return cls(run, tree, [redact_override(item) for item in overrides], directory)
 
@@ -280,7 +282,8 @@ def _ending(directory: run_directory.RunDirectory, code: int, asked_to_stop: boo
     if code == 0 and result:
         codes = {run_directory.FINISHED: EXIT_DONE, run_directory.FAILED: EXIT_FAILED}
         exit_code = codes.get(result["status"], EXIT_STOPPED_EARLY)
-        return JobEnding(result["status"], exit_code, result, problem=result.get("error", ""))
+        problem = result.get("error", "")
+        return JobEnding(result["status"], exit_code, result, problem, details=f"error: {problem}" if problem else "")
     signalled = -code if code < 0 else 0
     how = f"was killed by signal {signalled}" if signalled else f"exited with code {code}"
     if has_stopped(directory, code, asked_to_stop=asked_to_stop):

@@ -285,7 +285,7 @@ class Trainer(Construction, Evaluation):
                         self.event("save", **about) as inner,
                     ):
                         outer["path"] = inner["path"] = path = engine.save()
-                        saving.advance(size_mib(path))
+                        saving.advance(size_mib(path) if self.world.is_main else 0)
                         saving.about += "" if path else " failed"
                     verify_saved(self, engine, inner["path"])
 

@@ -189,9 +189,11 @@ def evaluating(engine: Any) -> Iterator[None]:
     """Run the model in its evaluation mode and without gradients."""
     training = engine.training
     engine.eval()
-    with torch.no_grad():
-        yield
-    engine.train(training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        engine.train(training)
 
 
 @contextmanager

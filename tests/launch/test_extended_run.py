@@ -75,7 +75,7 @@ def test_what_cannot_be_extended_is_refused_in_a_sentence(finished: tuple[Path, 
         ),
         (
             f"extend={first} trainer.train_iters=2",
-            "extend: .* has 9 steps, and trainer.train_iters=2 are no more; raise it",
+            "extend: .* has 9 steps, and trainer.train_iters=2 adds none; raise it",
         ),
         (f"extend={first} trainer.epochs=2 seed=7", "differs in seed: 42 there, 7 here; only length, schedule"),
         (
@@ -117,19 +117,23 @@ def test_the_overrides_of_the_run_come_first_and_those_of_the_command_win(tmp_pa
         "scheduler.decay_ratio=.3",
     ]
     stored += [
+        "data.eval_sources.json.path=x",
         "fresh=true",
         "trainer.exit_iteration=3",
         "hydra/launcher=basic",
         "trainer.epochs=1",
         "+data.sources.x.path=a",
     ]
-    assert extended(tmp_path, stored, "scheduler=cosine", "trainer.epochs=2", "--config-dir") == [
+    assert extended(
+        tmp_path, stored, "scheduler=cosine", "data/eval_sources=[]", "trainer.epochs=2", "--config-dir"
+    ) == [
         "--config-name",
         "mine",
         "model=liger",
         "+data.sources.x.path=a",
         f"extend={tmp_path}",
         "scheduler=cosine",
+        "data/eval_sources=[]",
         "trainer.epochs=2",
         "--config-dir",
     ]
@@ -145,5 +149,6 @@ def test_what_lets_code_run_and_secrets_have_to_be_repeated(tmp_path: Path) -> N
     assert extended(tmp_path, stored, *repeated) == ["seed=3", f"extend={tmp_path}", *repeated]
 
 
-def test_several_runs_are_left_to_the_sweep() -> None:
-    assert with_overrides_of_extended_run(["extend=a,b", "-m"]) == ["extend=a,b", "-m"]
+def test_one_run_is_extended_at_a_time() -> None:
+    with pytest.raises(ConfigError, match="extend: got .*a,b.*, expected the directory of one run"):
+        with_overrides_of_extended_run(["extend=a,b", "-m"])

@@ -34,6 +34,7 @@ def print_help(program: str, topics: Sequence[str], config_dir: str | None = Non
 
 def _write(page: Page, known: Inventory, topic: str) -> None:
     name, equals, value = topic.lstrip("+~").partition("=")
+    name = name.partition("@")[0]
     group = next((item for item in HYDRA_GROUPS if item.endswith(f"/{name}")), name)
     if group in known.groups:
         if not equals:

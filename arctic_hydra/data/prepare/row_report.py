@@ -94,9 +94,9 @@ class RowReport:
         return {**asdict(self), "dropped": dict(sorted(self.dropped.items())), **by_number}
 
 
-def warn(key: str, report: RowReport, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Log a warning for everything in the report of a source that is rarely intended."""
-    warn_about_losses(key, report)
+def warn(key: str, report: RowReport, tokenizer: PreTrainedTokenizerBase, *, divisible: bool = True) -> None:
+    """Log a warning for everything in the report of a source that is rarely intended; answers are not `divisible`."""
+    warn_about_losses(key, report, divisible)
     warn_about_stop_token(key, report, tokenizer)
     warn_about_dropped_reasoning(key, report.thoughts_left_out)
     warn_about_blank_answers(key, report.blank_answers)
@@ -140,7 +140,7 @@ def warn_about_blank_answers(key: str, blank: int) -> None:
         )
 
 
-def warn_about_losses(key: str, report: RowReport) -> None:
+def warn_about_losses(key: str, report: RowReport, divisible: bool = True) -> None:
     """Warn if many rows are dropped for one reason, or if many tokens are cut off or dropped with them."""
     lost = report.tokens_lost / max(1, report.tokens + report.tokens_lost)
     share = f", {lost:.0%} of its tokens"
@@ -150,14 +150,16 @@ def warn_about_losses(key: str, report: RowReport) -> None:
             log.warning(
                 "%s: %d of %d rows (%.0f%%%s) were dropped because %s; %s",
                 key, count, report.rows, 100 * count / report.rows, share if of_tokens else "",
-                _BECAUSE.get(reason, reason), ADVICE.get(reason, "check these rows"),
+                _BECAUSE.get(reason, reason), ADVICE.get(reason, "check these rows").format(truncating=truncating(divisible)),
             )  # fmt: skip
     if not report.dropped["overlong"] and lost > LOSS_WARNING_SHARE:
-        log.warning(
-            "%s: %.0f%% of its tokens were cut off, from %d of %d rows, because data.max_length is shorter; raise "
-            "data.max_length or pass data.overlong=split",
-            key, 100 * lost, report.truncated, report.rows,
-        )  # fmt: skip
+        why = (
+            f"were cut off, from {report.truncated} of {report.rows} rows, because rows are longer than data.max_length"
+        )
+        if not report.truncated:
+            why = "were left out, in parts of split rows without supervised tokens"
+        other = " or pass data.overlong=split" if divisible and report.truncated else ""
+        log.warning("%s: %.0f%% of its tokens %s; raise data.max_length%s", key, 100 * lost, why, other)
 
 
 def no_examples_message(key: str, report: RowReport, divisible: bool = True) -> str:

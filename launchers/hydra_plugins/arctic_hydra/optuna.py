@@ -11,6 +11,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from arctic_hydra.component import choice
+
 
 @dataclass
 class OptunaSweeperConf:
@@ -21,13 +23,11 @@ class OptunaSweeperConf:
     """Total number of jobs, including earlier starts of the same search; `sampler=grid` runs every combination."""
     n_jobs: int | None = None
     """Jobs per batch; the launcher's slots when null."""
-    sampler: str = field(default="tpe", metadata={"choices": ("tpe", "random", "grid", "cmaes")})
+    sampler: str = choice("tpe", ("tpe", "random", "grid", "cmaes"))
     """tpe, random, grid or cmaes."""
     seed: int = 0
     """Seed of the sampler; a search with the same seed and `n_jobs` proposes the same values."""
-    pruner: str = field(
-        default="none", metadata={"choices": ("none", "median", "percentile", "hyperband", "successive_halving")}
-    )
+    pruner: str = choice("none", ("none", "median", "percentile", "hyperband", "successive_halving"))
     """none, median, percentile, hyperband or successive_halving; stops jobs with poor intermediate evaluations."""
     pruner_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's pruner, such as {n_startup_trials:3}."""

@@ -55,7 +55,7 @@ def test_many_rows_without_supervised_tokens_are_a_warning_from_the_cache_too(
         ),
         (
             "keep_start",
-            r"\d\d% of its tokens were cut off, from 2 of 30 rows, because data.max_length is shorter; raise",
+            r"\d\d% of its tokens were cut off, from 2 of 30 rows, because rows are longer than data.max_length; raise",
         ),
     ],
 )
