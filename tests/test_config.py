@@ -97,7 +97,7 @@ LEGACY_IDS = {
     "optimizer=muon deepspeed=zero2 deepspeed.gradient_clipping=0": "c65d7baa1a",
     "data=mix data/sources=[chat,ultrachat]": "2fe71bc0d6",
 }
-"""Run ids from before components were known by name. A new field belongs into `config._ADDED_FIELDS`."""
+"""Run ids from before components were known by name. A new field belongs in `config._ADDED_FIELDS`."""
 
 
 @pytest.mark.parametrize("overrides", LEGACY_IDS)

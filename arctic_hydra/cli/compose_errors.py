@@ -136,7 +136,7 @@ def _unreadable_file(chain: list[BaseException]) -> str:
             return no_whole_config(match[1])
         mark = getattr(cause, "problem_mark", None)
         if isinstance(cause, yaml.MarkedYAMLError) and mark is not None:
-            return f"{mark.name}:{mark.line + 1}: {cause.problem or 'not valid YAML'}; mend this file"
+            return f"{mark.name}:{mark.line + 1}: {cause.problem or 'not valid YAML'}; fix this file"
         if isinstance(cause, yaml.YAMLError | UnicodeDecodeError):
             return f"a config file is not valid YAML in UTF-8 ({str(cause).splitlines()[0]}); mend it"
         if isinstance(cause, OSError) and not isinstance(cause, HydraException):

@@ -184,7 +184,7 @@ def _content_problem(text: str) -> str:
             if sum(size for _, size in opened) > MOST_VALUES:
                 return f" {_TOO_LARGE}"
             if len(opened) > MOST_LEVELS:
-                return f" nests values more than {MOST_LEVELS} levels deep; mend this file"
+                return f" nests values more than {MOST_LEVELS} levels deep; fix this file"
     except (yaml.YAMLError, ValueError):
         pass
     return ""

@@ -1,1 +1,1 @@
-"""For users of other trainers: their keys in our words, and recipes of ArcticTraining as experiments."""
+"""For users of other trainers: their keys in arctic_hydra's terms, and recipes of ArcticTraining as experiments."""

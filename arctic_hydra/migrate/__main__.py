@@ -1,6 +1,6 @@
 """Converts a recipe of ArcticTraining into an experiment: python -m arctic_hydra.migrate recipe.yaml.
 
-For a config of another project, lists its keys in our words.
+For a config of another project, lists its keys in arctic_hydra's terms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m arctic_hydra.migrate", description=__doc__)
     parser.add_argument("recipe", nargs="?", help="YAML file of the other project")
     parser.add_argument("--out", metavar="FILE", help="write the experiment to FILE, such as experiment/my_recipe.yaml")
-    parser.add_argument("--table", choices=words.PROJECTS, help="print all keys of a project in our words, in Markdown")
+    parser.add_argument(
+        "--table", choices=words.PROJECTS, help="print all keys of a project in arctic_hydra's terms, in Markdown"
+    )
     options = parser.parse_args(argv)
     try:
         if options.table:
@@ -43,7 +45,7 @@ def _migrate(path: str, out: str | None) -> None:
     project = recipe.project_of(read)
     if not project:
         raise ConfigError(
-            f"{path}: is no recipe of ArcticTraining, TRL, Axolotl or LLaMA-Factory; expected keys such as model and data"
+            f"{path}: is not a recipe of ArcticTraining, TRL, Axolotl or LLaMA-Factory; expected keys such as model and data"
         )
     if project != "arctictraining":
         if out is not None:
@@ -83,14 +85,14 @@ def _target(out: str | None, path: str) -> Path:
 
 def _warn(made: Experiment) -> None:
     for entry in made.lost:
-        print(printable(f"not carried over: {entry}"), file=sys.stderr)
+        print(printable(f"not carried over: {entry}", keep=""), file=sys.stderr)
     for entry in made.changed:
-        print(printable(f"other here: {entry}"), file=sys.stderr)
+        print(printable(f"different here: {entry}", keep=""), file=sys.stderr)
 
 
 def _listing(read: dict[str, object], project: str) -> str:
-    """Return the keys of a config with our words for each."""
-    lines = [f"keys of this config of {words.PROJECTS[project]} in our words:"]
+    """Return the keys of a config with arctic_hydra's terms for each."""
+    lines = [f"keys of this config of {words.PROJECTS[project]} in arctic_hydra's terms:"]
     width = 2 + max(map(len, read))
     tables = dict.fromkeys((*recipe.tables_of(project), *words.PROJECTS))
     for key in read:

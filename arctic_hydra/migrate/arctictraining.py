@@ -61,7 +61,8 @@ def _with_defaults(flat: Recipe, trainer: str) -> list[str]:
     """Return the fields to convert: those of the recipe, and those whose default is another one here."""
     always = ["deepspeed", "checkpoint", "data.max_length"]
     packs = {"sft": ["data.pack_samples"], "dpo": ["data.dpo_prompt_truncation_mode"]}.get(trainer, [])
-    return [*flat, *(key for key in always + packs if key not in flat)]
+    schedule = ["scheduler.name"] if any(key.startswith("scheduler.") for key in flat) else []
+    return [*flat, *(key for key in always + packs + schedule if key not in flat)]
 
 
 def flatten(recipe: Mapping[str, Any]) -> Recipe:
@@ -166,6 +167,9 @@ def _schedule(made: Experiment, recipe: Recipe, value: Any) -> None:
     made.lost += [
         f"scheduler.scheduler_specific_kwargs.{key}: {made.options['scheduler']} has no such key" for key in settings
     ]
+    if made.options["scheduler"] != "wsd":
+        unread = [key for key in _STABLE if recipe.get(f"scheduler.{key}") is not None]
+        made.lost += [f"scheduler.{key}: only schedules of the type wsd have it" for key in unread]
 
 
 _SCHEDULES = {
@@ -337,7 +341,7 @@ CONVERTERS: dict[str, Converter] = {
     "model.peft_config": _adapter,
     "tokenizer.type": _skip,
     "optimizer.type": _optimizer_type,
-    "scheduler.type": _schedule,
+    "scheduler.type": _skip,
     "scheduler.name": _schedule,
     "scheduler.scheduler_specific_kwargs": _skip,
     "scheduler.warmup_ratio": _warmup,

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from arctic_hydra.errors import printable
+
 _ORDER = (
     "trainer data data/sources model tokenizer peft optimizer scheduler deepspeed checkpoint callback tracking".split()
 )
@@ -42,20 +44,22 @@ class Experiment:
 
     def to_yaml(self, command: str) -> str:
         """Return the text of the file; `command` runs it."""
-        lines = ["# @package _global_", f"# {command}", f"# Made from {self.source} by python -m arctic_hydra.migrate."]
-        for title, entries in (("Not carried over:", self.lost), ("Other here:", self.changed)):
-            lines += [f"# {title}", *(f"#   {entry}" for entry in entries)] if entries else []
+        comments = [command, f"Made from {self.source} by python -m arctic_hydra.migrate."]
+        for title, entries in (("Not carried over:", self.lost), ("Different here:", self.changed)):
+            comments += [title, *(f"  {entry}" for entry in entries)] if entries else []
+        lines = ["# @package _global_", *(f"# {printable(comment, keep='')}" for comment in comments)]
         lines += ["defaults:", *(f"  - /{place}: {option}" for place, option in self.added.items())]
         for group in sorted(self.options, key=_ORDER.index):
             option = self.options[group]
             text = f"[{', '.join(option)}]" if isinstance(option, list) else option
             lines.append(f"  - override /{group}: {text}")
-        lines += ["  - _self_", "", f"name: {self.name}"]
-        tree: dict[str, Any] = {}
+        lines += ["  - _self_", ""]
+        tree: dict[str, Any] = {"name": self.name}
         for key, value in self.values.items():
             node = tree
             *groups, last = key.split(".")
             for group in groups:
                 node = node.setdefault(group, {})
             node[last] = value
-        return "\n".join(lines) + "\n" + (yaml.safe_dump(tree, sort_keys=False, width=120) if tree else "")
+        values: str = yaml.safe_dump(tree, sort_keys=False, width=120)
+        return "\n".join(lines) + "\n" + values

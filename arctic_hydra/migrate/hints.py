@@ -62,7 +62,7 @@ def _engine_key(key: str) -> str:
     from arctic_hydra.assets import deepspeed_keys  # reads its table
 
     name = key.split(".")[1]
-    return f"{name} of DeepSpeed belongs into deepspeed.config" if name in deepspeed_keys.names() else ""
+    return f"{name} of DeepSpeed belongs in deepspeed.config" if name in deepspeed_keys.names() else ""
 
 
 def _options_with(group: str, name: str) -> list[str]:

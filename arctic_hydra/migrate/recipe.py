@@ -26,14 +26,16 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain data as ArcticTraining does: a key that stands twice in a mapping is an error."""
+    """Reads plain data as ArcticTraining does: a key that appears twice in a mapping is an error."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # which construct_mapping refuses
         if key.value in seen:
-            raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"{key.value!r} appears twice", problem_mark=key.start_mark)
         seen.add(str(key.value))
     loader.flatten_mapping(node)
     made: dict[Any, Any] = loader.construct_mapping(node, deep=True)
@@ -54,13 +56,13 @@ def load(path: str) -> dict[str, Any]:
         if not os.path.isfile(path):
             raise ConfigError(f"{path}: there is no such file; expected the path of a recipe")
         if os.path.getsize(path) > _MOST_BYTES:
-            raise ConfigError(f"{path}: has more than {_MOST_BYTES:,} bytes, so it is no recipe")
+            raise ConfigError(f"{path}: has more than {_MOST_BYTES:,} bytes, so it is not a recipe")
         read = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: {error.problem or 'not valid YAML'}; mend this file") from error
+        raise ConfigError(f"{path}{line}: {error.problem or 'not valid YAML'}; fix this file") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML in UTF-8; mend this file") from error
+        raise ConfigError(f"{path}: not valid YAML in UTF-8; fix this file") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     if not isinstance(read, dict):
@@ -136,7 +138,7 @@ def _command(path: str, project: str) -> str:
             f"{path}: is a recipe of ArcticTraining; convert it with python -m arctic_hydra.migrate {typed} "
             f"--out experiment/{experiment_name(path)}.yaml"
         )
-    return f"{path}: is a config of {PROJECTS[project]}; python -m arctic_hydra.migrate {typed} lists its keys in our words"
+    return f"{path}: is a config of {PROJECTS[project]}; python -m arctic_hydra.migrate {typed} lists its keys in arctic_hydra's terms"
 
 
 def experiment_name(path: str) -> str:

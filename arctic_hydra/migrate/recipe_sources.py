@@ -55,8 +55,8 @@ def _convert(made: Experiment, group: str, entry: dict[str, Any]) -> None:
     if short := _SHORT_FORM.fullmatch(path):
         path, entry["split"] = short["path"], short["split"]
     kwargs = dict(entry.pop("kwargs", {}))
-    option, values = _place(path, entry, kwargs)
-    name = _name(made, group, path, kwargs)
+    option, values = _place(made, group, path, entry, kwargs)
+    name = _name(made, group, path)
     key = f"data.{group}.{name}"
     folder = f"data/{group}" if option in KNOWN.values() else "source"
     made.added[f"{folder}@{key}"] = option
@@ -64,27 +64,38 @@ def _convert(made: Experiment, group: str, entry: dict[str, Any]) -> None:
         values["split"] = entry.pop("split")
     values |= {field: entry.pop(field) for field in _COPIED if field in entry}
     if "column" in entry:
-        made.values["data.column"] = entry.pop("column")
+        column = entry.pop("column")
+        if (first := made.values.setdefault("data.column", column)) != column:
+            made.lost.append(
+                f"data.{group}.column: {column} of {path}; data.column is {first} for all sources; rename the column"
+            )
     made.values |= {f"{key}.{field}": value for field, value in values.items()}
     made.lost += [f"data.{group}.{field}: there is no such field in a source ({path})" for field in entry]
 
 
-def _place(path: str, entry: dict[str, Any], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _place(
+    made: Experiment, group: str, path: str, entry: dict[str, Any], kwargs: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
     """Return the option that reads a data set, and the values that name it."""
     files = kwargs.get("data_files")
     if path in _BUILDERS and files:
         del kwargs["data_files"]
-        if isinstance(files, Mapping):
-            split = str(entry.pop("split", "")).partition("[")[0]
-            files = files.get(split) or next(iter(files.values()))
-        return path, {"path": files}
+        if not isinstance(files, Mapping):
+            return path, {"path": files}
+        split, bracket, bounds = str(entry.pop("split", "eval" if group == "eval_sources" else "train")).partition("[")
+        chosen = {"path": files[split]} if files.get(split) else {}
+        if not chosen:
+            made.lost.append(
+                f"data.{group}: data_files of {path} has no split {split}, only {', '.join(map(str, files))}; set the path of its entry"
+            )
+        return path, chosen | ({"split": bracket + bounds} if bracket else {})
     values: dict[str, Any] = {"kwargs": kwargs} if kwargs else {}
     if path in KNOWN and "role_mapping" not in entry:
         return KNOWN[path], values
     return "hf", {"path": path, **values}
 
 
-def _name(made: Experiment, group: str, path: str, kwargs: dict[str, Any]) -> str:
+def _name(made: Experiment, group: str, path: str) -> str:
     """Return a name for a source that no other one of its group has."""
     name = KNOWN.get(path) or re.sub(r"\W+", "_", path.rstrip("/").rpartition("/")[2]).strip("_").lower() or "data"
     number = 2

@@ -1,4 +1,4 @@
-"""The keys of other trainers in our words.
+"""The keys of other trainers in arctic_hydra's terms.
 
 A file of `tables/` holds the keys of one project, in sections. A line is `key: place | note`. The place is what stands for the
 key here: options to choose (`data=preference`) and then keys (`data.max_prompt_length`); `none` if there is nothing, in which

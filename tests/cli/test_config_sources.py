@@ -52,7 +52,7 @@ BOMBS = {
     "a long text": (f"{{a: {'x' * 6_000_000}}}", TOO_LARGE),
     "nested lists": (
         f"{{a: {'[' * 5000}{']' * 5000}}}",
-        "own.yaml: nests values more than 100 levels deep; mend this file",
+        "own.yaml: nests values more than 100 levels deep; fix this file",
     ),
     "texts": (chain(REFERENCE, "THIS: 'ENTRIES'", "x"), TOO_MANY),
     "lists": (chain(f"'{REFERENCE}'", "THIS: [ENTRIES]", "[x]"), TOO_MANY),

@@ -215,6 +215,20 @@ def test_what_has_no_counterpart_is_named(fields: dict[str, Any], lost: str) -> 
     assert [line[: len(lost)] for line in convert(fields, "mine", "x").lost] == [lost]
 
 
+@pytest.mark.parametrize("named", [{"name": "linear", "type": "huggingface"}, {}])
+def test_settings_of_another_schedule_are_named_once(named: dict[str, Any]) -> None:
+    made = convert(
+        {"scheduler": {**named, "scheduler_specific_kwargs": {"a": 1}, "num_warmup_steps": 2, "num_decay_steps": 3}},
+        "mine",
+        "x",
+    )
+    assert [line.partition(":")[0] for line in made.lost] == [
+        "scheduler.scheduler_specific_kwargs.a",
+        "scheduler.num_warmup_steps",
+        "scheduler.num_decay_steps",
+    ]
+
+
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [

@@ -28,7 +28,7 @@ CASES = [
     ("data.eval_sources.a.split", "; data.eval_sources has no entry a"),
     ("data.sources.chat.name_or_path", "; name_or_path of ArcticTraining is data.sources.chat.path here"),
     ("data.column", "; column of ArcticTraining is data.column with data=text here"),
-    ("deepspeed.zero_optimization.stage", "; zero_optimization of DeepSpeed belongs into deepspeed.config"),
+    ("deepspeed.zero_optimization.stage", "; zero_optimization of DeepSpeed belongs in deepspeed.config"),
     ("deepspeed.stge", "; did you mean deepspeed.stage?"),
     ("tokenizer.api_key", LISTED.format("tokenizer") + "add_special_tokens"),
     ("optimizer.max_minutes_of_all", LISTED.format("optimizer") + "betas"),

@@ -25,7 +25,7 @@ def test_a_recipe_is_printed_then_the_command(folder: Path, capsys: pytest.Captu
     run = "python -m arctic_hydra --config-dir . experiment=r"
     assert shown.out.startswith(f"# @package _global_\n# {run}\n")
     assert shown.out.endswith(f"# with this in experiment/r.yaml:\n# {run}\n")
-    assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["other here", "other here"]
+    assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["different here", "different here"]
     assert sorted(path.name for path in folder.iterdir()) == ["a.yml", "r.yaml"]
 
 
@@ -43,7 +43,7 @@ def test_a_written_experiment_runs_with_the_printed_command(capsys: pytest.Captu
 def test_a_config_of_another_project_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["a.yml"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == "keys of this config of Axolotl in our words:"
+    assert first == "keys of this config of Axolotl in arctic_hydra's terms:"
     assert lines[1].split() == ["sequence_len", "data.max_length"]
 
 

@@ -48,8 +48,9 @@ def test_a_config_is_recognized(text: str, project: str, tmp_path: Path) -> None
         ("", "x.yaml: got an empty file, expected a recipe"),
         ("abc", "x.yaml: got 'abc', expected a recipe"),
         ("a: [\n", "x.yaml:2: expected the node content, but found"),
-        ("a: 1\nb: {c: 1, c: 2}\n", "x.yaml:2: 'c' stands twice; mend this file"),
-        ("a: \x01", "x.yaml: not valid YAML in UTF-8; mend this file"),
+        ("a: 1\nb: {c: 1, c: 2}\n", "x.yaml:2: 'c' appears twice; fix this file"),
+        ("? [a]\n: 1\n", "x.yaml:1: found unhashable key; fix this file"),
+        ("a: \x01", "x.yaml: not valid YAML in UTF-8; fix this file"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(text: str | None, problem: str, tmp_path, monkeypatch) -> None:

@@ -63,7 +63,7 @@ def test_an_engine_of_its_own_code_or_a_second_one_is_named() -> None:
     assert made.options == {"checkpoint": ["hf", "deepspeed"]}
     assert [line.partition(";")[0] for line in made.lost] == [
         "checkpoint: mine is an engine of its own code",
-        "checkpoint: huggingface stands twice",
+        "checkpoint: huggingface appears twice",
         "checkpoint.keep: ArcticTraining has no such field",
     ]
     with pytest.raises(ConfigError, match="checkpoint: got 'a', expected engines"):

@@ -33,6 +33,16 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
         {"data.sources.json.path": "x.jsonl"},
     ),
     (
+        {"name_or_path": "json", "kwargs": {"data_files": {"test": "t", "train": "a"}}, "split": "test[:1%]"},
+        {"source@data.sources.json": "json"},
+        {"data.sources.json.path": "t", "data.sources.json.split": "[:1%]"},
+    ),
+    (
+        {"name_or_path": "json", "kwargs": {"data_files": {"test": "t", "train": "a"}}},
+        {"source@data.sources.json": "json"},
+        {"data.sources.json.path": "a"},
+    ),
+    (
         {"name_or_path": "org/a", "kwargs": {"name": "en"}, "sample_count": "1K", "content_key": None},
         {"source@data.sources.a": "hf"},
         {"data.sources.a.path": "org/a", "data.sources.a.kwargs": {"name": "en"}, "data.sources.a.sample_count": "1K"},
@@ -72,3 +82,14 @@ def test_a_source_of_its_own_code_is_named() -> None:
     ]
     with pytest.raises(ConfigError, match="data.sources: got 3, expected names of data sets"):
         convert_sources(made, "sources", [3])
+
+
+def test_files_without_the_split_and_a_second_column_are_named() -> None:
+    made = Experiment("mine", "x")
+    convert_sources(made, "eval_sources", {"name_or_path": "json", "kwargs": {"data_files": {"test": "t"}}})
+    convert_sources(made, "sources", [{"name_or_path": f"org/{name}", "column": name} for name in "aba"])
+    assert made.values["data.column"] == "a" and "data.eval_sources.json.path" not in made.values
+    assert made.lost == [
+        "data.eval_sources: data_files of json has no split eval, only test; set the path of its entry",
+        "data.sources.column: b of org/b; data.column is a for all sources; rename the column",
+    ]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _TURN_COLUMNS = ("messages", *CONVERSATION_COLUMNS)
 _PROMPT_COLUMNS = ("prompt", *_TURN_COLUMNS)
 _QUESTION_COLUMNS = ("question", "input")
+_MOST_MARGIN = 3.4e38
+"""Largest magnitude of a margin, which is stored in float32."""
 # The transcripts of Anthropic's hh-rlhf and the sets derived from it.
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -65,9 +67,10 @@ def read_margin(row: Row) -> float:
     margin = row.get("margin")
     if margin is None:
         return math.nan
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= _MOST_MARGIN:
         raise malformed(
-            f"margin is {margin!r}, expected a finite number, by which the score of chosen should exceed that of rejected, or null"
+            f"margin is {margin!r}, expected a finite number in the range of float32, by which the score of chosen should "
+            "exceed that of rejected, or null"
         )
     return float(margin)
 

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from arctic_hydra.data.formats.messages import Message, check_text, malformed, parse_json
+from arctic_hydra.data.formats.messages import ROLES, Message, check_text, malformed, parse_json
 
 CONVERSATION_COLUMNS = ("conversations", "conversation")
-_SHAREGPT_ROLES = {
+OTHER_ROLES = {
     "human": "user",
-    "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
-    "assistant": "assistant",
     "model": "assistant",
     "bot": "assistant",
     "ai": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "system": "system",
+    "function": "tool",
     "observation": "tool",
     "function_response": "tool",
     "tool_response": "tool",
-    "tool": "tool",
 }
-
-
+"""OpenAI's role for each role that other programs name otherwise."""
 _CALLS = ("function_call", "tool_call")
 """Turns whose value is JSON text of calls."""
+_OPENAI_ROLES = {role: role for role in ROLES if role != "developer"}  # which ShareGPT does not have
+_SHAREGPT_ROLES = OTHER_ROLES | _OPENAI_ROLES | dict.fromkeys(_CALLS, "assistant")
 
 
 def sharegpt_turn(turn: Any, where: str) -> Message:

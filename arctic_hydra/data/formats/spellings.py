@@ -8,19 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from arctic_hydra.data.formats.messages import REASONING_KEYS, ROLES, Message, check_text, malformed, parse_json
-from arctic_hydra.data.formats.sharegpt import sharegpt_turn
+from arctic_hydra.data.formats.sharegpt import OTHER_ROLES, sharegpt_turn
 
-_ROLES = {
-    "human": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "ai": "assistant",
-    "function": "tool",
-    "observation": "tool",
-}
 _TEXTS = ("text", "input_text", "output_text", None)
 _THOUGHTS = ("reasoning", "thinking")
 _TEXT_KEYS = ("text", "value", "content")
@@ -38,7 +27,7 @@ def openai_messages(turns: Any, where: str = "message") -> Any:
         try:
             turns = parse_json(turns)
         except ValueError as error:
-            raise malformed(f"{where}s are no JSON text of a list ({error})") from error
+            raise malformed(f"{where}s are not a JSON list ({error})") from error
     if not isinstance(turns, list):
         return turns
     return [_message(turn, f"{where} {index}") for index, turn in enumerate(turns)]
@@ -55,7 +44,7 @@ def _message(turn: Any, where: str) -> Any:
         return turn
     message = dict(turn)
     if isinstance(role, str):
-        message["role"] = _ROLES.get(role, role)
+        message["role"] = OTHER_ROLES.get(role, role)
     for key in ("value", "text"):
         if content is None and turn.get(key) is not None:
             content = message["content"] = message.pop(key)
@@ -119,4 +108,4 @@ def _json(text: str, where: str) -> Any:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise malformed(f"{where} is no JSON ({error})") from error
+        raise malformed(f"{where} is not valid JSON ({error})") from error

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 CODE_VERSION = 7
 """Part of the cache key; increment it when the same rows and options give different tokens, masks or reports."""
 
-READ_VERSION = 1
+READ_VERSION = 2
 """Part of the cache key where malformed rows are dropped; increment it when rows are read that were malformed before."""
+
+ANSWERS_VERSION = 1
+"""Part of the cache key of pairs and labelled answers; increment it when the same rows give other ones."""
 
 
 def cache_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> str:
@@ -40,4 +43,6 @@ def cache_key(identity: Any, tokenizer: PreTrainedTokenizerBase, options: Prepar
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "templates": templates,
     }
+    if options.answers:
+        parts["answers"] = ANSWERS_VERSION
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -116,13 +116,16 @@ def test_real_preferences_share_their_prompt() -> None:
         assert chosen.messages[:-1] == rejected.messages[:-1] and len(chosen.messages) == len(row["conversations"]) + 1
 
 
-@pytest.mark.parametrize(("margin", "expected"), [(None, math.nan), (2, 2.0), (-0.5, -0.5)])
+@pytest.mark.parametrize(("margin", "expected"), [(None, math.nan), (2, 2.0), (-0.5, -0.5), (-3.4e38, -3.4e38)])
 def test_the_margin_of_a_pair_is_a_number(margin: Any, expected: float) -> None:
     assert read_margin({"margin": margin}) == pytest.approx(expected, nan_ok=True)
     assert math.isnan(read_margin({}))
 
 
-@pytest.mark.parametrize("margin", [True, "1", [1.0], math.inf, math.nan])
+@pytest.mark.parametrize("margin", [True, "1", [1.0], math.inf, math.nan, 1e39, pytest.param(-(10**400), id="huge")])
 def test_any_other_margin_is_refused(margin: Any) -> None:
-    with pytest.raises(RowProblem, match=r"margin is .*, expected a finite number, by which the score of chosen"):
+    with pytest.raises(
+        RowProblem,
+        match=r"margin is .*, expected a finite number in the range of float32, by which the score of chosen",
+    ):
         read_margin({"margin": margin})

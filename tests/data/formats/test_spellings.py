@@ -42,6 +42,7 @@ ROWS: list[tuple[dict[str, Any], list[Any]]] = [
     ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [Q, A]),
     ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}, [Q, A]),
     ({"conversations": [{"role": "user", "value": "q"}, {"role": "model", "text": "a"}]}, [Q, A]),
+    ({"conversations": [{"from": "prompter", "value": "q"}, {"from": "gpt", "value": "a"}]}, [Q, A]),
     ({"conversations": [{"from": "user", "content": "q"}, {"from": "bot", "content": "a"}]}, [Q, A]),
     ({"messages": [Q, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, [Q, CALLED]),
     ({"messages": [Q, {"role": "assistant", "content": "", "tool_calls": json.dumps([CALL])}]}, [Q, CALLED]),
@@ -74,10 +75,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (answered({"type": "thinking", "thinking": "r"}, {"type": "text", "text": "a"}, reasoning="z"), "has parts with reasoning and reasoning, expected one of them"),
     (asked({"type": "image_url", "image_url": {}}, {"type": "text", "text": "q"}), r"content is list \(with image_url parts"),
     (asked({"type": "text", "text": "q", "value": "z"}), "content is list, expected a text"),
-    ({"messages": "[{"}, "messages are no JSON text of a list"),
-    ({"messages": [Q, {**A, "function_call": "f("}]}, r"message 1 \(assistant\): function_call is no JSON"),
+    ({"messages": "[{"}, "messages are not a JSON list"),
+    ({"messages": [Q, {**A, "function_call": "f("}]}, r"message 1 \(assistant\): function_call is not valid JSON"),
     ({"messages": [Q, {**CALLED, "function_call": {"name": "f"}}]}, "has function_call and tool_calls, expected one of them"),
-    ({"messages": [Q, {**A, "tool_calls": "["}]}, r"message 1 \(assistant\): tool_calls is no JSON"),
+    ({"messages": [Q, {**A, "tool_calls": "["}]}, r"message 1 \(assistant\): tool_calls is not valid JSON"),
     ({"messages": [Q, {"role": "tool_result", "content": "a"}]}, "message 1: role 'tool_result', expected one of"),
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from transformers.utils import chat_template_utils
 
 from arctic_hydra.data.prepare import key as key_module
 from arctic_hydra.data.prepare.key import CODE_VERSION
+from arctic_hydra.data.prepare.preparer import PrepareOptions
 from arctic_hydra.data.prepare.truncation import Malformed, Overlong
 from arctic_hydra.data.sft import SFTDataFactory, TrainOn
 from arctic_hydra.distributed import World
@@ -65,6 +66,19 @@ def test_code_version_is_part_of_the_key(small_chats: Path, tokenizer: Any, monk
     first = key(small_chats, tokenizer)
     monkeypatch.setattr(key_module, "CODE_VERSION", CODE_VERSION + 1)
     assert key(small_chats, tokenizer) != first
+
+
+@pytest.mark.parametrize(
+    ("fields", "follows"),
+    [({}, False), ({"labelled": False}, False), ({"labelled": True}, True), ({"pairs": True}, True)],
+)
+def test_the_version_of_answers_is_part_of_their_keys_only(
+    fields: dict[str, bool], follows: bool, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PrepareOptions(max_length=8, mask_inputs=True, overlong="drop", malformed="error", **fields)
+    first = key_module.cache_key("rows", tokenizer, options)
+    monkeypatch.setattr(key_module, "ANSWERS_VERSION", key_module.ANSWERS_VERSION + 1)
+    assert (key_module.cache_key("rows", tokenizer, options) != first) == follows
 
 
 def test_the_key_of_a_template_that_writes_the_date_is_that_of_yesterday(
