@@ -108,13 +108,21 @@ class Generator:
         from transformers import GenerationConfig
 
         samples = self._decoding.temperature > 0
-        # The model's own values, which would remain otherwise, are for another kind of sampling; greedily, these have no effect.
-        how = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        # transformers fills what is unset from the model's own generation config, which is for another way of decoding.
+        how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # no effect without sampling
         if samples:
-            how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0}
+            how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0, "min_p": 0.0}
         return GenerationConfig(
             do_sample=samples,
             **how,
+            typical_p=1.0,
+            epsilon_cutoff=0.0,
+            eta_cutoff=0.0,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
+            min_new_tokens=0,
             max_new_tokens=most,
             eos_token_id=self.stops or None,
             pad_token_id=self._pad_token,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from arctic_hydra.errors import DataError
 from arctic_hydra.generation.answers import Decoding, Generator, generating, stop_tokens
@@ -64,6 +65,29 @@ def test_sampling_follows_the_seed_and_ends_at_the_last_position(model, tokenize
     assert shorter.answer([[5] * 10])[0].text == texts[0], "6 positions are left"
     with pytest.raises(DataError, match="the conversation has 16 tokens, but the model has 16 positions"):
         generator.answer([[5] * 16])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_the_generation_config_of_the_model_changes_no_answers(model, tokenizer, temperature):
+    generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=5, temperature=temperature))
+    torch.manual_seed(0)
+    expected, own = generator.answer(PROMPTS), model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=3,
+        min_p=0.5,
+        typical_p=0.2,
+        num_beams=2,
+        repetition_penalty=1.9,
+        no_repeat_ngram_size=1,
+        min_new_tokens=4,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    try:
+        torch.manual_seed(0)
+        assert generator.answer(PROMPTS) == expected
+    finally:
+        model.generation_config = own
 
 
 def test_a_model_in_training_generates_with_a_cache_and_trains_on_as_before(model, tokenizer):
