@@ -53,6 +53,12 @@ def test_a_batch_holds_the_answers_of_its_prompts_alone(model, tokenizer):
     assert found[0].finish_reason == "stop"
 
 
+def test_a_long_prompt_of_a_batch_cuts_no_other_answer(model, tokenizer):
+    generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=5))
+    prompts = [[5, 6, 7], [5] * 14]
+    assert generator.answer(prompts) == [generator.answer([prompt])[0] for prompt in prompts]
+
+
 def test_sampling_follows_the_seed_and_ends_at_the_last_position(model, tokenizer):
     generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=50, temperature=1.5, top_p=0.9))
     texts = []
