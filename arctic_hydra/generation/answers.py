@@ -182,11 +182,12 @@ def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequen
     import torch
 
     partitioned, made = engine.zero_optimization_stage() == 3, list[int]()
+    # Ranks must agree when to end, or some would wait for the weights of others; in a stream, each has seen other stop tokens.
+    stops = distributed.broadcast_object(stops) if partitioned else stops
     with torch.no_grad(), distributed.without_sequence_group():
         while len(made) < most and not (made and made[-1] in stops):
             text_BT = torch.tensor([prompt + made], device=device)
             places_BT = torch.arange(text_BT.shape[1], device=device)[None]
             token = int(engine(input_ids=text_BT, position_ids=places_BT, use_cache=False).logits[0, -1].argmax())
-            # Ranks must agree when to end, or some would wait for the weights of others.
             made.append(distributed.broadcast_object(token) if partitioned else token)
     return made

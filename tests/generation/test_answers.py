@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
-from arctic_hydra.generation.answers import Decoding, Generator, generating, stop_tokens
+from arctic_hydra.generation.answers import Decoding, Generator, continue_greedily, generating, stop_tokens
 from arctic_hydra.model.attention import register
 from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+from tests.ranks import run_ranks
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
 
@@ -115,3 +119,21 @@ def test_a_model_in_training_generates_with_a_cache_and_trains_on_as_before(mode
 def test_stop_tokens_are_those_of_an_export(model, tokenizer):
     eos = tokenizer.eos_token_id
     assert stop_tokens(model, tokenizer, [9]) == [9, eos] and stop_tokens(model, tokenizer, []) == [eos]
+
+
+class _CountingEngine:
+    """Its model writes the number after the last one; each rank holds a part of it."""
+
+    def zero_optimization_stage(self) -> int:
+        return 3
+
+    def __call__(self, input_ids, position_ids, use_cache):
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids + 1, 20))
+
+
+def continue_with_other_stops():
+    return continue_greedily(_CountingEngine(), "cpu", [5], [] if World.from_env().rank else [8], 6)
+
+
+def test_ranks_that_know_other_stop_tokens_end_together():
+    assert run_ranks(2, continue_with_other_stops) == [[6, 7, 8], [6, 7, 8]]
