@@ -59,7 +59,7 @@ class Generator:
         `synchronized`: ranks hold parts of the weights, so all of them go on until the last one ends; calls are collective.
         """
         self._model, self._tokenizer, self._device = model, tokenizer, device or model.device
-        self.stops, self._decoding, self._synchronized = list(stops), decoding, synchronized
+        self.stops, self._decoding, self.synchronized = list(stops), decoding, synchronized
 
     @property
     def positions(self) -> int | None:
@@ -73,13 +73,19 @@ class Generator:
                 f"the conversation has {len(prompt):,} tokens, but the model has {self.positions:,} positions, which an answer needs too"
             )
 
+    def is_limited(self, prompt: Sequence[int]) -> bool:
+        """Whether the positions of the model allow fewer tokens after a prompt than `max_new_tokens`."""
+        return self.positions is not None and len(prompt) + self._decoding.max_new_tokens > self.positions
+
     def answer(self, prompts: Sequence[list[int]], streamer: BaseStreamer | None = None) -> list[Answer]:
-        """Return the answers to prompts as one batch; a streamer, for one prompt only, gets the tokens as they are made."""
+        """Return the answers to prompts, each independent of the others; a streamer, for one prompt only, gets the tokens as they are made.
+
+        They are one batch, unless one of them is limited, which would limit the others: then each is generated alone.
+        """
         import torch
 
-        if (
-            len(prompts) > 1 and self._model.config.model_type == SPEC_MODEL_TYPE
-        ):  # gets no mask, so rows are not padded
+        alone = self._model.config.model_type == SPEC_MODEL_TYPE or any(map(self.is_limited, prompts))
+        if len(prompts) > 1 and alone:  # a registered model gets no mask, so rows are not padded
             return [answer for prompt in prompts for answer in self.answer([prompt])]
         for prompt in prompts:
             self.check_length(prompt)
@@ -95,7 +101,7 @@ class Generator:
                 attention_mask=torch.tensor(masks, device=device),
                 generation_config=self._config(room),
                 streamer=streamer,
-                synced_gpus=self._synchronized,
+                synced_gpus=self.synchronized,
             )
         return [self._read(row[longest:]) for row in made_BT.tolist()]
 
@@ -108,13 +114,20 @@ class Generator:
         from transformers import GenerationConfig
 
         samples = self._decoding.temperature > 0
-        # The model's own values, which would remain otherwise, are for another kind of sampling; greedily, these have no effect.
-        how = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        # transformers fills what is unset from the model's own generation config, which is for another way of decoding.
+        how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # no effect without sampling
         if samples:
-            how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0}
+            how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0, "min_p": 0.0}
         return GenerationConfig(
             do_sample=samples,
             **how,
+            typical_p=1.0,
+            epsilon_cutoff=0.0,
+            eta_cutoff=0.0,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_new_tokens=0,
             max_new_tokens=most,
             eos_token_id=self.stops or None,
             pad_token_id=self._pad_token,
@@ -169,11 +182,12 @@ def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequen
     import torch
 
     partitioned, made = engine.zero_optimization_stage() == 3, list[int]()
+    # Ranks must agree when to end, or some would wait for the weights of others; in a stream, each has seen other stop tokens.
+    stops = distributed.broadcast_object(stops) if partitioned else stops
     with torch.no_grad(), distributed.without_sequence_group():
         while len(made) < most and not (made and made[-1] in stops):
             text_BT = torch.tensor([prompt + made], device=device)
             places_BT = torch.arange(text_BT.shape[1], device=device)[None]
             token = int(engine(input_ids=text_BT, position_ids=places_BT, use_cache=False).logits[0, -1].argmax())
-            # Ranks must agree when to end, or some would wait for the weights of others.
             made.append(distributed.broadcast_object(token) if partitioned else token)
     return made

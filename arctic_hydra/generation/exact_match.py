@@ -9,6 +9,8 @@ from typing import Any
 
 from arctic_hydra.human_numbers import integer
 
+OPEN_REASONING = "<think>"
+"""What begins the reasoning of an answer, in the answer or at the end of its prompt."""
 _THOUGHT = re.compile(r".*</think>", re.DOTALL)
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3})")
 
@@ -38,16 +40,16 @@ class ExactMatch:
                 "write the others as (?:...)"
             )
 
-    def result(self, answer: str) -> str | None:
-        """Return what the pattern finds last in an answer, after its reasoning; None if it finds nothing.
+    def result(self, answer: str, in_reasoning: bool = False) -> str | None:
+        """Return what the pattern finds last in an answer, after its reasoning; None if it finds nothing but empty matches.
 
-        Commas within numbers are removed, and white space is reduced to single spaces.
+        Commas within numbers are removed, and white space is reduced to single spaces. An answer that ends within its reasoning
+        has no result; `in_reasoning`: it begins there, because the prompt opened it.
         """
         assert self.pattern is not None, "called only if there is a pattern"
-        found = None
-        for found in re.finditer(self.pattern, _THOUGHT.sub("", answer)):  # noqa: B007  # the last one counts
-            pass
-        if found is None:
+        final = _THOUGHT.sub("", f"{OPEN_REASONING if in_reasoning else ''}{answer}")
+        if OPEN_REASONING in final:
             return None
-        text = found[found.re.groups] or ""
-        return " ".join(_COMMA_IN_NUMBER.sub("", text).split())
+        matches = re.finditer(self.pattern, final)
+        results = (" ".join(_COMMA_IN_NUMBER.sub("", match[match.re.groups] or "").split()) for match in matches)
+        return next(reversed([result for result in results if result]), None)

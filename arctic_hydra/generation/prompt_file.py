@@ -38,7 +38,7 @@ class Question:
 def read_prompts(path: Path) -> list[Question]:
     """Return the prompts of a file, blank lines left out; raises DataError naming file and line of one that is invalid."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompts: {path} cannot be read ({error}); expected a text file in UTF-8") from error
     found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -55,7 +55,9 @@ def _question(path: Path, number: int, line: str) -> Question:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{place} is no JSON ({error}); expected an object with `prompt` or `messages`") from error
+        raise DataError(
+            f"{place} is not valid JSON ({error}); expected an object with `prompt` or `messages`"
+        ) from error
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise DataError(
             f"{place}: expected an object with either `prompt`, a text, or `messages`, a list of {{role, content}}"

@@ -34,19 +34,30 @@ def execute(run: config.Run, directory: RunDirectory) -> int:
     """Answer `prompt`, the prompts of the file `prompts`, or those that the user types; return the exit code."""
     questions = read_prompts(Path(run.prompts).expanduser()) if run.prompts is not None else []
     out = Path(run.out).expanduser() if run.out is not None else None
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise ConfigError(f"out: got {run.out}, expected the path of a file in a folder that exists")
+    if out is not None:
+        _check_out(run, out)
     talk = Talk(run, directory)
     with talk.without_rounding():
         if questions:
+            encoded = talk.encode_all(questions)  # raises before answers of an earlier call are lost
             with out.open("w", encoding="utf-8") if out is not None else nullcontext(sys.stdout) as file:
-                talk.answer_all(questions, file)
+                talk.answer_all(questions, encoded, file)
         elif run.prompt is not None:
             talk.messages.append({"role": "user", "content": run.prompt})
             talk.answer()
         else:
             talk.interact()
     return EXIT_DONE
+
+
+def _check_out(run: config.Run, out: Path) -> None:
+    """Raise ConfigError unless `out` can be written and is not the file of prompts."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ConfigError(f"out: got {run.out}, expected the path of a file in a folder that exists")
+    if run.prompts is not None and out.exists() and out.samefile(Path(run.prompts).expanduser()):
+        raise ConfigError(f"out: got {run.out}, the file of prompts itself; expected another file, or it would be lost")
+    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise ConfigError(f"out: got {run.out}, which cannot be written; expected a file that you may write")
 
 
 class Talk:
@@ -80,9 +91,12 @@ class Talk:
                 exact.enter_context(converter.without_rounding(self._loaded.model))
             yield
 
-    def answer_all(self, questions: Sequence[Question], out: IO[str]) -> None:
+    def encode_all(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Return the tokens of the prompts of a file. Raises DataError for one that cannot be answered."""
+        return [self._encode_question(question) for question in questions]
+
+    def answer_all(self, questions: Sequence[Question], prompts: Sequence[list[int]], out: IO[str]) -> None:
         """Answer the prompts of a file in batches; write a line for each, in order, as soon as its batch is answered."""
-        prompts = [self._encode_question(question) for question in questions]
         size, done = self._run.generation_batch_size, 0
         for start in range(0, len(questions), size):
             answers = self._generator.answer(prompts[start : start + size])

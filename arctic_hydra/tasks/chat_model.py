@@ -16,6 +16,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError, ConfigError, ModelError
 from arctic_hydra.generation.answers import prepare_for_generation, stop_tokens
 from arctic_hydra.hub import hub_reachable, looks_like_path
+from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.run_directory import RunDirectory, relative
 from arctic_hydra.tokenizer.loading import load_tokenizer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _KEY = "from_checkpoint"
+_TRUST = "trust_remote_code"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def load(run: config.Run, directory: RunDirectory) -> ChatModel:
                 f"{_KEY}: got {which}, which is not a directory; expected the path of a run, a checkpoint or an export, or a hub id"
             )
         return _of_export(which, run, None)
-    owner = _owner(path)
+    owner = _owner(path, run)
     if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         return _of_export(which, run, owner)
     owner = owner or run
@@ -69,10 +71,21 @@ def load(run: config.Run, directory: RunDirectory) -> ChatModel:
     return _of_run(owner, RunDirectory(path))
 
 
-def _owner(path: Path) -> config.Run | None:
-    """Return the run in whose directory a run, a checkpoint or an export is; None if it is in none."""
+def _owner(path: Path, run: config.Run) -> config.Run | None:
+    """Return the run in whose directory a run, a checkpoint or an export is; None if it is in none.
+
+    Raises ConfigError if its config lets code of a repository run where `run`, the config of the command, does not.
+    """
     for folder in (path, *path.absolute().parents[:2]):
         if tree := RunDirectory(folder).config() if (folder / "run.json").is_file() else None:
+            asked = {
+                f"{group}.{_TRUST}" for group in ("model", "tokenizer") if getattr(getattr(run, group), _TRUST, False)
+            }
+            if trusted := [key for key in trusted_keys(tree) if key not in asked]:
+                raise ConfigError(
+                    f"{trusted[0]}: got true from {folder / 'run.json'}, but it lets code of another repository run; repeat "
+                    f"the overrides of that training, {trusted[0]}=true among them, on the command line"
+                )
             return config.build({**tree, "task": config.Task.chat.name})
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.errors import DataError
 from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.generation.answers import Answer, Decoding, Generator, generating
+from arctic_hydra.generation.exact_match import OPEN_REASONING
 from arctic_hydra.generation.prompts import PromptEncoder
 from arctic_hydra.redaction import mask
 
@@ -27,7 +28,7 @@ FILE = "answers.jsonl"
 
 
 @dataclass(frozen=True)
-class Question:
+class HeldOutQuestion:
     """A held-out question."""
 
     source: str
@@ -39,6 +40,10 @@ class Question:
     reference: str
     expected: str
     """The result in the reference answer."""
+    where: str
+    """Source and row, or file and line, for messages."""
+    in_reasoning: bool
+    """Whether the prompt opens the reasoning of the answer."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Scored:
     correct: bool
 
 
-def read_questions(run: Run, tokenizer: Any, loader: Loader) -> list[Question]:
+def read_questions(run: Run, tokenizer: Any, loader: Loader) -> list[HeldOutQuestion]:
     """Return the questions: the conversation before the last answer, of up to `exact_match.rows` rows of each held-out source.
 
     These are rows that the loss is evaluated on. Raises DataError for rows without a question or a result.
@@ -65,7 +70,7 @@ def read_questions(run: Run, tokenizer: Any, loader: Loader) -> list[Question]:
     assert isinstance(run.data, SFTDataFactory), "checked for every config"
     split = "eval" if run.data.eval_sources else "train"
     chosen = dict.fromkeys((example.source, example.row) for example in loader.preview(run.exact_match.rows))
-    prompts, found = PromptEncoder(tokenizer), list[Question]()
+    prompts, found = PromptEncoder(tokenizer), list[HeldOutQuestion]()
     for name in dict.fromkeys(source for source, _ in chosen):
         loaded = run.data.load_replaced(split, name)
         if not loaded.process:
@@ -82,7 +87,8 @@ def read_questions(run: Run, tokenizer: Any, loader: Loader) -> list[Question]:
                     f"{where}: exact_match.pattern={run.exact_match.pattern!r} finds nothing in the answer {reference[-60:]!r}; "
                     "correct the pattern, or leave such rows out"
                 )
-            found.append(Question(name, row, prompt, question, reference, expected))
+            in_reasoning = str(tokenizer.decode(prompt)).rstrip().endswith(OPEN_REASONING)
+            found.append(HeldOutQuestion(name, row, prompt, question, reference, expected, where, in_reasoning))
     return found
 
 
@@ -100,27 +106,27 @@ def _split(example: Chat | PlainText, prompts: PromptEncoder, where: str) -> tup
     return prompts.chat(before, example.tools), str(before[-1]["content"]), str(example.messages[last]["content"])
 
 
-def score(run: Run, run_dir: Path, questions: Sequence[Question]) -> dict[str, Any]:
+def score(run: Run, run_dir: Path, questions: Sequence[HeldOutQuestion]) -> dict[str, Any]:
     """Answer the questions, write a table to `answers.jsonl`, and return the number of correct ones. Collective."""
     trainer, world = run.trainer, run.trainer.world
     engine = trainer.tools.engine
-    if world.is_main:
-        logger.info("generating answers to %d questions", len(questions))
-    mine = questions[world.rank :: world.size]
+    stops = distributed.broadcast_object(trainer.tools.stop_tokens())  # each rank has seen other rows of a stream
     generator = Generator(
         engine.module,
         trainer.tools.state.tokenizer,
-        trainer.tools.stop_tokens(),
+        stops,
         Decoding(max_new_tokens=run.max_new_tokens),
         device=trainer.device,
         synchronized=trainer.zero_stage == 3 and world.size > 1,
     )
+    _check_lengths(generator, questions)
+    if world.is_main:
+        logger.info("generating answers to %d questions", len(questions))
     with generating(engine.module), trainer.trial():
-        answers = list(_answer(generator, mine, questions, run.generation_batch_size, world.size))
+        answers = _answer(generator, questions, run.generation_batch_size, world)
     engine.empty_partition_cache()
-    scored = [_scored(run, question, answer) for question, answer in zip(mine, answers, strict=True)]
-    by_rank = distributed.gather_objects(scored)
-    whole = [by_rank[index % world.size][index // world.size] for index in range(len(questions))]
+    everything = {index: answer for part in distributed.gather_objects(answers) for index, answer in part.items()}
+    whole = [_scored(run, question, everything[index]) for index, question in enumerate(questions)]
     path = run_dir / FILE
     if world.is_main:
         rows = [
@@ -134,19 +140,38 @@ def score(run: Run, run_dir: Path, questions: Sequence[Question]) -> dict[str, A
     }
 
 
+def _check_lengths(generator: Generator, questions: Sequence[HeldOutQuestion]) -> None:
+    """Raise DataError for a question that leaves no room for an answer."""
+    for question in questions:
+        try:
+            generator.check_length(question.prompt)
+        except DataError as error:
+            raise DataError(f"{question.where}: {error}; leave such rows out") from error
+
+
 def _answer(
-    generator: Generator, mine: Sequence[Question], everything: Sequence[Question], size: int, ranks: int
-) -> Iterator[Answer]:
-    """Yield the answers to a rank's questions; every rank generates as many batches as the one with the most questions."""
-    most = -(-len(everything) // ranks)
+    generator: Generator, questions: Sequence[HeldOutQuestion], size: int, world: distributed.World
+) -> dict[int, Answer]:
+    """Return this rank's share of the answers by the index of the question; every rank makes equally many calls to the model.
+
+    A question whose answer is limited by the positions of the model is answered alone, so that it limits no other one; if
+    calls are collective, by every rank, so that they make equally many tokens.
+    """
+    limited = [index for index, question in enumerate(questions) if generator.is_limited(question.prompt)]
+    others = sorted(set(range(len(questions))) - set(limited))
+    mine, most, found = others[world.rank :: world.size], -(-len(others) // world.size), dict[int, Answer]()
     for start in range(0, most, size):
-        batch = [question.prompt for question in mine[start : start + size]]
-        answers = generator.answer(batch or [everything[0].prompt])
-        yield from answers[: len(batch)]
+        own = mine[start : start + size]
+        filled = own + others[:1] * (min(size, most - start) - len(own))
+        answers = generator.answer([questions[index].prompt for index in filled])
+        found.update(zip(own, answers, strict=False))
+    for index in limited if generator.synchronized else limited[world.rank :: world.size]:
+        [found[index]] = generator.answer([questions[index].prompt])
+    return found
 
 
-def _scored(run: Run, question: Question, answer: Answer) -> Scored:
-    found = run.exact_match.result(answer.text)
+def _scored(run: Run, question: HeldOutQuestion, answer: Answer) -> Scored:
+    found = run.exact_match.result(answer.text, question.in_reasoning)
     return Scored(
         question.source,
         question.row,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
+from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
-from arctic_hydra.generation.answers import Decoding, Generator, generating, stop_tokens
+from arctic_hydra.generation.answers import Decoding, Generator, continue_greedily, generating, stop_tokens
 from arctic_hydra.model.attention import register
 from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
+from tests.ranks import run_ranks
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
 
@@ -52,6 +57,12 @@ def test_a_batch_holds_the_answers_of_its_prompts_alone(model, tokenizer):
     assert found[0].finish_reason == "stop"
 
 
+def test_a_long_prompt_of_a_batch_cuts_no_other_answer(model, tokenizer):
+    generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=5))
+    prompts = [[5, 6, 7], [5] * 14]
+    assert generator.answer(prompts) == [generator.answer([prompt])[0] for prompt in prompts]
+
+
 def test_sampling_follows_the_seed_and_ends_at_the_last_position(model, tokenizer):
     generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=50, temperature=1.5, top_p=0.9))
     texts = []
@@ -64,6 +75,29 @@ def test_sampling_follows_the_seed_and_ends_at_the_last_position(model, tokenize
     assert shorter.answer([[5] * 10])[0].text == texts[0], "6 positions are left"
     with pytest.raises(DataError, match="the conversation has 16 tokens, but the model has 16 positions"):
         generator.answer([[5] * 16])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_the_generation_config_of_the_model_changes_no_answers(model, tokenizer, temperature):
+    generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=5, temperature=temperature))
+    torch.manual_seed(0)
+    expected, own = generator.answer(PROMPTS), model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=3,
+        min_p=0.5,
+        typical_p=0.2,
+        num_beams=2,
+        repetition_penalty=1.9,
+        no_repeat_ngram_size=1,
+        min_new_tokens=4,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    try:
+        torch.manual_seed(0)
+        assert generator.answer(PROMPTS) == expected
+    finally:
+        model.generation_config = own
 
 
 def test_a_model_in_training_generates_with_a_cache_and_trains_on_as_before(model, tokenizer):
@@ -85,3 +119,21 @@ def test_a_model_in_training_generates_with_a_cache_and_trains_on_as_before(mode
 def test_stop_tokens_are_those_of_an_export(model, tokenizer):
     eos = tokenizer.eos_token_id
     assert stop_tokens(model, tokenizer, [9]) == [9, eos] and stop_tokens(model, tokenizer, []) == [eos]
+
+
+class _CountingEngine:
+    """Its model writes the number after the last one; each rank holds a part of it."""
+
+    def zero_optimization_stage(self) -> int:
+        return 3
+
+    def __call__(self, input_ids, position_ids, use_cache):
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids + 1, 20))
+
+
+def continue_with_other_stops():
+    return continue_greedily(_CountingEngine(), "cpu", [5], [] if World.from_env().rank else [8], 6)
+
+
+def test_ranks_that_know_other_stop_tokens_end_together():
+    assert run_ranks(2, continue_with_other_stops) == [[6, 7, 8], [6, 7, 8]]

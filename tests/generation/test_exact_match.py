@@ -20,11 +20,20 @@ from arctic_hydra.generation.exact_match import ExactMatch
         ("#### (.*)", "six", None),
         (r"\d+", "from 12 to 14", "14"),
         (r"(?:answer|result) is (\w+)(?:\.|$)", "The answer is yes.", "yes"),
-        (r"answer: (a)?", "answer: b", ""),
+        (r"answer: (a)?", "answer: b", None),
+        (r"-?\d*", "from 12 to 14 cats", "14"),
+        (r"-?\d*", "six", None),
+        ("#### (.*)", "<think>perhaps #### 4", None),
     ],
 )
 def test_the_last_match_after_the_reasoning_is_the_result(pattern, answer, result):
     assert ExactMatch(pattern=pattern).result(answer) == result
+
+
+def test_an_answer_has_no_result_before_the_reasoning_that_its_prompt_opened_ends():
+    settings = ExactMatch(pattern="#### (.*)")
+    assert settings.result("perhaps #### 4", in_reasoning=True) is None
+    assert settings.result("perhaps #### 4</think>\n#### 6", in_reasoning=True) == "6"
 
 
 @pytest.mark.parametrize(

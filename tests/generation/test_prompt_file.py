@@ -16,6 +16,11 @@ def test_each_line_is_a_prompt(tmp_path):
     assert found[1].row == {"prompt": '{"prompt": 2}\u2028still two'} and found[1].place.endswith("prompts.txt:3")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "One?"}', encoding="utf-8-sig")
+    assert [item.text for item in read_prompts(tmp_path / "a.jsonl")] == ["One?"]
+
+
 def test_objects_hold_a_prompt_or_messages(tmp_path):
     path = tmp_path / "prompts.jsonl"
     chat = '[{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]'
@@ -32,7 +37,7 @@ def test_objects_hold_a_prompt_or_messages(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", " \n", "has no prompts; expected one per line"),
-        ("a.jsonl", "{", r"a.jsonl:1 is no JSON \(.*\); expected an object with `prompt` or `messages`"),
+        ("a.jsonl", "{", r"a.jsonl:1 is not valid JSON \(.*\); expected an object with `prompt` or `messages`"),
         ("a.jsonl", "[]", "a.jsonl:1: expected an object with either `prompt`, a text, or `messages`"),
         ("a.jsonl", '{"prompt": "a", "messages": []}', "a.jsonl:1: expected an object with either"),
         ("a.jsonl", '{"prompt": 3}', "a.jsonl:1: prompt is int, expected a text"),

@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from arctic_hydra.errors import ConfigError, DataError
+from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.tasks.chat import execute
 from tests.command import environment, only_run, run
+from tests.composing import built
+from tests.converter import lab
 from tests.data.samples import write_lines
 
 pytestmark = pytest.mark.xdist_group("chat")  # what they share is made once
@@ -71,6 +76,28 @@ def test_the_prompts_of_a_file_are_answered_in_batches(trained):
     assert [row["finish_reason"] for row in found] == ["length", "stop", "stop", "stop"]
     assert [row["answer"] for row in found[1:]] == ["#### 1,234", "#### pong", "#### pong"]
     assert found[1] == {**rows[1], "answer": "#### 1,234", "finish_reason": "stop"}
+
+
+def test_a_file_of_answers_is_kept_until_all_prompts_are_valid(tmp_path):
+    model = lab.save_model(tmp_path / "model")
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    write_lines(prompts, [{"prompt": "Ping"}, {"prompt": "Ping " * 5000}])
+    out.write_text("earlier")
+
+    def answer(path: Path) -> None:
+        overrides = ("task=chat", f"from_checkpoint={model}", f"prompts={prompts}", f"out={path}")
+        execute(built(*overrides), RunDirectory(tmp_path / "none"))
+
+    with pytest.raises(DataError, match=r"p.jsonl:2: the conversation has [\d,]+ tokens, but the model has"):
+        answer(out)
+    assert out.read_text() == "earlier"
+    (tmp_path / "link").symlink_to(prompts)
+    with pytest.raises(ConfigError, match="^out: got .*/link, the file of prompts itself; expected another file"):
+        answer(tmp_path / "link")
+    out.chmod(0o400)
+    if not os.access(out, os.W_OK):  # root may write it
+        with pytest.raises(ConfigError, match="^out: got .*/out.jsonl, which cannot be written"):
+            answer(out)
 
 
 def test_a_conversation_in_a_terminal(trained):

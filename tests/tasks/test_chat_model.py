@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,18 @@ def test_an_adapter_is_loaded_onto_its_base_with_its_own_stop_tokens(export, tmp
     folder.rename(_with_run(tmp_path / "run") / "export")
     with pytest.raises(ArcticHydraError, match="run/checkpoints contains no checkpoint"):  # which has the base too
         _load(tmp_path / "run", tmp_path)
+
+
+def test_code_of_a_repository_runs_only_if_the_command_asks_for_it(export, tmp_path):
+    overrides = ("model=hf", "model.name_or_path=org/base", "model.trust_remote_code=true")
+    run_dir = _with_run(tmp_path / "run", *overrides)
+    shutil.copytree(export, run_dir / "export")
+    for where in (run_dir, run_dir / "export"):
+        with pytest.raises(
+            ArcticHydraError, match=r"^model.trust_remote_code: got true from .*/run/run.json, but it lets"
+        ):
+            _load(where, tmp_path)
+    assert _load(run_dir / "export", tmp_path, *overrides).where.endswith("run/export")
 
 
 def test_a_model_of_texts_continues_them(tmp_path):

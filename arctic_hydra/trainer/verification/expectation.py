@@ -55,6 +55,8 @@ class Expectation:
     held_bytes: int
     """Size of the weights on this rank, as they are in training."""
     trusts_remote_code: bool
+    reload_seconds: float = 600.0
+    """Longest estimated time of loading and running an export again, during which other ranks wait."""
 
     @property
     def generates(self) -> bool:

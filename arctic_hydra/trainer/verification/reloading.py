@@ -17,7 +17,6 @@ SPARE = 1.2
 TOKENS_TO_COMPUTE = 128
 SLOWEST_FLOPS = 2e10
 """Floating-point operations per second of a slow CPU, for the estimate of the time."""
-LONGEST_SECONDS = 600.0
 
 
 @dataclass(kw_only=True)
@@ -46,7 +45,7 @@ def reason_against(folder: Path, expected: Expectation) -> str:
     if needed > free:
         return f"it needs {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
     seconds = 2 * expected.parameters * TOKENS_TO_COMPUTE / SLOWEST_FLOPS
-    if seconds > LONGEST_SECONDS:
+    if seconds > expected.reload_seconds:
         return f"it may take {seconds / 60:.0f} minutes on the CPU"
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,9 @@ def verify_saved(trainer: Trainer, engine: CheckpointEngine, folder: Path | None
     if not trainer.world.is_main:
         return
     assert folder is not None
+    # The other ranks wait in their next collective.
+    seconds = min(expected.reload_seconds, trainer.collective_timeout_seconds / 3)
+    expected = replace(expected, reload_seconds=seconds)
     verdict = trainer.export_verdicts[folder.name] = verify(folder, expected).as_dict()
     if not trainer.training_finished:  # the summary of the run shows the last one
         for line in verdict_lines(folder.name, verdict):

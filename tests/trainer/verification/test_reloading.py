@@ -36,6 +36,7 @@ def test_a_model_too_large_for_memory_or_time_is_not_loaded_again(exported: tupl
     folder, expected = exported
     slow = replace(expected, parameters=10**11)
     assert reason_against(folder, slow) == "it may take 21 minutes on the CPU"
+    assert reason_against(folder, replace(slow, reload_seconds=1300)) == ""
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     assert reason_against(folder, slow).startswith("it needs 447.0 GiB of memory, and ")
 
