@@ -216,7 +216,7 @@ class Run(Component):
         few = len(self.ranks) <= 9 and self.ranks.isdecimal() and 1 <= int(self.ranks) <= LARGEST_RANKS
         if self.ranks != "auto" and not few:
             raise ValueError(
-                f"ranks: got {shorten(self.ranks)}, expected auto or 1 to {LARGEST_RANKS:,} on each machine"
+                f"ranks: got {shorten(self.ranks)}, expected auto or 1 to {LARGEST_RANKS:,}, on each machine"
             )
         if not (self.objective.strip() and self.objective.isprintable()):
             raise ValueError(f"objective: got {self.objective!r}, expected auto or a metric such as eval/accuracy")

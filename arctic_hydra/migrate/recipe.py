@@ -61,7 +61,14 @@ def load(path: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem or 'not valid YAML'}; fix this file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # of tags, too
         raise ConfigError(f"{path}: not valid YAML in UTF-8; fix this file") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error

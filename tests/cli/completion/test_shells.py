@@ -117,7 +117,7 @@ def test_bash_gets_what_it_replaces(line, part, expected, tmp_path):
 
 
 def test_zsh_and_fish_get_a_text_with_each_candidate():
-    assert answer("zsh", {"COMP_LINE": "arctic-hydra task=ch"}) == (
+    assert answer("zsh", {"COMP_LINE": "arctic-hydra task=che"}) == (
         "task=check\tvalidate the config and this machine, without training\n"
     )
     assert (
