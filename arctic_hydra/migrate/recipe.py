@@ -58,6 +58,8 @@ def load(path: str) -> dict[str, Any]:
         if os.path.getsize(path) > _MOST_BYTES:
             raise ConfigError(f"{path}: has more than {_MOST_BYTES:,} bytes, so it is not a recipe")
         read = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except ConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem or 'not valid YAML'}; fix this file") from error
