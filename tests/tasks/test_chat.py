@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shlex
 import signal
 import subprocess
@@ -127,6 +128,7 @@ def test_a_conversation_in_a_terminal(trained):
         assert "/hlep: there is no such command" in _until(ours, "\n> ")
         os.write(ours, b"/system Be brief.\r")
         assert "the system message is set" in _until(ours, "\n> ")
+        time.sleep(0.5)  # the prompt is shown before the line editor waits, and only then does the signal end its wait
         process.send_signal(signal.SIGINT)
         assert "Ctrl-C again leaves" in _until(ours, "\n> ")
         os.write(ours, b"\x04")
@@ -140,7 +142,8 @@ def _until(terminal: int, mark: str, seconds: float = 60.0) -> str:
     """Return what the terminal shows up to a mark at its end."""
     shown, end = "", time.monotonic() + seconds
     while not shown.replace("\r", "").replace("\x1b[?2004h", "").endswith(mark):
-        assert time.monotonic() < end, shown
+        ready, _, _ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
+        assert ready, f"nothing more within {seconds} s: {shown}"
         shown += os.read(terminal, 4096).decode()
     return shown
 
