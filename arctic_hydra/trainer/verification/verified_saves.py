@@ -22,7 +22,7 @@ def verify_saved(trainer: Trainer, engine: CheckpointEngine, folder: Path | None
     """Verify what `engine` has just exported to `folder`: the first export of this start and the final one; collective.
 
     The first shows early that exports fail, the final one is what is used; each takes time in which all ranks wait. Rank 0
-    keeps the verdict in `trainer.verdicts`, and logs that on an export before the end.
+    keeps the verdict in `trainer.export_verdicts`, and logs that on an export before the end.
     """
     wanted = isinstance(engine, HuggingFaceCheckpoint) and engine.verify and folder is not None
     if not wanted or (trainer._loop.verified_any and not trainer.training_finished):
