@@ -287,7 +287,9 @@ class Trainer(Construction, Evaluation):
                         outer["path"] = inner["path"] = path = engine.save()
                         saving.advance(size_mib(path) if self.world.is_main else 0)
                         saving.about += "" if path else " failed"
-                        verify_saved(self, engine, path)  # before a callback such as `ema` puts the trained weights back
+                        verify_saved(
+                            self, engine, path
+                        )  # before a callback such as `ema` puts the trained weights back
 
     def save_after(self, error: Exception) -> None:
         """Save the last whole step, marked, if all ranks can after an error that ends the run; called by the runner.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_steps_below_the_resolution_of_bf16_add_up_in_fp32(tmp_path):
 class SlowSaves:
     """A slow checkpoint engine that saves after every step."""
 
-    do_checkpoint, save_ready, checkpoint_dir = True, False, None
+    do_checkpoint, save_ready, checkpoint_dir, can_resume = True, False, Path("saves"), True
 
     def save(self):
         time.sleep(0.05)
