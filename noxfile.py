@@ -36,9 +36,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests in two processes; `nox -s tests -- tests/tracking -k resume` selects some of them."""
+    """Run the tests in three processes, because many of them wait; `nox -s tests -- tests/tracking -k resume` selects some of them."""
     session.install(*PINNED, "-e", ".[test]")
-    session.run("pytest", "-n", "2", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
+    session.run("pytest", "-n", "3", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 
 @nox.session

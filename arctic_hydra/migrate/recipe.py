@@ -16,6 +16,8 @@ from arctic_hydra.human_numbers import shorten
 from arctic_hydra.migrate.words import PROJECTS, words
 
 _MOST_BYTES = 1_000_000
+_MOST_ALIASES = 16
+"""References within a file, of which each may repeat what holds the ones before."""
 _FLAT = ("axolotl", "llamafactory", "trl", "transformers")
 """Projects whose configs are flat, the one that is named where two know as many of the keys first."""
 _EXTENDING = ("llamafactory", "trl")
@@ -57,7 +59,10 @@ def load(path: str) -> dict[str, Any]:
             raise ConfigError(f"{path}: there is no such file; expected the path of a recipe")
         if os.path.getsize(path) > _MOST_BYTES:
             raise ConfigError(f"{path}: has more than {_MOST_BYTES:,} bytes, so it is not a recipe")
-        read = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(path).read_text(encoding="utf-8")
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)) > _MOST_ALIASES:
+            raise ConfigError(f"{path}: refers to its own parts more than {_MOST_ALIASES} times; write them out")
+        read = yaml.load(text, Loader=_Loader)
     except ConfigError:
         raise
     except yaml.MarkedYAMLError as error:
