@@ -383,6 +383,6 @@ def check_interface(model: torch.nn.Module) -> None:
 
     if not isinstance(model, PreTrainedModel) and (missing := missing_names(model)):
         raise ConfigError(
-            f"model: create_model() returned a {type(model).__name__}, which is no transformers model and lacks "
+            f"model: create_model() returned a {type(model).__name__}, which is not a transformers model and lacks "
             f"{', '.join(missing)}; register it as a ModelSpec and pass model=spec, which needs less (docs/extending/models.md)"
         )

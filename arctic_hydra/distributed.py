@@ -32,7 +32,7 @@ class World:
     def from_env(cls) -> World:
         """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; a single rank if they are unset.
 
-        Raises ConfigError for one that is no number.
+        Raises ConfigError for one that is not a number.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         values = {name: os.environ.get(name, default) for name, default in zip(names, "0101", strict=True)}

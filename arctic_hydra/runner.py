@@ -115,7 +115,7 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
 def resume(run: config.Run, state: TrainingState) -> Path | None:
     """Bind the checkpoint engines to the state and restore it from the newest valid checkpoint; return its path, if any.
 
-    A run without a checkpoint of its own continues that of the run that it extends. Collective.
+    A run that has not saved a checkpoint yet continues that of the run that it extends. Collective.
     """
     peaks = list(getattr(state.scheduler, "base_lrs", []))
     for checkpoint in run.checkpoint.values():

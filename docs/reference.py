@@ -76,7 +76,7 @@ def write_pages(folder: Path) -> None:
     with hydra_with() as loader:
         known = Inventory(loader)
         written = {"run": MarkdownPage()}
-        written["run"].head("The run itself")
+        written["run"].heading("The run itself")
         pages.run_page(written["run"], known)
         for group in known.groups:
             written[group.replace("/", "-")] = page = MarkdownPage()

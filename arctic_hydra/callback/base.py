@@ -48,7 +48,7 @@ REPLACES = {
     "on_evaluate_end": "metrics",
     "on_log": "metrics",
 }
-"""The fact that a value returned at an event replaces; at other events a callback returns None."""
+"""The fact that a returned value replaces, by event; at all other events, a callback returns None."""
 
 KEEP_THEIR_TYPE = ("batch", "loss", "metrics")
 """Facts that only a value of the same type can replace."""
@@ -56,7 +56,7 @@ OBSERVERS_MAY_REPLACE = frozenset(("on_log", "on_evaluate_end"))
 """Events where a replaced value is only recorded, so that a callback that only observes may replace it too."""
 
 TRAINER_STATE = "trainer"
-"""The entry among the states of callbacks in which checkpoints keep that of the trainer; no callback may have this name."""
+"""Key of the trainer's state among the states of callbacks in a checkpoint; no callback may have this name."""
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,7 @@ class Callback(Component):
     only_observes: ClassVar[bool] = True
     """Whether the callback does not affect the result of the run; if false, its fields are part of the run's identity."""
     bytes_per_parameter: ClassVar[int] = 0
-    """Memory that the callback takes per trained parameter, divided among the ranks as the state of the optimizer."""
+    """Memory that the callback takes per trained parameter, divided among the ranks like the state of the optimizer."""
     needs_evaluation: ClassVar[bool] = False
     """Whether the callback has no effect in a run without evaluation data, which is then refused."""
     generates: ClassVar[bool] = False

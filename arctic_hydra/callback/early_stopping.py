@@ -48,13 +48,13 @@ class EarlyStopping(Callback):
         self._best_step = self._without = 0
 
     def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Decide again after a stop by a signal had come first; a run that extends another one begins to count anew."""
+        """Decide again, in case a signal stopped the run before it could; a run that extends another one restarts the count."""
         if trainer.tools.state.extended_at == trainer.global_step:
             self._without = 0
         self._decide(trainer)
 
     def on_evaluate_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Compare the metric with the best one; NaN is no improvement. Raises ConfigError for an unknown metric."""
+        """Compare the metric with the best one; NaN does not count as an improvement. Raises ConfigError for an unknown metric."""
         metrics = facts["metrics"]
         value = metrics.get(self.metric)
         if value is None:

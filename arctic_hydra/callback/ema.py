@@ -42,7 +42,7 @@ class ExponentialMovingAverage(Callback):
     def validate(self) -> None:
         if self.decay >= 1:
             raise ValueError(
-                f"decay: got {self.decay:g}, expected less than 1, such as 0.999; 1 would never follow the weights"
+                f"decay: got {self.decay:g}, expected less than 1, such as 0.999; with 1 the average would never change"
             )
 
     def on_train_start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class ExponentialMovingAverage(Callback):
     def _exchange(self, trainer: Trainer, wanted: bool) -> None:
         """Exchange the optimizer's weights with the average in place, and copy them into the model; collective.
 
-        Twice is exactly nothing: the model's weights are the rounded weights of the optimizer.
+        Doing so twice restores both bit for bit: the model's weights are the rounded weights of the optimizer.
         """
         from arctic_hydra.callback.master_weights import publish
 

@@ -124,7 +124,7 @@ def _sweep_of_one_run(text: str) -> ConfigError:
 def no_whole_config(name: Any) -> str:
     """Return the problem of a primary config that is no config of a run, such as an option of a group."""
     return (
-        f"--config-name: got {str(name)!r}, which is no whole config; expected a file that begins with "
+        f"--config-name: got {str(name)!r}, which is not a complete config; expected a file that begins with "
         "`defaults: [config, _self_]`"
     )
 

@@ -1,1 +1,1 @@
-"""Generation: prompts as tokens, answers of a model to them, and their comparison with reference answers."""
+"""Text generation: prompts, answers, and their comparison with reference answers."""

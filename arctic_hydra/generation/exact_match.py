@@ -1,4 +1,4 @@
-"""Compares generated answers with reference answers by what a pattern finds in both, such as `#### (.+)` of GSM8K."""
+"""Exact match of what a regular expression extracts from generated and from reference answers, such as GSM8K's `#### (.+)`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from arctic_hydra.human_numbers import integer
 
 OPEN_REASONING = "<think>"
-"""What begins the reasoning of an answer, in the answer or at the end of its prompt."""
+"""The tag that opens the reasoning of an answer, in the answer itself or at the end of its prompt."""
 _THOUGHT = re.compile(r".*</think>", re.DOTALL)
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3})")
 
@@ -20,8 +20,8 @@ class ExactMatch:
     """Settings of the exact match that `task=evaluate` reports besides the loss."""
 
     pattern: str | None = None
-    """For task=evaluate: regular expression that finds the result in a reference answer and in a generated one, as its first group
-    or as a whole, such as `#### (.+)`; unset: nothing is generated."""
+    """For task=evaluate: regular expression that extracts the result from a reference answer and from a generated one, as its first
+    group or as a whole, such as `#### (.+)`; unset: nothing is generated."""
     rows: Any = integer(200, minimum=1, maximum=10**9)
     """Rows of each evaluation source whose questions are answered, evenly spaced; all if there are fewer."""
 
@@ -32,7 +32,7 @@ class ExactMatch:
         try:
             found = re.compile(self.pattern)
         except re.error as error:
-            yield f"exact_match.pattern: got {self.pattern!r}, which is no regular expression ({error})"
+            yield f"exact_match.pattern: got {self.pattern!r}, which is not a regular expression ({error})"
             return
         if found.groups > 1:
             yield (

@@ -11,7 +11,7 @@ from arctic_hydra.data.formats.messages import Message, RowProblem, check_text, 
 from arctic_hydra.errors import DataError
 
 JSON_LINES = ".jsonl"
-"""Suffix of files whose lines are objects."""
+"""Suffix of files with a JSON object per line."""
 
 
 @dataclass(frozen=True)

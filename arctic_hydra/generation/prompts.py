@@ -1,4 +1,4 @@
-"""Prompts as tokens, in the form in which training sees them: rendered by the same code, with the same BOS."""
+"""Encodes prompts as training does: rendered by the same code, with the same BOS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PromptEncoder:
-    """Turns texts and conversations into the tokens that an answer follows."""
+    """Encodes texts and conversations up to the next answer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer: Any = tokenizer

@@ -17,7 +17,7 @@ from arctic_hydra.migrate.words import Word, words
 
 SECTIONS = ("data", "model", "tokenizer", "optimizer", "scheduler", "logger", "wandb")
 _TRAINERS = {"sft": "mix", "causal": "text", "dpo": "preference"}
-"""The trainers, with the data option for sources of one's own."""
+"""The trainers, each with the data option for custom sources."""
 PACK_FIELDS = ("always_max_length", "drop_last", "fuse_positions_prob", "repeat_to_pack_max_length")
 _UNSAID = {
     "data.cache_fs_type": "auto",
@@ -25,19 +25,19 @@ _UNSAID = {
     "logger.output_dir": "/dev/null",
     "train_log_metrics_path": "train-log-metrics.jsonl",
 }
-"""Values of fields without a counterpart that say no more than their default."""
+"""Values of fields without a counterpart that have no effect here, such as their defaults."""
 
 Recipe = dict[str, Any]
 Converter = Callable[[Experiment, Recipe, Any], None]
 
 
 def convert(recipe: Mapping[str, Any], name: str, source: str) -> Experiment:
-    """Return the experiment that trains as a recipe does; raises ConfigError if it is none."""
+    """Return the experiment that trains as a recipe does; raises ConfigError if it is not one."""
     flat = flatten(recipe)
     made = Experiment(name, source)
     trainer = flat.get("type") or "sft"
     if trainer not in _TRAINERS:
-        made.lost.append(f"type: {trainer} is a trainer of its own code; port it (docs/extending/trainers.md)")
+        made.lost.append(f"type: {trainer} is a custom trainer; port it (docs/extending/trainers.md)")
         trainer = "sft"
     made.choose("trainer", trainer)
     made.choose("data", _TRAINERS[trainer])
@@ -105,7 +105,7 @@ def _model_type(made: Experiment, recipe: Recipe, value: Any) -> None:
     if value == "liger":
         made.choose("model", "liger")
     elif value not in ("", None, "huggingface"):
-        made.lost.append(f"model.type: {value} is a factory of its own code; port it (docs/extending/models.md)")
+        made.lost.append(f"model.type: {value} is a custom factory; port it (docs/extending/models.md)")
 
 
 def _model_name(made: Experiment, recipe: Recipe, value: Any) -> None:
@@ -147,7 +147,7 @@ def _optimizer_type(made: Experiment, recipe: Recipe, value: Any) -> None:
     if name in ("fused_adam", "cpu_adam"):
         made.choose("optimizer", name)
     elif name:
-        made.lost.append(f"optimizer.type: {value} is a factory of its own code; adamw is used, see --help optimizer")
+        made.lost.append(f"optimizer.type: {value} is a custom factory; adamw is used, see --help optimizer")
 
 
 def _schedule(made: Experiment, recipe: Recipe, value: Any) -> None:

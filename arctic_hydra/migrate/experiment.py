@@ -1,4 +1,4 @@
-"""An experiment file in the making: options, values, and what was not carried over."""
+"""The contents of an experiment file: options, values, and what was not carried over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Experiment:
 
     name: str
     source: str
-    """What it is made from, for the first comment."""
+    """Path of the recipe, for the first comment."""
     options: dict[str, str | list[str]] = field(default_factory=dict)
     """The option of each config group; a list for groups that take several."""
     added: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Reads configs of other trainers, and recognizes whose they are."""
+"""Reads configs of other trainers, and detects which project they belong to."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from arctic_hydra.migrate.words import PROJECTS, words
 
 _MOST_BYTES = 1_000_000
 _MOST_ALIASES = 16
-"""References within a file, of which each may repeat what holds the ones before."""
+"""Maximum number of aliases in a file, because nested aliases multiply its size."""
 _FLAT = ("axolotl", "llamafactory", "trl", "transformers")
-"""Projects whose configs are flat, the one that is named where two know as many of the keys first."""
+"""Projects whose configs are flat, in order of preference if several have equally many of the keys."""
 _EXTENDING = ("llamafactory", "trl")
 """Projects whose configs hold keys of TrainingArguments, too."""
 _FEWEST = 3
-"""Keys of a flat config that its project has to know, which names such as `dataset` and `template` would fit by chance."""
+"""Minimum number of keys that a flat config shares with its project; names such as `dataset` also occur by chance."""
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -101,7 +101,7 @@ def project_of(recipe: Mapping[str, Any]) -> str:
 
 
 def _known(recipe: Mapping[str, Any], project: str) -> int:
-    """Return how many keys of a flat config a project has; 0 if it is none of its own that tells it from TrainingArguments."""
+    """Return how many keys of a flat config a project has; 0 if none is in its own table."""
     own = sum(word.key in recipe for word in words(project))
     return sum(word.key in recipe for table in tables_of(project) for word in words(table)) if own else 0
 
@@ -112,7 +112,7 @@ def tables_of(project: str) -> tuple[str, ...]:
 
 
 def refusal(argument: str) -> str:
-    """Return why a YAML file cannot be an argument of the command, and what takes it; empty for another argument."""
+    """Return the error for a YAML file as an argument, with the command to use instead; empty for other arguments."""
     if "=" in argument or not (argument.endswith(_SUFFIXES) or os.path.isfile(argument)):
         return ""
     try:
@@ -130,7 +130,7 @@ def refusal(argument: str) -> str:
 
 
 def refused_name(name: str | None, config_dir: str | None) -> str:
-    """Return why `--config-name` cannot be the config of another project, and what takes it; empty for other names."""
+    """Return the error for a `--config-name` that is the config of another project, with the command to use; empty for others."""
     if not name or not name.isprintable():
         return ""
     for path in (

@@ -61,7 +61,7 @@ def convert_checkpoints(made: Experiment, given: Any) -> None:
         kind = str(entry.get("type") or "")
         name = _ENGINES.get(kind)
         if name is None or f"checkpoint.{name}.save_every_n_steps" in made.values:
-            why = "is an engine of its own code" if name is None else "appears twice; here an engine saves to one place"
+            why = "is a custom engine" if name is None else "appears twice; here an engine saves to one place"
             made.lost.append(f"checkpoint: {kind or name} {why}")
             continue
         made.choose("checkpoint", f"[{name}]")

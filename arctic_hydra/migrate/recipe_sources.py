@@ -50,7 +50,7 @@ def _convert(made: Experiment, group: str, entry: dict[str, Any]) -> None:
         return
     if kind not in _OWN_TYPES:
         made.lost.append(
-            f"data.{group}: the type {kind} of {path} is code of its own; the rows are read as they are; port it (docs/extending/data.md)"
+            f"data.{group}: the type {kind} of {path} is a custom class; the rows are read as they are; port it (docs/extending/data.md)"
         )
     if short := _SHORT_FORM.fullmatch(path):
         path, entry["split"] = short["path"], short["split"]

@@ -154,7 +154,7 @@ def register_model_spec(name: str, flavors: Mapping[str, Any]) -> Callable[[F], 
             )
         if problem := _not_plain(config):
             raise ValueError(
-                f"model.spec={name}: {problem} of flavor {flavor!r} is no plain value; expected numbers, texts, lists or "
+                f"model.spec={name}: {problem} of flavor {flavor!r} is not a plain value; expected numbers, texts, lists or "
                 "dictionaries, which config.json can hold"
             )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from arctic_hydra.data.formats.messages import Message
 
 HELP = """\
-/reset          forget the conversation
+/reset          start a new conversation
 /system TEXT    set the system message; without TEXT, remove it
 /help           show these lines
 /exit           leave, as Ctrl-D does
@@ -39,7 +39,7 @@ def execute(run: config.Run, directory: RunDirectory) -> int:
     talk = Talk(run, directory)
     with talk.without_rounding():
         if questions:
-            encoded = talk.encode_all(questions)  # raises before answers of an earlier call are lost
+            encoded = talk.encode_all(questions)  # raises before `out`, which may hold earlier answers, is overwritten
             with out.open("w", encoding="utf-8") if out is not None else nullcontext(sys.stdout) as file:
                 talk.answer_all(questions, encoded, file)
         elif run.prompt is not None:
@@ -126,7 +126,7 @@ class Talk:
             _note(
                 "the answer was cut: raise max_new_tokens"
                 if self._has_room(prompt)
-                else "the model has no more positions"
+                else "the context of the model is full"
             )
         return answer
 
@@ -141,7 +141,7 @@ class Talk:
                 line = _read_line()
                 interrupted = False
                 if line.startswith("/"):
-                    if self._obey(*line.split(None, 1)):
+                    if self._run_command(*line.split(None, 1)):
                         return
                 elif line.strip():
                     self._turn(line)
@@ -158,9 +158,9 @@ class Talk:
                 _note("Ctrl-C again leaves")
 
     def _turn(self, line: str) -> None:
-        """Answer one line; one that cannot be answered is reported, and forgotten."""
+        """Answer one line; report and drop one that cannot be answered."""
         if self._loaded.continues_text:
-            self.messages.clear()  # each text begins anew
+            self.messages.clear()  # texts are independent of each other
         self.messages.append({"role": "user", "content": line})
         try:
             self.answer()
@@ -168,13 +168,13 @@ class Talk:
             self.messages.pop()
             _note(f"{error}; /reset starts a new conversation")
 
-    def _obey(self, command: str, argument: str = "") -> bool:
-        """Carry out a command; return whether to leave."""
+    def _run_command(self, command: str, argument: str = "") -> bool:
+        """Run a command such as /reset; return whether to leave."""
         if command == "/exit":
             return True
         if command == "/reset":
             self.messages.clear()
-            _note("the conversation is forgotten")
+            _note("a new conversation")
         elif command == "/system" and self._loaded.continues_text:
             _note("a model that continues texts has no system message")
         elif command == "/system":
@@ -206,7 +206,7 @@ class Talk:
 
     def _encode_question(self, question: Question) -> list[int]:
         if self._system is not None and question.messages[0]["role"] == "system":
-            raise DataError(f"{question.place}: has a system message of its own; remove it, or leave out system=")
+            raise DataError(f"{question.place}: already has a system message; remove it, or leave out system=")
         try:
             if self._loaded.continues_text:
                 return self._encode([{"role": "user", "content": question.text}])
@@ -232,7 +232,7 @@ def _read_line() -> str:
 
 
 def _note(text: str) -> None:
-    """Print what is no answer, on standard error, dimmed in a terminal."""
+    """Print a message that is not part of an answer on standard error, dimmed in a terminal."""
     from arctic_hydra.tasks.chat_stream import dimmed
 
     print(dimmed(text, sys.stderr), file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ def dimmed(text: str, stream: IO[str]) -> str:
 
 
 def has_styles(stream: IO[str]) -> bool:
-    """Whether `stream` is a terminal that shows styles, as far as the environment says (NO_COLOR, TERM=dumb)."""
+    """Whether `stream` is a terminal that shows styles, according to its environment (NO_COLOR, TERM=dumb)."""
     return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
@@ -44,7 +44,7 @@ class AnswerStream(TextStreamer):
             super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print the next words; words of a model must not control the terminal."""
+        """Print the next words, with control characters escaped."""
         self.text += text
         if self._in_terminal:
             text = escape_controls(text)

@@ -29,7 +29,7 @@ FILE = "answers.jsonl"
 
 @dataclass(frozen=True)
 class HeldOutQuestion:
-    """A held-out question."""
+    """A question from the evaluation data, with its reference answer."""
 
     source: str
     row: int

@@ -1,4 +1,4 @@
-"""`task=score`: stores what the trainer's frozen model says about every document, for runs that then need no such model."""
+"""`task=score`: computes and stores the scores of the trainer's frozen model for every document, so that training needs no such model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arctic_hydra.trainer.scoring.scored_loader import ScoredLoader
 
 
 def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
-    """Compute the scores that are missing; return the directories of all. Collective."""
+    """Compute the scores that are missing; return the directories of all scores. Collective."""
     trainer = run.trainer
     trainer.store_scores()
     with assemble.report_exceptions(run, run_dir):

@@ -51,7 +51,7 @@ class Trainer(Construction, Evaluation):
     mixes_documents: ClassVar[str] = ""
     """Why the loss of a document may depend on the other documents of its row; if empty, `probe` refuses that."""
     can_store_scores: ClassVar[bool] = False
-    """Whether `task=score` can store what a frozen model says about the data; `store_scores` then makes `prepare` do that."""
+    """Whether the trainer has a frozen model whose scores `task=score` can store; `store_scores` then makes `prepare` do that."""
     frozen_setting: ClassVar[str] = "reference"
     """The setting that names this model, for errors."""
     score_settings: ClassVar[tuple[str, ...]] = ()
@@ -60,7 +60,7 @@ class Trainer(Construction, Evaluation):
     """Why the loss of several documents may be other than the sum of their losses; if empty, `probe` refuses that."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a subclass keeps of its own, such as a second model: tensors, numbers, texts, lists and dictionaries.
+        """Return the additional state of a subclass, such as a second model: tensors, numbers, texts, lists and dictionaries.
 
         It is saved per rank; a run that resumes on another number of ranks gets that of rank 0. Empty by default. Called in each step,
         so that an error in a step can save the last one, unless the step has changed one of these tensors in place.
@@ -76,7 +76,7 @@ class Trainer(Construction, Evaluation):
         return False
 
     def store_scores(self) -> None:
-        """Let `prepare` store the scores of the frozen model, whatever the settings say; for `task=score`."""
+        """Make `prepare` store the scores of the frozen model, whatever the settings say; for `task=score`."""
 
     def setup(self, tools: Toolbox) -> None:
         """Set the objects that the runner built; called once, before `probe` and `train`. Collective.
@@ -92,7 +92,7 @@ class Trainer(Construction, Evaluation):
 
     @contextmanager
     def trial(self) -> Iterator[None]:
-        """Let the engine run on a few tokens to try it out: they are no part of a shared sequence, and nothing is rounded."""
+        """Within this context, run the engine on a few trial tokens: they are not part of a shared sequence, and nothing is rounded."""
         with distributed.without_sequence_group(), ExitStack() as exact:
             for converter in self.tools.converters:
                 exact.enter_context(converter.without_rounding(self.tools.engine.module))

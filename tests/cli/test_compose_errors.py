@@ -45,19 +45,17 @@ BAD = [
     ("--config-name a\0b", "--config-name: got 'a\\x00b', expected the name of a whole config"),
     ("--config-dir ", "--config-dir: got '', not a directory"),
     ("--config-name experiment/sft_ultrachat", "experiment/sft_ultrachat: its defaults list overrides model, but no list before it chooses"),
-    ("--config-name model/tiny", "--config-name: got 'model/tiny', which is no whole config; expected a file that begins with `defaults: [config, _self_]`"),
+    ("--config-name model/tiny", "--config-name: got 'model/tiny', which is not a complete config; expected a file that begins with `defaults: [config, _self_]`"),
 ]  # fmt: skip
 
 ADAMW = "_target_: arctic_hydra.optimizer.adamw.AdamWFactory\n"
 RUN = "_target_: arctic_hydra.config.Run\n"
-NO_CONFIG = (
-    "--config-name: got 'own', which is no whole config; expected a file that begins with `defaults: [config, _self_]`"
-)
+NO_CONFIG = "--config-name: got 'own', which is not a complete config; expected a file that begins with `defaults: [config, _self_]`"
 FILES = [
     ("defaults: [config, _self_]\noptimizer: {lrr: 1}", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("defaults: [config, _self_]\ntracking: {mlflow: {tracking_uri: x}}", "tracking.mlflow.tracking_uri: there is no such key; did you mean tracking.mlflow.uri?"),
     ("defaults: [config, _self_]\ntrainer: {max_steps: 3}", "trainer.max_steps: there is no such key; max_steps of transformers and Axolotl is trainer.train_iters here"),
-    ("- a", "--config-name: got 'own', which is no whole config"),
+    ("- a", "--config-name: got 'own', which is not a complete config"),
     ("defaults: [config, _self_]\nhydra: {launcher: {x: 1}}", "hydra.launcher.x: there is no such key"),
     ("defaults: [config, _self_]\nlearning: 1", "learning: there is no such key"),
     ("defaults: [config, override modle: hf, _self_]", "own: its defaults list overrides modle, but no list before it chooses an option of such a group"),

@@ -193,9 +193,9 @@ def test_defaults_that_differ_are_written_or_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "lost"),
     [
-        ({"type": "mine"}, "type: mine is a trainer of its own code; port it (docs/extending/trainers.md)"),
-        ({"model": {"type": "mine"}}, "model.type: mine is a factory of its own code"),
-        ({"optimizer": {"type": "mine"}}, "optimizer.type: mine is a factory of its own code; adamw is used"),
+        ({"type": "mine"}, "type: mine is a custom trainer; port it (docs/extending/trainers.md)"),
+        ({"model": {"type": "mine"}}, "model.type: mine is a custom factory"),
+        ({"optimizer": {"type": "mine"}}, "optimizer.type: mine is a custom factory; adamw is used"),
         (
             {"scheduler": {"name": "reduce_lr_on_plateau"}},
             "scheduler.name: there is no reduce_lr_on_plateau here; linear is used",

@@ -62,7 +62,7 @@ def test_an_engine_of_its_own_code_or_a_second_one_is_named() -> None:
     convert_checkpoints(made, entries)
     assert made.options == {"checkpoint": ["hf", "deepspeed"]}
     assert [line.partition(";")[0] for line in made.lost] == [
-        "checkpoint: mine is an engine of its own code",
+        "checkpoint: mine is a custom engine",
         "checkpoint: huggingface appears twice",
         "checkpoint.keep: ArcticTraining has no such field",
     ]

@@ -42,8 +42,8 @@ def make() -> ModelSpec:
         ({}, "model.spec=mine: got no flavors"),
         ({"small": Sizes}, "flavor 'small' is <class .*Sizes'>, expected an instance of a dataclass"),
         ({"small": {"vocab_size": 3}}, "flavor 'small' is {'vocab_size': 3}, expected an instance of a dataclass"),
-        ({"small": Sizes(name=Sizes())}, "name of flavor 'small' is no plain value"),
-        ({"small": Sizes(window=(1, 2))}, "window of flavor 'small' is no plain value"),
+        ({"small": Sizes(name=Sizes())}, "name of flavor 'small' is not a plain value"),
+        ({"small": Sizes(window=(1, 2))}, "window of flavor 'small' is not a plain value"),
         ({"small": Partial()}, r"flavor 'small' \(Partial\) lacks hidden_size, expected int fields"),
     ],
 )

@@ -121,7 +121,7 @@ def test_a_conversation_in_a_terminal(trained):
         os.write(ours, b"Ping\r")
         assert "#### pong" in _until(ours, "\n> ")
         os.write(ours, b"/reset\r")
-        assert "the conversation is forgotten" in _until(ours, "\n> ")
+        assert "a new conversation" in _until(ours, "\n> ")
         os.write(ours, b"XPing\x1b[H\x1b[3~P\r")  # Home, Delete: the line is edited
         assert "#### pong" in _until(ours, "\n> ")
         os.write(ours, b"/hlep\r")

@@ -1,4 +1,4 @@
-"""What completes the last word of a command line: flags, groups, options, keys, values and paths."""
+"""Completes the last word of a command line: flags, groups, options, keys, values and paths."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _given(arguments: Sequence[str], *flags: str) -> str:
 
 
 class _Completer:
-    """Completes words in the light of the arguments before them."""
+    """Completes a word, given the arguments before it."""
 
     def __init__(self, loader: Any, arguments: Sequence[str]) -> None:
         self._loader, self._known = loader, Inventory(loader)
@@ -182,7 +182,7 @@ def _last_element(value: str) -> tuple[str, str]:
 
 
 def _paths(before: str, value: str, folders_only: bool = False) -> Iterator[Candidate]:
-    """Yield the files and folders whose path begins with a value; hidden ones only if it says so."""
+    """Yield the files and folders whose path begins with a value; hidden ones only if its last part begins with a dot."""
     folder, slash, part = value.rpartition("/")
     try:
         entries = sorted(os.scandir(os.path.expanduser(folder + slash) or "."), key=lambda entry: entry.name)

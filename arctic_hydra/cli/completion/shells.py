@@ -1,4 +1,4 @@
-"""The completion scripts, and what they are answered.
+"""The completion scripts, and the answers to their queries.
 
 A script sets COMP_LINE to the command line up to the cursor, and in bash COMP_WORD to the part of the last word that bash
 replaces, which begins after `=` and `:`. The answer has one candidate per line, in zsh and fish with a tab and a text.

@@ -37,7 +37,7 @@ _OF_HYDRA = {
     "hydra/sweeper/basic": "A grid: one job for every combination of the values.",
 }
 NAMED = "<name>"
-"""Stands in a key for the name of a source, which its user chooses."""
+"""Placeholder in a key for the name of a source, which the user chooses."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TYPES = {int: "integer", float: "number", str: "text", dict: "mapping", list: "list"}
 
@@ -59,7 +59,7 @@ class Key:
     default: str
     """The default as on the command line; empty if the key is required."""
     section: str
-    """Head below which a help page shows it."""
+    """Heading under which a help page shows it."""
 
     @property
     def doc(self) -> str:
@@ -124,7 +124,7 @@ class Inventory:
         return chosen if isinstance(chosen, list) else [chosen] if chosen else []
 
     def option(self, group: str, name: str) -> Option:
-        """Return what there is to know about an option of a group."""
+        """Return the description, the values and the keys of an option."""
         if (group, name) not in self._options:
             self._options[group, name] = self._option(group, name)
         return self._options[group, name]
@@ -154,7 +154,7 @@ class Inventory:
             text = self._loader.repository.text_of(path)
             try:
                 tree = yaml.load(text, Loader=_LOADER)
-            except yaml.YAMLError:  # reported to who uses the option
+            except yaml.YAMLError:  # reported when the option is used
                 text, tree = "", {}
             self._files[path] = text, redact(tree) if isinstance(tree, dict) else {}
         return self._files[path]

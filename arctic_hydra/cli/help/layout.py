@@ -1,4 +1,4 @@
-"""The layout of a help page: heads, paragraphs and rows, wrapped at the width of the terminal."""
+"""The layout of a help page: headings, paragraphs and rows, wrapped at the width of the terminal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Page:
         self.width, self._bold = width, bold
         self._lines: list[str] = []
 
-    def head(self, text: str) -> None:
-        """Add a head after an empty line, or the line alone for an empty head; bold if the page is for a terminal."""
+    def heading(self, text: str) -> None:
+        """Add a heading after an empty line, or the line alone for an empty heading; bold if the page is for a terminal."""
         self.gap()
         self._lines += [f"\x1b[1m{line}\x1b[0m" if self._bold else line for line in self._wrapped(text, 0)]
 

@@ -37,34 +37,34 @@ FLAGS = {
 NUMBERS = "Numbers may be written as 1_000, 1e-6, 2^20, 50%, 4K, 8Ki."
 _LONGEST_DEFAULT = 32
 _FEW = 6
-"""Largest number of keys that need no heads."""
+"""Largest number of keys that are listed without headings."""
 
 
 def overview(page: Page, known: Inventory, program: str) -> None:
     """Write the overview: usage, examples, groups, tasks, the run's own keys and flags."""
     page.say("arctic_hydra: post-train language models from one composed config")
-    page.head("Usage")
+    page.heading("Usage")
     page.say(f"{program} [group=option ...] [group.key=value ...]", 2)
     page.say(f"{NUMBERS} In zsh, quote what has brackets: 'data/sources=[chat,json]'.", 2)
-    page.head("Examples")
+    page.heading("Examples")
     for arguments, text in EXAMPLES.items():
         page.row(f"{program} {arguments}".rstrip(), "", text)
-    page.head("Groups (group=option; the default first)")
+    page.heading("Groups (group=option; the default first)")
     column = max(map(len, known.groups)) + 4
     for group, names in known.groups.items():
         same = group == "data/eval_sources" and sorted(names) == sorted(known.groups["data/sources"])
         page.row(group, "those of data/sources" if same else ", ".join(names) or "your own", column=column)
-    page.head("Tasks (task=...; the default first)")
+    page.heading("Tasks (task=...; the default first)")
     for name, text in task_docs().items():
         page.row(name, text, column=14)
-    page.head("Keys of the run itself")
+    page.heading("Keys of the run itself")
     for key in known.run_keys:
         if key.name != "task":
             page.row(_assignment(key), first_sentence(key.doc), column=28)
-    page.head("Flags")
+    page.heading("Flags")
     for flag, text in FLAGS.items():
         page.row(flag, text, column=22)
-    page.head("Exit codes")
+    page.heading("Exit codes")
     page.say("0 done, 1 failed, 2 invalid config, 75 stopped early with a checkpoint (the same command resumes)", 2)
 
 
@@ -87,7 +87,7 @@ def run_page(page: Page, known: Inventory) -> None:
 def group_page(page: Page, known: Inventory, group: str) -> None:
     """Write the options of a group and all of their keys, each once."""
     options = [known.option(group, name) for name in known.groups[group]]
-    page.head(f"{group}: {_how_to_choose(known, group)}")
+    page.heading(f"{group}: {_how_to_choose(known, group)}")
     column = min(24, max((len(_named(known, option)) for option in options), default=0) + 4)
     for option in options:
         page.row(_named(known, option), option.about.partition("; ")[0].rstrip("."), column=column)
@@ -129,7 +129,7 @@ def _write_keys_of_options(page: Page, options: Sequence[Option]) -> None:
     everyone = tuple(option.name for option in options)
     for names in sorted(sharing, key=lambda names: _order(names, sharing[names], everyone)):
         if len(options) > 1:
-            page.head("KEYS OF EVERY OPTION" if names == everyone else f"ONLY WITH {', '.join(names)}")
+            page.heading("KEYS OF EVERY OPTION" if names == everyone else f"ONLY WITH {', '.join(names)}")
         rows = [(_common(found), found) for found in sharing[names]]
         notes = {key.name: _differences(key, found) for key, found in rows}
         _write_sections(page, [key for key, _ in rows], notes)
@@ -170,14 +170,14 @@ def _differences(common: Key, found: dict[str, Key]) -> list[str]:
 
 
 def _write_sections(page: Page, keys: Sequence[Key], notes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
-    """Write keys with further notes by their names, the required ones first, below heads unless they are few."""
+    """Write keys with further notes by their names, the required ones first, under headings unless they are few."""
     sections: dict[str, list[Key]] = {"Required": []}
     for key in keys:
         head = key.section if len(keys) > _FEW or key.section == "Required" else ""
         sections.setdefault(head, []).append(key)
     for head, found in sections.items():
         if found:
-            page.head(head)
+            page.heading(head)
         for key in found:
             page.row(_assignment(key), key.kind, first_sentence(key.doc), *notes.get(key.name, ()))
 
@@ -192,14 +192,14 @@ def _short(text: str) -> str:
 
 def option_page(page: Page, known: Inventory, option: Option) -> None:
     """Write what an option is, what it chooses and sets, and its keys: first those that not all options of its group have."""
-    page.head(f"{option.group}={option.name}")
+    page.heading(f"{option.group}={option.name}")
     page.say(option.about)
     if option.example:
         page.say(f"Example: {option.example}")
     if option.chooses:
         page.say(f"Also chooses {', '.join(f'{group}={name}' for group, name in option.chooses.items())}.")
     if option.group == "experiment":
-        page.head("Sets")
+        page.heading("Sets")
         for name, value in flatten(dict(option.sets)).items():
             page.say(f"{name}={as_text(value)}", 2)
         return
@@ -209,9 +209,9 @@ def option_page(page: Page, known: Inventory, option: Option) -> None:
     }
     own = [key for key in option.keys if key.field not in shared]
     if own and shared:
-        page.head("KEYS THAT NOT EVERY OPTION HAS")
+        page.heading("KEYS THAT NOT EVERY OPTION HAS")
         _write_sections(page, own)
-        page.head("KEYS OF EVERY OPTION")
+        page.heading("KEYS OF EVERY OPTION")
         _write_sections(page, [key for key in option.keys if key.field in shared])
     else:
         _write_sections(page, option.keys)
@@ -221,7 +221,7 @@ def option_page(page: Page, known: Inventory, option: Option) -> None:
 
 def key_page(page: Page, name: str, found: Sequence[tuple[Key, Option | None]]) -> None:
     """Write everything about a key, once for all options that agree on it."""
-    page.head(name)
+    page.heading(name)
     variants: dict[tuple[str, str, str], list[str]] = {}
     for key, option in found:
         variants.setdefault((key.kind, key.default, key.doc), []).append(option.name if option else "")

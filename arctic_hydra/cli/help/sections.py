@@ -1,4 +1,4 @@
-"""By what the keys of large groups are sorted on a help page, and the units of numbers whose names do not say them."""
+"""Headings of the keys of large groups on help pages, and units of numbers whose names do not contain them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "Submission": "detach dry_run poll_seconds",
     },
 }
-"""Heads by group, and the fields below each; a field that is not listed follows the one that its class declares before it."""
+"""Headings by group, and the fields below each; a field that is not listed follows the one that its class declares before it."""
 
 _UNITS = {
     "steps": "train_iters min_iterations exit_iteration exit_iteration_this_run eval_frequency eval_interval interval",
@@ -81,5 +81,5 @@ def unit_of(field: str) -> str:
 
 
 def section_of(group: str, field: str, before: str) -> str:
-    """Return the head for a field; `before` is that of the field before it."""
+    """Return the heading for a field; `before` is that of the field before it."""
     return next((head for head, names in SECTIONS.get(group, {}).items() if field in names.split()), before)

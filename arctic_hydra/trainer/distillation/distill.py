@@ -119,7 +119,7 @@ class DistillTrainer(ScoringTrainer):
         return Mix(float(self.beta), float(self.temperature), float(self.ce_share))
 
     def frozen_bytes(self, model: torch.nn.Module) -> int:
-        """Return the size of the teacher's weights, in the student's dtype; 0 without a model of its own in training."""
+        """Return the size of the teacher's weights, in the student's dtype; 0 if training holds no separate teacher."""
         return 0 if self.stores_scores else self._teacher_bytes(model)
 
     def scoring_bytes(self, model: torch.nn.Module) -> int:
@@ -138,7 +138,7 @@ class DistillTrainer(ScoringTrainer):
         return self.teacher is TeacherKind.cached
 
     def store_scores(self) -> None:
-        """Let `prepare` store the predictions of the teacher. Raises ConfigError if they cannot be stored."""
+        """Make `prepare` store the predictions of the teacher. Raises ConfigError if they cannot be stored."""
         if problem := self._storing_problem():
             raise ConfigError("trainer.{}: {}".format(*problem))
         self.teacher = TeacherKind.cached
@@ -156,7 +156,7 @@ class DistillTrainer(ScoringTrainer):
         turn_dropout_off(self)
 
     def prepare(self) -> None:
-        """With `teacher=cached`, compute the predictions that are missing, and let the batches have them. Collective.
+        """With `teacher=cached`, compute the predictions that are missing, and attach them to the batches. Collective.
 
         Raises ConfigError if there are fewer than `top_k` tokens. The teacher is dropped afterwards.
         """
@@ -196,16 +196,16 @@ class DistillTrainer(ScoringTrainer):
         return found.loss + self._losses.balance_term(found.router_loss, batch.num_supervised)
 
     def probed_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the losses and the cross-entropies: what either model mixes up shows, also where both predict the same.
+        """Return the sum of the losses and the cross-entropies, which also shows a leak where both models predict the same.
 
-        Once a teacher is stored, the cross-entropies of the student alone.
+        With a stored teacher, the sum of the student's cross-entropies.
         """
         from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher
 
         losses = self._losses
         self._losses = replace(losses, balance=None)
         try:
-            if isinstance(self._teacher, StoredTeacher):  # it knows the documents of the data only
+            if isinstance(self._teacher, StoredTeacher):  # it has predictions for the documents of the data only
                 return self._losses.losses(batch)[0].sum()
             found = self._distilled(batch)
         finally:

@@ -36,7 +36,7 @@ def record(count: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class StoredTeacher:
-    """A teacher that is known by its most likely tokens."""
+    """A teacher given by its stored most likely tokens."""
 
     checksum: str
     """Of its weights."""
@@ -74,7 +74,7 @@ def most_likely(teacher: Teacher, batch: Batch, count: int, vocabulary: int) -> 
 
 
 def stored_teacher(tools: Toolbox, path: str, teacher: Teacher, count: int, folder: Path) -> StoredTeacher:
-    """Let the batches have the `count` most likely tokens of a teacher, which was loaded from `path`; return it. Collective.
+    """Attach the `count` most likely tokens of a teacher, loaded from `path`, to the batches; return it. Collective.
 
     Predictions that are missing are computed, and the weights of the teacher freed. Raises ConfigError if there are fewer than
     `count` tokens.

@@ -75,7 +75,7 @@ class Teacher:
     disabled: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Disables the student's adapter."""
     checksum: str = ""
-    """Of the weights of a model of its own."""
+    """Checksum of its weights, if it is a separate model."""
 
     def targets(self, batch: Batch) -> WholeLogits | FromHidden:
         """Return the predictions at the supervised positions, without dropout. Collective at ZeRO-3."""

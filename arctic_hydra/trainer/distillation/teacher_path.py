@@ -1,4 +1,4 @@
-"""Where a teacher is, checked without torch."""
+"""Resolves and checks the path of a teacher, without torch."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Evaluation(Bookkeeping):
         """
         import torch
 
-        assert self.evaluation_columns == 3, f"{type(self).__name__} has columns of its own, but no evaluation_sums"
+        assert self.evaluation_columns == 3, f"{type(self).__name__} has additional columns, but no evaluation_sums"
         sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=self.device)
         sums[:, 1] = torch.nan
         for source in range(num_sources):
@@ -55,7 +55,7 @@ class Evaluation(Bookkeeping):
         return sums
 
     def prepare_evaluation(self, loader: Loader) -> None:
-        """Compute what the losses of an evaluation need of all its examples; called without a graph before the first. Collective."""
+        """Compute what the losses of an evaluation need from all of its examples; called without a graph before the first. Collective."""
 
     def evaluation_metrics(self, sums: list[float]) -> dict[str, float]:
         """Return the metrics of sums over all evaluation examples: the columns of `evaluation_sums`, with a number of units."""

@@ -104,7 +104,7 @@ class StepStart:
 
 
 class OwnState:
-    """The state of a trainer's own in checkpoints; a loaded one is kept until `setup` has created what it belongs to."""
+    """The additional state of a subclass in checkpoints; a loaded one is kept until `setup` has created what it belongs to."""
 
     bytes_per_parameter: ClassVar[int] = 0
 
@@ -153,7 +153,7 @@ def size_mib(path: Path | None) -> int:
 
 
 def save_after(error: Exception, trainer: Trainer) -> None:
-    """Save the last whole step if the ranks can after `error`, which ends the run; say in a note of the error what is left.
+    """Save the last whole step if the ranks can after `error`, which ends the run; add a note to the error that says what was saved.
 
     Never raises. Bounded in time: it waits `WAIT_SECONDS` for the other ranks, and then as long as any save takes.
     """
@@ -204,7 +204,7 @@ def _save(error: Exception, trainer: Trainer) -> str:
 
 
 def _what_holds(trainer: Trainer) -> str:
-    """Return what the same command does with the checkpoints there are."""
+    """Return what repeating the command will do with the existing checkpoints."""
     engines = [engine for engine in trainer.tools.checkpoints if engine.can_resume]
     if any(engine.latest_checkpoint_exists for engine in engines):
         return "the same command resumes from the last checkpoint"

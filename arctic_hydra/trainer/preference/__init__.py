@@ -1,4 +1,4 @@
-"""Preference training: one module per option, on scores of answers and one copy of each loss."""
+"""Preference training: one module per trainer; scores of answers and losses are shared."""
 
 from arctic_hydra.trainer.preference import cpo as cpo
 from arctic_hydra.trainer.preference import dpo as dpo

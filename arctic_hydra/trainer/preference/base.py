@@ -80,7 +80,7 @@ class AnswerTrainer(HeadLossTrainer):
         turn_dropout_off(self)
 
     def probed_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the summed losses of the tokens, of which the scores of answers are made: a loss may depend on several answers."""
+        """Return the sum of the token losses, from which scores are computed; the loss itself may depend on several answers."""
         losses_K: torch.Tensor = replace(self._losses, balance=None).losses(batch)[0]
         return losses_K.sum()
 

@@ -1,4 +1,4 @@
-"""Dropout, which losses that compare a model with a frozen one do not allow: the two would differ by chance."""
+"""Turns dropout off for losses that compare a model with a frozen one, which would otherwise differ at random."""
 
 from __future__ import annotations
 

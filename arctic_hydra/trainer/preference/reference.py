@@ -31,7 +31,7 @@ class Reference:
     disabled: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Disables the adapter of the model."""
     checksum: str = ""
-    """Of the weights of a copy."""
+    """Checksum of the weights of a copy."""
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """Return the loss of each supervised token, fp32 [K], without dropout and without a graph. Collective."""
@@ -124,11 +124,11 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
         return self.reference is ReferenceKind.cached
 
     def store_scores(self) -> None:
-        """Let `prepare` store the scores of the reference."""
+        """Make `prepare` store the scores of the reference."""
         self.reference = ReferenceKind.cached
 
     def prepare(self) -> None:
-        """With `reference=cached`, compute the scores that are missing, and let the batches have them. Collective."""
+        """With `reference=cached`, compute the scores that are missing, and attach them to the batches. Collective."""
         from arctic_hydra.trainer.preference.stored_reference import stored_reference
 
         if self.stores_scores:

@@ -29,10 +29,10 @@ RECORD = np.dtype([(LOGP, "<f4")])
 
 @dataclass(frozen=True)
 class StoredReference:
-    """A reference that is known by its scores."""
+    """A reference given by its stored scores."""
 
     checksum: str
-    """Of its weights; empty while they are unknown."""
+    """Checksum of its weights; empty while they are unknown."""
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """Return the loss of each supervised token, fp32 [K], as it was stored."""
@@ -51,7 +51,7 @@ def stored_reference(
     copied: Callable[[], Reference],
     folder: Path,
 ) -> StoredReference:
-    """Let the batches have the scores of a reference, computing those that are missing; return it. Collective.
+    """Attach the scores of a reference to the batches, computing those that are missing; return it. Collective.
 
     `losses` are those of the model. A reference that is not in memory is created by `copied`, and only if it is needed: its
     weights are unknown, or scores are missing. Raises CheckpointError if it then has other weights.

@@ -1,4 +1,4 @@
-"""Which documents a frozen model scores together: consecutive ones, the same for any number of ranks and any interruption."""
+"""Plans which documents a frozen model scores together, independently of the number of ranks and of interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Computes the scores that are missing: each rank scores parts of its own, and writes them."""
+"""Computes the scores that are missing: each rank scores and writes its own parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Compute = Callable[[Batch], dict[str, torch.Tensor]]
 
 
 def store_scores(tools: Toolbox, scoring: Scoring, directory: Path, model: Callable[[], Compute]) -> bool:
-    """Let the loaders of `tools` attach the scores of their documents; compute those that are missing. Collective.
+    """Make the loaders of `tools` attach the scores of their documents; compute those that are missing. Collective.
 
     `model` is called if there are any, and returns what computes them. Returns whether all are complete: a request to stop
     ends this between two parts, and the next call goes on. Raises ConfigError if `directory` cannot hold them.
@@ -120,7 +120,7 @@ def _space_problem(entry: Entry, missing: list[int]) -> str:
 
 @contextmanager
 def _locked(tools: Toolbox, entry: Entry) -> Iterator[None]:
-    """Let this run alone compute an entry; ranks wait for another run in short collectives. Collective."""
+    """Hold the lock of an entry, so that only this run computes it; ranks wait for another run in short collectives. Collective."""
     lock, told = lock_of(entry.path), False
     while not distributed.broadcast_object(tools.world.is_main and _acquire(lock)):
         if not told:

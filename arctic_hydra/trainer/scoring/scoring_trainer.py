@@ -1,4 +1,4 @@
-"""Base of the trainers that can store what a frozen model says about the data before training."""
+"""Base of the trainers that can compute and store the scores of a frozen model before training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arctic_hydra.trainer.parts.head_loss import HeadLossTrainer
 
 @dataclass(kw_only=True)
 class ScoringTrainer(HeadLossTrainer):
-    """A trainer with a frozen model, whose scores it can compute once: those of a reference, or the tokens of a teacher."""
+    """A trainer with a frozen model whose scores can be computed once: log-probabilities of a reference, or tokens of a teacher."""
 
     scores_dir: str | None = None
     """Directory of what is stored before training (`cached`, `task=score`); that of the data cache when unset."""

@@ -1,1 +1,1 @@
-"""Verification of exports: each is loaded again as its users do, and compared with the model that was trained."""
+"""Verification of exports: each is loaded again, as a user would load it, and compared with the trained model."""

@@ -1,4 +1,4 @@
-"""Compares an export, loaded again, with what the trained model does.
+"""Compares a reloaded export with the trained model.
 
 Shapes: R rows of output, V vocabulary, or 1 for scores.
 """

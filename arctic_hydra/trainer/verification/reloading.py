@@ -1,4 +1,4 @@
-"""Loads an export as its users do: with plain transformers, with peft, or with `load_export`."""
+"""Loads an export as a user would: with plain transformers, with peft, or with `load_export`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What the verification of one export found, in plain words."""
+    """The result of verifying one export."""
 
     equal: list[str] = field(default_factory=list)
     """What was compared and is equal, such as `template`."""
@@ -18,7 +18,7 @@ class Verdict:
     unchecked: list[str] = field(default_factory=list)
     """What was not compared, and why."""
     seconds: float = 0.0
-    """How long the verification took."""
+    """Duration of the verification."""
 
     @property
     def verified(self) -> bool:

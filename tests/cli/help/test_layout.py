@@ -10,7 +10,7 @@ from arctic_hydra.cli.help.layout import Page, page_for_output
 @pytest.mark.parametrize("width", [40, 80, 100])
 def test_no_line_is_wider_than_the_page(width):
     page = Page(width)
-    page.head("a head of many words " * 10)
+    page.heading("a head of many words " * 10)
     for left in ("key=1", "trainer.gradient_accumulation_steps=1", "x" * 130):
         for right in ("integer", "one | of | many | values | " * 6, "z" * 130):
             page.row(left, right, "What it is for. " * 9)
@@ -35,9 +35,9 @@ def test_heads_are_bold_on_a_terminal_only(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     page = page_for_output()
-    page.head("Usage")
+    page.heading("Usage")
     assert (page.width, page.text()) == (100, "\x1b[1mUsage\x1b[0m\n")
     monkeypatch.setenv("NO_COLOR", "1")
     page = page_for_output()
-    page.head("Usage")
+    page.heading("Usage")
     assert page.text() == "Usage\n"
