@@ -7,7 +7,6 @@ Optimizer moments are split like the fp32 weights. RNG states belong to one rank
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from arctic_hydra.checkpoint.writer import load_tensors
 
 _ALIGNMENT = 2
 """ZeRO-1 and 2 pad a flat group to a multiple of this number of elements per rank."""
-
-Repartition = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 def reshard(source: Path, target: Path, ranks: int) -> None:

@@ -1,7 +1,7 @@
 """Composes a command line into plain data.
 
-A config is composed, resolved once, and from then on plain data, in which no text is an interpolation. Only the resolvers
-in `RESOLVERS` exist meanwhile: those that construct objects or read files do not.
+A config is composed and resolved once; from then on it is plain data, in which no text is an interpolation. Interpolations can
+call the resolvers in `RESOLVERS` only, none of which constructs objects or reads files.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _first_options(loader: ConfigLoader, config_name: str, overrides: list[str])
     """Return the trainer, and by group the option that it names first, where nobody chose another one.
 
     An option is chosen by an override on the command line or in a config file. A class without a config file of its name in
-    the group, such as a base class, is no option; where a hint names none, the default of the config remains.
+    the group, such as a base class, is not an option; where a hint names none, the default of the config remains.
     """
     trainers = registered("trainer")
     if all(cls.__module__.startswith("arctic_hydra.") for cls in trainers.values()):

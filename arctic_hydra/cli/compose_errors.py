@@ -138,7 +138,7 @@ def _unreadable_file(chain: list[BaseException]) -> str:
         if isinstance(cause, yaml.MarkedYAMLError) and mark is not None:
             return f"{mark.name}:{mark.line + 1}: {cause.problem or 'not valid YAML'}; fix this file"
         if isinstance(cause, yaml.YAMLError | UnicodeDecodeError):
-            return f"a config file is not valid YAML in UTF-8 ({str(cause).splitlines()[0]}); mend it"
+            return f"a config file is not valid YAML in UTF-8 ({str(cause).splitlines()[0]}); fix it"
         if isinstance(cause, OSError) and not isinstance(cause, HydraException):
             return f"{cause.filename or 'a config file'}: {cause.strerror or cause}; check --config-dir and hydra.searchpath"
     return ""

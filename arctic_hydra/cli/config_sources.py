@@ -161,7 +161,7 @@ def _text_of(source: ConfigSource, config_path: str) -> str:
 
 
 def _content_problem(text: str) -> str:
-    """Return why a YAML document must not be read: it is too large, or a tag makes something else than plain data.
+    """Return why a YAML document must not be read: it is too large, or a tag makes anything but plain data.
 
     The problem begins with its line if it has one. Empty if there is none, or for invalid YAML, which Hydra reports. Aliases
     of aliases can make billions of values of a few lines, so that they are counted before any is made.

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from decimal import Decimal
 from functools import cache
+from itertools import product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, Quote, QuotedString, RangeSweep
@@ -25,7 +26,7 @@ MOST_JOBS = 100_000
 """Largest number of jobs of a grid sweep, and of values of one key."""
 _POWER = re.compile(r"[+-]?\d[\d_]*(?:\.\d+)?\^[+-]?\d+(?:\.\d+)?")
 _DELIMITER = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\\.|[\[\](){},:=])""", re.DOTALL)
-"""What separates the elements of a value; quoted text and escaped characters are no elements."""
+"""What separates the elements of a value; quoted text and escaped characters are not split."""
 _TEXT_KEYS = ("prompt", "system", "exact_match.pattern")
 """Keys whose value is any text, which the shell alone quotes."""
 _SPLIT_KEY = re.compile(r"\+{0,2}data\.(eval_)?sources\.[^.]+\.split")
@@ -104,15 +105,23 @@ def is_hydra_override(override: str, part: str = "") -> bool:
 
 
 def sweep_jobs(overrides: list[str]) -> list[list[str]]:
-    """Return the overrides of each job of a grid sweep, in Hydra's order; raises ConfigError above `MOST_JOBS`."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # so that jobs come in Hydra's order
+    """Return the overrides of each job of a grid sweep; raises ConfigError above `MOST_JOBS`.
 
+    Jobs are in the order of Hydra's own sweeper: the last key varies fastest, and of two overrides of a key the last counts.
+    """
     parsed = parse(overrides)
     check_size(parsed)
+    if problem := _interval_problem(parsed):
+        raise ConfigError(f"{problem}: not a valid sweep")
     try:
-        return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        values = {item.get_key_element(): _values(item) for item in parsed}
     except (HydraException, ValueError) as error:
-        raise ConfigError(f"{_interval_problem(parsed) or _first_line(error)}: not a valid sweep") from error
+        raise ConfigError(f"{_first_line(error)}: not a valid sweep") from error
+    return [[f"{key}={value}" for key, value in zip(values, job, strict=True)] for job in product(*values.values())]
+
+
+def _values(item: Override) -> list[str]:
+    return list(item.sweep_string_iterator()) if item.is_sweep_override() else [item.get_value_element_as_str()]
 
 
 def check_size(parsed: Iterable[Override]) -> None:

@@ -1,4 +1,4 @@
-"""The memory of a run in words: what is predicted before it starts, and what was used when it has ended.
+"""Describes the memory of a run: what is predicted before it starts, and what it used.
 
 Both are the peak of the tensors of a rank on its device. A CPU has no such count: there, the memory of the whole process
 is reported, with what it held before the model was built.

@@ -24,7 +24,7 @@ from arctic_hydra.redaction import mask
 logger = logging.getLogger(__name__)
 
 FILE = "answers.jsonl"
-"""File in the folder of the task: a `Scored` as JSON per question."""
+"""File in the folder of the task: a `ScoredAnswer` as JSON per question."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class HeldOutQuestion:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswer:
     """A question with its generated answer."""
 
     source: str
@@ -170,9 +170,9 @@ def _answer(
     return found
 
 
-def _scored(run: Run, question: HeldOutQuestion, answer: Answer) -> Scored:
+def _scored(run: Run, question: HeldOutQuestion, answer: Answer) -> ScoredAnswer:
     found = run.exact_match.result(answer.text, question.in_reasoning)
-    return Scored(
+    return ScoredAnswer(
         question.source,
         question.row,
         question.question,

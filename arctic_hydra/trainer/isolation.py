@@ -125,7 +125,7 @@ def check_causality(subject: Subject) -> None:
         f"model: in {subject.name} with model.attn_implementation={subject.attention} tokens depend on later ones: changing the tokens "
         f"after a supervised position changed its loss by {found[0]:.2g} (changing one before it: {found[1]:.2g}); expected a causal "
         "model (for BERT and similar models pass model.hf_config_kwargs={is_decoder: true}) and a loss of the supervised positions only "
-        "(batch.rows_K); a trainer for which that is right declares `looks_ahead`"
+        "(batch.rows_K); a trainer that intends this declares `looks_ahead`"
     )
 
 
@@ -176,7 +176,7 @@ def check_sum(subject: Subject, packed: bool) -> None:
             f"{subject.trainer}: on {_class_of(unwrap(subject.engine))} the loss of two documents is {together:.4g}, and of each alone "
             f"{alone[0]:.4g} and {alone[1]:.4g}; expected their sum {sum(alone):.4g}, because the step divides the losses of all "
             "micro-batches and ranks by the number of their supervised positions; return a sum instead of a mean "
-            "(reduction='sum'); a trainer for which that is right declares `not_additive`"
+            "(reduction='sum'); a trainer that intends this declares `not_additive`"
         )
 
 

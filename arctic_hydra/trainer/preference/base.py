@@ -89,8 +89,8 @@ class AnswerTrainer(HeadLossTrainer):
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The losses of a micro-batch."""
+class PairLosses:
+    """The losses of the pairs of a micro-batch."""
 
     losses_P: torch.Tensor
     """fp32, with a graph."""
@@ -206,7 +206,7 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
         means = {name: value / pairs for name, value in zip(FIGURES, figures, strict=True)}
         return {"loss": loss_sum / pairs + self.nll_weight * nll, "nll_loss": nll, **means}
 
-    def _scored(self, batch: Batch) -> Scored:
+    def _scored(self, batch: Batch) -> PairLosses:
         import torch
 
         from arctic_hydra.trainer.preference.scores import score_pairs
@@ -230,4 +230,4 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
         )
         figures = {name: values_P.detach() for name, values_P in zip(FIGURES, of_pairs, strict=True)}
         balance = self._losses.balance_term(router_loss, self.units(batch))
-        return Scored(losses_P, figures, -losses_K, balance)
+        return PairLosses(losses_P, figures, -losses_K, balance)

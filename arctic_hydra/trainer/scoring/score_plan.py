@@ -26,7 +26,7 @@ MISMATCHED = "mismatched pairs"
 """Name of the plan of what `Batch.mismatched` holds."""
 
 
-class Scored(Protocol):
+class ScorableDocuments(Protocol):
     """Documents that can be scored, such as a `TokenStore`."""
 
     lengths: Array
@@ -49,7 +49,7 @@ class Scored(Protocol):
 class _OneSource(SingleDocuments):
     """Documents as the examples of a single source."""
 
-    def __init__(self, documents: Scored) -> None:
+    def __init__(self, documents: ScorableDocuments) -> None:
         self.lengths, self.ids, self.mask = documents.lengths, documents.ids, documents.mask
         self.sources: Array = np.zeros(len(self.lengths), np.int32)
 
@@ -60,7 +60,7 @@ class ScorePlan:
 
     name: str
     """The source."""
-    documents: Scored
+    documents: ScorableDocuments
     options: LoaderOptions
     record_bytes: int = 4
     """Size of what is stored for each supervised position."""
