@@ -32,7 +32,7 @@ class ExactMatch:
         try:
             found = re.compile(self.pattern)
         except re.error as error:
-            yield f"exact_match.pattern: got {self.pattern!r}, which is not a regular expression ({error})"
+            yield f"exact_match.pattern: got {self.pattern!r}, which is no regular expression ({error})"
             return
         if found.groups > 1:
             yield (

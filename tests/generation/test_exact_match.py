@@ -39,7 +39,7 @@ def test_an_answer_has_no_result_before_the_reasoning_that_its_prompt_opened_end
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [
-        ("#### (.*", "exact_match.pattern: got '#### (.*', which is not a regular expression (missing ), unterminated"),
+        ("#### (.*", "exact_match.pattern: got '#### (.*', which is no regular expression (missing ), unterminated"),
         (
             "(a)(b)",
             "exact_match.pattern: got '(a)(b)' with 2 groups, expected at most one, which holds the result; write the others",

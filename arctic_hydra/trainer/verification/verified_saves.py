@@ -21,7 +21,7 @@ log = logging.getLogger("arctic_hydra.trainer")
 def verify_saved(trainer: Trainer, engine: CheckpointEngine, folder: Path | None) -> None:
     """Verify what `engine` has just exported to `folder`: the first export of this start and the final one; collective.
 
-    The first shows early if exports are wrong, the final one is the result of the run. All ranks wait during a verification. Rank 0
+    The first shows early that exports fail, the final one is what is used; each takes time in which all ranks wait. Rank 0
     keeps the verdict in `trainer.export_verdicts`, and logs that on an export before the end.
     """
     wanted = isinstance(engine, HuggingFaceCheckpoint) and engine.verify and folder is not None
