@@ -37,7 +37,7 @@ from arctic_hydra.human_numbers import shorten
 from arctic_hydra.launch.extended_run import with_overrides_of_extended_run
 from arctic_hydra.launch.job import Job
 from arctic_hydra.migrate import recipe
-from arctic_hydra.migrate.words import advice as advice_of_others
+from arctic_hydra.migrate.key_map import advice as advice_of_others
 from arctic_hydra.redaction.masking import MASK, mask_settings
 from arctic_hydra.redaction.secret_names import is_secret_name
 from arctic_hydra.run_directory import PROGRAM

@@ -21,7 +21,7 @@ from arctic_hydra.component import BROKEN_EXTENSIONS, flatten, registered
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
 from arctic_hydra.migrate.hints import hint as hint_of
-from arctic_hydra.migrate.words import option_advice
+from arctic_hydra.migrate.key_map import option_advice
 
 RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.dict.keys", "oc.dict.values", "now")
 """The resolvers that an interpolation may call: none that constructs objects or reads files."""

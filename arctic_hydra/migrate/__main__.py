@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE, ArcticHydraError, ConfigError, print_error, printable
-from arctic_hydra.migrate import arctictraining, recipe, words
+from arctic_hydra.migrate import arctictraining, key_map, recipe
 from arctic_hydra.migrate.experiment import Experiment
 
 
@@ -22,12 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("recipe", nargs="?", help="YAML file of the other project")
     parser.add_argument("--out", metavar="FILE", help="write the experiment to FILE, such as experiment/my_recipe.yaml")
     parser.add_argument(
-        "--table", choices=words.PROJECTS, help="print all keys of a project in arctic_hydra's terms, in Markdown"
+        "--table", choices=key_map.PROJECTS, help="print all keys of a project in arctic_hydra's terms, in Markdown"
     )
     options = parser.parse_args(argv)
     try:
         if options.table:
-            print(words.page(options.table), end="")
+            print(key_map.page(options.table), end="")
         elif not options.recipe:
             parser.error("the path of a recipe is missing")
         else:
@@ -50,7 +50,7 @@ def _migrate(path: str, out: str | None) -> None:
     if project != "arctictraining":
         if out is not None:
             raise ConfigError(
-                f"--out: {path} is a config of {words.PROJECTS[project]}, whose keys are only listed; leave out --out"
+                f"--out: {path} is a config of {key_map.PROJECTS[project]}, whose keys are only listed; leave out --out"
             )
         print(_listing(read, project))
         return
@@ -92,13 +92,13 @@ def _warn(made: Experiment) -> None:
 
 def _listing(read: dict[str, object], project: str) -> str:
     """Return the keys of a config with arctic_hydra's terms for each."""
-    lines = [f"keys of this config of {words.PROJECTS[project]} in arctic_hydra's terms:"]
+    lines = [f"keys of this config of {key_map.PROJECTS[project]} in arctic_hydra's terms:"]
     width = 2 + max(map(len, read))
-    tables = dict.fromkeys((*recipe.tables_of(project), *words.PROJECTS))
+    tables = dict.fromkeys((*recipe.tables_of(project), *key_map.PROJECTS))
     for key in read:
-        word = next(iter(words.find(key, tuple(tables))), None)
-        note = word.note.replace("`", "") if word else "unknown"
-        said = f"{word.place}{f' ({note})' if note else ''}" if word and word.exists else f"- ({note})"
+        mapped = next(iter(key_map.find(key, tuple(tables))), None)
+        note = mapped.note.replace("`", "") if mapped else "unknown"
+        said = f"{mapped.place}{f' ({note})' if note else ''}" if mapped and mapped.exists else f"- ({note})"
         lines += textwrap.wrap(
             f"  {key:<{width}}{said}", 79, subsequent_indent=" " * (width + 2), break_on_hyphens=False
         )

@@ -1,6 +1,6 @@
 """Converts a recipe of ArcticTraining.
 
-Fields with the same values here are copied to the place that the table of words names; `CONVERTERS` has the others.
+Fields with the same values here are copied to the place that the table of keys names; `CONVERTERS` has the others.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.migrate.experiment import Experiment
+from arctic_hydra.migrate.key_map import MappedKey, mapped_keys
 from arctic_hydra.migrate.recipe_engine import convert_checkpoints, convert_deepspeed
 from arctic_hydra.migrate.recipe_sources import convert_sources
-from arctic_hydra.migrate.words import Word, words
 
 SECTIONS = ("data", "model", "tokenizer", "optimizer", "scheduler", "logger", "wandb")
 _TRAINERS = {"sft": "mix", "causal": "text", "dpo": "preference"}
@@ -45,7 +45,7 @@ def convert(recipe: Mapping[str, Any], name: str, source: str) -> Experiment:
         made.options["data/sources"] = []
     made.choose("model", "hf")
     made.choose("scheduler", "linear")
-    known = {word.key: word for word in words("arctictraining")}
+    known = {mapped.key: mapped for mapped in mapped_keys("arctictraining")}
     for key in _with_defaults(flat, trainer):
         value = flat.get(key)
         if key in CONVERTERS:
@@ -66,7 +66,7 @@ def _with_defaults(flat: Recipe, trainer: str) -> list[str]:
 
 
 def flatten(recipe: Mapping[str, Any]) -> Recipe:
-    """Return the fields of a recipe by `section.field`, as the table of words names them."""
+    """Return the fields of a recipe by `section.field`, as the table of keys names them."""
     flat: Recipe = {}
     for key, value in recipe.items():
         if key in SECTIONS and value is not None:
@@ -80,15 +80,15 @@ def flatten(recipe: Mapping[str, Any]) -> Recipe:
     return flat
 
 
-def _copy(made: Experiment, word: Word, value: Any) -> None:
+def _copy(made: Experiment, mapped: MappedKey, value: Any) -> None:
     """Copy a value to the one place that stands for its field."""
-    if not word.exists:
-        if value and _UNSAID.get(word.key) != value:
-            made.lost.append(f"{word.key}: {word.note.replace('`', '')}")
+    if not mapped.exists:
+        if value and _UNSAID.get(mapped.key) != value:
+            made.lost.append(f"{mapped.key}: {mapped.note.replace('`', '')}")
         return
-    for option in word.options:
+    for option in mapped.options:
         made.choose(*option.split("=", 1))
-    made.values[word.keys[0]] = value
+    made.values[mapped.keys[0]] = value
 
 
 def _skip(made: Experiment, recipe: Recipe, value: Any) -> None:
@@ -136,7 +136,7 @@ def _adapter(made: Experiment, recipe: Recipe, value: Any) -> None:
             "model.peft_config.target_modules: unset, so all linear layers adapt; peft would choose some of them by the model's type, "
             "for Llama q_proj and v_proj; set peft.target_modules"
         )
-    own = {word.key for word in words("peft") if word.keys == (f"peft.{word.key}",)}
+    own = {mapped.key for mapped in mapped_keys("peft") if mapped.keys == (f"peft.{mapped.key}",)}
     made.values |= {f"peft.{name}": given.pop(name) for name in list(given) if name in own}
     if given:
         made.values["peft.config"] = given

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from arctic_hydra.component import registered
-from arctic_hydra.migrate import words
+from arctic_hydra.migrate import key_map
 
 _GROUPS = ("trainer", "model", "tokenizer", "optimizer", "scheduler", "peft")
 """Groups of which one option is chosen, and whose options are classes; those of `data` are named after sets of data."""
@@ -30,7 +30,7 @@ def hint(key: str, known: Iterable[str]) -> str:
         return f"; it belongs to {parent}={_listed(options)}"
     if parent.split(".")[0] == "deepspeed" and (problem := _engine_key(key)):
         return f"; {problem}"
-    if advice := words.advice(key):
+    if advice := key_map.advice(key):
         return f"; {advice}"
     elsewhere = [name for name in keys if name.rpartition(".")[2] == last]
     if len(elsewhere) == 1:

@@ -13,7 +13,7 @@ import yaml
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import shorten
-from arctic_hydra.migrate.words import PROJECTS, words
+from arctic_hydra.migrate.key_map import PROJECTS, mapped_keys
 
 _MOST_BYTES = 1_000_000
 _MOST_ALIASES = 16
@@ -91,7 +91,7 @@ def project_of(recipe: Mapping[str, Any]) -> str:
         return ""
     model = recipe.get("model")
     nested = isinstance(model, Mapping) or isinstance(recipe.get("data"), Mapping)
-    if nested and 2 * sum(word.key in recipe for word in words("arctictraining")) >= len(recipe):
+    if nested and 2 * sum(mapped.key in recipe for mapped in mapped_keys("arctictraining")) >= len(recipe):
         data = recipe.get("data")
         ours = "trainer" in recipe or (isinstance(data, Mapping) and isinstance(data.get("sources"), Mapping))
         return "" if ours else "arctictraining"
@@ -102,8 +102,8 @@ def project_of(recipe: Mapping[str, Any]) -> str:
 
 def _known(recipe: Mapping[str, Any], project: str) -> int:
     """Return how many keys of a flat config a project has; 0 if none is in its own table."""
-    own = sum(word.key in recipe for word in words(project))
-    return sum(word.key in recipe for table in tables_of(project) for word in words(table)) if own else 0
+    own = sum(mapped.key in recipe for mapped in mapped_keys(project))
+    return sum(mapped.key in recipe for table in tables_of(project) for mapped in mapped_keys(table)) if own else 0
 
 
 def tables_of(project: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from arctic_hydra.assets import deepspeed_keys
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import convert_leaves
 from arctic_hydra.migrate.experiment import Experiment
-from arctic_hydra.migrate.words import words
+from arctic_hydra.migrate.key_map import mapped_keys
 
 _FROM_RUN = (
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps sequence_parallel_size bf16 bfloat16 fp16"
@@ -54,7 +54,7 @@ def convert_deepspeed(made: Experiment, given: Any) -> None:
 def convert_checkpoints(made: Experiment, given: Any) -> None:
     """Choose the engines of a recipe, and the one that a stopped run resumes from."""
     made.options["checkpoint"] = []
-    known = {word.key for word in words("arctictraining")}
+    known = {mapped.key for mapped in mapped_keys("arctictraining")}
     for entry in given if isinstance(given, list) else [given]:
         if not isinstance(entry, Mapping):
             raise ConfigError(f"checkpoint: got {entry!r}, expected engines: a list of fields with values")

@@ -14,7 +14,7 @@ import pytest
 from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
 from arctic_hydra.cli.help.inventory import groups
 from arctic_hydra.component import registered
-from arctic_hydra.migrate.words import PROJECTS, Word, advice, find, option_advice, options, page, words
+from arctic_hydra.migrate.key_map import PROJECTS, MappedKey, advice, find, mapped_keys, option_advice, options, page
 from tests.command import ROOT
 from tests.composing import composed
 
@@ -83,12 +83,12 @@ def exists(tree: Any, key: str) -> bool:
     return True
 
 
-def unknown_places(word: Word, tree: dict[str, Any]) -> list[str]:
-    """Return the options and keys of a word that do not exist here; `tree` is the default config."""
-    chosen = [option.partition("=") for option in word.options if not option.startswith("code=")]
+def unknown_places(mapped: MappedKey, tree: dict[str, Any]) -> list[str]:
+    """Return the options and keys of a mapping that do not exist here; `tree` is the default config."""
+    chosen = [option.partition("=") for option in mapped.options if not option.startswith("code=")]
     lost = [f"{group}={names}" for group, _, names in chosen if {*names.strip("[]").split(",")} - {*groups()[group]}]
     classes = {start: cls for group, _, names in chosen for start, cls in fields_with(f"{group}={names}").items()}
-    for key in word.keys if not lost else ():
+    for key in mapped.keys if not lost else ():
         source = re.match(r"data\.(eval_)?sources\.(json)\.", key)  # an entry of data=json
         known = classes | (fields_with("data/sources=[json]") if source else {})
         own = [start for start in known if key.startswith(start)]
@@ -107,20 +107,20 @@ def tree() -> dict[str, Any]:
 
 @pytest.mark.parametrize("project", PROJECTS)
 def test_every_place_exists(project: str, tree: dict[str, Any]) -> None:
-    assert {word.key: found for word in words(project) if (found := unknown_places(word, tree))} == {}
+    assert {mapped.key: found for mapped in mapped_keys(project) if (found := unknown_places(mapped, tree))} == {}
 
 
 @pytest.mark.parametrize("project", PROJECTS)
 def test_a_word_stands_once_and_one_without_a_place_says_why(project: str) -> None:
-    table = words(project)
-    assert len({word.key for word in table}) == len(table)
-    assert [word.key for word in table if not (word.exists or word.note)] == []
+    table = mapped_keys(project)
+    assert len({mapped.key for mapped in table}) == len(table)
+    assert [mapped.key for mapped in table if not (mapped.exists or mapped.note)] == []
 
 
 def test_every_field_of_arctictraining_has_a_word() -> None:
     known = [f"{prefix}{name}" for prefix, names in FIELDS.items() for name in names.split()]
     assert len(known) == 79
-    assert {*known, *MORE.split()} <= {word.key for word in words("arctictraining")}
+    assert {*known, *MORE.split()} <= {mapped.key for mapped in mapped_keys("arctictraining")}
 
 
 def fields_of(module: str, name: str) -> set[str]:
@@ -136,7 +136,7 @@ def fields_of(module: str, name: str) -> set[str]:
 
 
 def test_the_words_of_transformers_are_all_of_its_fields() -> None:
-    table = {word.key for word in words("transformers")}
+    table = {mapped.key for mapped in mapped_keys("transformers")}
     fields = fields_of("transformers.training_args", "TrainingArguments")
     patterns = tuple(key.removesuffix("*") for key in table if key.endswith("*"))
     assert [name for name in fields - table if not name.startswith(patterns)] == []
@@ -145,7 +145,7 @@ def test_the_words_of_transformers_are_all_of_its_fields() -> None:
 
 def test_the_words_of_peft_are_fields_of_its_config() -> None:
     known = fields_of("peft.tuners.lora.config", "LoraConfig") | {"peft_type", "task_type"}
-    assert {word.key for word in words("peft")} <= known
+    assert {mapped.key for mapped in mapped_keys("peft")} <= known
 
 
 @pytest.mark.parametrize("project", [project for project in PROJECTS if project != "others"])
@@ -192,4 +192,4 @@ def test_the_options_of_others_are_ours() -> None:
 
 
 def test_the_tables_to_search_can_be_chosen() -> None:
-    assert [word.project for word in find("micro_batch_size", ("axolotl",))] == ["axolotl"]
+    assert [mapped.project for mapped in find("micro_batch_size", ("axolotl",))] == ["axolotl"]

@@ -38,7 +38,7 @@ _ENTRIES = (
 
 
 @dataclass(frozen=True)
-class Word:
+class MappedKey:
     """A key of another project, and what stands for it here."""
 
     project: str
@@ -65,11 +65,11 @@ class Word:
 
 
 @cache
-def words(project: str) -> tuple[Word, ...]:
-    """Return the words of one project, in the order of its table."""
+def mapped_keys(project: str) -> tuple[MappedKey, ...]:
+    """Return the keys of one project, in the order of its table."""
     text = resources.files("arctic_hydra.migrate").joinpath("tables", f"{project}.yaml").read_text(encoding="utf-8")
     return tuple(
-        _word(project, section, key, line)
+        _mapped_key(project, section, key, line)
         for section, lines in yaml.safe_load(text).items()
         for key, line in lines.items()
     )
@@ -88,15 +88,15 @@ def option_advice(group: str, option: str) -> str:
     return f"; {option} is {group}={ours} here" if ours else ""
 
 
-def _word(project: str, section: str, key: str, line: str) -> Word:
+def _mapped_key(project: str, section: str, key: str, line: str) -> MappedKey:
     place, _, note = line.partition(" | ")
     spans = [] if place == "none" else place.split()
     options = tuple(span for span in spans if "=" in span)
-    return Word(project, section, key, options, tuple(span for span in spans if "=" not in span), note)
+    return MappedKey(project, section, key, options, tuple(span for span in spans if "=" not in span), note)
 
 
-def find(key: str, projects: tuple[str, ...] = tuple(PROJECTS)) -> list[Word]:
-    """Return the words that a key of a config may be, those of one spelling: the whole key, its beginning, or its last part.
+def find(key: str, projects: tuple[str, ...] = tuple(PROJECTS)) -> list[MappedKey]:
+    """Return what a key of a config may be in the tables: matches of the whole key, else of its beginning, else of its last part.
 
     A key of our config that begins with the name of an entry, such as `checkpoint.hf.`, is looked up without that name.
     """
@@ -104,57 +104,57 @@ def find(key: str, projects: tuple[str, ...] = tuple(PROJECTS)) -> list[Word]:
     for entry, prefixes in _ENTRIES:
         if match := entry.match(key):
             spellings = [f"{prefix}{key[match.end() :]}" for prefix in prefixes]
-    known = [word for project in projects for word in words(project)]
+    known = [mapped for project in projects for mapped in mapped_keys(project)]
     for spelling in spellings:
         parts = spelling.split(".")
         for end in range(len(parts), 1, -1):
-            if found := [word for word in known if word.key == ".".join(parts[:end])]:
+            if found := [mapped for mapped in known if mapped.key == ".".join(parts[:end])]:
                 return found
     if spellings == [key] and key.count(".") > 1:
-        return []  # its last part is a word of something else, such as of DeepSpeed
+        return []  # its last part is a key of something else, such as DeepSpeed
     parent, _, last = key.rpartition(".")
-    flat = [word for word in known if word.project != "arctictraining" or parent in ("", "trainer")]
+    flat = [mapped for mapped in known if mapped.project != "arctictraining" or parent in ("", "trainer")]
     found = (
-        [word for word in flat if word.key == last]
-        or [word for word in flat if word.key.endswith("*") and fnmatchcase(last, word.key)]
-        or [word for word in known if word.project == "arctictraining" and word.key.rpartition(".")[2] == last]
+        [mapped for mapped in flat if mapped.key == last]
+        or [mapped for mapped in flat if mapped.key.endswith("*") and fnmatchcase(last, mapped.key)]
+        or [mapped for mapped in known if mapped.project == "arctictraining" and mapped.key.rpartition(".")[2] == last]
     )
-    return [word for word in found if word.project != "others"] or found
+    return [mapped for mapped in found if mapped.project != "others"] or found
 
 
 def advice(key: str) -> str:
     """Return what to use instead of a key that another project has, as a clause; empty if none has it."""
-    by_place: dict[tuple[str, ...], dict[str, Word]] = {}
-    for word in find(key):
-        if key not in word.keys or word.options:
-            by_place.setdefault((*word.options, *word.keys), {}).setdefault(word.project, word)
+    by_place: dict[tuple[str, ...], dict[str, MappedKey]] = {}
+    for mapped in find(key):
+        if key not in mapped.keys or mapped.options:
+            by_place.setdefault((*mapped.options, *mapped.keys), {}).setdefault(mapped.project, mapped)
     return ", or ".join(_clause(key, list(same.values())) for same in by_place.values())
 
 
-def _clause(key: str, same: list[Word]) -> str:
-    word, names = same[0], [PROJECTS[word.project] for word in same]
-    called = key.rpartition(".")[2] if word.key.endswith("*") else word.key.rpartition(".")[2]
+def _clause(key: str, same: list[MappedKey]) -> str:
+    mapped, names = same[0], [PROJECTS[mapped.project] for mapped in same]
+    called = key.rpartition(".")[2] if mapped.key.endswith("*") else mapped.key.rpartition(".")[2]
     who = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-    note = word.note.replace("`", "")
-    if not word.exists:
+    note = mapped.note.replace("`", "")
+    if not mapped.exists:
         return f"{called} of {who} has no counterpart here: {note}"
     entry = next((match[0] for known, _ in _ENTRIES if (match := known.match(key))), "")
-    if entry and word.keys and word.keys[0].startswith(entry.partition(".")[0]):
-        place = " and ".join(re.sub(r".*<name>\.", entry, item) for item in word.keys)
+    if entry and mapped.keys and mapped.keys[0].startswith(entry.partition(".")[0]):
+        place = " and ".join(re.sub(r".*<name>\.", entry, item) for item in mapped.keys)
     else:
-        place = word.place.replace("checkpoint.<name>", "checkpoint.deepspeed")
-    what = "it is" if word.project == "others" else f"{called} of {who} is"
+        place = mapped.place.replace("checkpoint.<name>", "checkpoint.deepspeed")
+    what = "it is" if mapped.project == "others" else f"{called} of {who} is"
     return f"{what} {place} here{f' ({note})' if note else ''}"
 
 
 def page(project: str) -> str:
     """Return the page of the documentation with the keys of one project, in Markdown."""
     lines = [f"# From {PROJECTS[project]}", "", _INTRODUCTION, ""]
-    for section in dict.fromkeys(word.section for word in words(project)):
+    for section in dict.fromkeys(mapped.section for mapped in mapped_keys(project)):
         lines += [f"## {section}", "", f"| {PROJECTS[project]} | here | note |", "|---|---|---|"]
-        for word in words(project):
-            if word.section == section:
-                place = " ".join(f"`{span}`" for span in (*word.options, *word.keys)) or "–"
-                lines.append(f"| `{word.key}` | {place} | {word.note} |".replace("|  |", "| |"))
+        for mapped in mapped_keys(project):
+            if mapped.section == section:
+                place = " ".join(f"`{span}`" for span in (*mapped.options, *mapped.keys)) or "–"
+                lines.append(f"| `{mapped.key}` | {place} | {mapped.note} |".replace("|  |", "| |"))
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
