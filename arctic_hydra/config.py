@@ -122,8 +122,8 @@ class Run(Component):
 
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
-    """train; check: validate the config and this machine, without training; score: store what the trainer's frozen model says
-    about the data; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; chat: talk to the model of a
+    """train; check: validate the config and this machine, without training; score: compute and store
+    the scores of the trainer's frozen model; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; chat: talk to the model of a
     run, a checkpoint or an export; preview: show examples and their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
     """Checkpoint for task=evaluate, export and chat: a step, `best` or a path; by default the newest. For chat also an export or hub id."""
@@ -153,7 +153,7 @@ class Run(Component):
     extend: str | None = None
     """Directory of a finished or stopped run that this one continues, with its overrides, optimizer, counters and data order."""
     extend_schedule: ExtendSchedule = ExtendSchedule.rewarm
-    """Learning rate of the added steps: rewarm: warmup and curve anew; constant: optimizer.lr; stretch: the curve of all steps."""
+    """Learning rate of the added steps: rewarm: restarts warmup and curve; constant: optimizer.lr; stretch: the curve of all steps."""
     preview_examples: int = 3
     """Number of examples per source that `task=preview` shows."""
     name: str = "default"

@@ -1,7 +1,7 @@
-"""What a run says while it works: a bar for the phase in progress on a terminal, plain lines elsewhere, both in the log file.
+"""Shows the progress of a run: a bar for the current phase on a terminal, plain lines elsewhere; both go to the log file.
 
-Everything that takes time is a phase (`with display.phase("tokenize", ...)`), so that a terminal is never still. Processes
-that have not called `shown` are silent.
+Everything that takes time is a phase (`with display.phase("tokenize", ...)`), so that a terminal always shows activity. Processes
+that have not called `shown` print nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from arctic_hydra.metrics import SMOOTHED_LINES, evaluation_figures
 from arctic_hydra.stopping import blocked_signals
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Time without a line after which plain output and the log file say how far the phase in progress is."""
+"""Time without a line after which plain output and the log file report the progress of the current phase."""
 _TRAIN = "train"
 
 _file = logging.getLogger(log.SAID)
@@ -97,7 +97,7 @@ class Display:
         self._recent: deque[float] = deque(maxlen=SMOOTHED_LINES)
 
     def open(self) -> None:
-        """Start to draw on a terminal, and to say elsewhere how far a long phase is."""
+        """Start drawing on a terminal; elsewhere, start reporting the progress of long phases."""
         with blocked_signals():  # threads inherit the mask, so that signals go to the main thread alone
             if self.prints and _is_terminal():
                 self._live = _start_live(self._rows)
@@ -117,7 +117,7 @@ class Display:
     def phase(
         self, name: str, about: str = "", *, unit: str = "", total: int | None = None, transient: bool = False
     ) -> Iterator[Phase]:
-        """Show a phase while this context is open; then say what was done, unless it is `transient` or failed.
+        """Show a phase while this context is open; then print what was done, unless it is `transient` or failed.
 
         `unit` names what `Phase.advance` counts, and `total` is how many there are, if known.
         """
@@ -268,7 +268,7 @@ def current() -> Display:
 
 @contextmanager
 def shown(prints: bool, records: bool = False) -> Iterator[Display]:
-    """Let this process show what it does while this context is open."""
+    """Show the progress of this process while this context is open."""
     global _current
     before, _current = _current, Display(prints, records)
     _current.open()
@@ -287,7 +287,7 @@ def phase(
 
 
 def say_cached(about: str, examples: int) -> None:
-    """Say that the examples of a source are read from the cache, in place of the phases `read` and `tokenize`."""
+    """Print that the examples of a source are read from the cache, in place of the phases `read` and `tokenize`."""
     _current.say(Phase("read", about).line(f"{examples:,} examples from the cache"))
 
 

@@ -1,4 +1,4 @@
-"""The file of `code=`: components of one's own without an installed package.
+"""The file of `code=`: custom components without an installed package.
 
 Only a command line names it, and the command lines of child processes pass it on; no config, state file or environment
 variable does. The file and the modules of its directory that it imports with a dot (`from .losses import ...`) form the

@@ -25,7 +25,7 @@ from arctic_hydra.model.model_spec import LanguageModel, ModelSpec, StateDictAda
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 
 PREFIX = "model."
-"""Of the names of all weights: the registered model is the attribute `model`."""
+"""Prefix of the names of all weights: the registered model is the attribute `model`."""
 OPTIONAL_INPUTS = ("position_ids", "cu_seqlens", "max_seqlen")
 _SPECIAL_TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 
@@ -295,7 +295,7 @@ def shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
 def _differences(what: str, got: dict[str, Any], wanted: dict[str, Any], owner: str) -> Iterator[str]:
     for label, names in (
         (f"lacks weights of {owner}", wanted.keys() - got.keys()),
-        (f"has weights that {owner} has not", got.keys() - wanted.keys()),
+        (f"has weights that {owner} does not have", got.keys() - wanted.keys()),
         (
             f"has weights in other shapes than {owner}",
             {n for n in got.keys() & wanted.keys() if got[n] != wanted[n]},

@@ -55,7 +55,7 @@ def write(directory: RunDirectory) -> Path:
             raise
         raise StateFileError(
             f"{directory.path}: its record.json and metrics.jsonl do not hold what the report shows ({type(error).__name__}: "
-            f"{error}); another version wrote them, or they are damaged: run the command of the run again"
+            f"{error}); another version wrote them, or they are damaged: repeat the command of the run"
         ) from error
     path = directory.path / PAGE
     replace_text(path, page)

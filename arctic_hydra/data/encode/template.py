@@ -20,7 +20,7 @@ from arctic_hydra.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# transformers compiles templates in this class, and keeps them in a cache of its own.
+# transformers compiles templates in this class, and caches them itself.
 chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
 
 TOOL_TEMPLATE = "tool_use"

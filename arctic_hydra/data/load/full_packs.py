@@ -31,7 +31,7 @@ class Pieces(SingleDocuments):
 def cut_to_packs(store: Examples, chosen: Ints, capacity: int) -> tuple[Pieces, Plan]:
     """Return the chosen examples, in order, cut so that every pack but the last has exactly `capacity` tokens.
 
-    The rest of an example that a pack's end cuts is a document of its own at the start of the next pack.
+    The rest of an example that a pack's end cuts becomes a separate document at the start of the next pack.
     """
     lengths = store.lengths[chosen].astype(np.int64)
     ends = np.cumsum(lengths)

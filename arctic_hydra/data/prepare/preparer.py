@@ -46,7 +46,7 @@ class PrepareOptions:
     pairs: bool = False
     """Whether rows are preferences, each of which becomes two documents: chosen, then rejected."""
     max_prompt_length: int | None = None
-    """Tokens of the prompt that are kept of a pair that is too long; None if the prompt has no limit of its own."""
+    """Tokens of the prompt that are kept of a pair that is too long; None if the prompt has no separate limit."""
     labelled: bool | None = None
     """Whether rows are answers with a label, or preferences, of which each side becomes such an answer; None if not."""
     margins: bool | None = None
