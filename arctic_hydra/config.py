@@ -122,8 +122,8 @@ class Run(Component):
 
     _target_: str = "arctic_hydra.config.Run"
     task: Task = Task.train
-    """train; check: validate the config and this machine, without training; score: compute and store
-    the scores of the trainer's frozen model; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; chat: talk to the model of a
+    """train; check: validate the config and this machine, without training; score: compute and store the scores of the trainer's
+    frozen model; evaluate: evaluate a checkpoint; export: write a checkpoint in Hugging Face format; chat: talk to the model of a
     run, a checkpoint or an export; preview: show examples and their trained tokens; report: rewrite the report."""
     from_checkpoint: str | None = None
     """Checkpoint for task=evaluate, export and chat: a step, `best` or a path; by default the newest. For chat also an export or hub id."""

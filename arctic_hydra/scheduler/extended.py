@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ExtendSchedule(Enum):
     """The learning rate of the steps that a run adds to the one that it extends.
 
-    rewarm: warmup and curve anew, over the added steps; constant: the peak learning rate; stretch: the curve that a run of
+    rewarm: warmup and curve restart over the added steps; constant: the peak learning rate; stretch: the curve that a run of
     all steps has had from its start.
     """
 
