@@ -52,6 +52,6 @@ def _order(chosen: dict[str, ModelConverter], peft: PeftSlot) -> Iterator[str]:
     for name, converter in chosen.items():
         if peft.adapts and converter.phase is Phase.trainable:
             yield (
-                f"converter: got {name} with peft={getattr(peft, 'option_name', 'any')}, which freezes the whole model anyway; "
+                f"converter: got {name} with peft={peft.option_name}, which freezes the whole model anyway; "
                 f"leave {name} out, and list modules to train in full in peft.modules_to_save"
             )
