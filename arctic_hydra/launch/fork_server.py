@@ -8,6 +8,7 @@ server's hash seed, and tools such as `ps` show its command line for them.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -99,9 +100,14 @@ class ForkServer:
             return None
         streams = [output.fileno()] * 2 if output else [1, 2]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, suppress(OSError):  # an order that is too long, or a server that has ended: no answer
-            order = json.dumps([[*arguments], {**environment}]).encode()
-            socket.send_fds(self._server[1], [order], [theirs.fileno(), *streams, *pass_fds])
+        order = json.dumps([[*arguments], {**environment}]).encode()
+        with theirs:
+            try:
+                socket.send_fds(self._server[1], [order], [theirs.fileno(), *streams, *pass_fds])
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:  # an environment of hundreds of kilobytes
+                    ours.close()
+                    return None
         answer, received, *_ = socket.recv_fds(ours, 1024, 1)
         if received:
             return ForkedRank(int(answer), received[0], ours)

@@ -44,6 +44,11 @@ def share(server):
     return ranks.MachineShare(cores=1, fork_server=server)
 
 
+def open_rank(directory, share):
+    os.environ.pop("PYTEST_CURRENT_TEST", None)  # differs from test to test
+    return ranks.open_ranks(directory, 1, None, {}, share)
+
+
 def wait_for_a_step(folder, child):
     end = time.monotonic() + 60
     while child.poll() is None and not (folder / "metrics.jsonl").exists():
@@ -54,11 +59,12 @@ def wait_for_a_step(folder, child):
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
-    """The directory of a run that ends only if it is stopped, before its first step."""
+    """The directory of a run that ends only if it is stopped."""
     folder = tmp_path_factory.mktemp("endless")
     run(f"{ENDLESS} trainer.exit_iteration_this_run=1 checkpoint=[]", folder, code=75)
     directory = only_run(folder, "endless")
-    (directory / "metrics.jsonl").unlink()
+    text = (directory / "run.json").read_text()
+    (directory / "run.json").write_text(text.replace('"exit_iteration_this_run": 1', '"exit_iteration_this_run": 0'))
     return directory
 
 
@@ -76,7 +82,7 @@ def test_a_forked_rank_equals_a_new_interpreter(share, server, tmp_path):
         directory = copy(original, tmp_path / name)
         with open(tmp_path / f"{name}.txt", "wb") as output:
             part = ranks.MachineShare(cores=1, output=output, fork_server=part.fork_server)
-            child = ranks.open_ranks(directory, 1, None, {}, part)
+            child = open_rank(directory, part)
             assert isinstance(child, subprocess.Popen) == (name == "fresh"), server.problem
             assert child.wait() == 0 and child.poll() == 0
         weights = (directory.path / "export" / "model.safetensors").read_bytes()
@@ -88,7 +94,7 @@ def test_a_forked_rank_equals_a_new_interpreter(share, server, tmp_path):
 def test_a_forked_rank_is_stopped_and_killed(share, endless, tmp_path):
     for number, code, status in ((signal.SIGTERM, 0, "stopped"), (signal.SIGKILL, -9, None)):
         directory = copy(endless, tmp_path / signal.Signals(number).name)
-        child = ranks.open_ranks(directory, 1, None, {}, share)
+        child = open_rank(directory, share)
         wait_for_a_step(directory.path, child)
         assert os.getsid(child.pid) == child.pid, "Ctrl-C reaches it through its parent only"
         child.kill() if number == signal.SIGKILL else child.send_signal(number)
@@ -97,7 +103,8 @@ def test_a_forked_rank_is_stopped_and_killed(share, endless, tmp_path):
         assert (directory.result() or {}).get("status") == status
 
 
-def test_another_environment_or_a_long_order_needs_a_new_interpreter(share, server, endless, monkeypatch):
+def test_another_environment_or_a_long_order_needs_a_new_interpreter(share, server):
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
     environment = ranks._environment(1, {}, share)
     assert server.open_rank([], environment | {"PYTHONHASHSEED": "1"}, (), None) is None and not server.problem
     assert server.open_rank(["x" * 2**22], environment, (), None) is None and not server.problem
@@ -105,14 +112,14 @@ def test_another_environment_or_a_long_order_needs_a_new_interpreter(share, serv
 
 def test_ranks_end_with_their_server(share, server, endless, tmp_path):
     directory = copy(endless, tmp_path / "run")
-    child = ranks.open_ranks(directory, 1, None, {}, share)
+    child = open_rank(directory, share)
     server._server[0].kill()
     assert child.wait() == -signal.SIGKILL
     end = time.monotonic() + 30
     while os.path.exists(f"/proc/{child.pid}/status") and time.monotonic() < end:
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{child.pid}/exe"), "the kernel kills it with its parent"
-    child = ranks.open_ranks(directory, 1, None, {}, share)
+    child = open_rank(directory, share)
     assert isinstance(child, subprocess.Popen) and server.problem == "the process that forks ranks has ended"
     child.kill()
     child.wait()
