@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections import deque
@@ -20,12 +22,14 @@ from typing import Any
 
 from arctic_hydra import log
 from arctic_hydra.human_numbers import format_count, format_seconds
-from arctic_hydra.metrics import SMOOTHED_LINES, evaluation_figures
+from arctic_hydra.metrics import SMOOTHED_LINES, evaluation_figures, ranked_pairs
 from arctic_hydra.stopping import blocked_signals
 
 SECONDS_BETWEEN_LINES = 10.0
 """Time without a line after which plain output and the log file report the progress of the current phase."""
 _TRAIN = "train"
+_LABEL_COLUMNS = 9
+"""Width of what a line begins with: the name of a phase or of a line of the header, or spaces below it."""
 
 _file = logging.getLogger(log.SAID)
 
@@ -190,6 +194,7 @@ class Display:
             self._print(line)
 
     def _print(self, text: str) -> None:
+        text = _fitted(text)
         live = self._live  # another thread may close it
         if live is not None:
             live.console.print(text, markup=False, highlight=False, emoji=False)
@@ -216,6 +221,8 @@ class Display:
         parts += [f"epoch {values['epoch']:.2f}"] if "epoch" in values else []
         parts.append(f"lr {values['lr']:.3g}")
         parts += [f"norm {values['grad_norm']:.3g}"] if "grad_norm" in values else []
+        if ranked := ranked_pairs(values):
+            parts.append(f"ranked right {ranked[0]:.0%}  margin {ranked[1]:.3g}")
         parts.append(f"{format_count(values['tokens_per_second'])} tok/s")
         parts += [f"{self._holder} {values['memory_gib']:.2f} GiB"] if "memory_gib" in values else []
         return "  ".join(parts)
@@ -243,6 +250,17 @@ class Display:
 
 def _is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _fitted(line: str) -> str:
+    """Return the line as a terminal shows it best: broken between words, and continued below its text, not its label."""
+    if not _is_terminal() or len(line) <= (width := shutil.get_terminal_size().columns):
+        return line
+    indent = _LABEL_COLUMNS if line[:_LABEL_COLUMNS].endswith(" ") else 2
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapper.wrap(line))
 
 
 def _left(training: Phase) -> str:

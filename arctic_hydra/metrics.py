@@ -221,11 +221,16 @@ def evaluation_metrics(
     return {f"{prefix}/{name}": value for prefix, values in rows if values[2] for name, value in of_row(values).items()}
 
 
-def ranked_pairs(evaluation: dict[str, Any]) -> tuple[float, float] | None:
-    """Return which share of the evaluated pairs is ranked right, and the mean margin; None for a loss without pairs."""
-    names = (("eval/rewards/accuracies", "eval/rewards/margins"), ("eval/accuracy", "eval/margin"))
-    found = [(evaluation[share], evaluation[margin]) for share, margin in names if {share, margin} <= evaluation.keys()]
-    return found[0] if found else None
+def ranked_pairs(values: dict[str, Any], prefix: str = "") -> tuple[float, float] | None:
+    """Return which share of the pairs is ranked right, and the mean margin; None for a loss without pairs.
+
+    `prefix` is `eval/` for an evaluation, and empty for a step.
+    """
+    names = (("rewards/accuracies", "rewards/margins"), ("accuracy", "margin"))
+    for share, margin in names:
+        if values.get(prefix + share) is not None and values.get(prefix + margin) is not None:
+            return values[prefix + share], values[prefix + margin]
+    return None
 
 
 def evaluation_figures(evaluation: dict[str, Any]) -> list[str]:
@@ -233,7 +238,7 @@ def evaluation_figures(evaluation: dict[str, Any]) -> list[str]:
     figures = []
     if "eval/perplexity" in evaluation:
         figures += [f"perplexity {evaluation['eval/perplexity']:.4g}", f"accuracy {evaluation['eval/accuracy']:.1%}"]
-    if ranked := ranked_pairs(evaluation):
+    if ranked := ranked_pairs(evaluation, "eval/"):
         figures += [f"{ranked[0]:.1%} of pairs ranked right", f"margin {ranked[1]:.4g}"]
     elif "eval/rewards/margins" in evaluation:
         figures.append(f"margin {evaluation['eval/rewards/margins']:.4g}")

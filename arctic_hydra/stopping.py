@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -130,8 +129,7 @@ def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
 def ask_to_stop(child: Any, number: int) -> None:
     """Send a signal to a child, and wake it if it is stopped (SIGSTOP), since a stopped process handles no signal."""
     child.send_signal(number)
-    if isinstance(child, subprocess.Popen):  # the agent of another machine wakes its ranks itself
-        child.send_signal(signal.SIGCONT)
+    child.send_signal(signal.SIGCONT)
 
 
 class _Requests:

@@ -147,3 +147,31 @@ def test_a_bar_prints_records_above_itself_and_gives_the_terminal_back(columns, 
     assert "a line above" in capsys.readouterr().out
     display.restore_terminal()
     assert capsys.readouterr().out == "\r\x1b[K\x1b[?25h"
+
+
+def test_a_long_line_continues_below_its_text_on_a_terminal(capsys, monkeypatch):
+    line = "data     996 examples, 284K tokens, 85% supervised"
+    Display(prints=True).say(line)
+    assert capsys.readouterr().out.splitlines() == [line], "a file has whole lines"
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(display.sys.stdout, "isatty", lambda: True)
+    shown = Display(prints=True)
+    shown.say(line)
+    shown.say("step 12/12  loss 7.8304  epoch 0.04  lr 1.01e-05")
+    shown.say("run      " + "/tmp/outputs" * 5)
+    assert capsys.readouterr().out.splitlines() == [
+        "data     996 examples, 284K tokens, 85%",
+        "         supervised",
+        "step 12/12  loss 7.8304  epoch 0.04  lr",
+        "  1.01e-05",
+        "run",
+        "         " + "/tmp/outputs" * 5,
+    ]
+
+
+def test_a_step_on_pairs_says_how_many_are_ranked_right(capsys):
+    shown = Display(prints=True)
+    with shown.training(1, 0):
+        shown.step(values(1, **{"rewards/accuracies": 0.75, "rewards/margins": 0.1234}))
+    assert "  ranked right 75%  margin 0.123  12.3K tok/s" in capsys.readouterr().out

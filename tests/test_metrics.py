@@ -108,9 +108,9 @@ def test_the_last_columns_of_an_evaluation_may_hold_maxima():
 
 
 def test_ranked_pairs_are_found_under_the_names_of_either_loss():
-    assert ranked_pairs({"eval/rewards/accuracies": 0.5, "eval/rewards/margins": 2.0}) == (0.5, 2.0)
-    assert ranked_pairs({"eval/accuracy": 0.25, "eval/margin": -1.0}) == (0.25, -1.0)
-    assert ranked_pairs({"eval/accuracy": 0.25, "eval/perplexity": 2.0}) is None
+    assert ranked_pairs({"eval/rewards/accuracies": 0.5, "eval/rewards/margins": 2.0}, "eval/") == (0.5, 2.0)
+    assert ranked_pairs({"accuracy": 0.25, "margin": -1.0}) == (0.25, -1.0)
+    assert ranked_pairs({"eval/accuracy": 0.25, "eval/perplexity": 2.0}, "eval/") is None
 
 
 def test_the_loss_of_a_run_is_the_mean_of_a_quarter_of_its_lines_and_of_twenty_at_most():

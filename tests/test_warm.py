@@ -31,7 +31,7 @@ print(json.dumps({
 }))
 if parent is None:
     atexit.register(print, "at exit")
-    os.environ |= {"ARCTIC_HYDRA_PARENT": str(os.getpid()), "OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {"ARCTIC_HYDRA_PARENT": str(os.getpid()), "OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
     ours, theirs = os.pipe()
     command, streams = [sys.executable, "-u", "-m", "probe", "7"], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     started = subprocess.Popen(command, stdin=subprocess.DEVNULL, **streams, start_new_session=True, pass_fds=[theirs])

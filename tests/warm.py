@@ -38,10 +38,10 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 8}
+SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 3}
 """Spare forks per module or argument (1 for all others); further child processes are new interpreters."""
-RANK_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Variables that a run sets for its ranks and that OpenMP reads when loaded; composing does not load OpenMP."""
+RANK_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+"""Variables that a run sets for its ranks and that OpenMP and BLAS read when loaded; composing loads neither."""
 READ_LATER = frozenset(
     "ARCTIC_HYDRA_PARENT ARCTIC_HYDRA_SECRETS GROUP_RANK GROUP_WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT "
     "RANK ROLE_NAME ROLE_RANK ROLE_WORLD_SIZE TORCH_NCCL_ASYNC_ERROR_HANDLING WORLD_SIZE".split()
@@ -55,14 +55,9 @@ _spares: list[Spare] = []
 
 def import_libraries() -> None:
     """Import the libraries that every rank imports, in the same order."""
-    from arctic_hydra import distributed
+    from arctic_hydra.launch import fork_server
 
-    if distributed.count_gpus() == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    runner, transformers = map(importlib.import_module, ("arctic_hydra.runner", "transformers"))
-    for name in ("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM"):
-        getattr(transformers, name)  # imports it lazily
-    runner.engine.import_deepspeed()
+    fork_server.import_libraries()
     # Every engine from ZeRO-1 on imports this module; `optimizer_class` avoids its import of torch.compile, which is slow.
     importlib.import_module("arctic_hydra.optimizer.deepspeed_ops").optimizer_class("MuonWithAuxAdam")
     # A run imports MLflow's client in a thread, and these modules as it opens a SQLite store. Arrow's allocator, which they
@@ -164,11 +159,8 @@ def _order(command: list[str], folder: str, environment: dict[str, str], blocked
 
 def serve(orders: socket.socket) -> NoReturn:
     """Fork a process per order until the client exits."""
-    from arctic_hydra import log
-
     _inherited.update(os.environ)
     subprocess.Popen._execute_child = _start_child  # type: ignore[attr-defined]
-    log.quiet_libraries()
     import_libraries()
     gc.freeze()  # otherwise each garbage collection in a fork visits and copies all objects
     while True:

@@ -156,7 +156,7 @@ def run_sweep(overrides: list[str], config_name: str, config_dir: str | None, ru
     try:
         return _run(multirun, controller, grid)
     finally:
-        sweep.release()
+        controller.close()
 
 
 def _run(multirun: Multirun, controller: SweepController, grid: list[list[str]] | None) -> int:

@@ -163,8 +163,9 @@ class RemoteAgent:
         return self._process.poll()
 
     def send_signal(self, number: int) -> None:
-        """Make the agent forward a signal to its ranks."""
-        self._send(signal.Signals(number).name)
+        """Make the agent forward a signal to its ranks, which it wakes itself if they are stopped."""
+        if number != signal.SIGCONT:
+            self._send(signal.Signals(number).name)
 
     def kill(self) -> None:
         """Kill the remote shell, which ends the agent and its ranks."""

@@ -16,6 +16,7 @@ from arctic_hydra import python_flags
 from arctic_hydra.files import code_file
 from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
 from arctic_hydra.launch.failures import GRACE_SECONDS
+from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
 from arctic_hydra.run_directory import RunDirectory, write_error
 from arctic_hydra.stopping import ask_to_stop, blocked_signals, forwarded_signals
@@ -69,6 +70,8 @@ class MachineShare:
     """Cores to share among the ranks; those that this process may use when None."""
     output: IO[bytes] | None = None
     """File for the output of the ranks; the terminal when None."""
+    fork_server: ForkServer | None = None
+    """Starts a run of one rank, if it can; otherwise new interpreters do."""
 
 
 def open_ranks(
@@ -78,7 +81,7 @@ def open_ranks(
     secrets: dict[str, Any],
     share: MachineShare | None = None,
     nodes: Nodes | None = None,
-) -> subprocess.Popen[bytes]:
+) -> subprocess.Popen[bytes] | ForkedRank:
     """Start the ranks of this machine and return the child that runs them.
 
     The child starts with `SIGNALS` blocked, and receives those that arrived meanwhile as soon as it waits for them. Only
@@ -86,18 +89,32 @@ def open_ranks(
     """
     share, nodes = share or MachineShare(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
-    module = ["arctic_hydra.worker"] if alone else ["arctic_hydra.launch"]
-    command = [
-        sys.executable,
-        *python_flags(),
-        "-u",
-        "-m",
-        *module,
-        str(directory.run_file),
-        str(ranks),
-        *nodes.arguments(),
-        *code_file.arguments(),
-    ]
+    arguments = [str(directory.run_file), str(ranks), *nodes.arguments(), *code_file.arguments()]
+    environment = _environment(ranks, secrets, share)
+    # The child inherits the lock, which is held until both processes have ended.
+    inherited = () if lock is None else (lock,)
+    if (
+        alone
+        and share.fork_server
+        and (rank := share.fork_server.open_rank(arguments, environment, inherited, share.output))
+    ):
+        return rank
+    module = "arctic_hydra.worker" if alone else "arctic_hydra.launch"
+    # In its own session it receives Ctrl-C only through this process, hence only once.
+    with blocked_signals():
+        return subprocess.Popen(
+            [sys.executable, *python_flags(), "-u", "-m", module, *arguments],
+            env=environment,
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            stdout=share.output,
+            stderr=subprocess.STDOUT if share.output else None,
+            start_new_session=True,
+        )
+
+
+def _environment(ranks: int, secrets: dict[str, Any], share: MachineShare) -> dict[str, str]:
+    """Return the environment variables of the child."""
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if share.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
@@ -110,18 +127,8 @@ def open_ranks(
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     cores = share.cores or len(os.sched_getaffinity(0))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    # The child inherits the lock, which is held until both processes have ended. In its own session it receives Ctrl-C
-    # only through this process, hence only once.
-    with blocked_signals():
-        return subprocess.Popen(
-            command,
-            env=environment,
-            pass_fds=() if lock is None else (lock,),
-            stdin=subprocess.DEVNULL,
-            stdout=share.output,
-            stderr=subprocess.STDOUT if share.output else None,
-            start_new_session=True,
-        )
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which would start a thread per core and use none
+    return environment
 
 
 def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) -> list[int]:

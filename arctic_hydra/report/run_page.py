@@ -97,7 +97,7 @@ def _outcome(record: dict[str, Any], lines: Lines) -> Iterator[str]:
             cards.append(("evaluation loss", " → ".join(_number(line["eval/loss"]) for line in _ends(evaluated))))
             if "eval/perplexity" in evaluated[-1]:
                 cards.append(("token accuracy", f"{evaluated[-1]['eval/accuracy']:.1%}"))
-            if ranked := ranked_pairs(evaluated[-1]):
+            if ranked := ranked_pairs(evaluated[-1], "eval/"):
                 cards.append(("pairs ranked right", f"{ranked[0]:.1%}"))
         cards.append(
             ("tokens", f"{format_count(last['tokens'])}, {format_count(last['supervised_tokens'])} trained on")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from arctic_hydra import metrics
+from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.launch.fork_server import ForkServer
 from arctic_hydra.launch.job import Job
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import pool
@@ -41,6 +43,7 @@ class SweepController:
         self.detached = False
         """Whether the jobs continue without this process; set by the launcher."""
         self._begun = False
+        self._fork_server: ForkServer | None = None
         self._directory_key = directory_key
         self._compose = compose_job
         self._jobs = jobs
@@ -90,12 +93,28 @@ class SweepController:
         self.sweep.save()
         return pairs
 
-    def run(self, pairs: Sequence[tuple[SweepJob, Job]], slots: pool.Slots, *, to_terminal: bool) -> None:
-        """Run registered jobs on this machine, and wait for them."""
+    def run(
+        self, pairs: Sequence[tuple[SweepJob, Job]], slots: pool.Slots, *, to_terminal: bool, forked: bool = True
+    ) -> None:
+        """Run registered jobs on this machine, and wait for them; `forked` jobs do not import the libraries again.
+
+        With GPUs, each job is a new interpreter, since the CUDA driver does not support forks.
+        """
+        if forked and self._fork_server is None and count_gpus() == 0:
+            self._fork_server = ForkServer()
         for entry, _ in pairs:
             entry.problem, entry.mark = "", entry.mark if entry.mark == PRUNED else ""
         work = [(entry, pool.starter(job)) for entry, job in pairs if entry.mark != PRUNED]
-        self.stop_reason = pool.Pool(self.sweep, slots, self.process_metrics, to_terminal=to_terminal).run(work)
+        jobs = pool.Pool(
+            self.sweep, slots, self.process_metrics, to_terminal=to_terminal, fork_server=self._fork_server
+        )
+        self.stop_reason = jobs.run(work)
+
+    def close(self) -> None:
+        """Unlock the sweep's directory, and end the process that forks its jobs."""
+        if self._fork_server:
+            self._fork_server.close()
+        self.sweep.release()
 
     def process_metrics(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
         """Process the new metrics of a running job; return whether to prune it.

@@ -16,6 +16,7 @@ from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.files import code_file
 from arctic_hydra.files.state_file import APPEND, open_regular
+from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks
 from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
@@ -80,7 +81,7 @@ def _visible_gpus() -> list[str]:
 class Started:
     """The running ranks of a job, and the directory that this process has locked."""
 
-    child: Popen[bytes]
+    child: Popen[bytes] | ForkedRank
     directory: RunDirectory
 
 
@@ -145,11 +146,14 @@ class Pool:
         observer: Callable[[SweepJob, list[dict[str, Any]]], bool] | None = None,
         *,
         to_terminal: bool = False,
+        fork_server: ForkServer | None = None,
     ) -> None:
+        """`fork_server` starts the jobs of one rank; new interpreters start the others, and all if it is None."""
         self._sweep = sweep
         self._slots = slots
         self._observer = observer
         self._to_terminal = to_terminal
+        self._fork_server = fork_server
         self._running: list[_Running] = []
         self._signals: list[int] = []
         self._killed_by: list[int] = []
@@ -182,7 +186,7 @@ class Pool:
             return f"received {signal.Signals(self._signals[0]).name}"
         return str(self._error or "")
 
-    def _children(self) -> list[Popen[bytes]]:
+    def _children(self) -> list[Popen[bytes] | ForkedRank]:
         return [job.started.child for job in self._running]
 
     def _start(self, entry: SweepJob, start: Starter) -> None:
@@ -193,7 +197,7 @@ class Pool:
         try:
             entry.directory.create()  # checks it before anything is written
             with _output(entry.directory.path, self._to_terminal) as output:
-                started = start(MachineShare(gpus, cores, output))
+                started = start(MachineShare(gpus, cores, output, self._fork_server))
         except (ArcticHydraError, OSError) as error:
             entry.problem = str(error)
             started = None

@@ -66,12 +66,21 @@ def chunked_losses(
     `mean_logits_K` receives the mean of each row's logits over the vocabulary, without gradients.
 
     The backward pass recomputes each chunk's logits and uses the saved logsumexp of each row, so nothing of size V is kept
-    between the passes. Products run in the dtype of the weight; sums over rows and over the vocabulary in fp32.
+    between the passes. Products run in the dtype of the weight, or in that of autocast in both passes; sums over rows and over
+    the vocabulary in fp32.
     """
-    rows = chunk_rows or default_chunk_rows(weight_VH.shape[0])
+    rows, dtype = chunk_rows or default_chunk_rows(weight_VH.shape[0]), _product_dtype(weight_VH)
+    bias_V = None if bias_V is None else bias_V.to(dtype)
     return _ChunkedLosses.apply(  # type: ignore[no-any-return,no-untyped-call]
-        hidden_KH.to(weight_VH.dtype), weight_VH, bias_V, targets_K, transform, loss, rows, mean_logits_K
+        hidden_KH.to(dtype), weight_VH.to(dtype), bias_V, targets_K, transform, loss, rows, mean_logits_K
     )
+
+
+def _product_dtype(weight_VH: torch.Tensor) -> torch.dtype:
+    """Return the dtype that products with the weight have here; a backward pass runs outside of autocast."""
+    device = weight_VH.device.type
+    is_cast = torch.is_autocast_enabled(device) and weight_VH.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else weight_VH.dtype
 
 
 def chunked_evaluation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, linear
 
 from arctic_hydra.trainer.chunked import (
     AS_IS,
@@ -136,3 +137,18 @@ def test_default_chunk_rows():
     assert default_chunk_rows(4096) == 4096
     assert default_chunk_rows(151_936) == 110
     assert default_chunk_rows(10**9) == 16
+
+
+def test_both_passes_compute_the_same_logits_under_autocast():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32) * 3, torch.randn(50, 32).requires_grad_()
+    bias, targets = torch.zeros(50, requires_grad=True), torch.randint(50, (64,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = chunked_losses(hidden, weight, bias, targets, chunk_rows=16)
+        expected = cross_entropy(linear(hidden, weight, bias), targets, reduction="none")
+    assert torch.allclose(losses, expected, atol=1e-5)
+    [of_weight, of_bias] = torch.autograd.grad(losses.sum(), [weight, bias])
+    [expected_weight, expected_bias] = torch.autograd.grad(expected.sum(), [weight, bias])
+    assert of_weight.dtype == of_bias.dtype == torch.float32
+    assert (of_bias - expected_bias).abs().max() < 4e-3 * expected_bias.abs().max()
+    assert (of_weight - expected_weight).norm() < 4e-3 * expected_weight.norm()

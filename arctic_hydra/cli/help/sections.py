@@ -48,7 +48,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "Files": "output_dir save_name max_shard_size merge asynchronous on_error",
     },
     "hydra/launcher": {
-        "Resources": "slots nodes gpus_per_node cpus_per_task mem_gb timeout_min gres constraint nodelist exclude exclusive",
+        "Resources": "slots forked nodes gpus_per_node cpus_per_task mem_gb timeout_min gres constraint nodelist exclude exclusive",
         "Queue": "partition account qos name comment dependency mail_type mail_user wckey",
         "Jobs of a sweep": "array_parallelism max_array_size",
         "Script": "setup teardown srun_args additional_parameters python folder snapshot stderr_to_stdout",

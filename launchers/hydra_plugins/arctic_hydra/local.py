@@ -22,6 +22,8 @@ class LocalLauncherConf:
     _target_: str = "hydra_plugins.arctic_hydra.local.LocalLauncher"
     slots: int | None = None
     """Jobs that run at the same time; null: as many as the GPUs allow (one or `ranks` each), without GPUs one per two cores."""
+    forked: bool = True
+    """Whether jobs of one rank are forks of a process that has imported the libraries; new interpreters if false or with GPUs."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="arctic_hydra")
@@ -30,9 +32,10 @@ ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLau
 class LocalLauncher(SweepLauncher):
     """Runs the jobs in a pool of slots."""
 
-    def __init__(self, slots: int | None) -> None:
+    def __init__(self, slots: int | None, forked: bool = True) -> None:
         self.slots = slots
+        self.forked = forked
 
     def run(self, pairs: "Sequence[tuple[SweepJob, Job]]") -> None:
         """Run the jobs and wait for them."""
-        self.controller.run(pairs, self.controller.slots, to_terminal=False)
+        self.controller.run(pairs, self.controller.slots, to_terminal=False, forked=self.forked)
