@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import assemble, distributed
+from arctic_hydra import distributed
+from arctic_hydra.assembly import run_model
 from arctic_hydra.config import Run
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.distributed import count_gpus
@@ -152,7 +153,7 @@ def estimate(
     device = "cuda" if count_gpus() else "cpu"
     ranks = run.world_size_wanted
     config = run.trainer.create_config(run.model)
-    settings = assemble.engine_config(run, config, ranks)
+    settings = run_model.engine_config(run, config, ranks)
     trace = measure_model(run, config, load or largest_micro_batch(run), device, tokenizer)
     return Estimate(trace, engine_bytes(run, settings, trace, ranks), ranks, device)
 

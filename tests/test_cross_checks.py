@@ -86,7 +86,7 @@ def test_hints_of_groups_with_several_options_hold_for_each_of_them():
 
 
 def test_max_length_is_checked_against_the_config_of_the_model(tmp_path):
-    from arctic_hydra.assemble import check_length
+    from arctic_hydra.assembly.run_model import check_length
 
     (tmp_path / "model").mkdir()
     config = {"model_type": "llama", "max_position_embeddings": 1024}

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 
-from arctic_hydra.assemble import report_exceptions
-from arctic_hydra.callback.base import Callback
-from arctic_hydra.trainer.sft import SFTTrainer
 from tests.command import SMALL, losses, metrics, only_run, run
 
 
@@ -76,18 +72,6 @@ def test_its_callback_ends_a_run_and_its_converter_changes_weights_at_zero_3(my_
     assert {line["target"] for line in metrics(run_dir)} == {100.0}
     weights = load_file(run_dir / "export" / "model.safetensors")
     assert max(float(value.max()) for name, value in weights.items() if "norm" in name) == 0.5
-
-
-def test_an_error_in_on_exception_does_not_hide_the_one_before(tmp_path, caplog):
-    class Clumsy(Callback):
-        def on_exception(self, trainer, facts):
-            assert facts["run_dir"] == tmp_path
-            raise ZeroDivisionError("clumsy")
-
-    run = SimpleNamespace(trainer=SFTTrainer(), callback={"clumsy": Clumsy()})
-    with pytest.raises(OSError, match="the disk is gone"), report_exceptions(run, tmp_path):  # type: ignore[arg-type]
-        raise OSError("the disk is gone")
-    assert "a callback failed in on_exception" in caplog.text and "clumsy" in caplog.text
 
 
 def test_an_extension_can_be_a_single_module(tmp_path):

@@ -26,7 +26,7 @@ LAYERS: dict[str, int] = {
             "engine cross_checks generation",
             "trainer",
             "config",
-            "assemble report memory runner tasks",
+            "assembly report memory runner tasks",
             "launch sweep worker migrate",
             "cli __main__",
         )

@@ -144,10 +144,10 @@ def import_libraries() -> None:
     log.quiet_libraries()
     if count_gpus() == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    runner, transformers = map(importlib.import_module, ("arctic_hydra.runner", "transformers"))
+    _, transformers = map(importlib.import_module, ("arctic_hydra.runner", "transformers"))
     for name in ("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM"):
         getattr(transformers, name)  # imports it lazily
-    runner.engine.import_deepspeed()
+    importlib.import_module("arctic_hydra.engine").import_deepspeed()
 
 
 def serve(orders: socket.socket) -> NoReturn:

@@ -12,7 +12,8 @@ from arctic_hydra.data.base import Loader
 from arctic_hydra.human_numbers import format_count
 
 if TYPE_CHECKING:
-    from arctic_hydra.assemble import Data, Model
+    from arctic_hydra.assembly.run_data import Data
+    from arctic_hydra.assembly.run_model import Model
 
 
 def print_header(

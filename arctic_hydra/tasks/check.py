@@ -45,7 +45,7 @@ def _error(exit_code: int, texts: list[str]) -> ArcticHydraError:
 
 def find(run: Run) -> Findings:
     """Return the findings for a run; errors of this package would also stop the run, others only prevent the estimate."""
-    from arctic_hydra import assemble
+    from arctic_hydra.assembly import run_model
     from arctic_hydra.report.memory_lines import failure_line, predict
 
     found: list[ArcticHydraError] = []
@@ -56,9 +56,9 @@ def find(run: Run) -> Findings:
         found.append(error)
     try:
         model_config = run.trainer.create_config(run.model)
-        assemble.check_length(run, model_config)
+        run_model.check_length(run, model_config)
         if tokenizer is not None:
-            assemble.check_vocabulary(run, model_config, tokenizer)
+            run_model.check_vocabulary(run, model_config, tokenizer)
     except ArcticHydraError as error:
         found.append(error)
     try:

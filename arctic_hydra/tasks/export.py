@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import assemble, display
+from arctic_hydra import display
+from arctic_hydra.assembly import base_weights, run_model, startup
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, check_mergeable, has_adapter, write_export
 from arctic_hydra.checkpoint.store import step_name
@@ -30,7 +31,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     from arctic_hydra.trainer.verification.comparison import verify
     from arctic_hydra.trainer.verification.expectation import expect
 
-    assemble.start_log(run, run_dir)
+    startup.start_log(run, run_dir)
     restored = restore(run, run_dir)
     model, tokenizer, weights, stops = restored.model, restored.tokenizer, restored.weights, restored.stop_tokens
     del restored  # refers to the model, which must not stay in memory
@@ -42,7 +43,7 @@ def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     if options.verify:
         trusted, device = run.model.trusts_remote_code, torch.device("cpu")
         expected = expect(model, tokenizer, stops, device, run.trainer.auto_class, trusts_remote_code=trusted)
-    merge = options.merge if options.merge is not None else assemble.base_of(run) is None
+    merge = options.merge if options.merge is not None else base_weights.base_of(run) is None
     with display.phase("export", f"to {name}/", unit="MiB") as phase:
         if has_adapter(model) and merge:
             check_mergeable(model)
@@ -71,12 +72,12 @@ def restore(run: Run, run_dir: Path) -> Restored:
     """Return the model of the checkpoint that `from_checkpoint` or `export` selects, for the task whose folder is `run_dir`."""
     run.trainer.set_callbacks([], World.from_env())
     found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.export or run.from_checkpoint)
-    weights = assemble.averaged(run, found, "export")
+    weights = base_weights.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
-    start = assemble.starting_weights(run)
+    start = base_weights.starting_weights(run)
     with display.phase("weights", f"from {relative(weights.path)}"):
         config = run.trainer.create_config(run.model)
-        model = assemble.create_model(run, config, tokenizer, start, weights, quantize=False)
+        model = run_model.create_model(run, config, tokenizer, start, weights, quantize=False)
     return Restored(model, tokenizer, weights, _stop_tokens(run, run_dir.parent, weights, tokenizer))
 
 

@@ -7,7 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arctic_hydra import assemble, log
+from arctic_hydra import log
+from arctic_hydra.assembly import run_data
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Example, Loader
 from arctic_hydra.distributed import World
@@ -31,7 +32,7 @@ def execute(run: Run, run_dir: Path) -> Path:
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     loaders = [
         loader
-        for loader in run.trainer.create_data(run.data, tokenizer, assemble.geometry(run, World()))
+        for loader in run.trainer.create_data(run.data, tokenizer, run_data.geometry(run, World()))
         if loader is not None
     ]
     parts = [

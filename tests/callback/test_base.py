@@ -9,7 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from arctic_hydra import assemble, runner
+from arctic_hydra import runner
+from arctic_hydra.assembly import startup
 from arctic_hydra.callback.base import EVENTS, MOMENTS, REPLACES, Callback, fire
 from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
 from arctic_hydra.data.batch import Batch
@@ -294,7 +295,7 @@ def _built(folder, model, callbacks):
         run_dir = folder / str(len(found))
         run_dir.mkdir()
         (run_dir / "run.json").write_text("{}")
-        with assemble.report_exceptions(run, run_dir):
+        with startup.report_exceptions(run, run_dir):
             trainer, _, _ = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
         weight = trainer.tools.engine.module.get_output_embeddings().weight
         found.append(
@@ -347,7 +348,7 @@ def test_events_of_construction_hand_over_what_was_made_on_warm_caches_too(tmp_p
 def test_an_error_in_on_exception_names_the_run_directory(tmp_path):
     ledger = Ledger()
     run = SimpleNamespace(trainer=lab.compose_run("", None)[0].trainer, callback={"ledger": ledger})
-    with pytest.raises(OSError, match="gone"), assemble.report_exceptions(run, tmp_path):  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="gone"), startup.report_exceptions(run, tmp_path):  # type: ignore[arg-type]
         raise OSError("gone")
     assert [(name, facts["run_dir"]) for name, facts in ledger.heard] == [("on_exception", tmp_path)]
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from arctic_hydra import assemble, config, distributed, runner, tasks
+from arctic_hydra import config, distributed, runner, tasks
+from arctic_hydra.assembly import startup
 from arctic_hydra.assets import ASSETS
 from arctic_hydra.cli import compose
 from arctic_hydra.cli.overrides import normalize
@@ -71,7 +72,7 @@ def train(arguments: str, run_dir: Path, model: Path | None = None, ids: list[in
     if distributed.World.from_env().is_main:
         (run_dir / "run.json").write_text(json.dumps({"config": tree}))
     distributed.barrier()
-    with assemble.report_exceptions(run, run_dir):
+    with startup.report_exceptions(run, run_dir):
         trainer, resumed, _ = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
     rows: list[dict[str, Any]] = []
     trainer._record = rows.append  # type: ignore[method-assign]

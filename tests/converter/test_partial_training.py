@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from arctic_hydra import assemble
+from arctic_hydra.assembly import base_weights
 from arctic_hydra.errors import ArcticHydraError
 from tests.converter import lab
 
@@ -19,7 +19,7 @@ def test_the_base_that_an_adapter_names_is_found_from_any_directory(name, revisi
     arguments = f"peft=lora model.name_or_path={name}" + (f" model.revision={revision}" if revision else "")
     run = lab.compose_run(arguments)[0]
     base = (str(tmp_path / "model"), None) if "model" in name else (name, revision)
-    assert assemble.adapter_base(run) == base
+    assert base_weights.adapter_base(run) == base
 
 
 def losses(run_dir) -> list[float]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from arctic_hydra import assemble
+from arctic_hydra.assembly import run_data
 from arctic_hydra.data.formats.messages import PlainText
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
@@ -28,7 +28,7 @@ def _questions(path, *overrides):
         *overrides,
     )
     tokenizer = run.tokenizer.create_tokenizer()
-    _, loader = run.data.build(tokenizer, assemble.geometry(run, World()))
+    _, loader = run.data.build(tokenizer, run_data.geometry(run, World()))
     return read_questions(run, tokenizer, loader), tokenizer
 
 

@@ -1,0 +1,166 @@
+"""The model of a run: created, converted, and in its DeepSpeed engine with optimizer and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from arctic_hydra import cross_checks, determinism, display, engine
+from arctic_hydra.assembly.base_weights import adapter_base, starting_weights
+from arctic_hydra.assembly.run_data import Data
+from arctic_hydra.checkpoint import initial_weights
+from arctic_hydra.config import Run
+from arctic_hydra.errors import ConfigError, ModelError
+from arctic_hydra.model.names import QUANTIZATION
+from arctic_hydra.model.score_head import fit_score_head
+from arctic_hydra.model.vocabulary import fit_vocabulary
+from arctic_hydra.report.facts import ModelFacts, model_facts
+from arctic_hydra.run_directory import relative
+
+if TYPE_CHECKING:
+    import deepspeed
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(kw_only=True, frozen=True)
+class Model:
+    """A model in its DeepSpeed engine, with its schedule, its sizes and the weights it was loaded from."""
+
+    engine: deepspeed.DeepSpeedEngine
+    engine_config: dict[str, Any]
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    facts: ModelFacts
+    start: initial_weights.Weights | None
+    """The weights of `init_from`, if any."""
+    weights: initial_weights.Weights | None
+    """The weights of a checkpoint of the run, which replace those of `init_from`, if any."""
+
+
+def build_model(run: Run, data: Data, weights: initial_weights.Weights | None = None) -> Model:
+    """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
+    trainer = run.trainer
+    with trainer.event("create_config") as about:
+        model_config = about["config"] = trainer.create_config(run.model)
+    settings = engine_config(run, model_config, data.world.size)
+    with display.phase("weights", "random, as the config describes the model") as loading:
+        with trainer.event("create_model", config=model_config) as about, engine.model_init(settings):
+            start = starting_weights(run)
+            if origin := (weights or start):
+                loading.about = f"from {relative(origin.path)}"
+            elif run.model.weights_source is not None:
+                loading.about = f"from {run.model.weights_source[0]}"
+            about["model"] = create_model(run, model_config, data.tokenizer, start, weights)
+        model = about["model"]
+        facts = model_facts(model)
+    ranks = f"{data.world.size} rank{'s' if data.world.size > 1 else ''} ({data.world.device.type})"
+    with display.phase("engine", f"ZeRO-{run.deepspeed.stage} on {ranks}"):
+        model = run.model.parallelize(model)
+        with trainer.event("create_optimizer", model=model) as about:
+            about["optimizer"] = trainer.create_optimizer(run.optimizer, model)
+            run.model.post_optimizer_build(about["optimizer"], model)
+        optimizer = about["optimizer"]
+        with trainer.event("create_scheduler", optimizer=optimizer) as about:
+            about["scheduler"] = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
+        built = trainer.create_engine(model, optimizer, settings)
+    return Model(
+        engine=built,
+        engine_config=settings,
+        scheduler=about["scheduler"],
+        facts=facts,
+        start=start,
+        weights=weights,
+    )
+
+
+def create_model(
+    run: Run,
+    model_config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    start: initial_weights.Weights | None = None,
+    weights: initial_weights.Weights | None = None,
+    *,
+    quantize: bool = True,
+) -> torch.nn.Module:
+    """Return the converted model with the weights of `init_from` (`start`) and of a checkpoint of the run (`weights`).
+
+    If `start` holds the weights of a plain model, they are loaded before the converters run, so that adapters wrap them;
+    otherwise after. The result depends only on the run, not on the ZeRO stage or the number of ranks. Collective under
+    ZeRO-3, within `engine.model_init`.
+    """
+    determinism.seed_everything(run.seed)
+    if start or weights:
+        engine.import_deepspeed()  # unpickling a checkpoint needs three of its classes
+    check_vocabulary(run, model_config, tokenizer)
+    if quantize and (quantization := run.peft.quantization_config(run.model.torch_dtype)) is not None:
+        vars(model_config)[QUANTIZATION] = quantization
+    model: Any = run.trainer.create_model(run.model, model_config)
+    check_interface(model)
+    if run.trainer.sequence_parallel_size > 1:
+        from arctic_hydra.model.ulysses import share_positions
+
+        share_positions(model)
+    fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
+    stored = initial_weights.read_weights(start) if start else {}
+    if start and initial_weights.is_full_model_export(start.path):
+        stored = run.model.own_names(stored, model)
+    stored, new = fit_score_head(stored, model)
+    if start and initial_weights.has_every_name(stored, model):
+        initial_weights.load_into(model, stored, start, new)
+        start = None
+    determinism.seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
+    for converter in run.converters:
+        model = converter.convert(model)
+    if start:
+        initial_weights.load_into(model, stored, start)
+    if weights:
+        initial_weights.load_into(model, initial_weights.read_weights(weights), weights)
+    if hasattr(model, "peft_config"):
+        adapter = model.peft_config["default"]
+        adapter.base_model_name_or_path, adapter.revision = adapter_base(run)
+    return model  # type: ignore[no-any-return]
+
+
+def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for `ranks` ranks, with every `auto` filled in.
+
+    Raises ConfigError if the model's heads cannot be divided among the ranks of a sequence group.
+    """
+    from arctic_hydra.model.ulysses import check_heads
+
+    trainer = run.trainer
+    check_length(run, model_config)
+    check_heads(model_config, trainer.sequence_parallel_size)
+    hidden_size = int(model_config.get_text_config().hidden_size)
+    accumulation = trainer.gradient_accumulation_steps
+    return run.deepspeed.fill(trainer.micro_batch_size, accumulation, ranks, run.model.dtype, hidden_size)
+
+
+def check_length(run: Run, model_config: Any) -> None:
+    """Raise ConfigError if examples may have more tokens than the model has positions."""
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if problems := list(cross_checks.position_problems(run, limit)):
+        raise ConfigError(problems)
+
+
+def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError if the tokenizer has more tokens, without the added ones, than the model has embedding rows."""
+    rows, tokens = getattr(model_config.get_text_config(), "vocab_size", None), len(tokenizer)
+    if rows is not None and tokens - len(run.tokenizer.added_ids(tokenizer)) > rows:
+        raise ModelError(
+            f"model: has {rows} embedding rows, but the tokenizer has {tokens} tokens; use the model's own "
+            f"tokenizer (tokenizer=hf), or a model with a larger vocabulary"
+        )
+
+
+def check_interface(model: torch.nn.Module) -> None:
+    """Raise ConfigError for a model that lacks what converters, trainer and exports ask of a transformers model."""
+    from transformers import PreTrainedModel
+
+    from arctic_hydra.model.spec_model import missing_names
+
+    if not isinstance(model, PreTrainedModel) and (missing := missing_names(model)):
+        raise ConfigError(
+            f"model: create_model() returned a {type(model).__name__}, which is not a transformers model and lacks "
+            f"{', '.join(missing)}; register it as a ModelSpec and pass model=spec, which needs less (docs/extending/models.md)"
+        )

@@ -1,0 +1,18 @@
+"""Where the base weights of an adapter are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arctic_hydra.assembly import base_weights
+from tests.composing import built
+
+
+def test_the_base_of_an_adapter_is_where_transformers_finds_the_weights(tmp_path: Path) -> None:
+    assert base_weights.adapter_base(built()) == (None, None), "the embedded model is stored nowhere"
+    assert base_weights.adapter_base(built("model=hf", "model.name_or_path=org/x", "model.revision=r1")) == (
+        "org/x",
+        "r1",
+    )
+    local = base_weights.adapter_base(built("model=hf", f"model.name_or_path={tmp_path}", "model.revision=r1"))
+    assert local == (str(tmp_path), None), "a directory has no revisions"

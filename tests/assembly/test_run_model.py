@@ -1,0 +1,35 @@
+"""What is refused before a model is built, or as soon as it is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from arctic_hydra.assembly import run_model
+from arctic_hydra.errors import ConfigError, ModelError
+from tests.composing import built
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused() -> None:
+    run = built("tokenizer.add_tokens=[uno]")
+    tokenizer = run.tokenizer.create_tokenizer()
+    rows = len(tokenizer) - 1  # the model grows by those that were added
+
+    def config(size: int) -> Any:
+        return SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=size))
+
+    run_model.check_vocabulary(run, config(rows), tokenizer)
+    with pytest.raises(ModelError, match=f"has {rows - 1} embedding rows, but the tokenizer has {rows + 1} tokens"):
+        run_model.check_vocabulary(run, config(rows - 1), tokenizer)
+
+
+def test_a_model_that_is_not_of_transformers_is_told_all_that_it_lacks() -> None:
+    from torch import nn
+
+    with pytest.raises(
+        ConfigError,
+        match="returned a Linear, .* lacks get_input_embeddings, get_output_embeddings, config; .* model=spec",
+    ):
+        run_model.check_interface(nn.Linear(2, 2))
