@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.generation import special_tokens
-from arctic_hydra.checkpoint.hf import has_adapter
+from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.errors import DataError
 from arctic_hydra.model.names import SPEC_MODEL_TYPE, VARLEN_ATTENTION
 
@@ -143,7 +143,7 @@ class Generator:
 def prepare_for_generation(model: Any) -> None:
     """Put a model into its evaluation mode, with an attention that has a cache of keys and values."""
     model.eval()
-    base = _base(model)
+    base = without_adapter(model)
     if base.config._attn_implementation == VARLEN_ATTENTION and base.config.model_type != SPEC_MODEL_TYPE:
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
 
@@ -151,7 +151,7 @@ def prepare_for_generation(model: Any) -> None:
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
     """Prepare a model in training for generation within this context."""
-    base, was_training = _base(model), model.training
+    base, was_training = without_adapter(model), model.training
     attention = base.config._attn_implementation
     prepare_for_generation(model)
     try:
@@ -162,14 +162,9 @@ def generating(model: Any) -> Iterator[None]:
             base.set_attn_implementation(attention)
 
 
-def _base(model: Any) -> Any:
-    """Return the model without its adapter."""
-    return model.get_base_model() if has_adapter(model) else model
-
-
 def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]) -> list[int]:
     """Return the ids of the tokens that end an answer, as an export of the model has them; `trained` are those of training."""
-    found = special_tokens(_base(model), tokenizer, trained)["eos_token_id"]
+    found = special_tokens(without_adapter(model), tokenizer, trained)["eos_token_id"]
     return found if isinstance(found, list) else [] if found is None else [found]
 
 
