@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -176,6 +176,11 @@ def has_adapter(model: Any) -> bool:
 def without_adapter(model: Any) -> Any:
     """Return the model that peft has wrapped, or `model` itself if it has no adapter; peft passes all arguments on to it."""
     return model.get_base_model() if has_adapter(model) else model
+
+
+def lacks_base(adapter_config: Mapping[str, Any]) -> bool:
+    """Whether `adapter_config.json` names no base model that peft could load; false for an empty config, of a full model."""
+    return bool(adapter_config) and adapter_config.get("base_model_name_or_path") is None
 
 
 def check_mergeable(model: Any) -> None:

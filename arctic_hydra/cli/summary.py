@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from arctic_hydra import run_directory
+from arctic_hydra.checkpoint.hf import lacks_base
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
 from arctic_hydra.launch.extended_run import lets_code_run
 from arctic_hydra.metrics import evaluation_figures, read_metrics, smoothed_ends
@@ -139,11 +140,12 @@ def _next_start(stop_reason: str) -> str:
 
 def _loader(export: Path) -> tuple[str, str, str] | None:
     """Return the library that loads an export, its function and further arguments; None for a model that no library knows."""
-    adapter = export / "adapter_config.json"
-    if adapter.exists() and json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
-        return None  # its base is in no file that a library could load
-    if adapter.exists():  # transformers loads adapters too, but without rows for added tokens
-        if json.loads(adapter.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS":
+    path = export / "adapter_config.json"
+    adapter = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if lacks_base(adapter):
+        return None
+    if adapter:  # transformers loads adapters too, but without rows for added tokens
+        if adapter.get("task_type") == "SEQ_CLS":
             return "peft", "AutoPeftModelForSequenceClassification.from_pretrained", ", num_labels=1"
         return "peft", "AutoPeftModelForCausalLM.from_pretrained", ""
     config = json.loads((export / "config.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.generation import special_tokens
+from arctic_hydra.checkpoint.generation import special_tokens, token_list
 from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.errors import DataError
 from arctic_hydra.model.names import SPEC_MODEL_TYPE, VARLEN_ATTENTION
@@ -164,8 +164,7 @@ def generating(model: Any) -> Iterator[None]:
 
 def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]) -> list[int]:
     """Return the ids of the tokens that end an answer, as an export of the model has them; `trained` are those of training."""
-    found = special_tokens(without_adapter(model), tokenizer, trained)["eos_token_id"]
-    return found if isinstance(found, list) else [] if found is None else [found]
+    return token_list(special_tokens(without_adapter(model), tokenizer, trained)["eos_token_id"])
 
 
 def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequence[int], most: int) -> list[int]:

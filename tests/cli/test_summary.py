@@ -25,7 +25,8 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
     run_dir = tmp_path / "run"
     for folder in (run_dir / export, run_dir / f"{export}-step-00000001"):
         folder.mkdir(parents=True)
-        (folder / config).write_text(json.dumps({"model_type": kind, "base_model_name_or_path": kind} if kind else {}))
+        content = {"model_type": kind, "base_model_name_or_path": kind} if kind else {"peft_type": "LORA"}
+        (folder / config).write_text(json.dumps(content))
         (folder / "tokenizer_config.json").touch()
     (run_dir / "record.json").write_text('{"overrides": []}')
     figures = {
