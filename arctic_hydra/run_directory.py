@@ -168,6 +168,14 @@ class RunDirectory:
         content = read_state(self.run_file, RUN_FILE)
         return None if content is None else content["config"]
 
+    def check_trained(self, task: str, otherwise: str = "") -> None:
+        """Raise ConfigError if the directory, on whose run `task` works, does not exist; `otherwise` says what else to pass."""
+        if not self.path.is_dir():
+            raise ConfigError(
+                f"task: got {task}, but {relative(self.path)} does not exist: this config has never been trained; repeat the "
+                f"overrides of the training{otherwise}"
+            )
+
     def has_checkpoints(self) -> bool:
         """Whether the directory holds a published checkpoint, valid or not."""
         return any((self.path / "checkpoints").glob("step-*"))

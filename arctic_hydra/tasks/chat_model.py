@@ -51,11 +51,9 @@ def load(run: config.Run, directory: RunDirectory) -> ChatModel:
     """
     which = run.from_checkpoint
     if which is None or which == "best" or which.isdecimal():
-        if not directory.path.is_dir():
-            raise ConfigError(
-                f"task: got chat, but {relative(directory.path)} does not exist: this config has never been trained; repeat the "
-                f"overrides of the training, or pass {_KEY}=<path of a run, a checkpoint or an export, or a hub id>"
-            )
+        directory.check_trained(
+            config.Task.chat.name, f", or pass {_KEY}=<path of a run, a checkpoint or an export, or a hub id>"
+        )
         return _of_run(run, directory)
     path = Path(which)
     if not path.is_dir():
