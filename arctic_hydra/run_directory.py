@@ -177,8 +177,10 @@ class RunDirectory:
             )
 
     def has_checkpoints(self) -> bool:
-        """Whether the directory holds a published checkpoint, valid or not."""
-        return any((self.path / "checkpoints").glob("step-*"))
+        """Whether the run has a published checkpoint, valid or not, here or below the `output_dir` of an engine in `run.json`."""
+        engines = (self.config() or {}).get("checkpoint") or {}
+        bases = [engine.get("output_dir") for engine in engines.values() if isinstance(engine, dict)]
+        return any(map(holds_checkpoints, [self.path, *(below(Path(base), self.path) for base in bases if base)]))
 
     def write_run(self, config: dict[str, Any]) -> None:
         """Write `run.json`, with secrets hidden."""
@@ -276,6 +278,16 @@ class RunDirectory:
 def is_own_name(name: str) -> bool:
     """Whether a run uses `name` in its directory. Case is ignored, because some file systems ignore it."""
     return name.lower() in RESERVED_NAMES or name.lower().startswith(RESERVED_PREFIXES)
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a folder, below which an engine writes, holds a published checkpoint, valid or not."""
+    return any((folder / "checkpoints").glob("step-*"))
+
+
+def below(base: Path, run_dir: Path) -> Path:
+    """Return the folder of a run below another base directory than that of its run directory."""
+    return base / run_dir.parent.name / run_dir.name
 
 
 def relative(path: Path) -> Path:
