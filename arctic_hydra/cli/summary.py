@@ -34,7 +34,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         return
     if "export" in result:
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
-        _print_verdicts(result)
+        _print_verdicts(result, "exports again")
         return
     if "checkpoint" in result:
         _print_exact_match(result.get("exact_match"))
@@ -58,7 +58,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     ):
         if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
-    if _print_verdicts(result):
+    resumes = directory.has_checkpoints()
+    if _print_verdicts(result, "exports again" if resumes else "trains again, because there is no checkpoint"):
         return
     if export is not None and (loader := _loader(directory.path / export)):
         _print_uses(path, export, *loader)
@@ -110,13 +111,13 @@ def _longer(directory: run_directory.RunDirectory, overrides: list[str], result:
     return [*(item for item in overrides if not item.startswith(limits)), longer]
 
 
-def _print_verdicts(result: dict[str, Any]) -> bool:
-    """Print what the verification of the exports found; return whether one differs from the trained model."""
+def _print_verdicts(result: dict[str, Any], same_command: str) -> bool:
+    """Print what the verification of the exports found, and what the same command does; return whether an export differs."""
     for name, verdict in result.get("verification", {}).items():
         for line in verdict_lines(name, verdict):
             print(fill(line, get_terminal_size().columns, subsequent_indent="  ") if sys.stdout.isatty() else line)
     if error := result.get("error"):
-        print(f"error: {error.partition(':')[0]}; the files stay, and the same command exports again", file=sys.stderr)
+        print(f"error: {error.partition(':')[0]}; the files stay, and the same command {same_command}", file=sys.stderr)
     return bool(error)
 
 
