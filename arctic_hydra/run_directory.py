@@ -16,7 +16,7 @@ from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError, StateFileError
 from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.files.ownership import empty_folder, folder_problem, misplaced, remedy
-from arctic_hydra.files.state_file import Schema, Table, at_least_0, one_of, read_state, replace_text
+from arctic_hydra.files.state_file import Entries, Schema, Table, at_least_0, is_text, one_of, read_state, replace_text
 
 PROGRAM = "python -m arctic_hydra"
 """The command as the user types it."""
@@ -68,6 +68,7 @@ RECORD_FILE = Schema(
             "working_directory": Table(optional={"git": (_GIT, None)}),
             "versions": dict,
             "code": (Table({"file": str, "sha256": dict}), None),
+            "verification": Entries(is_text, Table({"equal": _TEXTS, "differs": _TEXTS, "unchecked": _TEXTS})),
         }
     ),
 )
@@ -168,9 +169,19 @@ class RunDirectory:
         content = read_state(self.run_file, RUN_FILE)
         return None if content is None else content["config"]
 
+    def check_trained(self, task: str, otherwise: str = "") -> None:
+        """Raise ConfigError if the directory, on whose run `task` works, does not exist; `otherwise` says what else to pass."""
+        if not self.path.is_dir():
+            raise ConfigError(
+                f"task: got {task}, but {relative(self.path)} does not exist: this config has never been trained; repeat the "
+                f"overrides of the training{otherwise}"
+            )
+
     def has_checkpoints(self) -> bool:
-        """Whether the directory holds a published checkpoint, valid or not."""
-        return any((self.path / "checkpoints").glob("step-*"))
+        """Whether the run has a published checkpoint, valid or not, here or below the `output_dir` of an engine in `run.json`."""
+        engines = (self.config() or {}).get("checkpoint") or {}
+        bases = [engine.get("output_dir") for engine in engines.values() if isinstance(engine, dict)]
+        return any(map(holds_checkpoints, [self.path, *(below(Path(base), self.path) for base in bases if base)]))
 
     def write_run(self, config: dict[str, Any]) -> None:
         """Write `run.json`, with secrets hidden."""
@@ -252,12 +263,18 @@ class RunDirectory:
     def clear_result(self) -> None:
         """Remove the result and the errors of an earlier start of this run, from files and from the record.
 
+        What the record says on wrong exports stays until a start has ended with that error.
+
         Raises ConfigError if the directory is not this user's own, or if its `logs` is a link.
         """
         self._check("output_root")
         self.result_file.unlink(missing_ok=True)
         before = self.record()
-        kept = {key: value for key, value in before.items() if key not in ("result", "error")}
+        reported = (before.get("result") or {}).get(
+            "status"
+        ) == FAILED  # of a wrong export: that start has ended with it
+        gone = ("result", "error", *(["verification"] if reported else []))
+        kept = {key: value for key, value in before.items() if key not in gone}
         if kept != before:
             write_json(self.record_file, {"format": RECORD_FILE.format, **kept})
         for pattern in ("error-rank*.json", "node*.ended", "nodes.met"):
@@ -268,6 +285,16 @@ class RunDirectory:
 def is_own_name(name: str) -> bool:
     """Whether a run uses `name` in its directory. Case is ignored, because some file systems ignore it."""
     return name.lower() in RESERVED_NAMES or name.lower().startswith(RESERVED_PREFIXES)
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a folder, below which an engine writes, holds a published checkpoint, valid or not."""
+    return any((folder / "checkpoints").glob("step-*"))
+
+
+def below(base: Path, run_dir: Path) -> Path:
+    """Return the folder of a run below another base directory than that of its run directory."""
+    return base / run_dir.parent.name / run_dir.name
 
 
 def relative(path: Path) -> Path:

@@ -18,6 +18,7 @@ from arctic_hydra.errors import CheckpointError, ConfigError
 from arctic_hydra.files.state_file import Table, at_least_0, mismatch
 from arctic_hydra.human_numbers import HumanInt, format_count, integer
 from arctic_hydra.progress import Progress
+from arctic_hydra.run_directory import below
 
 if TYPE_CHECKING:
     import deepspeed
@@ -230,7 +231,7 @@ class TriggeredCheckpoint(CheckpointEngine):
 
     def directory_of(self, run_dir: Path) -> Path:
         """Return the directory below which this engine writes; runs that share an `output_dir` get separate ones."""
-        return Path(self.output_dir) / run_dir.parent.name / run_dir.name if self.output_dir else run_dir
+        return below(Path(self.output_dir), run_dir) if self.output_dir else run_dir
 
     @property
     def step_interval(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint, check_identity
 from arctic_hydra.checkpoint.files import copy_beginning, synced_size
-from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, Stage, step_name
+from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import set_random_state
 from arctic_hydra.errors import CheckpointError
@@ -139,7 +139,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         pending.wait()
         try:
             self._store.agree(pending.stage)
-            self._publish(pending.stage, pending.facts)
+            self._store.publish(pending.stage, pending.facts)
             if self.state.world.is_main:
                 logger.info("saved %s in the background", step_name(pending.stage.step))
         except CheckpointError as error:
@@ -175,15 +175,12 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             self._buffers.release()
             raise
         if pending is None:
-            self._publish(stage, facts)
+            self._store.publish(stage, facts)
         else:
             pending.start()
             self._pending = pending
         self.mark_saved()
         return self.checkpoint_dir
-
-    def _publish(self, stage: Stage, facts: dict[str, Any]) -> None:
-        self._store.publish(stage, facts)
 
     def _omitted_names(self) -> frozenset[str]:
         """Return the names (several for tied ones) of the frozen parameters that checkpoints omit."""

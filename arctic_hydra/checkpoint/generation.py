@@ -68,6 +68,11 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     }
 
 
+def token_list(tokens: int | list[int] | None) -> list[int]:
+    """Return the ids in a value of `SpecialTokens`, or in the entry of a generation config."""
+    return tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]
+
+
 def mask_configs(folder: Path) -> None:
     """Mask secrets in the configs of an export, which may hold values of `model.hf_config_kwargs`; exports are published.
 
@@ -98,7 +103,7 @@ def _configured_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     for source in (getattr(model, "generation_config", None), model.config, config):
         value = getattr(source, name, None)
         if value != getattr(type(config), name, None):
-            found += value if isinstance(value, list) else [value]
+            found += token_list(value)
     return [token for token in found if token in special]
 
 

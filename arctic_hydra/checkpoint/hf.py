@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -173,6 +173,16 @@ def has_adapter(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
+def without_adapter(model: Any) -> Any:
+    """Return the model that peft has wrapped, or `model` itself if it has no adapter; peft passes all arguments on to it."""
+    return model.get_base_model() if has_adapter(model) else model
+
+
+def lacks_base(adapter_config: Mapping[str, Any]) -> bool:
+    """Whether `adapter_config.json` names no base model that peft could load; false for an empty config, of a full model."""
+    return bool(adapter_config) and adapter_config.get("base_model_name_or_path") is None
+
+
 def check_mergeable(model: Any) -> None:
     """Raise ConfigError if the adapter of `model` cannot be merged into its weights."""
     if not hasattr(model.base_model, "merge_and_unload"):
@@ -204,7 +214,7 @@ def write_export(
     stage.mkdir(parents=True)
     try:
         sharding = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
-        base = model.get_base_model() if has_adapter(model) else model
+        base = without_adapter(model)
         with generation_configs(base, tokenizer, stop_tokens) as tokens:
             if hasattr(model, "save_pretrained"):
                 model.save_pretrained(stage, state_dict=weights, **sharding)

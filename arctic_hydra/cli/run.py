@@ -49,7 +49,7 @@ def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
         print(f"written to {relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
     if run.task is config.Task.report:
-        _require_run(job)
+        directory.check_trained(run.task.name)
         print(f"written to {relative(run_page.write(directory))}")
         return EXIT_DONE
     if run.node_rank > 0:
@@ -108,21 +108,11 @@ def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     return EXIT_FAILED if failed else EXIT_DONE
 
 
-def _require_run(job: Job) -> None:
-    if not job.directory.path.is_dir():
-        task = job.run.task
-        other = "" if task is config.Task.report else ", or pass from_checkpoint=<path of a checkpoint or of a run>"
-        raise ConfigError(
-            f"task: got {task.name}, but {job.directory.path} does not exist: this config has never been trained; "
-            f"repeat the overrides of the training{other}"
-        )
-
-
 def _run_task(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Run a task on a checkpoint, or on the data, in a subfolder of the run's directory; return the exit code."""
     run, directory = job.run, job.directory
     if run.from_checkpoint is None and run.task is not config.Task.score:
-        _require_run(job)
+        directory.check_trained(run.task.name, ", or pass from_checkpoint=<path of a checkpoint or of a run>")
     directory.create()
     lock = directory.lock()
     task_directory = directory.of_task(run.task.name)

@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from arctic_hydra import run_directory
+from arctic_hydra.checkpoint.hf import lacks_base
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER
 from arctic_hydra.launch.extended_run import lets_code_run
 from arctic_hydra.metrics import evaluation_figures, read_metrics, smoothed_ends
@@ -33,7 +34,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         return
     if "export" in result:
         print(f"exported {relative(Path(result['checkpoint']))} to {relative(Path(result['export']))}")
-        _print_verdicts(result)
+        _print_verdicts(result, "exports again")
         return
     if "checkpoint" in result:
         _print_exact_match(result.get("exact_match"))
@@ -57,7 +58,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     ):
         if name is not None and (directory.path / name).exists():
             print(f"{label:<12} {path / name}")
-    if _print_verdicts(result):
+    resumes = directory.has_checkpoints()
+    if _print_verdicts(result, "exports again" if resumes else "trains again, because there is no checkpoint"):
         return
     if export is not None and (loader := _loader(directory.path / export)):
         _print_uses(path, export, *loader)
@@ -109,13 +111,13 @@ def _longer(directory: run_directory.RunDirectory, overrides: list[str], result:
     return [*(item for item in overrides if not item.startswith(limits)), longer]
 
 
-def _print_verdicts(result: dict[str, Any]) -> bool:
-    """Print what the verification of the exports found; return whether one differs from the trained model."""
+def _print_verdicts(result: dict[str, Any], same_command: str) -> bool:
+    """Print what the verification of the exports found, and what the same command does; return whether an export differs."""
     for name, verdict in result.get("verification", {}).items():
         for line in verdict_lines(name, verdict):
             print(fill(line, get_terminal_size().columns, subsequent_indent="  ") if sys.stdout.isatty() else line)
     if error := result.get("error"):
-        print(f"error: {error.partition(':')[0]}; the files stay, and the same command exports again", file=sys.stderr)
+        print(f"error: {error.partition(':')[0]}; the files stay, and the same command {same_command}", file=sys.stderr)
     return bool(error)
 
 
@@ -139,11 +141,12 @@ def _next_start(stop_reason: str) -> str:
 
 def _loader(export: Path) -> tuple[str, str, str] | None:
     """Return the library that loads an export, its function and further arguments; None for a model that no library knows."""
-    adapter = export / "adapter_config.json"
-    if adapter.exists() and json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") is None:
-        return None  # its base is in no file that a library could load
-    if adapter.exists():  # transformers loads adapters too, but without rows for added tokens
-        if json.loads(adapter.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS":
+    path = export / "adapter_config.json"
+    adapter = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if lacks_base(adapter):
+        return None
+    if adapter:  # transformers loads adapters too, but without rows for added tokens
+        if adapter.get("task_type") == "SEQ_CLS":
             return "peft", "AutoPeftModelForSequenceClassification.from_pretrained", ", num_labels=1"
         return "peft", "AutoPeftModelForCausalLM.from_pretrained", ""
     config = json.loads((export / "config.json").read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.generation import special_tokens
-from arctic_hydra.checkpoint.hf import has_adapter
+from arctic_hydra.checkpoint.generation import special_tokens, token_list
+from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.errors import DataError
 from arctic_hydra.model.names import SPEC_MODEL_TYPE, VARLEN_ATTENTION
 
@@ -95,7 +95,7 @@ class Generator:
         room = self._decoding.max_new_tokens
         room = room if self.positions is None else min(room, self.positions - longest)
         device = self._device
-        with torch.no_grad():
+        with torch.no_grad(), _without_own_settings(self._model):
             made_BT = self._model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(masks, device=device),
@@ -114,20 +114,10 @@ class Generator:
         from transformers import GenerationConfig
 
         samples = self._decoding.temperature > 0
-        # transformers fills what is unset from the model's own generation config, which is for another way of decoding.
-        how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # no effect without sampling
-        if samples:
-            how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0, "min_p": 0.0}
+        how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0}
         return GenerationConfig(
             do_sample=samples,
-            **how,
-            typical_p=1.0,
-            epsilon_cutoff=0.0,
-            eta_cutoff=0.0,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_new_tokens=0,
+            **(how if samples else {}),
             max_new_tokens=most,
             eos_token_id=self.stops or None,
             pad_token_id=self._pad_token,
@@ -140,10 +130,26 @@ class Generator:
         return Answer(text, "length" if end is None else "stop")
 
 
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Let `generate` follow the config that it is given, and nothing else, within this context.
+
+    What that leaves unset, transformers takes from the model's own generation config, which is for another way of decoding.
+    """
+    from transformers import GenerationConfig
+
+    base = without_adapter(model)
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
 def prepare_for_generation(model: Any) -> None:
     """Put a model into its evaluation mode, with an attention that has a cache of keys and values."""
     model.eval()
-    base = _base(model)
+    base = without_adapter(model)
     if base.config._attn_implementation == VARLEN_ATTENTION and base.config.model_type != SPEC_MODEL_TYPE:
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
 
@@ -151,7 +157,7 @@ def prepare_for_generation(model: Any) -> None:
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
     """Prepare a model in training for generation within this context."""
-    base, was_training = _base(model), model.training
+    base, was_training = without_adapter(model), model.training
     attention = base.config._attn_implementation
     prepare_for_generation(model)
     try:
@@ -162,15 +168,9 @@ def generating(model: Any) -> Iterator[None]:
             base.set_attn_implementation(attention)
 
 
-def _base(model: Any) -> Any:
-    """Return the model without its adapter."""
-    return model.get_base_model() if has_adapter(model) else model
-
-
 def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, trained: Sequence[int]) -> list[int]:
     """Return the ids of the tokens that end an answer, as an export of the model has them; `trained` are those of training."""
-    found = special_tokens(_base(model), tokenizer, trained)["eos_token_id"]
-    return found if isinstance(found, list) else [] if found is None else [found]
+    return token_list(special_tokens(without_adapter(model), tokenizer, trained)["eos_token_id"])
 
 
 def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequence[int], most: int) -> list[int]:

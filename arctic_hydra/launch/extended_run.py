@@ -14,7 +14,7 @@ from arctic_hydra.files import code_file
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.redaction import redact
 from arctic_hydra.redaction.masking import MASK
-from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.run_directory import FINISHED, RunDirectory
 
 _KEY = "extend="
 _FLAGS = ("--config-name", "--config-dir")
@@ -132,7 +132,7 @@ def check_extended_run(run: config.Run) -> None:
             f"extend: {run.extend} has {done} steps, and trainer.train_iters={run.trainer.train_iters} adds none; raise it"
         )
     lengths = ("trainer.epochs", "trainer.train_iters", "trainer.min_iterations")
-    if record.get("status") == "finished" and not set(lengths) & set(differing):
+    if record.get("status") == FINISHED and not set(lengths) & set(differing):
         so_far = ", ".join(f"{key}={theirs.get(key)}" for key in lengths if theirs.get(key))
         raise ConfigError(
             f"extend: {run.extend} is finished with {so_far}, and this run is not longer; raise one of them, such as "

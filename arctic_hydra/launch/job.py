@@ -56,7 +56,7 @@ class Job:
         path, before = runs / config.run_id(run), runs / config.legacy_run_id(run)
         directory = run_directory.RunDirectory(before if before.is_dir() and not path.exists() else path)
         places = [directory.path, *(engine.directory_of(directory.path) for engine in run.checkpoint.values())]
-        starts = run.fresh or not any(run_directory.RunDirectory(place).has_checkpoints() for place in places)
+        starts = run.fresh or not any(map(run_directory.holds_checkpoints, places))
         if starts and run.task in (config.Task.train, config.Task.check):
             check_extended_run(run)
         return cls(run, tree, [redact_override(item) for item in overrides], directory)

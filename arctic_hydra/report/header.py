@@ -40,8 +40,8 @@ def print_header(
         f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {peak_lr}",
     ]
     if resumed_from is not None:
-        extended = run.extend and resumed_from.is_relative_to(run.extend)
-        lines.append(f"extends  {resumed_from}" if extended else f"resumed  from {resumed_from.name}")
+        own = any(resumed_from.is_relative_to(engine.root) for engine in run.checkpoint.values())
+        lines.append(f"extends  {resumed_from}" if run.extend and not own else f"resumed  from {resumed_from.name}")
     shown.say("\n".join(lines))
 
 

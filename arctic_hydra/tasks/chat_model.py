@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import config
-from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+from arctic_hydra.checkpoint.generation import token_list
+from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, lacks_base
 from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.distributed import World
@@ -50,11 +51,9 @@ def load(run: config.Run, directory: RunDirectory) -> ChatModel:
     """
     which = run.from_checkpoint
     if which is None or which == "best" or which.isdecimal():
-        if not directory.path.is_dir():
-            raise ConfigError(
-                f"task: got chat, but {relative(directory.path)} does not exist: this config has never been trained; repeat the "
-                f"overrides of the training, or pass {_KEY}=<path of a run, a checkpoint or an export, or a hub id>"
-            )
+        directory.check_trained(
+            config.Task.chat.name, f", or pass {_KEY}=<path of a run, a checkpoint or an export, or a hub id>"
+        )
         return _of_run(run, directory)
     path = Path(which)
     if not path.is_dir():
@@ -100,7 +99,7 @@ def _of_run(run: config.Run, directory: RunDirectory) -> ChatModel:
     exporter = run.checkpoint.get("hf")
     if run.from_checkpoint is None and isinstance(exporter, HuggingFaceCheckpoint):
         export = exporter.directory_of(directory.path) / exporter.save_name
-        if export.is_dir() and not _lacks_base(_read_json(export / "adapter_config.json")):
+        if export.is_dir() and not lacks_base(_read_json(export / "adapter_config.json")):
             return _of_export(str(export), run, run)
     return _of_checkpoint(run, directory)
 
@@ -157,7 +156,7 @@ def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
                 f"{_KEY}: {name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
             )
         return model
-    if _lacks_base(adapter):
+    if lacks_base(adapter):
         raise ModelError(
             f"{_KEY}: {name} is an adapter whose base model is in no file; export the merged model with checkpoint.hf.merge=true, or "
             "name the run or a checkpoint of it, whose config creates the base"
@@ -166,11 +165,6 @@ def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
 
     options["local_files_only"] = not hub_reachable()  # the base may be on the hub
     return AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto", **options)
-
-
-def _lacks_base(adapter: dict[str, Any]) -> bool:
-    """Whether an adapter's config names no base model; false for the empty config of a full model."""
-    return bool(adapter) and adapter.get("base_model_name_or_path") is None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -189,8 +183,7 @@ def _configured_stops(path: Path, model: Any) -> list[int]:
     That of an adapter's export is not loaded with the adapter: the model has the one of its base.
     """
     held = _read_json(path / "generation_config.json") or model.generation_config.to_dict()
-    found = held.get("eos_token_id")
-    return found if isinstance(found, list) else [] if found is None else [found]
+    return token_list(held.get("eos_token_id"))
 
 
 def _ready(model: Any, tokenizer: Any, trained: Any, where: str, owner: config.Run | None) -> ChatModel:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ModelError
 from arctic_hydra.trainer.balance import Balance
@@ -144,10 +145,8 @@ def supervised_logits(engine: Any, batch: Batch) -> tuple[torch.Tensor, Any]:
     `logits_to_keep`, all positions are projected and the supervised ones selected.
     """
     model = unwrap(engine)
-    inner = (
-        model.get_base_model() if hasattr(model, "get_base_model") else model
-    )  # PEFT's wrapper passes all arguments to it
-    if batch.input_ids_BT.shape[0] == 1 and "logits_to_keep" in inspect.signature(inner.forward).parameters:
+    forward = without_adapter(model).forward
+    if batch.input_ids_BT.shape[0] == 1 and "logits_to_keep" in inspect.signature(forward).parameters:
         output = engine(**model_inputs(batch), logits_to_keep=batch.rows_K)
         return output.logits[0], output
     output = engine(**model_inputs(batch))

@@ -25,7 +25,8 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
     run_dir = tmp_path / "run"
     for folder in (run_dir / export, run_dir / f"{export}-step-00000001"):
         folder.mkdir(parents=True)
-        (folder / config).write_text(json.dumps({"model_type": kind, "base_model_name_or_path": kind} if kind else {}))
+        content = {"model_type": kind, "base_model_name_or_path": kind} if kind else {"peft_type": "LORA"}
+        (folder / config).write_text(json.dumps(content))
         (folder / "tokenizer_config.json").touch()
     (run_dir / "record.json").write_text('{"overrides": []}')
     figures = {
@@ -56,6 +57,28 @@ def test_no_longer_run_is_proposed_if_a_callback_would_end_it_as_well(tmp_path, 
         print_result(run_directory.RunDirectory(tmp_path), {**result, "stop_reason": reason})
         out = capsys.readouterr().out
         assert ("ended before step 5: eval/loss" in out, "train longer" in out) == (bool(reason), not reason)
+
+
+def test_what_the_same_command_does_after_a_wrong_export_depends_on_the_checkpoints(tmp_path, capsys):
+    run_dir = tmp_path / "outputs" / "default" / "0123456789"
+    directory = run_directory.RunDirectory(run_dir)
+    run_dir.mkdir(parents=True)
+    directory.write_run({"checkpoint": {"hf": {}, "deepspeed": {"output_dir": str(tmp_path / "large")}}})
+    figures = {"status": run_directory.FAILED, "step": 2, "first_loss": 2.0, "last_loss": 1.0, "error": "it differs: x"}
+    result = {**figures, "progress": {"epoch": 1}, "first_evaluation": {}, "last_evaluation": {}}
+    print_result(directory, result)
+    again = "the same command trains again, because there is no checkpoint"
+    assert f"error: it differs; the files stay, and {again}\n" in capsys.readouterr().err
+    (tmp_path / "large/default/0123456789/checkpoints/step-00000002").mkdir(parents=True)
+    print_result(directory, result)
+    assert "error: it differs; the files stay, and the same command exports again\n" in capsys.readouterr().err
+    stopped = {"status": run_directory.STOPPED, "step": 2, "horizon": 3, "stop_reason": "received SIGTERM"}
+    print_result(directory, stopped)
+    assert "the same command resumes\n" in capsys.readouterr().out
+    longer = {**result, "status": run_directory.FINISHED, "error": ""}
+    directory.update_record(overrides=["name=default"])
+    print_result(directory, longer)
+    assert "extend=" in capsys.readouterr().out
 
 
 def test_what_is_kept_of_a_run_that_stopped_while_scores_were_computed(tmp_path, capsys):

@@ -60,6 +60,19 @@ def test_a_rewarmed_run_stops_and_resumes_bit_for_bit(finished: tuple[Path, Path
     assert "finished already" in run(f"{command} name=parts", folder).stdout
 
 
+def test_its_header_knows_its_own_checkpoints_from_those_of_the_run_that_it_extends(tmp_path: Path) -> None:
+    elsewhere = f"{COMMAND} trainer.gradient_accumulation_steps=9 checkpoint.deepspeed.output_dir=large"
+    first = run(f"{elsewhere} name=first", tmp_path)
+    place = f"outputs/first/{only_run(tmp_path, 'first').name}"
+    assert f"extend={place} trainer.epochs=3" in first.stdout
+    longer = f"extend={place} trainer.epochs=2 name=longer"
+    stopped = run(f"{longer} trainer.exit_iteration_this_run=1", tmp_path, code=75)
+    assert f"extends  {tmp_path}/{place.replace('outputs', 'large')}/checkpoints/step-" in stopped.stdout
+    assert "the same command resumes" in stopped.stdout
+    resumed = run(longer, tmp_path).stdout
+    assert "resumed  from step-" in resumed and "extends" not in resumed
+
+
 def test_it_may_run_on_other_ranks(finished: tuple[Path, Path]) -> None:
     folder, first = finished
     run(f"extend={first} trainer.epochs=2 name=ranks ranks=2 trainer.gradient_accumulation_steps=2", folder)

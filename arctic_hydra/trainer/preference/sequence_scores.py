@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from arctic_hydra.checkpoint.hf import has_adapter, without_adapter
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.score_head import score_head
@@ -48,7 +49,7 @@ class SequenceScores:
     def __init__(self, engine: Any, pad_token_id: int | None) -> None:
         self._engine, self._pad_token_id = engine, pad_token_id
         model = unwrap(engine)
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft passes all arguments to it
+        inner = without_adapter(model)
         usual = inner.forward
 
         def forward(module: Any, *given: Any, read_at: torch.Tensor | None = None, **named: Any) -> Any:
@@ -72,13 +73,13 @@ class SequenceScores:
     def check(self, device: torch.device) -> None:
         """Raise ConfigError for a model whose own scores are others, and for a head that is not trained. Two forward passes, collective."""
         model = unwrap(self._engine)
-        name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+        name = type(without_adapter(model)).__name__
         head = score_head(model)
         if head is None:
             raise ConfigError(
                 f"model: {name} has no score head; expected a model that transformers' AutoModelForSequenceClassification creates"
             )
-        if hasattr(model, "peft_config") and not any(p.requires_grad for p in head.parameters()):
+        if has_adapter(model) and not any(p.requires_grad for p in head.parameters()):
             kind = model.peft_config["default"].peft_type.value
             raise ConfigError(
                 f"peft: {kind} cannot train the score head of {name}, which is new; pass peft=lora, or another type with modules_to_save"

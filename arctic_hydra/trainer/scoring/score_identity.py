@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.converter.base import Phase
 from arctic_hydra.data.code_identity import code_identity
 from arctic_hydra.trainer.head import unwrap
@@ -48,8 +49,7 @@ def _precision_of(engine_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_of(model: Any) -> dict[str, Any]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = base.config
+    config = without_adapter(model).config
     values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
     return {key: value for key, value in values.items() if not key.startswith("_") and key not in _NOT_NUMBERS}
 

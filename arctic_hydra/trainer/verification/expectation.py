@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arctic_hydra.checkpoint.hf import has_adapter
+from arctic_hydra.checkpoint.hf import has_adapter, without_adapter
 from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.trainer.head import model_inputs, probe_batch, probing, unwrap
 
@@ -95,7 +95,7 @@ def expect(
     except Exception as error:  # a trainer of one's own may call its model in another way
         log.debug("the model gives no outputs to compare with", exc_info=True)
         problem = f"the model in training raises {type(error).__name__} for a text of {len(rows[-1])} tokens"
-    base = model.get_base_model() if has_adapter(model) else model
+    base = without_adapter(model)
     return Expectation(
         rows=rows,
         outputs_RV=outputs_RV,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra.checkpoint.hf import lacks_base
 from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.model.hf import keep_4bit_differentiable
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
@@ -35,7 +36,7 @@ def reason_against(folder: Path, expected: Expectation) -> str:
     adapter = _read(folder / "adapter_config.json")
     if expected.problem:
         return expected.problem
-    if adapter and adapter.get("base_model_name_or_path") is None:
+    if lacks_base(adapter):
         return "the base model of the adapter is in no file that peft could load"
     if not adapter and (problem := _unknown(_read(folder / "config.json"), expected)):
         return problem
