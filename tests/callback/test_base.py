@@ -243,7 +243,7 @@ def _exchanged(folder, model):
     run.attach(run.trainer)
     run.model.post_optimizer_build = lambda optimizer, model: seen.append(optimizer)
     (folder / "run.json").write_text("{}")
-    with assemble.report_exceptions(run, folder):
+    with startup.report_exceptions(run, folder):
         runner.build(run, folder, StopRequest(folder / "STOP"))
     return [optimizer is exchange.made for optimizer in seen]
 
