@@ -87,8 +87,8 @@ class RunContext(Protocol):
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback; a value that one returns replaces one of the facts."""
 
-    def listeners(self, event: str) -> Sequence[Component]:
-        """Return the callbacks that define `on_<event>`."""
+    def listeners(self, event: str) -> Sequence[Any]:
+        """Return the callbacks, of `callback.base.Callback`, that define `on_<event>`."""
 
     def weights(self, *patterns: str, writes: bool = False) -> AbstractContextManager[dict[str, torch.Tensor]]:
         """Return a context with whole fp32 weights by name, at every ZeRO stage."""

@@ -140,7 +140,10 @@ def _task_problems(run: Run) -> Iterator[str]:
 
 def _score_problems(run: Run) -> Iterator[str]:
     """Yield why scores of a frozen model cannot be stored, if the task or the trainer wants them to be; else settings of them."""
-    scores = run.task.name == "score"
+    scores, values = (
+        run.task.name == "score",
+        {item.name: getattr(run.trainer, item.name) for item in fields(run.trainer)},
+    )
     if scores and not run.trainer.can_store_scores:
         yield (
             f"task: got score, but trainer={_option_name(type(run.trainer))} has no frozen model whose scores it could use; expected a "
@@ -150,14 +153,14 @@ def _score_problems(run: Run) -> Iterator[str]:
         key = "task: got score" if scores else f"trainer.{run.trainer.frozen_setting}: got cached"
         if run.data.needs_limit:
             yield f"{key}, but data.streaming=true keeps no documents that could be scored before training; pass data.streaming=false"
-        if run.data.cache_directory is None and not getattr(run.trainer, "scores_dir", None):
+        if run.data.cache_directory is None and not values.get("scores_dir"):
             yield (
                 f"{key}, but data.cache=off keeps nothing on disk; pass data.cache=on, or trainer.scores_dir=<folder> for the scores"
             )
     elif run.task.name != "preview":
         usual, frozen = {item.name: default_of(item) for item in fields(run.trainer)}, run.trainer.frozen_setting
         for name in run.trainer.score_settings:
-            if (value := getattr(run.trainer, name)) != usual[name]:
+            if (value := values[name]) != usual[name]:
                 chosen = getattr(run.trainer, frozen).value
                 yield (
                     f"trainer.{name}: got {value}, which has no effect with trainer.{frozen}={chosen}, because only stored scores "

@@ -291,7 +291,7 @@ class DataFactory(Component):
     def row_identity(self, source: DataSource, split: str) -> dict[str, Any]:
         """Return plain values that change whenever a source's rows change, or the user-defined code that produces them."""
         replacing = self._run.listeners("load_end") if self._run is not None else []
-        acting = [code_identity(callback) for callback in replacing if not getattr(callback, "only_observes", True)]
+        acting = [code_identity(callback) for callback in replacing if not callback.only_observes]
         return {"rows": self.rows_of(source, split), "code": [code_identity(source), code_identity(self), *acting]}
 
     def rows_of(self, source: DataSource, split: str) -> dict[str, Any]:

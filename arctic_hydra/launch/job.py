@@ -199,15 +199,22 @@ class Job:
         call_each(self.run.tracking.values(), "catch_up", *about)
 
 
-_NAMES = {"tracking": ("experiment", "project", "name", "entity", "log_dir"), "callback": ("output_dir",)}
+_NAMES = {
+    "checkpoint": ("save_name",),
+    "tracking": ("experiment", "project", "name", "entity", "log_dir"),
+    "callback": ("output_dir",),
+}
 """Fields whose values trackers show, or that are folders."""
 
 
 def _secrets_in_names(run: config.Run) -> Iterator[str]:
     """Yield a problem for each name of a file or folder that contains a secret, because names cannot be masked."""
     names = {"name": run.name, "output_root": run.output_root, "objective": run.objective}
-    names |= {f"checkpoint.{key}.save_name": getattr(engine, "save_name", "") for key, engine in run.checkpoint.items()}
-    places: dict[str, dict[str, Any]] = {"tracking": run.tracking, "callback": run.callback}
+    places: dict[str, dict[str, Any]] = {
+        "checkpoint": run.checkpoint,
+        "tracking": run.tracking,
+        "callback": run.callback,
+    }
     names |= {
         f"{group}.{option}.{field}": getattr(item, field, None) or ""
         for group, items in places.items()

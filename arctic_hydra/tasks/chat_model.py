@@ -192,6 +192,6 @@ def _ready(model: Any, tokenizer: Any, trained: Any, where: str, owner: config.R
 
     stops = stop_tokens(model, tokenizer, list(trained))
     prepare_for_generation(model)
-    text = not tokenizer.chat_template or isinstance(getattr(owner, "trainer", None), CausalTrainer)
+    text = not tokenizer.chat_template or (owner is not None and isinstance(owner.trainer, CausalTrainer))
     shown = str(relative(Path(where))) if Path(where).is_dir() else where
     return ChatModel(model.to(World().device), tokenizer, stops, shown, text)
