@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -106,9 +107,9 @@ class Soak:
 def tree(directory: Path) -> list[tuple[Path, int]]:
     """Return the files below a directory and their sizes; files that vanish meanwhile are left out."""
     found = []
-    for path in directory.rglob("*") if directory.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if path.is_file():
+    for root, _, names in os.walk(directory):  # passes over directories that vanish
+        for path in (Path(root, name) for name in names):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 found.append((path, path.stat().st_size))
     return found
 
@@ -116,7 +117,8 @@ def tree(directory: Path) -> list[tuple[Path, int]]:
 def unfinished(folder: Path) -> list[Path]:
     """Return the directories that an interrupted save or an interrupted build of a cache entry left."""
     patterns = (".tmp-*", ".del-*", "*.part-*", "*.removed*")
-    return [path for pattern in patterns for path in folder.rglob(pattern) if path.is_dir()]
+    folders = (Path(root, name) for root, names, _ in os.walk(folder) for name in names)
+    return [path for path in folders if any(map(path.match, patterns))]
 
 
 def measure_directories(soak: Soak) -> dict[str, float]:
