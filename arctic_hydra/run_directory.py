@@ -270,9 +270,7 @@ class RunDirectory:
         self._check("output_root")
         self.result_file.unlink(missing_ok=True)
         before = self.record()
-        reported = (before.get("result") or {}).get(
-            "status"
-        ) == FAILED  # of a wrong export: that start has ended with it
+        reported = before.get("result", {}).get("status") == FAILED  # that start has ended with its wrong exports
         gone = ("result", "error", *(["verification"] if reported else []))
         kept = {key: value for key, value in before.items() if key not in gone}
         if kept != before:
