@@ -22,17 +22,19 @@ import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import traceback
 import warnings
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -47,6 +49,12 @@ READ_LATER = frozenset(
     "RANK ROLE_NAME ROLE_RANK ROLE_WORLD_SIZE TORCH_NCCL_ASYNC_ERROR_HANDLING WORLD_SIZE".split()
 )
 """Variables that imports do not read, in addition to TORCHELASTIC_*, and that may differ from the server's."""
+LATE_IMPORTS = (
+    "alembic.config deepspeed.module_inject.auto_ep_layer git hydra_plugins.arctic_hydra.local hydra_plugins.arctic_hydra.optuna "
+    "hydra_plugins.arctic_hydra.search_path hydra_plugins.arctic_hydra.slurm mlflow.store.tracking.sqlalchemy_workspace_store "
+    "peft sqlalchemy.dialects.sqlite"
+).split()
+"""Modules that libraries import when they are first used; MLflow's `git` also starts a process."""
 
 _inherited: dict[str, str] = {}
 """The server's environment, set in the server and its forks."""
@@ -66,6 +74,43 @@ def import_libraries() -> None:
     importlib.import_module("arctic_hydra.tracking.mlflow").import_client()
     for name in ("mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking.context.registry", "alembic.command"):
         importlib.import_module(name)
+
+
+def prepare() -> None:
+    """Do once what nearly every run, or every adapter, would do again in its own processes."""
+    import arctic_hydra
+    from arctic_hydra import config, memory
+    from arctic_hydra.cli import compose
+
+    programs = {"__main__", "worker"}
+    for module in pkgutil.walk_packages(arctic_hydra.__path__, "arctic_hydra."):
+        if module.name.rpartition(".")[2] not in programs:
+            importlib.import_module(module.name)
+    for name in LATE_IMPORTS:
+        importlib.import_module(name)
+    conversions = importlib.import_module("transformers.conversion_mapping")
+    conversions.get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns
+    # Fills caches of Hydra's grammar and of fake tensors. Nothing is cached that depends on installed extensions.
+    memory.estimate(config.build(compose.compose_config(["trainer.train_iters=1"], "config").job))
+    copy_new_stores()
+
+
+def copy_new_stores() -> None:
+    """Let MLflow fill each new SQLite file with a copy of the tables that its migrations, which take 1.5 s, make here."""
+    import sqlalchemy
+    from mlflow.store.db import utils
+
+    migrate, tables = utils._initialize_tables, sqlite3.connect(":memory:", check_same_thread=False)
+    migrate(sqlalchemy.create_engine("sqlite://", creator=lambda: tables, poolclass=sqlalchemy.StaticPool))
+
+    def initialize(engine: Any) -> None:
+        if engine.dialect.name != "sqlite" or not utils._is_empty_database(engine):
+            migrate(engine)
+            return
+        with closing(engine.raw_connection()) as connection:
+            tables.backup(connection.driver_connection)
+
+    utils._initialize_tables = initialize
 
 
 class Server:
@@ -162,6 +207,7 @@ def serve(orders: socket.socket) -> NoReturn:
     _inherited.update(os.environ)
     subprocess.Popen._execute_child = _start_child  # type: ignore[attr-defined]
     import_libraries()
+    prepare()
     gc.freeze()  # otherwise each garbage collection in a fork visits and copies all objects
     while True:
         order, fds, *_ = socket.recv_fds(orders, 1 << 20, 8)
