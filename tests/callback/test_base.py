@@ -44,6 +44,28 @@ def test_a_misspelt_event_is_refused_when_the_class_is_defined() -> None:
                 pass
 
 
+def test_an_event_that_does_not_take_trainer_and_facts_is_refused_when_the_class_is_defined() -> None:
+    with pytest.raises(
+        TypeError, match=r"Short.on_step_end cannot .*; declare `def on_step_end\(self, trainer, facts\)`"
+    ):
+
+        class Short(Callback):
+            def on_step_end(self, trainer):
+                pass
+
+    class Fitting(Callback):
+        @staticmethod
+        def on_step_start(trainer, facts):
+            pass
+
+        @classmethod
+        def on_step_end(cls, trainer, facts):
+            pass
+
+        def on_log(self, *given, **named):
+            pass
+
+
 class Acting(Callback):
     """Returns the value of its field at every event of interest."""
 
