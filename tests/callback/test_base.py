@@ -13,7 +13,9 @@ from arctic_hydra import assemble, runner
 from arctic_hydra.callback.base import EVENTS, MOMENTS, REPLACES, Callback, fire
 from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
 from arctic_hydra.data.batch import Batch
+from arctic_hydra.distributed import World
 from arctic_hydra.stopping import StopRequest
+from arctic_hydra.trainer.sft import SFTTrainer
 from tests.command import SMALL, only_run, run
 from tests.converter import lab
 from tests.ranks import run_ranks
@@ -89,6 +91,23 @@ def test_values_replace_a_fact_in_the_order_of_the_callbacks() -> None:
     double, none, add = Acting(lambda held: held["loss"] * 2), Acting(None), Acting(lambda held: held["loss"] + 1)
     fire([double, none, add], "loss_end", None, facts)  # type: ignore[arg-type]
     assert float(facts["loss"]) == 5.0
+
+
+def test_a_callback_that_only_observes_and_finishes_the_run_is_a_warning(caplog) -> None:
+    class Quiet(Callback):
+        def on_log(self, trainer, facts):
+            trainer.stop("enough", finished=True)
+
+    class Acting(Quiet):
+        only_observes: ClassVar[bool] = False
+
+    for cls, warnings in ((Acting, 0), (Quiet, 1)):
+        trainer = SFTTrainer()
+        trainer.set_callbacks([cls()], World.from_env())
+        for _ in range(2):
+            trainer.notify("log", trainer, {"metrics": {}})
+        assert len(caplog.records) == warnings
+    assert "Quiet finished the run, but only observes" in caplog.text
 
 
 @pytest.mark.parametrize(
