@@ -7,11 +7,13 @@ and OmegaConf would parse resolved text once more, so that an escaped `\\${...}`
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import MISSING, fields
 from enum import Enum
-from types import NoneType, UnionType
+from functools import cached_property
+from types import FunctionType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from arctic_hydra.component import (
@@ -30,6 +32,8 @@ from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, DISPUTED_OPTIONS, ENTRY_POINT_GROUP
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+_PROPERTIES_AS_FIELDS = {"trainer", "weight"}
+"""Properties that a field may take the place of: `trainer` in the root of the config, `weight` in a source."""
 _NO_EFFECT = "a key that Hydra interprets, which has no effect here; remove it"
 
 
@@ -91,12 +95,26 @@ def _make(node: Any, key: str, family: type, problems: list[str]) -> Any:
     if dispute := DISPUTED_OPTIONS.get((cls.option_group, cls.option_name)):
         problems.append(f"{prefix}_target_: got {target!r}, an option that two classes are to have, and {dispute}")
         return None
-    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
-        problems.append(
-            f"{prefix}_target_: got {target!r}, which does not define {', '.join(missing)}; add what its base class requires"
-        )
+    if flaw := _flaw(cls):
+        problems.append(f"{prefix}_target_: got {target!r}, {flaw}")
         return None
     return _build(cls, node, key, problems)
+
+
+def _flaw(cls: Any) -> str:
+    """Return what keeps a registered class from working as a component; empty for one that does."""
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        return f"which does not define {', '.join(missing)}; add what its base class requires"
+    names = {item.name for item in fields(cls)}
+    for name in names - _PROPERTIES_AS_FIELDS:
+        for base in cls.__mro__:
+            if isinstance(vars(base).get(name), FunctionType | property | cached_property):
+                return (
+                    f"whose field {name} hides {base.__name__}.{name}, which is no field; give the field another name"
+                )
+    if names - inspect.signature(cls).parameters.keys():
+        return "whose `__init__` does not take all of its fields; write `__post_init__` instead, with `super().__post_init__()` first"
+    return ""
 
 
 def _build(cls: Any, node: Mapping[str, Any], key: str, problems: list[str]) -> Any:

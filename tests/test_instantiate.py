@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from arctic_hydra.cli.compose import with_paths
-from arctic_hydra.component import to_yaml
+from arctic_hydra.component import BY_TARGET, to_yaml
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.instantiate import create
+from arctic_hydra.optimizer.adamw import AdamWFactory
 from tests.composing import composed
 
 
@@ -55,6 +57,47 @@ def test_a_component_of_another_family_is_refused(tree: dict[str, Any]) -> None:
     )
     [problem] = refused(tree, "checkpoint.hf", tree["scheduler"])
     assert problem.startswith("checkpoint.hf._target_: got 'arctic_hydra.scheduler.cosine")
+
+
+@dataclass(kw_only=True)
+class Hiding(AdamWFactory):
+    """Has a field in the place of a method."""
+
+    create_optimizer: str = "adamw"
+
+
+@dataclass(kw_only=True)
+class Placed(AdamWFactory):
+    """Has a field in the place of a property of every component."""
+
+    device: str = "cpu"
+
+
+@dataclass(kw_only=True)
+class Deaf(AdamWFactory):
+    """Drops what the config sets."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("cls", "text"),
+    [
+        (
+            Hiding,
+            "whose field create_optimizer hides AdamWFactory.create_optimizer, which is no field; give the field an",
+        ),
+        (Placed, "whose field device hides Component.device, which is no field; give the field another name"),
+        (Deaf, "whose `__init__` does not take all of its fields; write `__post_init__` instead, with `super()"),
+    ],
+)
+def test_a_class_that_cannot_have_its_fields_is_refused(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cls: type, text: str
+) -> None:
+    monkeypatch.setitem(BY_TARGET, "lab.Odd", cls)
+    [problem] = refused(tree, "optimizer._target_", "lab.Odd")
+    assert problem.startswith(f"optimizer._target_: got 'lab.Odd', {text}")
 
 
 @pytest.mark.parametrize("key", ["_target_", "_partial_", "_args_", "_convert_", "_recursive_"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,6 +84,11 @@ class Callback(Component):
         if unknown:
             hint = did_you_mean(unknown[0], EVENTS) or f"; the events are {', '.join(EVENTS)}"
             raise TypeError(f"{cls.__name__}.{unknown[0]} is not an event{hint}")
+        for name, value in vars(cls).items():
+            if name in EVENTS and not _is_handler(value):
+                raise TypeError(
+                    f"{cls.__name__}.{name} cannot be called as an event; declare `def {name}(self, trainer, facts)`"
+                )
 
     def on_exception(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Handle the error in `facts["error"]` before the run in `facts["run_dir"]` ends with it.
@@ -101,6 +107,16 @@ class Callback(Component):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned; called before `on_init_end`, and only if the checkpoint holds a state."""
+
+
+def _is_handler(value: Any) -> bool:
+    """Whether an attribute of a class can be called with `trainer` and `facts` through an instance."""
+    try:
+        handler = value.__get__(object()) if hasattr(value, "__get__") else value
+        inspect.signature(handler).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def fire(callbacks: list[Callback], event: str, trainer: Trainer, facts: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import choice, component
 from arctic_hydra.distributed import World
-from arctic_hydra.errors import ConfigError, ModelError
+from arctic_hydra.errors import ConfigError, ModelError, describe
 from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.model_spec import ModelSpec, StateDictAdapter, registered_spec
@@ -57,7 +57,12 @@ class SpecModelFactory(ModelFactory):
     @cached_property
     def model_spec(self) -> ModelSpec:
         """The registered spec; reading it imports the model's code. Raises ModelError."""
-        found = registered_spec(self.spec).create()
+        try:
+            found = registered_spec(self.spec).create()
+        except Exception as error:
+            raise ModelError(
+                f"model.spec: the function registered as {self.spec} raises {describe(error)}; fix it"
+            ) from error
         if not isinstance(found, ModelSpec):
             raise ModelError(
                 f"model.spec: the function registered as {self.spec} returned a {type(found).__name__}, expected a ModelSpec"

@@ -103,25 +103,27 @@ class Trainer(Construction, Evaluation):
         return self.loss(batch)
 
     def probe(self) -> None:
-        """Check that the loss depends neither on later tokens nor, in packed rows, on other documents, and that it is a sum.
+        """Check that the loss is finite, depends neither on later tokens nor, in packed rows, on other documents, and is a sum.
 
         Called after `setup`, and again after the steps of this start that `PROBED_STEPS` names, for layers that begin at zero.
         Raises ConfigError. It calls `probed_loss` on a few short batches without gradients, and changes no random state.
         Collective.
         """
-        from arctic_hydra.trainer.isolation import Subject, check_causality, check_isolation, check_sum
+        from arctic_hydra.trainer.isolation import Subject, check_causality, check_finite, check_isolation, check_sum
 
         tools, is_first = self.tools, self.global_step == self._loop.first_step
         attention = tools.model_factory.attn_implementation
         name = vars(type(self)).get("option_name") or type(self).__name__
         subject = Subject(self.probed_loss, tools.engine, self.device, attention, f"trainer={name}")
         with self.trial():
+            if self.global_step == 0:
+                check_finite(subject)
             if not self.looks_ahead:
                 check_causality(subject)
             if (tools.packed and not self.mixes_documents) or self.sequence_parallel_size > 1:
                 check_isolation(subject, self.sequence_parallel_size)
             if is_first and not self.not_additive:
-                check_sum(subject, tools.packed)
+                check_sum(subject, tools.packed, coarse=bool(self.mixes_documents or self.looks_ahead))
         declared = {
             "depends on later tokens": self.looks_ahead,
             "depends on other documents": self.mixes_documents,

@@ -14,6 +14,7 @@ from arctic_hydra.assembly import startup
 from arctic_hydra.callback.base import EVENTS, MOMENTS, REPLACES, Callback, fire
 from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
 from arctic_hydra.data.batch import Batch
+from arctic_hydra.distributed import World
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.trainer.preference.simpo import SimPOTrainer
 from arctic_hydra.trainer.sft import SFTTrainer
@@ -47,6 +48,28 @@ def test_a_misspelt_event_is_refused_when_the_class_is_defined() -> None:
                 pass
 
 
+def test_an_event_that_does_not_take_trainer_and_facts_is_refused_when_the_class_is_defined() -> None:
+    with pytest.raises(
+        TypeError, match=r"Short.on_step_end cannot .*; declare `def on_step_end\(self, trainer, facts\)`"
+    ):
+
+        class Short(Callback):
+            def on_step_end(self, trainer):
+                pass
+
+    class Fitting(Callback):
+        @staticmethod
+        def on_step_start(trainer, facts):
+            pass
+
+        @classmethod
+        def on_step_end(cls, trainer, facts):
+            pass
+
+        def on_log(self, *given, **named):
+            pass
+
+
 class Acting(Callback):
     """Returns the value of its field at every event of interest."""
 
@@ -70,6 +93,23 @@ def test_values_replace_a_fact_in_the_order_of_the_callbacks() -> None:
     double, none, add = Acting(lambda held: held["loss"] * 2), Acting(None), Acting(lambda held: held["loss"] + 1)
     fire([double, none, add], "loss_end", None, facts)  # type: ignore[arg-type]
     assert float(facts["loss"]) == 5.0
+
+
+def test_a_callback_that_only_observes_and_finishes_the_run_is_a_warning(caplog) -> None:
+    class Quiet(Callback):
+        def on_log(self, trainer, facts):
+            trainer.stop("enough", finished=True)
+
+    class Acting(Quiet):
+        only_observes: ClassVar[bool] = False
+
+    for cls, warnings in ((Acting, 0), (Quiet, 1)):
+        trainer = SFTTrainer()
+        trainer.set_callbacks([cls()], World.from_env())
+        for _ in range(2):
+            trainer.notify("log", trainer, {"metrics": {}})
+        assert len(caplog.records) == warnings
+    assert "Quiet finished the run, but only observes" in caplog.text
 
 
 @pytest.mark.parametrize(

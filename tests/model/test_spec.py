@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from arctic_hydra.model import model_spec
 from arctic_hydra.model.model_spec import ModelSpec, register_model_spec
 from arctic_hydra.tasks import check
 from tests.composing import built
@@ -147,6 +149,18 @@ def test_a_check_estimates_memory_and_reports_what_a_model_lacks():
     assert not errors and "peak" in lines[0]
     lines, [error] = check.find(built(*GRU.split(), "model.compile=true", "data.packing=true"))
     assert not lines and "has no layer_class in its spec; model.compile=true needs one" in str(error)
+
+
+def test_a_function_that_raises_is_one_sentence_of_the_check_and_the_run(monkeypatch):
+    def broken() -> ModelSpec:
+        raise ModuleNotFoundError("No module named 'nowhere'")
+
+    gru = model_spec.registered_spec("gru")
+    monkeypatch.setitem(model_spec._SPECS, "broken", replace(gru, name="broken", create=broken))
+    _, [error] = check.find(built(*GRU.replace("gru", "broken").split()))
+    assert str(error).startswith(
+        "model.spec: the function registered as broken raises ModuleNotFoundError: No module named"
+    )
 
 
 def _own_loss(folder: Path) -> Any:

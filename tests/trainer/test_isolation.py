@@ -201,6 +201,39 @@ class OfDocuments(SFTTrainer):
         return torch.stack(parts).sigmoid().sum()
 
 
+class RowMean(SFTTrainer):
+    """Averages over the tokens of a padded row, so that a document's loss depends on the longest one of its micro-batch."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) / batch.input_ids_BT.shape[1]
+
+
+class Remembers(SFTTrainer):
+    """Subtracts a mean of its earlier losses."""
+
+    baseline = 0.0
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        total = super().loss(batch)
+        self.baseline = 0.9 * self.baseline + 0.1 * float(total.detach()) / batch.num_supervised
+        return total - self.baseline * batch.num_supervised
+
+
+class Infinite(SFTTrainer):
+    """Overflows."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) / 0.0
+
+
+class Critic(SFTTrainer):
+    """Has a second model with dropout, which sees the supervised tokens only."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        scores = torch.nn.functional.dropout(batch.targets_K.float() / 4096, 0.5)
+        return super().loss(batch) + scores.sum()
+
+
 def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
     trainer = make_trainer(documents([8, 6], [4, 3]), folder, packed=packed)
     state = torch.get_rng_state()
@@ -236,6 +269,10 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
         ),
         (Mean, True, "trainer=Mean: on LlamaForCausalLM the loss of two documents is "),
         (Mean, False, "expected their sum"),
+        (RowMean, False, "expected their sum"),
+        (Remembers, True, "trainer=Remembers: `loss` returned "),
+        (Infinite, True, "`loss` returned inf before the first step, expected a finite number"),
+        (Critic, True, ""),
     ],
 )
 def test_the_loss_of_the_trainer_is_probed(cls: type[SFTTrainer], packed: bool, refusal: str, tmp_path: Path) -> None:

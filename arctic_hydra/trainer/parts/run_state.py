@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from arctic_hydra.trainer.toolbox import Toolbox
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("arctic_hydra.trainer")
 
 
 @dataclass(kw_only=True)
@@ -171,7 +174,16 @@ class TrainerState(TrainerSettings):
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback; a value that one returns replaces one of the facts."""
         facts["component"] = component
+        before = self._loop.asked
         fire(self._loop.callbacks, event, self, facts)  # type: ignore[arg-type]  # every trainer derives from this class
+        if self._loop.asked != before and self._loop.asked[1]:
+            heard = self.listeners(event)
+            if all(callback.only_observes for callback in heard):
+                log.warning(
+                    "%s finished the run, but only observes, so that the same command without it takes this run as finished; set "
+                    "`only_observes: ClassVar[bool] = False` in the class",
+                    " or ".join(type(callback).__name__ for callback in heard),
+                )
 
     def listeners(self, event: str) -> list[Callback]:
         """Return the callbacks that define `on_<event>`."""
