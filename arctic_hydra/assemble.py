@@ -179,7 +179,9 @@ def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
     if not data.world.is_main:
         return Outputs()
     read_metrics(run_dir / "metrics.jsonl")  # damaged lines would fail the run at its end
-    RunDirectory(run_dir).update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
+    directory = RunDirectory(run_dir)
+    run.trainer.export_verdicts.update(directory.record().get("verification", {}))  # of a start that stopped
+    directory.update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
     trackers = list(run.tracking.values())
     if trackers:
         trackers = call_each(trackers, "start", run_dir, f"{run.name}/{run_dir.name}", read_config(run_dir))

@@ -16,7 +16,7 @@ from arctic_hydra.component import flatten
 from arctic_hydra.errors import ConfigError, StateFileError
 from arctic_hydra.files.lock_file import LockFile
 from arctic_hydra.files.ownership import empty_folder, folder_problem, misplaced, remedy
-from arctic_hydra.files.state_file import Schema, Table, at_least_0, one_of, read_state, replace_text
+from arctic_hydra.files.state_file import Entries, Schema, Table, at_least_0, is_text, one_of, read_state, replace_text
 
 PROGRAM = "python -m arctic_hydra"
 """The command as the user types it."""
@@ -68,6 +68,7 @@ RECORD_FILE = Schema(
             "working_directory": Table(optional={"git": (_GIT, None)}),
             "versions": dict,
             "code": (Table({"file": str, "sha256": dict}), None),
+            "verification": Entries(is_text, Table({"equal": _TEXTS, "differs": _TEXTS, "unchecked": _TEXTS})),
         }
     ),
 )
@@ -262,12 +263,16 @@ class RunDirectory:
     def clear_result(self) -> None:
         """Remove the result and the errors of an earlier start of this run, from files and from the record.
 
+        What the record says on wrong exports stays until a start has ended with that error.
+
         Raises ConfigError if the directory is not this user's own, or if its `logs` is a link.
         """
         self._check("output_root")
         self.result_file.unlink(missing_ok=True)
         before = self.record()
-        kept = {key: value for key, value in before.items() if key not in ("result", "error")}
+        reported = before.get("result", {}).get("status") == FAILED  # that start has ended with its wrong exports
+        gone = ("result", "error", *(["verification"] if reported else []))
+        kept = {key: value for key, value in before.items() if key not in gone}
         if kept != before:
             write_json(self.record_file, {"format": RECORD_FILE.format, **kept})
         for pattern in ("error-rank*.json", "node*.ended", "nodes.met"):

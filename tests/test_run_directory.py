@@ -70,6 +70,17 @@ def test_a_new_start_removes_how_the_last_one_ended(tmp_path):
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["rank0.log"]
 
 
+@pytest.mark.parametrize(
+    ("result", "stays"), [({"status": "stopped"}, True), (None, True), ({"status": "failed"}, False)]
+)
+def test_a_wrong_export_stays_in_the_record_until_a_start_has_ended_with_it(result, stays, tmp_path):
+    directory = RunDirectory(tmp_path)
+    wrong = {"export-step-00000001": {"equal": [], "differs": ["its head is not tied"], "unchecked": []}}
+    directory.update_record(status="failed", verification=wrong, **({"result": result} if result else {}))
+    directory.clear_result()
+    assert directory.record().get("verification") == (wrong if stays else None)
+
+
 def test_a_fresh_start_keeps_the_lock_alone(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.lock()

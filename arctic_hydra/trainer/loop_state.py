@@ -149,7 +149,7 @@ class LoopState:
     step_start: Any = None
     """The state to which an error before the optimizer step returns (`parts.saving.StepStart`); None at other times."""
     verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What the verification of this start's exports found, by name of the export; on rank 0 only."""
+    """What the verification of exports found, by name of the export, in this start, or wrong in those before; on rank 0 only."""
     verified_any: bool = False
     """Whether an export of this start was verified; the same on every rank."""
     evaluated_at: int = -1

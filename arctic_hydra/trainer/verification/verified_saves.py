@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.trainer.verification.verdict import verdict_lines
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def verify_saved(trainer: Trainer, engine: CheckpointEngine, folder: Path | None
     """Verify what `engine` has just exported to `folder`: the first export of this start and the final one; collective.
 
     The first shows early that exports fail, the final one is what is used; each takes time in which all ranks wait. Rank 0
-    keeps the verdict in `trainer.export_verdicts`, and logs that on an export before the end.
+    keeps the verdict in `trainer.export_verdicts`, and in the record if the export differs, and logs that on one before the end.
     """
     wanted = isinstance(engine, HuggingFaceCheckpoint) and engine.verify and folder is not None
     if not wanted or (trainer._loop.verified_any and not trainer.training_finished):
@@ -50,6 +51,14 @@ def verify_saved(trainer: Trainer, engine: CheckpointEngine, folder: Path | None
     seconds = min(expected.reload_seconds, trainer.collective_timeout_seconds / 3)
     expected = replace(expected, reload_seconds=seconds)
     verdict = trainer.export_verdicts[folder.name] = verify(folder, expected).as_dict()
+    _remember(trainer.export_verdicts, RunDirectory(tools.run_dir))
     if not trainer.training_finished:  # the summary of the run shows the last one
         for line in verdict_lines(folder.name, verdict):
             log.log(logging.ERROR if verdict["differs"] else logging.INFO, "%s", line)
+
+
+def _remember(verdicts: dict[str, dict[str, Any]], directory: RunDirectory) -> None:
+    """Keep the verdicts on exports that differ in the record, so that the run fails at its end even if it stops before."""
+    wrong = {name: verdict for name, verdict in verdicts.items() if verdict["differs"]}
+    if wrong != directory.record().get("verification", {}):
+        directory.update_record(verification=wrong)

@@ -63,3 +63,19 @@ def test_a_run_whose_export_differs_fails_says_so_and_keeps_it(tmp_path):
     assert "export verified: logits " in mended.stdout
     record = json.loads((only_run(tmp_path) / "record.json").read_text())
     assert record["status"] == "finished" and record["result"]["verification"]["export"]["verified"]
+
+
+def test_a_wrong_export_before_a_stop_fails_the_run_at_its_end(tmp_path):
+    """The start that ends the run has verified its own exports only, which are right."""
+    (tmp_path / "planted.py").write_text(CODE)
+    planted = (
+        f"{SMALL} trainer.train_iters=2 tracking=[] code=planted.py callback=[code:forgetful] checkpoint.hf.save_every_n_steps=1 "
+        "trainer.eval_at_start=false"
+    )
+    run(f"{planted} trainer.exit_iteration_this_run=1", tmp_path, code=75)
+    (tmp_path / "planted.py").write_text(CODE.replace("generation.special_tokens = lambda *_:", "_ ="))
+    done = run(planted, tmp_path, code=1)
+    assert "export-step-00000001 is wrong: generation_config.eos_token_id is 2" in done.stdout
+    assert "export verified: logits " in done.stdout
+    record = json.loads((only_run(tmp_path) / "record.json").read_text())
+    assert record["status"] == "failed" and "export-step-00000001: generation_config" in record["error"]
