@@ -95,7 +95,7 @@ class Generator:
         room = self._decoding.max_new_tokens
         room = room if self.positions is None else min(room, self.positions - longest)
         device = self._device
-        with torch.no_grad():
+        with torch.no_grad(), _without_own_settings(self._model):
             made_BT = self._model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(masks, device=device),
@@ -114,20 +114,10 @@ class Generator:
         from transformers import GenerationConfig
 
         samples = self._decoding.temperature > 0
-        # transformers fills what is unset from the model's own generation config, which is for another way of decoding.
-        how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # no effect without sampling
-        if samples:
-            how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0, "min_p": 0.0}
+        how = {"temperature": self._decoding.temperature, "top_p": self._decoding.top_p, "top_k": 0}
         return GenerationConfig(
             do_sample=samples,
-            **how,
-            typical_p=1.0,
-            epsilon_cutoff=0.0,
-            eta_cutoff=0.0,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_new_tokens=0,
+            **(how if samples else {}),
             max_new_tokens=most,
             eos_token_id=self.stops or None,
             pad_token_id=self._pad_token,
@@ -138,6 +128,22 @@ class Generator:
         end = next((place for place, token in enumerate(ids) if token in self.stops), None)
         text = str(self._tokenizer.decode(ids[:end], skip_special_tokens=True))
         return Answer(text, "length" if end is None else "stop")
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Let `generate` follow the config that it is given, and nothing else, within this context.
+
+    What that leaves unset, transformers takes from the model's own generation config, which is for another way of decoding.
+    """
+    from transformers import GenerationConfig
+
+    base = without_adapter(model)
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def prepare_for_generation(model: Any) -> None:

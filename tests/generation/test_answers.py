@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import DataError
 from arctic_hydra.generation.answers import Decoding, Generator, continue_greedily, generating, stop_tokens
@@ -77,12 +80,8 @@ def test_sampling_follows_the_seed_and_ends_at_the_last_position(model, tokenize
         generator.answer([[5] * 16])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5])
-def test_the_generation_config_of_the_model_changes_no_answers(model, tokenizer, temperature):
-    generator = Generator(model, tokenizer, [], Decoding(max_new_tokens=5, temperature=temperature))
-    torch.manual_seed(0)
-    expected, own = generator.answer(PROMPTS), model.generation_config
-    model.generation_config = GenerationConfig(
+PLANTED = [
+    dict(
         do_sample=True,
         top_k=3,
         min_p=0.5,
@@ -91,13 +90,41 @@ def test_the_generation_config_of_the_model_changes_no_answers(model, tokenizer,
         repetition_penalty=1.9,
         no_repeat_ngram_size=1,
         min_new_tokens=4,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    try:
-        torch.manual_seed(0)
-        assert generator.answer(PROMPTS) == expected
-    finally:
-        model.generation_config = own
+        eos_token_id=2,
+    ),
+    dict(
+        suppress_tokens=list(range(0, 4096, 2)),
+        begin_suppress_tokens=list(range(1, 4096, 4)),
+        bad_words_ids=[[token] for token in range(3, 4096, 4)],
+        forced_bos_token_id=1,
+        forced_eos_token_id=5,
+        exponential_decay_length_penalty=(1, 9.0),
+        num_return_sequences=2,
+        guidance_scale=3.0,
+        stop_strings="a",
+        token_healing=True,
+        prompt_lookup_num_tokens=2,
+        max_time=1e-9,
+        cache_implementation="static",
+        return_dict_in_generate=True,
+    ),
+]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=["strategy", "tokens"])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_generation_config_of_the_model_changes_no_answers(model, tokenizer, planted, temperature, adapted):
+    chosen = copy.deepcopy(model)
+    if adapted:
+        chosen = peft.get_peft_model(chosen, peft.LoraConfig(target_modules=["q_proj"])).eval()
+    generator = Generator(chosen, tokenizer, [], Decoding(max_new_tokens=5, temperature=temperature))
+    torch.manual_seed(0)
+    expected = generator.answer(PROMPTS)
+    own = without_adapter(chosen).generation_config = GenerationConfig(**planted)
+    torch.manual_seed(0)
+    assert generator.answer(PROMPTS) == expected
+    assert without_adapter(chosen).generation_config is own
 
 
 def test_a_model_in_training_generates_with_a_cache_and_trains_on_as_before(model, tokenizer):
