@@ -155,18 +155,38 @@ def lines(folder, *more):
     ]
 
 
-def test_a_run_stops_resumes_bit_for_bit_and_is_evaluated_again(tmp_path):
-    for name in ("whole", "parts"):
+def folders(tmp_path, names, files):
+    """Make folders with these names, and these files, by name, in each."""
+    for name in names:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
-    run(WHOLE, tmp_path / "whole")
-    for _ in range(2):
-        run(f"{WHOLE} trainer.exit_iteration_this_run=2", tmp_path / "parts", code=75)
-    run(WHOLE, tmp_path / "parts")
-    (done, whole), (again, parts) = lines(tmp_path / "whole"), lines(tmp_path / "parts")
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+
+
+def json_lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def assert_equal_exports(*run_dirs):
+    one, other = [path / "export" / "model.safetensors" for path in run_dirs]
+    assert one.read_bytes() == other.read_bytes()
+
+
+def whole_and_in_parts(tmp_path, command, data, *stops, figures=()):
+    """Run `command`, of a run `r`, as a whole, and in parts that end after `stops` steps; return the lines of both, which are equal."""
+    folders(tmp_path, ("whole", "parts"), data)
+    run(command, tmp_path / "whole")
+    for steps in stops:
+        run(f"{command} trainer.exit_iteration_this_run={steps}", tmp_path / "parts", code=75)
+    run(command, tmp_path / "parts")
+    (done, whole), (again, parts) = (lines(tmp_path / name, *figures) for name in ("whole", "parts"))
     assert parts == whole and len(whole) >= 8
-    exports = [path / "export" / "model.safetensors" for path in (done, again)]
-    assert exports[0].read_bytes() == exports[1].read_bytes()
+    assert_equal_exports(done, again)
+    return whole
+
+
+def test_a_run_stops_resumes_bit_for_bit_and_is_evaluated_again(tmp_path):
+    whole = whole_and_in_parts(tmp_path, WHOLE, {"pairs.jsonl": json_lines(PAIRS)}, 2, 2)
     evaluated = run(f"{WHOLE} task=evaluate", tmp_path / "whole").stdout
     last = whole[-1]
     assert f"loss {last['eval/loss']:.4f}, {last['eval/rewards/accuracies']:.1%} of pairs" in evaluated, evaluated
@@ -200,10 +220,7 @@ KILLED = (
 
 def test_a_run_with_a_copy_resumes_bit_for_bit_after_a_kill_between_two_micro_batches(tmp_path):
     """And a later evaluation compares with the start of the run, not with the model as it is then."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "killer.py").write_text(KILLER)
-        (tmp_path / name / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    folders(tmp_path, ("whole", "killed"), {"killer.py": KILLER, "pairs.jsonl": json_lines(PAIRS)})
     run(KILLED, tmp_path / "whole")
     (tmp_path / "killed" / "kill").touch()
     run(KILLED, tmp_path / "killed", code=-signal.SIGKILL)
@@ -213,6 +230,5 @@ def test_a_run_with_a_copy_resumes_bit_for_bit_after_a_kill_between_two_micro_ba
     evaluated = run(f"{KILLED} task=evaluate", tmp_path / "whole").stdout
     (done, whole), (again, killed) = (lines(tmp_path / name) for name in ("whole", "killed"))
     assert killed == whole and [row["step"] for row in whole] == [*range(1, 9), 8]
-    exports = [path / "export" / "model.safetensors" for path in (done, again)]
-    assert exports[0].read_bytes() == exports[1].read_bytes()
+    assert_equal_exports(done, again)
     assert f"loss {whole[-1]['eval/loss']:.4f}, " in evaluated and whole[-1]["eval/loss"] < 0.69, evaluated

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import pytest
 import torch
@@ -12,11 +11,11 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import FieldError
 from arctic_hydra.trainer.preference.kto import KTOTrainer
 from arctic_hydra.trainer.preference.losses import kto
-from tests.command import SMALLEST, run
+from tests.command import SMALLEST
 from tests.ranks import run_ranks
 from tests.trainer.loop import APART, TEN_STEPS, MemoryLoader, distance, labelled, make_trainer, trained
 from tests.trainer.preference.test_base import logps
-from tests.trainer.preference.test_dpo import lines
+from tests.trainer.preference.test_dpo import json_lines, whole_and_in_parts
 
 # Uneven on purpose: answers of other lengths, a last step with fewer rows than ranks and a single label.
 ANSWERS = [(3, 9), (12, 1), (5, 5), (20, 2), (4, 8), (1, 1), (7, 3), (2, 6), (9, 9)]
@@ -195,14 +194,5 @@ RECIPE = (
 
 
 def test_the_recipe_stops_and_resumes_bit_for_bit(tmp_path):
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    run(RECIPE, tmp_path / "whole")
-    run(f"{RECIPE} trainer.exit_iteration_this_run=3", tmp_path / "parts", code=75)
-    run(RECIPE, tmp_path / "parts")
-    (done, whole), (again, parts) = (lines(tmp_path / name, "kl") for name in ("whole", "parts"))
-    assert parts == whole and len(whole) >= 8
-    exports = [path / "export" / "model.safetensors" for path in (done, again)]
-    assert exports[0].read_bytes() == exports[1].read_bytes()
+    whole = whole_and_in_parts(tmp_path, RECIPE, {"rows.jsonl": json_lines(ROWS)}, 3, figures=["kl"])
     assert whole[0]["eval/loss"] == pytest.approx(0.5, abs=1e-6) and whole[-1]["eval/rewards/margins"] != 0
