@@ -97,8 +97,8 @@ def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> 
         model = run.model.parallelize(model)
         with trainer.event("create_optimizer", model=model) as about:
             about["optimizer"] = trainer.create_optimizer(run.optimizer, model)
-            run.model.post_optimizer_build(about["optimizer"], model)
         optimizer = about["optimizer"]
+        run.model.post_optimizer_build(optimizer, model)
         with trainer.event("create_scheduler", optimizer=optimizer) as about:
             about["scheduler"] = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
         built = trainer.create_engine(model, optimizer, engine_config)

@@ -220,10 +220,10 @@ class Trainer(Construction, Evaluation):
         total: torch.Tensor | float = 0.0
         for index, batch in enumerate(window.micro_batches):
             with self.event("loss", batch=batch) as facts:
-                if facts["batch"].num_supervised != batch.num_supervised:
+                if (given := self.units(facts["batch"])) != (expected := self.units(batch)):
                     raise ValueError(
-                        f"on_loss_start returned a batch with {facts['batch'].num_supervised} supervised units, expected "
-                        f"{batch.num_supervised} as in the batch that it replaces, because the step divides by them; mask in the data"
+                        f"on_loss_start returned a batch with {given} units, expected {expected} as in the batch that it "
+                        "replaces, because the step divides by them; mask in the data"
                     )
                 facts["batch"] = facts["batch"].to(self.device)
                 facts["loss"] = (loss or self.loss)(facts["batch"])

@@ -14,10 +14,12 @@ from arctic_hydra.callback.base import EVENTS, MOMENTS, REPLACES, Callback, fire
 from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.stopping import StopRequest
+from arctic_hydra.trainer.preference.simpo import SimPOTrainer
+from arctic_hydra.trainer.sft import SFTTrainer
 from tests.command import SMALL, only_run, run
 from tests.converter import lab
 from tests.ranks import run_ranks
-from tests.trainer.loop import documents, full_weights, make_trainer, tiny_factory
+from tests.trainer.loop import documents, full_weights, make_trainer, pairs, tiny_factory
 
 DATA = documents([12] * 8, [4] * 8)
 
@@ -195,6 +197,59 @@ def test_a_replaced_loss_is_the_one_that_trains_and_a_replaced_line_the_one_that
     assert scaled[1]["loss"] == pytest.approx(6 * plain[1]["loss"])
     assert [row["own"] for row in scaled] == [3.0, 3.0, 3.0], "the last callback's"
     assert evaluation["eval/own"] == scaled[-1]["eval/own"] == 7.0
+
+
+class Masker(Callback):
+    """Takes the first supervised token out of each batch."""
+
+    only_observes: ClassVar[bool] = False
+
+    def on_loss_start(self, trainer, facts):
+        return facts["batch"].only(slice(1, None))
+
+
+def _masked(folder, data, trainer_class):
+    trainer = make_trainer(data, folder, trainer_class=trainer_class, train_iters=2)
+    trainer.set_callbacks([Masker()], trainer.world)
+    trainer.attach(trainer)
+    try:
+        trainer.train()
+    except ValueError as error:
+        return str(error)
+    return trainer.global_step
+
+
+def test_a_replaced_batch_keeps_its_units_which_are_those_of_the_trainer(tmp_path):
+    given = "on_loss_start returned a batch with 3 units, expected 4 as in the batch that it replaces"
+    assert run_ranks(1, _masked, tmp_path, DATA, SFTTrainer)[0].startswith(given)
+    assert run_ranks(1, _masked, tmp_path, pairs([(4, 5), (3, 6)]), SimPOTrainer) == [2]
+
+
+class Exchange(Callback):
+    """Replaces the optimizer."""
+
+    only_observes: ClassVar[bool] = False
+
+    def on_create_optimizer_end(self, trainer, facts):
+        self.made = torch.optim.AdamW(facts["optimizer"].param_groups, lr=1e-3)
+        return self.made
+
+
+def _exchanged(folder, model):
+    run, _ = lab.compose_run(f"checkpoint=[] data.cache_dir={folder / 'cache'}", model)
+    exchange, seen = Exchange(), []
+    run.callback = {"exchange": exchange}
+    run.attach(run.trainer)
+    run.model.post_optimizer_build = lambda optimizer, model: seen.append(optimizer)
+    (folder / "run.json").write_text("{}")
+    with assemble.report_exceptions(run, folder):
+        runner.build(run, folder, StopRequest(folder / "STOP"))
+    return [optimizer is exchange.made for optimizer in seen]
+
+
+def test_the_model_gets_the_optimizer_that_a_callback_made(tmp_path):
+    lab.warm()
+    assert run_ranks(1, _exchanged, tmp_path, lab.save_model(tmp_path / "model")) == [[True]]
 
 
 class Stopper(Callback):
