@@ -37,21 +37,32 @@ def normalize(argument: str) -> str:
     """Return a command-line argument in a form that Hydra's grammar accepts.
 
     Powers such as `2^20` become plain numbers where they are a whole value, or a whole element of a list, dict or sweep;
-    split slices such as `train[:10%]` are quoted, and so are prompts and patterns, which may contain anything; and values in
-    free-form dictionaries such as `deepspeed.config={...}` become forced additions (`++`), because Hydra neither replaces nor
-    extends a typed dictionary otherwise.
+    split slices such as `train[:10%]` are quoted, and so are prompts and patterns, which may contain anything, and names of
+    experiments that are numbers; and values in free-form dictionaries such as `deepspeed.config={...}` become forced additions
+    (`++`), because Hydra neither replaces nor extends a typed dictionary otherwise.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
     if key in _TEXT_KEYS and value != "null":
         return f"{key}={QuotedString(escape_interpolations(value), Quote.single).with_quotes()}"
+    if key == "experiment":
+        return f"{key}={','.join(map(_quoted_number, value.split(',')))}"
     value = _with_plain_powers(value)
     if _SPLIT_KEY.fullmatch(key):
         value = _QUOTED_OR_SLICE.sub(lambda match: match[0] if match[1] else f"'{match[0]}'", value)
     if not key.startswith(("+", "~")) and _free_form() & set(key.split(".")[1:]):
         key = f"++{key}"
     return f"{key}={value}"
+
+
+def _quoted_number(name: str) -> str:
+    """Return the name of an option, in quotes if Hydra would read a number."""
+    try:
+        float(name)
+    except ValueError:
+        return name
+    return f"'{name}'"
 
 
 def _with_plain_powers(value: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from arctic_hydra.cli.compose import compose_config
 from arctic_hydra.cli.overrides import normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import ConfigError
 from tests.composing import built, composed
@@ -86,6 +87,15 @@ def test_slices_can_be_swept_over(values):
         assert len(jobs) == 4
         found = [composed(*job)["data"]["sources"]["chat"]["split"] for job in jobs]
         assert found == [value for value in values for _ in range(2)]
+
+
+def test_an_experiment_may_have_the_name_of_a_number(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    for name, seed in (("7", 5), ("1e3", 6)):
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\nseed: {seed}\n")
+    jobs = sweep_jobs([normalize("experiment=7,1e3")])
+    assert [compose_config(job, "config", str(tmp_path)).job["seed"] for job in jobs] == [5, 6]
+    assert (normalize("experiment=null"), normalize("experiment=dpo")) == ("experiment=null", "experiment=dpo")
 
 
 @pytest.mark.parametrize(
