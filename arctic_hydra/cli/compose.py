@@ -27,7 +27,7 @@ from arctic_hydra import config
 from arctic_hydra.cli.compose_errors import RESOLVERS, no_whole_config, translate_error
 from arctic_hydra.cli.config_sources import ConfigCache
 from arctic_hydra.cli.search_path import hydra_with
-from arctic_hydra.component import MISSING_VALUE, flatten, registered
+from arctic_hydra.component import BY_TARGET, MISSING_VALUE, Component, flatten, registered
 from arctic_hydra.cross_checks import SLOTS, supported
 from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError
@@ -68,7 +68,7 @@ class Composed:
     unresolved: DictConfig
     """The config as it was composed, to be printed."""
     followed: list[str] = field(default_factory=list)
-    """The options that nobody chose and the trainer names first, as lines of text."""
+    """The options that nobody chose and that follow from the trainer or the data, as lines of text."""
 
 
 def compose_config(
@@ -81,10 +81,12 @@ def compose_config(
     """
     with hydra_with(config_dir, cache) as loader, closed_resolvers():
         try:
-            trainer, first = _first_options(loader, config_name, overrides)
-            overrides = [*overrides, *(f"{group}={option}" for group, option in first.items())]
-            cfg = compose(config_name, overrides=overrides, return_hydra_config=True)
-            composed = _resolve(cfg)
+            composed = _compose(loader, config_name, overrides)
+            if trainer := _trainer_of_data(loader, config_name, overrides, composed):
+                line = f"trainer={trainer}, which data={composed.choices['data']} is for"
+                overrides = [*overrides, f"trainer={trainer}"]
+                composed = _compose(loader, config_name, overrides)
+                composed = replace(composed, followed=[line, *composed.followed])
         except ArcticHydraError:
             raise
         except Exception as error:  # Hydra, OmegaConf, YAML and the grammar of overrides each raise their own
@@ -95,10 +97,33 @@ def compose_config(
                 lambda kept, name=config_name: compose(name, overrides=kept, return_hydra_config=in_hydra),
             ) from error
     _refuse_trust_in_files(composed.job, overrides)
-    return replace(
-        composed,
-        followed=[f"{group}={option}, the first that trainer={trainer} names" for group, option in first.items()],
-    )
+    return composed
+
+
+def _compose(loader: ConfigLoader, config_name: str, overrides: list[str]) -> Composed:
+    """Compose and resolve a config with the options that its trainer names first."""
+    trainer, first = _first_options(loader, config_name, overrides)
+    overrides = [*overrides, *(f"{group}={option}" for group, option in first.items())]
+    composed = _resolve(compose(config_name, overrides=overrides, return_hydra_config=True))
+    lines = [f"{group}={option}, the first that trainer={trainer} names" for group, option in first.items()]
+    return replace(composed, followed=lines)
+
+
+def _trainer_of_data(loader: ConfigLoader, config_name: str, overrides: list[str], composed: Composed) -> str:
+    """Return the built-in trainer for the data that was chosen, if nobody chose a trainer and the default takes no such data.
+
+    Empty also if several trainers name the class of this data first, as those of preference pairs do.
+    """
+    nodes = [composed.job.get(slot) for slot in ("data", "trainer")]
+    data, trainer = (BY_TARGET.get(node.get("_target_", "")) if isinstance(node, dict) else None for node in nodes)
+    if data is None or trainer is None or issubclass(data, supported(trainer, "data") or Component):
+        return ""
+    found = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).overrides.override_choices
+    if "data" not in found or "trainer" in found:
+        return ""
+    own = {name: cls for (_, name), cls in registered("trainer").items() if cls.__module__.startswith("arctic_hydra.")}
+    fitting = [name for name, cls in own.items() if issubclass(data, supported(cls, "data")[:1])]
+    return fitting[0] if len(fitting) == 1 else ""
 
 
 def _first_options(loader: ConfigLoader, config_name: str, overrides: list[str]) -> tuple[str, dict[str, str]]:

@@ -56,12 +56,9 @@ def test_every_option_composes_and_builds(group, option):
     required += ["data.sources.unpaired.path=data.jsonl"] if (group, option) == ("trainer", "kto") else []
     required += ["model=hf"] if option.startswith("long") else []  # longer than the tiny model's positions
     required += ["model.architecture=qwen3"] if (group, option) == ("model", "random") else []
-    required += ["trainer=causal"] if (group, option) == ("data", "text") else []
     required += {
         ("data", "preference"): ["trainer=dpo"],
         ("data", "ultrafeedback"): ["trainer=dpo"],
-        ("data", "kto_mix"): ["trainer=kto"],
-        ("data", "unpaired"): ["trainer=kto"],
         ("converter", "freeze"): ["converter.freeze.patterns=[embed]"],
         ("peft", "any"): ["peft.peft_type=IA3"],
         ("peft", "qlora"): ["model=hf"],

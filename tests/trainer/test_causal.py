@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from arctic_hydra.cli.compose import compose_config
+from arctic_hydra.cli.overrides import normalize
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.trainer.causal import CausalTrainer
 from tests.command import SMALLEST, losses, only_run, run
 from tests.composing import built
 
@@ -15,6 +18,29 @@ from tests.composing import built
 def test_the_trainer_brings_its_data() -> None:
     chosen = built("trainer=causal", "data.sources.text.path=a.txt")
     assert isinstance(chosen.data, CausalDataFactory) and set(chosen.data.sources) == {"text"}
+
+
+def test_texts_bring_their_trainer_unless_another_is_chosen(tmp_path: Path) -> None:
+    texts = ["data=text", "data.sources.text.path=a.txt"]
+    composed = compose_config(texts, "config")
+    assert composed.choices["trainer"] == "causal"
+    assert composed.followed == ["trainer=causal, which data=text is for"]
+    assert isinstance(built(*texts).trainer, CausalTrainer)
+    assert compose_config(["trainer=causal", *texts], "config").followed == []
+    assert compose_config(["data=unpaired"], "config").choices["trainer"] == "kto"
+    for several in ("preference", "chat"):
+        assert compose_config([f"data={several}"], "config").choices["trainer"] == "sft"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("defaults:\n  - text\n  - _self_\ncolumn: body\n")
+    header = "# @package _global_\n"
+    (tmp_path / "experiment" / "7.yaml").write_text(f"{header}defaults:\n  - override /data: mine\n")
+    composed = compose_config([normalize("experiment=7")], "config", str(tmp_path))
+    assert (composed.choices["trainer"], composed.job["data"]["column"]) == ("causal", "body")
+    (tmp_path / "whole.yaml").write_text(
+        "defaults:\n  - config\n  - override data: text\n  - override trainer: sft\n  - _self_\n"
+    )
+    assert compose_config([], "whole", str(tmp_path)).choices["trainer"] == "sft"
 
 
 @pytest.mark.parametrize(
@@ -25,7 +51,7 @@ def test_the_trainer_brings_its_data() -> None:
             r"data: got sft .* but trainer=causal \(CausalTrainer\) works with data=causal",
         ),
         (
-            ("data=text", "data.sources.text.path=x"),
+            ("trainer=sft", "data=text", "data.sources.text.path=x"),
             r"data: got causal .* but trainer=sft \(SFTTrainer\) works with data=sft",
         ),
     ],
