@@ -1,12 +1,11 @@
 """Components: dataclasses that are schema, factory and documentation in one, and their registry.
 
 A config can only name registered components: those of this package, and those that installed extensions register when
-they are imported through the entry point group `arctic_hydra`. Nothing is looked up by its dotted path.
+they are imported through the entry point group `arctic_hydra` (`files.extensions`). Nothing is looked up by its dotted path.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -32,16 +30,15 @@ from typing import (
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from arctic_hydra.errors import FieldError, describe
+from arctic_hydra.errors import DuplicateOption, FieldError
 from arctic_hydra.files import code_file
+from arctic_hydra.files.extensions import extension_of
 from arctic_hydra.human_numbers import NumberRule
 
 if TYPE_CHECKING:
     import torch
 
     from arctic_hydra.distributed import World
-
-ENTRY_POINT_GROUP = "arctic_hydra"
 
 MISSING_VALUE = "???"
 """The value of a required key that is not set, as OmegaConf writes it."""
@@ -51,13 +48,6 @@ BY_TARGET: dict[str, type] = {}
 """The classes that a config may name, by the exact text of `_target_`."""
 
 C = TypeVar("C", bound=type)
-
-
-class DuplicateOption(ValueError):
-    """A class was to be registered as an option that exists; its second argument is the group and the name of the option."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 CAUSAL_LM, SEQUENCE_CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
@@ -148,7 +138,7 @@ class Component(ABC):
         if not vars(cls).get("option_name"):
             return f"{cls.__module__}.{cls.__qualname__}"
         name = f"{cls.option_group}/{cls.option_name}"
-        owner = _extension_of(cls.__module__.partition(".")[0])
+        owner = extension_of(cls.__module__.partition(".")[0])
         return f"{owner}:{name}" if owner else name
 
     @contextmanager
@@ -323,44 +313,6 @@ def store_root(cls: type[Component]) -> None:
     cls.option_group, cls.option_name = "schema", "run"
     BY_TARGET[f"{cls.__module__}.{cls.__qualname__}"] = cls
     ConfigStore.instance().store(group="schema", name="run", node=cls, provider="arctic_hydra")
-
-
-def extensions() -> list[EntryPoint]:
-    """Return the entry points of installed extension packages, sorted by name."""
-    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
-
-
-@cache
-def _extension_of(package: str) -> str:
-    """Return the entry point that registers the components of a package; empty for this package and unregistered ones."""
-    names = [point.name for point in extensions() if point.module.partition(".")[0] == package]
-    return names[0] if names else ""
-
-
-BROKEN_EXTENSIONS: dict[str, str] = {}
-"""Why an installed extension cannot be imported, by its top-level package."""
-DISPUTED_OPTIONS: dict[tuple[str, str], str] = {}
-"""Options that an installed extension registers a second time, by group and name, and which two classes these are."""
-
-
-def load_extensions() -> None:
-    """Import each installed extension, which registers its components.
-
-    One that cannot be imported blocks only the commands that use it: the reason is kept in `BROKEN_EXTENSIONS`. If the reason
-    is an option that exists, commands that use this option are blocked too, because two classes may be meant.
-    """
-    for point in extensions():
-        try:
-            importlib.import_module(point.module)
-        except Exception as error:
-            owner = point.dist.name if point.dist else point.name
-            problem = (
-                f"extension {point.name!r} of package {owner!r} cannot be imported: {describe(error)}; "
-                f"fix it, or `pip uninstall {owner}`"
-            )
-            BROKEN_EXTENSIONS[point.module.partition(".")[0]] = problem
-            if isinstance(error, DuplicateOption):
-                DISPUTED_OPTIONS[error.args[1]] = problem
 
 
 @cache

@@ -94,6 +94,13 @@ class StateFileError(ArcticHydraError, ValueError):
         self.damaged = damaged
 
 
+class DuplicateOption(ValueError):
+    """A class was to be registered as an option that exists; its second argument is the group and the name of the option."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def print_error(error: ArcticHydraError) -> None:
     """Print each problem to standard error with its secrets masked, those of a config on one line each."""
     for problem in error.problems:

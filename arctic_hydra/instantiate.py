@@ -15,10 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from arctic_hydra.component import (
-    BROKEN_EXTENSIONS,
     BY_TARGET,
-    DISPUTED_OPTIONS,
-    ENTRY_POINT_GROUP,
     MISSING_VALUE,
     Component,
     convert_fields,
@@ -30,6 +27,7 @@ from arctic_hydra.component import (
 )
 from arctic_hydra.errors import ConfigError, FieldError
 from arctic_hydra.files import code_file
+from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, DISPUTED_OPTIONS, ENTRY_POINT_GROUP
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 _NO_EFFECT = "a key that Hydra interprets, which has no effect here; remove it"

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra import component, config, hub
+from arctic_hydra import config, hub
 from arctic_hydra.data.code_identity import code_identity, legacy_identity
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files import extensions
 from arctic_hydra.launch.job import Job
 from arctic_hydra.optimizer.adamw import AdamWFactory
 from tests.composing import built, composed
@@ -80,14 +81,14 @@ def test_a_raised_version_of_a_component_changes_the_id(monkeypatch: pytest.Monk
 
 def test_an_extension_component_is_known_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AdamWFactory.identity_name() == "optimizer/adamw"
-    point = EntryPoint("my_lab", "other.options", component.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(component, "extensions", lambda: [point])
-    component._extension_of.cache_clear()
+    point = EntryPoint("my_lab", "other.options", extensions.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(extensions, "extensions", lambda: [point])
+    extensions.extension_of.cache_clear()
     monkeypatch.setattr(AdamWFactory, "__module__", "other.optimizers")
     try:
         assert AdamWFactory.identity_name() == "my_lab:optimizer/adamw"
     finally:
-        component._extension_of.cache_clear()
+        extensions.extension_of.cache_clear()
 
 
 LEGACY_IDS = {

@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.cli.search_path import conf_dir
-from arctic_hydra.component import BROKEN_EXTENSIONS, flatten, registered
+from arctic_hydra.component import flatten, registered
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
+from arctic_hydra.files.extensions import BROKEN_EXTENSIONS
 from arctic_hydra.migrate.hints import hint as hint_of
 from arctic_hydra.migrate.words import option_advice
 

@@ -18,8 +18,8 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from yaml.constructor import SafeConstructor
 
-from arctic_hydra.component import extensions
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.files.extensions import extensions
 from arctic_hydra.human_numbers import shorten
 
 LIST_GROUPS = ("checkpoint", "tracking", "callback", "converter")

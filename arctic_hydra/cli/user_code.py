@@ -9,9 +9,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from arctic_hydra.cli.config_sources import LIST_GROUPS
-from arctic_hydra.component import BROKEN_EXTENSIONS, load_extensions, registered
+from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError, printable
 from arctic_hydra.files import code_file
+from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, load_extensions
 from arctic_hydra.model.model_spec import registered_specs
 from arctic_hydra.redaction import mask
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from arctic_hydra.component import BROKEN_EXTENSIONS, DISPUTED_OPTIONS, DuplicateOption
-from arctic_hydra.errors import did_you_mean
+from arctic_hydra.errors import DuplicateOption, did_you_mean
+from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, DISPUTED_OPTIONS
 from arctic_hydra.human_numbers import convert_leaves
 
 if TYPE_CHECKING:

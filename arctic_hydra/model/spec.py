@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra.component import choice, component, load_extensions
+from arctic_hydra.component import choice, component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError
+from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.model_spec import ModelSpec, StateDictAdapter, registered_spec
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from arctic_hydra import component, redaction
+from arctic_hydra import redaction
 from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error, printable
 from arctic_hydra.files import code_file
+from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.files.state_file import last_lines
 from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.run_directory import relative
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     redaction.protect()
     try:
-        component.load_extensions()
+        load_extensions()
         options = _parser().parse_args(code_file.take(arguments))
         sweep = Sweep.load(Path(os.path.realpath(options.directory)))  # `resolve` raises for a link to itself
         jobs = _chosen(sweep, options.job)

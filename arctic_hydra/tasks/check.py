@@ -76,11 +76,12 @@ def find(run: Run) -> Findings:
 
 
 def _main() -> None:
-    from arctic_hydra import component, config, log
+    from arctic_hydra import config, log
+    from arctic_hydra.files.extensions import load_extensions
 
     log.quiet_libraries()
     log.quiet_progress_bars()
-    component.load_extensions()
+    load_extensions()
     code_file.take(sys.argv[1:])
     lines, errors = find(config.build(json.load(sys.stdin)))
     answer = {

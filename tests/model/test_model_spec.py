@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from arctic_hydra.component import DISPUTED_OPTIONS, DuplicateOption
+from arctic_hydra.errors import DuplicateOption
+from arctic_hydra.files.extensions import DISPUTED_OPTIONS
 from arctic_hydra.model import model_spec
 from arctic_hydra.model.model_spec import ModelSpec, RegisteredSpec, register_model_spec, registered_spec
 

@@ -19,7 +19,7 @@ class ExtensionSearchPath(SearchPathPlugin):
         """Append the options of each extension if the composing program is arctic_hydra."""
         main = next((item.path for item in search_path.get_path() if item.provider == "main"), "") or ""
         from arctic_hydra.cli.search_path import conf_dir
-        from arctic_hydra.component import BROKEN_EXTENSIONS
+        from arctic_hydra.files.extensions import BROKEN_EXTENSIONS
 
         if main.removeprefix("file://") != conf_dir():
             return
