@@ -18,8 +18,8 @@ from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
 from arctic_hydra.component import CAUSAL_LM, Component, default_of, is_settings
 from arctic_hydra.converter import combinations
 from arctic_hydra.converter.tiled_mlp import TiledMLP
-from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.generation import answer_settings
 from arctic_hydra.hub import holds_path
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.names import VARLEN_ATTENTION
@@ -125,7 +125,7 @@ def _task_problems(run: Run) -> Iterator[str]:
             f"from_checkpoint: got {run.from_checkpoint}, but task={task} ignores it; pass "
             f"task=evaluate, export or chat, or init_from=<path> to train from its weights"
         )
-    yield from _answer_problems(run)
+    yield from answer_settings.problems(run)
     if run.extend is not None and not any(engine.auto_resume for engine in run.checkpoint.values()):
         yield "extend: needs an engine that loads the checkpoint of that run; pass checkpoint=deepspeed or checkpoint=[deepspeed,hf]"
     if run.export not in (None, "best"):
@@ -136,42 +136,6 @@ def _task_problems(run: Run) -> Iterator[str]:
         yield f"export: got best, but from_checkpoint={run.from_checkpoint} selects another checkpoint; drop one of them"
     if task == "evaluate" and not run.data.has_evaluation:
         yield "task: got evaluate, but there is no evaluation data; set data.eval_sources or data.train_eval_split"
-
-
-def _answer_problems(run: Run) -> Iterator[str]:
-    """Yield settings of generated answers that are wrong, or that this task ignores."""
-    given = {item.name for item in fields(run) if item.name in _OF_CHAT and getattr(run, item.name) != default_of(item)}
-    if run.task.name != "chat":
-        for name in sorted(given):
-            yield f"{name}: got {shorten(getattr(run, name))}, but task={run.task.name} ignores it; pass task=chat, or remove it"
-        yield from _exact_match_problems(run)
-        return
-    if run.prompt is not None and not run.prompt.strip():
-        yield "prompt: got an empty text, expected a prompt; leave it out to type prompts"
-    if run.prompt is not None and run.prompts is not None:
-        yield f"prompts: got {shorten(run.prompts)} together with prompt; expected one of them; remove one"
-    if run.out is not None and run.prompts is None:
-        yield f"out: got {shorten(run.out)}, which has no effect without prompts=<file>; redirect standard output, or remove it"
-    if run.temperature == 0 and (ignored := given & {"top_p", "sampling_seed"}):
-        yield f"{min(ignored)}: has no effect with temperature=0, which takes the most probable token; pass a temperature, or remove it"
-
-
-_OF_CHAT = ("prompt", "prompts", "out", "system", "temperature", "top_p", "sampling_seed")
-"""Settings of task=chat only."""
-
-
-def _exact_match_problems(run: Run) -> Iterator[str]:
-    """Yield problems of the exact match, which an experiment may set for evaluations and other tasks leave alone."""
-    key = "exact_match.pattern"
-    yield from run.exact_match.problems()
-    if run.exact_match.pattern is None or run.task.name not in ("evaluate", "check"):
-        return
-    if run.trainer.auto_class != CAUSAL_LM:
-        name = _option_name(type(run.trainer))
-        yield f"{key}: needs generated answers, but trainer={name} trains a model that gives scores instead of text; remove it"
-    elif not isinstance(run.data, SFTDataFactory):
-        name = _option_name(type(run.data))
-        yield f"{key}: needs questions with answers, but data={name} has none; expected data of conversations, or remove it"
 
 
 def _score_problems(run: Run) -> Iterator[str]:
