@@ -43,7 +43,7 @@ DATA_LAYERS: dict[str, int] = {
             "formats cache",
             "encode base",
             "prepare source load",
-            "stream checks",
+            "stream checks tokenized_settings",
             "tokenized",
         )
     )

@@ -1,22 +1,20 @@
-"""Base of the data factories that tokenize ahead of training: cache, length policy, packing, splits."""
+"""Base of the data factories that tokenize ahead of training: cache, packing, splits, streams."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import display
-from arctic_hydra.data.base import BatchGeometry, DataFactory, DataSource, Loader
+from arctic_hydra.data.base import BatchGeometry, DataSource, Loader
 from arctic_hydra.data.checks import field_problems
 from arctic_hydra.data.formats.reading import Reading, RowFormat
-from arctic_hydra.data.prepare.truncation import Malformed, Overlong
+from arctic_hydra.data.tokenized_settings import MixBy, TokenizedSettings
 from arctic_hydra.errors import ConfigError, DataError, FieldError
-from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number, parse_human_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,81 +28,13 @@ if TYPE_CHECKING:
     from arctic_hydra.distributed import World
 
 
-DEFAULT_DIV_LENGTH = 256
-"""Divisor of the length of rows with `pad_to=div_length`."""
 STREAM_PROCESSES = 4
 """Maximum number of processes that tokenize a stream when `num_proc` is unset: they share the cores with training."""
 
 
-class MixBy(Enum):
-    """Unit of the sources' weights."""
-
-    examples = "examples"
-    tokens = "tokens"
-
-
-class PadTo(Enum):
-    """Length to which rows are padded."""
-
-    longest = "longest"
-    div_length = "div_length"
-    max_length = "max_length"
-
-
 @dataclass(kw_only=True)
-class TokenizedDataFactory(DataFactory):
+class TokenizedDataFactory(TokenizedSettings):
     """Rows are tokenized once, cached, and served as packs or padded rows; the base of the built-in data factories."""
-
-    max_length: HumanInt = integer(2048, minimum=2, maximum=10**9)
-    """Maximum tokens per example and per pack; at most the model's longest context, from which it is not filled in."""
-    packing: bool = True
-    """Pack several examples into one row without padding; they cannot attend to each other."""
-    always_max_length: bool = False
-    """Fill every pack but the last of an epoch with exactly `max_length` tokens; an example cut by its end continues in another."""
-    drop_last: bool = False
-    """Leave out the emptiest pack of an epoch (the last, with `always_max_length`) unless it is full."""
-    repeat_to_pack_max_length: bool = False
-    """Repeat data that is smaller than one pack until the pack is full."""
-    fuse_positions_prob: HumanFloat = number(0.0, minimum=0, maximum=1)
-    """Probability that a training pack becomes one document, whose examples attend to each other, to practice long contexts."""
-    pad_to: PadTo = PadTo.longest
-    """Pad rows to the longest of the batch (packs not at all), to a multiple of `div_length`, or to `max_length` tokens per pack."""
-    div_length: HumanInt | None = integer(None, minimum=1, maximum=10**9)
-    """Divisor of the length of rows with `pad_to=div_length`; 256 when unset."""
-    group_by_length: bool = False
-    """Without packing, batch examples of similar length to reduce padding."""
-    mix_by: MixBy = MixBy.examples
-    """Unit of the sources' `weight`: examples or tokens."""
-    overlong: Overlong = Overlong.drop
-    """How to handle examples longer than `max_length`; truncation falls between turns where possible and is reported."""
-    malformed: Malformed = Malformed.error
-    """How to handle malformed rows: `error` stops, `drop` skips and counts them."""
-    train_eval_split: list[Any] = field(default_factory=lambda: [1.0, 0.0])
-    """Shares of the sources' rows for training and for evaluation; they sum to 1."""
-    num_proc: HumanInt | None = integer(None, minimum=1, maximum=4096)
-    """Processes that tokenize; all cores when unset."""
-    cache: bool = True
-    """Cache tokenized data for later runs (`on`), or tokenize in every process of every run (`off`)."""
-    cache_dir: str | None = None
-    """Directory of the cache of tokenized data; `$XDG_CACHE_HOME/arctic_hydra` when unset."""
-    fail_on_missing_cache: bool = False
-    """Fail if the cache lacks the tokenized data, instead of tokenizing it; task=preview prepares it."""
-    prefetch_steps: HumanInt = integer(2, minimum=0, maximum=1_000_000)
-    """Optimizer steps to prefetch in a background thread; 0 builds each batch on demand."""
-    streaming: bool = False
-    """Read, tokenize and pack during training, without a copy on disk; needs `trainer.train_iters`."""
-    buffer_rows: HumanInt = integer(10_000, minimum=1, maximum=10**9)
-    """Rows of a stream that are shuffled and packed together; a larger buffer mixes and packs better."""
-
-    excluded_from_id: ClassVar[frozenset[str]] = frozenset(
-        ("num_proc", "cache", "cache_dir", "fail_on_missing_cache", "prefetch_steps")
-    )
-
-    def __post_init__(self) -> None:
-        """Convert the shares of the split once, as every numeric field; `validate` reports those that are no numbers."""
-        with suppress(ValueError):
-            self.train_eval_split = [float(parse_human_number(share)) for share in self.train_eval_split]
-        super().__post_init__()
 
     def validate(self) -> None:
         """Check the sources, the split, the order and what streaming excludes."""
@@ -118,11 +48,6 @@ class TokenizedDataFactory(DataFactory):
             for name, source in sources.items():
                 for problem in source.check_environment():
                     yield f"{group}.{name}.{problem}"
-
-    @property
-    def has_evaluation(self) -> bool:
-        """Whether `build` returns an evaluation loader."""
-        return bool(self.eval_sources) or self.train_eval_split[1] > 0
 
     def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:
         """Return the training loader, and the evaluation loader where there is evaluation data.
@@ -302,32 +227,6 @@ class TokenizedDataFactory(DataFactory):
             phase.advance(len(examples))
         return loader
 
-    @property
-    def packs(self) -> bool:
-        """Whether a row of a batch may hold several examples, without padding."""
-        return self.packing
-
-    @property
-    def row_tokens(self) -> int:
-        """Maximum tokens of one example."""
-        return self.max_length
-
-    @property
-    def pack_tokens(self) -> int:
-        """Maximum tokens per pack."""
-        return self.max_length
-
-    @property
-    def row_multiple(self) -> int:
-        """Number of tokens whose multiples the lengths of rows are padded to; 1 if they are not."""
-        return (self.div_length or DEFAULT_DIV_LENGTH) if self.pad_to is PadTo.div_length else 1
-
-    def padded_row_tokens(self, micro_batch_size: int) -> int | None:
-        """Tokens to which each row of a batch is padded at least; None if rows are not padded to a length."""
-        if self.pad_to is not PadTo.max_length:
-            return None
-        return micro_batch_size * self.pack_tokens if self.packing else self.max_length
-
     def create_stream(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> Loader:
         """Return a loader that reads the training sources during training."""
         from arctic_hydra.data.prepare.key import cache_key
@@ -370,11 +269,6 @@ class TokenizedDataFactory(DataFactory):
             return stream, self._source_rows("train", name, rows)
         except DataError as error:
             raise DataError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
-
-    @property
-    def needs_limit(self) -> bool:
-        """Whether the data has no known end, so that the length of the run must come from `trainer.train_iters`."""
-        return self.streaming
 
     def rows_of(self, source: DataSource, split: str) -> dict[str, Any]:
         """Return values that identify a source's rows; for streamed rows, those known without reading them."""

@@ -93,6 +93,7 @@ PLANTED = [
         eos_token_id=2,
     ),
     dict(
+        do_sample=True,
         suppress_tokens=list(range(0, 4096, 2)),
         begin_suppress_tokens=list(range(1, 4096, 4)),
         bad_words_ids=[[token] for token in range(3, 4096, 4)],
