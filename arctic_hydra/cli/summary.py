@@ -66,7 +66,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     if result.get("stop_reason"):
         return  # a callback has ended this run, and would end a longer one as well
     overrides = directory.record()["overrides"]
-    fine_tunes = not any(item.startswith(("trainer=", "experiment=")) for item in overrides)
+    other_trainers = ("trainer=", "experiment=", "data=text", "data=unpaired")  # such data brings its trainer
+    fine_tunes = not any(item.startswith(other_trainers) for item in overrides)
     print(f"next: train longer{', or on your own data' * fine_tunes}:")
     print(f"  {shlex.join([*PROGRAM.split(), *_longer(directory, overrides, result)])}")
     if fine_tunes:

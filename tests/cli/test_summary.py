@@ -78,7 +78,11 @@ def test_what_the_same_command_does_after_a_wrong_export_depends_on_the_checkpoi
     longer = {**result, "status": run_directory.FINISHED, "error": ""}
     directory.update_record(overrides=["name=default"])
     print_result(directory, longer)
-    assert "extend=" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "extend=" in out and "or on your own data" in out
+    directory.update_record(overrides=["data=text"])
+    print_result(directory, longer)
+    assert "your own data" not in capsys.readouterr().out
 
 
 def test_what_is_kept_of_a_run_that_stopped_while_scores_were_computed(tmp_path, capsys):
