@@ -75,13 +75,13 @@ def extras(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks, tests/bench/bench_*.py, one after another."""
-    scripts = sorted(Path("tests/bench").glob("bench_*.py"))
-    if not scripts:
-        session.skip("tests/bench/ contains no bench_*.py")
+    """Run the benchmarks: those that compare write tests/bench/RESULTS.md, the others print; `-- startup --rounds 9` selects."""
     session.install(*PINNED, "-e", ".[test]")
-    for script in scripts:
-        session.run("python", str(script), *session.posargs)
+    session.run("python", "-m", "tests.bench", *session.posargs)
+    if not session.posargs:
+        for script in sorted(Path("tests/bench").glob("bench_*.py")):
+            if "\ndef comparisons(" not in script.read_text():
+                session.run("python", "-m", f"tests.bench.{script.stem}")
 
 
 @nox.session

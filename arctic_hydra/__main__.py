@@ -19,12 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from arctic_hydra import __version__, config, redaction
-from arctic_hydra.cli import compose, multirun, search_path, user_code
-from arctic_hydra.cli.completion import shells
+from arctic_hydra.cli import compose, search_path, user_code
 from arctic_hydra.cli.compose_errors import translate_error
-from arctic_hydra.cli.help import topics
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize
-from arctic_hydra.cli.run import run_one
 from arctic_hydra.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -97,13 +94,17 @@ def _dispatch(arguments: list[str]) -> int:
         if value:
             raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
     if options.shell_completion:
+        from arctic_hydra.cli.completion import shells
+
         print(shells.respond(options.overrides), end="")
         return EXIT_DONE
     if options.hydra_help or options.info:
         return _hydra(options, name)
     if options.multirun and not (options.help or options.cfg):
-        return multirun.run_sweep(options.overrides, name, options.config_dir, run_one)
+        return _sweep(options, name)
     if options.help:
+        from arctic_hydra.cli.help import topics
+
         topics.print_help(PROGRAM, options.overrides, options.config_dir)
         return EXIT_DONE
     composed = compose.compose_config(options.overrides, name, options.config_dir)
@@ -114,23 +115,34 @@ def _dispatch(arguments: list[str]) -> int:
     is_training = composed.job["task"] == config.Task.train.name
     launched = is_training or any(is_hydra_override(item, "launcher") for item in options.overrides)
     if launched and composed.choices["hydra/launcher"] != "basic":
-        return multirun.run_sweep(options.overrides, name, options.config_dir, run_one)  # a sweep of one job
+        return _sweep(options, name)  # of one job
     for override in options.overrides:
         if is_hydra_override(override) and not is_hydra_override(override, "searchpath"):
             raise ConfigError(
                 f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
             )
+    from arctic_hydra.cli.run import run_one
+
     answers = composed.job["task"] == config.Task.chat.name  # then standard output is for these only
     for line in composed.followed:
         print(f"default  {line}", file=sys.stderr if answers else sys.stdout)
     return run_one(composed.job, [*flags(name, options.config_dir), *options.overrides])
 
 
+def _sweep(options: Any, name: str) -> int:
+    from arctic_hydra.cli import multirun
+    from arctic_hydra.cli.run import run_one
+
+    return multirun.run_sweep(options.overrides, name, options.config_dir, run_one)
+
+
 def _show(options: Any, composed: compose.Composed) -> int:
     """Print the composed config, with its interpolations unless `--resolve` is given."""
-    cfg = composed.unresolved
-    hydra = OmegaConf.create({"hydra": cfg.hydra})
-    tree = {"job": compose.without_hydra(cfg), "hydra": hydra, "all": cfg}[options.cfg]
+    tree = composed.unresolved
+    if options.cfg == "job":
+        compose.remove_hydra(tree)
+    elif options.cfg == "hydra":
+        tree = OmegaConf.create({"hydra": tree.hydra})
     with compose.closed_resolvers():
         try:
             node = OmegaConf.select(tree, options.package) if options.package not in (None, "_global_") else tree

@@ -27,9 +27,6 @@ from typing import (
     get_type_hints,
 )
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
-
 from arctic_hydra.errors import DuplicateOption, FieldError
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import extension_of
@@ -40,13 +37,11 @@ if TYPE_CHECKING:
 
     from arctic_hydra.distributed import World
 
-MISSING_VALUE = "???"
+MISSING_VALUE: Any = "???"
 """The value of a required key that is not set, as OmegaConf writes it."""
-
 _REGISTRY: dict[tuple[str, str], type] = {}
 BY_TARGET: dict[str, type] = {}
 """The classes that a config may name, by the exact text of `_target_`."""
-
 C = TypeVar("C", bound=type)
 
 
@@ -113,8 +108,7 @@ class Component(ABC):
     """Part of the identity of every run that uses the component; increment it when a default or the numerics change."""
 
     def __post_init__(self) -> None:
-        problems = convert_fields(type(self), vars(self))
-        if problems:
+        if problems := convert_fields(type(self), vars(self)):
             raise FieldError(problems)
         self.validate()
 
@@ -189,16 +183,14 @@ class Component(ABC):
 def component(*, group: str, name: str) -> Callable[[C], C]:
     """Register a class as option `name` of config group `group`.
 
-    The class becomes a keyword-only dataclass with a `_target_` field, its schema is stored as
-    `schema/<group>/<name>`, and a config can name it as `_target_`. In the file of `code=`, `code:` precedes the name.
-    Raises DuplicateOption if the option exists.
+    The class becomes a keyword-only dataclass with a `_target_` field, its schema is `schema/<group>/<name>`, and a config can
+    name it as `_target_`. In the file of `code=`, `code:` precedes the name. Raises DuplicateOption if the option exists.
     """
 
     def register(cls: C) -> C:
         target = f"{cls.__module__}.{cls.__qualname__}"
         option = f"{code_file.PREFIX}{name}" if code_file.owns(cls.__module__) else name
-        if (group, option) in _REGISTRY:
-            taken = _REGISTRY[group, option]
+        if taken := _REGISTRY.get((group, option)):
             raise DuplicateOption(
                 f"{group}={option} is already {taken.__module__}.{taken.__qualname__}; {target} needs another name",
                 (group, option),
@@ -207,14 +199,22 @@ def component(*, group: str, name: str) -> Callable[[C], C]:
         cls._target_ = target  # type: ignore[attr-defined]
         cls.option_group, cls.option_name = group, option  # type: ignore[attr-defined]
         decorated: Any = dataclass(kw_only=True)(cls)
-        _refuse_types(decorated)
-        _refuse_groups(decorated)
+        if not target.startswith("arctic_hydra."):  # the tests check ours, so that no command has to
+            check_schema(decorated)
         _REGISTRY[group, option] = decorated
         BY_TARGET[target] = decorated
-        ConfigStore.instance().store(group=f"schema/{group}", name=option, node=decorated, provider="arctic_hydra")
         return decorated  # type: ignore[no-any-return]
 
     return register
+
+
+def check_schema(cls: Any) -> None:
+    """Raise an error if OmegaConf cannot make a schema of a component, or if keys of it could not be set."""
+    from omegaconf import OmegaConf
+
+    _refuse_types(cls)
+    _refuse_groups(cls)
+    OmegaConf.structured(cls)
 
 
 def _refuse_types(cls: Any) -> None:
@@ -222,9 +222,9 @@ def _refuse_types(cls: Any) -> None:
     for name, hint in ((item.name, hints_of(cls)[item.name]) for item in fields(cls)):
         if not _is_plain(hint):
             text = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
-            members = "an Enum with these members"
-            instead = members if "Literal[" in text else "str, int, float, bool, an Enum, or a list or dict of them"
-            raise TypeError(f"{cls.__qualname__}.{name}: a config cannot hold a {text}; declare {instead} instead")
+            plain = "str, int, float, bool, an Enum, or a list or dict of them"
+            usual = "an Enum with these members" if "Literal[" in text else plain
+            raise TypeError(f"{cls.__qualname__}.{name}: a config cannot hold a {text}; declare {usual} instead")
 
 
 def _is_plain(hint: Any) -> bool:
@@ -308,11 +308,10 @@ def registered(group: str | None = None) -> dict[tuple[str, str], type]:
     return {key: cls for key, cls in _REGISTRY.items() if group in (None, key[0])}
 
 
-def store_root(cls: type[Component]) -> None:
-    """Store the schema of the root config, and register the class."""
+def register_root(cls: type[Component]) -> None:
+    """Register the class of the root config."""
     cls.option_group, cls.option_name = "schema", "run"
     BY_TARGET[f"{cls.__module__}.{cls.__qualname__}"] = cls
-    ConfigStore.instance().store(group="schema", name="run", node=cls, provider="arctic_hydra")
 
 
 @cache
@@ -336,6 +335,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def to_yaml(content: Any) -> str:
     """Return plain content as YAML that OmegaConf reads and resolves to equal content: `${` in a text is escaped."""
+    from omegaconf import OmegaConf  # not at the top: ranks do without it
+
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(content)))
 
 

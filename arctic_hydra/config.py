@@ -10,8 +10,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from omegaconf import MISSING
-
 from arctic_hydra import cross_checks
 
 # Importing a family's base runs the family's __init__, which registers its options.
@@ -19,13 +17,14 @@ from arctic_hydra.callback.base import Callback
 from arctic_hydra.checkpoint.base import CheckpointEngine
 from arctic_hydra.checkpoint.hf import export_name_problem
 from arctic_hydra.component import (
+    MISSING_VALUE,
     Component,
     RunContext,
     choice,
     component,
     default_of,
     is_settings,
-    store_root,
+    register_root,
 )
 from arctic_hydra.converter.activation_offload import ActivationOffload
 from arctic_hydra.converter.base import ModelConverter
@@ -181,19 +180,19 @@ class Run(Component):
     """`host:port` on the first machine to which all machines connect; the port must be free there."""
     hostfile: str | None = None
     """File with lines such as `node1 slots=8`; the command starts ranks on every host over ssh."""
-    model: ModelFactory = MISSING
-    tokenizer: TokenizerFactory = MISSING
-    data: DataFactory = MISSING
-    optimizer: OptimizerFactory = MISSING
-    scheduler: SchedulerFactory = MISSING
-    deepspeed: EngineFactory = MISSING
-    trainer: TrainerSlot = MISSING
+    model: ModelFactory = MISSING_VALUE
+    tokenizer: TokenizerFactory = MISSING_VALUE
+    data: DataFactory = MISSING_VALUE
+    optimizer: OptimizerFactory = MISSING_VALUE
+    scheduler: SchedulerFactory = MISSING_VALUE
+    deepspeed: EngineFactory = MISSING_VALUE
+    trainer: TrainerSlot = MISSING_VALUE
     checkpoint: dict[str, CheckpointEngine] = field(default_factory=dict)
     converter: dict[str, ModelConverter] = field(default_factory=dict)
-    peft: PeftSlot = MISSING
+    peft: PeftSlot = MISSING_VALUE
     callback: dict[str, Callback] = field(default_factory=dict)
     tracking: dict[str, Tracker] = field(default_factory=dict)
-    log: Log = MISSING
+    log: Log = MISSING_VALUE
 
     excluded_from_id: ClassVar[frozenset[str]] = frozenset(
         (
@@ -281,7 +280,7 @@ class Run(Component):
         return list(cross_checks.environment_problems(self))
 
 
-store_root(Run)
+register_root(Run)
 
 
 def build(tree: dict[str, Any]) -> Run:

@@ -55,8 +55,8 @@ SIBLINGS_APART = 3
 # Third-party packages that only some modules may import.
 ONLY_IN = {
     "deepspeed": {"engine"},
-    "hydra": {"component", "config", "cli", "__main__"},
-    "omegaconf": {"component", "config", "cli", "__main__"},
+    "hydra": {"cli", "__main__"},
+    "omegaconf": {"component", "cli", "__main__"},
     "hydra_plugins": set[str](),
     "submitit": set[str](),
 }

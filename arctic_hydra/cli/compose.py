@@ -19,7 +19,7 @@ from hydra import compose
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.base import Container, Node
 from omegaconf.basecontainer import BaseContainer
 
@@ -209,13 +209,10 @@ def _size(value: Any) -> int:
     return 1 + (len(value) // 1000 if isinstance(value, str | bytes) else 0)
 
 
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return a composed config without Hydra's own node."""
-    job = cfg.copy()
-    OmegaConf.set_struct(job, False)
-    job.pop("hydra", None)
-    OmegaConf.set_struct(job, True)
-    return job
+def remove_hydra(cfg: DictConfig) -> None:
+    """Remove Hydra's own node from a composed config."""
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
 
 
 def _resolve(cfg: DictConfig) -> Composed:

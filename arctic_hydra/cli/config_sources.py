@@ -6,7 +6,8 @@ All jobs of a sweep compose from the files as they were first read.
 from __future__ import annotations
 
 import math
-from copy import deepcopy
+from copy import copy, deepcopy
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from hydra._internal.config_repository import ConfigRepository  # the one place 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader  # the rules by which OmegaConf reads scalars
 from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.files.extensions import extensions
@@ -40,13 +44,31 @@ _TAGS = {
 """The tags of plain data, by the kind of value."""
 _NULLS = ("", "~", "null")
 _EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Loader: Any = get_yaml_loader()
+if yaml.__with_libyaml__:
+
+    class _FastLoader(yaml.cyaml.CParser, _Loader):  # type: ignore[misc]
+        """OmegaConf's loader on libyaml, which is several times as fast as PyYAML's own parser."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            SafeConstructor.__init__(self)  # type: ignore[no-untyped-call]
+            Resolver.__init__(self)  # type: ignore[no-untyped-call]
+
+    _Loader = _FastLoader
 
 
-class ConfigCache(dict[str, ConfigResult]):
-    """Loaded configs by path; later compositions use them, even if the files have changed."""
+@dataclass(frozen=True)
+class _File:
+    """A config file as it was first read."""
 
-    def __deepcopy__(self, memo: object) -> ConfigCache:
-        return self  # Hydra copies its config repository; all copies share one cache
+    source: ConfigSource
+    header: dict[str, str | None]
+    values: dict[Any, Any]
+
+
+class ConfigCache(dict[str, _File]):
+    """Config files by path; later compositions use them, even if the files have changed."""
 
 
 class _Inclusions(list[Any]):
@@ -74,6 +96,12 @@ class _Repository(ConfigRepository):
         self._cache = cache
         self._included = [0]
 
+    def __deepcopy__(self, memo: object) -> _Repository:
+        """Hydra copies it for each composition, which may open other sources and counts its own files."""
+        copied = copy(self)
+        copied._included = [0]
+        return copied
+
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         """Check every source before Hydra opens it, which imports the packages that `pkg://` and `structured://` name."""
         problems = [
@@ -84,19 +112,32 @@ class _Repository(ConfigRepository):
         super().initialize_sources(config_search_path)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
+        found = self._from_file(config_path) or super().load_config(config_path)
+        if found is None:
+            return None
+        if unpacked := _package_problem(config_path, found):
+            raise ConfigError(unpacked)
+        found.defaults_list = _Inclusions(found.defaults_list or [], config_path, self._included)
+        return found
+
+    def _from_file(self, config_path: str) -> ConfigResult | None:
+        """Return what Hydra would read of a file; None for schemas, and for what Hydra is left to report: no file, no mapping, no YAML."""
         if config_path not in self._cache:
             source = self._find_object_source(config_path, ObjectType.CONFIG)
-            if source is None:
+            if source is None or source.scheme() not in ("file", "pkg"):
                 return None
-            if problem := _content_problem(_text_of(source, config_path)):
+            text = _text_of(source, config_path)
+            if problem := _content_problem(text):
                 raise ConfigError(f"{source.path}/{source._normalize_file_name(config_path)}:{problem}")
-            loaded = super().load_config(config_path)
-            assert loaded is not None, config_path
-            if unpacked := _package_problem(config_path, loaded):
-                raise ConfigError(unpacked)
-            self._cache[config_path] = loaded
-        found = deepcopy(self._cache[config_path])
-        found.defaults_list = _Inclusions(found.defaults_list or [], config_path, self._included)
+            values = _mapping_in(text)
+            if values is None:
+                return None
+            self._cache[config_path] = _File(source, ConfigSource._get_header_dict(text[:512]), values)
+        file = self._cache[config_path]
+        content = OmegaConf.create(file.values)
+        found = ConfigResult(file.source.provider, file.source.full_path(), content, dict(file.header))
+        defaults = self._extract_defaults_list(config_path, content)
+        found.defaults_list = self._create_defaults_list(config_path, defaults)
         return found
 
     def text_of(self, config_path: str) -> str:
@@ -158,6 +199,15 @@ def _text_of(source: ConfigSource, config_path: str) -> str:
         return ""
     with place.open(encoding="utf-8") as file:
         return file.read(100 * MOST_VALUES + 1)  # type: ignore[no-any-return]
+
+
+def _mapping_in(text: str) -> dict[Any, Any] | None:
+    """Return the mapping that a YAML document holds, which may be empty; None if it is something else, or no valid YAML."""
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, KeyError):
+        return None
+    return values if isinstance(values, dict) else {} if values is None else None
 
 
 def _content_problem(text: str) -> str:

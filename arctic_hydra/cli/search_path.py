@@ -13,6 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
 from arctic_hydra.cli.config_sources import ConfigCache, use_repository
+from arctic_hydra.cli.schemas import store_schemas
 
 
 def conf_dir() -> str:
@@ -29,6 +30,7 @@ def hydra_with(config_dir: str | None = None, cache: ConfigCache | None = None) 
     With a cache, files that an earlier composition read are not read again. The override `hydra.searchpath` cannot
     replace `config_dir`: Hydra applies it after it has loaded the primary config.
     """
+    store_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
         if config_dir:

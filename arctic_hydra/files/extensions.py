@@ -11,16 +11,16 @@ from arctic_hydra.errors import DuplicateOption, describe
 ENTRY_POINT_GROUP = "arctic_hydra"
 
 
-def extensions() -> list[EntryPoint]:
+@cache
+def extensions() -> tuple[EntryPoint, ...]:
     """Return the entry points of installed extension packages, sorted by name."""
-    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+    return tuple(sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name))
 
 
 @cache
 def extension_of(package: str) -> str:
     """Return the entry point that registers the components of a package; empty for this package and unregistered ones."""
-    names = [point.name for point in extensions() if point.module.partition(".")[0] == package]
-    return names[0] if names else ""
+    return next((point.name for point in extensions() if point.module.partition(".")[0] == package), "")
 
 
 BROKEN_EXTENSIONS: dict[str, str] = {}

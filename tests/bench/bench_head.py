@@ -1,26 +1,45 @@
-"""Peak memory and time of the head's loss, chunked against all logits at once, at a vocabulary of 151,936.
+"""Time and peak memory of the head's loss, chunked against all logits at once, at a vocabulary of 151,936.
 
-    python -m tests.bench.bench_head [rows] [repeats]
-
-Each side runs forward and backward in a process of its own, the sides in turn; both print their loss and the norms of
-their gradients, which must agree.
+`python -m tests.bench head`. Each side runs forward and backward in a process of its own; losses and gradient norms must agree.
 """
 
 from __future__ import annotations
 
 import json
 import resource
-import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tests.bench.harness import Comparison, Sample, command
 
 ROWS, WIDTH, VOCABULARY = 768, 256, 151_936
+SIDES = {"all logits at once": "full", "chunked": "chunked"}
 
 
-def side(name: str, rows: int) -> dict[str, float]:
-    """Run one side; return its peak memory above the inputs in MiB, seconds, loss and gradient norms."""
+def comparisons(folder: Path, quick: bool) -> Iterator[Comparison]:
+    """Yield the one comparison."""
+    if quick:
+        sides = {name: partial(side, kind, 8, 512) for name, kind in SIDES.items()}
+    else:
+        sides = {name: partial(in_process, kind, folder) for name, kind in SIDES.items()}
+    settings = f"{ROWS} rows of {WIDTH}, forward and backward"
+    yield Comparison(f"loss over {VOCABULARY:,} tokens", sides, _check, settings=settings)
+
+
+def in_process(kind: str, folder: Path) -> Sample:
+    """Run one side in a new process."""
+    code, output, errors = command([sys.executable, "-m", __name__, kind], folder).answer
+    assert code == 0, errors
+    return Sample(**json.loads(output.splitlines()[-1]))
+
+
+def side(kind: str, rows: int, vocabulary: int) -> Sample:
+    """Run one side; the answer is the loss and the norms of the gradients, the memory is that above the inputs."""
     import torch
 
     from arctic_hydra.trainer.chunked import chunked_losses
@@ -28,52 +47,30 @@ def side(name: str, rows: int) -> dict[str, float]:
 
     torch.manual_seed(0)
     hidden = torch.randn(rows, WIDTH, requires_grad=True)
-    weight = (torch.randn(VOCABULARY, WIDTH) * 0.02).requires_grad_()
-    targets = torch.randint(VOCABULARY, (rows,))
+    weight = (torch.randn(vocabulary, WIDTH) * 0.02).requires_grad_()
+    targets = torch.randint(vocabulary, (rows,))
 
     def losses(chosen: slice) -> torch.Tensor:
-        if name == "chunked":
+        if kind == "chunked":
             return chunked_losses(hidden[chosen], weight, None, targets[chosen])
         return plain_losses(torch.nn.functional.linear(hidden[chosen], weight), targets[chosen])
 
     losses(slice(0, 2)).sum().backward()  # threads and libraries, and the weight's gradient, which both sides hold
     hidden.grad, weight.grad = None, torch.zeros_like(weight)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     loss = losses(slice(None)).sum()
     loss.backward()
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    norms = {"hidden": float(hidden.grad.norm()), "weight": float(weight.grad.norm())}
-    return {"mib": peak, "seconds": seconds, "loss": float(loss.detach()), **norms}
+    answer = [float(value) for value in (loss.detach(), hidden.grad.norm(), weight.grad.norm())]
+    return Sample(seconds, cpu, answer, {"MiB above the inputs": peak})
 
 
-def main(rows: int, repeats: int) -> None:
-    """Run both sides in turn and print medians and ratios."""
-    results: dict[str, list[dict[str, float]]] = {"full": [], "chunked": []}
-    for _ in range(repeats):
-        for name, runs in results.items():
-            command = [sys.executable, "-m", "tests.bench.bench_head", "--side", name, str(rows)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-            runs.append(json.loads(done.stdout.splitlines()[-1]))
-    for key in ("loss", "hidden", "weight"):
-        full, chunked = (results[name][0][key] for name in results)
-        assert abs(full - chunked) <= 1e-5 * abs(full), f"{key}: {full} and {chunked}"
-    median = {
-        name: {key: statistics.median(run[key] for run in runs) for key in ("mib", "seconds")}
-        for name, runs in results.items()
-    }
-    for name, values in median.items():
-        print(f"{name:8} {values['mib']:8.0f} MiB above the inputs  {values['seconds']:6.2f} s")
-    memory, seconds = (median["full"][key] / median["chunked"][key] for key in ("mib", "seconds"))
-    print(
-        f"{rows} rows x {VOCABULARY:,}: memory {memory:.1f} times less, time {1 / seconds:.2f} of the full loss; equal results"
-    )
+def _check(answers: dict[str, Any]) -> None:
+    for full, chunked in zip(*answers.values(), strict=True):
+        assert abs(full - chunked) <= 1e-5 * abs(full), answers
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--side"]:
-        print(json.dumps(side(sys.argv[2], int(sys.argv[3]))))
-    else:
-        given = [int(value) for value in sys.argv[1:]]
-        main(*given, *(ROWS, 3)[len(given) :])
+    print(json.dumps(asdict(side(sys.argv[1], ROWS, VOCABULARY))))

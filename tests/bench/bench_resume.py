@@ -1,65 +1,58 @@
 """How long a resume takes late in an epoch against early in it: the whole command, until one more step is done and saved.
 
-`python tests/bench/bench_resume.py [--repeats N]`. The two kinds are interleaved; each start works on a copy of the same run
-directory, and is checked to have resumed at its step and to have done exactly one more.
+`python -m tests.bench resume`. Each start works on a copy of the same run directory, and is checked to have resumed at its
+step and to have done exactly one more.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
-import statistics
 import sys
-import tempfile
-import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tests.command import SMALL, losses, only_run, run
+from tests.bench.harness import Comparison, Sample, command
+from tests.command import SMALL, losses, only_run
 
 ARGUMENTS = (
     f"{SMALL} tracking=[] trainer.eval_at_start=false trainer.micro_batch_size=2 checkpoint=[deepspeed] "
     "checkpoint.deepspeed.save_every_n_steps=0"
 )
-TARGET = 1.2
 
 
-def main() -> None:
-    """Prepare a run stopped at 10 % and at 90 % of its epoch, then time the same command on copies of both."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        first = run(f"{ARGUMENTS} trainer.exit_iteration=1", prepare(folder, "probe"), code=75)
-        [steps] = re.findall(r"stopped at step 1 of (\d+)", first.stdout)
-        stops = {share: max(1, int(steps) * share // 100) for share in (10, 90)}
-        for share, stop in stops.items():
-            run(f"{ARGUMENTS} trainer.exit_iteration={stop}", prepare(folder, f"{share}"), code=75)
-        taken: dict[int, list[float]] = {share: [] for share in stops}
-        for repeat in range(options.repeats):
-            for share, stop in stops.items():
-                copy = folder / f"{share}-{repeat}"
-                shutil.copytree(folder / f"{share}", copy)
-                start = time.perf_counter()
-                done = run(f"{ARGUMENTS} trainer.exit_iteration={stop + 1}", copy, code=75)
-                taken[share].append(time.perf_counter() - start)
-                assert f"resumed  from step-{stop:08d}" in done.stdout and len(losses(only_run(copy))) == stop + 1
-    print(f"{'resumed at':<12} {'step':>6} {'median s':>9}   all")
-    for share, stop in stops.items():
-        each = " ".join(f"{seconds:.1f}" for seconds in taken[share])
-        print(f"{share:>8} %   {stop:>6} {statistics.median(taken[share]):>9.2f}   {each}")
-    ratio = statistics.median(taken[90]) / statistics.median(taken[10])
-    print(f"late against early, of {steps} steps: {ratio:.2f} (target under {TARGET})")
+def comparisons(folder: Path, quick: bool) -> Iterator[Comparison]:
+    """Yield the one comparison, of runs stopped at 10 % and at 90 % of their epoch; it has no quick form."""
+    if quick:
+        return
+    _, output, _ = stopped_at(1, folder / "probe").answer
+    [steps] = re.findall(r"stopped at step 1 of (\d+)", output)
+    sides = {}
+    for share in (10, 90):
+        stop, start = max(1, int(steps) * share // 100), folder / f"{share}"
+        stopped_at(stop, start)
+        sides[f"resumed at {share} %"] = partial(resumed, start, stop)
+    yield Comparison(f"resume within an epoch of {steps} steps", sides, _check, {"resumed at 90 %": 1.2})
 
 
-def prepare(folder: Path, name: str) -> Path:
-    """Make an empty working directory."""
-    (folder / name).mkdir()
-    return folder / name
+def stopped_at(step: int, folder: Path) -> Sample:
+    """Train until a step, from the last checkpoint in a folder if there is one."""
+    folder.mkdir(exist_ok=True)
+    return command([sys.executable, "-m", "arctic_hydra", *ARGUMENTS.split(), f"trainer.exit_iteration={step}"], folder)
 
 
-if __name__ == "__main__":
-    main()
+def resumed(start: Path, stop: int) -> Sample:
+    """Resume a copy for one step; the answer is whether it did just that."""
+    copy = start.with_name(f"{start.name}-copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(start, copy)
+    taken = stopped_at(stop + 1, copy)
+    code, output, _ = taken.answer
+    good = code == 75 and f"resumed  from step-{stop:08d}" in output and len(losses(only_run(copy))) == stop + 1
+    return Sample(taken.wall, taken.cpu, good or taken.answer)
+
+
+def _check(answers: dict[str, Any]) -> None:
+    assert all(answer is True for answer in answers.values()), answers

@@ -1,45 +1,69 @@
-"""How long the command takes before any rank starts: help, the composed config, typos, and the answer to TAB.
+"""How long commands take: those that start no rank, against the bare imports of Hydra, and one step, against those of torch.
 
-Prints the best and the median of several runs of each, beside the time of an empty interpreter, and writes nothing.
+`python -m tests.bench startup`.
 """
 
 from __future__ import annotations
 
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-REPEATS = 15
-TARGET_SECONDS = 0.6
-CASES = {
-    "python -c pass": ["-c", "pass"],
-    "--help": ["-m", "arctic_hydra", "--help"],
-    "--cfg job": ["-m", "arctic_hydra", "--cfg", "job"],
-    "optimizer.lrr=1": ["-m", "arctic_hydra", "optimizer.lrr=1"],
-    "model=ligr": ["-m", "arctic_hydra", "model=ligr"],
-    "TAB": ["-m", "arctic_hydra", "-sc", "query=zsh"],
+from tests.bench.harness import Comparison, Sample, command
+
+HYDRA = "import hydra, omegaconf"
+TORCH = "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; import torch, transformers, deepspeed"
+SMALL = (
+    "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
+    "trainer.train_iters=1 trainer.eval_at_start=false trainer.eval_at_end=false fresh=true"
+)
+BARE = f"{SMALL} checkpoint=[] tracking=[] log.report=false"
+COMMANDS = {
+    # arguments: exit code, and what the output contains
+    "--cfg job": (0, "optimizer:\n"),
+    "--help": (0, "optimizer"),
+    "optimizer.lrr=1": (2, "optimizer.lr"),
+    "model=ligr": (2, "model: got 'ligr'"),
+    "-sc query=zsh": (0, "trainer.epochs="),
 }
+TARGETS = {"--cfg job": 2.2}
 
 
-def main() -> None:
-    """Time each case `REPEATS` times, interleaved, so that a busy moment hits all of them."""
-    times: dict[str, list[float]] = {name: [] for name in CASES}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(REPEATS):
-            for name, arguments in CASES.items():
-                start = time.perf_counter()
-                variables = {"PYTHONPATH": str(ROOT), "COMP_LINE": "arctic-hydra trainer=dpo trainer.epo"}
-                subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, env=variables)
-                times[name].append(time.perf_counter() - start)
-    for name, taken in times.items():
-        print(
-            f"{name:<20} best {min(taken):.3f} s  median {statistics.median(taken):.3f} s  (target {TARGET_SECONDS} s)"
-        )
+def comparisons(folder: Path, quick: bool) -> Iterator[Comparison]:
+    """Yield the commands without ranks, then those with one step."""
+    variables = {"COMP_LINE": "arctic-hydra trainer=dpo trainer.epo"}
+    wanted = {"--cfg job": COMMANDS["--cfg job"]} if quick else COMMANDS
+    sides = {text: partial(program, text, folder, variables) for text in wanted}
+    bare = {f"python -c '{HYDRA}'": partial(command, [sys.executable, "-c", HYDRA], folder)}
+    yield Comparison("commands without ranks", {**bare, **sides}, _check_outputs, TARGETS)
+    if quick:
+        return
+    program(BARE, folder)  # prepares the data
+    steps = {"one step": BARE, "one step, checkpoint, MLflow, export and report": SMALL}
+    sides = {name: partial(program, text, folder) for name, text in steps.items()}
+    bare = {
+        "python -c 'import torch, transformers, deepspeed'": partial(command, [sys.executable, "-c", TORCH], folder)
+    }
+    targets = dict(zip(steps, (1.3, 1.8), strict=True))
+    yield Comparison(
+        "whole commands, warm cache", {**bare, **sides}, _check_steps, targets, "two layers of 64, to the end"
+    )
 
 
-if __name__ == "__main__":
-    main()
+def program(text: str, folder: Path, variables: dict[str, str] | None = None) -> Sample:
+    """Run a command line of the package."""
+    return command([sys.executable, "-m", "arctic_hydra", *text.split()], folder, variables)
+
+
+def _check_outputs(answers: dict[str, Any]) -> None:
+    for text, (code, part) in COMMANDS.items():
+        if text in answers:
+            found, *outputs = answers[text]
+            assert found == code and any(part in output for output in outputs), (text, answers[text])
+
+
+def _check_steps(answers: dict[str, Any]) -> None:
+    for name, (code, output, errors) in answers.items():
+        assert code == 0 and (name.startswith("python") or "finished" in output), (name, output, errors)

@@ -1,9 +1,9 @@
-"""How often a step waits for the device or for other ranks: our loop against DeepSpeed's own, per micro-batch.
+"""How often a step waits for the device or for other ranks: our loop against DeepSpeed's own.
 
-`python tests/bench/bench_synchronization.py`. Counts, operator by operator, what reads a device's result on the host (item and
+`python -m tests.bench.bench_synchronization`. Counts, operator by operator, what reads a device's result on the host (item and
 all that ends in it, tolist, cpu, numpy, and operators whose output size is data) and every collective, in one optimizer
-step of 2 and one of 6 micro-batches: a quarter of the difference is what each micro-batch adds. The other side is
-DeepSpeed's minimal loop, `engine(...)`, `backward`, `step`, on the same model and documents.
+step of 2 and one of 6 micro-batches: a quarter of the difference is what each micro-batch adds; and in a whole step. The other
+side is DeepSpeed's minimal loop, `engine(...)`, `backward`, `step`, on the same model and documents.
 """
 
 from __future__ import annotations
@@ -64,8 +64,11 @@ def counted(action: Callable[[], Any]) -> Counter[str]:
     return operators.counts
 
 
-def per_micro_batch(run_dir: Path, stage: int, ours: bool, packed: bool) -> dict[str, float]:
-    """Return what each micro-batch adds, by operator; call it on every rank."""
+Step = Callable[[StepBatch], None]
+
+
+def loops(run_dir: Path, stage: int, packed: bool) -> tuple[Any, Step, Step]:
+    """Return a trainer, a step of its loop with the log line, and a step of DeepSpeed's minimal loop on the same engine."""
     from tests.trainer.loop import documents, make_trainer
 
     count = 3 * MANY * RANKS
@@ -75,8 +78,10 @@ def per_micro_batch(run_dir: Path, stage: int, ours: bool, packed: bool) -> dict
 
     def our_step(window: StepBatch) -> None:
         counts = trainer._agree(window)
-        trainer.step(window, counts)
+        with trainer.event("step", window=window, counts=counts):
+            trainer.step(window, counts)
         trainer._advance(counts)
+        trainer._log_if_due()
         trainer._check_exit()
         trainer.checkpoint()
 
@@ -94,12 +99,31 @@ def per_micro_batch(run_dir: Path, stage: int, ours: bool, packed: bool) -> dict
             engine.backward(output.loss)
             engine.step()
 
+    return trainer, our_step, minimal_step
+
+
+def per_micro_batch(run_dir: Path, stage: int, ours: bool, packed: bool) -> dict[str, float]:
+    """Return what each micro-batch adds, by operator; call it on every rank."""
+    trainer, our_step, minimal_step = loops(run_dir, stage, packed)
     first, second, third = trainer.train_batches
     step = our_step if ours else minimal_step
     step(first)  # sets things up
     few = counted(lambda: step(StepBatch(second.micro_batches[:FEW], 1)))
     many = counted(lambda: step(third))
     return {name: (many[name] - few[name]) / (MANY - FEW) for name in sorted(many | few) if many[name] != few[name]}
+
+
+def per_step(run_dir: Path, stage: int) -> dict[bool, Counter[str]]:
+    """Return what a whole step of this loop adds to DeepSpeed's own, without and with a log line; call it on every rank."""
+    trainer, our_step, minimal_step = loops(run_dir, stage, packed=False)
+    first, second, third = trainer.train_batches
+    our_step(first)  # sets things up
+    minimal = counted(lambda: minimal_step(second))
+    found = {}
+    for logged in (False, True):
+        trainer.tools.log_interval = 1 if logged else 1000
+        found[logged] = counted(lambda: our_step(third)) - minimal
+    return found
 
 
 def main() -> None:
@@ -115,6 +139,9 @@ def main() -> None:
                 print(f"    this loop          {ours or 'nothing'}")
                 print(f"    DeepSpeed's        {minimal or 'nothing'}")
                 print(f"    added by this loop {added or 'nothing'}")
+        for stage in (0, 1, 2, 3):
+            for logged, added in run_ranks(RANKS, per_step, Path(folder), stage)[0].items():
+                print(f"ZeRO-{stage}, added by a step {'with' if logged else 'without'} a log line: {dict(added)}")
     print("tolist, if packed: the loop over documents in the attention of the CPU, of a tensor that is on the host")
 
 

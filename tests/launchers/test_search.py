@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra_plugins.arctic_hydra.search import distribution, repair_journal
+from hydra_plugins.arctic_hydra._search import distribution, repair_journal
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from arctic_hydra.__main__ import main

@@ -9,9 +9,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import arctic_hydra.tracking  # noqa: F401
+from arctic_hydra.cli.schemas import store_schemas
 from arctic_hydra.tracking.base import Tracker, call_each
 from arctic_hydra.tracking.none import NoTracker
 
+store_schemas()  # as arctic_hydra composes
 CONF = Path(__file__).parents[2] / "conf"
 
 

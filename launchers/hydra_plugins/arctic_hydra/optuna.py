@@ -58,6 +58,6 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the search until there are `n_trials` trials."""
-        from hydra_plugins.arctic_hydra.search import Search
+        from hydra_plugins.arctic_hydra._search import Search
 
         return Search(self.controller, self.own_launcher, arguments, **self.settings).run()

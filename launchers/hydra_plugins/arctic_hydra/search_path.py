@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-
-ENTRY_POINT_GROUP = "arctic_hydra"
 
 
 class ExtensionSearchPath(SearchPathPlugin):
@@ -19,11 +16,11 @@ class ExtensionSearchPath(SearchPathPlugin):
         """Append the options of each extension if the composing program is arctic_hydra."""
         main = next((item.path for item in search_path.get_path() if item.provider == "main"), "") or ""
         from arctic_hydra.cli.search_path import conf_dir
-        from arctic_hydra.files.extensions import BROKEN_EXTENSIONS
+        from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, extensions
 
         if main.removeprefix("file://") != conf_dir():
             return
-        for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+        for point in extensions():
             package = point.module.partition(".")[0]
             if package in BROKEN_EXTENSIONS and package not in sys.modules:
                 continue  # it cannot be imported, and neither can its `conf`

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hydra_plugins.arctic_hydra.search import PRUNERS, SAMPLERS
+from hydra_plugins.arctic_hydra._search import PRUNERS, SAMPLERS
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli.help.inventory import HYDRA_GROUPS, groups

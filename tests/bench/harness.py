@@ -1,0 +1,181 @@
+"""Comparisons of this package with something else: equal work is checked first, then every side runs in turn.
+
+A benchmark is a module `bench_*.py` with `comparisons(folder, quick)`. `python -m tests.bench` runs them and writes RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one side took once."""
+
+    wall: float
+    """Seconds."""
+    cpu: float
+    """Seconds of CPU time of all threads, and of child processes that have ended."""
+    answer: Any = None
+    """What shows which work was done, such as a loss or the output."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Further figures, by name with the unit, such as `peak MiB`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sides that do equal work; the first is the one that the others are compared with."""
+
+    name: str
+    sides: Mapping[str, Callable[[], Sample]]
+    check: Callable[[dict[str, Any]], None]
+    """Raises AssertionError unless the answers, by side, are those of equal work."""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """The largest ratio of wall times that is wanted, by side."""
+    settings: str = ""
+    """What a reader has to know to repeat it."""
+
+
+def measure(comparison: Comparison, rounds: int) -> dict[str, Any]:
+    """Run each side once to check it, then `rounds` times in turn; return medians, and ratios to the first side with their range."""
+    comparison.check({side: run().answer for side, run in comparison.sides.items()})
+    load = [os.getloadavg()[0]]
+    taken: dict[str, list[Sample]] = {side: [] for side in comparison.sides}
+    for _ in range(rounds):
+        for side, run in comparison.sides.items():
+            taken[side].append(run())
+    load.append(os.getloadavg()[0])
+    base, *_ = taken.values()
+    return {
+        "name": comparison.name,
+        "settings": comparison.settings,
+        "rounds": rounds,
+        "load": load,
+        "sides": {
+            side: _summary(samples, base, comparison.targets.get(side)) for side, samples in taken.items() if samples
+        },
+    }
+
+
+def _summary(samples: Sequence[Sample], base: Sequence[Sample], target: float | None) -> dict[str, Any]:
+    ratios = {
+        kind: [getattr(one, kind) / getattr(other, kind) for one, other in zip(samples, base, strict=True)]
+        for kind in ("wall", "cpu")
+    }
+    further = {name: statistics.median(sample.figures[name] for sample in samples) for name in samples[0].figures}
+    return {
+        "wall": statistics.median(sample.wall for sample in samples),
+        "cpu": statistics.median(sample.cpu for sample in samples),
+        "ratio": statistics.median(ratios["wall"]),
+        "range": [min(ratios["wall"]), max(ratios["wall"])],
+        "cpu_ratio": statistics.median(ratios["cpu"]),
+        "target": target,
+        "figures": further,
+    }
+
+
+def command(arguments: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> Sample:
+    """Run a command in `folder`; its answer is the exit code and the output."""
+    before, start = _used(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(
+        [*arguments], cwd=folder, env={**_environment(), **(variables or {})}, capture_output=True, text=True
+    )
+    wall = time.perf_counter() - start
+    return Sample(wall, _used(resource.RUSAGE_CHILDREN) - before, (done.returncode, done.stdout, done.stderr))
+
+
+def _used(who: int) -> float:
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "launchers")])
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+
+
+class Blocks:
+    """A process that waits between blocks of work; its program calls `Pauses`."""
+
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str | None]) -> None:
+        """Start it; a variable of None is unset."""
+        changed = {**_environment(), **variables}
+        environment = {name: value for name, value in changed.items() if value is not None}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
+
+    def __call__(self) -> Sample:
+        """Run one block."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return Sample(**json.loads(line))
+        raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+class Pauses:
+    """The ends of the blocks in the program of `Blocks`; the first block begins when this is created and asked for."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def end(self, answer: Any) -> None:
+        """Report the block that ends here, and wait until the next one is asked for."""
+        wall, cpu = time.perf_counter() - self._wall, _used(resource.RUSAGE_SELF) - self._cpu
+        print(json.dumps(vars(Sample(wall, cpu, answer))), flush=True)
+        self._begin()
+
+    def _begin(self) -> None:
+        sys.stdin.readline()
+        self._wall, self._cpu = time.perf_counter(), _used(resource.RUSAGE_SELF)
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Keep `count` other processes busy, each with one thread that never waits."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on: processor, cores that this process may use, memory and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages / 2**30),
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> str:
+    """Return the short hash of the checkout's commit, marked if files differ from it."""
+    shown = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude", "*"]
+    return subprocess.run(shown, cwd=ROOT, capture_output=True, text=True).stdout.strip()
