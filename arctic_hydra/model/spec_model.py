@@ -226,6 +226,8 @@ def structure_problems(model: Any, config: Any, spec: ModelSpec) -> Iterator[str
             continue
         if not isinstance(found, kind) or found not in modules or getattr(found, size) != vocabulary:
             yield f"{name}() returns {found!r}, expected {wanted}"
+    if scalars := sorted(name for name, parameter in model.named_parameters() if not parameter.dim()):
+        yield f"{scalars[0]} is a parameter without dimensions, which DeepSpeed cannot send to other ranks; expected torch.zeros(1)"
     if mixing := sorted(name for name, module in model.named_modules() if isinstance(module, _BatchNorm)):
         yield (
             f"{mixing[0]} averages over all tokens of a batch in training, also later ones and those of other documents; expected a norm "

@@ -96,6 +96,12 @@ class Averaging(Bag):
         return self.head(self.norm(self.embed(input_ids).mT).mT)
 
 
+class Gated(Bag):
+    def __init__(self, config: Sizes) -> None:
+        super().__init__(config)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+
 @pytest.mark.parametrize(
     ("model", "problems"),
     [
@@ -107,6 +113,7 @@ class Averaging(Bag):
         ),
         (Hidden, ["forward() returns a tensor of shape [1, 8, 8], expected logits of shape [B, T, V], here [1, 8, 16]"]),
         (Averaging, ["norm averages over all tokens of a batch in training"]),
+        (Gated, ["gate is a parameter without dimensions, which DeepSpeed cannot send to other ranks"]),
         (Pair, ["forward() returns a tuple, expected logits"]),
         (lambda config: 3, ["mine (int) is a int, expected a torch.nn.Module"]),
     ],
