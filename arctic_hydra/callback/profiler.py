@@ -66,9 +66,15 @@ class Profiler(Callback):
                 self._finish(trainer)
 
     def on_train_end(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Write the trace if training ends before."""
+        """Write the trace if training ends before; warn if there is none, as too few steps were left."""
         if self._profile is not None:
             self._finish(trainer)
+        elif 0 < self._seen <= self.skip_steps and trainer.world.is_main:
+            log.warning(
+                "profiler: recorded nothing, as this start had %d steps and callback.profiler.skip_steps=%d; lower the latter",
+                self._seen,
+                self.skip_steps,
+            )
 
     def _start(self, step: int) -> None:
         from torch.profiler import ProfilerActivity, profile, supported_activities

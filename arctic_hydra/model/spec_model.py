@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -225,6 +226,13 @@ def structure_problems(model: Any, config: Any, spec: ModelSpec) -> Iterator[str
             continue
         if not isinstance(found, kind) or found not in modules or getattr(found, size) != vocabulary:
             yield f"{name}() returns {found!r}, expected {wanted}"
+    if scalars := sorted(name for name, parameter in model.named_parameters() if not parameter.dim()):
+        yield f"{scalars[0]} is a parameter without dimensions, which DeepSpeed cannot send to other ranks; expected torch.zeros(1)"
+    if mixing := sorted(name for name, module in model.named_modules() if isinstance(module, _BatchNorm)):
+        yield (
+            f"{mixing[0]} averages over all tokens of a batch in training, also later ones and those of other documents; expected a norm "
+            "of single tokens, such as nn.LayerNorm or nn.RMSNorm"
+        )
     if spec.layer_class is not None and not layers_of(model, spec):
         yield f"has no layer of the spec's layer_class, {spec.layer_class.__name__}"
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import display, distributed
+from arctic_hydra.cross_checks import LIST_SLOTS, SLOTS
 from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.engine import optimizer_step
 from arctic_hydra.errors import ArcticHydraError, ConfigError
@@ -58,6 +59,15 @@ class Trainer(Construction, Evaluation):
     """Settings that only scores read."""
     not_additive: ClassVar[str] = ""
     """Why the loss of several documents may be other than the sum of their losses; if empty, `probe` refuses that."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, hint in vars(cls).get("__annotations__", {}).items():
+            if name in (*SLOTS, *LIST_SLOTS) and "ClassVar" not in str(hint):
+                text = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
+                raise TypeError(
+                    f"{cls.__name__}.{name}: what a trainer works with is no setting of its own; declare `{name}: ClassVar[{text}]`"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the additional state of a subclass, such as a second model: tensors, numbers, texts, lists and dictionaries.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from types import SimpleNamespace
 
 from arctic_hydra.callback.profiler import Profiler
 from tests.ranks import run_ranks
@@ -36,6 +37,15 @@ def test_it_writes_a_trace_of_the_chosen_steps(tmp_path):
 def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
     run_ranks(1, _profiled, tmp_path, 2, False, "/proc/nowhere")
     assert not (tmp_path / "profile").exists()
+
+
+def test_a_run_with_too_few_steps_to_record_is_a_warning(caplog):
+    trainer = SimpleNamespace(world=SimpleNamespace(is_main=True), global_step=0)
+    profiler = Profiler(skip_steps=2)
+    profiler.on_step_start(trainer, {})
+    profiler.on_step_end(trainer, {})
+    profiler.on_train_end(trainer, {})
+    assert "recorded nothing, as this start had 1 steps and callback.profiler.skip_steps=2" in caplog.text
 
 
 def test_it_writes_one_of_each_rank_also_if_training_ends_before(tmp_path):

@@ -87,6 +87,21 @@ class Pair(Bag):
         return super().forward(input_ids), None
 
 
+class Averaging(Bag):
+    def __init__(self, config: Sizes) -> None:
+        super().__init__(config)
+        self.norm = nn.BatchNorm1d(config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.embed(input_ids).mT).mT)
+
+
+class Gated(Bag):
+    def __init__(self, config: Sizes) -> None:
+        super().__init__(config)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+
 @pytest.mark.parametrize(
     ("model", "problems"),
     [
@@ -97,6 +112,8 @@ class Pair(Bag):
              "get_output_embeddings() returns Embedding(16, 8), expected the model's nn.Linear with vocab_size=16 rows or None"],
         ),
         (Hidden, ["forward() returns a tensor of shape [1, 8, 8], expected logits of shape [B, T, V], here [1, 8, 16]"]),
+        (Averaging, ["norm averages over all tokens of a batch in training"]),
+        (Gated, ["gate is a parameter without dimensions, which DeepSpeed cannot send to other ranks"]),
         (Pair, ["forward() returns a tuple, expected logits"]),
         (lambda config: 3, ["mine (int) is a int, expected a torch.nn.Module"]),
     ],

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
+import pytest
+
+from arctic_hydra.optimizer.adamw import AdamWFactory
+from arctic_hydra.optimizer.muon import MuonFactory
+from arctic_hydra.trainer.sft import SFTTrainer
 from tests.command import SMALL, only_run, run
 
 MAMBA = (
@@ -23,6 +29,18 @@ def test_a_loss_is_enough_to_train_and_to_evaluate(my_lab, tmp_path):
     assert [row["step"] for row in evaluations] == [0, 3]
     assert evaluations[1]["eval/loss"] < evaluations[0]["eval/loss"]
     assert "eval/accuracy" not in evaluations[1] and "accuracy" not in done.stdout
+
+
+def test_a_hint_that_would_be_a_field_is_refused_when_the_class_is_defined():
+    with pytest.raises(
+        TypeError, match=r"Hinted.optimizer: .*; declare `optimizer: ClassVar\[MuonFactory \| AdamWFactory\]`"
+    ):
+
+        class Hinted(SFTTrainer):
+            optimizer: MuonFactory | AdamWFactory
+
+    class Declared(SFTTrainer):
+        optimizer: ClassVar[MuonFactory | AdamWFactory]
 
 
 def test_a_recurrent_model_is_refused_on_packed_rows(my_lab, tmp_path):
