@@ -35,7 +35,7 @@ from arctic_hydra.distributed import World, count_gpus
 from arctic_hydra.engine import EngineFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.generation.exact_match import ExactMatch
-from arctic_hydra.human_numbers import integer, number, shorten
+from arctic_hydra.human_numbers import bounded, integer, number, shorten
 from arctic_hydra.instantiate import create
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.optimizer.base import OptimizerFactory
@@ -153,13 +153,13 @@ class Run(Component):
     """Directory of a finished or stopped run that this one continues, with its overrides, optimizer, counters and data order."""
     extend_schedule: ExtendSchedule = ExtendSchedule.rewarm
     """Learning rate of the added steps: rewarm: restarts warmup and curve; constant: optimizer.lr; stretch: the curve of all steps."""
-    preview_examples: int = 3
+    preview_examples: int = bounded(3, minimum=1, maximum=10_000)
     """Number of examples per source that `task=preview` shows."""
     name: str = "default"
     """Name of the run: its folder below `output_root`."""
     output_root: str = "outputs"
     """Folder of all runs, relative to the working directory."""
-    seed: int = 42
+    seed: int = bounded(42, minimum=0, maximum=LARGEST_SEED)
     """Seed of weights, data order and dropout."""
     deterministic: bool = False
     """Use deterministic algorithms only (torch, cuDNN, cuBLAS): the same command gives bit-identical results on the same machine
@@ -172,9 +172,9 @@ class Run(Component):
     """minimize or maximize; auto: higher is better for accuracies, rates and rewards."""
     ranks: str = "auto"
     """Ranks per machine: a number, or `auto` for one per GPU (1 without GPUs)."""
-    nnodes: int = 1
+    nnodes: int = bounded(1, minimum=1, maximum=LARGEST_NNODES)
     """Number of machines; start the same command on each, with its own `node_rank`. Set automatically by SLURM or `hostfile`."""
-    node_rank: int = 0
+    node_rank: int = bounded(0, minimum=0, maximum=LARGEST_NNODES - 1)
     """Index of this machine, from 0."""
     rendezvous: str | None = None
     """`host:port` on the first machine to which all machines connect; the port must be free there."""
@@ -205,11 +205,8 @@ class Run(Component):
     def validate(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name: got {shorten(self.name)}, expected letters, digits, '.', '_' and '-', at most 100")
-        for key, least, most in (
-            ("seed", 0, LARGEST_SEED),
-            ("preview_examples", 1, 10_000),
-            ("nnodes", 1, LARGEST_NNODES),
-        ):
+        for key in ("seed", "preview_examples", "nnodes"):
+            least, most = type(self).__dataclass_fields__[key].metadata["range"]
             if not least <= getattr(self, key) <= most:
                 raise ValueError(f"{key}: got {shorten(getattr(self, key))}, expected {least} to {most:,}")
         few = len(self.ranks) <= 9 and self.ranks.isdecimal() and 1 <= int(self.ranks) <= LARGEST_RANKS

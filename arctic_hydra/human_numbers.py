@@ -113,6 +113,11 @@ def number(default: Any = MISSING, *, minimum: float | None = None, maximum: flo
     return field(default=default, metadata={"number": NumberRule(False, minimum, maximum)})
 
 
+def bounded(default: Any, *, minimum: float, maximum: float = LARGEST) -> Any:
+    """Return a plain numeric field with the range that help shows; whoever uses the field has to check it."""
+    return field(default=default, metadata={"range": (minimum, maximum)})
+
+
 def convert_leaves(node: Any) -> Any:
     """Return a copy of a nested dict or list with every human-friendly number string converted.
 

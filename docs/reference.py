@@ -18,6 +18,8 @@ _CODE = re.compile(r"`[^`]*`")
 class MarkdownPage(Page):
     """A help page as Markdown."""
 
+    in_full = True
+
     def __init__(self) -> None:
         super().__init__()
         self._lines: list[str] = []
@@ -32,6 +34,8 @@ class MarkdownPage(Page):
                 "",
                 *([f"{_escaped(more[:1].upper() + more[1:])}.", ""] if more else []),
             ]
+            return
+        if not text:  # only a gap in the terminal
             return
         for capitals, plain in _PARTS.items():
             if text.startswith(capitals):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 
@@ -12,6 +12,7 @@ from arctic_hydra.errors import FieldError
 from arctic_hydra.human_numbers import (
     HumanFloat,
     HumanInt,
+    bounded,
     convert_leaves,
     format_count,
     format_seconds,
@@ -125,3 +126,12 @@ def test_convert_leaves():
 def test_formats():
     assert [format_count(n) for n in (12, 999, 4_812_032, 2.5e9)] == ["12", "999", "4.81M", "2.5B"]
     assert [format_seconds(s) for s in (3.21, 245, 7400)] == ["3.2s", "4m05s", "2h03m"]
+
+
+def test_a_bounded_field_is_plain_and_tells_its_range():
+    @dataclass
+    class Settings:
+        copies: int = bounded(2, minimum=1, maximum=9)
+
+    assert Settings(copies=11).copies == 11, "whoever uses the field checks it"
+    assert fields(Settings)[0].metadata["range"] == (1, 9)

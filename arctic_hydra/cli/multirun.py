@@ -61,8 +61,11 @@ class Multirun:
         self.sweeper, self.launcher = str(choices["hydra/sweeper"]), str(choices["hydra/launcher"])
         params = self.master.sweeper.get("params") or {}
         _refuse_commands_in_files(self.master, params, overrides)
+        if self.sweeper == "basic":  # a grid would have every value of both; a search takes the command line's anyway
+            given = {item.partition("=")[0].lstrip("+~") for item in own}
+            params = {key: value for key, value in params.items() if key.lstrip("+~") not in given}
         self.overrides = [*(normalize(f"{key}={value}") for key, value in params.items()), *own]
-        """The sweeper's `params`, then the command line without Hydra's own overrides."""
+        """The sweeper's `params`, then the command line, which has precedence, without Hydra's own overrides."""
         self.command = [*self._flags, *hydra_overrides, *self.overrides]
         """The arguments after `-m`."""
 

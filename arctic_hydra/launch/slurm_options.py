@@ -21,7 +21,7 @@ from arctic_hydra.redaction.trees import secret_keys
 LONGEST = 4096
 """Maximum length of a value; sbatch reads lines of 8 KiB on older clusters, and quoting can double a value."""
 _MANY = 1_000_000_000
-_INTEGERS = {
+INTEGERS = {
     "nodes": (1, 65_536),
     "gpus_per_node": (0, 1_024),
     "cpus_per_task": (1, 65_535),
@@ -41,9 +41,9 @@ COMMANDS = ("setup", "teardown", "python", "srun_args")
 """The options that are commands by design."""
 _LISTS = ("setup", "teardown", "srun_args")
 _OPTIONAL = frozenset({*_TEXTS, "gpus_per_node", "cpus_per_task", "mem_gb", "max_array_size"})
-KEYS = frozenset({*_INTEGERS, *_FLAGS, *_TEXTS, *_LISTS, "mem_gb", "poll_seconds", "additional_parameters"})
+KEYS = frozenset({*INTEGERS, *_FLAGS, *_TEXTS, *_LISTS, "mem_gb", "poll_seconds", "additional_parameters"})
 """The keys of `hydra.launcher`."""
-_LONGEST_POLL_SECONDS, _LARGEST_MEMORY_GB = 86_400, 1_000_000
+LONGEST_POLL_SECONDS, LARGEST_MEMORY_GB = 86_400, 1_000_000
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _EXPORT = "export"
 _UNUSABLE = {
@@ -115,15 +115,15 @@ def _problems(key: str, value: Any) -> Iterator[str]:
     """Yield what is wrong with the value of a known key."""
     if value is None and key in _OPTIONAL:
         return
-    if key in _INTEGERS:
-        yield from _number_problems(value, int, *_INTEGERS[key])
+    if key in INTEGERS:
+        yield from _number_problems(value, int, *INTEGERS[key])
     elif key == "mem_gb":
-        yield from _number_problems(value, (int, float), 0, _LARGEST_MEMORY_GB)
+        yield from _number_problems(value, (int, float), 0, LARGEST_MEMORY_GB)
     elif key == "poll_seconds":
         if isinstance(value, int | float) and not value > 0:
             yield f"got {value}, expected more than 0"
         else:
-            yield from _number_problems(value, (int, float), 0, _LONGEST_POLL_SECONDS)
+            yield from _number_problems(value, (int, float), 0, LONGEST_POLL_SECONDS)
     elif key in _FLAGS:
         if not isinstance(value, bool):
             yield f"got {shorten(value)}, expected true or false"

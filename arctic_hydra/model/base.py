@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER, Component, choice
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import FieldError, ModelError
+from arctic_hydra.human_numbers import bounded
 from arctic_hydra.model.layers import compile_layers, layers
 from arctic_hydra.model.names import (
     ATTENTION,
@@ -41,7 +42,7 @@ class ModelFactory(Component):
     """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
     disable_activation_checkpoint: bool = False
     """Keep all activations instead of recomputing them in the backward pass."""
-    activation_checkpoint_every_n_layers: int = 1
+    activation_checkpoint_every_n_layers: int = bounded(1, minimum=1)
     """Recompute the activations of every n-th layer only and keep the others; 1 recomputes all layers."""
     compile: bool = False
     """Compile each layer with torch.compile; packs are padded to `data.max_length` to keep shapes constant."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from arctic_hydra.component import Component
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ class TokenizerFactory(Component):
     """Tokens to add to the vocabulary; the model gets rows for them, initialized to the mean of the others."""
     add_special_tokens: list[str] = field(default_factory=list)
     """Special tokens to add, such as ['<|tool|>']; decoding can skip them."""
-    pad_vocab_to_multiple_of: int = 1
+    pad_vocab_to_multiple_of: int = bounded(1, minimum=1, maximum=1_000_000)
     """Pad the rows of the model's embedding to a multiple of this number, such as 64; 1 disables."""
 
     def validate(self) -> None:

@@ -130,7 +130,7 @@ def test_several_sets_at_once():
 
 @pytest.mark.parametrize("recipe", groups().get("experiment", []))
 def test_every_experiment_composes(recipe):
-    built(f"experiment={recipe}")
+    built(f"experiment={recipe}", *(["data.sources.text.path=texts"] if recipe == "pretrain" else []))
 
 
 def test_every_registered_component_has_an_option():

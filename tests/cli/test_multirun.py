@@ -121,6 +121,15 @@ def test_what_is_refused(arguments, text, capsys):
     assert not list(Path.cwd().iterdir()), "what is refused leaves nothing behind"
 
 
+def test_the_command_line_replaces_values_of_a_recipe():
+    assert "optimizer.lr=5e-5,1e-4,2e-4,4e-4" in multirun.Multirun(["experiment=lr_sweep"], "config", None).overrides
+    command = multirun.Multirun(["experiment=lr_sweep", "optimizer.lr=1e-3,2e-3"], "config", None)
+    assert [[word for word in job if "lr=" in word] for job in command.samples()] == [
+        ["optimizer.lr=0.001"],
+        ["optimizer.lr=0.002"],
+    ]
+
+
 def test_a_directory_of_another_sweep_is_refused(capsys):
     """`task=train` never runs here: the other sweep's directory is met first."""
     Path("mine").mkdir()

@@ -43,17 +43,17 @@ def chats(path, rows):
     )
 
 
-def table(folder):
-    with (sweep_dir(folder) / "sweep.csv").open() as handle:
+def table(folder, name="default"):
+    with (sweep_dir(folder, name) / "sweep.csv").open() as handle:
         return list(csv.DictReader(handle))
 
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def trials(folder):
+def trials(folder, name="default"):
     storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(sweep_dir(folder) / "study.log"))
+        optuna.storages.journal.JournalFileBackend(str(sweep_dir(folder, name) / "study.log"))
     )
     [name] = optuna.get_all_study_names(storage)
     return optuna.load_study(study_name=name, storage=storage).trials

@@ -75,6 +75,8 @@ class Option:
     name: str
     about: str
     """What it is, in one line."""
+    paragraphs: tuple[str, ...]
+    """All that its class or the comment of its file says about it."""
     keys: tuple[Key, ...]
     chooses: Mapping[str, str]
     """Options of other groups that it chooses too, by group."""
@@ -134,14 +136,18 @@ class Inventory:
         schema, tree = self._resolve(f"{group}/{name}")
         comments = [line.lstrip("# ") for line in _head_comment(text) if not line.startswith("# @package")]
         examples = [line for line in comments if line.startswith("python -m ")]
-        said = " ".join(line for line in comments if line not in examples)
+        said = "\n".join(line for line in comments if line not in examples)
         cls = schema_class(schema) if schema else None
-        documented = first_sentence(inspect.getdoc(cls) or "") if cls else ""
         is_own = schema in (f"schema/{group}/{name}", f"{group}/{name}")  # otherwise several options share the class
+        documented = (inspect.getdoc(cls) or "") if cls and (is_own or not said) else said
+        paragraphs = [
+            " ".join(part.split()) for part in _OF_HYDRA.get(f"{group}/{name}", documented).strip().split("\n\n")
+        ]
         return Option(
             group,
             name,
-            _OF_HYDRA.get(f"{group}/{name}") or (documented if is_own or not said else first_sentence(said)),
+            first_sentence(paragraphs[0]),
+            tuple(paragraphs),
             tuple(keys_of(cls, prefix(group, name), group, tree)) if cls else (),
             _chosen(tree),
             {key: value for key, value in tree.items() if key != "defaults"},
@@ -274,7 +280,7 @@ def _kind(item: Field[Any], hint: Any, default: Any) -> tuple[str, tuple[str, ..
     if isinstance(rule, NumberRule):
         return _number(item.name, rule.integer, rule.minimum, rule.maximum) + or_null, ()
     if plain in (int, float):
-        return _number(item.name, plain is int, None, LARGEST) + or_null, ()
+        return _number(item.name, plain is int, *item.metadata.get("range", (None, LARGEST))) + or_null, ()
     if holds_path(item.name):
         return ("path" if plain is str else "path or list of paths") + or_null, ()
     if plain is list and get_args(parts[0]) and (one := _TYPES.get(get_args(parts[0])[0])):
@@ -297,7 +303,7 @@ def _bound(number: float) -> str:
         return (
             f"2^{exact.bit_length() - 1}-1"
             if number == exact - 1
-            else f"{number:.0e}".replace("e+0", "e").replace("e+", "e")
+            else f"{number:.2g}".replace("e+0", "e").replace("e+", "e")
         )
     return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+from typing import ClassVar
 
 PLAIN_WIDTH, LARGEST_WIDTH, SMALLEST_WIDTH = 80, 100, 40
 """Columns of a page that is not for a terminal, and the limits of one that is."""
@@ -16,6 +17,9 @@ _COLUMN = 42
 
 class Page:
     """A page that is built from top to bottom; `text()` returns it."""
+
+    in_full: ClassVar[bool] = False
+    """Whether a list shows all that there is to say about an entry, instead of its first sentence."""
 
     def __init__(self, width: int = PLAIN_WIDTH, bold: bool = False) -> None:
         self.width, self._bold = width, bold

@@ -90,7 +90,8 @@ def group_page(page: Page, known: Inventory, group: str) -> None:
     page.heading(f"{group}: {_how_to_choose(known, group)}")
     column = min(24, max((len(_named(known, option)) for option in options), default=0) + 4)
     for option in options:
-        page.row(_named(known, option), option.about.partition("; ")[0].rstrip("."), column=column)
+        said = option.paragraphs if page.in_full else (option.about.partition("; ")[0].rstrip("."),)
+        page.row(_named(known, option), *said, column=column)
     if not options:
         page.say('no options yet; see "Extend it from your own package" in CONTRIBUTING.md', 2)
     if group == "experiment":
@@ -131,7 +132,7 @@ def _write_keys_of_options(page: Page, options: Sequence[Option]) -> None:
         if len(options) > 1:
             page.heading("KEYS OF EVERY OPTION" if names == everyone else f"ONLY WITH {', '.join(names)}")
         rows = [(_common(found), found) for found in sharing[names]]
-        notes = {key.name: _differences(key, found) for key, found in rows}
+        notes = {key.name: _differences(page, key, found) for key, found in rows}
         _write_sections(page, [key for key, _ in rows], notes)
 
 
@@ -153,7 +154,7 @@ def _common(found: dict[str, Key]) -> Key:
     return Key(**{**vars(common), "name": f"{group}.<option>.{common.field}"})
 
 
-def _differences(common: Key, found: dict[str, Key]) -> list[str]:
+def _differences(page: Page, common: Key, found: dict[str, Key]) -> list[str]:
     """Return in what the options differ from the common key: a line for the defaults, and one for each other difference."""
     defaults: dict[str, list[str]] = {}
     others: dict[str, list[str]] = {}
@@ -161,7 +162,7 @@ def _differences(common: Key, found: dict[str, Key]) -> list[str]:
         if key.default != common.default:
             defaults.setdefault(f"default {_short(key.default)}" if key.default else "required", []).append(name)
         parts = [key.kind] if key.kind != common.kind else []
-        parts += [first_sentence(key.doc)] if key.doc != common.doc else []
+        parts += [_text_of(key, page)] if key.doc != common.doc else []
         if parts:
             others.setdefault("; ".join(parts), []).append(name)
     listed = "; ".join(f"{default} with {', '.join(names)}" for default, names in defaults.items())
@@ -179,7 +180,11 @@ def _write_sections(page: Page, keys: Sequence[Key], notes: Mapping[str, Sequenc
         if found:
             page.heading(head)
         for key in found:
-            page.row(_assignment(key), key.kind, first_sentence(key.doc), *notes.get(key.name, ()))
+            page.row(_assignment(key), key.kind, _text_of(key, page), *notes.get(key.name, ()))
+
+
+def _text_of(key: Key, page: Page) -> str:
+    return key.doc if page.in_full else first_sentence(key.doc)
 
 
 def _assignment(key: Key) -> str:
@@ -193,7 +198,9 @@ def _short(text: str) -> str:
 def option_page(page: Page, known: Inventory, option: Option) -> None:
     """Write what an option is, what it chooses and sets, and its keys: first those that not all options of its group have."""
     page.heading(f"{option.group}={option.name}")
-    page.say(option.about)
+    for paragraph in option.paragraphs:
+        page.say(paragraph)
+        page.gap()
     if option.example:
         page.say(f"Example: {option.example}")
     if option.chooses:

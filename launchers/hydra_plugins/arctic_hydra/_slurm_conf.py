@@ -11,17 +11,25 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from arctic_hydra.human_numbers import bounded
+from arctic_hydra.launch.slurm_options import INTEGERS, LARGEST_MEMORY_GB, LONGEST_POLL_SECONDS
+
+
+def _integer(name: str, default: int | None) -> Any:
+    least, most = INTEGERS[name]
+    return bounded(default, minimum=least, maximum=most)
+
 
 @dataclass(kw_only=True)
 class SlurmConf:
     """Submits runs, and sweeps as job arrays, to a SLURM cluster."""
 
     _target_: str = "hydra_plugins.arctic_hydra.slurm.SlurmLauncher"
-    nodes: int = 1
+    nodes: int = _integer("nodes", 1)
     """Nodes per job."""
-    gpus_per_node: int | None = None
+    gpus_per_node: int | None = _integer("gpus_per_node", None)
     """GPUs per node; `ranks=auto` starts one rank per GPU, or a single rank when unset."""
-    timeout_min: int = 240
+    timeout_min: int = _integer("timeout_min", 240)
     """Time limit in minutes, 0 for none; a job that reaches it saves a checkpoint and is requeued."""
     partition: str | None = None
     """The sbatch option of the same name; omitted when unset."""
@@ -29,9 +37,9 @@ class SlurmConf:
     """The sbatch option of the same name; omitted when unset."""
     qos: str | None = None
     """The sbatch option of the same name; omitted when unset."""
-    cpus_per_task: int | None = None
+    cpus_per_task: int | None = _integer("cpus_per_task", None)
     """CPU cores per node; one task per node contains all of its ranks."""
-    mem_gb: float | None = None
+    mem_gb: float | None = bounded(None, minimum=0, maximum=LARGEST_MEMORY_GB)
     """Memory per node in GB; 0 requests all of it."""
     gres: str | None = None
     """The sbatch option of the same name; omitted when unset."""
@@ -55,9 +63,9 @@ class SlurmConf:
     """The sbatch option of the same name; omitted when unset."""
     name: str | None = None
     """Name in the queue; the run's `name` when unset."""
-    array_parallelism: int = 256
+    array_parallelism: int = _integer("array_parallelism", 256)
     """Maximum number of array jobs that run at the same time."""
-    max_array_size: int | None = None
+    max_array_size: int | None = _integer("max_array_size", None)
     """Maximum size of one job array; larger sweeps use several. The cluster's limit when unset."""
     setup: list[str] = field(default_factory=list)
     """Shell commands to run before the job, such as `module load cuda`, one line each."""
@@ -69,9 +77,9 @@ class SlurmConf:
     """Further sbatch options by their long names; `false` omits an option, and `requeue: false` means `--no-requeue`."""
     stderr_to_stdout: bool = True
     """Write stdout and stderr to one log file, in order."""
-    signal_delay_s: int = 120
+    signal_delay_s: int = _integer("signal_delay_s", 120)
     """Seconds before the time limit at which SLURM signals the job; must cover the current step and a save."""
-    max_requeues: int = 20
+    max_requeues: int = _integer("max_requeues", 20)
     """How often a job may be requeued after reaching its time limit or being preempted."""
     python: str | None = None
     """Shell command that runs Python on the nodes, such as one inside a container; the current interpreter when unset."""
@@ -83,7 +91,7 @@ class SlurmConf:
     """Submit the jobs and exit without waiting for them."""
     dry_run: bool = False
     """Print the sbatch scripts and submit nothing."""
-    poll_seconds: float = 5.0
+    poll_seconds: float = bounded(5.0, minimum=0, maximum=LONGEST_POLL_SECONDS)
     """Interval at which to query the states of the jobs while waiting."""
 
 

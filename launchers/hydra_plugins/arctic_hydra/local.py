@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.arctic_hydra.sweep_launcher import SweepLauncher
 
+from arctic_hydra.human_numbers import bounded
+
 if TYPE_CHECKING:
     from arctic_hydra.launch.job import Job
     from arctic_hydra.sweep.directory import SweepJob
@@ -20,7 +22,7 @@ class LocalLauncherConf:
     """Runs several jobs at a time on this machine, each on its own GPUs."""
 
     _target_: str = "hydra_plugins.arctic_hydra.local.LocalLauncher"
-    slots: int | None = None
+    slots: int | None = bounded(None, minimum=1, maximum=4096)
     """Jobs that run at the same time; null: as many as the GPUs allow (one or `ranks` each), without GPUs one per two cores."""
     forked: bool = True
     """Whether jobs of one rank are forks of a process that has imported the libraries; new interpreters if false or with GPUs."""

@@ -12,6 +12,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from arctic_hydra.component import choice
+from arctic_hydra.human_numbers import bounded
 
 
 @dataclass
@@ -19,13 +20,13 @@ class OptunaSweeperConf:
     """Searches a space that is written in Hydra's sweep syntax, with Optuna."""
 
     _target_: str = "hydra_plugins.arctic_hydra.optuna.OptunaSweeper"
-    n_trials: int | None = 20
+    n_trials: int | None = bounded(20, minimum=1, maximum=1_000_000)
     """Total number of jobs, including earlier starts of the same search; `sampler=grid` runs every combination."""
-    n_jobs: int | None = None
+    n_jobs: int | None = bounded(None, minimum=1, maximum=1_000_000)
     """Jobs per batch; the launcher's slots when null."""
     sampler: str = choice("tpe", ("tpe", "random", "grid", "cmaes"))
     """tpe, random, grid or cmaes."""
-    seed: int = 0
+    seed: int = bounded(0, minimum=0, maximum=2**64 - 1)
     """Seed of the sampler; a search with the same seed and `n_jobs` proposes the same values."""
     pruner: str = choice("none", ("none", "median", "percentile", "hyperband", "successive_halving"))
     """none, median, percentile, hyperband or successive_halving; stops jobs with poor intermediate evaluations."""

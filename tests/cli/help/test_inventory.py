@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -27,6 +28,12 @@ def test_every_key_has_a_type_and_a_text_and_every_option_a_line(known):
         for option in options
         if not option.about and option.group != "data/eval_sources"
     ] == []
+
+
+def test_every_number_has_a_range(known):
+    numbers = [key for key, _ in known.every_key() if key.kind.startswith(("integer", "number"))]
+    assert len({key.name for key in numbers}) > 150
+    assert sorted({key.name for key in numbers if not re.search(r" (?:>= |<= )?[\d-]", key.kind)}) == []
 
 
 def test_a_dataset_is_described_by_its_file_and_a_class_by_its_docstring(known):
@@ -70,6 +77,9 @@ def test_types_ranges_and_units(known):
     assert source["sample_seed"].kind == "integer 0 to 2^64-1"
     assert keys(known, "checkpoint", "deepspeed")["keep_last"].kind == "integer >= 1, or null"
     assert keys(known, "checkpoint", "hf")["merge"].name == "checkpoint.hf.merge"
+    slurm = keys(known, "hydra/launcher", "slurm")
+    assert slurm["timeout_min"].kind == "integer 0 to 1e9, in minutes"
+    assert slurm["mem_gb"].kind == "number 0 to 1e6, in GB"
 
 
 def test_allowed_values_of_plain_text_are_those_that_are_accepted(known):

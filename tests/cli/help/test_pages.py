@@ -63,6 +63,20 @@ def test_options_that_differ_are_noted_at_the_common_key(known):
     assert "checkpoint.<option>.enabled=true" in text and "checkpoint.hf.merge=null" in text
 
 
+def test_a_page_in_full_has_the_whole_text_of_a_key_and_of_an_option(known):
+    class InFull(Page):
+        in_full = True
+
+    for page, extent in ((Page(), "first sentences"), (InFull(), "everything")):
+        pages.group_page(page, known, "experiment")
+        pages.group_page(page, known, "checkpoint")
+        text = " ".join(page.text().split())
+        whole = extent == "everything"
+        assert "Additionally keep this many of the best checkpoints by `best_metric`; only evaluated" in text
+        assert ("A difference ends the run with exit code 1; the export stays." in text) is whole
+        assert ("Needs: " in text and "Expect: " in text) is whole
+
+
 def test_what_most_options_require_comes_first(known):
     assert keys_in(lines_of(pages.group_page, known, "source"))[0] == "data.sources.<name>.path"
     assert keys_in(lines_of(pages.option_page, known, known.option("model", "spec")))[0] == "model.spec"
@@ -78,7 +92,13 @@ def test_what_most_options_require_comes_first(known):
         (("data", "ultrachat"), ["UltraChat 200k by hub id", "  data.max_length=2048 "]),
         (
             ("experiment", "dpo"),
-            ["model=liger, trainer=dpo, data=ultrafeedback", "  checkpoint.deepspeed.save_every_n_steps=100"],
+            [
+                "model=liger, trainer=dpo, data=ultrafeedback",
+                "Example: python -m arctic_hydra experiment=dpo model.name_or_path=<",
+                "\n\nNeeds: ",
+                "\n\nExpect: a first loss of 0.6931",
+                "  checkpoint.deepspeed.save_every_n_steps=100",
+            ],
         ),
         (("data/sources", "ultrachat"), ["  data.sources.ultrachat.path=HuggingFaceH4/ultrachat_200k"]),
         (("tracking", "none"), ["It has no keys."]),

@@ -21,7 +21,7 @@ from arctic_hydra.__main__ import main
         ("adamw", "optimizer=adamw\n", "optimizer.lr=0.0005"),
         ("trainer.epochs=3", "trainer.epochs\n", "  default     1\n"),
         ("trainer.beta", "trainer.beta\n", "With trainer=simpo:\n"),
-        ("seed", "seed\n", "  type        integer\n"),
+        ("seed", "seed\n", "  type        integer 0 to 1.8e19\n"),
         ("lr", "optimizer.lr\n", "Numbers may be written as"),
         ("data.sources.mine.path", "data.sources.<name>.path\n", "none: required"),
         ("checkpoint.hf", "checkpoint.hf.enabled\n", "checkpoint.hf.merge\n"),
