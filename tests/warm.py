@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 8}
+SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 8, "tests.api.cells": 6, "arctic_hydra.api": 2}
 """Spare forks per module or argument (1 for all others); further child processes are new interpreters."""
 RANK_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Variables that a run sets for its ranks and that OpenMP reads when loaded; composing does not load OpenMP."""
