@@ -16,7 +16,6 @@ from arctic_hydra.cli import command_line, multirun, user_code
 from arctic_hydra.cli.run import run_one
 from arctic_hydra.errors import ArcticHydraError, shown_problems
 from arctic_hydra.launch.child import die_with_parent
-from arctic_hydra.stopping import SIGNALS
 
 
 def main() -> int:
@@ -25,7 +24,6 @@ def main() -> int:
     order: dict[str, Any] = json.load(sys.stdin)
 
     def command() -> int:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked while it was started
         user_code.load(order["arguments"])
         if "tree" in order:
             return run_one(order["tree"], order["arguments"])

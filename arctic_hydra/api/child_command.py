@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
 from arctic_hydra import python_flags
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ConfigError, RunFailed
 from arctic_hydra.launch.child import PARENT_VARIABLE
-from arctic_hydra.stopping import blocked_signals
 
 POLL_SECONDS = 0.1
 _LAST_LINES = 15
@@ -58,8 +58,7 @@ def execute(order: dict[str, Any], folder: Path, *, progress: bool) -> Ended:
     with TemporaryDirectory(prefix="arctic_hydra-") as scratch, TemporaryFile() as printed:
         problems = Path(scratch) / "problems.json"
         lines = _Lines(printed, Output().line if progress else None)
-        with blocked_signals():  # it must not start unnoticed
-            child = _start({**order, "problems": str(problems)}, folder, printed)
+        child = _start({**order, "problems": str(problems)}, folder, printed)
         try:
             while child.poll() is None:
                 try:
@@ -132,12 +131,15 @@ class Output:
     """Prints lines to standard output; on a terminal or in a notebook, the lines of steps replace each other."""
 
     def __init__(self) -> None:
-        self._replaces = sys.stdout.isatty() or "ipykernel" in sys.modules
+        self._is_terminal = sys.stdout.isatty()
+        self._replaces = self._is_terminal or "ipykernel" in sys.modules
         self._open = 0  # length of the line that the next one may replace
 
     def line(self, text: str | None) -> None:
         """Print a line; None ends the last one."""
         if text is not None and self._replaces and text.startswith("step "):
+            if self._is_terminal:  # a line that wraps cannot be replaced
+                text = text[: get_terminal_size().columns - 1]
             start, end, width = "\r" if self._open else "", "", self._open
             self._open = len(text)
         else:

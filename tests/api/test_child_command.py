@@ -14,7 +14,7 @@ from arctic_hydra.api.child_command import Ended, Output, execute
 
 STEPS = [
     "run      here",
-    "step 1/9  loss 2.0000",
+    "step 1/9  loss 2.0000  lr 0.1",
     "step 2/9  loss 1.0",
     "step 9/9  loss 1.0000",
     "save     done",
@@ -39,6 +39,7 @@ class Terminal(io.StringIO):
 )
 def test_steps_replace_each_other_on_a_terminal(stream, shown, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", "22")
     output = Output()
     for line in (*STEPS, None):
         output.line(line)

@@ -22,11 +22,10 @@ SMALL = {SMALL.split()!r} + ["tracking=[]"]
 """
 
 
-def execute(code, folder, code_of_exit=0):
+def execute(code, folder, exit_code=0):
     """Execute Python code in a fork of the warm process; return what it printed."""
     (folder / "script.py").write_text(PRELUDE + textwrap.dedent(code))
-    done = run("script.py", folder, module="tests.api.cells")
-    return done.stdout
+    return run("script.py", folder, module="tests.api.cells", code=exit_code).stdout
 
 
 def test_it_stops_resumes_and_evaluates_and_leaves_the_process_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""`arctic_hydra.sweep`: its table, and what it refuses."""
+"""`arctic_hydra.sweep`: its table, and what it refuses; the notebook runs one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import arctic_hydra
 from arctic_hydra.api.sweep_result import SweepResult
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.run_directory import RunDirectory
-from tests.api.test_start_run import execute
 from tests.sweep.sweeps import sweep_of
 
 
@@ -55,18 +54,3 @@ def test_nothing_starts_unless_every_job_is_valid(overrides, text, tmp_path, mon
         arctic_hydra.sweep(overrides)
     assert text in str(raised.value)
     assert list(tmp_path.iterdir()) == [] and count_gpus() == 0
-
-
-def test_a_sweep_runs_and_does_what_is_missing(tmp_path):
-    said = execute(
-        """
-        overrides = [*SMALL, "trainer.train_iters=2", "optimizer.lr=1e-3,1e-2"]
-        found = arctic_hydra.sweep(overrides)
-        assert found.table["status"].tolist() == ["finished", "finished"], found
-        assert found.best.objective == found.table["objective"].min() and found.report.is_file()
-        again = arctic_hydra.sweep(overrides, progress=False)
-        assert again.path == found.path and again.table["objective"].tolist() == found.table["objective"].tolist()
-        """,
-        tmp_path,
-    )
-    assert "best: job " in said and said.count("sweep outputs/default/sweeps/") == 1
