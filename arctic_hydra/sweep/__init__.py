@@ -12,6 +12,8 @@ and its result are stored there, so killing the sweep process loses nothing.
 
 Jobs run on a backend: the module `arctic_hydra.sweep.<kind>` (`local`, `slurm`) with the functions of
 `directory.Backend`. The Hydra launchers that submit live in `launchers/hydra_plugins/`.
+
+The package is also the function of the Python API: `arctic_hydra.sweep(["optimizer.lr=1e-4,1e-3"])` runs a sweep.
 """
 
 import importlib
@@ -32,7 +34,7 @@ class _Sweep(ModuleType):
         config_dir: str | None = None,
         progress: bool = True,
     ) -> Any:
-        """Run a sweep, see `arctic_hydra.api.sweep_result.sweep`."""
+        """Run a sweep, as `python -m arctic_hydra -m` does, and return its jobs as a `SweepResult`, see docs/python.md."""
         called: Any = importlib.import_module("arctic_hydra.api.sweep_result")
         return called.sweep(overrides, config_name=config_name, config_dir=config_dir, progress=progress)
 

@@ -130,10 +130,14 @@ def test_a_failing_run_raises_the_error_of_its_rank(tmp_path):
     )
 
 
-def test_a_run_in_use_is_refused(tmp_path, monkeypatch):
-    """Errors of the program before it starts a rank; a new interpreter, but no training."""
+def test_what_was_composed_is_started_and_refused_while_it_is_in_use(tmp_path, monkeypatch):
+    """A new interpreter, but no training: its lock is an error of the program before it starts a rank."""
     monkeypatch.chdir(tmp_path)
-    composed = arctic_hydra.compose()
+    experiment = tmp_path / "mine" / "experiment" / "short.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\ntrainer:\n  epochs: 7\n")
+    composed = arctic_hydra.compose(["experiment=short"], config_dir="mine")
+    experiment.unlink()
     directory = RunDirectory(composed.directory)
     directory.create()
     directory.lock()
