@@ -1,9 +1,45 @@
-"""arctic_hydra: a Hydra-composed experiment runner for post-training language models on DeepSpeed."""
+"""arctic_hydra: a Hydra-composed experiment runner for post-training language models on DeepSpeed.
 
+The names in `__all__` are the Python API, see docs/python.md.
+"""
+
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from arctic_hydra.api.composed_run import compose as compose
+    from arctic_hydra.api.loaded_run import load_run as load_run
+    from arctic_hydra.api.start_run import run as run
+    from arctic_hydra.api.sweep_result import sweep as sweep
+    from arctic_hydra.errors import ConfigError as ConfigError
+    from arctic_hydra.errors import RunFailed as RunFailed
+
+__all__ = ["ConfigError", "RunFailed", "compose", "load_run", "run", "sweep"]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "ConfigError": "arctic_hydra.errors",
+    "RunFailed": "arctic_hydra.errors",
+    "compose": "arctic_hydra.api.composed_run",
+    "load_run": "arctic_hydra.api.loaded_run",
+    "run": "arctic_hydra.api.start_run",
+}
+"""Where the names of `__all__` are. They are imported when they are used, since every command imports this package."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sweep":
+        return importlib.import_module("arctic_hydra.sweep")  # the package, which is a function as well
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 _PARENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

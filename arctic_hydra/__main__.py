@@ -6,10 +6,8 @@ Imports neither torch nor deepspeed, so that `--help`, `--cfg job` and config er
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import io
-import os
 import sys
 from typing import Any
 
@@ -19,80 +17,34 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from arctic_hydra import __version__, config, redaction
-from arctic_hydra.cli import compose, search_path, user_code
+from arctic_hydra.cli import command_line, compose, search_path, user_code
 from arctic_hydra.cli.compose_errors import translate_error
-from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize
-from arctic_hydra.errors import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_STOPPED_EARLY,
-    ArcticHydraError,
-    ConfigError,
-    print_error,
-)
-from arctic_hydra.human_numbers import shorten
+from arctic_hydra.cli.overrides import flags, normalize
+from arctic_hydra.errors import EXIT_DONE, ConfigError
 from arctic_hydra.launch.extended_run import with_overrides_of_extended_run
 from arctic_hydra.launch.job import Job
-from arctic_hydra.migrate import recipe
-from arctic_hydra.migrate.key_map import advice as advice_of_others
 from arctic_hydra.redaction.masking import MASK, mask_settings
 from arctic_hydra.redaction.secret_names import is_secret_name
 from arctic_hydra.run_directory import PROGRAM
-from arctic_hydra.stopping import ignore_signals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 done, 75 stopped early and resumable, 1 failed, 2 bad config."""
     arguments = sys.argv[1:] if argv is None else argv
-    redaction.protect(arguments)
-    try:
-        if not _has_working_directory():
-            raise ConfigError("the working directory no longer exists; change to another")
+
+    def run() -> int:
         typed = [normalize(argument) for argument in user_code.load(arguments)]
-        code = _dispatch(with_overrides_of_extended_run(typed))
-        if code == EXIT_STOPPED_EARLY:
-            atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
-        return code
-    except ArcticHydraError as error:
-        print_error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return _dispatch(with_overrides_of_extended_run(typed))
 
-
-def _has_working_directory() -> bool:
-    try:
-        return bool(os.getcwd())
-    except FileNotFoundError:
-        return False
+    return command_line.exit_code(run, arguments)
 
 
 def _dispatch(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"arctic_hydra {__version__}")
         return EXIT_DONE
-    options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
-    if unknown:
-        advice = advice_of_others(unknown[0].partition("=")[0].lstrip("-").replace("-", "_"))
-        raise ConfigError(f"{unknown[0]}: there is no such option; {advice or f'see {PROGRAM} --help'}")
-    for problem in (
-        *map(recipe.refusal, options.overrides),
-        recipe.refused_name(options.config_name, options.config_dir),
-    ):
-        if problem:
-            raise ConfigError(problem)
-    name = "config" if options.config_name is None else options.config_name
-    if not (name.strip() and name.isprintable()):
-        raise ConfigError(f"--config-name: got {shorten(name)}, expected the name of a whole config, without .yaml")
-    if options.config_dir is not None and not os.path.isdir(options.config_dir):
-        raise ConfigError(f"--config-dir: got {shorten(options.config_dir)}, not a directory")
-    for flag, value in (("--config-path", options.config_path), ("--experimental-rerun", options.experimental_rerun)):
-        if value:
-            raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
+    options = command_line.parse(arguments)
+    name = options.config_name
     if options.shell_completion:
         from arctic_hydra.cli.completion import shells
 
@@ -111,16 +63,9 @@ def _dispatch(arguments: list[str]) -> int:
     if options.cfg:
         Job.of(compose.with_paths(composed.job), options.overrides)
         return _show(options, composed)
-    # Hydra itself ignores the launcher without -m. A launcher that an experiment selects applies to training only.
-    is_training = composed.job["task"] == config.Task.train.name
-    launched = is_training or any(is_hydra_override(item, "launcher") for item in options.overrides)
-    if launched and composed.choices["hydra/launcher"] != "basic":
+    if command_line.is_launched(composed, options.overrides):
         return _sweep(options, name)  # of one job
-    for override in options.overrides:
-        if is_hydra_override(override) and not is_hydra_override(override, "searchpath"):
-            raise ConfigError(
-                f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
-            )
+    command_line.refuse_hydra_overrides(options.overrides)
     from arctic_hydra.cli.run import run_one
 
     answers = composed.job["task"] == config.Task.chat.name  # then standard output is for these only

@@ -236,8 +236,11 @@ def without_sequence_group() -> Iterator[None]:
 _GPUS_ELSEWHERE: int | None = None
 
 
-def override_gpu_count(gpus: int) -> None:
-    """Have `count_gpus` answer for the machines that a cluster's jobs get, in a process that only composes them."""
+def override_gpu_count(gpus: int | None) -> None:
+    """Have `count_gpus` answer for the machines that a cluster's jobs get, in a process that only composes them.
+
+    None means this machine again.
+    """
     global _GPUS_ELSEWHERE
     _GPUS_ELSEWHERE = gpus
 

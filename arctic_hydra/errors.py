@@ -7,8 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from arctic_hydra.redaction import mask
+
+if TYPE_CHECKING:
+    from arctic_hydra.api.loaded_run import LoadedRun
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -94,6 +98,17 @@ class StateFileError(ArcticHydraError, ValueError):
         self.damaged = damaged
 
 
+class RunFailed(ArcticHydraError, RuntimeError):
+    """A run that `arctic_hydra.run` started has failed; its text is the error of the rank that failed first."""
+
+    run: LoadedRun | None
+    """The failed run; None if it was refused before it had a directory."""
+
+    def __init__(self, text: str, run: LoadedRun | None = None) -> None:
+        super().__init__(text)
+        self.run = run
+
+
 class DuplicateOption(ValueError):
     """A class was to be registered as an option that exists; its second argument is the group and the name of the option."""
 
@@ -102,10 +117,15 @@ class DuplicateOption(ValueError):
 
 
 def print_error(error: ArcticHydraError) -> None:
-    """Print each problem to standard error with its secrets masked, those of a config on one line each."""
-    for problem in error.problems:
-        text = printable(mask(problem), keep="" if isinstance(error, ConfigError) else "\n\t")
+    """Print each problem to standard error, see `shown_problems`."""
+    for text in shown_problems(error):
         print(f"error: {text}", file=sys.stderr)
+
+
+def shown_problems(error: ArcticHydraError) -> list[str]:
+    """Return each problem with its secrets masked, those of a config on one line each."""
+    keep = "" if isinstance(error, ConfigError) else "\n\t"
+    return [printable(mask(problem), keep=keep) for problem in error.problems]
 
 
 def describe(error: BaseException) -> str:

@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
             "assembly report memory runner tasks",
             "launch sweep worker migrate",
             "cli __main__",
+            "api",
         )
     )
     for name in names.split()

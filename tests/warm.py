@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 3}
+SPARES = {"arctic_hydra.worker": 0, "arctic_hydra.launch": 2, "-m": 3, "tests.api.cells": 6, "arctic_hydra.api": 2}
 """Spare forks per module or argument (1 for all others); further child processes are new interpreters."""
 RANK_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 """Variables that a run sets for its ranks and that OpenMP and BLAS read when loaded; composing loads neither."""

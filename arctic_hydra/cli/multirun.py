@@ -119,40 +119,57 @@ def _refuse_commands_in_files(master: compose.Composed, params: Mapping[str, Any
         )
 
 
+class Plan:
+    """A sweep whose jobs, or samples of a search, are composed and checked; nothing is written yet."""
+
+    def __init__(self, multirun: Multirun) -> None:
+        self.multirun = multirun
+        if multirun.on_cluster:
+            slurm.check_options(multirun.master.launcher)
+        samples = [(sample, multirun.compose_job(sample)) for sample in multirun.samples()]
+        slots_wanted = multirun.master.launcher.get("slots")
+        self.slots = (
+            Slots.plan(slots_wanted, [str(tree["ranks"]) for _, tree in samples])
+            if multirun.launcher == "local"
+            else Slots(1)
+        )
+        self.listed = [(sample, multirun.job(tree, sample, self.slots)) for sample, tree in samples]
+        self.jobs = {tuple(sample): job for sample, job in self.listed}
+
+    @property
+    def other_task(self) -> str | None:
+        """The name of a job's task other than training, if there is one."""
+        tasks = (job.run.task for job in self.jobs.values())
+        return next((task.name for task in tasks if task is not config.Task.train), None)
+
+    def sweep(self) -> Sweep:
+        """Return the sweep, without jobs; raises ConfigError if they do not make one."""
+        refuse_mixed_objectives(list(self.jobs.values()))
+        is_grid = self.multirun.sweeper == "basic"
+        if is_grid:
+            refuse_duplicates(self.listed)
+        return _sweep(self.multirun, list(self.jobs.values()), is_grid)
+
+
 def run_sweep(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
     """Run a sweep and return its exit code: 0 all jobs finished, 1 a job failed, 75 stopped early."""
     multirun = Multirun(overrides, config_name, config_dir)
-    if multirun.on_cluster:
-        slurm.check_options(multirun.master.launcher)
-    samples = [(sample, multirun.compose_job(sample)) for sample in multirun.samples()]
-    slots_wanted = multirun.master.launcher.get("slots")
-    slots = (
-        Slots.plan(slots_wanted, [str(tree["ranks"]) for _, tree in samples])
-        if multirun.launcher == "local"
-        else Slots(1)
-    )
-    listed = [(sample, multirun.job(tree, sample, slots)) for sample, tree in samples]
-    jobs = {tuple(sample): job for sample, job in listed}
-    if any(job.run.task is not config.Task.train for job in jobs.values()):
+    plan = Plan(multirun)
+    if plan.other_task:
         if multirun.on_cluster:
-            [task, *_] = [job.run.task.name for job in jobs.values() if job.run.task is not config.Task.train]
             raise ConfigError(
-                f"task: got {task}, which runs on this machine; pass hydra/launcher=basic instead of {multirun.launcher}"
+                f"task: got {plan.other_task}, which runs on this machine; pass hydra/launcher=basic instead of {multirun.launcher}"
             )
-        return _run_each([(multirun.compose_job(sample), list(sample)) for sample in jobs], run_one)
-    refuse_mixed_objectives(list(jobs.values()))
-    is_grid = multirun.sweeper == "basic"
-    if is_grid:
-        refuse_duplicates(listed)
-    sweep = _sweep(multirun, list(jobs.values()), is_grid)
+        return _run_each([(multirun.compose_job(sample), list(sample)) for sample in plan.jobs], run_one)
+    sweep = plan.sweep()
     controller = SweepController(
         sweep,
-        lambda wanted: multirun.job(multirun.compose_job(wanted), wanted, slots),
-        jobs,
-        slots,
+        lambda wanted: multirun.job(multirun.compose_job(wanted), wanted, plan.slots),
+        plan.jobs,
+        plan.slots,
         "hydra.sweep.dir" if multirun.master.sweep_dir else "output_root",
     )
-    grid = [list(item) for item in jobs] if is_grid else None
+    grid = [list(item) for item in plan.jobs] if sweep.kind == "grid" else None
     if multirun.master.launcher.get("dry_run"):
         _launch(multirun, controller, grid)
         return EXIT_DONE

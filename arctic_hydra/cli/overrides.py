@@ -104,6 +104,11 @@ def _free_form() -> set[str]:
     return own | FREE_FORM_OF_PLUGINS
 
 
+def forget_fields() -> None:
+    """Look the free-form fields up again, after components were registered or unregistered."""
+    _free_form.cache_clear()
+
+
 def flags(config_name: str, config_dir: str | None) -> list[str]:
     """Return the arguments that select the config and the code on a command line, none for the defaults."""
     name = [] if config_name == "config" else ["--config-name", config_name]

@@ -11,6 +11,7 @@ from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra  # public functions take no search path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
 
 from arctic_hydra.cli.config_sources import ConfigCache, use_repository
 from arctic_hydra.cli.schemas import store_schemas
@@ -31,8 +32,7 @@ def hydra_with(config_dir: str | None = None, cache: ConfigCache | None = None) 
     replace `config_dir`: Hydra applies it after it has loaded the primary config.
     """
     store_schemas()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
+    with _global_state_kept(), initialize_config_dir(conf_dir(), version_base="1.3", job_name="arctic_hydra"):
         if config_dir:
             path = GlobalHydra.instance().config_loader().get_search_path()
             # After our options and those of extensions, so that it cannot shadow them by accident; Hydra requires schemas last.
@@ -42,3 +42,15 @@ def hydra_with(config_dir: str | None = None, cache: ConfigCache | None = None) 
         loader: Any = GlobalHydra.instance().config_loader()
         use_repository(loader, cache)
         yield loader
+
+
+@contextmanager
+def _global_state_kept() -> Iterator[None]:
+    """Clear Hydra's global state while the context is open: the caller may be a Hydra application of its own."""
+    before, job = GlobalHydra.instance().hydra, JobRuntime.instance().get("name")
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
+        JobRuntime.instance().set("name", job)

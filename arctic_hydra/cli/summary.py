@@ -48,8 +48,7 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         losses = f"{format_number(first['eval/loss'])} -> {format_number(last['eval/loss'])}"
         figures = [figure for figure in evaluation_figures(last) if not figure.startswith("perplexity")]
         print(f"evaluation loss {', '.join([losses, *figures])}")
-    found = [folder.parent.name for folder in sorted(directory.path.glob("*/tokenizer_config.json"))]
-    export = next((name for name in found if "-step-" not in name), None)  # the final export, whatever its name
+    export = final_export(directory.path)
     for label, name in (
         ("export", export),
         ("checkpoints", "checkpoints"),
@@ -72,6 +71,12 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     print(f"  {shlex.join([*PROGRAM.split(), *_longer(directory, overrides, result)])}")
     if fine_tunes:
         print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+
+
+def final_export(folder: Path) -> str | None:
+    """Return the name of the export of a finished run below a folder, whatever it is; None if there is none."""
+    found = [path.parent.name for path in sorted(folder.glob("*/tokenizer_config.json"))]
+    return next((name for name in found if "-step-" not in name), None)
 
 
 def _print_uses(path: Path, export: str, library: str, function: str, more: str) -> None:

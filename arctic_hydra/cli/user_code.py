@@ -8,11 +8,14 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from arctic_hydra import component
+from arctic_hydra.cli import overrides
 from arctic_hydra.cli.config_sources import LIST_GROUPS
 from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError, printable
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, load_extensions
+from arctic_hydra.model import model_spec
 from arctic_hydra.model.model_spec import registered_specs
 from arctic_hydra.redaction import mask
 
@@ -45,6 +48,19 @@ def load(arguments: Sequence[str]) -> list[str]:
                 )
             _store_option(group, option)
     return others
+
+
+def forget() -> None:
+    """Unregister the components of the file of `code=`, so that this process can load another one, or the edited file again."""
+    for key, cls in registered().items():
+        if key[1].startswith(code_file.PREFIX):
+            del component._REGISTRY[key]
+            component.BY_TARGET.pop(f"{cls.__module__}.{cls.__qualname__}", None)
+    for spec in registered_specs():
+        if code_file.owns(spec.create.__module__):
+            del model_spec._SPECS[spec.name]
+    code_file.forget()
+    overrides.forget_fields()
 
 
 def _store_option(group: str, option: str) -> None:

@@ -88,6 +88,13 @@ def take(arguments: Sequence[str], *, load: bool = True) -> list[str]:
     return [item for item in arguments if not item.startswith(_KEY)]
 
 
+def forget() -> None:
+    """Have no file any more; the modules of an earlier one are imported anew when it is named again."""
+    _FILES.clear()
+    for name in [name for name in sys.modules if owns(name)]:
+        del sys.modules[name]
+
+
 def arguments(copied_to: Path | None = None) -> list[str]:
     """Return the argument that names the file to a child process, or its copy in a folder; none without a file."""
     return [f"{_KEY}{copied_to / file.path.name if copied_to else file.path}" for file in _FILES]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from arctic_hydra.report.drawing import Drawing
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
@@ -48,14 +48,14 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<div class=table><table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></div>"
 
 
-def figure(width_inches: float = 9.0, height_inches: float = 3.2) -> Figure:
+def figure(width_inches: float = 9.0, height_inches: float = 3.2) -> Drawing:
     """Return an empty matplotlib figure, without a display and outside pyplot's global state."""
-    from matplotlib.figure import Figure
+    from arctic_hydra.report.drawing import Drawing
 
-    return Figure(figsize=(width_inches, height_inches), layout="constrained")
+    return Drawing(figsize=(width_inches, height_inches), layout="constrained")
 
 
-def plot(title: str, below: str) -> tuple[Figure, Axes]:
+def plot(title: str, below: str) -> tuple[Drawing, Axes]:
     """Return a small figure with one pair of axes: a light grid, no frame, labels that are readable on a phone."""
     drawn = figure(4.6, 2.9)
     axes = drawn.add_subplot()
@@ -76,11 +76,6 @@ def label(text: str, most: int = 0) -> str:
     return text.replace("$", r"\$")
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Drawing) -> str:
     """Return a figure as an `<svg>` element with real text; the output for a figure is deterministic."""
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "arctic_hydra"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    return figure.svg()

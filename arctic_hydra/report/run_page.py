@@ -6,10 +6,9 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arctic_hydra.component import flatten
 from arctic_hydra.data.prepare.truncation import bin_edge
@@ -17,23 +16,15 @@ from arctic_hydra.errors import StateFileError
 from arctic_hydra.files.state_file import replace_text
 from arctic_hydra.human_numbers import format_count, format_seconds
 from arctic_hydra.metrics import ranked_pairs, read_metrics, read_samples, smoothed_ends
-from arctic_hydra.report import html
+from arctic_hydra.report import curves, html
+from arctic_hydra.report.curves import Lines
 from arctic_hydra.report.header import data_table
 from arctic_hydra.report.outcome import read_config
 from arctic_hydra.run_directory import FAILED, RunDirectory
 from arctic_hydra.trainer.verification.verdict import verdict_lines
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 PAGE = "report.html"
-MOST_POINTS = 1000
-"""Maximum points per curve; more would not be visible and would slow the page down."""
-
 log = logging.getLogger(__name__)
-
-Lines = list[dict[str, Any]]
 
 
 def write_if_wanted(directory: RunDirectory) -> Path | None:
@@ -132,25 +123,20 @@ def _plots(lines: Lines, data: dict[str, Any] | None) -> Iterator[str]:
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "eval/loss" in line]
     shown = [(title, key) for title, key in _WITH_EVALUATION if any(key in line for line in steps)]
-    plots = []
+    plots: list[str] = []
     if len(steps) > 1:
-        plots += [
-            *(_figure_plot(title, key, steps, evaluations) for title, key in shown),
-            *([_rewards_plot(steps, evaluations)] if "rewards/chosen" in steps[-1] else []),
-            _curve("learning rate", steps, "lr"),
-            _curve("gradient norm", steps, "grad_norm", logarithmic=True, smooth=True),
-            _curve("tokens per second", steps, "tokens_per_second", smooth=True, from_zero=True),
+        drawn = [
+            *(curves.with_evaluation(title, key, steps, evaluations) for title, key in shown),
+            *([curves.rewards(steps, evaluations)] if "rewards/chosen" in steps[-1] else []),
+            curves.alone("learning rate", steps, "lr"),
+            curves.alone("gradient norm", steps, "grad_norm", logarithmic=True, smooth=True),
+            curves.alone("tokens per second", steps, "tokens_per_second", smooth=True, from_zero=True),
         ]
+        plots += map(html.svg, drawn)
     if data and any(source["prepared"].get("length_bins") for source in data["sources"].values()):
         plots.append(_length_plot(data))
     if plots:
         yield f"<div class=plots>{''.join(f'<figure>{plot}</figure>' for plot in plots)}</div>"
-
-
-def _over_steps(title: str) -> tuple[Figure, Axes]:
-    figure, axes = html.plot(title, "step")
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
-    return figure, axes
 
 
 _WITH_EVALUATION = (
@@ -161,73 +147,6 @@ _WITH_EVALUATION = (
     ("KL", "kl"),
 )
 """Titles and names of metrics that are drawn with those of the evaluations."""
-
-
-def _figure_plot(title: str, key: str, steps: Lines, evaluations: Lines) -> str:
-    figure, axes = _over_steps(title)
-    places, values = _series(steps, key)
-    _draw(axes, places, values, smooth=True, label="training")
-    at, evaluated = _series(evaluations, f"eval/{key}")
-    if at:
-        axes.plot(at, evaluated, marker="o", markersize=4, linewidth=1.2, color=html.COLORS[1], label="evaluation")
-        axes.legend(frameon=False, fontsize=9)
-    return html.svg(figure)
-
-
-def _rewards_plot(steps: Lines, evaluations: Lines) -> str:
-    """Draw the mean rewards of the chosen and of the rejected answers."""
-    figure, axes = _over_steps("rewards")
-    for color, side in zip(html.COLORS, ("chosen", "rejected"), strict=False):
-        axes.plot(*_series(steps, f"rewards/{side}"), linewidth=1.4, color=color, label=side)
-        at, evaluated = _series(evaluations, f"eval/rewards/{side}")
-        if at:
-            name = f"{side}, evaluation"
-            axes.plot(at, evaluated, marker="o", markersize=4, linewidth=1.2, linestyle=":", color=color, label=name)
-    axes.legend(frameon=False, fontsize=9)
-    return html.svg(figure)
-
-
-def _curve(
-    title: str, steps: Lines, key: str, *, logarithmic: bool = False, smooth: bool = False, from_zero: bool = False
-) -> str:
-    figure, axes = _over_steps(title)
-    places, values = _series(steps, key)
-    _draw(axes, places, values, smooth=smooth)
-    positive = [value for value in values if value > 0]
-    if logarithmic and positive and max(positive) > 3 * min(positive):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-    elif from_zero:
-        axes.set_ylim(bottom=0)
-    if not logarithmic:
-        axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
-    return html.svg(figure)
-
-
-def _draw(axes: Axes, places: list[float], values: list[float], smooth: bool, label: str | None = None) -> None:
-    """Draw a curve; with `smooth` and many points, draw it lightly, with its running median on top."""
-    if not smooth or len(values) < 30:
-        axes.plot(places, values, color=html.COLORS[0], linewidth=1.6, label=label)
-        return
-    axes.plot(places, values, color=html.COLORS[0], linewidth=0.8, alpha=0.3)
-    axes.plot(places, _running_median(values, len(values) // 25), color=html.COLORS[0], linewidth=1.8, label=label)
-
-
-def _series(lines: Lines, key: str) -> tuple[list[float], list[float]]:
-    """Return the steps and values of a metric, skipping missing values; average neighbors if there are too many points."""
-    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    width = -(-len(points) // MOST_POINTS)
-    groups = [points[start : start + width] for start in range(0, len(points), max(1, width))]
-    return (
-        [sum(step for step, _ in group) / len(group) for group in groups],
-        [sum(value for _, value in group) / len(group) for group in groups],
-    )
-
-
-def _running_median(values: Sequence[float], reach: int) -> list[float]:
-    """Return the running median over windows of `reach` values on each side, which hides single spikes."""
-    return [median(values[max(0, place - reach) : place + reach + 1]) for place in range(len(values))]
 
 
 def _length_plot(data: dict[str, Any]) -> str:

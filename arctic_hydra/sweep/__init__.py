@@ -12,4 +12,31 @@ and its result are stored there, so killing the sweep process loses nothing.
 
 Jobs run on a backend: the module `arctic_hydra.sweep.<kind>` (`local`, `slurm`) with the functions of
 `directory.Backend`. The Hydra launchers that submit live in `launchers/hydra_plugins/`.
+
+The package is also the function of the Python API: `arctic_hydra.sweep(["optimizer.lr=1e-4,1e-3"])` runs a sweep.
 """
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+
+class _Sweep(ModuleType):
+    """This package as the function `arctic_hydra.sweep` of the Python API, since the import of any module of it binds that name to it."""
+
+    def __call__(
+        self,
+        overrides: Sequence[str],
+        *,
+        config_name: str | None = None,
+        config_dir: str | None = None,
+        progress: bool = True,
+    ) -> Any:
+        """Run a sweep, as `python -m arctic_hydra -m` does, and return its jobs as a `SweepResult`, see docs/python.md."""
+        called: Any = importlib.import_module("arctic_hydra.api.sweep_result")
+        return called.sweep(overrides, config_name=config_name, config_dir=config_dir, progress=progress)
+
+
+sys.modules[__name__].__class__ = _Sweep

@@ -1,0 +1,85 @@
+"""`arctic_hydra.run`: trains a run, or performs a task on one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arctic_hydra import config
+from arctic_hydra.api.child_command import Ended, execute
+from arctic_hydra.api.composed_run import ComposedRun, compose
+from arctic_hydra.api.loaded_run import LoadedRun
+from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_STOPPED_EARLY, ConfigError, RunFailed
+from arctic_hydra.run_directory import RunDirectory
+
+_TASKS = (config.Task.train, config.Task.evaluate, config.Task.export, config.Task.score)
+_LAST_LINES = 12
+"""Lines of a traceback that are part of the error."""
+
+
+def run(
+    overrides: Sequence[str] | ComposedRun = (),
+    *,
+    config_name: str | None = None,
+    config_dir: str | None = None,
+    progress: bool = True,
+) -> LoadedRun:
+    """Train, and return the run: finished, or stopped at a limit such as `trainer.max_minutes`; the same call resumes it.
+
+    Takes overrides as `compose` does, or what it returned. It trains in child processes and prints their progress unless
+    `progress` is false. With `task=evaluate`, `export` or `score`, it returns the folder of the task.
+
+    Raises ConfigError if the config is invalid, and RunFailed with the error of the rank if the run fails. Ctrl-C (in the main
+    thread) saves a checkpoint, ends the run at the next step and raises KeyboardInterrupt.
+    """
+    if isinstance(overrides, ComposedRun):
+        composed = overrides
+        if config_name is not None or config_dir is not None:
+            raise TypeError("config_name, config_dir: have no effect on a composed run; pass them to compose")
+    else:
+        composed = compose(overrides, config_name=config_name, config_dir=config_dir)
+    if composed.is_changed:
+        raise ConfigError(
+            "the config was changed after it was composed, which has no effect on the run; compose it with an override instead"
+        )
+    task = composed.config.task
+    if task not in _TASKS:
+        names = ", ".join(item.name for item in _TASKS)
+        raise ConfigError(f"task: got {task.name}, expected one of {names}; the others are for the command line")
+    directory = RunDirectory(composed.directory)
+    if task is not config.Task.train:
+        directory = directory.of_task(task.name)
+    if progress:
+        for line in composed._notes:
+            print(f"default  {line}")
+    order = {"tree": composed._tree, "arguments": composed._arguments}
+    ended = execute(order, composed._folder, progress=progress)
+    if not ended.interrupted and ended.code in (EXIT_DONE, EXIT_STOPPED_EARLY):
+        return LoadedRun(directory.path)
+    has_run = directory.record_file.exists()
+    found = LoadedRun(directory.path) if has_run else None
+    if ended.interrupted:
+        raise KeyboardInterrupt(_interrupted(found))
+    error = ended.error() or _error_of_ranks(directory, ended)
+    if isinstance(error, RunFailed):
+        error.run = found
+    raise error
+
+
+def _interrupted(run: LoadedRun | None) -> str:
+    if run is None:
+        return "interrupted before the run began"
+    next_start = "resumes it" if run.checkpoints else "starts over"
+    return f"{run.path} is {run.status} at step {run.step}; the same call {next_start}"
+
+
+def _error_of_ranks(directory: RunDirectory, ended: Ended) -> ConfigError | RunFailed:
+    first = next(iter(directory.errors()), None)
+    logs = f"logs: {directory.path / 'logs'}"
+    if first is None:
+        text = directory.record().get("error") or "\n".join(ended.output[-_LAST_LINES:])
+        return RunFailed(f"{text or f'the process of the run ended with code {ended.code}'}\n{logs}")
+    if first["expected"]:
+        problems: list[str] = first["problems"]
+        return ConfigError(problems) if ended.code == EXIT_BAD_CONFIG else RunFailed("\n".join([*problems, logs]))
+    lines = first["traceback"].rstrip().splitlines()[-_LAST_LINES:]
+    return RunFailed("\n".join([f"rank {first['rank']} failed first:", *lines, logs]))

@@ -1,0 +1,95 @@
+"""A command line from its words to its exit code: flags, what they refuse, and errors."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
+
+from arctic_hydra import config, redaction
+from arctic_hydra.cli.compose import Composed
+from arctic_hydra.cli.overrides import is_hydra_override
+from arctic_hydra.errors import EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.human_numbers import shorten
+from arctic_hydra.migrate import recipe
+from arctic_hydra.migrate.key_map import advice as advice_of_others
+from arctic_hydra.run_directory import PROGRAM
+from arctic_hydra.stopping import ignore_signals
+
+
+def exit_code(
+    command: Callable[[], int], arguments: Sequence[str], report: Callable[[ArcticHydraError], None] = print_error
+) -> int:
+    """Run a command that this process was started for; return its exit code, after its error was passed to `report`."""
+    redaction.protect(arguments)
+    try:
+        if not _has_working_directory():
+            raise ConfigError("the working directory no longer exists; change to another")
+        code = command()
+        if code == EXIT_STOPPED_EARLY:
+            atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
+        return code
+    except ArcticHydraError as error:
+        report(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return Hydra's flags and the overrides; raises ConfigError for those that do not exist or have no effect here."""
+    options, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
+    if unknown:
+        advice = advice_of_others(unknown[0].partition("=")[0].lstrip("-").replace("-", "_"))
+        raise ConfigError(f"{unknown[0]}: there is no such option; {advice or f'see {PROGRAM} --help'}")
+    for problem in (
+        *map(recipe.refusal, options.overrides),
+        recipe.refused_name(options.config_name, options.config_dir),
+    ):
+        if problem:
+            raise ConfigError(problem)
+    if options.config_name is None:
+        options.config_name = "config"
+    name = options.config_name
+    if not (name.strip() and name.isprintable()):
+        raise ConfigError(f"--config-name: got {shorten(name)}, expected the name of a whole config, without .yaml")
+    if options.config_dir is not None and not os.path.isdir(options.config_dir):
+        raise ConfigError(f"--config-dir: got {shorten(options.config_dir)}, not a directory")
+    for flag, value in (("--config-path", options.config_path), ("--experimental-rerun", options.experimental_rerun)):
+        if value:
+            raise ConfigError(f"{flag}: has no effect here; add options and whole configs with --config-dir DIR")
+    return options
+
+
+def is_launched(composed: Composed, overrides: Sequence[str]) -> bool:
+    """Whether a launcher other than Hydra's basic one is to run the config, even without `-m`.
+
+    A launcher that an experiment selects applies to training only.
+    """
+    is_training = composed.job["task"] == config.Task.train.name
+    launched = is_training or any(is_hydra_override(item, "launcher") for item in overrides)
+    return launched and composed.choices["hydra/launcher"] != "basic"
+
+
+def refuse_hydra_overrides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for overrides of Hydra's own node, which a single run does not use."""
+    for override in overrides:
+        if is_hydra_override(override) and not is_hydra_override(override, "searchpath"):
+            raise ConfigError(
+                f"{override.partition('=')[0]}: has no effect on a single run; pass -m for a sweep, or remove it"
+            )
