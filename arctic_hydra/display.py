@@ -194,7 +194,7 @@ class Display:
             self._print(line)
 
     def _print(self, text: str) -> None:
-        text = _fitted(text)
+        text = "\n".join(map(_fitted, text.splitlines()))
         live = self._live  # another thread may close it
         if live is not None:
             live.console.print(text, markup=False, highlight=False, emoji=False)

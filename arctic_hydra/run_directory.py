@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,9 @@ class RunDirectory:
 
     def has_checkpoints(self) -> bool:
         """Whether the run has a published checkpoint, valid or not, here or below the `output_dir` of an engine in `run.json`."""
-        engines = (self.config() or {}).get("checkpoint") or {}
+        engines: dict[str, Any] = {}
+        with suppress(StateFileError):  # whoever needs the config says what is wrong with it
+            engines = (self.config() or {}).get("checkpoint") or {}
         bases = [engine.get("output_dir") for engine in engines.values() if isinstance(engine, dict)]
         return any(map(holds_checkpoints, [self.path, *(below(Path(base), self.path) for base in bases if base)]))
 

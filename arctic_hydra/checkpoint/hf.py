@@ -175,7 +175,7 @@ def has_adapter(model: Any) -> bool:
 
 def without_adapter(model: Any) -> Any:
     """Return the model that peft has wrapped, or `model` itself if it has no adapter; peft passes all arguments on to it."""
-    return model.get_base_model() if has_adapter(model) else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def lacks_base(adapter_config: Mapping[str, Any]) -> bool:

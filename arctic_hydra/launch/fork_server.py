@@ -13,22 +13,25 @@ import gc
 import importlib
 import json
 import os
-import select
+import selectors
 import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, NoReturn
 
-from arctic_hydra import python_flags
+from arctic_hydra import python_flags, redaction
+from arctic_hydra.errors import describe
 from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE, die_with_parent
-from arctic_hydra.stopping import block_signals, blocked_signals
+from arctic_hydra.stopping import SIGNALS, blocked_signals
 
 _READ_LATER = (PARENT_VARIABLE, SECRETS_VARIABLE)
 """Variables that imports do not read, and that may differ from the server's."""
 _ORDER_BYTES = 1 << 20
+_READY = b"ready"
 
 
 class ForkedRank:
@@ -51,8 +54,8 @@ class ForkedRank:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the rank; does nothing if it has ended."""
-        if self.poll() is None:
+        """Send a signal to the rank; does nothing if it has ended. A signal handler may call it at any time."""
+        if self.returncode is None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._process, number)
 
@@ -73,13 +76,44 @@ class ForkedRank:
 
 
 class ForkServer:
-    """Client of the server, which starts with the first rank and ends with this process, or with `close`."""
+    """Client of the server, which ends with this process, or with `close`."""
 
     def __init__(self) -> None:
         self.problem = ""
         """Why ranks are started by new interpreters instead."""
-        self._server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self._orders: socket.socket | None = None
         self._environment: dict[str, str] = {}
+        self._is_ready = False
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Start the server with the environment of the ranks, unless it runs already; it needs some seconds to get ready."""
+        if self.process or self.problem:
+            return
+        self._environment = {name: value for name, value in environment.items() if name != SECRETS_VARIABLE}
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, *python_flags(), "-u", "-m", "arctic_hydra.launch.fork_server"]
+        with theirs, blocked_signals():
+            self.process = subprocess.Popen(
+                command,
+                env=self._environment,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def is_ready(self, *, wait: bool = False) -> bool:
+        """Whether a rank can be started now, by the server or, if it cannot fork ranks, by a new interpreter."""
+        if self._orders and not self._is_ready and not self.problem:
+            try:
+                answer = self._orders.recv(4096, 0 if wait else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            self._is_ready = answer == _READY
+            if not self._is_ready:
+                self._fail(answer.decode() or "it ended while it imported the libraries")
+        return True
 
     def open_rank(
         self,
@@ -92,44 +126,37 @@ class ForkServer:
 
         The rank writes to `output`, by default to the streams of this process, and starts with `SIGNALS` blocked.
         """
-        if self.problem:
-            return None
-        if self._server is None:
-            self._server = self._start(environment)
-        if _read_by_imports(environment) != _read_by_imports(self._environment):
+        self.is_ready(wait=True)
+        order = json.dumps([[*arguments], {**environment}]).encode()
+        is_alike = _read_by_imports(environment) == _read_by_imports(self._environment)
+        if self.problem or not self._orders or not is_alike or len(order) > _ORDER_BYTES:
             return None
         streams = [output.fileno()] * 2 if output else [1, 2]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        order = json.dumps([[*arguments], {**environment}]).encode()
-        with theirs:
-            try:
-                socket.send_fds(self._server[1], [order], [theirs.fileno(), *streams, *pass_fds])
-            except OSError as error:
-                if error.errno == errno.EMSGSIZE:  # an environment of hundreds of kilobytes
-                    ours.close()
-                    return None
-        answer, received, *_ = socket.recv_fds(ours, 1024, 1)
+        try:
+            with theirs:
+                socket.send_fds(self._orders, [order], [theirs.fileno(), *streams, *pass_fds])
+            answer, received, *_ = socket.recv_fds(ours, 4096, 1)
+        except OSError as error:  # the order is too long for the kernel, or the server has ended
+            answer, received = (b"", []) if error.errno in (errno.EPIPE, errno.ECONNRESET) else (b"no fork", [])
         if received:
             return ForkedRank(int(answer), received[0], ours)
         ours.close()
-        self.problem = answer.decode() or "the process that forks ranks has ended"
+        if not answer and self.process and self.process.poll() is not None:
+            self._fail("it has ended")
         return None
 
     def close(self) -> None:
         """End the server and the ranks that still run."""
-        if self._server:
-            process, orders = self._server
-            orders.close()
-            process.wait()
-            self._server = None
+        if self.process and self._orders:
+            self._orders.close()
+            self.process.kill()
+            self.process.wait()
+            self.process = self._orders = None
 
-    def _start(self, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        self._environment = {name: value for name, value in environment.items() if name != SECRETS_VARIABLE}
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, *python_flags(), "-u", "-m", "arctic_hydra.launch.fork_server"]
-        with theirs, blocked_signals():
-            process = subprocess.Popen(command, env=self._environment, stdin=theirs.fileno(), start_new_session=True)
-        return process, ours
+    def _fail(self, why: str) -> None:
+        self.problem = why
+        print(f"note: jobs start as new interpreters, since the process that forks them cannot: {why}", file=sys.stderr)
 
 
 def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
@@ -150,64 +177,119 @@ def import_libraries() -> None:
     importlib.import_module("arctic_hydra.engine").import_deepspeed()
 
 
-def serve(orders: socket.socket) -> NoReturn:
-    """Fork a rank for each order, and report how each ends, until the client closes the socket."""
-    import_libraries()
-    has_threads = len(os.listdir("/proc/self/task")) > 1
-    problem = "importing the libraries started threads, which a fork would not have" if has_threads else ""
-    gc.freeze()  # otherwise a garbage collection in a child visits, and thereby copies, all objects
-    ranks: dict[int, tuple[int, socket.socket]] = {}  # by pidfd
-    while True:
-        ready, _, _ = select.select([orders.fileno(), *ranks], [], [])
-        for process in ready:
-            if process in ranks:
-                pid, client = ranks.pop(process)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with client, suppress(OSError):  # the client may have ended
-                    client.send(str(code).encode())
-                os.close(process)
-        if orders.fileno() not in ready:
-            continue
-        order, fds, *_ = socket.recv_fds(orders, _ORDER_BYTES, 8)
+class _Server:
+    """Forks a rank for each order, and reports how each ends, until the client closes the socket."""
+
+    def __init__(self, orders: socket.socket) -> None:
+        self._orders = orders
+        self._ranks: dict[int, tuple[int, socket.socket]] = {}  # by pidfd
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(orders, selectors.EVENT_READ)
+        self._set_by_imports: dict[str, str] = {}
+
+    def serve(self) -> NoReturn:
+        self._orders.send(self._prepare())
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._orders:
+                    self._take_order()
+                else:
+                    self._report_end(key.fd)
+
+    def _prepare(self) -> bytes:
+        """Return `_READY`, or why this process cannot fork ranks."""
+        before = dict(os.environ)
+        try:
+            import_libraries()
+        except Exception as error:  # the ranks report it themselves
+            return describe(error).encode()[:4000]
+        self._set_by_imports = {name: value for name, value in os.environ.items() if before.get(name) != value}
+        gc.freeze()  # otherwise a garbage collection in a child visits, and thereby copies, all objects
+        if len(os.listdir("/proc/self/task")) > 1:
+            return b"importing the libraries started threads, which a fork would not have"
+        return _READY
+
+    def _take_order(self) -> None:
+        order, fds, *_ = socket.recv_fds(self._orders, _ORDER_BYTES, 8)
         if not order:
             os._exit(0)
-        client, server = socket.socket(fileno=fds[0]), os.getpid()
-        if problem:
-            client.send(problem.encode())
-            client.close()
-        elif (pid := os.fork()) == 0:
-            for other in (orders, client, *(item for _, item in ranks.values())):
-                other.close()  # else the others would not see that the server ends
-            for process in ranks:
-                os.close(process)
-            _become_rank(order, fds[1:3], server)
-        else:
-            process = os.pidfd_open(pid)
-            ranks[process] = pid, client
-            with suppress(OSError):
+        try:
+            if len(fds) >= 3:  # else the kernel has dropped some, at the limit of open files
+                self._start(order, fds)
+        except (
+            OSError
+        ):  # no memory, or no descriptors; the client sees that nobody has the socket, and starts an interpreter
+            pass
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _start(self, order: bytes, fds: Sequence[int]) -> None:
+        with socket.socket(fileno=os.dup(fds[0])) as client:
+            server, pid = os.getpid(), os.fork()
+            if pid == 0:
+                try:
+                    self._close_all(client, fds[0])
+                    _become_rank(order, fds[1:3], server, self._set_by_imports)
+                except BaseException:
+                    traceback.print_exc()
+                os._exit(1)
+            try:
+                process = os.pidfd_open(pid)
+                self._ranks[process] = pid, client.dup()
+                self._selector.register(process, selectors.EVENT_READ)
                 socket.send_fds(client, [str(pid).encode()], [process])
-        for fd in fds[1:]:
-            os.close(fd)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)  # reported as its end, to nobody
+                raise
+
+    def _close_all(self, client: socket.socket, fd: int) -> None:
+        """Close what a child inherits of the server, so that the other clients see when the server ends."""
+        self._selector.close()
+        for other in (self._orders, client, *(item for _, item in self._ranks.values())):
+            other.close()
+        for process in (fd, *self._ranks):
+            os.close(process)
+
+    def _report_end(self, process: int) -> None:
+        pid, client = self._ranks.pop(process)
+        self._selector.unregister(process)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with client, suppress(OSError):  # the client may have ended
+            client.send(str(code).encode())
+        os.close(process)
 
 
-def _become_rank(order: bytes, streams: Sequence[int], server: int) -> NoReturn:
+def _become_rank(order: bytes, streams: Sequence[int], server: int, set_by_imports: dict[str, str]) -> NoReturn:
+    import numpy
+
     from arctic_hydra import worker
 
     os.setsid()
     arguments, environment = json.loads(order)
     os.environ.clear()
-    os.environ.update(environment | {PARENT_VARIABLE: str(server)})
+    os.environ.update(set_by_imports | environment | {PARENT_VARIABLE: str(server)})
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
         os.close(stream)
+    numpy.random.seed()  # from the system, as in a new interpreter; Python's own generator does that itself
+    sys.modules["__main__"] = worker  # which multiprocessing imports in the processes that it spawns
     sys.argv = [str(worker.__file__), *arguments]
     worker.main()
 
 
-if __name__ == "__main__":
-    block_signals()
+def main() -> NoReturn:
+    """Serve orders from standard input."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # here and in the ranks, until they wait for signals
     die_with_parent()
-    standard_input = socket.socket(fileno=os.dup(0))
+    redaction.protect()  # before libraries keep the streams that they write to
+    orders = socket.socket(fileno=os.dup(0))
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    serve(standard_input)
+    _Server(orders).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -90,7 +90,7 @@ def open_ranks(
     share, nodes = share or MachineShare(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
     arguments = [str(directory.run_file), str(ranks), *nodes.arguments(), *code_file.arguments()]
-    environment = _environment(ranks, secrets, share)
+    environment = rank_environment(ranks, secrets, share)
     # The child inherits the lock, which is held until both processes have ended.
     inherited = () if lock is None else (lock,)
     if (
@@ -113,8 +113,8 @@ def open_ranks(
         )
 
 
-def _environment(ranks: int, secrets: dict[str, Any], share: MachineShare) -> dict[str, str]:
-    """Return the environment variables of the child."""
+def rank_environment(ranks: int, secrets: dict[str, Any], share: MachineShare) -> dict[str, str]:
+    """Return the environment variables of the child that runs `ranks` ranks."""
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if share.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)

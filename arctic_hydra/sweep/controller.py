@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from arctic_hydra import metrics
-from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch.fork_server import ForkServer
 from arctic_hydra.launch.job import Job
@@ -100,8 +99,8 @@ class SweepController:
 
         With GPUs, each job is a new interpreter, since the CUDA driver does not support forks.
         """
-        if forked and self._fork_server is None and count_gpus() == 0:
-            self._fork_server = ForkServer()
+        if forked and self._fork_server is None and any(job.run.ranks_per_node == 1 for _, job in pairs):
+            self._fork_server = pool.fork_server()
         for entry, _ in pairs:
             entry.problem, entry.mark = "", entry.mark if entry.mark == PRUNED else ""
         work = [(entry, pool.starter(job)) for entry, job in pairs if entry.mark != PRUNED]
@@ -112,9 +111,11 @@ class SweepController:
 
     def close(self) -> None:
         """Unlock the sweep's directory, and end the process that forks its jobs."""
-        if self._fork_server:
-            self._fork_server.close()
-        self.sweep.release()
+        try:
+            if self._fork_server:
+                self._fork_server.close()
+        finally:
+            self.sweep.release()
 
     def process_metrics(self, entry: SweepJob, rows: list[dict[str, Any]]) -> bool:
         """Process the new metrics of a running job; return whether to prune it.

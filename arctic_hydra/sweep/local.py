@@ -67,4 +67,9 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
             job.cannot_run(error)
     sweep.save()
     ranks = [str(job.directory.record().get("ranks", 1)) for job, _ in work]
-    pool.Pool(sweep, pool.Slots.plan(None, ranks)).run(work)
+    server = pool.fork_server() if "1" in ranks else None
+    try:
+        pool.Pool(sweep, pool.Slots.plan(None, ranks), fork_server=server).run(work)
+    finally:
+        if server:
+            server.close()

@@ -18,7 +18,7 @@ from arctic_hydra.files import code_file
 from arctic_hydra.files.state_file import APPEND, open_regular
 from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.job import Job, record_ending
-from arctic_hydra.launch.ranks import MachineShare, open_ranks
+from arctic_hydra.launch.ranks import MachineShare, open_ranks, rank_environment
 from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
 from arctic_hydra.stopping import ask_to_stop, forwarded_signals, one_stop
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
@@ -75,6 +75,11 @@ def _visible_gpus() -> list[str]:
     count = count_gpus()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(index) for index in range(count)] if visible is None else visible.split(",")[:count]
+
+
+def fork_server() -> ForkServer | None:
+    """Return a server for the jobs of one rank; None with GPUs, since the CUDA driver does not support forks."""
+    return ForkServer() if count_gpus() == 0 else None
 
 
 @dataclass
@@ -166,11 +171,14 @@ class Pool:
         Raises the observer's ConfigError after the running jobs have saved and stopped.
         """
         waiting = list(work)
+        cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
+        if self._fork_server:
+            self._fork_server.start(rank_environment(1, {}, MachineShare(cores=cores)))
         forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
         with one_stop(self._signals), forwarding as self._killed_by, self._table:
             while (waiting and not self._stop_reason) or self._running:
-                while waiting and not self._stop_reason and len(self._running) < self._slots.count:
-                    self._start(*waiting.pop(0))
+                while waiting and self._can_start:
+                    self._start(*waiting.pop(0), cores)
                 for job in list(self._running):
                     self._poll(job)
                 self._table.refresh()
@@ -186,14 +194,18 @@ class Pool:
             return f"received {signal.Signals(self._signals[0]).name}"
         return str(self._error or "")
 
+    @property
+    def _can_start(self) -> bool:
+        is_free = len(self._running) < self._slots.count and not self._stop_reason
+        return is_free and (self._fork_server is None or self._fork_server.is_ready())
+
     def _children(self) -> list[Popen[bytes] | ForkedRank]:
         return [job.started.child for job in self._running]
 
-    def _start(self, entry: SweepJob, start: Starter) -> None:
+    def _start(self, entry: SweepJob, start: Starter, cores: int) -> None:
         taken = {job.slot for job in self._running}
         slot = next(number for number in range(self._slots.count) if number not in taken)
         gpus = tuple(self._slots.gpus[slot]) if self._slots.gpus else ()
-        cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
         try:
             entry.directory.create()  # checks it before anything is written
             with _output(entry.directory.path, self._to_terminal) as output:
@@ -211,7 +223,7 @@ class Pool:
         tail = Tail(entry.directory.path / "metrics.jsonl")
         self._running.append(_Running(entry, started, slot, tail))
         if self._signals:  # it arrived while the job was starting
-            ask_to_stop(started.child, self._signals[0])
+            started.child.kill() if self._killed_by else ask_to_stop(started.child, self._signals[0])
 
     def _poll(self, job: _Running) -> None:
         child = job.started.child

@@ -66,8 +66,8 @@ def chunked_losses(
     `mean_logits_K` receives the mean of each row's logits over the vocabulary, without gradients.
 
     The backward pass recomputes each chunk's logits and uses the saved logsumexp of each row, so nothing of size V is kept
-    between the passes. Products run in the dtype of the weight, or in that of autocast in both passes; sums over rows and over
-    the vocabulary in fp32.
+    between the passes. Products run in the dtype of the weight; sums over rows and over the vocabulary in fp32. Under autocast
+    they run in its dtype in both passes, on a copy of the weight that is kept between them.
     """
     rows, dtype = chunk_rows or default_chunk_rows(weight_VH.shape[0]), _product_dtype(weight_VH)
     bias_V = None if bias_V is None else bias_V.to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -10,13 +11,15 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from arctic_hydra.launch import ranks
 from arctic_hydra.launch.fork_server import ForkServer
 from arctic_hydra.run_directory import RunDirectory
-from tests.command import SMALLEST, environment, losses, only_run, run
+from tests.command import SMALLEST, environment, losses, only_run, run, start, wait_for_step
 
 ENDLESS = f"{SMALLEST} name=endless data/eval_sources=[] trainer.epochs=1000 tracking=[]"
 
@@ -32,28 +35,34 @@ def variables():
         yield
 
 
+def variables_of_a_rank(secrets=None):
+    os.environ.pop("PYTEST_CURRENT_TEST", None)  # differs from test to test
+    return ranks.rank_environment(1, secrets or {}, ranks.MachineShare(cores=1))
+
+
 @pytest.fixture(scope="module")
 def server():
     server = ForkServer()
+    server.start(variables_of_a_rank())
     yield server
     server.close()
 
 
-@pytest.fixture(scope="module")
-def share(server):
-    return ranks.MachineShare(cores=1, fork_server=server)
+def open_rank(directory, server, *, lock=None, secrets=None, output=None):
+    variables_of_a_rank()
+    share = ranks.MachineShare(cores=1, output=output, fork_server=server)
+    return ranks.open_ranks(directory, 1, lock, secrets or {}, share)
 
 
-def open_rank(directory, share):
-    os.environ.pop("PYTEST_CURRENT_TEST", None)  # differs from test to test
-    return ranks.open_ranks(directory, 1, None, {}, share)
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def wait_for_a_step(folder, child):
-    end = time.monotonic() + 60
-    while child.poll() is None and not (folder / "metrics.jsonl").exists():
-        assert time.monotonic() < end, "no step was logged"
-        time.sleep(0.05)
+    wait_until(lambda: child.poll() is not None or (folder / "metrics.jsonl").exists())
     assert child.poll() is None
 
 
@@ -74,15 +83,14 @@ def copy(directory, to):
     return RunDirectory(to)
 
 
-def test_a_forked_rank_equals_a_new_interpreter(share, server, tmp_path):
+def test_a_forked_rank_equals_a_new_interpreter(server, tmp_path):
     run(f"{SMALLEST} data/eval_sources=[] trainer.train_iters=2 tracking=[]", tmp_path)
     original = only_run(tmp_path)
     found = {}
-    for name, part in (("forked", share), ("again", share), ("fresh", ranks.MachineShare(cores=1))):
+    for name in ("forked", "again", "fresh"):
         directory = copy(original, tmp_path / name)
         with open(tmp_path / f"{name}.txt", "wb") as output:
-            part = ranks.MachineShare(cores=1, output=output, fork_server=part.fork_server)
-            child = open_rank(directory, part)
+            child = open_rank(directory, None if name == "fresh" else server, output=output)
             assert isinstance(child, subprocess.Popen) == (name == "fresh"), server.problem
             assert child.wait() == 0 and child.poll() == 0
         weights = (directory.path / "export" / "model.safetensors").read_bytes()
@@ -91,53 +99,116 @@ def test_a_forked_rank_equals_a_new_interpreter(share, server, tmp_path):
     assert found["forked"] == found["again"] == found["fresh"]
 
 
-def test_a_forked_rank_is_stopped_and_killed(share, endless, tmp_path):
-    for number, code, status in ((signal.SIGTERM, 0, "stopped"), (signal.SIGKILL, -9, None)):
-        directory = copy(endless, tmp_path / signal.Signals(number).name)
-        child = open_rank(directory, share)
-        wait_for_a_step(directory.path, child)
-        assert os.getsid(child.pid) == child.pid, "Ctrl-C reaches it through its parent only"
-        child.kill() if number == signal.SIGKILL else child.send_signal(number)
-        assert child.wait() == code
-        child.send_signal(number)  # it has ended
-        assert (directory.result() or {}).get("status") == status
+def test_a_forked_rank_is_stopped_and_killed_and_holds_only_its_own_lock_and_secrets(server, endless, tmp_path):
+    stopped, killed = copy(endless, tmp_path / "stopped"), copy(endless, tmp_path / "killed")
+    first = open_rank(stopped, server, lock=stopped.lock(), secrets={"name": "of-the-first"})
+    second = open_rank(killed, server, lock=killed.lock())
+    stopped.release()
+    killed.release()
+    wait_for_a_step(stopped.path, first)
+    wait_for_a_step(killed.path, second)
+    assert os.getsid(first.pid) == first.pid, "Ctrl-C reaches it through its parent only"
+    assert stopped.holder() and killed.holder()
+    for pid in (second.pid, server.process.pid):
+        assert "of-the-first" not in Path(f"/proc/{pid}/environ").read_text()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == 0 and stopped.result()["status"] == "stopped"
+    assert not stopped.holder() and killed.holder()
+    second.kill()
+    assert second.wait() == -signal.SIGKILL and not killed.result() and not killed.holder()
+    second.send_signal(signal.SIGTERM)  # it has ended
 
 
-def test_another_environment_or_a_long_order_needs_a_new_interpreter(share, server):
-    os.environ.pop("PYTEST_CURRENT_TEST", None)
-    environment = ranks._environment(1, {}, share)
-    assert server.open_rank([], environment | {"PYTHONHASHSEED": "1"}, (), None) is None and not server.problem
-    assert server.open_rank(["x" * 2**22], environment, (), None) is None and not server.problem
+def test_what_a_library_logs_in_a_forked_rank_is_masked(tmp_path):
+    """A library keeps the stream that it finds when it is imported."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import logging, os, socket, sys\n"
+        "from arctic_hydra import worker; from arctic_hydra.redaction import masking\n"
+        "from arctic_hydra.launch import fork_server\n"
+        "def imports():\n"
+        "    logging.getLogger('library').addHandler(logging.StreamHandler(sys.stdout))\n"
+        "def rank():\n"
+        "    masking.learn(['a-planted-secret'])\n"
+        "    logging.getLogger('library').error('token: a-planted-secret')\n"
+        "    os._exit(0)\n"
+        "fork_server.import_libraries, worker.main = imports, rank\n"
+        "fork_server.main()\n"
+    )
+    with open(tmp_path / "out.txt", "wb") as output:
+        server = _server_of([str(script)])
+        rank = server.open_rank(["run.json"], {}, (), output)
+        assert rank is not None and rank.wait() == 0
+        server.close()
+    text = (tmp_path / "out.txt").read_text()
+    assert text.startswith("token: ") and "a-planted-secret" not in text
 
 
-def test_ranks_end_with_their_server(share, server, endless, tmp_path):
+def _server_of(arguments):
+    server = ForkServer()
+    server._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        server.process = subprocess.Popen([sys.executable, *arguments], stdin=theirs, env=environment())
+    server._environment = {}
+    return server
+
+
+def test_another_environment_or_a_long_order_needs_a_new_interpreter(server):
+    variables = variables_of_a_rank()
+    assert server.open_rank([], variables | {"PYTHONHASHSEED": "1"}, (), None) is None and not server.problem
+    assert server.open_rank(["x" * 2**22], variables, (), None) is None and not server.problem
+    assert server.open_rank(["x" * 2**19], variables, (), None) is None and not server.problem
+
+
+@pytest.mark.parametrize(
+    ("imports", "problem"),
+    [
+        (
+            "threading.Thread(target=threading.Event().wait, daemon=True).start()",
+            "importing the libraries started threads",
+        ),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("os._exit(3)", "it ended while it imported the libraries"),
+    ],
+)
+def test_a_server_that_cannot_fork_says_why_once(imports, problem, capsys):
+    text = (
+        "import os, threading\nfrom arctic_hydra.launch import fork_server\n"
+        f"fork_server.import_libraries = lambda: {imports}\nfork_server.main()"
+    )
+    server = _server_of(["-c", text])
+    assert server.open_rank([], {}, (), None) is None
+    assert server.is_ready() and server.open_rank([], {}, (), None) is None
+    assert problem in server.problem
+    assert capsys.readouterr().err.count("note: jobs start as new interpreters") == 1
+    server.close()
+
+
+def test_jobs_end_with_a_killed_sweep_and_with_their_server(tmp_path):
+    sweep = start(f"-m {ENDLESS} seed=1,2 hydra/launcher=local hydra.launcher.slots=2 hydra.sweep.dir=sweep", tmp_path)
+    wait_for_step(tmp_path, 1, sweep, "endless")
+    wait_until(lambda: len(_jobs(tmp_path)) == 2)
+    pids = _jobs(tmp_path)
+    [server] = {psutil.Process(pid).parent() for pid in pids}
+    assert "arctic_hydra.launch.fork_server" in server.cmdline() and server.parent().pid == sweep.pid
+    sweep.kill()
+    sweep.wait()
+    wait_until(lambda: not any(map(psutil.pid_exists, [server.pid, *pids])))
+
+
+def _jobs(folder):
+    file = folder / "sweep" / "sweep.json"
+    jobs = json.loads(file.read_text())["jobs"] if file.exists() else []
+    return [job["submission"]["pid"] for job in jobs if job["submission"]]
+
+
+def test_ranks_end_with_their_server(server, endless, tmp_path):
     directory = copy(endless, tmp_path / "run")
-    child = open_rank(directory, share)
-    server._server[0].kill()
+    child = open_rank(directory, server)
+    server.process.kill()
     assert child.wait() == -signal.SIGKILL
-    end = time.monotonic() + 30
-    while os.path.exists(f"/proc/{child.pid}/status") and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not os.path.exists(f"/proc/{child.pid}/exe"), "the kernel kills it with its parent"
-    child = open_rank(directory, share)
-    assert isinstance(child, subprocess.Popen) and server.problem == "the process that forks ranks has ended"
+    wait_until(lambda: not os.path.exists(f"/proc/{child.pid}/exe"))
+    child = open_rank(directory, server)
+    assert isinstance(child, subprocess.Popen) and server.problem == "it has ended"
     child.kill()
     child.wait()
-
-
-def test_a_server_with_threads_forks_nothing(tmp_path):
-    text = (
-        "import socket, threading\n"
-        "from arctic_hydra.launch import fork_server\n"
-        "fork_server.import_libraries = lambda: threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
-        "fork_server.serve(socket.socket(fileno=0))"
-    )
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    server = ForkServer()
-    with theirs:
-        process = subprocess.Popen([sys.executable, "-c", text], stdin=theirs)
-    server._server = process, ours
-    assert server.open_rank([], {}, (), None) is None
-    assert server.problem == "importing the libraries started threads, which a fork would not have"
-    server.close()
-    assert process.returncode == 0
