@@ -176,11 +176,17 @@ class Trainer(Construction, Evaluation):
             if self.stop_reason:
                 break
             self._loop.result = StepResult(learning_rate=float(self.tools.scheduler.get_last_lr()[0]))
+            scheduled = self.tools.scheduler.last_epoch
             with self.event("step", window=window, counts=counts) as facts:
                 self.step(window, counts)
                 result = self.step_result
                 facts |= {"loss_sum": result.loss_sum, "grad_norm": result.grad_norm, "applied": result.applied}
                 facts["learning_rate"] = result.learning_rate
+            if (calls := self.tools.scheduler.last_epoch - scheduled) != 1:
+                raise ConfigError(
+                    f"trainer: `step` of {type(self).__name__} advanced the learning-rate schedule {calls} times, expected once; call "
+                    "`self.finish_step(window)` at its end, and once only"
+                )
             self._loop.step_start = None
             self._advance(counts)
             if self.global_step - self._loop.first_step in PROBED_STEPS:
