@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from arctic_hydra.errors import ConfigError
@@ -64,6 +66,15 @@ def test_a_step_that_does_not_advance_the_schedule_is_refused(tmp_path):
     assert text.startswith(
         "trainer: `step` of Forgetful advanced the learning-rate schedule 0 times, expected once; call"
     )
+
+
+def test_a_first_step_without_gradients_is_a_warning(caplog):
+    trainer = SFTTrainer()
+    trainer.tools = SimpleNamespace(state=SimpleNamespace(), loader=SimpleNamespace(steps=lambda epoch: 9))
+    trainer.step_result.applied, trainer.step_result.grad_norm = True, 0.0
+    for _ in range(2):
+        trainer._advance(dict.fromkeys(("supervised", "units", "tokens", "padding"), 1))
+    assert [record.getMessage()[:29] for record in caplog.records] == ["step 1: every gradient is 0, "]
 
 
 class Failing(NoTracker):
