@@ -113,7 +113,7 @@ class Trainer(Construction, Evaluation):
         return self.loss(batch)
 
     def probe(self) -> None:
-        """Check that the loss is finite, depends neither on later tokens nor, in packed rows, on other documents, and is a sum.
+        """Check that the loss is finite, depends neither on later tokens nor on other documents of its batch, and is a sum.
 
         Called after `setup`, and again after the steps of this start that `PROBED_STEPS` names, for layers that begin at zero.
         Raises ConfigError. It calls `probed_loss` on a few short batches without gradients, and changes no random state.
@@ -130,8 +130,9 @@ class Trainer(Construction, Evaluation):
                 check_finite(subject)
             if not self.looks_ahead:
                 check_causality(subject)
-            if (tools.packed and not self.mixes_documents) or self.sequence_parallel_size > 1:
-                check_isolation(subject, self.sequence_parallel_size)
+            shares = self.sequence_parallel_size > 1
+            if shares or ((tools.packed or self.micro_batch_size > 1) and not self.mixes_documents):
+                check_isolation(subject, self.sequence_parallel_size, packed=tools.packed or shares)
             if is_first and not self.not_additive:
                 check_sum(subject, tools.packed, coarse=bool(self.mixes_documents or self.looks_ahead))
         declared = {
@@ -176,11 +177,17 @@ class Trainer(Construction, Evaluation):
             if self.stop_reason:
                 break
             self._loop.result = StepResult(learning_rate=float(self.tools.scheduler.get_last_lr()[0]))
+            scheduled = self.tools.scheduler.last_epoch
             with self.event("step", window=window, counts=counts) as facts:
                 self.step(window, counts)
                 result = self.step_result
                 facts |= {"loss_sum": result.loss_sum, "grad_norm": result.grad_norm, "applied": result.applied}
                 facts["learning_rate"] = result.learning_rate
+            if (calls := self.tools.scheduler.last_epoch - scheduled) != 1:
+                raise ConfigError(
+                    f"trainer: `step` of {type(self).__name__} advanced the learning-rate schedule {calls} times, expected once; call "
+                    "`self.finish_step(window)` at its end, and once only"
+                )
             self._loop.step_start = None
             self._advance(counts)
             if self.global_step - self._loop.first_step in PROBED_STEPS:

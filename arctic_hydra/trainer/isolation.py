@@ -1,4 +1,4 @@
-"""Probes that a loss depends neither on later tokens nor on other documents of a packed row, and that it is a sum.
+"""Probes that a loss depends neither on later tokens nor on other documents of a packed row or a batch, and that it is a sum.
 
 They look at the trainer's own loss, so they hold for any model and any trainer. Two batches that differ only in tokens which
 must not matter give the same loss, bit for bit, in almost every run, which costs two forward passes. If they do not, the
@@ -134,7 +134,7 @@ def check_attention(engine: Any, device: torch.device) -> None:
 
 def check_finite(subject: Subject) -> None:
     """Raise ConfigError for a loss that is not finite on a few tokens; one forward pass, collective."""
-    [loss] = subject.losses([_documents(subject, supervised=range(8, 8 + _ROWS))])
+    [loss] = subject.losses([_document(subject, supervised=range(8, 8 + _ROWS))])
     if not math.isfinite(loss):
         raise ConfigError(
             f"{subject.trainer}: on {_class_of(unwrap(subject.engine))} `loss` returned {loss} before the first step, expected a finite "
@@ -144,7 +144,7 @@ def check_finite(subject: Subject) -> None:
 
 def check_causality(subject: Subject) -> None:
     """Raise ConfigError for a loss that depends on tokens after those that it predicts; collective."""
-    base = _documents(subject, supervised=range(8, 8 + _ROWS))
+    base = _document(subject, supervised=range(8, 8 + _ROWS))
     target = 8 + _ROWS  # of the last supervised position
     earlier = _changed(base, slice(4, 5))
     found = subject.leak(base, _changed(base, slice(target, None)), earlier)
@@ -162,8 +162,8 @@ def check_causality(subject: Subject) -> None:
     )
 
 
-def check_isolation(subject: Subject, sharing: int = 1) -> None:
-    """Raise ConfigError for a loss in which the documents of a packed row affect each other; collective.
+def check_isolation(subject: Subject, sharing: int = 1, *, packed: bool = True) -> None:
+    """Raise ConfigError for a loss in which the documents of a packed row, or else the rows of a batch, affect each other; collective.
 
     Such a model is also refused if `sharing` ranks share a sequence, packed or not: it mixes tokens outside attention, and
     only attention communicates across ranks.
@@ -171,7 +171,7 @@ def check_isolation(subject: Subject, sharing: int = 1) -> None:
     Attention isolates documents by their boundaries, but not every architecture passes these on to its attention, and
     recurrent layers, convolutions and a model's own masks ignore them.
     """
-    base = _documents(subject, supervised=range(_FIRST, _FIRST + _ROWS), packed=True)
+    base = _batch(subject, [_FIRST, _SECOND], list(range(_FIRST, _FIRST + _ROWS)), packed=packed)
     changes = (_changed(base, slice(0, _FIRST)), _changed(base, slice(_FIRST, _FIRST + 1)))
     found = subject.leak(base, *changes)
     if found is None:
@@ -181,6 +181,12 @@ def check_isolation(subject: Subject, sharing: int = 1) -> None:
             f"trainer.sequence_parallel_size: got {sharing}, but in {subject.name} tokens interact outside attention (recurrent "
             f"layers, convolutions), and only attention communicates across the ranks that share a sequence; pass "
             "trainer.sequence_parallel_size=1"
+        )
+    if not packed:
+        raise ConfigError(
+            f"trainer.micro_batch_size: got more than 1, but {subject.name} mixes the rows of a batch: changing the first, which is not "
+            f"supervised, changed the loss of the second by {found[0]:.2g} (changing one of its own tokens: {found[1]:.2g}); pass "
+            "trainer.micro_batch_size=1; a trainer whose loss may do that declares `mixes_documents`"
         )
     other = ""
     if subject.attention == VARLEN_ATTENTION:
@@ -242,9 +248,9 @@ def _vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _documents(subject: Subject, supervised: range, packed: bool = False) -> Batch:
-    """Return two packed documents, or their tokens as one document, with the next tokens of `supervised` as targets."""
-    return _batch(subject, [_FIRST, _SECOND] if packed else [_FIRST + _SECOND], list(supervised), packed=packed)
+def _document(subject: Subject, supervised: range) -> Batch:
+    """Return one document with the next tokens of `supervised` as targets."""
+    return _batch(subject, [_FIRST + _SECOND], list(supervised), packed=False)
 
 
 def _batch(subject: Subject, lengths: list[int], supervised: list[int], *, packed: bool, start: int = 0) -> Batch:
@@ -282,7 +288,7 @@ def _batch(subject: Subject, lengths: list[int], supervised: list[int], *, packe
 
 
 def _changed(batch: Batch, tokens: slice) -> Batch:
-    """Return the batch with other input tokens, and the same targets."""
-    ids = batch.input_ids_BT.clone()
-    ids[:, tokens] = torch.where(ids[:, tokens] == 0, 1, ids[:, tokens] - 1)
-    return replace(batch, input_ids_BT=ids)
+    """Return the batch with other input tokens at some of its flattened B*T places, and the same targets."""
+    ids_N = batch.input_ids_BT.flatten().clone()
+    ids_N[tokens] = torch.where(ids_N[tokens] == 0, 1, ids_N[tokens] - 1)
+    return replace(batch, input_ids_BT=ids_N.view_as(batch.input_ids_BT))

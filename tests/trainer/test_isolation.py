@@ -219,6 +219,15 @@ class Remembers(SFTTrainer):
         return total - self.baseline * batch.num_supervised
 
 
+class MixesRows(SFTTrainer):
+    """Adds to each loss a little of the tokens of all rows."""
+
+    micro_batch_size = 2
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) + 1e-4 * batch.input_ids_BT.float().mean(0)[:4].sum() * batch.num_supervised
+
+
 class Infinite(SFTTrainer):
     """Overflows."""
 
@@ -238,6 +247,7 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
     trainer = make_trainer(documents([8, 6], [4, 3]), folder, packed=packed)
     state = torch.get_rng_state()
     trainer.__class__ = cls
+    trainer.micro_batch_size = vars(cls).get("micro_batch_size", 1)
     try:
         trainer.probe()
     except ConfigError as error:
@@ -270,6 +280,11 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
         (Mean, True, "trainer=Mean: on LlamaForCausalLM the loss of two documents is "),
         (Mean, False, "expected their sum"),
         (RowMean, False, "expected their sum"),
+        (
+            MixesRows,
+            False,
+            "trainer.micro_batch_size: got more than 1, but LlamaForCausalLM (under trainer=MixesRows) mixes the rows",
+        ),
         (Remembers, True, "trainer=Remembers: `loss` returned "),
         (Infinite, True, "`loss` returned inf before the first step, expected a finite number"),
         (Critic, True, ""),

@@ -166,10 +166,17 @@ class TrainerState(TrainerSettings):
 
     @contextmanager
     def with_fake_tensors(self, model: torch.nn.Module) -> Iterator[None]:
-        """Let `loss` run on fake tensors without an engine, for the memory estimate; called before `setup`."""
+        """Let `loss` run on fake tensors without an engine, for the memory estimate; called before `setup`.
+
+        Attributes that it sets, which may be fake tensors, are dropped.
+        """
+        held = dict(vars(self))
         self.tools = SimpleNamespace(engine=model)  # type: ignore[assignment]
-        yield
-        del self.tools
+        try:
+            yield
+        finally:
+            vars(self).clear()
+            vars(self).update(held)
 
     def notify(self, event: str, component: Component, facts: dict[str, Any]) -> None:
         """Call `on_<event>` of every callback; a value that one returns replaces one of the facts."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.tracking.none import NoTracker
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.ranks import run_ranks
@@ -40,6 +45,36 @@ def test_a_step_of_ones_own_is_counted_and_logged(tmp_path):
         assert abs(2 * rows[0]["half"] - plain[0]["loss"]) < 1e-6, "the first pass sees the same weights"
         assert rows[0]["loss"] < plain[0]["loss"], "the second sees those after the first optimizer step"
         assert [row["lr"] for row in rows] == [row["lr"] for row in plain]
+
+
+class Forgetful(SFTTrainer):
+    """Leaves the learning rate where it is."""
+
+    def step(self, window, counts):
+        self.forward_backward(window, counts["units"])
+        self.optimizer_step()
+
+
+def _refused(folder):
+    with pytest.raises(ConfigError) as caught:
+        _trained(folder, Forgetful, 0)
+    return str(caught.value)
+
+
+def test_a_step_that_does_not_advance_the_schedule_is_refused(tmp_path):
+    [text] = run_ranks(1, _refused, tmp_path)
+    assert text.startswith(
+        "trainer: `step` of Forgetful advanced the learning-rate schedule 0 times, expected once; call"
+    )
+
+
+def test_a_first_step_without_gradients_is_a_warning(caplog):
+    trainer = SFTTrainer()
+    trainer.tools = SimpleNamespace(state=SimpleNamespace(), loader=SimpleNamespace(steps=lambda epoch: 9))
+    trainer.step_result.applied, trainer.step_result.grad_norm = True, 0.0
+    for _ in range(2):
+        trainer._advance(dict.fromkeys(("supervised", "units", "tokens", "padding"), 1))
+    assert [record.getMessage()[:29] for record in caplog.records] == ["step 1: every gradient is 0, "]
 
 
 class Failing(NoTracker):

@@ -59,3 +59,10 @@ def test_every_component_of_a_composed_run_knows_where_it_runs() -> None:
     for item in found:
         assert (item.trainer, item.world_size, item.global_rank) == (run.trainer, 1, 0), item
         assert isinstance(item.device, torch.device)
+
+
+def test_what_a_loss_remembers_of_fake_tensors_is_dropped() -> None:
+    trainer = SFTTrainer()
+    with trainer.with_fake_tensors(torch.nn.Identity()):
+        trainer.net = torch.nn.Linear(1, 1)  # as a loss that creates its second model in its first call
+    assert not hasattr(trainer, "net") and not hasattr(trainer, "tools")
