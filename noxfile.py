@@ -204,7 +204,9 @@ def newest(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "check", success_codes=[0, 1])  # says which ranges of ours are exceeded
     with session.chdir(session.create_tmp()):
         session.run("arctic-hydra", *SHORT_DEFAULT)
-    session.run("pytest", f"--timeout={TEST_TIMEOUT_SECONDS}", *(session.posargs or SAMPLE))
+    session.run(
+        "pytest", "-n", "2", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *(session.posargs or SAMPLE)
+    )
 
 
 @nox.session
@@ -216,8 +218,9 @@ def constraints(session: nox.Session) -> None:
         *(pinned_torch(), "ninja", ".[dev,ui]"),
     )
     found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    unpinned = ("arctic-hydra", "setuptools", "triton")  # torch's CUDA builds pin their own triton
     lines = [
-        f"{item['name']}=={item['version'].removesuffix('+cpu')}" for item in found if item["name"] != "arctic-hydra"
+        f"{item['name']}=={item['version'].removesuffix('+cpu')}" for item in found if item["name"] not in unpinned
     ]
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     path.write_text("\n".join([*head, *sorted(lines, key=str.lower)]) + "\n")
