@@ -1,7 +1,10 @@
 """arctic_hydra: a Hydra-composed experiment runner for post-training language models on DeepSpeed."""
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __version__ = "0.1.0"
 
@@ -18,6 +21,18 @@ def python_flags() -> list[str]:
         return [] if os.getcwd() == _PARENT else ["-P"]
     except FileNotFoundError:
         return ["-P"]
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Suspend Python's garbage collector while libraries are imported: what they make stays, but it would be looked at again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and python_flags():

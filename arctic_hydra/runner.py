@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import assemble, config, determinism, display, distributed, engine
+from arctic_hydra import assemble, config, determinism, display, distributed, engine, without_garbage_collection
 from arctic_hydra.assemble import Data, Model
 from arctic_hydra.checkpoint.base import TrainingState, check_space
 from arctic_hydra.checkpoint.initial_weights import Weights
@@ -42,11 +42,13 @@ def train(run: config.Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
 
 def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, Path | None, Prediction]:
     """Build everything that training needs; return the trainer, the checkpoint it resumed from, if any, and its memory."""
-    assemble.start_process(run, run_dir)
+    with without_garbage_collection():
+        assemble.start_process(run, run_dir)
     with run.trainer.event("init", run_dir=run_dir):
         data = build_data(run, run_dir)
         assemble.record_horizon(run, run_dir, data)
-        engine.import_deepspeed()
+        with without_garbage_collection():
+            engine.import_deepspeed()
         held = process_gib()
         model = build_model(run, data)
         memory = Prediction()
@@ -69,7 +71,7 @@ def build(run: config.Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, P
 def build_data(run: config.Run, run_dir: Path) -> Data:
     """Join the other ranks, then build the tokenizer and this rank's batches, which determine the training horizon."""
     world = assemble.join_ranks(run)
-    with run.trainer.event("create_tokenizer") as facts:
+    with without_garbage_collection(), run.trainer.event("create_tokenizer") as facts:
         tokenizer = facts["tokenizer"] = run.trainer.create_tokenizer(run.tokenizer)
     data = assemble.create_loaders(run, run_dir, tokenizer, world)
     run.trainer.plan(data.loader, run.scheduler.warmup)
@@ -79,7 +81,7 @@ def build_data(run: config.Run, run_dir: Path) -> Data:
 def build_model(run: config.Run, data: Data, weights: Weights | None = None) -> Model:
     """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
     trainer = run.trainer
-    with trainer.event("create_config") as about:
+    with without_garbage_collection(), trainer.event("create_config") as about:  # the first that imports models
         model_config = about["config"] = trainer.create_config(run.model)
     engine_config = assemble.engine_config(run, model_config, data.world.size)
     with display.phase("weights", "random, as the config describes the model") as loading:
