@@ -3,9 +3,12 @@
 The names in `__all__` are the Python API, see docs/python.md.
 """
 
+import gc
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +57,18 @@ def python_flags() -> list[str]:
         return [] if os.getcwd() == _PARENT else ["-P"]
     except FileNotFoundError:
         return ["-P"]
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Suspend Python's garbage collector while libraries are imported: what they make stays, but it would be looked at again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and python_flags():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import determinism, display, distributed, engine
+from arctic_hydra import determinism, display, distributed, engine, without_garbage_collection
 from arctic_hydra.assembly import resuming, run_data, run_model, run_tools, startup
 from arctic_hydra.checkpoint.base import check_space
 from arctic_hydra.config import Run
@@ -39,11 +39,13 @@ def train(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
 
 def build(run: Run, run_dir: Path, stop: StopRequest) -> tuple[Trainer, Path | None, Prediction]:
     """Build everything that training needs; return the trainer, the checkpoint it resumed from, if any, and its memory."""
-    startup.start_process(run, run_dir)
+    with without_garbage_collection():
+        startup.start_process(run, run_dir)
     with run.trainer.event("init", run_dir=run_dir):
         data = run_data.build_data(run, run_dir)
         run_data.record_horizon(run, run_dir, data)
-        engine.import_deepspeed()
+        with without_garbage_collection():
+            engine.import_deepspeed()
         held = process_gib()
         model = run_model.build_model(run, data)
         memory = Prediction()

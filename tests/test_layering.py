@@ -104,7 +104,9 @@ def violations(path: Path, source: str, module: str) -> Iterator[str]:
                 yield f"{path}:{line}: {own or PACKAGE} imports {top}, which belongs to {only} only"
             continue
         other = rest[0] if rest else ""
-        if other in ("", "__version__", "python_flags") or other == own:  # of the package itself
+        if (
+            other in ("", "__version__", "python_flags", "without_garbage_collection") or other == own
+        ):  # of the package itself
             continue
         if other not in LAYERS:
             yield f"{path}:{line}: imports {name}, which is in no layer"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from contextlib import suppress
 
 import pytest
 
-from arctic_hydra import worker
+from arctic_hydra import without_garbage_collection, worker
 from arctic_hydra.errors import ConfigError
 
 
@@ -27,3 +29,12 @@ def test_an_error_report_shows_no_secrets(tmp_path):
     written = (tmp_path / "logs" / "error-rank0.json").read_text()
     assert "http://***@h" in written and "password=***" in written
     assert "me:pw" not in written and "hunter2" not in written
+
+
+def test_garbage_is_collected_again_after_imports():
+    with suppress(ImportError), without_garbage_collection():
+        with without_garbage_collection():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arctic_hydra import without_garbage_collection
 from arctic_hydra.assembly.startup import join_ranks
 from arctic_hydra.config import Run, has_legacy_id
 from arctic_hydra.data.base import BatchGeometry, Loader
@@ -34,7 +35,7 @@ class Data:
 def build_data(run: Run, run_dir: Path) -> Data:
     """Join the other ranks, then build the tokenizer and this rank's batches, which determine the training horizon."""
     world = join_ranks(run)
-    with run.trainer.event("create_tokenizer") as facts:
+    with without_garbage_collection(), run.trainer.event("create_tokenizer") as facts:
         tokenizer = facts["tokenizer"] = run.trainer.create_tokenizer(run.tokenizer)
     data = create_loaders(run, run_dir, tokenizer, world)
     run.trainer.plan(data.loader, run.scheduler.warmup)

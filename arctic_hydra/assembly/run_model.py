@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import cross_checks, determinism, display, engine
+from arctic_hydra import cross_checks, determinism, display, engine, without_garbage_collection
 from arctic_hydra.assembly.base_weights import adapter_base, starting_weights
 from arctic_hydra.assembly.run_data import Data
 from arctic_hydra.checkpoint import initial_weights
@@ -40,7 +40,7 @@ class Model:
 def build_model(run: Run, data: Data, weights: initial_weights.Weights | None = None) -> Model:
     """Build the model, optimizer and schedule and pass them to DeepSpeed; `weights` replace the model's initial weights."""
     trainer = run.trainer
-    with trainer.event("create_config") as about:
+    with without_garbage_collection(), trainer.event("create_config") as about:  # the first that imports models
         model_config = about["config"] = trainer.create_config(run.model)
     settings = engine_config(run, model_config, data.world.size)
     with display.phase("weights", "random, as the config describes the model") as loading:

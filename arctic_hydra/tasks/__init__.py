@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from arctic_hydra import without_garbage_collection
 from arctic_hydra.config import Run, Task
 from arctic_hydra.stopping import StopRequest
 
@@ -23,6 +24,6 @@ def run_task(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
         from arctic_hydra.tasks import evaluate
 
         return evaluate.execute(run, run_dir, stop)
-    from arctic_hydra import runner
-
+    with without_garbage_collection():
+        from arctic_hydra import runner  # imports torch, which takes seconds
     return runner.train(run, run_dir, stop)
