@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from tests.warm import import_libraries
+from tests.warm import prepare
 
 
 def free_port() -> int:
@@ -26,7 +26,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout:
 
     Each rank is a process of its own, also for size 1: engines and process groups leave state behind.
     """
-    import_libraries()  # else every rank would
+    prepare()  # else every rank would do the same
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     port = free_port()

@@ -17,6 +17,7 @@ environment for them, although an agent looks there for the ranks that it has to
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -35,7 +36,7 @@ import threading
 import traceback
 import warnings
 from contextlib import closing, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -76,8 +77,10 @@ def import_libraries() -> None:
         importlib.import_module(name)
 
 
+@cache
 def prepare() -> None:
-    """Do once what nearly every run, or every adapter, would do again in its own processes."""
+    """Import what every rank does, and do what nearly every run would do again in its own processes; start no threads."""
+    import_libraries()
     import arctic_hydra
     from arctic_hydra import config, memory
     from arctic_hydra.cli import compose
@@ -92,7 +95,7 @@ def prepare() -> None:
     conversions.get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns
     # Fills caches of Hydra's grammar and of fake tensors. Nothing is cached that depends on installed extensions.
     memory.estimate(config.build(compose.compose_config(["trainer.train_iters=1"], "config").job))
-    copy_new_stores()
+    use_huge_pages()
 
 
 def copy_new_stores() -> None:
@@ -111,6 +114,18 @@ def copy_new_stores() -> None:
             tables.backup(connection.driver_connection)
 
     utils._initialize_tables = initialize
+
+
+def use_huge_pages() -> None:
+    """Move this process's data to huge pages, where Linux can: a fork then copies 200 page table entries instead of 100,000."""
+    MADV_COLLAPSE, size = 25, 2 << 20
+    libc = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, permissions, _, _, inode, *_ = line.split()
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if permissions == "rw-p" and inode == "0":
+            for address in range(-(-start // size) * size, end // size * size, size):
+                libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), MADV_COLLAPSE)
 
 
 class Server:
@@ -207,6 +222,7 @@ def serve(orders: socket.socket) -> NoReturn:
     _inherited.update(os.environ)
     subprocess.Popen._execute_child = _start_child  # type: ignore[attr-defined]
     import_libraries()
+    copy_new_stores()
     prepare()
     gc.freeze()  # otherwise each garbage collection in a fork visits and copies all objects
     while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import shutil
@@ -20,7 +19,7 @@ from arctic_hydra.cli.overrides import normalize
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.stopping import StopRequest
 from tests.ranks import run_ranks
-from tests.warm import import_libraries
+from tests.warm import prepare
 
 SHORT = (
     "model=hf data.max_length=128 data.num_proc=1 data.sources.chat.sample_count=60 ~data.eval_sources.chat tracking=[] "
@@ -139,7 +138,5 @@ def in_ranks(size: int, function: Any, *arguments: Any) -> Any:
 
 def warm() -> None:
     """Do what each forked rank would do again: import libraries, have Hydra find its plugins and parse its grammar."""
-    import_libraries()
-    for name in ("peft", "arctic_hydra.data.sft"):
-        importlib.import_module(name)
+    prepare()
     compose_run("")
