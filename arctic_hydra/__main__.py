@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from arctic_hydra import __version__, config, redaction
-from arctic_hydra.cli import command_line, compose, search_path, user_code
-from arctic_hydra.cli.compose_errors import translate_error
+from arctic_hydra.cli import command_line, user_code
+from arctic_hydra.cli.composition import compose, search_path
+from arctic_hydra.cli.composition.compose_errors import translate_error
 from arctic_hydra.cli.overrides import flags, normalize
 from arctic_hydra.errors import EXIT_DONE, ConfigError
 from arctic_hydra.launch.extended_run import with_overrides_of_extended_run

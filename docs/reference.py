@@ -6,10 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help import pages
 from arctic_hydra.cli.help.inventory import Inventory
 from arctic_hydra.cli.help.layout import Page
-from arctic_hydra.cli.search_path import hydra_with
 
 _PARTS = {"KEYS OF EVERY OPTION": "Keys of every option", "ONLY WITH": "Only with"}
 _CODE = re.compile(r"`[^`]*`")

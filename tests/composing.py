@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arctic_hydra import config
-from arctic_hydra.cli import compose
+from arctic_hydra.cli.composition import compose
 from arctic_hydra.cli.overrides import normalize
 from tests.command import ROOT
 

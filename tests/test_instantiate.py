@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.cli.compose import with_paths
+from arctic_hydra.cli.composition.compose import with_paths
 from arctic_hydra.component import BY_TARGET, to_yaml
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.instantiate import create

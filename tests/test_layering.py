@@ -203,7 +203,11 @@ def test_nothing_imports_the_launchers_but_they_import_nothing_heavy() -> None:
             "from omegaconf import OmegaConf",
             "runner imports omegaconf, which belongs to __main__, cli, comp",
         ),
-        ("arctic_hydra.launch.job", "from arctic_hydra.cli import compose", "launch (layer 8) imports cli (layer 9)"),
+        (
+            "arctic_hydra.launch.job",
+            "from arctic_hydra.cli.composition import compose",
+            "launch (layer 8) imports cli (layer 9)",
+        ),
         ("arctic_hydra.trainer.sft", "from ..runner import run", "trainer (layer 5) imports runner (layer 7)"),
         (
             "arctic_hydra.launch",

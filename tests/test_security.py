@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from tests import test_bad_inputs as bad
-from tests.cli import test_config_sources as sources
 from tests.cli import test_no_code as code
+from tests.cli.composition import test_config_sources as sources
 from tests.data.encode import test_limits as limits
 from tests.data.source import test_hf as data
 from tests.files import test_lock_file as locks

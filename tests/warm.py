@@ -83,7 +83,7 @@ def prepare() -> None:
     import_libraries()
     import arctic_hydra
     from arctic_hydra import config, memory
-    from arctic_hydra.cli import compose
+    from arctic_hydra.cli.composition import compose
 
     programs = {"__main__", "worker"}
     for module in pkgutil.walk_packages(arctic_hydra.__path__, "arctic_hydra."):

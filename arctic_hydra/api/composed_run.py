@@ -11,7 +11,7 @@ from typing import Any
 
 from arctic_hydra import component, config
 from arctic_hydra.cli import command_line, user_code
-from arctic_hydra.cli.compose import compose_config, with_paths
+from arctic_hydra.cli.composition.compose import compose_config, with_paths
 from arctic_hydra.cli.overrides import flags, normalize
 from arctic_hydra.errors import ConfigError, did_you_mean, shown_problems
 from arctic_hydra.human_numbers import shorten

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
 
 from arctic_hydra import config, redaction
-from arctic_hydra.cli.compose import Composed
+from arctic_hydra.cli.composition.compose import Composed
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.errors import EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.human_numbers import shorten

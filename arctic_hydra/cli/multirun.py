@@ -17,8 +17,8 @@ from hydra._internal.callbacks import Callbacks  # the plugin interface takes th
 from hydra.types import HydraContext
 
 from arctic_hydra import config
-from arctic_hydra.cli import compose, search_path
-from arctic_hydra.cli.config_sources import ConfigCache
+from arctic_hydra.cli.composition import compose, search_path
+from arctic_hydra.cli.composition.config_sources import ConfigCache
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
 from arctic_hydra.launch import slurm_options

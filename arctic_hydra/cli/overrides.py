@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from arctic_hydra.cli.search_path import hydra_with
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.component import escape_interpolations, registered
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.files import code_file

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from arctic_hydra import config, display, run_directory
-from arctic_hydra.cli.compose import with_paths
+from arctic_hydra.cli.composition.compose import with_paths
 from arctic_hydra.cli.summary import format_number, print_result
 from arctic_hydra.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED_EARLY, ConfigError, print_error
 from arctic_hydra.launch import nodes

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 
 from arctic_hydra import component
 from arctic_hydra.cli import overrides
-from arctic_hydra.cli.config_sources import LIST_GROUPS
+from arctic_hydra.cli.composition.config_sources import LIST_GROUPS
 from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError, printable
 from arctic_hydra.files import code_file

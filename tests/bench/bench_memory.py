@@ -136,7 +136,7 @@ def stored(folder: Path) -> Path:
 def estimated(case: dict[str, Any], folder: Path | None = None) -> Any:
     """Return the estimate for the run that `measure` makes in `folder`."""
     from arctic_hydra import config, memory
-    from arctic_hydra.cli import compose
+    from arctic_hydra.cli.composition import compose
     from arctic_hydra.cli.overrides import normalize
 
     model = {**SIZES, "num_key_value_heads": 2, **case["model"]}

@@ -18,7 +18,7 @@ import arctic_hydra.checkpoint
 from arctic_hydra.checkpoint.base import TriggeredCheckpoint, check_identity, check_space
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
 from arctic_hydra.checkpoint.store import Checkpoint
-from arctic_hydra.cli.schemas import store_schemas
+from arctic_hydra.cli.composition.schemas import store_schemas
 from arctic_hydra.errors import CheckpointError, ConfigError
 from arctic_hydra.instantiate import create
 from arctic_hydra.progress import Progress

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from arctic_hydra.cli import command_line
-from arctic_hydra.cli.compose import compose_config
+from arctic_hydra.cli.composition.compose import compose_config
 from arctic_hydra.errors import ConfigError, DataError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from arctic_hydra.cli.compose import compose_config
+from arctic_hydra.cli.composition.compose import compose_config
 from arctic_hydra.cli.overrides import normalize, search_samples, sweep_jobs
 from arctic_hydra.errors import ConfigError
 from tests.composing import built, composed

@@ -14,7 +14,7 @@ import torch
 from arctic_hydra import config, distributed, runner, tasks
 from arctic_hydra.assembly import startup
 from arctic_hydra.assets import ASSETS
-from arctic_hydra.cli import compose
+from arctic_hydra.cli.composition import compose
 from arctic_hydra.cli.overrides import normalize
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.stopping import StopRequest

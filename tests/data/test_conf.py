@@ -19,7 +19,7 @@ import arctic_hydra.data.source.hf
 import arctic_hydra.data.source.json
 import arctic_hydra.tokenizer.bundled
 import arctic_hydra.tokenizer.hf  # noqa: F401
-from arctic_hydra.cli.schemas import store_schemas
+from arctic_hydra.cli.composition.schemas import store_schemas
 from arctic_hydra.data.base import DataFactory
 from arctic_hydra.data.prepare.truncation import Overlong
 from arctic_hydra.data.sft import SFTDataFactory

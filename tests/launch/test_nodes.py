@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from arctic_hydra.__main__ import main
-from arctic_hydra.cli import compose
+from arctic_hydra.cli.composition import compose
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch import nodes
 from arctic_hydra.launch.job import Job

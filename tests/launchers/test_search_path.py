@@ -10,7 +10,7 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra_plugins.arctic_hydra import search_path
 
 from arctic_hydra import component
-from arctic_hydra.cli.search_path import conf_dir
+from arctic_hydra.cli.composition.search_path import conf_dir
 
 
 @pytest.mark.parametrize(("program", "found"), [(conf_dir(), ["pkg://my_lab.conf"]), ("/another/program/conf", [])])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose import compose_config
+from arctic_hydra.cli.composition.compose import compose_config
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.migrate.arctictraining import convert
 

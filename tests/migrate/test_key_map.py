@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
+from arctic_hydra.cli.composition.config_sources import LIST_GROUPS, NAMED_SETS
 from arctic_hydra.cli.help.inventory import groups
 from arctic_hydra.component import registered
 from arctic_hydra.migrate.key_map import PROJECTS, MappedKey, advice, find, mapped_keys, option_advice, options, page

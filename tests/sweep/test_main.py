@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.__main__ import main
-from arctic_hydra.cli.compose import with_paths
+from arctic_hydra.cli.composition.compose import with_paths
 from arctic_hydra.run_directory import write_json
 from arctic_hydra.sweep.__main__ import WATCH_SECONDS
 from arctic_hydra.sweep.__main__ import main as look_after

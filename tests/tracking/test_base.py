@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import arctic_hydra.tracking  # noqa: F401
-from arctic_hydra.cli.schemas import store_schemas
+from arctic_hydra.cli.composition.schemas import store_schemas
 from arctic_hydra.tracking.base import Tracker, call_each
 from arctic_hydra.tracking.none import NoTracker
 

@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from arctic_hydra.cli.schemas import store_schemas
+from arctic_hydra.cli.composition.schemas import store_schemas
 from arctic_hydra.instantiate import create
 from arctic_hydra.tracking.mlflow import STATE_FILE, MLflowTracker, flat_params, metric_key
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose import compose_config
+from arctic_hydra.cli.composition.compose import compose_config
 from arctic_hydra.cli.overrides import normalize
 from arctic_hydra.data.causal import CausalDataFactory
 from arctic_hydra.errors import ConfigError

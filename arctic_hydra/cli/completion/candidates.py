@@ -11,10 +11,10 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 
-from arctic_hydra.cli.config_sources import LIST_GROUPS
+from arctic_hydra.cli.composition.config_sources import LIST_GROUPS
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help import pages
 from arctic_hydra.cli.help.inventory import Inventory, Key, first_sentence, keys_of, schema_class
-from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.hub import holds_path
 
 _CURSOR = "\0"

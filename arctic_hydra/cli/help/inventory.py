@@ -19,9 +19,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
-from arctic_hydra.cli.config_sources import LIST_GROUPS
+from arctic_hydra.cli.composition.config_sources import LIST_GROUPS
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help.sections import RUN, section_of, unit_of
-from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.component import MISSING_VALUE, Component, default_of, hints_of, is_settings, registered
 from arctic_hydra.config import Run
 from arctic_hydra.errors import printable

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import MappingProxyType
 
-from arctic_hydra.cli.config_sources import LIST_GROUPS
+from arctic_hydra.cli.composition.config_sources import LIST_GROUPS
 from arctic_hydra.cli.help.inventory import NAMED, Inventory, Key, Option, as_text, field_docs, first_sentence
 from arctic_hydra.cli.help.layout import Page
 from arctic_hydra.component import flatten

@@ -7,11 +7,11 @@ import re
 import sys
 from collections.abc import Sequence
 
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help import pages
 from arctic_hydra.cli.help.inventory import HYDRA_GROUPS, NAMED, Inventory, Key, Option
 from arctic_hydra.cli.help.layout import Page, page_for_output
 from arctic_hydra.cli.help.sections import RUN
-from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.errors import ConfigError
 
 MOST_NEAR = 3

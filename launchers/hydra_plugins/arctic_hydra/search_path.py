@@ -15,7 +15,7 @@ class ExtensionSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the options of each extension if the composing program is arctic_hydra."""
         main = next((item.path for item in search_path.get_path() if item.provider == "main"), "") or ""
-        from arctic_hydra.cli.search_path import conf_dir
+        from arctic_hydra.cli.composition.search_path import conf_dir
         from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, extensions
 
         if main.removeprefix("file://") != conf_dir():

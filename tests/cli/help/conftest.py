@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help.inventory import Inventory
-from arctic_hydra.cli.search_path import hydra_with
 
 
 @pytest.fixture(scope="package")

@@ -9,8 +9,8 @@ import pytest
 from hydra_plugins.arctic_hydra._search import PRUNERS, SAMPLERS
 
 from arctic_hydra.__main__ import main
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help.inventory import HYDRA_GROUPS, groups
-from arctic_hydra.cli.search_path import hydra_with
 from arctic_hydra.config import Log
 from arctic_hydra.converter.float8 import Float8Converter
 from arctic_hydra.engine import ZeROFactory

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose import with_paths
+from arctic_hydra.cli.composition.compose import with_paths
 from arctic_hydra.component import Component
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.composing import composed

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from arctic_hydra.__main__ import main
-from arctic_hydra.cli.compose_errors import translate_error
+from arctic_hydra.cli.composition.compose_errors import translate_error
 
 BAD = [
     (

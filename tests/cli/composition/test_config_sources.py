@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from arctic_hydra.__main__ import main
-from arctic_hydra.cli import compose
-from arctic_hydra.cli.config_sources import ConfigCache
+from arctic_hydra.cli.composition import compose
+from arctic_hydra.cli.composition.config_sources import ConfigCache
 
 
 def test_a_file_edited_after_the_first_composition_is_not_read_again():

@@ -24,9 +24,9 @@ from omegaconf.base import Container, Node
 from omegaconf.basecontainer import BaseContainer
 
 from arctic_hydra import config
-from arctic_hydra.cli.compose_errors import RESOLVERS, no_whole_config, translate_error
-from arctic_hydra.cli.config_sources import ConfigCache
-from arctic_hydra.cli.search_path import hydra_with
+from arctic_hydra.cli.composition.compose_errors import RESOLVERS, no_whole_config, translate_error
+from arctic_hydra.cli.composition.config_sources import ConfigCache
+from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.component import BY_TARGET, MISSING_VALUE, Component, flatten, registered
 from arctic_hydra.cross_checks import SLOTS, supported
 from arctic_hydra.distributed import override_gpu_count

@@ -13,13 +13,13 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobRuntime
 
-from arctic_hydra.cli.config_sources import ConfigCache, use_repository
-from arctic_hydra.cli.schemas import store_schemas
+from arctic_hydra.cli.composition.config_sources import ConfigCache, use_repository
+from arctic_hydra.cli.composition.schemas import store_schemas
 
 
 def conf_dir() -> str:
     """Return the absolute path of the config groups: inside an installed package, next to it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     inside = package / "conf"
     return str(inside if (inside / "config.yaml").is_file() else package.parent / "conf")
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from arctic_hydra import config
 from arctic_hydra.__main__ import main
-from arctic_hydra.cli import search_path
+from arctic_hydra.cli.composition import search_path
 from arctic_hydra.cli.help.inventory import groups
 from arctic_hydra.component import flatten, registered
 from tests.command import run

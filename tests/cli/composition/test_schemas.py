@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from arctic_hydra import config
-from arctic_hydra.cli import compose, schemas
+from arctic_hydra.cli.composition import compose, schemas
 from arctic_hydra.component import check_schema, registered
 
 OWN = {key: cls for key, cls in registered().items() if cls.__module__.startswith("arctic_hydra.")}

@@ -14,9 +14,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arctic_hydra.cli.config_sources import LIST_GROUPS, NAMED_SETS
+from arctic_hydra.cli.composition.config_sources import LIST_GROUPS, NAMED_SETS
+from arctic_hydra.cli.composition.search_path import conf_dir
 from arctic_hydra.cli.overrides import is_hydra_override
-from arctic_hydra.cli.search_path import conf_dir
 from arctic_hydra.component import flatten, registered
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
