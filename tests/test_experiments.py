@@ -108,11 +108,10 @@ def test_the_sweep_compares_its_rates(small, tmp_path):
 
 
 def test_the_search_tries_rates_and_ranks(small, tmp_path):
-    more = "trainer.eval_frequency=1 hydra.sweeper.n_trials=2"
+    more = "trainer.eval_frequency=1 hydra.sweeper.n_trials=1"
     run(f"-m experiment=search {small} {sources('lora')} {CHATS} {ONE_STEP} {more}", tmp_path)
-    found = trials(tmp_path, "search")
-    assert [trial.state.name for trial in found] == ["COMPLETE"] * 2
-    assert all({*trial.params} == {"optimizer.lr", "peft.r"} for trial in found)
+    [trial] = trials(tmp_path, "search")
+    assert trial.state.name == "COMPLETE" and {*trial.params} == {"optimizer.lr", "peft.r"}
 
 
 def test_the_recipe_for_slurm_prints_its_script(tmp_path, monkeypatch, capsys):
