@@ -113,8 +113,7 @@ def _flaw(cls: Any) -> str:
                     f"whose field {name} hides {base.__name__}.{name}, which is no field; give the field another name"
                 )
     taken = inspect.signature(cls).parameters
-    takes_all = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in taken.values())
-    if not takes_all and {item.name for item in fields(cls) if item.init} - taken.keys():
+    if {item.name for item in fields(cls) if item.init} - taken.keys():
         return "whose `__init__` does not take all of its fields; write `__post_init__` instead, with `super().__post_init__()` first"
     return ""
 

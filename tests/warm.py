@@ -93,7 +93,7 @@ def prepare() -> None:
         importlib.import_module(name)
     conversions = importlib.import_module("transformers.conversion_mapping")
     conversions.get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns
-    # Fills caches of Hydra's grammar and of fake tensors. Nothing is cached that depends on installed extensions.
+    # Fills caches of the grammar of Hydra and of fake tensors; `_execute` clears those that depend on installed extensions.
     memory.estimate(config.build(compose.compose_config(["trainer.train_iters=1"], "config").job))
     use_huge_pages()
 
@@ -279,6 +279,13 @@ def _execute(order: bytes, fds: list[int]) -> NoReturn:
     if "-u" in flags:
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     sys.path[1:1] = _added_folders(environment, _inherited) or []
+    from arctic_hydra.files import extensions
+
+    for cached in (
+        extensions.extensions,
+        extensions.extension_of,
+    ):  # there may be others in the folders that were added
+        cached.cache_clear()
     _inherited["PYTHONPATH"] = environment["PYTHONPATH"]
     for _ in range(next((count for word, count in SPARES.items() if word in (module, *arguments)), 1)):
         _spares.append(Spare())
