@@ -59,6 +59,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests in three processes, because many of them wait; `nox -s tests -- tests/tracking -k resume` selects some of them."""
     session.install(*PINNED, "-e", ".[test]")
+    # Where PYTHONDONTWRITEBYTECODE is set, each of hundreds of interpreters would compile the checkout again.
+    session.run("python", "-m", "compileall", "-q", "arctic_hydra", "launchers")
     session.run("pytest", "-n", "3", "--dist", "loadgroup", f"--timeout={TEST_TIMEOUT_SECONDS}", *session.posargs)
 
 

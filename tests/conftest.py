@@ -18,7 +18,6 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MLFLOW_DISABLE_TELEMETRY="true"
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every core
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each interpreter would compile the checkout again
 _PATHS = [str(ROOT), str(ROOT / "launchers"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
 

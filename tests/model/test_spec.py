@@ -21,7 +21,7 @@ from tests.converter import lab
 pytestmark = pytest.mark.usefixtures("lab_models")
 
 DECODER = "model=spec model.spec=decoder model.dtype=fp32 tokenizer=bundled"
-GRU = "model=spec model.spec=gru model.dtype=fp32 tokenizer=bundled data.packing=false"
+GRU = "model=spec model.spec=gru model.dtype=fp32 tokenizer=bundled data.packing=false data.max_length=64 data.overlong=keep_start"
 EXPORTED = "checkpoint=[deepspeed,hf]"
 
 
