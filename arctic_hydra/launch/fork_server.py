@@ -8,7 +8,6 @@ server's hash seed, and tools such as `ps` show its command line for them.
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib
 import json
@@ -30,8 +29,11 @@ from arctic_hydra.stopping import SIGNALS, blocked_signals
 
 _READ_LATER = (PARENT_VARIABLE, SECRETS_VARIABLE)
 """Variables that imports do not read, and that may differ from the server's."""
-_ORDER_BYTES = 1 << 20
+_ORDER_BYTES = 1 << 17
+"""Largest order; the default limit of Linux for a message of a socket is above it."""
 _READY = b"ready"
+_ANSWER_SECONDS = 60.0
+"""Within this a server that is ready answers an order, also on a busy machine."""
 
 
 class ForkedRank:
@@ -80,7 +82,7 @@ class ForkServer:
 
     def __init__(self) -> None:
         self.problem = ""
-        """Why ranks are started by new interpreters instead."""
+        """Why ranks are started by new interpreters instead; empty while the server gets ready, too."""
         self.process: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None
         self._environment: dict[str, str] = {}
@@ -91,29 +93,33 @@ class ForkServer:
         if self.process or self.problem:
             return
         self._environment = {name: value for name, value in environment.items() if name != SECRETS_VARIABLE}
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, *python_flags(), "-u", "-m", "arctic_hydra.launch.fork_server"]
-        with theirs, blocked_signals():
-            self.process = subprocess.Popen(
-                command,
-                env=self._environment,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        try:
+            self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs, blocked_signals():
+                self.process = subprocess.Popen(
+                    command,
+                    env=self._environment,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self.problem = f"it did not start ({error.strerror})"
 
     def is_ready(self, *, wait: bool = False) -> bool:
-        """Whether a rank can be started now, by the server or, if it cannot fork ranks, by a new interpreter."""
+        """Whether the server can fork ranks now; with `wait`, after its imports."""
         if self._orders and not self._is_ready and not self.problem:
             try:
-                answer = self._orders.recv(4096, 0 if wait else socket.MSG_DONTWAIT)
+                answer = self._orders.recv(_ORDER_BYTES, 0 if wait else socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             self._is_ready = answer == _READY
             if not self._is_ready:
-                self._fail(answer.decode() or "it ended while it imported the libraries")
-        return True
+                self.close()
+                self.problem = answer.decode(errors="replace") or "it ended while it imported the libraries"
+        return self._is_ready and not self.problem
 
     def open_rank(
         self,
@@ -126,24 +132,35 @@ class ForkServer:
 
         The rank writes to `output`, by default to the streams of this process, and starts with `SIGNALS` blocked.
         """
-        self.is_ready(wait=True)
-        order = json.dumps([[*arguments], {**environment}]).encode()
-        is_alike = _read_by_imports(environment) == _read_by_imports(self._environment)
-        if self.problem or not self._orders or not is_alike or len(order) > _ORDER_BYTES:
+        if not self.is_ready():
+            return None
+        ours, before = _read_by_imports(environment), _read_by_imports(self._environment)
+        if changed := sorted(name for name in {*ours, *before} if ours.get(name) != before.get(name)):
+            self.problem = f"environment variables have changed: {', '.join(changed)}"
             return None
         streams = [output.fileno()] * 2 if output else [1, 2]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        order = bytes([1 + len(streams) + len(pass_fds)]) + json.dumps([[*arguments], {**environment}]).encode()
+        return None if len(order) > _ORDER_BYTES else self._send(order, [*streams, *pass_fds])
+
+    def _send(self, order: bytes, fds: Sequence[int]) -> ForkedRank | None:
+        assert self._orders and self.process
         try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.settimeout(_ANSWER_SECONDS)
             with theirs:
-                socket.send_fds(self._orders, [order], [theirs.fileno(), *streams, *pass_fds])
-            answer, received, *_ = socket.recv_fds(ours, 4096, 1)
-        except OSError as error:  # the order is too long for the kernel, or the server has ended
-            answer, received = (b"", []) if error.errno in (errno.EPIPE, errno.ECONNRESET) else (b"no fork", [])
+                socket.send_fds(self._orders, [order], [theirs.fileno(), *fds])
+            answer, received, *_ = socket.recv_fds(ours, 64, 1)
+        except OSError as error:
+            self.close()  # with the ranks of a server that does not answer
+            self.problem = f"it does not take orders ({error})"
+            return None
         if received:
+            ours.settimeout(None)
             return ForkedRank(int(answer), received[0], ours)
         ours.close()
-        if not answer and self.process and self.process.poll() is not None:
-            self._fail("it has ended")
+        if answer:  # no descriptor was free for the one that was sent
+            with suppress(ProcessLookupError):
+                os.kill(int(answer), signal.SIGKILL)
         return None
 
     def close(self) -> None:
@@ -153,10 +170,6 @@ class ForkServer:
             self.process.kill()
             self.process.wait()
             self.process = self._orders = None
-
-    def _fail(self, why: str) -> None:
-        self.problem = why
-        print(f"note: jobs start as new interpreters, since the process that forks them cannot: {why}", file=sys.stderr)
 
 
 def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
@@ -214,8 +227,8 @@ class _Server:
         if not order:
             os._exit(0)
         try:
-            if len(fds) >= 3:  # else the kernel has dropped some, at the limit of open files
-                self._start(order, fds)
+            if len(fds) == order[0]:  # else the kernel has dropped some, at the limit of open files
+                self._start(order[1:], fds)
         except (
             OSError
         ):  # no memory, or no descriptors; the client sees that nobody has the socket, and starts an interpreter
@@ -234,13 +247,18 @@ class _Server:
                 except BaseException:
                     traceback.print_exc()
                 os._exit(1)
+            process = -1
             try:
                 process = os.pidfd_open(pid)
-                self._ranks[process] = pid, client.dup()
                 self._selector.register(process, selectors.EVENT_READ)
                 socket.send_fds(client, [str(pid).encode()], [process])
+                self._ranks[process] = pid, client.dup()
             except OSError:
-                os.kill(pid, signal.SIGKILL)  # reported as its end, to nobody
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                with suppress(KeyError, OSError):
+                    self._selector.unregister(process)
+                    os.close(process)
                 raise
 
     def _close_all(self, client: socket.socket, fd: int) -> None:
@@ -268,7 +286,7 @@ def _become_rank(order: bytes, streams: Sequence[int], server: int, set_by_impor
     os.setsid()
     arguments, environment = json.loads(order)
     os.environ.clear()
-    os.environ.update(set_by_imports | environment | {PARENT_VARIABLE: str(server)})
+    os.environ.update(environment | set_by_imports | {PARENT_VARIABLE: str(server)})
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
         os.close(stream)

@@ -171,18 +171,19 @@ class Pool:
         Raises the observer's ConfigError after the running jobs have saved and stopped.
         """
         waiting = list(work)
-        cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
-        if self._fork_server:
-            self._fork_server.start(rank_environment(1, {}, MachineShare(cores=cores)))
         forwarding = forwarded_signals(self._children, "the jobs at their next step", self._signals)
         with one_stop(self._signals), forwarding as self._killed_by, self._table:
             while (waiting and not self._stop_reason) or self._running:
-                while waiting and self._can_start:
-                    self._start(*waiting.pop(0), cores)
+                while waiting and not self._stop_reason and len(self._running) < self._slots.count:
+                    self._start(*waiting.pop(0), expects_more=bool(waiting) or self._sweep.kind != "grid")
                 for job in list(self._running):
                     self._poll(job)
                 self._table.refresh()
                 time.sleep(POLL_SECONDS)
+        if self._fork_server and self._fork_server.problem:
+            print(
+                f"note: jobs were started by new interpreters: the process that forks them: {self._fork_server.problem}"
+            )
         if self._error:
             raise self._error
         return self._stop_reason
@@ -194,18 +195,14 @@ class Pool:
             return f"received {signal.Signals(self._signals[0]).name}"
         return str(self._error or "")
 
-    @property
-    def _can_start(self) -> bool:
-        is_free = len(self._running) < self._slots.count and not self._stop_reason
-        return is_free and (self._fork_server is None or self._fork_server.is_ready())
-
     def _children(self) -> list[Popen[bytes] | ForkedRank]:
         return [job.started.child for job in self._running]
 
-    def _start(self, entry: SweepJob, start: Starter, cores: int) -> None:
+    def _start(self, entry: SweepJob, start: Starter, *, expects_more: bool) -> None:
         taken = {job.slot for job in self._running}
         slot = next(number for number in range(self._slots.count) if number not in taken)
         gpus = tuple(self._slots.gpus[slot]) if self._slots.gpus else ()
+        cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
         try:
             entry.directory.create()  # checks it before anything is written
             with _output(entry.directory.path, self._to_terminal) as output:
@@ -217,6 +214,8 @@ class Pool:
             self._sweep.save()
             self._table.job_ended(entry)
             return
+        if self._fork_server and expects_more:  # it gets ready while this job runs
+            self._fork_server.start(rank_environment(1, {}, MachineShare(cores=cores)))
         entry.submission = {"kind": "local", "pid": started.child.pid, "gpus": gpus}
         self._sweep.save()
         self._table.job_started(entry)

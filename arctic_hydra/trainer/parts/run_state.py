@@ -185,7 +185,7 @@ class TrainerState(TrainerSettings):
         fire(self._loop.callbacks, event, self, facts)  # type: ignore[arg-type]  # every trainer derives from this class
         if self._loop.asked != before and self._loop.asked[1]:
             heard = self.listeners(event)
-            if all(callback.only_observes for callback in heard):
+            if heard and all(callback.only_observes for callback in heard):
                 log.warning(
                     "%s finished the run, but only observes, so that the same command without it takes this run as finished; set "
                     "`only_observes: ClassVar[bool] = False` in the class",
