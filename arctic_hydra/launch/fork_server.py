@@ -256,7 +256,7 @@ class _Server:
             except OSError:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                with suppress(KeyError, OSError):
+                with suppress(KeyError, ValueError, OSError):  # what did not get so far
                     self._selector.unregister(process)
                     os.close(process)
                 raise

@@ -44,6 +44,10 @@ def variables_of_a_rank(secrets=None):
 def server():
     server = ForkServer()
     server.start(variables_of_a_rank())
+    assert not server.is_ready() and server.open_rank([], variables_of_a_rank(), (), None) is None, (
+        "nobody waits for it"
+    )
+    assert server.is_ready(wait=True)
     yield server
     server.close()
 
@@ -137,6 +141,7 @@ def test_what_a_library_logs_in_a_forked_rank_is_masked(tmp_path):
     )
     with open(tmp_path / "out.txt", "wb") as output:
         server = _server_of([str(script)])
+        assert server.is_ready(wait=True)
         rank = server.open_rank(["run.json"], {}, (), output)
         assert rank is not None and rank.wait() == 0
         server.close()
@@ -153,11 +158,8 @@ def _server_of(arguments):
     return server
 
 
-def test_another_environment_or_a_long_order_needs_a_new_interpreter(server):
-    variables = variables_of_a_rank()
-    assert server.open_rank([], variables | {"PYTHONHASHSEED": "1"}, (), None) is None and not server.problem
-    assert server.open_rank(["x" * 2**22], variables, (), None) is None and not server.problem
-    assert server.open_rank(["x" * 2**19], variables, (), None) is None and not server.problem
+def test_a_long_order_needs_a_new_interpreter(server):
+    assert server.open_rank(["x" * 2**18], variables_of_a_rank(), (), None) is None and not server.problem
 
 
 @pytest.mark.parametrize(
@@ -171,29 +173,79 @@ def test_another_environment_or_a_long_order_needs_a_new_interpreter(server):
         ("os._exit(3)", "it ended while it imported the libraries"),
     ],
 )
-def test_a_server_that_cannot_fork_says_why_once(imports, problem, capsys):
+def test_a_server_that_cannot_fork_says_why(imports, problem):
     text = (
         "import os, threading\nfrom arctic_hydra.launch import fork_server\n"
         f"fork_server.import_libraries = lambda: {imports}\nfork_server.main()"
     )
     server = _server_of(["-c", text])
+    assert not server.is_ready(wait=True) and problem in server.problem and server.process is None
     assert server.open_rank([], {}, (), None) is None
-    assert server.is_ready() and server.open_rank([], {}, (), None) is None
-    assert problem in server.problem
-    assert capsys.readouterr().err.count("note: jobs start as new interpreters") == 1
+
+
+FAILING = """
+import errno, os
+from arctic_hydra import worker
+from arctic_hydra.launch import fork_server
+
+def fail_once(name):
+    real, calls = getattr(os, name), []
+
+    def call(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.EAGAIN, "planted")
+        return real(*arguments)
+
+    setattr(os, name, call)
+
+fail_once("fork")
+fail_once("pidfd_open")
+fork_server.import_libraries, worker.main = lambda: None, lambda: os._exit(7)
+fork_server.main()
+"""
+
+
+def test_failed_forks_leave_nothing_and_later_ones_work():
+    """As at the limit of processes, or of open files; a new interpreter starts the rank then."""
+    server = _server_of(["-c", FAILING])
+    assert server.is_ready(wait=True)
+    assert [server.open_rank([], {}, (), None) for _ in range(2)] == [None, None] and not server.problem
+    rank = server.open_rank([], {}, (), None)
+    assert rank is not None and rank.wait() == 7
+    assert not psutil.Process(server.process.pid).children()
     server.close()
 
 
-def test_jobs_end_with_a_killed_sweep_and_with_their_server(tmp_path):
-    sweep = start(f"-m {ENDLESS} seed=1,2 hydra/launcher=local hydra.launcher.slots=2 hydra.sweep.dir=sweep", tmp_path)
+def test_another_environment_needs_new_interpreters(tmp_path):
+    server = _server_of(["-c", "from arctic_hydra.launch import fork_server as f; f.import_libraries = int; f.main()"])
+    assert server.is_ready(wait=True)
+    assert server.open_rank([], {"OMP_NUM_THREADS": "9"}, (), None) is None
+    assert server.problem == "environment variables have changed: OMP_NUM_THREADS"
+    server.close()
+
+
+def test_jobs_after_the_first_are_forked_and_end_with_a_killed_sweep(tmp_path):
+    sweep = start(f"-m {ENDLESS} seed=1,2 hydra.sweep.dir=sweep", tmp_path)
     wait_for_step(tmp_path, 1, sweep, "endless")
+    [first] = _jobs(tmp_path)
+    assert psutil.Process(first).ppid() == sweep.pid, "the first job does not wait for the server"
+    [server] = [child for child in psutil.Process(sweep.pid).children() if child.pid != first]
+    assert "arctic_hydra.launch.fork_server" in server.cmdline()
+    wait_until(lambda: _is_idle(server))
+    os.kill(first, signal.SIGTERM)
     wait_until(lambda: len(_jobs(tmp_path)) == 2)
-    pids = _jobs(tmp_path)
-    [server] = {psutil.Process(pid).parent() for pid in pids}
-    assert "arctic_hydra.launch.fork_server" in server.cmdline() and server.parent().pid == sweep.pid
+    second = _jobs(tmp_path)[1]
+    assert psutil.Process(second).ppid() == server.pid
     sweep.kill()
     sweep.wait()
-    wait_until(lambda: not any(map(psutil.pid_exists, [server.pid, *pids])))
+    wait_until(lambda: not any(map(psutil.pid_exists, [server.pid, second])))
+
+
+def _is_idle(server):
+    before = server.cpu_times().user
+    time.sleep(0.5)
+    return before > 1 and server.cpu_times().user == before
 
 
 def _jobs(folder):
@@ -209,6 +261,6 @@ def test_ranks_end_with_their_server(server, endless, tmp_path):
     assert child.wait() == -signal.SIGKILL
     wait_until(lambda: not os.path.exists(f"/proc/{child.pid}/exe"))
     child = open_rank(directory, server)
-    assert isinstance(child, subprocess.Popen) and server.problem == "it has ended"
+    assert isinstance(child, subprocess.Popen) and server.problem.startswith("it does not take orders")
     child.kill()
     child.wait()
