@@ -1,7 +1,7 @@
 """All checks of this repository: `pip install nox && nox`.
 
-`nox` runs lint, types, docs and tests. Start the sessions slurm, faults, extras, bench, peers, audit, gpu, release, newest and
-constraints by name, with `nox -s NAME`.
+`nox` runs lint, types, docs and tests. Start the sessions slurm, faults, extras, bench, peers, audit, gpu, dist, release, newest
+and constraints by name, with `nox -s NAME`.
 """
 
 from __future__ import annotations

@@ -111,9 +111,13 @@ class Callback(Component):
 
 def _is_handler(value: Any) -> bool:
     """Whether an attribute of a class can be called with `trainer` and `facts` through an instance."""
+    if isinstance(value, property):
+        return True  # which only an instance can tell
     try:
         handler = value.__get__(object()) if hasattr(value, "__get__") else value
         inspect.signature(handler).bind(None, None)
+    except ValueError:  # a builtin without a signature
+        return True
     except TypeError:
         return False
     return True

@@ -58,6 +58,7 @@ def program(text: str, folder: Path, variables: dict[str, str] | None = None) ->
 
 
 def _check_outputs(answers: dict[str, Any]) -> None:
+    assert next(iter(answers.values()))[0] == 0, "the bare imports failed"
     for text, (code, part) in COMMANDS.items():
         if text in answers:
             found, *outputs = answers[text]

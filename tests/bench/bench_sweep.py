@@ -82,19 +82,24 @@ def main() -> None:
         together, memory = timed(grid, swept, environment)
         one_by_one = sum(timed(command(f"optimizer.lr={rate}"), single, environment)[0] for rate in rates)
         again, _ = timed(grid, swept, environment)
-        assert losses(swept) == losses(single), "the two sides did not do the same work"
+        found = losses(swept)
+        assert found == losses(single) and len(found) == jobs and all(found.values()), (
+            "the sides did not do the same work"
+        )
         seconds = [json.loads(path.read_text())["seconds"] for path in swept.glob("outputs/default/*/record.json")]
     cores = len(os.sched_getaffinity(0))
     print(f"{jobs} jobs, {cores} cores, one thread each; the losses of both sides are equal")
     print(f"one after another   {one_by_one:7.1f} s   {one_by_one / jobs:5.2f} s per job")
-    print(f"sweep, two slots    {together:7.1f} s   ratio {together / one_by_one:.2f} (0.5 would be perfect)")
+    print(
+        f"sweep, two slots    {together:7.1f} s   ratio {together / one_by_one:.2f} (0.5 without any start-up that the jobs share)"
+    )
     print(f"the same sweep again, all finished   {again:.1f} s")
     print(f"a worker by itself  {bare:7.2f} s   a single command {alone:.2f} s")
     busy = sum(seconds) / 2  # two slots
     print(
         f"overhead per job: {(together - busy) / jobs:.2f} s of the sweep's time beside its workers' {busy / jobs:.2f} s"
     )
-    print(f"the sweep's own process: {memory:.0f} MiB at most")
+    print(f"the sweep's own process, without the one that forks jobs: {memory:.0f} MiB at most")
 
 
 if __name__ == "__main__":

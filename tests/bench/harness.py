@@ -51,13 +51,18 @@ class Comparison:
 
 
 def measure(comparison: Comparison, rounds: int) -> dict[str, Any]:
-    """Run each side once to check it, then `rounds` times in turn; return medians, and ratios to the first side with their range."""
+    """Run each side once, then `rounds` times in turn, and check each time.
+
+    Returns medians, and the ratios to the first side with their range.
+    """
     comparison.check({side: run().answer for side, run in comparison.sides.items()})
     load = [os.getloadavg()[0]]
     taken: dict[str, list[Sample]] = {side: [] for side in comparison.sides}
-    for _ in range(rounds):
-        for side, run in comparison.sides.items():
+    sides = [*comparison.sides.items()]
+    for turn in range(rounds):
+        for side, run in sides[turn % len(sides) :] + sides[: turn % len(sides)]:  # no side is always first
             taken[side].append(run())
+        comparison.check({side: samples[-1].answer for side, samples in taken.items()})
     load.append(os.getloadavg()[0])
     base, *_ = taken.values()
     return {

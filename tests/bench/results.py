@@ -16,7 +16,7 @@ def write(folder: Path) -> Path:
     text = [
         "# Results of the benchmarks",
         "Written by `python -m tests.bench`. Medians of interleaved rounds on one machine; each ratio is the median of the rounds' own "
-        "ratios to the first line of its table, whose work is equal, which is checked before timing.",
+        "ratios to the first line of its table. What the lines compute, or how they end, is checked in every round.",
         "![ratios of wall times, with the targets](ratios.svg)",
     ]
     for name, result in found.items():

@@ -82,7 +82,7 @@ class Bookkeeping(TrainerState):
             progress.consecutive_skipped_steps = 0
             if result.grad_norm == 0 and progress.global_step == self._loop.first_step + 1:
                 log.warning(
-                    "step %d: every gradient is 0, so the weights learn nothing; a loss has to depend on the output of "
+                    "step %d: every gradient is 0, so the weights learnt nothing in it; a loss has to depend on the output of "
                     "`self.tools.engine`",
                     progress.global_step,
                 )
