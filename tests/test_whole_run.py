@@ -249,3 +249,23 @@ def test_a_local_model_partitioned_over_two_ranks_in_bf16(finished, tmp_path):
     theirs, ours = (load_file(path / "model.safetensors") for path in (export, only_run(tmp_path) / "export"))
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     assert {str(value.dtype) for value in ours.values()} == {"torch.bfloat16"}
+
+
+PAIRS = [{"prompt": f"What is {n} + 1?", "chosen": f"It is {n + 1}.", "rejected": f"It is {n}."} for n in range(8)]
+FRESH = {
+    "dpo": "trainer=dpo data.sources.preference.path=pairs.jsonl",
+    "kto": "trainer=kto data.sources.unpaired.path=pairs.jsonl",
+    "reward": "trainer=reward data.sources.preference.path=pairs.jsonl",
+    "distill": "trainer=distill trainer.teacher=adapter_off peft=lora",
+    "causal": "data=text data.sources.text.path=pairs.jsonl data.column=prompt",
+}
+
+
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(text, marks=[] if name == "dpo" else pytest.mark.long) for name, text in FRESH.items()]
+)
+def test_every_kind_of_trainer_imports_what_it_needs(arguments, tmp_path):
+    """Other tests fork a process that has imported every module, where a missing import goes unnoticed."""
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    done = run(f"{arguments} {SMALLEST} data/eval_sources=[] trainer.train_iters=2", tmp_path, fresh=True)
+    assert "export verified" in done.stdout
