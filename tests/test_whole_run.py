@@ -256,7 +256,7 @@ FRESH = {
     "dpo": "trainer=dpo data.sources.preference.path=pairs.jsonl",
     "kto": "trainer=kto data.sources.unpaired.path=pairs.jsonl",
     "reward": "trainer=reward data.sources.preference.path=pairs.jsonl",
-    "distill": "trainer=distill trainer.teacher=adapter_off peft=lora",
+    "distill": "trainer=distill trainer.teacher=adapter_off trainer.ce_share=0.5 peft=lora",
     "causal": "data=text data.sources.text.path=pairs.jsonl data.column=prompt",
 }
 
