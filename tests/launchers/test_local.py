@@ -16,4 +16,4 @@ def test_jobs_run_in_all_slots_and_print_to_their_logs(tmp_path, monkeypatch):
     controller = SweepController(sweep_of(tmp_path), None, {}, Slots(2, [["0"], ["1"]]))
     launcher.setup(hydra_context=None, task_function=controller, config=None)
     launcher.run([])
-    assert calls == [([], Slots(2, [["0"], ["1"]]), {"to_terminal": False})]
+    assert calls == [([], Slots(2, [["0"], ["1"]]), {"to_terminal": False, "forked": True})]
