@@ -47,14 +47,14 @@ def __dir__() -> list[str]:
 _PARENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def python_flags() -> list[str]:
-    """Return the flags with which child processes start Python: `-P`, so that they import nothing from the working directory.
+def python_flags(folder: str | os.PathLike[str] | None = None) -> list[str]:
+    """Return the flags with which child processes start Python in a folder (default: the working directory).
 
-    A `torch.py`, a folder `hydra_plugins` or the metadata of an extension may lie there, beside downloaded data. Only a
-    checkout in which the user works is imported from its directory.
+    It is `-P`, so that they import nothing from the folder: a `torch.py`, a folder `hydra_plugins` or the metadata of an
+    extension may lie there, beside downloaded data. Only a checkout in which the user works is imported from its directory.
     """
     try:
-        return [] if os.getcwd() == _PARENT else ["-P"]
+        return [] if os.fspath(folder or os.getcwd()) == _PARENT else ["-P"]
     except FileNotFoundError:
         return ["-P"]
 
@@ -71,6 +71,16 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and python_flags():
+def _is_program() -> bool:
+    """Whether `python -m` is about to run a module of this package, not one of another package that imports this one."""
+    if sys.argv[:1] != ["-m"]:
+        return False
+    first = sys.orig_argv[-len(sys.argv)].partition(".")[
+        0
+    ]  # the word before the arguments: the module, or `-m<module>`
+    return first == __name__ or (first.startswith("-") and first.endswith(f"m{__name__}"))
+
+
+if _is_program() and not sys.flags.safe_path and python_flags():
     del sys.path[0]  # `python -m` puts the working directory first
     os.environ["PYTHONSAFEPATH"] = "1"  # for processes that multiprocessing starts

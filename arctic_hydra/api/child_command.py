@@ -40,6 +40,10 @@ class Ended:
     """The last lines that it printed."""
     interrupted: bool
     """Whether Ctrl-C asked it to stop."""
+    directory: Path | None = None
+    """Directory of the sweep, once it is known."""
+    crashed: bool = False
+    """Whether a signal or an unexpected exception ended it before the command had an exit code."""
 
     def error(self) -> ConfigError | RunFailed | None:
         """Return the error that the program itself reported."""
@@ -54,12 +58,15 @@ def execute(order: dict[str, Any], folder: Path, *, progress: bool) -> Ended:
     Ctrl-C asks it to stop at the next step, and again to end at once.
     """
     interrupted = False
+    child: subprocess.Popen[bytes] | None = None
     # Into a file, since writing to a pipe fails when this process has died, and the run then has a checkpoint to save.
     with TemporaryDirectory(prefix="arctic_hydra-") as scratch, TemporaryFile() as printed:
-        problems = Path(scratch) / "problems.json"
-        lines = _Lines(printed, Output().line if progress else None)
-        child = _start({**order, "problems": str(problems)}, folder, printed)
+        answer = Path(scratch) / "answer.json"
+        shows = progress and sys.stdout is not None and not getattr(sys.stdout, "closed", False)
+        lines = _Lines(printed, Output().line if shows else None)
         try:
+            child = _start(folder, printed)
+            _pass(json.dumps({**order, "answer": str(answer)}), child)
             while child.poll() is None:
                 try:
                     lines.follow()
@@ -68,31 +75,50 @@ def execute(order: dict[str, Any], folder: Path, *, progress: bool) -> Ended:
                     interrupted = True
                     child.send_signal(signal.SIGINT)
         finally:
-            if child.poll() is None:
+            if child is not None and child.poll() is None:
                 child.terminate()  # the caller raised another exception
-                child.wait()
+                _wait(child)
         lines.end()
-        told = json.loads(problems.read_text(encoding="utf-8")) if problems.exists() else []
-    return Ended(child.returncode, told, list(lines.last), interrupted)
+        told = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
+    problems, directory = told.get("problems", []), told.get("directory")
+    return Ended(
+        child.returncode,
+        problems,
+        list(lines.last),
+        interrupted,
+        directory=Path(directory) if directory else None,
+        crashed="code" not in told and not problems,
+    )
 
 
-def _start(order: dict[str, Any], folder: Path, printed: IO[bytes]) -> subprocess.Popen[bytes]:
-    child = subprocess.Popen(
-        [sys.executable, *python_flags(), "-u", "-m", "arctic_hydra.api"],
+def _start(folder: Path, printed: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, *python_flags(folder), "-u", "-m", "arctic_hydra.api"],
         cwd=folder,
-        env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+        env={**os.environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONIOENCODING": "utf-8"},
         stdin=subprocess.PIPE,
         stdout=printed,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # a notebook sends Ctrl-C to the group of its processes
     )
+
+
+def _pass(order: str, child: subprocess.Popen[bytes]) -> None:
     assert child.stdin is not None, "a pipe"
     try:
         with child.stdin as stdin:
-            stdin.write(json.dumps(order).encode())
+            stdin.write(order.encode())
     except BrokenPipeError:
         pass  # it has exited, and its output says why
-    return child
+
+
+def _wait(child: subprocess.Popen[bytes]) -> None:
+    """Wait until the child ends; Ctrl-C meanwhile is passed on, and ends it at once."""
+    while child.poll() is None:
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGINT)
 
 
 class _Lines:
@@ -102,29 +128,36 @@ class _Lines:
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
         """The last lines so far."""
         self._file, self._show = file, show
-        self._position, self._begun = 0, b""
+        self._position = 0  # of the first line that was not shown yet
 
     def follow(self) -> None:
         """Show the lines that were written since the last call."""
-        while content := os.pread(self._file.fileno(), 1 << 16, self._position):
-            self._position += len(content)
-            *lines, self._begun = (self._begun + content).split(b"\n")
-            for line in lines:
-                self._line(line)
+        for line in self._new().split(b"\n")[:-1]:
+            self._position += len(line) + 1  # one by one, since Ctrl-C may come between two lines
+            self._line(line)
 
     def end(self) -> None:
         """Show the remaining lines, the last of which may be incomplete."""
         self.follow()
-        if self._begun:
-            self._line(self._begun)
-        if self._show is not None:
-            self._show(None)
+        if rest := self._new():
+            self._line(rest)
+        self._pass_on(None)
+
+    def _new(self) -> bytes:
+        descriptor = self._file.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size - self._position, self._position)
 
     def _line(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace")
         self.last.append(text)
-        if self._show is not None:
-            self._show(text)
+        self._pass_on(text)
+
+    def _pass_on(self, text: str | None) -> None:
+        try:
+            if self._show is not None:
+                self._show(text)
+        except (OSError, ValueError):  # standard output was closed, which must not end the run
+            self._show = None
 
 
 class Output:
@@ -146,7 +179,7 @@ class Output:
             start, end, width = "\n" if self._open else "", "\n", 0
             self._open = 0
         if text is not None:
-            sys.stdout.write(f"{start}{text.ljust(width)}{end}")
-        else:
-            sys.stdout.write(start)
+            start = f"{start}{text.ljust(width)}{end}"
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        sys.stdout.write(start.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from arctic_hydra.cli import command_line, user_code
 from arctic_hydra.cli.composition.compose import compose_config, with_paths
 from arctic_hydra.cli.overrides import flags, normalize
 from arctic_hydra.errors import ConfigError, did_you_mean, shown_problems
-from arctic_hydra.human_numbers import shorten
+from arctic_hydra.files import code_file
 from arctic_hydra.launch.extended_run import with_overrides_of_extended_run
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import redact
@@ -40,6 +41,8 @@ class ComposedRun:
         self.directory: Path = job.directory.path
         """Directory of the run, which need not exist."""
         self._job, self._tree, self._arguments, self._notes = job, tree, arguments, notes
+        self._code = code_file.typed_arguments()
+        self._built = asdict(job.run)  # plain values: the classes of `code=` are other ones after the next composition
         self._folder = Path.cwd()
 
     @property
@@ -50,7 +53,7 @@ class ComposedRun:
     @property
     def is_changed(self) -> bool:
         """Whether a value of `config` was changed after it was composed."""
-        return config.build(self._job.tree) != self.config
+        return asdict(self.config) != self._built
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "config":  # not set yet, as while it is copied
@@ -78,7 +81,7 @@ def _keys(composed: ComposedRun) -> list[str]:
 
 
 def compose(
-    overrides: Sequence[str] = (), *, config_name: str | None = None, config_dir: str | None = None
+    overrides: Iterable[str] = (), *, config_name: str | None = None, config_dir: str | None = None
 ) -> ComposedRun:
     """Compose and check a run; nothing is written, and neither torch nor a model is loaded.
 
@@ -92,28 +95,39 @@ def compose(
         composed = compose_config(given, name, folder)
         if command_line.is_launched(composed, given):
             raise ConfigError(
-                f"hydra/launcher: got {composed.choices['hydra/launcher']}, which submits jobs; pass the overrides to arctic_hydra.sweep"
+                f"hydra/launcher: got {composed.choices['hydra/launcher']}, which runs a sweep; pass the overrides to arctic_hydra.sweep"
             )
         command_line.refuse_hydra_overrides(given)
         arguments = [*flags(name, folder), *given]
         return ComposedRun(Job.of(with_paths(composed.job), arguments), composed.job, arguments, composed.followed)
 
 
-def read_overrides(overrides: Sequence[str], config_name: str | None, config_dir: str | None) -> argparse.Namespace:
+def read_overrides(overrides: Iterable[str], config_name: str | None, config_dir: str | None) -> argparse.Namespace:
     """Import extensions and the file of `code=`, and return config name, config folder and overrides."""
-    if isinstance(overrides, str) or not all(isinstance(item, str) for item in overrides):
-        raise TypeError(f"overrides: got {shorten(overrides)}, expected a list of texts such as ['optimizer.lr=1e-4']")
-    if options := [item for item in overrides if item.startswith("-")]:
+    given = _texts(overrides)
+    if options := [item for item in given if item.startswith("-")]:
         raise ConfigError(
             f"{options[0]}: is an option of the command line; expected overrides such as optimizer.lr=1e-4, config_name=<name> and "
             "config_dir=<folder>"
         )
-    learn_overrides(overrides)
+    learn_overrides(given)
     user_code.forget()
     named = [f"--config-name={config_name}"] if config_name is not None else []
     named += [f"--config-dir={config_dir}"] if config_dir is not None else []
-    typed = [normalize(item) for item in user_code.load(overrides)]
+    typed = [normalize(item) for item in user_code.load(given)]
     return command_line.parse(with_overrides_of_extended_run([*named, *typed]))
+
+
+def _texts(overrides: object) -> list[str]:
+    """Return the overrides, which may come from a generator, as a list; the error does not quote them, since it may hold secrets."""
+    got = f"a value of type {type(overrides).__name__}"
+    if isinstance(overrides, Iterable) and not isinstance(overrides, str):
+        given = list(overrides)
+        others = [type(item).__name__ for item in given if not isinstance(item, str)]
+        if not others:
+            return given
+        got = f"a value of type {others[0]} in it"
+    raise TypeError(f"overrides: got {got}, expected a list of texts such as ['optimizer.lr=1e-4']")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.cli.summary import final_export, format_number
-from arctic_hydra.errors import ConfigError, did_you_mean
+from arctic_hydra.errors import ConfigError, StateFileError, did_you_mean
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.metrics import objective_name, read_metrics
 from arctic_hydra.report import curves, html, run_page
@@ -39,7 +39,14 @@ class LoadedRun:
     def status(self) -> str:
         """`running`, `finished`, `stopped` (resumable), `failed`, or `died`: it was killed before it could record its end."""
         status = self.record.get("status", RUNNING)
-        return DIED if status == RUNNING and self._directory.holder() is None else str(status)
+        if status == RUNNING and self._lock_holder() is None:
+            status = self.record.get("status", RUNNING)  # it may have ended between the two
+            return DIED if status == RUNNING else str(status)
+        return str(status)
+
+    def _lock_holder(self) -> str | None:
+        is_task = self.path.name.startswith("task-")  # which works under the lock of its run
+        return (RunDirectory(self.path.parent) if is_task else self._directory).holder()
 
     @property
     def reason(self) -> str:
@@ -139,13 +146,22 @@ class LoadedRun:
         return {key: value for key, value in facts.items() if value}
 
     def __repr__(self) -> str:
+        name = f"{self.path.parent.name}/{self.path.name}"
+        try:
+            self.record, self.config  # noqa: B018  # which the other attributes read
+        except StateFileError as error:
+            return f"<run {name}: {error}>"
         objective = "" if self.objective is None else f", objective {format_number(self.objective)}"
         at = f" at step {self.step}" if self.status != FINISHED and self.step else ""
         why = f": {self.reason.strip().splitlines()[-1]}" if self.status == FAILED and self.reason.strip() else ""
-        return f"<run {self.path.parent.name}/{self.path.name}: {self.status}{at}{objective}{why}>"
+        return f"<run {name}: {self.status}{at}{objective}{why}>"
 
     def _repr_html_(self) -> str:
-        return html.table(["run", f"{self.path.parent.name}/{self.path.name}"], self._facts().items())
+        try:
+            facts = self._facts()
+        except StateFileError:
+            return html.escape(repr(self))
+        return html.table(["run", f"{self.path.parent.name}/{self.path.name}"], facts.items())
 
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:

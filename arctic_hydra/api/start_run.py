@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from arctic_hydra import config
 from arctic_hydra.api.child_command import Ended, execute
 from arctic_hydra.api.composed_run import ComposedRun, compose
 from arctic_hydra.api.loaded_run import LoadedRun
 from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_STOPPED_EARLY, ConfigError, RunFailed
-from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.run_directory import FAILED, FINISHED, RunDirectory
 
 _TASKS = (config.Task.train, config.Task.evaluate, config.Task.export, config.Task.score)
 _LAST_LINES = 12
@@ -17,7 +17,7 @@ _LAST_LINES = 12
 
 
 def run(
-    overrides: Sequence[str] | ComposedRun = (),
+    overrides: Iterable[str] | ComposedRun = (),
     *,
     config_name: str | None = None,
     config_dir: str | None = None,
@@ -48,35 +48,47 @@ def run(
     directory = RunDirectory(composed.directory)
     if task is not config.Task.train:
         directory = directory.of_task(task.name)
-    if progress:
-        for line in composed._notes:
-            print(f"default  {line}")
-    order = {"tree": composed._tree, "arguments": composed._arguments}
+    order = {
+        "tree": composed._tree,
+        "arguments": composed._arguments,
+        "code": composed._code,
+        "directory": str(composed.directory),
+        "notes": composed._notes,
+    }
+    before = _written(directory)
     ended = execute(order, composed._folder, progress=progress)
     if not ended.interrupted and ended.code in (EXIT_DONE, EXIT_STOPPED_EARLY):
         return LoadedRun(directory.path)
-    has_run = directory.record_file.exists()
-    found = LoadedRun(directory.path) if has_run else None
     if ended.interrupted:
-        raise KeyboardInterrupt(_interrupted(found))
-    error = ended.error() or _error_of_ranks(directory, ended)
-    if isinstance(error, RunFailed):
-        error.run = found
+        raise KeyboardInterrupt(_interrupted(LoadedRun(directory.path) if directory.record_file.exists() else None))
+    began = _written(directory) != before  # if not, its files are those of an earlier start
+    error = ended.error() or _error_of_ranks(directory, ended, began=began)
+    if isinstance(error, RunFailed) and began:
+        error.run = LoadedRun(directory.path)
     raise error
+
+
+def _written(directory: RunDirectory) -> set[tuple[str, int]]:
+    """Return names and modification times of the record and the error reports, which every start replaces or removes."""
+    record = directory.record_file
+    return directory.error_files() | ({(record.name, record.stat().st_mtime_ns)} if record.exists() else set())
 
 
 def _interrupted(run: LoadedRun | None) -> str:
     if run is None:
         return "interrupted before the run began"
+    if run.status == FINISHED:
+        return f"{run.path} is finished"
     next_start = "resumes it" if run.checkpoints else "starts over"
-    return f"{run.path} is {run.status} at step {run.step}; the same call {next_start}"
+    reason = f" ({run.reason})" if run.status == FAILED and run.reason else ""
+    return f"{run.path} is {run.status} at step {run.step}{reason}; the same call {next_start}"
 
 
-def _error_of_ranks(directory: RunDirectory, ended: Ended) -> ConfigError | RunFailed:
-    first = next(iter(directory.errors()), None)
+def _error_of_ranks(directory: RunDirectory, ended: Ended, *, began: bool) -> ConfigError | RunFailed:
+    first = next(iter(directory.errors()), None) if began else None
     logs = f"logs: {directory.path / 'logs'}"
     if first is None:
-        text = directory.record().get("error") or "\n".join(ended.output[-_LAST_LINES:])
+        text = (directory.record().get("error") if began else None) or "\n".join(ended.output[-_LAST_LINES:])
         return RunFailed(f"{text or f'the process of the run ended with code {ended.code}'}\n{logs}")
     if first["expected"]:
         problems: list[str] = first["problems"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,8 @@ from arctic_hydra.api.loaded_run import LoadedRun
 from arctic_hydra.cli import multirun
 from arctic_hydra.cli.overrides import flags
 from arctic_hydra.distributed import override_gpu_count
-from arctic_hydra.errors import ConfigError, RunFailed
+from arctic_hydra.errors import ArcticHydraError, ConfigError, RunFailed
+from arctic_hydra.files import code_file
 from arctic_hydra.report import html
 from arctic_hydra.run_directory import relative
 from arctic_hydra.sweep import results
@@ -28,7 +29,7 @@ class SweepResult:
     """A sweep on disk. Each attribute reads the files anew, so that jobs in progress can be followed."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path: Path = Path(path)
+        self.path: Path = Path(path).expanduser().absolute()
         """Directory of the sweep."""
 
     def _rows(self) -> tuple[Sweep, list[Row]]:
@@ -76,10 +77,16 @@ class SweepResult:
         return page if page.is_file() else None
 
     def __repr__(self) -> str:
-        return f"<sweep {relative(self.path)}>\n{results.text(*self._rows())}"
+        try:
+            return f"<sweep {relative(self.path)}>\n{results.text(*self._rows())}"
+        except ArcticHydraError as error:
+            return f"<sweep {relative(self.path)}: {error}>"
 
     def _repr_html_(self) -> str:
-        sweep, rows = self._rows()
+        try:
+            sweep, rows = self._rows()
+        except ArcticHydraError:
+            return html.escape(repr(self))
         keys = results.keys_of(rows)
         names = results.short_names(keys)
         table = html.table(
@@ -89,7 +96,7 @@ class SweepResult:
 
 
 def sweep(
-    overrides: Sequence[str],
+    overrides: Iterable[str],
     *,
     config_name: str | None = None,
     config_dir: str | None = None,
@@ -111,17 +118,28 @@ def sweep(
                 raise ConfigError(f"task: got {plan.other_task}, expected train; the others are for the command line")
             if plan.multirun.master.launcher.get("dry_run"):
                 raise ConfigError("hydra.launcher.dry_run: runs no job; pass it on the command line")
-            path = plan.sweep().path
+            plan.sweep()  # checks that the jobs make one; the child decides where, since the folder may depend on the time
         finally:
             override_gpu_count(None)  # of the cluster that the jobs are for
         arguments = [*flags(name, folder), *given]
-    order = {"arguments": arguments, "overrides": given, "config_name": name, "config_dir": folder}
+        code = code_file.typed_arguments()
+    order = {
+        "arguments": arguments,
+        "code": code,
+        "notes": [],
+        "overrides": given,
+        "config_name": name,
+        "config_dir": folder,
+    }
     ended = execute(order, Path.cwd(), progress=progress)
+    path = ended.directory if ended.directory and (ended.directory / "sweep.json").is_file() else None
     if ended.interrupted:
-        raise KeyboardInterrupt(f"the sweep {path} was stopped; the same call resumes it")
+        raise KeyboardInterrupt(
+            f"the sweep {path} was stopped; the same call resumes it" if path else "interrupted before the sweep began"
+        )
     if error := ended.error():
         raise error
-    if not (path / "sweep.json").is_file():
+    if path is None or ended.crashed:
         raise RunFailed("\n".join(ended.output) or f"the process of the sweep ended with code {ended.code}")
     return SweepResult(path)
 

@@ -161,7 +161,12 @@ def run_sweep(overrides: list[str], config_name: str, config_dir: str | None, ru
                 f"task: got {plan.other_task}, which runs on this machine; pass hydra/launcher=basic instead of {multirun.launcher}"
             )
         return _run_each([(multirun.compose_job(sample), list(sample)) for sample in plan.jobs], run_one)
-    sweep = plan.sweep()
+    return run_jobs(plan, plan.sweep())
+
+
+def run_jobs(plan: Plan, sweep: Sweep) -> int:
+    """Run the jobs of a planned sweep and return its exit code."""
+    multirun = plan.multirun
     controller = SweepController(
         sweep,
         lambda wanted: multirun.job(multirun.compose_job(wanted), wanted, plan.slots),

@@ -22,7 +22,11 @@ from arctic_hydra.stopping import interruptible, one_stop
 
 def run_one(tree: dict[str, Any], overrides: list[str]) -> int:
     """Check a composed run, write its directory, start its ranks and report the result; return the exit code."""
-    job = Job.of(with_paths(tree), overrides)
+    return run_job(Job.of(with_paths(tree), overrides))
+
+
+def run_job(job: Job) -> int:
+    """Write the directory of a checked run, start its ranks and report the result; return the exit code."""
     run, directory = job.run, job.directory
     if run.task is config.Task.chat:  # data and devices of a training need not be here
         from arctic_hydra.tasks import chat

@@ -14,7 +14,7 @@ from arctic_hydra.cli.composition.config_sources import LIST_GROUPS
 from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError, printable
 from arctic_hydra.files import code_file
-from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, load_extensions
+from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.model import model_spec
 from arctic_hydra.model.model_spec import registered_specs
 from arctic_hydra.redaction import mask
@@ -28,8 +28,7 @@ def load(arguments: Sequence[str]) -> list[str]:
     A broken extension is a warning, as this command may not use it. Raises ConfigError if the file cannot be imported or
     registers no component.
     """
-    load_extensions()
-    for text in BROKEN_EXTENSIONS.values():
+    for text in load_extensions():
         print(f"warning: {printable(mask(text))}", file=sys.stderr)
     others = code_file.take(arguments)
     if code_file.typed_arguments():
@@ -59,8 +58,18 @@ def forget() -> None:
     for spec in registered_specs():
         if code_file.owns(spec.create.__module__):
             del model_spec._SPECS[spec.name]
+    _remove_options(ConfigStore.instance().repo)
     code_file.forget()
     overrides.forget_fields()
+
+
+def _remove_options(stored: dict[str, Any]) -> None:
+    """Remove the options of the file, and their schemas, from a group of Hydra's config store and the groups in it."""
+    for name, item in list(stored.items()):
+        if isinstance(item, dict):
+            _remove_options(item)
+        elif name.startswith(code_file.PREFIX):
+            del stored[name]
 
 
 def _store_option(group: str, option: str) -> None:

@@ -16,8 +16,9 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from arctic_hydra.errors import ConfigError, describe
@@ -91,6 +92,8 @@ def take(arguments: Sequence[str], *, load: bool = True) -> list[str]:
 def forget() -> None:
     """Have no file any more; the modules of an earlier one are imported anew when it is named again."""
     _FILES.clear()
+    if _Finder in sys.meta_path:
+        sys.meta_path.remove(_Finder)
     for name in [name for name in sys.modules if owns(name)]:
         del sys.modules[name]
 
@@ -151,12 +154,33 @@ def copy_to(folder: Path) -> None:
             shutil.copy2(path, target)
 
 
+class _Loader(SourceFileLoader):
+    """Compiles the source whenever it is imported: a `.pyc` counts as current if size and second of the file are unchanged."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)  # type: ignore[no-any-return]
+
+
+class _Finder:
+    """Has the modules of the package be imported by `_Loader`, too."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name, path) if path is not None and owns(name) else None
+        if found is not None and isinstance(found.loader, SourceFileLoader):
+            found.loader = _Loader(found.loader.name, found.loader.path)
+        return found
+
+
 def _import(file: CodeFile) -> None:
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
     package = ModuleType(PACKAGE)
     package.__path__ = [str(file.path.parent)]  # where relative imports look
     sys.modules[PACKAGE] = package
     name = f"{PACKAGE}.{file.path.stem}"
-    spec = importlib.util.spec_from_file_location(name, file.path)
+    spec = importlib.util.spec_from_file_location(name, file.path, loader=_Loader(name, str(file.path)))
     assert spec is not None and spec.loader is not None, "every .py file has a loader"
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:

@@ -29,13 +29,22 @@ DISPUTED_OPTIONS: dict[tuple[str, str], str] = {}
 """Options that an installed extension registers a second time, by group and name, and which two classes these are."""
 
 
-def load_extensions() -> None:
-    """Import each installed extension, which registers its components.
+_TRIED: set[str] = set()
+"""The modules of the extensions that this process has imported or failed to import."""
+
+
+def load_extensions() -> list[str]:
+    """Import each installed extension that this process has not tried yet, which registers its components; return the problems found.
 
     One that cannot be imported blocks only the commands that use it: the reason is kept in `BROKEN_EXTENSIONS`. If the reason
-    is an option that exists, commands that use this option are blocked too, because two classes may be meant.
+    is an option that exists, commands that use this option are blocked too, because two classes may be meant. It is not
+    imported again, since the options that it registered before it failed would then seem to exist twice.
     """
+    problems = []
     for point in extensions():
+        if point.module in _TRIED:
+            continue
+        _TRIED.add(point.module)
         try:
             importlib.import_module(point.module)
         except Exception as error:
@@ -47,3 +56,5 @@ def load_extensions() -> None:
             BROKEN_EXTENSIONS[point.module.partition(".")[0]] = problem
             if isinstance(error, DuplicateOption):
                 DISPUTED_OPTIONS[error.args[1]] = problem
+            problems.append(problem)
+    return problems

@@ -59,8 +59,9 @@ def with_overrides_of_extended_run(arguments: Sequence[str]) -> list[str]:
         key = _key_of(item[0])
         if key in _OF_ONE_START or key.startswith(("hydra.", "hydra/")) or _is_replaced(key, given):
             continue
-        if lets_code_run(item[0]) or MASK in item[-1]:
-            missing.append(item[0] if MASK not in item[-1] else f"{key}=...")
+        # No program writes flags other than `_FLAGS` there, and none of their values is a flag.
+        if lets_code_run(item[-1]) or item[-1].startswith("-") or MASK in item[-1]:
+            missing.append(" ".join(item) if MASK not in item[-1] else f"{key}=...")
         else:
             kept += item
     if missing:
@@ -71,7 +72,7 @@ def with_overrides_of_extended_run(arguments: Sequence[str]) -> list[str]:
 
 
 def lets_code_run(override: str) -> bool:
-    """Whether an override lets code run that is neither of this package nor of an installed extension."""
+    """Whether an override, or the value of a flag, lets code run that is neither of this package nor of an installed extension."""
     return override.startswith("code=") or override.lower().endswith("trust_remote_code=true")
 
 

@@ -18,7 +18,7 @@ The package is also the function of the Python API: `arctic_hydra.sweep(["optimi
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +28,7 @@ class _Sweep(ModuleType):
 
     def __call__(
         self,
-        overrides: Sequence[str],
+        overrides: Iterable[str],
         *,
         config_name: str | None = None,
         config_dir: str | None = None,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import pytest
 
@@ -46,6 +49,29 @@ def test_steps_replace_each_other_on_a_terminal(stream, shown, monkeypatch):
     assert stream.getvalue() == shown
 
 
+def test_what_the_stream_cannot_show_is_replaced(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    Output().line("lr 1\u00b7")
+    assert written.getvalue() == b"lr 1?\n"
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO(), Terminal()])
+def test_a_closed_stream_does_not_end_the_run(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/echo")
+    monkeypatch.setattr(sys, "stdout", stream)
+    if stream is not None:
+        stream.close()
+    ended = execute({"arguments": []}, tmp_path, progress=True)
+    assert ended.code == 0 and ended.output[0].endswith("-m arctic_hydra.api")
+    with (tmp_path / "printed").open("w+b") as file:
+        file.write(b"one\ntwo\n")
+        file.flush()
+        lines = child_command._Lines(file, lambda text: sys.stdout.write(text) if stream else None)
+        lines.end()
+    assert list(lines.last) == ["one", "two"]
+
+
 def test_a_notebook_is_like_a_terminal(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert Output()._replaces
@@ -65,6 +91,45 @@ def test_lines_come_whole(tmp_path):
         assert shown == ["one", "two", "\ufffd", None] and list(lines.last) == shown[:-1]
 
 
+def test_an_interrupt_loses_no_line(tmp_path):
+    def show(text):
+        shown.append(text)
+        if text == "two":
+            raise KeyboardInterrupt
+
+    shown: list[str | None] = []
+    with (tmp_path / "printed").open("w+b") as file:
+        file.write(b"one\ntwo\nthree\nfo")
+        file.flush()
+        lines = child_command._Lines(file, show)
+        with pytest.raises(KeyboardInterrupt):
+            lines.follow()
+        lines.end()
+    assert shown == ["one", "two", "three", "fo", None] and list(lines.last) == shown[:-1]
+
+
+def test_the_end_of_the_child_is_awaited_in_spite_of_ctrl_c():
+    """The child ends at the second Ctrl-C only."""
+    code = (
+        "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.01)"
+    )
+    timers = [threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)) for seconds in (0.2, 0.7)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        for timer in timers:
+            timer.start()
+        child_command._wait(child)
+    finally:
+        for timer in timers:
+            timer.cancel()
+        signal.signal(signal.SIGINT, before)
+        child.kill()
+    assert child.returncode == -signal.SIGINT
+
+
 def test_the_error_is_that_of_the_program():
     assert Ended(1, [], [], False).error() is None
     assert isinstance(Ended(2, ["a", "b"], [], False).error(), arctic_hydra.ConfigError)
@@ -75,19 +140,25 @@ def test_the_error_is_that_of_the_program():
 def test_a_child_that_cannot_start_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     ended = execute({"arguments": ["x" * 200_000]}, tmp_path, progress=True)
-    assert (ended.code, ended.problems, ended.output) == (1, [], [])
+    assert (ended.code, ended.problems, ended.output, ended.crashed) == (1, [], [], True)
     assert capsys.readouterr().out == ""
 
 
 def test_an_order_and_its_error(tmp_path):
-    """One new interpreter: a sweep of one job, whose key does not exist."""
+    """One new interpreter: a sweep whose file is damaged, and whose arguments look as if they named code."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('evil')")
     order = {
-        "arguments": ["optimizer.lrr=1"],
-        "overrides": ["optimizer.lrr=1"],
+        "arguments": ["--config-name", "code=evil.py", "seed=1"],
+        "code": [],
+        "notes": ["trainer=x"],
+        "overrides": ["seed=1", "hydra.sweep.dir=sweeps/mine"],
         "config_name": "config",
         "config_dir": None,
     }
+    folder = tmp_path / "sweeps" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text("{")
     ended = execute(order, tmp_path, progress=False)
-    assert (ended.code, ended.interrupted) == (2, False), ended
-    assert ended.problems == ["optimizer.lrr: there is no such key; did you mean optimizer.lr?"]
-    assert list(Path(tmp_path).iterdir()) == []
+    assert (ended.code, ended.interrupted, ended.crashed) == (2, False, False), ended
+    assert "sweep.json: not JSON" in ended.problems[0] and ended.directory == folder
+    assert ended.output == ["default  trainer=x"]

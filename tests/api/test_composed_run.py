@@ -11,6 +11,7 @@ import threading
 import pytest
 from hydra import compose as compose_of_hydra
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobRuntime
 from omegaconf import OmegaConf
@@ -72,6 +73,14 @@ def test_a_change_of_the_config_is_noticed():
         arctic_hydra.run(run)
 
 
+def test_a_run_with_code_is_unchanged_after_another_one_was_composed(tmp_path):
+    (tmp_path / "mine.py").write_text(CODE.replace("FIELD", "factor"))
+    first, second = (arctic_hydra.compose(["code=mine.py", "trainer=code:scaled", f"seed={seed}"]) for seed in (1, 2))
+    assert not first.is_changed and not second.is_changed
+    first.trainer.factor = 3.0
+    assert first.is_changed
+
+
 BAD = [
     ["optimizer.lrr=1"],
     ["optimizer.lr=-1", "trainer.epochs=x"],
@@ -97,10 +106,26 @@ def test_flags_are_for_the_command_line(flag):
         arctic_hydra.compose([flag])
 
 
-@pytest.mark.parametrize("overrides", ["optimizer.lr=1", [1e-4], [None]])
-def test_overrides_are_a_list_of_texts(overrides):
-    with pytest.raises(TypeError, match="expected a list of texts such as"):
-        arctic_hydra.compose(overrides)
+@pytest.mark.parametrize(
+    ("overrides", "got"),
+    [
+        ("api_key=hunter2", "str"),
+        ([1e-4], "float in it"),
+        (["api_key=hunter2", None], "NoneType in it"),
+        (None, "NoneType"),
+    ],
+)
+@pytest.mark.parametrize("function", ["compose", "sweep"])
+def test_overrides_are_a_list_of_texts(overrides, got, function):
+    with pytest.raises(TypeError, match=f"overrides: got .*{got}, expected a list of texts such as") as raised:
+        getattr(arctic_hydra, function)(overrides)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_overrides_may_come_from_a_generator_and_no_composed_run_is_swept():
+    assert arctic_hydra.compose(f"seed={seed}" for seed in (7,)).seed == 7
+    with pytest.raises(TypeError, match="overrides: got a value of type ComposedRun, expected a list of texts"):
+        arctic_hydra.sweep(arctic_hydra.compose())
 
 
 def test_errors_hide_secrets():
@@ -129,8 +154,15 @@ def test_the_file_of_code_may_be_edited_and_left_out_again(tmp_path):
         assert getattr(run.trainer, field) == 2 and run.overrides[0] == "code=mine.py"
     arctic_hydra.compose()
     assert code_file.arguments() == [] and not [name for _, name in registered("trainer") if name.startswith("code:")]
-    with pytest.raises(arctic_hydra.ConfigError):
+    with pytest.raises(arctic_hydra.ConfigError, match="options with this prefix come from a file; pass code="):
         arctic_hydra.compose(["trainer=code:scaled"])
+    assert not list(_stored(ConfigStore.instance().repo))
+
+
+def _stored(repo):
+    """Yield the names of the options of a file that Hydra's config store holds."""
+    for name, item in repo.items():
+        yield from _stored(item) if isinstance(item, dict) else [name] if name.startswith("code:") else []
 
 
 def test_it_works_inside_a_hydra_application(tmp_path):
@@ -180,6 +212,28 @@ def test_importing_the_package_imports_nothing_else():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "[]", "True True True", "[]"]
+
+
+def test_a_program_that_imports_the_package_keeps_its_path(tmp_path):
+    """Another package is started with `python -m`, in the folder that contains it; a module of this one imports nothing from there."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import arctic_hydra\n")
+    (tmp_path / "mine" / "train.py").write_text(
+        "import os, sys\nprint(sys.path[0], os.environ.get('PYTHONSAFEPATH'))\n"
+    )
+    (tmp_path / "json.py").write_text("raise SystemExit('the json.py of the folder')")
+    own = [sys.executable, "-m", "mine.train", "x"]
+    done = subprocess.run(own, cwd=tmp_path, capture_output=True, text=True, env=_paths(), check=True)
+    assert done.stdout == f"{tmp_path} None\n"
+    for words in (["-m", "arctic_hydra"], ["-marctic_hydra"], ["-um", "arctic_hydra.launch.child"]):
+        done = subprocess.run(
+            [sys.executable, *words, "--version"], cwd=tmp_path, capture_output=True, text=True, env=_paths()
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def _paths():
+    return {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
 
 
 def test_names_of_the_package():

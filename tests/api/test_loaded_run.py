@@ -77,6 +77,30 @@ def test_a_run_in_progress_and_one_that_was_killed(folder):
     assert run.status == "died"
 
 
+def test_a_run_that_ends_while_its_status_is_read_has_not_died(folder, monkeypatch):
+    record(folder, status="running")
+    monkeypatch.setattr(RunDirectory, "holder", lambda directory: record(folder, status="finished"))
+    assert arctic_hydra.load_run(folder).status == "finished"
+
+
+def test_a_task_works_under_the_lock_of_its_run(folder):
+    task, lock = RunDirectory(folder).of_task("evaluate"), RunDirectory(folder)
+    task.create()
+    task.write_run({})
+    lock.lock()
+    assert arctic_hydra.load_run(task.path).status == "running"
+    lock.release()
+    assert arctic_hydra.load_run(task.path).status == "died"
+
+
+def test_a_run_that_cannot_be_read_says_so(folder):
+    record(folder, status="stopped")
+    run = arctic_hydra.load_run(folder)
+    (folder / "run.json").write_text("{")
+    assert repr(run).startswith("<run mine/1a2b3c4d5e: ") and "run.json: not JSON" in repr(run)
+    assert "run.json: not JSON" in run._repr_html_()
+
+
 def test_a_failed_run_shows_why_and_escapes_it(folder):
     record(folder, status="failed", error="out of <memory>\nrank 1 of 2", overrides=["name=<b>"])
     run = arctic_hydra.load_run(folder)

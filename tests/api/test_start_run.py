@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import textwrap
 
 import pytest
 
 import arctic_hydra
+from arctic_hydra.api import __main__ as process
 from arctic_hydra.api import start_run
 from arctic_hydra.api.child_command import Ended
+from arctic_hydra.api.loaded_run import LoadedRun
 from arctic_hydra.run_directory import RunDirectory, write_error
 from tests.command import SMALL, run
 
@@ -147,6 +151,41 @@ def test_what_was_composed_is_started_and_refused_while_it_is_in_use(tmp_path, m
     assert raised.value.run is None
 
 
+def test_a_start_that_ends_before_it_begins_shows_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    composed = arctic_hydra.compose(seed for seed in ["seed=3"])
+    directory = RunDirectory(composed.directory)
+    directory.create()
+    write_error(directory.path, 0, "Kind", "of an earlier start", problems=["of an earlier start"], exit_code=1)
+    directory.update_record(status="failed", error="of an earlier start")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(arctic_hydra.RunFailed, match="the process of the run ended with code 1") as raised:
+        arctic_hydra.run(composed)
+    assert "earlier" not in str(raised.value) and raised.value.run is None
+
+
+def test_a_run_composed_for_other_gpus_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    composed = arctic_hydra.compose()
+    order = {"tree": composed._tree, "arguments": [], "directory": str(composed.directory.with_name("0123456789"))}
+    with pytest.raises(arctic_hydra.ConfigError, match="was composed for .*0123456789, but would now run in .*again"):
+        process._run(order)
+
+
+def test_the_text_of_an_interrupt_is_true(tmp_path):
+    directory = RunDirectory(tmp_path / "a")
+    directory.create()
+    texts = {
+        "finished": "is finished",
+        "failed": r"is failed at step 0 \(full\); the same call starts",
+        "stopped": "starts over",
+    }
+    for status, text in texts.items():
+        directory.update_record(status=status, **({"error": "full"} if status == "failed" else {}))
+        assert re.search(f"{text}( over)?$", start_run._interrupted(LoadedRun(directory.path))), status
+    assert start_run._interrupted(None) == "interrupted before the run began"
+
+
 @pytest.mark.parametrize("task", ["check", "chat", "preview", "report"])
 def test_tasks_of_the_command_line_are_refused(task):
     with pytest.raises(
@@ -165,7 +204,7 @@ def test_the_error_of_a_rank(tmp_path):
         (tmp_path / "logs" / "error-rank1.json").unlink(missing_ok=True)
         if more:
             write_error(tmp_path, 1, "Kind", "text", **more)
-        return start_run._error_of_ranks(RunDirectory(tmp_path), Ended(code, [], ["last", "lines"], False))
+        return start_run._error_of_ranks(RunDirectory(tmp_path), Ended(code, [], ["last", "lines"], False), began=True)
 
     logs = f"\nlogs: {tmp_path / 'logs'}"
     trace = "\n".join(f"line {number}" for number in range(100))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,28 @@ def test_a_change_is_told(mine: Path) -> None:
     code_file._FILES.clear()
     assert "is not used any more" in code_file.change_since(before)
     assert code_file.record_entry({"code": before}) == {"code": None}
+
+
+def test_the_current_content_is_executed_although_size_and_time_are_those_of_the_last_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_file, "_FILES", [])
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "parts").mkdir()
+    finders = list(sys.meta_path)
+    for number in (1, 2):
+        texts = {
+            "mine.py": f"from .other import y\nfrom .parts.inner import z\nx = {number}",
+            "other.py": f"y = {number}",
+        }
+        for name, text in {**texts, "parts/__init__.py": "", "parts/inner.py": f"z = {number}"}.items():
+            (tmp_path / name).write_text(text)
+            os.utime(tmp_path / name, (1_000_000_000, 1_000_000_000))
+        code_file.take([f"code={tmp_path}/mine.py"])
+        module = sys.modules[f"{code_file.PACKAGE}.mine"]
+        assert (module.x, module.y, module.z) == (number, number, number)
+        code_file.forget()
+    assert sys.meta_path == finders
 
 
 def test_two_files_are_refused_and_one_that_is_only_passed_on_is_not_checked(mine: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.metadata import EntryPoint
 
 import pytest
 
+from arctic_hydra import component
+from arctic_hydra.files import extensions
 from tests.command import SMALL, losses, metrics, only_run, run
 
 
@@ -173,6 +176,24 @@ def test_a_broken_extension_is_named_and_blocks_only_what_uses_it(what, tmp_path
     assert "broken_lab/options.py:" in warning
     for option in ("optimizer=soap2", "callback=[herald]"):
         assert told in fails(option, tmp_path, path)
+
+
+def test_one_that_failed_is_not_imported_again(tmp_path, monkeypatch):
+    """Its options would then seem to exist twice, which blocks them and hides the reason."""
+    path = install(
+        tmp_path, "failing_lab", OPTIONS.replace("soap2", "soap3").replace("herald", "crier") + "\n\n1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(path)
+    for name in ("BROKEN_EXTENSIONS", "DISPUTED_OPTIONS"):
+        monkeypatch.setattr(extensions, name, {})
+    monkeypatch.setattr(extensions, "_TRIED", set())
+    monkeypatch.setattr(component, "_REGISTRY", dict(component._REGISTRY))
+    monkeypatch.setattr(component, "BY_TARGET", dict(component.BY_TARGET))
+    point = EntryPoint("failing_lab", "failing_lab.options", "arctic_hydra")
+    monkeypatch.setattr(extensions, "extensions", lambda: (point,))
+    [problem] = extensions.load_extensions()
+    assert "ZeroDivisionError" in problem and extensions.load_extensions() == []
+    assert list(extensions.BROKEN_EXTENSIONS.values()) == [problem] and not extensions.DISPUTED_OPTIONS
 
 
 def test_what_a_package_had_registered_before_its_import_failed_is_not_used(tmp_path):

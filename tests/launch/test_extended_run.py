@@ -162,6 +162,22 @@ def test_what_lets_code_run_and_secrets_have_to_be_repeated(tmp_path: Path) -> N
     assert extended(tmp_path, stored, *repeated) == ["seed=3", f"extend={tmp_path}", *repeated]
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        ["--config-name", "code=evil.py"],
+        ["--config-dir", "conf", "--config-name", "code=evil.py"],
+        ["--config-name=code=evil.py"],
+        ["-cncode=evil.py"],
+        ["--config-n", "code=evil.py"],
+        ["--multirun"],
+    ],
+)
+def test_no_flag_of_a_record_lets_code_run(stored: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the command of .* had -.*, which is not taken from a file; repeat it"):
+        extended(tmp_path, stored)
+
+
 def test_one_run_is_extended_at_a_time() -> None:
     with pytest.raises(ConfigError, match="extend: got .*a,b.*, expected the directory of one run"):
         with_overrides_of_extended_run(["extend=a,b", "-m"])
