@@ -25,7 +25,7 @@ class MarkdownPage(Page):
         self._lines: list[str] = []
         self._in_part = False
 
-    def head(self, text: str) -> None:
+    def heading(self, text: str) -> None:
         """Write a head: first that of the page, then those of parts (`KEYS OF ...`, `ONLY WITH ...`) and of sections in them."""
         if not self._lines:
             title, _, more = text.partition(": ")
