@@ -33,6 +33,8 @@ LIST_SLOTS = ("checkpoint", "converter", "callback", "tracking")
 """The same without a default: groups of which a run takes several options, or none."""
 LONGEST_NAME, LONGEST_PATH = 255, 3500
 """Limits in bytes of Linux file systems, 4,096 for a whole path less what a run appends to it."""
+_CHAT_FILES = ("prompts", "out")
+"""Full keys of paths that `holds_path` does not know by their name: the prompts of `callback.samples` are texts."""
 
 
 def problems(run: Run) -> Iterator[str]:
@@ -68,7 +70,7 @@ def _path_problems(owner: Any, run: Run, key: str = "") -> Iterator[str]:
         for inner, child in held.items():
             if (isinstance(child, Component) or is_settings(type(child))) and child is not run:
                 yield from _path_problems(child, run, f"{inner}.")
-        if holds_path(item.name) and value != default_of(item):
+        if (holds_path(item.name) or name in _CHAT_FILES) and value != default_of(item):
             for path in value if isinstance(value, list) else [value]:
                 if isinstance(path, str) and (problem := _path_problem(path)):
                     yield f"{name}: got {shorten(path)}, {problem}"

@@ -7,8 +7,11 @@ import re
 from collections.abc import Iterable
 
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import shorten
 
 _SHOWN = 3
+PATTERN_ERRORS = (re.error, OverflowError, RecursionError)
+"""What `re.compile` raises: for wrong syntax, for a repetition count that is too large, and for groups nested too deeply."""
 
 
 def check_patterns(field: str, patterns: list[str]) -> None:
@@ -20,8 +23,10 @@ def check_patterns(field: str, patterns: list[str]) -> None:
                     f"{field}: got an empty pattern, which matches everything; expected a regular expression such as 'layers.0.'"
                 )
             re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{field}: got {pattern!r}, which is not a valid regular expression ({error})") from error
+        except PATTERN_ERRORS as error:
+            raise ValueError(
+                f"{field}: got {shorten(pattern)}, which is not a valid regular expression ({error})"
+            ) from error
 
 
 def matching(key: str, patterns: list[str], names: Iterable[str]) -> set[str]:

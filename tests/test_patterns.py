@@ -32,7 +32,10 @@ def test_a_pattern_without_a_match_is_an_error_with_the_key_and_a_near_name():
     [
         ("", "patterns: got an empty pattern, which matches everything"),
         ("a(", r"patterns: got 'a\(', which is not a valid"),
+        ("a{99999999999}", r"patterns: got 'a\{99999999999\}', which is not a valid"),
+        ("(?:" * 3000 + ")" * 3000, r"^patterns: got .{80}, which is not a valid regular expression \(maximum"),
     ],
+    ids=["empty", "syntax", "repetitions", "nested groups"],
 )
 def test_what_is_not_a_regular_expression_is_refused(pattern, text):
     with pytest.raises(ValueError, match=text):

@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from arctic_hydra.human_numbers import integer
+import regex
+
+from arctic_hydra.errors import DataError
+from arctic_hydra.human_numbers import integer, shorten
+from arctic_hydra.patterns import PATTERN_ERRORS
 
 OPEN_REASONING = "<think>"
 """The tag that opens the reasoning of an answer, in the answer itself or at the end of its prompt."""
-_THOUGHT = re.compile(r".*</think>", re.DOTALL)
+MAX_SECONDS = 20.0
+"""CPU time of the process for the pattern on one answer; nested repetitions can take exponential time."""
+_END_OF_REASONING = "</think>"
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3})")
 
 
@@ -31,9 +37,12 @@ class ExactMatch:
             return
         try:
             found = re.compile(self.pattern)
-        except re.error as error:
-            yield f"exact_match.pattern: got {self.pattern!r}, which is no regular expression ({error})"
+            regex.compile(self.pattern)
+        except (*PATTERN_ERRORS, regex.error) as error:
+            yield f"exact_match.pattern: got {shorten(self.pattern)}, which is no regular expression ({error})"
             return
+        if not self.pattern:
+            yield "exact_match.pattern: got an empty pattern, which finds no result; expected one such as '#### (.+)'"
         if found.groups > 1:
             yield (
                 f"exact_match.pattern: got {self.pattern!r} with {found.groups} groups, expected at most one, which holds the result; "
@@ -44,12 +53,20 @@ class ExactMatch:
         """Return what the pattern finds last in an answer, after its reasoning; None if it finds nothing but empty matches.
 
         Commas within numbers are removed, and white space is reduced to single spaces. An answer that ends within its reasoning
-        has no result; `in_reasoning`: it begins there, because the prompt opened it.
+        has no result; `in_reasoning`: it begins there, because the prompt opened it. Raises DataError if the pattern takes longer
+        than `MAX_SECONDS`.
         """
         assert self.pattern is not None, "called only if there is a pattern"
-        final = _THOUGHT.sub("", f"{OPEN_REASONING if in_reasoning else ''}{answer}")
+        final = f"{OPEN_REASONING if in_reasoning else ''}{answer}".rpartition(_END_OF_REASONING)[2]
         if OPEN_REASONING in final:
             return None
-        matches = re.finditer(self.pattern, final)
-        results = (" ".join(_COMMA_IN_NUMBER.sub("", match[match.re.groups] or "").split()) for match in matches)
+        matches = regex.finditer(self.pattern, final, timeout=MAX_SECONDS)  # `re` cannot be interrupted
+        try:
+            found = [match[match.re.groups] or "" for match in matches]
+        except TimeoutError as error:
+            raise DataError(
+                f"exact_match.pattern: got {shorten(self.pattern)}, which takes more than {MAX_SECONDS:g} s on the text "
+                f"{shorten(final)}; expected a pattern without repetitions of repetitions such as (a+)+"
+            ) from error
+        results = (" ".join(_COMMA_IN_NUMBER.sub("", text).split()) for text in found)
         return next(reversed([result for result in results if result]), None)

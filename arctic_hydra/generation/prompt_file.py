@@ -10,6 +10,8 @@ from typing import Any
 from arctic_hydra.data.formats.messages import Message, RowProblem, check_text, check_turns, read_tools
 from arctic_hydra.errors import DataError
 
+MOST_CHARACTERS = 100_000_000
+"""Largest size of a file of prompts, which is read as a whole."""
 JSON_LINES = ".jsonl"
 """Suffix of files with a JSON object per line."""
 
@@ -38,9 +40,15 @@ class Question:
 def read_prompts(path: Path) -> list[Question]:
     """Return the prompts of a file, blank lines left out; raises DataError naming file and line of one that is invalid."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompts: {path} cannot be read ({error}); expected a text file in UTF-8") from error
+    if len(text) > MOST_CHARACTERS:
+        raise DataError(
+            f"prompts: {path} has more than {MOST_CHARACTERS:,} characters; expected a smaller file; split it"
+        )
+    lines = text.split("\n")
     found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise DataError(f"prompts: {path} has no prompts; expected one per line, or objects in a {JSON_LINES} file")
@@ -58,6 +66,8 @@ def _question(path: Path, number: int, line: str) -> Question:
         raise DataError(
             f"{place} is not valid JSON ({error}); expected an object with `prompt` or `messages`"
         ) from error
+    except RecursionError as error:
+        raise DataError(f"{place}: JSON nested too deeply to read; correct or remove the line") from error
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise DataError(
             f"{place}: expected an object with either `prompt`, a text, or `messages`, a list of {{role, content}}"

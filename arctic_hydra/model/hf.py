@@ -57,7 +57,7 @@ class HFModelFactory(ModelFactory):
         """Maximum number of positions of a model in a local directory, as `hf_config_kwargs` overrides it; None if unknown."""
         try:
             stored = json.loads((Path(self.name_or_path).expanduser() / "config.json").read_text())
-        except (OSError, ValueError):  # on the hub, or damaged, which `create_config` reports
+        except (OSError, ValueError, RecursionError):  # on the hub, or damaged, which `create_config` reports
             return None
         values = stored | self.hf_config_kwargs if isinstance(stored, dict) else {}
         text = values.get("text_config")

@@ -17,6 +17,7 @@ from arctic_hydra.distributed import World
 from arctic_hydra.errors import CheckpointError, ConfigError, ModelError
 from arctic_hydra.generation.answers import prepare_for_generation, stop_tokens
 from arctic_hydra.hub import hub_reachable, looks_like_path
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.run_directory import RunDirectory, relative
@@ -172,7 +173,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{_KEY}: {path} cannot be read ({error})") from error
     return found if isinstance(found, dict) else {}
 
@@ -180,9 +181,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _configured_stops(path: Path, model: Any) -> list[int]:
     """Return the stop tokens in the generation config of an export, where those of training are.
 
-    That of an adapter's export is not loaded with the adapter: the model has the one of its base.
+    That of an adapter's export is not loaded with the adapter: the model has the one of its base. Raises CheckpointError if one of
+    them has anything but numbers as special tokens, which transformers would find when it generates.
     """
-    held = _read_json(path / "generation_config.json") or model.generation_config.to_dict()
+    of_model = model.generation_config.to_dict()
+    held = _read_json(path / "generation_config.json") or of_model
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for value in (held.get(name), of_model.get(name)):
+            if not all(type(token) is int and abs(token) < 1 << 31 for token in token_list(value)):
+                raise CheckpointError(
+                    f"{_KEY}: the generation config of {path} has {name}={shorten(value)}, expected the number of a token; correct it"
+                )
     return token_list(held.get("eos_token_id"))
 
 

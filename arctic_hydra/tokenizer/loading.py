@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def load_tokenizer(name: str, chat_template: str | None, **options: Any) -> PreT
         raise ModelError(
             f"tokenizer.name_or_path: got {name!r}, which loads as {type(tokenizer).__name__} without a fast backend; "
             f"expected one with a tokenizer.json; convert it with `AutoTokenizer.from_pretrained(..., use_fast=True)`"
+        )
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ModelError(
+            f"tokenizer.name_or_path: the tokenizer in {name!r} has model_max_length={shorten(tokenizer.model_max_length)}, expected "
+            "a number; correct its tokenizer_config.json"
         )
     if chat_template is not None:
         literal = is_template_text(chat_template)

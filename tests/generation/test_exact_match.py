@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from arctic_hydra.errors import DataError
+from arctic_hydra.generation import exact_match
 from arctic_hydra.generation.exact_match import ExactMatch
 
 
@@ -44,8 +48,28 @@ def test_an_answer_has_no_result_before_the_reasoning_that_its_prompt_opened_end
             "(a)(b)",
             "exact_match.pattern: got '(a)(b)' with 2 groups, expected at most one, which holds the result; write the others",
         ),
+        ("", "exact_match.pattern: got an empty pattern, which finds no result; expected one such as '#### (.+)'"),
+        (
+            "a{99999999999}",
+            "exact_match.pattern: got 'a{99999999999}', which is no regular expression (the repetition number",
+        ),
+        ("(?:" * 3000 + ")" * 3000, "exact_match.pattern: got '(?:(?:(?:(?:"),
     ],
+    ids=["syntax", "two groups", "empty", "repetitions", "nested groups"],
 )
 def test_a_pattern_that_holds_no_single_result_is_a_problem(pattern, problem):
     assert next(ExactMatch(pattern=pattern).problems()).startswith(problem)
     assert list(ExactMatch().problems()) == list(ExactMatch(pattern="#### (.*)").problems()) == []
+
+
+def test_a_pattern_that_takes_exponential_time_is_stopped(monkeypatch):
+    monkeypatch.setattr(exact_match, "MAX_SECONDS", 0.2)
+    message = r"^exact_match.pattern: got '\(a\|aa\)\+\$', which takes more than 0.2 s on the text 'aaa"
+    with pytest.raises(DataError, match=message):
+        ExactMatch(pattern="(a|aa)+$").result("a" * 60 + "b")
+
+
+def test_a_long_answer_takes_linear_time():
+    began = time.process_time()
+    assert ExactMatch(pattern="#### (.*)").result("a" * 1_000_000 + "\n#### 6") == "6"
+    assert time.process_time() - began < 5

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from arctic_hydra.errors import DataError
+from arctic_hydra.generation import prompt_file
 from arctic_hydra.generation.prompt_file import read_prompts
 
 
@@ -37,6 +40,7 @@ def test_objects_hold_a_prompt_or_messages(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", " \n", "has no prompts; expected one per line"),
+        pytest.param("a.jsonl", '{"prompt":' + "[" * 100_000, "a.jsonl:1: JSON nested too deeply to read", id="nested"),
         ("a.jsonl", "{", r"a.jsonl:1 is not valid JSON \(.*\); expected an object with `prompt` or `messages`"),
         ("a.jsonl", "[]", "a.jsonl:1: expected an object with either `prompt`, a text, or `messages`"),
         ("a.jsonl", '{"prompt": "a", "messages": []}', "a.jsonl:1: expected an object with either"),
@@ -59,3 +63,9 @@ def test_invalid_files_are_refused_with_their_line(name, content, message, tmp_p
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=f"prompts: .*{message}"):
         read_prompts(tmp_path / name)
+
+
+def test_a_file_is_read_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(prompt_file, "MOST_CHARACTERS", 1000)
+    with pytest.raises(DataError, match=r"^prompts: /dev/zero has more than 1,000 characters; expected a smaller file"):
+        read_prompts(Path("/dev/zero"))

@@ -107,6 +107,15 @@ def test_what_is_no_language_model_is_refused_in_one_sentence(export, tmp_path, 
     config = json.loads((export / "config.json").read_text())
     (scores / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))
     (tmp_path / "less" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    for name, file, value in (
+        ("text", "generation_config.json", {"eos_token_id": "x"}),
+        ("nested", "generation_config.json", {"eos_token_id": [[1]]}),
+        ("huge", "generation_config.json", {"pad_token_id": 1 << 70}),
+        ("long", "tokenizer_config.json", {"model_max_length": "x"}),
+    ):
+        shutil.copytree(export, tmp_path / name)
+        held = json.loads((export / file).read_text())
+        (tmp_path / name / file).write_text(json.dumps({**held, **value}))
     (tmp_path / "a.txt").write_text("")
     _with_run(tmp_path / "reward", "trainer=reward", "data.sources.preference.path=p.jsonl")
     _with_run(tmp_path / "new")
@@ -127,6 +136,22 @@ def test_what_is_no_language_model_is_refused_in_one_sentence(export, tmp_path, 
             "from_checkpoint: .*/scores holds a model that gives scores instead of text; expected a language model",
         ),
         (tmp_path / "less", "from_checkpoint: .*/less lacks 9 weights of LlamaForCausalLM, such as"),
+        (
+            tmp_path / "text",
+            "from_checkpoint: the generation config of .*/text has eos_token_id='x', expected the number of a",
+        ),
+        (
+            tmp_path / "nested",
+            r"from_checkpoint: the generation config of .*/nested has eos_token_id=\[\[1\]\], expected",
+        ),
+        (
+            tmp_path / "huge",
+            "from_checkpoint: the generation config of .*/huge has pad_token_id=1180591620717411303424, exp",
+        ),
+        (
+            tmp_path / "long",
+            "from_checkpoint: the tokenizer in '.*/long' has model_max_length='x', expected a number; corr",
+        ),
         (tmp_path / "reward", "task: got chat, but trainer=reward trains a model that gives scores instead of text"),
         (tmp_path / "new", "new/checkpoints contains no checkpoint; train first, or pass from_checkpoint="),
     ):
