@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import regex
-
 from arctic_hydra.errors import DataError
 from arctic_hydra.human_numbers import integer, shorten
 from arctic_hydra.patterns import PATTERN_ERRORS
@@ -35,6 +33,8 @@ class ExactMatch:
         """Yield what is wrong with the pattern."""
         if self.pattern is None:
             return
+        import regex
+
         try:
             found = re.compile(self.pattern)
             regex.compile(self.pattern)
@@ -60,6 +60,8 @@ class ExactMatch:
         final = f"{OPEN_REASONING if in_reasoning else ''}{answer}".rpartition(_END_OF_REASONING)[2]
         if OPEN_REASONING in final:
             return None
+        import regex
+
         matches = regex.finditer(self.pattern, final, timeout=MAX_SECONDS)  # `re` cannot be interrupted
         try:
             found = [match[match.re.groups] or "" for match in matches]
