@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +36,9 @@ class ExactMatch:
         """Yield what is wrong with the pattern."""
         if self.pattern is None:
             return
-        import regex
-
         try:
             found = re.compile(self.pattern)
-            regex.compile(self.pattern)
-        except (*PATTERN_ERRORS, regex.error) as error:
+        except PATTERN_ERRORS as error:
             yield f"exact_match.pattern: got {shorten(self.pattern)}, which is no regular expression ({error})"
             return
         if not self.pattern:
@@ -60,11 +60,9 @@ class ExactMatch:
         final = f"{OPEN_REASONING if in_reasoning else ''}{answer}".rpartition(_END_OF_REASONING)[2]
         if OPEN_REASONING in final:
             return None
-        import regex
-
-        matches = regex.finditer(self.pattern, final, timeout=MAX_SECONDS)  # `re` cannot be interrupted
         try:
-            found = [match[match.re.groups] or "" for match in matches]
+            with _time_limit():
+                found = [match[match.re.groups] or "" for match in re.finditer(self.pattern, final)]
         except TimeoutError as error:
             raise DataError(
                 f"exact_match.pattern: got {shorten(self.pattern)}, which takes more than {MAX_SECONDS:g} s on the text "
@@ -72,3 +70,22 @@ class ExactMatch:
             ) from error
         results = (" ".join(_COMMA_IN_NUMBER.sub("", text).split()) for text in found)
         return next(reversed([result for result in results if result]), None)
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise TimeoutError after `MAX_SECONDS` of CPU time; `re` looks for signals while it works. No limit in other threads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
