@@ -61,7 +61,7 @@ def python_flags(folder: str | os.PathLike[str] | None = None) -> list[str]:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Suspend Python's garbage collector while libraries are imported: what they make stays, but it would be looked at again and again."""
+    """Suspend the garbage collector while much is made that stays, such as modules or rows, which it would scan again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arctic_hydra import without_garbage_collection
 from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.batch import IGNORE_INDEX
 from arctic_hydra.data.documents import Chunk
@@ -103,7 +102,7 @@ class RowPreparer:
 
     def prepare_chunk(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         """Return the examples of rows [start, stop), and what became of the rows."""
-        with _no_garbage_collection():
+        with without_garbage_collection():
             return (self._prepare_answers if self._options.answers else self._prepare_examples)(start, stop)
 
     def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
@@ -294,18 +293,6 @@ def _with_counts(chunk: Chunk, report: RowReport) -> Chunk:
     report.tokens, report.supervised_tokens = len(chunk.ids), int(chunk.mask.sum())
     report.max_token_id = int(chunk.ids.max()) if len(chunk.ids) else -1
     return chunk
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Disable the garbage collector, which would scan the many objects of a chunk repeatedly and find no cycles."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _value_or_problem(read: Any, row: Row, *more: Any) -> Any:
