@@ -229,10 +229,8 @@ class _Server:
         try:
             if len(fds) == order[0]:  # else the kernel has dropped some, at the limit of open files
                 self._start(order[1:], fds)
-        except (
-            OSError
-        ):  # no memory, or no descriptors; the client sees that nobody has the socket, and starts an interpreter
-            pass
+        except OSError:  # no memory or no descriptors
+            pass  # the client sees its socket closed, and starts an interpreter
         finally:
             for fd in fds:
                 os.close(fd)
