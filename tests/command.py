@@ -54,7 +54,7 @@ def run(
     PYTHONPATH are given, or if the arguments contain more than one command. A shell expands `*` and `$(...)` in any case.
     """
     done = None
-    if not (fresh or more.keys() - {"PYTHONPATH"} or set("|&;<>") & set(arguments)):
+    if not (fresh or more.keys() - {"PYTHONPATH"} or _has_operators(arguments)):
         done = SERVER.run(module, words(arguments, folder), folder, timeout, environment(**more)["PYTHONPATH"])
     done = done or subprocess.run(
         f"{shlex.quote(sys.executable)} -m {module} {arguments}",
@@ -71,6 +71,13 @@ def run(
             f"exit {done.returncode} of: {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         )
     return done
+
+
+def _has_operators(arguments: str) -> bool:
+    """Whether a shell would run more than one command, or redirect it; operators in quotes are text."""
+    lexer = shlex.shlex(arguments, posix=True, punctuation_chars="|&;<>")
+    lexer.commenters = ""
+    return any(set(token) <= set("|&;<>") for token in lexer if token)
 
 
 def words(arguments: str, folder: Path) -> list[str]:

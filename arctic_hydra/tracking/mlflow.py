@@ -20,7 +20,7 @@ from arctic_hydra.files.state_file import Schema, Table
 from arctic_hydra.redaction import without_credentials
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.tracking.base import Tracker
-from arctic_hydra.tracking.sender import Point, Sender, read_points, read_saved, warn
+from arctic_hydra.tracking.sender import Connection, Point, Sender, read_points, read_saved, warn
 
 STATE_FILE = "tracking-mlflow.json"
 """File in the run directory with the id of the MLflow run, which a later start continues."""
@@ -138,7 +138,7 @@ class SweepResult:
     tags: dict[str, str]
 
 
-class MLflowRun:
+class MLflowRun(Connection):
     """The run of one run directory in an MLflow store; every method may block and may raise."""
 
     def __init__(self, uri: str, experiment: str, run_dir: Path, name: str, config: dict[str, Any]) -> None:
@@ -150,6 +150,7 @@ class MLflowRun:
         self._state_path = run_dir / STATE_FILE
         self.metrics_path = run_dir / "metrics.jsonl"
         self.label = f"tracking.mlflow ({without_credentials(uri, mark='')})"
+        self.in_files = _sqlite_path(self._uri) is not None
         self._client: Any = None
         self._run_id = ""
         self._config_logged = False

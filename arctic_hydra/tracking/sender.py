@@ -21,7 +21,9 @@ log = logging.getLogger("arctic_hydra.tracking")
 QUEUE_POINTS = 1000
 """Points held in memory; further ones are read back from `metrics.jsonl`."""
 FINISH_SECONDS = 9.0
-"""Maximum time to wait at the end of a run."""
+"""Maximum time to wait for a store at the end of a run."""
+FILE_FINISH_SECONDS = 120.0
+"""The same for files at the end of a finished run: they do respond, although a busy machine needs seconds to create an MLflow store."""
 LINGER_SECONDS = 0.5
 """Time between two reads of the queue; all points that arrive in between are sent in one request."""
 LONGEST_RETRY_SECONDS = 60.0
@@ -39,6 +41,9 @@ class Point:
 
 class Connection(Protocol):
     """One run in one store; only the sender's thread calls it. Any exception means that the store is unavailable."""
+
+    in_files: bool = False
+    """Whether the store consists of files, rather than of a server that may never respond."""
 
     def open(self) -> None:
         """Create the run, or reopen the one that the run directory refers to; called again after a failure."""
@@ -85,12 +90,16 @@ class Sender:
             self._overflowed = True
 
     def finish(self, status: str) -> None:
-        """Send the remaining points, end the run and the thread; gives up after `FINISH_SECONDS`."""
+        """Send the remaining points, end the run and the thread.
+
+        Gives up after `FINISH_SECONDS`, or `FILE_FINISH_SECONDS` if the run has finished and the store consists of files.
+        """
         self._status = status
         self._stop.set()
-        self._thread.join(FINISH_SECONDS)
+        seconds = FILE_FINISH_SECONDS if self._connection.in_files and status == "finished" else FINISH_SECONDS
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._warn_once(f"no response within {FINISH_SECONDS:.0f} seconds at the end of the run")
+            self._warn_once(f"no response within {seconds:.0f} seconds at the end of the run")
 
     def _work(self) -> None:
         while True:

@@ -114,12 +114,12 @@ class StoreTracker(Tracker):
             self._sender.put(step, metrics)
 
     def finish(self, status: str) -> None:
-        """Send the remaining metrics and end the run; waits at most 10 seconds."""
+        """Send the remaining metrics and end the run; waits at most 10 seconds for a server."""
         if self._sender:
             self._sender.finish(status)
 
     def catch_up(self, run_dir: Path, name: str, config: dict[str, Any], status: str) -> None:
-        """Send what the store does not have and end the run with `status`, unless that is done; waits at most 10 seconds.
+        """Send what the store does not have and end the run with `status`, unless that is done; waits at most 10 seconds for a server.
 
         A run that failed before it reached the store is not created there.
         """

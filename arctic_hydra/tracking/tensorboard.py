@@ -38,6 +38,8 @@ class TensorBoardTracker(StoreTracker):
 class EventFiles(StoreRun):
     """The event files of one run directory; every start adds one."""
 
+    in_files = True
+
     def open(self) -> None:
         """Begin a new event file, with the config if it is the first."""
         from torch.utils.tensorboard import SummaryWriter

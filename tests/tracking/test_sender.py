@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def write_steps(folder: Path, steps: range) -> None:
 
 class FlakyStore:
     """A connection that stores points and fails on request."""
+
+    in_files = False
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -76,3 +79,26 @@ def test_a_store_slower_than_the_run_gets_every_step(tmp_path: Path, monkeypatch
         thread.put(step, {"loss": 1.0})
     thread.finish("finished")
     assert flaky.steps == list(range(1, 50))
+
+
+@pytest.mark.parametrize(
+    ("in_files", "status", "waits"), [(True, "finished", True), (False, "finished", False), (True, "stopped", False)]
+)
+def test_the_end_of_a_finished_run_waits_longer_for_files_than_for_a_server(
+    in_files: bool,
+    status: str,
+    waits: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(sender, "FINISH_SECONDS", 0.2)
+    flaky, opened = FlakyStore(), threading.Event()
+    monkeypatch.setattr(flaky, "in_files", in_files)
+    monkeypatch.setattr(flaky, "open", lambda: opened.wait(60))
+    thread = sender.Sender(flaky, tmp_path / "metrics.jsonl", "tracking.slow")
+    thread.start()
+    threading.Timer(1.0, opened.set).start()
+    thread.finish(status)
+    assert (flaky.closed == status) is waits
+    assert ["no response within 0 seconds" in text for text in caplog.messages] == ([] if waits else [True])
