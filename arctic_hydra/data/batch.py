@@ -99,7 +99,3 @@ class StepBatch:
         """Return the supervised positions of this rank in this step, for each data source."""
         counts = [batch.source_K.bincount(minlength=num_sources).tolist() for batch in self.micro_batches]
         return [sum(column) for column in zip(*counts, strict=True)]
-
-
-Window = StepBatch
-"""The former name, kept for extension packages."""

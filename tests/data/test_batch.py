@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from arctic_hydra.data import batch
 from arctic_hydra.data.batch import Batch, StepBatch
 
 
@@ -30,7 +29,3 @@ def test_moving_a_batch_keeps_what_is_not_a_tensor() -> None:
     assert moved.input_ids_BT.device.type == moved.targets_K.device.type == "meta"
     assert (moved.cu_seqlens, moved.example_ids, moved.document_lengths, moved.num_tokens) == (None, [7], [3], 3)
     assert made.input_ids_BT.device.type == "cpu"
-
-
-def test_extension_packages_may_use_the_former_name() -> None:
-    assert batch.Window is StepBatch
