@@ -256,10 +256,10 @@ class Run(Component):
         return [*self.converter.values(), *implied, self.peft]
 
     @property
-    def pack_tokens(self) -> int | None:
+    def padded_row_tokens(self) -> int | None:
         """Tokens to which every row is padded for a compiled model or by `data.pad_to`; None if there is no such length."""
         if self.model.compile:
-            return self.trainer.micro_batch_size * self.data.row_tokens
+            return self.data.largest_batch(self.trainer.micro_batch_size)[1]
         return self.data.padded_row_tokens(self.trainer.micro_batch_size)
 
     def attach(self, trainer: RunContext) -> None:

@@ -139,7 +139,8 @@ class Estimate:
         if memory is not None:
             share = self.total / memory
             verdict = "fits" if share < 0.95 else "DOES NOT FIT"
-            lines.append(f"{verdict}: {share:.0%} of the {memory / GIB:.4g} GiB of this machine's {self.device}")
+            device = "GPU" if self.device == "cuda" else self.device
+            lines.append(f"{verdict}: {share:.0%} of the {memory / GIB:.4g} GiB of this machine's {device}")
         return lines
 
 
@@ -155,14 +156,13 @@ def estimate(
     config = run.trainer.create_config(run.model)
     settings = run_model.engine_config(run, config, ranks)
     trace = measure_model(run, config, load or largest_micro_batch(run), device, tokenizer)
-    return Estimate(trace, engine_bytes(run, settings, trace, ranks), ranks, device)
+    return Estimate(trace, engine_bytes(run, settings, trace, ranks), run.ranks_per_node, device)
 
 
 def largest_micro_batch(run: Run, supervised_share: float = 1.0) -> MicroBatchShape:
-    """Return the largest micro-batch that the data can produce: rows of `data.max_length` tokens."""
-    length, micro = run.data.row_tokens or 2048, run.trainer.micro_batch_size
-    rows, tokens = (1, micro * length) if run.data.packs else (micro, length)
-    tokens = math.ceil(tokens / run.trainer.sequence_parallel_size)
+    """Return the largest micro-batch that the data can produce; 2,048 tokens per row if the data sets no limit."""
+    rows, length = run.data.largest_batch(run.trainer.micro_batch_size)
+    tokens = math.ceil((length or 2048) / run.trainer.sequence_parallel_size)
     return MicroBatchShape(rows, tokens, max(1, round(rows * tokens * supervised_share)))
 
 

@@ -173,7 +173,7 @@ def test_attention_sees_documents_as_the_run_gives_them(packing, monkeypatch):
 
 
 def test_says_whether_it_fits():
-    found = memory.Estimate(TRACE, memory.EngineBytes(2 * memory.GIB, 0, 0, 0, 0), 1, "GPU")
+    found = memory.Estimate(TRACE, memory.EngineBytes(2 * memory.GIB, 0, 0, 0, 0), 1, "cuda")
     assert found.lines(4 * memory.GIB)[-1] == "fits: 50% of the 4 GiB of this machine's GPU"
     assert found.lines(2 * memory.GIB)[-1].startswith("DOES NOT FIT: 100% of the 2 GiB")
 
@@ -191,3 +191,29 @@ def test_an_estimate_that_fails_says_nothing_of_the_run(monkeypatch):
 def test_nothing_of_a_check_ends_a_run():
     [line] = describe(built("peft=lora", "peft.target_modules=[qq_proj]")).lines
     assert line.startswith("memory   not estimated: peft.target_modules: 'qq_proj' matches no module")
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "tokens"),
+    [
+        ("data=chat", 1, 4 * 256),
+        ("data=chat data.packing=false", 4, 256),
+        ("data=preference trainer=dpo", 1, 4 * 512),
+        ("data=preference trainer=dpo data.packing=false", 8, 256),
+        ("data=unpaired trainer=kto", 1, 4 * 512),
+        ("data=unpaired trainer=kto data.packing=false", 4, 256),
+    ],
+)
+def test_the_largest_micro_batch_holds_both_sides_of_each_pair(data, rows, tokens):
+    kind = data.split()[0].removeprefix("data=")
+    source = [] if kind == "chat" else [f"data.sources.{kind}.path=rows.jsonl"]
+    chosen = built(*data.split(), *source, "data.max_length=256", "trainer.micro_batch_size=4")
+    assert memory.largest_micro_batch(chosen) == memory.MicroBatchShape(rows, tokens, rows * tokens)
+    chosen.model.compile = chosen.data.packing
+    assert chosen.padded_row_tokens == (tokens if chosen.data.packing else None)
+
+
+def test_offloaded_state_is_that_of_the_ranks_of_one_machine():
+    chosen = built("deepspeed=zero2_offload", "ranks=2", "nnodes=2", "rendezvous=a:1", "data.max_length=64")
+    found = memory.estimate(chosen)
+    assert found.host == 2 * found.engine.host > 0

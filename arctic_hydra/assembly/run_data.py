@@ -45,7 +45,7 @@ def build_data(run: Run, run_dir: Path) -> Data:
 def create_loaders(run: Run, run_dir: Path, tokenizer: PreTrainedTokenizerBase, world: World) -> Data:
     """Return this rank's training and evaluation batches, padded to one size if the model is compiled."""
     dealt_to = world.data_parallel(run.trainer.sequence_parallel_size)
-    padding = run.pack_tokens, run.data.row_multiple
+    padding = run.padded_row_tokens, run.data.row_multiple
     with run.trainer.event("create_loader", tokenizer=tokenizer) as facts, legacy_identity(has_legacy_id(run, run_dir)):
         loaders = run.trainer.create_data(run.data, tokenizer, geometry(run, dealt_to))
         facts["loader"], facts["eval_loader"] = loaders

@@ -257,6 +257,15 @@ class DataFactory(Component):
         return int(self.__dict__.get("max_length") or 0)
 
     @property
+    def pack_tokens(self) -> int:
+        """Maximum tokens of one pack; 0 if unknown."""
+        return self.row_tokens
+
+    def largest_batch(self, micro_batch_size: int) -> tuple[int, int]:
+        """Return the rows of the largest micro-batch, and the tokens of each; 0 tokens if unknown."""
+        return (1, micro_batch_size * self.pack_tokens) if self.packs else (micro_batch_size, self.row_tokens)
+
+    @property
     def row_multiple(self) -> int:
         """Number of tokens whose multiples the lengths of rows are padded to; 1 if they are not."""
         return 1

@@ -40,6 +40,8 @@ Side = tuple[str, Any, int]
 class SingleDocuments:
     """Base of stores whose examples consist of one document each; part of the protocol `Examples`."""
 
+    lengths: Array
+
     def documents(self, index: int) -> list[int]:
         """Return the document of one example: the example itself."""
         return [index]
@@ -52,6 +54,16 @@ class SingleDocuments:
     def flat(self) -> Self:
         """The documents, which are the examples themselves."""
         return self
+
+    @property
+    def tokens(self) -> Array:
+        """Tokens of each example that are trained on, or that its answer depends on."""
+        return self.lengths
+
+    @property
+    def longest(self) -> Array:
+        """Tokens of the longest document of each example, which `max_length` limits."""
+        return self.lengths
 
 
 class Examples(Protocol):

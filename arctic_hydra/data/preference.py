@@ -101,6 +101,11 @@ class PreferenceDataFactory(AnswerDataFactory):
 
     _reads_margins = False
 
+    def largest_batch(self, micro_batch_size: int) -> tuple[int, int]:
+        """Return the rows of the largest micro-batch, and the tokens of each: without packing, a pair is two rows."""
+        rows, tokens = super().largest_batch(micro_batch_size)
+        return (rows if self.packs else 2 * rows), tokens
+
     def read_margins(self) -> None:
         """Let the pairs have the number in their column `margin`, which only some trainers use."""
         self._reads_margins = True

@@ -212,6 +212,7 @@ class TokenizedDataFactory(TokenizedSettings):
             self.group_by_length,
             tuple(weight for weight in weights if weight is not None),
             self.mix_by is MixBy.tokens,
+            max_length=self.max_length,
         )
         if training:  # evaluation uses each example once, as it is
             options = replace(

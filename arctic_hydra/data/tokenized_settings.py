@@ -117,6 +117,4 @@ class TokenizedSettings(DataFactory):
 
     def padded_row_tokens(self, micro_batch_size: int) -> int | None:
         """Tokens to which each row of a batch is padded at least; None if rows are not padded to a length."""
-        if self.pad_to is not PadTo.max_length:
-            return None
-        return micro_batch_size * self.pack_tokens if self.packing else self.max_length
+        return self.largest_batch(micro_batch_size)[1] if self.pad_to is PadTo.max_length else None

@@ -45,7 +45,7 @@ class ModelFactory(Component):
     activation_checkpoint_every_n_layers: int = bounded(1, minimum=1)
     """Recompute the activations of every n-th layer only and keep the others; 1 recomputes all layers."""
     compile: bool = False
-    """Compile each layer with torch.compile; packs are padded to `data.max_length` to keep shapes constant."""
+    """Compile each layer with torch.compile; packs are padded to their full length to keep shapes constant."""
     compile_backend: str = "inductor"
     """Backend of torch.compile: `inductor`, or `aot_eager`, which traces but generates no code."""
     save_name: str | None = None

@@ -174,7 +174,10 @@ def test_a_preview_shows_both_sides(rows: Path, tokenizer: Any) -> None:
     loader, _ = pairs(rows).build(tokenizer, geometry())
     shown = [(example.row, example.side) for example in loader.preview(2)]
     assert shown == [(0, "chosen"), (0, "rejected"), (23, "chosen"), (23, "rejected")]
-    assert loader.summary()["examples"] == 24
+    figures, sides = loader.summary(), [len(example.ids) for example in loader.preview(24)]
+    assert figures["examples"] == 24 and figures["tokens"] == sum(sides)
+    assert figures["length_tokens"]["p100"] == max(sides) <= figures["max_length"], "the limit is that of each side"
+    assert figures["pack_tokens"] == 2 * figures["max_length"]
 
 
 def test_real_pairs(tokenizer: Any) -> None:

@@ -106,7 +106,10 @@ def test_a_mismatched_pair_is_truncated_at_the_end_of_its_answer(tmp_path: Path,
         and cut.ids[: len(own.ids) - sum(own.mask) - 1] == own.ids[: len(own.ids) - sum(own.mask) - 1]
     )
     assert 0 < sum(cut.mask) < sum(other.mask) and sum(whole.mask) == sum(own.mask)
-    assert store.lengths.max() <= 60 and loader.summary()["examples"] == 2
+    figures = loader.summary()
+    assert store.lengths.max() <= 60 and figures["examples"] == 2
+    assert figures["tokens"] == len(own.ids) + len(other.ids), "mismatched pairs are not trained on"
+    assert figures["supervised_tokens"] == sum(own.mask) + sum(other.mask)
 
 
 def test_mismatched_pairs_are_padded_as_rows_are(paths: Any, tokenizer: Any) -> None:

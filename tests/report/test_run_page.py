@@ -31,6 +31,7 @@ def run_directory(folder: Path, steps: int, **record: Any) -> RunDirectory:
         "packs": 3,
         "fill": 0.9876,
         "max_length": 64,
+        "pack_tokens": 64,
         "sources": sources,
     }
     train["length_tokens"] = sources["two"]["length_tokens"]

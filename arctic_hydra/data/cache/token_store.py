@@ -187,7 +187,8 @@ class PairStore:
 
     def __init__(self, flat: JoinedStore) -> None:
         self.flat, self.key, self.report = flat, flat.key, flat.report
-        self.lengths = flat.lengths[0::2] + flat.lengths[1::2]
+        self.lengths = self.tokens = flat.lengths[0::2] + flat.lengths[1::2]
+        self.longest = np.maximum(flat.lengths[0::2], flat.lengths[1::2])
         self.supervised = flat.supervised[0::2] + flat.supervised[1::2]
         self.rows, self.sources = flat.rows[0::2], flat.sources[0::2]
 

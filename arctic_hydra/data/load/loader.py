@@ -29,7 +29,7 @@ from arctic_hydra.errors import DataError
 class LoaderOptions(BatchOptions):
     """How examples become batches, and in which order."""
 
-    max_length: int
+    pack_tokens: int
     shuffle: bool
     prefetch_steps: int
     group_by_length: bool = False
@@ -40,6 +40,8 @@ class LoaderOptions(BatchOptions):
     drop_last: bool = False
     repeat_to_pack_max_length: bool = False
     fuse_positions_prob: float = 0.0
+    max_length: int = 0
+    """Limit of the tokens of one document; 0 if it is that of a pack."""
 
 
 class PackedLoader:
@@ -109,16 +111,16 @@ class PackedLoader:
             sizes = lengths if options.mix_by_tokens else np.ones(len(lengths), dtype=np.int64)
             chosen = chosen[mix(self._store.sources[chosen], sizes, options.weights, geometry.seed, epoch)]
         if options.repeat_to_pack_max_length:
-            chosen = chosen[repeated(self._store.lengths[chosen], options.max_length)]
+            chosen = chosen[repeated(self._store.lengths[chosen], options.pack_tokens)]
         if options.packing and options.shuffle:
             # Packing depends on the lengths alone; the shuffle decides which examples of equal length share a pack.
             chosen = chosen[epoch_order(len(chosen), geometry.seed + 1, epoch)]
         examples: Examples = self._store
         if options.always_max_length:
-            examples, plan = cut_to_packs(self._store, chosen, options.max_length)
+            examples, plan = cut_to_packs(self._store, chosen, options.pack_tokens)
         else:
             make = plan_packs if options.packing else plan_singles
-            plan = make(self._store.lengths[chosen], options.max_length)
+            plan = make(self._store.lengths[chosen], options.pack_tokens)
             plan = replace(plan, examples=chosen[plan.examples])
         if options.drop_last:
             plan = without_last(plan, examples.lengths)
@@ -150,20 +152,22 @@ class PackedLoader:
 
     def summary(self) -> dict[str, Any]:
         """Return statistics for the run's record: rows, tokens, supervised share, lengths, packs and fill, also per source."""
-        lengths = self._store.lengths[self._examples]
-        supervised = self._store.supervised[self._examples]
+        figures = [
+            column[self._examples] for column in (self._store.longest, self._store.tokens, self._store.supervised)
+        ]
         sources = self._store.sources[self._examples]
         per_source: dict[str, Any] = {}
         for index, name in enumerate(self.source_names):
             mine = sources == index
-            figures = _statistics(lengths[mine], supervised[mine])
-            per_source[name] = {"prepared": self._store.report[name], **figures}
+            statistics = _statistics(*(column[mine] for column in figures))
+            per_source[name] = {"prepared": self._store.report[name], **statistics}
         return {
-            **_statistics(lengths, supervised),
+            **_statistics(*figures),
             "packing": self._options.packing,
             "packs": len(self.plan),
             "fill": round(self.plan.fill, 6),
-            "max_length": self._options.max_length,
+            "pack_tokens": self._options.pack_tokens,
+            "max_length": self._options.max_length or self._options.pack_tokens,
             "max_token_id": max((report["max_token_id"] for report in self._store.report.values()), default=-1),
             "steps_per_epoch": self.steps(0),
             "sources": per_source,
@@ -177,8 +181,8 @@ class PackedLoader:
             mine = self._examples[self._store.sources[self._examples] == index]
             for position in np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).astype(np.int64)):
                 example = int(mine[position])
-                for side, documents, index in self._store.sides(example):
-                    ids, mask = documents.ids(index).tolist(), documents.mask(index).tolist()
+                for side, documents, document in self._store.sides(example):
+                    ids, mask = documents.ids(document).tolist(), documents.mask(document).tolist()
                     found.append(Example(name, int(self._store.rows[example]), ids, mask, side))
         return found
 
@@ -191,5 +195,5 @@ def _with_example_ids(window: StepBatch, examples: Examples) -> StepBatch:
     return window
 
 
-def _statistics(lengths: Array, supervised: Array) -> dict[str, Any]:
-    return length_statistics(np.bincount(lengths, minlength=1), int(supervised.sum()))
+def _statistics(longest: Array, tokens: Array, supervised: Array) -> dict[str, Any]:
+    return length_statistics(np.bincount(longest, minlength=1), int(supervised.sum()), int(tokens.sum()))

@@ -19,7 +19,7 @@ _DRAW = "mismatched-1"
 
 
 class LabelledStore:
-    """Answers with a label and their mismatched pairs; the length of an example is that of both."""
+    """Answers with a label and their mismatched pairs; an example takes the place of both, but only its own tokens count."""
 
     def __init__(self, flat: JoinedStore, examples: Ints, max_length: int) -> None:
         """Draw partners among `examples` of `flat`, which come from two rows of each source at least."""
@@ -28,6 +28,7 @@ class LabelledStore:
         self.key = hashlib.sha256(f"{flat.key} {_DRAW}".encode()).hexdigest()[:32]
         self.mismatched = Mismatched(flat, examples, max_length)
         self.lengths = flat.lengths + self.mismatched.lengths
+        self.tokens = self.longest = flat.lengths
         self.supervised, self.rows, self.sources = flat.supervised, flat.rows, flat.sources
 
     def __len__(self) -> int:

@@ -201,6 +201,7 @@ class StreamingLoader:
             "packing": options.packing,
             "packs": state.packs,
             "fill": round(state.packed_tokens / room, 6) if room else 0.0,
+            "pack_tokens": options.max_length,
             "max_length": options.max_length,
             "sources": sources,
             "fingerprint": self.fingerprint,

@@ -71,7 +71,7 @@ class ScorePlan:
     @cached_property
     def bounds(self) -> Ints:
         """First document of each batch, and the number of documents."""
-        return batch_bounds(self.documents.lengths, self.options.max_length, packing=self.options.packing)
+        return batch_bounds(self.documents.lengths, self.options.pack_tokens, packing=self.options.packing)
 
     @cached_property
     def record_starts(self) -> Array:
@@ -80,7 +80,7 @@ class ScorePlan:
 
     @property
     def _batches_per_part(self) -> int:
-        return min(BATCHES_PER_PART, max(1, _BYTES_PER_PART // (self.record_bytes * self.options.max_length)))
+        return min(BATCHES_PER_PART, max(1, _BYTES_PER_PART // (self.record_bytes * self.options.pack_tokens)))
 
     @property
     def part_bounds(self) -> Ints:
@@ -100,7 +100,7 @@ class ScorePlan:
     @cached_property
     def _batches(self) -> StepBatches:
         store = _OneSource(self.documents)
-        plan = Plan(np.arange(len(self)), self.bounds, int(store.lengths.sum()), self.options.max_length)
+        plan = Plan(np.arange(len(self)), self.bounds, int(store.lengths.sum()), self.options.pack_tokens)
         geometry = BatchGeometry(1, 1, World(), 0)
         return StepBatches(
             store, plan, np.arange(len(plan)), geometry, BatchOptions(self.options.packing, self.options.pad_token_id)

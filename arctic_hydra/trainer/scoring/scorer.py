@@ -46,7 +46,7 @@ class Scoring:
 
     def entry(self, root: Path, plan: ScorePlan) -> Entry:
         """Return the entry of a source's documents, which may not exist yet."""
-        rows = {"packed": plan.options.packing, "batch_tokens": plan.options.max_length}
+        rows = {"packed": plan.options.packing, "batch_tokens": plan.options.pack_tokens}
         about = {"documents": plan.documents.key, **rows, "record": self.dtype.descr, **self.about}
         return Entry(root / entry_key(about), about, self.dtype, plan.sizes)
 

@@ -145,7 +145,7 @@ def test_the_union_over_ranks_is_the_set_and_no_token_is_lost_or_trained_twice(
     rows: list[list[tuple[int, bool]]], micro: int, accumulation: int, ranks: int, packing: bool, epoch: int
 ) -> None:
     store = stored(rows)
-    options = LoaderOptions(packing, pad_token_id=0, max_length=CAPACITY, shuffle=True, prefetch_steps=0)
+    options = LoaderOptions(packing, pad_token_id=0, pack_tokens=CAPACITY, shuffle=True, prefetch_steps=0)
     seen: Counter[Any] = Counter()
     for rank in range(ranks):
         cut = geometry(micro, accumulation, rank, ranks)

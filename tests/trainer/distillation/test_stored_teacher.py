@@ -41,13 +41,13 @@ class Loader(PackedLoader):
     """Documents that no report was made of."""
 
     def summary(self):
-        return {"max_length": self.options.max_length}
+        return {"max_length": self.options.pack_tokens}
 
 
 def loader_of(folder, documents, trainer, packed=True):
     store = JoinedStore({"a": stored(folder / "data", documents)})
     geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, trainer.world, seed=3)
-    options = LoaderOptions(packing=packed, pad_token_id=0, max_length=64, shuffle=True, prefetch_steps=0)
+    options = LoaderOptions(packing=packed, pad_token_id=0, pack_tokens=64, shuffle=True, prefetch_steps=0)
     return Loader(store, np.arange(len(store)), ["a"], geometry, options)
 
 

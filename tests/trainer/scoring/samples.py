@@ -35,5 +35,5 @@ def loader_of(folder: Path, sources: dict[str, list[Pair]], trainer: Any, **opti
     flat = {name: stored(folder, [side for pair in pairs for side in pair]) for name, pairs in sources.items()}
     store = PairStore(JoinedStore(flat))
     geometry = BatchGeometry(trainer.micro_batch_size, trainer.gradient_accumulation_steps, trainer.world, seed=3)
-    settings = {"packing": True, "pad_token_id": 0, "max_length": 64, "shuffle": True, "prefetch_steps": 0, **options}
+    settings = {"packing": True, "pad_token_id": 0, "pack_tokens": 64, "shuffle": True, "prefetch_steps": 0, **options}
     return PackedLoader(store, np.arange(len(store)), list(sources), geometry, LoaderOptions(**settings))

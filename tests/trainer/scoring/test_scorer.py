@@ -106,7 +106,7 @@ def test_batches_hold_the_records_of_their_positions(tmp_path, packing):
 
 
 def test_other_documents_or_another_model_have_an_entry_of_their_own(tmp_path):
-    for about, options in (({"weights": "w"}, {}), ({"weights": "x"}, {}), ({"weights": "w"}, {"max_length": 128})):
+    for about, options in (({"weights": "w"}, {}), ({"weights": "x"}, {}), ({"weights": "w"}, {"pack_tokens": 128})):
         store_scores(tools_of(tmp_path, **options), Scoring(about, RECORD), tmp_path, scored())
     assert len(list(tmp_path.glob("scores/*/about.json"))) == 6
 
