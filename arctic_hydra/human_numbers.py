@@ -137,15 +137,18 @@ def convert_leaves(node: Any) -> Any:
 
 def format_count(count: float) -> str:
     """Format a count in powers of 1000 with three significant digits: 4_812_032 -> `4.81M`."""
+    if abs(count) < 1000 and float(count).is_integer():
+        return f"{count:.0f}"
+    rounded = float(f"{count:.3g}")
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(count) >= limit:
-            return f"{count / limit:.3g}{suffix}"
-    return f"{count:.0f}" if float(count).is_integer() else f"{count:.3g}"
+        if abs(rounded) >= limit:
+            return f"{rounded / limit:.3g}{suffix}"
+    return f"{rounded:.3g}"
 
 
 def format_seconds(seconds: float) -> str:
     """Format a duration: `3.2s`, `4m05s`, `2h03m`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

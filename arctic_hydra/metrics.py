@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 SMOOTHED_LINES = 20
 """Log lines that a shown training loss is the mean of, at most."""
 
-# Dense bf16 peak in TFLOP/s, from the vendors' data sheets.
+# Dense bf16 peak in TFLOP/s, from the vendors' data sheets, by words of the device's name; the first that match count.
 _PEAK_TFLOPS = {
+    "H200 NVL": 835.0,
     "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
+    "H800 PCIe": 756.0,
     "H800": 989.0,
     "B200": 2250.0,
     "A100": 312.0,
     "A800": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
 }
 
@@ -163,8 +168,8 @@ def _number(value: Any) -> float | None:
 
 
 def model_flops(
-    body_parameters: int,
-    head_parameters: int,
+    body: float,
+    head: float,
     num_layers: int,
     attention_width: int,
     lengths: list[int],
@@ -172,13 +177,12 @@ def model_flops(
 ) -> float:
     """Return the FLOPs of a forward and backward pass over documents of `lengths` tokens, `supervised` of them in the loss.
 
-    6 per parameter and token (2 forward, 4 backward), plus causal attention: 12 * layers * width * length^2 / 2
-    (PaLM, appendix B, halved for the causal mask). The head is computed for supervised positions only. Recomputation is
-    not counted, so the rate is MFU, not HFU.
+    `body` is per token and `head` per supervised token: 6 for each trained parameter (2 forward, 4 backward) and 4 for each
+    frozen one, which has no gradient. Causal attention adds 12 * layers * width * length^2 / 2 (PaLM, appendix B, halved for
+    the causal mask). Recomputation is not counted, so the rate is MFU, not HFU.
     """
     squares = sum(n * n for n in lengths)
-    matmul = body_parameters * sum(lengths) + head_parameters * supervised
-    return 6.0 * matmul + 6.0 * num_layers * attention_width * squares
+    return body * sum(lengths) + head * supervised + 6.0 * num_layers * attention_width * squares
 
 
 def peak_tflops(device: torch.device) -> float | None:
@@ -187,8 +191,13 @@ def peak_tflops(device: torch.device) -> float | None:
 
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK_TFLOPS.items() if part in name), None)
+    return peak_tflops_of(torch.cuda.get_device_name(device))
+
+
+def peak_tflops_of(name: str) -> float | None:
+    """Return the dense bf16 peak of the GPU with this name in TFLOP/s, or None if it is unknown."""
+    words = " ".join(name.replace("-", " ").split())
+    return next((peak for part, peak in _PEAK_TFLOPS.items() if f" {part} " in f" {words} "), None)
 
 
 def memory_gib(device: torch.device) -> float:

@@ -125,7 +125,8 @@ def test_convert_leaves():
 
 def test_formats():
     assert [format_count(n) for n in (12, 999, 4_812_032, 2.5e9)] == ["12", "999", "4.81M", "2.5B"]
-    assert [format_seconds(s) for s in (3.21, 245, 7400)] == ["3.2s", "4m05s", "2h03m"]
+    assert [format_count(n) for n in (999.7, 999_999, 1000, 0.25, -999_999)] == ["1K", "1M", "1K", "0.25", "-1M"]
+    assert [format_seconds(s) for s in (3.21, 59.97, 245, 7400)] == ["3.2s", "1m00s", "4m05s", "2h03m"]
 
 
 def test_a_bounded_field_is_plain_and_tells_its_range():

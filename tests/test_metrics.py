@@ -16,6 +16,7 @@ from arctic_hydra.metrics import (
     model_flops,
     objective,
     objective_name,
+    peak_tflops_of,
     ranked_pairs,
     read_metrics,
     smoothed_ends,
@@ -132,7 +133,21 @@ def test_the_objective_has_the_name_of_its_metric():
 
 
 def test_flops_count_the_head_for_supervised_tokens_only_and_attention_per_document():
-    assert model_flops(10, 4, 2, 3, [5, 7], supervised=6) == 6 * (10 * 12 + 4 * 6) + 6 * 2 * 3 * (25 + 49)
+    # 12 tokens of 60 FLOPs, 6 supervised ones of 24; attention: 12 * 2 layers * width 3 * 74 squared tokens, halved
+    assert model_flops(60, 24, 2, 3, [5, 7], supervised=6) == 720 + 144 + 2664
+
+
+def test_the_peak_of_a_gpu_is_that_of_its_variant():
+    names = (
+        "NVIDIA L40",
+        "NVIDIA L4",
+        "NVIDIA L40S",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA A100-SXM4-80GB",
+    )
+    assert [peak_tflops_of(name) for name in names] == [181, 121, 362, 756, 989, 312]
+    assert peak_tflops_of("NVIDIA GeForce RTX 4090") is None
 
 
 ROWS = [

@@ -44,6 +44,8 @@ def compile_layers(model: torch.nn.Module, backend: str) -> None:
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names under which the configs of transformers state the number of experts of a layer."""
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+"""Names under which they state how many of them each token is routed to."""
 
 
 def expert_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from arctic_hydra.model.layers import layer_configs
+from arctic_hydra.model.layers import EXPERT_COUNTS, EXPERTS_PER_TOKEN, layer_configs
 from arctic_hydra.model.score_head import score_head
 
 
@@ -17,8 +17,8 @@ class ModelFacts:
     name: str
     parameters: int
     trainable: int
-    flops_shape: tuple[int, int, int, int]
-    """Parameters of the body, parameters of the head (size of the embedding), layers, attention width (0 if unknown)."""
+    flops_shape: tuple[float, float, int, int]
+    """FLOPs of the body per token and of the head per supervised token, layers, attention width (0 if unknown)."""
 
 
 def model_facts(model: Any) -> ModelFacts:
@@ -29,14 +29,35 @@ def model_facts(model: Any) -> ModelFacts:
     text = model.config.get_text_config()
     sizes = {id(p): _numbers(p) for p in model.parameters()}
     trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
-    total = sum(sizes.values())
+    flops = sum(sizes[id(p)] * _flops(p) * _used_share(name, text) for name, p in model.named_parameters())
     table = int(text.vocab_size * text.hidden_size)
     scores = score_head(model) is not None  # a classifier has no head over the vocabulary
-    own_head = model.get_output_embeddings() is not None and not getattr(text, "tie_word_embeddings", False)
-    body, projected = total - table * (2 if own_head else 1), 0 if scores else table
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = getattr(text, "tie_word_embeddings", False)
+    tables = [embeddings] if head is None or tied else [embeddings, head]
+    body = flops - table * sum(_flops_of(each) for each in tables)
+    projected = 0 if scores else table * _flops_of(tables[-1])
     widths = [_attention_width(layer) for layer in layer_configs(model.config)]
     shape = (body, projected, int(text.num_hidden_layers), sum(widths) // len(widths))
-    return ModelFacts(getattr(model, "model_name", type(model).__name__), total, trainable, shape)
+    return ModelFacts(getattr(model, "model_name", type(model).__name__), sum(sizes.values()), trainable, shape)
+
+
+def _flops(parameter: Any) -> int:
+    """Return the FLOPs of a forward and backward pass per token and number: a frozen parameter needs no gradient of its own."""
+    return 6 if parameter.requires_grad else 4
+
+
+def _flops_of(module: Any) -> int:
+    return max((_flops(parameter) for parameter in module.parameters()), default=4)
+
+
+def _used_share(name: str, text: Any) -> float:
+    """Return the share of a parameter that a token uses: of a mixture's experts, only those that it is routed to."""
+    if ".experts." not in f".{name}.":
+        return 1
+    experts = next((count for key in EXPERT_COUNTS if (count := getattr(text, key, None))), None)
+    used = next((count for key in EXPERTS_PER_TOKEN if (count := getattr(text, key, None))), None)
+    return used / experts if used and experts else 1
 
 
 def _attention_width(layer: Any) -> int:

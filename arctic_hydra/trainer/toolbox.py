@@ -45,8 +45,8 @@ class Toolbox:
     display: Display
     stop: StopRequest
     log_interval: int
-    flops_shape: tuple[int, int, int, int]
-    """Parameters of the body and of the head, layers, attention width; the arguments of `model_flops`."""
+    flops_shape: tuple[float, float, int, int]
+    """FLOPs of the body per token and of the head per supervised token, layers, attention width: arguments of `model_flops`."""
     packed: bool
     """Whether a row may contain several documents."""
     create_model: Callable[[str | None], torch.nn.Module]

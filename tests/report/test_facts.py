@@ -32,7 +32,24 @@ def test_facts_of_a_model_hold_what_its_config_tells(architecture: str) -> None:
     facts = model_facts(model)
     assert facts.parameters == facts.trainable == sum(p.numel() for p in model.parameters())
     body = facts.parameters - 96 * 32 * (2 if architecture == "llama" else 1)
-    assert facts.flops_shape == (body, 96 * 32, 2, MODELS[architecture][1])
+    assert facts.flops_shape == (6 * body, 6 * 96 * 32, 2, MODELS[architecture][1])
+
+
+def test_a_frozen_parameter_and_an_unused_expert_cost_less() -> None:
+    maker = factory("llama")
+    model = maker.create_model(maker.create_config())
+    body = (
+        2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
+    )  # attention, MLP and two norms per layer; last norm
+    assert model_facts(model).flops_shape[:2] == (6 * body, 6 * 96 * 32)
+    model.requires_grad_(False)
+    assert model_facts(model).flops_shape[:2] == (4 * body, 4 * 96 * 32)
+
+    more = {"num_local_experts": 4, "num_experts_per_tok": 1}
+    maker = RandomModelFactory(architecture="mixtral", dtype="fp32", **SIZES, **HEADS, hf_config_kwargs=more)
+    model = maker.create_model(maker.create_config())
+    router, experts = 32 * 4, 4 * 3 * 32 * 48
+    assert model_facts(model).flops_shape[0] == 6 * (body - 2 * 3 * 32 * 48 + 2 * (router + experts / 4))
 
 
 RUN = (
