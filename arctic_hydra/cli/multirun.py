@@ -20,7 +20,7 @@ from arctic_hydra import config
 from arctic_hydra.cli.composition import compose, search_path
 from arctic_hydra.cli.composition.config_sources import ConfigCache
 from arctic_hydra.cli.overrides import flags, is_hydra_override, normalize, search_samples, sweep_jobs
-from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError
+from arctic_hydra.errors import EXIT_DONE, ArcticHydraError, ConfigError, print_error
 from arctic_hydra.launch import slurm_options
 from arctic_hydra.launch.job import Job
 from arctic_hydra.redaction import redact_override
@@ -274,6 +274,6 @@ def _run_each(jobs: list[tuple[dict[str, Any], list[str]]], run_one: RunOne) -> 
         try:
             codes.append(run_one(tree, overrides))
         except ArcticHydraError as error:
-            print(f"error: {error}")
+            print_error(error)
             codes.append(error.exit_code)
     return next((code for code in codes if code), EXIT_DONE)

@@ -106,8 +106,8 @@ def _print_scores(result: dict[str, Any]) -> None:
 def _longer(directory: run_directory.RunDirectory, overrides: list[str], result: dict[str, Any]) -> list[str]:
     """Return the arguments that train a finished run three times as long: by extending it if it has checkpoints."""
     longer = f"trainer.epochs={3 * max(1, round(result['progress']['epoch']))}"
-    if any(item.startswith("trainer.train_iters=") for item in overrides):
-        longer = f"trainer.train_iters={3 * result['step']}"  # a stream has no epochs
+    if (directory.config() or {}).get("trainer", {}).get("train_iters"):
+        longer = f"trainer.train_iters={3 * result['step']}"  # which limits epochs, and a stream has none
     if directory.has_checkpoints():
         return [*(item for item in overrides if lets_code_run(item)), f"extend={relative(directory.path)}", longer]
     limits = (

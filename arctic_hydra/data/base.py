@@ -301,7 +301,11 @@ class DataFactory(Component):
         """Return plain values that change whenever a source's rows change, or the user-defined code that produces them."""
         replacing = self._run.listeners("load_end") if self._run is not None else []
         acting = [code_identity(callback) for callback in replacing if not callback.only_observes]
-        return {"rows": self.rows_of(source, split), "code": [code_identity(source), code_identity(self), *acting]}
+        as_is = {} if source.process else {"process": False}
+        return {
+            "rows": self.rows_of(source, split) | as_is,
+            "code": [code_identity(source), code_identity(self), *acting],
+        }
 
     def rows_of(self, source: DataSource, split: str) -> dict[str, Any]:
         """Return plain values that change whenever a source's rows change."""

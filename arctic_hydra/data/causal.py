@@ -31,8 +31,9 @@ class CausalDataFactory(TokenizedDataFactory):
             (f"{group}.{name}.format", f"got {source.format.value}, expected text: this data trains on plain texts")
             for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources))
             for name, source in sources.items()
-            if source.format not in (RowFormat.auto, RowFormat.text) or source.role_mapping
+            if source.format not in (RowFormat.auto, RowFormat.text)
         ]
+        problems += self.unused_role_mappings()
         if problems:
             raise FieldError(problems)
 

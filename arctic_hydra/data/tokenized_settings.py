@@ -85,6 +85,17 @@ class TokenizedSettings(DataFactory):
             self.train_eval_split = [float(parse_human_number(share)) for share in self.train_eval_split]
         super().__post_init__()
 
+    def unused_role_mappings(self) -> list[tuple[str, str]]:
+        """Return the problems of sources with a `role_mapping`, in data whose rows are not read as conversations."""
+        text = "expected none: only data=chat renames the roles of its rows; remove it"
+        groups = (("sources", self.sources), ("eval_sources", self.eval_sources))
+        return [
+            (f"{group}.{name}.role_mapping", f"got {source.role_mapping}, {text}")
+            for group, sources in groups
+            for name, source in sources.items()
+            if source.role_mapping
+        ]
+
     @property
     def has_evaluation(self) -> bool:
         """Whether `build` returns an evaluation loader."""

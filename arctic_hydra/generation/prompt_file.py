@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra.data.formats.messages import Message, RowProblem, check_text, check_turns, read_tools
+from arctic_hydra.data.formats.messages import Message, RowProblem, check_prompt, check_text, check_turns, read_tools
+from arctic_hydra.data.formats.spellings import openai_messages
 from arctic_hydra.errors import DataError
 
 MOST_CHARACTERS = 100_000_000
@@ -75,11 +76,13 @@ def _question(path: Path, number: int, line: str) -> Question:
     try:
         if "prompt" in row:
             return Question(place, row, [{"role": "user", "content": check_text(row["prompt"], "prompt")}])
-        check_turns(row["messages"])
-        if row["messages"][-1]["role"] == "assistant":
+        messages = openai_messages(row["messages"])
+        check_turns(messages)
+        if messages[-1]["role"] == "assistant":
             raise DataError(
                 f"{place}: the last message is an answer; expected a message to answer, such as one of the user"
             )
-        return Question(place, row, row["messages"], read_tools(row))
+        chat = check_prompt(messages, read_tools(row))
+        return Question(place, row, chat.messages, chat.tools)
     except RowProblem as problem:
         raise DataError(f"{place}: {problem}") from problem

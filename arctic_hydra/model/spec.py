@@ -211,5 +211,14 @@ def load_export(path: str | Path) -> SpecModel:
     config = SpecConfig.from_dict(content)
     factory = SpecModelFactory(spec=config.spec, flavor=config.flavor, dtype=str(content["dtype"]))
     model = factory.finish(factory._build(config))
-    load_torch_model(model.model, path, strict=False)  # files hold a tied weight once
+    missing, unexpected = load_torch_model(model.model, path, strict=False)
+    weights = model.model.state_dict()
+    loaded = {weights[name].data_ptr() for name in weights.keys() - set(missing)}
+    missing = [name for name in missing if weights[name].data_ptr() not in loaded]  # files hold a tied weight once
+    if missing or unexpected:
+        raise ModelError(
+            f"{path}: the weights are not those of {config.spec}, flavor {config.flavor}, as it is registered now: "
+            f"{len(missing)} are missing and {len(unexpected)} unknown, such as {', '.join([*missing, *unexpected][:3])}; "
+            "restore the code that the model was trained with"
+        )
     return model.eval()  # type: ignore[no-any-return]

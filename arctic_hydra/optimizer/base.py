@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _LAYER = re.compile(r"\.(?:layers|layer|blocks|block|h)\.(\d+)\.")
-_EMBEDDING = re.compile(r"embed|\.wte\.|\.wpe\.")
+_EMBEDDING = re.compile(r"(?<!un)embed(?!_out)|\.wte\.|\.wpe\.")  # GPT-NeoX calls its head embed_out
 _GROUP_KEYS = ("patterns", "lr_scale", "weight_decay")
 
 

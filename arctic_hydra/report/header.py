@@ -26,9 +26,7 @@ def print_header(
     shown = display.current()
     shown.record(f"run      {run_dir}")  # the command has printed it
     trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
-    ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
-    size = trainer.sequence_parallel_size
-    dealt_to = ranks if size == 1 else f"{world.size // size} group(s) of {size} ranks that share each sequence"
+    dealt_to = rank_groups(world.size, trainer.sequence_parallel_size)
     peak_lr = "n/a" if run.optimizer.peak_lr is None else run.optimizer.peak_lr
     lines = [
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
@@ -43,6 +41,14 @@ def print_header(
         own = any(resumed_from.is_relative_to(engine.root) for engine in run.checkpoint.values())
         lines.append(f"extends  {resumed_from}" if run.extend and not own else f"resumed  from {resumed_from.name}")
     shown.say("\n".join(lines))
+
+
+def rank_groups(ranks: int, group_size: int) -> str:
+    """Return the ranks that batches are dealt to in words, such as `2 ranks`, or groups of ranks that share each sequence."""
+    if group_size == 1:
+        return f"{ranks} rank{'s' * (ranks != 1)}"
+    groups = ranks // group_size
+    return f"{groups} group{'s' * (groups != 1)} of {group_size} ranks that share each sequence"
 
 
 def summary_line(loader: Loader) -> str:

@@ -18,7 +18,7 @@ from arctic_hydra.human_numbers import format_count, format_seconds
 from arctic_hydra.metrics import ranked_pairs, read_metrics, read_samples, smoothed_ends
 from arctic_hydra.report import curves, html
 from arctic_hydra.report.curves import Lines
-from arctic_hydra.report.header import data_table
+from arctic_hydra.report.header import data_table, rank_groups
 from arctic_hydra.report.outcome import read_config
 from arctic_hydra.run_directory import FAILED, RunDirectory
 from arctic_hydra.trainer.verification.verdict import verdict_lines
@@ -264,7 +264,7 @@ def _setting(path: Path, record: dict[str, Any]) -> Iterator[str]:
         "optimizer": f"{_kind(config, 'optimizer')}, peak lr {config.get('optimizer.lr')}",
         "schedule": _kind(config, "scheduler"),
         "batch": f"{config.get('trainer.micro_batch_size')} per rank x {config.get('trainer.gradient_accumulation_steps')} "
-        f"accumulated x {record.get('ranks')} rank{'s' * (record.get('ranks') != 1)}",
+        f"accumulated x {rank_groups(record.get('ranks') or 1, config.get('trainer.sequence_parallel_size') or 1)}",
         "engine": f"ZeRO-{config.get('deepspeed.stage')}",
         "seed": config.get("seed"),
         "program": f"arctic_hydra {record.get('version', '')} {_revision(record.get('git'))}",

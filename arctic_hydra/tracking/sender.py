@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,16 +128,24 @@ class Sender:
         self._connection.open()
         self._connected = self._was_connected = True
         self._replay()
+        self._failures, self._warned = 0, False
 
     def _replay(self) -> None:
-        self._connection.send(read_points(self._metrics_path))
+        """Send the rows of `metrics.jsonl`; those in the queue with their own time, which the file does not hold."""
+        self._take_queued()
+        times = {point.step: point.seconds for point in self._unsent}
+        points = read_points(self._metrics_path)
+        self._connection.send([replace(point, seconds=times.get(point.step, point.seconds)) for point in points])
+
+    def _take_queued(self) -> None:
+        while not self._queue.empty():
+            self._unsent.append(self._queue.get_nowait())
 
     def _drain(self) -> None:
         if self._overflowed:
             self._overflowed = False
             self._replay()
-        while not self._queue.empty():
-            self._unsent.append(self._queue.get_nowait())
+        self._take_queued()
         if self._unsent:
             self._connection.send(self._unsent)
             self._unsent = []

@@ -39,6 +39,7 @@ class EventFiles(StoreRun):
     """The event files of one run directory; every start adds one."""
 
     in_files = True
+    _writer: Any = None
 
     def open(self) -> None:
         """Begin a new event file, with the config if it is the first."""
@@ -46,7 +47,9 @@ class EventFiles(StoreRun):
 
         is_first = not self.run_id
         self.begin(self.name)
-        self._writer: Any = SummaryWriter(str(self.folder))
+        if self._writer is not None:  # of an attempt that failed
+            self._writer.close()
+        self._writer = SummaryWriter(str(self.folder))
         if is_first:
             self._writer.add_text("config", f"```\n{json.dumps(self.config, indent=2)}\n```", 0)
 

@@ -49,6 +49,16 @@ def test_the_summary_names_the_export_and_the_function_that_loads_it(export, con
     assert f"ModelForSequenceClassification.from_pretrained('run/{export}'{more})" in out and "task=chat" not in out
 
 
+def test_the_longer_run_raises_the_limit_that_the_run_had_wherever_it_was_set(tmp_path, capsys):
+    (tmp_path / "record.json").write_text('{"overrides": ["experiment=mine"]}')
+    figures = {"status": run_directory.FINISHED, "step": 2, "first_loss": 2.0, "last_loss": 1.0, "horizon": 2}
+    result = {**figures, "progress": {"epoch": 1}, "first_evaluation": {}, "last_evaluation": {}}
+    for limit, longer in ((0, "trainer.epochs=3"), (2, "trainer.train_iters=6")):
+        run_directory.RunDirectory(tmp_path).write_run({"trainer": {"train_iters": limit}, "checkpoint": {}})
+        print_result(run_directory.RunDirectory(tmp_path), result)
+        assert longer in capsys.readouterr().out
+
+
 def test_no_longer_run_is_proposed_if_a_callback_would_end_it_as_well(tmp_path, capsys):
     (tmp_path / "record.json").write_text('{"overrides": ["callback=[early_stopping]"]}')
     figures = {"status": run_directory.FINISHED, "step": 2, "first_loss": 2.0, "last_loss": 1.0, "horizon": 5}

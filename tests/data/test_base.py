@@ -116,3 +116,12 @@ def test_a_source_of_an_extension_takes_them_from_the_config(my_lab: Path, tmp_p
     assert len(questions) == 10 and all(int(number) < 20 for number in questions)
     wrong = run(f"{more} data.sources.sums.sample_ratio=2", tmp_path, code=2, PYTHONPATH=str(my_lab))
     assert "data.sources.sums.sample_ratio: got 2, expected 1 or less" in wrong.stderr
+
+
+def test_rows_that_are_taken_as_they_are_have_another_identity() -> None:
+    """Rows may hold both conversations and token ids."""
+    tokenized, as_it_is = (
+        SFTDataFactory(sources={"mine": OwnSource(process=process)}).identities("train")["mine"]
+        for process in (True, False)
+    )
+    assert tokenized != as_it_is

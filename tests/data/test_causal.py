@@ -41,6 +41,13 @@ def test_every_token_but_the_first_is_supervised(tmp_path: Path) -> None:
             assert store.mask(index).tolist() == [0] + [1] * (len(store.ids(index)) - 1)
 
 
+def test_a_text_that_begins_with_bos_has_one(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(None, adds_bos=True)
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "<s><s>one two"}, {"text": "one two"}])
+    store = causal(path).process("train", tokenizer, World())
+    assert store.ids(0).tolist() == store.ids(1).tolist()
+
+
 def test_an_empty_text_without_any_token_is_left_out(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(None)
     tokenizer.eos_token = None

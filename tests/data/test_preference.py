@@ -196,6 +196,7 @@ def test_real_pairs(tokenizer: Any) -> None:
         ({"always_max_length": True}, "always_max_length: got a value, but pairs can neither be cut nor joined"),
         ({"sources": {"a": JsonSource(path="x", format=RowFormat.text)}}, r"sources\.a\.format: got text, expected preference"),
         ({"sources": {"a": JsonSource(path="x", process=False)}}, r"sources\.a\.process: got false, expected true"),
+        ({"sources": {"a": JsonSource(path="x", role_mapping={"assistant": "bot"})}}, r"sources\.a\.role_mapping: got .*, expected none"),
     ],
 )  # fmt: skip
 def test_refused_fields(fields: dict[str, Any], message: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from arctic_hydra.data.formats.messages import check_chat
 from arctic_hydra.errors import DataError
 from arctic_hydra.generation import prompt_file
 from arctic_hydra.generation.prompt_file import read_prompts
@@ -36,6 +38,25 @@ def test_objects_hold_a_prompt_or_messages(tmp_path):
         assert second.text
 
 
+def test_messages_reach_the_template_as_those_of_training_do(tmp_path):
+    """Parts of a text joined, arguments of calls as an object, no null values, and other spellings of the keys."""
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    said = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        json.dumps({"messages": said}) + "\n" + json.dumps({"messages": [{"from": "human", "value": "hi"}]})
+    )
+    first, second = read_prompts(path)
+    assert first.messages == check_chat([*said, {"role": "assistant", "content": "x"}]).messages[:-1]
+    assert first.messages[0] == {"role": "user", "content": "ab"}
+    assert first.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    assert second.messages == [{"role": "user", "content": "hi"}]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -47,8 +68,8 @@ def test_objects_hold_a_prompt_or_messages(tmp_path):
         ("a.jsonl", '{"prompt": 3}', "a.jsonl:1: prompt is int, expected a text"),
         (
             "a.jsonl",
-            '{"messages": [{"role": "human", "content": "a"}]}',
-            "a.jsonl:1: message 0: role 'human', expected",
+            '{"messages": [{"role": "robot", "content": "a"}]}',
+            "a.jsonl:1: message 0: role 'robot', expected",
         ),
         (
             "a.jsonl",

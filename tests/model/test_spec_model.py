@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -192,6 +193,15 @@ def test_the_recurrent_model_exports_its_own_layout_and_loads(tmp_path):
     with pytest.raises(ModelError, match="rows may be padded at their end only; pass one prompt at a time"):
         loaded.generate(torch.tensor([[5, 6], [5, 6]]), max_new_tokens=1, **padded)
     assert loaded.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
+    renamed = {
+        name.replace("embed", "table"): value
+        for name, value in load_file(sorted(tmp_path.glob("*.safetensors"))[0]).items()
+    }
+    save_file(renamed, sorted(tmp_path.glob("*.safetensors"))[0])
+    with pytest.raises(
+        ModelError, match=r"the weights are not those of gru, flavor .*as it is registered now: .* are missing"
+    ):
+        load_export(tmp_path)
     made("decoder")[1].save_pretrained(tmp_path / "llama")
     with pytest.raises(ModelError, match="is not an export in the layout of a registered model"):
         load_export(tmp_path / "llama")

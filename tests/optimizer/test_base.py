@@ -69,6 +69,8 @@ def test_layerwise_decay_starts_at_the_head(model):
     assert rates["model.layers.1.mlp.up_proj.weight"] == 0.5
     assert rates["model.layers.0.mlp.up_proj.weight"] == 0.25
     assert rates["model.embed_tokens.weight"] == 0.125
+    names = ["gpt_neox.embed_in.weight", "gpt_neox.layers.0.mlp.weight", "embed_out.weight"]
+    assert list(AdamWFactory(layerwise_lr_decay=0.5)._layer_scales(names).values()) == [0.25, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(

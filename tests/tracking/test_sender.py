@@ -102,3 +102,34 @@ def test_the_end_of_a_finished_run_waits_longer_for_files_than_for_a_server(
     thread.finish(status)
     assert (flaky.closed == status) is waits
     assert ["no response within 0 seconds" in text for text in caplog.messages] == ([] if waits else [True])
+
+
+def test_steps_from_before_the_connection_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read from the file, which has no times, as well as queued."""
+    flaky, opened, sent = FlakyStore(), threading.Event(), dict[int, float]()
+    monkeypatch.setattr(flaky, "open", lambda: opened.wait(60))
+    monkeypatch.setattr(
+        flaky, "send", lambda points: sent.update({p.step: p.seconds for p in points if p.step not in sent})
+    )
+    monkeypatch.setattr(sender.time, "time", iter([100.0, 200.0]).__next__)
+    thread = sender.Sender(flaky, tmp_path / "metrics.jsonl", "tracking.slow")
+    thread.start()
+    write_steps(tmp_path, range(1, 3))
+    for step in (1, 2):
+        thread.put(step, {"loss": 1.0})
+    opened.set()
+    thread.finish("finished")
+    assert sent == {1: 100.0, 2: 200.0}
+
+
+def test_each_outage_is_reported_and_first_retried_soon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    thread = sender.Sender(flaky := FlakyStore(), tmp_path / "metrics.jsonl", "tracking.flaky")
+    for _ in range(2):
+        flaky.fail = True
+        for _ in range(8):
+            thread._attempt(thread._open)
+        assert thread._retry_at > time.monotonic() + 30
+        flaky.fail = False
+        thread._attempt(thread._open)
+        assert thread._failures == 0
+    assert ["away" in text for text in caplog.messages] == [True, True]

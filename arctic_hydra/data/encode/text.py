@@ -88,7 +88,7 @@ class TextEncoder:
 
     def _finish(self, ids: Array, first: int) -> Encoded:
         """Return the example with exactly one BOS and one eos token, as far as the tokenizer has them."""
-        if len(self._bos) and ids[:1].tolist() == self._bos.tolist():
+        while len(self._bos) and ids[:1].tolist() == self._bos.tolist():  # a text may begin with it
             ids, first = ids[1:], max(0, first - 1)
         if len(self._eos) and ids[-1:].tolist() == self._eos.tolist():
             ids = ids[:-1]

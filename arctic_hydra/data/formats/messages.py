@@ -82,6 +82,11 @@ def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "mes
     check_turns(messages, column)
     if not any(message["role"] == "assistant" for message in messages):
         raise malformed("no assistant message, so there is nothing to train on")
+    return check_prompt(messages, tools)
+
+
+def check_prompt(messages: list[Message], tools: list[Any] | None = None) -> Chat:
+    """Return messages that `check_turns` has passed in the form that templates render; they need not hold an answer."""
     kept = [{key: value for key, value in message.items() if value is not None} for message in messages]
     weights = [1] * len(kept)
     for index, message in enumerate(kept):

@@ -107,9 +107,14 @@ class PackedLoader:
             return self._planned[1:]
         options, geometry, chosen = self._options, self._geometry, self._examples
         if options.weights:
-            lengths = self._store.lengths[chosen]
+            lengths, sources = self._store.lengths[chosen], self._store.sources[chosen]
+            if absent := set(range(len(self.source_names))) - set(np.unique(sources).tolist()):
+                raise DataError(
+                    f"data.sources.{self.source_names[min(absent)]}.weight: the source has no examples to train on, so it cannot have "
+                    "a share of each epoch; give it more rows, or remove it"
+                )
             sizes = lengths if options.mix_by_tokens else np.ones(len(lengths), dtype=np.int64)
-            chosen = chosen[mix(self._store.sources[chosen], sizes, options.weights, geometry.seed, epoch)]
+            chosen = chosen[mix(sources, sizes, options.weights, geometry.seed, epoch)]
         if options.repeat_to_pack_max_length:
             chosen = chosen[repeated(self._store.lengths[chosen], options.pack_tokens)]
         if options.packing and options.shuffle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -18,17 +19,16 @@ def mix(sources: Array, sizes: Array, weights: Sequence[float], seed: int, epoch
     `sizes` is the unit of the weights: 1 for each example, or its tokens. The sum of all sizes is divided among the sources
     by weight. A source that is smaller than its share is repeated as a whole before any example is drawn once more.
     """
-    total, norm = float(sizes.sum()), float(sum(weights))
+    total, exact = int(sizes.sum()), [Fraction(repr(float(weight))) for weight in weights]
     parts: list[Ints] = []
-    for source, weight in enumerate(weights):
+    for source, weight in enumerate(exact):
         mine = np.flatnonzero(sources == source)
-        share, own = total * weight / norm, float(sizes[mine].sum())
         if not len(mine):
             continue
-        whole = int(share // own)
+        whole, left = divmod(total * weight / sum(exact), int(sizes[mine].sum()))
         drawn = mine[epoch_order(len(mine), seed + 1 + source, epoch)]
         reached = np.cumsum(sizes[drawn])
-        rest = drawn[: int(np.searchsorted(reached, share - whole * own, side="right"))]
+        rest = drawn[: int(np.searchsorted(reached, int(left), side="right"))]
         parts += [np.tile(mine, whole), rest]
     return np.sort(np.concatenate(parts)).astype(np.int64)
 

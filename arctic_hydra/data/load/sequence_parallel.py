@@ -77,8 +77,8 @@ def shard_batch(batch: Batch, rank: int, size: int, row_tokens: int | None = Non
     bounds, longest = batch.cu_seqlens, batch.max_seqlen
     if missing and bounds is not None:
         bounds, longest = torch.cat([bounds, bounds.new_tensor([length + missing])]), max(longest, missing)
-    row_K, column_K = batch.rows_K // length, batch.rows_K % length - start
-    mine_K = (column_K >= 0) & (column_K < width)
+    column_K = batch.rows_K % length - start
+    part = batch.only((column_K >= 0) & (column_K < width))
     if bounds is not None or not batch.num_tokens:
         lengths = [batch.num_tokens]
     else:
@@ -86,12 +86,10 @@ def shard_batch(batch: Batch, rank: int, size: int, row_tokens: int | None = Non
     pairs = batch.mismatched
     real = sum(min(max(tokens - start, 0), width) for tokens in lengths)
     return replace(
-        batch,
+        part,
         input_ids_BT=pad(batch.input_ids_BT, (0, missing))[:, start : start + width].contiguous(),
         position_ids_BT=pad(batch.position_ids_BT, (0, missing))[:, start : start + width].contiguous(),
-        rows_K=(row_K * width + column_K)[mine_K],
-        targets_K=batch.targets_K[mine_K],
-        source_K=batch.source_K[mine_K],
+        rows_K=part.rows_K // length * width + part.rows_K % length - start,
         cu_seqlens=bounds,
         max_seqlen=longest,
         num_tokens=real,

@@ -81,6 +81,8 @@ class _Example:
     turn_ends: list[int]
     stops: list[int]
     thoughts_left_out: int = 0
+    blank: bool = False
+    """Whether it has no answer but whitespace, whose end is trained on."""
 
 
 class RowPreparer:
@@ -108,14 +110,18 @@ class RowPreparer:
     def _prepare_examples(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
         report = RowReport(rows=stop - start)
         parts: list[tuple[int, Array, Array]] = []
-        for row, item in zip(range(start, stop), self._examples(start, stop, report), strict=True):
+        for row, item in zip(range(start, stop), self._examples(start, stop), strict=True):
             if isinstance(item, RowProblem):
                 self._refuse(row, item, report)
                 continue
+            kept = self._fit(row, [item], report)
+            if not kept:
+                continue
             report.thoughts_left_out += item.thoughts_left_out
+            report.blank_answers += item.blank and any(mask.any() for _, mask in kept)
             for token in item.stops:  # faster than Counter.update for a few tokens
                 report.stops[token] += 1
-            parts += [(row, ids, mask) for ids, mask in self._fit(row, [item], report)]
+            parts += [(row, ids, mask) for ids, mask in kept]
         return _with_counts(_without_unsupervised(_assemble(parts), report), report), report
 
     def _prepare_answers(self, start: int, stop: int) -> tuple[Chunk, RowReport]:
@@ -159,13 +165,16 @@ class RowPreparer:
         report.kept //= 2
         return chunk, report
 
-    def _examples(self, start: int, stop: int, report: RowReport) -> list[_Example | RowProblem]:
+    def _examples(self, start: int, stop: int) -> list[_Example | RowProblem]:
         rows = self._source.rows.take(range(start, stop))
         if self._encoder is None:
             return [_value_or_problem(_read_tokens, row, self._vocabulary) for row in rows]
         read = [_value_or_problem(self._source.reading.read, row) for row in rows]
-        report.blank_answers += sum(isinstance(item, Chat) and has_only_blank_answers(item.messages) for item in read)
-        return [item if isinstance(item, RowProblem) else self._masked(item) for item in self._encoder.encode(read)]
+        blank = [isinstance(item, Chat) and has_only_blank_answers(item.messages) for item in read]
+        found = zip(self._encoder.encode(read), blank, strict=True)
+        return [
+            item if isinstance(item, RowProblem) else replace(self._masked(item), blank=empty) for item, empty in found
+        ]
 
     def _masked(self, encoded: Encoded) -> _Example:
         mask = (np.zeros if self._options.mask_inputs else np.ones)(len(encoded.ids), dtype=np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def find_files(paths: Iterable[str], suffixes: tuple[str, ...]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         found += _files_of(Path(path).expanduser(), suffixes)
-    twice = {file for file in found if found.count(file) > 1}
+    twice = [file for file, count in Counter(found).items() if count > 1]
     if twice:
         raise DataError(f"{min(twice)}: the path names it twice, expected each file once; remove one")
     return found

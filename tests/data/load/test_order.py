@@ -71,6 +71,12 @@ def test_mixing_follows_the_weights_and_is_resampled(by_tokens: bool) -> None:
         assert max(counts.values()) - min([counts[index] for index in np.flatnonzero(sources == number)]) <= 1
 
 
+@pytest.mark.parametrize("weights", [[0.1, 0.1, 0.1], [1 / 3, 1 / 3, 1 / 3], [0.7, 0.7, 0.7]])
+def test_equal_shares_of_equal_sources_use_each_example_once(weights: list[float]) -> None:
+    sources = np.repeat([0, 1, 2], 100)
+    assert mix(sources, np.ones(300, np.int64), weights, 7, 0).tolist() == list(range(300))
+
+
 def test_another_order_each_epoch_the_same_for_a_seed() -> None:
     first, second, other = epoch_order(100, 1, 0), epoch_order(100, 1, 1), epoch_order(100, 2, 0)
     assert sorted(first) == sorted(second) == list(range(100))

@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from arctic_hydra.data.batch import Batch
 from arctic_hydra.data.load.sequence_parallel import ShardedLoader, shard_loader
 from tests.data.samples import factory, geometry
 
 CAPACITY = 130
+
+
+def columns(batch: Batch) -> list[torch.Tensor]:
+    assert batch.document_K is not None
+    return [batch.rows_K, batch.targets_K, batch.source_K, batch.document_K]
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -27,7 +33,13 @@ def test_the_parts_of_a_group_join_to_the_batch(small_chats: Path, tokenizer: An
         assert torch.equal(joined[:, :length], batch.input_ids_BT) and not joined[:, length:].any()
         assert sum(part.num_supervised for part in parts) == batch.num_supervised
         assert sum(part.num_tokens for part in parts) == batch.num_tokens
-        assert sorted(token for part in parts for token in part.targets_K.tolist()) == sorted(batch.targets_K.tolist())
+        width, places = joined.shape[1] // 3, {}
+        for rank, part in enumerate(parts):
+            assert part.document_K is not None and len(part.document_K) == len(part.rows_K) == part.num_supervised
+            for row, *rest in zip(*(column.tolist() for column in columns(part)), strict=True):
+                places[row // width * length + row % width + rank * width] = rest
+        expected = {row: rest for row, *rest in zip(*(column.tolist() for column in columns(batch)), strict=True)}
+        assert places == expected and len(expected) == batch.num_supervised
 
 
 def test_a_loader_without_a_group_and_row_length_stays_as_it_is(small_chats: Path, tokenizer: Any) -> None:

@@ -104,6 +104,8 @@ def test_blank_answers_are_kept_counted_and_warned_about(
         store = factory(path).process("train", tokenizer, World())
         assert (store.report["mine"]["kept"], store.report["mine"]["blank_answers"]) == (3, 2)
         assert "data.sources.mine: 2 rows have only blank answers (empty or whitespace)" in caplog.text
+    report = factory(path, train_on_eot=False).process("train", tokenizer, World()).report["mine"]
+    assert (report["kept"], report["blank_answers"]) == (2, 1), "the empty one has nothing to train on and is dropped"
 
 
 @pytest.mark.parametrize(("eos", "warned"), [("<|im_end|>", False), ("</s>", True)])
