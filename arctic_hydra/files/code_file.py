@@ -186,10 +186,14 @@ def _import(file: CodeFile) -> None:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        remedy = "fix it"
-        if isinstance(error, ModuleNotFoundError) and (file.path.parent / f"{error.name}.py").is_file():
-            remedy = f"import a module of its directory with a dot: `from .{error.name} import ...`"
-        raise ConfigError(f"code: {file.typed} cannot be imported: {describe(error)}; {remedy}") from error
+        raise ConfigError(f"code: {file.typed} cannot be imported: {describe(error)}; {remedy(error)}") from error
+
+
+def remedy(error: BaseException) -> str:
+    """Return what to do about an error of the user's code, which may import a module of its directory without a dot."""
+    if isinstance(error, ModuleNotFoundError) and any((f.path.parent / f"{error.name}.py").is_file() for f in _FILES):
+        return f"import a module of its directory with a dot: `from .{error.name} import ...`"
+    return "fix it"
 
 
 def _modules(path: Path, root: Path) -> set[Path]:

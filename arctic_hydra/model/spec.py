@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.component import choice, component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ConfigError, ModelError, describe
+from arctic_hydra.files.code_file import remedy
 from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.model_spec import ModelSpec, StateDictAdapter, registered_spec
@@ -61,7 +62,7 @@ class SpecModelFactory(ModelFactory):
             found = registered_spec(self.spec).create()
         except Exception as error:
             raise ModelError(
-                f"model.spec: the function registered as {self.spec} raises {describe(error)}; fix it"
+                f"model.spec: the function registered as {self.spec} raises {describe(error)}; {remedy(error)}"
             ) from error
         if not isinstance(found, ModelSpec):
             raise ModelError(

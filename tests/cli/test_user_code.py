@@ -177,6 +177,9 @@ def test_a_file_may_register_a_model_and_no_component(folder: Path) -> None:
     (folder / "mine" / "words.py").write_text(WORDS)
     done = run("code=mine/spec.py model=spec model.spec=words data.num_proc=1 task=check", folder)
     assert "memory   peak" in done.stdout
+    (folder / "mine" / "spec.py").write_text(SPEC.replace(".words", "words"))
+    done = run("code=mine/spec.py model=spec model.spec=words data.num_proc=1 task=check", folder, code=1)
+    assert "import a module of its directory with a dot: `from .words import ...`" in done.stderr
 
 
 @pytest.mark.parametrize(
