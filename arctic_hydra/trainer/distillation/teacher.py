@@ -32,6 +32,8 @@ from arctic_hydra.trainer.isolation import Subject, check_attention, check_causa
 from arctic_hydra.trainer.loss import LossComputer, supervised_logits
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from arctic_hydra.trainer.toolbox import Toolbox
 
 KEY = "trainer.teacher_path"
@@ -117,21 +119,29 @@ def teacher_factory(path: str, student: ModelFactory) -> HFModelFactory:
     )
 
 
-def load_teacher(path: str, factory: HFModelFactory, tools: Toolbox, sequence_ranks: int) -> Any:
-    """Return the frozen teacher, sharded at ZeRO-3; the random state stays. Collective.
+def teacher_config(path: str, factory: HFModelFactory, tools: Toolbox, sequence_ranks: int) -> PretrainedConfig:
+    """Return the config of the teacher, whose weights are not read.
 
-    Raises ConfigError for other tokens than the student's or too few positions for the data, and ModelError for a model that
-    cannot be loaded.
+    Raises ConfigError for other tokens than the student's or too few positions for the data, and ModelError for a config that
+    cannot be read.
     """
     student: Any = tools.engine.module
     rows = int(student.config.get_text_config().vocab_size)
-    with _explained(), determinism.kept_random_state():
+    with _explained():
         config = factory.create_config()
         check_tokens(path, int(config.get_text_config().vocab_size), rows, tools.state.tokenizer)
         check_positions(path, config, tools.loader.summary().get("max_length"))
         check_heads(config, sequence_ranks)
-        with engine.model_init(tools.engine_config):
-            model: Any = factory.create_model(config)
+    return config
+
+
+def load_teacher(factory: HFModelFactory, config: PretrainedConfig, tools: Toolbox, sequence_ranks: int) -> Any:
+    """Return the frozen teacher, sharded at ZeRO-3; the random state stays. Collective.
+
+    Raises ModelError for a model that cannot be loaded.
+    """
+    with _explained(), determinism.kept_random_state(), engine.model_init(tools.engine_config):
+        model: Any = factory.create_model(config)
     if sequence_ranks > 1:
         share_positions(model)
     return engine.freeze(model, tools.engine_config, tools.device)

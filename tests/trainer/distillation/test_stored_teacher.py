@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.cache.token_store import JoinedStore
 from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
-from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.errors import ArcticHydraError, CheckpointError, ConfigError
 from arctic_hydra.trainer.distillation.distill import DistillTrainer
 from arctic_hydra.trainer.distillation.divergence import MostLikely, WholeLogits, divergence
-from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher, most_likely
+from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher, most_likely, weights_hash
 from arctic_hydra.trainer.distillation.teacher import Teacher
 from arctic_hydra.trainer.head import tap_head
 from arctic_hydra.trainer.loss import LossComputer
@@ -65,15 +68,15 @@ class TopK(DistillTrainer):
 
 
 class Watched(DistillTrainer):
-    """Counts what the teacher is asked once the isolation of both models has been checked."""
+    """Counts what the teacher is asked to predict."""
 
-    def _create_teacher(self, tools):
-        found = super()._create_teacher(tools)
+    def _load_teacher(self):
+        found = super()._load_teacher()
         self.weights_of_teacher = list(found.losses.engine.parameters())
         return found
 
     def prepare(self):
-        self.asked, ask = [], Teacher.targets
+        self.asked, self.weights_of_teacher, ask = [], [], Teacher.targets
 
         def targets(teacher, batch):
             self.asked.append(batch)
@@ -81,7 +84,7 @@ class Watched(DistillTrainer):
 
         Teacher.targets = targets
         super().prepare()
-        assert isinstance(self._teacher, StoredTeacher) and self.weights_of_teacher
+        assert isinstance(self._teacher, StoredTeacher) and bool(self.weights_of_teacher) == bool(self.asked)
         held = [(weight, getattr(weight, "ds_tensor", weight)) for weight in self.weights_of_teacher]
         assert all(tensor.untyped_storage().nbytes() == 0 for pair in held for tensor in pair)
 
@@ -132,7 +135,7 @@ def test_losses_evaluation_and_weights_are_those_with_the_teacher(tmp_path, teac
         loader_of(tmp_path, documents, ONE)  # written by one process
     for pairs in run_ranks(ranks, _compared, tmp_path, teacher, settings):
         for (rows, weights, state), (cached, ours, kept) in pairs:
-            assert len(rows) == len(cached) >= 6 and state == kept and state["teacher"]
+            assert len(rows) == len(cached) >= 6 and state["teacher"] and kept["teacher"]
             for row, other in zip(rows, cached, strict=True):
                 assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
             for name, value in weights.items():
@@ -140,13 +143,15 @@ def test_losses_evaluation_and_weights_are_those_with_the_teacher(tmp_path, teac
 
 
 def _kept(folder, path, other):
-    """Store predictions, train from them, and return how many entries other settings add."""
+    """Store predictions, train from them without reading the teacher's weights, and return how many entries other settings add."""
     first = trainer_of(folder, path, Watched, teacher="cached", top_k=3)
     assert first.asked
     again = trainer_of(folder, path, Watched, teacher="cached", top_k=3, beta=1.0, ce_share=0.0)
     again.train()
     again.probe()  # as some steps later
-    assert again.asked == []
+    assert again.asked == again.weights_of_teacher == []
+    with pytest.raises(CheckpointError, match=r"trainer.teacher_path: the weights in .* are not those with which"):
+        again.load_state_dict({"teacher": weights_hash(other)})
     entries, added = set(), []
     for model, change in ((path, {}), (path, {"top_k": 4}), (path, {"temperature": 1.0}), (other, {})):
         trainer_of(folder, model, **{"teacher": "cached", "top_k": 3, **change})
@@ -165,6 +170,25 @@ def test_stored_predictions_are_used_again_and_their_key_follows_all_that_they_d
     other.save_pretrained(tmp_path / "other")
     [added] = run_ranks(1, _kept, tmp_path, teacher, str(tmp_path / "other"))
     assert added == [2, 2, 2, 2]  # of training and evaluation
+
+
+def test_weights_that_are_not_read_are_known_by_their_files_or_their_commit(teacher, tmp_path, monkeypatch):
+    shutil.copytree(teacher, tmp_path / "copy")
+    file, first = tmp_path / "copy" / "model.safetensors", weights_hash(teacher)
+    os.utime(file, (0, 0))
+    (tmp_path / "copy" / "README.md").write_text("edited")
+    assert weights_hash(str(tmp_path / "copy")) == first
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert weights_hash(str(tmp_path / "copy")) != first
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigError, match=r"trainer.teacher_path: cannot read .*model.safetensors \(Is a directory\)"):
+        weights_hash(str(tmp_path / "copy"))
+    place = "/cache/models--owner--name/snapshots/0123abcd/config.json"
+    monkeypatch.setattr(transformers.utils, "cached_file", lambda *name, **arguments: place)
+    assert weights_hash("owner/name") == "0123abcd"
 
 
 @pytest.fixture(scope="module")
