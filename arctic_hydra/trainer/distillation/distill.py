@@ -261,6 +261,7 @@ class DistillTrainer(ScoringTrainer):
         from arctic_hydra.trainer.distillation.teacher import (
             Teacher,
             check_teacher,
+            explained,
             load_teacher,
             teacher_config,
             teacher_factory,
@@ -271,7 +272,7 @@ class DistillTrainer(ScoringTrainer):
         factory = teacher_factory(self.teacher_path, tools.model_factory)
         config = teacher_config(self.teacher_path, factory, tools, ranks)
         frozen = load_teacher(factory, config, tools, ranks)
-        with self.trial():
+        with self.trial(), explained():
             losses = replace(self._loss_computer(frozen), balance=None)
             check_teacher(losses, self.device, factory.attn_implementation, tools.packed, ranks)
         return Teacher(losses, float(self.temperature))

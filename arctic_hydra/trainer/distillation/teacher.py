@@ -127,7 +127,7 @@ def teacher_config(path: str, factory: HFModelFactory, tools: Toolbox, sequence_
     """
     student: Any = tools.engine.module
     rows = int(student.config.get_text_config().vocab_size)
-    with _explained():
+    with explained():
         config = factory.create_config()
         check_tokens(path, int(config.get_text_config().vocab_size), rows, tools.state.tokenizer)
         check_positions(path, config, tools.loader.summary().get("max_length"))
@@ -140,7 +140,7 @@ def load_teacher(factory: HFModelFactory, config: PretrainedConfig, tools: Toolb
 
     Raises ModelError for a model that cannot be loaded.
     """
-    with _explained(), determinism.kept_random_state(), engine.model_init(tools.engine_config):
+    with explained(), determinism.kept_random_state(), engine.model_init(tools.engine_config):
         model: Any = factory.create_model(config)
     if sequence_ranks > 1:
         share_positions(model)
@@ -194,10 +194,13 @@ def teacher_bytes(path: str, itemsize: int) -> int:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Name the teacher in errors of its model and tokenizer."""
     try:
         yield
     except ModelError as error:
+        if str(error).startswith(attention := "model.attn_implementation: "):
+            text = f"the teacher has the attention of the student (model.attn_implementation), and {str(error).removeprefix(attention)}"
+            raise ModelError(f"{KEY}: {text}") from error
         text = str(error).partition(": ")[2] if str(error).startswith(("model", "tokenizer")) else str(error)
         raise ModelError(f"{KEY}: {text}") from error
