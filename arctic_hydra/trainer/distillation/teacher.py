@@ -24,7 +24,7 @@ from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.tokenizer.loading import TOKENIZER_FILES, load_tokenizer
-from arctic_hydra.trainer.chunked import LogitTransform, wide
+from arctic_hydra.trainer.chunked import LogitTransform, product_dtype, wide
 from arctic_hydra.trainer.distillation.divergence import WholeLogits, of_common_tokens
 from arctic_hydra.trainer.distillation.teacher_path import find_directory
 from arctic_hydra.trainer.head import evaluating
@@ -44,6 +44,7 @@ class FromHidden:
     """A teacher's predictions as hidden states, whose logits are computed for a chunk of rows at a time."""
 
     hidden_KH: torch.Tensor
+    """In the dtype of products with the weight in the teacher's forward pass, which autocast may set."""
     weight_VH: torch.Tensor
     bias_V: torch.Tensor | None
     transform: LogitTransform
@@ -64,7 +65,9 @@ class FromHidden:
     def logps(self, part: slice, vocabulary: int) -> torch.Tensor:
         """Return the teacher's log-probabilities over its first `vocabulary` tokens, fp32, at the rows of `part`."""
         with torch.no_grad():
-            logits_CV = linear(self.hidden_KH[part], self.weight_VH, self.bias_V).to(wide(self.weight_VH))
+            dtype, bias_V = self.hidden_KH.dtype, self.bias_V
+            bias_V = None if bias_V is None else bias_V.to(dtype)
+            logits_CV = linear(self.hidden_KH[part], self.weight_VH.to(dtype), bias_V).to(wide(self.weight_VH))
             return (self.transform(logits_CV)[:, :vocabulary] / self.temperature).log_softmax(-1)
 
 
@@ -86,7 +89,7 @@ class Teacher:
 
         def keep(hidden_BTH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
             projection.append((weight_VH, bias_V))
-            return hidden_BTH.flatten(0, 1)[batch.rows_K].to(weight_VH.dtype)
+            return hidden_BTH.flatten(0, 1)[batch.rows_K].to(product_dtype(weight_VH))
 
         with evaluating(model), self.disabled():
             if head is None:
