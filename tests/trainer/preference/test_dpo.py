@@ -68,7 +68,7 @@ def test_every_loss_starts_from_its_value_at_the_reference(tmp_path):
     found = run_ranks(1, _starts, tmp_path)[0]
     for name, expected in AT_REFERENCE.items():
         loss, norm, margin = found[name]
-        assert loss == pytest.approx(expected, rel=1e-5), name
+        assert loss == pytest.approx(expected, rel=1e-6), name
         assert norm > 0 and margin == pytest.approx(0, abs=1e-6), name
 
 
