@@ -19,10 +19,11 @@ from arctic_hydra import distributed, engine
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.hub import looks_like_path
-from arctic_hydra.model.hf import hub_arguments
+from arctic_hydra.model.hf import hub_arguments, load_error
+from arctic_hydra.redaction import umask_of_user
 from arctic_hydra.trainer.chunked import default_chunk_rows
 from arctic_hydra.trainer.distillation.divergence import MostLikely
-from arctic_hydra.trainer.distillation.teacher import KEY, Teacher, teacher_config, teacher_factory
+from arctic_hydra.trainer.distillation.teacher import KEY, Teacher, explained, teacher_config, teacher_factory
 from arctic_hydra.trainer.distillation.teacher_path import find_directory
 from arctic_hydra.trainer.parts.head_loss import HeadLoss
 from arctic_hydra.trainer.scoring.score_identity import scores_depend_on
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from arctic_hydra.trainer.distillation.distill import DistillTrainer
     from arctic_hydra.trainer.toolbox import Toolbox
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
+"""Files of weights with their index; transformers loads the first kind that there is."""
 _BLOCK_BYTES = 2**24
 IDS, LOGPS, TAIL = "ids", "logps", "tail"
 
@@ -47,7 +49,7 @@ class StoredTeacher:
     """A teacher given by its stored most likely tokens."""
 
     checksum: str
-    """Of its weights, which are not read: see `weights_hash`."""
+    """Of the files of its weights."""
     vocabulary: int
     """Number of tokens that student and teacher have."""
 
@@ -82,7 +84,7 @@ def most_likely(teacher: Teacher, batch: Batch, count: int, vocabulary: int) -> 
 
 
 def stored_teacher(tools: Toolbox, path: str, count: int) -> StoredTeacher:
-    """Return the teacher in `path`, whose weights are not read. Collective.
+    """Return the teacher in `path`, whose weights are not loaded. Collective.
 
     Raises ConfigError for a teacher that does not fit the student, or if there are fewer than `count` tokens.
     """
@@ -93,7 +95,10 @@ def stored_teacher(tools: Toolbox, path: str, count: int) -> StoredTeacher:
         raise ConfigError(
             f"trainer.top_k: got {count:,}, but student and teacher have {vocabulary:,} tokens; expected at most as many, such as 64"
         )
-    found = weights_hash(find_directory(path)) if tools.world.is_main else ""
+    files = weight_files(
+        find_directory(path)
+    )  # on every rank, because a download may outlast the timeout of a collective
+    found = weights_hash(files) if tools.world.is_main else ""
     return StoredTeacher(distributed.broadcast_object(found), vocabulary)
 
 
@@ -122,19 +127,36 @@ def store_predictions(trainer: DistillTrainer, stored: StoredTeacher, load: Call
         engine.release(teacher.losses.engine)
 
 
-def weights_hash(name: str) -> str:
-    """Return what changes with the weights of a model: a hash of the files of a directory, or the commit of a hub id.
+def weight_files(name: str) -> list[Path]:
+    """Return the files of the weights of a directory, or of a hub id, which are downloaded if they are not in the cache.
 
-    Unlike `content_hash`, it does not need the model in memory. Files are read whole, and their dates do not count. Raises
-    ConfigError if one cannot be read.
+    Raises ModelError if they cannot be.
     """
-    if not looks_like_path(name):
-        from transformers.utils import cached_file
+    for pattern in _WEIGHTS:
+        folder = Path(name).expanduser() if looks_like_path(name) else _downloaded(name, pattern)
+        if files := sorted(folder.glob(pattern)):
+            return files
+    return []
 
-        config = cached_file(name, "config.json", **hub_arguments(name, None))
-        return Path(config).parent.name  # .../snapshots/<commit>/config.json
+
+def _downloaded(name: str, pattern: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with explained():
+        try:
+            with umask_of_user():
+                return Path(snapshot_download(name, allow_patterns=pattern, **hub_arguments(name, None)))
+        except OSError as error:
+            raise load_error(name, error) from error
+
+
+def weights_hash(files: list[Path]) -> str:
+    """Return a hash of the names and contents of files, which are read whole, since their dates do not tell.
+
+    Unlike `content_hash`, it does not need the model in memory. Raises ConfigError for a file that cannot be read.
+    """
     digest = xxhash.xxh3_64()
-    for file in sorted(found for ending in _WEIGHTS for found in Path(name).expanduser().glob(ending)):
+    for file in files:
         try:
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             with file.open("rb") as content:

@@ -6,18 +6,18 @@ import os
 import shutil
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.cache.token_store import JoinedStore
 from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
-from arctic_hydra.errors import ArcticHydraError, CheckpointError, ConfigError
+from arctic_hydra.errors import ArcticHydraError, CheckpointError, ConfigError, ModelError
 from arctic_hydra.trainer.distillation.distill import DistillTrainer
 from arctic_hydra.trainer.distillation.divergence import MostLikely, WholeLogits, divergence
-from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher, most_likely, weights_hash
+from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher, most_likely, weight_files, weights_hash
 from arctic_hydra.trainer.distillation.teacher import Teacher
 from arctic_hydra.trainer.head import tap_head
 from arctic_hydra.trainer.loss import LossComputer
@@ -151,7 +151,7 @@ def _kept(folder, path, other):
     again.probe()  # as some steps later
     assert again.asked == again.weights_of_teacher == []
     with pytest.raises(CheckpointError, match=r"trainer.teacher_path: the weights in .* are not those with which"):
-        again.load_state_dict({"teacher": weights_hash(other)})
+        again.load_state_dict({"teacher": weights_hash(weight_files(other))})
     entries, added = set(), []
     for model, change in ((path, {}), (path, {"top_k": 4}), (path, {"temperature": 1.0}), (other, {})):
         trainer_of(folder, model, **{"teacher": "cached", "top_k": 3, **change})
@@ -172,23 +172,31 @@ def test_stored_predictions_are_used_again_and_their_key_follows_all_that_they_d
     assert added == [2, 2, 2, 2]  # of training and evaluation
 
 
-def test_weights_that_are_not_read_are_known_by_their_files_or_their_commit(teacher, tmp_path, monkeypatch):
-    shutil.copytree(teacher, tmp_path / "copy")
-    file, first = tmp_path / "copy" / "model.safetensors", weights_hash(teacher)
+def test_weights_that_are_not_loaded_are_known_by_the_content_of_their_files(teacher, tmp_path, monkeypatch):
+    def found(name):
+        return weights_hash(weight_files(str(name)))
+
+    cached = tmp_path / "hub" / "models--owner--name"
+    shutil.copytree(teacher, cached / "snapshots" / "0123abcd")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder, first = cached / "snapshots" / "0123abcd", found(teacher)
+    file = folder / "model.safetensors"
     os.utime(file, (0, 0))
-    (tmp_path / "copy" / "README.md").write_text("edited")
-    assert weights_hash(str(tmp_path / "copy")) == first
+    (folder / "README.md").write_text("edited")
+    assert found(folder) == found("owner/name") == first
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert weights_hash(str(tmp_path / "copy")) != first
-    file.unlink()
+    assert found(folder) == found("owner/name") != first
+    file.rename(folder / "pytorch_model.bin")
+    assert found("owner/name") != found(tmp_path) == weights_hash([])
     file.mkdir()
     with pytest.raises(ConfigError, match=r"trainer.teacher_path: cannot read .*model.safetensors \(Is a directory\)"):
-        weights_hash(str(tmp_path / "copy"))
-    place = "/cache/models--owner--name/snapshots/0123abcd/config.json"
-    monkeypatch.setattr(transformers.utils, "cached_file", lambda *name, **arguments: place)
-    assert weights_hash("owner/name") == "0123abcd"
+        found(folder)
+    with pytest.raises(ModelError, match=r"^trainer.teacher_path: 'owner/other' cannot be loaded: "):
+        found("owner/other")
 
 
 @pytest.fixture(scope="module")
