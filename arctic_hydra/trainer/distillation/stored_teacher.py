@@ -95,9 +95,8 @@ def stored_teacher(tools: Toolbox, path: str, count: int) -> StoredTeacher:
         raise ConfigError(
             f"trainer.top_k: got {count:,}, but student and teacher have {vocabulary:,} tokens; expected at most as many, such as 64"
         )
-    files = weight_files(
-        find_directory(path)
-    )  # on every rank, because a download may outlast the timeout of a collective
+    # On every rank, because a download may outlast the timeout of a collective.
+    files = weight_files(find_directory(path))
     found = weights_hash(files) if tools.world.is_main else ""
     return StoredTeacher(distributed.broadcast_object(found), vocabulary)
 
