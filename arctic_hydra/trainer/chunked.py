@@ -69,14 +69,14 @@ def chunked_losses(
     between the passes. Products run in the dtype of the weight; sums over rows and over the vocabulary in fp32. Under autocast
     they run in its dtype in both passes, on a copy of the weight that is kept between them.
     """
-    rows, dtype = chunk_rows or default_chunk_rows(weight_VH.shape[0]), _product_dtype(weight_VH)
+    rows, dtype = chunk_rows or default_chunk_rows(weight_VH.shape[0]), product_dtype(weight_VH)
     bias_V = None if bias_V is None else bias_V.to(dtype)
     return _ChunkedLosses.apply(  # type: ignore[no-any-return,no-untyped-call]
         hidden_KH.to(dtype), weight_VH.to(dtype), bias_V, targets_K, transform, loss, rows, mean_logits_K
     )
 
 
-def _product_dtype(weight_VH: torch.Tensor) -> torch.dtype:
+def product_dtype(weight_VH: torch.Tensor) -> torch.dtype:
     """Return the dtype that products with the weight have here; a backward pass runs outside of autocast."""
     device = weight_VH.device.type
     is_cast = torch.is_autocast_enabled(device) and weight_VH.dtype != torch.float64

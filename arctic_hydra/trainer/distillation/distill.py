@@ -144,7 +144,7 @@ class DistillTrainer(ScoringTrainer):
         self.teacher = TeacherKind.cached
 
     def setup(self, tools: Toolbox) -> None:
-        """Receive the tools of the run, load the teacher, and turn dropout off. Collective.
+        """Receive the tools of the run, load the teacher unless its predictions are stored, and turn dropout off. Collective.
 
         Raises ConfigError for a teacher that does not fit the student, and for a student that draws random numbers, ModelError
         for a teacher that cannot be loaded.
@@ -158,15 +158,12 @@ class DistillTrainer(ScoringTrainer):
     def prepare(self) -> None:
         """With `teacher=cached`, compute the predictions that are missing, and attach them to the batches. Collective.
 
-        Raises ConfigError if there are fewer than `top_k` tokens. The teacher is dropped afterwards.
+        The teacher is loaded only if there are any, and dropped afterwards. Raises ConfigError and ModelError as `setup` does.
         """
-        from arctic_hydra.trainer.distillation.stored_teacher import stored_teacher
-        from arctic_hydra.trainer.distillation.teacher import Teacher
+        from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher, store_predictions
 
-        if not self.stores_scores:
-            return
-        assert isinstance(self._teacher, Teacher) and self.teacher_path is not None, "that of setup"
-        self._teacher = stored_teacher(self.tools, self.teacher_path, self._teacher, self.top_k, self.scores_directory)
+        if isinstance(self._teacher, StoredTeacher):
+            store_predictions(self, self._teacher, self._load_teacher)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the checksum of the teacher."""
@@ -241,22 +238,41 @@ class DistillTrainer(ScoringTrainer):
 
         return distill(self._losses, batch, self._teacher.targets(batch), self.mix)
 
-    def _create_teacher(self, tools: Toolbox) -> Teacher:
+    def _create_teacher(self, tools: Toolbox) -> Teacher | StoredTeacher:
         from arctic_hydra.checkpoint.full_weights import content_hash
-        from arctic_hydra.trainer.distillation.teacher import Teacher, check_teacher, load_teacher, teacher_factory
+        from arctic_hydra.trainer.distillation.stored_teacher import stored_teacher
+        from arctic_hydra.trainer.distillation.teacher import Teacher
         from arctic_hydra.trainer.head import unwrap
         from arctic_hydra.trainer.preference.reference import why_not_adapter_off
 
-        temperature, student = float(self.temperature), tools.engine.module
         if self.teacher_path is None:
+            student = tools.engine.module
             if problem := why_not_adapter_off(student):
                 raise ConfigError(
                     f"trainer.teacher: got adapter_off, but {problem}; pass trainer.teacher_path=<model> instead"
                 )
-            return Teacher(replace(self._losses, balance=None), temperature, student.disable_adapter)
+            return Teacher(replace(self._losses, balance=None), float(self.temperature), student.disable_adapter)
+        if self.stores_scores:
+            return stored_teacher(tools, self.teacher_path, self.top_k)
+        teacher = self._load_teacher()
+        return replace(teacher, checksum=content_hash(unwrap(teacher.losses.engine)))
+
+    def _load_teacher(self) -> Teacher:
+        from arctic_hydra.trainer.distillation.teacher import (
+            Teacher,
+            check_teacher,
+            explained,
+            load_teacher,
+            teacher_config,
+            teacher_factory,
+        )
+
+        assert self.teacher_path is not None, "adapter_off has none"
+        tools, ranks = self.tools, self.sequence_parallel_size
         factory = teacher_factory(self.teacher_path, tools.model_factory)
-        frozen = load_teacher(self.teacher_path, factory, tools, self.sequence_parallel_size)
-        with self.trial():
+        config = teacher_config(self.teacher_path, factory, tools, ranks)
+        frozen = load_teacher(factory, config, tools, ranks)
+        with self.trial(), explained():
             losses = replace(self._loss_computer(frozen), balance=None)
-            check_teacher(losses, self.device, factory.attn_implementation, tools.packed, self.sequence_parallel_size)
-        return Teacher(losses, temperature, checksum=content_hash(unwrap(frozen)))
+            check_teacher(losses, self.device, factory.attn_implementation, tools.packed, ranks)
+        return Teacher(losses, float(self.temperature))

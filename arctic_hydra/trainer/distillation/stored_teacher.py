@@ -6,26 +6,36 @@ Shapes: K supervised positions, N most likely tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xxhash
 
-from arctic_hydra import engine
+from arctic_hydra import distributed, engine
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.hub import looks_like_path
+from arctic_hydra.model.hf import hub_arguments, load_error
+from arctic_hydra.redaction import umask_of_user
 from arctic_hydra.trainer.chunked import default_chunk_rows
 from arctic_hydra.trainer.distillation.divergence import MostLikely
-from arctic_hydra.trainer.distillation.teacher import Teacher, teacher_factory
-from arctic_hydra.trainer.head import unwrap
+from arctic_hydra.trainer.distillation.teacher import KEY, Teacher, explained, teacher_config, teacher_factory
+from arctic_hydra.trainer.distillation.teacher_path import find_directory
+from arctic_hydra.trainer.parts.head_loss import HeadLoss
 from arctic_hydra.trainer.scoring.score_identity import scores_depend_on
 from arctic_hydra.trainer.scoring.scorer import Compute, Scoring, store_scores
 
 if TYPE_CHECKING:
+    from arctic_hydra.trainer.distillation.distill import DistillTrainer
     from arctic_hydra.trainer.toolbox import Toolbox
 
+_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
+"""Files of weights with their index; transformers loads the first kind that there is."""
+_BLOCK_BYTES = 2**24
 IDS, LOGPS, TAIL = "ids", "logps", "tail"
 
 
@@ -39,7 +49,7 @@ class StoredTeacher:
     """A teacher given by its stored most likely tokens."""
 
     checksum: str
-    """Of its weights."""
+    """Of the files of its weights."""
     vocabulary: int
     """Number of tokens that student and teacher have."""
 
@@ -73,28 +83,84 @@ def most_likely(teacher: Teacher, batch: Batch, count: int, vocabulary: int) -> 
     return found
 
 
-def stored_teacher(tools: Toolbox, path: str, teacher: Teacher, count: int, folder: Path) -> StoredTeacher:
-    """Attach the `count` most likely tokens of a teacher, loaded from `path`, to the batches; return it. Collective.
+def stored_teacher(tools: Toolbox, path: str, count: int) -> StoredTeacher:
+    """Return the teacher in `path`, whose weights are not loaded. Collective.
 
-    Predictions that are missing are computed, and the weights of the teacher freed. Raises ConfigError if there are fewer than
-    `count` tokens.
+    Raises ConfigError for a teacher that does not fit the student, or if there are fewer than `count` tokens.
     """
-    models: list[Any] = [unwrap(tools.engine), unwrap(teacher.losses.engine)]
-    vocabulary = min(int(model.config.get_text_config().vocab_size) for model in models)
+    student: Any = tools.engine.module
+    config = teacher_config(path, teacher_factory(path, tools.model_factory), tools, sequence_ranks=1)
+    vocabulary = min(int(one.get_text_config().vocab_size) for one in (student.config, config))
     if count > vocabulary:
         raise ConfigError(
             f"trainer.top_k: got {count:,}, but student and teacher have {vocabulary:,} tokens; expected at most as many, such as 64"
         )
+    # On every rank, because a download may outlast the timeout of a collective.
+    files = weight_files(find_directory(path))
+    found = weights_hash(files) if tools.world.is_main else ""
+    return StoredTeacher(distributed.broadcast_object(found), vocabulary)
+
+
+def store_predictions(trainer: DistillTrainer, stored: StoredTeacher, load: Callable[[], Teacher]) -> None:
+    """Attach the most likely tokens of a teacher to the batches of a trainer; `load` it only to compute those that are missing.
+
+    Its weights are freed afterwards. Collective.
+    """
+    loaded: list[Teacher] = []
 
     def compute() -> Compute:
-        return lambda batch: most_likely(teacher, batch, count, vocabulary)
+        loaded.append(load())
+        return lambda batch: most_likely(loaded[0], batch, trainer.top_k, stored.vocabulary)
 
-    its_own = replace(tools, model_factory=teacher_factory(path, tools.model_factory), converters=[])
+    assert trainer.teacher_path is not None, "checked for every config"
+    factory = teacher_factory(trainer.teacher_path, trainer.tools.model_factory)
+    its_own = replace(trainer.tools, model_factory=factory, converters=[])
+    in_chunks = trainer.head_loss is not HeadLoss.full
     about = {
-        **scores_depend_on(its_own, teacher.losses, teacher.checksum, adapter_off=False),
-        "temperature": teacher.temperature,
-        "vocabulary": vocabulary,
+        **scores_depend_on(its_own, factory.create_config(), stored.checksum, in_chunks=in_chunks),
+        "temperature": float(trainer.temperature),
+        "vocabulary": stored.vocabulary,
     }
-    store_scores(tools, Scoring(about, record(count)), folder, compute)
-    engine.release(teacher.losses.engine)
-    return StoredTeacher(teacher.checksum, vocabulary)
+    store_scores(trainer.tools, Scoring(about, record(trainer.top_k)), trainer.scores_directory, compute)
+    for teacher in loaded:
+        engine.release(teacher.losses.engine)
+
+
+def weight_files(name: str) -> list[Path]:
+    """Return the files of the weights of a directory, or of a hub id, which are downloaded if they are not in the cache.
+
+    Raises ModelError if they cannot be.
+    """
+    for pattern in _WEIGHTS:
+        folder = Path(name).expanduser() if looks_like_path(name) else _downloaded(name, pattern)
+        if files := sorted(folder.glob(pattern)):
+            return files
+    return []
+
+
+def _downloaded(name: str, pattern: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with explained():
+        try:
+            with umask_of_user():
+                return Path(snapshot_download(name, allow_patterns=pattern, **hub_arguments(name, None)))
+        except OSError as error:
+            raise load_error(name, error) from error
+
+
+def weights_hash(files: list[Path]) -> str:
+    """Return a hash of the names and contents of files, which are read whole, since their dates do not tell.
+
+    Unlike `content_hash`, it does not need the model in memory. Raises ConfigError for a file that cannot be read.
+    """
+    digest = xxhash.xxh3_64()
+    for file in files:
+        try:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as content:
+                while block := content.read(_BLOCK_BYTES):
+                    digest.update(block)
+        except OSError as error:
+            raise ConfigError(f"{KEY}: cannot read {file} ({error.strerror}); check the file") from error
+    return digest.hexdigest()

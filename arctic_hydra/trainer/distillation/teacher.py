@@ -24,7 +24,7 @@ from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.tokenizer.loading import TOKENIZER_FILES, load_tokenizer
-from arctic_hydra.trainer.chunked import LogitTransform, wide
+from arctic_hydra.trainer.chunked import LogitTransform, product_dtype, wide
 from arctic_hydra.trainer.distillation.divergence import WholeLogits, of_common_tokens
 from arctic_hydra.trainer.distillation.teacher_path import find_directory
 from arctic_hydra.trainer.head import evaluating
@@ -32,6 +32,8 @@ from arctic_hydra.trainer.isolation import Subject, check_attention, check_causa
 from arctic_hydra.trainer.loss import LossComputer, supervised_logits
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from arctic_hydra.trainer.toolbox import Toolbox
 
 KEY = "trainer.teacher_path"
@@ -42,6 +44,7 @@ class FromHidden:
     """A teacher's predictions as hidden states, whose logits are computed for a chunk of rows at a time."""
 
     hidden_KH: torch.Tensor
+    """In the dtype of products with the weight in the teacher's forward pass, which autocast may set."""
     weight_VH: torch.Tensor
     bias_V: torch.Tensor | None
     transform: LogitTransform
@@ -62,7 +65,9 @@ class FromHidden:
     def logps(self, part: slice, vocabulary: int) -> torch.Tensor:
         """Return the teacher's log-probabilities over its first `vocabulary` tokens, fp32, at the rows of `part`."""
         with torch.no_grad():
-            logits_CV = linear(self.hidden_KH[part], self.weight_VH, self.bias_V).to(wide(self.weight_VH))
+            dtype, bias_V = self.hidden_KH.dtype, self.bias_V
+            bias_V = None if bias_V is None else bias_V.to(dtype)
+            logits_CV = linear(self.hidden_KH[part], self.weight_VH.to(dtype), bias_V).to(wide(self.weight_VH))
             return (self.transform(logits_CV)[:, :vocabulary] / self.temperature).log_softmax(-1)
 
 
@@ -84,7 +89,7 @@ class Teacher:
 
         def keep(hidden_BTH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
             projection.append((weight_VH, bias_V))
-            return hidden_BTH.flatten(0, 1)[batch.rows_K].to(weight_VH.dtype)
+            return hidden_BTH.flatten(0, 1)[batch.rows_K].to(product_dtype(weight_VH))
 
         with evaluating(model), self.disabled():
             if head is None:
@@ -117,21 +122,29 @@ def teacher_factory(path: str, student: ModelFactory) -> HFModelFactory:
     )
 
 
-def load_teacher(path: str, factory: HFModelFactory, tools: Toolbox, sequence_ranks: int) -> Any:
-    """Return the frozen teacher, sharded at ZeRO-3; the random state stays. Collective.
+def teacher_config(path: str, factory: HFModelFactory, tools: Toolbox, sequence_ranks: int) -> PretrainedConfig:
+    """Return the config of the teacher, whose weights are not read.
 
-    Raises ConfigError for other tokens than the student's or too few positions for the data, and ModelError for a model that
-    cannot be loaded.
+    Raises ConfigError for other tokens than the student's or too few positions for the data, and ModelError for a config that
+    cannot be read.
     """
     student: Any = tools.engine.module
     rows = int(student.config.get_text_config().vocab_size)
-    with _explained(), determinism.kept_random_state():
+    with explained():
         config = factory.create_config()
         check_tokens(path, int(config.get_text_config().vocab_size), rows, tools.state.tokenizer)
         check_positions(path, config, tools.loader.summary().get("max_length"))
         check_heads(config, sequence_ranks)
-        with engine.model_init(tools.engine_config):
-            model: Any = factory.create_model(config)
+    return config
+
+
+def load_teacher(factory: HFModelFactory, config: PretrainedConfig, tools: Toolbox, sequence_ranks: int) -> Any:
+    """Return the frozen teacher, sharded at ZeRO-3; the random state stays. Collective.
+
+    Raises ModelError for a model that cannot be loaded.
+    """
+    with explained(), determinism.kept_random_state(), engine.model_init(tools.engine_config):
+        model: Any = factory.create_model(config)
     if sequence_ranks > 1:
         share_positions(model)
     return engine.freeze(model, tools.engine_config, tools.device)
@@ -184,10 +197,13 @@ def teacher_bytes(path: str, itemsize: int) -> int:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Name the teacher in errors of its model and tokenizer."""
     try:
         yield
     except ModelError as error:
+        if str(error).startswith(attention := "model.attn_implementation: "):
+            text = f"the teacher has the attention of the student (model.attn_implementation), and {str(error).removeprefix(attention)}"
+            raise ModelError(f"{KEY}: {text}") from error
         text = str(error).partition(": ")[2] if str(error).startswith(("model", "tokenizer")) else str(error)
         raise ModelError(f"{KEY}: {text}") from error

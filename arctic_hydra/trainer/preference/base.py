@@ -130,6 +130,8 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
     If `nll_weight` is not 0, the mean cross-entropy of all tokens of the step's chosen answers is added with that weight.
     """
 
+    own_figures: ClassVar[tuple[str, ...]] = ()
+    """Names of what `more_figures` returns."""
     evaluation_columns: ClassVar[int] = 5 + len(FIGURES)
 
     def __post_init__(self) -> None:
@@ -152,6 +154,10 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
 
         `pairs` holds the scores under the model, with a graph, `reference` those under the reference, if there is one.
         """
+
+    def more_figures(self, pairs: Pairs) -> tuple[torch.Tensor, ...]:
+        """Return figures of each pair, [P], that only this trainer logs, from the scores under the model."""
+        return ()
 
     def reference_pairs(self, batch: Batch) -> Pairs | None:
         """Return the scores under the reference, None for a loss without one; called before the model's own forward pass."""
@@ -203,8 +209,12 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
         """Return the mean loss of the pairs, the mean cross-entropy of the chosen tokens, and the figures."""
         loss_sum, _, pairs, tokens, nll_sum, *figures = sums
         nll = nll_sum / tokens
-        means = {name: value / pairs for name, value in zip(FIGURES, figures, strict=True)}
+        means = {name: value / pairs for name, value in zip(self._figures, figures, strict=True)}
         return {"loss": loss_sum / pairs + self.nll_weight * nll, "nll_loss": nll, **means}
+
+    @property
+    def _figures(self) -> tuple[str, ...]:
+        return (*FIGURES, *self.own_figures)
 
     def _scored(self, batch: Batch) -> PairLosses:
         import torch
@@ -227,7 +237,8 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
             pairs.rejected.score_P,
             logits.chosen.score_P,
             logits.rejected.score_P,
+            *self.more_figures(pairs),
         )
-        figures = {name: values_P.detach() for name, values_P in zip(FIGURES, of_pairs, strict=True)}
+        figures = {name: values_P.detach() for name, values_P in zip(self._figures, of_pairs, strict=True)}
         balance = self._losses.balance_term(router_loss, self.units(batch))
         return PairLosses(losses_P, figures, -losses_K, balance)

@@ -183,7 +183,13 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
         from arctic_hydra.trainer.head import unwrap
 
         tools = self.tools
-        frozen = engine.freeze(tools.create_model(self.reference_path), tools.engine_config, self.device)
+        try:
+            model = tools.create_model(self.reference_path)
+        except CheckpointError as error:
+            if self.reference_path is None:
+                raise
+            raise CheckpointError(f"trainer.reference_path: {str(error).removeprefix('init_from: ')}") from error
+        frozen = engine.freeze(model, tools.engine_config, self.device)
         with self.trial():
             losses = replace(self._loss_computer(frozen), balance=None)
         return Reference(losses, nullcontext, content_hash(unwrap(frozen)))

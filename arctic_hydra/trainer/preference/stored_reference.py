@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from arctic_hydra import engine
+from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import ArcticHydraError, CheckpointError
+from arctic_hydra.trainer.head import unwrap
 from arctic_hydra.trainer.loss import LossComputer
 from arctic_hydra.trainer.scoring.score_identity import scores_depend_on
 from arctic_hydra.trainer.scoring.scorer import Compute, Scoring, store_scores
@@ -74,7 +76,8 @@ def stored_reference(
             )
         return lambda batch: {LOGP: -model.token_losses(batch)}
 
-    about = scores_depend_on(tools, losses, checksum, adapter_off=adapter_off)
+    config, in_chunks = without_adapter(unwrap(losses.engine)).config, losses.head is not None
+    about = scores_depend_on(tools, config, checksum, in_chunks=in_chunks, adapter_off=adapter_off)
     store_scores(tools, Scoring(about, RECORD), folder, compute)
     if live is not None and live.losses.engine is not tools.engine:
         engine.release(live.losses.engine)  # a copy is not needed any more

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.converter.base import Phase
 from arctic_hydra.data.code_identity import code_identity
-from arctic_hydra.trainer.head import unwrap
 
 if TYPE_CHECKING:
     from arctic_hydra.converter.base import ModelConverter
-    from arctic_hydra.trainer.loss import LossComputer
     from arctic_hydra.trainer.toolbox import Toolbox
 
 VERSION = 1
@@ -21,10 +18,13 @@ _NOT_NUMBERS = frozenset({"transformers_version", "architectures", "use_cache"})
 _PRECISION_OF_ENGINE = ("torch_autocast", "weight_quantization")
 
 
-def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, adapter_off: bool) -> dict[str, Any]:
-    """Return JSON values that change with the numbers: weights by their checksum, config and kernels of the model, precision.
+def scores_depend_on(
+    tools: Toolbox, config: Any, checksum: str, *, in_chunks: bool, adapter_off: bool = False
+) -> dict[str, Any]:
+    """Return JSON values that change with the numbers: weights by their checksum, `config` and kernels of the model, precision.
 
-    `losses` computes the scores; with `adapter_off`, the adapter does not count. Not part of it: the code of a user's model class.
+    With `in_chunks`, the head computes a part of the logits at a time; with `adapter_off`, the adapter does not count. Not part
+    of it: the code of a user's model class.
     """
     factory = tools.model_factory
     return {
@@ -34,9 +34,9 @@ def scores_depend_on(tools: Toolbox, losses: LossComputer, checksum: str, *, ada
         "engine": _precision_of(tools.engine_config),
         "attention": factory.attn_implementation,
         "model": code_identity(factory),
-        "config": _config_of(unwrap(losses.engine)),
+        "config": _values_of(config),
         "converters": [_settings(item) for item in tools.converters if _counts(item, adapter_off)],
-        "head": "chunks" if losses.head is not None else "whole",
+        "head": "chunks" if in_chunks else "whole",
         "device": tools.device.type,
     }
 
@@ -48,8 +48,7 @@ def _precision_of(engine_config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (found | {"zero_quantized_weights": quantized}).items() if value}
 
 
-def _config_of(model: Any) -> dict[str, Any]:
-    config = without_adapter(model).config
+def _values_of(config: Any) -> dict[str, Any]:
     values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
     return {key: value for key, value in values.items() if not key.startswith("_") and key not in _NOT_NUMBERS}
 

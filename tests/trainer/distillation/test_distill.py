@@ -216,6 +216,11 @@ def _refused(folder, path):
     (folder / "empty").mkdir()
     with pytest.raises(ModelError, match=r"^trainer.teacher_path: '.*empty' cannot be loaded"):
         distiller(folder, str(folder / "empty"))
+    teacher_model("gemma2", attn_logit_softcapping=50.0, query_pre_attn_scalar=16).save_pretrained(folder / "gemma2")
+    text = r"^trainer.teacher_path: the teacher has the attention of the student \(model.attn_implementation\), and arctic_varl"
+    with pytest.raises(ModelError, match=text):
+        distiller(folder, str(folder / "gemma2"))
+    distiller(folder, str(folder / "gemma2"), packed=False, model=tiny_factory(attn_implementation="eager"))
     mamba = teacher_model("mamba", state_size=4, num_attention_heads=0)
     mamba.save_pretrained(folder / "mamba")
     with pytest.raises(ConfigError, match=r"data.packing: .* MambaForCausalLM \(under trainer.teacher_path\) mixes"):

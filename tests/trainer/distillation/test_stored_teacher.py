@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -11,10 +14,10 @@ import torch
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.cache.token_store import JoinedStore
 from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
-from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.errors import ArcticHydraError, CheckpointError, ConfigError, ModelError
 from arctic_hydra.trainer.distillation.distill import DistillTrainer
 from arctic_hydra.trainer.distillation.divergence import MostLikely, WholeLogits, divergence
-from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher, most_likely
+from arctic_hydra.trainer.distillation.stored_teacher import StoredTeacher, most_likely, weight_files, weights_hash
 from arctic_hydra.trainer.distillation.teacher import Teacher
 from arctic_hydra.trainer.head import tap_head
 from arctic_hydra.trainer.loss import LossComputer
@@ -65,15 +68,15 @@ class TopK(DistillTrainer):
 
 
 class Watched(DistillTrainer):
-    """Counts what the teacher is asked once the isolation of both models has been checked."""
+    """Counts what the teacher is asked to predict."""
 
-    def _create_teacher(self, tools):
-        found = super()._create_teacher(tools)
+    def _load_teacher(self):
+        found = super()._load_teacher()
         self.weights_of_teacher = list(found.losses.engine.parameters())
         return found
 
     def prepare(self):
-        self.asked, ask = [], Teacher.targets
+        self.asked, self.weights_of_teacher, ask = [], [], Teacher.targets
 
         def targets(teacher, batch):
             self.asked.append(batch)
@@ -81,7 +84,7 @@ class Watched(DistillTrainer):
 
         Teacher.targets = targets
         super().prepare()
-        assert isinstance(self._teacher, StoredTeacher) and self.weights_of_teacher
+        assert isinstance(self._teacher, StoredTeacher) and bool(self.weights_of_teacher) == bool(self.asked)
         held = [(weight, getattr(weight, "ds_tensor", weight)) for weight in self.weights_of_teacher]
         assert all(tensor.untyped_storage().nbytes() == 0 for pair in held for tensor in pair)
 
@@ -132,7 +135,7 @@ def test_losses_evaluation_and_weights_are_those_with_the_teacher(tmp_path, teac
         loader_of(tmp_path, documents, ONE)  # written by one process
     for pairs in run_ranks(ranks, _compared, tmp_path, teacher, settings):
         for (rows, weights, state), (cached, ours, kept) in pairs:
-            assert len(rows) == len(cached) >= 6 and state == kept and state["teacher"]
+            assert len(rows) == len(cached) >= 6 and state["teacher"] and kept["teacher"]
             for row, other in zip(rows, cached, strict=True):
                 assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
             for name, value in weights.items():
@@ -140,13 +143,15 @@ def test_losses_evaluation_and_weights_are_those_with_the_teacher(tmp_path, teac
 
 
 def _kept(folder, path, other):
-    """Store predictions, train from them, and return how many entries other settings add."""
+    """Store predictions, train from them without reading the teacher's weights, and return how many entries other settings add."""
     first = trainer_of(folder, path, Watched, teacher="cached", top_k=3)
     assert first.asked
     again = trainer_of(folder, path, Watched, teacher="cached", top_k=3, beta=1.0, ce_share=0.0)
     again.train()
     again.probe()  # as some steps later
-    assert again.asked == []
+    assert again.asked == again.weights_of_teacher == []
+    with pytest.raises(CheckpointError, match=r"trainer.teacher_path: the weights in .* are not those with which"):
+        again.load_state_dict({"teacher": weights_hash(weight_files(other))})
     entries, added = set(), []
     for model, change in ((path, {}), (path, {"top_k": 4}), (path, {"temperature": 1.0}), (other, {})):
         trainer_of(folder, model, **{"teacher": "cached", "top_k": 3, **change})
@@ -165,6 +170,33 @@ def test_stored_predictions_are_used_again_and_their_key_follows_all_that_they_d
     other.save_pretrained(tmp_path / "other")
     [added] = run_ranks(1, _kept, tmp_path, teacher, str(tmp_path / "other"))
     assert added == [2, 2, 2, 2]  # of training and evaluation
+
+
+def test_weights_that_are_not_loaded_are_known_by_the_content_of_their_files(teacher, tmp_path, monkeypatch):
+    def found(name):
+        return weights_hash(weight_files(str(name)))
+
+    cached = tmp_path / "hub" / "models--owner--name"
+    shutil.copytree(teacher, cached / "snapshots" / "0123abcd")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder, first = cached / "snapshots" / "0123abcd", found(teacher)
+    file = folder / "model.safetensors"
+    os.utime(file, (0, 0))
+    (folder / "README.md").write_text("edited")
+    assert found(folder) == found("owner/name") == first
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert found(folder) == found("owner/name") != first
+    file.rename(folder / "pytorch_model.bin")
+    assert found("owner/name") != found(tmp_path) == weights_hash([])
+    file.mkdir()
+    with pytest.raises(ConfigError, match=r"trainer.teacher_path: cannot read .*model.safetensors \(Is a directory\)"):
+        found(folder)
+    with pytest.raises(ModelError, match=r"^trainer.teacher_path: 'owner/other' cannot be loaded: "):
+        found("owner/other")
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,12 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.random import RandomModelFactory
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from arctic_hydra.trainer.chunked import AS_IS
-from arctic_hydra.trainer.distillation.teacher import FromHidden, check_positions, check_tokens
+from arctic_hydra.trainer.distillation.teacher import FromHidden, Teacher, check_positions, check_tokens
+from arctic_hydra.trainer.head import tap_head
+from arctic_hydra.trainer.loss import LossComputer
 from tests.composing import built
+from tests.trainer.distillation.test_distill import HELD, teacher_model
+from tests.trainer.loop import batch_of
 
 
 def test_other_tokens_are_refused(tmp_path):
@@ -68,6 +72,20 @@ def test_the_memory_estimate_counts_the_teacher_by_its_own_size(tmp_path):
     )
     assert cached.trace.other == plain.trace.other
     assert cached.trace.scoring > found.trace.other - plain.trace.other
+
+
+def test_logits_have_the_precision_of_the_teachers_forward_wherever_they_are_computed():
+    """Predictions are stored outside of the student's forward pass, and otherwise computed within it."""
+    model, batch = teacher_model(), batch_of(HELD)
+    autocast, device = torch.autocast("cpu", torch.bfloat16), torch.device("cpu")
+    exact = Teacher(LossComputer(model, tap_head(model, device)), 1.0).targets(batch).logps(slice(None), 128)
+    vars(model)["forward"] = autocast(model.forward)
+    targets = Teacher(LossComputer(model, tap_head(model, device)), 1.0).targets(batch)
+    outside = targets.logps(slice(None), 128)
+    with autocast:
+        inside = targets.logps(slice(None), 128)
+    torch.testing.assert_close(outside, inside, rtol=0, atol=0)
+    assert outside.dtype == torch.float32 and not torch.allclose(outside, exact, rtol=1e-5)
 
 
 def test_the_weight_of_a_head_that_is_the_students_is_left_as_it_is():

@@ -68,7 +68,7 @@ def test_every_loss_starts_from_its_value_at_the_reference(tmp_path):
     found = run_ranks(1, _starts, tmp_path)[0]
     for name, expected in AT_REFERENCE.items():
         loss, norm, margin = found[name]
-        assert loss == pytest.approx(expected, rel=1e-5), name
+        assert loss == pytest.approx(expected, rel=1e-6), name
         assert norm > 0 and margin == pytest.approx(0, abs=1e-6), name
 
 
@@ -119,6 +119,21 @@ def _wrong(folder):
 
     with pytest.raises(ConfigError, match="without its adapter the model differs from the model at its start"):
         make_trainer(DATA, folder, trainer_class=Started, converters=[LoraFactory(r=4)])
+
+    class Unreadable(DPOTrainer):
+        """Its reference cannot be read."""
+
+        def setup(self, tools):
+            def create(path):
+                raise CheckpointError("init_from: x holds a.bin, but pickled weights are not loaded")
+
+            tools.create_model = create
+            super().setup(tools)
+
+    with pytest.raises(CheckpointError, match=r"^trainer.reference_path: x holds a.bin, but"):
+        make_trainer(DATA, folder, trainer_class=Unreadable, reference_path=str(folder))
+    with pytest.raises(CheckpointError, match=r"^init_from: x holds a.bin, but"):
+        make_trainer(DATA, folder, trainer_class=Unreadable)
     trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer)
     trainer.load_state_dict(trainer.state_dict())
     with pytest.raises(

@@ -44,6 +44,8 @@ def test_the_loss_is_that_of_the_paper(tmp_path):
     assert row["loss"] == pytest.approx(nll + 0.3 * ratio, rel=1e-6)
     means = torch.tensor([[float(side.mean()) for side in sides] for sides in scores])
     assert row["rewards/chosen"] == pytest.approx(0.3 * float(means[:, 0].mean()), rel=1e-5)
+    assert row["log_odds_ratio"] == pytest.approx(-ratio, rel=1e-5)
+    assert row["log_odds_chosen"] == pytest.approx(float(torch.stack(odds).mean()), rel=1e-4, abs=1e-6)
     assert row["rewards/accuracies"] == float((means[:, 0] > means[:, 1]).float().mean())
 
 
@@ -54,4 +56,9 @@ def test_two_ranks_with_padded_rows_at_zero_3_end_where_one_rank_with_packs_does
     )
     for rows, ours, _ in run_ranks(2, cut_history, tmp_path, {"trainer_class": ORPOTrainer, **cut}):
         assert [row.get("loss") for row in rows] == pytest.approx([row.get("loss") for row in expected], rel=1e-6)
+        for name in ("eval/log_odds_ratio", "eval/log_odds_chosen"):
+            assert [row[name] for row in rows if name in row] == pytest.approx(
+                [row[name] for row in expected if name in row], rel=1e-4, abs=1e-5
+            )
+        assert rows[-1].keys() > {"eval/log_odds_ratio", "eval/log_odds_chosen"}
         assert distance(ours, weights) < APART * moved

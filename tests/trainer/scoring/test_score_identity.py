@@ -9,23 +9,23 @@ import torch
 from arctic_hydra.converter.freeze import FreezeConverter
 from arctic_hydra.converter.peft.lora import LoraFactory
 from arctic_hydra.converter.tiled_mlp import TiledMLP
-from arctic_hydra.trainer.loss import LossComputer
 from arctic_hydra.trainer.scoring.score_identity import scores_depend_on
 from arctic_hydra.trainer.scoring.score_store import entry_key
 from tests.trainer.loop import tiny_factory
 
 
-def key(checksum="w", converters=(), device="cpu", adapter_off=False, engine=MappingProxyType({}), **values):
+def key(
+    checksum="w", converters=(), device="cpu", adapter_off=False, in_chunks=True, engine=MappingProxyType({}), **values
+):
     factory = tiny_factory(**values)
-    model = factory.create_model(factory.create_config())
     tools = SimpleNamespace(
         model_factory=factory,
         converters=list(converters),
         device=torch.device(device),
         engine_config={"zero_optimization": {"stage": 0}, **engine},
     )
-    about = scores_depend_on(tools, LossComputer(model, None), checksum, adapter_off=adapter_off)
-    return entry_key(about)
+    ways = {"in_chunks": in_chunks, "adapter_off": adapter_off}
+    return entry_key(scores_depend_on(tools, factory.create_config(), checksum, **ways))
 
 
 def test_it_follows_weights_precision_config_kernels_and_converters():
@@ -36,6 +36,7 @@ def test_it_follows_weights_precision_config_kernels_and_converters():
         key(hf_config_kwargs={"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
         key(attn_implementation="sdpa"),
         key(device="cuda"),
+        key(in_chunks=False),
         key(engine={"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}),
         key(engine={"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}),
         key(converters=[TiledMLP()]),
