@@ -107,7 +107,7 @@ def group_page(page: Page, known: Inventory, group: str) -> None:
 
 def _how_to_choose(known: Inventory, group: str) -> str:
     if group in LIST_GROUPS or "data/" in group:
-        shown = ",".join(known.groups[group][:2])
+        shown = ",".join([name for name in known.groups[group] if name != "none"][:2])
         return f"several at once, as in {group}=[{shown}]"
     if group == "source":
         return f"added with +source@data.sources.{NAMED}=OPTION"
