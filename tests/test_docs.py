@@ -83,6 +83,15 @@ def test_the_commands_of_a_page_run(page, tmp_path):
         assert "Traceback" not in done.stdout + done.stderr, line
 
 
+def test_every_block_of_a_page_runs_or_says_why_it_does_not():
+    """`console` is composed, `py` is the page of the notebook, which runs, and `text` is output."""
+    for page in PAGES:
+        for language, block in re.findall(r"^```(.*?)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+            known = _BLOCK.match(f"```{language}\n{block}```") or language in ("console", "text")
+            directive = language.startswith("{") or (language, page.stem) == ("py", "python")
+            assert known or directive or block.startswith("# Not run"), f"{page}: {block[:80]}"
+
+
 COMPOSED = sorted(
     {
         line.partition("  #")[0].strip().removeprefix("$ ")
