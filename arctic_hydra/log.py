@@ -125,6 +125,13 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def quiet_warnings() -> None:
+    """Print no warnings of other libraries, in a process that talks to the user instead of calling `start`."""
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("arctic_hydra").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+
+
 def quiet_progress_bars() -> None:
     """Disable the progress bars of other libraries, which would overwrite ours."""
     import transformers

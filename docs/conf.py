@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from pygments.lexers.data import YamlLexer
 from pygments.lexers.special import TextLexer
@@ -18,7 +20,7 @@ from reference import write_pages  # noqa: E402  # needs the path above
 from arctic_hydra import __version__  # noqa: E402
 
 project = "arctic_hydra"
-author = "the arctic_hydra developers"
+author = project_copyright = "the arctic_hydra developers"
 release = version = __version__
 extensions = ["myst_parser", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
@@ -39,7 +41,18 @@ nitpicky = True
 write_pages(ROOT / "docs" / "reference_pages")
 
 
+def break_keys(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
+    """Let long keys and paths break after a dot, a slash, an underscore or an equals sign, as tables on a phone need it."""
+    if "body" in context:
+        context["body"] = re.sub(
+            r'(?<=<span class="pre">)[^<]+',
+            lambda code: re.sub(r"(?<=\w)([._/=])(?=\w)", r"\1<wbr>", code[0]),
+            context["body"],
+        )
+
+
 def setup(app: Sphinx) -> None:
-    """Name the languages of code blocks that Pygments knows by other names."""
+    """Add what breaks long keys, and name the languages of code blocks that Pygments knows by other names."""
+    app.connect("html-page-context", break_keys)
     app.add_lexer("jsonl", YamlLexer)  # which knows comments, too
     app.add_lexer("tsv", TextLexer)

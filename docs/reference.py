@@ -1,16 +1,117 @@
-"""Writes a page of the documentation for each config group, from what the help pages show."""
+"""Writes a page of the documentation for each config group, from what the help pages show.
+
+To that it adds a command, the errors about the group's keys, which it reads from the source, and the metrics in which the group shows.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help import pages
 from arctic_hydra.cli.help.inventory import Inventory
 from arctic_hydra.cli.help.layout import Page
 
+ROOT = Path(__file__).parents[1]
+
+
+class Guide(NamedTuple):
+    """What the page of a group shows besides its options and keys."""
+
+    command: str
+    """Arguments of one command."""
+    metrics: tuple[str, ...] = ()
+    """Metrics in which the group shows, by their names in metrics.md."""
+    pages: tuple[str, ...] = ()
+    """Pages about the group."""
+    rooms: tuple[str, ...] = ()
+    """Folders of the package with errors about the group that begin with a key from a variable."""
+
+
+GUIDES = {
+    "run": Guide("seed=1 task=check", ("step", "epoch"), ("runs", "python")),
+    "callback": Guide(
+        "'callback=[early_stopping]' trainer.eval_frequency=10 trainer.train_iters=50",
+        ("eval/loss",),
+        ("extending/callbacks",),
+    ),
+    "checkpoint": Guide(
+        "checkpoint.deepspeed.save_every_n_steps=10 checkpoint.deepspeed.keep_last=2 trainer.train_iters=50",
+        ("eval/loss",),
+        ("runs", "exports"),
+    ),
+    "converter": Guide(
+        "'converter=[freeze]' 'converter.freeze.patterns=[embed_tokens]'", ("memory_gib",), ("extending/models",)
+    ),
+    "data": Guide(
+        "data=json data.sources.json.path=mine.jsonl data.max_length=1Ki task=preview",
+        ("tokens", "supervised_tokens", "padding_tokens", "source_share/<name>"),
+        ("data", "preference"),
+    ),
+    "data/sources": Guide(
+        "data=mix 'data/sources=[chat,json]' data.sources.json.path=mine.jsonl", ("source_share/<name>",), ("data",)
+    ),
+    "data/eval_sources": Guide(
+        "data=json data.sources.json.path=mine.jsonl 'data/eval_sources=[json]' data.eval_sources.json.path=held_out.jsonl",
+        ("eval/loss", "eval/<source>/..."),
+        ("data",),
+    ),
+    "deepspeed": Guide(
+        "deepspeed=zero1 ranks=2 trainer.train_iters=20", ("grad_norm", "memory_gib"), ("memory", "clusters")
+    ),
+    "experiment": Guide(
+        "experiment=lora model=tiny data=chat trainer.train_iters=20 trainer.eval_frequency=10", (), ("recipes",)
+    ),
+    "hydra/launcher": Guide(
+        "-m hydra/launcher=local hydra.launcher.slots=2 optimizer.lr=1e-4,1e-3", (), ("sweeps", "clusters")
+    ),
+    "hydra/sweeper": Guide(
+        "-m hydra/sweeper=optuna hydra.sweeper.n_trials=10 'optimizer.lr=tag(log,interval(1e-5,1e-2))'",
+        ("eval/loss",),
+        ("sweeps",),
+    ),
+    "log": Guide("log.interval=1 trainer.train_iters=20", ("step", "loss"), ("metrics",), ("log",)),
+    "model": Guide(
+        "model.hidden_size=128 model.num_hidden_layers=2 trainer.train_iters=20",
+        ("tflops", "mfu", "memory_gib"),
+        ("models", "extending/models"),
+        ("model",),
+    ),
+    "optimizer": Guide(
+        "optimizer=muon optimizer.lr=5e-3 trainer.train_iters=20",
+        ("lr", "grad_norm", "skipped_steps"),
+        (),
+        ("optimizer",),
+    ),
+    "peft": Guide(
+        "peft=lora peft.r=8 optimizer.lr=1e-2 trainer.train_iters=20", ("memory_gib",), ("memory", "exports")
+    ),
+    "scheduler": Guide("scheduler=wsd scheduler.decay_ratio=20% trainer.train_iters=50", ("lr",)),
+    "source": Guide(
+        "+source@data.sources.more=json data.sources.more.path=mine.jsonl",
+        ("source_share/<name>", "eval/<source>/..."),
+        ("data", "extending/data"),
+        ("data/source", "data/rows", "data/formats"),
+    ),
+    "tokenizer": Guide(
+        "'tokenizer.add_tokens=[tool_name]' trainer.train_iters=20", ("tokens",), ("data",), ("tokenizer",)
+    ),
+    "tracking": Guide(
+        "'tracking=[mlflow,tensorboard]' trainer.train_iters=20", ("loss", "eval/loss"), ("extending/trackers",)
+    ),
+    "trainer": Guide(
+        "trainer.micro_batch_size=2 trainer.gradient_accumulation_steps=2 trainer.train_iters=20",
+        ("loss", "step_seconds", "tokens_per_second", "eval/loss", "eval/perplexity", "eval/accuracy"),
+        ("trainers/index", "preference", "extending/trainers"),
+        ("trainer",),
+    ),
+}
 _PARTS = {"KEYS OF EVERY OPTION": "Keys of every option", "ONLY WITH": "Only with"}
 _CODE = re.compile(r"`[^`]*`")
 
@@ -56,6 +157,12 @@ class MarkdownPage(Page):
         said = [text for text in (right, *below) if text]
         self._lines += [f"`{left}`", *(f": {_escaped(text)}" for text in said or ["."]), ""]
 
+    def surround(self, start: list[str], end: list[str]) -> None:
+        """Add lines before the first part of the page, and at its end."""
+        first = next((index for index, line in enumerate(self._lines) if line.startswith("## ")), len(self._lines))
+        self._lines[first:first] = start
+        self._lines += end
+
     def text(self) -> str:
         """Return the page."""
         return "\n".join(self._lines)
@@ -73,6 +180,73 @@ def _escaped(text: str) -> str:
     return "".join(parts)
 
 
+@cache
+def _texts() -> list[tuple[str, str]]:
+    """Return the texts in the source that begin with a key and a colon, with their files; `…` stands for what is filled in."""
+    found = []
+    package = ROOT / "arctic_hydra"
+    for path in [*sorted(package.rglob("*.py")), *sorted((ROOT / "launchers").rglob("*.py"))]:
+        if path.is_relative_to(package / "migrate") or path.is_relative_to(package / "api"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = list(ast.walk(tree))
+        parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if node in parts or node in docstrings:
+                continue
+            text = _template(node)
+            if re.match(r"[a-z…][\w.…<>=/]*: \S", text) and len(re.findall(r"\w{2,}", text.partition(": ")[2])) > 3:
+                found.append((path.relative_to(ROOT).as_posix(), text))
+    return found
+
+
+def _template(node: ast.AST) -> str:
+    """Return the text of a string in the source; empty for other nodes and for text of several lines."""
+    if isinstance(node, ast.JoinedStr):
+        text = "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+    else:
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    return "" if "\n" in text else re.sub(r"\{\w*\}|…+", "…", text)
+
+
+def errors(group: str, run_keys: list[str]) -> Iterator[str]:
+    """Yield the errors about the keys of a group, each once, sorted by key."""
+    heads = run_keys if group == "run" else [group, group.replace("/", ".")]
+    begins = re.compile(rf"(?:{'|'.join(map(re.escape, heads))})(?:[.=][^: ]*)?: ")
+    rooms = tuple(f"arctic_hydra/{room}{end}" for room in GUIDES[group].rooms for end in ("/", ".py"))
+    variable = re.compile(r"…[.\w…]*: (?:got|expected|no|there|not) ")
+    yield from sorted(
+        {text for path, text in _texts() if begins.match(text) or (path.startswith(rooms) and variable.match(text))}
+    )
+
+
+def _more(group: str, run_keys: list[str]) -> tuple[list[str], list[str]]:
+    """Return the lines of a page before its first part, and those at its end."""
+    guide = GUIDES[group]
+    start = ["```console", f"$ python -m arctic_hydra {guide.command}", "```", ""]
+    pages = ", ".join(f"[](../{page}.md)" for page in guide.pages)
+    start += [f"More: {pages}.", ""] if pages else []
+    end = ["## Errors", ""]
+    end += [
+        "A key that does not exist, a value of another type and one that is out of range are refused in one sentence, before any work and "
+        "with exit code 2; [Troubleshooting](../troubleshooting.md) explains what needs more words.",
+        "",
+    ]
+    found = list(errors(group, run_keys))
+    end += ["Further errors and warnings, with … for what is filled in:", ""] if found else []
+    for text in found:
+        key, _, said = text.partition(": ")
+        end.append(f"- `{key}`: {_escaped(said)}")
+    if guide.metrics:
+        names = (
+            f"[`{name}`](../metrics.md#{'evaluations' if name.startswith('eval/') else 'steps'})"
+            for name in guide.metrics
+        )
+        end += ["", "## Metrics", "", f"Look at {', '.join(names)}.", ""]
+    return start, [*end, ""]
+
+
 def write_pages(folder: Path) -> None:
     """Write a page for each group, one for the keys of the run itself, and their index."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,6 +259,9 @@ def write_pages(folder: Path) -> None:
         for group in known.groups:
             written[group.replace("/", "-")] = page = MarkdownPage()
             pages.group_page(page, known, group)
+        run_keys = [key.name for key in known.run_keys]
+        for group, page in zip(["run", *known.groups], written.values(), strict=True):
+            page.surround(*_more(group, run_keys))
     rows = [
         f"| [{name}]({name}.md) | {', '.join(f'`{item}`' for item in known.groups.get(name, []))} |" for name in written
     ]

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ from arctic_hydra import config as config  # registers all options
 from arctic_hydra.component import registered
 from tests.command import ROOT, run
 from tests.composing import built
+
+sys.path.append(str(ROOT / "docs"))
+
+import reference  # writes the pages of the groups; needs the path above
 
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference_pages")
 _BLOCK = re.compile(r"^```(python|yaml|toml|tsv|jsonl|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -78,6 +83,15 @@ def test_the_commands_of_a_page_run(page, tmp_path):
         assert "Traceback" not in done.stdout + done.stderr, line
 
 
+def test_every_block_of_a_page_runs_or_says_why_it_does_not():
+    """`console` is composed, `py` is the page of the notebook, which runs, and `text` is output."""
+    for page in PAGES:
+        for language, block in re.findall(r"^```(.*?)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+            known = _BLOCK.match(f"```{language}\n{block}```") or language in ("console", "text")
+            directive = language.startswith("{") or (language, page.stem) == ("py", "python")
+            assert known or directive or block.startswith("# Not run"), f"{page}: {block[:80]}"
+
+
 COMPOSED = sorted(
     {
         line.partition("  #")[0].strip().removeprefix("$ ")
@@ -86,6 +100,7 @@ COMPOSED = sorted(
         for line in block.splitlines()
         if line.startswith("$ python -m arctic_hydra")
     }
+    | {f"python -m arctic_hydra {guide.command}" for guide in reference.GUIDES.values()}
 )
 """The commands that need a GPU, the hub or minutes."""
 
@@ -94,8 +109,23 @@ COMPOSED = sorted(
 def test_every_other_command_composes(line, tmp_path, monkeypatch):
     """What the tests do not run is composed and checked, up to the machine."""
     monkeypatch.chdir(tmp_path)
-    overrides = [word for word in shlex.split(line)[3:] if word != "-m"]
+    overrides = [word for word in shlex.split(line)[3:] if word != "-m" and "(" not in word]
     built(*(word if "[" in word else word.partition(",")[0] for word in overrides))
+
+
+def test_the_page_of_a_group_shows_a_command_its_errors_and_its_metrics(tmp_path):
+    reference.write_pages(tmp_path / "pages")
+    written = {path.stem: path.read_text() for path in (tmp_path / "pages").glob("*.md")}
+    assert {group.replace("/", "-") for group in reference.GUIDES} == set(written) - {"index"}
+    metrics = set(re.findall(r"`([^`]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    metrics |= {"eval/loss", "eval/perplexity", "eval/accuracy"}
+    for group, guide in reference.GUIDES.items():
+        page = written[group.replace("/", "-")]
+        assert f"$ python -m arctic_hydra {guide.command}\n" in page and "\n## Errors\n" in page, group
+        assert set(guide.metrics) <= metrics and all(f"`{name}`" in page for name in guide.metrics), group
+        assert group == "run" or re.search(rf"(?<![\w.]){group}[.=@]", guide.command), group
+    assert "- `optimizer.nesterov`: got false, but DeepSpeed's Muon" in written["optimizer"]
+    assert sum(page.count("\n- `") for page in written.values()) > 200, "errors are found in the source"
 
 
 GUIDES = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launchers/README.md"))]

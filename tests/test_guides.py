@@ -20,6 +20,13 @@ def test_pages_that_the_readme_links_to_exist() -> None:
     assert [target for target in targets if not (ROOT / target).is_file()] == []
 
 
+def test_first_commands_hold_no_comment() -> None:
+    """zsh passes it as arguments when it is pasted, unless it has been told otherwise."""
+    for page in ("README.md", "docs/index.md"):
+        blocks = re.findall(r"^```(?:console|bash)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+        assert blocks and not [block for block in blocks if "#" in block], page
+
+
 def test_the_table_of_groups_is_complete() -> None:
     from arctic_hydra.cli.help.inventory import groups
 

@@ -28,6 +28,22 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
+QUIET = """
+import logging, warnings
+from arctic_hydra import log
+log.quiet_warnings()
+logging.getLogger("arctic_hydra.x").warning("ours")
+logging.getLogger("library").warning("theirs")
+logging.getLogger("library").error("their error")
+warnings.warn("old", FutureWarning)
+"""
+
+
+def test_a_conversation_is_not_interrupted_by_warnings_of_libraries():
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["ours", "their error"]
+
+
 def test_the_file_holds_warnings_of_libraries_and_the_terminal_their_errors(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LOGGING, str(tmp_path)], capture_output=True, text=True, check=True, cwd=tmp_path

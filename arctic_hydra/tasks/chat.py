@@ -66,6 +66,7 @@ class Talk:
     def __init__(self, run: config.Run, directory: RunDirectory) -> None:
         """Load the model, with messages on standard error only."""
         log.quiet_libraries()
+        log.quiet_warnings()
         log.quiet_progress_bars()
         if distributed.count_gpus() == 0:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from hydra_plugins.arctic_hydra._slurm_script import render
 
+import arctic_hydra
 from tests.command import SMALL, environment, losses, metrics, only_run, run, start, wait_for_step
 from tests.launchers.slurm_defaults import ATTACKS, defaults
 from tests.slurm.cluster import Cluster
@@ -192,11 +194,16 @@ def test_jobs_that_fail_in_every_way_leave_the_others_alone(accounting, request,
     assert len(table) == 1 + len(ways.split(","))
 
 
-def test_a_detached_sweep_is_looked_after_by_the_sweep_command(cluster, tmp_path):
+def test_a_detached_sweep_of_the_python_api_is_looked_after_by_the_sweep_command(cluster, tmp_path, monkeypatch, capfd):
     variables = cluster.variables
     later = "hydra.launcher.detach=true 'hydra.launcher.additional_parameters={begin: now+1hour}'"
-    done = run(f"-m {TINY} {SLURM} {later} seed=1,2", tmp_path, **variables)
-    assert "job 1 submitted as" in done.stdout and "python -m arctic_hydra.sweep status" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    submitted = arctic_hydra.sweep(shlex.split(f"{TINY} {SLURM} {later} seed=1,2"))
+    said = capfd.readouterr().out
+    assert "job 1 submitted as" in said and "python -m arctic_hydra.sweep status" in said
+    assert list(submitted.table["status"]) == ["queued"] * 2 and list(submitted.table["seed"]) == [1, 2]
     [sweep] = (tmp_path / "outputs" / "default" / "sweeps").iterdir()
 
     def look_after(command: str) -> str:

@@ -119,7 +119,9 @@ def _sweep_of_one_run(text: str) -> ConfigError:
     if is_hydra_override(key):
         text = f"pass '{key}=\"{value}\"' for one string with commas, or {key}=[{value}] for a list"
         return ConfigError(f"{key}: got {value!r}, which Hydra reads as values of a sweep; {text}")
-    return ConfigError(f"{key}: got {value!r}; pass -m for a sweep over these values, or {key}=[{value}] for a list")
+    return ConfigError(
+        f"{key}: got {value!r}; pass -m for a sweep over these values (arctic_hydra.sweep in Python), or {key}=[{value}] for a list"
+    )
 
 
 def no_whole_config(name: Any) -> str:

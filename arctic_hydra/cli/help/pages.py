@@ -11,6 +11,7 @@ from types import MappingProxyType
 from arctic_hydra.cli.composition.config_sources import LIST_GROUPS
 from arctic_hydra.cli.help.inventory import NAMED, Inventory, Key, Option, as_text, field_docs, first_sentence
 from arctic_hydra.cli.help.layout import Page
+from arctic_hydra.cli.help.sections import ORDER, places
 from arctic_hydra.component import flatten
 from arctic_hydra.config import Run, Task
 
@@ -107,7 +108,7 @@ def group_page(page: Page, known: Inventory, group: str) -> None:
 
 def _how_to_choose(known: Inventory, group: str) -> str:
     if group in LIST_GROUPS or "data/" in group:
-        shown = ",".join(known.groups[group][:2])
+        shown = ",".join([name for name in known.groups[group] if name != "none"][:2])
         return f"several at once, as in {group}=[{shown}]"
     if group == "source":
         return f"added with +source@data.sources.{NAMED}=OPTION"
@@ -176,10 +177,12 @@ def _write_sections(page: Page, keys: Sequence[Key], notes: Mapping[str, Sequenc
     for key in keys:
         head = key.section if len(keys) > _FEW or key.section == "Required" else ""
         sections.setdefault(head, []).append(key)
-    for head, found in sections.items():
+    for head in sorted(sections, key=lambda head: ORDER.get(head, -1)):
+        found = sections[head]
         if found:
             page.heading(head)
-        for key in found:
+        order = places(head, [key.field for key in found])
+        for _, key in sorted(zip(order, found, strict=True), key=lambda pair: pair[0]):
             page.row(_assignment(key), key.kind, _text_of(key, page), *notes.get(key.name, ()))
 
 

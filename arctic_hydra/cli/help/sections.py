@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 RUN = "run"
 """Stands for the keys of the run itself, which are in no group."""
 
@@ -42,6 +44,11 @@ SECTIONS: dict[str, dict[str, str]] = {
         "Precision and kernels": "dtype attn_implementation compile compile_backend fallback",
         "Memory": "disable_activation_checkpoint activation_checkpoint_every_n_layers",
     },
+    "optimizer": {
+        "Learning rate": "lr adam_lr layerwise_lr_decay groups",
+        "Weight decay": "weight_decay no_decay",
+        "Moments": "betas eps momentum nesterov ns_steps",
+    },
     "checkpoint": {
         "When": "enabled save_every_n_steps save_every_n_epochs save_end_of_training auto_resume",
         "What is kept": "keep_last keep_best best_metric best_when",
@@ -56,7 +63,26 @@ SECTIONS: dict[str, dict[str, str]] = {
         "Submission": "detach dry_run poll_seconds",
     },
 }
-"""Headings by group, and the fields below each; a field that is not listed follows the one that its class declares before it."""
+"""Headings by group, in the order of the pages, and the fields below each; a field that is not listed follows the one that its class
+declares before it."""
+ORDER = {head: place for place, head in enumerate(head for heads in SECTIONS.values() for head in heads)}
+"""Places of the headings among those of their group."""
+_FIELDS = {
+    (head, field): place
+    for heads in SECTIONS.values()
+    for head, names in heads.items()
+    for place, field in enumerate(names.split())
+}
+"""Places of the fields below their heading."""
+
+
+def places(head: str, fields: Sequence[str]) -> list[int]:
+    """Return the place of each field below a heading; one that is not listed has that of the one before it."""
+    found: list[int] = []
+    for field in fields:
+        found.append(_FIELDS.get((head, field), found[-1] if found else 0))
+    return found
+
 
 _UNITS = {
     "steps": "train_iters min_iterations exit_iteration exit_iteration_this_run eval_frequency eval_interval interval",

@@ -36,7 +36,7 @@ BAD = [
     ("tracking=null", "tracking: got None, expected one of mlflow, none, tensorboard, wandb, or [] where it is a list"),
     ("checkpoint=[deepspeed,hff]", "checkpoint: got 'hff', expected one of deepspeed, hf; did you mean hf?"),
     ("callback=[early_stoping]", "callback: got 'early_stoping', expected one of early_stopping, ema, memory_profiler, profiler, samples; did you mean early_stopping?"),
-    ("optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values, or optimizer.lr=[1,2] for a list"),
+    ("optimizer.lr=1,2", "optimizer.lr: got '1,2'; pass -m for a sweep over these values (arctic_hydra.sweep in Python), or optimizer.lr=[1,2] for a list"),
     ("tracking.aim.x=1", "tracking.aim.x: tracking.aim is not among the chosen options (mlflow), and there is no such option"),
     ("optimizer=linear", "optimizer: got 'linear', expected one of adamw, cpu_adam, fused_adam, muon; linear is registered in the group scheduler"),
     ("optimizer", "optimizer: not a valid override; expected key=value, with quotes around special characters"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arctic_hydra.cli.help.sections import RUN, SECTIONS, section_of, unit_of
+from arctic_hydra.cli.help.sections import ORDER, RUN, SECTIONS, places, section_of, unit_of
 
 
 def test_every_listed_field_exists(known):
@@ -18,6 +18,11 @@ def test_every_listed_field_exists(known):
 def test_a_field_that_is_not_listed_follows_the_one_before_it():
     assert section_of("trainer", "beta", "Loss") == "Loss"
     assert section_of("trainer", "epochs", "Loss") == "Length"
+
+
+def test_fields_are_in_the_order_of_their_list():
+    assert places("Learning rate", ["groups", "mine", "lr"]) == [3, 3, 0]
+    assert [ORDER[head] for head in SECTIONS["optimizer"]] == sorted(ORDER[head] for head in SECTIONS["optimizer"])
 
 
 def test_units_come_from_names():

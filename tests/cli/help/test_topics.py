@@ -14,6 +14,7 @@ from arctic_hydra.__main__ import main
         ("launcher", "hydra/launcher: ", "  hydra.launcher.slots=null "),
         ("hydra/sweeper", "hydra/sweeper: ", "  hydra.sweeper.n_trials=20 "),
         ("callback", "callback: several at once, as in callback=[early_stopping,ema]\n", "callback.ema.decay=0.999"),
+        ("tracking", "tracking: several at once, as in tracking=[mlflow,tensorboard]\n", "tracking.mlflow.uri"),
         ("data/sources", "data/sources: several at once", "Their keys are those of `--help source`"),
         ("run", "Keys of the run itself", "  seed=42 "),
         ("trainer=dpo", "trainer=dpo\n", "trainer.reference=auto"),
