@@ -116,12 +116,14 @@ def _environment() -> dict[str, str]:
 class Blocks:
     """A process that waits between blocks of work; its program calls `Pauses`."""
 
-    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str | None]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], variables: Mapping[str, str | None], python: str = sys.executable
+    ) -> None:
         """Start it; a variable of None is unset."""
         changed = {**_environment(), **variables}
         environment = {name: value for name, value in changed.items() if value is not None}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
+        self._process = subprocess.Popen([python, *arguments], cwd=ROOT, env=environment, **pipes)
 
     def __call__(self) -> Sample:
         """Run one block."""
@@ -145,14 +147,40 @@ class Pauses:
         self._begin()
 
     def end(self, answer: Any) -> None:
-        """Report the block that ends here, and wait until the next one is asked for."""
+        """Report the block that ends here, and wait until the next one is asked for; a function is asked for the answer, untimed."""
         wall, cpu = time.perf_counter() - self._wall, _used(resource.RUSAGE_SELF) - self._cpu
-        print(json.dumps(vars(Sample(wall, cpu, answer))), flush=True)
+        print(json.dumps(vars(Sample(wall, cpu, answer() if callable(answer) else answer))), flush=True)
         self._begin()
 
     def _begin(self) -> None:
         sys.stdin.readline()
         self._wall, self._cpu = time.perf_counter(), _used(resource.RUSAGE_SELF)
+
+
+class Parts:
+    """One run that gives several sides of a comparison: `sample(name)` runs it anew when a side is asked for again."""
+
+    def __init__(self, run: Callable[[], Mapping[str, Sample]]) -> None:
+        self._run = run
+        self._left: dict[str, Sample] = {}
+
+    def sample(self, name: str) -> Sample:
+        """Return one side of the current run."""
+        if name not in self._left:
+            self._left = dict(self._run())
+        return self._left.pop(name)
+
+
+def peer(name: str) -> str | None:
+    """Return the interpreter of the environment of a peer: that of `nox -s peers`, or of the variable `BENCH_<NAME>`.
+
+    Without it, the sides of the peer are left out, which is said.
+    """
+    python = os.environ.get(f"BENCH_{name.upper()}", str(ROOT / ".nox" / f"peers-{name}" / "bin" / "python"))
+    if Path(python).exists():
+        return python
+    print(f"skipped: {name}, which has no environment; run nox -s peers, or set BENCH_{name.upper()}=<its python>")
+    return None
 
 
 @contextmanager

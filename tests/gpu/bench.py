@@ -161,11 +161,10 @@ class Found:
 def composed(arguments: str, run_dir: Path) -> Any:
     """Return the checked run of a command line, with what the command writes into the run directory."""
     from arctic_hydra import config
-    from arctic_hydra.cli.composition import compose
-    from arctic_hydra.cli.overrides import normalize
     from arctic_hydra.distributed import World
+    from tests import composing
 
-    tree = compose.compose_config([normalize(item) for item in arguments.split()], "config").job
+    tree = composing.composed(*arguments.split())
     (run_dir / "run.json").write_text(json.dumps({"config": tree}))
     run = config.build(tree)
     run.trainer.set_callbacks([], World.from_env())
@@ -253,7 +252,7 @@ def device_facts(size: int = 8192, repeats: int = 30) -> dict[str, Any]:
 def in_process(order: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Carry out an order in a new process, which is killed after so many seconds."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "launchers"), os.environ.get("PYTHONPATH", "")])
-    variables = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "1000"}
+    variables = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-m", "tests.gpu.bench", "--order", json.dumps(order)]
     child = subprocess.Popen(command, env=variables, start_new_session=True, **pipes)
