@@ -32,9 +32,10 @@ def write_model(folder: Path, **sizes: Any) -> Path:
 
 def write_rows(folder: Path, count: int) -> Path:
     """Write the first `count` bundled chats."""
-    lines = CHATS.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [json.loads(line) for line in CHATS.read_text(encoding="utf-8").splitlines()[:count]]
     path = folder / f"rows-{count}.jsonl"
-    path.write_text("".join(lines[:count]), encoding="utf-8")
+    # TRL takes rows for conversations only if they have no other columns.
+    path.write_text("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
