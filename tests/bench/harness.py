@@ -6,6 +6,7 @@ A benchmark is a module `bench_*.py` with `comparisons(folder, quick)`. `python 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -50,6 +51,56 @@ class Comparison:
     """What a reader has to know to repeat it."""
 
 
+@dataclass(frozen=True)
+class Series:
+    """One kind of work at growing sizes."""
+
+    name: str
+    unit: str
+    """Of the sizes."""
+    points: Mapping[int, Callable[[], Sample]]
+    check: Callable[[dict[int, Any]], None]
+    """Raises AssertionError unless the answers, by size, are those of as much work."""
+    figure: str = "wall"
+    """Whose slope counts: wall, which may grow in proportion to the size, or cpu, which should not grow."""
+    settings: str = ""
+    rounds: int = 5
+    """Rounds at most; each runs every size once."""
+
+
+def grow(series: Series, rounds: int) -> dict[str, Any]:
+    """Run each size in turn, `rounds` times, and check each time; without rounds, check once.
+
+    Returns medians by size, and slopes in log-log scales: of all sizes, and of the last two, in which constant costs weigh least.
+    """
+    load = [os.getloadavg()[0]]
+    taken: dict[int, list[Sample]] = {size: [] for size in series.points}
+    for _ in range(max(1, min(rounds, series.rounds))):
+        for size, run in series.points.items():
+            taken[size].append(run())
+        series.check({size: samples[-1].answer for size, samples in taken.items()})
+    load.append(os.getloadavg()[0])
+    points = [{"size": size, **_medians(samples)} for size, samples in taken.items()]
+    return {
+        "name": series.name,
+        "settings": series.settings,
+        "rounds": min(rounds, series.rounds),
+        "load": load,
+        "unit": series.unit,
+        "figure": series.figure,
+        "points": points,
+        "slope": slope(points, series.figure),
+        "last_slope": slope(points[-2:], series.figure),
+    }
+
+
+def slope(points: Sequence[Mapping[str, Any]], figure: str) -> float:
+    """Return the slope of the least-squares line through the points in log-log scales: 1 is in proportion, 0 is flat."""
+    places = [math.log(point["size"]) for point in points]
+    values = [math.log(max(point[figure], 1e-9)) for point in points]
+    return statistics.linear_regression(places, values).slope
+
+
 def measure(comparison: Comparison, rounds: int) -> dict[str, Any]:
     """Run each side once, then `rounds` times in turn, and check each time.
 
@@ -81,15 +132,20 @@ def _summary(samples: Sequence[Sample], base: Sequence[Sample], target: float | 
         kind: [getattr(one, kind) / getattr(other, kind) for one, other in zip(samples, base, strict=True)]
         for kind in ("wall", "cpu")
     }
-    further = {name: statistics.median(sample.figures[name] for sample in samples) for name in samples[0].figures}
     return {
-        "wall": statistics.median(sample.wall for sample in samples),
-        "cpu": statistics.median(sample.cpu for sample in samples),
+        **_medians(samples),
         "ratio": statistics.median(ratios["wall"]),
         "range": [min(ratios["wall"]), max(ratios["wall"])],
         "cpu_ratio": statistics.median(ratios["cpu"]),
         "target": target,
-        "figures": further,
+    }
+
+
+def _medians(samples: Sequence[Sample]) -> dict[str, Any]:
+    return {
+        "wall": statistics.median(sample.wall for sample in samples),
+        "cpu": statistics.median(sample.cpu for sample in samples),
+        "figures": {name: statistics.median(sample.figures[name] for sample in samples) for name in samples[0].figures},
     }
 
 
