@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench.harness import Sample, Series, command
+from tests.bench.harness import Sample, Series, command, cpu_seconds
 
 THOUSANDS = (10_000, 100_000, 1_000_000)
 
@@ -44,12 +44,6 @@ def measured() -> Iterator[Taken]:
     yield taken
     taken.wall, taken.cpu = time.perf_counter() - wall, cpu_seconds() - cpu
     taken.grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of this process and of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def rows(size: int, folder: Path) -> Sample:

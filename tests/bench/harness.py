@@ -159,6 +159,11 @@ def command(arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
     return Sample(wall, _used(resource.RUSAGE_CHILDREN) - before, (done.returncode, done.stdout, done.stderr))
 
 
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    return _used(resource.RUSAGE_SELF) + _used(resource.RUSAGE_CHILDREN)
+
+
 def _used(who: int) -> float:
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
@@ -186,7 +191,7 @@ class Blocks:
         assert self._process.stdin is not None and self._process.stdout is not None
         print(file=self._process.stdin, flush=True)
         for line in self._process.stdout:
-            if line.startswith("{"):
+            if line.startswith('{"wall"'):  # trainers print other lines
                 return Sample(**json.loads(line))
         raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}")
 

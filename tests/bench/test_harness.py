@@ -120,5 +120,5 @@ def test_the_sides_of_each_benchmark_do_equal_work(
         monkeypatch.setenv(f"BENCH_{peer}", str(tmp_path / "none"))
     assert bench.main(["--quick", "--folder", str(tmp_path)]) == 0
     output = capsys.readouterr().out
-    assert output.count("equal work") == 12 and "skipped: trl, which has no environment" in output
+    assert output.count("equal work") == 14 and "skipped: trl, which has no environment" in output
     assert list(tmp_path.iterdir()) == []
