@@ -59,7 +59,8 @@ def table(item: Mapping[str, Any]) -> list[str]:
 def _heading(item: Mapping[str, Any]) -> list[str]:
     load = " to ".join(f"{value:.1f}" for value in item["load"])
     about = f"{item['settings']}; " if item["settings"] else ""
-    return [f"### {item['name']}", f"{about}{item['rounds']} rounds, load {load}."]
+    rounds = f"{item['rounds']} round{'s' * (item['rounds'] != 1)}"
+    return [f"### {item['name']}", f"{about}{rounds}, load {load}."]
 
 
 def _growth(item: Mapping[str, Any]) -> list[str]:
