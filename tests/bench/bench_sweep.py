@@ -1,106 +1,105 @@
-"""A sweep of 16 tiny runs in two slots against 16 commands one after another: time, overhead per job, the parent's memory.
+"""A local sweep in two slots against its jobs as commands one after another, and what a further job adds to a sweep.
 
-Both sides do equal work: the same 16 configurations, whose losses are compared at the end. Prints, and writes nothing.
+`python -m tests.bench sweep`. All sides train the same tiny runs, one thread each, without checkpoint and tracking; their losses
+are compared. What a further job adds is the eighth part of what a sweep of 12 takes more than one of 4, in one slot.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shlex
-import subprocess
+import shutil
 import sys
-import tempfile
-import threading
-import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import psutil
+from tests.bench.harness import Comparison, Parts, Sample, command
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
-    "data.sources.chat.sample_count=40 trainer.train_iters=4 trainer.eval_at_start=false tracking=[] checkpoint=[]"
+    "data.sources.chat.sample_count=40 trainer.train_iters=4 trainer.eval_at_start=false trainer.eval_at_end=false "
+    "tracking=[] checkpoint=[] log.report=false"
 )
+JOBS, FEW, MANY = 8, 4, 12
+TRAINING, FURTHER = "its training loop", "a further job of a sweep"
 
 
-def command(*arguments: str) -> list[str]:
-    """Return the program's command line."""
-    return [sys.executable, "-m", "arctic_hydra", *shlex.split(TINY), *arguments]
+def comparisons(folder: Path, quick: bool) -> Iterator[Comparison]:
+    """Yield both comparisons; there is no quick form, since tests/sweep compares the losses of a sweep with those of its jobs."""
+    if quick:
+        return
+    program("name=warm", folder)  # prepares the data
+    sides = {"one after another": partial(one_by_one, folder), "sweep, two slots": partial(swept, folder, JOBS, 2)}
+    yield Comparison(f"{JOBS} tiny jobs", sides, _check, settings=f"{len(os.sched_getaffinity(0))} cores")
+    parts = Parts(partial(further, folder))
+    sides = {name: partial(parts.sample, name) for name in (TRAINING, FURTHER)}
+    yield Comparison("one more job", sides, _check_further, settings="one slot")
 
 
-def losses(folder: Path) -> dict[str, list[float]]:
-    """Return the training losses of each run, by directory name."""
+def one_by_one(folder: Path) -> Sample:
+    """Run the jobs as commands; the answer is their losses."""
+    shutil.rmtree(folder / "single", ignore_errors=True)
+    taken = [program(f"name=single seed={seed}", folder) for seed in range(JOBS)]
+    return Sample(sum(one.wall for one in taken), sum(one.cpu for one in taken), losses(folder, "single"))
+
+
+def swept(folder: Path, jobs: int, slots: int) -> Sample:
+    """Run the jobs as a sweep; the answer is their losses."""
+    shutil.rmtree(folder / "swept", ignore_errors=True)
+    seeds = ",".join(str(seed) for seed in range(jobs))
+    grid = f"-m hydra/launcher=local hydra.launcher.slots={slots} seed={seeds}"
+    taken = program(f"name=swept {grid}", folder)
+    return Sample(taken.wall, taken.cpu, losses(folder, "swept"))
+
+
+def losses(folder: Path, name: str) -> list[list[float]]:
+    """Return the losses of each run of this name, by seed."""
+    return [found for found, _ in runs(folder, name)]
+
+
+def further(folder: Path) -> dict[str, Sample]:
+    """Return what a job of a sweep adds to it, and the part of it that is its training loop."""
+    few, many = swept(folder, FEW, 1), swept(folder, MANY, 1)
+    trained = [seconds for _, seconds in runs(folder, "swept")]
+    loop = sum(trained) / len(trained)
+    more, count = many.wall - few.wall, MANY - FEW
+    answer = [len(few.answer), len(many.answer), many.answer[:FEW] == few.answer]
+    added = {"ms above the loop": 1e3 * (more / count - loop)}
+    cpu = (many.cpu - few.cpu) / count
+    return {
+        TRAINING: Sample(loop, cpu, answer, {"ms above the loop": 0.0}),
+        FURTHER: Sample(more / count, cpu, answer, added),
+    }
+
+
+def _check(answers: dict[str, Any]) -> None:
+    base, *others = answers.values()
+    assert len(base) == JOBS and all(base) and all(other == base for other in others), answers
+
+
+def _check_further(answers: dict[str, Any]) -> None:
+    assert all(answer == [FEW, MANY, True] for answer in answers.values()), answers
+
+
+def program(arguments: str, folder: Path) -> Sample:
+    """Run a command of tiny jobs."""
+    where = [f"output_root={folder}", f"data.cache_dir={folder / 'cache'}"]
+    words = [sys.executable, "-m", "arctic_hydra", *TINY.split(), *where, *arguments.split()]
+    taken = command(words, folder, {"OMP_NUM_THREADS": "1"})
+    assert taken.answer[0] == 0, taken.answer[2][-2000:]
+    return taken
+
+
+def runs(folder: Path, name: str) -> list[tuple[list[float], float]]:
+    """Return the losses of each run of this name, by seed, and the seconds of its steps."""
     found = {}
-    for path in sorted(folder.glob("outputs/default/*/metrics.jsonl")):
+    for path in folder.glob(f"{name}/*/metrics.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found[path.parent.name] = [row["loss"] for row in rows if "loss" in row]
-    return found
-
-
-def timed(arguments: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Run a command; return its seconds and the highest resident memory in MiB of its own process, without its children."""
-    start = time.perf_counter()
-    child = subprocess.Popen(arguments, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    peak = [0.0]
-
-    def look() -> None:
-        process = psutil.Process(child.pid)
-        while child.poll() is None:
-            try:
-                peak[0] = max(peak[0], process.memory_info().rss / 2**20)
-            except psutil.NoSuchProcess:
-                return
-            time.sleep(0.05)
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    code = child.wait()
-    watcher.join()
-    assert code == 0, f"exit code {code}: {shlex.join(arguments)}"
-    return time.perf_counter() - start, peak[0]
-
-
-def main() -> None:
-    """Measure both sides and the time of a bare worker."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--jobs", type=int, default=16)
-    jobs = parser.parse_args().jobs
-    rates = [f"{1e-4 * (n + 1):.4g}" for n in range(jobs)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'launchers'}", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as scratch:
-        swept, single = Path(scratch) / "swept", Path(scratch) / "single"
-        for folder in (swept, single):
-            folder.mkdir()
-            timed(command("name=warm"), folder, environment)  # prepares the data
-        worker = command("name=warm", "fresh=true")
-        alone, _ = timed(worker, single, environment)
-        run_file = next(single.glob("outputs/warm/*/run.json"))
-        bare, _ = timed([sys.executable, "-m", "arctic_hydra.worker", str(run_file)], single, environment)
-        grid = command("-m", "hydra/launcher=local", "hydra.launcher.slots=2", f"optimizer.lr={','.join(rates)}")
-        together, memory = timed(grid, swept, environment)
-        one_by_one = sum(timed(command(f"optimizer.lr={rate}"), single, environment)[0] for rate in rates)
-        again, _ = timed(grid, swept, environment)
-        found = losses(swept)
-        assert found == losses(single) and len(found) == jobs and all(found.values()), (
-            "the sides did not do the same work"
-        )
-        seconds = [json.loads(path.read_text())["seconds"] for path in swept.glob("outputs/default/*/record.json")]
-    cores = len(os.sched_getaffinity(0))
-    print(f"{jobs} jobs, {cores} cores, one thread each; the losses of both sides are equal")
-    print(f"one after another   {one_by_one:7.1f} s   {one_by_one / jobs:5.2f} s per job")
-    print(
-        f"sweep, two slots    {together:7.1f} s   ratio {together / one_by_one:.2f} (0.5 without any start-up that the jobs share)"
-    )
-    print(f"the same sweep again, all finished   {again:.1f} s")
-    print(f"a worker by itself  {bare:7.2f} s   a single command {alone:.2f} s")
-    busy = sum(seconds) / 2  # two slots
-    print(
-        f"overhead per job: {(together - busy) / jobs:.2f} s of the sweep's time beside its workers' {busy / jobs:.2f} s"
-    )
-    print(f"the sweep's own process, without the one that forks jobs: {memory:.0f} MiB at most")
-
-
-if __name__ == "__main__":
-    main()
+        rows = [row for row in rows if "loss" in row]
+        seed = json.loads((path.parent / "run.json").read_text())["config"]["seed"]
+        lines = zip(rows, [0, *(row["step"] for row in rows)], strict=False)
+        seconds = sum(row["step_seconds"] * (row["step"] - before) for row, before in lines)
+        found[seed] = ([row["loss"] for row in rows], seconds)
+    return [found[seed] for seed in sorted(found)]

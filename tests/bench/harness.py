@@ -6,6 +6,7 @@ A benchmark is a module `bench_*.py` with `comparisons(folder, quick)`. `python 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -50,6 +51,56 @@ class Comparison:
     """What a reader has to know to repeat it."""
 
 
+@dataclass(frozen=True)
+class Series:
+    """One kind of work at growing sizes."""
+
+    name: str
+    unit: str
+    """Of the sizes."""
+    points: Mapping[int, Callable[[], Sample]]
+    check: Callable[[dict[int, Any]], None]
+    """Raises AssertionError unless the answers, by size, are those of as much work."""
+    figure: str = "wall"
+    """Whose slope counts: wall, which may grow in proportion to the size, or cpu, which should not grow."""
+    settings: str = ""
+    rounds: int = 5
+    """Rounds at most; each runs every size once."""
+
+
+def grow(series: Series, rounds: int) -> dict[str, Any]:
+    """Run each size in turn, `rounds` times, and check each time; without rounds, check once.
+
+    Returns medians by size, and slopes in log-log scales: of all sizes, and of the last two, in which constant costs weigh least.
+    """
+    load = [os.getloadavg()[0]]
+    taken: dict[int, list[Sample]] = {size: [] for size in series.points}
+    for _ in range(max(1, min(rounds, series.rounds))):
+        for size, run in series.points.items():
+            taken[size].append(run())
+        series.check({size: samples[-1].answer for size, samples in taken.items()})
+    load.append(os.getloadavg()[0])
+    points = [{"size": size, **_medians(samples)} for size, samples in taken.items()]
+    return {
+        "name": series.name,
+        "settings": series.settings,
+        "rounds": min(rounds, series.rounds),
+        "load": load,
+        "unit": series.unit,
+        "figure": series.figure,
+        "points": points,
+        "slope": slope(points, series.figure),
+        "last_slope": slope(points[-2:], series.figure),
+    }
+
+
+def slope(points: Sequence[Mapping[str, Any]], figure: str) -> float:
+    """Return the slope of the least-squares line through the points in log-log scales: 1 is in proportion, 0 is flat."""
+    places = [math.log(point["size"]) for point in points]
+    values = [math.log(max(point[figure], 1e-9)) for point in points]
+    return statistics.linear_regression(places, values).slope
+
+
 def measure(comparison: Comparison, rounds: int) -> dict[str, Any]:
     """Run each side once, then `rounds` times in turn, and check each time.
 
@@ -81,15 +132,20 @@ def _summary(samples: Sequence[Sample], base: Sequence[Sample], target: float | 
         kind: [getattr(one, kind) / getattr(other, kind) for one, other in zip(samples, base, strict=True)]
         for kind in ("wall", "cpu")
     }
-    further = {name: statistics.median(sample.figures[name] for sample in samples) for name in samples[0].figures}
     return {
-        "wall": statistics.median(sample.wall for sample in samples),
-        "cpu": statistics.median(sample.cpu for sample in samples),
+        **_medians(samples),
         "ratio": statistics.median(ratios["wall"]),
         "range": [min(ratios["wall"]), max(ratios["wall"])],
         "cpu_ratio": statistics.median(ratios["cpu"]),
         "target": target,
-        "figures": further,
+    }
+
+
+def _medians(samples: Sequence[Sample]) -> dict[str, Any]:
+    return {
+        "wall": statistics.median(sample.wall for sample in samples),
+        "cpu": statistics.median(sample.cpu for sample in samples),
+        "figures": {name: statistics.median(sample.figures[name] for sample in samples) for name in samples[0].figures},
     }
 
 
@@ -101,6 +157,11 @@ def command(arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
     )
     wall = time.perf_counter() - start
     return Sample(wall, _used(resource.RUSAGE_CHILDREN) - before, (done.returncode, done.stdout, done.stderr))
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    return _used(resource.RUSAGE_SELF) + _used(resource.RUSAGE_CHILDREN)
 
 
 def _used(who: int) -> float:
@@ -116,19 +177,21 @@ def _environment() -> dict[str, str]:
 class Blocks:
     """A process that waits between blocks of work; its program calls `Pauses`."""
 
-    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str | None]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], variables: Mapping[str, str | None], python: str = sys.executable
+    ) -> None:
         """Start it; a variable of None is unset."""
         changed = {**_environment(), **variables}
         environment = {name: value for name, value in changed.items() if value is not None}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
+        self._process = subprocess.Popen([python, *arguments], cwd=ROOT, env=environment, **pipes)
 
     def __call__(self) -> Sample:
         """Run one block."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(file=self._process.stdin, flush=True)
         for line in self._process.stdout:
-            if line.startswith("{"):
+            if line.startswith('{"wall"'):  # trainers print other lines
                 return Sample(**json.loads(line))
         raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}")
 
@@ -145,14 +208,40 @@ class Pauses:
         self._begin()
 
     def end(self, answer: Any) -> None:
-        """Report the block that ends here, and wait until the next one is asked for."""
+        """Report the block that ends here, and wait until the next one is asked for; a function is asked for the answer, untimed."""
         wall, cpu = time.perf_counter() - self._wall, _used(resource.RUSAGE_SELF) - self._cpu
-        print(json.dumps(vars(Sample(wall, cpu, answer))), flush=True)
+        print(json.dumps(vars(Sample(wall, cpu, answer() if callable(answer) else answer))), flush=True)
         self._begin()
 
     def _begin(self) -> None:
         sys.stdin.readline()
         self._wall, self._cpu = time.perf_counter(), _used(resource.RUSAGE_SELF)
+
+
+class Parts:
+    """One run that gives several sides of a comparison: `sample(name)` runs it anew when a side is asked for again."""
+
+    def __init__(self, run: Callable[[], Mapping[str, Sample]]) -> None:
+        self._run = run
+        self._left: dict[str, Sample] = {}
+
+    def sample(self, name: str) -> Sample:
+        """Return one side of the current run."""
+        if name not in self._left:
+            self._left = dict(self._run())
+        return self._left.pop(name)
+
+
+def peer(name: str) -> str | None:
+    """Return the interpreter of the environment of a peer: that of `nox -s peers`, or of the variable `BENCH_<NAME>`.
+
+    Without it, the sides of the peer are left out, which is said.
+    """
+    python = os.environ.get(f"BENCH_{name.upper()}", str(ROOT / ".nox" / f"peers-{name}" / "bin" / "python"))
+    if Path(python).exists():
+        return python
+    print(f"skipped: {name}, which has no environment; run nox -s peers, or set BENCH_{name.upper()}=<its python>")
+    return None
 
 
 @contextmanager

@@ -65,16 +65,16 @@ def main(rows: str, tokenizer_path: str, work: str, processes: str, max_length: 
     build = SFTDataFactory.__call__
 
     def timed(self: SFTDataFactory) -> object:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), sum(os.times()[:4])
         made = build(self)
-        took.append(time.perf_counter() - start)
+        took.append({"seconds": time.perf_counter() - start, "cpu": sum(os.times()[:4]) - cpu})
         return made
 
     SFTDataFactory.__call__ = timed
     trainer = SFTTrainer(config, mode="process-data")
     packed = trainer.train_dataloader.dataset
     tokens = sum(sum(lengths) for lengths in packed["packed_sample_seqlens"])
-    print(json.dumps({"seconds": took[0], "tokens": tokens, "packs": len(packed)}))
+    print(json.dumps({**took[0], "tokens": tokens, "packs": len(packed)}))
     if dump:
         factory = SFTDataFactory(trainer)
         (processed,) = (load() for load in factory._get_data_sources(config.data.sources))

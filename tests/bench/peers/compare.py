@@ -1,8 +1,7 @@
-"""Preparation of conversations beside TRL's and ArcticTraining's: first the same ids and labels, then tokens per second.
+"""Preparation of conversations beside TRL's and ArcticTraining's: the same ids and labels.
 
-`nox -s peers` makes an environment for each and runs this. Every preparation is a process of its own with empty caches,
-on the same rows, template and tokenizer, from the file to packs of 2,048 tokens. The rows are those of `--chats` over and
-over, each copy with a number of its own, so that no two are alike. Rounds are interleaved, and the medians compared.
+`nox -s peers` makes an environment for each and runs this; `python -m tests.bench prepare` also times them. Every preparation
+is a process of its own with empty caches, on the same rows, template and tokenizer, from the file to packs of 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,19 +42,14 @@ class Bench:
         said = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
         config.write_text(json.dumps(json.loads(config.read_text()) | said))
 
-    def write_rows(self, count: int) -> Path:
-        """Write `count` rows, no two alike."""
-        path = self.folder / f"rows-{count}.jsonl"
+    def write_rows(self) -> Path:
+        """Write the conversations without other columns."""
+        path = self.folder / "rows.jsonl"
         if not path.exists():
-            with path.open("w", encoding="utf-8") as file:
-                for index in range(count):
-                    copy, place = divmod(index, len(self.chats))
-                    first, *others = self.chats[place]
-                    marked = {**first, "content": f"[{copy}] {first['content']}"} if copy else first
-                    file.write(json.dumps({"messages": [marked, *others]}) + "\n")
+            path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in self.chats), encoding="utf-8")
         return path
 
-    def prepare(self, peer: str, rows: int, processes: int, dump: str = "") -> dict[str, Any]:
+    def prepare(self, peer: str, processes: int, dump: str = "") -> dict[str, Any]:
         """Run one preparation with empty caches and return its figures."""
         work = self.folder / "work"
         shutil.rmtree(work, ignore_errors=True)
@@ -64,7 +57,7 @@ class Bench:
         environment = {**os.environ, "HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
         if peer == "arctic_hydra":
             environment["PYTHONPATH"] = str(ROOT)
-        arguments = [self.write_rows(rows), self.folder / "tokenizer", work, processes, MAX_LENGTH]
+        arguments = [self.write_rows(), self.folder / "tokenizer", work, processes, MAX_LENGTH]
         command = [self.pythons[peer], HERE / SCRIPTS[peer], *arguments, *([self.folder / dump] if dump else [])]
         done = subprocess.run([*map(str, command)], env=environment, cwd=work, capture_output=True, text=True)
         if done.returncode:
@@ -73,9 +66,8 @@ class Bench:
 
     def compare(self, peer: str) -> None:
         """Compare ids and labels row by row; a row that differs must be one where the peer is wrong."""
-        count = len(self.chats)
         for name in ("arctic_hydra", peer):
-            self.prepare(name, count, 1, dump=f"{name}.dump")
+            self.prepare(name, 1, dump=f"{name}.dump")
         found: Counter[str] = Counter()
         examples: dict[str, int] = {}
         with (self.folder / "arctic_hydra.dump").open() as ours, (self.folder / f"{peer}.dump").open() as theirs:
@@ -107,49 +99,25 @@ class Bench:
                 runs[-1].append(token)
         return [self.tokenizer.decode(run) for run in runs]
 
-    def time(self, rows: dict[str, int], processes: int, rounds: int) -> None:
-        """Print tokens per second of each, and how many times faster this package is."""
-        rates: dict[str, list[float]] = {peer: [] for peer in rows}
-        for _ in range(rounds):
-            for peer, count in rows.items():
-                figures = self.prepare(peer, count, processes)
-                rates[peer].append(figures["tokens"] / figures["seconds"])
-        ours = statistics.median(rates["arctic_hydra"])
-        for peer, seen in rates.items():
-            middle = statistics.median(seen)
-            print(
-                f"{peer:<15} {rows[peer]:>7,} rows, {processes} process(es): {middle / 1e3:8.1f} thousand tokens/s "
-                f"({min(seen) / 1e3:.1f} to {max(seen) / 1e3:.1f}), arctic_hydra is {ours / middle:.2f}x "
-                f"(load {os.getloadavg()[0]:.1f})",
-                flush=True,
-            )
-
 
 EQUAL = "equal"
 PEER_WRONG = "where the peer trains another text than the answer and its stop token"
 
 
 def main() -> None:
-    """Compare, then time."""
+    """Compare with each peer that is given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chats", type=Path, default=CHATS if CHATS.exists() else BUNDLED)
     parser.add_argument("--trl", help="interpreter of an environment with TRL")
     parser.add_argument("--arctic", help="interpreter of an environment with ArcticTraining")
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--slow-rows", type=int, default=7_473, help="rows for ArcticTraining, whose rate is taken")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     peers = {"TRL": options.trl, "ArcticTraining": options.arctic}
     pythons = {"arctic_hydra": sys.executable} | {name: python for name, python in peers.items() if python}
-    rows = {name: options.slow_rows if name == "ArcticTraining" else options.rows for name in pythons}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), pythons, options.chats)
         for peer in pythons:
             if peer != "arctic_hydra":
                 bench.compare(peer)
-        for processes in options.processes:
-            bench.time(rows, processes, options.rounds)
 
 
 if __name__ == "__main__":

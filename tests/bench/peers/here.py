@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -24,11 +25,11 @@ def main(rows: str, tokenizer_path: str, work: str, processes: str, max_length: 
     data = SFTDataFactory(
         sources={"chat": JsonSource(path=rows)}, num_proc=processes, cache_dir=f"{work}/cache", max_length=max_length
     )
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), sum(os.times()[:4])
     loader, _ = data.build(tokenizer, BatchGeometry(1, 1, World(), 42))
-    seconds = time.perf_counter() - start
+    taken = {"seconds": time.perf_counter() - start, "cpu": sum(os.times()[:4]) - cpu}
     figures = loader.summary()
-    print(json.dumps({"seconds": seconds, "tokens": figures["tokens"], "packs": figures["packs"]}))
+    print(json.dumps({**taken, "tokens": figures["tokens"], "packs": figures["packs"]}))
     if dump:
         store = data.process("train", tokenizer, World())
         with Path(dump).open("w", encoding="utf-8") as file:

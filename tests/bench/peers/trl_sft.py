@@ -6,6 +6,7 @@ Runs in an environment that has TRL; arctic_hydra is not needed there.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,16 +15,17 @@ from datasets import load_dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-WORK_DONE = {"seconds": 0.0}
+WORK_DONE = {"seconds": 0.0, "cpu": 0.0}
 
 
 class TimedTrainer(SFTTrainer):
     """The trainer as it is, with the time that its preparation of the data takes."""
 
     def _prepare_dataset(self, *args: object, **kwargs: object) -> object:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), sum(os.times()[:4])
         prepared = super()._prepare_dataset(*args, **kwargs)
         WORK_DONE["seconds"] += time.perf_counter() - start
+        WORK_DONE["cpu"] += sum(os.times()[:4]) - cpu
         return prepared
 
 
@@ -42,9 +44,9 @@ def main(rows: str, tokenizer_path: str, work: str, processes: str, max_length: 
         bf16=False,
         report_to="none",
     )
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), sum(os.times()[:4])
     dataset = load_dataset("json", data_files=rows, split="train", cache_dir=f"{work}/datasets")
-    WORK_DONE["seconds"] = time.perf_counter() - start
+    WORK_DONE.update(seconds=time.perf_counter() - start, cpu=sum(os.times()[:4]) - cpu)
     trainer = TimedTrainer(model, options, train_dataset=dataset, processing_class=tokenizer)
     prepared = trainer.train_dataset
     tokens = sum(sum(lengths) for lengths in prepared["seq_lengths"]) if not dump else 0
