@@ -16,7 +16,7 @@ from arctic_hydra.component import component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.model.base import ModelFactory, unbuildable_problems
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import SCORE_WEIGHT, check_score_head, initialize_score_head
 from arctic_hydra.redaction import umask_of_user
@@ -156,15 +156,28 @@ def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    place = hub_arguments(name_or_path, revision)
     try:
         with umask_of_user():
+            check_stored_config("model.name_or_path", name_or_path, **place)
             return AutoConfig.from_pretrained(
                 os.path.expanduser(name_or_path),
                 trust_remote_code=trust_remote_code,
-                **hub_arguments(name_or_path, revision),
+                **place,
             )
+    except ModelError:
+        raise
     except (OSError, ValueError, StrictDataclassError) as error:
         raise load_error(name_or_path, error) from error
+
+
+def check_stored_config(key: str, name_or_path: str, **place: Any) -> None:
+    """Raise ModelError for a config from which no model may be built, before transformers builds its own config of it."""
+    from transformers import PretrainedConfig
+
+    stored, _ = PretrainedConfig.get_config_dict(os.path.expanduser(name_or_path), **place)
+    for name, problem in unbuildable_problems(stored):
+        raise ModelError(f"{key}: {name_or_path}: config.json: {name}: {problem}; use a model whose config is sound")
 
 
 def check_config_values(

@@ -34,6 +34,23 @@ def saved(folder, **config):
             {"architectures": ["LlamaForSequenceClassification"]},
             "is a LlamaForSequenceClassification, which scores texts",
         ),
+        (
+            {"num_hidden_layers": 10**9},
+            "config.json: num_hidden_layers: got 1000000000, expected 100,000 or less; use a",
+        ),
+        ({"hidden_size": 10**9}, "config.json: hidden_size: got 1000000000, expected 10,000,000 or less"),
+        (
+            {"text_config": {"vocab_size": 1e12}},
+            "config.json: text_config.vocab_size: got 1000000000000.0, expected 100,",
+        ),
+        (
+            {"_attn_implementation_internal": "evil/kernel"},
+            "_attn_implementation_internal: got 'evil/kernel', expected a",
+        ),
+        (
+            {"attn_implementation": {"text_config": "evil/kernel@1"}},
+            "attn_implementation.text_config: got 'evil/kernel@1'",
+        ),
         ({"num_hidden_layers": 3}, "lacks 9 weights of LlamaForCausalLM, such as model.layers.2"),
     ],
 )
