@@ -10,7 +10,7 @@ from pathlib import Path
 from arctic_hydra.data.rows.base import ListRows, Row, Rows
 from arctic_hydra.data.rows.shard import START, ByteOffset, LocatedRows, Shard
 from arctic_hydra.errors import DataError
-from arctic_hydra.human_numbers import shorten
+from arctic_hydra.human_numbers import listed, shorten
 
 
 class LineNumberedRows(ListRows):
@@ -65,7 +65,7 @@ def csv_rows(
                 continue
             if len(values) != len(header):
                 raise DataError(
-                    f"{path}:{start}: has {len(values)} fields, but the header has {len(header)} ({', '.join(header)}); "
+                    f"{path}:{start}: has {len(values)} fields, but the header has {len(header)} ({listed(header)}); "
                     f"expected the same number; quote texts that contain the delimiter"
                 )
             yield start, dict(zip(header, values, strict=True))
