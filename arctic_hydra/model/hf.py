@@ -105,6 +105,10 @@ class HFModelFactory(ModelFactory):
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
             raise load_error(self.name_or_path, error, self.hf_config_kwargs) from error
+        for name, problem in unbuildable_problems(model.generation_config.to_dict()):
+            raise ModelError(
+                f"model.name_or_path: {self.name_or_path}: generation_config.json: {name}: {problem}; correct it"
+            )
         missing = sorted(info["missing_keys"])
         if self.is_classifier:
             check_score_head(model)

@@ -60,6 +60,13 @@ def test_a_model_that_cannot_be_loaded_is_refused(tmp_path, config, text):
         factory.create_model(factory.create_config())
 
 
+def test_stop_tokens_that_are_no_numbers_are_refused_before_training(tmp_path):
+    factory = HFModelFactory(name_or_path=saved(tmp_path))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [[1]]}')
+    with pytest.raises(ModelError, match=r"generation_config.json: eos_token_id: got \[\[1\]\], expected the number"):
+        factory.create_model(factory.create_config())
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_an_export_keeps_the_models_use_cache(tmp_path, use_cache):
     factory = HFModelFactory(name_or_path=str(lab.save_model(tmp_path / "model", use_cache=use_cache)))
