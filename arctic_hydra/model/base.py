@@ -39,6 +39,7 @@ _MOST = (
     (r"(_size|_dim|_rank|d_model|d_ff|d_kv|n_embd|n_inner)$", 10**7),
 )
 """The most that a value of a config may be, by the end of its name; larger ones name no model that a machine can hold."""
+_NOT_NEGATIVE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -286,6 +287,8 @@ def unbuildable_problems(values: dict[str, Any], key: str = "") -> Iterator[tupl
         limit = next((most for pattern, most in _MOST if re.search(pattern, str(name))), None)
         if limit is not None and isinstance(value, int | float) and value > limit:
             yield f"{key}{name}", f"got {shorten(value)}, expected {limit:,} or less"
+        if name in _NOT_NEGATIVE and isinstance(value, int | float) and value < 0:
+            yield f"{key}{name}", f"got {shorten(value)}, expected 0 or more"
         if str(name) in _TOKENS and not all(map(_is_token, value if isinstance(value, list) else [value])):
             yield f"{key}{name}", f"got {shorten(value)}, expected the number of a token, or a list of them"
         if isinstance(value, str) and "/" in value and "_implementation" in f"{key}{name}":

@@ -16,6 +16,7 @@ from arctic_hydra.component import component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.model.base import ModelFactory, unbuildable_problems
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import SCORE_WEIGHT, check_score_head, initialize_score_head
@@ -157,7 +158,6 @@ def _pointer_problems(folder: Path) -> Iterator[str]:
 
 def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
     """Return the config of a hub id or a local directory; raises ModelError when it cannot be read."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     place = hub_arguments(name_or_path, revision)
@@ -171,7 +171,7 @@ def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool
             )
     except ModelError:
         raise
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except Exception as error:  # the configs of transformers compute with their values, and raise whatever that raises
         raise load_error(name_or_path, error) from error
 
 
@@ -180,6 +180,10 @@ def check_stored_config(key: str, name_or_path: str, **place: Any) -> None:
     from transformers import PretrainedConfig
 
     stored, _ = PretrainedConfig.get_config_dict(os.path.expanduser(name_or_path), **place)
+    if not isinstance(stored, dict) or not isinstance(stored.get("architectures") or [], list):
+        raise ModelError(
+            f"{key}: {name_or_path}: config.json: got {shorten(stored)}, expected an object of values, with a list of architectures"
+        )
     for name, problem in unbuildable_problems(stored):
         raise ModelError(f"{key}: {name_or_path}: config.json: {name}: {problem}; use a model whose config is sound")
 

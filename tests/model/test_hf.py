@@ -29,6 +29,10 @@ def saved(folder, **config):
     [
         ({"model_type": "quux"}, "cannot be loaded: .*quux"),
         ({"model_type": "t5", "architectures": ["T5Model"]}, "cannot be loaded: Unrecognized configuration class"),
+        ({"num_hidden_layers": -1}, "config.json: num_hidden_layers: got -1, expected 0 or more"),
+        ({"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError"),
+        ({"dtype": "os.system"}, "cannot be loaded: AttributeError"),
+        ({"architectures": 7}, "config.json: got {.*}, expected an object of values, with a list of architectures"),
         ({"intermediate_size": 99}, "cannot be loaded: its weights have other shapes than its config.json says"),
         (
             {"architectures": ["LlamaForSequenceClassification"]},
