@@ -30,7 +30,7 @@ def check_patterns(field: str, patterns: list[str]) -> None:
             re.compile(pattern)
         except PATTERN_ERRORS as error:
             raise ValueError(
-                f"{field}: got {shorten(pattern)}, which is not a valid regular expression ({error})"
+                f"{field}: got {shorten(pattern)}, which is not a valid regular expression ({error}); expected one such as 'layers.0.'"
             ) from error
 
 

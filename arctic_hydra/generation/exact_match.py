@@ -33,7 +33,10 @@ class ExactMatch:
         try:
             found = re.compile(self.pattern)
         except PATTERN_ERRORS as error:
-            yield f"exact_match.pattern: got {shorten(self.pattern)}, which is no regular expression ({error})"
+            yield (
+                f"exact_match.pattern: got {shorten(self.pattern)}, which is no regular expression ({error}); expected one such as "
+                "'#### (.+)'"
+            )
             return
         if not self.pattern:
             yield "exact_match.pattern: got an empty pattern, which finds no result; expected one such as '#### (.+)'"

@@ -249,6 +249,8 @@ def load_error(name_or_path: str, error: Exception, changed: dict[str, Any] | No
     """Return an error that says in one line why a model cannot be loaded; `changed` are values that replace its config's."""
     first = _in_one_line(error)
     hint = "check the name, your access and the network, or pass a local directory"
+    if looks_like_path(name_or_path):
+        hint = "check the files of this directory, or pass another model"
     if changed:
         hint = f"check model.hf_config_kwargs ({', '.join(changed)}) and the model's files"
     if "trust_remote_code" in str(error):
