@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,12 @@ def shorten(value: Any, width: int = 80) -> str:
     """Return the representation of a value for an error message, cut in the middle if it is long."""
     text = repr(value)
     return text if len(text) <= width else f"{text[: width - 23]}...{text[-20:]}"
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Return names for an error message, each shortened, and how many more there are."""
+    shown = [name if len(name) <= 80 else shorten(name) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _integral(number: float) -> int | float:

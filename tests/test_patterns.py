@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
+from arctic_hydra import patterns
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.patterns import check_patterns, matching, near_names
 
@@ -40,3 +43,12 @@ def test_a_pattern_without_a_match_is_an_error_with_the_key_and_a_near_name():
 def test_what_is_not_a_regular_expression_is_refused(pattern, text):
     with pytest.raises(ValueError, match=text):
         check_patterns("patterns", ["ok", pattern])
+
+
+def test_a_pattern_that_takes_exponential_time_is_stopped(monkeypatch):
+    monkeypatch.setattr(patterns, "MAX_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGPROF)
+    message = r"^optimizer.no_decay: got '\(a\|aa\)\+\$', which takes more than 0.2 s on the parameters' names; expected a pattern"
+    with pytest.raises(ConfigError, match=message):
+        matching("optimizer.no_decay", ["(a|aa)+$"], ["a" * 60 + "b"])
+    assert signal.getsignal(signal.SIGPROF) is before

@@ -166,6 +166,10 @@ class LoadedRun:
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:
     """Return the run of a directory, whatever its status; raises ConfigError if it is not the directory of a run."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path: got a value of type {type(path).__name__}, expected the directory of a run as text or a Path"
+        )
     found = LoadedRun(path)
     if not (found._directory.record_file.exists() or found._directory.run_file.exists()):
         raise ConfigError(

@@ -50,8 +50,7 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
     store = CheckpointStore(root, distributed.World.from_env().rank)
     if which is not None and which != "best" and not which.isdecimal():
         path = Path(which)
-        nested = [path, path / "checkpoints"]
-        holder = next((folder for folder in nested if CheckpointStore(folder, 1).steps()), None)
+        holder = _holder(path)
         store, which = CheckpointStore(holder or root, distributed.World.from_env().rank, of_others=True), None
         if holder is None:
             return _as_weights(store.verified(path))
@@ -65,6 +64,11 @@ def find_checkpoint(root: Path, which: str | None) -> Weights:
     return _as_weights(store.best() if which == "best" else store.at(int(which)))
 
 
+def _holder(path: Path) -> Path | None:
+    """Return the directory of checkpoints that `path` is or contains, if any."""
+    return next((folder for folder in (path, path / "checkpoints") if CheckpointStore(folder, 1).steps()), None)
+
+
 def _as_weights(found: Checkpoint) -> Weights:
     stops = found.manifest.get("stop_tokens")
     frozen = found.manifest.get("identity", {}).get("frozen_weights")
@@ -75,15 +79,36 @@ def find_weights(path: Path) -> Weights:
     """Return the weights that `init_from` selects: an export, a checkpoint, or a run directory (its newest checkpoint)."""
     if is_export(path):
         return Weights(path, None)
-    if (path / MANIFEST).exists():
-        return find_checkpoint(path, str(path))
+    _check_holds_weights(path)
+    return find_checkpoint(path, str(path))
+
+
+def check_readable(path: Path) -> None:
+    """Raise CheckpointError for an `init_from` that selects no weights, or an export whose files are damaged; reads no weights."""
+    if not is_export(path):
+        return _check_holds_weights(path)
+    from safetensors import SafetensorError, safe_open
+
+    for name in _export_files(path):
+        try:
+            with safe_open(path / name, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path / name, error) from error
+
+
+def _check_holds_weights(path: Path) -> None:
+    if not path.is_dir() or (path / MANIFEST).exists() or _holder(path):
+        return
     pickles = sorted(file.name for suffix in ("bin", "pt", "pth", "pkl") for file in path.glob(f"*.{suffix}"))
     if pickles:
         raise CheckpointError(
             f"init_from: {path} holds {', '.join(pickles[:_SHOWN])}, but pickled weights are not loaded, because reading them "
             f"can run code; expected *.safetensors, a checkpoint of a run or a run directory; save the model again as safetensors"
         )
-    return find_checkpoint(path, str(path))
+    raise CheckpointError(
+        f"init_from: {path} holds no weights; expected *.safetensors, a checkpoint of a run or a run directory with checkpoints"
+    )
 
 
 def is_export(path: Path) -> bool:
@@ -187,19 +212,28 @@ def _summarize(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
-def _read_export(path: Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    files = [ADAPTER] if (path / ADAPTER).exists() else ["model.safetensors"]
+def _export_files(path: Path) -> list[str]:
     try:
         index = read_state(path / "model.safetensors.index.json", _INDEX_FILE, of_others=True)
     except StateFileError as error:
         raise CheckpointError(str(error)) from error
     if index is not None:
-        files = sorted(set(index["weight_map"].values()))
-    for name in files:
+        return sorted(set(index["weight_map"].values()))
+    return [ADAPTER] if (path / ADAPTER).exists() else ["model.safetensors"]
+
+
+def _read_export(path: Path) -> Iterator[tuple[str, Any]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in _export_files(path):
         try:
             yield from load_file(path / name).items()
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path / name} cannot be read: {error}") from error
+            raise _unreadable(path / name, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read: {error}; copy it again, or pass init_from=<weights that are complete>"
+    )

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from arctic_hydra.errors import DataError
 from arctic_hydra.human_numbers import integer, shorten
-from arctic_hydra.patterns import PATTERN_ERRORS
+from arctic_hydra.patterns import PATTERN_ERRORS, time_limit
 
 OPEN_REASONING = "<think>"
 """The tag that opens the reasoning of an answer, in the answer itself or at the end of its prompt."""
-MAX_SECONDS = 20.0
-"""CPU time of the process for the pattern on one answer; nested repetitions can take exponential time."""
 _END_OF_REASONING = "</think>"
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3})")
 
@@ -39,7 +33,10 @@ class ExactMatch:
         try:
             found = re.compile(self.pattern)
         except PATTERN_ERRORS as error:
-            yield f"exact_match.pattern: got {shorten(self.pattern)}, which is no regular expression ({error})"
+            yield (
+                f"exact_match.pattern: got {shorten(self.pattern)}, which is no regular expression ({error}); expected one such as "
+                "'#### (.+)'"
+            )
             return
         if not self.pattern:
             yield "exact_match.pattern: got an empty pattern, which finds no result; expected one such as '#### (.+)'"
@@ -53,39 +50,14 @@ class ExactMatch:
         """Return what the pattern finds last in an answer, after its reasoning; None if it finds nothing but empty matches.
 
         Commas within numbers are removed, and white space is reduced to single spaces. An answer that ends within its reasoning
-        has no result; `in_reasoning`: it begins there, because the prompt opened it. Raises DataError if the pattern takes longer
-        than `MAX_SECONDS`.
+        has no result; `in_reasoning`: it begins there, because the prompt opened it. Raises ConfigError if the pattern takes
+        longer than `patterns.MAX_SECONDS`.
         """
         assert self.pattern is not None, "called only if there is a pattern"
         final = f"{OPEN_REASONING if in_reasoning else ''}{answer}".rpartition(_END_OF_REASONING)[2]
         if OPEN_REASONING in final:
             return None
-        try:
-            with _time_limit():
-                found = [match[match.re.groups] or "" for match in re.finditer(self.pattern, final)]
-        except TimeoutError as error:
-            raise DataError(
-                f"exact_match.pattern: got {shorten(self.pattern)}, which takes more than {MAX_SECONDS:g} s on the text "
-                f"{shorten(final)}; expected a pattern without repetitions of repetitions such as (a+)+"
-            ) from error
+        with time_limit(f"exact_match.pattern: got {shorten(self.pattern)}", f"the text {shorten(final)}"):
+            found = [match[match.re.groups] or "" for match in re.finditer(self.pattern, final)]
         results = (" ".join(_COMMA_IN_NUMBER.sub("", text).split()) for text in found)
         return next(reversed([result for result in results if result]), None)
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """Raise TimeoutError after `MAX_SECONDS` of CPU time; `re` looks for signals while it works. No limit in other threads."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        signal.signal(signal.SIGPROF, before)

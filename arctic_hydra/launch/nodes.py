@@ -205,7 +205,9 @@ def read_hostfile(path: Path) -> tuple[list[str], int]:
                 f"hostfile: line {number} of {path} is {line.strip()[:200]!r}, expected `<host> slots=<number>`"
             )
         if match["name"] in slots:
-            raise ConfigError(f"hostfile: {match['name']} is listed twice in {path}")
+            raise ConfigError(
+                f"hostfile: {match['name']} is listed twice in {path}; expected each host once; remove a line"
+            )
         slots[match["name"]] = int(match["slots"])
     if len(set(slots.values())) != 1:
         listed = ", ".join(f"{name} {count}" for name, count in slots.items()) or "no host"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra.component import CAUSAL_LM, SEQUENCE_CLASSIFIER, Component, choice
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import FieldError, ModelError
-from arctic_hydra.human_numbers import bounded
+from arctic_hydra.human_numbers import bounded, shorten
 from arctic_hydra.model.layers import compile_layers, layers
 from arctic_hydra.model.names import (
     ATTENTION,
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
+
+_MOST = (
+    (r"(layers?|heads?|experts|blocks)$", 100_000),
+    (r"vocab_size", 10**8),
+    (r"(position|positions|position_embeddings|n_ctx)$", 10**9),
+    (r"(_size|_dim|_rank|d_model|d_ff|d_kv|n_embd|n_inner)$", 10**7),
+)
+"""The most that a value of a config may be, by the end of its name; larger ones name no model that a machine can hold."""
+_NOT_NEGATIVE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(kw_only=True)
@@ -100,7 +111,12 @@ class ModelFactory(Component):
                 f"activation_checkpoint_every_n_layers: got {every}, which has no effect beside "
                 f"disable_activation_checkpoint=true; drop one of them"
             )
-        if problems := list(config_value_problems(self.__dict__.get("hf_config_kwargs", {}), "hf_config_kwargs")):
+        values = self.__dict__.get("hf_config_kwargs", {})
+        problems = [
+            *config_value_problems(values, "hf_config_kwargs"),
+            *unbuildable_problems(values, "hf_config_kwargs."),
+        ]
+        if problems:
             raise FieldError(problems)
 
     @property
@@ -257,6 +273,33 @@ def config_value_problems(values: dict[str, Any], key: str) -> Iterator[tuple[st
             value is None or isinstance(value, bool) or (isinstance(value, int | float) and 0 <= value <= 1)
         ):
             yield f"{key}.{name}", f"got {value!r}, expected a probability from 0 to 1"
+
+
+def unbuildable_problems(values: dict[str, Any], key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield key and text of each value of a config, as a file or the user gives it, from which no model may be built.
+
+    Architectures make lists as long as their layers while the config is read. A name of attention with a slash is a repository,
+    whose code transformers runs if the package `kernels` is installed.
+    """
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from unbuildable_problems(value, f"{key}{name}.")
+        limit = next((most for pattern, most in _MOST if re.search(pattern, str(name))), None)
+        if limit is not None and isinstance(value, int | float) and value > limit:
+            yield f"{key}{name}", f"got {shorten(value)}, expected {limit:,} or less"
+        if name in _NOT_NEGATIVE and isinstance(value, int | float) and value < 0:
+            yield f"{key}{name}", f"got {shorten(value)}, expected 0 or more"
+        if str(name) in _TOKENS and not all(map(_is_token, value if isinstance(value, list) else [value])):
+            yield f"{key}{name}", f"got {shorten(value)}, expected the number of a token, or a list of them"
+        if isinstance(value, str) and "/" in value and "_implementation" in f"{key}{name}":
+            yield (
+                f"{key}{name}",
+                f"got {shorten(value)}, expected a name without a slash; transformers would run code of that repository",
+            )
+
+
+def _is_token(value: Any) -> bool:
+    return value is None or (type(value) is int and abs(value) < 1 << 31)
 
 
 def freeze_unused_towers(model: PreTrainedModel) -> None:

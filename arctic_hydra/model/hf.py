@@ -16,7 +16,8 @@ from arctic_hydra.component import component
 from arctic_hydra.distributed import World
 from arctic_hydra.errors import ModelError
 from arctic_hydra.hub import hub_reachable, looks_like_path
-from arctic_hydra.model.base import ModelFactory
+from arctic_hydra.human_numbers import shorten
+from arctic_hydra.model.base import ModelFactory, unbuildable_problems
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import SCORE_WEIGHT, check_score_head, initialize_score_head
 from arctic_hydra.redaction import umask_of_user
@@ -105,6 +106,10 @@ class HFModelFactory(ModelFactory):
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
             raise load_error(self.name_or_path, error, self.hf_config_kwargs) from error
+        for name, problem in unbuildable_problems(model.generation_config.to_dict()):
+            raise ModelError(
+                f"model.name_or_path: {self.name_or_path}: generation_config.json: {name}: {problem}; correct it"
+            )
         missing = sorted(info["missing_keys"])
         if self.is_classifier:
             check_score_head(model)
@@ -153,18 +158,34 @@ def _pointer_problems(folder: Path) -> Iterator[str]:
 
 def read_config(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
     """Return the config of a hub id or a local directory; raises ModelError when it cannot be read."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    place = hub_arguments(name_or_path, revision)
     try:
         with umask_of_user():
+            check_stored_config("model.name_or_path", name_or_path, **place)
             return AutoConfig.from_pretrained(
                 os.path.expanduser(name_or_path),
                 trust_remote_code=trust_remote_code,
-                **hub_arguments(name_or_path, revision),
+                **place,
             )
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # the configs of transformers compute with their values, and raise whatever that raises
         raise load_error(name_or_path, error) from error
+
+
+def check_stored_config(key: str, name_or_path: str, **place: Any) -> None:
+    """Raise ModelError for a config from which no model may be built, before transformers builds its own config of it."""
+    from transformers import PretrainedConfig
+
+    stored, _ = PretrainedConfig.get_config_dict(os.path.expanduser(name_or_path), **place)
+    if not isinstance(stored, dict) or not isinstance(stored.get("architectures") or [], list):
+        raise ModelError(
+            f"{key}: {name_or_path}: config.json: got {shorten(stored)}, expected an object of values, with a list of architectures"
+        )
+    for name, problem in unbuildable_problems(stored):
+        raise ModelError(f"{key}: {name_or_path}: config.json: {name}: {problem}; use a model whose config is sound")
 
 
 def check_config_values(
@@ -228,6 +249,8 @@ def load_error(name_or_path: str, error: Exception, changed: dict[str, Any] | No
     """Return an error that says in one line why a model cannot be loaded; `changed` are values that replace its config's."""
     first = _in_one_line(error)
     hint = "check the name, your access and the network, or pass a local directory"
+    if looks_like_path(name_or_path):
+        hint = "check the files of this directory, or pass another model"
     if changed:
         hint = f"check model.hf_config_kwargs ({', '.join(changed)}) and the model's files"
     if "trust_remote_code" in str(error):

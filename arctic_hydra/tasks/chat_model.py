@@ -19,6 +19,7 @@ from arctic_hydra.generation.answers import prepare_for_generation, stop_tokens
 from arctic_hydra.hub import hub_reachable, looks_like_path
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.instantiate import trusted_keys
+from arctic_hydra.model.hf import check_stored_config
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
 from arctic_hydra.run_directory import RunDirectory, relative
 from arctic_hydra.tokenizer.loading import load_tokenizer
@@ -151,6 +152,7 @@ def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
     if not adapter:
         from transformers import AutoModelForCausalLM
 
+        check_stored_config(_KEY, name, local_files_only=options["local_files_only"])
         model, found = AutoModelForCausalLM.from_pretrained(name, dtype="auto", output_loading_info=True, **options)
         if missing := sorted(found["missing_keys"]):
             raise ModelError(
@@ -162,9 +164,15 @@ def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
             f"{_KEY}: {name} is an adapter whose base model is in no file; export the merged model with checkpoint.hf.merge=true, or "
             "name the run or a checkpoint of it, whose config creates the base"
         )
+    if adapter.get("megatron_config") or adapter.get("shadow_model", "mirror") != "mirror":
+        raise ModelError(
+            f"{_KEY}: {path / 'adapter_config.json'} makes peft import a module or load a further model by its name "
+            "(megatron_config, shadow_model); expected an adapter of layers only"
+        )
     from peft import AutoPeftModelForCausalLM
 
     options["local_files_only"] = not hub_reachable()  # the base may be on the hub
+    check_stored_config(_KEY, str(adapter["base_model_name_or_path"]), local_files_only=options["local_files_only"])
     return AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto", **options)
 
 

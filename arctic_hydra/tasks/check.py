@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from arctic_hydra import python_flags
+from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.config import Run
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
 from arctic_hydra.files import code_file
@@ -63,6 +65,8 @@ def find(run: Run) -> Findings:
         found.append(error)
     try:
         run.model.check_model()
+        if run.init_from:
+            initial_weights.check_readable(Path(run.init_from))
     except ArcticHydraError as error:
         found.append(error)
     if found:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_TOKEN_CHARACTERS = 10_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -100,11 +101,31 @@ def load_tokenizer(name: str, chat_template: str | None, **options: Any) -> PreT
             f"tokenizer.name_or_path: the tokenizer in {name!r} has model_max_length={shorten(tokenizer.model_max_length)}, expected "
             "a number; correct its tokenizer_config.json"
         )
+    _check_works(tokenizer, name)
     if chat_template is not None:
         literal = is_template_text(chat_template)
         tokenizer.chat_template = chat_template if literal else _read_template(chat_template)
     _ensure_pad_token(tokenizer, name)
     return tokenizer
+
+
+def _check_works(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ModelError for tokens that would take hours to look for, and for a tokenizer that cannot encode a short text."""
+    held = [*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())]
+    if long := next((token for token in held if len(token) > MAX_TOKEN_CHARACTERS), None):
+        raise ModelError(
+            f"tokenizer.name_or_path: the tokenizer in {name!r} has the token {shorten(long)} of {len(long):,} characters, expected at "
+            f"most {MAX_TOKEN_CHARACTERS:,}; correct its tokenizer_config.json"
+        )
+    try:
+        tokenizer.encode("A short text: 1+1=2.\n")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library in Rust is no Exception
+        raise ModelError(
+            f"tokenizer.name_or_path: the tokenizer in {name!r} fails on a short text ({type(error).__name__}: {error}); correct its "
+            "tokenizer.json"
+        ) from error
 
 
 def _load_failure(name: str, local: bool, error: Exception) -> str:

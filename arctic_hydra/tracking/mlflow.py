@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _STATE = Schema(
     Table({"uri": str, "run_id": str, "described": bool}, {"last_step": int, "status": (str, None)}),
 )
 
+_STORES = ("databricks", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
 _PARAM_CHARACTERS = 6000
 _PARAMS_PER_REQUEST = 100
 _METRICS_PER_REQUEST = 900  # the server's limit is 1000
@@ -58,7 +60,7 @@ class MLflowTracker(Tracker):
     """MLflow experiment of the run; created if it does not exist."""
 
     def validate(self) -> None:
-        if self.uri is not None and not re.match(r"[a-z0-9+-]+://|databricks$", self.uri):
+        if self.uri is not None and not (self.uri == "databricks" or _is_store(self.uri.partition("://"))):
             raise ValueError(
                 f"uri: got {without_credentials(self.uri, mark='')!r}, expected a URL such as sqlite:///runs/mlflow.db or "
                 f"http://127.0.0.1:5000 (MLflow no longer supports its file store)"
@@ -357,6 +359,15 @@ def _sqlite_path(uri: str) -> Path | None:
 def _absolute(uri: str) -> str:
     path = _sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path.resolve()}"
+
+
+def _is_store(parts: tuple[str, str, str]) -> bool:
+    """Whether MLflow, or an installed plugin of it, has a tracking store for a URL of this scheme."""
+    scheme, separator, _ = parts
+    known = scheme.partition("+")[0] in _STORES
+    return bool(separator) and (
+        known or scheme in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
+    )
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

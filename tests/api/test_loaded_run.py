@@ -33,6 +33,13 @@ def record(folder, **values):
     RunDirectory(folder).update_record(name="mine", **values)
 
 
+def test_what_is_no_path_is_an_error_of_one_sentence():
+    with pytest.raises(
+        TypeError, match="path: got a value of type int, expected the directory of a run as text or a Path"
+    ):
+        arctic_hydra.load_run(7)
+
+
 def test_a_finished_run(folder, tmp_path):
     result = {"status": "finished", "step": 2, "horizon": 2, "objective": 3.5, "last_evaluation": {"step": 2}}
     record(folder, status="finished", overrides=["optimizer.lr=1e-3"], result=result)

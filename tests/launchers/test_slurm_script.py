@@ -109,7 +109,7 @@ def test_a_command_that_is_not_closed_is_refused(key, text):
 
 def test_invalid_options_are_refused_before_anything_is_rendered():
     """Also those of a retry, which come from a file."""
-    with pytest.raises(ConfigError, match="hydra.launcher.partition: got 'a.nb', which contains the control char"):
+    with pytest.raises(ConfigError, match="hydra.launcher.partition: got 'a.nb', which contains the invisible char"):
         render(defaults(partition="a\nb"), 1, python="python")
 
 
@@ -129,7 +129,7 @@ def test_the_scripts_that_are_submitted_are_inert(seeds, queue, tmp_path):
 
 def test_a_folder_of_the_sweep_with_a_line_break_is_refused(queue, tmp_path, capsys):
     assert main([*DETACHED, "seed=1", f"output_root='a\n{CANARY}\n'"]) == 2
-    assert "output_root: got " in (error := capsys.readouterr().err) and "control character U+000A" in error
+    assert "output_root: got " in (error := capsys.readouterr().err) and "invisible character U+000A" in error
     assert not list(tmp_path.rglob("*.sh")) and not queue.jobs
 
 

@@ -29,10 +29,31 @@ def saved(folder, **config):
     [
         ({"model_type": "quux"}, "cannot be loaded: .*quux"),
         ({"model_type": "t5", "architectures": ["T5Model"]}, "cannot be loaded: Unrecognized configuration class"),
+        ({"num_hidden_layers": -1}, "config.json: num_hidden_layers: got -1, expected 0 or more"),
+        ({"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError"),
+        ({"dtype": "os.system"}, "cannot be loaded: AttributeError"),
+        ({"architectures": 7}, "config.json: got {.*}, expected an object of values, with a list of architectures"),
         ({"intermediate_size": 99}, "cannot be loaded: its weights have other shapes than its config.json says"),
         (
             {"architectures": ["LlamaForSequenceClassification"]},
             "is a LlamaForSequenceClassification, which scores texts",
+        ),
+        (
+            {"num_hidden_layers": 10**9},
+            "config.json: num_hidden_layers: got 1000000000, expected 100,000 or less; use a",
+        ),
+        ({"hidden_size": 10**9}, "config.json: hidden_size: got 1000000000, expected 10,000,000 or less"),
+        (
+            {"text_config": {"vocab_size": 1e12}},
+            "config.json: text_config.vocab_size: got 1000000000000.0, expected 100,",
+        ),
+        (
+            {"_attn_implementation_internal": "evil/kernel"},
+            "_attn_implementation_internal: got 'evil/kernel', expected a",
+        ),
+        (
+            {"attn_implementation": {"text_config": "evil/kernel@1"}},
+            "attn_implementation.text_config: got 'evil/kernel@1'",
         ),
         ({"num_hidden_layers": 3}, "lacks 9 weights of LlamaForCausalLM, such as model.layers.2"),
     ],
@@ -40,6 +61,13 @@ def saved(folder, **config):
 def test_a_model_that_cannot_be_loaded_is_refused(tmp_path, config, text):
     factory = HFModelFactory(name_or_path=saved(tmp_path, **config))
     with pytest.raises(ModelError, match=text):
+        factory.create_model(factory.create_config())
+
+
+def test_stop_tokens_that_are_no_numbers_are_refused_before_training(tmp_path):
+    factory = HFModelFactory(name_or_path=saved(tmp_path))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [[1]]}')
+    with pytest.raises(ModelError, match=r"generation_config.json: eos_token_id: got \[\[1\]\], expected the number"):
         factory.create_model(factory.create_config())
 
 

@@ -110,6 +110,7 @@ def test_what_is_no_language_model_is_refused_in_one_sentence(export, tmp_path, 
     for name, file, value in (
         ("text", "generation_config.json", {"eos_token_id": "x"}),
         ("nested", "generation_config.json", {"eos_token_id": [[1]]}),
+        ("kernel", "config.json", {"_attn_implementation": "evil/kernel"}),
         ("huge", "generation_config.json", {"pad_token_id": 1 << 70}),
         ("long", "tokenizer_config.json", {"model_max_length": "x"}),
     ):
@@ -143,6 +144,10 @@ def test_what_is_no_language_model_is_refused_in_one_sentence(export, tmp_path, 
         (
             tmp_path / "nested",
             r"from_checkpoint: the generation config of .*/nested has eos_token_id=\[\[1\]\], expected",
+        ),
+        (
+            tmp_path / "kernel",
+            "from_checkpoint: .*/kernel: config.json: _attn_implementation: got 'evil/kernel', expected",
         ),
         (
             tmp_path / "huge",

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from arctic_hydra.errors import EXIT_FAILED, ConfigError, ModelError
+from arctic_hydra.checkpoint import initial_weights
+from arctic_hydra.errors import EXIT_FAILED, CheckpointError, ConfigError, ModelError
 from arctic_hydra.tasks import check
 from tests.command import SMALL, run
 from tests.composing import built
@@ -46,3 +47,21 @@ def test_what_would_end_the_run_is_no_failed_estimate(arguments, kind, text):
     assert not lines
     assert type(error) is kind
     assert text in str(error)
+
+
+def test_weights_that_init_from_cannot_take_are_found_without_reading_them(tmp_path):
+    for name, file, text in (
+        ("pickled", "pytorch_model.bin", "init_from: .*/pickled holds pytorch_model.bin, but pickled weights"),
+        (
+            "damaged",
+            "model.safetensors",
+            ".*/damaged/model.safetensors cannot be read: .*; copy it again, or pass init_f",
+        ),
+        ("empty", "config.json", "init_from: .*/empty holds no weights; expected"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_bytes(b"x" * 100)
+        with pytest.raises(CheckpointError, match=text):
+            initial_weights.check_readable(tmp_path / name)
+    _, [error] = check.find(built(f"init_from={tmp_path}/damaged"))
+    assert "damaged/model.safetensors cannot be read" in str(error)

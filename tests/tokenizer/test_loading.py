@@ -87,3 +87,18 @@ def test_chat_template_by_path_and_as_text(tmp_path: Path) -> None:
     ]
     with pytest.raises(ModelError, match=r"chat_template: got 'no\.jinja'"):
         missing.create_tokenizer()
+
+
+def test_a_tokenizer_that_panics_or_holds_huge_tokens_is_refused(directory: Path) -> None:
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    replace = {"type": "Replace", "pattern": {"String": ""}, "content": "b" * 1000}
+    path.write_text(json.dumps({**content, "normalizer": replace}))
+    with pytest.raises(ModelError, match=r"fails on a short text \(PanicException: .*\); correct its tokenizer.json"):
+        HFTokenizerFactory(name_or_path=str(directory)).create_tokenizer()
+    path.write_text(json.dumps(content))
+    edit_config(directory, eos_token="x" * 10_001)
+    with pytest.raises(
+        ModelError, match=r"has the token 'xx.*' of 10,001 characters, expected at most 10,000; correct"
+    ):
+        HFTokenizerFactory(name_or_path=str(directory)).create_tokenizer()

@@ -239,7 +239,7 @@ def test_importing_the_option_imports_no_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "", "/tmp/mlruns"])
+@pytest.mark.parametrize("uri", ["mlruns", "", "/tmp/mlruns", "file:///tmp/mlruns", "evil://host", "://x"])
 def test_a_uri_that_is_not_a_url_is_rejected(uri: str) -> None:
     with pytest.raises(ValueError, match=r"uri: got '.*', expected a URL such as sqlite:///"):
         MLflowTracker(uri=uri)

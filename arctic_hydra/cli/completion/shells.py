@@ -38,7 +38,10 @@ def respond(arguments: Sequence[str]) -> str:
 def answer(shell: str, variables: Mapping[str, str]) -> str:
     """Return the candidates for a line as the script of a shell expects them."""
     line = read_line(variables["COMP_LINE"])
-    found = list(dict.fromkeys(complete(line)))
+    try:
+        found = list(dict.fromkeys(complete(line)))
+    except ConfigError:  # of folders that cannot be listed; a message would end up in the line that is typed
+        found = []
     if shell != "bash":
         return "".join(f"{item.text}\t{item.about.partition('; ')[0]}\n" for item in found)
     part = variables.get("COMP_WORD", line.word)

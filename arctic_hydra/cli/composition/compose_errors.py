@@ -21,6 +21,7 @@ from arctic_hydra.component import flatten, registered
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import BROKEN_EXTENSIONS
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.migrate.hints import hint as hint_of
 from arctic_hydra.migrate.key_map import option_advice
 
@@ -51,9 +52,8 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
         if isinstance(cause, ConfigError):
             return cause
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{error.override}: not a valid override; expected key=value, with quotes around special characters"
-        )
+        shown = str(error.override) if len(str(error.override)) <= 200 else shorten(str(error.override), 200)
+        return ConfigError(f"{shown}: not a valid override; expected key=value, with quotes around special characters")
     if isinstance(error, RecursionError):  # those of interpolations are wrapped
         return ConfigError(
             f"{' '.join(overrides)[:80] or 'config'}: nested too deeply; expected config files that do not include each other in a circle"

@@ -24,7 +24,7 @@ from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help.sections import RUN, section_of, unit_of
 from arctic_hydra.component import MISSING_VALUE, Component, default_of, hints_of, is_settings, registered
 from arctic_hydra.config import Run
-from arctic_hydra.errors import printable
+from arctic_hydra.errors import ConfigError, printable
 from arctic_hydra.files import code_file
 from arctic_hydra.hub import holds_path
 from arctic_hydra.human_numbers import LARGEST, NumberRule
@@ -86,6 +86,9 @@ class Option:
     """A command that uses it; empty if its file shows none."""
 
 
+_DEEPEST = 8
+
+
 class Inventory:
     """Groups and options that Hydra's loader finds: ours, those of installed extensions and of `--config-dir`."""
 
@@ -97,10 +100,15 @@ class Inventory:
     @cached_property
     def groups(self) -> dict[str, list[str]]:
         """The names of the options of each group, the default first."""
-        found = {
-            group: self._loader.repository.get_group_options(group, ObjectType.CONFIG)
-            for group in self._group_names("")
-        }
+        try:
+            found = {
+                group: self._loader.repository.get_group_options(group, ObjectType.CONFIG)
+                for group in self._group_names("")
+            }
+        except OSError as error:
+            raise ConfigError(
+                f"--config-dir: its folders cannot be listed ({error}); expected a directory of configs that you can read"
+            ) from error
         found |= {group: [] for group in LIST_GROUPS if group not in found}
         return {group: _default_first(options, self._defaults.get(group)) for group, options in sorted(found.items())}
 
@@ -109,6 +117,8 @@ class Inventory:
             group = f"{parent}/{child}".lstrip("/")
             if group == "schema" or (parent == "hydra" and group not in HYDRA_GROUPS):
                 continue
+            if group.count("/") >= _DEEPEST:  # links that lead upwards make endless folders
+                raise OSError(f"{group} is more than {_DEEPEST} folders deep")
             if self._loader.repository.get_group_options(group, ObjectType.CONFIG) and group != "hydra":
                 yield group
             yield from self._group_names(group)

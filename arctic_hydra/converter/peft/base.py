@@ -13,8 +13,8 @@ from arctic_hydra.component import SEQUENCE_CLASSIFIER
 from arctic_hydra.converter.base import ModelConverter, Phase
 from arctic_hydra.converter.peft import catalog
 from arctic_hydra.errors import ConfigError, did_you_mean
-from arctic_hydra.human_numbers import convert_leaves
-from arctic_hydra.patterns import near_names
+from arctic_hydra.human_numbers import convert_leaves, shorten
+from arctic_hydra.patterns import PATTERN_ERRORS, near_names, time_limit
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,13 @@ class PeftFactory(PeftSlot):
     """Further values of peft's config for this type, such as {exclude_modules: [lm_head]}."""
 
     def validate(self) -> None:
-        if named := sorted({"megatron_config", "megatron_core"} & self.config.keys()):
+        if named := sorted({"auto_mapping", "megatron_config", "megatron_core"} & self.config.keys()):
             raise ValueError(f"config.{named[0]}: makes peft import a module by its name; remove it")
+        if self.config.get("shadow_model", "mirror") != "mirror":
+            raise ValueError(
+                f"config.shadow_model: got {self.config['shadow_model']!r}, expected mirror; peft would load another model "
+                "without the checks of model.name_or_path"
+            )
         self.config = convert_leaves(self.config)
 
     @property
@@ -207,11 +212,19 @@ def ties_embeddings(model: Any) -> bool:
 
 
 def check_modules(key: str, wanted: Any, names: list[str]) -> None:
-    """Raise ConfigError for a module that the model does not have, with similar names."""
+    """Raise ConfigError for a module that the model does not have, with similar names, and for a pattern without end."""
     if wanted is None or wanted == "all-linear":
         return
     listed = [wanted] if isinstance(wanted, str) else list(wanted)
-    missing = [item for item in listed if not any(is_named(item if wanted is item else [item], name) for name in names)]
+    with time_limit(f"{key}: got {shorten(wanted)}", "the names of the modules"):
+        try:
+            found = {item: sum(is_named(item if wanted is item else [item], name) for name in names) for item in listed}
+        except PATTERN_ERRORS as error:
+            raise ConfigError(
+                f"{key}: got {shorten(wanted)}, which is not a valid regular expression ({error}); expected a pattern of whole "
+                "names, or a list of names"
+            ) from error
+    missing = [item for item in listed if not found[item]]
     if missing:
         raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
 

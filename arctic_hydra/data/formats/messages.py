@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from arctic_hydra.human_numbers import listed, shorten
+
 if TYPE_CHECKING:
     from arctic_hydra.data.rows.base import Row
 
@@ -13,6 +15,8 @@ Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+MAX_CHARACTERS = 250_000_000
+"""Most characters of one text; tokenizing more takes minutes and tens of gigabytes, in one call that nothing interrupts."""
 _MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 
 # Roles that usually precede each role; None is the start of the conversation.
@@ -70,8 +74,8 @@ def read_chat(row: Row, column: str = "messages") -> Chat:
 
 
 def columns_of(row: Row) -> str:
-    """Return the names of the columns that are not null, for messages."""
-    return ", ".join(sorted(name for name, value in row.items() if value is not None)) or "(none)"
+    """Return the names of the columns that are not null, for messages; of many, the first ones."""
+    return listed(sorted(name for name, value in row.items() if value is not None)) or "(none)"
 
 
 def check_chat(messages: Any, tools: list[Any] | None = None, column: str = "messages") -> Chat:
@@ -213,7 +217,7 @@ def _check_message(message: Any, index: int) -> None:
         raise malformed(f"message {index} is a {type(message).__name__}, expected an object {{role, content}}")
     role = message.get("role")
     if role not in ROLES:
-        raise malformed(f"message {index}: role {role!r}, expected one of {', '.join(ROLES)}")
+        raise malformed(f"message {index}: role {shorten(role)}, expected one of {', '.join(ROLES)}")
     content = message.get("content")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return
@@ -221,7 +225,7 @@ def _check_message(message: Any, index: int) -> None:
         if message.get(key) is not None:
             check_text(message[key], f"message {index} ({role}): {key}")
     if content is None and "content" not in message:
-        keys = ", ".join(sorted(message))
+        keys = listed(sorted(message))
         raise malformed(f"message {index} ({role}): content is missing (keys: {keys}), expected a text")
     if isinstance(content, list) and content and all(map(_is_text_part, content)):
         for number, part in enumerate(content):
@@ -239,7 +243,7 @@ def _is_text_part(part: Any) -> bool:
 
 def _is_plain_ascii(value: Any) -> bool:
     """Whether `check_text` accepts the value; faster for the common case."""
-    return isinstance(value, str) and value.isascii() and "\0" not in value
+    return isinstance(value, str) and value.isascii() and "\0" not in value and len(value) <= MAX_CHARACTERS
 
 
 def check_text(value: Any, what: str) -> str:
@@ -250,6 +254,8 @@ def check_text(value: Any, what: str) -> str:
         media = sorted({str(kind) for part in parts if (kind := part.get("type")) not in ("text", None)})
         hint = f" (with {', '.join(media)} parts; training is on text only)" if media else ""
         raise malformed(f"{what} is {got}{hint}, expected a text")
+    if len(value) > MAX_CHARACTERS:
+        raise malformed(f"{what} has {len(value):,} characters, expected at most {MAX_CHARACTERS:,}")
     if "\0" in value:
         raise malformed(f"{what} contains a NUL character at position {value.index(chr(0))}, expected a text")
     if not value.isascii():

@@ -26,6 +26,7 @@ from arctic_hydra.data.prepare.row_report import RowReport
 from arctic_hydra.data.prepare.truncation import Overlong, kept_spans, length_bin, truncating
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.errors import DataError
+from arctic_hydra.human_numbers import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -326,8 +327,9 @@ def _read_tokens(row: Row, vocabulary: int) -> _Example:
     """Return the example of a pre-tokenized row, with ids below `vocabulary`; labels are aligned with the ids, not shifted."""
     ids, labels = row.get("input_ids"), row.get("labels")
     if not isinstance(ids, list) or not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
-        columns = ", ".join(sorted(row))
-        raise malformed(f"process=false requires 'input_ids', a list of token ids; got the columns {columns}")
+        raise malformed(
+            f"process=false requires 'input_ids', a list of token ids; got the columns {listed(sorted(row))}"
+        )
     tokens = np.array(ids, dtype=np.int32)
     highest = int(tokens.argmax())
     if tokens[highest] >= vocabulary:

@@ -41,6 +41,8 @@ class ParquetRows(Rows):
         self._group: tuple[int, Any] = (-1, None)
         metadata = self._open().metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        if any(size < 0 for size in sizes):
+            raise OSError("a row group of fewer than 0 rows")
         self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def file_kind(path: Path) -> FileKind:
     Raises DataError naming the file and what it is instead.
     """
     head = check_readable(path)
-    if head.startswith(b"PAR1"):
+    if head.startswith(b"PAR1") or path.suffix == ".parquet":
         return FileKind.parquet
     if head.startswith(b"ARROW1") or path.suffix == ".arrow":
         return FileKind.arrow

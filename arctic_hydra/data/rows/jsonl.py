@@ -37,7 +37,10 @@ class JsonLinesRows(Rows):
     def _bytes(self) -> mmap.mmap:
         if self._map is None:
             with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                try:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except (OSError, ValueError) as error:  # such as a file of /proc, whose size is 0
+                    raise DataError(f"{self.path}: cannot be read ({error}); copy it to a regular file") from error
         return self._map
 
     def __len__(self) -> int:

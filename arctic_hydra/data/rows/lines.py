@@ -10,6 +10,7 @@ from pathlib import Path
 from arctic_hydra.data.rows.base import ListRows, Row, Rows
 from arctic_hydra.data.rows.shard import START, ByteOffset, LocatedRows, Shard
 from arctic_hydra.errors import DataError
+from arctic_hydra.human_numbers import listed, shorten
 
 
 class LineNumberedRows(ListRows):
@@ -45,7 +46,9 @@ def csv_rows(
 ) -> Iterator[tuple[int, Row]]:
     """Yield line number and row; the first line is the header unless one is given. `before` lines were read already."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(
+        lines, delimiter=delimiter, strict=True
+    )  # else a quote that is not closed takes the rest of the file
     line = before + 1
     try:
         for values in reader:
@@ -54,15 +57,23 @@ def csv_rows(
                 continue
             if not header:
                 header = values
+                if len(set(header)) < len(header):
+                    twice = next(name for place, name in enumerate(header) if name in header[:place])
+                    raise DataError(
+                        f"{path}:{start}: the header has {shorten(twice)} more than once; expected distinct names; rename one"
+                    )
                 continue
             if len(values) != len(header):
                 raise DataError(
-                    f"{path}:{start}: has {len(values)} fields, but the header has {len(header)} ({', '.join(header)}); "
+                    f"{path}:{start}: has {len(values)} fields, but the header has {len(header)} ({listed(header)}); "
                     f"expected the same number; quote texts that contain the delimiter"
                 )
             yield start, dict(zip(header, values, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}:{before + reader.line_num}: not CSV ({error}); correct the line") from error
+        raise DataError(
+            f"{path}:{line}: the row that starts here is not CSV ({error}); expected each quoted text to be closed, and quotes in it "
+            "to be doubled; correct the line"
+        ) from error
 
 
 def read_text(path: Path, sample_by: str) -> Rows:
@@ -166,13 +177,11 @@ class CsvShard(Shard):
         self._path, self._delimiter = path, delimiter_of(path, delimiter)
 
     def read(self, offset: ByteOffset, count: int) -> tuple[Rows, ByteOffset, bool]:
-        lines = LineReader(self._path, START)
-        header: list[str] = next(
-            (values for values in csv.reader(lines.texts(), delimiter=self._delimiter) if values), []
-        )
+        header = None
         if offset != START:
-            lines = LineReader(self._path, offset)
-        first = lines.number
-        kept = list(islice(csv_rows(lines.texts(), self._path, self._delimiter, header, first), count))
+            above = LineReader(self._path, START).texts()
+            header = next((values for values in csv.reader(above, delimiter=self._delimiter) if values), None)
+        lines = LineReader(self._path, offset)
+        kept = list(islice(csv_rows(lines.texts(), self._path, self._delimiter, header, offset.number), count))
         locations = [f"{self._path}:{number}" for number, _ in kept]
         return LocatedRows([row for _, row in kept], locations), lines.position, lines.ended

@@ -54,7 +54,7 @@ def read_file(path: Path) -> Rows:
     """
     kind = file_kind(path)
     if kind is FileKind.empty:
-        raise DataError(f"{path}: the file is empty; expected JSON or JSON Lines with one object per row")
+        raise DataError(f"{path}: the file is empty; expected rows, such as one JSON object per line")
     return _READERS[kind](path)
 
 

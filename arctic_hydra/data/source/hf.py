@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
 from arctic_hydra.data.source.base import SampledSource
-from arctic_hydra.errors import DataError, FieldError
+from arctic_hydra.errors import DataError, FieldError, StateFileError
+from arctic_hydra.files.state_file import Schema, Table, is_inside, read_state
 from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ BUILDERS = ("arrow", "cache", "csv", "json", "parquet", "text")
 """The builders of `datasets` that may read rows. Others execute code (`pandas`, before datasets 5) or import what data names."""
 _NOT_OF_BUILDERS = ("verification_mode", "num_proc", "keep_in_memory", "save_infos")
 """Arguments of `datasets.load_dataset` that concern what is read after a builder has been chosen."""
+
+_SPLITS = Schema("save the data set again", Table({"splits": [is_inside]}), formats=(0, 0))
+_FILES = Schema("save the data set again", Table({"_data_files": [Table({"filename": is_inside})]}), formats=(0, 0))
+"""What `save_to_disk` writes: the directories of the splits, and the files of each."""
 
 
 @component(group="source", name="hf")
@@ -74,7 +79,7 @@ class HFSource(SampledSource):
             return file_shards(files)
         origin = f"{self.path}:{name}"
         if self.is_local and self._is_saved(self._local_path):
-            return [IndexedShard(DatasetRows(self._dataset(name), origin))]
+            return [IndexedShard(DatasetRows(_checked(self._dataset(name), origin), origin))]
         dataset = self._dataset(name, streaming=True)
         count = dataset.num_shards
         parts = [dataset.shard(num_shards=count, index=index) for index in range(count)]
@@ -144,7 +149,8 @@ class HFSource(SampledSource):
     def _load_dataset(self, split: str) -> Rows:
         from arctic_hydra.data.rows.columnar import DatasetRows
 
-        return DatasetRows(self._dataset(split), f"{self.path}:{split}")
+        origin = f"{self.path}:{split}"
+        return DatasetRows(_checked(self._dataset(split), origin), origin)
 
     def _dataset(self, split: str, streaming: bool = False) -> Any:
         import datasets
@@ -153,14 +159,15 @@ class HFSource(SampledSource):
 
         try:
             if self.is_local and self._is_saved(self._local_path):
-                saved = datasets.load_from_disk(str(self._local_path))
-                return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+                return _read_saved(self._local_path, split)
             with nullcontext() if self.is_local else cache_only_when_unreachable(), umask_of_user():
                 self._check_builder()
                 arguments = {**self.kwargs, "streaming": True} if streaming else self.kwargs
                 return datasets.load_dataset(self.path, split=split, revision=self.revision, **arguments)
         except DataError:
             raise
+        except StateFileError as error:
+            raise DataError(str(error)) from error
         except Exception as error:  # datasets raises many exception types if it cannot load a split
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
             raise DataError(
@@ -205,3 +212,29 @@ class HFSource(SampledSource):
 
             return hash_rows(self._load_dataset(split))
         return str(self._dataset(split)._fingerprint)
+
+
+def _read_saved(path: Path, split: str) -> Any:
+    """Return a split of what `save_to_disk` wrote; raises StateFileError if it names files outside of the directory."""
+    import datasets
+
+    held = read_state(path / "dataset_dict.json", _SPLITS, of_others=True)
+    for folder in [path] if held is None else [path / name for name in held["splits"]]:
+        read_state(folder / "state.json", _FILES, of_others=True)
+    saved = datasets.load_from_disk(str(path))
+    return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+
+
+def _checked(dataset: Any, origin: str) -> Any:
+    """Return a `datasets.Dataset` whose rows can be read; raises DataError if they are damaged.
+
+    `datasets` maps files into memory unchecked, so that damaged offsets would be read from other memory, or end the process.
+    """
+    import pyarrow as pa
+
+    try:
+        for batch in dataset.data.table.to_batches():
+            batch.validate(full=True)
+    except pa.ArrowException as error:
+        raise DataError(f"{origin}: a damaged Arrow file ({error}); get it again") from error
+    return dataset

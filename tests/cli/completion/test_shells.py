@@ -151,3 +151,15 @@ def test_other_commands_are_refused_in_one_sentence(arguments, error, capsys, mo
     monkeypatch.delenv("COMP_LINE", raising=False)
     assert main(["--shell-completion", *arguments]) == 2
     assert f"error: --shell-completion: {error}" in capsys.readouterr().err
+
+
+def test_folders_without_end_complete_nothing_and_are_one_error_of_help(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).symlink_to(".")
+    assert answer("bash", {"COMP_LINE": f"arctic-hydra --config-dir {tmp_path} model="}) == ""
+    assert main(["--config-dir", str(tmp_path), "--help"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: --config-dir: its folders cannot be listed (a/a/a/a/a/a/a/a/a is more than 8 folders deep);"
+    )

@@ -8,6 +8,8 @@ import re
 import pytest
 import torch
 
+from arctic_hydra import patterns
+from arctic_hydra.converter.peft.base import check_modules
 from arctic_hydra.converter.peft.lora import LoraFactory
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.vocabulary import fit_vocabulary
@@ -27,6 +29,7 @@ def test_environment_problems(arguments, text, model, monkeypatch):
 
 BUILT = [
     ("peft=lora peft.target_modules=[q_proj,k_prj]", r"peft.target_modules: 'k_prj' matches no module; did you mean 'k_proj' \(as in model.layers.0.self_attn.k_proj\)"),
+    ("peft=lora peft.target_modules='a('", r"peft.target_modules: got 'a\(', which is not a valid regular expression \(missing \)"),
     ("peft=lora peft.modules_to_save=[embed_token]", "peft.modules_to_save: 'embed_token' matches no module; did you mean 'embed_tokens'"),
     ("peft=lora peft.target_modules=[input_layernorm]", "peft: LORA cannot be applied to LlamaForCausalLM: Target module LlamaRMSNorm"),
     ("peft=any peft.peft_type=IA3 tokenizer.add_tokens=[uno]", "tokenizer.add_tokens: 1 tokens were added, but peft's IA3 cannot train their rows"),
@@ -44,6 +47,14 @@ def test_unsupported_modules_and_tokens_are_refused(model, tmp_path):
     found = lab.in_ranks(1, lab.errors_of, [arguments for arguments, _ in BUILT], tmp_path, model)
     for arguments, text in BUILT:
         assert re.search(text, found[arguments]), (arguments, found[arguments])
+
+
+def test_a_pattern_that_takes_exponential_time_is_stopped(monkeypatch):
+    monkeypatch.setattr(patterns, "MAX_SECONDS", 0.2)
+    with pytest.raises(
+        ConfigError, match=r"^peft.target_modules: got '\(a\|aa\)\+', which takes more than 0.2 s on the names"
+    ):
+        check_modules("peft.target_modules", "(a|aa)+", ["a" * 60 + "b"])
 
 
 def test_a_head_whose_bias_peft_would_drop_is_refused():

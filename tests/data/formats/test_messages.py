@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from arctic_hydra.data.formats import messages
 from arctic_hydra.data.formats.messages import Chat, RowProblem
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.prepare.truncation import Malformed
@@ -109,6 +110,13 @@ def test_bad_messages_say_what_is_wrong(row: dict[str, Any], message: str) -> No
     with pytest.raises(RowProblem, match=message) as caught:
         Reading(RowFormat.messages).read(row)
     assert caught.value.reason == "malformed"
+
+
+def test_a_text_that_no_tokenizer_can_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_CHARACTERS", 10)
+    row = {"messages": [QUESTION, {"role": "assistant", "content": "a" * 11}]}
+    with pytest.raises(RowProblem, match=r"message 1 \(assistant\): content has 11 characters, expected at most 10"):
+        Reading(RowFormat.messages).read(row)
 
 
 def test_a_call_without_arguments_has_empty_ones() -> None:

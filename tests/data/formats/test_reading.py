@@ -89,6 +89,7 @@ BAD: list[tuple[RowFormat, dict[str, Any], str]] = [
     (RowFormat.prompt_completion, {"prompt": "x", "completion": [ANSWER]}, "two texts or two lists of messages"),
     (RowFormat.prompt_completion, {"prompt": "x", "completion": "y", "system": "s"}, "system: got a text together with a plain prompt and completion"),
     (RowFormat.question_answer, {"question": "q", "answer": "a", "system": 3}, "system is int, expected a text"),
+    (RowFormat.text, {f"c{n:06}": 1 for n in range(30_000)}, r"no 'text' column; got the columns c000000, .*, c000019 and 29,980 more; exp"),
     (RowFormat.text, {"text": 3}, "text is int, expected a text"),
     (RowFormat.text, {"text": "a\0b"}, "text contains a NUL character at position 1"),
     (RowFormat.text, {"text": "é\ud83d"}, r"text contains \\ud83d at position 1, half of a surrogate pair"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arctic_hydra.data.rows.columnar import IterableShard
+from arctic_hydra.data.rows.columnar import IterableShard, ParquetRows, read_parquet
+from arctic_hydra.data.rows.read import read_file
 from arctic_hydra.data.rows.shard import START
 from arctic_hydra.data.source.arrow import ArrowSource
 from arctic_hydra.data.source.hf import HFSource
@@ -90,3 +93,43 @@ def test_bad_files_are_named(tmp_path: Path, kind: type[Any], name: str, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         every_row(kind(path=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_flipped_and_missing_bytes_give_rows_or_a_data_error(tmp_path: Path, kind: str) -> None:
+    chance = random.Random(0)
+    table = pa.Table.from_pylist([{"text": f"{chance.random()}"} for _ in range(20)])
+    good, damaged = tmp_path / f"good.{kind}", tmp_path / f"damaged.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, good, row_group_size=5)
+    else:
+        with pa.OSFile(str(good), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+    refused: list[str] = []
+    for _ in range(200):
+        content = bytearray(good.read_bytes())
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        place = chance.randrange(len(content))
+        del content[place : place + chance.randrange(3)]
+        damaged.write_bytes(content)
+        try:
+            rows = read_file(damaged)
+            rows.take(range(len(rows)))
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert all(text.startswith(f"{damaged}: ") for text in refused)
+
+
+def test_a_negative_number_of_rows_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Metadata:
+        num_row_groups = 1
+
+        def row_group(self, index: int) -> Any:
+            return SimpleNamespace(num_rows=-5)
+
+    monkeypatch.setattr(ParquetRows, "_open", lambda self: SimpleNamespace(metadata=Metadata()))
+    with pytest.raises(
+        DataError, match=r"a.parquet: a damaged Parquet file \(a row group of fewer than 0 rows\); get it"
+    ):
+        read_parquet(tmp_path / "a.parquet")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from arctic_hydra.data.rows.jsonl import read_json_lines
 from arctic_hydra.data.source.json import JsonSource
 from arctic_hydra.errors import DataError
 from tests.data.samples import chat
@@ -40,3 +41,10 @@ def test_bad_files_are_named(tmp_path: Path, kind: type[Any], name: str, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         every_row(kind(path=str(tmp_path / name)))
+
+
+def test_a_file_that_cannot_be_mapped_is_named() -> None:
+    with pytest.raises(
+        DataError, match=r"/proc/self/status: cannot be read \(cannot mmap .*; copy it to a regular file"
+    ):
+        read_json_lines(Path("/proc/self/status"))

@@ -14,6 +14,9 @@ from tests.data.source.files import every_row
 
 BAD: list[tuple[type[Any], str, bytes, str]] = [
     (CsvSource, "a.csv", b"q,a\n1,2\n3\n", r"a\.csv:3: has 1 fields, but the header has 2 \(q, a\)"),
+    (CsvSource, "a.csv", b'q,a\n1,2\n3,"4\n5,6\n', r"a\.csv:3: the row that starts here is not CSV \(unexpected end"),
+    (CsvSource, "a.csv", b'q,a\n1,2\n3,"4" 5\n', r"a\.csv:3: the row that starts here is not CSV \(',' expected"),
+    (CsvSource, "a.csv", b"q,a,q\n1,2,3\n", r"a\.csv:1: the header has 'q' more than once; expected distinct names"),
     (CsvSource, "a.csv", b"q,a\n", "has no rows below its header"),
     (CsvSource, "a.csv", b"q,a\n1,\xe9\n", r"a\.csv:2: byte 0xe9 is not UTF-8"),
     (CsvSource, "a.csv", b"q,a\n1,2\n\0\0,3\n", r"a\.csv:3: contains NUL bytes"),

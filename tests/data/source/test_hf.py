@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import random
 import sys
 import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.errors import DataError, FieldError
 from tests.data.samples import chat, write_lines
-from tests.data.source.files import HUB_SPLITS, questions
+from tests.data.source.files import HUB_SPLITS, every_row, questions
 
 
 def test_split_files_are_found_by_name(hub_directory: Path) -> None:
@@ -105,6 +107,46 @@ def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
         datasets.Dataset.from_list([{"text": word}]).save_to_disk(str(tmp_path / "saved"))
         outlines.append(str(source.outline("train")))
     assert outlines[0] != outlines[1]
+
+
+def test_damaged_rows_of_a_saved_set_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    """Unchecked, `datasets` reads flipped offsets from other memory: every other file was a traceback, and some ended the process."""
+    datasets.Dataset.from_list([chat(str(number), "answer") for number in range(20)]).save_to_disk(
+        str(tmp_path / "set")
+    )
+    file = next((tmp_path / "set").glob("*.arrow"))
+    content, refused = file.read_bytes(), 0
+    chance = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        file.unlink()
+        file.write_bytes(damaged)
+        try:
+            every_row(HFSource(path=str(tmp_path / "set")))
+        except DataError:
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "state.json",
+            '{"_data_files": [{"filename": "../../a.arrow"}]}',
+            'got "../../a.arrow", expected a name inside',
+        ),
+        ("dataset_dict.json", '{"splits": ["../other"]}', 'got "../other", expected a name inside the directory'),
+        ("dataset_dict.json", "[1]", "dataset_dict.json: .*; save the data set again"),
+        ("state.json", "{", "state.json: .*; save the data set again"),
+    ],
+)
+def test_a_saved_set_names_files_inside_only(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        HFSource(path=str(tmp_path)).read("train")
 
 
 def test_a_hub_id_and_a_split_in_one() -> None:
