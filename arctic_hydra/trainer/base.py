@@ -119,12 +119,19 @@ class Trainer(Construction, Evaluation):
         Raises ConfigError. It calls `probed_loss` on a few short batches without gradients, and changes no random state.
         Collective.
         """
-        from arctic_hydra.trainer.isolation import Subject, check_causality, check_finite, check_isolation, check_sum
+        from arctic_hydra.trainer.isolation import (
+            Subject,
+            check_causality,
+            check_empty,
+            check_finite,
+            check_isolation,
+            check_sum,
+        )
 
         tools, is_first = self.tools, self.global_step == self._loop.first_step
         attention = tools.model_factory.attn_implementation
         name = vars(type(self)).get("option_name") or type(self).__name__
-        subject = Subject(self.probed_loss, tools.engine, self.device, attention, f"trainer={name}")
+        subject = Subject(self.probed_loss, tools.engine, self.device, attention, f"trainer={name}", self.units)
         with self.trial():
             if self.global_step == 0:
                 check_finite(subject)
@@ -135,6 +142,8 @@ class Trainer(Construction, Evaluation):
                 check_isolation(subject, self.sequence_parallel_size, packed=tools.packed or shares)
             if is_first and not self.not_additive:
                 check_sum(subject, tools.packed, coarse=bool(self.mixes_documents or self.looks_ahead))
+            if is_first and (self.world.size > 1 or self.gradient_accumulation_steps > 1):
+                check_empty(subject)
         declared = {
             "depends on later tokens": self.looks_ahead,
             "depends on other documents": self.mixes_documents,
