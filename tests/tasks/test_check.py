@@ -46,3 +46,16 @@ def test_what_would_end_the_run_is_no_failed_estimate(arguments, kind, text):
     assert not lines
     assert type(error) is kind
     assert text in str(error)
+
+
+def test_an_error_of_the_users_code_would_end_the_run_too(monkeypatch):
+    def create_config(factory):
+        raise KeyError("sizes")
+
+    run = built()
+    monkeypatch.setattr(run.trainer, "create_config", create_config)
+    lines, [error] = check.find(run)
+    assert not lines
+    assert str(error).startswith("test_check.py:") and ", in create_config: KeyError: 'sizes'; a run would" in str(
+        error
+    )
