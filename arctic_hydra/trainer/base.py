@@ -26,7 +26,7 @@ from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.trainer.loop_state import LogSums, StepResult
 from arctic_hydra.trainer.parts.construction import Construction
 from arctic_hydra.trainer.parts.evaluation import Evaluation
-from arctic_hydra.trainer.parts.saving import resumable_steps, save_after, size_mib
+from arctic_hydra.trainer.parts.saving import StepStart, resumable_steps, save_after, size_mib
 from arctic_hydra.trainer.spikes import describe_spike
 from arctic_hydra.trainer.toolbox import Toolbox
 from arctic_hydra.trainer.verification.verified_saves import verify_saved
@@ -355,5 +355,8 @@ class Trainer(Construction, Evaluation):
         if self._loop.totals.steps:  # the run ends before its horizon
             self._log()
         if self.eval_at_end:
+            if not self.listeners("evaluate_start"):  # such as `ema`, which evaluates other weights
+                self._loop.step_start = StepStart.of(self)
             self.evaluate()
+            self._loop.step_start = None
         self.checkpoint()
