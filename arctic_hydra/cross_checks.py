@@ -265,6 +265,11 @@ def _checkpoint_problems(run: Run) -> Iterator[str]:
             yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
     evaluates = run.trainer.eval_frequency
     for name, engine in run.checkpoint.items():
+        if run.task.name in ("train", "check") and engine.enabled and not engine.can_resume and not engine.has_trigger:
+            yield (
+                f"checkpoint.{name}: would save nothing, as no trigger is set; pass checkpoint.{name}.save_end_of_training=true or "
+                f"checkpoint.{name}.save_every_n_steps=<steps>, or checkpoint.{name}.enabled=false"
+            )
         every, keeps = engine.step_interval, engine.best_kept
         if keeps and not run.data.has_evaluation:
             yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to select the best; set data.eval_sources"

@@ -93,6 +93,16 @@ def test_hints_that_name_no_component_are_refused():
     assert list(cross_checks.compatibility(run)) == [text.format("model", "NoneType"), text.format("optimizer", "int")]
 
 
+def test_a_checkpoint_engine_that_would_never_save_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.hf: would save nothing, as no trigger is set; pass checkpoint\.hf"
+    ):
+        built("checkpoint.hf.save_end_of_training=false").check()
+    for others in ("checkpoint.hf.save_every_n_epochs=1", "checkpoint.hf.enabled=false", "task=export"):
+        built("checkpoint.hf.save_end_of_training=false", others).check()
+    built("checkpoint.deepspeed.save_every_n_steps=0", "checkpoint.deepspeed.save_end_of_training=false").check()
+
+
 def test_max_length_is_checked_against_the_config_of_the_model(tmp_path):
     from arctic_hydra.assembly.run_model import check_length
 
