@@ -256,11 +256,7 @@ class Trainer(Construction, Evaluation):
                 facts["batch"] = facts["batch"].to(self.device)
                 facts["loss"] = (loss or self.loss)(facts["batch"])
             loss_sum = facts["loss"]
-            if not loss_sum.requires_grad:
-                raise ConfigError(
-                    "trainer: the loss of a step has no graph, so no weight gets a gradient from it; expected one that depends on the "
-                    "output of `self.tools.engine`, without `.detach()`, `.item()` or `torch.no_grad()`"
-                )
+            _check_loss(loss_sum, facts["batch"])
             total = total + loss_sum.detach()
             scale = self.world.size / units
             if index == last and logged and self.spike_sigmas and self._is_spike(total, units):
@@ -360,3 +356,23 @@ class Trainer(Construction, Evaluation):
             self.evaluate()
             self._loop.step_start = None
         self.checkpoint()
+
+
+def _check_loss(loss: Any, batch: Batch) -> None:
+    """Raise ConfigError for a loss of a micro-batch from which no gradient follows."""
+    import torch
+
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+        raise ConfigError(f"trainer: the loss of a step is {got}, expected a scalar tensor: the sum over its units")
+    if loss.requires_grad:
+        return
+    if not batch.num_supervised:
+        raise ConfigError(
+            "trainer: the loss of a batch without supervised positions has no graph; expected 0 with one, as a sum over no positions is: "
+            "run `self.tools.engine` in any case, because other ranks wait for it"
+        )
+    raise ConfigError(
+        "trainer: the loss of a step has no graph, so no weight gets a gradient from it; expected one that depends on the output of "
+        "`self.tools.engine`, without `.detach()`, `.item()` or `torch.no_grad()`"
+    )

@@ -190,6 +190,13 @@ class NoGraph(SFTTrainer):
         return super().loss(batch).detach()
 
 
+class VectorInSteps(Vector):
+    """Returns a loss for each position, in training only."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) if self.tools.engine.module.training else super().loss(batch).mean()
+
+
 class OfDocuments(SFTTrainer):
     """Has a loss of each document that is not a sum over its positions, as preference losses."""
 
@@ -374,6 +381,8 @@ def test_what_begins_at_zero_is_found_after_the_first_step(tmp_path: Path) -> No
     assert step == 1 and len(problems) == 1
 
 
-def test_a_loss_without_a_graph_is_refused_in_the_first_step(tmp_path: Path) -> None:
+def test_a_loss_without_a_graph_or_not_a_scalar_is_refused_in_the_first_step(tmp_path: Path) -> None:
     [(step, [problem])] = run_ranks(1, _trained, tmp_path, NoGraph)
     assert step == 0 and problem.startswith("trainer: the loss of a step has no graph, so no weight gets a gradient")
+    [(step, [problem])] = run_ranks(1, _trained, tmp_path, VectorInSteps)
+    assert step == 0 and "is a tensor of shape [4], expected a scalar tensor: the sum over its units" in problem
