@@ -276,6 +276,7 @@ class Trainer(Construction, Evaluation):
         that of the schedule, which `finish_step` advances.
         """
         self._loop.step_start, result = None, self.step_result
+        result.stepped = True
         result.grad_norm, result.applied = optimizer_step(self.tools.engine, self.tools.engine_config)
         if result.applied:
             for converter in self.tools.converters:
