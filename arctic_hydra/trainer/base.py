@@ -352,7 +352,9 @@ class Trainer(Construction, Evaluation):
         if self._loop.totals.steps:  # the run ends before its horizon
             self._log()
         if self.eval_at_end:
-            if not self.listeners("evaluate_start"):  # such as `ema`, which evaluates other weights
+            if all(
+                callback.only_observes for callback in self.listeners("evaluate_start")
+            ):  # `ema` exchanges the weights
                 self._loop.step_start = StepStart.of(self)
             self.evaluate()
             self._loop.step_start = None

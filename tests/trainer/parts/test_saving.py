@@ -21,6 +21,7 @@ class _Counter:
     """The state of a callback that counts losses."""
 
     value = 0
+    only_observes = False
 
     def state_dict(self):
         return {"value": self.value}
