@@ -55,7 +55,7 @@ REPLACES = {
 KEEP_THEIR_TYPE = ("batch", "loss", "metrics")
 """Facts that only a value of the same type can replace."""
 NEEDED = {
-    "rows": ("__len__", "take"),
+    "rows": ("__len__",),
     "loader": ("steps", "windows"),
     "model": ("config", "forward", "named_parameters"),
     "optimizer": ("param_groups", "step"),

@@ -135,7 +135,7 @@ def test_a_value_of_another_kind_is_an_error_that_names_the_event() -> None:
             5,
             "returned a int, which lacks param_groups, step, expected what can replace",
         ),
-        ("load_end", "rows", [{"text": "a"}], "returned a list, which lacks take, expected what can replace 'rows'"),
+        ("load_end", "rows", 5, "returned a int, which lacks __len__, expected what can replace 'rows'"),
         ("split_end", "examples", 5, "returned a int, expected two arrays of indices to replace 'examples'"),
         ("log", "metrics", {"t": torch.ones(1)}, "returned a dict, whose t is a Tensor, expected a number or a text"),
     ):
