@@ -93,15 +93,25 @@ def _path_problem(path: str) -> str:
 
 def supported(trainer: type, slot: str) -> tuple[type[Component], ...]:
     """Return the classes that a trainer's type hint names for a config group, the default first; empty if it names none."""
+    return tuple(cls for cls in _named(trainer, slot) if isinstance(cls, type) and issubclass(cls, Component))
+
+
+def _named(trainer: type, slot: str) -> tuple[Any, ...]:
+    """Return what a trainer's type hint names for a config group, of whatever kind."""
     declared = get_args(get_type_hints(trainer).get(slot))
-    allowed = get_args(declared[0]) or declared if declared else ()
-    return tuple(cls for cls in allowed if isinstance(cls, type) and issubclass(cls, Component))
+    return get_args(declared[0]) or declared if declared else ()
 
 
 def compatibility(run: Run) -> Iterator[str]:
     """Yield the components that the trainer does not support: its type hints declare which classes it accepts."""
     for slot in (*SLOTS, *LIST_SLOTS):
         classes, held = supported(type(run.trainer), slot), getattr(run, slot)
+        if others := [each for each in _named(type(run.trainer), slot) if each not in (Any, *classes)]:
+            names = ", ".join(getattr(each, "__name__", str(each)) for each in others)
+            yield (
+                f"trainer: the type hint {slot} of {type(run.trainer).__name__} names {names}, expected classes of components, such as "
+                "AdamWFactory"
+            )
         for chosen in held.values() if isinstance(held, dict) else [held]:
             if not classes or isinstance(chosen, classes):
                 continue
@@ -255,6 +265,11 @@ def _checkpoint_problems(run: Run) -> Iterator[str]:
             yield f"checkpoint.{name}.auto_resume: got true, but this engine only exports; use checkpoint.deepspeed"
     evaluates = run.trainer.eval_frequency
     for name, engine in run.checkpoint.items():
+        if run.task.name in ("train", "check") and engine.enabled and not engine.can_resume and not engine.has_trigger:
+            yield (
+                f"checkpoint.{name}: would save nothing, as no trigger is set; pass checkpoint.{name}.save_end_of_training=true or "
+                f"checkpoint.{name}.save_every_n_steps=<steps>, or checkpoint.{name}.enabled=false"
+            )
         every, keeps = engine.step_interval, engine.best_kept
         if keeps and not run.data.has_evaluation:
             yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to select the best; set data.eval_sources"

@@ -156,6 +156,7 @@ class ZeROFactory(EngineFactory):
             "wall_clock_breakdown": False,
             "prescale_gradients": False,
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps on the CPU as well
+            "zero_allow_untested_optimizer": True,  # those that DeepSpeed tested are Adam, AdamW, Adagrad and its own
         }
         for key, value in self.config.items():
             known = filled.get(key)

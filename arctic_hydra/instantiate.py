@@ -34,6 +34,8 @@ from arctic_hydra.files.extensions import BROKEN_EXTENSIONS, DISPUTED_OPTIONS, E
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 _PROPERTIES_AS_FIELDS = {"trainer", "weight"}
 """Properties that a field may take the place of: `trainer` in the root of the config, `weight` in a source."""
+_EXTENDED = {"__post_init__": "", "setup": "tools", "bind": "state"}
+"""Methods that a class may extend but not replace, with their arguments."""
 _NO_EFFECT = "a key that Hydra interprets, which has no effect here; remove it"
 
 
@@ -115,7 +117,41 @@ def _flaw(cls: Any) -> str:
     taken = inspect.signature(cls).parameters
     if {item.name for item in fields(cls) if item.init} - taken.keys():
         return "whose `__init__` does not take all of its fields; write `__post_init__` instead, with `super().__post_init__()` first"
-    return ""
+    return next(_wrong_overrides(cls), "")
+
+
+def _wrong_overrides(cls: Any) -> Iterator[str]:
+    """Yield each method of an extension that cannot stand for the one that it overrides; tests check ours."""
+    for index, owner in enumerate(cls.__mro__):
+        if owner.__module__.partition(".")[0] in ("arctic_hydra", "abc", "builtins"):
+            continue
+        for name, method in vars(owner).items():
+            base = next((each for each in cls.__mro__[index + 1 :] if name in vars(each)), None)
+            original = vars(base)[name] if base is not None else None
+            where = f"whose {name} overrides {base.__name__}.{name}" if base is not None else ""
+            if isinstance(method, FunctionType) and isinstance(original, property):
+                yield f"{where}, which is a property; write `@property` above it"
+            elif isinstance(method, property) and isinstance(original, FunctionType):
+                yield f"{where}, which is a method; remove `@property` above it"
+            elif not isinstance(method, FunctionType) or not isinstance(original, FunctionType):
+                continue
+            elif name in _EXTENDED and name not in inspect.unwrap(method).__code__.co_names:
+                yield f"{where} without calling it; call `super().{name}({_EXTENDED[name]})` first"
+            elif not name.startswith("_") and not _can_stand_for(method, original):
+                given = inspect.signature(original)
+                yield f"{where}, but cannot be called like it; take the same parameters: `{name}({', '.join(given.parameters)})`"
+
+
+def _can_stand_for(method: FunctionType, original: FunctionType) -> bool:
+    """Whether a method can be called with what every call of the original passes."""
+    needed = [each for each in inspect.signature(original).parameters.values() if each.default is each.empty]
+    keywords = {each.name: None for each in needed if each.kind is each.KEYWORD_ONLY}
+    positional = [None for each in needed if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    try:
+        inspect.signature(method).bind(*positional, **keywords)
+    except TypeError:
+        return False
+    return True
 
 
 def _build(cls: Any, node: Mapping[str, Any], key: str, problems: list[str]) -> Any:

@@ -243,7 +243,11 @@ def ranked_pairs(values: dict[str, Any], prefix: str = "") -> tuple[float, float
 
 
 def evaluation_figures(evaluation: dict[str, Any]) -> list[str]:
-    """Return what a terminal shows of an evaluation besides its loss, each with its name."""
+    """Return what a terminal shows of an evaluation besides its loss, each with its name.
+
+    JSON holds null where a figure is not a number.
+    """
+    evaluation = {key: math.nan if value is None else value for key, value in evaluation.items()}
     figures = []
     if "eval/perplexity" in evaluation:
         figures += [f"perplexity {evaluation['eval/perplexity']:.4g}", f"accuracy {evaluation['eval/accuracy']:.1%}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import ClassVar, Union
+from typing import Any, ClassVar, Union
 
 import pytest
 from transformers import LlamaConfig
@@ -83,6 +83,24 @@ def test_hints_of_groups_with_several_options_hold_for_each_of_them():
     )
     del run.checkpoint["hf"]
     assert list(cross_checks.compatibility(run)) == []
+
+
+def test_hints_that_name_no_component_are_refused():
+    hints = {"optimizer": ClassVar[int], "model": ClassVar[TinyModelFactory | None], "data": ClassVar[Any]}
+    run = built("ranks=1")
+    run.trainer = type("Mine", (SFTTrainer,), {"__annotations__": hints, "option_name": "mine"})()
+    text = "trainer: the type hint {} of Mine names {}, expected classes of components, such as AdamWFactory"
+    assert list(cross_checks.compatibility(run)) == [text.format("model", "NoneType"), text.format("optimizer", "int")]
+
+
+def test_a_checkpoint_engine_that_would_never_save_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.hf: would save nothing, as no trigger is set; pass checkpoint\.hf"
+    ):
+        built("checkpoint.hf.save_end_of_training=false").check()
+    for others in ("checkpoint.hf.save_every_n_epochs=1", "checkpoint.hf.enabled=false", "task=export"):
+        built("checkpoint.hf.save_end_of_training=false", others).check()
+    built("checkpoint.deepspeed.save_every_n_steps=0", "checkpoint.deepspeed.save_end_of_training=false").check()
 
 
 def test_max_length_is_checked_against_the_config_of_the_model(tmp_path):

@@ -81,9 +81,58 @@ class Deaf(AdamWFactory):
         super().__init__()
 
 
+@dataclass(kw_only=True)
+class Alone(AdamWFactory):
+    """Converts and checks nothing."""
+
+    def __post_init__(self) -> None:
+        self.calls = 0
+
+
+@dataclass(kw_only=True)
+class Narrow(AdamWFactory):
+    """Cannot be called as its base is."""
+
+    def create_optimizer(self) -> Any:  # type: ignore[override]
+        """Return nothing."""
+
+
+@dataclass(kw_only=True)
+class Called(AdamWFactory):
+    """Has a method in the place of a property."""
+
+    def world_size(self) -> int:  # type: ignore[override]
+        """Return 1."""
+        return 1
+
+
+@dataclass(kw_only=True)
+class Extended(AdamWFactory):
+    """Overrides what it may, in its own way."""
+
+    def __post_init__(self) -> None:
+        AdamWFactory.__post_init__(self)
+
+    def create_optimizer(self, *given: Any, fused: bool = False) -> Any:
+        """Return nothing."""
+
+
 @pytest.mark.parametrize(
     ("cls", "text"),
     [
+        (
+            Alone,
+            "whose __post_init__ overrides Component.__post_init__ without calling it; call `super().__post_init__()` first",
+        ),
+        (
+            Narrow,
+            "whose create_optimizer overrides AdamWFactory.create_optimizer, but cannot be called like it; take the same parameters: "
+            "`create_optimizer(self, model)`",
+        ),
+        (
+            Called,
+            "whose world_size overrides Component.world_size, which is a property; write `@property` above it",
+        ),
         (
             Hiding,
             "whose field create_optimizer hides AdamWFactory.create_optimizer, which is no field; give the field an",
@@ -92,12 +141,19 @@ class Deaf(AdamWFactory):
         (Deaf, "whose `__init__` does not take all of its fields; write `__post_init__` instead, with `super()"),
     ],
 )
-def test_a_class_that_cannot_have_its_fields_is_refused(
+def test_a_class_that_cannot_work_is_refused(
     tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cls: type, text: str
 ) -> None:
     monkeypatch.setitem(BY_TARGET, "lab.Odd", cls)
     [problem] = refused(tree, "optimizer._target_", "lab.Odd")
     assert problem.startswith(f"optimizer._target_: got 'lab.Odd', {text}")
+
+
+def test_a_class_that_overrides_methods_in_its_own_way_is_built(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BY_TARGET, "lab.Extended", Extended)
+    assert isinstance(create({**tree["optimizer"], "_target_": "lab.Extended"}, "optimizer"), Extended)
 
 
 @pytest.mark.parametrize("key", ["_target_", "_partial_", "_args_", "_convert_", "_recursive_"])

@@ -172,6 +172,7 @@ test_a_random_history, test_many_random_histories = fuzz(one_random_history)
 
 def test_a_terminal_shows_the_figures_of_any_loss():
     assert evaluation_figures({"eval/loss": 1.0}) == []
+    assert evaluation_figures({"eval/perplexity": None, "eval/accuracy": 0.5}) == ["perplexity nan", "accuracy 50.0%"]
     assert evaluation_figures({"eval/perplexity": 2.0, "eval/accuracy": 0.5}) == ["perplexity 2", "accuracy 50.0%"]
     pairs = {"eval/rewards/accuracies": 0.5, "eval/rewards/margins": 2.0}
     assert evaluation_figures(pairs) == ["50.0% of pairs ranked right", "margin 2"]

@@ -9,6 +9,7 @@ from arctic_hydra import cross_checks, determinism, display, engine, without_gar
 from arctic_hydra.assembly.base_weights import adapter_base, starting_weights
 from arctic_hydra.assembly.run_data import Data
 from arctic_hydra.checkpoint import initial_weights
+from arctic_hydra.component import Component
 from arctic_hydra.config import Run
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.names import QUANTIZATION
@@ -57,11 +58,14 @@ def build_model(run: Run, data: Data, weights: initial_weights.Weights | None = 
     with display.phase("engine", f"ZeRO-{run.deepspeed.stage} on {ranks}"):
         model = run.model.parallelize(model)
         with trainer.event("create_optimizer", model=model) as about:
-            about["optimizer"] = trainer.create_optimizer(run.optimizer, model)
+            about["optimizer"] = made(
+                trainer.create_optimizer(run.optimizer, model), run.optimizer, "create_optimizer", "an optimizer"
+            )
         optimizer = about["optimizer"]
         run.model.post_optimizer_build(optimizer, model)
         with trainer.event("create_scheduler", optimizer=optimizer) as about:
-            about["scheduler"] = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
+            schedule = trainer.create_scheduler(run.scheduler, optimizer, trainer.training_horizon)
+            about["scheduler"] = made(schedule, run.scheduler, "create_scheduler", "a schedule")
         built = trainer.create_engine(model, optimizer, settings)
     return Model(
         engine=built,
@@ -94,7 +98,7 @@ def create_model(
     check_vocabulary(run, model_config, tokenizer)
     if quantize and (quantization := run.peft.quantization_config(run.model.torch_dtype)) is not None:
         vars(model_config)[QUANTIZATION] = quantization
-    model: Any = run.trainer.create_model(run.model, model_config)
+    model: Any = made(run.trainer.create_model(run.model, model_config), run.trainer, "create_model", "a model")
     check_interface(model)
     if run.trainer.sequence_parallel_size > 1:
         from arctic_hydra.model.ulysses import share_positions
@@ -110,7 +114,7 @@ def create_model(
         start = None
     determinism.seed_everything(run.seed)  # at ZeRO-3, loading draws a different number of random numbers
     for converter in run.converters:
-        model = converter.convert(model)
+        model = made(converter.convert(model), converter, "convert", "the model")
     if start:
         initial_weights.load_into(model, stored, start)
     if weights:
@@ -151,6 +155,14 @@ def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizer
             f"model: has {rows} embedding rows, but the tokenizer has {tokens} tokens; use the model's own "
             f"tokenizer (tokenizer=hf), or a model with a larger vocabulary"
         )
+
+
+def made(value: Any, maker: Component, method: str, what: str) -> Any:
+    """Return what a method of a component, or of the trainer's in its place, has made; raises ConfigError for None."""
+    if value is None:
+        group = maker.option_group or type(maker).__name__
+        raise ConfigError(f"{group}: `{method}` returned None, expected {what}; end it with `return`")
+    return value
 
 
 def check_interface(model: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
@@ -53,8 +54,18 @@ REPLACES = {
 
 KEEP_THEIR_TYPE = ("batch", "loss", "metrics")
 """Facts that only a value of the same type can replace."""
+NEEDED = {
+    "rows": ("__len__",),
+    "loader": ("steps", "windows"),
+    "model": ("config", "forward", "named_parameters"),
+    "optimizer": ("param_groups", "step"),
+    "scheduler": ("get_last_lr", "last_epoch", "step"),
+}
+"""What the run uses of other facts, which a value in their place has as well."""
 OBSERVERS_MAY_REPLACE = frozenset(("on_log", "on_evaluate_end"))
 """Events where a replaced value is only recorded, so that a callback that only observes may replace it too."""
+
+_PLAIN = (str, int, float, bool, NoneType)
 
 TRAINER_STATE = "trainer"
 """Key of the trainer's state among the states of callbacks in a checkpoint; no callback may have this name."""
@@ -150,6 +161,12 @@ def _problem(callback: Callback, name: str, value: Any, facts: dict[str, Any]) -
         )
     if fact in KEEP_THEIR_TYPE and not isinstance(value, type(facts[fact])):
         return f"expected a {type(facts[fact]).__name__} to replace {fact!r}, or None"
+    if lacking := [each for each in NEEDED.get(fact, ()) if not hasattr(value, each)]:
+        return f"which lacks {', '.join(lacking)}, expected what can replace {fact!r}, or None"
+    if fact == "examples" and not (isinstance(value, tuple | list) and len(value) == 2):
+        return "expected two arrays of indices to replace 'examples', for training and held out, or None"
+    if fact == "metrics" and (odd := [key for key, each in value.items() if not isinstance(each, _PLAIN)]):
+        return f"whose {odd[0]} is a {type(value[odd[0]]).__name__}, expected a number or a text; convert it, as with float(...)"
     if fact == "metrics" and (dropped := sorted(facts[fact].keys() - value.keys())):
         return (
             f"which lacks {', '.join(dropped)}; return a copy with more or changed values, {{**facts['metrics'], ...}}"

@@ -187,6 +187,11 @@ class CheckpointEngine(Component):
         return 0
 
     @property
+    def has_trigger(self) -> bool:
+        """Whether this engine may save at all."""
+        return True
+
+    @property
     def step_interval(self) -> int:
         """Optimizer steps between saves; 0 where they do not come at regular steps."""
         return 0
@@ -232,6 +237,12 @@ class TriggeredCheckpoint(CheckpointEngine):
     def directory_of(self, run_dir: Path) -> Path:
         """Return the directory below which this engine writes; runs that share an `output_dir` get separate ones."""
         return below(Path(self.output_dir), run_dir) if self.output_dir else run_dir
+
+    @property
+    def has_trigger(self) -> bool:
+        """Whether any trigger is set, or a subclass decides on its own when to save."""
+        decides = type(self).do_checkpoint is not TriggeredCheckpoint.do_checkpoint
+        return decides or bool(self.save_every_n_steps or self.save_every_n_epochs or self.save_end_of_training)
 
     @property
     def step_interval(self) -> int:

@@ -82,7 +82,13 @@ class WarmupScheduler(SchedulerFactory):
         return self.curve(min(1.0, (step - peak) / (horizon + 1 - peak)))
 
     def create_scheduler(self, optimizer: torch.optim.Optimizer, horizon: int) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return a LambdaLR over `factor`."""
+        """Return a LambdaLR over `factor`; raises ConfigError for a curve that is negative or not finite."""
         import torch
 
+        for done in range(0, horizon, max(1, horizon // 1000)):  # all of a short run, a sample of a long one
+            if not 0 <= (factor := self.factor(done + 1, horizon)) < math.inf:
+                raise ConfigError(
+                    f"scheduler: {type(self).__name__} has the factor {factor} at step {done + 1} of {horizon}, expected 0 or more; "
+                    "correct its `curve`"
+                )
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.factor(done + 1, horizon))

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +55,18 @@ def find(run: Run) -> Findings:
 
     found: list[ArcticHydraError] = []
     tokenizer = model_config = None
-    try:
+    with _noted(found):
         tokenizer = run.trainer.create_tokenizer(run.tokenizer)
-    except ArcticHydraError as error:
-        found.append(error)
-    try:
+    with _noted(found):
         model_config = run.trainer.create_config(run.model)
         run_model.check_length(run, model_config)
         if tokenizer is not None:
             run_model.check_vocabulary(run, model_config, tokenizer)
-    except ArcticHydraError as error:
-        found.append(error)
-    try:
+    with _noted(found):
         run.model.check_model()
+    with _noted(found):
         if run.init_from:
             initial_weights.check_readable(Path(run.init_from))
-    except ArcticHydraError as error:
-        found.append(error)
     if found:
         return [], found
     try:
@@ -77,6 +75,21 @@ def find(run: Run) -> Findings:
         return [], [error]
     except Exception as error:
         return [failure_line(error)], []
+
+
+@contextmanager
+def _noted(found: list[ArcticHydraError]) -> Iterator[None]:
+    """Append an error within this context to `found`; one of another class, with its place, is of user code or of a library."""
+    try:
+        yield
+    except ArcticHydraError as error:
+        found.append(error)
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
+        found.append(
+            ModelError(f"{where}: {type(error).__name__}: {error}; a run would end with this error before training")
+        )
 
 
 def _main() -> None:

@@ -26,7 +26,7 @@ from arctic_hydra.model.names import VARLEN_ATTENTION
 from arctic_hydra.trainer.loop_state import LogSums, StepResult
 from arctic_hydra.trainer.parts.construction import Construction
 from arctic_hydra.trainer.parts.evaluation import Evaluation
-from arctic_hydra.trainer.parts.saving import resumable_steps, save_after, size_mib
+from arctic_hydra.trainer.parts.saving import StepStart, resumable_steps, save_after, size_mib
 from arctic_hydra.trainer.spikes import describe_spike
 from arctic_hydra.trainer.toolbox import Toolbox
 from arctic_hydra.trainer.verification.verified_saves import verify_saved
@@ -119,12 +119,19 @@ class Trainer(Construction, Evaluation):
         Raises ConfigError. It calls `probed_loss` on a few short batches without gradients, and changes no random state.
         Collective.
         """
-        from arctic_hydra.trainer.isolation import Subject, check_causality, check_finite, check_isolation, check_sum
+        from arctic_hydra.trainer.isolation import (
+            Subject,
+            check_causality,
+            check_empty,
+            check_finite,
+            check_isolation,
+            check_sum,
+        )
 
         tools, is_first = self.tools, self.global_step == self._loop.first_step
         attention = tools.model_factory.attn_implementation
         name = vars(type(self)).get("option_name") or type(self).__name__
-        subject = Subject(self.probed_loss, tools.engine, self.device, attention, f"trainer={name}")
+        subject = Subject(self.probed_loss, tools.engine, self.device, attention, f"trainer={name}", self.units)
         with self.trial():
             if self.global_step == 0:
                 check_finite(subject)
@@ -135,6 +142,8 @@ class Trainer(Construction, Evaluation):
                 check_isolation(subject, self.sequence_parallel_size, packed=tools.packed or shares)
             if is_first and not self.not_additive:
                 check_sum(subject, tools.packed, coarse=bool(self.mixes_documents or self.looks_ahead))
+            if is_first and (self.world.size > 1 or self.gradient_accumulation_steps > 1):
+                check_empty(subject)
         declared = {
             "depends on later tokens": self.looks_ahead,
             "depends on other documents": self.mixes_documents,
@@ -247,11 +256,7 @@ class Trainer(Construction, Evaluation):
                 facts["batch"] = facts["batch"].to(self.device)
                 facts["loss"] = (loss or self.loss)(facts["batch"])
             loss_sum = facts["loss"]
-            if not loss_sum.requires_grad:
-                raise ConfigError(
-                    "trainer: the loss of a step has no graph, so no weight gets a gradient from it; expected one that depends on the "
-                    "output of `self.tools.engine`, without `.detach()`, `.item()` or `torch.no_grad()`"
-                )
+            _check_loss(loss_sum, facts["batch"])
             total = total + loss_sum.detach()
             scale = self.world.size / units
             if index == last and logged and self.spike_sigmas and self._is_spike(total, units):
@@ -271,6 +276,7 @@ class Trainer(Construction, Evaluation):
         that of the schedule, which `finish_step` advances.
         """
         self._loop.step_start, result = None, self.step_result
+        result.stepped = True
         result.grad_norm, result.applied = optimizer_step(self.tools.engine, self.tools.engine_config)
         if result.applied:
             for converter in self.tools.converters:
@@ -346,5 +352,30 @@ class Trainer(Construction, Evaluation):
         if self._loop.totals.steps:  # the run ends before its horizon
             self._log()
         if self.eval_at_end:
+            if all(
+                callback.only_observes for callback in self.listeners("evaluate_start")
+            ):  # `ema` exchanges the weights
+                self._loop.step_start = StepStart.of(self)
             self.evaluate()
+            self._loop.step_start = None
         self.checkpoint()
+
+
+def _check_loss(loss: Any, batch: Batch) -> None:
+    """Raise ConfigError for a loss of a micro-batch from which no gradient follows."""
+    import torch
+
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+        raise ConfigError(f"trainer: the loss of a step is {got}, expected a scalar tensor: the sum over its units")
+    if loss.requires_grad:
+        return
+    if not batch.num_supervised:
+        raise ConfigError(
+            "trainer: the loss of a batch without supervised positions has no graph; expected 0 with one, as a sum over no positions is: "
+            "run `self.tools.engine` in any case, because other ranks wait for it"
+        )
+    raise ConfigError(
+        "trainer: the loss of a step has no graph, so no weight gets a gradient from it; expected one that depends on the output of "
+        "`self.tools.engine`, without `.detach()`, `.item()` or `torch.no_grad()`"
+    )

@@ -5,7 +5,7 @@ must not matter give the same loss, bit for bit, in almost every run, which cost
 change of the loss is compared with that by a token which matters, because some kernels round depending on other rows.
 
 Layers whose weights begin at zero pass nothing on at first, so the trainer repeats these probes after a few steps. That the loss
-is a sum is checked before the first step only, with three forward passes, and that it is finite with one.
+is a sum is checked before the first step only, with three forward passes, and that it is finite with two.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -47,6 +49,14 @@ class Subject:
     """The model's `attn_implementation`."""
     trainer: str
     """How the config selects the trainer."""
+    units: Callable[[Batch], int] = attrgetter("num_supervised")
+    """Over how many units the loss of a batch is a sum."""
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether a unit is two documents, as for a loss that compares answers."""
+        one, two = (_batch(self, lengths, [0], packed=False) for lengths in ([_SECOND], [_SECOND] * 2))
+        return self.units(one) == 0 < self.units(two)
 
     @property
     def name(self) -> str:
@@ -58,7 +68,14 @@ class Subject:
         found, state = [], random_state()
         with probing(self.engine):
             for batch in batches:
-                loss = self.loss(batch)
+                try:
+                    loss = self.loss(batch)
+                except Exception as error:
+                    error.add_note(
+                        f"raised while the loss of {self.trainer} was probed on documents of {batch.document_lengths} tokens, without "
+                        "labels and stored scores; a trainer whose loss needs more overrides `probed_loss`"
+                    )
+                    raise
                 if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
                     got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
                     raise ConfigError(
@@ -144,15 +161,31 @@ def check_finite(subject: Subject) -> None:
         )
 
 
+def check_empty(subject: Subject) -> None:
+    """Raise ConfigError for a loss that fails, or is not finite, where no position is supervised; one forward pass, collective."""
+    batch = _document(subject, supervised=range(8, 8 + _ROWS)).only(slice(0, 0))
+    cause, found = None, ""
+    try:
+        [loss] = subject.losses([batch])
+        found = "" if math.isfinite(loss) else f"returned {loss}"
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+        cause, found = error, f"raised {type(error).__name__} ({error})"
+    if found:
+        raise ConfigError(
+            f"{subject.trainer}: `loss` {found} for a batch without supervised positions, which a rank gets where its share of the data "
+            "ends; expected 0 with a graph, as a sum over no positions is"
+        ) from cause
+
+
 def check_causality(subject: Subject) -> None:
     """Raise ConfigError for a loss that depends on tokens after those that it predicts; collective."""
     base = _document(subject, supervised=range(8, 8 + _ROWS))
-    target = 8 + _ROWS  # of the last supervised position
+    target, end = 8 + _ROWS, _FIRST + _SECOND  # the target of the last supervised position, and the end of its document
     earlier = _changed(base, slice(4, 5))
-    found = subject.leak(base, _changed(base, slice(target, None)), earlier)
+    found = subject.leak(base, _changed(base, slice(target, end)), earlier)
     if found is None:
         return
-    if subject.leak(base, _changed(base, slice(target + 1, None)), earlier) is None:
+    if subject.leak(base, _changed(base, slice(target + 1, end)), earlier) is None:
         before, after = subject.losses([base, replace(base, targets_K=base.targets_K.flip(0))])
         if before == after:  # it takes the targets from the input
             return
@@ -207,20 +240,23 @@ def check_sum(subject: Subject, packed: bool, coarse: bool = False) -> None:
     The threshold is coarse on request, as documents that may affect each other have another loss together than alone, and for
     losses with random numbers, as by dropout in a second model.
     """
-    first, second = (range(length - 1 - _ROWS, length - 1) for length in (_FIRST, _SECOND))
-    both = [*first, *(_FIRST + row for row in second)]
-    batches = [_batch(subject, [_FIRST, _SECOND], both, packed=packed)]
-    for start, length, rows in ((0, _FIRST, first), (_FIRST, _SECOND, second)):
-        batches.append(_batch(subject, [length], list(rows), start=start, packed=packed))
+    part = [_FIRST, _SECOND] if subject.takes_pairs else [_FIRST]
+    other = part if subject.takes_pairs else [_SECOND]
+    batches = [
+        _answers(subject, lengths, packed=packed, start=start)
+        for lengths, start in (([*part, *other], 0), (part, 0), (other, sum(part)))
+    ]
     together, *alone = subject.losses(batches)
     apart, whole = abs(together - sum(alone)), sum(map(abs, alone))
-    if apart < 1e-6 * len(both):  # rounding, of a loss that starts near 0
+    if apart < 1e-6 * batches[0].num_supervised:  # rounding, of a loss that starts near 0
         return
     if apart > 0.25 * whole or (apart > 0.05 * whole and not coarse and not subject.is_random(batches[0], together)):
+        whose = "two pairs" if subject.takes_pairs else "two documents"
+        unit = "units" if subject.takes_pairs else "supervised positions"
         raise ConfigError(
-            f"{subject.trainer}: on {_class_of(unwrap(subject.engine))} the loss of two documents is {together:.4g}, and of each alone "
+            f"{subject.trainer}: on {_class_of(unwrap(subject.engine))} the loss of {whose} is {together:.4g}, and of each alone "
             f"{alone[0]:.4g} and {alone[1]:.4g}; expected their sum {sum(alone):.4g}, because the step divides the losses of all "
-            "micro-batches and ranks by the number of their supervised positions; return a sum instead of a mean "
+            f"micro-batches and ranks by the number of their {unit}; return a sum instead of a mean "
             "(reduction='sum'); a trainer that intends this declares `not_additive`"
         )
 
@@ -251,8 +287,16 @@ def _vocabulary(model: Any) -> int:
 
 
 def _document(subject: Subject, supervised: range) -> Batch:
-    """Return one document with the next tokens of `supervised` as targets."""
-    return _batch(subject, [_FIRST + _SECOND], list(supervised), packed=False)
+    """Return one document with the next tokens of `supervised` as targets; with its pair, if the loss takes pairs."""
+    lengths = [_FIRST + _SECOND, *([_SECOND] if subject.takes_pairs else [])]
+    return _batch(subject, lengths, list(supervised), packed=False)
+
+
+def _answers(subject: Subject, lengths: list[int], *, packed: bool, start: int) -> Batch:
+    """Return documents whose last tokens are supervised."""
+    ends = list(accumulate(lengths))
+    supervised = [row for end in ends for row in range(end - 1 - _ROWS, end - 1)]
+    return _batch(subject, lengths, supervised, packed=packed, start=start)
 
 
 def _batch(subject: Subject, lengths: list[int], supervised: list[int], *, packed: bool, start: int = 0) -> Batch:

@@ -115,6 +115,8 @@ class StepResult:
 
     applied: bool = False
     """Whether weights changed; false for non-finite gradients, loss spikes and steps without supervised tokens."""
+    stepped: bool = False
+    """Whether `optimizer_step` has run."""
     grad_norm: float = math.nan
     learning_rate: float = math.nan
     """The learning rate that the step used."""

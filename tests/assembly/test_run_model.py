@@ -9,6 +9,7 @@ import pytest
 
 from arctic_hydra.assembly import run_model
 from arctic_hydra.errors import ConfigError, ModelError
+from arctic_hydra.optimizer.adamw import AdamWFactory
 from tests.composing import built
 
 
@@ -33,3 +34,9 @@ def test_a_model_that_is_not_of_transformers_is_told_all_that_it_lacks() -> None
         match="returned a Linear, .* lacks get_input_embeddings, get_output_embeddings, config; .* model=spec",
     ):
         run_model.check_interface(nn.Linear(2, 2))
+
+
+def test_a_method_that_forgets_to_return_is_named() -> None:
+    with pytest.raises(ConfigError, match="optimizer: `create_optimizer` returned None, expected an optimizer; end it"):
+        run_model.made(None, AdamWFactory(), "create_optimizer", "an optimizer")
+    assert run_model.made(0, AdamWFactory(), "create_optimizer", "an optimizer") == 0

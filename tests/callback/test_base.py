@@ -127,6 +127,23 @@ def test_a_value_that_cannot_replace_anything_is_an_error(callback, event, facts
     assert message in str(caught.value)
 
 
+def test_a_value_of_another_kind_is_an_error_that_names_the_event() -> None:
+    for event, fact, value, problem in (
+        (
+            "create_optimizer_end",
+            "optimizer",
+            5,
+            "returned a int, which lacks param_groups, step, expected what can replace",
+        ),
+        ("load_end", "rows", 5, "returned a int, which lacks __len__, expected what can replace 'rows'"),
+        ("split_end", "examples", 5, "returned a int, expected two arrays of indices to replace 'examples'"),
+        ("log", "metrics", {"t": torch.ones(1)}, "returned a dict, whose t is a Tensor, expected a number or a text"),
+    ):
+        given = {"only_observes": False, f"on_{event}": lambda self, trainer, facts, value=value: value}
+        with pytest.raises(TypeError, match=f"Own.on_{event} {re.escape(problem)}"):
+            fire([type("Own", (Callback,), given)()], event, None, {fact: {}})  # type: ignore[arg-type]
+
+
 def _noting(name):
     def note(self, trainer, facts):
         self.heard.append((name, {**facts, "done": trainer.global_step}))

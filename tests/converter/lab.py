@@ -45,7 +45,7 @@ def save_model(folder: Path, *, tied: bool = False, vocabulary: int = 4096, **va
 
 def compose_run(arguments: str, model: Path | None = None) -> tuple[config.Run, dict[str, Any]]:
     """Return the checked run of a command line, and its plain config."""
-    wanted = f"{SHORT} {arguments} deepspeed.config={{zero_allow_untested_optimizer:true}}".split(" ")
+    wanted = f"{SHORT} {arguments}".split(" ")
     wanted += [f"model.name_or_path={model}", "model.dtype=fp32"] if model else []
     if "data.eval_sources" in arguments:
         wanted.remove("~data.eval_sources.chat")

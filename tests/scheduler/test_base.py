@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError
@@ -49,3 +52,14 @@ def test_warmup_steps_override_the_ratio_and_are_limited_by_the_horizon():
     assert LinearScheduler(warmup_ratio=0.5, warmup_steps=3).warmup(10) == 3
     with pytest.raises(ConfigError, match="got 30, but the run has 10 optimizer steps"):
         LinearScheduler(warmup_steps=30).warmup(10)
+
+
+@pytest.mark.parametrize(("end", "shown"), [(-0.5, "-0.5"), (math.nan, "nan")])
+def test_a_curve_that_is_no_rate_is_refused_before_training(end, shown):
+    class Own(LinearScheduler):
+        def curve(self, progress):
+            return 1.0 if progress < 0.5 else end
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ConfigError, match=f"Own has the factor {shown} at step 3 of 4, expected 0 or more"):
+        Own(warmup_steps=0).create_scheduler(optimizer, 4)

@@ -65,3 +65,16 @@ def test_weights_that_init_from_cannot_take_are_found_without_reading_them(tmp_p
             initial_weights.check_readable(tmp_path / name)
     _, [error] = check.find(built(f"init_from={tmp_path}/damaged"))
     assert "damaged/model.safetensors cannot be read" in str(error)
+
+
+def test_an_error_of_the_users_code_would_end_the_run_too(monkeypatch):
+    def create_config(factory):
+        raise KeyError("sizes")
+
+    run = built()
+    monkeypatch.setattr(run.trainer, "create_config", create_config)
+    lines, [error] = check.find(run)
+    assert not lines
+    assert str(error).startswith("test_check.py:") and ", in create_config: KeyError: 'sizes'; a run would" in str(
+        error
+    )

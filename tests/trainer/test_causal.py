@@ -27,7 +27,8 @@ def test_texts_bring_their_trainer_unless_another_is_chosen(tmp_path: Path) -> N
     assert composed.choices["trainer"] == "causal"
     assert composed.followed == ["trainer=causal, which data=text is for"]
     assert isinstance(config.build(composed.job).trainer, CausalTrainer)
-    assert compose_config(["data=unpaired"], "config").choices["trainer"] == "kto"
+    keyed = compose_config(["data=unpaired", "trainer.desirable_weight=2"], "config")  # a key that only kto has
+    assert (keyed.choices["trainer"], keyed.job["trainer"]["desirable_weight"]) == ("kto", 2)
     assert compose_config(["data=preference"], "config").choices["trainer"] == "sft", "several trainers are for pairs"
     (tmp_path / "data").mkdir()
     (tmp_path / "experiment").mkdir()

@@ -190,6 +190,13 @@ class NoGraph(SFTTrainer):
         return super().loss(batch).detach()
 
 
+class VectorInSteps(Vector):
+    """Returns a loss for each position, in training only."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) if self.tools.engine.module.training else super().loss(batch).mean()
+
+
 class OfDocuments(SFTTrainer):
     """Has a loss of each document that is not a sum over its positions, as preference losses."""
 
@@ -243,15 +250,60 @@ class Critic(SFTTrainer):
         return super().loss(batch) + scores.sum()
 
 
+class OfPairs(SFTTrainer):
+    """Compares the answers of pairs, so that a single document has no loss."""
+
+    def units(self, batch: Batch) -> int:
+        return len(batch.document_lengths) // 2
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        losses_K = self._losses.losses(batch)[0]
+        sums_D = losses_K.new_zeros(len(batch.document_lengths)).index_add(0, batch.document_K, losses_K)
+        margins_P2 = sums_D.reshape(-1, 2)
+        return -torch.nn.functional.logsigmoid(margins_P2[:, 1] - margins_P2[:, 0]).sum()
+
+
+class MeanOfPairs(OfPairs):
+    """Returns a mean over the pairs."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) / self.units(batch)
+
+
+class ScaledMean(SFTTrainer):
+    """Multiplies a mean by the number of positions, which is not a number where there are none."""
+
+    gradient_accumulation_steps = 2
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return self._losses.losses(batch)[0].mean() * batch.num_supervised
+
+
+class EmptyStack(OfDocuments):
+    """Stacks the losses of documents, of which there may be none."""
+
+    gradient_accumulation_steps = 2
+
+
+class Labelled(SFTTrainer):
+    """Reads numbers that only its own data holds."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return super().loss(batch) * batch.stored["weight"].sum()
+
+
 def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
     trainer = make_trainer(documents([8, 6], [4, 3]), folder, packed=packed)
     state = torch.get_rng_state()
     trainer.__class__ = cls
-    trainer.micro_batch_size = vars(cls).get("micro_batch_size", 1)
+    for name in ("micro_batch_size", "gradient_accumulation_steps"):
+        setattr(trainer, name, vars(cls).get(name, 1))
     try:
         trainer.probe()
     except ConfigError as error:
         return error.problems
+    except KeyError as error:
+        return error.__notes__
     assert torch.equal(torch.get_rng_state(), state)
     return []
 
@@ -288,6 +340,16 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
         (Remembers, True, "trainer=Remembers: `loss` returned "),
         (Infinite, True, "`loss` returned inf before the first step, expected a finite number"),
         (Critic, True, ""),
+        (OfPairs, True, ""),
+        (OfPairs, False, ""),
+        (MeanOfPairs, True, "the loss of two pairs is "),
+        (ScaledMean, True, "`loss` returned nan for a batch without supervised positions"),
+        (EmptyStack, True, "`loss` raised RuntimeError (stack expects a non-empty TensorList) for a batch without"),
+        (
+            Labelled,
+            True,
+            "without labels and stored scores; a trainer whose loss needs more overrides `probed_loss`",
+        ),
     ],
 )
 def test_the_loss_of_the_trainer_is_probed(cls: type[SFTTrainer], packed: bool, refusal: str, tmp_path: Path) -> None:
@@ -319,6 +381,8 @@ def test_what_begins_at_zero_is_found_after_the_first_step(tmp_path: Path) -> No
     assert step == 1 and len(problems) == 1
 
 
-def test_a_loss_without_a_graph_is_refused_in_the_first_step(tmp_path: Path) -> None:
+def test_a_loss_without_a_graph_or_not_a_scalar_is_refused_in_the_first_step(tmp_path: Path) -> None:
     [(step, [problem])] = run_ranks(1, _trained, tmp_path, NoGraph)
     assert step == 0 and problem.startswith("trainer: the loss of a step has no graph, so no weight gets a gradient")
+    [(step, [problem])] = run_ranks(1, _trained, tmp_path, VectorInSteps)
+    assert step == 0 and "is a tensor of shape [4], expected a scalar tensor: the sum over its units" in problem

@@ -81,8 +81,17 @@ def compose_config(
     """
     with hydra_with(config_dir, cache) as loader, closed_resolvers():
         try:
-            composed = _compose(loader, config_name, overrides)
-            if trainer := _trainer_of_data(loader, config_name, overrides, composed):
+            try:
+                composed = _compose(loader, config_name, overrides)
+                trainer = _trainer_of_data(loader, config_name, overrides, composed)
+            except Exception:  # a key may be one of the trainer that follows from the data
+                others = [item for item in overrides if not item.lstrip("+~").startswith("trainer.")]
+                if others == overrides or not any(item.startswith("data=") for item in overrides):
+                    raise
+                composed = _compose(loader, config_name, others)
+                if not (trainer := _trainer_of_data(loader, config_name, others, composed)):
+                    raise
+            if trainer:
                 line = f"trainer={trainer}, which data={composed.choices['data']} is for"
                 overrides = [*overrides, f"trainer={trainer}"]
                 composed = _compose(loader, config_name, overrides)

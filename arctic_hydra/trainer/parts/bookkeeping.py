@@ -9,6 +9,8 @@ from typing import Any
 
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch, StepBatch
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.human_numbers import shorten
 from arctic_hydra.metrics import memory_gib, peak_tflops
 from arctic_hydra.tracking.base import call_each
 from arctic_hydra.trainer.loop_state import LogSums
@@ -92,6 +94,8 @@ class Bookkeeping(TrainerState):
             progress.consecutive_skipped_steps += int(not masked)
             progress.spiked_steps += int(bool(result.spike))
             why = result.spike or ("no supervised tokens" if masked else "non-finite gradients")
+            if not masked and not result.stepped:
+                why = "its `step` neither called `optimizer_step` nor set `step_result.applied`"
             log.warning("step %d was skipped: %s", progress.global_step, why)
         self._loop.totals.supervised += counts["supervised"]
         self._loop.totals.units += counts["units"]
@@ -127,7 +131,7 @@ class Bookkeeping(TrainerState):
         self.last_metrics |= self.logged_figures(sums, totals.units)
         if totals.minima or totals.maxima:
             self.last_metrics |= self._extremes()
-        self.last_metrics |= {name: float(value) for name, value in self.step_result.metrics.items()}
+        self.last_metrics |= _numbers(self.step_result.metrics)
         self._loop.totals = LogSums()
         self.last_metrics = self._offered(self.last_metrics)
         self._record(self.last_metrics)
@@ -166,3 +170,16 @@ class Bookkeeping(TrainerState):
         """Return the number of completed epochs plus the completed fraction of the current one."""
         progress = self.progress
         return round(progress.epoch + progress.epoch_step / max(1, self.tools.loader.steps(progress.epoch)), 4)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that a step adds to its log line as numbers; raises ConfigError for one that is none."""
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"trainer: `step_result.metrics[{name!r}]` holds {shorten(value)}, expected a number or a scalar tensor"
+            ) from error
+    return numbers

@@ -18,6 +18,8 @@ BAD = [
     ),
     ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
     ("trainer=orpo trainer.label_smoothing=0.1", "trainer.label_smoothing: there is no such key; it belongs to trainer=sft, causal or dpo"),
+    ("data=unpaired trainer.desirable_weigt=2", "trainer.desirable_weigt: there is no such key; did you mean trainer.desirable_weight?"),
+    ("data=chat trainer.desirable_weight=2", "trainer.desirable_weight: there is no such key; it belongs to trainer=kto"),
     ("modle=hf", "modle: there is no such key; did you mean model?"),
     ("model=ligr", "model: got 'ligr', expected one of hf, liger, random, spec, tiny; did you mean liger?"),
     ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.tracking.none import NoTracker
+from arctic_hydra.trainer.parts import bookkeeping
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.ranks import run_ranks
 from tests.trainer.loop import documents, make_trainer
@@ -75,6 +77,18 @@ def test_a_first_step_without_gradients_is_a_warning(caplog):
     for _ in range(2):
         trainer._advance(dict.fromkeys(("supervised", "units", "tokens", "padding"), 1))
     assert [record.getMessage()[:29] for record in caplog.records] == ["step 1: every gradient is 0, "]
+    trainer.step_result.applied = False
+    trainer._advance(dict.fromkeys(("supervised", "units", "tokens", "padding"), 1))
+    assert caplog.records[1].getMessage() == (
+        "step 3 was skipped: its `step` neither called `optimizer_step` nor set `step_result.applied`"
+    )
+
+
+@pytest.mark.parametrize("value", ["text", torch.ones(2), None])
+def test_a_figure_of_a_step_that_is_no_number_is_named(value):
+    with pytest.raises(ConfigError, match=r"trainer: `step_result.metrics\['v'\]` holds .*, expected a number or a"):
+        bookkeeping._numbers({"v": value})
+    assert bookkeeping._numbers({"v": torch.ones(1), "w": 2}) == {"v": 1.0, "w": 2.0}
 
 
 class Failing(NoTracker):

@@ -21,6 +21,7 @@ class _Counter:
     """The state of a callback that counts losses."""
 
     value = 0
+    only_observes = False
 
     def state_dict(self):
         return {"value": self.value}
@@ -63,12 +64,19 @@ def _trained(folder, stage, fails_at=None, moment="loss"):
             raise ZeroDivisionError("the user's own error")
         trainer.finish_step(window)
 
+    def failing_evaluation():
+        raise ZeroDivisionError("the user's own error")
+
     trainer._record = rows.append
     trainer.loss, trainer.probe = failing, lambda: None  # which calls `loss` too
     if moment == "own step":
         trainer.step = own_step
     elif moment == "optimizer step":
         trainer.optimizer_step = failing_step
+    elif moment.startswith("evaluation"):
+        trainer.evaluate = failing_evaluation
+    if moment == "evaluation of other weights":
+        trainer.listeners = lambda event: [counter] if event == "evaluate_start" else []
     notes = []
     try:
         trainer.train()
@@ -104,6 +112,16 @@ def test_an_error_after_the_optimizer_step_or_in_the_first_step_saves_nothing(tm
     [(_, _, notes, *_)] = run_ranks(1, _trained, tmp_path, 0, 0)
     assert notes == ["nothing was saved, because no step is completed; the same command starts over"]
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_error_in_the_last_evaluation_loses_no_step(tmp_path):
+    [(_, _, [nothing], *_)] = run_ranks(1, _trained, tmp_path, 0, None, "evaluation of other weights")
+    assert nothing.startswith("nothing was saved, because the error was not before the optimizer step")
+    [(expected, _, [note], *_)] = run_ranks(1, _trained, tmp_path, 0, None, "evaluation")
+    last = max(expected)
+    assert note == f"step {last}, the last whole one, is saved; the same command resumes from it"
+    [(again, _, notes, resumed, _)] = run_ranks(1, _trained, tmp_path, 0)
+    assert (again, notes, resumed.name) == ({}, [], f"step-{last:08}")
 
 
 def _failures(rank_places, late_rank):
