@@ -52,9 +52,9 @@ def server():
     server.close()
 
 
-def open_rank(directory, server, *, lock=None, secrets=None, output=None):
+def open_rank(directory, server, *, lock=None, secrets=None, log=None):
     variables_of_a_rank()
-    share = ranks.MachineShare(cores=1, output=output, fork_server=server)
+    share = ranks.MachineShare(cores=1, log=log, fork_server=server)
     return ranks.open_ranks(directory, 1, lock, secrets or {}, share)
 
 
@@ -93,10 +93,9 @@ def test_a_forked_rank_equals_a_new_interpreter(server, tmp_path):
     found = {}
     for name in ("forked", "again", "fresh"):
         directory = copy(original, tmp_path / name)
-        with open(tmp_path / f"{name}.txt", "wb") as output:
-            child = open_rank(directory, None if name == "fresh" else server, output=output)
-            assert isinstance(child, subprocess.Popen) == (name == "fresh"), server.problem
-            assert child.wait() == 0 and child.poll() == 0
+        child = open_rank(directory, None if name == "fresh" else server, log=tmp_path / f"{name}.txt")
+        assert isinstance(child, subprocess.Popen) == (name == "fresh"), server.problem
+        assert child.wait() == 0 and child.poll() == 0
         weights = (directory.path / "export" / "model.safetensors").read_bytes()
         found[name] = losses(directory.path), hashlib.sha256(weights).hexdigest(), directory.result()["status"]
         assert "step 2/2" in (tmp_path / f"{name}.txt").read_text()
