@@ -144,7 +144,10 @@ class SlurmLauncher(SweepLauncher):
         if lock is None:
             print(f"job {entry.number} is finished already")
             return False
-        job.directory.release()  # the job locks it itself
+        try:
+            job.directory.update_record(submission=None)  # that of an earlier start
+        finally:
+            job.directory.release()  # the job locks it itself
         return True
 
 
