@@ -312,6 +312,11 @@ def _state(job: SweepJob, backend_state: BackendState) -> tuple[str, str]:
         return backend_state.state, backend_state.reason
     if job.problem and status != FINISHED:
         return FAILED, job.problem
+    if status == RUNNING:  # or was, when the backend was asked and the record read
+        if job.directory.holder():
+            return RUNNING, ""
+        entry = job.record()
+        status = entry.get("status")
     if status == RUNNING:
         died = "died without reporting an error (killed, or its machine went down); start the sweep again"
         return DIED, backend_state.reason or died

@@ -19,19 +19,21 @@ from tests.sweep.sweeps import sweep_of
 
 
 def test_states_come_from_records_locks_and_marks(tmp_path):
-    sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(6)])
+    sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(7)])
     running, stopped = {"status": "running"}, {"status": "stopped"}
-    records = [None, running, running, stopped, stopped, {"status": "failed", "error": "a\nb"}]
+    records = [None, running, running, stopped, stopped, {"status": "failed", "error": "a\nb"}, running]
     for job, entry in zip(sweep.jobs, records, strict=True):
         if entry:
             job.directory.create()
             job.directory.record_file.write_text(json.dumps(entry))
             job.submission = {"kind": "local", "pid": 0}
-    held = RunDirectory(tmp_path / "run1")
+    held, started = RunDirectory(tmp_path / "run1"), RunDirectory(tmp_path / "run6")
     held.lock()
+    started.lock()
     sweep.jobs[3].mark = "pruned"
+    sweep.jobs[6].submission = None  # it was started after sweep.json was read
     found = states(sweep)
-    assert [state for state, _ in found] == ["waiting", "running", "died", "pruned", "stopped", "failed"]
+    assert [state for state, _ in found] == ["waiting", "running", "died", "pruned", "stopped", "failed", "running"]
     assert "start the sweep again" in found[2][1]
     assert results.rows(sweep)[5].last_line == "b"
     held.release()
