@@ -160,6 +160,8 @@ class JobWatcher:
         self._printed: dict[int, str] = {}
         self._next_progress: dict[int, float] = {}
         self._unanswered = False
+        self._to_cancel: list[SweepJob] = []
+        """Pruned jobs that SLURM has not been asked to cancel yet."""
 
     def wait(self, entries: Sequence[SweepJob]) -> bool:
         """Return True after all jobs have ended, False after Ctrl-C.
@@ -168,11 +170,13 @@ class JobWatcher:
         """
         from arctic_hydra.errors import ConfigError
         from arctic_hydra.sweep import slurm
+        from arctic_hydra.sweep.directory import PRUNED
         from arctic_hydra.sweep.tail import Tail
 
         asked_to_end = False
         tails = {entry.number: Tail(entry.directory.path / "metrics.jsonl") for entry in entries}
         waiting = list(entries)
+        self._to_cancel = [entry for entry in entries if entry.mark == PRUNED]  # left by a killed process
         try:
             while waiting:
                 waiting = self._poll(waiting)
@@ -182,6 +186,7 @@ class JobWatcher:
                         self._print_progress(entry, rows)
                     if rows and self._controller.process_metrics(entry, rows):
                         self._prune(entry)
+                self._cancel_pruned()
                 if waiting and not asked_to_end and self._controller.over:
                     with suppress(slurm.SlurmError):  # else try again at the next poll
                         slurm.cancel(self._controller.sweep, waiting)
@@ -189,15 +194,22 @@ class JobWatcher:
                 if waiting:
                     time.sleep(self._poll_seconds)
         except ConfigError:
-            slurm.cancel(self._controller.sweep, waiting)
+            try:
+                slurm.cancel(self._controller.sweep, waiting)
+            except slurm.SlurmError as error:
+                print(f"the jobs were not cancelled: {error}. To cancel them:")
+                self._print_cancel()
             raise
         except KeyboardInterrupt:
             print(
                 "\nstopped waiting; the jobs keep running, and the same command waits for them again. To cancel them:"
             )
-            print(f"  python -m arctic_hydra.sweep cancel {shlex.quote(str(self._controller.sweep.path))}")
+            self._print_cancel()
             return False
         return True
+
+    def _print_cancel(self) -> None:
+        print(f"  python -m arctic_hydra.sweep cancel {shlex.quote(str(self._controller.sweep.path))}")
 
     def _print_progress(self, entry: SweepJob, rows: Sequence[dict[str, Any]]) -> None:
         steps = [row for row in rows if row.get("loss") is not None]
@@ -227,12 +239,19 @@ class JobWatcher:
         return [entry for entry in waiting if not states[_job_id(entry)].over]
 
     def _prune(self, entry: SweepJob) -> None:
-        from arctic_hydra.sweep import slurm
         from arctic_hydra.sweep.directory import PRUNED
 
         entry.mark = PRUNED
         self._controller.sweep.save()
-        slurm.cancel(self._controller.sweep, [entry])
+        self._to_cancel.append(entry)
+
+    def _cancel_pruned(self) -> None:
+        from arctic_hydra.sweep import slurm
+
+        if self._to_cancel:
+            with suppress(slurm.SlurmError):  # else try again at the next poll
+                slurm.cancel(self._controller.sweep, self._to_cancel)
+                self._to_cancel = []
 
 
 def record_lost_endings(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
