@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import IO, Any
 from arctic_hydra import python_flags
 from arctic_hydra.files import code_file
 from arctic_hydra.files.state_file import APPEND, open_regular
-from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
+from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE, limit_threads
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
@@ -60,7 +60,7 @@ def start_ranks(
         codes = _wait_for_agents(agents, directory) if agents else [children[0].wait()]
     code = next((code for code in codes if code), 0)
     if code and nodes.count > 1 and nodes.index == 0 and not killed_by:
-        _wait_for_peers(directory, nodes.count)
+        _wait_for_peers(directory, range(0 if isinstance(nodes, Hosts) else 1, nodes.count))
     return -signal.SIGINT if killed_by else code
 
 
@@ -137,11 +137,7 @@ def rank_environment(ranks: int, secrets: dict[str, Any], share: MachineShare) -
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # those of a launcher around this process would be mistaken for ours
-    # Spinning at OpenMP barriers makes a step on the CPU up to 15 times slower when other processes use the cores.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    cores = share.cores or len(os.sched_getaffinity(0))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which would start a thread per core and use none
+    limit_threads(environment, ranks, share.cores)
     return environment
 
 
@@ -170,12 +166,12 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
     return [code for code in codes if code is not None]
 
 
-def _wait_for_peers(directory: RunDirectory, count: int) -> None:
+def _wait_for_peers(directory: RunDirectory, others: Sequence[int]) -> None:
     """Wait until the agents of the other machines have reported how they ended, which may include the cause."""
     if not directory.rendezvous_file.exists():
         return  # the rendezvous did not complete
     end = time.monotonic() + GRACE_SECONDS + 10
-    silent = list(range(1, count))
+    silent = list(others)
     while silent and time.monotonic() < end:
         time.sleep(0.1)
         silent = [index for index in silent if not directory.node_file(index).exists()]
