@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -290,4 +291,4 @@ def repair_journal(path: Path) -> None:
                     f"{path}:{number}: not a line of a search; restore the file, or delete the sweep's directory to search again"
                 )
         if not content.endswith(b"\n"):
-            path.write_bytes(whole + b"\n" if whole else b"")
+            os.truncate(path, len(whole) + 1 if whole else 0)

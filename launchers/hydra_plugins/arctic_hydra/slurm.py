@@ -71,8 +71,9 @@ class SlurmLauncher(SweepLauncher):
         if len(wanted) < len(jobs):
             print(f"# {len(jobs) - len(wanted)} of {len(jobs)} jobs are finished already")
         limit = self._options["max_array_size"] or _slurm_submit.array_limit()
-        for chunk in _slurm_submit.chunks(wanted, limit):
-            print(_slurm_submit.script(self._options, len(chunk)))
+        secrets = {str(job.directory.path): job.secrets() for job in wanted}
+        for array in _slurm_submit.arrays(list(secrets), limit, secrets):
+            print(_slurm_submit.script(self._options, len(array)))
 
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
         """Submit the jobs that are neither finished nor queued, and wait unless detached."""
@@ -138,8 +139,7 @@ class SlurmLauncher(SweepLauncher):
         try:
             lock = job.write_unless_finished()
         except (ArcticHydraError, OSError) as error:
-            entry.problem = str(error)
-            print(f"job {entry.number} failed: {error}", flush=True)
+            entry.cannot_run(error)
             return False
         if lock is None:
             print(f"job {entry.number} is finished already")
