@@ -36,8 +36,12 @@ OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)
 """States of jobs that neither run nor will run."""
 
 
+JOB_ID = re.compile(r"\d{1,19}(_\d{1,10})?", re.ASCII)
+"""The id of a job of SLURM, or of a job of an array."""
+
+
 def _job_id(value: Any) -> str | None:
-    fits = isinstance(value, str) and re.fullmatch(r"\d+([_+]\d+)?", value)
+    fits = isinstance(value, str) and JOB_ID.fullmatch(value)
     return None if fits else "a job id of SLURM, such as 12_0"
 
 

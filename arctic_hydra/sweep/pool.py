@@ -17,7 +17,7 @@ from arctic_hydra.files import code_file
 from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks, rank_environment
-from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
+from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory, write_error
 from arctic_hydra.stopping import ask_to_stop, forwarded_signals, one_stop
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
 from arctic_hydra.sweep.live_table import LiveTable
@@ -247,6 +247,11 @@ class Pool:
         if code is None:
             return
         self._running.remove(job)
+        if isinstance(child, ForkedRank) and child.died_with_server:
+            message = (
+                "the process that forks the jobs of the sweep has ended, and its jobs with it; start the sweep again"
+            )
+            write_error(job.started.directory.path, 0, "RankDied", message)
         # Killed on request: stopped, not failed, like a single run.
         code = -signal.SIGINT if code and self._killed_by else code
         record_ending(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))

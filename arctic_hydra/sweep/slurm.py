@@ -23,14 +23,13 @@ from arctic_hydra.distributed import override_gpu_count
 from arctic_hydra.errors import ArcticHydraError, ConfigError, RunLockedError
 from arctic_hydra.files import code_file
 from arctic_hydra.launch.slurm_options import check_options as check_options
-from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
+from arctic_hydra.sweep.directory import JOB_ID, UNKNOWN, BackendState, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
 """Timeout of SLURM's commands; a busy controller responds slowly."""
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-_JOB_ID = re.compile(r"\d{1,19}(_\d{1,10})?", re.ASCII)
 GONE = "GONE"
 """The state of a job that SLURM no longer knows."""
 
@@ -294,7 +293,7 @@ def _names(script: Path, sweep: str) -> bool:
 def job_id(submission: Mapping[str, Any]) -> str:
     """Return the id of a submission; raises ConfigError unless it is a number, since SLURM's commands get it as argument."""
     found = submission.get("job_id")
-    if not isinstance(found, str) or not _JOB_ID.fullmatch(found):
+    if not isinstance(found, str) or not JOB_ID.fullmatch(found):
         raise ConfigError(
             f"sweep.json: submission.job_id: got {found!r}, expected a job of SLURM such as '12' or '12_0'; the file, or the "
             "record.json of a run, is damaged"

@@ -79,6 +79,7 @@ MALFORMED = [
         {**SLURM, "logs": ["/etc/passwd"]},
         'jobs.0.submission.logs.0: got "/etc/passwd", expected the path of a log',
     ),
+    ("submission", {**SLURM, "job_id": "12+1"}, 'jobs.0.submission.job_id: got "12+1", expected a job id of SLURM'),
     ("submission", {**SLURM, "logs": ["/s/../12_0_log.out"]}, "jobs.0.submission.logs.0: got "),
     ("submission", {"kind": "slurm"}, "jobs.0.submission.job_id: missing"),
     ("overrides", "seed=1", 'jobs.0.overrides: got "seed=1", expected a list'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.launch import ranks
+from arctic_hydra.launch.fork_server import ForkedRank
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import finish, pool, results
 from arctic_hydra.sweep.directory import SweepJob, states
@@ -104,6 +106,24 @@ def test_a_job_whose_directory_is_cleared_keeps_its_log(tmp_path, monkeypatch):
 
     pool.Pool(sweep, Slots(1)).run([(sweep.jobs[0], start)])
     assert "-m arctic_hydra.worker" in (directory.path / "logs" / pool.TERMINAL_LOG).read_text()
+
+
+def test_a_job_that_ends_with_the_server_that_forked_it_says_so(tmp_path):
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    child = subprocess.Popen(["sleep", "60"])
+
+    def start(share):
+        sweep.jobs[0].directory.update_record(status="running")
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return pool.Started(ForkedRank(child.pid, os.pidfd_open(child.pid), ours), sweep.jobs[0].directory)
+
+    try:
+        pool.Pool(sweep, Slots(1)).run([(sweep.jobs[0], start)])
+    finally:
+        child.kill()
+        child.wait()
+    assert "the process that forks the jobs of the sweep has ended" in sweep.jobs[0].record()["error"]
 
 
 def test_a_job_that_cannot_be_started_again_is_not_locked(tmp_path, monkeypatch):

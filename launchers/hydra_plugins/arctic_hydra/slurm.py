@@ -232,7 +232,7 @@ class JobWatcher:
         record_lost_endings(waiting, states)
         for entry in waiting:
             state = states[_job_id(entry)]
-            text = ending(entry) if state.over else str(state)
+            text = describe_ending(entry) if state.over else str(state)
             if self._printed.get(entry.number) != text:
                 self._printed[entry.number] = text
                 print(f"job {entry.number} ({_job_id(entry)}): {text}", flush=True)
@@ -283,7 +283,7 @@ def _was_left_running(entry: SweepJob) -> bool:
     return found.get("status") == run_directory.RUNNING and mine and entry.directory.holder() is None
 
 
-def ending(entry: SweepJob) -> str:
+def describe_ending(entry: SweepJob) -> str:
     """Return how a job ended, with the last lines of its log if it failed."""
     from arctic_hydra import run_directory
     from arctic_hydra.errors import StateFileError, printable
