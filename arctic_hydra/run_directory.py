@@ -95,7 +95,7 @@ _FILES = ("config.yaml", "samples.jsonl", "metrics.jsonl", "record.json", "repor
 
 
 class RunDirectory:
-    """The directory of one run; only the composing process and rank 0 write to it."""
+    """The directory of one run; besides the composing process and rank 0, agents and ranks write to its `logs`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,7 +103,7 @@ class RunDirectory:
 
     @property
     def run_file(self) -> Path:
-        """Input of the ranks: the composed config and the command."""
+        """Input of the ranks: the composed config."""
         return self.path / "run.json"
 
     @property
@@ -245,7 +245,8 @@ class RunDirectory:
 
     def error_files(self) -> set[tuple[str, int]]:
         """Return names and modification times of the error reports, to detect new ones."""
-        return {(path.name, path.stat().st_mtime_ns) for path in (self.path / "logs").glob("error-rank*.json")}
+        found = {path.name: _modified(path) for path in (self.path / "logs").glob("error-rank*.json")}
+        return {(name, modified) for name, modified in found.items() if modified is not None}
 
     def node_file(self, index: int) -> Path:
         """Return the file that the agent of node `index` writes when it exits."""
@@ -309,9 +310,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def difference_from_last_run(path: Path, identity: dict[str, Any]) -> str | None:
-    """Return how a run differs from the latest finished run of the same name, or None for more than five values."""
+    """Return how a run differs from the latest finished run of the same name, or None for no value or more than five."""
     others = [item for item in path.parent.glob("*/record.json") if item.parent != path]
-    for other in sorted(others, key=lambda item: item.stat().st_mtime, reverse=True):
+    for other in sorted(others, key=lambda item: _modified(item) or 0, reverse=True):
         try:
             record = read_state(other, RECORD_FILE) or {}
         except StateFileError:
@@ -320,18 +321,27 @@ def difference_from_last_run(path: Path, identity: dict[str, Any]) -> str | None
             continue
         theirs, ours = flatten(record.get("identity", {})), flatten(json.loads(json.dumps(identity, default=str)))
         changed = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-        if len(changed) <= 5:
+        if 0 < len(changed) <= 5:
             words = ", ".join(f"{key} {theirs.get(key)} -> {ours.get(key)}" for key in changed)
             return f"differs from the finished run {other.parent.name} in {words}"
         return None
     return None
 
 
+def _modified(path: Path) -> int | None:
+    """Return the modification time of a file in nanoseconds, or None if another process has removed it."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def _read_error(path: Path) -> dict[str, Any]:
     try:
-        return read_state(path, ERROR_FILE) or _error(-1, "Unknown", f"{path}: was deleted")
+        found, problem = read_state(path, ERROR_FILE), f"{path}: was deleted"
     except StateFileError as error:
-        return _error(-1, "Unknown", str(error)) | {"time": math.inf}
+        found, problem = None, str(error)
+    return found or _error(-1, "Unknown", problem) | {"time": math.inf}
 
 
 def _error(rank: int, kind: str, message: str) -> dict[str, Any]:

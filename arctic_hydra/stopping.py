@@ -94,10 +94,10 @@ def one_stop(seen: list[int]) -> Iterator[None]:
     numpy.
     """
 
-    def note(number: int, frame: object) -> None:
+    def record_signal(number: int, frame: object) -> None:
         seen.append(number)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, record_signal) for number in SIGNALS}
     try:
         yield
     finally:

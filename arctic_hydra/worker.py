@@ -28,10 +28,12 @@ def main() -> NoReturn:
     try:
         outcome = _run(run_file)
     except BaseException as error:
-        code = write_error_report(run_file.parent, error)
-        # No cleanup, which could block in a collective whose other ranks have exited.
-        sys.stdout.flush()
-        os._exit(code)
+        code = 1
+        try:
+            code = write_error_report(run_file.parent, error)
+            sys.stdout.flush()
+        finally:
+            os._exit(code)  # no cleanup, which could block in a collective whose other ranks have exited
     sys.stdout.flush()
     sys.stderr.flush()
     # A rank that stopped early also exits with 0, else the agent would count a failure; result.json has the status.
@@ -73,7 +75,10 @@ def _run(run_file: Path) -> dict[str, Any]:
 
 
 def write_error_report(run_dir: Path, error: BaseException) -> int:
-    """Write the error of this rank to `logs/error-rank<n>.json` and to its log; return the exit code."""
+    """Write the error of this rank to `logs/error-rank<n>.json` and to its log; return the exit code.
+
+    If that fails, as on a full disk, it is printed.
+    """
     import logging
 
     from arctic_hydra.errors import EXIT_FAILED, ArcticHydraError
@@ -82,16 +87,19 @@ def write_error_report(run_dir: Path, error: BaseException) -> int:
     code = error.exit_code if isinstance(error, ArcticHydraError) else EXIT_FAILED
     text = "".join(traceback.format_exception(error))
     logging.getLogger("arctic_hydra.worker").debug("rank %d ends: %s", rank, text)
-    write_error(
-        run_dir,
-        rank,
-        type(error).__name__,
-        str(error),
-        problems=error.problems if isinstance(error, ArcticHydraError) else [str(error)],
-        expected=isinstance(error, ArcticHydraError),
-        traceback=text,
-        exit_code=code,
-    )
+    try:
+        write_error(
+            run_dir,
+            rank,
+            type(error).__name__,
+            str(error),
+            problems=error.problems if isinstance(error, ArcticHydraError) else [str(error)],
+            expected=isinstance(error, ArcticHydraError),
+            traceback=text,
+            exit_code=code,
+        )
+    except OSError as failure:
+        print(f"cannot write the error of rank {rank} to {run_dir / 'logs'} ({failure}):\n{text}", file=sys.stderr)
     return code
 
 

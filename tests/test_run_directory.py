@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import strategies as st
@@ -100,6 +101,7 @@ def test_a_run_is_compared_with_the_last_finished_one_beside_it(tmp_path):
         RunDirectory(tmp_path / name).update_record(status=status, identity={"optimizer": {"lr": 1}, "seed": 1})
     said = run_directory.difference_from_last_run(tmp_path / "b", ours)
     assert said == "differs from the finished run a in optimizer.lr 1 -> 2"
+    assert run_directory.difference_from_last_run(tmp_path / "b", {"optimizer": {"lr": 1}, "seed": 1}) is None
     many = {f"x{index}": index for index in range(6)}
     assert run_directory.difference_from_last_run(tmp_path / "b", many) is None
 
@@ -152,6 +154,14 @@ def test_a_damaged_error_report_is_shown_after_the_others(tmp_path):
     (tmp_path / "logs" / "error-rank0.json").write_text("{")
     first, second = RunDirectory(tmp_path).errors()
     assert first["message"] == "the cause" and "error-rank0.json: not JSON" in second["message"]
+
+
+def test_an_error_report_that_vanishes_while_it_is_looked_at_is_not_the_cause(tmp_path):
+    """The next start of the run removes them."""
+    run_directory.write_error(tmp_path, 1, "RankDied", "the cause", traceback="")
+    (tmp_path / "logs" / "error-rank0.json").symlink_to("absent")
+    assert {name for name, _ in RunDirectory(tmp_path).error_files()} == {"error-rank1.json"}
+    assert run_directory._read_error(tmp_path / "absent")["time"] > time.time()
 
 
 WRONG_KINDS = [

@@ -31,6 +31,16 @@ def test_an_error_report_shows_no_secrets(tmp_path):
     assert "me:pw" not in written and "hunter2" not in written
 
 
+def test_an_error_that_cannot_be_written_is_in_the_output(tmp_path, monkeypatch, capsys):
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(worker, "write_error", full)
+    assert worker.write_error_report(tmp_path, ConfigError("the cause")) == 2
+    written = capsys.readouterr().err
+    assert "No space left on device" in written and "ConfigError: the cause" in written
+
+
 def test_garbage_is_collected_again_after_imports():
     with suppress(ImportError), without_garbage_collection():
         with without_garbage_collection():

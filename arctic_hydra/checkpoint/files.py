@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -148,7 +149,8 @@ def publish_folder(stage: Path, target: Path) -> None:
             os.rename(target, doomed)
             os.rename(stage, target)
         sync_folder(parent)
-        remove_folder(doomed)
+        with suppress(OSError):  # the new folder is published; the next save removes what is left of the old one
+            remove_folder(doomed)
     else:
         os.rename(stage, target)
         sync_folder(parent)

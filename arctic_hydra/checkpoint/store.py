@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -297,14 +298,14 @@ class CheckpointStore:
         return Checkpoint(path, _read_manifest(path, self._of_others))
 
     def _ranked(self) -> list[Path]:
-        """Return the checkpoints with a metric, best first, newer ones first among equals."""
+        """Return the checkpoints with a finite metric, best first, newer ones first among equals."""
         metrics: list[tuple[float, Path]] = []
         for path in self.steps():
             try:
                 value = _read_manifest(path, self._of_others).get("metric")
             except (OSError, ValueError):
                 continue
-            if value is not None:
+            if value is not None and math.isfinite(value["rank_by"]):
                 metrics.append((value["rank_by"], path))
         return [path for _, path in sorted(metrics, key=lambda item: item[0])]
 

@@ -19,6 +19,8 @@ from arctic_hydra.errors import RunLockedError, StateFileError
 from arctic_hydra.files.state_file import check_trusted, open_regular, open_to_read
 
 _TEXT_BYTES = 1000
+_LOOK_SECONDS = 0.3
+"""Longer than any `holder` of another process shares the lock."""
 _HOLDER = re.compile(r"process (\d{1,10}) on (\S+), since [\d: -]+")
 _OURS = re.compile(r"(?:process \d.*)?")
 """The text of a lock of this package, which a crash or a full disk may have cut off or left empty."""
@@ -37,7 +39,7 @@ class LockFile:
         Raises RunLockedError, naming the holder, if another process still holds the lock after `patience_seconds`, and
         StateFileError if the path is not a file that this user alone can write, or not one that this package wrote.
         """
-        end = time.monotonic() + patience_seconds
+        end = time.monotonic() + max(patience_seconds, _LOOK_SECONDS)
         handle = os.fdopen(open_regular(self.path, os.O_RDWR | os.O_CREAT), "r+", errors="replace")
         try:
             self._check(handle)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from arctic_hydra import display, python_flags, redaction
-from arctic_hydra.errors import ArcticHydraError, print_error
+from arctic_hydra.errors import EXIT_FAILED, ArcticHydraError, print_error
 from arctic_hydra.files import code_file
-from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent
+from arctic_hydra.launch.child import PARENT_VARIABLE, die_with_parent, limit_threads
 from arctic_hydra.launch.failures import GRACE_SECONDS, FailureWatch, living_ranks, report_silent_failures, send_signal
 from arctic_hydra.launch.nodes import Nodes
 from arctic_hydra.launch.rendezvous import RENDEZVOUS_SECONDS, join_rendezvous
@@ -85,11 +85,15 @@ def main() -> int:
     relay = SignalRelay(directory, Nodes(options.nnodes, options.node_rank, options.rendezvous))
     if options.remote:
         os.environ.update(json.loads(sys.stdin.readline()))
+        limit_threads(os.environ, options.ranks)
         threading.Thread(target=relay.read_commands, args=(sys.stdin,), name="commands", daemon=True).start()
     else:
         die_with_parent()
-    code = _run_agent(options, directory)
-    directory.record_node_exit(options.node_rank, code)
+    code = EXIT_FAILED
+    try:
+        code = _run_agent(options, directory)
+    finally:
+        directory.record_node_exit(options.node_rank, code)
     return code
 
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import MutableMapping
 
 SECRETS_VARIABLE = "ARCTIC_HYDRA_SECRETS"
 PARENT_VARIABLE = "ARCTIC_HYDRA_PARENT"
@@ -23,3 +24,12 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is not None and int(parent) != os.getppid():
         os._exit(1)
+
+
+def limit_threads(environment: MutableMapping[str, str], ranks: int, cores: int | None = None) -> None:
+    """Set the variables that share `cores` (by default those that this process may use) among `ranks`, where unset."""
+    # Spinning at OpenMP barriers makes a step on the CPU up to 15 times slower when other processes use the cores.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    cores = cores or len(os.sched_getaffinity(0))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which would start a thread per core and use none

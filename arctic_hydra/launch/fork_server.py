@@ -43,6 +43,8 @@ class ForkedRank:
         """`process` is a pidfd, which never means another process; `server` receives the exit code."""
         self.pid = pid
         self.returncode: int | None = None
+        self.died_with_server = False
+        """Whether the kernel killed it because the server has ended."""
         self._process, self._server = process, server
 
     def poll(self) -> int | None:
@@ -71,7 +73,8 @@ class ForkedRank:
                 message = self._server.recv(64, flags)
             except BlockingIOError:
                 return None
-            self.returncode = int(message) if message else -signal.SIGKILL  # the kernel killed it with the server
+            self.died_with_server = not message
+            self.returncode = int(message) if message else -signal.SIGKILL
             self._server.close()
             os.close(self._process)
         return self.returncode

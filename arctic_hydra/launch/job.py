@@ -177,20 +177,20 @@ class Job:
         for path, content in (("config.yaml", clean), (".hydra/overrides.yaml", self.overrides)):
             replace_text(directory.path / path, component.to_yaml(content))
         directory.write_run(clean)
-        who = redact(config.identity(self.run))
+        identity = redact(config.identity(self.run))
         directory.update_record(
             status=run_directory.RUNNING,
             name=self.run.name,
             data=data,
             config_hash=directory.path.name,
             overrides=self.overrides,
-            identity=who,
+            identity=identity,
             ranks=self.run.world_size_wanted,
             **code_file.record_entry(directory.record()),
             started=time.time(),
             **provenance.surroundings(),
         )
-        return run_directory.difference_from_last_run(directory.path, who)
+        return run_directory.difference_from_last_run(directory.path, identity)
 
     def update_trackers(self, status: str) -> None:
         """Make the trackers end the run with `status`, if the ranks could not: they died, or the store was unreachable."""

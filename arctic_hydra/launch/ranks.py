@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from arctic_hydra import python_flags
 from arctic_hydra.files import code_file
-from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE
+from arctic_hydra.files.state_file import APPEND, open_regular
+from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE, limit_threads
 from arctic_hydra.launch.failures import GRACE_SECONDS
 from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.nodes import Hosts, Nodes, RemoteAgent
@@ -56,7 +60,7 @@ def start_ranks(
         codes = _wait_for_agents(agents, directory) if agents else [children[0].wait()]
     code = next((code for code in codes if code), 0)
     if code and nodes.count > 1 and nodes.index == 0 and not killed_by:
-        _wait_for_peers(directory, nodes.count)
+        _wait_for_peers(directory, range(0 if isinstance(nodes, Hosts) else 1, nodes.count))
     return -signal.SIGINT if killed_by else code
 
 
@@ -68,8 +72,8 @@ class MachineShare:
     """Devices as CUDA_VISIBLE_DEVICES names them; all that are visible when empty."""
     cores: int | None = None
     """Cores to share among the ranks; those that this process may use when None."""
-    output: IO[bytes] | None = None
-    """File for the output of the ranks; the terminal when None."""
+    log: Path | None = None
+    """File that the output of the ranks is appended to; the terminal when None."""
     fork_server: ForkServer | None = None
     """Starts a run of one rank, if it can; otherwise new interpreters do."""
 
@@ -89,28 +93,38 @@ def open_ranks(
     """
     share, nodes = share or MachineShare(), nodes or Nodes()
     alone = ranks == 1 and nodes.count == 1
-    arguments = [str(directory.run_file), str(ranks), *nodes.arguments(), *code_file.arguments()]
+    module = "arctic_hydra.worker" if alone else "arctic_hydra.launch"
+    for_agent = [] if alone else [str(ranks), *nodes.arguments()]
+    arguments = [str(directory.run_file), *for_agent, *code_file.arguments()]
     environment = rank_environment(ranks, secrets, share)
     # The child inherits the lock, which is held until both processes have ended.
     inherited = () if lock is None else (lock,)
-    if (
-        alone
-        and share.fork_server
-        and (rank := share.fork_server.open_rank(arguments, environment, inherited, share.output))
-    ):
-        return rank
-    module = "arctic_hydra.worker" if alone else "arctic_hydra.launch"
-    # In its own session it receives Ctrl-C only through this process, hence only once.
-    with blocked_signals():
-        return subprocess.Popen(
-            [sys.executable, *python_flags(), "-u", "-m", module, *arguments],
-            env=environment,
-            pass_fds=inherited,
-            stdin=subprocess.DEVNULL,
-            stdout=share.output,
-            stderr=subprocess.STDOUT if share.output else None,
-            start_new_session=True,
-        )
+    with _opened(share.log) as output:
+        if alone and share.fork_server:
+            rank = share.fork_server.open_rank(arguments, environment, inherited, output)
+            if rank:
+                return rank
+        # In its own session it receives Ctrl-C only through this process, hence only once.
+        with blocked_signals():
+            return subprocess.Popen(
+                [sys.executable, *python_flags(), "-u", "-m", module, *arguments],
+                env=environment,
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,
+            )
+
+
+@contextmanager
+def _opened(log: Path | None) -> Iterator[IO[bytes] | None]:
+    if log is None:
+        yield None
+        return
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(open_regular(log, APPEND), "ab") as output:
+        yield output
 
 
 def rank_environment(ranks: int, secrets: dict[str, Any], share: MachineShare) -> dict[str, str]:
@@ -123,11 +137,7 @@ def rank_environment(ranks: int, secrets: dict[str, Any], share: MachineShare) -
         environment[SECRETS_VARIABLE] = json.dumps(secrets)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # those of a launcher around this process would be mistaken for ours
-    # Spinning at OpenMP barriers makes a step on the CPU up to 15 times slower when other processes use the cores.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    cores = share.cores or len(os.sched_getaffinity(0))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which would start a thread per core and use none
+    limit_threads(environment, ranks, share.cores)
     return environment
 
 
@@ -156,12 +166,12 @@ def _wait_for_agents(agents: dict[str, RemoteAgent], directory: RunDirectory) ->
     return [code for code in codes if code is not None]
 
 
-def _wait_for_peers(directory: RunDirectory, count: int) -> None:
+def _wait_for_peers(directory: RunDirectory, others: Sequence[int]) -> None:
     """Wait until the agents of the other machines have reported how they ended, which may include the cause."""
     if not directory.rendezvous_file.exists():
         return  # the rendezvous did not complete
     end = time.monotonic() + GRACE_SECONDS + 10
-    silent = list(range(1, count))
+    silent = list(others)
     while silent and time.monotonic() < end:
         time.sleep(0.1)
         silent = [index for index in silent if not directory.node_file(index).exists()]

@@ -48,8 +48,8 @@ _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _EXPORT = "export"
 _UNUSABLE = {
     **dict.fromkeys(
-        ("array", "parsable", "test-only", "wrap"),
-        "which the launcher cannot work with, because it submits its own jobs and arrays; remove it",
+        ("array", "clusters", "parsable", "test-only", "wait", "wrap"),
+        "which the launcher cannot work with, because it submits its own jobs and arrays, and looks after them; remove it",
     ),
     **dict.fromkeys(
         ("chdir", "error", "input", "open-mode", "output"),

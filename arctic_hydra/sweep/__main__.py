@@ -171,11 +171,11 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
     kind = _controller_kind(sweep) if options.job is None else ""
     if kind and backend(kind).stop_controller(sweep):
         print("asked the sweep process to start no further jobs")
-    refused = 0
+    asked = 0
     for kind, group in groupby(sorted(alive, key=_kind), key=_kind):
-        if kind:
-            refused += backend(kind).cancel(sweep, list(group))
-    asked = len(alive) - refused
+        if kind:  # the others wait for the sweep process
+            started = list(group)
+            asked += len(started) - backend(kind).cancel(sweep, started)
     if asked or not alive:
         print(f"asked {asked} job(s) to stop; they save first" if asked else "no job is waiting or running")
     return EXIT_DONE

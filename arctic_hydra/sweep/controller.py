@@ -20,6 +20,9 @@ from arctic_hydra.sweep.directory import FINISHED, PRUNED, Sweep, SweepJob, stat
 Observer = Callable[[SweepJob, list[dict[str, Any]]], bool]
 """Receives new lines of a running job's `metrics.jsonl`; returns True to prune the job."""
 
+_STEPS_WITHOUT_OBJECTIVE = 20
+"""After so many logged steps an objective counts as one that is never logged; a callback may log it at a few steps only."""
+
 
 class SweepController:
     """Controls one sweep; `jobs` are the jobs composed so far, by overrides."""
@@ -41,6 +44,8 @@ class SweepController:
         """Why no further job is started, such as a signal."""
         self.detached = False
         """Whether the jobs continue without this process; set by the launcher."""
+        self._objective_is_logged = False
+        self._without_objective = 0
         self._begun = False
         self._fork_server: ForkServer | None = None
         self._directory_key = directory_key
@@ -123,9 +128,11 @@ class SweepController:
         Raises ConfigError as soon as the metrics show that the objective is never logged.
         """
         name = self.sweep.objective
-        kind = "eval/loss" if name.startswith("eval/") else "loss"
+        kind, allowed = ("eval/loss", 0) if name.startswith("eval/") else ("loss", _STEPS_WITHOUT_OBJECTIVE)
         for row in rows:
-            if name != "auto" and kind in row and name not in row:
+            self._objective_is_logged |= name in row
+            self._without_objective += kind in row and name not in row
+            if name != "auto" and not self._objective_is_logged and self._without_objective > allowed:
                 near = ", ".join(sorted(key for key, value in row.items() if isinstance(value, float)))
                 raise ConfigError(f"objective: got {name}, but the run logs no such metric; it logs {near}")
         return self.observer is not None and not entry.mark and self.observer(entry, rows)

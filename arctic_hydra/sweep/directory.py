@@ -36,8 +36,12 @@ OVER = (FINISHED, PRUNED, FAILED, DIED, STOPPED)
 """States of jobs that neither run nor will run."""
 
 
+JOB_ID = re.compile(r"\d{1,19}(_\d{1,10})?", re.ASCII)
+"""The id of a job of SLURM, or of a job of an array."""
+
+
 def _job_id(value: Any) -> str | None:
-    fits = isinstance(value, str) and re.fullmatch(r"\d+([_+]\d+)?", value)
+    fits = isinstance(value, str) and JOB_ID.fullmatch(value)
     return None if fits else "a job id of SLURM, such as 12_0"
 
 
@@ -312,6 +316,11 @@ def _state(job: SweepJob, backend_state: BackendState) -> tuple[str, str]:
         return backend_state.state, backend_state.reason
     if job.problem and status != FINISHED:
         return FAILED, job.problem
+    if status == RUNNING:  # or was, when the backend was asked and the record read
+        if job.directory.holder():
+            return RUNNING, ""
+        entry = job.record()
+        status = entry.get("status")
     if status == RUNNING:
         died = "died without reporting an error (killed, or its machine went down); start the sweep again"
         return DIED, backend_state.reason or died

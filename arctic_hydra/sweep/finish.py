@@ -41,7 +41,7 @@ def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
     note_missing_objectives(sweep)
     table = results.rows(sweep)
     show(sweep, table)
-    written = [path for write in (results.write_csv, page.write) if (path := _written(write, sweep, table))]
+    written = [path for write in (results.write_csv, page.write) if (path := _write_or_warn(write, sweep, table))]
     if written:
         print("results: " + ", ".join(str(run_directory.relative(path)) for path in written))
     for tracker in jobs[0].run.tracking.values() if jobs else ():
@@ -50,7 +50,7 @@ def summarize(sweep: Sweep, jobs: Sequence[Job]) -> list[Row]:
     return table
 
 
-def _written(write: Callable[[Sweep, Sequence[Row]], Path], sweep: Sweep, table: Sequence[Row]) -> Path | None:
+def _write_or_warn(write: Callable[[Sweep, Sequence[Row]], Path], sweep: Sweep, table: Sequence[Row]) -> Path | None:
     """Write one of the files; an error is printed as a warning, so that the other results are still written."""
     try:
         return write(sweep, table)

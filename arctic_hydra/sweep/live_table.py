@@ -67,8 +67,7 @@ class LiveTable:
     def job_ended(self, entry: SweepJob) -> None:
         """Show how a job ended, or that it was finished already."""
         began = self._began.pop(entry.number, None)
-        row = next(row for row in results.rows(self._sweep) if row.number == entry.number)
-        self._rows[entry.number] = row
+        row = self._rows[entry.number] = results.row(self._sweep, entry, self._rows[entry.number].values)
         objective = "" if row.objective is None else f", objective {row.objective:.4f}"
         duration = " already" if began is None and row.state == FINISHED else ""
         duration = duration if began is None else f" after {format_seconds(time.monotonic() - began)}"

@@ -8,18 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from subprocess import Popen
-from typing import IO, Any
+from typing import Any
 
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.files import code_file
-from arctic_hydra.files.state_file import APPEND, open_regular
 from arctic_hydra.launch.fork_server import ForkedRank, ForkServer
 from arctic_hydra.launch.job import Job, record_ending
 from arctic_hydra.launch.ranks import MachineShare, open_ranks, rank_environment
-from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory
+from arctic_hydra.run_directory import LOCK_GRACE_SECONDS, RunDirectory, write_error
 from arctic_hydra.stopping import ask_to_stop, forwarded_signals, one_stop
 from arctic_hydra.sweep.directory import PRUNED, RUNNING, Sweep, SweepJob
 from arctic_hydra.sweep.live_table import LiveTable
@@ -97,11 +95,8 @@ def starter(job: Job) -> Starter:
         lock = job.write_unless_finished()
         if lock is None:
             return None
-        try:
+        with _released_on_error(job.directory):
             child = open_ranks(job.directory, job.run.ranks_per_node, lock, job.secrets(), share)
-        except OSError:
-            job.directory.release()  # a locked directory means a running job
-            raise
         return Started(child, job.directory)
 
     return start
@@ -114,16 +109,27 @@ def restarter(entry: SweepJob) -> Starter:
 
     def start(share: MachineShare) -> Started:
         data, lock = job.data_digest(), directory.lock(LOCK_GRACE_SECONDS)
-        directory.clear_result()
-        if change := job.code_change():
-            print(change, flush=True)
-        directory.update_record(
-            status=RUNNING, started=time.time(), data=data, **code_file.record_entry(directory.record())
-        )
-        ranks = job.run.ranks_per_node
-        return Started(open_ranks(directory, ranks, lock, {}, share), directory)
+        with _released_on_error(directory):
+            directory.clear_result()
+            if change := job.code_change():
+                print(change, flush=True)
+            directory.update_record(
+                status=RUNNING, started=time.time(), data=data, **code_file.record_entry(directory.record())
+            )
+            child = open_ranks(directory, job.run.ranks_per_node, lock, {}, share)
+        return Started(child, directory)
 
     return start
+
+
+@contextmanager
+def _released_on_error(directory: RunDirectory) -> Iterator[None]:
+    """Release the lock of a job that could not be started: a locked directory means a running job."""
+    try:
+        yield
+    except BaseException:
+        directory.release()
+        raise
 
 
 @dataclass
@@ -205,8 +211,8 @@ class Pool:
         cores = max(1, len(os.sched_getaffinity(0)) // self._slots.count)
         try:
             entry.directory.create()  # checks it before anything is written
-            with _output(entry.directory.path, self._to_terminal) as output:
-                started = start(MachineShare(gpus, cores, output, self._fork_server))
+            log = None if self._to_terminal else entry.directory.path / "logs" / TERMINAL_LOG
+            started = start(MachineShare(gpus, cores, log, self._fork_server))
         except (ArcticHydraError, OSError) as error:
             entry.problem = str(error)
             started = None
@@ -241,19 +247,13 @@ class Pool:
         if code is None:
             return
         self._running.remove(job)
+        if isinstance(child, ForkedRank) and child.died_with_server:
+            message = (
+                "the process that forks the jobs of the sweep has ended, and its jobs with it; start the sweep again"
+            )
+            write_error(job.started.directory.path, 0, "RankDied", message)
         # Killed on request: stopped, not failed, like a single run.
         code = -signal.SIGINT if code and self._killed_by else code
         record_ending(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))
         job.started.directory.release()
         self._table.job_ended(job.entry)
-
-
-@contextmanager
-def _output(run_dir: Path, to_terminal: bool) -> Iterator[IO[bytes] | None]:
-    if to_terminal:
-        yield None
-        return
-    folder = run_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(open_regular(folder / TERMINAL_LOG, APPEND), "ab") as handle:
-        yield handle

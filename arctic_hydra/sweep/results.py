@@ -56,6 +56,12 @@ def rows(sweep: Sweep) -> list[Row]:
     ]
 
 
+def row(sweep: Sweep, job: SweepJob, values: dict[str, str]) -> Row:
+    """Return the row of one job, with its `values` of another row."""
+    [(state, reason)] = states(sweep, [job])
+    return _row(sweep, job, state, reason, values)
+
+
 def _row(sweep: Sweep, job: SweepJob, state: str, reason: str, values: dict[str, str]) -> Row:
     entry = job.record()
     row = Row(job.number, state, reason, values, Path(job.run_dir))

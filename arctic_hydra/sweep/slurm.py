@@ -1,7 +1,7 @@
 """The backend for jobs in SLURM: their states from squeue and sacct, their logs, cancelling and resubmitting.
 
 A cluster without accounting has no sacct; jobs that squeue no longer lists are then `GONE`, and their records are used.
-A job's submission is `{"kind": "slurm", "job_id": "12_0", "log": "...", "launcher": {...}, ...}`.
+A job's submission is `{"kind": "slurm", "job_id": "12_0", "logs": ["..."], "launcher": {...}, ...}`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arctic_hydra import python_flags, run_directory
 from arctic_hydra.distributed import override_gpu_count
-from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.errors import ArcticHydraError, ConfigError, RunLockedError
 from arctic_hydra.files import code_file
 from arctic_hydra.launch.slurm_options import check_options as check_options
-from arctic_hydra.sweep.directory import UNKNOWN, BackendState, Sweep, SweepJob
+from arctic_hydra.sweep.directory import JOB_ID, UNKNOWN, BackendState, Sweep, SweepJob
 
 COMMAND_SECONDS = 60
 """Timeout of SLURM's commands; a busy controller responds slowly."""
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-_JOB_ID = re.compile(r"\d{1,19}(_\d{1,10})?", re.ASCII)
 GONE = "GONE"
 """The state of a job that SLURM no longer knows."""
 
@@ -171,12 +171,11 @@ def stop_controller(sweep: Sweep) -> bool:
 
 def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
     """Resubmit the jobs unchanged from their `run.json`; writes their new submissions into the sweep."""
-    data = _digests(jobs)
+    cancel_orphans(sweep, {_launcher(job)["folder"] for job in jobs})
+    waiting = {job.run_dir: job for job in jobs if _prepare(job)}
     sweep.save()
-    waiting = {job.run_dir: job for job in jobs if job.run_dir in data}
     if not waiting:
         return
-    cancel_orphans(sweep, {_launcher(job)["folder"] for job in waiting.values()})
     asked = {
         "sweep": str(sweep.path),
         "jobs": [{"run_dir": path, "launcher": _launcher(job)} for path, job in waiting.items()],
@@ -187,35 +186,50 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         process.stdin.write(json.dumps(asked))
         process.stdin.close()
         for line in process.stdout:  # one line per array
-            submitted = [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)]
-            for job, _ in submitted:
-                job.directory.clear_result()
-                job.directory.update_record(status=run_directory.RUNNING, data=data[job.run_dir])
-            record_submissions(sweep, submitted)
+            record_submissions(sweep, [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)])
+    for job in waiting.values():
+        job.directory.update_record(status=run_directory.FAILED, error="it could not be resubmitted to SLURM")
     if waiting:
         numbers = ", ".join(str(job.number) for job in waiting.values())
         raise SlurmError(f"not resubmitted: job {numbers}; see the errors above")
 
 
-def _digests(jobs: Sequence[SweepJob]) -> dict[str, str]:
-    """Return the hash of each job's current data, by run directory; jobs that cannot run again are marked as failed."""
-    found = {}
-    for job in jobs:
-        override_gpu_count(_launcher(job)["gpus_per_node"] or 0)
-        try:
-            found[job.run_dir] = job.reread().data_digest()
-        except (ArcticHydraError, OSError) as error:
-            job.cannot_run(error)
-    return found
+def _prepare(job: SweepJob) -> bool:
+    """Write the files of a job for its next start, which may follow the submission at once.
+
+    Returns whether it can be submitted; one that cannot run again is marked as failed.
+    """
+    override_gpu_count(_launcher(job)["gpus_per_node"] or 0)
+    directory = job.directory
+    try:
+        data = job.reread().data_digest()
+        directory.lock(run_directory.LOCK_GRACE_SECONDS)
+        directory.clear_result()
+        directory.update_record(status=run_directory.RUNNING, data=data, submission=None)
+    except (ArcticHydraError, OSError) as error:
+        job.cannot_run(error)
+        return False
+    finally:
+        directory.release()  # the job locks it itself
+    return True
 
 
 def record_submissions(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[str, Any]]]) -> None:
-    """Write the submissions of an array into the sweep and into the records of the runs, and print them."""
+    """Write the submissions of an array into the sweep and into the records of the runs, and print them.
+
+    A job that has started already has locked its directory and writes the record itself, which names no submission then.
+    """
     for job, submission in submitted:
         job.submission = submission
     sweep.save()
     for job, submission in submitted:
-        job.directory.update_record(submission=submission)
+        directory = job.directory
+        try:
+            with suppress(RunLockedError):
+                directory.lock()
+                directory.update_record(submission=submission)
+        finally:
+            directory.release()
         print(f"job {job.number} submitted as {submission['job_id']}", flush=True)
 
 
@@ -279,7 +293,7 @@ def _names(script: Path, sweep: str) -> bool:
 def job_id(submission: Mapping[str, Any]) -> str:
     """Return the id of a submission; raises ConfigError unless it is a number, since SLURM's commands get it as argument."""
     found = submission.get("job_id")
-    if not isinstance(found, str) or not _JOB_ID.fullmatch(found):
+    if not isinstance(found, str) or not JOB_ID.fullmatch(found):
         raise ConfigError(
             f"sweep.json: submission.job_id: got {found!r}, expected a job of SLURM such as '12' or '12_0'; the file, or the "
             "record.json of a run, is damaged"

@@ -30,6 +30,21 @@ def test_replacing_works_with_and_without_the_exchange_call(tmp_path, monkeypatc
     assert (target / "name").read_text() == "stage"
 
 
+def test_a_folder_that_is_published_is_so_even_if_the_old_one_cannot_be_removed(tmp_path, monkeypatch) -> None:
+    stage, target = tmp_path / "stage", tmp_path / "target"
+    for path in (stage, target):
+        path.mkdir()
+        (path / "name").write_text(path.name)
+
+    def remove(path: Path) -> None:
+        if path.exists():
+            raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(files, "remove_folder", remove)
+    files.publish_folder(stage, target)
+    assert names(tmp_path) == [".del-target", "target"] and (target / "name").read_text() == "stage"
+
+
 def test_a_file_appears_complete_and_with_its_hash(tmp_path: Path) -> None:
     record = files.write_durably(tmp_path / "x", lambda file: (file.write(b"one "), file.write(b"two")))
     assert (tmp_path / "x").read_bytes() == b"one two"

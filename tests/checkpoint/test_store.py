@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections import namedtuple
@@ -139,16 +140,16 @@ def test_prune_keeps_the_newest(tmp_path, keep_last, left) -> None:
 
 def test_prune_keeps_the_best_checkpoints(tmp_path) -> None:
     store = CheckpointStore(tmp_path, rank=0, keep_last=1, keep_best=2)
-    for step, value in enumerate((3.0, 1.0, None, 2.0, 5.0), start=1):
+    for step, value in enumerate((3.0, 1.0, None, 2.0, math.nan, -math.inf, 5.0), start=1):
         stage = store.begin(step)
         stage.write("model.pt", lambda file: file.write(b"m"))
         store.agree(stage)
         store.publish(stage, {"metric": None if value is None else {"rank_by": value}})
-    assert [path.name[-1] for path in store.steps()] == ["5", "4", "2"]
+    assert [path.name[-1] for path in store.steps()] == ["7", "4", "2"]
     assert store.best().step == 2
     flip_one_bit(store.root / "step-00000002" / "model.pt")
     with pytest.raises(
-        CheckpointError, match=r"step-00000002 cannot be used: model.pt is damaged.*Steps below .*: 5, 4, 2"
+        CheckpointError, match=r"step-00000002 cannot be used: model.pt is damaged.*Steps below .*: 7, 4, 2"
     ):
         store.best()
 

@@ -98,6 +98,17 @@ def test_the_text_is_replaced_after_waiting(path):
     second.release()
 
 
+def test_a_process_that_only_looks_who_holds_a_lock_keeps_nobody_from_it(path, monkeypatch):
+    """`holder` shares the lock for a moment."""
+    path.touch()
+    looks = path.open()
+    fcntl.flock(looks, fcntl.LOCK_SH)
+    monkeypatch.setattr(lock_file.time, "sleep", lambda seconds: looks.close())
+    lock = LockFile(path)
+    lock.acquire()
+    lock.release()
+
+
 def test_a_lock_that_is_a_link_or_no_file_overwrites_nothing(path):
     victim = path.with_name("victim")
     victim.write_text("precious")

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from arctic_hydra.launch import __main__ as agent
+from arctic_hydra.run_directory import RunDirectory
 from tests.command import SMALLEST, run, start
 from tests.launch.delayed_start import delay, wait_for_starts
 from tests.launch.machines import ARGUMENTS, HOSTS
+
+
+def test_an_agent_of_a_hostfile_shares_the_cores_and_records_that_it_raised(tmp_path, monkeypatch):
+    """It starts in the environment of a remote shell; the other machines wait for the file."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS")
+    seen = {}
+
+    def fail(options, directory):
+        seen.update(os.environ)
+        raise RuntimeError("planted")
+
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    monkeypatch.setattr(agent, "SignalRelay", lambda *arguments: SimpleNamespace(read_commands=lambda commands: None))
+    monkeypatch.setattr(agent, "_run_agent", fail)
+    monkeypatch.setattr(sys, "argv", ["launch", f"{tmp_path}/run.json", "2", "--node-rank", "1", "--remote"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"OMP_NUM_THREADS": "3"}\n'))
+    with pytest.raises(RuntimeError, match="planted"):
+        agent.main()
+    assert [seen[name] for name in names] == ["3", "PASSIVE", "1"]
+    assert RunDirectory(tmp_path).node_file(1).read_text() == "1\n"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from arctic_hydra.launch import ranks
-from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.run_directory import RunDirectory, write_error
 from arctic_hydra.stopping import SIGNALS
 from tests.command import SMALL, losses, only_run, run, start, wait_for_step
 from tests.launch.delayed_start import delay, wait_for_starts
@@ -89,6 +89,18 @@ def test_a_signal_that_was_blocked_before_keeps_the_ranks_from_starting(tmp_path
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(SIGNALS), "as it was"
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["hostfile", "started by hand"])
+def test_a_machine_that_died_is_the_cause_and_not_the_peers_that_lost_it(first, tmp_path, monkeypatch):
+    """Machine 0 of a hostfile is another machine than this one, too."""
+    directory = RunDirectory(tmp_path)
+    write_error(tmp_path, 3, "RuntimeError", "Connection closed by peer", exit_code=1)
+    directory.rendezvous_file.touch()
+    directory.record_node_exit(1 - first, 1)
+    monkeypatch.setattr(ranks, "GRACE_SECONDS", -9.8)
+    ranks._wait_for_peers(directory, range(first, 2))
+    assert f"node {first}: its agent disappeared" in directory.errors()[0]["message"]
 
 
 def test_secrets_of_the_shell_are_not_taken_for_those_of_the_run(tmp_path):

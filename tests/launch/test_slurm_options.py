@@ -95,8 +95,8 @@ def test_what_is_refused(key, value, text):
 
 @pytest.mark.parametrize(
     "name",
-    "bb bbf chdir container container-image container_mounts epilog error export-file export_file export-fi input open-mode "
-    "open_mo output out prolog task-epilog task-prolog wrap wra".split(),
+    "bb bbf chdir cluster clusters wait container container-image container_mounts epilog error export-file export_file export-fi input "
+    "open-mode open_mo output out prolog task-epilog task-prolog wrap wra".split(),
 )
 def test_options_that_name_code_or_choose_files_are_refused(name):
     """Also abbreviated, as sbatch accepts them."""

@@ -8,10 +8,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hydra_plugins.arctic_hydra._search import distribution, repair_journal
+from hydra_plugins.arctic_hydra._search import Search, distribution, repair_journal
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
 
 from arctic_hydra.__main__ import main
 from arctic_hydra.cli import overrides
@@ -19,7 +21,7 @@ from arctic_hydra.cli.multirun import Multirun
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.sweep.directory import Sweep
 from tests.command import SMALL, SMALLEST, run
-from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, table, trials
+from tests.sweep.sweeps import FINISH, POOL, QUICK, chats, sweep_dir, sweep_of, table, trials
 
 
 @pytest.mark.parametrize(
@@ -199,6 +201,43 @@ def test_trials_that_are_the_same_run_are_pruned_together(shell_jobs, tmp_path):
     assert main([*SEARCH, *pruner, *space]) == 0
     assert names(tmp_path) == ["COMPLETE"] * 3 + ["PRUNED"] * 3
     assert started == ["seed=1", "seed=2"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+def test_a_search_that_was_killed_while_it_chose_values_goes_on(sampler, tmp_path, monkeypatch):
+    """Optuna stores a running trial first, and then its values one by one."""
+    run = SimpleNamespace(trainer=SimpleNamespace(eval_frequency=1), objective="auto")
+    controller = SimpleNamespace(
+        sweep=sweep_of(tmp_path, kind="search"), composed=[SimpleNamespace(run=run)], begin=lambda: None
+    )
+    space = {"seed": "choice(1,2)", "log.interval": "choice(1,2)"}
+    settings = dict(sampler=sampler, n_trials=4, n_jobs=2, seed=0, pruner="none", pruner_kwargs={}, params=None)
+
+    def next_batch():
+        search = Search(controller, None, [f"{key}={values}" for key, values in space.items()], **settings)
+        search._study = search._open()
+        return search._next_batch()
+
+    suggest, calls = Trial._suggest, []
+
+    def killed(trial, name, values):
+        calls.append(name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return suggest(trial, name, values)
+
+    monkeypatch.setattr(Trial, "_suggest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        next_batch()
+    monkeypatch.undo()
+    first, second = next_batch()
+    assert (first.number, second.number) == (0, 1)
+    assert first.params.keys() == second.params.keys() == space.keys()
+    if sampler == "grid":
+        assert (first.params, second.params) == (
+            {"seed": "1", "log.interval": "1"},
+            {"seed": "1", "log.interval": "2"},
+        )
 
 
 def test_a_file_edited_during_a_search_changes_nothing(shell_jobs, tmp_path):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from arctic_hydra import distributed
 from arctic_hydra.__main__ import main
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.run_directory import RunDirectory
+from arctic_hydra.sweep import slurm
 from arctic_hydra.sweep.__main__ import main as look_after
 from arctic_hydra.sweep.directory import SweepJob
 from arctic_hydra.sweep.slurm import JobState
 from tests.launchers.slurm_sweeps import DETACHED, SEARCH, SLURM, interrupt, sweeps
-from tests.sweep.sweeps import trials
+from tests.sweep.sweeps import sweep_of, trials
 
 
 @pytest.fixture(autouse=True)
@@ -76,13 +79,52 @@ def test_a_search_waits_for_its_results(key, capsys):
 @pytest.mark.parametrize(("word", "status"), [("CANCELLED", "stopped"), ("OUT_OF_MEMORY", "failed")])
 def test_a_cancelled_job_that_could_not_record_its_end_is_stopped(word, status, tmp_path, monkeypatch):
     """SLURM killed it before it was ready for signals, or long after them."""
-    from hydra_plugins.arctic_hydra import slurm
+    from hydra_plugins.arctic_hydra import slurm as launcher
 
-    monkeypatch.setattr(slurm, "RECORD_LAG_SECONDS", 0)
+    monkeypatch.setattr(launcher, "RECORD_LAG_SECONDS", 0)
     entry = SweepJob(0, [], str(tmp_path), "", {"kind": "slurm", "job_id": "7"})
     entry.directory.update_record(status="running")
-    slurm.record_lost_endings([entry], {"7": JobState(word)})
+    launcher.record_lost_endings([entry], {"7": JobState(word)})
     assert entry.directory.record()["status"] == status
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["pruned", "wrong objective"])
+def test_a_queue_that_does_not_answer_when_a_job_is_to_be_cancelled_ends_no_search(
+    wrong, tmp_path, monkeypatch, capsys
+):
+    from hydra_plugins.arctic_hydra.slurm import JobWatcher
+
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    [entry] = sweep.jobs
+    entry.submission = {"kind": "slurm", "job_id": "7"}
+    entry.directory.create()
+    entry.directory.update_record(status="stopped")
+    (entry.directory.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    asked: list[SweepJob] = []
+
+    def cancel(sweep, jobs):
+        asked.extend(jobs)
+        if len(asked) == 1:
+            raise slurm.SlurmError("squeue did not respond within 60 s")
+
+    def process_metrics(entry, rows):
+        if wrong:
+            raise ConfigError("objective: got x")
+        return True
+
+    states = {True: JobState("CANCELLED"), False: JobState("RUNNING")}
+    monkeypatch.setattr(slurm, "cancel", cancel)
+    monkeypatch.setattr(slurm, "query", lambda job_ids: {"7": states[len(asked) > 1]})
+    watcher = JobWatcher(
+        SimpleNamespace(sweep=sweep, over=False, process_metrics=process_metrics), {"poll_seconds": 0.01}
+    )
+    if wrong:
+        with pytest.raises(ConfigError, match="objective: got x"):
+            watcher.wait([entry])
+        assert "the jobs were not cancelled: squeue did not respond" in capsys.readouterr().out
+    else:
+        assert watcher.wait([entry])
+        assert (asked, entry.mark) == ([entry, entry], "pruned")
 
 
 def test_a_run_that_another_sweep_has_in_the_queue_is_not_submitted_twice(queue, tmp_path, capsys):
@@ -133,9 +175,9 @@ def test_cancelling_a_sweep_ends_the_search_that_waits_for_its_jobs(
     queue, tmp_path, while_waiting, capsys, monkeypatch
 ):
     while_waiting(lambda: look_after(["cancel", str(sweeps(tmp_path)[0].path)]))
-    from hydra_plugins.arctic_hydra import slurm
+    from hydra_plugins.arctic_hydra import slurm as launcher
 
-    monkeypatch.setattr(slurm, "RECORD_LAG_SECONDS", 0.1)
+    monkeypatch.setattr(launcher, "RECORD_LAG_SECONDS", 0.1)
     assert main(SEARCH) == 1  # the jobs of this queue neither save nor record their end
     output = capsys.readouterr().out
     assert "asked 1 job(s) to stop" in output and "the sweep was stopped (cancelled); the same command" in output

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra_plugins.arctic_hydra._slurm_submit import run_job
+from hydra_plugins.arctic_hydra._slurm_submit import arrays, run_job, submit
 
 from arctic_hydra import distributed
 from arctic_hydra.__main__ import main
@@ -38,6 +38,18 @@ def test_a_long_sweep_takes_several_arrays(capsys):
     arguments = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true", "hydra.launcher.max_array_size=3"]
     assert main(["-m", *arguments, "seed=range(8)"]) == 0
     assert re.findall(r"--array=(\S+)", capsys.readouterr().out) == ["0-2%3", "0-2%3", "0-1%2"]
+
+
+def test_an_array_has_as_many_jobs_as_secrets_fit_into_its_environment():
+    """Linux limits a variable to 128 KiB."""
+    secrets = {"b": {"key": "x" * 60_000}, "c": {"key": "x" * 60_000}, "d": {"key": "x" * 200_000}}
+    assert list(arrays("abcdefg", 3, secrets)) == [["a", "b"], ["c"], ["d"], ["e", "f", "g"]]
+    assert list(arrays("abcd", 3, {})) == [["a", "b", "c"], ["d"]] and list(arrays([], 3, {})) == []
+
+
+def test_without_a_run_nothing_is_written(tmp_path):
+    options = defaults(snapshot=True, folder=str(tmp_path / "slurm"))
+    assert list(submit(options, [], {}, tmp_path)) == [] and not list(tmp_path.iterdir())
 
 
 def test_zero_is_a_number_and_false_leaves_an_option_out(capsys):

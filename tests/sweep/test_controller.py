@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from arctic_hydra.__main__ import main
+from arctic_hydra.errors import ConfigError
+from arctic_hydra.sweep.controller import SweepController
 from arctic_hydra.sweep.directory import Sweep
 from tests.command import SMALL, run
-from tests.sweep.sweeps import FINISH, POOL, QUICK, table
+from tests.sweep.sweeps import FINISH, POOL, QUICK, sweep_of, table
 
 
 def test_an_objective_that_no_run_logs_ends_the_sweep_early(tmp_path):
@@ -20,6 +24,18 @@ def test_an_objective_that_no_run_logs_ends_the_sweep_early(tmp_path):
     )
     assert "job 2" not in done.stdout
     assert [row["status"] for row in table(tmp_path)][2:] == ["waiting"]
+
+
+def test_an_objective_that_a_callback_logs_seldom_does_not_end_the_sweep(tmp_path):
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    sweep.objective = "reward"
+    controller = SweepController(sweep, None, {}, None)
+    row = {"step": 1, "loss": 2.0}
+    assert not controller.process_metrics(sweep.jobs[0], [row] * 20)
+    with pytest.raises(ConfigError, match="objective: got reward, but the run logs no such metric; it logs loss"):
+        controller.process_metrics(sweep.jobs[0], [row])
+    controller = SweepController(sweep, None, {}, None)
+    assert not controller.process_metrics(sweep.jobs[0], [row, {**row, "reward": 1.0}, *[row] * 40])
 
 
 def test_the_command_that_repeats_a_job_is_the_last_one_that_was_given(shell_jobs, tmp_path):

@@ -19,19 +19,21 @@ from tests.sweep.sweeps import sweep_of
 
 
 def test_states_come_from_records_locks_and_marks(tmp_path):
-    sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(6)])
+    sweep = sweep_of(tmp_path, *[[f"seed={n}"] for n in range(7)])
     running, stopped = {"status": "running"}, {"status": "stopped"}
-    records = [None, running, running, stopped, stopped, {"status": "failed", "error": "a\nb"}]
+    records = [None, running, running, stopped, stopped, {"status": "failed", "error": "a\nb"}, running]
     for job, entry in zip(sweep.jobs, records, strict=True):
         if entry:
             job.directory.create()
             job.directory.record_file.write_text(json.dumps(entry))
             job.submission = {"kind": "local", "pid": 0}
-    held = RunDirectory(tmp_path / "run1")
+    held, started = RunDirectory(tmp_path / "run1"), RunDirectory(tmp_path / "run6")
     held.lock()
+    started.lock()
     sweep.jobs[3].mark = "pruned"
+    sweep.jobs[6].submission = None  # it was started after sweep.json was read
     found = states(sweep)
-    assert [state for state, _ in found] == ["waiting", "running", "died", "pruned", "stopped", "failed"]
+    assert [state for state, _ in found] == ["waiting", "running", "died", "pruned", "stopped", "failed", "running"]
     assert "start the sweep again" in found[2][1]
     assert results.rows(sweep)[5].last_line == "b"
     held.release()
@@ -77,6 +79,7 @@ MALFORMED = [
         {**SLURM, "logs": ["/etc/passwd"]},
         'jobs.0.submission.logs.0: got "/etc/passwd", expected the path of a log',
     ),
+    ("submission", {**SLURM, "job_id": "12+1"}, 'jobs.0.submission.job_id: got "12+1", expected a job id of SLURM'),
     ("submission", {**SLURM, "logs": ["/s/../12_0_log.out"]}, "jobs.0.submission.logs.0: got "),
     ("submission", {"kind": "slurm"}, "jobs.0.submission.job_id: missing"),
     ("overrides", "seed=1", 'jobs.0.overrides: got "seed=1", expected a list'),

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from arctic_hydra.sweep import results
-from arctic_hydra.sweep.live_table import most_relevant, rich_table
+from arctic_hydra.sweep.live_table import LiveTable, most_relevant, rich_table
+from tests.sweep.sweeps import sweep_of
 
 
 def test_a_table_too_long_for_the_terminal_shows_what_runs():
@@ -19,6 +20,18 @@ def test_a_table_too_long_for_the_terminal_shows_what_runs():
     assert [row.number for row in most_relevant(rows, 3)] == [2, 3, 4]
     assert rich_table(rows, 2).caption == "2 finished, 1 waiting, 1 running, 1 failed"
     assert rich_table(rows, 9).caption is None
+
+
+def test_the_end_of_a_job_reads_only_its_files(tmp_path, monkeypatch):
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+    for job in sweep.jobs:
+        job.directory.create()
+        job.directory.update_record(status="finished")
+    read = []
+    with LiveTable(sweep, live=False) as table:
+        monkeypatch.setattr(results.metrics, "read_metrics", lambda path: read.append(path.parent.name) or [])
+        table.job_ended(sweep.jobs[1])
+    assert read == ["run1"] and table._rows[1].values == {"seed": "2"}
 
 
 def test_the_last_table_names_each_job_s_directory_on_a_terminal_too(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,8 +13,11 @@ import time
 import pytest
 
 from arctic_hydra.errors import ConfigError
+from arctic_hydra.launch import ranks
+from arctic_hydra.launch.fork_server import ForkedRank
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import finish, pool, results
-from arctic_hydra.sweep.directory import states
+from arctic_hydra.sweep.directory import SweepJob, states
 from arctic_hydra.sweep.pool import Slots
 from tests.sweep.sweeps import sweep_of
 
@@ -87,3 +91,53 @@ def test_a_job_that_dies_when_asked_to_stop_has_not_failed(state, tmp_path):
     sweep.jobs[0].directory.create()
     pool.Pool(sweep, Slots(1), lambda entry, rows: True).run([(sweep.jobs[0], start)])
     assert [found for found, _ in states(sweep)] == [state]
+
+
+def test_a_job_whose_directory_is_cleared_keeps_its_log(tmp_path, monkeypatch):
+    """As `fresh=true` does after the directory is locked."""
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    directory = sweep.jobs[0].directory
+    monkeypatch.setattr(sys, "executable", "/bin/echo")
+
+    def start(share):
+        directory.clear()
+        directory.update_record(status="running")
+        return pool.Started(ranks.open_ranks(directory, 1, None, {}, share), directory)
+
+    pool.Pool(sweep, Slots(1)).run([(sweep.jobs[0], start)])
+    assert "-m arctic_hydra.worker" in (directory.path / "logs" / pool.TERMINAL_LOG).read_text()
+
+
+def test_a_job_that_ends_with_the_server_that_forked_it_says_so(tmp_path):
+    sweep = sweep_of(tmp_path, ["seed=1"])
+    child = subprocess.Popen(["sleep", "60"])
+
+    def start(share):
+        sweep.jobs[0].directory.update_record(status="running")
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return pool.Started(ForkedRank(child.pid, os.pidfd_open(child.pid), ours), sweep.jobs[0].directory)
+
+    try:
+        pool.Pool(sweep, Slots(1)).run([(sweep.jobs[0], start)])
+    finally:
+        child.kill()
+        child.wait()
+    assert "the process that forks the jobs of the sweep has ended" in sweep.jobs[0].record()["error"]
+
+
+def test_a_job_that_cannot_be_started_again_is_not_locked(tmp_path, monkeypatch):
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+
+    class Reread:
+        def data_digest(self):
+            return "abc"
+
+    def fail(directory):
+        raise OSError("planted")
+
+    monkeypatch.setattr(SweepJob, "reread", lambda entry: Reread())
+    monkeypatch.setattr(RunDirectory, "clear_result", fail)
+    work = [(job, pool.restarter(job)) for job in sweep.jobs]
+    pool.Pool(sweep, Slots(1)).run(work)
+    assert [(job.problem, job.directory.holder()) for job in sweep.jobs] == [("planted", None)] * 2

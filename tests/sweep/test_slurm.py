@@ -7,6 +7,7 @@ import json
 import pytest
 
 from arctic_hydra.__main__ import main
+from arctic_hydra.sweep import slurm
 from arctic_hydra.sweep.__main__ import main as look_after
 from tests.command import ROOT
 from tests.launchers.slurm_sweeps import DETACHED, sweeps
@@ -38,14 +39,29 @@ def test_a_retry_records_its_submissions_too(queue, tmp_path, capsys):
     [sweep] = sweeps(tmp_path)
     assert look_after(["cancel", str(sweep.path)]) == 0
     queue.lose_answer(104)
+    result, sbatch = sweep.jobs[0].directory.result_file, queue.folder / "sbatch"
+    sbatch.write_text(f'{sbatch.read_text()}echo \'{{"status": "stopped"}}\' > {result}\n')  # a job that starts at once
     assert look_after(["retry", str(sweep.path)]) == 1
     assert "not resubmitted: job 1" in capsys.readouterr().err
+    assert result.exists() and [job.record()["status"] for job in sweep.jobs] == ["running", "failed"]
     assert [job.submission["job_id"] for job in sweeps(tmp_path)[0].jobs] == ["103", "102"]
     assert look_after(["retry", str(sweep.path)]) == 75
     assert (queue.jobs, [job.submission["job_id"] for job in sweeps(tmp_path)[0].jobs]) == (
         ["103", "105"],
         ["103", "105"],
     )
+
+
+def test_the_record_of_a_job_that_has_started_already_is_left_to_it(tmp_path):
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+    started, queued = [job.directory for job in sweep.jobs]
+    for directory in (started, queued):
+        directory.create()
+    started.lock()
+    slurm.record_submissions(sweep, [(job, {"kind": "slurm", "job_id": f"7_{job.number}"}) for job in sweep.jobs])
+    assert [job.submission["job_id"] for job in sweep.jobs] == ["7_0", "7_1"]
+    assert "submission" not in started.record()
+    assert queued.record()["submission"]["job_id"] == "7_1" and queued.holder() is None
 
 
 def test_a_retry_uses_the_current_data_and_a_job_that_cannot_run_again_fails_alone(queue, tmp_path, capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,14 +143,20 @@ class Search:
 
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         left = [trial for trial in running if trial.number not in self._unfinished]
+        space = {key: self._distribution(key) for key in self._space}
         if left:
-            return [optuna.trial.Trial(self._study, trial._trial_id) for trial in left[: self._n_jobs]]
+            # A kill while they were asked for may have kept Optuna from storing some of their values, which are drawn now.
+            self._study.sampler = make_sampler(self._sampler, [self._seed, left[0].number], self._n_jobs)
+            batch = [optuna.trial.Trial(self._study, trial._trial_id) for trial in left[: self._n_jobs]]
+            for trial in batch:
+                for key, values in space.items():
+                    trial._suggest(key, values)  # what `ask` calls; returns a value that is stored
+            return batch
         waiting = len(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         asked = len(self._study.trials) - waiting
         wanted = waiting if self._sampler == "grid" else (self._n_trials or 0) - asked
         # A new sampler for each batch, so that its draws depend only on earlier trials, not on when this process started.
         self._study.sampler = make_sampler(self._sampler, [self._seed, asked], self._n_jobs)
-        space = {key: self._distribution(key) for key in self._space}
         return [self._study.ask(space) for _ in range(min(wanted, self._n_jobs))]
 
     def _run_batch(self, batch: list[Any]) -> None:
@@ -284,4 +291,4 @@ def repair_journal(path: Path) -> None:
                     f"{path}:{number}: not a line of a search; restore the file, or delete the sweep's directory to search again"
                 )
         if not content.endswith(b"\n"):
-            path.write_bytes(whole + b"\n" if whole else b"")
+            os.truncate(path, len(whole) + 1 if whole else 0)

@@ -84,7 +84,7 @@ class SlurmConf:
     python: str | None = None
     """Shell command that runs Python on the nodes, such as one inside a container; the current interpreter when unset."""
     folder: str | None = None
-    """Folder for scripts and logs on a shared file system; the sweep directory when unset."""
+    """Folder for scripts and logs on a shared file system; `slurm` in the sweep directory when unset."""
     snapshot: bool = False
     """Copy the source code and run the jobs from the copy, so that later edits do not affect them."""
     detach: bool = False

@@ -41,7 +41,7 @@ class RunJob:
 
         from arctic_hydra.launch import ranks
         from arctic_hydra.launch.nodes import Nodes
-        from arctic_hydra.run_directory import RunDirectory
+        from arctic_hydra.run_directory import FINISHED, RunDirectory
 
         environment = SlurmJobEnvironment()
         count, index = environment.num_nodes, environment.node
@@ -50,6 +50,8 @@ class RunJob:
         nodes = Nodes(count, index, rendezvous) if count > 1 else Nodes()
         directory = RunDirectory(Path(self.run_dir))
         secrets = json.loads(os.environ.get(SECRETS_VARIABLE, "{}")).get(self.run_dir, {})
+        if index > 0 and directory.record().get("status") == FINISHED:
+            return  # the task of the first machine says so and starts nothing
         if index > 0:
             # Always exits with 0: the task of the first machine reports how the run ended, and on some clusters srun
             # would kill that task after a failed one.

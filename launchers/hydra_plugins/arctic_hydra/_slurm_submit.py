@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra_plugins.arctic_hydra._slurm_job import SECRETS_VARIABLE, RunJob
 from hydra_plugins.arctic_hydra._slurm_script import CODE_FOLDER, render
@@ -27,7 +27,8 @@ from arctic_hydra.provenance import git_state, is_tracked, tracked_and_new_files
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.sweep import slurm
 
-T = TypeVar("T")
+_MOST_SECRET_BYTES = 120_000
+"""Linux limits an environment variable to 131,072 bytes."""
 
 
 def check_sbatch() -> None:
@@ -54,6 +55,8 @@ def submit(
     The scripts name the sweep, which identifies jobs whose submission was never recorded. Raises ArcticHydraError with the
     message of sbatch if it rejects an array; earlier arrays are then queued.
     """
+    if not run_dirs:
+        return
     check_sweep(sweep)
     script(options, 1)  # raises ConfigError for invalid options before anything is written
     folder = Path(options["folder"])
@@ -64,11 +67,11 @@ def submit(
             f"hydra.launcher.folder: cannot write to {folder} ({error.strerror}); choose a folder on a shared file system"
         ) from error
     snapshot = take_snapshot(folder) if options["snapshot"] else None
-    for chunk in chunks(run_dirs, options["max_array_size"] or array_limit()):
+    for array in arrays(run_dirs, options["max_array_size"] or array_limit(), secrets):
         executor = make_executor(options, sweep, snapshot)
-        hidden = {run_dir: secrets[run_dir] for run_dir in chunk if secrets.get(run_dir)}
+        hidden = {run_dir: secrets[run_dir] for run_dir in array if secrets.get(run_dir)}
         with submission_environment(hidden, snapshot):
-            submissions = _submit_array(executor, options, chunk, snapshot)
+            submissions = _submit_array(executor, options, array, snapshot)
         yield submissions
 
 
@@ -159,10 +162,19 @@ def _python(options: dict[str, Any]) -> str:
     return options["python"] or shlex.quote(sys.executable)
 
 
-def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield `items` in order, `size` at a time."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def arrays(run_dirs: Sequence[str], size: int, secrets: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the runs of each array in order: at most `size`, and as many as have room for their secrets in one variable."""
+    array: list[str] = []
+    held = 0
+    for run_dir in run_dirs:
+        needed = len(json.dumps({run_dir: secrets[run_dir]})) if secrets.get(run_dir) else 0
+        if array and (len(array) == size or held + needed > _MOST_SECRET_BYTES):
+            yield array
+            array, held = [], 0
+        array.append(run_dir)
+        held += needed
+    if array:
+        yield array
 
 
 def array_limit() -> int:

@@ -71,8 +71,9 @@ class SlurmLauncher(SweepLauncher):
         if len(wanted) < len(jobs):
             print(f"# {len(jobs) - len(wanted)} of {len(jobs)} jobs are finished already")
         limit = self._options["max_array_size"] or _slurm_submit.array_limit()
-        for chunk in _slurm_submit.chunks(wanted, limit):
-            print(_slurm_submit.script(self._options, len(chunk)))
+        secrets = {str(job.directory.path): job.secrets() for job in wanted}
+        for array in _slurm_submit.arrays(list(secrets), limit, secrets):
+            print(_slurm_submit.script(self._options, len(array)))
 
     def run(self, pairs: Sequence[tuple[SweepJob, Job]]) -> None:
         """Submit the jobs that are neither finished nor queued, and wait unless detached."""
@@ -138,13 +139,15 @@ class SlurmLauncher(SweepLauncher):
         try:
             lock = job.write_unless_finished()
         except (ArcticHydraError, OSError) as error:
-            entry.problem = str(error)
-            print(f"job {entry.number} failed: {error}", flush=True)
+            entry.cannot_run(error)
             return False
         if lock is None:
             print(f"job {entry.number} is finished already")
             return False
-        job.directory.release()  # the job locks it itself
+        try:
+            job.directory.update_record(submission=None)  # that of an earlier start
+        finally:
+            job.directory.release()  # the job locks it itself
         return True
 
 
@@ -157,6 +160,8 @@ class JobWatcher:
         self._printed: dict[int, str] = {}
         self._next_progress: dict[int, float] = {}
         self._unanswered = False
+        self._to_cancel: list[SweepJob] = []
+        """Pruned jobs that SLURM has not been asked to cancel yet."""
 
     def wait(self, entries: Sequence[SweepJob]) -> bool:
         """Return True after all jobs have ended, False after Ctrl-C.
@@ -165,11 +170,13 @@ class JobWatcher:
         """
         from arctic_hydra.errors import ConfigError
         from arctic_hydra.sweep import slurm
+        from arctic_hydra.sweep.directory import PRUNED
         from arctic_hydra.sweep.tail import Tail
 
         asked_to_end = False
         tails = {entry.number: Tail(entry.directory.path / "metrics.jsonl") for entry in entries}
         waiting = list(entries)
+        self._to_cancel = [entry for entry in entries if entry.mark == PRUNED]  # left by a killed process
         try:
             while waiting:
                 waiting = self._poll(waiting)
@@ -179,6 +186,7 @@ class JobWatcher:
                         self._print_progress(entry, rows)
                     if rows and self._controller.process_metrics(entry, rows):
                         self._prune(entry)
+                self._cancel_pruned()
                 if waiting and not asked_to_end and self._controller.over:
                     with suppress(slurm.SlurmError):  # else try again at the next poll
                         slurm.cancel(self._controller.sweep, waiting)
@@ -186,15 +194,22 @@ class JobWatcher:
                 if waiting:
                     time.sleep(self._poll_seconds)
         except ConfigError:
-            slurm.cancel(self._controller.sweep, waiting)
+            try:
+                slurm.cancel(self._controller.sweep, waiting)
+            except slurm.SlurmError as error:
+                print(f"the jobs were not cancelled: {error}. To cancel them:")
+                self._print_cancel()
             raise
         except KeyboardInterrupt:
             print(
                 "\nstopped waiting; the jobs keep running, and the same command waits for them again. To cancel them:"
             )
-            print(f"  python -m arctic_hydra.sweep cancel {shlex.quote(str(self._controller.sweep.path))}")
+            self._print_cancel()
             return False
         return True
+
+    def _print_cancel(self) -> None:
+        print(f"  python -m arctic_hydra.sweep cancel {shlex.quote(str(self._controller.sweep.path))}")
 
     def _print_progress(self, entry: SweepJob, rows: Sequence[dict[str, Any]]) -> None:
         steps = [row for row in rows if row.get("loss") is not None]
@@ -217,19 +232,26 @@ class JobWatcher:
         record_lost_endings(waiting, states)
         for entry in waiting:
             state = states[_job_id(entry)]
-            text = ending(entry) if state.over else str(state)
+            text = describe_ending(entry) if state.over else str(state)
             if self._printed.get(entry.number) != text:
                 self._printed[entry.number] = text
                 print(f"job {entry.number} ({_job_id(entry)}): {text}", flush=True)
         return [entry for entry in waiting if not states[_job_id(entry)].over]
 
     def _prune(self, entry: SweepJob) -> None:
-        from arctic_hydra.sweep import slurm
         from arctic_hydra.sweep.directory import PRUNED
 
         entry.mark = PRUNED
         self._controller.sweep.save()
-        slurm.cancel(self._controller.sweep, [entry])
+        self._to_cancel.append(entry)
+
+    def _cancel_pruned(self) -> None:
+        from arctic_hydra.sweep import slurm
+
+        if self._to_cancel:
+            with suppress(slurm.SlurmError):  # else try again at the next poll
+                slurm.cancel(self._controller.sweep, self._to_cancel)
+                self._to_cancel = []
 
 
 def record_lost_endings(entries: Sequence[SweepJob], states: dict[str, JobState]) -> None:
@@ -261,7 +283,7 @@ def _was_left_running(entry: SweepJob) -> bool:
     return found.get("status") == run_directory.RUNNING and mine and entry.directory.holder() is None
 
 
-def ending(entry: SweepJob) -> str:
+def describe_ending(entry: SweepJob) -> str:
     """Return how a job ended, with the last lines of its log if it failed."""
     from arctic_hydra import run_directory
     from arctic_hydra.errors import StateFileError, printable
