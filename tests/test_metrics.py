@@ -145,8 +145,9 @@ def test_the_peak_of_a_gpu_is_that_of_its_variant():
         "NVIDIA H100 PCIe",
         "NVIDIA H100 80GB HBM3",
         "NVIDIA A100-SXM4-80GB",
+        "NVIDIA GH200 480GB",
     )
-    assert [peak_tflops_of(name) for name in names] == [181, 121, 362, 756, 989, 312]
+    assert [peak_tflops_of(name) for name in names] == [181, 121, 362, 756, 989, 312, 989]
     assert peak_tflops_of("NVIDIA GeForce RTX 4090") is None
 
 

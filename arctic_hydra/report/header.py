@@ -58,7 +58,9 @@ def summary_line(loader: Loader) -> str:
     parts = [f"{seen}{figures['examples']:,} examples", f"{format_count(figures['tokens'])} tokens"]
     parts.append(f"{figures['supervised_share']:.0%} supervised")
     if figures["packing"] and figures["packs"]:
-        parts.append(f"{figures['packs']:,} packs of {figures['pack_tokens']}, {figures['fill']:.1%} full")
+        parts.append(
+            f"{figures['packs']:,} packs of {figures.get('pack_tokens', figures['max_length'])}, {figures['fill']:.1%} full"
+        )
     return ", ".join(parts)
 
 

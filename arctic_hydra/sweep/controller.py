@@ -6,6 +6,7 @@ Hydra passes a `SweepController` to the launcher as its task function; our launc
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ class SweepController:
         self.detached = False
         """Whether the jobs continue without this process; set by the launcher."""
         self._objective_is_logged = False
-        self._without_objective = 0
+        self._without_objective: Counter[int] = Counter()
+        """Logged steps without the objective, by job."""
         self._begun = False
         self._fork_server: ForkServer | None = None
         self._directory_key = directory_key
@@ -131,8 +133,8 @@ class SweepController:
         kind, allowed = ("eval/loss", 0) if name.startswith("eval/") else ("loss", _STEPS_WITHOUT_OBJECTIVE)
         for row in rows:
             self._objective_is_logged |= name in row
-            self._without_objective += kind in row and name not in row
-            if name != "auto" and not self._objective_is_logged and self._without_objective > allowed:
+            self._without_objective[entry.number] += kind in row and name not in row
+            if name != "auto" and not self._objective_is_logged and self._without_objective[entry.number] > allowed:
                 near = ", ".join(sorted(key for key, value in row.items() if isinstance(value, float)))
                 raise ConfigError(f"objective: got {name}, but the run logs no such metric; it logs {near}")
         return self.observer is not None and not entry.mark and self.observer(entry, rows)

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from subprocess import Popen
 from typing import Any
@@ -251,7 +251,8 @@ class Pool:
             message = (
                 "the process that forks the jobs of the sweep has ended, and its jobs with it; start the sweep again"
             )
-            write_error(job.started.directory.path, 0, "RankDied", message)
+            with suppress(OSError):  # such as a full disk
+                write_error(job.started.directory.path, 0, "RankDied", message)
         # Killed on request: stopped, not failed, like a single run.
         code = -signal.SIGINT if code and self._killed_by else code
         record_ending(job.started.directory, code, asked_to_stop=job.asked_to_stop or bool(self._signals))

@@ -188,7 +188,10 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         for line in process.stdout:  # one line per array
             record_submissions(sweep, [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)])
     for job in waiting.values():
-        job.directory.update_record(status=run_directory.FAILED, error="it could not be resubmitted to SLURM")
+        with suppress(RunLockedError):  # it has started, although the answer of sbatch was lost
+            job.directory.lock(run_directory.LOCK_GRACE_SECONDS)
+            job.directory.update_record(status=run_directory.FAILED, error="it could not be resubmitted to SLURM")
+        job.directory.release()
     if waiting:
         numbers = ", ".join(str(job.number) for job in waiting.values())
         raise SlurmError(f"not resubmitted: job {numbers}; see the errors above")
@@ -206,6 +209,9 @@ def _prepare(job: SweepJob) -> bool:
         directory.lock(run_directory.LOCK_GRACE_SECONDS)
         directory.clear_result()
         directory.update_record(status=run_directory.RUNNING, data=data, submission=None)
+    except RunLockedError as error:
+        print(f"job {job.number}: not resubmitted: {error}", flush=True)
+        return False
     except (ArcticHydraError, OSError) as error:
         job.cannot_run(error)
         return False

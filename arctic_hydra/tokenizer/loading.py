@@ -121,7 +121,9 @@ def _check_works(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         tokenizer.encode("A short text: 1+1=2.\n")
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of the library in Rust is no Exception
+    except Exception:
+        return  # its vocabulary may be closed, such as one of amino acids
+    except BaseException as error:  # a panic of the library in Rust
         raise ModelError(
             f"tokenizer.name_or_path: the tokenizer in {name!r} fails on a short text ({type(error).__name__}: {error}); correct its "
             "tokenizer.json"

@@ -34,7 +34,7 @@ class Tracker(Component):
 
     @abstractmethod
     def finish(self, status: str) -> None:
-        """End the run with `finished`, `stopped` or `failed`; waits at most 10 seconds."""
+        """End the run with `finished`, `stopped` or `failed`; waits at most 10 seconds for a server."""
 
 
 def call_each(trackers: Iterable[Tracker], method: str, *arguments: Any) -> list[Tracker]:

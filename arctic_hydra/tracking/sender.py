@@ -133,6 +133,7 @@ class Sender:
     def _replay(self) -> None:
         """Send the rows of `metrics.jsonl`; those in the queue with their own time, which the file does not hold."""
         self._take_queued()
+        self._unsent = self._unsent[-QUEUE_POINTS:]  # the file has all of them
         times = {point.step: point.seconds for point in self._unsent}
         points = read_points(self._metrics_path)
         self._connection.send([replace(point, seconds=times.get(point.step, point.seconds)) for point in points])

@@ -142,8 +142,8 @@ class Trainer(Construction, Evaluation):
                 check_isolation(subject, self.sequence_parallel_size, packed=tools.packed or shares)
             if is_first and not self.not_additive:
                 check_sum(subject, tools.packed, coarse=bool(self.mixes_documents or self.looks_ahead))
-            if is_first and (self.world.size > 1 or self.gradient_accumulation_steps > 1):
-                check_empty(subject)
+            if is_first and self.world.size > 1:
+                check_empty(subject, tools.packed)
         declared = {
             "depends on later tokens": self.looks_ahead,
             "depends on other documents": self.mixes_documents,

@@ -23,8 +23,9 @@ from transformers import AttentionInterface
 
 from arctic_hydra import distributed
 from arctic_hydra.data.batch import Batch
+from arctic_hydra.data.load.batches import empty_batch
 from arctic_hydra.determinism import kept_random_state, random_state, seed_everything, set_random_state
-from arctic_hydra.errors import ConfigError
+from arctic_hydra.errors import ArcticHydraError, ConfigError
 from arctic_hydra.model.attention import varlen_attention
 from arctic_hydra.model.layers import layer_configs
 from arctic_hydra.model.names import VARLEN_ATTENTION
@@ -161,13 +162,15 @@ def check_finite(subject: Subject) -> None:
         )
 
 
-def check_empty(subject: Subject) -> None:
-    """Raise ConfigError for a loss that fails, or is not finite, where no position is supervised; one forward pass, collective."""
-    batch = _document(subject, supervised=range(8, 8 + _ROWS)).only(slice(0, 0))
+def check_empty(subject: Subject, packed: bool) -> None:
+    """Raise ConfigError for a loss that fails, or is not finite, on a batch without examples; one forward pass, collective."""
+    batch = empty_batch(0, packed).to(subject.device)
     cause, found = None, ""
     try:
         [loss] = subject.losses([batch])
         found = "" if math.isfinite(loss) else f"returned {loss}"
+    except (ArcticHydraError, torch.OutOfMemoryError, torch.distributed.DistError):
+        raise
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         cause, found = error, f"raised {type(error).__name__} ({error})"
     if found:

@@ -143,19 +143,16 @@ class Found:
         self.peak_gib = 0.0
         self.estimated_gib: float | None = None
 
-    def add(self, window: Any, loss: Any, shape: tuple[int, int, int, int], frozen: bool) -> None:
+    def add(self, window: Any, loss: Any, shape: tuple[float, float, int, int]) -> None:
         """Note the end of a step with its mean loss, a tensor that is read later."""
         from arctic_hydra.metrics import model_flops
 
         self.clock.mark()
         self.losses.append(loss)
         self.tokens.append(sum(batch.num_tokens for batch in window.micro_batches))
-        body, head, *_ = shape
         lengths = [length for batch in window.micro_batches for length in batch.document_lengths]
         supervised = sum(batch.num_supervised for batch in window.micro_batches)
-        flops = model_flops(*shape, lengths, supervised)
-        # A frozen weight takes no gradient: 4 FLOPs per token instead of 6.
-        self.flops.append(flops - frozen * model_flops(body, head, 0, 0, lengths, supervised) / 3)
+        self.flops.append(model_flops(*shape, lengths, supervised))
 
 
 def composed(arguments: str, run_dir: Path) -> Any:
@@ -183,7 +180,7 @@ def whole_run(run: Any, run_dir: Path) -> Found:
     class Ends(Callback):
         def on_step_end(self, trainer: Any, facts: dict[str, Any]) -> None:
             mean = facts["loss_sum"] / facts["counts"]["units"]
-            found.add(facts["window"], mean, trainer.tools.flops_shape, run.peft.option_name != "none")
+            found.add(facts["window"], mean, trainer.tools.flops_shape)
 
     run.trainer.set_callbacks([Ends()], run.trainer.world)
     trainer, _, prediction = runner.build(run, run_dir, StopRequest(run_dir / "STOP"))
@@ -229,7 +226,7 @@ def bare_loop(run: Any, run_dir: Path) -> Found:
         adam.zero_grad()
         with torch.no_grad():
             torch._foreach_copy_(trained, held)
-        found.add(window, total, facts.flops_shape, facts.trainable < facts.parameters)
+        found.add(window, total, facts.flops_shape)
     found.peak_gib = memory_gib(device)
     return found
 

@@ -81,15 +81,17 @@ def test_cells_without_time_are_skipped_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "error"),
+    ("program", "seconds", "error"),
     [
-        ("raise SystemExit('torch.OutOfMemoryError: CUDA')", "out of memory"),
-        ("import time; time.sleep(60)", "no time left"),
+        ("raise SystemExit('torch.OutOfMemoryError: CUDA')", 60.0, "out of memory"),
+        ("import time; time.sleep(60)", 1.0, "no time left"),
     ],
 )
-def test_a_cell_that_dies_or_hangs_is_a_row(program: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_dies_or_hangs_is_a_row(
+    program: str, seconds: float, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     popen = bench.subprocess.Popen
     monkeypatch.setattr(
         bench.subprocess, "Popen", lambda command, **more: partial(popen, [command[0], "-c", program])(**more)
     )
-    assert bench.in_process({}, 1.0) == {"error": error}
+    assert bench.in_process({}, seconds) == {"error": error}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -98,20 +99,23 @@ def test_the_end_of_a_finished_run_waits_longer_for_files_than_for_a_server(
     monkeypatch.setattr(flaky, "open", lambda: opened.wait(60))
     thread = sender.Sender(flaky, tmp_path / "metrics.jsonl", "tracking.slow")
     thread.start()
-    threading.Timer(1.0, opened.set).start()
+    if waits:
+        threading.Timer(1.0, opened.set).start()
     thread.finish(status)
     assert (flaky.closed == status) is waits
+    opened.set()
     assert ["no response within 0 seconds" in text for text in caplog.messages] == ([] if waits else [True])
 
 
 def test_steps_from_before_the_connection_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read from the file, which has no times, as well as queued."""
-    flaky, opened, sent = FlakyStore(), threading.Event(), dict[int, float]()
+    flaky, opened, sent, main = FlakyStore(), threading.Event(), dict[int, float](), threading.current_thread()
     monkeypatch.setattr(flaky, "open", lambda: opened.wait(60))
     monkeypatch.setattr(
         flaky, "send", lambda points: sent.update({p.step: p.seconds for p in points if p.step not in sent})
     )
-    monkeypatch.setattr(sender.time, "time", iter([100.0, 200.0]).__next__)
+    seconds = itertools.count(100.0, 100.0)
+    monkeypatch.setattr(sender.time, "time", lambda: next(seconds) if threading.current_thread() is main else 0.0)
     thread = sender.Sender(flaky, tmp_path / "metrics.jsonl", "tracking.slow")
     thread.start()
     write_steps(tmp_path, range(1, 3))

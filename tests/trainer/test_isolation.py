@@ -273,16 +273,12 @@ class MeanOfPairs(OfPairs):
 class ScaledMean(SFTTrainer):
     """Multiplies a mean by the number of positions, which is not a number where there are none."""
 
-    gradient_accumulation_steps = 2
-
     def loss(self, batch: Batch) -> torch.Tensor:
         return self._losses.losses(batch)[0].mean() * batch.num_supervised
 
 
 class EmptyStack(OfDocuments):
     """Stacks the losses of documents, of which there may be none."""
-
-    gradient_accumulation_steps = 2
 
 
 class Labelled(SFTTrainer):
@@ -296,8 +292,7 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
     trainer = make_trainer(documents([8, 6], [4, 3]), folder, packed=packed)
     state = torch.get_rng_state()
     trainer.__class__ = cls
-    for name in ("micro_batch_size", "gradient_accumulation_steps"):
-        setattr(trainer, name, vars(cls).get(name, 1))
+    trainer.micro_batch_size = vars(cls).get("micro_batch_size", 1)
     try:
         trainer.probe()
     except ConfigError as error:
@@ -343,8 +338,6 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
         (OfPairs, True, ""),
         (OfPairs, False, ""),
         (MeanOfPairs, True, "the loss of two pairs is "),
-        (ScaledMean, True, "`loss` returned nan for a batch without supervised positions"),
-        (EmptyStack, True, "`loss` raised RuntimeError (stack expects a non-empty TensorList) for a batch without"),
         (
             Labelled,
             True,
@@ -355,6 +348,22 @@ def _probed(folder: Path, cls: type[SFTTrainer], packed: bool) -> list[str]:
 def test_the_loss_of_the_trainer_is_probed(cls: type[SFTTrainer], packed: bool, refusal: str, tmp_path: Path) -> None:
     [problems] = run_ranks(1, _probed, tmp_path, cls, packed)
     assert (refusal in problems[0]) if refusal else problems == []
+
+
+@pytest.mark.parametrize(
+    ("cls", "found"),
+    [
+        (ScaledMean, "returned nan"),
+        (EmptyStack, "raised RuntimeError (stack expects a non-empty TensorList)"),
+        (OfPairs, "raised RuntimeError (shape '[-1, 2]' is invalid for input of size 1)"),
+    ],
+)
+def test_a_loss_that_a_rank_without_examples_cannot_compute_is_refused(
+    cls: type[SFTTrainer], found: str, tmp_path: Path
+) -> None:
+    assert run_ranks(1, _probed, tmp_path, cls, True) == [[]]
+    for problems in run_ranks(2, _probed, tmp_path, cls, True):
+        assert f"`loss` {found} for a batch without supervised positions" in problems[0]
 
 
 class LateMixing(SFTTrainer):

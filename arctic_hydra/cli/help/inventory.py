@@ -87,6 +87,7 @@ class Option:
 
 
 _DEEPEST = 8
+"""Folders within folders that may hold options; a directory of `--config-dir` may hold a whole project beside them."""
 
 
 class Inventory:
@@ -117,8 +118,8 @@ class Inventory:
             group = f"{parent}/{child}".lstrip("/")
             if group == "schema" or (parent == "hydra" and group not in HYDRA_GROUPS):
                 continue
-            if group.count("/") >= _DEEPEST:  # links that lead upwards make endless folders
-                raise OSError(f"{group} is more than {_DEEPEST} folders deep")
+            if child.startswith(".") or group.count("/") >= _DEEPEST:  # links that lead upwards make endless folders
+                continue
             if self._loader.repository.get_group_options(group, ObjectType.CONFIG) and group != "hydra":
                 yield group
             yield from self._group_names(group)

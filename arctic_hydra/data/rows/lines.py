@@ -57,8 +57,8 @@ def csv_rows(
                 continue
             if not header:
                 header = values
-                if len(set(header)) < len(header):
-                    twice = next(name for place, name in enumerate(header) if name in header[:place])
+                twice = next((name for place, name in enumerate(header) if name and name in header[:place]), "")
+                if twice:  # empty cells, as spreadsheets write them, name no column
                     raise DataError(
                         f"{path}:{start}: the header has {shorten(twice)} more than once; expected distinct names; rename one"
                     )

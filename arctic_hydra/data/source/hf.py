@@ -79,7 +79,7 @@ class HFSource(SampledSource):
             return file_shards(files)
         origin = f"{self.path}:{name}"
         if self.is_local and self._is_saved(self._local_path):
-            return [IndexedShard(DatasetRows(_checked(self._dataset(name), origin), origin))]
+            return [IndexedShard(DatasetRows(_checked(self._dataset(name), origin, full=False), origin))]
         dataset = self._dataset(name, streaming=True)
         count = dataset.num_shards
         parts = [dataset.shard(num_shards=count, index=index) for index in range(count)]
@@ -225,16 +225,17 @@ def _read_saved(path: Path, split: str) -> Any:
     return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
 
 
-def _checked(dataset: Any, origin: str) -> Any:
+def _checked(dataset: Any, origin: str, full: bool = True) -> Any:
     """Return a `datasets.Dataset` whose rows can be read; raises DataError if they are damaged.
 
-    `datasets` maps files into memory unchecked, so that damaged offsets would be read from other memory, or end the process.
+    Without `full`, for a stream, it reads the sizes of the columns only, and not all rows. `datasets` maps files into memory
+    unchecked, so that damaged offsets would be read from other memory, or end the process.
     """
     import pyarrow as pa
 
     try:
         for batch in dataset.data.table.to_batches():
-            batch.validate(full=True)
+            batch.validate(full=full)
     except pa.ArrowException as error:
         raise DataError(f"{origin}: a damaged Arrow file ({error}); get it again") from error
     return dataset

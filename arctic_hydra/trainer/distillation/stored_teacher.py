@@ -5,6 +5,7 @@ Shapes: K supervised positions, N most likely tokens.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ import xxhash
 
 from arctic_hydra import distributed, engine
 from arctic_hydra.data.batch import Batch
-from arctic_hydra.errors import ArcticHydraError, ConfigError
+from arctic_hydra.distributed import World
+from arctic_hydra.errors import ArcticHydraError, ConfigError, ModelError
 from arctic_hydra.hub import looks_like_path
 from arctic_hydra.model.hf import hub_arguments, load_error
 from arctic_hydra.redaction import umask_of_user
@@ -97,8 +99,7 @@ def stored_teacher(tools: Toolbox, path: str, count: int) -> StoredTeacher:
         )
     # On every rank, because a download may outlast the timeout of a collective.
     files = weight_files(find_directory(path))
-    found = weights_hash(files) if tools.world.is_main else ""
-    return StoredTeacher(distributed.broadcast_object(found), vocabulary)
+    return StoredTeacher(weights_hash(files, tools.world), vocabulary)
 
 
 def store_predictions(trainer: DistillTrainer, stored: StoredTeacher, load: Callable[[], Teacher]) -> None:
@@ -129,13 +130,15 @@ def store_predictions(trainer: DistillTrainer, stored: StoredTeacher, load: Call
 def weight_files(name: str) -> list[Path]:
     """Return the files of the weights of a directory, or of a hub id, which are downloaded if they are not in the cache.
 
-    Raises ModelError if they cannot be.
+    Raises ModelError if they cannot be, or if there are none.
     """
     for pattern in _WEIGHTS:
         folder = Path(name).expanduser() if looks_like_path(name) else _downloaded(name, pattern)
         if files := sorted(folder.glob(pattern)):
             return files
-    return []
+    raise ModelError(
+        f"{KEY}: {name} holds no files of weights, expected model.safetensors or pytorch_model.bin; check the directory"
+    )
 
 
 def _downloaded(name: str, pattern: str) -> Path:
@@ -149,18 +152,23 @@ def _downloaded(name: str, pattern: str) -> Path:
             raise load_error(name, error) from error
 
 
-def weights_hash(files: list[Path]) -> str:
-    """Return a hash of the names and contents of files, which are read whole, since their dates do not tell.
+def weights_hash(files: list[Path], world: World) -> str:
+    """Return a hash of the names and contents of files, which are read whole, since their dates do not tell. Collective.
 
-    Unlike `content_hash`, it does not need the model in memory. Raises ConfigError for a file that cannot be read.
+    Unlike `content_hash`, it does not need the model in memory; each rank reads a part of the files. Raises ConfigError for one
+    that cannot be read.
     """
+    mine = {file.name: _file_hash(file) for file in files[world.rank :: world.size]}
+    found = sorted(item for part in distributed.gather_objects(mine) for item in part.items())
+    return xxhash.xxh3_64_hexdigest(json.dumps(found).encode())
+
+
+def _file_hash(file: Path) -> str:
     digest = xxhash.xxh3_64()
-    for file in files:
-        try:
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            with file.open("rb") as content:
-                while block := content.read(_BLOCK_BYTES):
-                    digest.update(block)
-        except OSError as error:
-            raise ConfigError(f"{KEY}: cannot read {file} ({error.strerror}); check the file") from error
+    try:
+        with file.open("rb") as content:
+            while block := content.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise ConfigError(f"{KEY}: cannot read {file} ({error.strerror}); check the file") from error
     return digest.hexdigest()

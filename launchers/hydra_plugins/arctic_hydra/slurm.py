@@ -146,6 +146,9 @@ class SlurmLauncher(SweepLauncher):
             return False
         try:
             job.directory.update_record(submission=None)  # that of an earlier start
+        except (ArcticHydraError, OSError) as error:
+            entry.cannot_run(error)
+            return False
         finally:
             job.directory.release()  # the job locks it itself
         return True

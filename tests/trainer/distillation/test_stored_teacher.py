@@ -14,6 +14,7 @@ import torch
 from arctic_hydra.data.base import BatchGeometry
 from arctic_hydra.data.cache.token_store import JoinedStore
 from arctic_hydra.data.load.loader import LoaderOptions, PackedLoader
+from arctic_hydra.distributed import World
 from arctic_hydra.errors import ArcticHydraError, CheckpointError, ConfigError, ModelError
 from arctic_hydra.trainer.distillation.distill import DistillTrainer
 from arctic_hydra.trainer.distillation.divergence import MostLikely, WholeLogits, divergence
@@ -151,7 +152,7 @@ def _kept(folder, path, other):
     again.probe()  # as some steps later
     assert again.asked == again.weights_of_teacher == []
     with pytest.raises(CheckpointError, match=r"trainer.teacher_path: the weights in .* are not those with which"):
-        again.load_state_dict({"teacher": weights_hash(weight_files(other))})
+        again.load_state_dict({"teacher": weights_hash(weight_files(other), World())})
     entries, added = set(), []
     for model, change in ((path, {}), (path, {"top_k": 4}), (path, {"temperature": 1.0}), (other, {})):
         trainer_of(folder, model, **{"teacher": "cached", "top_k": 3, **change})
@@ -174,7 +175,7 @@ def test_stored_predictions_are_used_again_and_their_key_follows_all_that_they_d
 
 def test_weights_that_are_not_loaded_are_known_by_the_content_of_their_files(teacher, tmp_path, monkeypatch):
     def found(name):
-        return weights_hash(weight_files(str(name)))
+        return weights_hash(weight_files(str(name)), World())
 
     cached = tmp_path / "hub" / "models--owner--name"
     shutil.copytree(teacher, cached / "snapshots" / "0123abcd")
@@ -191,7 +192,9 @@ def test_weights_that_are_not_loaded_are_known_by_the_content_of_their_files(tea
     file.write_bytes(content)
     assert found(folder) == found("owner/name") != first
     file.rename(folder / "pytorch_model.bin")
-    assert found("owner/name") != found(tmp_path) == weights_hash([])
+    assert found("owner/name")
+    with pytest.raises(ModelError, match="holds no files of weights, expected model.safetensors"):
+        found(tmp_path)
     file.mkdir()
     with pytest.raises(ConfigError, match=r"trainer.teacher_path: cannot read .*model.safetensors \(Is a directory\)"):
         found(folder)
