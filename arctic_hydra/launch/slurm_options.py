@@ -106,7 +106,8 @@ def line_problem(text: str) -> str | None:
         # Zl and Zp end lines for Python and some editors; lone surrogates cannot be written; format characters (Cf) are
         # invisible, and those that turn the direction of text make a command look like another one. Joiners are part of words.
         if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in "\u200c\u200d":
-            return f"got {shorten(text)}, which contains the invisible character U+{ord(letter):04X}; expected a single line of visible characters"
+            what = f"contains the invisible character U+{ord(letter):04X}"
+            return f"got {shorten(text)}, which {what}; expected a single line of visible characters"
     return None
 
 

@@ -159,5 +159,7 @@ def test_a_retry_checks_the_options_that_the_file_names(queue, tmp_path, capsys)
     capsys.readouterr()
     look_after(["retry", str(sweep.path)])
     captured = capsys.readouterr()
-    assert "hydra.launcher.partition: got 'a\\ntouch canary', which contains the control" in captured.out + captured.err
+    assert (
+        "hydra.launcher.partition: got 'a\\ntouch canary', which contains the invisible" in captured.out + captured.err
+    )
     assert not queue.jobs
