@@ -51,8 +51,7 @@ def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("objective", "higher"),
-    [("eval/accuracy", True), ("eval/rewards/chosen", True), ("eval/rewards/margins", True)]
-    + [("eval/rewards/rejected", False), ("eval/loss", False), ("auto", False)],
+    [("eval/accuracy", True), ("eval/rewards/chosen", True), ("eval/rewards/rejected", False), ("auto", False)],
 )
 def test_the_direction_of_an_objective_follows_from_its_name(objective: str, higher: bool) -> None:
     assert built(f"objective={objective}").maximizes is higher
