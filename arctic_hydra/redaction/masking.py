@@ -199,9 +199,8 @@ def _names_a_secret(key: str) -> bool:
 
 def _assignment(match: re.Match[str]) -> str:
     name = match[1].rpartition(".")[2]
-    is_ordinary = (
-        name == "key" or (match[1] == "pass" and match[2] == "=")
-    )  # an argument of a function, or `pass=1` of several
+    # An argument of a function, or one of several passes, more often than a secret.
+    is_ordinary = name == "key" or (name == "pass" and match[2] == "=")
     if is_ordinary or not is_secret_name(name):
         return match[0]
     value = match[3].strip('"')  # the shell replaces `$TOKEN` within these quotes
