@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from arctic_hydra.errors import EXIT_FAILED, ConfigError, ModelError
-from arctic_hydra.report import memory_lines
 from arctic_hydra.tasks import check
 from tests.command import SMALL, run
 from tests.composing import built, composed
@@ -27,7 +26,7 @@ def test_task_check_and_the_header_print_it(tmp_path):
 
 def test_an_estimate_that_failed_assumes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(memory_lines, "predict", lambda *_: 1 / 0)
+    monkeypatch.setattr("arctic_hydra.report.memory_lines.predict", lambda *_: 1 / 0)
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(composed())))
     monkeypatch.setattr(sys, "argv", ["check"])
     check._main()
