@@ -55,7 +55,9 @@ RENDEZVOUS = re.compile(r"\w[\w.-]*:([1-9][0-9]{0,4})")
 LARGEST_SEED = 2**64 - 2**20  # torch takes 64 bits, and each rank adds its index
 LARGEST_RANKS, LARGEST_NNODES = 1024, 100_000
 
-HIGHER_IS_BETTER = tuple("accuracy accuracies tokens_per_second tflops mfu reward rewards margin margins".split())
+HIGHER_IS_BETTER = tuple(
+    "accuracy accuracies tokens_per_second tflops mfu reward rewards rewards/chosen margin margins".split()
+)
 """`objective_direction=auto` maximizes metrics whose names end in one of these."""
 
 

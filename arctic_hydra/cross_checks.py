@@ -36,6 +36,9 @@ LONGEST_NAME, LONGEST_PATH = 255, 3500
 _CHAT_FILES = ("prompts", "out")
 """Full keys of paths that `holds_path` does not know by their name: the prompts of `callback.samples` are texts."""
 
+_USED = {"preview": ("tokenizer", "data"), "export": ("model", "tokenizer", "converter", "peft", "checkpoint")}
+"""The config groups that a task on the CPU uses; the others may need a GPU, or files that are on another machine."""
+
 
 def problems(run: Run) -> Iterator[str]:
     """Yield the problems that do not depend on the machine."""
@@ -132,7 +135,7 @@ def _option_name(cls: type[Component]) -> str:
 
 def _task_problems(run: Run) -> Iterator[str]:
     task = run.task.name
-    if run.from_checkpoint is not None and task in ("train", "check", "score"):
+    if run.from_checkpoint is not None and task not in ("evaluate", "export", "chat"):
         yield (
             f"from_checkpoint: got {run.from_checkpoint}, but task={task} ignores it; pass "
             f"task=evaluate, export or chat, or init_from=<path> to train from its weights"
@@ -322,17 +325,26 @@ def _memory_problems(run: Run) -> Iterator[str]:
 
 
 def environment_problems(run: Run) -> Iterator[str]:
-    """Yield what the run needs and this machine lacks; read-only, does not import torch."""
-    yield from _missing_starts(run)
-    yield from _kill_switch_problems(run)
+    """Yield what the task needs and this machine lacks; read-only, does not import torch."""
+    task = run.task.name
+    trains = task not in _USED
+    if task != "preview":
+        yield from _missing_starts(run)
+    if trains:
+        yield from _kill_switch_problems(run)
     yield from position_problems(run, run.model.stored_position_limit)
     for slot in fields(run):
+        if not (trains or slot.name in _USED[task]):
+            continue
         value = getattr(run, slot.name)
         many = isinstance(value, dict)
         held = {f"{slot.name}.{name}": item for name, item in value.items()} if many else {slot.name: value}
         for key, item in held.items():
             if isinstance(item, Component):
-                yield from (f"{key}.{problem}" for problem in item.check_environment())
+                found = item.check_environment() if trains or item is not run.model else run.model.check_files()
+                yield from (f"{key}.{problem}" for problem in found)
+    if not trains:
+        return
     gpus = count_gpus()
     if run.model.dtype == "fp16" and not gpus:
         yield "model.dtype: got fp16, which DeepSpeed supports only on CUDA, but this machine has no GPU; pass model.dtype=bf16 or fp32"

@@ -49,6 +49,14 @@ def test_identity_ignores_how_numbers_and_paths_are_written(tmp_path):
     assert identified([*base, "trainer.gradient_accumulation_steps=2"]) == spread
 
 
+@pytest.mark.parametrize(
+    ("objective", "higher"),
+    [("eval/accuracy", True), ("eval/rewards/chosen", True), ("eval/rewards/rejected", False), ("auto", False)],
+)
+def test_the_direction_of_an_objective_follows_from_its_name(objective: str, higher: bool) -> None:
+    assert built(f"objective={objective}").maximizes is higher
+
+
 def test_components_of_a_run_that_nothing_listens_to_notify_nobody() -> None:
     """As in task=preview and task=check, which build parts of a run without training it."""
     run = built()

@@ -35,6 +35,15 @@ def test_cpu_adam_on_a_gpu_wants_offloading(monkeypatch):
     assert not any("cpu_adam, which steps" in line for line in offloaded)
 
 
+@pytest.mark.parametrize(("task", "key"), [("export", "model.name_or_path"), ("preview", "data.sources.json.path")])
+def test_tasks_on_the_cpu_need_neither_a_gpu_nor_what_only_training_reads(task, key):
+    training = ("trainer.head_loss=liger", "callback=[memory_profiler]", "trainer.kill_switch_path=/absent/STOP")
+    shown = ("model=liger", "data=json", f"task={task}", "model.attn_implementation=flash_attention_2", *training)
+    absent = ("model.name_or_path=./absent", "tokenizer=bundled", "data.sources.json.path=absent.jsonl")
+    assert [line.partition(":")[0] for line in built(*shown, *absent).environment_problems()] == [key]
+    assert len(built(*shown, *absent, "task=train").environment_problems()) > 3
+
+
 def test_an_optimizer_that_cannot_step_on_the_cpu_is_not_offloaded(monkeypatch):
     run = built("deepspeed=zero2_offload")
     monkeypatch.setattr(type(run.optimizer), "runs_on_cpu", False)

@@ -32,6 +32,10 @@ def run_job(job: Job) -> int:
         from arctic_hydra.tasks import chat
 
         return chat.execute(run, directory)
+    if run.task is config.Task.report:
+        directory.check_trained(run.task.name)
+        print(f"written to {relative(run_page.write(directory))}")
+        return EXIT_DONE
     if problems := run.environment_problems():
         raise ConfigError(problems)
     machines = nodes.machines_of(run, directory.path)
@@ -52,9 +56,8 @@ def run_job(job: Job) -> int:
         directory.create()
         print(f"written to {relative(preview.execute(run, directory.path))}")
         return EXIT_DONE
-    if run.task is config.Task.report:
-        directory.check_trained(run.task.name)
-        print(f"written to {relative(run_page.write(directory))}")
+    if run.node_rank > 0 and run.task is config.Task.export:
+        print(f"node {run.node_rank} of {run.nnodes} has nothing to do: the command on node 0 writes the export")
         return EXIT_DONE
     if run.node_rank > 0:
         return _run_other_node(job, machines)

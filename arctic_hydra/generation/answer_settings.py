@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 def problems(run: Run) -> Iterator[str]:
     """Yield settings of generated answers that are wrong, or that this task ignores."""
-    given = {item.name for item in fields(run) if item.name in _OF_CHAT and getattr(run, item.name) != default_of(item)}
+    names = (*_OF_CHAT, *_OF_ANSWERS)
+    given = {item.name for item in fields(run) if item.name in names and getattr(run, item.name) != default_of(item)}
     if run.task.name != "chat":
-        for name in sorted(given):
-            yield f"{name}: got {shorten(getattr(run, name))}, but task={run.task.name} ignores it; pass task=chat, or remove it"
+        for name in sorted(given.difference(_OF_ANSWERS if run.exact_match.pattern is not None else ())):
+            less = " without exact_match.pattern" if name in _OF_ANSWERS else ""
+            yield f"{name}: got {shorten(getattr(run, name))}, but task={run.task.name} ignores it{less}; pass task=chat, or remove it"
         yield from _exact_match_problems(run)
         return
     if run.prompt is not None and not run.prompt.strip():
@@ -34,6 +36,8 @@ def problems(run: Run) -> Iterator[str]:
 
 _OF_CHAT = ("prompt", "prompts", "out", "system", "temperature", "top_p", "sampling_seed")
 """Settings of task=chat only."""
+_OF_ANSWERS = ("max_new_tokens", "generation_batch_size")
+"""Settings of task=chat and of the exact match."""
 
 
 def _exact_match_problems(run: Run) -> Iterator[str]:

@@ -91,6 +91,16 @@ def _copy(made: Experiment, mapped: MappedKey, value: Any) -> None:
     made.values[mapped.keys[0]] = value
 
 
+def _type(group: str, known: tuple[str, ...], port: str) -> Converter:
+    """Return the converter of a `type` whose known values other fields choose an option for."""
+
+    def converter(made: Experiment, recipe: Recipe, value: Any) -> None:
+        if value not in ("", None, *known):
+            made.lost.append(f"{group}.type: {value} is a custom factory; {port}")
+
+    return converter
+
+
 def _skip(made: Experiment, recipe: Recipe, value: Any) -> None:
     """Leave out a field that the converter of another one reads."""
 
@@ -202,6 +212,8 @@ def _stable_schedule(made: Experiment, recipe: Recipe, settings: Recipe) -> None
         made.values["scheduler.warmup_steps"] = warmup
     if lowest is not None:
         made.values["scheduler.min_lr_ratio"] = lowest
+    if (shape := settings.pop("decay_type", "cosine")) != "linear":
+        made.changed.append(f"scheduler.type: wsd decays linearly instead of by {shape}")
     total = _number(recipe.get("train_iters") or 0)
     rest = total - _number(warmup or 0)
     if decay is not None and rest > 0:
@@ -245,6 +257,11 @@ def _reference(made: Experiment, recipe: Recipe, value: Any) -> None:
         raise ConfigError(f"ref_model: got {value!r}, expected fields with values, such as name_or_path")
     if value.get("name_or_path") != recipe.get("model.name_or_path"):
         made.values["trainer.reference_path"] = value.get("name_or_path")
+    made.lost += [
+        f"ref_model.{field}: {held}; the reference is loaded as the model is, with model.{field}"
+        for field, held in value.items()
+        if field not in ("type", "name_or_path") and held not in (None, recipe.get(f"model.{field}"))
+    ]
     if made.options.get("trainer") != "dpo":
         made.choose("trainer", "dpo")
 
@@ -306,7 +323,17 @@ def _of_packs(field: str) -> Converter:
 
 
 def _truncation(made: Experiment, recipe: Recipe, value: Any) -> None:
+    """Convert how long pairs are cut; ArcticTraining cuts the prompt first, to 4096 tokens by default."""
     made.values["data.overlong"] = value or "keep_start"
+    if recipe.get("data.max_prompt_length") is not None:
+        return
+    if _number(recipe.get("data.max_length") or 0) > 4096:
+        made.values["data.max_prompt_length"] = 4096
+    else:
+        made.changed.append(
+            "data.max_prompt_length: unset, so pairs that are too long lose the end of their answers, or the start of their prompt with "
+            "data.overlong=keep_end; 4096 there, which leaves no room for answers; set it to less than data.max_length"
+        )
 
 
 def _sources(made: Experiment, recipe: Recipe, value: Any) -> None:
@@ -324,14 +351,6 @@ def _number(value: Any) -> float:
         raise ConfigError(f"a number of the recipe cannot be read: {error}") from error
 
 
-def _engine(made: Experiment, recipe: Recipe, value: Any) -> None:
-    convert_deepspeed(made, value or {})
-
-
-def _checkpoints(made: Experiment, recipe: Recipe, value: Any) -> None:
-    convert_checkpoints(made, value or [])
-
-
 CONVERTERS: dict[str, Converter] = {
     "type": _skip,
     "code": _code,
@@ -339,9 +358,9 @@ CONVERTERS: dict[str, Converter] = {
     "model.name_or_path": _model_name,
     "model.attn_implementation": _attention,
     "model.peft_config": _adapter,
-    "tokenizer.type": _skip,
+    "tokenizer.type": _type("tokenizer", ("huggingface",), "the tokenizer of the model is used, see --help tokenizer"),
     "optimizer.type": _optimizer_type,
-    "scheduler.type": _skip,
+    "scheduler.type": _type("scheduler", ("huggingface", "wds", "wsd"), "scheduler.name is used, see --help scheduler"),
     "scheduler.name": _schedule,
     "scheduler.scheduler_specific_kwargs": _skip,
     "scheduler.warmup_ratio": _warmup,
@@ -359,9 +378,9 @@ CONVERTERS: dict[str, Converter] = {
     "wandb.entity": _skip,
     "wandb.project": _skip,
     "wandb.name": _skip,
-    "deepspeed": _engine,
-    "checkpoint": _checkpoints,
-    "data.type": _skip,
+    "deepspeed": lambda made, recipe, value: convert_deepspeed(made, value or {}),
+    "checkpoint": lambda made, recipe, value: convert_checkpoints(made, value or []),
+    "data.type": _type("data", tuple(_TRAINERS), "port it (docs/extending/data.md)"),
     "data.sources": _sources,
     "data.eval_sources": _eval_sources,
     "data.max_length": _max_length,

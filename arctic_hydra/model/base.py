@@ -162,8 +162,13 @@ class ModelFactory(Component):
     def post_optimizer_build(self, optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
         """Act on the optimizer, before the schedule and the engine are built."""
 
+    def check_files(self) -> Iterator[str]:
+        """Yield a problem if the files that the model is read from are missing."""
+        return iter(())
+
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem if the chosen attention needs a GPU or a package that this machine lacks."""
+        """Yield a problem if files are missing, or if the chosen attention needs a GPU or a package that this machine lacks."""
+        yield from self.check_files()
         packages = FLASH_PACKAGES.get(self.attn_implementation, ())
         if self.attn_implementation in NEEDS_CUDA and count_gpus() == 0:
             yield (

@@ -47,11 +47,10 @@ class HFModelFactory(ModelFactory):
 
     stored: ClassVar[bool] = True
 
-    def check_environment(self) -> Iterator[str]:
+    def check_files(self) -> Iterator[str]:
         """Yield a problem if a local model directory is missing or contains no model."""
         yield from check_model_directory(self.name_or_path)
         yield from _pointer_problems(Path(self.name_or_path).expanduser())
-        yield from super().check_environment()
 
     @property
     def stored_position_limit(self) -> int | None:

@@ -57,9 +57,7 @@ class LigerModelFactory(HFModelFactory):
         """Load the model, then apply Liger's kernels to it."""
         model = super().create_model(config)
         if count_gpus() == 0:
-            log.warning(
-                "model.fallback=true: this machine has no CUDA GPU, so the model runs on torch's kernels instead of Liger's"
-            )
+            log.warning("this machine has no CUDA GPU, so model=liger runs on torch's kernels instead of Liger's")
         else:
             apply_kernels(model)
         return model

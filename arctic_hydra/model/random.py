@@ -67,11 +67,10 @@ class RandomModelFactory(ModelFactory):
                 f"shape from>, or model.architecture=<model type> with model.hidden_size and so on"
             )
 
-    def check_environment(self) -> Iterator[str]:
+    def check_files(self) -> Iterator[str]:
         """Yield a problem if a local model directory is missing or contains no config."""
         if self.name_or_path is not None:
             yield from check_model_directory(self.name_or_path)
-        yield from super().check_environment()
 
     def create_config(self) -> PretrainedConfig:
         """Return the named config, or the architecture's default, with the given values; raises ModelError."""

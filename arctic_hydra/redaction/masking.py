@@ -39,6 +39,7 @@ _FORMS = re.compile(
     | sk-(?:[a-z]{1,20}\d*-){0,3}(?:[A-Za-z0-9_]{24,} | (?=[a-z_]*[A-Z0-9])[A-Za-z0-9_]{16,})[A-Za-z0-9_-]*  # OpenAI, Anthropic
     | gh[opsru]_[A-Za-z0-9]{16,} | github_pat_[A-Za-z0-9_]{20,} | glpat-[A-Za-z0-9_-]{16,}
     | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{30,}                # AWS, Google
+    | dckr_[po]at_[\w-]{20,} | xai-[A-Za-z0-9]{40,}                    # Docker, xAI
     | xox[a-z]-[A-Za-z0-9-]{10,} | hooks\.slack\.com/[a-z]{1,20}/[\w/-]{16,}  # Slack
     | (?:npm|gsk|r8)_[A-Za-z0-9]{24,} | pypi-AgE[\w-]{16,} | nvapi-[\w-]{24,}  # npm, Groq, Replicate, PyPI, NVIDIA
     | SG\.[\w-]{16,}\.[\w-]{16,} | ya29\.[\w-]{16,}                           # SendGrid, Google
@@ -52,6 +53,10 @@ _AUTHORIZATION = re.compile(
     | (?i:Authorization:\s*token\s+ | x-[\w-]{0,50}(?:key|token):\s*)) ([A-Za-z0-9._~+/-]{6,}=*)""",
     re.VERBOSE,
 )
+_CURL = re.compile(
+    r"""(\bcurl\b(?:[^\n|;]|\\\n){0,200}?\s(?:-[uU]|--user|--proxy-user)[\s=]?["']?[\w.@+-]{1,100}:)(?![$<*{`])[^\s"']+"""
+)
+"""`curl -u name:password`; other commands take `user:group` or `host:path` after this flag."""
 _VALUE = r"""("[^"]*"|'[^']*'|[^\s"',;&)\]}]+)"""
 _ASSIGNMENT = re.compile(rf"(?<![\w.$%])([A-Za-z_][\w.-]{{0,200}})(=){_VALUE}")
 _FLAG = re.compile(rf"""(?<=--)([A-Za-z][\w-]{{0,200}})( )(?=["']|[a-z.-]*[A-Z\d_+/=])(?!-){_VALUE}""")
@@ -77,7 +82,7 @@ def mask_known(text: str, known: re.Pattern[str] | None) -> str:
     if known is not None:
         text = known.sub(MASK, text)
     text = _LOGIN.sub(f"{MASK}@", without_credentials(_FORMS.sub(MASK, text)))
-    text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
+    text = _CURL.sub(rf"\1{MASK}", _AUTHORIZATION.sub(rf"\1{MASK}", text))
     text = _FLAG.sub(_assignment, _ASSIGNMENT.sub(_assignment, text))
     return _replaced(text, _secret_items(text, _QUOTED_ITEM))
 
@@ -194,7 +199,9 @@ def _names_a_secret(key: str) -> bool:
 
 def _assignment(match: re.Match[str]) -> str:
     name = match[1].rpartition(".")[2]
-    if name == "key" or not is_secret_name(name):  # `key=` alone is an argument of a function more often than a secret
+    # An argument of a function, or one of several passes, more often than a secret.
+    is_ordinary = name == "key" or (name == "pass" and match[2] == "=")
+    if is_ordinary or not is_secret_name(name):
         return match[0]
     value = match[3].strip('"')  # the shell replaces `$TOKEN` within these quotes
     is_code = name.lower().endswith(value.lower()) or _IN_CODE.fullmatch(value)

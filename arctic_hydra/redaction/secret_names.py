@@ -11,7 +11,9 @@ _ANYWHERE = re.compile(
     r"|authheaders?|connectionstrings?|webhooks?"
 )
 """Words that name a secret wherever they are, as in `password_2` and `clientSecretValue`."""
-_LAST = frozenset("token key auth authorization bearer cookie cookies dsn jwt pwd sessionid".split())
+_LAST = frozenset(
+    "token key auth authorization bearer cookie cookies cred creds dsn jwt oauth passkey pwd sessionid".split()
+)
 """Words that name a secret if they are the last: `hub_token`, but not `token_count`."""
 _IN_VARIABLES = frozenset("token pat".split())
 """Words that name a secret anywhere in the name of an environment variable, which is written in capitals: `HF_TOKEN_READ`."""
@@ -21,6 +23,10 @@ _OWNERS = frozenset(
     """access admin api auth aws azure bearer db encryption ftp gh github gitlab hf hub master private proxy refresh root session
     signing smtp ssh user wandb""".split()
 )
+_SERVERS = frozenset(
+    "imap ldap mail mariadb mongo mongodb mysql pg postgres postgresql rabbitmq redis sql sudo".split()
+)
+"""Words before `pass` as well, of `mysql_pass` and `pgpass`; `redis_keys` and the like are no secrets."""
 _ORDINARY = frozenset(
     """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache call chosen class
     cls column completion config content cross data dataloader dataset decoder dict document encoder end eoa eoi eos eot eov
@@ -43,6 +49,8 @@ def is_secret_name(name: str) -> bool:
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or words[-1] in _ABOUT:
         return False
+    if name.lower() == "pass":  # but neither `eval/pass` nor `pass@1`
+        return True
     if _ANYWHERE.search("".join(words)):
         return True
     if name.isupper() and any(word in _IN_VARIABLES or word.endswith("pass") for word in words):
@@ -51,13 +59,13 @@ def is_secret_name(name: str) -> bool:
     if last in _LAST:
         return before not in _ORDINARY and not (last == "key" and before in _ORDINARY_KEYS)
     if last in _OWNED:
-        return before in _OWNERS
+        return before in _OWNERS or (last == "pass" and before in _SERVERS)
     if before == "token" and last in _OWNERS | {"read", "write"}:  # HF_TOKEN_READ
         return len(words) == 2 or words[-3] not in _ORDINARY
     return (
         (last.endswith("token") and last[:-5] not in _ORDINARY)
         or (last.endswith("key") and last[:-3] in _OWNERS - _ORDINARY_KEYS)
-        or (last.endswith("pass") and last[:-4] in _OWNERS)
+        or (last.endswith("pass") and last[:-4] in _OWNERS | _SERVERS)
     )
 
 

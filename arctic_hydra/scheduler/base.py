@@ -41,7 +41,7 @@ class WarmupScheduler(SchedulerFactory):
     Step n of `horizon` (n from 1) has the factor `rise(n / warmup)` while n <= warmup, else `curve((n - peak) / (horizon + 1
     - peak))`, where step `peak` = max(1, warmup) has the peak. No step is wasted: a curve that falls to 0 is above 0 from the
     first step to the last. With warmup these are transformers' schedules of horizon + 1 steps without their step 0, whose
-    rate is 0; without warmup, those of `horizon` steps.
+    rate is 0; without warmup, those of `horizon` steps. That of `wsd` is theirs with decay_type=linear.
     """
 
     warmup_ratio: HumanFloat = number(0.1, minimum=0, maximum=1)

@@ -109,7 +109,7 @@ def _of_run(run: config.Run, directory: RunDirectory) -> ChatModel:
 def _of_checkpoint(run: config.Run, directory: RunDirectory) -> ChatModel:
     from arctic_hydra.tasks import export
 
-    if problems := [f"model.{problem}" for problem in run.model.check_environment()]:
+    if problems := [f"model.{problem}" for problem in run.model.check_files()]:
         raise ConfigError(problems)
     restored = export.restore(run, directory.of_task(run.task.name).path)
     found = _ready(restored.model, restored.tokenizer, restored.stop_tokens, str(restored.weights.path), run)

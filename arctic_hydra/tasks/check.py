@@ -23,6 +23,7 @@ from arctic_hydra.files import code_file
 
 Findings = tuple[list[str], list[ArcticHydraError]]
 """The lines of the memory estimate, and errors that would stop the run before its first step; one of them is empty."""
+_ASSUMES = "         (assumes that every token is supervised; the run repeats the estimate with the actual share)"
 
 
 def check_in_subprocess(tree: dict[str, Any]) -> Findings:
@@ -70,7 +71,7 @@ def find(run: Run) -> Findings:
     if found:
         return [], found
     try:
-        return predict(run, 1.0, tokenizer).lines, []
+        return [*predict(run, 1.0, tokenizer).lines, _ASSUMES], []
     except ArcticHydraError as error:
         return [], [error]
     except Exception as error:
@@ -102,10 +103,7 @@ def _main() -> None:
     code_file.take(sys.argv[1:])
     lines, errors = find(config.build(json.load(sys.stdin)))
     answer = {
-        "lines": [
-            *lines,
-            "         (assumes that every token is supervised; the run repeats the estimate with the actual share)",
-        ],
+        "lines": lines,
         "errors": [[error.exit_code, error.problems] for error in errors],
     }
     print(json.dumps(answer))

@@ -15,6 +15,7 @@ from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.config import Run
 from arctic_hydra.data.load.stop_tokens import counted_stops
 from arctic_hydra.distributed import World
+from arctic_hydra.model.names import NEEDS_CUDA
 from arctic_hydra.report.outcome import verified
 from arctic_hydra.run_directory import FINISHED, RunDirectory, relative
 from arctic_hydra.tasks.evaluate import checkpoint_root
@@ -74,6 +75,8 @@ def restore(run: Run, run_dir: Path) -> Restored:
     found = initial_weights.find_checkpoint(checkpoint_root(run, run_dir), run.export or run.from_checkpoint)
     weights = base_weights.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
+    if run.model.attn_implementation in NEEDS_CUDA:
+        run.model.attn_implementation = "sdpa"
     start = base_weights.starting_weights(run)
     with display.phase("weights", f"from {relative(weights.path)}"):
         config = run.trainer.create_config(run.model)

@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from arctic_hydra import config
 from arctic_hydra.__main__ import main
 from arctic_hydra.launch.job import Job
 from arctic_hydra.stopping import SIGNALS
@@ -267,6 +268,13 @@ def test_an_output_dir_that_is_a_link_is_not_emptied_by_fresh(run_dir, tmp_path,
     assert main(["checkpoint.deepspeed.output_dir=shared", "fresh=true"]) == 2
     assert "checkpoint.deepspeed.output_dir: " in (said := capsys.readouterr().err) and "is a symbolic link to" in said
     assert (victim / "data").is_dir() and (run_dir / "result.json").exists()
+
+
+def test_tasks_that_use_one_machine_ask_nothing_of_the_others(run_dir, monkeypatch, capsys):
+    assert main(["task=export", "nnodes=2", "node_rank=1", "rendezvous=localhost:1"]) == 0
+    monkeypatch.setattr(config.Run, "environment_problems", lambda run: ["model: needs a GPU"])
+    assert main(["task=report"]) == 0 and main(["task=preview"]) == 2
+    assert "node 1 of 2 has nothing to do: the command on node 0 writes the export" in capsys.readouterr().out
 
 
 def test_a_damaged_file_is_one_error_of_the_report(run_dir, capsys):

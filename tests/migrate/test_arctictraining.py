@@ -163,7 +163,7 @@ def test_a_causal_recipe_with_a_stable_schedule(tmp_path: Path) -> None:
     )  # fmt: skip
     assert plain(run.deepspeed, "stage", "clipping") == [2, 1.0]
     assert plain(run.checkpoint["deepspeed"], "save_every_n_steps", "save_end_of_training") == [0, False]
-    assert (lost, changed) == ([], ["checkpoint.deepspeed"])
+    assert (lost, sorted(changed)) == ([], ["checkpoint.deepspeed", "scheduler.type"])
 
 
 def test_a_dpo_recipe(tmp_path: Path) -> None:
@@ -195,6 +195,16 @@ def test_defaults_that_differ_are_written_or_named(tmp_path: Path) -> None:
     [
         ({"type": "mine"}, "type: mine is a custom trainer; port it (docs/extending/trainers.md)"),
         ({"model": {"type": "mine"}}, "model.type: mine is a custom factory"),
+        ({"data": {"type": "mine"}}, "data.type: mine is a custom factory; port it"),
+        (
+            {"tokenizer": {"type": "mine"}},
+            "tokenizer.type: mine is a custom factory; the tokenizer of the model is used",
+        ),
+        ({"scheduler": {"type": "mine"}}, "scheduler.type: mine is a custom factory; scheduler.name is used"),
+        (
+            {"model": {"dtype": "bf16"}, "ref_model": {"type": "liger", "dtype": "fp32", "name_or_path": "a"}},
+            "ref_model.dtype: fp32; the reference is loaded as the model is, with model.dtype",
+        ),
         ({"optimizer": {"type": "mine"}}, "optimizer.type: mine is a custom factory; adamw is used"),
         (
             {"scheduler": {"name": "reduce_lr_on_plateau"}},
@@ -213,6 +223,26 @@ def test_defaults_that_differ_are_written_or_named(tmp_path: Path) -> None:
 )
 def test_what_has_no_counterpart_is_named(fields: dict[str, Any], lost: str) -> None:
     assert [line[: len(lost)] for line in convert(fields, "mine", "x").lost] == [lost]
+
+
+@pytest.mark.parametrize(
+    ("data", "limit"),
+    [({"max_length": "8Ki"}, 4096), ({"max_length": "8Ki", "max_prompt_length": 99}, 99), ({"max_length": 4096}, None)],
+)
+def test_prompts_of_pairs_are_cut_as_there_or_the_difference_is_named(data: dict[str, Any], limit: int | None) -> None:
+    made = convert({"type": "dpo", "data": data}, "mine", "x")
+    assert made.values["data.overlong"] == "keep_start" and made.values.get("data.max_prompt_length") == limit
+    assert any(line.startswith("data.max_prompt_length: unset, so pairs") for line in made.changed) is (limit is None)
+
+
+def test_a_stable_schedule_that_decays_linearly_is_the_same_here() -> None:
+    kwargs = {"num_warmup_steps": 10, "num_decay_steps": 20, "decay_type": "linear"}
+    made = convert(
+        {"train_iters": 100, "scheduler": {"name": "warmup_stable_decay", "scheduler_specific_kwargs": kwargs}},
+        "m",
+        "x",
+    )
+    assert made.lost == [] and not any(line.startswith("scheduler") for line in made.changed)
 
 
 @pytest.mark.parametrize("named", [{"name": "linear", "type": "huggingface"}, {}])

@@ -65,6 +65,9 @@ def schema(group: str, option: str) -> type:
 def fields_with(option: str) -> dict[str, type]:
     """Return the classes of the options that `group=option` or `group=[options]` chooses, by the beginning of their keys."""
     group, _, names = option.partition("=")
+    if group.startswith("+"):  # `+source@data.sources.<name>`
+        group, _, place = group[1:].partition("@")
+        return {f"{place}.": schema(group, names)}
     place = group.replace("/", ".")
     many = group in LIST_GROUPS or place in NAMED_SETS
     found = {f"{place}.{name}." if many else f"{place}.": schema(group, name) for name in names.strip("[]").split(",")}
@@ -86,7 +89,8 @@ def exists(tree: Any, key: str) -> bool:
 def unknown_places(mapped: MappedKey, tree: dict[str, Any]) -> list[str]:
     """Return the options and keys of a mapping that do not exist here; `tree` is the default config."""
     chosen = [option.partition("=") for option in mapped.options if not option.startswith("code=")]
-    lost = [f"{group}={names}" for group, _, names in chosen if {*names.strip("[]").split(",")} - {*groups()[group]}]
+    of_groups = [(group.removeprefix("+").partition("@")[0], names) for group, _, names in chosen]
+    lost = [f"{group}={names}" for group, names in of_groups if {*names.strip("[]").split(",")} - {*groups()[group]}]
     classes = {start: cls for group, _, names in chosen for start, cls in fields_with(f"{group}={names}").items()}
     for key in mapped.keys if not lost else ():
         source = re.match(r"data\.(eval_)?sources\.(json)\.", key)  # an entry of data=json
@@ -161,7 +165,18 @@ def test_the_page_of_a_project_is_its_table(project: str) -> None:
         ("trainer.learning_rate", "learning_rate of transformers and Axolotl is optimizer.lr here"),
         ("lr", "it is optimizer.lr here"),
         ("use_liger_kernel", "use_liger_kernel of transformers is model=liger here"),
-        ("cutoff_len", "cutoff_len of LLaMA-Factory is data.max_length here"),
+        (
+            "cutoff_len",
+            "cutoff_len of LLaMA-Factory is data.max_length here (longer rows are cut there and left out here",
+        ),
+        ("mix_strategy", "mix_strategy of LLaMA-Factory is data.sources.<name>.weight here"),
+        ("preprocessing_batch_size", "preprocessing_batch_size of LLaMA-Factory has no counterpart here: rows are"),
+        ("dataloader_num_workers", "dataloader_num_workers of transformers and Axolotl is data.prefetch_steps here"),
+        ("loss_watchdog_threshold", "loss_watchdog_threshold of Axolotl has no counterpart here: no limit of the loss"),
+        (
+            "dataset_name",
+            "dataset_name of TRL is data.sources.<name>.path with data=mix and +source@data.sources.<name>=hf here",
+        ),
         (
             "hub_model_id",
             "hub_model_id of transformers and Axolotl has no counterpart here: nothing is uploaded; hf upload",

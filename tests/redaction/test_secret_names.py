@@ -19,6 +19,7 @@ secrets clientSecret client_secret_value password_2 credential credentials auth 
 cookie jwt hub_tokens api_keys GITHUB_TOKEN WANDB_API_KEY MLFLOW_TRACKING_PASSWORD AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN
 user_token id_token user_pass user_keys PASS SSHPASS MYAPP_PASS PGPASS SESSIONID DEPLOY_TOKEN_STAGING
  MY_PAT GH_PAT GITLAB_PAT TOKEN_HF HF_TOKEN_READ auth_header cookies
+pass mysql_pass pgpass redis_pass creds aws_creds cred passkey oauth google_oauth oauth2
 SENTRY_DSN DATABASE_DSN CONNECTION_STRING connectionString SLACK_WEBHOOK webhook_url"""
 ORDINARY = """tokenizer tokens max_tokens min_tokens add_tokens add_special_tokens eot_tokens pad_token eos_token padToken bos-token
 unk_token cls_token image_token audio_token_index tokens_per_second token_loss mix_by_tokens supervised_tokens keep_key keys
@@ -27,6 +28,7 @@ preference_key
 document_key author
 authors attention password_file credentials_path key_size return_class_token eostoken TOKENIZERS_PARALLELISM
 SSH_AUTH_SOCK KEYBOARD loss eval/loss tokens/step tool_token call_token python_token latent_token speaker_token id_key row_key
+pass@1 eval/pass pass_at_k num_pass first_pass forward_pass backwardPass pass_rate bypass encompass compass credits creds_file redis_keys
 score_key rng_key prng_key projection_prng_key user_key userKey userkey state_key share_att_key experiment_key"""
 METRICS = """step loss lr grad_norm tokens supervised_tokens padding_tokens tokens_per_second step_seconds memory_gib mfu tflops
 skipped_steps eval/loss no_supervised_token eval/perplexity eval/accuracy non_finite""".split()

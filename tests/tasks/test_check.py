@@ -3,22 +3,35 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
+
 import pytest
 
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.errors import EXIT_FAILED, CheckpointError, ConfigError, ModelError
 from arctic_hydra.tasks import check
 from tests.command import SMALL, run
-from tests.composing import built
+from tests.composing import built, composed
 
 
 def test_task_check_and_the_header_print_it(tmp_path):
     checked = run(f"{SMALL} task=check", tmp_path).stdout.splitlines()
     assert checked[1].startswith("memory   peak 0.0")
     assert checked[1].endswith("GiB of tensors per rank (predicted), in the backward pass")
-    assert "optimizer 0.00" in checked[2]
+    assert "optimizer 0.00" in checked[2] and "assumes that every token is supervised" in checked[-1]
     trained = run(f"{SMALL} trainer.train_iters=1 tracking=[] checkpoint=[] trainer.eval_at_end=false", tmp_path).stdout
     assert any(line.startswith("memory   peak 0.0") for line in trained.splitlines())
+
+
+def test_an_estimate_that_failed_assumes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("arctic_hydra.report.memory_lines.predict", lambda *_: 1 / 0)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(composed())))
+    monkeypatch.setattr(sys, "argv", ["check"])
+    check._main()
+    assert json.loads(capsys.readouterr().out)["lines"] == ["memory   not estimated: division by zero"]
 
 
 def test_task_check_ends_as_the_run_would(tmp_path):

@@ -78,6 +78,7 @@ def test_damage_and_what_does_not_fit_are_refused(trained, tmp_path):
     ("arguments", "text"),
     [
         ("from_checkpoint=4", "from_checkpoint: got 4, but task=train ignores it"),
+        ("task=report from_checkpoint=4", "from_checkpoint: got 4, but task=report ignores it"),
         ("init_from=./absent", "which is not a directory; expected an export, a checkpoint or a run directory"),
         (
             "export=best",

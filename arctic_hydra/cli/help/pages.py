@@ -17,7 +17,7 @@ from arctic_hydra.config import Run, Task
 
 EXAMPLES = {
     "": "the embedded default: a small model on bundled chats",
-    "model=liger data=ultrachat": "a real model on real data, on a GPU",
+    "model=liger data=ultrachat optimizer.lr=2e-5": "a real model on real data, on a GPU",
     "data=json data.sources.json.path=my.jsonl": "your own chats",
     "optimizer.lr=1e-4 task=check": "check the config and this machine only",
     "-m optimizer.lr=1e-4,2e-4": "a sweep: one run per value",
