@@ -240,7 +240,7 @@ def make_trainer(
             loader=loader,
             eval_loader=eval_loader,
             model_factory=factory,
-            converters=[],
+            converters=list(converters),
             engine=wrapped,
             engine_config=config,
             scheduler=schedule,

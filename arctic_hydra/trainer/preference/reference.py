@@ -190,16 +190,18 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
                 raise
             raise CheckpointError(f"trainer.reference_path: {str(error).removeprefix('init_from: ')}") from error
         frozen = engine.freeze(model, tools.engine_config, self.device)
-        with self.trial():
+        with self.trial(unwrap(frozen)):
             losses = replace(self._loss_computer(frozen), balance=None)
         return Reference(losses, nullcontext, content_hash(unwrap(frozen)))
 
     def _check_start(self, start: Reference) -> None:
         """Raise ConfigError if model and reference score a few tokens differently before the first step. Collective."""
-        from arctic_hydra.trainer.head import probe_batch, probing
+        from arctic_hydra.trainer.head import probe_batch, probing, unwrap
 
         batch = probe_batch(self.tools.engine.module, self.device)
-        with self.trial(), probing(self.tools.engine):
+        scored = unwrap(start.losses.engine)
+        copies = [] if scored is self.tools.engine.module else [scored]
+        with self.trial(*copies), probing(self.tools.engine):
             model = float(self.probed_loss(batch))
             reference = float(start.token_losses(batch).sum())
         if distributed.sum_over_ranks([int(abs(model - reference) > 1e-3 * abs(model))])[0]:

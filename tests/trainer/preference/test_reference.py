@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.converter.peft.lora import LoraFactory
 from arctic_hydra.trainer.head import unwrap
 from arctic_hydra.trainer.loss import plain_losses, supervised_logits
@@ -19,10 +21,32 @@ from tests.trainer.loop import batch_of, make_trainer, pairs, tiny_factory, trai
 DATA = pairs([(3, 9), (12, 1)])
 
 
+class Rounding(ModelConverter):
+    """Rounds what the MLPs return, to -1 and 1."""
+
+    def convert(self, model):
+        for layer in model.model.layers:
+            layer.mlp.down_proj.register_forward_hook(
+                lambda module, _, out: out if module in self.exact else out + (out.sign() - out).detach()
+            )
+        return model
+
+    exact = frozenset()
+
+    @contextmanager
+    def without_rounding(self, model):
+        self.exact |= (mine := set(model.modules()))
+        try:
+            yield
+        finally:
+            self.exact -= mine
+
+
 def _scored(folder, stage):
     found = []
-    for converters in ((), [LoraFactory(r=4)]):
-        trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=converters)
+    for converter in (Rounding(), LoraFactory(r=4)):
+        shares = isinstance(converter, LoraFactory)
+        trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=[converter])
         reference, engine = trainer._reference, trainer.tools.engine
         batch = batch_of([side for pair in DATA for side in pair])
         engine.train()
@@ -35,9 +59,9 @@ def _scored(folder, stage):
             moved = trainer._losses.losses(batch)[0]
         found.append((torch.equal(before, after), torch.equal(before, moved), before.requires_grad))
         frozen = unwrap(reference.losses.engine)
-        assert (frozen is engine.module) == bool(converters)
-        assert bool(why_not_adapter_off(engine.module)) == (not converters)
-        assert trainer.frozen_models(engine.module) == (0 if converters else 1)
+        assert (frozen is engine.module) == shares
+        assert bool(why_not_adapter_off(engine.module)) == (not shares)
+        assert trainer.frozen_models(engine.module) == int(not shares)
     return found
 
 
