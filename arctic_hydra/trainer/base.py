@@ -157,6 +157,8 @@ class Trainer(Construction, Evaluation):
     def train(self) -> None:
         """Train until the horizon, or until all ranks agree to stop."""
         tools = self.tools
+        if self.progress.consecutive_skipped_steps >= self.max_consecutive_skipped_steps:
+            self.progress.consecutive_skipped_steps = 0  # it ended the last start; the cause may have been mended since
         holder = "GPU" if self.device.type == "cuda" else "process"
         shown = tools.display.training(self.training_horizon, self.global_step, holder)
         with shown, self.event("train", engine=tools.engine, loader=tools.loader, eval_loader=tools.eval_loader):

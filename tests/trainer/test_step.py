@@ -165,11 +165,13 @@ def _always_non_finite(folder):
     trainer.loss = lambda batch: loss(batch) * math.nan
     with pytest.raises(ArcticHydraError, match="3 consecutive steps had non-finite gradients"):
         trainer.train()
-    return trainer.global_step
+    stopped, trainer.loss = trainer.global_step, loss
+    trainer.train()
+    return stopped, trainer.global_step
 
 
-def test_non_finite_steps_in_a_row_stop_the_run(tmp_path):
-    assert run_ranks(1, _always_non_finite, tmp_path) == [3]
+def test_non_finite_steps_in_a_row_stop_the_run_which_goes_on_once_they_are_mended(tmp_path):
+    assert run_ranks(1, _always_non_finite, tmp_path) == [(3, 12)]
 
 
 def _first_update(folder, stage):
