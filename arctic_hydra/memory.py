@@ -239,11 +239,11 @@ def measure_model(
                 model.zero_grad()
                 batch = _batch(load, supervised, run.data.packs).to(torch.device(device))
                 peaks.append(_peak(run, model, batch, device, passes))
-            frozen = run.trainer.scoring_bytes(model)
+            frozen = run.trainer.scoring_bytes(model) - run.trainer.scoring_models(model) * saved
             scoring = _share(run, frozen) + _peak(run, model, batch, device, 0)[0] if frozen else 0
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
-    other = _share(run, run.trainer.frozen_bytes(model))
+    other = _share(run, run.trainer.frozen_bytes(model) - run.trainer.frozen_models(model) * saved)
     other += buffers + weights - everything * run.model.torch_dtype.itemsize - saved
     (least, _), (most, host) = peaks
     trainable = sum(p.numel() for p in trained)

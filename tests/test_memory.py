@@ -77,7 +77,9 @@ def test_frozen_parameters_need_no_optimizer_state():
     assert part.total < whole.total - 8 * (whole.trace.trainable - part.trace.trainable)
 
 
-def test_a_reference_with_stored_scores_takes_memory_only_while_it_computes_them():
+def test_a_copied_reference_takes_memory_and_one_with_stored_scores_only_while_it_computes_them(monkeypatch):
+    saved = 1000
+    monkeypatch.setattr(memory, "quantized_bytes", lambda run, model: (saved, 0))
     plain = ("trainer=dpo", "data.max_length=256", "data.sources.preference.path=pairs.jsonl")
     found = {
         name: memory.estimate(built(*plain, *more))
@@ -85,10 +87,14 @@ def test_a_reference_with_stored_scores_takes_memory_only_while_it_computes_them
             "copy": (),
             "cached": ("trainer.reference=cached",),
             "other": ("trainer.reference=cached", "trainer.reference_path=x"),
+            "adapter": ("peft=lora",),
+            "trained adapter": ("peft=lora", "init_from=x"),
         }.items()
     }
     weights = found["cached"].engine.parameters
-    assert found["copy"].trace.other - found["cached"].trace.other == weights
+    assert found["copy"].trace.other - found["cached"].trace.other == weights - saved
+    with_adapter = found["adapter"].engine.parameters
+    assert found["trained adapter"].trace.other - found["adapter"].trace.other == with_adapter - saved
     assert found["cached"].scoring == 0 and found["other"].held == found["cached"].held
     assert (
         weights < found["other"].trace.scoring < weights + found["other"].trace.activations + found["other"].trace.head

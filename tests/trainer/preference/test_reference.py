@@ -44,9 +44,11 @@ class Rounding(ModelConverter):
 
 def _scored(folder, stage):
     found = []
-    for converter in (Rounding(), LoraFactory(r=4)):
-        shares = isinstance(converter, LoraFactory)
-        trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=[converter])
+    for converter, start in ((Rounding(), None), (LoraFactory(r=4), None), (LoraFactory(r=4), str(folder))):
+        shares, with_adapter = start is None and isinstance(converter, LoraFactory), isinstance(converter, LoraFactory)
+        trainer = make_trainer(
+            DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=[converter], initial_weights=start
+        )
         reference, engine = trainer._reference, trainer.tools.engine
         batch = batch_of([side for pair in DATA for side in pair])
         engine.train()
@@ -60,17 +62,17 @@ def _scored(folder, stage):
         found.append((torch.equal(before, after), torch.equal(before, moved), before.requires_grad))
         frozen = unwrap(reference.losses.engine)
         assert (frozen is engine.module) == shares
-        assert bool(why_not_adapter_off(engine.module)) == (not shares)
+        assert bool(why_not_adapter_off(engine.module)) == (not with_adapter)
         assert trainer.frozen_models(engine.module) == int(not shares)
     return found
 
 
 def test_the_reference_stays_while_the_model_is_trained(tmp_path):
-    assert run_ranks(1, _scored, tmp_path, 0) == [[(True, False, False)] * 2]
+    assert run_ranks(1, _scored, tmp_path, 0) == [[(True, False, False)] * 3]
 
 
 def test_so_it_does_at_zero_3_on_two_ranks(tmp_path):
-    assert run_ranks(2, _scored, tmp_path, 3) == [[(True, False, False)] * 2] * 2
+    assert run_ranks(2, _scored, tmp_path, 3) == [[(True, False, False)] * 3] * 2
 
 
 def _routed(folder):
