@@ -140,6 +140,13 @@ class ZeROFactory(EngineFactory):
                     f"deepspeed.config.{key}.check_grad_overflow: got {section['check_grad_overflow']}, but steps with non-finite "
                     "gradients must be skipped; remove it"
                 )
+        types = self.config.get("data_types")
+        summed = types.get("grad_accum_dtype") if isinstance(types, dict) else None
+        if self.stage == 0 and summed is not None and summed not in DTYPE_ALIASES[dtype]:
+            yield (
+                f"deepspeed.config.data_types.grad_accum_dtype: got {summed}, but at ZeRO-0 DeepSpeed sums gradients in the dtype of "
+                f"the weights (model.dtype={dtype}); pass deepspeed=zero1, or remove it"
+            )
         autocast = self.config.get("torch_autocast")
         half = autocast.get("dtype") if isinstance(autocast, dict) and autocast.get("enabled") else None
         if self.stage == 0 and half in DTYPE_ALIASES["fp16"]:

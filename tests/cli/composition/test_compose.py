@@ -211,6 +211,7 @@ BAD = [
     ("deepspeed.config={zero_optimization:{stage:3}}", "deepspeed.config.zero_optimization.stage: got 3, but the chosen option has stage 0; pass deepspeed=zero3"),
     ("deepspeed.config={bf16:{enabled:true}}", "deepspeed.config.bf16.enabled: got True, but model.dtype=fp32"),
     ("deepspeed.config={bf16:{check_grad_overflow:false}} model.dtype=bf16 deepspeed=zero1", "deepspeed.config.bf16.check_grad_overflow: got False, but steps"),
+    ("deepspeed.config={data_types:{grad_accum_dtype:fp32}} model.dtype=bf16", "deepspeed.config.data_types.grad_accum_dtype: got fp32, but at ZeRO-0"),
     ("deepspeed.config={torch_autocast:{enabled:true,dtype:float16}}", "deepspeed.config.torch_autocast.dtype: got float16, but at ZeRO-0 the scale"),
     ("deepspeed.config={optimizer:{type:Adam}}", "deepspeed.config.optimizer: is set by the config group optimizer; remove it here"),
     ("checkpoint.hf.auto_resume=true", "checkpoint: deepspeed and hf have auto_resume=true, expected at most one; pass checkpoint.<name>.auto_resume=false for the others"),
