@@ -21,6 +21,7 @@ from arctic_hydra.assembly import run_model
 from arctic_hydra.config import Run
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.model.names import DTYPE_ALIASES
 from arctic_hydra.model.score_head import score_head
 from arctic_hydra.model.vocabulary import fit_vocabulary
 
@@ -184,6 +185,9 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: ModelPeaks, ranks: i
         parameters = weight * (math.ceil(everything / ranks) + min(everything, gathered))
     accumulating = run.trainer.gradient_accumulation_steps > 1
     gradients = {2: 1 + accumulating, 3: 1}.get(stage, 1) * weight * (part if stage >= 2 else trained)
+    summed = (settings.get("data_types") or {}).get("grad_accum_dtype")
+    if stage == 1 and run.model.dtype == "bf16" and summed in DTYPE_ALIASES["fp32"]:
+        gradients += FP32 * trained  # every rank sums all of them, beside those of the micro-batch
     bucket = weight * int(zero["reduce_bucket_size"]) if stage else 0
     if stage < 3:  # ZeRO-3 always allocates the full bucket
         bucket = min(bucket, weight * trained)

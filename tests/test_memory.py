@@ -52,6 +52,7 @@ TRACE = memory.ModelPeaks(parameters=1000, trainable=400, other=0, activations=5
 @pytest.mark.parametrize(
     ("stage", "dtype", "parameters", "optimizer", "gradients"),
     [
+        (1, "bf16, summed in fp32", 2000, 12 * 100, (2 + 4) * 400),
         (0, "fp32", 4000, 8 * 400, 4 * 400),
         (0, "bf16", 2000, 12 * 400, 2 * 400),
         (1, "bf16", 2000, 12 * 100, 2 * 400),
@@ -60,7 +61,9 @@ TRACE = memory.ModelPeaks(parameters=1000, trainable=400, other=0, activations=5
     ],
 )
 def test_what_the_engine_holds_on_each_of_four_ranks(stage, dtype, parameters, optimizer, gradients):
-    chosen = built(f"deepspeed=zero{stage}", f"model.dtype={dtype}", "ranks=4")
+    dtype, _, summed = dtype.partition(", summed in ")
+    more = [f"deepspeed.config.data_types={{grad_accum_dtype:{summed}}}"] if summed else []
+    chosen = built(f"deepspeed=zero{stage}", f"model.dtype={dtype}", "ranks=4", *more)
     settings = chosen.deepspeed.fill(1, 1, 4, dtype, 64)
     held = memory.engine_bytes(chosen, settings, TRACE, 4)
     assert (held.parameters, held.optimizer, held.gradients) == (parameters, optimizer, gradients)
