@@ -265,8 +265,8 @@ class Run(Component):
         return self.data.padded_row_tokens(self.trainer.micro_batch_size)
 
     def attach(self, trainer: RunContext) -> None:
-        """Attach every component to the trainer, and set the trainer's ZeRO stage."""
-        self.trainer.zero_stage = self.deepspeed.stage
+        """Attach every component to the trainer, and set what the trainer has to know of the run."""
+        self.trainer.zero_stage, self.trainer.initial_weights = self.deepspeed.stage, self.init_from
         super().attach(trainer)
 
     def check(self) -> None:

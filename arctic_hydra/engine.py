@@ -17,6 +17,7 @@ from arctic_hydra.component import Component, choice, component
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
 from arctic_hydra.model.layers import expert_blocks
+from arctic_hydra.model.names import DTYPE_ALIASES
 from arctic_hydra.optimizer import deepspeed_ops
 from arctic_hydra.redaction import redact
 
@@ -88,6 +89,11 @@ class ZeROFactory(EngineFactory):
 
     def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
         """Yield each value of `config` that is unknown or contradicts the run."""
+        if dtype == "fp16" and self.stage == 0:  # https://github.com/deepspeedai/DeepSpeed/pull/8393
+            yield (
+                "model.dtype: got fp16, but at ZeRO-0 DeepSpeed divides the gradients by a scale with which it does not multiply the "
+                "loss, so updates vanish; pass deepspeed=zero1, or model.dtype=bf16"
+            )
         if not self.config:
             return
         from arctic_hydra.assets import deepspeed_keys  # reads its table, which runs without such keys do not need
@@ -129,6 +135,25 @@ class ZeROFactory(EngineFactory):
             section = self.config.get(key)
             if isinstance(section, dict) and bool(section.get("enabled", True)) != (dtype == owner):
                 yield f"deepspeed.config.{key}.enabled: got {section.get('enabled', True)}, but model.dtype={dtype}; set model.dtype only"
+            if isinstance(section, dict) and not section.get("check_grad_overflow", True):
+                yield (
+                    f"deepspeed.config.{key}.check_grad_overflow: got {section['check_grad_overflow']}, but steps with non-finite "
+                    "gradients must be skipped; remove it"
+                )
+        types = self.config.get("data_types")
+        summed = types.get("grad_accum_dtype") if isinstance(types, dict) else None
+        if self.stage == 0 and summed is not None and summed not in DTYPE_ALIASES[dtype]:
+            yield (
+                f"deepspeed.config.data_types.grad_accum_dtype: got {summed}, but at ZeRO-0 DeepSpeed sums gradients in the dtype of "
+                f"the weights (model.dtype={dtype}); pass deepspeed=zero1, or remove it"
+            )
+        autocast = self.config.get("torch_autocast")
+        half = autocast.get("dtype") if isinstance(autocast, dict) and autocast.get("enabled") else None
+        if self.stage == 0 and half in DTYPE_ALIASES["fp16"]:
+            yield (
+                f"deepspeed.config.torch_autocast.dtype: got {half}, but at ZeRO-0 the scale of its loss would be part of the gradients "
+                "that are clipped; pass deepspeed=zero1, or bfloat16"
+            )
 
     def fill(
         self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str, hidden_size: int

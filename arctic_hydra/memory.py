@@ -21,6 +21,7 @@ from arctic_hydra.assembly import run_model
 from arctic_hydra.config import Run
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.distributed import count_gpus
+from arctic_hydra.model.names import DTYPE_ALIASES
 from arctic_hydra.model.score_head import score_head
 from arctic_hydra.model.vocabulary import fit_vocabulary
 
@@ -184,6 +185,9 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: ModelPeaks, ranks: i
         parameters = weight * (math.ceil(everything / ranks) + min(everything, gathered))
     accumulating = run.trainer.gradient_accumulation_steps > 1
     gradients = {2: 1 + accumulating, 3: 1}.get(stage, 1) * weight * (part if stage >= 2 else trained)
+    summed = (settings.get("data_types") or {}).get("grad_accum_dtype")
+    if stage == 1 and run.model.dtype == "bf16" and summed in DTYPE_ALIASES["fp32"]:
+        gradients += FP32 * trained  # every rank sums all of them, beside those of the micro-batch
     bucket = weight * int(zero["reduce_bucket_size"]) if stage else 0
     if stage < 3:  # ZeRO-3 always allocates the full bucket
         bucket = min(bucket, weight * trained)
@@ -239,11 +243,11 @@ def measure_model(
                 model.zero_grad()
                 batch = _batch(load, supervised, run.data.packs).to(torch.device(device))
                 peaks.append(_peak(run, model, batch, device, passes))
-            frozen = run.trainer.scoring_bytes(model)
+            frozen = run.trainer.scoring_bytes(model) - run.trainer.scoring_models(model) * saved
             scoring = _share(run, frozen) + _peak(run, model, batch, device, 0)[0] if frozen else 0
     everything = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
-    other = _share(run, run.trainer.frozen_bytes(model))
+    other = _share(run, run.trainer.frozen_bytes(model) - run.trainer.frozen_models(model) * saved)
     other += buffers + weights - everything * run.model.torch_dtype.itemsize - saved
     (least, _), (most, host) = peaks
     trainable = sum(p.numel() for p in trained)

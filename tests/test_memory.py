@@ -52,6 +52,7 @@ TRACE = memory.ModelPeaks(parameters=1000, trainable=400, other=0, activations=5
 @pytest.mark.parametrize(
     ("stage", "dtype", "parameters", "optimizer", "gradients"),
     [
+        (1, "bf16, summed in fp32", 2000, 12 * 100, (2 + 4) * 400),
         (0, "fp32", 4000, 8 * 400, 4 * 400),
         (0, "bf16", 2000, 12 * 400, 2 * 400),
         (1, "bf16", 2000, 12 * 100, 2 * 400),
@@ -60,7 +61,9 @@ TRACE = memory.ModelPeaks(parameters=1000, trainable=400, other=0, activations=5
     ],
 )
 def test_what_the_engine_holds_on_each_of_four_ranks(stage, dtype, parameters, optimizer, gradients):
-    chosen = built(f"deepspeed=zero{stage}", f"model.dtype={dtype}", "ranks=4")
+    dtype, _, summed = dtype.partition(", summed in ")
+    more = [f"deepspeed.config.data_types={{grad_accum_dtype:{summed}}}"] if summed else []
+    chosen = built(f"deepspeed=zero{stage}", f"model.dtype={dtype}", "ranks=4", *more)
     settings = chosen.deepspeed.fill(1, 1, 4, dtype, 64)
     held = memory.engine_bytes(chosen, settings, TRACE, 4)
     assert (held.parameters, held.optimizer, held.gradients) == (parameters, optimizer, gradients)
@@ -77,7 +80,9 @@ def test_frozen_parameters_need_no_optimizer_state():
     assert part.total < whole.total - 8 * (whole.trace.trainable - part.trace.trainable)
 
 
-def test_a_reference_with_stored_scores_takes_memory_only_while_it_computes_them():
+def test_a_copied_reference_takes_memory_and_one_with_stored_scores_only_while_it_computes_them(monkeypatch):
+    saved = 1000
+    monkeypatch.setattr(memory, "quantized_bytes", lambda run, model: (saved, 0))
     plain = ("trainer=dpo", "data.max_length=256", "data.sources.preference.path=pairs.jsonl")
     found = {
         name: memory.estimate(built(*plain, *more))
@@ -85,10 +90,14 @@ def test_a_reference_with_stored_scores_takes_memory_only_while_it_computes_them
             "copy": (),
             "cached": ("trainer.reference=cached",),
             "other": ("trainer.reference=cached", "trainer.reference_path=x"),
+            "adapter": ("peft=lora",),
+            "trained adapter": ("peft=lora", "init_from=x"),
         }.items()
     }
     weights = found["cached"].engine.parameters
-    assert found["copy"].trace.other - found["cached"].trace.other == weights
+    assert found["copy"].trace.other - found["cached"].trace.other == weights - saved
+    with_adapter = found["adapter"].engine.parameters
+    assert found["trained adapter"].trace.other - found["adapter"].trace.other == with_adapter - saved
     assert found["cached"].scoring == 0 and found["other"].held == found["cached"].held
     assert (
         weights < found["other"].trace.scoring < weights + found["other"].trace.activations + found["other"].trace.head

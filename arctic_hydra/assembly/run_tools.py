@@ -80,7 +80,6 @@ def toolbox(
         create_model=lambda path: _once_more(run, data, model, path),
         evaluates=model.weights is not None,
         cache_directory=run.data.cache_directory,
-        starts_from_adapter=model.start is not None and not initial_weights.is_full_model_export(model.start.path),
     )
 
 

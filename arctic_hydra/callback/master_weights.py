@@ -15,6 +15,9 @@ import torch
 
 from arctic_hydra.distributed import gathered
 
+_PARTITIONED = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+"""Where optimizers hold this rank's fp32 weights at ZeRO-1 and 2; the second with fp32 gradients in bf16 at ZeRO-1."""
+
 
 def parts(engine: Any) -> list[torch.Tensor]:
     """Return this rank's fp32 weights as the tensors that the optimizer updates in place, in a fixed order.
@@ -22,10 +25,12 @@ def parts(engine: Any) -> list[torch.Tensor]:
     Flat vectors, one per group of parameters, at ZeRO-1 to 3; one tensor per parameter at ZeRO-0. Frozen weights have none.
     """
     optimizer = engine.optimizer
-    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+    for name in (*_PARTITIONED, "fp32_partitioned_groups_flat"):
         if hasattr(optimizer, name):
             return [value.detach() for value in getattr(optimizer, name)]
-    return [master for _, master in _replicas(optimizer)]
+    held, own = list(_replicas(optimizer)), {id(parameter) for parameter in engine.module.parameters()}
+    assert all(id(parameter) in own for parameter, _ in held), f"{type(optimizer).__name__} holds its weights elsewhere"
+    return [master for _, master in held]
 
 
 def names(engine: Any) -> list[str]:
@@ -44,7 +49,7 @@ def publish(engine: Any) -> None:
                 optimizer._reassign_or_swap_out_partitioned_parameters(index)
             if optimizer.persistent_parameters:
                 optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-        elif hasattr(optimizer, "single_partition_of_fp32_groups"):
+        elif any(hasattr(optimizer, name) for name in _PARTITIONED):
             optimizer.update_lp_params()
         else:
             for parameter, master in _replicas(optimizer):

@@ -176,18 +176,22 @@ def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, trained: Sequenc
 def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequence[int], most: int) -> list[int]:
     """Return up to `most` tokens that follow a prompt, a stop token included, each the most probable one after the text so far.
 
-    Every token takes a forward pass of the DeepSpeed engine over the whole text, without a cache, which works for any model
-    and attention in the middle of training. Collective at ZeRO-3.
+    Every token takes a forward pass of the DeepSpeed engine over the whole text, in evaluation mode and without a cache, which
+    works for any model and attention in the middle of training. Collective at ZeRO-3.
     """
     import torch
 
-    partitioned, made = engine.zero_optimization_stage() == 3, list[int]()
+    partitioned, made, was_training = engine.zero_optimization_stage() == 3, list[int](), engine.training
     # Ranks must agree when to end, or some would wait for the weights of others; in a stream, each has seen other stop tokens.
     stops = distributed.broadcast_object(stops) if partitioned else stops
-    with torch.no_grad(), distributed.without_sequence_group():
-        while len(made) < most and not (made and made[-1] in stops):
-            text_BT = torch.tensor([prompt + made], device=device)
-            places_BT = torch.arange(text_BT.shape[1], device=device)[None]
-            token = int(engine(input_ids=text_BT, position_ids=places_BT, use_cache=False).logits[0, -1].argmax())
-            made.append(distributed.broadcast_object(token) if partitioned else token)
+    engine.eval()
+    try:
+        with torch.no_grad(), distributed.without_sequence_group():
+            while len(made) < most and not (made and made[-1] in stops):
+                text_BT = torch.tensor([prompt + made], device=device)
+                places_BT = torch.arange(text_BT.shape[1], device=device)[None]
+                token = int(engine(input_ids=text_BT, position_ids=places_BT, use_cache=False).logits[0, -1].argmax())
+                made.append(distributed.broadcast_object(token) if partitioned else token)
+    finally:
+        engine.train(was_training)
     return made

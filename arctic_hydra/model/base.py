@@ -48,7 +48,7 @@ class ModelFactory(Component):
     """Base of the model factories: `create_config()` returns the model's config, `create_model(config)` the model."""
 
     dtype: str = choice("bf16", tuple(DTYPE_ALIASES))
-    """bf16, fp16 or fp32: data type of weights and activations; optimizer state is always fp32."""
+    """bf16, fp16 (at ZeRO-1 and up) or fp32: data type of weights and activations; optimizer state is always fp32."""
     attn_implementation: str = choice(VARLEN_ATTENTION, ATTENTION)
     """`arctic_varlen` isolates packed documents on CPU and CUDA; or one of transformers' own names."""
     disable_activation_checkpoint: bool = False
@@ -187,7 +187,8 @@ class ModelFactory(Component):
 
         if self.dtype == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
             raise ModelError(
-                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not support; pass model.dtype=fp16 or fp32"
+                f"model.dtype: got bf16, which {torch.cuda.get_device_name()} does not support; pass "
+                "model.dtype=fp16 deepspeed=zero1, or model.dtype=fp32"
             )
 
     def create_meta_model(self, config: PretrainedConfig) -> PreTrainedModel:

@@ -101,11 +101,15 @@ class Trainer(Construction, Evaluation):
                 check_attention(tools.engine, self.device)
 
     @contextmanager
-    def trial(self) -> Iterator[None]:
-        """Within this context, run the engine on a few trial tokens: they are not part of a shared sequence, and nothing is rounded."""
+    def trial(self, *copies: torch.nn.Module) -> Iterator[None]:
+        """Within this context, run the engine, and copies of its model, on a few trial tokens.
+
+        They are not part of a shared sequence, and nothing is rounded.
+        """
         with distributed.without_sequence_group(), ExitStack() as exact:
             for converter in self.tools.converters:
-                exact.enter_context(converter.without_rounding(self.tools.engine.module))
+                for model in (self.tools.engine.module, *copies):
+                    exact.enter_context(converter.without_rounding(model))
             yield
 
     def probed_loss(self, batch: Batch) -> torch.Tensor:
@@ -162,6 +166,8 @@ class Trainer(Construction, Evaluation):
     def train(self) -> None:
         """Train until the horizon, or until all ranks agree to stop."""
         tools = self.tools
+        if self.progress.consecutive_skipped_steps >= self.max_consecutive_skipped_steps:
+            self.progress.consecutive_skipped_steps = 0  # it ended the last start; the cause may have been mended since
         holder = "GPU" if self.device.type == "cuda" else "process"
         shown = tools.display.training(self.training_horizon, self.global_step, holder)
         with shown, self.event("train", engine=tools.engine, loader=tools.loader, eval_loader=tools.eval_loader):

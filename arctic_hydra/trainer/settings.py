@@ -56,7 +56,8 @@ class TrainerSettings(TrainerSlot):
     """Stop with a checkpoint after this many consecutive steps with non-finite gradients or loss spikes."""
     spike_sigmas: HumanFloat = number(0.0, minimum=0)
     """Skip steps whose loss is more than this many standard deviations above the mean of recent steps; 0 disables.
-    If enabled, every step waits for its loss before its last backward pass."""
+    If enabled, every step waits for its loss before its last backward pass. In fp16, DeepSpeed takes a skipped step for an
+    overflow, and lowers the scale of the loss."""
     spike_window_steps: HumanInt = integer(128, minimum=8, maximum=1_000_000)
     """Steps over which mean and deviation are computed; no step is skipped before this many."""
     overfit_first_batch: bool = False

@@ -52,8 +52,6 @@ class Toolbox:
     create_model: Callable[[str | None], torch.nn.Module]
     """Creates the run's model once more, converted and with the weights that the run starts from, or with those of a
     path like `init_from`. Collective; at ZeRO-3 its parameters are partitioned."""
-    starts_from_adapter: bool
-    """Whether the run starts from weights other than those of a plain model, such as a trained adapter."""
     evaluates: bool = False
     """Whether the model has the weights of a checkpoint that is only evaluated, instead of those that the run starts from."""
     cache_directory: Path | None = None

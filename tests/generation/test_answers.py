@@ -149,14 +149,19 @@ def test_stop_tokens_are_those_of_an_export(model, tokenizer):
     assert stop_tokens(model, tokenizer, [9]) == [9, eos] and stop_tokens(model, tokenizer, []) == [eos]
 
 
-class _CountingEngine:
-    """Its model writes the number after the last one; each rank holds a part of it."""
+class _CountingEngine(torch.nn.Module):
+    """Its model writes the number after the last one, in training any number; each rank holds a part of it."""
+
+    def __init__(self, stage: int = 3) -> None:
+        super().__init__()
+        self.stage = stage
 
     def zero_optimization_stage(self) -> int:
-        return 3
+        return self.stage
 
-    def __call__(self, input_ids, position_ids, use_cache):
-        return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids + 1, 20))
+    def forward(self, input_ids, position_ids, use_cache):
+        logits = torch.nn.functional.one_hot(input_ids + 1, 20).float()
+        return SimpleNamespace(logits=torch.nn.functional.dropout(logits, 0.999, self.training))
 
 
 def continue_with_other_stops():
@@ -165,3 +170,9 @@ def continue_with_other_stops():
 
 def test_ranks_that_know_other_stop_tokens_end_together():
     assert run_ranks(2, continue_with_other_stops) == [[6, 7, 8], [6, 7, 8]]
+
+
+def test_a_model_in_training_is_continued_without_dropout_and_trains_on():
+    engine, random = _CountingEngine(stage=0), torch.get_rng_state()
+    assert continue_greedily(engine, "cpu", [5], [], 3) == [6, 7, 8]
+    assert engine.training and torch.equal(torch.get_rng_state(), random)

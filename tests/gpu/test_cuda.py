@@ -151,7 +151,18 @@ def test_other_attention_keeps_documents_apart(attention):
     assert torch.equal(*rows)
 
 
-def test_fp16_scales_its_loss(tmp_path):
-    run(f"{SMALL} model.dtype=fp16 deepspeed=zero2 trainer.train_iters=20 ranks=1 tracking=[] checkpoint=[]", tmp_path)
-    row = metrics(only_run(tmp_path))[-2]
-    assert math.isfinite(row["loss"])
+def test_fp16_scales_its_loss_but_not_the_logged_norm(tmp_path):
+    scaling = "'deepspeed.config={fp16:{initial_scale_power:8}}'"  # low enough to skip no step
+    norms = {}
+    for name, arguments in {
+        "fp32": "deepspeed=zero1",
+        **{f"fp16-{stage}": f"model.dtype=fp16 deepspeed=zero{stage} {scaling}" for stage in (1, 2, 3)},
+    }.items():
+        more = "trainer.train_iters=20 ranks=1 tracking=[] checkpoint=[]"
+        run(f"{SMALL} name={name} {arguments} {more}", tmp_path)
+        rows = metrics(only_run(tmp_path, name))
+        norms[name] = [row["grad_norm"] for row in rows if "grad_norm" in row]
+        assert len(norms[name]) == 20 and rows[-2]["skipped_steps"] == 0
+        before, *_, after = evaluation_losses(only_run(tmp_path, name))
+        assert after < before
+    assert all(found[:3] == pytest.approx(norms["fp32"][:3], rel=0.05) for found in norms.values())

@@ -193,13 +193,14 @@ def make_trainer(
     seed: int = 0,
     optimizer: OptimizerFactory | None = None,
     trainer_class: type[Trainer] = SFTTrainer,
+    initial_weights: str | None = None,
     **fields: Any,
 ) -> Any:
     """Return a trainer that is ready to train, built as `runner` builds it; `data` may be a function that makes its loader."""
     world = World.from_env()
     trainer = trainer_class(**fields)
     trainer.set_callbacks([], world)
-    trainer.zero_stage = stage
+    trainer.zero_stage, trainer.initial_weights = stage, initial_weights
     shares = trainer.sequence_parallel_size
     distributed.start_sequence_groups(world, shares, 60)
     geometry = (trainer.micro_batch_size, trainer.gradient_accumulation_steps, world.data_parallel(shares), packed)
@@ -240,7 +241,7 @@ def make_trainer(
             loader=loader,
             eval_loader=eval_loader,
             model_factory=factory,
-            converters=[],
+            converters=list(converters),
             engine=wrapped,
             engine_config=config,
             scheduler=schedule,
@@ -254,7 +255,6 @@ def make_trainer(
             flops_shape=(1, 1, 1, 1),
             packed=packed,
             create_model=create,
-            starts_from_adapter=False,
         )
     )
     trainer.probe()

@@ -7,7 +7,7 @@ import torch
 
 from arctic_hydra.trainer.spikes import describe_spike
 from tests.ranks import run_ranks
-from tests.trainer.loop import documents, full_weights, make_trainer
+from tests.trainer.loop import documents, full_weights, make_trainer, tiny_factory
 
 
 def test_nothing_is_a_spike_before_the_window_is_full():
@@ -16,10 +16,10 @@ def test_nothing_is_a_spike_before_the_window_is_full():
     assert describe_spike(1.4, [0.5, 1.5] * 4, 8, 1.0) == ""
 
 
-def _spiked(folder, stage, count):
+def _spiked(folder, stage, count, dtype):
     trainer = make_trainer(
         documents([12] * count, [4] * count), folder, stage=stage, micro_batch_size=1, gradient_accumulation_steps=2,
-        spike_sigmas=6, spike_window_steps=8,
+        spike_sigmas=6, spike_window_steps=8, model=tiny_factory(dtype=dtype),
     )  # fmt: skip
     rows, weights = [], []
     trainer._record = lambda row: (rows.append(row), weights.append(full_weights(trainer)))
@@ -29,9 +29,9 @@ def _spiked(folder, stage, count):
     return rows, weights, trainer.progress.state_dict(), trainer.tools.state.recent_losses
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 1), (3, 2)])
-def test_a_spike_is_skipped_counted_and_kept_out_of_the_window(tmp_path, stage, ranks):
-    for rows, weights, progress, recent in run_ranks(ranks, _spiked, tmp_path, stage, 24 * ranks):
+@pytest.mark.parametrize(("stage", "ranks", "dtype"), [(0, 1, "bf16"), (2, 1, "fp32"), (3, 2, "bf16")])
+def test_a_spike_is_skipped_counted_and_kept_out_of_the_window(tmp_path, stage, ranks, dtype):
+    for rows, weights, progress, recent in run_ranks(ranks, _spiked, tmp_path, stage, 24 * ranks, dtype):
         assert all(torch.equal(weights[8][name], weights[9][name]) for name in weights[0])
         assert any(not torch.equal(weights[9][name], weights[10][name]) for name in weights[0])
         assert (progress["spiked_steps"], progress["skipped_steps"], progress["global_step"]) == (1, 1, 12)

@@ -137,9 +137,9 @@ def test_partial_window_with_an_idle_rank(tmp_path):
         assert_equal(ours, expected)
 
 
-def _non_finite(folder, stage):
+def _non_finite(folder, stage, dtype):
     data = documents([12] * 12, [4] * 12)
-    trainer = make_trainer(data, folder, stage=stage, micro_batch_size=4)
+    trainer = make_trainer(data, folder, stage=stage, micro_batch_size=4, model=tiny_factory(dtype=dtype))
     rows, weights = [], []
     trainer._record = lambda row: (rows.append(row), weights.append(full_weights(trainer)))
     loss = trainer.loss
@@ -148,9 +148,9 @@ def _non_finite(folder, stage):
     return rows, weights, trainer.progress.state_dict()
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_non_finite_step_is_skipped_and_counted(tmp_path, stage):
-    rows, weights, progress = run_ranks(1, _non_finite, tmp_path, stage)[0]
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (2, "bf16"), (3, "fp32")])
+def test_non_finite_step_is_skipped_and_counted(tmp_path, stage, dtype):
+    rows, weights, progress = run_ranks(1, _non_finite, tmp_path, stage, dtype)[0]
     assert not math.isfinite(rows[1]["loss"])
     assert not math.isfinite(rows[1]["grad_norm"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -165,11 +165,13 @@ def _always_non_finite(folder):
     trainer.loss = lambda batch: loss(batch) * math.nan
     with pytest.raises(ArcticHydraError, match="3 consecutive steps had non-finite gradients"):
         trainer.train()
-    return trainer.global_step
+    stopped, trainer.loss = trainer.global_step, loss
+    trainer.train()
+    return stopped, trainer.global_step
 
 
-def test_non_finite_steps_in_a_row_stop_the_run(tmp_path):
-    assert run_ranks(1, _always_non_finite, tmp_path) == [3]
+def test_non_finite_steps_in_a_row_stop_the_run_which_goes_on_once_they_are_mended(tmp_path):
+    assert run_ranks(1, _always_non_finite, tmp_path) == [(3, 12)]
 
 
 def _first_update(folder, stage):

@@ -1,4 +1,4 @@
-"""A micro-batch synchronizes neither with the device nor with other ranks, and a step once with each."""
+"""With the chunked loss, a micro-batch synchronizes neither with the device nor with other ranks, and a step once with each."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ class TrainerState(TrainerSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.zero_stage = 0  # of the run's engine, set by `Run.attach`
+        self.initial_weights: str | None = None  # the run's init_from, set by `Run.attach`
         self._loop = LoopState(callbacks=[], world=distributed.World.from_env())
         self.stop_reason = ""
         """Why the run stops early, once all ranks have agreed to stop; otherwise empty."""

@@ -99,8 +99,7 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
         """Return 1 for a copy, 0 if the model without its adapter is the reference, or its scores are stored."""
         if self.stores_scores:
             return 0
-        copies = self.reference is ReferenceKind.copy or self.reference_path is not None
-        return int(copies or bool(why_not_adapter_off(model)))
+        return int(not self._prefers_adapter_off or bool(why_not_adapter_off(model)))
 
     def scoring_models(self, model: torch.nn.Module) -> int:
         """Return 1 if the reference has other weights than the model at its start."""
@@ -156,6 +155,16 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
         """Return the log-probability of each supervised token under the reference, fp32 [K], without a graph. Collective."""
         return -self._reference.token_losses(batch)
 
+    @property
+    def _prefers_adapter_off(self) -> bool:
+        """Whether the model without its adapter is the reference if it can be: not for an adapter that is trained already."""
+        from arctic_hydra.checkpoint.initial_weights import is_full_model_export
+
+        if self.reference is ReferenceKind.copy or self.reference_path is not None:
+            return False
+        start = self.initial_weights
+        return self.reference is ReferenceKind.adapter_off or start is None or is_full_model_export(Path(start))
+
     def _create_reference(self, tools: Toolbox) -> Reference | StoredReference:
         from arctic_hydra.checkpoint.full_weights import content_hash
         from arctic_hydra.trainer.preference.stored_reference import StoredReference
@@ -163,11 +172,8 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
         problem = why_not_adapter_off(tools.engine.module)
         if self.reference is ReferenceKind.adapter_off and problem:
             raise ConfigError(f"trainer.reference: got adapter_off, but {problem}; pass trainer.reference=copy")
-        shares = self.reference is ReferenceKind.adapter_off or (
-            self.reference is not ReferenceKind.copy and not tools.starts_from_adapter
-        )
         losses, model = replace(self._losses, balance=None), tools.engine.module
-        if shares and not problem and self.reference_path is None:
+        if self._prefers_adapter_off and not problem:
             found = content_hash(model, outside_adapter(model)) if self.stores_scores else ""
             return Reference(losses, model.disable_adapter, found)
         if not self.stores_scores:
@@ -190,16 +196,18 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
                 raise
             raise CheckpointError(f"trainer.reference_path: {str(error).removeprefix('init_from: ')}") from error
         frozen = engine.freeze(model, tools.engine_config, self.device)
-        with self.trial():
+        with self.trial(unwrap(frozen)):
             losses = replace(self._loss_computer(frozen), balance=None)
         return Reference(losses, nullcontext, content_hash(unwrap(frozen)))
 
     def _check_start(self, start: Reference) -> None:
         """Raise ConfigError if model and reference score a few tokens differently before the first step. Collective."""
-        from arctic_hydra.trainer.head import probe_batch, probing
+        from arctic_hydra.trainer.head import probe_batch, probing, unwrap
 
         batch = probe_batch(self.tools.engine.module, self.device)
-        with self.trial(), probing(self.tools.engine):
+        scored = unwrap(start.losses.engine)
+        copies = [] if scored is self.tools.engine.module else [scored]
+        with self.trial(*copies), probing(self.tools.engine):
             model = float(self.probed_loss(batch))
             reference = float(start.token_losses(batch).sum())
         if distributed.sum_over_ranks([int(abs(model - reference) > 1e-3 * abs(model))])[0]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from arctic_hydra.converter.base import ModelConverter
 from arctic_hydra.converter.peft.lora import LoraFactory
 from arctic_hydra.trainer.head import unwrap
 from arctic_hydra.trainer.loss import plain_losses, supervised_logits
@@ -19,10 +21,34 @@ from tests.trainer.loop import batch_of, make_trainer, pairs, tiny_factory, trai
 DATA = pairs([(3, 9), (12, 1)])
 
 
+class Rounding(ModelConverter):
+    """Rounds what the MLPs return, to -1 and 1."""
+
+    def convert(self, model):
+        for layer in model.model.layers:
+            layer.mlp.down_proj.register_forward_hook(
+                lambda module, _, out: out if module in self.exact else out + (out.sign() - out).detach()
+            )
+        return model
+
+    exact = frozenset()
+
+    @contextmanager
+    def without_rounding(self, model):
+        self.exact |= (mine := set(model.modules()))
+        try:
+            yield
+        finally:
+            self.exact -= mine
+
+
 def _scored(folder, stage):
     found = []
-    for converters in ((), [LoraFactory(r=4)]):
-        trainer = make_trainer(DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=converters)
+    for converter, start in ((Rounding(), None), (LoraFactory(r=4), None), (LoraFactory(r=4), str(folder))):
+        shares, with_adapter = start is None and isinstance(converter, LoraFactory), isinstance(converter, LoraFactory)
+        trainer = make_trainer(
+            DATA, folder, trainer_class=DPOTrainer, stage=stage, converters=[converter], initial_weights=start
+        )
         reference, engine = trainer._reference, trainer.tools.engine
         batch = batch_of([side for pair in DATA for side in pair])
         engine.train()
@@ -35,18 +61,18 @@ def _scored(folder, stage):
             moved = trainer._losses.losses(batch)[0]
         found.append((torch.equal(before, after), torch.equal(before, moved), before.requires_grad))
         frozen = unwrap(reference.losses.engine)
-        assert (frozen is engine.module) == bool(converters)
-        assert bool(why_not_adapter_off(engine.module)) == (not converters)
-        assert trainer.frozen_models(engine.module) == (0 if converters else 1)
+        assert (frozen is engine.module) == shares
+        assert bool(why_not_adapter_off(engine.module)) == (not with_adapter)
+        assert trainer.frozen_models(engine.module) == int(not shares)
     return found
 
 
 def test_the_reference_stays_while_the_model_is_trained(tmp_path):
-    assert run_ranks(1, _scored, tmp_path, 0) == [[(True, False, False)] * 2]
+    assert run_ranks(1, _scored, tmp_path, 0) == [[(True, False, False)] * 3]
 
 
 def test_so_it_does_at_zero_3_on_two_ranks(tmp_path):
-    assert run_ranks(2, _scored, tmp_path, 3) == [[(True, False, False)] * 2] * 2
+    assert run_ranks(2, _scored, tmp_path, 3) == [[(True, False, False)] * 3] * 2
 
 
 def _routed(folder):
