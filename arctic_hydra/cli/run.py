@@ -75,9 +75,10 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         result = directory.record().get("result", {})
         objective = f"{objective_name(run.objective, result)} {format_number(result.get('objective'))}"
         print(f"finished already: {relative(directory.path)} (step {result.get('step')}, {objective})")
+        limit = "trainer.train_iters" if run.trainer.train_iters else "trainer.epochs"
         print(
             job.code_change()
-            or f"pass extend={relative(directory.path)} and a larger trainer.epochs to train longer, or fresh=true to start over"
+            or f"pass extend={relative(directory.path)} and a larger {limit} to train longer, or fresh=true to start over"
         )
         job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE

@@ -80,7 +80,7 @@ class Talk:
         self._system = run.system
         if loaded.continues_text and run.system is not None:
             raise ConfigError(
-                "system: has no effect on a model without a chat template, which continues texts; remove it"
+                "system: has no effect on a model that was trained on texts without a chat template, or has none; remove it"
             )
         determinism.seed_everything(run.sampling_seed)
 
@@ -192,7 +192,7 @@ class Talk:
             f"{self._loaded.where} ({size} parameters, {str(model.dtype).removeprefix('torch.')}, {model.device.type})"
         )
         if self._loaded.continues_text:
-            _note("this model was trained on texts, or has no chat template: it continues what you type")
+            _note("this model was trained on texts without a chat template, or has none: it continues what you type")
         _note("/help lists the commands; Ctrl-D leaves")
 
     def _encode(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
