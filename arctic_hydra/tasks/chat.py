@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from arctic_hydra import config, determinism, distributed, log
+from arctic_hydra import config, determinism, display, distributed, log
 from arctic_hydra.errors import EXIT_DONE, ConfigError, DataError
 from arctic_hydra.generation.answers import Answer, Decoding, Generator
 from arctic_hydra.generation.prompt_file import Question, read_prompts
@@ -71,7 +71,7 @@ class Talk:
         if distributed.count_gpus() == 0:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         self._run = run
-        with redirect_stdout(sys.stderr):
+        with display.waiting("load"):
             self._loaded = loaded = chat_model.load(run, directory)
         self._prompts = PromptEncoder(loaded.tokenizer)
         decoding = Decoding(max_new_tokens=run.max_new_tokens, temperature=run.temperature, top_p=run.top_p)
