@@ -192,7 +192,7 @@ class Talk:
             f"{self._loaded.where} ({size} parameters, {str(model.dtype).removeprefix('torch.')}, {model.device.type})"
         )
         if self._loaded.continues_text:
-            _note("this model was trained on texts without a chat template, or has none: it continues what you type")
+            _note("no chat template applies to this model: it continues what you type")
         _note("/help lists the commands; Ctrl-D leaves")
 
     def _encode(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
