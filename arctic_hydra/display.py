@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,7 +194,7 @@ class Display:
             self._print(line)
 
     def _print(self, text: str) -> None:
-        text = "\n".join(map(_fitted, text.splitlines()))
+        text = "\n".join(map(fitted, text.splitlines()))
         live = self._live  # another thread may close it
         if live is not None:
             live.console.print(text, markup=False, highlight=False, emoji=False)
@@ -252,7 +252,7 @@ def _is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _fitted(line: str) -> str:
+def fitted(line: str) -> str:
     """Return the line as a terminal shows it best: broken between words, and continued below its text, not its label."""
     if not _is_terminal() or len(line) <= (width := shutil.get_terminal_size().columns):
         return line
@@ -302,6 +302,13 @@ def phase(
 ) -> AbstractContextManager[Phase]:
     """Return a context that shows a phase of this process, see `Display.phase`."""
     return _current.phase(name, about, unit=unit, total=total, transient=transient)
+
+
+@contextmanager
+def waiting(name: str) -> Iterator[None]:
+    """Show on standard error, if it is a terminal, that a command whose output is its answer is still working on it."""
+    with redirect_stdout(sys.stderr), shown(prints=_is_terminal()), phase(name, transient=True):
+        yield
 
 
 def say_cached(about: str, examples: int) -> None:

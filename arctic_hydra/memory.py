@@ -131,11 +131,11 @@ class Estimate:
             "activations": trace.activations,
             "head": trace.head,
         }
-        figures = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
+        figures = ", ".join(f"{name} {_in_gib(size)}" for name, size in parts.items())
         host = f"; {self.host / GIB:.3g} GiB of host memory for all ranks" if self.host and self.device != "cpu" else ""
         lines = [
             f"peak {self.total / GIB:.3g} GiB of tensors per rank (predicted), in the {phase}{host}",
-            f"{figures}; in the optimizer step {engine.step / GIB:.3g}",
+            f"of which {figures} GiB; in the optimizer step {_in_gib(engine.step)} GiB",
         ]
         if memory is not None:
             share = self.total / memory
@@ -143,6 +143,10 @@ class Estimate:
             device = "GPU" if self.device == "cuda" else self.device
             lines.append(f"{verdict}: {share:.0%} of the {memory / GIB:.4g} GiB of this machine's {device}")
         return lines
+
+
+def _in_gib(size: float) -> str:
+    return f"{size / GIB:.3g}" if size >= GIB / 1000 else "below 0.001" if size else "0"
 
 
 def estimate(

@@ -149,6 +149,19 @@ def test_a_bar_prints_records_above_itself_and_gives_the_terminal_back(columns, 
     assert capsys.readouterr().out == "\r\x1b[K\x1b[?25h"
 
 
+def test_a_command_that_answers_shows_on_standard_error_that_it_works(capsys, monkeypatch):
+    with display.waiting("load"):
+        display.current().say("a line")
+    assert capsys.readouterr() == ("", ""), "files hold the answer only"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(display.sys.stderr, "isatty", lambda: True)
+    with display.waiting("load"):
+        print("of a library")
+    out, err = capsys.readouterr()
+    hides, shows = "\x1b[?25l", "\x1b[?25h"  # what a bar does with the cursor
+    assert not out and err.startswith(hides) and "of a library" in err and shows in err
+
+
 def test_a_long_line_continues_below_its_text_on_a_terminal(capsys, monkeypatch):
     line = "data     996 examples, 284K tokens, 85% supervised"
     Display(prints=True).say(line)

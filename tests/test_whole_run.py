@@ -124,7 +124,7 @@ def test_the_same_command_again_says_finished(finished):
     before = weights_digest(only_run(folder))
     done = run(SHORT, folder)
     assert "finished already" in done.stdout
-    assert "fresh=true" in done.stdout
+    assert "and a larger trainer.train_iters to train longer, or fresh=true to start over" in done.stdout
     assert weights_digest(only_run(folder)) == before
 
 

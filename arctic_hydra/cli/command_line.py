@@ -53,16 +53,18 @@ def _has_working_directory() -> bool:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return Hydra's flags and the overrides; raises ConfigError for those that do not exist or have no effect here."""
-    options, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
-    if unknown:
-        advice = advice_of_others(unknown[0].partition("=")[0].lstrip("-").replace("-", "_"))
-        raise ConfigError(f"{unknown[0]}: there is no such option; {advice or f'see {PROGRAM} --help'}")
+    parser = get_args_parser()
+    parser.allow_abbrev = False  # the `--config` of other programs is none of ours
+    options, unknown = parser.parse_known_intermixed_args(list(arguments))
     for problem in (
         *map(recipe.refusal, options.overrides),
         recipe.refused_name(options.config_name, options.config_dir),
     ):
         if problem:
             raise ConfigError(problem)
+    if unknown:
+        advice = advice_of_others(unknown[0].partition("=")[0].lstrip("-").replace("-", "_"))
+        raise ConfigError(f"{unknown[0]}: there is no such option; {advice or f'see {PROGRAM} --help'}")
     if options.config_name is None:
         options.config_name = "config"
     name = options.config_name

@@ -16,6 +16,7 @@ from arctic_hydra.launch.ranks import start_ranks
 from arctic_hydra.metrics import objective_name
 from arctic_hydra.redaction import redact
 from arctic_hydra.report import run_page
+from arctic_hydra.report.header import rank_groups
 from arctic_hydra.run_directory import relative
 from arctic_hydra.stopping import interruptible, one_stop
 
@@ -29,7 +30,8 @@ def run_job(job: Job) -> int:
     """Write the directory of a checked run, start its ranks and report the result; return the exit code."""
     run, directory = job.run, job.directory
     if run.task is config.Task.chat:  # data and devices of a training need not be here
-        from arctic_hydra.tasks import chat
+        with display.waiting("start"):  # the libraries take seconds
+            from arctic_hydra.tasks import chat
 
         return chat.execute(run, directory)
     if run.task is config.Task.report:
@@ -42,16 +44,19 @@ def run_job(job: Job) -> int:
     if run.task is config.Task.check:
         from arctic_hydra.tasks import check
 
-        lines, errors = check.check_in_subprocess(job.tree)
+        with display.waiting("check"):
+            lines, errors = check.check_in_subprocess(job.tree)
         for error in errors:
             print_error(error)
         if errors:
             return max(error.exit_code for error in errors)
-        print(f"the configuration is valid; it would run in {directory.path} on {run.world_size_wanted} rank(s)")
-        print("\n".join(lines))
+        ranks = rank_groups(run.world_size_wanted, 1)
+        print(display.fitted(f"the configuration is valid; it would run in {directory.path} on {ranks}"))
+        print("\n".join(map(display.fitted, lines)))
         return EXIT_DONE
     if run.task is config.Task.preview:
-        from arctic_hydra.tasks import preview
+        with display.waiting("start"):
+            from arctic_hydra.tasks import preview
 
         directory.create()
         print(f"written to {relative(preview.execute(run, directory.path))}")
@@ -78,9 +83,10 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         result = directory.record().get("result", {})
         objective = f"{objective_name(run.objective, result)} {format_number(result.get('objective'))}"
         print(f"finished already: {relative(directory.path)} (step {result.get('step')}, {objective})")
+        limit = "trainer.train_iters" if run.trainer.train_iters else "trainer.epochs"
         print(
             job.code_change()
-            or f"pass extend={relative(directory.path)} and a larger trainer.epochs to train longer, or fresh=true to start over"
+            or f"pass extend={relative(directory.path)} and a larger {limit} to train longer, or fresh=true to start over"
         )
         job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE

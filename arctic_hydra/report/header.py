@@ -28,12 +28,13 @@ def print_header(
     trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
     dealt_to = rank_groups(world.size, trainer.sequence_parallel_size)
     peak_lr = "n/a" if run.optimizer.peak_lr is None else run.optimizer.peak_lr
+    unit = "pack" if data.loader.summary()["packing"] else "example"
     lines = [
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
         f"data     {summary_line(data.loader)}",
         *(f"         {line}" for line in aligned(data_table(data.loader.summary()))),
         f"         evaluation: {summary_line(data.eval_loader) if data.eval_loader else 'none'}",
-        f"batch    {trainer.micro_batch_size} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
+        f"batch    {_count(trainer.micro_batch_size, unit)} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
         f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {peak_lr}",
     ]
@@ -41,6 +42,13 @@ def print_header(
         own = any(resumed_from.is_relative_to(engine.root) for engine in run.checkpoint.values())
         lines.append(f"extends  {resumed_from}" if run.extend and not own else f"resumed  from {resumed_from.name}")
     shown.say("\n".join(lines))
+
+
+_LENGTHS = {"p50": "median", "p100": "longest"}
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'s' * (number != 1)}"
 
 
 def rank_groups(ranks: int, group_size: int) -> str:
@@ -55,11 +63,12 @@ def summary_line(loader: Loader) -> str:
     """Return the statistics of the data in one line."""
     figures = loader.summary()
     seen = "streamed; so far " if figures.get("streaming") else ""
-    parts = [f"{seen}{figures['examples']:,} examples", f"{format_count(figures['tokens'])} tokens"]
-    parts.append(f"{figures['supervised_share']:.0%} supervised")
+    parts = [f"{seen}{_count(figures['examples'], 'example')}", f"{format_count(figures['tokens'])} tokens"]
+    parts.append(f"{figures['supervised_share']:.0%} trained")
     if figures["packing"] and figures["packs"]:
         parts.append(
-            f"{figures['packs']:,} packs of {figures.get('pack_tokens', figures['max_length'])}, {figures['fill']:.1%} full"
+            f"{_count(figures['packs'], 'pack')} of {figures.get('pack_tokens', figures['max_length']):,} tokens, "
+            f"{figures['fill']:.1%} full"
         )
     return ", ".join(parts)
 
@@ -67,7 +76,8 @@ def summary_line(loader: Loader) -> str:
 def data_table(figures: dict[str, Any]) -> list[list[str]]:
     """Return a table, headings first, with the counts of each source's rows: used, dropped, truncated and split."""
     percentiles = list(figures["length_tokens"])
-    table = [["source", "rows", "examples", "tokens", "trained", *percentiles, "dropped or cut"]]
+    lengths_of = [_LENGTHS.get(name, name) for name in percentiles]
+    table = [["source", "rows", "examples", "tokens", "trained", *lengths_of, "dropped or cut"]]
     for name, source in figures["sources"].items():
         part, lengths = source["prepared"], source["length_tokens"]
         changes = [f"{count:,} {reason}" for reason, count in part["dropped"].items()]
@@ -80,12 +90,15 @@ def data_table(figures: dict[str, Any]) -> list[list[str]]:
 
 
 def aligned(table: list[list[str]]) -> list[str]:
-    """Return the rows of a table as lines of text; the first and last columns are left-aligned, the others right-aligned."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in (0, len(row) - 1) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    """Return the rows of a data table as lines of text that fit into 80 columns.
+
+    What was dropped or cut is below the row of its source. The first column is left-aligned, the others right-aligned.
+    """
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]) - 1)]
+    lines = []
+    for number, (first, *figures, changes) in enumerate(table):
+        cells = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+        if number and changes != "nothing":
+            lines.append(f"{'':<{widths[0]}}  dropped or cut: {changes}")
+    return lines

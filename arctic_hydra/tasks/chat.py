@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from arctic_hydra import config, determinism, distributed, log
+from arctic_hydra import config, determinism, display, distributed, log
 from arctic_hydra.errors import EXIT_DONE, ConfigError, DataError
 from arctic_hydra.generation.answers import Answer, Decoding, Generator
 from arctic_hydra.generation.prompt_file import Question, read_prompts
@@ -71,7 +71,7 @@ class Talk:
         if distributed.count_gpus() == 0:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         self._run = run
-        with redirect_stdout(sys.stderr):
+        with display.waiting("load"):
             self._loaded = loaded = chat_model.load(run, directory)
         self._prompts = PromptEncoder(loaded.tokenizer)
         decoding = Decoding(max_new_tokens=run.max_new_tokens, temperature=run.temperature, top_p=run.top_p)
@@ -80,7 +80,7 @@ class Talk:
         self._system = run.system
         if loaded.continues_text and run.system is not None:
             raise ConfigError(
-                "system: has no effect on a model without a chat template, which continues texts; remove it"
+                "system: has no effect on a model that was trained on texts without a chat template, or has none; remove it"
             )
         determinism.seed_everything(run.sampling_seed)
 
@@ -192,7 +192,7 @@ class Talk:
             f"{self._loaded.where} ({size} parameters, {str(model.dtype).removeprefix('torch.')}, {model.device.type})"
         )
         if self._loaded.continues_text:
-            _note("this model was trained on texts, or has no chat template: it continues what you type")
+            _note("no chat template applies to this model: it continues what you type")
         _note("/help lists the commands; Ctrl-D leaves")
 
     def _encode(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:

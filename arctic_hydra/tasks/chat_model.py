@@ -41,7 +41,7 @@ class ChatModel:
     where: str
     """Path or hub id that it was loaded from."""
     continues_text: bool
-    """Whether it was trained on plain text, or has no chat template, so that it continues what it is given."""
+    """Whether it was trained on texts that no chat template renders, or has none, so that it continues what it is given."""
     converters: Sequence[ModelConverter] = ()
     """What was applied to a model of training, and may round; an export does not."""
 
@@ -72,22 +72,24 @@ def load(run: config.Run, directory: RunDirectory) -> ChatModel:
     return _of_run(owner, RunDirectory(path))
 
 
+def _run_folder(path: Path) -> Path | None:
+    """Return the directory of the run that a run, a checkpoint or an export is in; None if it is in none."""
+    return next((folder for folder in (path, *path.absolute().parents[:2]) if (folder / "run.json").is_file()), None)
+
+
 def _owner(path: Path, run: config.Run) -> config.Run | None:
     """Return the run in whose directory a run, a checkpoint or an export is; None if it is in none.
 
     Raises ConfigError if its config lets code of a repository run where `run`, the config of the command, does not.
     """
-    for folder in (path, *path.absolute().parents[:2]):
-        if tree := RunDirectory(folder).config() if (folder / "run.json").is_file() else None:
-            asked = {
-                f"{group}.{_TRUST}" for group in ("model", "tokenizer") if getattr(getattr(run, group), _TRUST, False)
-            }
-            if trusted := [key for key in trusted_keys(tree) if key not in asked]:
-                raise ConfigError(
-                    f"{trusted[0]}: got true from {folder / 'run.json'}, but it lets code of another repository run; repeat "
-                    f"the overrides of that training, {trusted[0]}=true among them, on the command line"
-                )
-            return config.build({**tree, "task": config.Task.chat.name})
+    if (folder := _run_folder(path)) and (tree := RunDirectory(folder).config()):
+        asked = {f"{group}.{_TRUST}" for group in ("model", "tokenizer") if getattr(getattr(run, group), _TRUST, False)}
+        if trusted := [key for key in trusted_keys(tree) if key not in asked]:
+            raise ConfigError(
+                f"{trusted[0]}: got true from {folder / 'run.json'}, but it lets code of another repository run; repeat "
+                f"the overrides of that training, {trusted[0]}=true among them, on the command line"
+            )
+        return config.build({**tree, "task": config.Task.chat.name})
     return None
 
 
@@ -209,6 +211,19 @@ def _ready(model: Any, tokenizer: Any, trained: Any, where: str, owner: config.R
 
     stops = stop_tokens(model, tokenizer, list(trained))
     prepare_for_generation(model)
-    text = not tokenizer.chat_template or (owner is not None and isinstance(owner.trainer, CausalTrainer))
+    text = not tokenizer.chat_template or (
+        owner is not None and (isinstance(owner.trainer, CausalTrainer) or _saw_plain_prompts(Path(where)))
+    )
     shown = str(relative(Path(where))) if Path(where).is_dir() else where
     return ChatModel(model.to(World().device), tokenizer, stops, shown, text)
+
+
+def _saw_plain_prompts(path: Path) -> bool:
+    """Whether all rows that the run of an export or a checkpoint was trained on were without a chat template."""
+    record = RunDirectory(folder).record() if (folder := _run_folder(path)) else {}
+    sources = record.get("statistics", {}).get("train", {}).get("sources", {}).values()
+    counts = [
+        (part.get("without_template", 0), part["rows"] - sum(part["dropped"].values()))
+        for part in (source["prepared"] for source in sources)
+    ]
+    return bool(counts) and all(plain and plain >= kept for plain, kept in counts)

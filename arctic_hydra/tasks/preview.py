@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arctic_hydra import log
+from arctic_hydra import display, log
 from arctic_hydra.assembly import run_data
 from arctic_hydra.config import Run
 from arctic_hydra.data.base import Example, Loader
@@ -29,16 +29,17 @@ def execute(run: Run, run_dir: Path) -> Path:
     """Print examples of the run's data, write them to an HTML page and return its path; does not load a model."""
     log.quiet_libraries()
     log.quiet_progress_bars()
-    tokenizer = run.trainer.create_tokenizer(run.tokenizer)
-    loaders = [
-        loader
-        for loader in run.trainer.create_data(run.data, tokenizer, run_data.geometry(run, World()))
-        if loader is not None
-    ]
-    parts = [
-        _part(name, loader, run.preview_examples, tokenizer)
-        for name, loader in zip(("training", "evaluation"), loaders, strict=False)
-    ]
+    with display.waiting("read"):
+        tokenizer = run.trainer.create_tokenizer(run.tokenizer)
+        loaders = [
+            loader
+            for loader in run.trainer.create_data(run.data, tokenizer, run_data.geometry(run, World()))
+            if loader is not None
+        ]
+        parts = [
+            _part(name, loader, run.preview_examples, tokenizer)
+            for name, loader in zip(("training", "evaluation"), loaders, strict=False)
+        ]
     for part in parts:
         _print(*part)
     path = run_dir / PAGE
@@ -74,10 +75,11 @@ def _print(title: str, table: list[list[str]], shown: list[tuple[str, Pieces]]) 
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text("\n".join([title, *aligned(table)])))
+    marks = "in color" if console.is_terminal else "in [[ ]]"
+    console.print(Text("\n".join([title, *aligned(table), f"trained tokens are {marks}"])))
     for heading, parts in shown:
         console.print(Text(f"\n--- {heading}", style="bold"))
-        text = Text()
+        text = Text(end="\n" if not parts or not parts[-1][0].endswith("\n") else "")
         for part, trained in parts:
             plain = escape_controls(part)  # without colors, brackets mark trained tokens
             shown_text = plain if console.is_terminal or not trained else f"[[{plain}]]"

@@ -16,6 +16,8 @@ def figures(**changes: object) -> dict[str, object]:
 
 def test_the_table_says_what_became_of_the_rows() -> None:
     table = aligned(data_table(figures(dropped={"malformed": 1}, split=1200, tokens_lost=3)))
-    assert re.fullmatch(r"source +rows +examples +tokens +trained +p50 +p90 +p99 +p100 +dropped or cut", table[0])
-    assert re.fullmatch(r"one +5 +4 +50 +50% +10 +20 +20 +20 +1 malformed, 1,200 split, 3 tokens lost", table[1])
+    assert re.fullmatch(r"source +rows +examples +tokens +trained +median +p90 +p99 +longest", table[0])
+    assert re.fullmatch(r"one +5 +4 +50 +50% +10 +20 +20 +20", table[1])
+    assert table[2] == "        dropped or cut: 1 malformed, 1,200 split, 3 tokens lost"
+    assert len(aligned(data_table(figures()))) == 2, "of nothing, nothing is said"
     assert data_table(figures())[1][-1] == "nothing"

@@ -97,6 +97,17 @@ def test_a_model_of_texts_continues_them(tmp_path):
         assert loaded.continues_text and loaded.tokenizer.chat_template, "trained on texts, whatever its tokenizer has"
 
 
+def test_a_model_of_plain_prompts_continues_them_as_it_was_trained(export, tmp_path):
+    """Rows of `prompt` and `completion` as texts are not rendered with the template, so the prompt of a chat is not either."""
+    run_dir = _with_run(tmp_path / "run")
+    shutil.copytree(export, run_dir / "export")
+    for plain, continues in ((3, True), (2, False), (0, False)):
+        prepared = {"rows": 4, "dropped": {"malformed": 1}, "without_template": plain}
+        statistics = {"train": {"sources": {"json": {"prepared": prepared}}}, "model": {}}
+        RunDirectory(run_dir).update_record(statistics=statistics)
+        assert _load(run_dir, tmp_path).continues_text == continues
+
+
 def test_what_is_no_language_model_is_refused_in_one_sentence(export, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scores = tmp_path / "scores"

@@ -19,7 +19,7 @@ def test_preview_marks_the_answers(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [chat("<b>q</b>", "\x1b[31man\x9bswer"), chat("word " * 300, "a")])
     done = run("task=preview data=json data.sources.json.path=a.jsonl data.max_length=64 data.num_proc=1", tmp_path)
     assert "[[␛[31man‹U+009B›swer<|im_end|>]]" in done.stdout and not {"\x1b", "\x9b"} & set(done.stdout)
-    assert re.search(r"json +2 +1 .* 1 overlong, \d+ tokens lost", done.stdout)
+    assert re.search(r"json +2 +1 .*\n +dropped or cut: 1 overlong, \d+ tokens lost", done.stdout)
     [folder] = (tmp_path / "outputs" / "default").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["preview.html"], "no record: the run has not begun"
     page = (folder / "preview.html").read_text()

@@ -18,6 +18,7 @@ from arctic_hydra.cli.composition.config_sources import LIST_GROUPS, NAMED_SETS
 from arctic_hydra.cli.composition.search_path import conf_dir
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.component import flatten, registered
+from arctic_hydra.config import Task
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import BROKEN_EXTENSIONS
@@ -53,7 +54,8 @@ def translate_error(error: Exception, overrides: list[str], recompose: Any) -> C
             return cause
     if isinstance(error, OverrideParseException):
         shown = str(error.override) if len(str(error.override)) <= 200 else shorten(str(error.override), 200)
-        return ConfigError(f"{shown}: not a valid override; expected key=value, with quotes around special characters")
+        hint = _meant_word(str(error.override)) or "expected key=value, with quotes around special characters"
+        return ConfigError(f"{shown}: not a valid override; {hint}")
     if isinstance(error, RecursionError):  # those of interpolations are wrapped
         return ConfigError(
             f"{' '.join(overrides)[:80] or 'config'}: nested too deeply; expected config files that do not include each other in a circle"
@@ -194,11 +196,28 @@ def _override_of(chain: list[BaseException], cause: BaseException) -> str:
 def _unknown_option(text: str) -> ConfigError:
     wanted = re.search(r"Could not find '([^']+)'", text)
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
+    if group.split("/")[0] == "data" and option.endswith(_DATA_SUFFIXES):
+        path = f"{group}/{option}".removeprefix("data/")
+        return ConfigError(
+            f"data: got {path!r}, expected an option; for a file, pass data=json data.sources.json.path={path}"
+        )
     listing = text.partition("Available options in")[2].partition("Config search path")[0]
     options = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
     known = option_advice(group, option) or why_no_option(group, option)
     hint = known or _did_you_mean(option, options) or _OWN_OPTIONS
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
+
+
+_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
+
+
+def _meant_word(word: str) -> str:
+    """Return what a lone word is here that is a command of other programs, such as `train` or `dpo`; empty for others."""
+    if word == "help":
+        return "did you mean --help?"
+    if word in Task.__members__:
+        return f"did you mean task={word}?"
+    return f"did you mean trainer={word}?" if ("trainer", word) in registered("trainer") else ""
 
 
 _OWN_OPTIONS = (

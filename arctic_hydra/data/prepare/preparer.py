@@ -18,7 +18,7 @@ from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.encode.chat import TurnChoice
 from arctic_hydra.data.encode.encoder import ExampleEncoder
 from arctic_hydra.data.encode.spans import Encoded
-from arctic_hydra.data.formats.messages import Chat, RowProblem, has_only_blank_answers, malformed
+from arctic_hydra.data.formats.messages import Chat, PlainText, RowProblem, has_only_blank_answers, malformed
 from arctic_hydra.data.formats.preference import read_margin, read_preference
 from arctic_hydra.data.formats.reading import Reading, RowFormat
 from arctic_hydra.data.formats.unpaired import read_unpaired
@@ -84,6 +84,8 @@ class _Example:
     thoughts_left_out: int = 0
     blank: bool = False
     """Whether it has no answer but whitespace, whose end is trained on."""
+    plain: bool = False
+    """Whether it is a text that no chat template renders."""
 
 
 class RowPreparer:
@@ -120,6 +122,7 @@ class RowPreparer:
                 continue
             report.thoughts_left_out += item.thoughts_left_out
             report.blank_answers += item.blank and any(mask.any() for _, mask in kept)
+            report.without_template += item.plain
             for token in item.stops:  # faster than Counter.update for a few tokens
                 report.stops[token] += 1
             parts += [(row, ids, mask) for ids, mask in kept]
@@ -172,9 +175,10 @@ class RowPreparer:
             return [_value_or_problem(_read_tokens, row, self._vocabulary) for row in rows]
         read = [_value_or_problem(self._source.reading.read, row) for row in rows]
         blank = [isinstance(item, Chat) and has_only_blank_answers(item.messages) for item in read]
-        found = zip(self._encoder.encode(read), blank, strict=True)
+        plain = [isinstance(item, PlainText) for item in read]
         return [
-            item if isinstance(item, RowProblem) else replace(self._masked(item), blank=empty) for item, empty in found
+            item if isinstance(item, RowProblem) else replace(self._masked(item), blank=empty, plain=text)
+            for item, empty, text in zip(self._encoder.encode(read), blank, plain, strict=True)
         ]
 
     def _masked(self, encoded: Encoded) -> _Example:

@@ -56,6 +56,8 @@ class RowReport:
     """Supervised turns whose reasoning the chat template does not render."""
     blank_answers: int = 0
     """Rows whose answers are all empty or only whitespace; they are kept, and train the model to end its answer at once."""
+    without_template: int = 0
+    """Rows that are plain texts, with or without a prompt, which no chat template renders."""
 
     def add(self, other: RowReport) -> None:
         """Add the counts of another part."""
@@ -72,6 +74,7 @@ class RowReport:
             "supervised_tokens",
             "thoughts_left_out",
             "blank_answers",
+            "without_template",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_token_id = max(self.max_token_id, other.max_token_id)

@@ -106,6 +106,9 @@ def test_blank_answers_are_kept_counted_and_warned_about(
         assert "data.sources.mine: 2 rows have only blank answers (empty or whitespace)" in caplog.text
     report = factory(path, train_on_eot=False).process("train", tokenizer, World()).report["mine"]
     assert (report["kept"], report["blank_answers"]) == (2, 1), "the empty one has nothing to train on and is dropped"
+    assert report["without_template"] == 0
+    path = write_lines(tmp_path / "rows.jsonl", [{"prompt": "Two: ", "completion": "2"}] * 2)
+    assert factory(path).process("train", tokenizer, World()).report["mine"]["without_template"] == 2
 
 
 @pytest.mark.parametrize(("eos", "warned"), [("<|im_end|>", False), ("</s>", True)])
