@@ -105,7 +105,8 @@ class HFModelFactory(ModelFactory):
         except Exception as error:
             # safetensors raises its own SafetensorError, transformers OSError, ValueError, RuntimeError or ImportError.
             raise load_error(self.name_or_path, error, self.hf_config_kwargs) from error
-        for name, problem in unbuildable_problems(model.generation_config.to_dict()):
+        generation = model.generation_config.to_dict() if model.can_generate() else {}  # a classifier has none
+        for name, problem in unbuildable_problems(generation):
             raise ModelError(
                 f"model.name_or_path: {self.name_or_path}: generation_config.json: {name}: {problem}; correct it"
             )
