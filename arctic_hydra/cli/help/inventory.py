@@ -86,8 +86,8 @@ class Option:
     """A command that uses it; empty if its file shows none."""
 
 
-_DEEPEST = 8
-"""Folders within folders that may hold options; a directory of `--config-dir` may hold a whole project beside them."""
+_DEEPEST, _MOST_FOLDERS = 8, 2000
+"""Folders within folders, and folders, that may hold options; a directory of `--config-dir` may hold a whole project beside them."""
 
 
 class Inventory:
@@ -104,7 +104,7 @@ class Inventory:
         try:
             found = {
                 group: self._loader.repository.get_group_options(group, ObjectType.CONFIG)
-                for group in self._group_names("")
+                for group in self._group_names()
             }
         except OSError as error:
             raise ConfigError(
@@ -113,16 +113,23 @@ class Inventory:
         found |= {group: [] for group in LIST_GROUPS if group not in found}
         return {group: _default_first(options, self._defaults.get(group)) for group, options in sorted(found.items())}
 
-    def _group_names(self, parent: str) -> Iterator[str]:
-        for child in self._loader.repository.get_group_options(parent, ObjectType.GROUP):
-            group = f"{parent}/{child}".lstrip("/")
-            if group == "schema" or (parent == "hydra" and group not in HYDRA_GROUPS):
-                continue
-            if child.startswith(".") or group.count("/") >= _DEEPEST:  # links that lead upwards make endless folders
-                continue
-            if self._loader.repository.get_group_options(group, ObjectType.CONFIG) and group != "hydra":
-                yield group
-            yield from self._group_names(group)
+    def _group_names(self) -> Iterator[str]:
+        """Yield the groups with options, those of a folder before those below it."""
+        folders, looked_at = [""], 0
+        for _ in range(_DEEPEST):
+            below = []
+            for parent in folders:
+                for child in self._loader.repository.get_group_options(parent, ObjectType.GROUP):
+                    group = f"{parent}/{child}".lstrip("/")
+                    looked_at += 1
+                    if looked_at > _MOST_FOLDERS:  # links that lead upwards make endless folders
+                        return
+                    if child.startswith(".") or group == "schema" or (parent == "hydra" and group not in HYDRA_GROUPS):
+                        continue
+                    if self._loader.repository.get_group_options(group, ObjectType.CONFIG) and group != "hydra":
+                        yield group
+                    below.append(group)
+            folders = below
 
     @cached_property
     def _defaults(self) -> dict[str, Any]:
