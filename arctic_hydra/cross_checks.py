@@ -209,6 +209,8 @@ def _length_problems(run: Run) -> Iterator[str]:
 
 def _engine_problems(run: Run) -> Iterator[str]:
     trainer, deepspeed = run.trainer, run.deepspeed
+    if run.task.name in ("train", "check"):
+        yield from deepspeed.training_problems(run.model.dtype)
     yield from deepspeed.problems(
         trainer.micro_batch_size, trainer.gradient_accumulation_steps, run.world_size_wanted, run.model.dtype
     )

@@ -53,6 +53,14 @@ class EngineFactory(Component):
         chosen = zero.get("offload_optimizer") if isinstance(zero, dict) else None
         return self.offload_optimizer or (isinstance(chosen, dict) and chosen.get("device", "none") != "none")
 
+    def training_problems(self, dtype: str) -> Iterator[str]:
+        """Yield why weights of this dtype cannot be trained, although they can be evaluated and exported."""
+        if dtype == "fp16" and self.stage == 0:  # https://github.com/deepspeedai/DeepSpeed/pull/8393
+            yield (
+                "model.dtype: got fp16, but at ZeRO-0 DeepSpeed divides the gradients by a scale with which it does not multiply the "
+                "loss, so updates vanish; pass deepspeed=zero1, or model.dtype=bf16"
+            )
+
     @abstractmethod
     def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
         """Yield each value of `config` that is unknown or contradicts the run."""
@@ -89,11 +97,6 @@ class ZeROFactory(EngineFactory):
 
     def problems(self, micro_batch_size: int, accumulation: int, world_size: int, dtype: str) -> Iterator[str]:
         """Yield each value of `config` that is unknown or contradicts the run."""
-        if dtype == "fp16" and self.stage == 0:  # https://github.com/deepspeedai/DeepSpeed/pull/8393
-            yield (
-                "model.dtype: got fp16, but at ZeRO-0 DeepSpeed divides the gradients by a scale with which it does not multiply the "
-                "loss, so updates vanish; pass deepspeed=zero1, or model.dtype=bf16"
-            )
         if not self.config:
             return
         from arctic_hydra.assets import deepspeed_keys  # reads its table, which runs without such keys do not need

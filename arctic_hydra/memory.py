@@ -190,8 +190,11 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: ModelPeaks, ranks: i
     accumulating = run.trainer.gradient_accumulation_steps > 1
     gradients = {2: 1 + accumulating, 3: 1}.get(stage, 1) * weight * (part if stage >= 2 else trained)
     summed = (settings.get("data_types") or {}).get("grad_accum_dtype")
-    if stage == 1 and run.model.dtype == "bf16" and summed in DTYPE_ALIASES["fp32"]:
-        gradients += FP32 * trained  # every rank sums all of them, beside those of the micro-batch
+    if run.model.dtype == "bf16" and summed in DTYPE_ALIASES["fp32"]:
+        if stage == 1:  # every rank sums all of them, beside those of the micro-batch
+            gradients += FP32 * trained
+        elif stage == 3:
+            gradients = FP32 * part
     bucket = weight * int(zero["reduce_bucket_size"]) if stage else 0
     if stage < 3:  # ZeRO-3 always allocates the full bucket
         bucket = min(bucket, weight * trained)

@@ -163,7 +163,7 @@ def test_a_command_that_answers_shows_on_standard_error_that_it_works(capsys, mo
 
 
 def test_a_long_line_continues_below_its_text_on_a_terminal(capsys, monkeypatch):
-    line = "data     996 examples, 284K tokens, 85% supervised"
+    line = "data     996 examples, 284K tokens, 85% of which are trained"
     Display(prints=True).say(line)
     assert capsys.readouterr().out.splitlines() == [line], "a file has whole lines"
     monkeypatch.setenv("COLUMNS", "40")
@@ -175,7 +175,7 @@ def test_a_long_line_continues_below_its_text_on_a_terminal(capsys, monkeypatch)
     shown.say("run      " + "/tmp/outputs" * 5)
     assert capsys.readouterr().out.splitlines() == [
         "data     996 examples, 284K tokens, 85%",
-        "         supervised",
+        "         of which are trained",
         "step 12/12  loss 7.8304  epoch 0.04  lr",
         "  1.01e-05",
         "run",

@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.allow_abbrev = False  # the `--config` of other programs is none of ours
     options, unknown = parser.parse_known_intermixed_args(list(arguments))
     for problem in (
-        *map(recipe.refusal, options.overrides),
+        *map(recipe.refusal, [*options.overrides, *(item.partition("=")[2] for item in unknown)]),
         recipe.refused_name(options.config_name, options.config_dir),
     ):
         if problem:

@@ -20,8 +20,11 @@ def problems(run: Run) -> Iterator[str]:
     given = {item.name for item in fields(run) if item.name in names and getattr(run, item.name) != default_of(item)}
     if run.task.name != "chat":
         for name in sorted(given.difference(_OF_ANSWERS if run.exact_match.pattern is not None else ())):
-            less = " without exact_match.pattern" if name in _OF_ANSWERS else ""
-            yield f"{name}: got {shorten(getattr(run, name))}, but task={run.task.name} ignores it{less}; pass task=chat, or remove it"
+            less, more = (
+                (" without exact_match.pattern", "exact_match.pattern=..., or ") if name in _OF_ANSWERS else ("", "")
+            )
+            got = f"got {shorten(getattr(run, name))}, but task={run.task.name} ignores it{less}"
+            yield f"{name}: {got}; pass {more}task=chat, or remove it"
         yield from _exact_match_problems(run)
         return
     if run.prompt is not None and not run.prompt.strip():

@@ -181,7 +181,8 @@ def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequen
     """
     import torch
 
-    partitioned, made, was_training = engine.zero_optimization_stage() == 3, list[int](), engine.training
+    model = getattr(engine, "module", engine)  # an engine says that it trains, whatever its model does
+    partitioned, made, was_training = engine.zero_optimization_stage() == 3, list[int](), model.training
     # Ranks must agree when to end, or some would wait for the weights of others; in a stream, each has seen other stop tokens.
     stops = distributed.broadcast_object(stops) if partitioned else stops
     engine.eval()

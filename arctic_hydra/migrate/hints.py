@@ -50,7 +50,7 @@ def _missing_source(key: str, keys: list[str]) -> str:
     group, name = match.groups()
     chosen = sorted({other.split(".")[2] for other in keys if other.startswith(f"{group}.")})
     only = f", only {', '.join(chosen)}" if chosen else ""
-    if name in ("json", "text") and group == "data.sources":
+    if name in ("json", "text") and group == "data.sources" and chosen == ["chat"]:
         return f"{group} has no entry {name}{only}; pass data={name} too, for files of your own"
     return f"{group} has no entry {name}{only}; add it with +source@{group}.{name}=<option>, such as json or hf"
 

@@ -76,7 +76,7 @@ def restore(run: Run, run_dir: Path) -> Restored:
     weights = base_weights.averaged(run, found, "export")
     tokenizer = run.trainer.create_tokenizer(run.tokenizer)
     if run.model.attn_implementation in NEEDS_CUDA:
-        run.model.attn_implementation = "sdpa"
+        run.model.attn_implementation = "eager"  # which every architecture has
     start = base_weights.starting_weights(run)
     with display.phase("weights", f"from {relative(weights.path)}"):
         config = run.trainer.create_config(run.model)

@@ -13,7 +13,10 @@ from tests.composing import built
     [
         ("prompt=a", "prompt: got 'a', but task=train ignores it; pass task=chat, or remove it"),
         ("task=export temperature=1", "temperature: got 1.0, but task=export ignores it"),
-        ("max_new_tokens=9", "max_new_tokens: got 9, but task=train ignores it without exact_match.pattern; pass"),
+        (
+            "max_new_tokens=9",
+            "max_new_tokens: got 9, but task=train ignores it without exact_match.pattern; pass exact_match.pattern=..., or task=chat",
+        ),
         ("task=evaluate generation_batch_size=2", "generation_batch_size: got 2, but task=evaluate ignores it"),
         ("exact_match.pattern=a max_new_tokens=9 generation_batch_size=2", ""),
         ("task=chat prompt=", "prompt: got an empty text, expected a prompt; leave it out to type prompts"),

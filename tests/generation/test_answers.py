@@ -150,15 +150,27 @@ def test_stop_tokens_are_those_of_an_export(model, tokenizer):
 
 
 class _CountingEngine(torch.nn.Module):
-    """Its model writes the number after the last one, in training any number; each rank holds a part of it."""
+    """Its model writes the number after the last one, in training any number; each rank holds a part of it.
+
+    As an engine of DeepSpeed, it is always in training mode itself.
+    """
 
     def __init__(self, stage: int = 3) -> None:
         super().__init__()
-        self.stage = stage
+        self.stage, self.module = stage, _Counting()
 
     def zero_optimization_stage(self) -> int:
         return self.stage
 
+    def train(self, mode: bool = True) -> _CountingEngine:
+        self.module.train(mode)
+        return self
+
+    def forward(self, **inputs):
+        return self.module(**inputs)
+
+
+class _Counting(torch.nn.Module):
     def forward(self, input_ids, position_ids, use_cache):
         logits = torch.nn.functional.one_hot(input_ids + 1, 20).float()
         return SimpleNamespace(logits=torch.nn.functional.dropout(logits, 0.999, self.training))
@@ -174,5 +186,7 @@ def test_ranks_that_know_other_stop_tokens_end_together():
 
 def test_a_model_in_training_is_continued_without_dropout_and_trains_on():
     engine, random = _CountingEngine(stage=0), torch.get_rng_state()
-    assert continue_greedily(engine, "cpu", [5], [], 3) == [6, 7, 8]
-    assert engine.training and torch.equal(torch.get_rng_state(), random)
+    for training in (True, False):
+        engine.train(training)
+        assert continue_greedily(engine, "cpu", [5], [], 3) == [6, 7, 8]
+        assert engine.module.training is training and torch.equal(torch.get_rng_state(), random)

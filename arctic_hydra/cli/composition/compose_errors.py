@@ -197,6 +197,11 @@ def _unknown_option(text: str) -> ConfigError:
     wanted = re.search(r"Could not find '([^']+)'", text)
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
     if group.split("/")[0] == "data" and option.endswith(_DATA_SUFFIXES):
+        if group in ("data/sources", "data/eval_sources"):
+            key = group.replace("/", ".")
+            return ConfigError(
+                f"{key}: got {option!r}, expected an option; for a file, pass +source@{key}.json=json {key}.json.path={option}"
+            )
         path = f"{group}/{option}".removeprefix("data/")
         return ConfigError(
             f"data: got {path!r}, expected an option; for a file, pass data=json data.sources.json.path={path}"

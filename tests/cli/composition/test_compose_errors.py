@@ -47,6 +47,8 @@ BAD = [
     ("help", "help: not a valid override; did you mean --help?"),
     ("data=mine.jsonl", "data: got 'mine.jsonl', expected an option; for a file, pass data=json data.sources.json.path=mine.jsonl"),
     ("data=../my/rows.csv", "data: got '../my/rows.csv', expected an option; for a file, pass data=json data.sources.json.path=../my/rows.csv"),
+    ("data/eval_sources=my.jsonl", "data.eval_sources: got 'my.jsonl', expected an option; for a file, pass +source@data.eval_sources.json=json data.eval_sources.json.path=my.jsonl"),
+    ("trainer=dpo data=preference data.sources.json.path=a", "data.sources.json.path: there is no such key; data.sources has no entry json, only preference; add it with +source@data.sources.json=<option>"),
     ("data.sources.json.path=a.jsonl", "data.sources.json.path: there is no such key; data.sources has no entry json, only chat; pass data=json too, for files of your own"),
     ("--config a", "--config: there is no such option; see python -m arctic_hydra --help"),
     ("_target_=arctic_hydra.optimizer.adamw.AdamWFactory", "_target_: got 'arctic_hydra.optimizer.adamw.AdamWFactory', expected a subclass of Run"),
