@@ -32,5 +32,5 @@ def test_an_alias_on_the_command_line_is_the_same_run():
     assert (
         run_id(built("model.dtype=torch.float32"))
         == run_id(built("model.dtype=fp32"))
-        != run_id(built("model.dtype=half"))
+        != run_id(built("model.dtype=torch.bfloat16"))
     )
