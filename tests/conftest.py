@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -33,13 +34,21 @@ def _gpus_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _umask_and_secrets_of_this_process() -> Iterator[None]:
-    """Undo what a command that runs in this process does to it: other files are for several users, such as SLURM's."""
+def _settings_of_this_process() -> Iterator[None]:
+    """Undo what a command that runs in this process does to it: files of other tests are for several users, such as SLURM's.
+
+    It may also have made the loggers quiet, whose records other tests read.
+    """
     before = os.umask(0o022)
     os.umask(before)
+    levels = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("arctic_hydra"))}
     yield
     os.umask(before)
     masking._learned.clear()
+    logging.captureWarnings(False)
+    for logger, level in levels.items():
+        if logger.level != level:
+            logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
