@@ -287,6 +287,11 @@ class DataFactory(Component):
         """Return the sources of `split` (train or eval) by name."""
         return self.sources if split == "train" else self.eval_sources
 
+    def all_sources(self) -> Iterator[tuple[str, DataSource]]:
+        """Yield the training sources, then those of evaluation, each with its key within this factory."""
+        for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
+            yield from ((f"{group}.{name}", source) for name, source in sources.items())
+
     def identity_of(self, split: str, name: str) -> dict[str, Any]:
         """Return the identity of the rows of one source; raises DataError naming the source."""
         try:

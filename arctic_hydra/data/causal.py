@@ -28,9 +28,8 @@ class CausalDataFactory(TokenizedDataFactory):
         """Check that no source declares another format than text, and the fields of the base class."""
         super().validate()
         problems = [
-            (f"{group}.{name}.format", f"got {source.format.value}, expected text: this data trains on plain texts")
-            for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources))
-            for name, source in sources.items()
+            (f"{key}.format", f"got {source.format.value}, expected text: this data trains on plain texts")
+            for key, source in self.all_sources()
             if source.format not in (RowFormat.auto, RowFormat.text)
         ]
         problems += self.unused_role_mappings()

@@ -57,7 +57,7 @@ class SingleDocuments:
 
     @property
     def tokens(self) -> Array:
-        """Tokens of each example that are trained on, or that its answer depends on."""
+        """Tokens of each example, as statistics count them."""
         return self.lengths
 
     @property

@@ -56,14 +56,12 @@ class AnswerDataFactory(TokenizedDataFactory):
                 problems.append(("max_prompt_length", text))
         if self.streaming:
             problems.append(("streaming", f"got true, expected false: {them} cannot be streamed"))
-        for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
-            for name, source in sources.items():
-                if source.format not in (RowFormat.auto, RowFormat.preference):
-                    text = f"got {source.format.value}, expected preference: this data trains on {self.reads}"
-                    problems.append((f"{group}.{name}.format", text))
-                if not source.process:
-                    text = f"got false, expected true: pre-tokenized {them} are not supported"
-                    problems.append((f"{group}.{name}.process", text))
+        for key, source in self.all_sources():
+            if source.format not in (RowFormat.auto, RowFormat.preference):
+                text = f"got {source.format.value}, expected preference: this data trains on {self.reads}"
+                problems.append((f"{key}.format", text))
+            if not source.process:
+                problems.append((f"{key}.process", f"got false, expected true: pre-tokenized {them} are not supported"))
         problems += self.unused_role_mappings()
         if problems:
             raise FieldError(problems)

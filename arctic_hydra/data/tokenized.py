@@ -44,10 +44,8 @@ class TokenizedDataFactory(TokenizedSettings):
 
     def check_environment(self) -> Iterator[str]:
         """Yield what is missing for the sources on this machine, each with its key within this factory."""
-        for group, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
-            for name, source in sources.items():
-                for problem in source.check_environment():
-                    yield f"{group}.{name}.{problem}"
+        for key, source in self.all_sources():
+            yield from (f"{key}.{problem}" for problem in source.check_environment())
 
     def build(self, tokenizer: PreTrainedTokenizerBase, geometry: BatchGeometry) -> tuple[Loader, Loader | None]:
         """Return the training loader, and the evaluation loader where there is evaluation data.

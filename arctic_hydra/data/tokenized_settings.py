@@ -88,11 +88,9 @@ class TokenizedSettings(DataFactory):
     def unused_role_mappings(self) -> list[tuple[str, str]]:
         """Return the problems of sources with a `role_mapping`, in data whose rows are not read as conversations."""
         text = "expected none: only data=chat renames the roles of its rows; remove it"
-        groups = (("sources", self.sources), ("eval_sources", self.eval_sources))
         return [
-            (f"{group}.{name}.role_mapping", f"got {source.role_mapping}, {text}")
-            for group, sources in groups
-            for name, source in sources.items()
+            (f"{key}.role_mapping", f"got {source.role_mapping}, {text}")
+            for key, source in self.all_sources()
             if source.role_mapping
         ]
 
@@ -114,11 +112,6 @@ class TokenizedSettings(DataFactory):
     @property
     def row_tokens(self) -> int:
         """Maximum tokens of one example."""
-        return self.max_length
-
-    @property
-    def pack_tokens(self) -> int:
-        """Maximum tokens per pack."""
         return self.max_length
 
     @property

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import display
 from arctic_hydra.config import Run
-from arctic_hydra.data.base import Loader
 from arctic_hydra.human_numbers import format_count
 
 if TYPE_CHECKING:
@@ -28,12 +27,13 @@ def print_header(
     trainable = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trainable"
     dealt_to = rank_groups(world.size, trainer.sequence_parallel_size)
     peak_lr = "n/a" if run.optimizer.peak_lr is None else run.optimizer.peak_lr
-    unit = "pack" if data.loader.summary()["packing"] else "example"
+    figures = data.loader.summary()
+    unit = "pack" if figures["packing"] else "example"
     lines = [
         f"model    {facts.name}, {format_count(facts.parameters)} parameters{trainable}, {run.model.dtype}",
-        f"data     {summary_line(data.loader)}",
-        *(f"         {line}" for line in aligned(data_table(data.loader.summary()))),
-        f"         evaluation: {summary_line(data.eval_loader) if data.eval_loader else 'none'}",
+        f"data     {summary_line(figures)}",
+        *(f"         {line}" for line in aligned(data_table(figures))),
+        f"         evaluation: {summary_line(data.eval_loader.summary()) if data.eval_loader else 'none'}",
         f"batch    {_count(trainer.micro_batch_size, unit)} per rank x {trainer.gradient_accumulation_steps} accumulated x {dealt_to}",
         *memory,
         f"steps    {trainer.training_horizon}, {trainer.warmup_steps} of them warm-up, peak lr {peak_lr}",
@@ -54,14 +54,12 @@ def _count(number: int, unit: str) -> str:
 def rank_groups(ranks: int, group_size: int) -> str:
     """Return the ranks that batches are dealt to in words, such as `2 ranks`, or groups of ranks that share each sequence."""
     if group_size == 1:
-        return f"{ranks} rank{'s' * (ranks != 1)}"
-    groups = ranks // group_size
-    return f"{groups} group{'s' * (groups != 1)} of {group_size} ranks that share each sequence"
+        return _count(ranks, "rank")
+    return f"{_count(ranks // group_size, 'group')} of {group_size} ranks that share each sequence"
 
 
-def summary_line(loader: Loader) -> str:
-    """Return the statistics of the data in one line."""
-    figures = loader.summary()
+def summary_line(figures: dict[str, Any]) -> str:
+    """Return the statistics of the data, the `summary` of a loader, in one line."""
     seen = "streamed; so far " if figures.get("streaming") else ""
     parts = [f"{seen}{_count(figures['examples'], 'example')}", f"{format_count(figures['tokens'])} tokens"]
     parts.append(f"{figures['supervised_share']:.0%} trained")
@@ -90,7 +88,7 @@ def data_table(figures: dict[str, Any]) -> list[list[str]]:
 
 
 def aligned(table: list[list[str]]) -> list[str]:
-    """Return the rows of a data table as lines of text that fit into 80 columns.
+    """Return the rows of a data table as lines of text, narrow enough for a terminal.
 
     What was dropped or cut is below the row of its source. The first column is left-aligned, the others right-aligned.
     """

@@ -187,11 +187,9 @@ def resubmit(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
         process.stdin.close()
         for line in process.stdout:  # one line per array
             record_submissions(sweep, [(waiting.pop(run_dir), submission) for run_dir, submission in json.loads(line)])
-    for job in waiting.values():
-        with suppress(RunLockedError):  # it has started, although the answer of sbatch was lost
-            job.directory.lock(run_directory.LOCK_GRACE_SECONDS)
-            job.directory.update_record(status=run_directory.FAILED, error="it could not be resubmitted to SLURM")
-        job.directory.release()
+    for job in waiting.values():  # one of them may have started, although the answer of sbatch was lost
+        failed = {"status": run_directory.FAILED, "error": "it could not be resubmitted to SLURM"}
+        _update_record(job, failed, run_directory.LOCK_GRACE_SECONDS)
     if waiting:
         numbers = ", ".join(str(job.number) for job in waiting.values())
         raise SlurmError(f"not resubmitted: job {numbers}; see the errors above")
@@ -229,14 +227,19 @@ def record_submissions(sweep: Sweep, submitted: Sequence[tuple[SweepJob, dict[st
         job.submission = submission
     sweep.save()
     for job, submission in submitted:
-        directory = job.directory
-        try:
-            with suppress(RunLockedError):
-                directory.lock()
-                directory.update_record(submission=submission)
-        finally:
-            directory.release()
+        _update_record(job, {"submission": submission})
         print(f"job {job.number} submitted as {submission['job_id']}", flush=True)
+
+
+def _update_record(job: SweepJob, changes: dict[str, Any], patience_seconds: float = 0.0) -> None:
+    """Update the record of a job's run, unless the job has locked its directory: then it has started, and writes the record."""
+    directory = job.directory
+    try:
+        with suppress(RunLockedError):
+            directory.lock(patience_seconds)
+            directory.update_record(**changes)
+    finally:
+        directory.release()
 
 
 _MARKER = "# sweep "

@@ -52,7 +52,7 @@ Part = tuple[str, list[list[str]], list[tuple[str, Pieces]]]
 
 def _part(name: str, loader: Loader, count: int, tokenizer: PreTrainedTokenizerBase) -> Part:
     figures = loader.summary()
-    title = f"{name}: {summary_line(loader)}"
+    title = f"{name}: {summary_line(figures)}"
     shown = [(heading(example), pieces(example, tokenizer)) for example in loader.preview(count)]
     return title, data_table(figures), shown
 

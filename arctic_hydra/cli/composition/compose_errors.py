@@ -196,7 +196,9 @@ def _override_of(chain: list[BaseException], cause: BaseException) -> str:
 def _unknown_option(text: str) -> ConfigError:
     wanted = re.search(r"Could not find '([^']+)'", text)
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
-    if group.split("/")[0] == "data" and option.endswith(_DATA_SUFFIXES):
+    from arctic_hydra.data.source.discover import SUFFIXES
+
+    if group.split("/")[0] == "data" and option.endswith(SUFFIXES):
         if group in ("data/sources", "data/eval_sources"):
             key = group.replace("/", ".")
             return ConfigError(
@@ -211,9 +213,6 @@ def _unknown_option(text: str) -> ConfigError:
     known = option_advice(group, option) or why_no_option(group, option)
     hint = known or _did_you_mean(option, options) or _OWN_OPTIONS
     return ConfigError(f"{group}: got {option!r}, expected one of {', '.join(options)}{hint}")
-
-
-_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
 
 
 def _meant_word(word: str) -> str:

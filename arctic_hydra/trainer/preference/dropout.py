@@ -26,7 +26,7 @@ def turn_dropout_off(trainer: Trainer) -> None:
     engine = trainer.tools.engine
     if found := disable_dropout(engine.module):
         log.info("dropout is off, because it would change the predictions that are compared: %s", ", ".join(found[:3]))
-    batch, was_training = probe_batch(engine.module, trainer.device), engine.training
+    batch, was_training = probe_batch(engine.module, trainer.device), engine.module.training
     engine.train()
     with trainer.trial(), torch.no_grad():
         first, second = (float(trainer.probed_loss(batch)) for _ in range(2))
