@@ -66,7 +66,15 @@ def overview(page: Page, known: Inventory, program: str) -> None:
     for flag, text in FLAGS.items():
         page.row(flag, text, column=22)
     page.heading("Exit codes")
-    page.say("0 done, 1 failed, 2 invalid config, 75 stopped early with a checkpoint (the same command resumes)", 2)
+    codes = {
+        0: "done",
+        1: "failed",
+        2: "invalid config",
+        75: "stopped early with a checkpoint; the same command resumes",
+        130: "interrupted before the ranks started",
+    }
+    for code, meaning in codes.items():
+        page.row(str(code), meaning, column=7)
 
 
 def task_docs() -> dict[str, str]:
