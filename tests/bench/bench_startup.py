@@ -15,6 +15,7 @@ from tests.bench.harness import Comparison, Sample, command
 
 HYDRA = "import hydra, omegaconf"
 TORCH = "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; import torch, transformers, deepspeed"
+CLASS = "from transformers import LlamaForCausalLM"  # transformers imports most of itself only then
 SMALL = (
     "model.hidden_size=64 model.intermediate_size=128 model.num_hidden_layers=2 data.max_length=256 data.num_proc=1 "
     "trainer.train_iters=1 trainer.eval_at_start=false trainer.eval_at_end=false fresh=true"
@@ -43,8 +44,12 @@ def comparisons(folder: Path, quick: bool) -> Iterator[Comparison]:
     program(BARE, folder)  # prepares the data
     steps = {"one step": BARE, "one step, checkpoint, MLflow, export and report": SMALL}
     sides = {name: partial(program, text, folder) for name, text in steps.items()}
+    imports = {
+        "import torch, transformers, deepspeed": TORCH,
+        "the same and LlamaForCausalLM": f"{TORCH}; {CLASS}",
+    }
     bare = {
-        "python -c 'import torch, transformers, deepspeed'": partial(command, [sys.executable, "-c", TORCH], folder)
+        f"python -c '{name}'": partial(command, [sys.executable, "-c", text], folder) for name, text in imports.items()
     }
     targets = dict(zip(steps, (1.3, 1.8), strict=True))
     yield Comparison(
