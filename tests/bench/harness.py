@@ -196,9 +196,14 @@ class Blocks:
         raise SystemExit(f"{self._process.args!r} ended with {self._process.wait()}")
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
+        """End the process, which first removes its temporary files."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 class Pauses:
@@ -214,7 +219,8 @@ class Pauses:
         self._begin()
 
     def _begin(self) -> None:
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            raise SystemExit
         self._wall, self._cpu = time.perf_counter(), _used(resource.RUSAGE_SELF)
 
 

@@ -124,3 +124,18 @@ def test_the_sides_of_each_benchmark_do_equal_work(
     whole_commands = name in ("resume", "sweep")  # which have no quick form
     assert whole_commands or "equal work" in output or "skipped: trl, which has no environment" in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_of_blocks_removes_its_temporary_files_at_the_end(tmp_path: Path) -> None:
+    program = (
+        "import tempfile\n"
+        "from tests.bench.harness import Pauses\n"
+        f"with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+        "    pauses = Pauses()\n"
+        "    while True:\n"
+        "        pauses.end(1)\n"
+    )
+    blocks = harness.Blocks(["-c", program], {})
+    assert blocks().answer == 1 and len([*tmp_path.iterdir()]) == 1
+    blocks.close()
+    assert not [*tmp_path.iterdir()]
