@@ -278,9 +278,10 @@ def _checkpoint_problems(run: Run) -> Iterator[str]:
         every, keeps = engine.step_interval, engine.best_kept
         if keeps and not run.data.has_evaluation:
             yield f"checkpoint.{name}.keep_best: got {keeps}, but there is no evaluation data to select the best; set data.eval_sources"
-        elif keeps and every and (not evaluates or every % evaluates):
+        elif keeps and (every % evaluates if evaluates else every or engine.epoch_interval):
+            saved = f"every {every}" if every else "at the end of epochs"
             yield (
-                f"checkpoint.{name}.keep_best: got {keeps}, but saved steps (every {every}) are not evaluated steps "
+                f"checkpoint.{name}.keep_best: got {keeps}, but saved steps ({saved}) are not evaluated steps "
                 f"(trainer.eval_frequency={evaluates}), so none can be selected; make the interval a multiple of trainer.eval_frequency"
             )
 

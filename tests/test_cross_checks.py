@@ -102,6 +102,12 @@ def test_hints_that_name_no_component_are_refused():
     assert list(cross_checks.compatibility(run)) == [text.format("model", "NoneType"), text.format("optimizer", "int")]
 
 
+def test_the_best_checkpoint_needs_evaluations_where_checkpoints_are_saved():
+    best = "checkpoint.deepspeed.keep_best=1"
+    with pytest.raises(ConfigError, match=r"saved steps \(at the end of epochs\) are not evaluated steps"):
+        built(best, "checkpoint.deepspeed.save_every_n_steps=0", "checkpoint.deepspeed.save_every_n_epochs=1").check()
+
+
 def test_a_checkpoint_engine_that_would_never_save_is_refused():
     with pytest.raises(
         ConfigError, match=r"checkpoint\.hf: would save nothing, as no trigger is set; pass checkpoint\.hf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from arctic_hydra.hub import absolute, looks_like_path
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 def starting_weights(run: Run) -> initial_weights.Weights | None:
@@ -51,6 +54,26 @@ def base_of(run: Run) -> str | None:
         return None
     name, _ = run.model.weights_source
     return absolute(name) if looks_like_path(name) else name
+
+
+def warn_of_another_base(run: Run, path: Path) -> None:
+    """Warn if the weights in `path` are an adapter that was trained over another base than the model of the run.
+
+    It is no error, since a copy of the same model may have another name.
+    """
+    source = run.model.weights_source
+    if not (path / initial_weights.ADAPTER).exists() or source is None:
+        return
+    trained_over = initial_weights.adapter_config(path).get("base_model_name_or_path")
+    own = absolute(source[0]) if looks_like_path(source[0]) else source[0]
+    if trained_over and trained_over != own:
+        log.warning(
+            "the adapter in %s was trained over %s, and is loaded over %s; pass model.name_or_path=%s unless they are the same model",
+            path,
+            trained_over,
+            own,
+            trained_over,
+        )
 
 
 def adapter_base(run: Run) -> tuple[str | None, str | None]:

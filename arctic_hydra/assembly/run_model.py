@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import cross_checks, determinism, display, engine, without_garbage_collection
-from arctic_hydra.assembly.base_weights import adapter_base, starting_weights
+from arctic_hydra.assembly.base_weights import adapter_base, starting_weights, warn_of_another_base
 from arctic_hydra.assembly.run_data import Data
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.component import Component
@@ -116,6 +116,7 @@ def create_model(
     for converter in run.converters:
         model = made(converter.convert(model), converter, "convert", "the model")
     if start:
+        warn_of_another_base(run, start.path)
         initial_weights.load_into(model, stored, start)
     if weights:
         initial_weights.load_into(model, initial_weights.read_weights(weights), weights)

@@ -85,9 +85,12 @@ def toolbox(
 
 def _once_more(run: Run, data: Data, model: Model, path: str | None) -> torch.nn.Module:
     """Return the run's model with its first weights, or with those of `path`, while the random state stays. Collective."""
-    start = initial_weights.find_weights(Path(path)) if path else model.start
+    start, found = model.start, initial_weights.find_weights(Path(path)) if path else None
+    if found and not (found.path / initial_weights.ADAPTER).exists():
+        start, found = found, None
     with determinism.kept_random_state(), engine.model_init(model.engine_config):
-        return create_model(run, run.trainer.create_config(run.model), data.tokenizer, start)
+        # An adapter is loaded over the weights that the run starts from.
+        return create_model(run, run.trainer.create_config(run.model), data.tokenizer, start, found)
 
 
 def set_up(run: Run, tools: Toolbox) -> None:

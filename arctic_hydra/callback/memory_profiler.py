@@ -13,6 +13,7 @@ from arctic_hydra.component import component
 from arctic_hydra.distributed import count_gpus
 from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.run_directory import below
 
 if TYPE_CHECKING:
     from arctic_hydra.trainer.base import Trainer
@@ -38,7 +39,7 @@ class MemoryProfiler(Callback):
     mode: MemoryProfilerMode = MemoryProfilerMode.step
     """step records training; e2e also how the model is built."""
     output_dir: str | None = None
-    """Directory of the snapshots; `memory_profile` in the run directory when unset."""
+    """Directory of the snapshots, with a folder per run; `memory_profile` in the run directory when unset."""
     max_entries: HumanInt = integer(100_000, minimum=1)
     """Maximum number of allocations and releases to keep; the oldest are dropped."""
 
@@ -82,7 +83,7 @@ class MemoryProfiler(Callback):
         if not self._records:
             return
         self._records = False
-        folder = Path(self.output_dir) if self.output_dir else run_dir / "memory_profile"
+        folder = below(Path(self.output_dir), run_dir) if self.output_dir else run_dir / "memory_profile"
         path = folder / f"{rank}.pickle"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from arctic_hydra.callback.base import Callback
 from arctic_hydra.component import component
 from arctic_hydra.files.ownership import unwritable
 from arctic_hydra.human_numbers import HumanInt, integer
+from arctic_hydra.run_directory import below
 
 if TYPE_CHECKING:
     from arctic_hydra.trainer.base import Trainer
@@ -36,7 +37,7 @@ class Profiler(Callback):
     profile_memory: bool = False
     """Also record allocations of memory."""
     output_dir: str | None = None
-    """Directory of the traces; `profile` in the run directory when unset."""
+    """Directory of the traces, with a folder per run; `profile` in the run directory when unset."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +88,8 @@ class Profiler(Callback):
     def _finish(self, trainer: Trainer) -> None:
         profile, self._profile = self._profile, None
         profile.stop()
-        folder = Path(self.output_dir) if self.output_dir else trainer.tools.run_dir / "profile"
+        run_dir = trainer.tools.run_dir
+        folder = below(Path(self.output_dir), run_dir) if self.output_dir else run_dir / "profile"
         path = folder / f"rank-{trainer.world.rank:05d}-from-step-{self._first}.json.gz"
         try:
             folder.mkdir(parents=True, exist_ok=True)

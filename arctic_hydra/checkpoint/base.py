@@ -197,9 +197,17 @@ class CheckpointEngine(Component):
         return 0
 
     @property
+    def epoch_interval(self) -> int:
+        """Epochs between saves; 0 where they do not come at the ends of epochs."""
+        return 0
+
+    @property
     def best_kept(self) -> int:
         """How many of the best checkpoints this engine keeps, by an evaluation metric."""
         return 0
+
+    def check_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Raise ConfigError if this engine ranks checkpoints by a metric that the evaluation does not have."""
 
     @property
     def root(self) -> Path:
@@ -248,6 +256,11 @@ class TriggeredCheckpoint(CheckpointEngine):
     def step_interval(self) -> int:
         """Optimizer steps between saves; 0 where they do not come at regular steps."""
         return self.save_every_n_steps
+
+    @property
+    def epoch_interval(self) -> int:
+        """Epochs between saves; 0 where they do not come at the ends of epochs."""
+        return self.save_every_n_epochs
 
     def mark_saved(self) -> None:
         """Record that the current step was saved or loaded, so that no trigger saves it again."""

@@ -16,7 +16,7 @@ from arctic_hydra.checkpoint.files import copy_beginning, synced_size
 from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import set_random_state
-from arctic_hydra.errors import CheckpointError
+from arctic_hydra.errors import CheckpointError, ConfigError
 from arctic_hydra.human_numbers import HumanInt, integer
 
 if TYPE_CHECKING:
@@ -222,6 +222,12 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             return None
         sign = 1 if self.best_when is BestWhen.lowest else -1
         return {"name": self.best_metric, "value": value, "rank_by": sign * value}
+
+    def check_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Raise ConfigError if checkpoints are ranked by a metric that the evaluation does not have."""
+        if self.keep_best and self.best_metric not in evaluation:
+            known = ", ".join(name for name in evaluation if name != "step")
+            raise ConfigError(f"checkpoint.deepspeed.best_metric: got {self.best_metric}, expected one of {known}")
 
     def _log_key(self, path: Path) -> str:
         run_dir = self.state.run_dir

@@ -72,7 +72,9 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
 
     def needed_bytes(self, parameters: int, trainable: int, bytes_per_parameter: int) -> int:
         """Return the size of the final export; intermediate exports are not counted."""
-        return (parameters if self._merges else trainable) * bytes_per_parameter
+        whole = self._merges or not has_adapter(self.state.engine.module)
+        copies = 2 if self.state.engine.zero_optimization_stage() == 3 else 1  # weights are gathered into files first
+        return (parameters if whole else trainable) * bytes_per_parameter * copies
 
     def bind(self, state: TrainingState) -> None:
         """Take the state to save from; called once, before `save`.

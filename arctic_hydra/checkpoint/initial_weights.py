@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ _SHOWN = 5
 UNCHECKED = "unchecked"
 """Placeholder for the checksum of quantized weights, which cannot be compared with unquantized ones."""
 ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
+"""Settings of an adapter that decide what its weights do to the model."""
 _INDEX_FILE = Schema(
     "export the model again", Table({"weight_map": Entries(is_text, is_inside)}), formats=(0, 0), max_bytes=512 << 20
 )
@@ -150,8 +154,14 @@ def load_into(
     """
     import torch
 
+    adapter_names, differences = set[str](), list[str]()
     if weights.step is None and (weights.path / ADAPTER).exists():
-        stored = _as_model_names(model, stored)
+        differences = _adapter_differences(model, weights.path)
+        own_names = _adapter_names(model)
+        stored = {own_names.get(name, name): value for name, value in stored.items()}
+        adapter_names = {
+            name for name in own_names.values() if ".modules_to_save." not in name
+        }  # a new head may be one
     state = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     for name, value in state.items():
@@ -162,11 +172,12 @@ def load_into(
     shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in wanted.items()}
     problems = [
         _summarize("the model has no", sorted(stored.keys() - wanted.keys())),
-        _summarize("it lacks", [] if partial else absent),
+        _summarize("it lacks", [name for name in absent if name in adapter_names] if partial else absent),
         _summarize(
             "the shapes differ of",
             [f"{n} ({tuple(stored[n].shape)}, model {s})" for n, s in shapes.items() if stored[n].shape != s],
         ),
+        *differences,
     ]
     if any(problems):
         raise CheckpointError(
@@ -195,16 +206,40 @@ def _check_frozen(model: torch.nn.Module, absent: list[str], weights: Weights) -
         )
 
 
-def _as_model_names(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights of an exported adapter under their names in `model`."""
+def adapter_config(path: Path) -> dict[str, Any]:
+    """Return the config of an exported adapter; raises CheckpointError if it cannot be read."""
+    try:
+        config = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path / ADAPTER_CONFIG, error) from error
+    if not isinstance(config, dict):
+        raise _unreadable(path / ADAPTER_CONFIG, ValueError("it is not a JSON object"))
+    return config
+
+
+def _adapter_differences(model: Any, path: Path) -> list[str]:
+    """Return in which settings an exported adapter differs from that of `model`; equal shapes alone would not show them."""
     import peft
 
     if not isinstance(model, peft.PeftModel):
-        return stored  # `load_into` reports the names
+        return []  # `load_into` reports the names
+    stored, own = adapter_config(path), model.peft_config["default"].to_dict()
+    return [
+        f"the adapter was trained with {key}={stored[key]}, this run has {own[key]}"
+        for key in _ADAPTER_KEYS
+        if key in stored and key in own and stored[key] != own[key]
+    ]
+
+
+def _adapter_names(model: Any) -> dict[str, str]:
+    """Return the names in `model` of the weights of its adapter, by the names that an export gives them."""
+    import peft
+
+    if not isinstance(model, peft.PeftModel):
+        return {}
     # Passing names instead of tensors yields the map from exported names to names in the model.
     own: Any = {name: name for name in model.state_dict(keep_vars=True)}
-    exported = peft.get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
-    return {str(exported.get(name, name)): value for name, value in stored.items()}
+    return {**peft.get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)}
 
 
 def _summarize(what: str, names: list[str]) -> str:

@@ -41,6 +41,11 @@ class Answer:
     """`stop` if the model ended the answer, `length` if the limit of tokens or of positions did."""
 
 
+def positions_of(model: Any) -> int | None:
+    """Return the maximum number of tokens of a text; None if the model has no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 class Generator:
     """Generates answers to prompts with a model of transformers or peft."""
 
@@ -64,7 +69,7 @@ class Generator:
     @property
     def positions(self) -> int | None:
         """Maximum number of tokens of prompt and answer together; None if the model has no limit."""
-        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return positions_of(self._model)
 
     def check_length(self, prompt: Sequence[int]) -> None:
         """Raise DataError for a prompt that leaves no room for an answer."""
@@ -176,12 +181,16 @@ def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, trained: Sequenc
 def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequence[int], most: int) -> list[int]:
     """Return up to `most` tokens that follow a prompt, a stop token included, each the most probable one after the text so far.
 
+    They are fewer where the model has no positions left.
+
     Every token takes a forward pass of the DeepSpeed engine over the whole text, in evaluation mode and without a cache, which
     works for any model and attention in the middle of training. Collective at ZeRO-3.
     """
     import torch
 
     model = getattr(engine, "module", engine)  # an engine says that it trains, whatever its model does
+    if (positions := positions_of(model)) is not None:
+        most = min(most, positions - len(prompt))
     partitioned, made, was_training = engine.zero_optimization_stage() == 3, list[int](), model.training
     # Ranks must agree when to end, or some would wait for the weights of others; in a stream, each has seen other stop tokens.
     stops = distributed.broadcast_object(stops) if partitioned else stops

@@ -313,3 +313,16 @@ def test_a_model_that_is_not_of_transformers_is_exported_by_its_own_names(tmp_pa
     assert torch.equal(load_file(tmp_path / "export" / "model.safetensors")["weight"], model.weight)
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["vocab_size"] == 2 and config["dtype"] == "torch.float32" and "get_text_config" not in config
+
+
+@pytest.mark.parametrize(("stage", "copies"), [(0, 1), (3, 2)])
+def test_the_space_for_a_partly_frozen_model_is_that_of_all_its_weights(stage: int, copies: int) -> None:
+    from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint
+
+    export = HuggingFaceCheckpoint()
+    engine = SimpleNamespace(module=SimpleNamespace(), zero_optimization_stage=lambda: stage)
+    export.state = SimpleNamespace(engine=engine, base=None, create_initial_model=None)  # type: ignore[assignment]
+    assert export.needed_bytes(1000, 10, 2) == 2000 * copies
+    engine.module.peft_config = {}
+    export.merge = False
+    assert export.needed_bytes(1000, 10, 2) == 20 * copies

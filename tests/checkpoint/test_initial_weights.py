@@ -77,3 +77,35 @@ def test_frozen_weights_must_be_those_of_the_training(libraries, tmp_path) -> No
     with pytest.raises(CheckpointError, match=rf"checksum {digest}, here "):
         initial_weights.load_into(model, trained, initial_weights.Weights(tmp_path, 3, digest))
     initial_weights.load_into(model, trained, initial_weights.Weights(tmp_path, 3, initial_weights.UNCHECKED))
+
+
+def _adapted(libraries: Any, **settings: Any) -> Any:
+    import peft
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "init_lora_weights": False, **settings}
+    return peft.get_peft_model(
+        libraries.Llama(libraries.LlamaConfig(vocab_size=16, **sizes)), peft.LoraConfig(**config)
+    )
+
+
+def test_an_exported_adapter_must_have_the_settings_and_names_of_the_run(libraries, tmp_path) -> None:
+    _adapted(libraries).save_pretrained(tmp_path)
+    start = initial_weights.find_weights(tmp_path)
+    stored, own = initial_weights.read_weights(start), _adapted(libraries)
+    initial_weights.load_into(own, stored, start)
+    [name] = [name for name in stored if "lora_A" in name]
+    assert own.state_dict()[name.replace("lora_A", "lora_A.default")].equal(stored[name])
+    for settings, expected in (
+        ({"lora_alpha": 8}, "the adapter was trained with lora_alpha=4, this run has 8"),
+        ({"use_rslora": True}, "the adapter was trained with use_rslora=False, this run has True"),
+        (
+            {"target_modules": ["q_proj", "v_proj"]},
+            r"it lacks \S+v_proj.lora_A.default.weight, \S+v_proj.lora_B.default",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=expected):
+            initial_weights.load_into(_adapted(libraries, **settings), stored, start)
+    (tmp_path / initial_weights.ADAPTER_CONFIG).write_text("[1]")
+    with pytest.raises(CheckpointError, match="adapter_config.json cannot be read: it is not a JSON object"):
+        initial_weights.load_into(own, stored, start)

@@ -171,6 +171,8 @@ class _CountingEngine(torch.nn.Module):
 
 
 class _Counting(torch.nn.Module):
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=7))
+
     def forward(self, input_ids, position_ids, use_cache):
         logits = torch.nn.functional.one_hot(input_ids + 1, 20).float()
         return SimpleNamespace(logits=torch.nn.functional.dropout(logits, 0.999, self.training))
@@ -190,3 +192,9 @@ def test_a_model_in_training_is_continued_without_dropout_and_trains_on():
         engine.train(training)
         assert continue_greedily(engine, "cpu", [5], [], 3) == [6, 7, 8]
         assert engine.module.training is training and torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_model_in_training_is_continued_up_to_its_last_position():
+    engine = _CountingEngine(stage=0)
+    assert continue_greedily(engine, "cpu", [1, 2, 3, 4, 5], [], 6) == [6, 7]
+    assert continue_greedily(engine, "cpu", [*range(9)], [], 6) == []

@@ -16,9 +16,10 @@ def test_nothing_is_a_spike_before_the_window_is_full():
     assert describe_spike(1.4, [0.5, 1.5] * 4, 8, 1.0) == ""
 
 
-def _spiked(folder, stage, count, dtype):
+def _spiked(folder, stage, count, dtype, empty_last=False):
+    supervised = [4, 0] * (count // 2) if empty_last else [4] * count
     trainer = make_trainer(
-        documents([12] * count, [4] * count), folder, stage=stage, micro_batch_size=1, gradient_accumulation_steps=2,
+        documents([12] * count, supervised), folder, stage=stage, micro_batch_size=1, gradient_accumulation_steps=2,
         spike_sigmas=6, spike_window_steps=8, model=tiny_factory(dtype=dtype),
     )  # fmt: skip
     rows, weights = [], []
@@ -29,9 +30,11 @@ def _spiked(folder, stage, count, dtype):
     return rows, weights, trainer.progress.state_dict(), trainer.tools.state.recent_losses
 
 
-@pytest.mark.parametrize(("stage", "ranks", "dtype"), [(0, 1, "bf16"), (2, 1, "fp32"), (3, 2, "bf16")])
-def test_a_spike_is_skipped_counted_and_kept_out_of_the_window(tmp_path, stage, ranks, dtype):
-    for rows, weights, progress, recent in run_ranks(ranks, _spiked, tmp_path, stage, 24 * ranks, dtype):
+@pytest.mark.parametrize(
+    ("stage", "ranks", "dtype", "empty_last"), [(0, 1, "bf16", False), (2, 1, "fp32", True), (3, 2, "bf16", False)]
+)
+def test_a_spike_is_skipped_counted_and_kept_out_of_the_window(tmp_path, stage, ranks, dtype, empty_last):
+    for rows, weights, progress, recent in run_ranks(ranks, _spiked, tmp_path, stage, 24 * ranks, dtype, empty_last):
         assert all(torch.equal(weights[8][name], weights[9][name]) for name in weights[0])
         assert any(not torch.equal(weights[9][name], weights[10][name]) for name in weights[0])
         assert (progress["spiked_steps"], progress["skipped_steps"], progress["global_step"]) == (1, 1, 12)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import display, distributed
 from arctic_hydra.data.batch import Batch
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.metrics import evaluation_metrics, token_metrics
 from arctic_hydra.trainer.parts.bookkeeping import Bookkeeping
 
@@ -47,6 +48,11 @@ class Evaluation(Bookkeeping):
         import torch
 
         assert self.evaluation_columns == 3, f"{type(self).__name__} has additional columns, but no evaluation_sums"
+        if num_sources > 1 and type(self).units is not Bookkeeping.units:  # units of other sources would be counted
+            raise ConfigError(
+                f"trainer: {type(self).__name__} counts its own units and has no `evaluation_sums`, so the {num_sources} evaluation "
+                "sources cannot be told apart; define `evaluation_sums`, or pass one source"
+            )
         sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=self.device)
         sums[:, 1] = torch.nan
         for source in range(num_sources):
@@ -98,6 +104,8 @@ class Evaluation(Bookkeeping):
             self.last_evaluation = facts["metrics"] = {"step": self.global_step, **values}
         self._loop.evaluated_at = self.global_step
         self.last_evaluation = self.tools.state.evaluation = facts["metrics"]
+        for engine in () if self.tools.evaluates else self.tools.checkpoints:
+            engine.check_evaluation(self.last_evaluation)
         self._record(self._offered({**self.last_evaluation, "epoch": self._epoch_position()}))
         if self.prints_evaluation(self.global_step):
             self.tools.display.evaluation(self.last_evaluation, phase.seconds)

@@ -210,14 +210,14 @@ class TrainerState(TrainerSettings):
     def weights(self, *patterns: str, writes: bool = False) -> Iterator[dict[str, torch.Tensor]]:
         """Yield whole weights by name: a copy in fp32 on the device of this rank, at every ZeRO stage; collective.
 
-        `patterns` are regular expressions that are searched for in the names of parameters. The weights are those that the
-        optimizer updates. With `writes`, what rank 0 changes in place becomes the weights of all ranks and survives later
-        steps; otherwise changes are dropped. Every rank must enter and leave the context; between steps, and in a
-        converter's `post_optimizer_hook`. Raises ConfigError for a pattern that matches no parameter.
+        `patterns` are regular expressions that are searched for in the names of parameters; without any, all are meant. The
+        weights are those that the optimizer updates. With `writes`, what rank 0 changes in place becomes the weights of all
+        ranks and survives later steps; otherwise changes are dropped. Every rank must enter and leave the context; between
+        steps, and in a converter's `post_optimizer_hook`. Raises ConfigError for a pattern that matches no parameter.
         """
         from arctic_hydra.callback.master_weights import whole
 
         names = [name for name, _ in self.tools.engine.module.named_parameters()]
-        chosen = matching("trainer.weights", list(patterns), names)
+        chosen = matching("trainer.weights", list(patterns), names) if patterns else names
         with whole(self.tools.engine, [name for name in names if name in chosen], writes=writes) as values:
             yield values

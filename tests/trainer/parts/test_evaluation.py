@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from arctic_hydra.checkpoint.deepspeed import DeepSpeedCheckpoint
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.sft import SFTTrainer
 from tests.ranks import run_ranks
@@ -37,3 +39,25 @@ def test_the_loss_alone_gives_the_same_evaluation_without_accuracy(ranks, stage,
         assert found["eval/loss"] == pytest.approx(expected["eval/loss"], rel=1e-6)
         assert torch.allclose(by_source[:, [0, 2]], wanted[:, [0, 2]], rtol=1e-6)
         assert by_source[:, 1].isnan().all()
+
+
+class OwnUnits(LossOnly):
+    """A trainer over documents."""
+
+    def units(self, batch):
+        return len(batch.document_lengths)
+
+
+def _refused(folder):
+    trainer = make_trainer(DATA, folder, trainer_class=OwnUnits, eval_data=DATA)
+    with pytest.raises(
+        ConfigError, match="OwnUnits counts its own units and has no `evaluation_sums`, so the 2 evaluation"
+    ):
+        trainer.evaluation_sums(batch_of(DATA), 2)
+    trainer.tools.checkpoints.append(DeepSpeedCheckpoint(keep_best=1, best_metric="eval/acuracy"))
+    with pytest.raises(ConfigError, match=r"best_metric: got eval/acuracy, expected one of eval/loss"):
+        trainer.evaluate()
+
+
+def test_units_and_metrics_that_an_evaluation_cannot_have_are_refused(tmp_path):
+    run_ranks(1, _refused, tmp_path)
