@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -299,7 +300,6 @@ def test_an_export_may_replace_an_empty_directory_and_an_export(name, tmp_path) 
 
 
 def test_a_model_that_is_not_of_transformers_is_exported_by_its_own_names(tmp_path) -> None:
-    from types import SimpleNamespace
 
     import torch
     from safetensors.torch import load_file
