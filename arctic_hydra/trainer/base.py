@@ -249,6 +249,11 @@ class Trainer(Construction, Evaluation):
         micro-batches and ranks. The gradients are complete afterwards: call `optimizer_step` before another pass. The loss
         of the log line is that of the step's last pass with `logged`. Collective.
         """
+        if self.step_result.pending:
+            raise ConfigError(
+                f"trainer: `step` of {type(self).__name__} called `forward_backward` twice without `optimizer_step`, which would add "
+                "up the gradients of both; call `optimizer_step` after each pass, or pass the sum of both losses"
+            )
         engine, batches = self.tools.engine, window.micro_batches
         if self.spike_sigmas and self.sequence_parallel_size == 1:
             # The gradient of the last micro-batch makes the step be skipped, so it must have units if any has.
@@ -275,6 +280,7 @@ class Trainer(Construction, Evaluation):
                 engine.set_gradient_accumulation_boundary(index == last)
                 # DeepSpeed averages gradients over ranks; `scale` contains the number of ranks to get their sum.
                 engine.backward(facts["loss"] * scale, scale_wrt_gas=False)
+        self.step_result.pending = True
         if logged:
             self.step_result.loss_sum = total
         return total  # type: ignore[return-value]  # a window has at least one micro-batch
@@ -286,7 +292,7 @@ class Trainer(Construction, Evaluation):
         that of the schedule, which `finish_step` advances.
         """
         self._loop.step_start, result = None, self.step_result
-        result.stepped = True
+        result.stepped, result.pending = True, False
         result.grad_norm, result.applied = optimizer_step(self.tools.engine, self.tools.engine_config)
         if result.applied:
             for converter in self.tools.converters:

@@ -117,6 +117,8 @@ class StepResult:
     """Whether weights changed; false for non-finite gradients, loss spikes and steps without supervised tokens."""
     stepped: bool = False
     """Whether `optimizer_step` has run."""
+    pending: bool = False
+    """Whether gradients wait for `optimizer_step`."""
     grad_norm: float = math.nan
     learning_rate: float = math.nan
     """The learning rate that the step used."""

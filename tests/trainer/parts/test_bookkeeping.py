@@ -57,17 +57,31 @@ class Forgetful(SFTTrainer):
         self.optimizer_step()
 
 
-def _refused(folder):
+class Twice(SFTTrainer):
+    """Adds up the gradients of two passes."""
+
+    def step(self, window, counts):
+        self.forward_backward(window, counts["units"])
+        self.forward_backward(window, counts["units"])
+        self.optimizer_step()
+        self.finish_step(window)
+
+
+def _refused(folder, cls):
     with pytest.raises(ConfigError) as caught:
-        _trained(folder, Forgetful, 0)
+        _trained(folder, cls, 0)
     return str(caught.value)
 
 
-def test_a_step_that_does_not_advance_the_schedule_is_refused(tmp_path):
-    [text] = run_ranks(1, _refused, tmp_path)
-    assert text.startswith(
-        "trainer: `step` of Forgetful advanced the learning-rate schedule 0 times, expected once; call"
-    )
+@pytest.mark.parametrize(
+    ("cls", "text"),
+    [
+        (Forgetful, "trainer: `step` of Forgetful advanced the learning-rate schedule 0 times, expected once; call"),
+        (Twice, "trainer: `step` of Twice called `forward_backward` twice without `optimizer_step`, which would"),
+    ],
+)
+def test_a_step_that_leaves_something_out_is_refused(cls, text, tmp_path):
+    assert run_ranks(1, _refused, tmp_path, cls)[0].startswith(text)
 
 
 def test_a_first_step_without_gradients_is_a_warning(caplog):
