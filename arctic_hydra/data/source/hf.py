@@ -191,8 +191,8 @@ class HFSource(SampledSource):
                 f"{self.path!r}: datasets reads it with its builder {name!r}, expected one of {', '.join(BUILDERS)}; nothing was "
                 "read; convert the data to JSON Lines, Parquet or Arrow"
             )
-        if (
-            "data_files" not in self.kwargs and "data_dir" not in self.kwargs
+        if not (
+            self.kwargs.get("data_files") or self.kwargs.get("data_dir")
         ):  # the card of the data set names the files
             self._check_files(builder.config.data_files or {})
 
@@ -200,7 +200,11 @@ class HFSource(SampledSource):
         """Raise DataError if the card of a data set names files of this machine that are not in its own directory."""
         inside = os.path.abspath(self._local_path) + os.sep if self.is_local else None
         for name in (str(name) for names in files.values() for name in names):
-            if "://" not in name and not (inside and os.path.abspath(name).startswith(inside)):
+            is_remote = name.startswith(
+                ("hf://", "https://")
+            )  # others, such as local:// and zip://, open files of this machine
+            is_inside = inside and "://" not in name and os.path.abspath(name).startswith(inside)
+            if "::" in name or not (is_remote or is_inside):
                 raise DataError(
                     f"{self.path!r}: its card (README.md) names the file {name}, which is outside the data set; nothing was read; "
                     "correct the card, or pass the file itself as the source's path"

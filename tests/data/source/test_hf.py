@@ -214,7 +214,7 @@ def test_no_data_set_runs_code(what: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "called").exists() and "evil" not in sys.modules
 
 
-@pytest.mark.parametrize("files", ["../rows.jsonl", "ABSOLUTE"])
+@pytest.mark.parametrize("files", ["../rows.jsonl", "ABSOLUTE", "local://ABSOLUTE"])
 def test_a_card_names_only_files_of_its_data_set(files: str, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
@@ -222,23 +222,25 @@ def test_a_card_names_only_files_of_its_data_set(files: str, tmp_path: Path) -> 
         write_lines(place / "rows.jsonl", [chat("q", "a")])
     kwargs = {"name": "default", "cache_dir": str(tmp_path / "cache")}
 
-    def source(named: str) -> HFSource:
+    def source(named: str, **more: Any) -> HFSource:
         card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '{named}'\n---\n"
         (folder / "README.md").write_text(card)
-        return HFSource(path=str(folder), kwargs=kwargs)
+        return HFSource(path=str(folder), kwargs=kwargs | more)
 
-    with pytest.raises(
-        DataError, match=r"its card \(README.md\) names the file .*rows.jsonl, which is outside the data set"
-    ):
-        source(files.replace("ABSOLUTE", str(tmp_path / "rows.jsonl"))).load("train")
+    for more in ({}, {"data_dir": ""}):
+        with pytest.raises(
+            DataError, match=r"its card \(README.md\) names the file .*rows.jsonl, which is outside the data set"
+        ):
+            source(files.replace("ABSOLUTE", str(tmp_path / "rows.jsonl")), **more).load("train")
     assert questions(source("rows.jsonl").load("train")) == ["q"]
 
 
 def test_a_card_on_the_hub_names_no_files_of_this_machine() -> None:
-    source = HFSource(path="owner/set")
-    source._check_files({"train": ["hf://datasets/owner/set@main/a.jsonl"]})
-    with pytest.raises(DataError, match="names the file /etc/hostname, which is outside the data set"):
-        source._check_files({"train": ["hf://datasets/owner/set@main/a.jsonl", "/etc/hostname"]})
+    source, there = HFSource(path="owner/set"), "hf://datasets/owner/set@main/a.jsonl"
+    source._check_files({"train": [there, "https://example.org/a.jsonl"]})
+    for name in ("/etc/hostname", "local:///etc/hostname", "zip://a.jsonl::/home/me/x.zip", "hf://a::/etc/hostname"):
+        with pytest.raises(DataError, match=f"names the file {name}, which is outside the data set"):
+            source._check_files({"train": [there, name]})
 
 
 def test_the_documented_builders_are_read_by_name(tmp_path: Path) -> None:
