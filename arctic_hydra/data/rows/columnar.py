@@ -30,6 +30,13 @@ def _damage_of(path: Path, kind: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or ["no message"])[0]
         raise DataError(f"{path}: a damaged {kind} file ({reason}); get it again") from error
+    except (OverflowError, ValueError) as error:
+        raise _without_python_value(path, error) from error
+
+
+def _without_python_value(where: object, error: Exception) -> DataError:
+    """Return the error of a value that Python cannot hold, such as a timestamp after the year 9999 or `infinity` of a database."""
+    return DataError(f"{where}: holds a value that Python cannot hold ({error}); convert or drop its column")
 
 
 class ParquetRows(Rows):
@@ -82,14 +89,20 @@ class DatasetRows(Rows):
     """Rows of a `datasets.Dataset`."""
 
     def __init__(self, dataset: Any, origin: str = "") -> None:
-        self._dataset = dataset
+        # Of the formats only a user's transform gives rows of Python values.
+        chosen = dataset.format
+        is_plain = chosen["type"] in (None, "custom")
+        self._dataset = dataset if is_plain else dataset.with_format(None, columns=chosen["columns"])
         self._origin = origin
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        columns = self._dataset[list(indices)]
+        try:
+            columns = self._dataset[list(indices)]
+        except (OverflowError, ValueError) as error:
+            raise _without_python_value(self._origin or "a data set", error) from error
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         return [drop_schema_nulls(row) for row in rows]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from arctic_hydra.data.rows.columnar import IterableShard, ParquetRows, read_parquet
-from arctic_hydra.data.rows.read import read_file
+from arctic_hydra.data.rows.read import as_rows, read_file
 from arctic_hydra.data.rows.shard import START
 from arctic_hydra.data.source.arrow import ArrowSource
 from arctic_hydra.data.source.hf import HFSource
@@ -46,8 +47,6 @@ TOOL_ROWS = [
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "saved", "streamed", "json"])
 def test_nulls_that_the_schema_adds_to_calls_and_tools_are_dropped(tmp_path: Path, kind: str) -> None:
     """The schema of a columnar file adds null for missing keys; a null in a JSON file is kept."""
-    import datasets
-
     table = pa.Table.from_pylist(TOOL_ROWS)
     assert table.to_pylist() != TOOL_ROWS, "the schema adds nulls"
     wanted = TOOL_ROWS
@@ -119,6 +118,19 @@ def test_flipped_and_missing_bytes_give_rows_or_a_data_error(tmp_path: Path, kin
             refused.append(str(error))
     assert len(refused) > 100
     assert all(text.startswith(f"{damaged}: ") for text in refused)
+
+
+def test_values_that_python_cannot_hold_are_named(tmp_path: Path) -> None:
+    """As `infinity` of a database, or a sentinel, in a column that nothing uses."""
+    table = pa.table({"text": ["a"], "at": pa.array([1 << 40], pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    for rows in (read_file(tmp_path / "a.parquet"), read_file(tmp_path / "a.arrow"), as_rows(datasets.Dataset(table))):
+        with pytest.raises(
+            DataError, match=r"^(/.*a\.\w+|a data set): holds a value that Python cannot hold \(.*\); convert or"
+        ):
+            rows.take([0])
 
 
 def test_a_negative_number_of_rows_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,22 @@ def test_files_that_name_no_split_are_all_of_train(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+def test_a_split_in_two_formats_is_refused(tmp_path: Path) -> None:
+    """Both were read, so that training saw each row twice."""
+    for place in ("", "train/"):
+        (tmp_path / "a" / place).mkdir(exist_ok=True, parents=True)
+        for name in ("train.jsonl", ".hidden.parquet", "dataset_info.json", "train.csv"):
+            write_lines(tmp_path / "a" / place / name, [chat(name, "a")])
+        source = HFSource(path=str(tmp_path / "a"))
+        with pytest.raises(
+            DataError, match=r"the files of split 'train' have several formats \(.*train\.csv, .*train\.jsonl\)"
+        ):
+            source.load("train")
+        (tmp_path / "a" / place / "train.csv").unlink()
+        assert questions(source.load("train")) == ["train.jsonl"]
+        (tmp_path / "a" / place / "train.jsonl").unlink()
+
+
 def test_lists_keep_their_order_and_refuse_repetition(tmp_path: Path) -> None:
     first, second = write_lines(tmp_path / "b.jsonl", ROWS[:2]), write_lines(tmp_path / "a.jsonl", ROWS[2:4])
     rows = JsonSource(path=[str(first), str(second)]).load("train")

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arctic_hydra.data.rows.read import as_rows
+from arctic_hydra.data.rows.shard import START
 from arctic_hydra.data.sft import SFTDataFactory
 from arctic_hydra.data.source.hf import HFSource
 from arctic_hydra.errors import DataError, FieldError
@@ -98,6 +100,33 @@ def test_saved_datasets_load_and_have_an_identity(tmp_path: Path) -> None:
     assert source.identity("train") == source.identity("train")
 
 
+@pytest.mark.parametrize("kind", ["torch", "pandas", None])
+def test_a_saved_set_is_read_whole_whatever_its_format(kind: str | None, tmp_path: Path) -> None:
+    row = {"input_ids": [1, 2], "labels": [-100, 2]}
+    saved = datasets.Dataset.from_list([row]).with_format(kind, columns=["input_ids"])
+    saved.save_to_disk(str(tmp_path / "saved"))
+    source = HFSource(path=str(tmp_path / "saved"), process=False)
+    assert source.load("train").take([0]) == source.shards("train")[0].read(START, 1)[0].take([0]) == [row]
+    assert as_rows(saved).take([0]) == [{"input_ids": [1, 2]}], "as chosen by the code of a user's source"
+
+
+def test_settings_without_effect_on_a_file_or_a_saved_set_are_problems(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([chat("q", "a")])
+    rows.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(tmp_path / "splits"))
+    (tmp_path / "layout").mkdir()
+    write_lines(tmp_path / "layout" / "test.jsonl", [chat("q", "a")])
+    fields: dict[str, Any] = {"split": "test[:10%]", "revision": "main", "kwargs": {"sep": ";"}}
+    for name, kind in (("layout/test.jsonl", "a file"), ("saved", "a data set saved by `datasets`")):
+        problems = list(HFSource(path=str(tmp_path / name), **fields).check_environment())
+        assert [problem.partition(":")[0] for problem in problems] == ["revision", "kwargs", "split"], problems
+        assert f"kwargs: sep has no effect on {kind}, which load_dataset does not read" in problems[1]
+        usual = HFSource(path=str(tmp_path / name), split="train[:10%]", kwargs={"verification_mode": "no_checks"})
+        assert not list(usual.check_environment())
+    for name in ("splits", "layout"):
+        assert not list(HFSource(path=str(tmp_path / name), split="test").check_environment())
+
+
 def test_outlines_notice_a_saved_set_that_changed(tmp_path: Path) -> None:
     import datasets
 
@@ -139,6 +168,7 @@ def test_damaged_rows_of_a_saved_set_are_refused_before_they_are_read(tmp_path: 
             'got "../../a.arrow", expected a name inside',
         ),
         ("dataset_dict.json", '{"splits": ["../other"]}', 'got "../other", expected a name inside the directory'),
+        ("state.json", '{"_data_files": [], "_format_type": "jax"}', 'got "jax", expected one of arrow, numpy'),
         ("dataset_dict.json", "[1]", "dataset_dict.json: .*; save the data set again"),
         ("state.json", "{", "state.json: .*; save the data set again"),
     ],
