@@ -100,6 +100,8 @@ class HFSource(SampledSource):
         from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, IterableShard
         from arctic_hydra.data.rows.read import file_shards
 
+        if self.loads_otherwise:
+            return super().shards(split)
         name = self.split_name(split)
         files = self._files(name)
         if files:

@@ -52,20 +52,20 @@ def test_nulls_that_the_schema_adds_to_calls_and_tools_are_dropped(tmp_path: Pat
     wanted = TOOL_ROWS
     if kind == "parquet":
         pq.write_table(table, tmp_path / "a.parquet")
-        rows = ParquetSource(path=str(tmp_path / "a.parquet")).load("train").take(range(3))
+        rows = ParquetSource(path=str(tmp_path / "a.parquet")).rows("train").take(range(3))
     elif kind == "arrow":
         with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
             file.write_table(table)
-        rows = ArrowSource(path=str(tmp_path / "a.arrow")).load("train").take(range(3))
+        rows = ArrowSource(path=str(tmp_path / "a.arrow")).rows("train").take(range(3))
     elif kind == "saved":
         datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
-        rows = HFSource(path=str(tmp_path / "saved")).load("train").take(range(3))
+        rows = HFSource(path=str(tmp_path / "saved")).rows("train").take(range(3))
     elif kind == "streamed":
         shard = IterableShard(datasets.Dataset(table).to_iterable_dataset(), "origin")
         rows = shard.read(START, 3)[0].take(range(3))
     else:
         wanted = [with_tool({"city": None}, {"city": {"default": None}})]
-        rows = JsonSource(path=str(write_lines(tmp_path / "a.jsonl", wanted))).load("train").take([0])
+        rows = JsonSource(path=str(write_lines(tmp_path / "a.jsonl", wanted))).rows("train").take([0])
     calls = [row["messages"][1]["tool_calls"] for row in rows]
     assert calls == [row["messages"][1]["tool_calls"] for row in wanted]
     assert [row["tools"] for row in rows] == [row["tools"] for row in wanted]
@@ -77,7 +77,7 @@ def test_a_call_with_null_arguments_has_empty_ones(tmp_path: Path) -> None:
         for arguments in ({"x": 1}, None)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    found = ParquetSource(path=str(tmp_path / "a.parquet")).load("train").take([0, 1])
+    found = ParquetSource(path=str(tmp_path / "a.parquet")).rows("train").take([0, 1])
     assert [row["messages"][0]["tool_calls"][0]["arguments"] for row in found] == [{"x": 1}, {}]
 
 
