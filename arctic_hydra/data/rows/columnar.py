@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -189,29 +189,35 @@ class IterableShard(Shard):
 
 
 class ArrowRows(Rows):
-    """Rows of a memory-mapped Arrow file or stream; one record batch at a time is converted to Python objects."""
+    """Rows of a memory-mapped Arrow file or stream; one record batch at a time is converted to Python objects.
+
+    One batch of a compressed file is in memory at a time, but all of a compressed stream, which has no index.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._batches: list[Any] | None = None
+        self._file: tuple[int, Callable[[int], Any]] | None = None
         self._current: tuple[int, list[Row]] = (-1, [])
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._open())])
+        count, batch = self._open()
+        self._starts = np.cumsum([0, *(batch(number).num_rows for number in range(count))])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": None, "_current": (-1, [])}
+        return {**self.__dict__, "_file": None, "_current": (-1, [])}
 
-    def _open(self) -> list[Any]:
-        if self._batches is None:
+    def _open(self) -> tuple[int, Callable[[int], Any]]:
+        """Return the number of batches, and what returns one of them."""
+        if self._file is None:
             import pyarrow as pa
 
             mapped = pa.memory_map(str(self.path))
             try:
                 reader = pa.ipc.open_file(mapped)
-                self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+                self._file = reader.num_record_batches, reader.get_batch
             except pa.ArrowInvalid:  # `datasets` writes the stream format with the same suffix
                 mapped.seek(0)
-                self._batches = list(pa.ipc.open_stream(mapped))
-        return self._batches
+                batches = list(pa.ipc.open_stream(mapped))
+                self._file = len(batches), batches.__getitem__
+        return self._file
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -222,7 +228,7 @@ class ArrowRows(Rows):
             number = int(np.searchsorted(self._starts, index, side="right")) - 1
             if number != self._current[0]:
                 with _damage_of(self.path, "Arrow"):
-                    batch = self._open()[number]
+                    batch = self._open()[1](number)
                     batch.validate(full=True)  # damaged offsets would be read from other memory
                     self._current = (number, [drop_schema_nulls(row) for row in batch.to_pylist()])
             rows.append(self._current[1][index - int(self._starts[number])])

@@ -133,6 +133,17 @@ def test_values_that_python_cannot_hold_are_named(tmp_path: Path) -> None:
             rows.take([0])
 
 
+def test_a_compressed_arrow_file_is_in_memory_one_batch_at_a_time(tmp_path: Path) -> None:
+    table = pa.table({"number": range(1 << 18)})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema, options=options) as file:
+        file.write_table(table, max_chunksize=1 << 14)
+    before = pa.total_allocated_bytes()
+    rows = read_file(tmp_path / "a.arrow")
+    assert rows.take([5, 1 << 17]) == [{"number": 5}, {"number": 1 << 17}] and len(rows) == 1 << 18
+    assert pa.total_allocated_bytes() - before < table.nbytes / 2
+
+
 def test_a_negative_number_of_rows_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Metadata:
         num_row_groups = 1
