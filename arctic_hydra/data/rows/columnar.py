@@ -15,6 +15,10 @@ from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.data.rows.shard import ByteOffset, LocatedRows, Shard
 from arctic_hydra.errors import DataError
 
+MAX_GROUP_BYTES = 8 << 30
+"""Memory that a row group of a Parquet file may take, unless the file is larger than `MAX_EXPANSION` explains."""
+MAX_EXPANSION = 100
+
 
 @contextmanager
 def _damage_of(path: Path, kind: str) -> Iterator[None]:
@@ -30,6 +34,8 @@ def _damage_of(path: Path, kind: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or ["no message"])[0]
         raise DataError(f"{path}: a damaged {kind} file ({reason}); get it again") from error
+    except DataError:
+        raise
     except (OverflowError, ValueError) as error:
         raise _without_python_value(path, error) from error
 
@@ -75,14 +81,65 @@ class ParquetRows(Rows):
                 continue
             with _damage_of(self.path, "Parquet"):
                 if group != self._group[0]:
+                    self._check_size(group)
                     self._group = (group, self._open().read_row_group(group))
                 taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
             rows += map(drop_schema_nulls, taken)
             start = stop
         return rows
 
+    def _check_size(self, group: int) -> None:
+        """Raise DataError if a row group would take far more memory than its file explains.
+
+        A value that a dictionary holds once can be in every row: a file of a kilobyte becomes terabytes.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        metadata = self._open().metadata
+        sizes, texts = [], {}
+        for index in range(metadata.num_columns):
+            column, schema = metadata.row_group(group).column(index), metadata.schema.column(index)
+            sizes.append(max(column.total_uncompressed_size, column.num_values * max(8, schema.length)))
+            if schema.physical_type == "BYTE_ARRAY":
+                texts[schema.path] = column.total_uncompressed_size
+        limit = max(MAX_GROUP_BYTES, MAX_EXPANSION * self.path.stat().st_size)
+        if sum(sizes) <= limit:
+            encoded = pq.ParquetFile(
+                self.path,
+                metadata=metadata,
+                memory_map=True,
+                page_checksum_verification=True,
+                read_dictionary=[*texts],
+                arrow_extensions_enabled=False,  # JSON would not be read as a dictionary
+            )
+            for path, declared in texts.items():
+                try:
+                    columns = encoded.read_row_group(group, columns=[path]).columns
+                    sizes += [_text_bytes(chunk) for column in columns for chunk in column.chunks]
+                except pa.ArrowCapacityError:  # its dictionary has more than 2 GiB, without expansion
+                    sizes.append(0 if declared >= 1 << 31 else limit + 1)
+        if sum(sizes) > limit:
+            raise DataError(
+                f"{self.path}: its row group {group} would take more than {limit >> 30:,} GiB of memory, over {MAX_EXPANSION} times "
+                "the file; write it with smaller row groups, or get it again"
+            )
+
     def where(self, index: int) -> str:
         return f"{self.path}, row {index}"
+
+
+def _text_bytes(array: Any) -> int:
+    """Return the bytes of the texts of an Arrow array, each as often as it occurs, if they are in dictionaries."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(_text_bytes, array.flatten()))
+    return _text_bytes(array.flatten()) if pa.types.is_nested(kind) else 0
 
 
 class DatasetRows(Rows):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arctic_hydra.data.rows import columnar
 from arctic_hydra.data.rows.columnar import IterableShard, ParquetRows, read_parquet
 from arctic_hydra.data.rows.read import as_rows, read_file
 from arctic_hydra.data.rows.shard import START
@@ -142,6 +143,32 @@ def test_a_compressed_arrow_file_is_in_memory_one_batch_at_a_time(tmp_path: Path
     rows = read_file(tmp_path / "a.arrow")
     assert rows.take([5, 1 << 17]) == [{"number": 5}, {"number": 1 << 17}] and len(rows) == 1 << 18
     assert pa.total_allocated_bytes() - before < table.nbytes / 2
+
+
+@pytest.mark.parametrize("kind", ["text", "nested", "numbers", "nulls"])
+def test_a_small_file_does_not_become_gigabytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that is stored once can be in every row; refused before they are made."""
+    count = 1 << 14
+    monkeypatch.setattr(columnar, "MAX_GROUP_BYTES", count * 4 if kind in ("numbers", "nulls") else count << 10)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["x" * 2048]))
+    starts = pa.array(range(count + 1), pa.int32())
+    columns = {
+        "text": texts,
+        "nested": pa.ListArray.from_arrays(starts, pa.StructArray.from_arrays([texts, starts[1:]], ["content", "at"])),
+        "numbers": pa.array([7] * count),
+        "nulls": pa.nulls(count, pa.float64()),
+    }
+    pq.write_table(pa.table({kind: columns[kind]}), tmp_path / "a.parquet", store_schema=False, compression="zstd")
+    monkeypatch.setattr(columnar, "MAX_EXPANSION", 1)
+    rows = read_file(tmp_path / "a.parquet")
+    before = pa.total_allocated_bytes()
+    with pytest.raises(
+        DataError, match=r"a.parquet: its row group 0 would take more than .*; write it with smaller row groups"
+    ):
+        rows.take([0])
+    assert pa.total_allocated_bytes() - before < 1 << 20
+    monkeypatch.setattr(columnar, "MAX_GROUP_BYTES", count << 12)
+    assert len(rows.take([0, 1])) == 2
 
 
 def test_a_negative_number_of_rows_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
