@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,21 +46,55 @@ def _without_python_value(where: object, error: Exception) -> DataError:
     return DataError(f"{where}: holds a value that Python cannot hold ({error}); convert or drop its column")
 
 
-class ParquetRows(Rows):
-    """Rows of a Parquet file, with one row group in memory at a time (as Arrow; only the rows taken become Python objects)."""
+class _PiecewiseRows(Rows):
+    """Rows of a file in pieces, one of which is in memory as Arrow at a time; only the rows taken become Python objects."""
+
+    kind: ClassVar[str]
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: Any = None
-        self._group: tuple[int, Any] = (-1, None)
-        metadata = self._open().metadata
-        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        if any(size < 0 for size in sizes):
-            raise OSError("a row group of fewer than 0 rows")
-        self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
+        self._current: tuple[int, Any] = (-1, None)
+        self._starts: list[int] = np.cumsum([0, *self._sizes()]).tolist()
+
+    @abstractmethod
+    def _sizes(self) -> Sequence[int]:
+        """Return the rows of each piece."""
+
+    @abstractmethod
+    def _piece(self, number: int) -> Any:
+        """Return a piece, as a table or a record batch."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_group": (-1, None)}
+        return {**self.__dict__, "_file": None, "_current": (-1, None)}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        rows: list[Row] = []
+        start = 0
+        for stop in range(1, len(indices) + 1):  # one conversion for consecutive rows of the same piece
+            first, last = indices[start], indices[stop - 1]
+            number = bisect_right(self._starts, first) - 1
+            if stop < len(indices) and indices[stop] == last + 1 < self._starts[number + 1]:
+                continue
+            with _damage_of(self.path, self.kind):
+                if number != self._current[0]:
+                    self._current = (number, self._piece(number))
+                taken = self._current[1].slice(first - self._starts[number], last - first + 1).to_pylist()
+            rows += map(drop_schema_nulls, taken)
+            start = stop
+        return rows
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, row {index}"
+
+
+class ParquetRows(_PiecewiseRows):
+    """Rows of a Parquet file, with one row group in memory at a time."""
+
+    kind = "Parquet"
 
     def _open(self) -> Any:
         if self._file is None:
@@ -68,25 +103,16 @@ class ParquetRows(Rows):
             self._file = pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
         return self._file
 
-    def __len__(self) -> int:
-        return self._starts[-1]
+    def _sizes(self) -> Sequence[int]:
+        metadata = self._open().metadata
+        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        if any(size < 0 for size in sizes):
+            raise OSError("a row group of fewer than 0 rows")
+        return sizes
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
-        rows: list[Row] = []
-        start = 0
-        for stop in range(1, len(indices) + 1):  # one conversion for consecutive rows of the same row group
-            first, last = indices[start], indices[stop - 1]
-            group = bisect_right(self._starts, first) - 1
-            if stop < len(indices) and indices[stop] == last + 1 < self._starts[group + 1]:
-                continue
-            with _damage_of(self.path, "Parquet"):
-                if group != self._group[0]:
-                    self._check_size(group)
-                    self._group = (group, self._open().read_row_group(group))
-                taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
-            rows += map(drop_schema_nulls, taken)
-            start = stop
-        return rows
+    def _piece(self, number: int) -> Any:
+        self._check_size(number)
+        return self._open().read_row_group(number)
 
     def _check_size(self, group: int) -> None:
         """Raise DataError if a row group would take far more memory than its file explains.
@@ -124,9 +150,6 @@ class ParquetRows(Rows):
                 f"{self.path}: its row group {group} would take more than {limit >> 30:,} GiB of memory, over {MAX_EXPANSION} times "
                 "the file; write it with smaller row groups, or get it again"
             )
-
-    def where(self, index: int) -> str:
-        return f"{self.path}, row {index}"
 
 
 def _text_bytes(array: Any) -> int:
@@ -245,23 +268,15 @@ class IterableShard(Shard):
         return LocatedRows(rows, locations), ByteOffset(self._row, self._row), len(rows) < count
 
 
-class ArrowRows(Rows):
-    """Rows of a memory-mapped Arrow file or stream; one record batch at a time is converted to Python objects.
+class ArrowRows(_PiecewiseRows):
+    """Rows of a memory-mapped Arrow file or stream, by record batches.
 
     One batch of a compressed file is in memory at a time, but all of a compressed stream, which has no index.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: tuple[int, Callable[[int], Any]] | None = None
-        self._current: tuple[int, list[Row]] = (-1, [])
-        count, batch = self._open()
-        self._starts = np.cumsum([0, *(batch(number).num_rows for number in range(count))])
+    kind = "Arrow"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_current": (-1, [])}
-
-    def _open(self) -> tuple[int, Callable[[int], Any]]:
+    def _open(self) -> Any:
         """Return the number of batches, and what returns one of them."""
         if self._file is None:
             import pyarrow as pa
@@ -276,23 +291,14 @@ class ArrowRows(Rows):
                 self._file = len(batches), batches.__getitem__
         return self._file
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+    def _sizes(self) -> Sequence[int]:
+        count, batch = self._open()
+        return [batch(number).num_rows for number in range(count)]
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
-        rows: list[Row] = []
-        for index in indices:
-            number = int(np.searchsorted(self._starts, index, side="right")) - 1
-            if number != self._current[0]:
-                with _damage_of(self.path, "Arrow"):
-                    batch = self._open()[1](number)
-                    batch.validate(full=True)  # damaged offsets would be read from other memory
-                    self._current = (number, [drop_schema_nulls(row) for row in batch.to_pylist()])
-            rows.append(self._current[1][index - int(self._starts[number])])
-        return rows
-
-    def where(self, index: int) -> str:
-        return f"{self.path}, row {index}"
+    def _piece(self, number: int) -> Any:
+        batch = self._open()[1](number)
+        batch.validate(full=True)  # damaged offsets would be read from other memory
+        return batch
 
 
 def read_arrow(path: Path) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +144,16 @@ def test_a_compressed_arrow_file_is_in_memory_one_batch_at_a_time(tmp_path: Path
     rows = read_file(tmp_path / "a.arrow")
     assert rows.take([5, 1 << 17]) == [{"number": 5}, {"number": 1 << 17}] and len(rows) == 1 << 18
     assert pa.total_allocated_bytes() - before < table.nbytes / 2
+
+
+def test_only_the_rows_taken_of_an_arrow_batch_become_python_objects(tmp_path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array(["x" * 2**20]))
+    with pa.ipc.new_file(tmp_path / "a.arrow", pa.schema([("text", texts.type)])) as file:
+        file.write_table(pa.table({"text": texts}))
+    tracemalloc.start()
+    assert len(read_file(tmp_path / "a.arrow").take([3, 4])) == 2
+    assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["text", "nested", "numbers", "nulls"])
