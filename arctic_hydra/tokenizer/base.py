@@ -26,9 +26,13 @@ class TokenizerFactory(Component):
     """Pad the rows of the model's embedding to a multiple of this number, such as 64; 1 disables."""
 
     def validate(self) -> None:
-        both = [*self.add_tokens, *self.add_special_tokens]
-        if "" in both or len(set(both)) < len(both):
-            raise ValueError(f"add_tokens: got {both!r}, expected distinct, non-empty tokens")
+        before: list[str] = []
+        for key, tokens in (("add_tokens", self.add_tokens), ("add_special_tokens", self.add_special_tokens)):
+            both = [*before, *tokens]
+            if "" in both or len(set(both)) < len(both):
+                others = ", none of them in add_tokens" if before else ""
+                raise ValueError(f"{key}: got {tokens!r}, expected distinct, non-empty tokens{others}")
+            before = both
         if not 1 <= self.pad_vocab_to_multiple_of <= 1_000_000:
             raise ValueError(f"pad_vocab_to_multiple_of: got {self.pad_vocab_to_multiple_of}, expected 1 to 1,000,000")
 

@@ -14,7 +14,11 @@ from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
     ("fields", "text"),
     [
         ({"add_tokens": ["a", "a"]}, r"add_tokens: got \['a', 'a'\], expected distinct"),
-        ({"add_tokens": ["a"], "add_special_tokens": ["a"]}, r"add_tokens: got \['a', 'a'\], expected distinct"),
+        (
+            {"add_tokens": ["a"], "add_special_tokens": ["a"]},
+            r"add_special_tokens: got \['a'\], .*none of them in add_tok",
+        ),
+        ({"add_special_tokens": [""]}, r"^add_special_tokens: got \[''\], expected distinct, non-empty tokens$"),
         ({"pad_vocab_to_multiple_of": 0}, "pad_vocab_to_multiple_of: got 0, expected 1 to 1,000,000"),
     ],
 )

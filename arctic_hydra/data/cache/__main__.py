@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -121,10 +122,14 @@ def main(argv: list[str] | None = None) -> int:
     if not (options.keys or options.all or options.older_than is not None):
         print("error: prune: got nothing to delete, expected keys, --older-than DAYS or --all", file=sys.stderr)
         return EXIT_BAD_CONFIG
-    unknown = [key for key in options.keys if not any(entry.key.startswith(key) for entry in found)]
+    if options.older_than is not None and not 0 <= options.older_than < math.inf:
+        print(f"error: prune: --older-than: got {options.older_than}, expected days, 0 or more", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    # An empty key, such as of an unset variable, is a prefix of all.
+    unknown = [key for key in options.keys if not key or not any(entry.key.startswith(key) for entry in found)]
     if unknown:
         print(
-            f"error: prune: {unknown[0]}: there is no such entry in {cache_dir}; run `list` to show the entries",
+            f"error: prune: {unknown[0] or repr('')}: there is no such entry in {cache_dir}; run `list` to show the entries",
             file=sys.stderr,
         )
         return EXIT_BAD_CONFIG

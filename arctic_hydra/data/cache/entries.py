@@ -77,14 +77,14 @@ def open_or_build(cache_dir: Path, key: str, build: Callable[[Path], None], *, i
                 remove_entry(leftover)
         except OSError as error:
             raise _cache_unwritable(root, error) from error
-        part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
-        try:
-            with _explain_full_disk(partial(_cache_unwritable, root)):
+        with _explain_full_disk(partial(_cache_unwritable, root)):
+            part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=root))
+            try:
                 build(part)
-            part.rename(entry)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)  # does nothing after the rename
-        _sync_directory(root)
+                part.rename(entry)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)  # does nothing after the rename
+            _sync_directory(root)
         return TokenStore(entry, key)  # under the lock, so that it cannot be deleted before it is open
 
 

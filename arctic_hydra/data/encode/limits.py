@@ -44,6 +44,11 @@ class RenderLimitError(DataError):
             f"tokenizer.chat_template: the template {what}; correct it, or pass tokenizer.chat_template=<file with another>"
         )
 
+    def __reduce__(self) -> tuple[type[RenderLimitError], tuple[str]]:
+        return RenderLimitError, (
+            self.what,
+        )  # a worker's error reaches the main process; `args` is the finished sentence
+
 
 class TimeUpError(BaseException):
     """Raised by the watchdog within the thread that renders; no `except Exception` of a template's caller stops it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arctic_hydra.data.formats.messages import ROLES, Message, check_text, malformed, parse_json
+from arctic_hydra.data.formats.messages import REASONING_KEYS, ROLES, Message, check_text, malformed, parse_json
 
 CONVERSATION_COLUMNS = ("conversations", "conversation")
 OTHER_ROLES = {
@@ -35,12 +35,17 @@ def sharegpt_turn(turn: Any, where: str) -> Message:
     if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         known = ", ".join(_SHAREGPT_ROLES)
         raise malformed(f"{where}: from {speaker!r}, expected one of {known}")
+    if calls := [key for key in ("tool_calls", "function_call") if turn.get(key)]:
+        raise malformed(
+            f"{where} ({speaker}): has {calls[0]} beside from and value, expected calls in a turn from {_CALLS[0]}, or in messages "
+            "of {role, content, tool_calls}"
+        )
     key = "content" if turn.get("value") is None and turn.get("content") is not None else "value"
     value = check_text(turn.get(key), f"{where} ({speaker}): {key}")
     message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": value}
     if speaker in _CALLS:
         message = {"role": "assistant", "content": "", "tool_calls": _calls(value, where, speaker)}
-    return message | {key: turn[key] for key in ("weight", "reasoning_content") if turn.get(key) is not None}
+    return message | {key: turn[key] for key in ("weight", *REASONING_KEYS) if turn.get(key) is not None}
 
 
 def _calls(value: str, where: str, speaker: str) -> list[Any]:

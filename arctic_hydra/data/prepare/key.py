@@ -15,7 +15,7 @@ from arctic_hydra.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODE_VERSION = 8
+CODE_VERSION = 9
 """Part of the cache key; increment it when the same rows and options give different tokens, masks or reports."""
 
 READ_VERSION = 2

@@ -31,6 +31,9 @@ from arctic_hydra.human_numbers import listed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MASKS = ("attention_mask", "completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
+"""Columns of other programs that say which tokens are padding or are not trained on; `labels` say the latter here."""
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -340,6 +343,11 @@ def _read_tokens(row: Row, vocabulary: int) -> _Example:
         raise malformed(
             f"input_ids[{highest}] is {tokens[highest]}, but the tokenizer has {vocabulary} tokens; expected ids of this run's "
             f"tokenizer"
+        )
+    masks = ("attention_mask",) if labels is not None else _MASKS
+    if hidden := [name for name in masks if isinstance(mask := row.get(name), list) and 0 in mask]:
+        raise malformed(
+            f"{hidden[0]} has a 0, expected input_ids without padding, and labels with {IGNORE_INDEX} for what is not trained on"
         )
     if labels is None:
         return _Example(tokens, np.ones(len(ids), dtype=np.uint8), [], [])

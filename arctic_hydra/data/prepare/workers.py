@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,8 +114,16 @@ def _pool(
     # Spawned, not forked: a rank may already use CUDA and have threads of its process group.
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryFile() as file:  # unnamed, so that nothing remains even if this process is killed
-        pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
-        file.flush()
+        try:
+            pickle.dump((sources, tokenizer, options), file, protocol=pickle.HIGHEST_PROTOCOL)
+            file.flush()
+        except OSError as error:
+            with suppress(OSError):
+                file.close()  # which writes what is left once more
+            raise DataError(
+                f"data.num_proc: cannot pass the rows to {processes} worker processes in a file in {tempfile.gettempdir()} "
+                f"({error.strerror}); set the environment variable TMPDIR to a directory with space, or pass data.num_proc=1"
+            ) from error
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         pool = ProcessPoolExecutor(
             processes, mp_context=context, initializer=_start_worker, initargs=(path, code_file.arguments())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from arctic_hydra.data.rows.base import Row, Rows
 from arctic_hydra.data.rows.shard import ByteOffset, LocatedRows, Shard
 from arctic_hydra.errors import DataError
+
+MAX_GROUP_BYTES = 8 << 30
+"""Memory that a row group of a Parquet file may take, unless the file is larger than `MAX_EXPANSION` explains."""
+MAX_EXPANSION = 100
 
 
 @contextmanager
@@ -30,30 +35,38 @@ def _damage_of(path: Path, kind: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or ["no message"])[0]
         raise DataError(f"{path}: a damaged {kind} file ({reason}); get it again") from error
+    except DataError:
+        raise
+    except (OverflowError, ValueError) as error:
+        raise _without_python_value(path, error) from error
 
 
-class ParquetRows(Rows):
-    """Rows of a Parquet file, with one row group in memory at a time (as Arrow; only the rows taken become Python objects)."""
+def _without_python_value(where: object, error: Exception) -> DataError:
+    """Return the error of a value that Python cannot hold, such as a timestamp after the year 9999 or `infinity` of a database."""
+    return DataError(f"{where}: holds a value that Python cannot hold ({error}); convert or drop its column")
+
+
+class _PiecewiseRows(Rows):
+    """Rows of a file in pieces, one of which is in memory as Arrow at a time; only the rows taken become Python objects."""
+
+    kind: ClassVar[str]
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: Any = None
-        self._group: tuple[int, Any] = (-1, None)
-        metadata = self._open().metadata
-        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        if any(size < 0 for size in sizes):
-            raise OSError("a row group of fewer than 0 rows")
-        self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
+        self._current: tuple[int, Any] = (-1, None)
+        self._starts: list[int] = np.cumsum([0, *self._sizes()]).tolist()
+
+    @abstractmethod
+    def _sizes(self) -> Sequence[int]:
+        """Return the rows of each piece."""
+
+    @abstractmethod
+    def _piece(self, number: int) -> Any:
+        """Return a piece, as a table or a record batch."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_group": (-1, None)}
-
-    def _open(self) -> Any:
-        if self._file is None:
-            import pyarrow.parquet as pq
-
-            self._file = pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
-        return self._file
+        return {**self.__dict__, "_file": None, "_current": (-1, None)}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -61,15 +74,15 @@ class ParquetRows(Rows):
     def take(self, indices: Sequence[int]) -> list[Row]:
         rows: list[Row] = []
         start = 0
-        for stop in range(1, len(indices) + 1):  # one conversion for consecutive rows of the same row group
+        for stop in range(1, len(indices) + 1):  # one conversion for consecutive rows of the same piece
             first, last = indices[start], indices[stop - 1]
-            group = bisect_right(self._starts, first) - 1
-            if stop < len(indices) and indices[stop] == last + 1 < self._starts[group + 1]:
+            number = bisect_right(self._starts, first) - 1
+            if stop < len(indices) and indices[stop] == last + 1 < self._starts[number + 1]:
                 continue
-            with _damage_of(self.path, "Parquet"):
-                if group != self._group[0]:
-                    self._group = (group, self._open().read_row_group(group))
-                taken = self._group[1].slice(first - self._starts[group], last - first + 1).to_pylist()
+            with _damage_of(self.path, self.kind):
+                if number != self._current[0]:
+                    self._current = (number, self._piece(number))
+                taken = self._current[1].slice(first - self._starts[number], last - first + 1).to_pylist()
             rows += map(drop_schema_nulls, taken)
             start = stop
         return rows
@@ -78,18 +91,98 @@ class ParquetRows(Rows):
         return f"{self.path}, row {index}"
 
 
+class ParquetRows(_PiecewiseRows):
+    """Rows of a Parquet file, with one row group in memory at a time."""
+
+    kind = "Parquet"
+
+    def _open(self) -> Any:
+        if self._file is None:
+            import pyarrow.parquet as pq
+
+            self._file = pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
+        return self._file
+
+    def _sizes(self) -> Sequence[int]:
+        metadata = self._open().metadata
+        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        if any(size < 0 for size in sizes):
+            raise OSError("a row group of fewer than 0 rows")
+        return sizes
+
+    def _piece(self, number: int) -> Any:
+        self._check_size(number)
+        return self._open().read_row_group(number)
+
+    def _check_size(self, group: int) -> None:
+        """Raise DataError if a row group would take far more memory than its file explains.
+
+        A value that a dictionary holds once can be in every row: a file of a kilobyte becomes terabytes.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        metadata = self._open().metadata
+        sizes, texts = [], {}
+        for index in range(metadata.num_columns):
+            column, schema = metadata.row_group(group).column(index), metadata.schema.column(index)
+            sizes.append(max(column.total_uncompressed_size, column.num_values * max(8, schema.length)))
+            if schema.physical_type == "BYTE_ARRAY":
+                texts[schema.path] = column.total_uncompressed_size
+        limit = max(MAX_GROUP_BYTES, MAX_EXPANSION * self.path.stat().st_size)
+        if sum(sizes) <= limit:
+            encoded = pq.ParquetFile(
+                self.path,
+                metadata=metadata,
+                memory_map=True,
+                page_checksum_verification=True,
+                read_dictionary=[*texts],
+                arrow_extensions_enabled=False,  # JSON would not be read as a dictionary
+            )
+            for path, declared in texts.items():
+                try:
+                    columns = encoded.read_row_group(group, columns=[path]).columns
+                    sizes += [_text_bytes(chunk) for column in columns for chunk in column.chunks]
+                except pa.ArrowCapacityError:  # its dictionary has more than 2 GiB, without expansion
+                    sizes.append(0 if declared >= 1 << 31 else limit + 1)
+        if sum(sizes) > limit:
+            raise DataError(
+                f"{self.path}: its row group {group} would take more than {limit >> 30:,} GiB of memory, over {MAX_EXPANSION} times "
+                "the file; write it with smaller row groups, or get it again"
+            )
+
+
+def _text_bytes(array: Any) -> int:
+    """Return the bytes of the texts of an Arrow array, each as often as it occurs, if they are in dictionaries."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(_text_bytes, array.flatten()))
+    return _text_bytes(array.flatten()) if pa.types.is_nested(kind) else 0
+
+
 class DatasetRows(Rows):
     """Rows of a `datasets.Dataset`."""
 
     def __init__(self, dataset: Any, origin: str = "") -> None:
-        self._dataset = dataset
+        # Of the formats only a user's transform gives rows of Python values.
+        chosen = dataset.format
+        is_plain = chosen["type"] in (None, "custom")
+        self._dataset = dataset if is_plain else dataset.with_format(None, columns=chosen["columns"])
         self._origin = origin
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        columns = self._dataset[list(indices)]
+        try:
+            columns = self._dataset[list(indices)]
+        except (OverflowError, ValueError) as error:
+            raise _without_python_value(self._origin or "a data set", error) from error
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         return [drop_schema_nulls(row) for row in rows]
 
@@ -175,48 +268,37 @@ class IterableShard(Shard):
         return LocatedRows(rows, locations), ByteOffset(self._row, self._row), len(rows) < count
 
 
-class ArrowRows(Rows):
-    """Rows of a memory-mapped Arrow file or stream; one record batch at a time is converted to Python objects."""
+class ArrowRows(_PiecewiseRows):
+    """Rows of a memory-mapped Arrow file or stream, by record batches.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._batches: list[Any] | None = None
-        self._current: tuple[int, list[Row]] = (-1, [])
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._open())])
+    One batch of a compressed file is in memory at a time, but all of a compressed stream, which has no index.
+    """
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": None, "_current": (-1, [])}
+    kind = "Arrow"
 
-    def _open(self) -> list[Any]:
-        if self._batches is None:
+    def _open(self) -> Any:
+        """Return the number of batches, and what returns one of them."""
+        if self._file is None:
             import pyarrow as pa
 
             mapped = pa.memory_map(str(self.path))
             try:
                 reader = pa.ipc.open_file(mapped)
-                self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+                self._file = reader.num_record_batches, reader.get_batch
             except pa.ArrowInvalid:  # `datasets` writes the stream format with the same suffix
                 mapped.seek(0)
-                self._batches = list(pa.ipc.open_stream(mapped))
-        return self._batches
+                batches = list(pa.ipc.open_stream(mapped))
+                self._file = len(batches), batches.__getitem__
+        return self._file
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+    def _sizes(self) -> Sequence[int]:
+        count, batch = self._open()
+        return [batch(number).num_rows for number in range(count)]
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
-        rows: list[Row] = []
-        for index in indices:
-            number = int(np.searchsorted(self._starts, index, side="right")) - 1
-            if number != self._current[0]:
-                with _damage_of(self.path, "Arrow"):
-                    batch = self._open()[number]
-                    batch.validate(full=True)  # damaged offsets would be read from other memory
-                    self._current = (number, [drop_schema_nulls(row) for row in batch.to_pylist()])
-            rows.append(self._current[1][index - int(self._starts[number])])
-        return rows
-
-    def where(self, index: int) -> str:
-        return f"{self.path}, row {index}"
+    def _piece(self, number: int) -> Any:
+        batch = self._open()[1](number)
+        batch.validate(full=True)  # damaged offsets would be read from other memory
+        return batch
 
 
 def read_arrow(path: Path) -> Rows:

@@ -35,12 +35,13 @@ class SampledSource(DataSource):
             yield "weight", text
 
     def load(self, split: str) -> Rows:
-        """Return the rows of `split` (train or eval), first sliced, then sampled."""
-        return self.choose(self.read(self.split_name(split)))
+        """Return all rows of a split, given by the data's name of it; the caller takes slice and sample."""
+        return self.read(split)
 
-    def rows(self, split: str) -> Rows:
-        """Return the rows of `split` (train or eval) to use, which `load` has chosen."""
-        return self.load(split)
+    @property
+    def loads_otherwise(self) -> bool:
+        """Whether a subclass overrides `load`, so that the files as they are would be other rows."""
+        return type(self).load is not SampledSource.load
 
     def identity(self, split: str) -> dict[str, Any]:
         """Return what the rows depend on: content, split, slice and sample."""

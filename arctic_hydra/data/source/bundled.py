@@ -30,6 +30,8 @@ class BundledSource(SampledSource):
         """Return the file of the split as the only shard."""
         from arctic_hydra.data.rows.read import file_shards
 
+        if self.loads_otherwise:
+            return super().shards(split)
         return file_shards([self._file(self.split_name(split))])
 
     def content(self, split: str) -> Any:

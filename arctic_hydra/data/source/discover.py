@@ -26,20 +26,19 @@ def find_split(directory: Path, split: str) -> list[Path]:
 
     `train_sft.jsonl`, `data/train_sft-00000-of-00003.parquet`, or files in a folder `train_sft/`. As in `datasets`, all
     data files belong to split `train` if none of their names contains the name of a split. Returns an empty list if there
-    are none; raises DataError if files without a split have several formats.
+    are none; raises DataError if the files have several formats.
     """
     suffixes = "|".join(map(re.escape, SUFFIXES))
     name = re.compile(rf"{re.escape(split)}(-\d[^/]*)?({suffixes})")
     for folder in (directory, directory / "data"):
         if folder.is_dir():
             found = sorted(path for path in folder.iterdir() if path.is_file() and name.fullmatch(path.name))
+            if not found and (folder / split).is_dir():
+                found = _regular(sorted(filter(_is_data, (folder / split).iterdir())))
             if found:
-                return found
-            if (folder / split).is_dir():
-                inner = sorted(path for path in (folder / split).iterdir() if path.suffix in SUFFIXES)
-                if inner:
-                    return _regular(inner)
-    return _check_one_format(_files_without_split(directory), directory) if split == "train" else []
+                return _check_one_format(found, directory, f"the files of split {split!r}")
+    files = _files_without_split(directory) if split == "train" else []
+    return _check_one_format(files, directory, "its files name no split and")
 
 
 def _files_without_split(directory: Path) -> list[Path]:
@@ -59,12 +58,13 @@ def _is_data(path: Path) -> bool:
     return path.suffix in SUFFIXES and path.stem.lower() not in _NOT_DATA and not path.name.startswith(".")
 
 
-def _check_one_format(files: list[Path], directory: Path) -> list[Path]:
+def _check_one_format(files: list[Path], directory: Path, which: str) -> list[Path]:
+    """Return the files; raises DataError if they have several formats: probably the same rows twice."""
     formats = {_FORMATS.get(path.suffix, path.suffix): path for path in reversed(files)}
     if len(formats) > 1:
         examples = ", ".join(str(path.relative_to(directory)) for path in sorted(formats.values()))
         raise DataError(
-            f"{directory}: its files name no split and have several formats ({examples}); expected files of one format, or "
+            f"{directory}: {which} have several formats ({examples}); expected files of one format, or "
             f"files named after their splits; set the source's path=<file>"
         )
     return files

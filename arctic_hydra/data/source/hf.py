@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra.component import component
 from arctic_hydra.data.source.base import SampledSource
 from arctic_hydra.errors import DataError, FieldError, StateFileError
-from arctic_hydra.files.state_file import Schema, Table, is_inside, read_state
+from arctic_hydra.files.state_file import Schema, Table, is_inside, one_of, read_state
+from arctic_hydra.human_numbers import listed
 from arctic_hydra.redaction import umask_of_user
 
 if TYPE_CHECKING:
@@ -29,7 +30,18 @@ _NOT_OF_BUILDERS = ("verification_mode", "num_proc", "keep_in_memory", "save_inf
 """Arguments of `datasets.load_dataset` that concern what is read after a builder has been chosen."""
 
 _SPLITS = Schema("save the data set again", Table({"splits": [is_inside]}), formats=(0, 0))
-_FILES = Schema("save the data set again", Table({"_data_files": [Table({"filename": is_inside})]}), formats=(0, 0))
+
+
+def _format_problem(value: Any) -> str | None:
+    """Return what was expected of a format of `datasets.Dataset.set_format`: `jax` and `tensorflow` would be imported."""
+    return None if value is None else one_of("arrow", "numpy", "pandas", "polars", "python", "torch")(value)
+
+
+_FILES = Schema(
+    "save the data set again",
+    Table({"_data_files": [Table({"filename": is_inside})]}, {"_format_type": _format_problem}),
+    formats=(0, 0),
+)
 """What `save_to_disk` writes: the directories of the splits, and the files of each."""
 
 
@@ -57,9 +69,24 @@ class HFSource(SampledSource):
         super().validate()
 
     def check_environment(self) -> Iterator[str]:
-        """Yield a problem if a local path does not exist."""
-        if self.is_local and not self._local_path.exists():
+        """Yield a problem if a local path does not exist, and for each setting that has no effect on what is there."""
+        path = self._local_path
+        if not self.is_local:
+            return
+        if not path.exists():
             yield f"path: {self._missing_path()}"
+            return
+        if self.revision is not None:
+            yield f"revision: has no effect on local data ({path}); remove it"
+        is_saved = self._is_saved(path)
+        if not (path.is_file() or is_saved):
+            return
+        kind = "a data set saved by `datasets`" if is_saved else "a file"
+        if unused := sorted(self.kwargs.keys() - {"verification_mode"}):
+            yield f"kwargs: {listed(unused)} has no effect on {kind}, which load_dataset does not read; remove it"
+        name = self.split.partition("[")[0]
+        if name not in ("", "train", "eval") and not (path / "dataset_dict.json").is_file():
+            yield f"split: got {self.split!r}, but {path} has no splits: all of its rows are read; remove the name"
 
     def read(self, split: str) -> Rows:
         """Return the rows of `split`; raises DataError if they cannot be found or read."""
@@ -73,6 +100,8 @@ class HFSource(SampledSource):
         from arctic_hydra.data.rows.columnar import DatasetRows, IndexedShard, IterableShard
         from arctic_hydra.data.rows.read import file_shards
 
+        if self.loads_otherwise:
+            return super().shards(split)
         name = self.split_name(split)
         files = self._files(name)
         if files:
@@ -191,8 +220,8 @@ class HFSource(SampledSource):
                 f"{self.path!r}: datasets reads it with its builder {name!r}, expected one of {', '.join(BUILDERS)}; nothing was "
                 "read; convert the data to JSON Lines, Parquet or Arrow"
             )
-        if (
-            "data_files" not in self.kwargs and "data_dir" not in self.kwargs
+        if not (
+            self.kwargs.get("data_files") or self.kwargs.get("data_dir")
         ):  # the card of the data set names the files
             self._check_files(builder.config.data_files or {})
 
@@ -200,7 +229,11 @@ class HFSource(SampledSource):
         """Raise DataError if the card of a data set names files of this machine that are not in its own directory."""
         inside = os.path.abspath(self._local_path) + os.sep if self.is_local else None
         for name in (str(name) for names in files.values() for name in names):
-            if "://" not in name and not (inside and os.path.abspath(name).startswith(inside)):
+            is_remote = name.startswith(
+                ("hf://", "https://")
+            )  # others, such as local:// and zip://, open files of this machine
+            is_inside = inside and "://" not in name and os.path.abspath(name).startswith(inside)
+            if "::" in name or not (is_remote or is_inside):
                 raise DataError(
                     f"{self.path!r}: its card (README.md) names the file {name}, which is outside the data set; nothing was read; "
                     "correct the card, or pass the file itself as the source's path"
@@ -226,7 +259,7 @@ def _read_saved(path: Path, split: str) -> Any:
 
 
 def _checked(dataset: Any, origin: str, full: bool = True) -> Any:
-    """Return a `datasets.Dataset` whose rows can be read; raises DataError if they are damaged.
+    """Return a `datasets.Dataset` whose rows can be read, with all columns; raises DataError if they are damaged.
 
     Without `full`, for a stream, it reads the sizes of the columns only, and not all rows. `datasets` maps files into memory
     unchecked, so that damaged offsets would be read from other memory, or end the process.
@@ -238,4 +271,4 @@ def _checked(dataset: Any, origin: str, full: bool = True) -> Any:
             batch.validate(full=full)
     except pa.ArrowException as error:
         raise DataError(f"{origin}: a damaged Arrow file ({error}); get it again") from error
-    return dataset
+    return dataset.with_format(None)  # a saved set has the format that it was last used with, which may hide columns

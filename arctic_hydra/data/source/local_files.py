@@ -64,6 +64,8 @@ class LocalSource(SampledSource):
         """Return one shard for each file."""
         from arctic_hydra.data.rows.read import file_shards
 
+        if self.loads_otherwise:
+            return super().shards(split)
         return file_shards(self.files(), self.shard_of)
 
     def shard_of(self, path: Path) -> Shard:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,22 @@ def test_a_failing_build_publishes_nothing(tmp_path: Path, tokenizer: Any, priva
     assert entries(private_cache) == []
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    def fill(part: Path) -> None:
-        (part / EXAMPLES).write_bytes(b"half")
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .* \(No space left on device\)"):
-        open_or_build(tmp_path / "c", "k", fill)
-    assert entries(tmp_path / "c") == []
+    def fill(part: Path) -> None:
+        (part / EXAMPLES).write_bytes(b"half")
+        full()
+
+    calls = ((None, "", fill), (tempfile, "mkdtemp", fill), (Path, "rename", lambda part: None))
+    for where, name, build in calls:
+        with monkeypatch.context() as patch:
+            if where is not None:
+                patch.setattr(where, name, full)
+            with pytest.raises(DataError, match=r"data\.cache_dir: cannot write to .* \(No space left on device\)"):
+                open_or_build(tmp_path / "c", "k", build)
+        assert entries(tmp_path / "c") == []
 
 
 @pytest.mark.faults

@@ -116,11 +116,17 @@ def test_an_entry_deleted_by_another_process_is_not_an_error(filled: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["prune"], "got nothing to delete, expected keys"), (["prune", "zzz"], "zzz: there is no such entry in")],
+    [
+        (["prune"], "got nothing to delete, expected keys"),
+        (["prune", "zzz"], "zzz: there is no such entry in"),
+        (["prune", ""], "'': there is no such entry in"),
+        (["prune", "--older-than", "-1"], "--older-than: got -1.0, expected days, 0 or more"),
+        (["prune", "--older-than", "nan"], "--older-than: got nan, expected days, 0 or more"),
+    ],
 )
 def test_bad_requests(filled: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err and len(entries(filled)) == 2
 
 
 def test_it_is_a_command(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import resource
 import signal
 import subprocess
@@ -77,8 +78,9 @@ def test_time_is_bounded(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("attack", ["{{ 9 ** (10**9) }}", "{% set x = 2 ** 9999 %}{{ x * x }}"])
 def test_integers_are_bounded(attack: str) -> None:
-    with pytest.raises(RenderLimitError, match="makes an integer of more than 16,384 bits"):
+    with pytest.raises(RenderLimitError, match="makes an integer of more than 16,384 bits") as caught:
         encoder(attack + BODY)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value), "as it arrives from a worker"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"from": "gpt", "value": [["x"]]}]}, "value is list, expected a text"),
     ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, r"\(function_call\): value is not JSON"),
     ({"conversations": [{"from": "function_call", "value": "[1]"}]}, "value is not {name, arguments} or a list"),
+    ({"conversations": [{"from": "gpt", "value": "x", "tool_calls": [{"name": "f"}]}]}, r"message 0 \(gpt\): has tool_calls beside from and value, expected"),
     ({"conversations": [{"from": "human", "value": "x"}], "tools": "[", "system": 1}, "system is int, expected a text"),
     ({"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}], "images": ["x.png"]}, "column 'images' contains 1 of them, but training is on text only"),
 ]  # fmt: skip
@@ -38,3 +39,6 @@ def test_weights_and_reasoning_of_turns_are_kept() -> None:
     answer = sharegpt_turn({"from": "gpt", "value": "a", "weight": 0, "reasoning_content": "r"}, "message 1")
     assert question == {"role": "user", "content": "q"}
     assert answer == {"role": "assistant", "content": "a", "weight": 0, "reasoning_content": "r"}
+    for key in ("reasoning", "thinking"):
+        answer = sharegpt_turn({"from": "gpt", "value": "a", key: "r", "tool_calls": None}, "message 1")
+        assert answer == {"role": "assistant", "content": "a", key: "r"}

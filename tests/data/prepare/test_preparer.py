@@ -89,7 +89,11 @@ def test_a_truncated_answer_has_no_end_token(tmp_path: Path, tokenizer: Any) -> 
 
 
 def test_rows_that_are_tokenized_already(tmp_path: Path) -> None:
-    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9]}, {"input_ids": [1], "labels": [1]}]
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
+        {"input_ids": [8, 9], "attention_mask": [1, 1]},
+        {"input_ids": [1], "labels": [1]},
+    ]
     path = write_lines(tmp_path / "ids.jsonl", rows)
     sources = {"ids": JsonSource(path=str(path), process=False)}
     tokenizer = make_tokenizer(None)  # no chat template is needed
@@ -104,6 +108,14 @@ def test_rows_that_are_tokenized_already(tmp_path: Path) -> None:
             rf"ids\.jsonl:1: input_ids\[1\] is {len(tokenizer)}, but the tokenizer has {len(tokenizer)} tokens; expected",
         ),
         ({"input_ids": [5, 6], "labels": [6]}, r"labels must be a list of the same length as input_ids \(2\)"),
+        (
+            {"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0], "labels": [5, 6, -100]},
+            "attention_mask has a 0, expected",
+        ),
+        (
+            {"input_ids": [5, 6], "completion_mask": [0, 1]},
+            "completion_mask has a 0, expected input_ids without padding",
+        ),
         ({"input_ids": [5, 6], "labels": [-100, 7]}, r"labels\[1\] is 7, but input_ids\[1\] is 6"),
     ):
         write_lines(path, [bad])

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from arctic_hydra.data.prepare import workers
+from arctic_hydra.errors import DataError
 
 ENDS = """
 import os, signal
@@ -35,3 +41,12 @@ def test_workers_exit_with_their_parent_and_leave_no_file(end: str, tmp_path: Pa
         time.sleep(0.1)
     assert not helper.exists(), helper
     assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_a_full_temporary_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was reported as a full cache."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "wb"))
+    text = rf"data.num_proc: .* file in {tempfile.gettempdir()} \(No space left on device\); set"
+    options: Any = None
+    with pytest.raises(DataError, match=text), workers._pool(2, [], options, options):
+        pass

@@ -20,7 +20,7 @@ ROWS = [chat("one", "1"), chat("zwei 你好", "2"), chat("three", "3")]
 def test_rows_name_their_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n" + json.dumps(ROWS[0]) + "\n\n" + json.dumps(ROWS[1]) + "\n")
-    rows = JsonSource(path=str(path)).load("train")
+    rows = JsonSource(path=str(path)).rows("train")
     assert [rows.where(index) for index in (0, 1)] == [f"{path}:2", f"{path}:4"]
 
 

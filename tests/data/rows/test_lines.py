@@ -42,7 +42,7 @@ def test_texts_by_line_paragraph_and_file(tmp_path: Path) -> None:
         SampleBy.document: [("one\ntwo\n\n\nthree 你好\n", 1)],
     }
     for sample_by, rows_expected in expected.items():
-        rows = TextSource(path=str(path), sample_by=sample_by).load("train")
+        rows = TextSource(path=str(path), sample_by=sample_by).rows("train")
         assert [(row["text"], rows.where(n)) for n, row in enumerate(rows.take(range(len(rows))))] == [
             (text, f"{path}:{line}") for text, line in rows_expected
         ]

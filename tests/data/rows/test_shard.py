@@ -74,7 +74,7 @@ def test_reading_from_every_offset_gives_the_rows_of_the_whole_file(kind: str, t
     name, write, make = KINDS[kind]
     write(tmp_path / name)
     source = make(tmp_path / name)
-    rows = source.load("train")
+    rows = source.rows("train")
     whole = rows.take(range(len(rows)))
     (shard,) = source.shards("train")
     offset, ended, found, offsets = START, False, [], [START]

@@ -50,7 +50,7 @@ def questions(rows: Rows) -> list[str]:
 
 def every_row(source: Any) -> list[dict[str, Any]]:
     """Return all training rows of a source."""
-    rows = source.load("train")
+    rows = source.rows("train")
     taken: list[dict[str, Any]] = rows.take(range(len(rows)))
     return taken
 
@@ -58,7 +58,7 @@ def every_row(source: Any) -> list[dict[str, Any]]:
 def assert_reads_rows(path: Path, kind: type[Any]) -> None:
     """Check that a source reads ROWS from a file written by `write`, from its directory and through HFSource."""
     for source in (kind(path=str(path)), kind(path=[str(path.parent)]), HFSource(path=str(path))):
-        rows = source.load("train")
+        rows = source.rows("train")
         assert rows.take(range(len(rows))) == ROWS
         assert pickle.loads(pickle.dumps(rows)).take([9, 0, 4]) == [ROWS[9], ROWS[0], ROWS[4]]
         assert path.name in rows.where(3)

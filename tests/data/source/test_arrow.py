@@ -14,5 +14,5 @@ def test_rows_are_read(tmp_path: Path) -> None:
 
 def test_arrow_streams_are_read_too(tmp_path: Path) -> None:
     path = write(tmp_path / "a.stream").rename(tmp_path / "data.arrow")
-    rows = ArrowSource(path=str(path)).load("train")
+    rows = ArrowSource(path=str(path)).rows("train")
     assert rows.take([5]) == [ROWS[5]]

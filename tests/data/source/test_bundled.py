@@ -9,7 +9,7 @@ from arctic_hydra.errors import DataError
 
 
 def test_bundled_splits() -> None:
-    assert len(BundledSource().load("train")) == 957
-    assert len(BundledSource(split="test_sft").load("train")) == 100
+    assert len(BundledSource().rows("train")) == 957
+    assert len(BundledSource(split="test_sft").rows("train")) == 100
     with pytest.raises(DataError, match="the bundled data has no split 'x'; expected train"):
-        BundledSource(split="x").load("train")
+        BundledSource(split="x").rows("train")

@@ -31,7 +31,7 @@ ROWS = [chat("one", "1"), chat("zwei 你好", "2"), chat("three", "3")]
 def test_formats_are_detected_by_content(tmp_path: Path, content: str) -> None:
     path = tmp_path / "data.txt"
     path.write_bytes(content.encode())
-    rows = JsonSource(path=str(path)).load("train")
+    rows = JsonSource(path=str(path)).rows("train")
     assert rows.take(range(len(rows))) == ROWS
     again = pickle.loads(pickle.dumps(rows))
     assert again.take([2, 0]) == [ROWS[2], ROWS[0]]
