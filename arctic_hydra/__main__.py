@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from arctic_hydra import __version__, config, redaction
+from arctic_hydra import __version__, config, entry_point, redaction
 from arctic_hydra.cli import command_line, user_code
 from arctic_hydra.cli.composition import compose, search_path
 from arctic_hydra.cli.composition.compose_errors import translate_error
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         typed = [normalize(argument) for argument in user_code.load(arguments)]
         return _dispatch(with_overrides_of_extended_run(typed))
 
-    return command_line.exit_code(run, arguments)
+    return entry_point.exit_code(run, arguments)
 
 
 def _dispatch(arguments: list[str]) -> int:
