@@ -259,6 +259,15 @@ def count_gpus() -> int:
     return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
 
 
+def choose_accelerator() -> None:
+    """Make DeepSpeed use the CPU if there are no GPUs; call it before DeepSpeed is imported.
+
+    A value of the user is replaced: only CUDA and CPU are supported, so that any other accelerator would fail.
+    """
+    if count_gpus() == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
 def gathered(value: torch.Tensor, *, writes: bool = False) -> AbstractContextManager[Any]:
     """Return a context that gathers a partitioned parameter (ZeRO-3); with `writes`, rank 0's changes are kept on all ranks."""
     if not hasattr(value, "ds_id"):

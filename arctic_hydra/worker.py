@@ -43,14 +43,13 @@ def main() -> NoReturn:
 
 def _run(run_file: Path) -> dict[str, Any]:
     from arctic_hydra import config, display, log, run_directory
-    from arctic_hydra.distributed import World, count_gpus
+    from arctic_hydra.distributed import World, choose_accelerator
     from arctic_hydra.errors import StateFileError
     from arctic_hydra.files import code_file
     from arctic_hydra.files.extensions import load_extensions
 
     log.quiet_libraries()
-    if count_gpus() == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    choose_accelerator()
     load_extensions()
     code_file.take(sys.argv[2:])
     clean = run_directory.RunDirectory(run_file.parent).config()

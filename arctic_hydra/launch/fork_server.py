@@ -182,11 +182,10 @@ def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
 def import_libraries() -> None:
     """Import what every rank imports, in the same order, and without starting a thread."""
     from arctic_hydra import log
-    from arctic_hydra.distributed import count_gpus
+    from arctic_hydra.distributed import choose_accelerator
 
     log.quiet_libraries()
-    if count_gpus() == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    choose_accelerator()
     _, transformers = map(importlib.import_module, ("arctic_hydra.runner", "transformers"))
     for name in ("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM"):
         getattr(transformers, name)  # imports it lazily
