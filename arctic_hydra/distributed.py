@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -266,6 +267,17 @@ def choose_accelerator() -> None:
     """
     if count_gpus() == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def whole_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter; under ZeRO-3 `shape` is that of this rank's shard."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def count_numbers(parameter: Any) -> int:
+    """Return how many numbers a parameter holds on all ranks; bytes of 4-bit weights hold two each."""
+    packed = getattr(parameter, "quant_state", None)
+    return math.prod(packed.shape if packed else whole_shape(parameter))
 
 
 def gathered(value: torch.Tensor, *, writes: bool = False) -> AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
+from arctic_hydra.distributed import whole_shape
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.optimizer.base import AdamFactory
 from arctic_hydra.optimizer.deepspeed_ops import optimizer_class
@@ -77,7 +78,7 @@ class MuonFactory(AdamFactory):
             muon: list[Any] = []
             adam: list[Any] = []
             for parameter in group["params"]:
-                matrix = len(getattr(parameter, "ds_shape", parameter.shape)) == 2 and id(parameter) not in ends
+                matrix = len(whole_shape(parameter)) == 2 and id(parameter) not in ends
                 (muon if matrix else adam).append(parameter)
             if muon:
                 settings = {"lr": self.lr * group["lr"], "momentum": self.momentum}

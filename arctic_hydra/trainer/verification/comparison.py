@@ -16,7 +16,7 @@ import torch
 from arctic_hydra.data.encode.limits import RenderLimitError, bounded
 from arctic_hydra.determinism import kept_random_state
 from arctic_hydra.redaction.masking import mask_certain
-from arctic_hydra.trainer.verification.expectation import TEXT, Expectation, is_tied
+from arctic_hydra.trainer.verification.expectation import TEXT, Expectation, has_tied_head
 from arctic_hydra.trainer.verification.reloading import Loaded, load, reason_against
 from arctic_hydra.trainer.verification.verdict import Verdict
 
@@ -159,7 +159,7 @@ def _compare_adapter(
 
 
 def _compare_head(loaded: Loaded, expected: Expectation, verdict: Verdict) -> None:
-    found = is_tied(loaded.model)
+    found = has_tied_head(loaded.model)
     if loaded.library == "peft" or expected.tied is None or found is None:
         return
     if found == expected.tied:
