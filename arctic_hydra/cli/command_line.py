@@ -6,9 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
-
 from arctic_hydra import config
+from arctic_hydra.cli import hydra_parser
 from arctic_hydra.cli.composition.compose import Composed
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.errors import ConfigError
@@ -20,9 +19,7 @@ from arctic_hydra.run_directory import PROGRAM
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return Hydra's flags and the overrides; raises ConfigError for those that do not exist or have no effect here."""
-    parser = get_args_parser()
-    parser.allow_abbrev = False  # the `--config` of other programs is not one of our flags
-    options, unknown = parser.parse_known_intermixed_args(list(arguments))
+    options, unknown = hydra_parser.parser().parse_known_intermixed_args(list(arguments))
     for problem in (
         *map(recipe.refusal, [*options.overrides, *(item.partition("=")[2] for item in unknown)]),
         recipe.refused_name(options.config_name, options.config_dir),
