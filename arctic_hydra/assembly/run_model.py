@@ -14,6 +14,7 @@ from arctic_hydra.config import Run
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import fit_score_head
+from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.report.facts import ModelFacts, model_facts
 from arctic_hydra.run_directory import relative
@@ -101,8 +102,6 @@ def create_model(
     model: Any = made(run.trainer.create_model(run.model, model_config), run.trainer, "create_model", "a model")
     check_interface(model)
     if run.trainer.sequence_parallel_size > 1:
-        from arctic_hydra.model.ulysses import share_positions
-
         share_positions(model)
     fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
     stored = initial_weights.read_weights(start) if start else {}
@@ -130,8 +129,6 @@ def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
 
     Raises ConfigError if the model's heads cannot be divided among the ranks of a sequence group.
     """
-    from arctic_hydra.model.ulysses import check_heads
-
     trainer = run.trainer
     check_length(run, model_config)
     check_heads(model_config, trainer.sequence_parallel_size)

@@ -32,6 +32,7 @@ from arctic_hydra.sweep.directory import (
     backend,
     states,
 )
+from arctic_hydra.sweep.live_table import rich_table
 
 WATCH_SECONDS = 2.0
 
@@ -102,8 +103,6 @@ def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
 def _watch(path: Path, wanted: list[int]) -> None:
     """Follow the jobs until none is known to wait or run: as a live table on a terminal, else with a line per change."""
     from rich.live import Live
-
-    from arctic_hydra.sweep.live_table import rich_table
 
     live = Live(refresh_per_second=2) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
     before: dict[int, str] = {}

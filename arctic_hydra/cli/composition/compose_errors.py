@@ -19,6 +19,7 @@ from arctic_hydra.cli.composition.search_path import conf_dir
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.component import flatten, registered
 from arctic_hydra.config import Task
+from arctic_hydra.data.source.discover import SUFFIXES
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import BROKEN_EXTENSIONS
@@ -196,8 +197,6 @@ def _override_of(chain: list[BaseException], cause: BaseException) -> str:
 def _unknown_option(text: str) -> ConfigError:
     wanted = re.search(r"Could not find '([^']+)'", text)
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
-    from arctic_hydra.data.source.discover import SUFFIXES
-
     if group.split("/")[0] == "data" and option.endswith(SUFFIXES):
         if group in ("data/sources", "data/eval_sources"):
             key = group.replace("/", ".")
