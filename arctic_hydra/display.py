@@ -29,7 +29,7 @@ SECONDS_BETWEEN_LINES = 10.0
 """Time without a line after which plain output and the log file report the progress of the current phase."""
 _TRAIN = "train"
 _LABEL_COLUMNS = 9
-"""Width of what a line begins with: the name of a phase or of a line of the header, or spaces below it."""
+"""Width of the label column: the name of a phase or of a line of the header, or spaces below it."""
 
 _file = logging.getLogger(log.SAID)
 
@@ -45,7 +45,7 @@ class Phase:
     total: int | None = None
     done: int = 0
     first: int = 0
-    """What was done before this process started."""
+    """Progress made before this process started."""
     started: float = field(default_factory=lambda: time.monotonic())
 
     def advance(self, count: int = 1) -> None:
@@ -200,7 +200,7 @@ class Display:
             live.console.print(text, markup=False, highlight=False, emoji=False)
             return
         try:
-            sys.stdout.write(f"{text}\n")  # in one write, because a thread prints, too
+            sys.stdout.write(f"{text}\n")  # in one write, because another thread prints as well
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of our output has exited; training continues
             self.prints = False

@@ -112,7 +112,7 @@ def _flaw(cls: Any) -> str:
         for base in cls.__mro__:
             if isinstance(vars(base).get(name), FunctionType | property | cached_property):
                 return (
-                    f"whose field {name} hides {base.__name__}.{name}, which is no field; give the field another name"
+                    f"whose field {name} hides {base.__name__}.{name}, which is not a field; give the field another name"
                 )
     taken = inspect.signature(cls).parameters
     if {item.name for item in fields(cls) if item.init} - taken.keys():
@@ -121,7 +121,7 @@ def _flaw(cls: Any) -> str:
 
 
 def _wrong_overrides(cls: Any) -> Iterator[str]:
-    """Yield each method of an extension that cannot stand for the one that it overrides; tests check ours."""
+    """Yield each method of an extension that is incompatible with the one that it overrides; tests check ours."""
     for index, owner in enumerate(cls.__mro__):
         if owner.__module__.partition(".")[0] in ("arctic_hydra", "abc", "builtins"):
             continue

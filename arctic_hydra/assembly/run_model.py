@@ -155,7 +155,7 @@ def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizer
 
 
 def made(value: Any, maker: Component, method: str, what: str) -> Any:
-    """Return what a method of a component, or of the trainer's in its place, has made; raises ConfigError for None."""
+    """Return the result of a factory method; raises ConfigError if it is None."""
     if value is None:
         group = maker.option_group or type(maker).__name__
         raise ConfigError(f"{group}: `{method}` returned None, expected {what}; end it with `return`")

@@ -1,4 +1,4 @@
-"""What a trainer works with: its toolbox, its metrics file and its trackers."""
+"""Builds what a trainer works with: its toolbox, its metrics file and its trackers."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Generator:
 
 @contextmanager
 def _without_own_settings(model: Any) -> Iterator[None]:
-    """Let `generate` follow the config that it is given, and nothing else, within this context.
+    """Make `generate` use only the config that it is given within this context.
 
     What that leaves unset, transformers takes from the model's own generation config, which is for another way of decoding.
     """
@@ -181,7 +181,7 @@ def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequen
     """
     import torch
 
-    model = getattr(engine, "module", engine)  # an engine says that it trains, whatever its model does
+    model = getattr(engine, "module", engine)  # `training` of an engine is always True
     partitioned, made, was_training = engine.zero_optimization_stage() == 3, list[int](), model.training
     # Ranks must agree when to end, or some would wait for the weights of others; in a stream, each has seen other stop tokens.
     stops = distributed.broadcast_object(stops) if partitioned else stops

@@ -36,7 +36,7 @@ class MuonFactory(AdamFactory):
     """Peak learning rate of the parameters that AdamW updates."""
 
     def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
-        """Yield what this engine would silently change about Muon."""
+        """Yield the settings of Muon that this engine would silently ignore or change."""
         if stage == 0:
             if dtype != "fp32":
                 yield (

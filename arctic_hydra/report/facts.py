@@ -44,7 +44,7 @@ def model_facts(model: Any) -> ModelFacts:
 
 
 def _flops(parameter: Any) -> int:
-    """Return the FLOPs of a forward and backward pass per token and number: a frozen parameter needs no gradient of its own."""
+    """Return the FLOPs of a forward and backward pass per token and number: a frozen parameter needs no gradient."""
     return 6 if parameter.requires_grad else 4
 
 

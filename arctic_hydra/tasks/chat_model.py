@@ -143,7 +143,7 @@ def _of_export(name: str, run: config.Run, owner: config.Run | None) -> ChatMode
 
 
 def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
-    """Return the model of an export in its own dtype, an adapter on its base. Raises ModelError if it is no language model."""
+    """Return the model of an export in its own dtype, an adapter on its base. Raises ModelError if it is not a language model."""
     held = _read_json(path / "config.json")
     if held.get("model_type") == SPEC_MODEL_TYPE:
         return load_export(path)

@@ -42,7 +42,7 @@ _ROWS = 4
 
 @dataclass(frozen=True)
 class Subject:
-    """What is probed."""
+    """A trainer's loss with everything that is needed to probe it."""
 
     loss: Loss
     engine: Any
@@ -120,7 +120,7 @@ class Subject:
             return abs(after - before) > self.precision * abs(before)
 
     def _check_repeatable(self, batch: Batch, before: float) -> None:
-        """Raise ConfigError for a loss that is not `before` once more; then nothing can be said of what it depends on."""
+        """Raise ConfigError if the loss is not `before` when recomputed: what a random loss depends on cannot be tested."""
         [again] = self.losses([batch])
         if abs(again - before) > self.precision * abs(before) + 1e-6 * batch.num_supervised:
             raise ConfigError(

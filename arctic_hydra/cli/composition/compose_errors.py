@@ -128,7 +128,7 @@ def _sweep_of_one_run(text: str) -> ConfigError:
 
 
 def no_whole_config(name: Any) -> str:
-    """Return the problem of a primary config that is no config of a run, such as an option of a group."""
+    """Return the problem of a primary config that is not the config of a run, such as an option of a group."""
     return (
         f"--config-name: got {str(name)!r}, which is not a complete config; expected a file that begins with "
         "`defaults: [config, _self_]`"
@@ -215,7 +215,7 @@ def _unknown_option(text: str) -> ConfigError:
 
 
 def _meant_word(word: str) -> str:
-    """Return what a lone word is here that is a command of other programs, such as `train` or `dpo`; empty for others."""
+    """Return what to write instead of a bare word that is a command of other programs, such as `train` or `dpo`; empty for others."""
     if word == "help":
         return "did you mean --help?"
     if word in Task.__members__:

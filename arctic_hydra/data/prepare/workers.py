@@ -49,7 +49,7 @@ def task_runner(
 ) -> Iterator[TaskRunner]:
     """Provide a function that yields the results of tasks in order; with one process, they run in the current one.
 
-    Chat templates are not rendered in a thread beside training, whose memory could not be limited without that of the run.
+    Chat templates are not rendered in a thread of the training process: its memory could not be limited without limiting the run.
     The function raises DataError if a worker process dies.
     """
     beside = threading.current_thread() is not threading.main_thread()

@@ -130,7 +130,7 @@ def _compare_adapter(
     """Compare how strongly the adapter acts: a small one changes the logits by less than rounding does.
 
     The strength is the factor by which the change of the logits in the export fits that in training best. Rounding errors,
-    which point in another direction at each token, hardly affect it. With `may_be_rounded` less strength is no difference:
+    which point in another direction at each token, hardly affect it. With `may_be_rounded` less strength is not a difference:
     merged in bfloat16, changes below half a unit in the last place of a weight are lost.
     """
     assert expected.without_adapter_RV is not None

@@ -93,7 +93,7 @@ def expect(
             if auto_class == CAUSAL_LM and has_adapter(model):
                 with model.disable_adapter():
                     without_RV = _outputs(engine, rows, device)
-    except Exception as error:  # a trainer of one's own may call its model in another way
+    except Exception as error:  # a user's trainer may call its model in another way
         log.debug("the model gives no outputs to compare with", exc_info=True)
         problem = f"the model in training raises {type(error).__name__} for a text of {len(rows[-1])} tokens"
     base = without_adapter(model)
