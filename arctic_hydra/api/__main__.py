@@ -56,7 +56,7 @@ def _run(order: dict[str, Any]) -> int:
 
 
 def _sweep(order: dict[str, Any], tell: Callable[..., None]) -> int:
-    plan = multirun.Plan(multirun.Multirun(order["overrides"], order["config_name"], order["config_dir"]))
+    plan = multirun.SweepPlan(multirun.Multirun(order["overrides"], order["config_name"], order["config_dir"]))
     sweep = plan.sweep()
     tell(directory=str(sweep.path))
     return multirun.run_jobs(plan, sweep)

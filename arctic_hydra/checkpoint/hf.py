@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
+from arctic_hydra.checkpoint.export_config import generation_configs, mask_configs
 from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
-from arctic_hydra.checkpoint.generation import generation_configs, mask_configs
 from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component

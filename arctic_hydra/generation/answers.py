@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.generation import special_tokens, token_list
+from arctic_hydra.checkpoint.export_config import special_tokens, token_list
 from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.errors import DataError
 from arctic_hydra.model.names import SPEC_MODEL_TYPE, VARLEN_ATTENTION

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import config
-from arctic_hydra.checkpoint.generation import token_list
+from arctic_hydra.checkpoint.export_config import token_list
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, lacks_base
 from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.converter.base import ModelConverter

@@ -183,7 +183,7 @@ def closed_resolvers() -> Iterator[None]:
 
     def counted(method: Callable[..., Any]) -> Callable[..., Any]:
         def evaluated(container: Container, /, *args: Any, **kwargs: Any) -> Any:
-            value = method(container, *args, **kwargs) if left[0] >= 0 else None  # OmegaConf continues after some errors
+            value = method(container, *args, **kwargs) if left[0] >= 0 else None  # OmegaConf ignores some errors
             left[0] -= _size(value)
             if left[0] < 0:
                 raise ConfigError(

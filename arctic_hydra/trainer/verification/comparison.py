@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from arctic_hydra.data.encode.limits import RenderLimitError, bounded
+from arctic_hydra.data.encode.limits import RenderLimitError, render_limits
 from arctic_hydra.determinism import kept_random_state
 from arctic_hydra.redaction.masking import mask_certain
 from arctic_hydra.trainer.verification.expectation import TEXT, Expectation, has_tied_head
@@ -294,7 +294,7 @@ def _tokenizer_problems(other: Any, own: Any) -> Iterator[str]:
 def _conversation_problems(other: Any, own: Any, verdict: Verdict) -> list[str]:
     """Compare the ids of a conversation, if the template of training can render one."""
     try:
-        with bounded():
+        with render_limits():
             wanted, found = _ids(own), _ids(other)
     except RenderLimitError as error:
         verdict.unchecked.append(f"conversation ({error})")
