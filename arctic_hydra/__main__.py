@@ -11,13 +11,12 @@ import io
 import sys
 from typing import Any
 
-from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from arctic_hydra import __version__, config, redaction
-from arctic_hydra.cli import command_line, user_code
+from arctic_hydra import __version__, config, entry_point, redaction
+from arctic_hydra.cli import command_line, hydra_parser, user_code
 from arctic_hydra.cli.composition import compose, search_path
 from arctic_hydra.cli.composition.compose_errors import translate_error
 from arctic_hydra.cli.overrides import flags, normalize
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         typed = [normalize(argument) for argument in user_code.load(arguments)]
         return _dispatch(with_overrides_of_extended_run(typed))
 
-    return command_line.exit_code(run, arguments)
+    return entry_point.exit_code(run, arguments)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -118,8 +117,8 @@ def _hydra(options: Any, name: str) -> int:
     with search_path.hydra_with(options.config_dir), compose.closed_resolvers():
         hydra: Any = GlobalHydra.instance().hydra
         if options.hydra_help:
-            parser = get_args_parser()
-            flag = next(action for action in parser._actions if action.dest == "shell_completion")
+            parser = hydra_parser.parser()
+            flag = next(action for action in hydra_parser.actions(parser) if action.dest == "shell_completion")
             flag.help = "Print the TAB completion for a shell: install=bash, install=zsh or install=fish"
             hydra.hydra_help(None, parser, argparse.Namespace(overrides=[]))
         elif options.info:

@@ -288,6 +288,11 @@ def convert_fields(cls: Any, values: dict[str, Any]) -> list[tuple[str, str]]:
     return problems
 
 
+def class_name(model: Any) -> str:
+    """Return the name of a model's class; that of a registered model is its own class, not its wrapper."""
+    return str(getattr(model, "model_name", type(model).__name__))
+
+
 def choice(default: Any, values: Sequence[Any]) -> Any:
     """Return a dataclass field with few valid values, which help and completion list; the class's `validate` has to check them."""
     return field(default=default, metadata={"choices": tuple(values)})

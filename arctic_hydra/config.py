@@ -147,7 +147,7 @@ class Run(Component):
     max_new_tokens: Any = integer(512, minimum=1, maximum=1_000_000)
     """Maximum number of tokens of an answer, for task=chat and `exact_match`."""
     generation_batch_size: Any = integer(16, minimum=1, maximum=100_000)
-    """Answers that are generated at once, for `prompts` and `exact_match`."""
+    """Number of answers that are generated at once, for `prompts` and `exact_match`."""
     exact_match: ExactMatch = field(default_factory=ExactMatch)
     init_from: str | None = None
     """Initialize the weights (only) from an export, a checkpoint, or another run's directory."""
@@ -265,7 +265,7 @@ class Run(Component):
         return self.data.padded_row_tokens(self.trainer.micro_batch_size)
 
     def attach(self, trainer: RunContext) -> None:
-        """Attach every component to the trainer, and set what the trainer has to know of the run."""
+        """Attach every component to the trainer, and pass the trainer the settings of the run that it needs."""
         self.trainer.zero_stage, self.trainer.initial_weights = self.deepspeed.stage, self.init_from
         super().attach(trainer)
 
@@ -275,7 +275,7 @@ class Run(Component):
             raise ConfigError(problems)
 
     def environment_problems(self) -> list[str]:
-        """Return what the run needs and this machine lacks; read-only, does not import torch."""
+        """Return the requirements of the run that this machine does not meet; read-only, does not import torch."""
         return list(cross_checks.environment_problems(self))
 
 

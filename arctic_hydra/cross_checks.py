@@ -100,7 +100,7 @@ def supported(trainer: type, slot: str) -> tuple[type[Component], ...]:
 
 
 def _named(trainer: type, slot: str) -> tuple[Any, ...]:
-    """Return what a trainer's type hint names for a config group, of whatever kind."""
+    """Return the component classes in a trainer's type hint for a config group."""
     declared = get_args(get_type_hints(trainer).get(slot))
     return get_args(declared[0]) or declared if declared else ()
 
@@ -328,7 +328,7 @@ def _memory_problems(run: Run) -> Iterator[str]:
 
 
 def environment_problems(run: Run) -> Iterator[str]:
-    """Yield what the task needs and this machine lacks; read-only, does not import torch."""
+    """Yield the requirements of the task that this machine does not meet; read-only, does not import torch."""
     task = run.task.name
     trains = task not in _USED
     if task != "preview":

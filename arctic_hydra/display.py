@@ -29,13 +29,13 @@ SECONDS_BETWEEN_LINES = 10.0
 """Time without a line after which plain output and the log file report the progress of the current phase."""
 _TRAIN = "train"
 _LABEL_COLUMNS = 9
-"""Width of what a line begins with: the name of a phase or of a line of the header, or spaces below it."""
+"""Width of the label column: the name of a phase or of a line of the header, or spaces below it."""
 
 _file = logging.getLogger(log.SAID)
 
 
 @dataclass
-class Phase:
+class Activity:
     """A part of a run that takes time: its name, what it works on, and how far it is."""
 
     name: str
@@ -45,7 +45,7 @@ class Phase:
     total: int | None = None
     done: int = 0
     first: int = 0
-    """What was done before this process started."""
+    """Progress made before this process started."""
     started: float = field(default_factory=lambda: time.monotonic())
 
     def advance(self, count: int = 1) -> None:
@@ -93,7 +93,7 @@ class Display:
     def __init__(self, prints: bool = False, records: bool = False) -> None:
         """Print if `prints`; write to the log file, once `log.start` has opened it, if `records`."""
         self.prints, self.records = prints, records
-        self._phases: list[Phase] = []
+        self._phases: list[Activity] = []
         self._closed = threading.Event()
         self._live: Any = None
         self._figures, self._unsaid, self._holder = "", "", "memory"
@@ -120,12 +120,12 @@ class Display:
     @contextmanager
     def phase(
         self, name: str, about: str = "", *, unit: str = "", total: int | None = None, transient: bool = False
-    ) -> Iterator[Phase]:
+    ) -> Iterator[Activity]:
         """Show a phase while this context is open; then print what was done, unless it is `transient` or failed.
 
-        `unit` names what `Phase.advance` counts, and `total` is how many there are, if known.
+        `unit` names what `Activity.advance` counts, and `total` is how many there are, if known.
         """
-        current = Phase(name, about, unit, total)
+        current = Activity(name, about, unit, total)
         with self._during(current):
             yield current
         if not transient:
@@ -134,7 +134,7 @@ class Display:
     @contextmanager
     def training(self, horizon: int, done: int, holder: str = "memory") -> Iterator[None]:
         """Show the training, of which `done` of `horizon` steps are completed; `holder` names whose memory is logged."""
-        current = Phase(_TRAIN, unit="steps", total=horizon, done=done, first=done)
+        current = Activity(_TRAIN, unit="steps", total=horizon, done=done, first=done)
         self._figures, self._unsaid, self._holder = "", "", holder
         self._recent.clear()
         with self._during(current):
@@ -144,7 +144,7 @@ class Display:
         self.say(current.summary())
 
     @contextmanager
-    def _during(self, current: Phase) -> Iterator[None]:
+    def _during(self, current: Activity) -> Iterator[None]:
         self._phases.append(current)
         try:
             yield
@@ -200,7 +200,7 @@ class Display:
             live.console.print(text, markup=False, highlight=False, emoji=False)
             return
         try:
-            sys.stdout.write(f"{text}\n")  # in one write, because a thread prints, too
+            sys.stdout.write(f"{text}\n")  # in one write, because another thread prints as well
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of our output has exited; training continues
             self.prints = False
@@ -263,7 +263,7 @@ def fitted(line: str) -> str:
     return "\n".join(wrapper.wrap(line))
 
 
-def _left(training: Phase) -> str:
+def _left(training: Activity) -> str:
     done, horizon = training.done - training.first, training.total or 0
     return format_seconds(training.seconds / done * (horizon - training.done)) if done >= 3 else "?"
 
@@ -299,7 +299,7 @@ def shown(prints: bool, records: bool = False) -> Iterator[Display]:
 
 def phase(
     name: str, about: str = "", *, unit: str = "", total: int | None = None, transient: bool = False
-) -> AbstractContextManager[Phase]:
+) -> AbstractContextManager[Activity]:
     """Return a context that shows a phase of this process, see `Display.phase`."""
     return _current.phase(name, about, unit=unit, total=total, transient=transient)
 
@@ -313,7 +313,7 @@ def waiting(name: str) -> Iterator[None]:
 
 def say_cached(about: str, examples: int) -> None:
     """Print that the examples of a source are read from the cache, in place of the phases `read` and `tokenize`."""
-    _current.say(Phase("read", about).line(f"{examples:,} examples from the cache"))
+    _current.say(Activity("read", about).line(f"{examples:,} examples from the cache"))
 
 
 def restore_terminal() -> None:

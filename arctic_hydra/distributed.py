@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -257,6 +258,26 @@ def count_gpus() -> int:
     if visible is None:
         return present
     return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def choose_accelerator() -> None:
+    """Make DeepSpeed use the CPU if there are no GPUs; call it before DeepSpeed is imported.
+
+    A value of the user is replaced: only CUDA and CPU are supported, so that any other accelerator would fail.
+    """
+    if count_gpus() == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def whole_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter; under ZeRO-3 `shape` is that of this rank's shard."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def count_numbers(parameter: Any) -> int:
+    """Return how many numbers a parameter holds on all ranks; bytes of 4-bit weights hold two each."""
+    packed = getattr(parameter, "quant_state", None)
+    return math.prod(packed.shape if packed else whole_shape(parameter))
 
 
 def gathered(value: torch.Tensor, *, writes: bool = False) -> AbstractContextManager[Any]:

@@ -120,7 +120,7 @@ def number(default: Any = MISSING, *, minimum: float | None = None, maximum: flo
 
 
 def bounded(default: Any, *, minimum: float, maximum: float = LARGEST) -> Any:
-    """Return a plain numeric field with the range that help shows; whoever uses the field has to check it."""
+    """Return a plain numeric field with the range that help shows; the code that uses the field has to check it."""
     return field(default=default, metadata={"range": (minimum, maximum)})
 
 

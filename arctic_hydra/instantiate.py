@@ -111,9 +111,7 @@ def _flaw(cls: Any) -> str:
     for name in names - _PROPERTIES_AS_FIELDS:
         for base in cls.__mro__:
             if isinstance(vars(base).get(name), FunctionType | property | cached_property):
-                return (
-                    f"whose field {name} hides {base.__name__}.{name}, which is no field; give the field another name"
-                )
+                return f"whose field {name} hides {base.__name__}.{name}, which is not a field; give the field another name"
     taken = inspect.signature(cls).parameters
     if {item.name for item in fields(cls) if item.init} - taken.keys():
         return "whose `__init__` does not take all of its fields; write `__post_init__` instead, with `super().__post_init__()` first"
@@ -121,7 +119,7 @@ def _flaw(cls: Any) -> str:
 
 
 def _wrong_overrides(cls: Any) -> Iterator[str]:
-    """Yield each method of an extension that cannot stand for the one that it overrides; tests check ours."""
+    """Yield each method of an extension that is incompatible with the one that it overrides; tests check ours."""
     for index, owner in enumerate(cls.__mro__):
         if owner.__module__.partition(".")[0] in ("arctic_hydra", "abc", "builtins"):
             continue

@@ -191,7 +191,7 @@ def engine_bytes(run: Run, settings: dict[str, Any], trace: ModelPeaks, ranks: i
     gradients = {2: 1 + accumulating, 3: 1}.get(stage, 1) * weight * (part if stage >= 2 else trained)
     summed = (settings.get("data_types") or {}).get("grad_accum_dtype")
     if run.model.dtype == "bf16" and summed in DTYPE_ALIASES["fp32"]:
-        if stage == 1:  # every rank sums all of them, beside those of the micro-batch
+        if stage == 1:  # every rank sums all of them, in addition to those of the micro-batch
             gradients += FP32 * trained
         elif stage == 3:
             gradients = FP32 * part

@@ -246,7 +246,7 @@ def ranked_pairs(values: dict[str, Any], prefix: str = "") -> tuple[float, float
 
 
 def evaluation_figures(evaluation: dict[str, Any]) -> list[str]:
-    """Return what a terminal shows of an evaluation besides its loss, each with its name.
+    """Return the metrics of an evaluation that a terminal shows besides the loss, each with its name.
 
     JSON holds null where a figure is not a number.
     """

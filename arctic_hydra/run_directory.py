@@ -181,7 +181,7 @@ class RunDirectory:
     def has_checkpoints(self) -> bool:
         """Whether the run has a published checkpoint, valid or not, here or below the `output_dir` of an engine in `run.json`."""
         engines: dict[str, Any] = {}
-        with suppress(StateFileError):  # whoever needs the config says what is wrong with it
+        with suppress(StateFileError):  # reported where the config is needed
             engines = (self.config() or {}).get("checkpoint") or {}
         bases = [engine.get("output_dir") for engine in engines.values() if isinstance(engine, dict)]
         return any(map(holds_checkpoints, [self.path, *(below(Path(base), self.path) for base in bases if base)]))
@@ -222,7 +222,7 @@ class RunDirectory:
             found = self.record()
             self.record_file.replace(self.record_file.with_name("record.json.damaged"))
             write_json(self.record_file, {"format": RECORD_FILE.format, **found})
-            print(f"warning: {error}; it is now record.json.damaged, and the run goes on without it", file=sys.stderr)
+            print(f"warning: {error}; it is now record.json.damaged, and the run continues without it", file=sys.stderr)
 
     def update_record(self, **values: Any) -> None:
         """Set values in the record."""
@@ -267,7 +267,7 @@ class RunDirectory:
     def clear_result(self) -> None:
         """Remove the result and the errors of an earlier start of this run, from files and from the record.
 
-        What the record says on wrong exports stays until a start has ended with that error.
+        The record of exports that failed their check stays until a start has ended with that error.
 
         Raises ConfigError if the directory is not this user's own, or if its `logs` is a link.
         """

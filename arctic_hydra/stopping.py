@@ -113,7 +113,7 @@ def ignore_signals() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt while the context is open."""
+    """Restore KeyboardInterrupt on Ctrl-C within this context."""
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
     try:
         yield

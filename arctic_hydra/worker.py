@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from arctic_hydra import redaction
+from arctic_hydra.errors import EXIT_FAILED, ArcticHydraError, StateFileError
+from arctic_hydra.files import code_file
+from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.launch.child import SECRETS_VARIABLE, die_with_parent
 from arctic_hydra.redaction.trees import learn_secrets, restore
 from arctic_hydra.run_directory import write_error
@@ -43,14 +46,10 @@ def main() -> NoReturn:
 
 def _run(run_file: Path) -> dict[str, Any]:
     from arctic_hydra import config, display, log, run_directory
-    from arctic_hydra.distributed import World, count_gpus
-    from arctic_hydra.errors import StateFileError
-    from arctic_hydra.files import code_file
-    from arctic_hydra.files.extensions import load_extensions
+    from arctic_hydra.distributed import World, choose_accelerator
 
     log.quiet_libraries()
-    if count_gpus() == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    choose_accelerator()
     load_extensions()
     code_file.take(sys.argv[2:])
     clean = run_directory.RunDirectory(run_file.parent).config()
@@ -80,8 +79,6 @@ def write_error_report(run_dir: Path, error: BaseException) -> int:
     If that fails, as on a full disk, it is printed.
     """
     import logging
-
-    from arctic_hydra.errors import EXIT_FAILED, ArcticHydraError
 
     rank = int(os.environ.get("RANK", 0))
     code = error.exit_code if isinstance(error, ArcticHydraError) else EXIT_FAILED

@@ -43,7 +43,7 @@ NUMBERS = [
     ("trainer.max_minutes=1e300", "trainer.max_minutes: got 1e+300, expected 1,000,000,000,000,000 or less"),
     ("tokenizer.pad_vocab_to_multiple_of=99999999", "tokenizer.pad_vocab_to_multiple_of: got 99999999, expected 1 to 1,000,000"),
     ("data.train_eval_split=[2^9999,0]", "data.train_eval_split: "),
-    ("exact_match.pattern=a{99999999999}", "exact_match.pattern: got 'a{99999999999}', which is no regular expression (the repetition number is"),
+    ("exact_match.pattern=a{99999999999}", "exact_match.pattern: got 'a{99999999999}', not a valid regular expression (the repetition number is"),
     ("converter=[freeze] converter.freeze.patterns=['a{99999999999}']", "converter.freeze.patterns: got 'a{99999999999}', which is not a valid regular"),
 ]  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from arctic_hydra import distributed
@@ -42,6 +44,14 @@ def test_gpus_are_counted_without_torch(visible, count, monkeypatch, tmp_path):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert distributed.count_gpus() == count
+
+
+def test_deepspeed_uses_the_cpu_where_there_are_no_gpus(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")
+    for gpus, accelerator in ((2, "xpu"), (0, "cpu")):
+        monkeypatch.setattr(distributed, "count_gpus", lambda gpus=gpus: gpus)
+        distributed.choose_accelerator()
+        assert os.environ["DS_ACCELERATOR"] == accelerator
 
 
 def test_one_process_needs_no_process_group():

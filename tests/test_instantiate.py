@@ -135,9 +135,9 @@ class Extended(AdamWFactory):
         ),
         (
             Hiding,
-            "whose field create_optimizer hides AdamWFactory.create_optimizer, which is no field; give the field an",
+            "whose field create_optimizer hides AdamWFactory.create_optimizer, which is not a field; give the field an",
         ),
-        (Placed, "whose field device hides Component.device, which is no field; give the field another name"),
+        (Placed, "whose field device hides Component.device, which is not a field; give the field another name"),
         (Deaf, "whose `__init__` does not take all of its fields; write `__post_init__` instead, with `super()"),
     ],
 )

@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
     for layer, names in enumerate(
         (
             "errors human_numbers progress hub redaction patterns provenance assets",
-            "determinism distributed log metrics display stopping files",
+            "determinism distributed log metrics display stopping entry_point files",
             "component instantiate run_directory",
             "model tokenizer data optimizer scheduler checkpoint converter callback tracking",
             "engine cross_checks generation",

@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra.cli import command_line, multirun, user_code
+from arctic_hydra import entry_point
+from arctic_hydra.cli import multirun, user_code
 from arctic_hydra.cli.composition.compose import with_paths
 from arctic_hydra.cli.run import run_job
 from arctic_hydra.errors import ConfigError, shown_problems
@@ -41,7 +42,7 @@ def main() -> int:
         tell(code=code)
         return code
 
-    return command_line.exit_code(command, order["arguments"], lambda error: tell(problems=shown_problems(error)))
+    return entry_point.exit_code(command, order["arguments"], lambda error: tell(problems=shown_problems(error)))
 
 
 def _run(order: dict[str, Any]) -> int:
@@ -55,7 +56,7 @@ def _run(order: dict[str, Any]) -> int:
 
 
 def _sweep(order: dict[str, Any], tell: Callable[..., None]) -> int:
-    plan = multirun.Plan(multirun.Multirun(order["overrides"], order["config_name"], order["config_dir"]))
+    plan = multirun.SweepPlan(multirun.Multirun(order["overrides"], order["config_name"], order["config_dir"]))
     sweep = plan.sweep()
     tell(directory=str(sweep.path))
     return multirun.run_jobs(plan, sweep)

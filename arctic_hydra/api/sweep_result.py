@@ -113,7 +113,7 @@ def sweep(
         options = read_overrides(overrides, config_name, config_dir)
         name, folder, given = options.config_name, options.config_dir, options.overrides
         try:
-            plan = multirun.Plan(multirun.Multirun(given, name, folder))
+            plan = multirun.SweepPlan(multirun.Multirun(given, name, folder))
             if plan.other_task:
                 raise ConfigError(f"task: got {plan.other_task}, expected train; the others are for the command line")
             if plan.multirun.master.launcher.get("dry_run"):

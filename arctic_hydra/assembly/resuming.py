@@ -1,4 +1,4 @@
-"""The state that checkpoints save and restore, and where a run goes on."""
+"""The state that checkpoints save and restore, and resuming from it."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from arctic_hydra.config import Run
 from arctic_hydra.errors import ConfigError, ModelError
 from arctic_hydra.model.names import QUANTIZATION
 from arctic_hydra.model.score_head import fit_score_head
+from arctic_hydra.model.ulysses import check_heads, share_positions
 from arctic_hydra.model.vocabulary import fit_vocabulary
 from arctic_hydra.report.facts import ModelFacts, model_facts
 from arctic_hydra.run_directory import relative
@@ -101,8 +102,6 @@ def create_model(
     model: Any = made(run.trainer.create_model(run.model, model_config), run.trainer, "create_model", "a model")
     check_interface(model)
     if run.trainer.sequence_parallel_size > 1:
-        from arctic_hydra.model.ulysses import share_positions
-
         share_positions(model)
     fit_vocabulary(model, len(tokenizer), run.tokenizer.added_ids(tokenizer), run.tokenizer.pad_vocab_to_multiple_of)
     stored = initial_weights.read_weights(start) if start else {}
@@ -131,8 +130,6 @@ def engine_config(run: Run, model_config: Any, ranks: int) -> dict[str, Any]:
 
     Raises ConfigError if the model's heads cannot be divided among the ranks of a sequence group.
     """
-    from arctic_hydra.model.ulysses import check_heads
-
     trainer = run.trainer
     check_length(run, model_config)
     check_heads(model_config, trainer.sequence_parallel_size)
@@ -159,7 +156,7 @@ def check_vocabulary(run: Run, model_config: Any, tokenizer: PreTrainedTokenizer
 
 
 def made(value: Any, maker: Component, method: str, what: str) -> Any:
-    """Return what a method of a component, or of the trainer's in its place, has made; raises ConfigError for None."""
+    """Return the result of a factory method; raises ConfigError if it is None."""
     if value is None:
         group = maker.option_group or type(maker).__name__
         raise ConfigError(f"{group}: `{method}` returned None, expected {what}; end it with `return`")

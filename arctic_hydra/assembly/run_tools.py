@@ -1,4 +1,4 @@
-"""What a trainer works with: its toolbox, its metrics file and its trackers."""
+"""Builds what a trainer works with: its toolbox, its metrics file and its trackers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.checkpoint.base import TrainingState
 from arctic_hydra.config import Run
 from arctic_hydra.metrics import MetricsFile, read_metrics
-from arctic_hydra.report.outcome import read_config, statistics
+from arctic_hydra.report.outcome import read_run_config, statistics
 from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.stopping import StopRequest
 from arctic_hydra.tracking.base import Tracker, call_each
@@ -44,7 +44,7 @@ def open_outputs(run: Run, run_dir: Path, data: Data, model: Model) -> Outputs:
     directory.update_record(statistics=statistics(data.loader, data.eval_loader, model.facts))
     trackers = list(run.tracking.values())
     if trackers:
-        trackers = call_each(trackers, "start", run_dir, f"{run.name}/{run_dir.name}", read_config(run_dir))
+        trackers = call_each(trackers, "start", run_dir, f"{run.name}/{run_dir.name}", read_run_config(run_dir))
     return Outputs(metrics_file=MetricsFile(run_dir / "metrics.jsonl"), trackers=trackers)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ExponentialMovingAverage(Callback):
     """Averages the trained weights over the steps (Polyak and Juditsky 1992), which evaluation and exports then use.
 
-    The average lies beside the optimizer's fp32 weights: each rank averages its own part at ZeRO-1 to 3, without communication,
+    The average is partitioned like the optimizer's fp32 weights: each rank averages its own part at ZeRO-1 to 3, without communication,
     which takes 4 bytes per trained parameter, divided by the ranks. Frozen weights are not averaged. Training itself is not
     affected. Checkpoints contain the average, and a resumed run continues it bit for bit.
     """

@@ -1,6 +1,6 @@
 """The fp32 weights that the optimizer updates: this rank's part of them, or whole ones by name, at every ZeRO stage.
 
-At ZeRO-1 to 3, and in half precision, DeepSpeed keeps them beside the weights of the model, which it copies from them after
+At ZeRO-1 to 3, and in half precision, DeepSpeed keeps them in addition to the weights of the model, which it copies from them after
 each step. At ZeRO-0 every rank holds all of them. This module reads attributes of DeepSpeed's optimizers and imports nothing of
 DeepSpeed.
 """

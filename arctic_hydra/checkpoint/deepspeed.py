@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint, check_identity
-from arctic_hydra.checkpoint.files import copy_beginning, synced_size
+from arctic_hydra.checkpoint.files import copy_beginning, remove_folder, synced_size
 from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import set_random_state
@@ -290,7 +290,6 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
         target = self._store.root / f".tmp-resharded-{found.path.name}"
         ranks, error = self.state.world.size, None
         if self.state.world.is_main:
-            from arctic_hydra.checkpoint.files import remove_folder
             from arctic_hydra.checkpoint.reshard import reshard
 
             remove_folder(target)

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint
+from arctic_hydra.checkpoint.export_config import generation_configs, mask_configs
+from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
+from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
 from arctic_hydra.checkpoint.store import step_name
 from arctic_hydra.component import component
+from arctic_hydra.determinism import kept_random_state
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
 from arctic_hydra.files.ownership import folder_problem, remedy
 from arctic_hydra.run_directory import is_own_name
@@ -129,9 +133,6 @@ class HuggingFaceCheckpoint(TriggeredCheckpoint):
 
     def _merged_copy(self, weights: dict[str, torch.Tensor]) -> Any:
         """Return a merged copy of the model with these weights, on the CPU; the model in training is not changed."""
-        from arctic_hydra.checkpoint.initial_weights import UNCHECKED, Weights, load_into
-        from arctic_hydra.determinism import kept_random_state
-
         assert self.state.create_initial_model is not None, "a run with an adapter can create its model again"
         with kept_random_state():
             model = self.state.create_initial_model()
@@ -205,9 +206,6 @@ def write_export(
     `weights` are the full weights on the CPU; `stop_tokens` are the ids of the stop tokens that were trained.
     """
     from transformers import GenerationConfig
-
-    from arctic_hydra.checkpoint.files import publish_folder, remove_folder, sync_tree
-    from arctic_hydra.checkpoint.generation import generation_configs, mask_configs
 
     if problem := export_target_problem(target):
         raise CheckpointError(problem)

@@ -169,7 +169,7 @@ def load_into(
     wanted = {found: state[tied[0]] for tied in names.values() for found in tied if found in stored}
     absent = [tied[0] for tied in names.values() if not any(name in stored or name in new for name in tied)]
     partial = weights.frozen is not None or (weights.path / ADAPTER).exists()
-    shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in wanted.items()}
+    shapes = {name: distributed.whole_shape(value) for name, value in wanted.items()}
     problems = [
         _summarize("the model has no", sorted(stored.keys() - wanted.keys())),
         _summarize("it lacks", [name for name in absent if name in adapter_names] if partial else absent),

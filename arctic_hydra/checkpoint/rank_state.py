@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
+from arctic_hydra.checkpoint.writer import load_tensors
 from arctic_hydra.determinism import random_state, seed_everything
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ def load_callbacks(callbacks: Mapping[str, Stateful], states: dict[str, dict[str
 
 def state_in(checkpoint: Path, name: str, world: World) -> dict[str, Any]:
     """Return what `name` among the callbacks has saved on this rank, or on rank 0 if another number of ranks saved; empty for nothing."""
-    from arctic_hydra.checkpoint.writer import load_tensors
-
     files = sorted(checkpoint.glob("rank-*.pt"))
     contents = load_tensors(files[world.rank if len(files) == world.size else 0])
     return contents.get("callbacks", {}).get(name, {})  # type: ignore[no-any-return]

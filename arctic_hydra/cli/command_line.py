@@ -1,61 +1,25 @@
-"""A command line from its words to its exit code: flags, what they refuse, and errors."""
+"""Parses the command line: Hydra's flags and overrides, and which of them are refused."""
 
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from hydra._internal.utils import get_args_parser  # Hydra's own flags, so that none is missing here
-
-from arctic_hydra import config, redaction
+from arctic_hydra import config
+from arctic_hydra.cli import hydra_parser
 from arctic_hydra.cli.composition.compose import Composed
 from arctic_hydra.cli.overrides import is_hydra_override
-from arctic_hydra.errors import EXIT_FAILED, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error
+from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.migrate import recipe
 from arctic_hydra.migrate.key_map import advice as advice_of_others
 from arctic_hydra.run_directory import PROGRAM
-from arctic_hydra.stopping import ignore_signals
-
-
-def exit_code(
-    command: Callable[[], int], arguments: Sequence[str], report: Callable[[ArcticHydraError], None] = print_error
-) -> int:
-    """Run a command that this process was started for; return its exit code, after its error was passed to `report`."""
-    redaction.protect(arguments)
-    try:
-        if not _has_working_directory():
-            raise ConfigError("the working directory no longer exists; change to another")
-        code = command()
-        if code == EXIT_STOPPED_EARLY:
-            atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
-        return code
-    except ArcticHydraError as error:
-        report(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-
-
-def _has_working_directory() -> bool:
-    try:
-        return bool(os.getcwd())
-    except FileNotFoundError:
-        return False
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return Hydra's flags and the overrides; raises ConfigError for those that do not exist or have no effect here."""
-    parser = get_args_parser()
-    parser.allow_abbrev = False  # the `--config` of other programs is none of ours
-    options, unknown = parser.parse_known_intermixed_args(list(arguments))
+    options, unknown = hydra_parser.parser().parse_known_intermixed_args(list(arguments))
     for problem in (
         *map(recipe.refusal, [*options.overrides, *(item.partition("=")[2] for item in unknown)]),
         recipe.refused_name(options.config_name, options.config_dir),

@@ -119,7 +119,7 @@ def _refuse_commands_in_files(master: compose.Composed, params: Mapping[str, Any
         )
 
 
-class Plan:
+class SweepPlan:
     """A sweep whose jobs, or samples of a search, are composed and checked; nothing is written yet."""
 
     def __init__(self, multirun: Multirun) -> None:
@@ -154,7 +154,7 @@ class Plan:
 def run_sweep(overrides: list[str], config_name: str, config_dir: str | None, run_one: RunOne) -> int:
     """Run a sweep and return its exit code: 0 all jobs finished, 1 a job failed, 75 stopped early."""
     multirun = Multirun(overrides, config_name, config_dir)
-    plan = Plan(multirun)
+    plan = SweepPlan(multirun)
     if plan.other_task:
         if multirun.on_cluster:
             raise ConfigError(
@@ -164,7 +164,7 @@ def run_sweep(overrides: list[str], config_name: str, config_dir: str | None, ru
     return run_jobs(plan, plan.sweep())
 
 
-def run_jobs(plan: Plan, sweep: Sweep) -> int:
+def run_jobs(plan: SweepPlan, sweep: Sweep) -> int:
     """Run the jobs of a planned sweep and return its exit code."""
     multirun = plan.multirun
     controller = SweepController(

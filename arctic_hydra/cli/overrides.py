@@ -183,7 +183,7 @@ def _too_many(item: Override) -> ConfigError:
 
 
 def _value_count(item: Override) -> int:
-    """Return the number of values of a discrete sweep without listing a range, for which it may be one too many."""
+    """Return the number of values of a discrete sweep, for a range without listing it: then it may be one too high."""
     sweep = item.value()
     if isinstance(sweep, RangeSweep):
         start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))

@@ -136,7 +136,7 @@ def _training_loss(path: Path, result: dict[str, Any]) -> str:
 
 
 def _next_start(stop_reason: str) -> str:
-    """Return how a stopped run resumes; repeating a command whose `exit_iteration` is reached would stop at once."""
+    """Return how to resume a stopped run: a command whose `exit_iteration` is reached would stop again at once."""
     if "trainer.exit_iteration=" in stop_reason:
         return (
             "the same command stops at this step again: pass a larger trainer.exit_iteration, or none, to resume; "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from arctic_hydra.component import component
 from arctic_hydra.converter.base import ModelConverter, Phase
+from arctic_hydra.distributed import count_numbers
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import format_count
 from arctic_hydra.patterns import check_patterns, matching
@@ -52,7 +53,7 @@ class FreezeConverter(ModelConverter):
         for parameter in parameters.values():
             if (id(parameter) in chosen) == bool(self.patterns):
                 parameter.requires_grad_(False)
-        every = {id(p): (int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in parameters.values()}
+        every = {id(p): (count_numbers(p), p.requires_grad) for p in parameters.values()}
         trained = sum(size for size, trains in every.values() if trains)
         if not trained:
             raise ConfigError(

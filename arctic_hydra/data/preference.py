@@ -106,7 +106,7 @@ class PreferenceDataFactory(AnswerDataFactory):
         return (rows if self.packs else 2 * rows), tokens
 
     def read_margins(self) -> None:
-        """Let the pairs have the number in their column `margin`, which only some trainers use."""
+        """Read the number in the column `margin` for each pair; only some trainers use it."""
         self._reads_margins = True
 
     def options(self) -> PrepareOptions:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from arctic_hydra import display
 from arctic_hydra.data.base import BatchGeometry, DataSource, Loader
 from arctic_hydra.data.checks import field_problems
-from arctic_hydra.data.formats.reading import Reading, RowFormat
+from arctic_hydra.data.formats.reading import Reading, RowFormat, detect_format
+from arctic_hydra.data.prepare.row_report import RowReport, warn
 from arctic_hydra.data.tokenized_settings import MixBy, TokenizedSettings
 from arctic_hydra.errors import ConfigError, DataError, FieldError
 
@@ -93,8 +94,6 @@ class TokenizedDataFactory(TokenizedSettings):
 
     def resolve(self, rows: Rows, reading: Reading) -> Reading:
         """Return the reading with its format; format=auto is detected from the first rows."""
-        from arctic_hydra.data.formats.reading import detect_format
-
         found = detect_format(rows) if reading.format is RowFormat.auto else reading.format
         return replace(reading, format=found, detected=reading.format is RowFormat.auto)
 
@@ -114,7 +113,6 @@ class TokenizedDataFactory(TokenizedSettings):
         from arctic_hydra.data.cache.entries import build_private, open_or_build
         from arctic_hydra.data.prepare.build import build_entry
         from arctic_hydra.data.prepare.key import cache_key
-        from arctic_hydra.data.prepare.row_report import RowReport, warn
         from arctic_hydra.data.prepare.workers import cores_per_process
 
         options = self.options()

@@ -80,7 +80,7 @@ class TokenizedSettings(DataFactory):
     )
 
     def __post_init__(self) -> None:
-        """Convert the shares of the split once, as every numeric field; `validate` reports those that are no numbers."""
+        """Convert the shares of the split once, as every numeric field; `validate` reports those that are not numbers."""
         with suppress(ValueError):
             self.train_eval_split = [float(parse_human_number(share)) for share in self.train_eval_split]
         super().__post_init__()

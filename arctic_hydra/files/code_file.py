@@ -28,7 +28,7 @@ PACKAGE = "arctic_hydra_code"
 PREFIX = "code:"
 """Precedes the names under which the components of the file are registered."""
 REFUSAL = "no config may name code; pass code=<path of a Python file> as an argument of the command, without +"
-"""Why `code` is no key of a config."""
+"""Why `code` is not a config key."""
 _KEY = "code="
 
 

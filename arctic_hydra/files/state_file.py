@@ -27,7 +27,7 @@ _LOG_BYTES = 1 << 20
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255
 
 Spec = Any
-"""What a value must be: a type, a tuple of alternatives, `[spec]` for a list, a `Table`, or a function that returns what it
+"""Specification of a value: a type, a tuple of alternatives, `[spec]` for a list, a `Table`, or a function that returns what it
 expected instead, or None."""
 _NAMES = {
     str: "text",
@@ -101,7 +101,7 @@ def one_of(*words: str) -> Callable[[Any], str | None]:
 
 
 def at_least_0(value: Any) -> str | None:
-    """Return what was expected if `value` is not a whole number of 0 or more."""
+    """Return what was expected if `value` is not a non-negative whole number, else None."""
     return None if type(value) is int and value >= 0 else "a whole number, 0 or more"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import distributed
-from arctic_hydra.checkpoint.generation import special_tokens, token_list
+from arctic_hydra.checkpoint.export_config import special_tokens, token_list
 from arctic_hydra.checkpoint.hf import without_adapter
 from arctic_hydra.errors import DataError
 from arctic_hydra.model.names import SPEC_MODEL_TYPE, VARLEN_ATTENTION
@@ -137,7 +137,7 @@ class Generator:
 
 @contextmanager
 def _without_own_settings(model: Any) -> Iterator[None]:
-    """Let `generate` follow the config that it is given, and nothing else, within this context.
+    """Make `generate` use only the config that it is given within this context.
 
     What that leaves unset, transformers takes from the model's own generation config, which is for another way of decoding.
     """
@@ -188,7 +188,7 @@ def continue_greedily(engine: Any, device: Any, prompt: list[int], stops: Sequen
     """
     import torch
 
-    model = getattr(engine, "module", engine)  # an engine says that it trains, whatever its model does
+    model = getattr(engine, "module", engine)  # `training` of an engine is always True
     if (positions := positions_of(model)) is not None:
         most = min(most, positions - len(prompt))
     partitioned, made, was_training = engine.zero_optimization_stage() == 3, list[int](), model.training

@@ -34,7 +34,7 @@ class ExactMatch:
             found = re.compile(self.pattern)
         except PATTERN_ERRORS as error:
             yield (
-                f"exact_match.pattern: got {shorten(self.pattern)}, which is no regular expression ({error}); expected one such as "
+                f"exact_match.pattern: got {shorten(self.pattern)}, not a valid regular expression ({error}); expected one such as "
                 "'#### (.+)'"
             )
             return

@@ -36,11 +36,11 @@ class PromptEncoder:
 
         Raises DataError if the template cannot render it, as with a system message that it does not support.
         """
-        from arctic_hydra.data.encode.limits import RenderLimitError, bounded
+        from arctic_hydra.data.encode.limits import RenderLimitError, render_limits
         from arctic_hydra.data.encode.template import template_problem
 
         try:
-            with bounded():
+            with render_limits():
                 template = self._template(tools is not None)
                 text = template.render([messages], tools, generate=True)[0].text
         except RenderLimitError:

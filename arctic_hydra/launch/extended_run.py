@@ -43,7 +43,7 @@ def with_overrides_of_extended_run(arguments: Sequence[str]) -> list[str]:
     """Return a command line with the overrides of the run that `extend=<directory>` names before its own.
 
     Overrides of the command line replace those of the run. What lets code run does not carry over: `code=` and
-    `trust_remote_code=true` have to be repeated. Raises ConfigError if the directory is no run, or if they are missing.
+    `trust_remote_code=true` have to be repeated. Raises ConfigError if the directory is not that of a run, or if they are missing.
     """
     named = [item.removeprefix(_KEY) for item in arguments if item.startswith(_KEY)]
     if not named:

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, NoReturn
 
-from arctic_hydra import python_flags, redaction
+from arctic_hydra import log, python_flags, redaction
+from arctic_hydra.distributed import choose_accelerator
 from arctic_hydra.errors import describe
 from arctic_hydra.launch.child import PARENT_VARIABLE, SECRETS_VARIABLE, die_with_parent
 from arctic_hydra.stopping import SIGNALS, blocked_signals
@@ -181,12 +182,8 @@ def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
 
 def import_libraries() -> None:
     """Import what every rank imports, in the same order, and without starting a thread."""
-    from arctic_hydra import log
-    from arctic_hydra.distributed import count_gpus
-
     log.quiet_libraries()
-    if count_gpus() == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    choose_accelerator()
     _, transformers = map(importlib.import_module, ("arctic_hydra.runner", "transformers"))
     for name in ("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM"):
         getattr(transformers, name)  # imports it lazily

@@ -11,7 +11,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE, ArcticHydraError, ConfigError, print_error, printable
+from arctic_hydra import entry_point, redaction
+from arctic_hydra.errors import EXIT_DONE, ConfigError, printable
 from arctic_hydra.migrate import arctictraining, key_map, recipe
 from arctic_hydra.migrate.experiment import Experiment
 
@@ -25,19 +26,17 @@ def main(argv: list[str] | None = None) -> int:
         "--table", choices=key_map.PROJECTS, help="print all keys of a project in arctic_hydra's terms, in Markdown"
     )
     options = parser.parse_args(argv)
-    try:
+    if not (options.table or options.recipe):
+        parser.error("the path of a recipe is missing")
+
+    def run() -> int:
         if options.table:
             print(key_map.page(options.table), end="")
-        elif not options.recipe:
-            parser.error("the path of a recipe is missing")
         else:
             _migrate(options.recipe, options.out)
-    except ArcticHydraError as error:
-        print_error(error)
-        return EXIT_BAD_CONFIG
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        sys.stderr.close()
-    return EXIT_DONE
+        return EXIT_DONE
+
+    return entry_point.exit_code(run)
 
 
 def _migrate(path: str, out: str | None) -> None:
@@ -63,8 +62,9 @@ def _migrate(path: str, out: str | None) -> None:
         print(f"# with this in {target}:\n# {command}")
     else:
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+            with redaction.umask_of_user():  # experiments are shared
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--out: {out} cannot be written ({error.strerror}); name another file") from error
         print(f"written to {target}; run it with\n{command}")

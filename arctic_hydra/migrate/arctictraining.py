@@ -81,7 +81,7 @@ def flatten(recipe: Mapping[str, Any]) -> Recipe:
 
 
 def _copy(made: Experiment, mapped: MappedKey, value: Any) -> None:
-    """Copy a value to the one place that stands for its field."""
+    """Copy a value to the equivalent key."""
     if not mapped.exists:
         if value and _UNSAID.get(mapped.key) != value:
             made.lost.append(f"{mapped.key}: {mapped.note.replace('`', '')}")
@@ -186,7 +186,7 @@ _SCHEDULES = {
     name: name for name in ("linear", "cosine", "polynomial", "inverse_sqrt", "constant", "cosine_with_min_lr")
 }
 _SCHEDULES |= {"constant_with_warmup": "constant", "cosine_warmup_with_min_lr": "cosine_with_min_lr"}
-"""transformers' schedules, and the options that stand for them."""
+"""transformers' schedules, and the equivalent options."""
 
 
 def _schedule_settings(made: Experiment, recipe: Recipe, name: str, settings: Recipe) -> None:

@@ -1,8 +1,8 @@
 """The keys of other trainers in arctic_hydra's terms.
 
-A file of `tables/` holds the keys of one project, in sections. A line is `key: place | note`. The place is what stands for the
-key here: options to choose (`data=preference`) and then keys (`data.max_prompt_length`); `none` if there is nothing, in which
-case the note says why. `<name>` stands for any entry of a group that holds several. A key that ends in `*` stands for all keys
+A file of `tables/` holds the keys of one project, in sections. A line is `key: place | note`. The place is the equivalent
+here: options to choose (`data=preference`) and then keys (`data.max_prompt_length`); `none` if there is nothing, in which
+case the note says why. `<name>` is any entry of a group that holds several. A key that ends in `*` matches all keys
 that begin like it.
 """
 
@@ -39,7 +39,7 @@ _ENTRIES = (
 
 @dataclass(frozen=True)
 class MappedKey:
-    """A key of another project, and what stands for it here."""
+    """A key of another project, and its equivalent here."""
 
     project: str
     """Key of `PROJECTS`."""
@@ -48,17 +48,17 @@ class MappedKey:
     options: tuple[str, ...]
     """Options to choose, such as `callback=[early_stopping]`."""
     keys: tuple[str, ...]
-    """Our keys; with none, the first option itself is what stands for the key."""
+    """Equivalent keys here; if empty, the first option is the equivalent."""
     note: str
 
     @property
     def exists(self) -> bool:
-        """Whether anything stands for the key here."""
+        """Whether the key has an equivalent here."""
         return bool(self.options or self.keys)
 
     @property
     def place(self) -> str:
-        """What stands for the key, in words; empty if nothing does."""
+        """The equivalent of the key, in words; empty if there is none."""
         if not self.keys:
             return " and ".join(self.options)
         return " and ".join(self.keys) + (f" with {' and '.join(self.options)}" if self.options else "")

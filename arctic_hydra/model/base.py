@@ -108,7 +108,7 @@ class ModelFactory(Component):
             raise ValueError(f"activation_checkpoint_every_n_layers: got {every}, expected 1 or more")
         if every > 1 and self.disable_activation_checkpoint:
             raise ValueError(
-                f"activation_checkpoint_every_n_layers: got {every}, which has no effect beside "
+                f"activation_checkpoint_every_n_layers: got {every}, which has no effect with "
                 f"disable_activation_checkpoint=true; drop one of them"
             )
         values = self.__dict__.get("hf_config_kwargs", {})

@@ -32,7 +32,7 @@ def layers(model: torch.nn.Module) -> list[Any]:
 
 
 def mark_layer(module: torch.nn.Module) -> None:
-    """Let `layers` find a layer that is not of transformers' kind."""
+    """Mark a layer that is not one of transformers, so that `layers` finds it."""
     setattr(module, _MARK, True)
 
 

@@ -48,7 +48,7 @@ class LanguageModel(Protocol):
         """Return the token embedding, with `vocab_size` rows."""
 
     def get_output_embeddings(self) -> nn.Linear | None:
-        """Return the layer that projects to the vocabulary, or None if no layer of its own does."""
+        """Return the layer that projects to the vocabulary, or None if the model has no separate output layer."""
 
 
 class StateDictAdapter(ABC):
@@ -60,7 +60,7 @@ class StateDictAdapter(ABC):
 
     @abstractmethod
     def hf_config(self) -> PretrainedConfig:
-        """Return the config with which `AutoModelForCausalLM` computes what the spec's model computes."""
+        """Return the config of the equivalent transformers model, as `AutoModelForCausalLM` builds it."""
 
     @abstractmethod
     def to_hf(self, state_dict: Weights) -> Weights:

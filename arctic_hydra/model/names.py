@@ -19,4 +19,4 @@ ATTENTION = (VARLEN_ATTENTION, "sdpa", "eager", "flash_attention_2", "flash_atte
 SPEC_MODEL_TYPE = "arctic_hydra_spec"
 """`model_type` in the config of an export that has the layout of a registered model."""
 QUANTIZATION = "arctic_hydra_quantization"
-"""Attribute of a model config with which `create_model` quantizes the weights as it loads them, and which it removes."""
+"""Temporary attribute of a model config: quantization settings, which `create_model` removes when it loads the weights."""

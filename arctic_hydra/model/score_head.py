@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import SEQUENCE_CLASSIFIER
-from arctic_hydra.distributed import gathered
+from arctic_hydra.distributed import gathered, whole_shape
 from arctic_hydra.errors import ModelError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def initialize_score_head(model: Any) -> None:
     weight = model.score.weight
     generator = torch.Generator().manual_seed(torch.initial_seed())
     deviation = float(getattr(model.config.get_text_config(), "initializer_range", 0.02))
-    drawn = torch.normal(0.0, deviation, tuple(getattr(weight, "ds_shape", weight.shape)), generator=generator)
+    drawn = torch.normal(0.0, deviation, whole_shape(weight), generator=generator)
     with torch.no_grad(), gathered(weight, writes=True):
         if weight.numel():
             weight.copy_(drawn)

@@ -16,6 +16,7 @@ from arctic_hydra.files.code_file import remedy
 from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.model_spec import ModelSpec, StateDictAdapter, registered_spec
+from arctic_hydra.model.names import SPEC_MODEL_TYPE
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +201,6 @@ def load_export(path: str | Path) -> SpecModel:
     """
     from huggingface_hub import load_torch_model
 
-    from arctic_hydra.model.names import SPEC_MODEL_TYPE
     from arctic_hydra.model.spec_model import SpecConfig
 
     content = SpecConfig.get_config_dict(path)[0]

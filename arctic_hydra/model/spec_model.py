@@ -207,7 +207,7 @@ def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
 
 
 def structure_problems(model: Any, config: Any, spec: ModelSpec) -> Iterator[str]:
-    """Yield everything that a model lacks of the contract in `LanguageModel`, apart from what its forward returns."""
+    """Yield every requirement of `LanguageModel` that the model does not meet, apart from those on the outputs of its forward."""
     if not isinstance(model, nn.Module):
         yield f"is a {type(model).__name__}, expected a torch.nn.Module"
         return
@@ -315,7 +315,7 @@ def _differences(what: str, got: dict[str, Any], wanted: dict[str, Any], owner: 
 
 
 def missing_names(model: Any) -> list[str]:
-    """Return what a model that is not of transformers lacks of what converters, trainer and exports ask for."""
+    """Return the attributes required by converters, trainer and exports that a model from outside transformers does not have."""
     config = getattr(model, "config", None)
     found = [name for name in ("get_input_embeddings", "get_output_embeddings", "config") if not hasattr(model, name)]
     if config is None:

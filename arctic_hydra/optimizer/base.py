@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import Component
+from arctic_hydra.distributed import whole_shape
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import HumanFloat, convert_leaves, number
 from arctic_hydra.patterns import check_patterns, matching
@@ -155,5 +156,5 @@ class AdamFactory(OptimizerFactory):
 
 
 def is_matrix(parameter: torch.nn.Parameter) -> bool:
-    """Whether a parameter has two or more dimensions; under ZeRO-3 `shape` is that of the shard."""
-    return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+    """Whether a parameter has two or more dimensions."""
+    return len(whole_shape(parameter)) >= 2

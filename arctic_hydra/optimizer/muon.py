@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
+from arctic_hydra.distributed import whole_shape
 from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.optimizer.base import AdamFactory
 from arctic_hydra.optimizer.deepspeed_ops import optimizer_class
@@ -35,7 +36,7 @@ class MuonFactory(AdamFactory):
     """Peak learning rate of the parameters that AdamW updates."""
 
     def engine_problems(self, stage: int, dtype: str, clipping: float) -> Iterator[str]:
-        """Yield what this engine would silently change about Muon."""
+        """Yield the settings of Muon that this engine would silently ignore or change."""
         if stage == 0:
             if dtype != "fp32":
                 yield (
@@ -77,7 +78,7 @@ class MuonFactory(AdamFactory):
             muon: list[Any] = []
             adam: list[Any] = []
             for parameter in group["params"]:
-                matrix = len(getattr(parameter, "ds_shape", parameter.shape)) == 2 and id(parameter) not in ends
+                matrix = len(whole_shape(parameter)) == 2 and id(parameter) not in ends
                 (muon if matrix else adam).append(parameter)
             if muon:
                 settings = {"lr": self.lr * group["lr"], "momentum": self.momentum}

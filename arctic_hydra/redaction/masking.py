@@ -18,7 +18,7 @@ MASK = "***"
 SHORTEST_VALUE = 6
 """Known values are masked anywhere in a text, so shorter ones such as `1` or `true` must not be among them."""
 _LONGEST_WORD = 24
-"""Longer values, such as tokens, are no words; reading the vocabulary takes 50 ms."""
+"""Longer values, such as tokens, are not words; reading the vocabulary takes 50 ms."""
 _LONGEST_PLAIN_TEXT = 2_000
 """Longest text of several lines in a mapping in braces; where no brace closes it sooner, the value ends with its line."""
 LONG_VALUE = 12

@@ -1,4 +1,4 @@
-"""What each process of a run does at its start, so that what it prints and writes stays private."""
+"""Start-up of every process: masks secrets in its output, and makes new files private."""
 
 from __future__ import annotations
 

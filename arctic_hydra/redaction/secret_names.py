@@ -26,7 +26,7 @@ _OWNERS = frozenset(
 _SERVERS = frozenset(
     "imap ldap mail mariadb mongo mongodb mysql pg postgres postgresql rabbitmq redis sql sudo".split()
 )
-"""Words before `pass` as well, of `mysql_pass` and `pgpass`; `redis_keys` and the like are no secrets."""
+"""Words before `pass` as well, of `mysql_pass` and `pgpass`; `redis_keys` and the like are not secrets."""
 _ORDINARY = frozenset(
     """add added additional answer assistant attention audio axis backward begin boa boi bos bov by cache call chosen class
     cls column completion config content cross data dataloader dataset decoder dict document encoder end eoa eoi eos eot eov

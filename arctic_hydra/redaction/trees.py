@@ -1,4 +1,4 @@
-"""Masking of secrets in plain configs, and the way back: what masking has hidden reaches the ranks beside the file."""
+"""Masks secrets in plain configs, and restores them: the ranks receive the hidden values through the environment, not the file."""
 
 from __future__ import annotations
 

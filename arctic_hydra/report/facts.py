@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from arctic_hydra.component import class_name
+from arctic_hydra.distributed import count_numbers
 from arctic_hydra.model.layers import EXPERT_COUNTS, EXPERTS_PER_TOKEN, layer_configs
 from arctic_hydra.model.score_head import score_head
 
@@ -22,12 +23,12 @@ class ModelFacts:
 
 
 def model_facts(model: Any) -> ModelFacts:
-    """Count parameters; `ds_numel` holds the full size under ZeRO-3, and `quant_state` the shape of 4-bit weights.
+    """Count parameters.
 
     The sizes of embedding and head come from the config, because an adapter may wrap or copy them.
     """
     text = model.config.get_text_config()
-    sizes = {id(p): _numbers(p) for p in model.parameters()}
+    sizes = {id(p): count_numbers(p) for p in model.parameters()}
     trainable = sum(sizes[id(p)] for p in model.parameters() if p.requires_grad)
     flops = sum(sizes[id(p)] * _flops(p) * _used_share(name, text) for name, p in model.named_parameters())
     table = int(text.vocab_size * text.hidden_size)
@@ -39,11 +40,11 @@ def model_facts(model: Any) -> ModelFacts:
     projected = 0 if scores else table * _flops_of(tables[-1])
     widths = [_attention_width(layer) for layer in layer_configs(model.config)]
     shape = (body, projected, int(text.num_hidden_layers), sum(widths) // len(widths))
-    return ModelFacts(getattr(model, "model_name", type(model).__name__), sum(sizes.values()), trainable, shape)
+    return ModelFacts(class_name(model), sum(sizes.values()), trainable, shape)
 
 
 def _flops(parameter: Any) -> int:
-    """Return the FLOPs of a forward and backward pass per token and number: a frozen parameter needs no gradient of its own."""
+    """Return the FLOPs of a forward and backward pass per token and number: a frozen parameter needs no gradient."""
     return 6 if parameter.requires_grad else 4
 
 
@@ -64,8 +65,3 @@ def _attention_width(layer: Any) -> int:
     """Return heads times head size from a layer's config, or 0 if it has no heads, which omits the FLOPs of attention."""
     heads = getattr(layer, "num_attention_heads", None) or 0
     return int(heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)) if heads else 0
-
-
-def _numbers(parameter: Any) -> int:
-    packed = getattr(parameter, "quant_state", None)
-    return math.prod(packed.shape) if packed else int(getattr(parameter, "ds_numel", parameter.numel()))

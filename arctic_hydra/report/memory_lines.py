@@ -30,7 +30,7 @@ class Prediction:
     """What the process held before the model was built."""
 
     def measured_line(self, device: torch.device) -> str:
-        """Return the peak of this rank so far, beside the prediction."""
+        """Return the peak of this rank so far, next to the prediction."""
         peak = memory_gib(device)
         predicted = "" if self.total is None else f"predicted {self.total / GIB:.3g} GiB"
         if device.type == "cuda":
@@ -55,7 +55,7 @@ def predict(run: Run, supervised_share: float, tokenizer: PreTrainedTokenizerBas
 
 
 def failure_line(error: Exception) -> str:
-    """Return the line that stands for an estimate that failed."""
+    """Return the line that is shown if the estimate failed."""
     return f"memory   not estimated: {(str(error).splitlines() or [type(error).__name__])[0]}"
 
 

@@ -16,7 +16,7 @@ from arctic_hydra.trainer.base import Trainer
 from arctic_hydra.trainer.verification.verdict import problem_of
 
 
-def read_config(run_dir: Path) -> dict[str, Any]:
+def read_run_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved, redacted config of a run."""
     return redact(RunDirectory(run_dir).config() or {})  # type: ignore[no-any-return]
 

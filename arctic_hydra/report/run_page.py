@@ -19,7 +19,7 @@ from arctic_hydra.metrics import ranked_pairs, read_metrics, read_samples, smoot
 from arctic_hydra.report import curves, html
 from arctic_hydra.report.curves import Lines
 from arctic_hydra.report.header import data_table, rank_groups
-from arctic_hydra.report.outcome import read_config
+from arctic_hydra.report.outcome import read_run_config
 from arctic_hydra.run_directory import FAILED, RunDirectory
 from arctic_hydra.trainer.verification.verdict import verdict_lines
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def write_if_wanted(directory: RunDirectory) -> Path | None:
     """Write the page if `log.report` is true, and return its path; an error is logged and does not fail the run."""
     try:
-        return write(directory) if read_config(directory.path)["log"]["report"] else None
+        return write(directory) if read_run_config(directory.path)["log"]["report"] else None
     except Exception as error:
         log.warning("cannot write %s for %s: %s: %s", PAGE, directory.path, type(error).__name__, error)
         return None

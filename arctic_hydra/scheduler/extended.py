@@ -40,7 +40,7 @@ def continue_schedule(
     start: int,
     horizon: int,
 ) -> list[float]:
-    """Replace the factors of a loaded scheduler by those of a run that goes on from step `start` to `horizon`.
+    """Replace the factors of a loaded scheduler by those of a run that continues from step `start` to `horizon`.
 
     `peaks` holds the peak learning rate of each parameter group. Returns the learning rate of each group in the next step.
     Raises ConfigError unless the scheduler is the one that a `WarmupScheduler` creates.

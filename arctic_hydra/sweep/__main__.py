@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
 import sys
 import time
@@ -11,14 +10,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from arctic_hydra import redaction
-from arctic_hydra.errors import EXIT_DONE, EXIT_STOPPED_EARLY, ArcticHydraError, ConfigError, print_error, printable
+from arctic_hydra import entry_point
+from arctic_hydra.errors import EXIT_DONE, ConfigError, printable
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.files.state_file import last_lines
 from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.run_directory import relative
-from arctic_hydra.stopping import ignore_signals
 from arctic_hydra.sweep import finish, results
 from arctic_hydra.sweep.controller import note_missing_objectives
 from arctic_hydra.sweep.directory import (
@@ -34,6 +32,7 @@ from arctic_hydra.sweep.directory import (
     backend,
     states,
 )
+from arctic_hydra.sweep.live_table import rich_table
 
 WATCH_SECONDS = 2.0
 
@@ -41,24 +40,14 @@ WATCH_SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    redaction.protect()
-    try:
+
+    def run() -> int:
         load_extensions()
         options = _parser().parse_args(code_file.take(arguments))
         sweep = Sweep.load(Path(os.path.realpath(options.directory)))  # `resolve` raises for a link to itself
-        jobs = _chosen(sweep, options.job)
-        code = int(options.function(sweep, jobs, options))
-        if code == EXIT_STOPPED_EARLY:
-            atexit.register(ignore_signals)  # another one while the interpreter exits would replace the exit code
-        return code
-    except ArcticHydraError as error:
-        print_error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return int(options.function(sweep, _chosen(sweep, options.job), options))
+
+    return entry_point.exit_code(run, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,8 +103,6 @@ def status(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
 def _watch(path: Path, wanted: list[int]) -> None:
     """Follow the jobs until none is known to wait or run: as a live table on a terminal, else with a line per change."""
     from rich.live import Live
-
-    from arctic_hydra.sweep.live_table import rich_table
 
     live = Live(refresh_per_second=2) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
     before: dict[int, str] = {}

@@ -14,6 +14,7 @@ from arctic_hydra.redaction import without_credentials
 from arctic_hydra.sweep import page, results
 from arctic_hydra.sweep.controller import SweepController, note_missing_objectives
 from arctic_hydra.sweep.directory import DIED, FAILED, FINISHED, PRUNED, Sweep
+from arctic_hydra.sweep.live_table import rich_table
 from arctic_hydra.sweep.results import Row
 from arctic_hydra.tracking.mlflow import MLflowTracker, SweepResult
 
@@ -98,8 +99,6 @@ def show(sweep: Sweep, table: Sequence[Row]) -> None:
     """Print the table: in color on a terminal, else as plain text."""
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console
-
-        from arctic_hydra.sweep.live_table import rich_table
 
         Console().print(rich_table(table))
         print(printable("\n".join(results.epilogue(sweep, table))))

@@ -68,8 +68,7 @@ class Talk:
         log.quiet_libraries()
         log.quiet_warnings()
         log.quiet_progress_bars()
-        if distributed.count_gpus() == 0:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        distributed.choose_accelerator()
         self._run = run
         with display.waiting("load"):
             self._loaded = loaded = chat_model.load(run, directory)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arctic_hydra import config
-from arctic_hydra.checkpoint.generation import token_list
+from arctic_hydra.checkpoint.export_config import token_list
 from arctic_hydra.checkpoint.hf import HuggingFaceCheckpoint, lacks_base
 from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.converter.base import ModelConverter
@@ -21,8 +21,10 @@ from arctic_hydra.human_numbers import shorten
 from arctic_hydra.instantiate import trusted_keys
 from arctic_hydra.model.hf import check_stored_config
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
+from arctic_hydra.model.spec import load_export
 from arctic_hydra.run_directory import RunDirectory, relative
 from arctic_hydra.tokenizer.loading import load_tokenizer
+from arctic_hydra.trainer.causal import CausalTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,11 +143,9 @@ def _of_export(name: str, run: config.Run, owner: config.Run | None) -> ChatMode
 
 
 def _read_model(path: Path, name: str, options: dict[str, Any]) -> Any:
-    """Return the model of an export in its own dtype, an adapter on its base. Raises ModelError if it is no language model."""
+    """Return the model of an export in its own dtype, an adapter on its base. Raises ModelError if it is not a language model."""
     held = _read_json(path / "config.json")
     if held.get("model_type") == SPEC_MODEL_TYPE:
-        from arctic_hydra.model.spec import load_export
-
         return load_export(path)
     adapter = _read_json(path / "adapter_config.json")
     kind = next(iter(held.get("architectures") or []), adapter.get("task_type") or "")
@@ -207,8 +207,6 @@ def _configured_stops(path: Path, model: Any) -> list[int]:
 
 def _ready(model: Any, tokenizer: Any, trained: Any, where: str, owner: config.Run | None) -> ChatModel:
     """Return the model on the device, with the attention and the stop tokens of generation."""
-    from arctic_hydra.trainer.causal import CausalTrainer
-
     stops = stop_tokens(model, tokenizer, list(trained))
     prepare_for_generation(model)
     text = not tokenizer.chat_template or (

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from arctic_hydra import python_flags
+from arctic_hydra import config, log, python_flags
 from arctic_hydra.checkpoint import initial_weights
 from arctic_hydra.config import Run
 from arctic_hydra.errors import EXIT_BAD_CONFIG, ArcticHydraError, ConfigError, ModelError
 from arctic_hydra.files import code_file
+from arctic_hydra.files.extensions import load_extensions
 
 Findings = tuple[list[str], list[ArcticHydraError]]
 """The lines of the memory estimate, and errors that would stop the run before its first step; one of them is empty."""
@@ -94,9 +95,6 @@ def _noted(found: list[ArcticHydraError]) -> Iterator[None]:
 
 
 def _main() -> None:
-    from arctic_hydra import config, log
-    from arctic_hydra.files.extensions import load_extensions
-
     log.quiet_libraries()
     log.quiet_progress_bars()
     load_extensions()

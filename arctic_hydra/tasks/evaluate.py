@@ -9,6 +9,7 @@ from arctic_hydra import distributed
 from arctic_hydra.assembly import base_weights, resuming, run_data, run_model, run_tools, startup
 from arctic_hydra.callback.base import TRAINER_STATE
 from arctic_hydra.checkpoint import initial_weights
+from arctic_hydra.checkpoint.rank_state import state_in
 from arctic_hydra.config import Run
 from arctic_hydra.report.header import print_header
 from arctic_hydra.run_directory import FINISHED
@@ -18,8 +19,6 @@ from arctic_hydra.tasks import generated_answers
 
 def execute(run: Run, run_dir: Path, stop: StopRequest) -> dict[str, Any]:
     """Evaluate the checkpoint that `from_checkpoint` names; return its path, step and metrics. Collective."""
-    from arctic_hydra.checkpoint.rank_state import state_in
-
     trainer = run.trainer
     with startup.report_exceptions(run, run_dir):
         distributed.start(distributed.World.from_env(), trainer.collective_timeout_seconds)

@@ -20,6 +20,8 @@ from arctic_hydra.report.outcome import verified
 from arctic_hydra.run_directory import FINISHED, RunDirectory, relative
 from arctic_hydra.tasks.evaluate import checkpoint_root
 from arctic_hydra.trainer.parts.saving import size_mib
+from arctic_hydra.trainer.verification.comparison import verify
+from arctic_hydra.trainer.verification.expectation import expect
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 def execute(run: Run, run_dir: Path) -> dict[str, Any]:
     """Write the checkpoint as `<save_name>-step-<step>` next to the run's checkpoints; return its path and what verifying it found."""
     import torch
-
-    from arctic_hydra.trainer.verification.comparison import verify
-    from arctic_hydra.trainer.verification.expectation import expect
 
     startup.start_log(run, run_dir)
     restored = restore(run, run_dir)

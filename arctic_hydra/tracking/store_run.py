@@ -21,7 +21,7 @@ _STATE = Schema(
 
 
 _SAMPLES = "samples.jsonl"
-"""Key of the last step whose samples were sent, beside the names of metrics."""
+"""Key of the last step whose samples were sent, next to the names of metrics."""
 
 
 class StoreRun(Connection):

@@ -66,7 +66,7 @@ class Trainer(Construction, Evaluation):
             if name in (*SLOTS, *LIST_SLOTS) and "ClassVar" not in str(hint):
                 text = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
                 raise TypeError(
-                    f"{cls.__name__}.{name}: what a trainer works with is no setting of its own; declare `{name}: ClassVar[{text}]`"
+                    f"{cls.__name__}.{name}: objects that the runner passes are not settings; declare `{name}: ClassVar[{text}]`"
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Trainer(Construction, Evaluation):
         return False
 
     def store_scores(self) -> None:
-        """Make `prepare` store the scores of the frozen model, whatever the settings say; for `task=score`."""
+        """Force `prepare` to store the scores of the frozen model, regardless of the settings; for `task=score`."""
 
     def setup(self, tools: Toolbox) -> None:
         """Set the objects that the runner built; called once, before `probe` and `train`. Collective.

@@ -187,7 +187,7 @@ def probe_batch(model: Any, device: torch.device) -> Batch:
 @contextmanager
 def evaluating(engine: Any) -> Iterator[None]:
     """Run the model in its evaluation mode and without gradients."""
-    training = unwrap(engine).training  # an engine says that it trains, whatever its model does
+    training = unwrap(engine).training  # `training` of an engine is always True
     engine.eval()
     try:
         with torch.no_grad():

@@ -22,6 +22,7 @@ import torch
 from transformers import AttentionInterface
 
 from arctic_hydra import distributed
+from arctic_hydra.component import class_name
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.data.load.batches import empty_batch
 from arctic_hydra.determinism import kept_random_state, random_state, seed_everything, set_random_state
@@ -41,7 +42,7 @@ _ROWS = 4
 
 @dataclass(frozen=True)
 class Subject:
-    """What is probed."""
+    """A trainer's loss with everything that is needed to probe it."""
 
     loss: Loss
     engine: Any
@@ -62,7 +63,7 @@ class Subject:
     @property
     def name(self) -> str:
         """Class of the model, and the trainer."""
-        return f"{_class_of(unwrap(self.engine))} (under {self.trainer})"
+        return f"{class_name(unwrap(self.engine))} (under {self.trainer})"
 
     def losses(self, batches: Sequence[Batch]) -> list[float]:
         """Return the loss of each batch, without dropout, with the same random numbers for each; collective."""
@@ -119,7 +120,7 @@ class Subject:
             return abs(after - before) > self.precision * abs(before)
 
     def _check_repeatable(self, batch: Batch, before: float) -> None:
-        """Raise ConfigError for a loss that is not `before` once more; then nothing can be said of what it depends on."""
+        """Raise ConfigError if the loss is not `before` when recomputed: what a random loss depends on cannot be tested."""
         [again] = self.losses([batch])
         if abs(again - before) > self.precision * abs(before) + 1e-6 * batch.num_supervised:
             raise ConfigError(
@@ -137,7 +138,7 @@ def check_attention(engine: Any, device: torch.device) -> None:
     """
     model = unwrap(engine)
     problem = ConfigError(
-        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {_class_of(model)} has its own attention code and never calls "
+        f"model.attn_implementation: got {VARLEN_ATTENTION}, but {class_name(model)} has its own attention code and never calls "
         "it; pass model.attn_implementation=eager, plus data.packing=false if packed documents then attend to each other"
     )
     with _recorded_calls() as calls, probing(engine):
@@ -157,7 +158,7 @@ def check_finite(subject: Subject) -> None:
     [loss] = subject.losses([_document(subject, supervised=range(8, 8 + _ROWS))])
     if not math.isfinite(loss):
         raise ConfigError(
-            f"{subject.trainer}: on {_class_of(unwrap(subject.engine))} `loss` returned {loss} before the first step, expected a finite "
+            f"{subject.trainer}: on {class_name(unwrap(subject.engine))} `loss` returned {loss} before the first step, expected a finite "
             "number; check the weights that the run starts from, and compute the loss in fp32 (`.float()`)"
         )
 
@@ -257,7 +258,7 @@ def check_sum(subject: Subject, packed: bool, coarse: bool = False) -> None:
         whose = "two pairs" if subject.takes_pairs else "two documents"
         unit = "units" if subject.takes_pairs else "supervised positions"
         raise ConfigError(
-            f"{subject.trainer}: on {_class_of(unwrap(subject.engine))} the loss of {whose} is {together:.4g}, and of each alone "
+            f"{subject.trainer}: on {class_name(unwrap(subject.engine))} the loss of {whose} is {together:.4g}, and of each alone "
             f"{alone[0]:.4g} and {alone[1]:.4g}; expected their sum {sum(alone):.4g}, because the step divides the losses of all "
             f"micro-batches and ranks by the number of their {unit}; return a sum instead of a mean "
             "(reduction='sum'); a trainer that intends this declares `not_additive`"
@@ -278,11 +279,6 @@ def _recorded_calls() -> Iterator[list[bool]]:
         yield calls
     finally:
         AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
-
-
-def _class_of(model: Any) -> str:
-    """Return the name of the model's class; that of a registered model is its own class, not its wrapper."""
-    return getattr(model, "model_name", type(model).__name__)
 
 
 def _vocabulary(model: Any) -> int:

@@ -1,42 +1,12 @@
-"""A command from its words to its exit code."""
+"""Flags and overrides of the command line."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
 from arctic_hydra.cli import command_line
 from arctic_hydra.cli.composition.compose import compose_config
-from arctic_hydra.errors import ConfigError, DataError
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "text"),
-    [
-        (ConfigError(["a: one", "b: two"]), 2, "error: a: one\nerror: b: two\n"),
-        (DataError("a row"), 1, "error: a row\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-    ],
-)
-def test_errors_are_exit_codes(error, code, text, capsys):
-    def fail() -> int:
-        raise error
-
-    assert command_line.exit_code(fail, []) == code
-    assert capsys.readouterr().err == text
-    if code < 100:
-        told = []
-        assert command_line.exit_code(fail, [], told.append) == code and told == [error]
-
-
-def test_a_command_needs_a_working_directory(tmp_path, monkeypatch, capsys):
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    assert command_line.exit_code(lambda: 0, []) == 2
-    assert "the working directory no longer exists" in capsys.readouterr().err
-    os.chdir(tmp_path)
+from arctic_hydra.errors import ConfigError
 
 
 def test_flags_and_overrides():

@@ -37,7 +37,7 @@ def test_exit_iteration_and_kill_switch_stop_with_a_checkpoint(tmp_path):
     assert not (run_dir / "STOP").exists()
     (run_dir / "record.json").write_text('{"status": "sto')
     done = run(arguments, tmp_path)
-    assert "record.json: not JSON (" in done.stderr and "the run goes on without it" in done.stderr
+    assert "record.json: not JSON (" in done.stderr and "the run continues without it" in done.stderr
     assert len(losses(run_dir)) == 8
     assert (done.stdout + done.stderr).count("resumed") == 1
     assert json.loads((run_dir / "record.json").read_text())["status"] == "finished"

@@ -25,7 +25,7 @@ from tests.composing import built
         ("task=chat top_p=0.5", "top_p: has no effect with temperature=0, which takes the most probable token"),
         ("task=chat temperature=-1", "temperature: got -1"),
         ("task=chat trainer=reward data.sources.preference.path=p prompt=a", ""),
-        ("exact_match.pattern=(", "exact_match.pattern: got '(', which is no regular expression"),
+        ("exact_match.pattern=(", "exact_match.pattern: got '(', not a valid regular expression"),
         ("exact_match.pattern=a", ""),
         (
             "task=evaluate exact_match.pattern=a trainer=reward data.sources.preference.path=p",

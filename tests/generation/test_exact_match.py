@@ -43,7 +43,7 @@ def test_an_answer_has_no_result_before_the_reasoning_that_its_prompt_opened_end
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [
-        ("#### (.*", "exact_match.pattern: got '#### (.*', which is no regular expression (missing ), unterminated"),
+        ("#### (.*", "exact_match.pattern: got '#### (.*', not a valid regular expression (missing ), unterminated"),
         (
             "(a)(b)",
             "exact_match.pattern: got '(a)(b)' with 2 groups, expected at most one, which holds the result; write the others",
@@ -51,7 +51,7 @@ def test_an_answer_has_no_result_before_the_reasoning_that_its_prompt_opened_end
         ("", "exact_match.pattern: got an empty pattern, which finds no result; expected one such as '#### (.+)'"),
         (
             "a{99999999999}",
-            "exact_match.pattern: got 'a{99999999999}', which is no regular expression (the repetition number",
+            "exact_match.pattern: got 'a{99999999999}', not a valid regular expression (the repetition number",
         ),
         ("(?:" * 3000 + ")" * 3000, "exact_match.pattern: got '(?:(?:(?:(?:"),
     ],

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 
+from arctic_hydra.cli import hydra_parser
 from arctic_hydra.cli.composition.config_sources import LIST_GROUPS
 from arctic_hydra.cli.composition.search_path import hydra_with
 from arctic_hydra.cli.help import pages
@@ -63,7 +63,7 @@ def complete(line: Line) -> Iterator[Candidate]:
     if previous in ("--config-dir", "-cd"):
         yield from _paths("", line.word, folders_only=True)
         return
-    for action in get_args_parser()._actions:
+    for action in hydra_parser.actions():
         if previous in action.option_strings and action.choices and (action.nargs is None or line.word):
             yield from (Candidate(str(choice)) for choice in action.choices if str(choice).startswith(line.word))
             return
@@ -81,7 +81,7 @@ def complete(line: Line) -> Iterator[Candidate]:
 
 def _flags(word: str) -> Iterator[Candidate]:
     texts = {flag.split(" ")[0]: text for flag, text in pages.FLAGS.items()}
-    for action in get_args_parser()._actions:
+    for action in hydra_parser.actions():
         for flag in action.option_strings:
             if (
                 flag.startswith(word)

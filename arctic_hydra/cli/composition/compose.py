@@ -46,7 +46,7 @@ PLUGINS = {
 """The launchers and sweepers that a config may name."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Those between stand for the bytes of a file name that is not in UTF-8."""
+"""Those in the gap, U+DC80 to U+DCFF, are how Python represents the bytes of a file name that is not in UTF-8."""
 MOST_RESOLVED = 3_000
 """Largest number of values that the interpolations of one composition make, with 1,000 characters of text as one more."""
 
@@ -183,7 +183,7 @@ def closed_resolvers() -> Iterator[None]:
 
     def counted(method: Callable[..., Any]) -> Callable[..., Any]:
         def evaluated(container: Container, /, *args: Any, **kwargs: Any) -> Any:
-            value = method(container, *args, **kwargs) if left[0] >= 0 else None  # OmegaConf goes on after some errors
+            value = method(container, *args, **kwargs) if left[0] >= 0 else None  # OmegaConf ignores some errors
             left[0] -= _size(value)
             if left[0] < 0:
                 raise ConfigError(

@@ -19,6 +19,7 @@ from arctic_hydra.cli.composition.search_path import conf_dir
 from arctic_hydra.cli.overrides import is_hydra_override
 from arctic_hydra.component import flatten, registered
 from arctic_hydra.config import Task
+from arctic_hydra.data.source.discover import SUFFIXES
 from arctic_hydra.errors import ConfigError, did_you_mean
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import BROKEN_EXTENSIONS
@@ -127,7 +128,7 @@ def _sweep_of_one_run(text: str) -> ConfigError:
 
 
 def no_whole_config(name: Any) -> str:
-    """Return the problem of a primary config that is no config of a run, such as an option of a group."""
+    """Return the problem of a primary config that is not the config of a run, such as an option of a group."""
     return (
         f"--config-name: got {str(name)!r}, which is not a complete config; expected a file that begins with "
         "`defaults: [config, _self_]`"
@@ -196,8 +197,6 @@ def _override_of(chain: list[BaseException], cause: BaseException) -> str:
 def _unknown_option(text: str) -> ConfigError:
     wanted = re.search(r"Could not find '([^']+)'", text)
     group, _, option = (wanted[1] if wanted else "?/?").rpartition("/")
-    from arctic_hydra.data.source.discover import SUFFIXES
-
     if group.split("/")[0] == "data" and option.endswith(SUFFIXES):
         if group in ("data/sources", "data/eval_sources"):
             key = group.replace("/", ".")
@@ -216,7 +215,7 @@ def _unknown_option(text: str) -> ConfigError:
 
 
 def _meant_word(word: str) -> str:
-    """Return what a lone word is here that is a command of other programs, such as `train` or `dpo`; empty for others."""
+    """Return what to write instead of a bare word that is a command of other programs, such as `train` or `dpo`; empty for others."""
     if word == "help":
         return "did you mean --help?"
     if word in Task.__members__:

@@ -121,7 +121,7 @@ class _Repository(ConfigRepository):
         return found
 
     def _from_file(self, config_path: str) -> ConfigResult | None:
-        """Return what Hydra would read of a file; None for schemas, and for what Hydra is left to report: no file, no mapping, no YAML."""
+        """Return what Hydra would read of a file; None for schemas, and for missing or invalid files, which Hydra reports."""
         if config_path not in self._cache:
             source = self._find_object_source(config_path, ObjectType.CONFIG)
             if source is None or source.scheme() not in ("file", "pkg"):
@@ -154,7 +154,7 @@ class _Repository(ConfigRepository):
 
 
 def _package_problem(config_path: str, found: ConfigResult) -> str | None:
-    """Return what is wrong with an option of a group that takes several: without a package line it would replace the group."""
+    """Return what is wrong with an option of a group that takes several: without a `@package` line it would replace the whole group."""
     group, _, option = config_path.removesuffix(".yaml").rpartition("/")
     here = any(item.package == "" for item in found.defaults_list or ())  # as Hydra reads `_here_`
     if group.replace("/", ".") not in (*LIST_GROUPS, *NAMED_SETS) or found.header.get("package"):

@@ -87,7 +87,7 @@ class Option:
 
 
 _DEEPEST, _MOST_FOLDERS = 8, 2000
-"""Folders within folders, and folders, that may hold options; a directory of `--config-dir` may hold a whole project beside them."""
+"""Folders within folders, and folders, that may hold options; a directory of `--config-dir` may also hold the rest of a project."""
 
 
 class Inventory:
@@ -234,7 +234,7 @@ def prefix(group: str, option: str) -> str:
 
 @cache
 def schema_class(path: str) -> Any:
-    """Return the class of a schema by its path in Hydra's config store; None if there is none of ours."""
+    """Return the class of a schema by its path in Hydra's config store; None if this package has none."""
     group, _, name = path.rpartition("/")
     cls = registered().get((group.removeprefix("schema/"), name))
     store = ConfigStore.instance()

@@ -164,7 +164,7 @@ def _common(found: dict[str, Key]) -> Key:
 
 
 def _differences(page: Page, common: Key, found: dict[str, Key]) -> list[str]:
-    """Return in what the options differ from the common key: a line for the defaults, and one for each other difference."""
+    """Return how the options' keys differ from the common one: a line for the defaults, and one for each other difference."""
     defaults: dict[str, list[str]] = {}
     others: dict[str, list[str]] = {}
     for name, key in found.items():

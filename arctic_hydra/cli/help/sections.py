@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 RUN = "run"
-"""Stands for the keys of the run itself, which are in no group."""
+"""Section of the run's own keys, which are in no group."""
 
 SECTIONS: dict[str, dict[str, str]] = {
     RUN: {

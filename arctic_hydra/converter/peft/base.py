@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arctic_hydra.component import SEQUENCE_CLASSIFIER
+from arctic_hydra.component import SEQUENCE_CLASSIFIER, class_name
 from arctic_hydra.converter.base import ModelConverter, Phase
 from arctic_hydra.converter.peft import catalog
 from arctic_hydra.errors import ConfigError, did_you_mean
@@ -134,7 +134,7 @@ class PeftFactory(PeftSlot):
         except (AttributeError, ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
-                f"peft: {self.type_name} cannot be applied to {_model_name(model)}: {first.strip()}"
+                f"peft: {self.type_name} cannot be applied to {class_name(model)}: {first.strip()}"
             ) from error
         return wrapped
 
@@ -229,11 +229,6 @@ def check_modules(key: str, wanted: Any, names: list[str]) -> None:
         raise ConfigError([f"{key}: {name!r} matches no module{near_names(name, names)}" for name in missing])
 
 
-def _model_name(model: torch.nn.Module) -> str:
-    """Return the name of the model's class; that of a registered model is its own class, not its wrapper."""
-    return getattr(model, "model_name", type(model).__name__)
-
-
 def check_linear(model: Any) -> None:
     """Raise ConfigError for a model that has no linear layer besides its head, which `all-linear` leaves out."""
     from torch import nn
@@ -242,7 +237,7 @@ def check_linear(model: Any) -> None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not any(isinstance(module, nn.Linear | Conv1D) for module in model.modules() if module is not head):
         raise ConfigError(
-            f"peft.target_modules: got all-linear, but {_model_name(model)} has no linear layer besides its head; list layers "
+            f"peft.target_modules: got all-linear, but {class_name(model)} has no linear layer besides its head; list layers "
             "that peft can adapt, or pass peft=none"
         )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from arctic_hydra import entry_point
 from arctic_hydra.data.cache.entries import (
     ABOUT,
     KEY,
@@ -29,7 +29,7 @@ from arctic_hydra.data.cache.entries import (
     remove_entry,
 )
 from arctic_hydra.data.cache.token_store import MANIFEST, DamagedEntryError, read_manifest
-from arctic_hydra.errors import EXIT_BAD_CONFIG, EXIT_DONE
+from arctic_hydra.errors import EXIT_DONE, ConfigError
 from arctic_hydra.human_numbers import format_count, format_seconds
 
 SECONDS_PER_DAY = 86_400
@@ -111,34 +111,31 @@ def main(argv: list[str] | None = None) -> int:
     pruning.add_argument("--older-than", type=float, metavar="DAYS", help="delete entries not used for DAYS days")
     pruning.add_argument("--all", action="store_true", help="delete every entry")
     options = parser.parse_args(argv)
+    return entry_point.exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     cache_dir = options.cache_dir or default_cache_dir()
     if problem := cache_problem(cache_dir, SCORES):
-        print(f"error: --cache-dir: {problem}", file=sys.stderr)
-        return EXIT_BAD_CONFIG
+        raise ConfigError(f"--cache-dir: {problem}")
     found = entries(cache_dir)
     if options.command == "list":
         _print(cache_dir, found)
         return EXIT_DONE
     if not (options.keys or options.all or options.older_than is not None):
-        print("error: prune: got nothing to delete, expected keys, --older-than DAYS or --all", file=sys.stderr)
-        return EXIT_BAD_CONFIG
+        raise ConfigError("prune: got nothing to delete, expected keys, --older-than DAYS or --all")
     if options.older_than is not None and not 0 <= options.older_than < math.inf:
-        print(f"error: prune: --older-than: got {options.older_than}, expected days, 0 or more", file=sys.stderr)
-        return EXIT_BAD_CONFIG
+        raise ConfigError(f"prune: --older-than: got {options.older_than}, expected days, 0 or more")
     # An empty key, such as of an unset variable, is a prefix of all.
     unknown = [key for key in options.keys if not key or not any(entry.key.startswith(key) for entry in found)]
     if unknown:
-        print(
-            f"error: prune: {unknown[0] or repr('')}: there is no such entry in {cache_dir}; run `list` to show the entries",
-            file=sys.stderr,
-        )
-        return EXIT_BAD_CONFIG
+        text = unknown[0] or repr("")
+        raise ConfigError(f"prune: {text}: there is no such entry in {cache_dir}; run `list` to show the entries")
     oldest = None if options.older_than is None else time.time() - options.older_than * SECONDS_PER_DAY
     try:
         deleted = prune([entry for entry in found if _is_chosen(entry, options.keys, options.all, oldest)])
     except OSError as error:
-        print(f"error: prune: cannot delete from {cache_dir} ({error}); expected a cache that you own", file=sys.stderr)
-        return EXIT_BAD_CONFIG
+        raise ConfigError(f"prune: cannot delete from {cache_dir} ({error}); expected a cache that you own") from error
     print(f"deleted {len(deleted)} of {len(found)} entries, {_size(sum(entry.size_bytes for entry in deleted))}")
     return EXIT_DONE
 

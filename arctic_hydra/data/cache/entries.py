@@ -23,7 +23,7 @@ KEY = re.compile("[0-9a-f]{32}")
 """Pattern of an entry's name, as returned by `prepare.key.cache_key`."""
 
 PREPARED, SCORES = "prepared", "scores"
-"""Folders of a cache: of tokenized data, and of the scores that `trainer.scoring` stores beside it."""
+"""Folders of a cache: of tokenized data, and of the scores that `trainer.scoring` stores."""
 ABOUT = "about.json"
 """File of an entry of scores that says what they depend on; it is touched when they are used."""
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.encode.bpe_cache import WordTokenizer
-from arctic_hydra.data.encode.limits import RenderLimitError, TimeUpError, Watch, bounded, too_slow
+from arctic_hydra.data.encode.limits import RenderLimitError, TimeUpError, Watch, render_limits, too_slow
 from arctic_hydra.data.encode.skeleton import reasoning_key
 from arctic_hydra.data.encode.spans import Encoded, Span, added_text, decode_mismatch, pairs, token_span
 from arctic_hydra.data.encode.template import ChatTemplate, template_problem
@@ -75,7 +75,7 @@ class ChatEncoder:
         self._check_eot_tokens()
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {token for token in (*tokenizer.all_special_tokens, *self._turns.eot_tokens) if token}
-        with bounded():  # both render probes
+        with render_limits():  # both render probes
             self._template = ChatTemplate(tokenizer, with_tools)
             self._finder = TurnFinder(self._template, sorted(specials), self._turns.eot_tokens)
         self._word_cache = WordTokenizer.of(self._backend)
@@ -97,7 +97,7 @@ class ChatEncoder:
         """Return the ids and spans of each chat, or its problem."""
         results: list[Encoded | RowProblem | None] = []
         rendered: list[RenderedChat] = []
-        with bounded() as watch:
+        with render_limits() as watch:
             rendered_or_not = self._render_all(chats, watch)
         for item in rendered_or_not:
             results.append(item if isinstance(item, RowProblem) else None)

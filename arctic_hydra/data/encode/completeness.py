@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from arctic_hydra.data.encode.spans import Span, shorten
+from arctic_hydra.data.encode.spans import Span
 from arctic_hydra.data.formats.messages import Chat, Message, RowProblem
+from arctic_hydra.human_numbers import shorten
 
 _NEAR_CHARACTERS = 200
 TAGGED_ADVICE = "pass tokenizer.chat_template=<file> with `{% generation %}` around every answer and its stop token"

@@ -120,7 +120,7 @@ def _raise_in(thread: int, error: type[BaseException] | None) -> None:
 
 
 @contextmanager
-def bounded() -> Iterator[Watch]:
+def render_limits() -> Iterator[Watch]:
     """Bound the CPU time and the memory of this thread; raises RenderLimitError.
 
     The memory is bounded only in the main thread: the limit is the process's, and other threads may be training.
@@ -174,7 +174,7 @@ def _memory_bounded() -> Iterator[None]:
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox without the operations that one call of `bounded` could not interrupt."""
+    """Jinja's sandbox without the operations that one call of `render_limits` could not interrupt."""
 
     intercepted_binops = frozenset(("*", "**"))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from arctic_hydra.data.arrays import Array
 from arctic_hydra.data.formats.messages import RowProblem
+from arctic_hydra.human_numbers import shorten
 
 Span = tuple[int, int]
 
@@ -57,8 +58,3 @@ def decode_mismatch(expected: str, got: str) -> RowProblem:
         f"the tokens of an answer do not decode to its text: expected {shorten(expected)}, got {shorten(got)}; the tokenizer "
         f"does not preserve text; use one that does",
     )
-
-
-def shorten(text: str) -> str:
-    """Return a text quoted for an error message, without its middle if it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}")

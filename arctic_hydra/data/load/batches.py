@@ -91,7 +91,7 @@ class StepBatches:
         return _pin(batch) if torch.cuda.is_available() else batch
 
     def _joined(self, packs: Ints, by_pack: list[list[int]]) -> list[int] | None:
-        """Return how many consecutive documents of these packs form one; None if each stands alone."""
+        """Return how many consecutive documents of these packs form one; None if all are separate."""
         if self._fused is None or not self._fused[packs].any():
             return None
         sizes = [
@@ -159,7 +159,7 @@ def _padded(store: Documents, documents: list[int], pad_token_id: int) -> Batch:
 
 
 def empty_batch(pad_token_id: int, packing: bool) -> Batch:
-    """Return a one-token batch without loss, with which this rank joins the collectives of the step."""
+    """Return a one-token batch without loss, so that this rank takes part in the collectives of the step."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return Batch(
         input_ids_BT=torch.full((1, 1), pad_token_id, dtype=torch.int64),

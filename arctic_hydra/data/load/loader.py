@@ -193,7 +193,7 @@ class PackedLoader:
 
 
 def _with_example_ids(window: StepBatch, examples: Examples) -> StepBatch:
-    """Let `example_ids` name the whole examples where the batches hold pieces of them."""
+    """Set `example_ids` to those of the whole examples if the batches hold pieces of them."""
     if isinstance(examples, Pieces):
         for batch in window.micro_batches:
             batch.example_ids = examples.examples[batch.example_ids].tolist() if batch.example_ids else []

@@ -196,7 +196,7 @@ def _fill_exactly(
     bins: Ints,
     budget: WorkBudget,
 ) -> list[int]:
-    """Fill bins completely, equal ones at once, within the budget; return how many items of each size were placed.
+    """Fill bins exactly, all equal bins in one step, within the budget; return how many items of each size were placed.
 
     A pattern takes the longest sizes first and ends in one or two sizes that fit exactly.
     """

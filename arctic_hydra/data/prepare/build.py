@@ -12,7 +12,7 @@ from arctic_hydra.data.cache.token_store import write_store
 from arctic_hydra.data.documents import Chunk
 from arctic_hydra.data.prepare.preparer import PrepareOptions, RowPreparer, SourceRows
 from arctic_hydra.data.prepare.row_report import RowReport, no_examples_message
-from arctic_hydra.data.prepare.workers import PreparedChunk, Task, prepare_with_helpers
+from arctic_hydra.data.prepare.workers import PreparedChunk, RowTask, prepare_with_helpers
 from arctic_hydra.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _prepared_chunks(
     source: SourceRows, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, num_proc: int
 ) -> Iterator[PreparedChunk]:
     count = len(source.rows)
-    tasks = [Task(0, start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
+    tasks = [RowTask(0, start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
     preparer, begun = RowPreparer(source, tokenizer, options), time.perf_counter()
     for done, task in enumerate(tasks):
         left, each = len(tasks) - done, (time.perf_counter() - begun) / done if done else MIN_CHUNK_SECONDS

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
+class RowTask:
     """Rows [start, stop) of a source: of the rows that the workers have, or of `rows` if given."""
 
     source: int
@@ -40,7 +40,7 @@ class Task:
 
 
 PreparedChunk = tuple[Chunk, RowReport]
-TaskRunner = Callable[[Iterable[Task]], Iterator[PreparedChunk]]
+TaskRunner = Callable[[Iterable[RowTask]], Iterator[PreparedChunk]]
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def task_runner(
 ) -> Iterator[TaskRunner]:
     """Provide a function that yields the results of tasks in order; with one process, they run in the current one.
 
-    Chat templates are not rendered in a thread beside training, whose memory could not be limited without that of the run.
+    Chat templates are not rendered in a thread of the training process: its memory could not be limited without limiting the run.
     The function raises DataError if a worker process dies.
     """
     beside = threading.current_thread() is not threading.main_thread()
@@ -59,7 +59,7 @@ def task_runner(
         return
     with _pool(processes, sources, tokenizer, options) as pool:
 
-        def run_tasks(tasks: Iterable[Task]) -> Iterator[PreparedChunk]:
+        def run_tasks(tasks: Iterable[RowTask]) -> Iterator[PreparedChunk]:
             try:
                 yield from pool.map(_run_task_in_worker, tasks)
             except BrokenProcessPool as error:
@@ -70,7 +70,7 @@ def task_runner(
 
 def prepare_with_helpers(
     preparer: RowPreparer,
-    tasks: Sequence[Task],
+    tasks: Sequence[RowTask],
     helpers: int,
     source: SourceRows,
     tokenizer: PreTrainedTokenizerBase,
@@ -92,7 +92,7 @@ def prepare_with_helpers(
             raise _worker_died(helpers) from error
 
 
-def _run_here(preparer: RowPreparer, task: Task) -> Future[PreparedChunk]:
+def _run_here(preparer: RowPreparer, task: RowTask) -> Future[PreparedChunk]:
     """Return the result of a task run in this process; errors are kept in order, so that the first bad row is reported."""
     future: Future[PreparedChunk] = Future()
     try:
@@ -170,11 +170,11 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _run_task_in_worker(task: Task) -> PreparedChunk:
+def _run_task_in_worker(task: RowTask) -> PreparedChunk:
     return _run_task(_WORKER_PREPARERS, task)
 
 
-def _run_task(preparers: Sequence[RowPreparer], task: Task) -> PreparedChunk:
+def _run_task(preparers: Sequence[RowPreparer], task: RowTask) -> PreparedChunk:
     preparer = preparers[task.source]
     return (preparer if task.rows is None else preparer.with_rows(task.rows)).prepare_chunk(task.start, task.stop)
 

@@ -44,7 +44,7 @@ class SampledSource(DataSource):
         return type(self).load is not SampledSource.load
 
     def identity(self, split: str) -> dict[str, Any]:
-        """Return what the rows depend on: content, split, slice and sample."""
+        """Return everything that determines the rows: content, split, slice and sample."""
         name = self.split_name(split)
         sample = [self.sample_ratio, self.sample_count, self.sample_seed]
         content = self.content(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
+from arctic_hydra.data.rows.file_kind import check_readable
 from arctic_hydra.data.source.local_files import LocalSource
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ class CsvSource(LocalSource):
 
     def read_one(self, path: Path) -> Rows:
         """Return the rows of one file."""
-        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import read_csv
 
         check_readable(path)
@@ -39,7 +39,6 @@ class CsvSource(LocalSource):
 
     def shard_of(self, path: Path) -> Shard:
         """Return one file as a shard."""
-        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import CsvShard
 
         check_readable(path)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from arctic_hydra.component import component
 from arctic_hydra.data.source.base import SampledSource
+from arctic_hydra.data.source.discover import files_below, find_split, splits_in
 from arctic_hydra.errors import DataError, FieldError, StateFileError
 from arctic_hydra.files.state_file import Schema, Table, is_inside, one_of, read_state
+from arctic_hydra.hub import cache_only_when_unreachable
 from arctic_hydra.human_numbers import listed
 from arctic_hydra.redaction import umask_of_user
 
@@ -117,7 +119,6 @@ class HFSource(SampledSource):
     def content_outline(self, split: str) -> Any:
         """Return name, size and sampled hash of local files; for a data set on the hub its id and revision."""
         from arctic_hydra.data.rows.fingerprint import fingerprint_files
-        from arctic_hydra.data.source.discover import files_below
 
         files = self._files(split)
         if files:
@@ -150,8 +151,6 @@ class HFSource(SampledSource):
 
     def _files(self, split: str) -> list[Path]:
         """Return the local files of `split`; empty if `datasets` has to load it."""
-        from arctic_hydra.data.source.discover import find_split, splits_in
-
         if not self.is_local:
             return []
         if not self._local_path.exists():
@@ -183,8 +182,6 @@ class HFSource(SampledSource):
 
     def _dataset(self, split: str, streaming: bool = False) -> Any:
         import datasets
-
-        from arctic_hydra.hub import cache_only_when_unreachable
 
         try:
             if self.is_local and self._is_saved(self._local_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.data.source.base import SampledSource
+from arctic_hydra.data.source.discover import find_files
 from arctic_hydra.errors import DataError, FieldError
 
 if TYPE_CHECKING:
@@ -88,6 +89,4 @@ class LocalSource(SampledSource):
 
     def files(self) -> list[Path]:
         """Return the files; raises DataError if there are none."""
-        from arctic_hydra.data.source.discover import find_files
-
         return find_files(self.path if isinstance(self.path, list) else [str(self.path)], self.suffixes)

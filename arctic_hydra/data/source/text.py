@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arctic_hydra.component import component
+from arctic_hydra.data.rows.file_kind import check_readable
 from arctic_hydra.data.source.local_files import LocalSource
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ class TextSource(LocalSource):
 
     def read_one(self, path: Path) -> Rows:
         """Return the rows of one file."""
-        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import read_text
         from arctic_hydra.data.rows.read import read_file
 
@@ -46,7 +46,6 @@ class TextSource(LocalSource):
     def shard_of(self, path: Path) -> Shard:
         """Return one file as a shard; unless texts are lines, the whole file is read into memory."""
         from arctic_hydra.data.rows.columnar import IndexedShard
-        from arctic_hydra.data.rows.file_kind import check_readable
         from arctic_hydra.data.rows.lines import TextLinesShard
         from arctic_hydra.data.rows.read import file_shard
 

@@ -25,7 +25,7 @@ from arctic_hydra.data.load.batches import BatchOptions
 from arctic_hydra.data.load.order import epoch_order, grouped_order
 from arctic_hydra.data.load.packing import Plan, plan_packs, plan_singles
 from arctic_hydra.data.prepare.row_report import RowReport, no_examples_message
-from arctic_hydra.data.prepare.workers import Task, TaskRunner
+from arctic_hydra.data.prepare.workers import RowTask, TaskRunner
 from arctic_hydra.data.stream.sources import Cursor, SourceStream, next_rows
 from arctic_hydra.errors import DataError
 
@@ -219,7 +219,7 @@ def read_segment(
 
 def _read_rows(
     state: StreamState, streams: Sequence[SourceStream], options: StreamOptions, wanted: int
-) -> tuple[list[Task], list[Cursor]]:
+) -> tuple[list[RowTask], list[Cursor]]:
     """Return the next `wanted` rows as tasks, and the cursor of each source after them."""
     alone = len(streams) == 1
     rows = [report.rows for report in state.reports]
@@ -230,14 +230,14 @@ def _read_rows(
         passes = cursor.passes
         while count and not (alone and cursor.passes > passes):
             pieces, cursor = stream.read(cursor, count)
-            tasks += [Task(index, 0, len(piece), piece) for piece in pieces]
+            tasks += [RowTask(index, 0, len(piece), piece) for piece in pieces]
             count -= sum(len(piece) for piece in pieces)
         cursors.append(cursor)
     return tasks, cursors
 
 
 def _read_examples(
-    state: StreamState, tasks: Sequence[Task], run_tasks: TaskRunner
+    state: StreamState, tasks: Sequence[RowTask], run_tasks: TaskRunner
 ) -> tuple[StreamState, list[ExamplePool]]:
     """Run the tasks; return the state with updated counts, and the new examples."""
     reports = [RowReport() for _ in state.reports]

@@ -21,7 +21,7 @@ from arctic_hydra.data.load.prefetch import prefetch
 from arctic_hydra.data.load.statistics import length_statistics
 from arctic_hydra.data.prepare.preparer import PrepareOptions, SourceRows
 from arctic_hydra.data.prepare.row_report import warn
-from arctic_hydra.data.prepare.workers import PreparedChunk, Task, task_runner
+from arctic_hydra.data.prepare.workers import PreparedChunk, RowTask, task_runner
 from arctic_hydra.data.stream.segments import Segment, StreamOptions, StreamState, read_segment
 from arctic_hydra.data.stream.sources import SourceStream
 from arctic_hydra.human_numbers import format_count
@@ -70,7 +70,7 @@ class StreamingLoader:
         reports, counts = [], self._start.length_counts.copy()
         self._preview: list[Example] = []
         with task_runner(*self._runner_arguments, processes=1) as run_tasks:
-            tasks = [Task(index, 0, len(source.rows)) for index, source in enumerate(sources)]
+            tasks = [RowTask(index, 0, len(source.rows)) for index, source in enumerate(sources)]
             for index, (chunk, report) in enumerate(run_tasks(tasks)):
                 warn(sources[index].key, report, tokenizer)
                 reports.append(report)
@@ -121,7 +121,7 @@ class StreamingLoader:
         geometry = self._geometry
         with task_runner(*self._runner_arguments, processes=self._processes) as run_tasks:
 
-            def unless_stopped(tasks: Iterable[Task]) -> Iterator[PreparedChunk]:
+            def unless_stopped(tasks: Iterable[RowTask]) -> Iterator[PreparedChunk]:
                 for chunk in run_tasks(tasks):
                     if stopped.is_set():  # the trainer has stopped and should not wait for the rest of a segment
                         raise CancelledError

@@ -17,6 +17,7 @@ from arctic_hydra.human_numbers import HumanFloat, HumanInt, integer, number
 from arctic_hydra.metrics import token_metrics
 from arctic_hydra.trainer.distillation.teacher_path import path_problem
 from arctic_hydra.trainer.parts.head_loss import HeadLoss
+from arctic_hydra.trainer.preference.reference import why_not_adapter_off
 from arctic_hydra.trainer.scoring.scoring_trainer import ScoringTrainer
 
 if TYPE_CHECKING:
@@ -243,7 +244,6 @@ class DistillTrainer(ScoringTrainer):
         from arctic_hydra.trainer.distillation.stored_teacher import stored_teacher
         from arctic_hydra.trainer.distillation.teacher import Teacher
         from arctic_hydra.trainer.head import unwrap
-        from arctic_hydra.trainer.preference.reference import why_not_adapter_off
 
         if self.teacher_path is None:
             student = tools.engine.module

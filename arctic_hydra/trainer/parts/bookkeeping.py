@@ -138,7 +138,7 @@ class Bookkeeping(TrainerState):
         self.tools.display.step(self.last_metrics)
 
     def logged_figures(self, sums: dict[str, float], units: int) -> dict[str, float]:
-        """Return what a log line says of the sums of figures over `units` units: their means by default."""
+        """Return the figures of a log line from their sums over `units` units: their means by default."""
         return {name: value / units for name, value in sums.items()}
 
     def _extremes(self) -> dict[str, float]:

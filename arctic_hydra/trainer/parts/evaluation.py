@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Evaluation(Bookkeeping):
-    """Evaluates the loss, and whatever else a trainer counts."""
+    """Evaluates the loss and the trainer's other metrics."""
 
     evaluation_columns: ClassVar[int] = 3
     """Columns of `evaluation_sums`; a subclass with more of them reads them in `evaluation_metrics`."""
@@ -61,7 +61,7 @@ class Evaluation(Bookkeeping):
         return sums
 
     def prepare_evaluation(self, loader: Loader) -> None:
-        """Compute what the losses of an evaluation need from all of its examples; called without a graph before the first. Collective."""
+        """Compute the statistics over all examples that the losses need; called without a graph before the first loss. Collective."""
 
     def evaluation_metrics(self, sums: list[float]) -> dict[str, float]:
         """Return the metrics of sums over all evaluation examples: the columns of `evaluation_sums`, with a number of units."""

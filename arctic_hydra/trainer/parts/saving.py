@@ -64,7 +64,7 @@ def _copied(value: Any, tensors: list[torch.Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class StepStart:
-    """What a step changes before its optimizer step, as it was at its start."""
+    """Snapshot, at the start of a step, of the state that the step changes before its optimizer step."""
 
     step: int
     """Steps completed before."""

@@ -15,7 +15,7 @@ from arctic_hydra.data.batch import Batch, StepBatch
 from arctic_hydra.data.unpaired import UnpairedDataFactory
 from arctic_hydra.errors import FieldError
 from arctic_hydra.human_numbers import HumanFloat, number
-from arctic_hydra.trainer.preference.reference import ReferenceTrainer
+from arctic_hydra.trainer.preference.reference import ReferenceTrainer, losses_without_graph
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +124,6 @@ class KTOTrainer(ReferenceTrainer):
     def _mean_kl(self, batches: Iterable[Batch]) -> torch.Tensor:
         """Return the mean score of the mismatched pairs of all ranks less that of the reference, at least 0, fp32. Collective."""
         import torch
-
-        from arctic_hydra.trainer.preference.reference import losses_without_graph
 
         losses = replace(self._losses, balance=None)
         total = torch.zeros(2, dtype=torch.float64, device=self.device)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arctic_hydra import distributed
+from arctic_hydra import distributed, engine
+from arctic_hydra.checkpoint.initial_weights import is_full_model_export
 from arctic_hydra.data.batch import Batch
 from arctic_hydra.errors import CheckpointError, ConfigError, FieldError
 from arctic_hydra.trainer.preference.base import AnswerTrainer
@@ -158,8 +159,6 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
     @property
     def _prefers_adapter_off(self) -> bool:
         """Whether the model without its adapter is the reference if it can be: not for an adapter that is trained already."""
-        from arctic_hydra.checkpoint.initial_weights import is_full_model_export
-
         if self.reference is ReferenceKind.copy or self.reference_path is not None:
             return False
         start = self.initial_weights
@@ -184,7 +183,6 @@ class ReferenceTrainer(ScoringTrainer, AnswerTrainer):
 
     def _copy(self) -> Reference:
         """Return a frozen copy of the model as the run starts, or of the weights that `reference_path` names. Collective."""
-        from arctic_hydra import engine
         from arctic_hydra.checkpoint.full_weights import content_hash
         from arctic_hydra.trainer.head import unwrap
 

@@ -18,6 +18,7 @@ from arctic_hydra.model.base import ModelFactory
 from arctic_hydra.model.hf import HFModelFactory
 from arctic_hydra.model.liger import LigerModelFactory
 from arctic_hydra.model.random import RandomModelFactory
+from arctic_hydra.model.score_head import classifier_config
 from arctic_hydra.model.tiny import TinyModelFactory
 from arctic_hydra.trainer.preference.base import PairTrainer
 
@@ -58,8 +59,6 @@ class RewardTrainer(PairTrainer):
 
     def create_config(self, factory: ModelFactory) -> Any:
         """Return the config of a classifier with one label. Raises ModelError for an architecture without one."""
-        from arctic_hydra.model.score_head import classifier_config
-
         return classifier_config(super().create_config(factory))
 
     def setup(self, tools: Toolbox) -> None:

@@ -71,7 +71,7 @@ class SequenceScores:
         return self.at(batch, last_tokens(batch, self._pad_token_id))
 
     def check(self, device: torch.device) -> None:
-        """Raise ConfigError for a model whose own scores are others, and for a head that is not trained. Two forward passes, collective."""
+        """Raise ConfigError if the model's own scores differ from these, or if its head is not trained. Two forward passes, collective."""
         model = unwrap(self._engine)
         name = type(without_adapter(model)).__name__
         head = score_head(model)

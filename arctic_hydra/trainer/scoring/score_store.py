@@ -73,7 +73,7 @@ class Entry:
 
     path: Path
     about: dict[str, Any]
-    """What the key is made of."""
+    """Content that the key is a hash of."""
     dtype: np.dtype[Any]
     """Fields of a record: fp32 or int32, one or several numbers each."""
     sizes: Sequence[int]
@@ -90,7 +90,7 @@ class Entry:
         return int(sum(self.sizes)) * self.dtype.itemsize
 
     def create(self) -> None:
-        """Create the directory, and remove what a killed process left of a part; the caller holds the lock."""
+        """Create the directory, and remove partial files of killed processes; the caller holds the lock."""
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
             for leftover in self.path.glob(f"{_UNFINISHED}*"):

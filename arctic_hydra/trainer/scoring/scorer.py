@@ -59,7 +59,7 @@ def store_scores(tools: Toolbox, scoring: Scoring, directory: Path, model: Calla
     """Make the loaders of `tools` attach the scores of their documents; compute those that are missing. Collective.
 
     `model` is called if there are any, and returns what computes them. Returns whether all are complete: a request to stop
-    ends this between two parts, and the next call goes on. Raises ConfigError if `directory` cannot hold them.
+    ends this between two parts, and the next call continues. Raises ConfigError if `directory` cannot hold them.
     """
     loaders = {"loader": tools.loader, "eval_loader": tools.eval_loader}
     if tools.evaluates:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from arctic_hydra.data.encode.limits import RenderLimitError, bounded
+from arctic_hydra.data.encode.limits import RenderLimitError, render_limits
 from arctic_hydra.determinism import kept_random_state
 from arctic_hydra.redaction.masking import mask_certain
-from arctic_hydra.trainer.verification.expectation import TEXT, Expectation, is_tied
+from arctic_hydra.trainer.verification.expectation import TEXT, Expectation, has_tied_head
 from arctic_hydra.trainer.verification.reloading import Loaded, load, reason_against
 from arctic_hydra.trainer.verification.verdict import Verdict
 
@@ -130,7 +130,7 @@ def _compare_adapter(
     """Compare how strongly the adapter acts: a small one changes the logits by less than rounding does.
 
     The strength is the factor by which the change of the logits in the export fits that in training best. Rounding errors,
-    which point in another direction at each token, hardly affect it. With `may_be_rounded` less strength is no difference:
+    which point in another direction at each token, hardly affect it. With `may_be_rounded` less strength is not a difference:
     merged in bfloat16, changes below half a unit in the last place of a weight are lost.
     """
     assert expected.without_adapter_RV is not None
@@ -159,7 +159,7 @@ def _compare_adapter(
 
 
 def _compare_head(loaded: Loaded, expected: Expectation, verdict: Verdict) -> None:
-    found = is_tied(loaded.model)
+    found = has_tied_head(loaded.model)
     if loaded.library == "peft" or expected.tied is None or found is None:
         return
     if found == expected.tied:
@@ -294,7 +294,7 @@ def _tokenizer_problems(other: Any, own: Any) -> Iterator[str]:
 def _conversation_problems(other: Any, own: Any, verdict: Verdict) -> list[str]:
     """Compare the ids of a conversation, if the template of training can render one."""
     try:
-        with bounded():
+        with render_limits():
             wanted, found = _ids(own), _ids(other)
     except RenderLimitError as error:
         verdict.unchecked.append(f"conversation ({error})")

@@ -18,6 +18,7 @@ from torch import nn
 
 from arctic_hydra.checkpoint.hf import has_adapter, without_adapter
 from arctic_hydra.component import CAUSAL_LM
+from arctic_hydra.distributed import count_numbers
 from arctic_hydra.trainer.head import model_inputs, probe_batch, probing, unwrap
 
 log = logging.getLogger("arctic_hydra.trainer")
@@ -92,7 +93,7 @@ def expect(
             if auto_class == CAUSAL_LM and has_adapter(model):
                 with model.disable_adapter():
                     without_RV = _outputs(engine, rows, device)
-    except Exception as error:  # a trainer of one's own may call its model in another way
+    except Exception as error:  # a user's trainer may call its model in another way
         log.debug("the model gives no outputs to compare with", exc_info=True)
         problem = f"the model in training raises {type(error).__name__} for a text of {len(rows[-1])} tokens"
     base = without_adapter(model)
@@ -102,19 +103,19 @@ def expect(
         problem=problem,
         without_adapter_RV=without_RV,
         dtype=working_dtype(model),
-        tied=is_tied(base),
+        tied=has_tied_head(base),
         tokenizer=tokenizer,
         stop_tokens=stops,
         auto_class=auto_class,
         quantization=getattr(base.config, "quantization_config", None),
-        parameters=sum(_numbers(parameter) for parameter in model.parameters()),
+        parameters=sum(count_numbers(parameter) for parameter in model.parameters()),
         held_bytes=sum(parameter.nbytes for parameter in model.parameters()),
         trusts_remote_code=trusts_remote_code,
     )
 
 
-def is_tied(model: Any) -> bool | None:
-    """Whether embedding and head of a model share one weight; None if one of them is missing or is no plain layer."""
+def has_tied_head(model: Any) -> bool | None:
+    """Whether embedding and head of a model share one weight; None if one of them is missing or not a plain layer."""
     found = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     if not (isinstance(found[0], nn.Embedding) and isinstance(found[1], nn.Linear)):
         return None
@@ -152,9 +153,3 @@ def _outputs(engine: Any, rows: list[list[int]], device: torch.device) -> torch.
         logits = engine(**model_inputs(batch)).logits
         found.append(logits.reshape(-1, logits.shape[-1]).float().cpu())
     return torch.cat(found)
-
-
-def _numbers(parameter: Any) -> int:
-    """Return how many numbers a parameter holds in all ranks; two fit in a byte of a 4-bit weight."""
-    packed = getattr(parameter, "quant_state", None)
-    return 2 * parameter.numel() if packed else int(getattr(parameter, "ds_numel", parameter.numel()))

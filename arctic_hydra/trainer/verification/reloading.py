@@ -11,6 +11,7 @@ from arctic_hydra.checkpoint.hf import lacks_base
 from arctic_hydra.component import CAUSAL_LM
 from arctic_hydra.model.hf import keep_4bit_differentiable
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
+from arctic_hydra.model.spec import load_export
 from arctic_hydra.trainer.verification.expectation import Expectation
 
 SPARE = 1.2
@@ -58,8 +59,6 @@ def load(folder: Path, expected: Expectation) -> Loaded:
     if (folder / "adapter_config.json").exists():
         return _load_adapter(folder, expected)
     if _read(folder / "config.json").get("model_type") == SPEC_MODEL_TYPE:
-        from arctic_hydra.model.spec import load_export
-
         return Loaded(model=load_export(folder), library="load_export")
     family = getattr(transformers, expected.auto_class)
     model, about = family.from_pretrained(

@@ -255,7 +255,7 @@ def test_bad_values_are_refused_in_one_sentence(argument, text, capsys, tmp_path
 TOGETHER = [
     ("ranks=3 trainer.sequence_parallel_size=2", "trainer.sequence_parallel_size: got 2, but there are 3 ranks; expected a divisor of 3; change it or ranks"),
     ("ranks=2 trainer.sequence_parallel_size=2 model.attn_implementation=sdpa", "trainer.sequence_parallel_size: got 2, but model.attn_implementation=sdpa attends to one rank's tokens only; pass model.attn_implementation=arctic_varlen"),
-    ("model.activation_checkpoint_every_n_layers=2", "model.activation_checkpoint_every_n_layers: got 2, which has no effect beside disable_activation_checkpoint=true"),
+    ("model.activation_checkpoint_every_n_layers=2", "model.activation_checkpoint_every_n_layers: got 2, which has no effect with disable_activation_checkpoint=true"),
     ("model.activation_checkpoint_every_n_layers=0", "model.activation_checkpoint_every_n_layers: got 0, expected 1 or more"),
     ("trainer.activation_checkpoint_cpu_offload=true", "trainer.activation_checkpoint_cpu_offload: got true, but model.disable_activation_checkpoint=true leaves no checkpointed activations"),
     ("trainer.tiled_mlp_compute=true converter=[tiled_mlp]", "trainer.tiled_mlp_compute: got true, but converter=[tiled_mlp] already enables it; remove one of them"),

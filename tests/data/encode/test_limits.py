@@ -15,7 +15,7 @@ import pytest
 
 from arctic_hydra.data.encode import limits
 from arctic_hydra.data.encode.chat import ChatEncoder
-from arctic_hydra.data.encode.limits import RenderLimitError, bounded
+from arctic_hydra.data.encode.limits import RenderLimitError, render_limits
 from arctic_hydra.data.formats.messages import Chat, RowProblem
 from arctic_hydra.tokenizer.bundled import BundledTokenizerFactory
 from tests.command import SMALLEST, run
@@ -106,7 +106,7 @@ def test_time_is_bounded_in_other_threads_too(monkeypatch: pytest.MonkeyPatch) -
 
     def render() -> None:
         try:
-            with bounded():
+            with render_limits():
                 while True:
                     pass
         except RenderLimitError as error:
@@ -120,7 +120,7 @@ def test_time_is_bounded_in_other_threads_too(monkeypatch: pytest.MonkeyPatch) -
 
 def test_time_that_was_not_used_up_is_not_missed_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_SECONDS", 0.3)
-    with bounded() as watch:
+    with render_limits() as watch:
         for _ in range(4):
             began = time.thread_time()
             while time.thread_time() - began < 0.2:
@@ -159,8 +159,8 @@ def test_the_alarm_is_off_once_rendering_has_ended() -> None:
     code = (
         "import signal, time\nfrom arctic_hydra.data.encode import limits\n"
         "limits.ALARM_SECONDS = 0.3\n"
-        "with limits.bounded() as watch:\n"
-        "    with limits.bounded():\n        pass\n"
+        "with limits.render_limits() as watch:\n"
+        "    with limits.render_limits():\n        pass\n"
         "    assert signal.getitimer(signal.ITIMER_PROF)[0] > 0\n"
         "assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)\n"
     )

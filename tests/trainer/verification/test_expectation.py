@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arctic_hydra.component import SEQUENCE_CLASSIFIER
-from arctic_hydra.trainer.verification.expectation import LONGEST_SAMPLE, PREFIXES, is_tied
+from arctic_hydra.trainer.verification.expectation import LONGEST_SAMPLE, PREFIXES, has_tied_head
 from tests.trainer.verification.exports import expectation, make_model
 
 
@@ -31,5 +31,5 @@ def test_a_tied_head_is_one_matrix_and_not_two_equal_ones(tied: bool) -> None:
     model = make_model(tied=tied)
     with torch.no_grad():
         model.lm_head.weight.copy_(model.model.embed_tokens.weight)
-    assert is_tied(model) is tied
-    assert is_tied(make_model(classifier=True)) is None
+    assert has_tied_head(model) is tied
+    assert has_tied_head(make_model(classifier=True)) is None

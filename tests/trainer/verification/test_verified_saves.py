@@ -11,7 +11,7 @@ from tests.converter import lab
 
 CODE = '''
 from arctic_hydra.callback.base import Callback
-from arctic_hydra.checkpoint import generation
+from arctic_hydra.checkpoint import export_config
 from arctic_hydra.component import component
 
 
@@ -20,7 +20,7 @@ class Forgetful(Callback):
     """Lets exports forget the stop token that was trained."""
 
     def on_save_start(self, trainer, facts):
-        generation.special_tokens = lambda *_: {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
+        export_config.special_tokens = lambda *_: {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
 '''
 
 
@@ -57,7 +57,7 @@ def test_a_run_whose_export_differs_fails_says_so_and_keeps_it(tmp_path):
     assert record["status"] == "failed" and sentence in record["error"]
     assert sentence in record["result"]["verification"]["export"]["differs"]
     assert (only_run(tmp_path) / "export" / "model.safetensors").exists()
-    (tmp_path / "planted.py").write_text(CODE.replace("generation.special_tokens = lambda *_:", "_ ="))
+    (tmp_path / "planted.py").write_text(CODE.replace("export_config.special_tokens = lambda *_:", "_ ="))
     mended = run(planted, tmp_path)
     assert len(losses(only_run(tmp_path))) == 2 and "step 2/2" not in mended.stdout, "only the export is repeated"
     assert "export verified: logits " in mended.stdout
@@ -73,7 +73,7 @@ def test_a_wrong_export_before_a_stop_fails_the_run_at_its_end(tmp_path):
         "trainer.eval_at_start=false"
     )
     run(f"{planted} trainer.exit_iteration_this_run=1", tmp_path, code=75)
-    (tmp_path / "planted.py").write_text(CODE.replace("generation.special_tokens = lambda *_:", "_ ="))
+    (tmp_path / "planted.py").write_text(CODE.replace("export_config.special_tokens = lambda *_:", "_ ="))
     done = run(planted, tmp_path, code=1)
     assert "export-step-00000001 is wrong: generation_config.eos_token_id is 2" in done.stdout
     assert "export verified: logits " in done.stdout

@@ -87,7 +87,7 @@ def test_a_config_that_accepts_one_stop_token_gets_the_first(libraries, tmp_path
 
 
 def test_configs_of_an_export_show_no_secrets_and_are_otherwise_unchanged(tmp_path) -> None:
-    from arctic_hydra.checkpoint.generation import mask_configs
+    from arctic_hydra.checkpoint.export_config import mask_configs
 
     secret, labels = "hf_AbcdefghAbcdefghAbcdefgh", {"B-secret": 1, "password": 2}
     plain = json.dumps({"label2id": labels, "pad_token_id": 0, "a": [1]})  # as another program would format it
