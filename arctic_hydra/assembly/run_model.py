@@ -167,7 +167,7 @@ def check_interface(model: torch.nn.Module) -> None:
     """Raise ConfigError for a model that lacks what converters, trainer and exports ask of a transformers model."""
     from transformers import PreTrainedModel
 
-    from arctic_hydra.model.spec_model import missing_names
+    from arctic_hydra.model.transformers_wrapper import missing_names
 
     if not isinstance(model, PreTrainedModel) and (missing := missing_names(model)):
         raise ConfigError(

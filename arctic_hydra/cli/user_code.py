@@ -15,8 +15,8 @@ from arctic_hydra.component import registered
 from arctic_hydra.errors import ConfigError, printable
 from arctic_hydra.files import code_file
 from arctic_hydra.files.extensions import load_extensions
-from arctic_hydra.model import model_spec
-from arctic_hydra.model.model_spec import registered_specs
+from arctic_hydra.model import registry
+from arctic_hydra.model.registry import registered_specs
 from arctic_hydra.redaction import mask
 
 _SOURCES = ("data/sources", "data/eval_sources")
@@ -57,7 +57,7 @@ def forget() -> None:
             component.BY_TARGET.pop(f"{cls.__module__}.{cls.__qualname__}", None)
     for spec in registered_specs():
         if code_file.owns(spec.create.__module__):
-            del model_spec._SPECS[spec.name]
+            del registry._SPECS[spec.name]
     _remove_options(ConfigStore.instance().repo)
     code_file.forget()
     overrides.forget_fields()

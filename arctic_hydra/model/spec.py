@@ -15,14 +15,14 @@ from arctic_hydra.errors import ConfigError, ModelError, describe
 from arctic_hydra.files.code_file import remedy
 from arctic_hydra.files.extensions import load_extensions
 from arctic_hydra.model.base import ModelFactory
-from arctic_hydra.model.model_spec import ModelSpec, StateDictAdapter, registered_spec
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
+from arctic_hydra.model.registry import ModelSpec, StateDictAdapter, registered_spec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from arctic_hydra.model.spec_model import SpecConfig, SpecModel
+    from arctic_hydra.model.transformers_wrapper import SpecConfig, SpecModel
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class SpecModelFactory(ModelFactory):
 
     def create_config(self) -> SpecConfig:
         """Return the flavor's values as a config of transformers, whose `values` `create_model` builds the model from."""
-        from arctic_hydra.model.spec_model import SpecConfig
+        from arctic_hydra.model.transformers_wrapper import SpecConfig
 
         values = asdict(self._values())
         known = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -102,7 +102,7 @@ class SpecModelFactory(ModelFactory):
         return self.finish(self._build(config))
 
     def _build(self, config: Any) -> SpecModel:
-        from arctic_hydra.model.spec_model import SpecModel, structure_problems
+        from arctic_hydra.model.transformers_wrapper import SpecModel, structure_problems
 
         spec, values = self.model_spec, self._values(**config.values)
         model: Any = spec.model(values)
@@ -136,7 +136,7 @@ class SpecModelFactory(ModelFactory):
         """
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        from arctic_hydra.model.spec_model import adapter_problems, output_problems
+        from arctic_hydra.model.transformers_wrapper import adapter_problems, output_problems
 
         spec = self.model_spec
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -172,7 +172,7 @@ class SpecModelFactory(ModelFactory):
 
     def parallelize(self, model: nn.Module) -> nn.Module:
         """Call the spec's `parallelize`, then compile the layers if `compile` is set; raises ModelError for renamed weights."""
-        from arctic_hydra.model.spec_model import SpecModel
+        from arctic_hydra.model.transformers_wrapper import SpecModel
 
         if self.model_spec.parallelize is not None:
             holder: Any = next(module for module in model.modules() if isinstance(module, SpecModel))
@@ -187,7 +187,7 @@ class SpecModelFactory(ModelFactory):
 
     def post_optimizer_build(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         """Call the spec's hook with the optimizer and the registered model."""
-        from arctic_hydra.model.spec_model import SpecModel
+        from arctic_hydra.model.transformers_wrapper import SpecModel
 
         if self.model_spec.post_optimizer_build is not None:
             holder: Any = next(module for module in model.modules() if isinstance(module, SpecModel))
@@ -201,7 +201,7 @@ def load_export(path: str | Path) -> SpecModel:
     """
     from huggingface_hub import load_torch_model
 
-    from arctic_hydra.model.spec_model import SpecConfig
+    from arctic_hydra.model.transformers_wrapper import SpecConfig
 
     content = SpecConfig.get_config_dict(path)[0]
     if content.get("model_type") != SPEC_MODEL_TYPE:

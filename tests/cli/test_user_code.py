@@ -136,7 +136,7 @@ def test_a_script_of_slurm_names_the_file_or_its_copy(folder: Path, capsys: pyte
 SPEC = """
 from dataclasses import dataclass
 
-from arctic_hydra.model.model_spec import ModelSpec, register_model_spec
+from arctic_hydra.model.registry import ModelSpec, register_model_spec
 
 
 @dataclass

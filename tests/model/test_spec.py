@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from arctic_hydra.model import model_spec
-from arctic_hydra.model.model_spec import ModelSpec, register_model_spec
+from arctic_hydra.model import registry
+from arctic_hydra.model.registry import ModelSpec, register_model_spec
 from arctic_hydra.tasks import check
 from tests.composing import built
 from tests.converter import lab
@@ -155,8 +155,8 @@ def test_a_function_that_raises_is_one_sentence_of_the_check_and_the_run(monkeyp
     def broken() -> ModelSpec:
         raise ModuleNotFoundError("No module named 'nowhere'")
 
-    gru = model_spec.registered_spec("gru")
-    monkeypatch.setitem(model_spec._SPECS, "broken", replace(gru, name="broken", create=broken))
+    gru = registry.registered_spec("gru")
+    monkeypatch.setitem(registry._SPECS, "broken", replace(gru, name="broken", create=broken))
     _, [error] = check.find(built(*GRU.replace("gru", "broken").split()))
     assert str(error).startswith(
         "model.spec: the function registered as broken raises ModuleNotFoundError: No module named"

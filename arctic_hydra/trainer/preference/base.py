@@ -19,7 +19,7 @@ from arctic_hydra.trainer.parts.head_loss import HeadLoss, HeadLossTrainer
 if TYPE_CHECKING:
     import torch
 
-    from arctic_hydra.trainer.preference.scores import Pairs
+    from arctic_hydra.trainer.preference.sequence_logps import Pairs
     from arctic_hydra.trainer.toolbox import Toolbox
 
 FIGURES = (
@@ -165,7 +165,7 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
 
     def score(self, batch: Batch, logps_K: torch.Tensor) -> Pairs:
         """Return the scores of the batch's pairs from the log-probabilities of their tokens."""
-        from arctic_hydra.trainer.preference.scores import score_pairs
+        from arctic_hydra.trainer.preference.sequence_logps import score_pairs
 
         assert batch.document_K is not None
         return score_pairs(logps_K, batch.document_K, self.units(batch), self.tail_weight)
@@ -219,7 +219,7 @@ class PreferenceTrainer(PairTrainer, AnswerTrainer):
     def _scored(self, batch: Batch) -> PairLosses:
         import torch
 
-        from arctic_hydra.trainer.preference.scores import score_pairs
+        from arctic_hydra.trainer.preference.sequence_logps import score_pairs
 
         reference = self.reference_pairs(batch)
         logits_K = torch.empty(batch.num_supervised, dtype=torch.float32, device=self.device)

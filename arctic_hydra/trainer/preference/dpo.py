@@ -17,7 +17,7 @@ from arctic_hydra.trainer.preference.reference import ReferenceTrainer
 if TYPE_CHECKING:
     import torch
 
-    from arctic_hydra.trainer.preference.scores import Pairs
+    from arctic_hydra.trainer.preference.sequence_logps import Pairs
 
 _SFT = "sft"
 _EXO_SMOOTHING = 1e-3

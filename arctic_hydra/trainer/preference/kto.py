@@ -101,7 +101,7 @@ class KTOTrainer(ReferenceTrainer):
         import torch
 
         from arctic_hydra.trainer.preference.losses import kto
-        from arctic_hydra.trainer.preference.scores import score_documents
+        from arctic_hydra.trainer.preference.sequence_logps import score_documents
 
         rows, desirable_D, kl = self.units(batch), batch.desirable_D, self._kl
         assert batch.document_K is not None and desirable_D is not None and kl is not None

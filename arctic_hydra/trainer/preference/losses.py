@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import logsigmoid
 
-from arctic_hydra.trainer.preference.scores import Pairs
+from arctic_hydra.trainer.preference.sequence_logps import Pairs
 
 PairLoss = Callable[[Pairs, float, float], torch.Tensor]
 """Computes the losses [P] from scores less those of the reference, beta and label smoothing."""

@@ -10,7 +10,7 @@ from arctic_hydra.trainer.preference.base import PreferenceTrainer
 if TYPE_CHECKING:
     import torch
 
-    from arctic_hydra.trainer.preference.scores import Pairs
+    from arctic_hydra.trainer.preference.sequence_logps import Pairs
 
 
 @component(group="trainer", name="orpo")

@@ -67,7 +67,7 @@ class RewardTrainer(PairTrainer):
         Raises ConfigError for a model whose scores cannot be read or trained, or that draws random numbers.
         """
         from arctic_hydra.trainer.preference.dropout import turn_dropout_off
-        from arctic_hydra.trainer.preference.sequence_scores import SequenceScores
+        from arctic_hydra.trainer.preference.reward_head import SequenceScores
 
         super().setup(tools)
         self._scores = SequenceScores(tools.engine, getattr(tools.state.tokenizer, "pad_token_id", None))
@@ -78,7 +78,7 @@ class RewardTrainer(PairTrainer):
     @contextmanager
     def with_fake_tensors(self, model: torch.nn.Module) -> Iterator[None]:
         """Let `loss` run on fake tensors, for the memory estimate."""
-        from arctic_hydra.trainer.preference.sequence_scores import SequenceScores
+        from arctic_hydra.trainer.preference.reward_head import SequenceScores
 
         with super().with_fake_tensors(model):
             self._scores = SequenceScores(model, None)

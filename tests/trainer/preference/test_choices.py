@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES, PER_TOKEN, SMOOTHED
 from arctic_hydra.trainer.preference.losses import PAIR_LOSSES
-from arctic_hydra.trainer.preference.scores import Answers, Pairs
+from arctic_hydra.trainer.preference.sequence_logps import Answers, Pairs
 
 
 def test_the_lists_say_which_losses_use_smoothing_and_lengths():

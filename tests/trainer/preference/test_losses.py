@@ -9,7 +9,7 @@ import torch
 
 from arctic_hydra.trainer.preference.choices import PAIR_LOSS_NAMES
 from arctic_hydra.trainer.preference.losses import PAIR_LOSSES, bradley_terry, cpo, log_odds_ratio, simpo
-from arctic_hydra.trainer.preference.scores import Answers, Pairs
+from arctic_hydra.trainer.preference.sequence_logps import Answers, Pairs
 
 
 def s(x):

@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from transformers import LlamaConfig
 
 from arctic_hydra.model.attention import varlen_attention
-from arctic_hydra.model.model_spec import StateDictAdapter
+from arctic_hydra.model.registry import StateDictAdapter
 from my_lab.models import DecoderConfig
 
 

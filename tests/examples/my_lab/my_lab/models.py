@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arctic_hydra.model.model_spec import ModelSpec, register_model_spec
+from arctic_hydra.model.registry import ModelSpec, register_model_spec
 
 
 @dataclass

@@ -10,8 +10,7 @@ import pytest
 
 from arctic_hydra.errors import DuplicateOption
 from arctic_hydra.files.extensions import DISPUTED_OPTIONS
-from arctic_hydra.model import model_spec
-from arctic_hydra.model.model_spec import ModelSpec, RegisteredSpec, register_model_spec, registered_spec
+from arctic_hydra.model.registry import ModelSpec, RegisteredSpec, register_model_spec, registered_spec
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Partial:
 
 @pytest.fixture(autouse=True)
 def empty_registry(monkeypatch):
-    monkeypatch.setattr(model_spec, "_SPECS", {})
+    monkeypatch.setattr(registry, "_SPECS", {})
 
 
 def make() -> ModelSpec:
@@ -59,10 +58,10 @@ def test_a_name_is_taken_once_and_found_exactly(monkeypatch):
     register_model_spec("mine", {"small": Sizes()})(make)
     assert registered_spec("mine").create is make
     with pytest.raises(
-        DuplicateOption, match="model.spec=mine is already registered by tests.model.test_model_spec"
+        DuplicateOption, match="model.spec=mine is already registered by tests.model.test_registry"
     ) as caught:
         register_model_spec("mine", {"small": Sizes()})
-    for wrong in ("Mine", "tests.model.test_model_spec.make"):
+    for wrong in ("Mine", "tests.model.test_registry.make"):
         with pytest.raises(ValueError, match=f"spec: got '{wrong}', expected one of mine"):
             registered_spec(wrong)
     monkeypatch.setitem(DISPUTED_OPTIONS, caught.value.args[1], "extension 'b' cannot be imported")
@@ -96,5 +95,5 @@ def test_values_replace_those_of_a_flavor_and_leave_it_unchanged():
 
 
 def test_registering_imports_no_torch():
-    code = "import sys, arctic_hydra.model.model_spec, arctic_hydra.model.spec; assert 'torch' not in sys.modules"
+    code = "import sys, arctic_hydra.model.registry, arctic_hydra.model.spec; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

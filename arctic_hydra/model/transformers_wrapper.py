@@ -22,8 +22,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from arctic_hydra.errors import ModelError
 from arctic_hydra.model.layers import mark_layer
-from arctic_hydra.model.model_spec import LanguageModel, ModelSpec, StateDictAdapter, TokenLoss, Weights
 from arctic_hydra.model.names import SPEC_MODEL_TYPE
+from arctic_hydra.model.registry import LanguageModel, ModelSpec, StateDictAdapter, TokenLoss, Weights
 
 PREFIX = "model."
 """Prefix of the names of all weights: the registered model is the attribute `model`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from arctic_hydra.trainer.preference.scores import score_pairs
+from arctic_hydra.trainer.preference.sequence_logps import score_pairs
 
 LOGPS = -torch.arange(1.0, 11.0)
 DOCUMENTS = torch.tensor([0, 0, 0, 1, 2, 3, 3, 3, 3, 3])

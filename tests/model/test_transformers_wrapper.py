@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from arctic_hydra.errors import ConfigError, ModelError
-from arctic_hydra.model import model_spec
+from arctic_hydra.model import registry
 from arctic_hydra.model.layers import layers
-from arctic_hydra.model.model_spec import ModelSpec, StateDictAdapter, register_model_spec
+from arctic_hydra.model.registry import ModelSpec, StateDictAdapter, register_model_spec
 from arctic_hydra.model.spec import SpecModelFactory, load_export
-from arctic_hydra.model.spec_model import missing_names
+from arctic_hydra.model.transformers_wrapper import missing_names
 from arctic_hydra.model.vocabulary import fit_vocabulary
 
 pytestmark = pytest.mark.usefixtures("lab_models")
@@ -49,7 +49,7 @@ class Bag(nn.Module):
 def factory(model: Any = Bag, **given: Any) -> SpecModelFactory:
     """Return the factory of a model that is registered until the end of the test."""
     settings = {name: given.pop(name) for name in list(given) if name in SpecModelFactory.__dataclass_fields__}
-    model_spec._SPECS.pop("mine", None)
+    registry._SPECS.pop("mine", None)
     register_model_spec("mine", {"only": Sizes()})(lambda: ModelSpec(model=model, **given))
     return SpecModelFactory(spec="mine", dtype="fp32", **settings)
 
@@ -155,7 +155,7 @@ def test_a_model_that_reads_values_is_checked_when_it_is_created():
 
 
 def test_a_function_that_returns_no_spec_is_named():
-    model_spec._SPECS.pop("mine", None)
+    registry._SPECS.pop("mine", None)
     register_model_spec("mine", {"only": Sizes()})(lambda: Bag)  # type: ignore[arg-type,return-value]
     with pytest.raises(ModelError, match="the function registered as mine returned a type, expected a ModelSpec"):
         SpecModelFactory(spec="mine").check_model()

@@ -11,7 +11,7 @@ from arctic_hydra.component import SEQUENCE_CLASSIFIER
 from arctic_hydra.data.load.sequence_parallel import shard_batch
 from arctic_hydra.errors import ConfigError
 from arctic_hydra.model.score_head import classifier_config
-from arctic_hydra.trainer.preference.sequence_scores import SequenceScores, last_tokens
+from arctic_hydra.trainer.preference.reward_head import SequenceScores, last_tokens
 from tests.trainer.loop import batch_of, documents, tiny_factory
 
 LENGTHS = [9, 3, 14, 1]
