@@ -10,6 +10,7 @@ import pytest
 
 from arctic_hydra.errors import DuplicateOption
 from arctic_hydra.files.extensions import DISPUTED_OPTIONS
+from arctic_hydra.model import registry
 from arctic_hydra.model.registry import ModelSpec, RegisteredSpec, register_model_spec, registered_spec
 
 
