@@ -81,7 +81,9 @@ def comparisons(folder: Path, quick: bool) -> Iterator[Comparison]:
 def _check_losses(answers: dict[str, Any]) -> None:
     base, *others = answers.values()
     assert len(base) > 1 and base[0] != base[1], base
-    for found in others:  # the blocks go on training, so differences in rounding grow: to 1.2e-4 after some hundred steps
+    for (
+        found
+    ) in others:  # the blocks go on training, so differences in rounding grow: to 1.2e-4 after some hundred steps
         assert all(abs(one - other) < 2e-3 * other for one, other in zip(found, base, strict=True)), answers
 
 
