@@ -156,11 +156,14 @@ class _Requests:
 
 
 @contextmanager
-def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: list[int]) -> Iterator[list[int]]:
+def forwarded_signals(
+    children: Callable[[], Sequence[Any]], what: str, seen: list[int], *, saves: bool = True
+) -> Iterator[list[int]]:
     """While the context is open, forward the first of `SIGNALS` to the current `children`, and print that `what` stops.
 
     Appends every signal to `seen`, including those that this thread had blocked before. A second Ctrl-C or SIGTERM kills
-    the children and is appended to the yielded list. Code that starts a child in the context must forward earlier signals.
+    the children and is appended to the yielded list, as is the first signal if they have nothing to save (`saves` false). Code
+    that starts a child in the context must forward earlier signals.
     """
     requests = _Requests()
     told: list[int] = []
@@ -168,20 +171,21 @@ def forwarded_signals(children: Callable[[], Sequence[Any]], what: str, seen: li
 
     def forward(number: int, frame: object) -> None:
         seen.append(number)
-        at_once, is_first = requests.ends_at_once(number), not told
+        at_once, is_first = not saves or requests.ends_at_once(number), not told
         if is_first:
             told.append(number)
             name = signal.Signals(number).name
             # A child that draws a bar of up to three lines overwrites those above the cursor.
             before, after = ("\n", "\n\n") if sys.stderr.isatty() else ("", "")
-            text = f"{before}{name}: stopping {what}; interrupt again to end at once{after}"
-            print(text, file=sys.stderr, flush=True)
-            for child in children():
-                ask_to_stop(child, number)
-        elif at_once:
+            how = f"stopping {what}; interrupt again to end at once" if saves else f"ending {what}"
+            print(f"{before}{name}: {how}{after}", file=sys.stderr, flush=True)
+        if at_once:
             killed_by.append(number)
             for child in children():
                 child.kill()  # the ranks of an agent die with it
+        elif is_first:
+            for child in children():
+                ask_to_stop(child, number)
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -83,6 +83,10 @@ def test_the_first_signal_is_forwarded_and_all_are_seen(capsys):
     assert (child.received, seen, killed_by) == ([signal.SIGTERM, signal.SIGCONT], [signal.SIGTERM, signal.SIGUSR2], [])
     assert "SIGTERM: stopping the jobs; interrupt again to end at once" in capsys.readouterr().err
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    with forwarded_signals(lambda: [child], "at once", seen, saves=False) as killed_by:
+        send(signal.SIGTERM)
+    assert (child.received[2:], child.killed, killed_by) == ([], True, [signal.SIGTERM])
+    assert "SIGTERM: ending at once\n" in capsys.readouterr().err
 
 
 TERM, INT, USR2, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import nullcontext
 from typing import Any
 
@@ -83,11 +84,7 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         result = directory.record().get("result", {})
         objective = f"{objective_name(run.objective, result)} {format_number(result.get('objective'))}"
         print(f"finished already: {relative(directory.path)} (step {result.get('step')}, {objective})")
-        limit = "trainer.train_iters" if run.trainer.train_iters else "trainer.epochs"
-        print(
-            job.code_change()
-            or f"pass extend={relative(directory.path)} and a larger {limit} to train longer, or fresh=true to start over"
-        )
+        print(job.code_change() or _after_finished(job))
         job.update_trackers(run_directory.FINISHED)
         return EXIT_DONE
     signals: list[int] = []
@@ -101,6 +98,14 @@ def _train(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     return code
 
 
+def _after_finished(job: Job) -> str:
+    """Return what to pass instead of the command of a finished run."""
+    limit = "trainer.train_iters" if job.run.trainer.train_iters else "trainer.epochs"
+    if job.directory.has_checkpoints():
+        return f"pass extend={relative(job.directory.path)} and a larger {limit} to train longer, or fresh=true to start over"
+    return f"it has no checkpoint: pass a larger {limit} to train longer from the start, or fresh=true to start over"
+
+
 def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     """Start the ranks of a machine other than the first, whose command writes the run directory; return the exit code."""
     run = job.run
@@ -110,7 +115,8 @@ def _run_other_node(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
         return EXIT_DONE
     signals: list[int] = []
     with one_stop(signals):
-        code = start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals)
+        saves = _saves(run)
+        code = start_ranks(directory, run.ranks_per_node, None, job.secrets(), machines, signals, saves=saves)
     stopped = bool(code) and has_stopped(directory, code, asked_to_stop=bool(signals))
     status = None if code else directory.result().get("status")
     failed = status == run_directory.FAILED or (code and not stopped)
@@ -133,11 +139,17 @@ def _run_task(job: Job, machines: nodes.Nodes | nodes.Hosts) -> int:
     print(f"run      {task_directory.path}", flush=True)
     task_directory.clear_result()
     task_directory.write_run(redact(job.tree))
+    task_directory.update_record(status=run_directory.RUNNING, started=time.time(), seconds=0.0)
     ranks, where = (1, None) if run.task is config.Task.export else (run.ranks_per_node, machines)
     signals: list[int] = []
     with one_stop(signals):
-        code = start_ranks(task_directory, ranks, lock, job.secrets(), where, signals)
+        code = start_ranks(task_directory, ranks, lock, job.secrets(), where, signals, saves=_saves(run))
         return _report_ending(task_directory, code, signals)
+
+
+def _saves(run: config.Run) -> bool:
+    """Whether a stopped task continues where it was, so that its ranks end at a step rather than at once."""
+    return run.task in (config.Task.train, config.Task.score)
 
 
 def _report_ending(directory: run_directory.RunDirectory, code: int, signals: list[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
         print(f"ended before step {result['horizon']}: {result['stop_reason']}")
     first, last = result["first_evaluation"], result["last_evaluation"]
     if first and last:
-        losses = f"{format_number(first['eval/loss'])} -> {format_number(last['eval/loss'])}"
+        ends = [first, last] if first["step"] != last["step"] else [last]
+        losses = " -> ".join(format_number(evaluation["eval/loss"]) for evaluation in ends)
         figures = [figure for figure in evaluation_figures(last) if not figure.startswith("perplexity")]
         print(f"evaluation loss {', '.join([losses, *figures])}")
     export = final_export(directory.path)
@@ -65,12 +67,18 @@ def print_result(directory: run_directory.RunDirectory, result: dict[str, Any]) 
     if result.get("stop_reason"):
         return  # a callback has ended this run, and would end a longer one as well
     overrides = directory.record()["overrides"]
-    other_trainers = ("trainer=", "experiment=", "data=text", "data=unpaired")  # such data brings its trainer
-    fine_tunes = not any(item.startswith(other_trainers) for item in overrides)
+    fine_tunes = not any(_OTHER_DATA.match(item.lstrip("+~")) for item in overrides)
     print(f"next: train longer{', or on your own data' * fine_tunes}:")
     print(f"  {shlex.join([*PROGRAM.split(), *_longer(directory, overrides, result)])}")
     if fine_tunes:
-        print(f"  {PROGRAM} data=json data.sources.json.path=<your.jsonl>")
+        same = [*PROGRAM.split(), *(item for item in overrides if not item.startswith("fresh="))]
+        print(f"  {shlex.join(same)} data=json data.sources.json.path=<your.jsonl>")
+
+
+_OTHER_DATA = re.compile(
+    r"(--config-name|-cn|experiment|extend|trainer|data|data/(eval_)?sources|source@.*)(=|$)|data\.(eval_)?sources\."
+)
+"""Matches an override, without its prefix, of a run that is not on the bundled chats, or not fine-tuned on conversations."""
 
 
 def final_export(folder: Path) -> str | None:

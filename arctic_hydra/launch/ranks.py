@@ -36,17 +36,20 @@ def start_ranks(
     secrets: dict[str, Any],
     nodes: Nodes | Hosts | None = None,
     signals: list[int] | None = None,
+    *,
+    saves: bool = True,
 ) -> int:
     """Run `ranks` ranks on this machine, or on each of several hosts, until they end; return the child's exit code.
 
     Signals that arrive meanwhile are forwarded and appended to `signals`. Signals that this thread had blocked are received
-    first, and then ranks on this machine alone are not started.
+    first, and then ranks on this machine alone are not started. Ranks that have nothing to save (`saves` false) are killed.
     """
     nodes = nodes or Nodes()
     agents: dict[str, RemoteAgent] = {}
     children: list[Any] = []
     seen = [] if signals is None else signals
-    with forwarded_signals(lambda: children, "at the next step", seen) as killed_by:
+    what = "at the next step" if saves else "at once, since this task has nothing to save"
+    with forwarded_signals(lambda: children, what, seen, saves=saves) as killed_by:
         if seen and (isinstance(nodes, Hosts) or nodes.count == 1):
             return -seen[0]
         if isinstance(nodes, Hosts):

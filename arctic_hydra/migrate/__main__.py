@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 from arctic_hydra import entry_point, redaction
+from arctic_hydra.config import NAME
 from arctic_hydra.errors import EXIT_DONE, ConfigError, printable
 from arctic_hydra.migrate import arctictraining, key_map, recipe
 from arctic_hydra.migrate.experiment import Experiment
@@ -78,6 +79,9 @@ def _target(out: str | None, path: str) -> Path:
         raise ConfigError(
             f"--out: got {out}, expected a .yaml file in a folder named experiment, such as experiment/mine.yaml"
         )
+    if not NAME.fullmatch(target.stem):
+        valid = recipe.experiment_name(target.name)
+        raise ConfigError(f"--out: got {out}, whose name no run can have; expected one such as experiment/{valid}.yaml")
     if out is not None and target.exists():
         raise ConfigError(f"--out: {out} exists; remove it, or name another file")
     return target

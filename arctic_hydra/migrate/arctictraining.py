@@ -118,8 +118,14 @@ def _model_type(made: Experiment, recipe: Recipe, value: Any) -> None:
         made.lost.append(f"model.type: {value} is a custom factory; port it (docs/extending/models.md)")
 
 
-def _model_name(made: Experiment, recipe: Recipe, value: Any) -> None:
-    made.values["model.name_or_path"] = value
+def _of_any_model(field: str) -> Converter:
+    """Return the converter of a field that both `model=hf` and `model=liger` have; `model.type` chooses one of them."""
+
+    def converter(made: Experiment, recipe: Recipe, value: Any) -> None:
+        if value is not None:
+            made.values[f"model.{field}"] = value
+
+    return converter
 
 
 def _attention(made: Experiment, recipe: Recipe, value: Any) -> None:
@@ -191,7 +197,10 @@ _SCHEDULES |= {"constant_with_warmup": "constant", "cosine_warmup_with_min_lr": 
 
 def _schedule_settings(made: Experiment, recipe: Recipe, name: str, settings: Recipe) -> None:
     """Move those settings that the schedule has here to its keys; rates become shares of the highest one."""
-    highest = _number(recipe.get("optimizer.lr", recipe.get("optimizer.learning_rate", 5e-4)))
+    given = (
+        recipe.get(f"{section}.{key}") for section in ("optimizer", "scheduler") for key in ("lr", "learning_rate")
+    )
+    highest = _number(next((rate for rate in given if rate is not None), 5e-4))
     if name == "polynomial":
         made.values["scheduler.power"] = settings.pop("power", 1.0)
         made.values["scheduler.min_lr_ratio"] = float(f"{_number(settings.pop('lr_end', 1e-7)) / highest:.6g}")
@@ -355,7 +364,7 @@ CONVERTERS: dict[str, Converter] = {
     "type": _skip,
     "code": _code,
     "model.type": _model_type,
-    "model.name_or_path": _model_name,
+    **{f"model.{field}": _of_any_model(field) for field in ("name_or_path", "hf_config_kwargs")},
     "model.attn_implementation": _attention,
     "model.peft_config": _adapter,
     "tokenizer.type": _type("tokenizer", ("huggingface",), "the tokenizer of the model is used, see --help tokenizer"),

@@ -112,9 +112,13 @@ def tables_of(project: str) -> tuple[str, ...]:
 
 
 def refusal(argument: str) -> str:
-    """Return the error for a YAML file as an argument, with the command to use instead; empty for other arguments."""
+    """Return the error for a config or a file of data as an argument, with what to pass instead; empty for other arguments."""
     if "=" in argument or not (argument.endswith(_SUFFIXES) or os.path.isfile(argument)):
         return ""
+    if os.path.isfile(argument) and _holds_data(argument):
+        kind = "text" if argument.endswith(".txt") else "json"  # which reads the other kinds of files as well
+        override = shlex.quote(f"data.sources.{kind}.path={argument}")
+        return f"{argument}: got a file of data, expected key=value; pass data={kind} {override}"
     try:
         project = project_of(load(argument))
     except ConfigError as error:
@@ -127,6 +131,16 @@ def refusal(argument: str) -> str:
             f"{argument}: got a file, expected key=value; pass --config-dir {path.parent.parent} experiment={path.stem}"
         )
     return f"{argument}: got a file, expected key=value; pass --config-dir {path.parent} --config-name {path.stem}"
+
+
+def _holds_data(path: str) -> bool:
+    """Whether a file is data by its suffix; one of JSON may be the config of another project as well."""
+    from arctic_hydra.data.source.discover import SUFFIXES
+
+    try:
+        return path.endswith(SUFFIXES) and not (path.endswith(".json") and project_of(load(path)))
+    except ConfigError:
+        return True
 
 
 def refused_name(name: str | None, config_dir: str | None) -> str:

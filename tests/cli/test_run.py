@@ -13,7 +13,10 @@ import pytest
 
 from arctic_hydra import config
 from arctic_hydra.__main__ import main
+from arctic_hydra.api.loaded_run import load_run
+from arctic_hydra.cli import run as cli_run
 from arctic_hydra.launch.job import Job
+from arctic_hydra.run_directory import RunDirectory
 from arctic_hydra.stopping import SIGNALS
 from tests.command import SMALL, losses, metrics, only_run, run, start, wait_for_rank, wait_for_step
 from tests.composing import composed
@@ -202,6 +205,35 @@ def test_a_finished_run_whose_record_is_damaged_stays_finished(run_dir, capsys):
         said = capsys.readouterr()
         assert "finished already: " in said.out and "(step 3, loss 1.5000)" in said.out
         assert ("record.json: not JSON" in said.err) == warned
+
+
+def test_a_finished_run_is_extended_only_from_a_checkpoint(run_dir, capsys):
+    assert main(["tracking=[]"]) == 0
+    assert (
+        "it has no checkpoint: pass a larger trainer.epochs to train longer from the start" in capsys.readouterr().out
+    )
+    (run_dir / "checkpoints" / "step-00000003").mkdir(parents=True)
+    assert main(["tracking=[]"]) == 0
+    assert f"pass extend=outputs/default/{run_dir.name} and a larger trainer.epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["evaluate", "export"])
+def test_a_task_is_recorded_as_running_and_has_nothing_to_save(task, run_dir, monkeypatch):
+    directory = RunDirectory(run_dir).of_task(task)
+
+    def start_ranks(started, *arguments, **more):
+        assert (started.path, more) == (directory.path, {"saves": False})
+        assert (load_run(directory.path).status, load_run(directory.path).result) == ("running", {})
+        directory.update_record(started=time.time() - 7)
+        directory.write_result({"status": "finished", "checkpoint": "c", "step": 3})
+        return 0
+
+    directory.create()
+    directory.update_record(status="finished", result={"status": "finished"}, seconds=1.0)
+    (run_dir / "checkpoints" / "step-00000003").mkdir(parents=True)
+    monkeypatch.setattr(cli_run, "start_ranks", start_ranks)
+    assert main([f"task={task}"]) == 0
+    assert directory.record()["status"] == "finished" and 7 <= directory.record()["seconds"] < 60
 
 
 def link(path):

@@ -90,9 +90,36 @@ def test_what_the_same_command_does_after_a_wrong_export_depends_on_the_checkpoi
     print_result(directory, longer)
     out = capsys.readouterr().out
     assert "extend=" in out and "or on your own data" in out
-    directory.update_record(overrides=["data=text"])
+    directory.update_record(overrides=["--config-dir", "my conf", "model=liger", "data.max_length=512", "fresh=true"])
     print_result(directory, longer)
-    assert "your own data" not in capsys.readouterr().out
+    same = "--config-dir 'my conf' model=liger data.max_length=512"
+    assert f"  python -m arctic_hydra {same} data=json data.sources.json.path=<your.jsonl>\n" in capsys.readouterr().out
+    for chosen in (
+        "data=text",
+        "data=json",
+        "++data=json",
+        "data/sources=[a]",
+        "data.sources.json.path=a",
+        "--config-name",
+    ):
+        directory.update_record(overrides=["seed=1", chosen, "x"])
+        print_result(directory, longer)
+        assert "your own data" not in capsys.readouterr().out
+
+
+def test_one_evaluation_is_no_change(tmp_path, capsys):
+    (tmp_path / "record.json").write_text('{"overrides": []}')
+    figures = {
+        "status": run_directory.FINISHED,
+        "step": 2,
+        "first_loss": 2.0,
+        "last_loss": 1.0,
+        "progress": {"epoch": 1},
+    }
+    for step, losses in ((2, "2.5000"), (0, "2.5000 -> 2.5000")):
+        ends = {"first_evaluation": {"step": step, "eval/loss": 2.5}, "last_evaluation": {"step": 2, "eval/loss": 2.5}}
+        print_result(run_directory.RunDirectory(tmp_path), {**figures, **ends})
+        assert f"evaluation loss {losses}\n" in capsys.readouterr().out
 
 
 def test_what_is_kept_of_a_run_that_stopped_while_scores_were_computed(tmp_path, capsys):

@@ -279,3 +279,14 @@ def test_ranks_that_share_sequences_attend_by_our_own_code() -> None:
     made = convert({"sequence_parallel_size": 4, "model": {"attn_implementation": "flash_attention_2"}}, "mine", "x")
     assert "model.attn_implementation" not in made.values
     assert made.changed[0].startswith("model.attn_implementation: arctic_varlen instead of flash_attention_2")
+
+
+def test_liger_takes_the_fields_of_the_config_and_rates_are_relative_to_the_one_of_either_section() -> None:
+    fields = {"type": "liger", "hf_config_kwargs": {"rope_theta": 5e5}}
+    for model in (fields, dict(reversed(fields.items()))):
+        made = convert({"model": model}, "mine", "x")
+        assert (made.options["model"], made.values["model.hf_config_kwargs"]) == ("liger", {"rope_theta": 5e5})
+    schedule = {"name": "cosine_with_min_lr", "scheduler_specific_kwargs": {"min_lr": 1e-6}}
+    for key in ("lr", "learning_rate"):
+        made = convert({"scheduler": {**schedule, key: 1e-5}}, "mine", "x")
+        assert (made.values["optimizer.lr"], made.values["scheduler.min_lr_ratio"]) == (1e-5, 0.1)

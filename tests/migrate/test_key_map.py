@@ -181,6 +181,7 @@ def test_the_page_of_a_project_is_its_table(project: str) -> None:
             "hub_model_id",
             "hub_model_id of transformers and Axolotl has no counterpart here: nothing is uploaded; hf upload",
         ),
+        ("num_workers", "it is data.prefetch_steps here"),
         ("dl_num_workers", "dl_num_workers of ArcticTraining is data.prefetch_steps here"),
         ("data.sources.mine.name_or_path", "name_or_path of ArcticTraining is data.sources.mine.path here"),
         ("checkpoint.hf.save_steps", "save_steps of transformers and Axolotl is checkpoint.hf.save_every_n_steps here"),

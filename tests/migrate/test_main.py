@@ -52,6 +52,10 @@ def test_a_config_of_another_project_is_listed(capsys: pytest.CaptureFixture[str
     [
         (["gone.yaml"], "gone.yaml: there is no such file; expected the path of a recipe"),
         (["r.yaml", "--out", "mine.yaml"], "--out: got mine.yaml, expected a .yaml file in a folder named experiment"),
+        (
+            ["r.yaml", "--out", "experiment/my recipe.yaml"],
+            "--out: got experiment/my recipe.yaml, whose name no run can have; expected one such as experiment/my_recipe.yaml",
+        ),
         (["a.yml", "--out", "experiment/a.yaml"], "--out: a.yml is a config of Axolotl, whose keys are only listed"),
     ],
 )

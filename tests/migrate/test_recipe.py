@@ -82,6 +82,18 @@ def test_a_file_as_an_argument_names_the_command_that_takes_it(tmp_path: Path, m
     )
     assert refusal("own.yaml").endswith("expected key=value; pass --config-dir . --config-name own")
     assert refusal("experiment/e.yaml").endswith("pass --config-dir . experiment=e")
+    for name, text in (
+        ("my rows.jsonl", '{"a": 1}\n{"a": 2}\n'),
+        ("r.json", '[{"a": 1}]'),
+        ("r.csv", "a,b\n"),
+        ("r.txt", ""),
+    ):
+        Path(name).write_text(text)
+        kind = "text" if name == "r.txt" else "json"
+        assert refusal(name).startswith(f"{name}: got a file of data, expected key=value; pass data={kind} ")
+    assert refusal("my rows.jsonl").endswith("pass data=json 'data.sources.json.path=my rows.jsonl'")
+    Path("c.json").write_text('{"model": {"name_or_path": "a"}, "data": {"sources": ["b"]}}')
+    assert "is a recipe of ArcticTraining" in refusal("c.json")
     assert refusal("seed=3") == refusal("x=r.yaml") == refusal("seed") == ""
     assert refused_name("r.yaml", None) == refused_name("r", ".") == f"r.yaml: {convert}"
     assert refused_name("own", ".") == refused_name("gone", ".") == refused_name(None, None) == ""
