@@ -123,13 +123,10 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 def objective(rows: list[dict[str, Any]], name: str) -> float | None:
     """Return the last value of a metric: NaN if it is not finite, None if it was never logged.
 
-    `auto` means the evaluation loss after training, else the training loss. A non-finite last value is never replaced by
-    an earlier one, because the run has diverged.
+    A non-finite last value is never replaced by an earlier one, because the run has diverged.
     """
     if name == "auto":
-        trained = [row for row in rows if row["step"] > 0]
-        value = objective(trained, "eval/loss")
-        return objective(trained, "loss") if value is None else value
+        rows, name = [row for row in rows if row["step"] > 0], logged_objective(rows, name)
     for row in reversed(rows):
         if name in row.get("non_finite", ()):
             return math.nan
@@ -138,8 +135,16 @@ def objective(rows: list[dict[str, Any]], name: str) -> float | None:
     return None
 
 
+def logged_objective(rows: list[dict[str, Any]], name: str) -> str:
+    """Return the metric that an objective is: `auto` means the evaluation loss after training, else the training loss."""
+    if name != "auto":
+        return name
+    trained = [row for row in rows if row["step"] > 0]
+    return "loss" if objective(trained, "eval/loss") is None else "eval/loss"
+
+
 def objective_name(name: str, result: dict[str, Any]) -> str:
-    """Return the metric that the objective of a result is, which `auto` chooses as `objective` does."""
+    """Return the metric that the objective of a result is, which `auto` chooses as `logged_objective` does."""
     if name != "auto":
         return name
     evaluated = result.get("last_evaluation") or {}

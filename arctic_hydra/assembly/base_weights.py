@@ -61,18 +61,20 @@ def warn_of_another_base(run: Run, path: Path) -> None:
 
     It is no error, since a copy of the same model may have another name.
     """
-    source = run.model.weights_source
-    if not (path / initial_weights.ADAPTER).exists() or source is None:
+    if not (path / initial_weights.ADAPTER).exists():
         return
+    if run.init_from and Path(run.init_from) != path:
+        own = base_of(run)
+    else:
+        source = run.model.weights_source
+        own = source and (absolute(source[0]) if looks_like_path(source[0]) else source[0])
     trained_over = initial_weights.adapter_config(path).get("base_model_name_or_path")
-    own = absolute(source[0]) if looks_like_path(source[0]) else source[0]
-    if trained_over and trained_over != own:
+    if own and trained_over and trained_over != own:
         log.warning(
-            "the adapter in %s was trained over %s, and is loaded over %s; pass model.name_or_path=%s unless they are the same model",
+            "the adapter in %s was trained over %s, and is loaded over %s; choose the former unless they are the same model",
             path,
             trained_over,
             own,
-            trained_over,
         )
 
 

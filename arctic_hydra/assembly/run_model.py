@@ -118,6 +118,7 @@ def create_model(
         warn_of_another_base(run, start.path)
         initial_weights.load_into(model, stored, start)
     if weights:
+        warn_of_another_base(run, weights.path)
         initial_weights.load_into(model, initial_weights.read_weights(weights), weights)
     if hasattr(model, "peft_config"):
         adapter = model.peft_config["default"]

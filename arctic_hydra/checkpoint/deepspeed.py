@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from arctic_hydra import distributed
 from arctic_hydra.checkpoint.base import TrainingState, TriggeredCheckpoint, check_identity
 from arctic_hydra.checkpoint.files import copy_beginning, remove_folder, synced_size
+from arctic_hydra.checkpoint.initial_weights import adapter_settings
 from arctic_hydra.checkpoint.store import Checkpoint, CheckpointStore, step_name
 from arctic_hydra.component import component
 from arctic_hydra.determinism import set_random_state
@@ -208,6 +209,7 @@ class DeepSpeedCheckpoint(TriggeredCheckpoint):
             "recent_losses": list(state.recent_losses),
             "metric": self._metric(),
             "stop_tokens": state.stop_tokens(),
+            **({"adapter": settings} if (settings := adapter_settings(state.engine.module)) else {}),
             **({"ended": state.ended} if state.ended else {}),
             **({"extended_at": state.extended_at} if state.extended_at else {}),
             **({"saved_after_error": state.error} if state.error else {}),

@@ -42,6 +42,8 @@ class Weights:
     """The callback whose average replaces the trained weights, if the checkpoint holds it; empty for none."""
     stop_tokens: tuple[int, ...] | None = None
     """Ids of the stop tokens that were trained; None for an export and for checkpoints of older versions."""
+    adapter: dict[str, Any] | None = None
+    """Settings of the adapter of a checkpoint; None for an export, without an adapter and for checkpoints of older versions."""
 
 
 def find_checkpoint(root: Path, which: str | None) -> Weights:
@@ -76,7 +78,8 @@ def _holder(path: Path) -> Path | None:
 def _as_weights(found: Checkpoint) -> Weights:
     stops = found.manifest.get("stop_tokens")
     frozen = found.manifest.get("identity", {}).get("frozen_weights")
-    return Weights(found.path, found.step, frozen, stop_tokens=None if stops is None else tuple(stops))
+    adapter = found.manifest.get("adapter")
+    return Weights(found.path, found.step, frozen, stop_tokens=None if stops is None else tuple(stops), adapter=adapter)
 
 
 def find_weights(path: Path) -> Weights:
@@ -154,14 +157,11 @@ def load_into(
     """
     import torch
 
-    adapter_names, differences = set[str](), list[str]()
+    own_names, settings = _adapter_names(model), weights.adapter or {}
+    adapter_names = {name for name in own_names.values() if ".modules_to_save." not in name}  # a new head may be one
     if weights.step is None and (weights.path / ADAPTER).exists():
-        differences = _adapter_differences(model, weights.path)
-        own_names = _adapter_names(model)
+        settings = adapter_config(weights.path)
         stored = {own_names.get(name, name): value for name, value in stored.items()}
-        adapter_names = {
-            name for name in own_names.values() if ".modules_to_save." not in name
-        }  # a new head may be one
     state = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     for name, value in state.items():
@@ -177,7 +177,7 @@ def load_into(
             "the shapes differ of",
             [f"{n} ({tuple(stored[n].shape)}, model {s})" for n, s in shapes.items() if stored[n].shape != s],
         ),
-        *differences,
+        *_adapter_differences(model, settings),
     ]
     if any(problems):
         raise CheckpointError(
@@ -217,17 +217,18 @@ def adapter_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _adapter_differences(model: Any, path: Path) -> list[str]:
-    """Return in which settings an exported adapter differs from that of `model`; equal shapes alone would not show them."""
-    import peft
+def adapter_settings(model: Any) -> dict[str, Any]:
+    """Return the settings of the model's adapter that decide what its weights do to the model; empty without one."""
+    own = model.peft_config["default"].to_dict() if hasattr(model, "peft_config") else {}
+    return {key: own[key] for key in _ADAPTER_KEYS if key in own}
 
-    if not isinstance(model, peft.PeftModel):
-        return []  # `load_into` reports the names
-    stored, own = adapter_config(path), model.peft_config["default"].to_dict()
+
+def _adapter_differences(model: Any, stored: dict[str, Any]) -> list[str]:
+    """Return in which settings a stored adapter differs from that of `model`; equal shapes alone would not show them."""
     return [
-        f"the adapter was trained with {key}={stored[key]}, this run has {own[key]}"
-        for key in _ADAPTER_KEYS
-        if key in stored and key in own and stored[key] != own[key]
+        f"the adapter was trained with {key}={stored[key]}, this run has {value}"
+        for key, value in adapter_settings(model).items()
+        if key in stored and stored[key] != value
     ]
 
 

@@ -58,6 +58,7 @@ MANIFEST_FILE = Schema(
             "recent_losses": [(float, None)],
             "metric": (Table({"rank_by": float}), None),
             "stop_tokens": ([int], None),
+            "adapter": dict,
             "log_offsets": Entries(is_text, at_least_0),
         },
     ),
@@ -257,8 +258,8 @@ class CheckpointStore:
         if not rejected:
             return None, None
         return None, (
-            f"{self.root} contains {len(rejected)} checkpoint(s), but none is usable, so the run does not silently start from "
-            f"step 0. {'; '.join(rejected)}. Restore one of them, or pass fresh=true to discard them and start over"
+            f"{self.root} contains {len(rejected)} checkpoint{'s' * (len(rejected) != 1)}, but none is usable, so the run does not "
+            f"silently start from step 0. {'; '.join(rejected)}. Restore one of them, or pass fresh=true to discard them and start over"
         )
 
     def at(self, step: int) -> Checkpoint:

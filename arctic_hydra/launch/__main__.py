@@ -107,9 +107,8 @@ def _run_agent(options: argparse.Namespace, directory: RunDirectory) -> int:
         nodes = Nodes(options.nnodes, options.node_rank, options.rendezvous)
         try:
             # Keep a reference until the end: torch's rendezvous and the ranks use the store of the first machine.
-            store = join_rendezvous(
-                nodes, f"{directory.path.parent.name}/{directory.path.name} on {options.ranks} rank(s)"
-            )
+            ranks = f"{options.ranks} rank{'s' * (options.ranks != 1)}"
+            store = join_rendezvous(nodes, f"{directory.path.parent.name}/{directory.path.name} on {ranks}")
         except ArcticHydraError as error:
             _report_error(directory, options.node_rank, error)
             return error.exit_code

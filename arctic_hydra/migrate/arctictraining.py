@@ -12,10 +12,10 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import parse_human_number
 from arctic_hydra.migrate.experiment import Experiment
 from arctic_hydra.migrate.key_map import MappedKey, mapped_keys
+from arctic_hydra.migrate.recipe import Recipe, flatten
 from arctic_hydra.migrate.recipe_engine import convert_checkpoints, convert_deepspeed
 from arctic_hydra.migrate.recipe_sources import convert_sources
 
-SECTIONS = ("data", "model", "tokenizer", "optimizer", "scheduler", "logger", "wandb")
 _TRAINERS = {"sft": "mix", "causal": "text", "dpo": "preference"}
 """The trainers, each with the data option for custom sources."""
 PACK_FIELDS = ("always_max_length", "drop_last", "fuse_positions_prob", "repeat_to_pack_max_length")
@@ -27,7 +27,6 @@ _UNSAID = {
 }
 """Values of fields without a counterpart that have no effect here, such as their defaults."""
 
-Recipe = dict[str, Any]
 Converter = Callable[[Experiment, Recipe, Any], None]
 
 
@@ -63,21 +62,6 @@ def _with_defaults(flat: Recipe, trainer: str) -> list[str]:
     packs = {"sft": ["data.pack_samples"], "dpo": ["data.dpo_prompt_truncation_mode"]}.get(trainer, [])
     schedule = ["scheduler.name"] if any(key.startswith("scheduler.") for key in flat) else []
     return [*flat, *(key for key in always + packs + schedule if key not in flat)]
-
-
-def flatten(recipe: Mapping[str, Any]) -> Recipe:
-    """Return the fields of a recipe by `section.field`, as the table of keys names them."""
-    flat: Recipe = {}
-    for key, value in recipe.items():
-        if key in SECTIONS and value is not None:
-            if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"{key}: got {value!r}, expected fields with values, as in a recipe of ArcticTraining"
-                )
-            flat |= {f"{key}.{name}": held for name, held in value.items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _copy(made: Experiment, mapped: MappedKey, value: Any) -> None:

@@ -15,6 +15,11 @@ from arctic_hydra.errors import ConfigError
 from arctic_hydra.human_numbers import shorten
 from arctic_hydra.migrate.key_map import PROJECTS, mapped_keys
 
+SECTIONS = ("data", "model", "tokenizer", "optimizer", "scheduler", "logger", "wandb")
+"""Sections of a recipe of ArcticTraining."""
+
+Recipe = dict[str, Any]
+
 _MOST_BYTES = 1_000_000
 _MOST_ALIASES = 16
 """Maximum number of aliases in a file, because nested aliases multiply its size."""
@@ -172,3 +177,18 @@ def _command(path: str, project: str) -> str:
 def experiment_name(path: str) -> str:
     """Return a name for the experiment made from a recipe: that of the file, with the letters that a name may have."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).stem).strip("._-")[:100] or "recipe"
+
+
+def flatten(recipe: Mapping[str, Any]) -> Recipe:
+    """Return the fields of a recipe by `section.field`, as the table of keys names them."""
+    flat: Recipe = {}
+    for key, value in recipe.items():
+        if key in SECTIONS and value is not None:
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{key}: got {value!r}, expected fields with values, as in a recipe of ArcticTraining"
+                )
+            flat |= {f"{key}.{name}": held for name, held in value.items()}
+        else:
+            flat[key] = value
+    return flat

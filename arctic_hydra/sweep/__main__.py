@@ -163,8 +163,17 @@ def cancel(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> i
         if kind:  # the others wait for the sweep process
             started = list(group)
             asked += len(started) - backend(kind).cancel(sweep, started)
-    if asked or not alive:
-        print(f"asked {asked} job(s) to stop; they save first" if asked else "no job is waiting or running")
+    if asked:
+        print(f"asked {asked} job{'s' * (asked != 1)} to stop, which save{'s' * (asked == 1)} first")
+    elif not alive:
+        print("no job is waiting or running")
+    elif not any(map(_kind, alive)) and (sweep.owner() is None or options.job is not None):
+        what = (
+            "for the sweep's own command"
+            if sweep.owner() is None
+            else "for the sweep process, which cancel without --job stops"
+        )
+        print(f"none of these jobs is queued or running; {len(alive)} wait{'s' * (len(alive) == 1)} {what}")
     return EXIT_DONE
 
 
@@ -186,7 +195,7 @@ def retry(sweep: Sweep, jobs: list[SweepJob], options: argparse.Namespace) -> in
             if state in (FAILED, DIED, STOPPED) and job.submission
         ]
         if not again:
-            print("no job failed, died or stopped; the sweep's own command starts those that never started")
+            print("no job that was started failed, died or stopped; the sweep's own command starts the others")
         for job in again:
             job.problem = ""
             if (trusted := trusted_keys(job.directory.config() or {})) and not options.trust_remote_code:

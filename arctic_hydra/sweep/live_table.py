@@ -68,7 +68,7 @@ class LiveTable:
         """Show how a job ended, or that it was finished already."""
         began = self._began.pop(entry.number, None)
         row = self._rows[entry.number] = results.row(self._sweep, entry, self._rows[entry.number].values)
-        objective = "" if row.objective is None else f", objective {row.objective:.4f}"
+        objective = "" if row.objective is None else f", {row.metric} {row.objective:.4f}"
         duration = " already" if began is None and row.state == FINISHED else ""
         duration = duration if began is None else f" after {format_seconds(time.monotonic() - began)}"
         why = f": {row.last_line}" if row.last_line else ""

@@ -48,7 +48,8 @@ def parts(sweep: Sweep, table: Sequence[Row]) -> Iterator[str]:
     yield f"<p>{', '.join(f'{count} {state}' for state, count in counts.items())}; objective: {_objective(sweep)}.</p>"
     if winner:
         values = ", ".join(f"{key}={value}" for key, value in winner.values.items())
-        yield f"<p><b>Best: job {winner.number}, {winner.objective:.4f}</b> ({html.escape(values)}). Repeat it with</p>"
+        reached = f"{html.escape(winner.metric)} {winner.objective:.4f}"
+        yield f"<p><b>Best: job {winner.number}, {reached}</b> ({html.escape(values)}). Repeat it with</p>"
         yield f"<pre class='command'>{html.escape(results.command(sweep, winner.number))}</pre>"
     scored = [row for row in table if row.scored and row.state in (FINISHED, PRUNED)]
     if scored and keys:

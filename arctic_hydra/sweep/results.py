@@ -31,6 +31,8 @@ class Row:
     run_dir: Path
     objective: float | None = None
     """NaN if the last value is not finite; None if there is none (yet)."""
+    metric: str = ""
+    """The metric whose last value the objective is."""
     step: int | None = None
     horizon: int | None = None
     loss: float | None = None
@@ -75,6 +77,7 @@ def _row(sweep: Sweep, job: SweepJob, state: str, reason: str, values: dict[str,
         add_metrics(row, logged)
         if state in (FINISHED, PRUNED):
             row.objective = metrics.objective(logged, sweep.objective)
+            row.metric = printable(metrics.logged_objective(logged, sweep.objective), keep="")
     return row
 
 
@@ -176,15 +179,14 @@ def epilogue(sweep: Sweep, table: Sequence[Row]) -> list[str]:
         if row.last_line and row.state not in (FINISHED, PRUNED)
     ]
     lines += [
-        f"job {row.number} diverged: its last objective is not a finite number, which is worse than any other"
+        f"job {row.number} diverged: its last {row.metric} is not a finite number, which is worse than any other"
         for row in table
         if row.state == FINISHED and row.objective is not None and not row.scored
     ]
     if winner := best(sweep, table):
         better = "higher" if sweep.maximize else "lower"
-        name = "objective" if sweep.objective == "auto" else sweep.objective
         lines += [
-            f"best: job {winner.number}, {name} {winner.objective:.4f} ({better} is better); repeat it with",
+            f"best: job {winner.number}, {winner.metric} {winner.objective:.4f} ({better} is better); repeat it with",
             f"  {command(sweep, winner.number)}",
         ]
     return lines

@@ -23,7 +23,7 @@ def test_an_adapter_of_another_base_is_a_warning(tmp_path, caplog):
     (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "lab/first"}')
     for name, told in (("lab/first", 0), ("lab/second", 1)):
-        run = SimpleNamespace(model=SimpleNamespace(weights_source=(name, None)))
+        run = SimpleNamespace(init_from=None, model=SimpleNamespace(weights_source=(name, None)))
         base_weights.warn_of_another_base(run, tmp_path)
         assert len(caplog.records) == told
     assert "trained over lab/first, and is loaded over lab/second" in caplog.text

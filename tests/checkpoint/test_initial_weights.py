@@ -106,6 +106,17 @@ def test_an_exported_adapter_must_have_the_settings_and_names_of_the_run(librari
     ):
         with pytest.raises(CheckpointError, match=expected):
             initial_weights.load_into(_adapted(libraries, **settings), stored, start)
+    names = {name: value for name, value in own.state_dict().items() if "lora" in name}
+    trained = initial_weights.Weights(
+        tmp_path / "x", 3, initial_weights.UNCHECKED, adapter=initial_weights.adapter_settings(own)
+    )
+    initial_weights.load_into(own, names, trained)
+    for settings, expected in (
+        ({"lora_alpha": 8}, "trained with lora_alpha=4"),
+        ({"target_modules": ["q_proj", "v_proj"]}, "lacks"),
+    ):
+        with pytest.raises(CheckpointError, match=expected):
+            initial_weights.load_into(_adapted(libraries, **settings), names, trained)
     (tmp_path / initial_weights.ADAPTER_CONFIG).write_text("[1]")
     with pytest.raises(CheckpointError, match="adapter_config.json cannot be read: it is not a JSON object"):
         initial_weights.load_into(own, stored, start)

@@ -180,7 +180,7 @@ def test_cancelling_a_sweep_ends_the_search_that_waits_for_its_jobs(
     monkeypatch.setattr(launcher, "RECORD_LAG_SECONDS", 0.1)
     assert main(SEARCH) == 1  # the jobs of this queue neither save nor record their end
     output = capsys.readouterr().out
-    assert "asked 1 job(s) to stop" in output and "the sweep was stopped (cancelled); the same command" in output
+    assert "asked 1 job to stop" in output and "the sweep was stopped (cancelled); the same command" in output
     assert output.count(" submitted as ") == 1 and queue.jobs == []
     while_waiting(interrupt)
     assert main(SEARCH) == 75, "a new start is not cancelled any more"

@@ -26,13 +26,13 @@ def test_cancelling_the_only_job_of_a_search_leaves_the_search_alone(tmp_path, c
     try:
         assert look_after(["cancel", str(tmp_path), "--job", "0"]) == 0
         assert (child.wait(10), seen) == (-signal.SIGTERM, [])
-        assert "asked 1 job(s) to stop" in capsys.readouterr().out
+        assert "asked 1 job to stop" in capsys.readouterr().out
         assert look_after(["cancel", str(tmp_path)]) == 0
         assert seen == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().out
-    assert "asked the sweep process" in said and "job(s)" not in said, "the other job waits for this process alone"
+    assert "asked the sweep process" in said and "to stop" not in said, "the other job waits for this process alone"
 
 
 def test_a_process_that_does_not_hold_the_lock_is_not_signalled(tmp_path, capsys):

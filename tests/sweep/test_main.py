@@ -102,6 +102,20 @@ def test_a_run_directory_that_no_file_system_can_have_is_refused(word, run_dir, 
     assert len(error.splitlines()) == 1 and "jobs.0.run_dir: got " in error and expected in error
 
 
+def test_jobs_that_never_started_are_neither_cancelled_nor_retried(tmp_path, monkeypatch, capsys):
+    sweep = sweep_of(tmp_path, ["seed=1"], ["seed=2"])
+    sweep.jobs[0].problem = "failed: no such file"
+    sweep.save()
+    assert look_after(["cancel", str(tmp_path)]) == 0
+    waits = "none of these jobs is queued or running; 1 waits for the sweep"
+    assert capsys.readouterr().out == f"{waits}'s own command\n"
+    look_after(["retry", str(tmp_path)])
+    assert "no job that was started failed, died or stopped; the sweep's own" in capsys.readouterr().out
+    monkeypatch.setattr(Sweep, "owner", lambda sweep: "process 1")
+    assert look_after(["cancel", str(tmp_path), "--job", "1"]) == 0
+    assert capsys.readouterr().out == f"{waits} process, which cancel without --job stops\n"
+
+
 def test_results_are_not_written_through_links(tmp_path):
     (tmp_path / "victim").write_text("mine")
     sweep = sweep_of(tmp_path, ["seed=1"])

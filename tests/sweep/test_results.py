@@ -66,7 +66,9 @@ def test_a_job_that_diverged_is_the_worst_and_never_the_best(name, lines, maximi
     assert math.isnan(table[0].objective) and table[1].objective == 5.0
     assert results.best(sweep, table) is table[1] and results.best(sweep, table[:1]) is None
     text = results.text(sweep, table)
-    assert "job 0 diverged: its last objective is not a finite number" in text and "best: job 1" in text
+    best = "loss" if name == "loss" else "eval/loss"
+    assert f"job 0 diverged: its last {best} is not a finite number" in text
+    assert f"best: job 1, {best} 5.0000" in text
     controller = SweepController(sweep, None, {}, Slots(1))
     assert controller.value(sweep.jobs[0]) == (-math.inf if maximize else math.inf)
     assert controller.value(sweep.jobs[1]) == 5.0 and not sweep.jobs[0].problem

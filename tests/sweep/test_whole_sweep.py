@@ -29,13 +29,13 @@ def test_failures_are_shown_beside_results_and_retried(tmp_path):
     assert [row["status"] for row in rows] == ["finished", "failed", "failed"]
     assert [row["data.sources.json.path"] for row in rows] == ["good.jsonl", "bad.jsonl", "worse.jsonl"]
     assert "bad.jsonl:1: message 1" in rows[1]["failure"] and "worse.jsonl:1" in rows[2]["failure"]
-    assert "job 1 failed: " in done.stdout and "best: job 0, objective" in done.stdout
+    assert "job 1 failed: " in done.stdout and "best: job 0, loss" in done.stdout
     page = (sweep_dir(tmp_path) / "sweep.html").read_text()
     assert page.count("<svg") >= 2 and "bad.jsonl:1: message 1" in page
     _check_mlflow(tmp_path, rows)
 
     again = run(arguments, tmp_path, code=1)
-    assert "job 0 finished already, objective" in again.stdout
+    assert "job 0 finished already, loss" in again.stdout
     assert "job 1 failed" in again.stdout
 
     status = look("status", tmp_path, code=1)
