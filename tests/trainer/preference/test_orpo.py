@@ -32,6 +32,20 @@ def first_step(folder, trainer_class, settings):
         return rows[0], plain_rows(model)
 
 
+class OwnStep(ORPOTrainer):
+    """A step of its own, from the public pieces."""
+
+    def step(self, window, counts):
+        self.forward_backward(window, counts["units"])
+        self.optimizer_step()
+        self.finish_step(window)
+
+
+def test_a_step_of_ones_own_has_the_same_loss(tmp_path):
+    rows = [run_ranks(1, first_step, tmp_path, kind, {})[0][0] for kind in (ORPOTrainer, OwnStep)]
+    assert rows[0]["loss"] == rows[1]["loss"] and rows[0]["grad_norm"] == rows[1]["grad_norm"]
+
+
 def test_the_loss_is_that_of_the_paper(tmp_path):
     row, scores = run_ranks(1, first_step, tmp_path, ORPOTrainer, {"beta": 0.3})[0]
     nll = -float(torch.cat([chosen for chosen, _ in scores]).mean())
